@@ -1,0 +1,332 @@
+//! The seam between the engine and the device: every operation a decoder needs, and nothing speculative.
+//!
+//! Shapes use the axis legend of the crate. A backend owns its memory (`Buffer`, `Matrix`, `Pages`); the engine holds
+//! page tables and lengths on the host and passes them with each call, so no call needs a host round trip.
+
+use crate::error::Result;
+use std::ops::Range;
+
+/// Element type of a weight as stored in a model file. Quantised types come in blocks along the input axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// GGML Q8_0: 32 weights, f16 scale, 8-bit signed.
+    Q8_0,
+    /// GGML Q4_0: 32 weights, f16 scale, 4-bit minus 8.
+    Q4_0,
+    /// GGML Q4_1: 32 weights, f16 scale and minimum, 4-bit.
+    Q4_1,
+    /// GGML Q4_K: 256 weights in 8 groups of 32 with 6-bit scales and minima.
+    Q4K,
+    /// GGML Q6_K: 256 weights in 16 groups of 16 with 8-bit scales, 6-bit minus 32.
+    Q6K,
+}
+
+impl WeightType {
+    /// Weights per block and bytes per block, as laid out in a file.
+    pub const fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::BF16 => (1, 2),
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q4K => (256, 144),
+            Self::Q6K => (256, 210),
+        }
+    }
+
+    /// Bytes of `len` consecutive weights; `None` when `len` does not fill whole blocks or the size overflows.
+    pub const fn bytes(self, len: usize) -> Option<usize> {
+        let (weights, bytes) = self.block();
+        if len.is_multiple_of(weights) { (len / weights).checked_mul(bytes) } else { None }
+    }
+}
+
+/// A weight matrix as a model file holds it: `rows` outputs by `cols` inputs, row-major blocks, little-endian.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightView<'a> {
+    /// Stored element type.
+    pub dtype: WeightType,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// `dtype.bytes(rows * cols)` bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Index of a page in a backend's `Pages`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageId(pub u32);
+
+/// Element type of cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// IEEE single: exact, for parity tests.
+    F32,
+    /// IEEE half: the default.
+    F16,
+}
+
+impl KvType {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Geometry of the slot arena. A page holds the keys and values of [`PageShape::SLOTS`] slots of one KV head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageShape {
+    /// `D`.
+    pub head_dim: usize,
+    /// Stored element type.
+    pub dtype: KvType,
+}
+
+impl PageShape {
+    /// `P`: slots of one page.
+    pub const SLOTS: usize = 32;
+
+    /// Bytes of one page, keys and values.
+    pub const fn bytes(&self) -> usize {
+        Self::SLOTS * 2 * self.head_dim * self.dtype.bytes()
+    }
+}
+
+/// The slots of one KV head of one sequence in one layer: slot `i` lives in `pages[i / P]` at `i % P`.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadPages<'a> {
+    /// Page table, at least `ceil(len / P)` entries.
+    pub pages: &'a [PageId],
+    /// Slots that hold an entry.
+    pub len: usize,
+}
+
+/// Head layout of a fused query/key/value row: `H*D` query values, then `K*D` key values, then `K*D` values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QkvShape {
+    /// `H`, of this rank.
+    pub heads: usize,
+    /// `K`, of this rank.
+    pub kv_heads: usize,
+    /// `D`.
+    pub head_dim: usize,
+}
+
+impl QkvShape {
+    /// Values of one fused row.
+    pub const fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+/// Where `split_qkv` writes the keys and values of one KV head of one sequence.
+#[derive(Debug, Clone)]
+pub struct SplitItem<'a> {
+    /// Token rows of this sequence in the step.
+    pub rows: Range<usize>,
+    /// KV head of this rank.
+    pub kv_head: usize,
+    /// The head's slots; row `rows.start + i` becomes slot `slots.len + i`.
+    pub slots: HeadPages<'a>,
+}
+
+/// Centroids of evicted entries of one KV head, read inside the softmax before the slots.
+///
+/// Centroid `r` contributes logit `scale * <q, key_r> + bias_r`; a dead centroid has bias `-inf`.
+#[derive(Debug, Clone, Copy)]
+pub struct CentroidView<'a> {
+    /// Key centroids `[R, D]`.
+    pub keys: &'a [f32],
+    /// Value centroids `[R, D]`.
+    pub values: &'a [f32],
+    /// Log counts `[R]`.
+    pub bias: &'a [f32],
+}
+
+/// One KV head of one sequence in an attention call.
+#[derive(Debug, Clone)]
+pub struct AttentionItem<'a> {
+    /// Token rows of this sequence in the step.
+    pub rows: Range<usize>,
+    /// KV head of this rank; its query heads are `kv_head*G .. (kv_head+1)*G`.
+    pub kv_head: usize,
+    /// All slots **including** the entries of `rows`, which are the last `rows.len()` ones: row `rows.start + i` sees
+    /// slots `0 .. len - rows.len() + i + 1`.
+    pub slots: HeadPages<'a>,
+    /// First visible slot of each row (`rows.len()` entries) for sliding-window models; `None`: all are visible.
+    pub first_visible: Option<&'a [u32]>,
+    /// Memory of evicted entries, if any.
+    pub centroids: Option<CentroidView<'a>>,
+}
+
+/// How attention probabilities are reduced over query rows by [`Backend::observe`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduce {
+    /// Sum over rows.
+    Sum,
+    /// Maximum over rows.
+    Max,
+}
+
+/// One KV head of one sequence whose attention probabilities are observed.
+#[derive(Debug, Clone)]
+pub struct ObserveItem<'a> {
+    /// What is attended, as in the attention call. `attend.rows` may be the last part of the sequence's rows only.
+    pub attend: AttentionItem<'a>,
+    /// Reduction over the rows; the `G` query heads of a row are averaged first for `Sum`, maximised for `Max`.
+    pub reduce: Reduce,
+}
+
+/// Compaction of one KV head at a boundary.
+#[derive(Debug, Clone)]
+pub struct CompactItem<'a> {
+    /// The head's slots before compaction.
+    pub slots: HeadPages<'a>,
+    /// Slots that stay, strictly increasing; kept slot `i` moves to slot index `i`.
+    pub keep: &'a [u32],
+}
+
+/// Re-rotation of one KV head's cached keys (positions `compacted`).
+#[derive(Debug, Clone)]
+pub struct RotateItem<'a> {
+    /// The head's slots.
+    pub slots: HeadPages<'a>,
+    /// For each slot the change of its rotary position, in tokens.
+    pub delta: &'a [f32],
+}
+
+/// A device with the operations of a decoder layer and of the bounded cache.
+///
+/// Calls are synchronous for the caller's purposes: a later call sees the effects of an earlier one, and `download`
+/// returns finished values. Shape errors are reported before anything is written.
+pub trait Backend: Send + Sync + 'static {
+    /// Array of f32 on the device.
+    type Buffer: Send + Sync;
+    /// Weight matrix in the device's own layout.
+    type Matrix: Send + Sync;
+    /// Slot arena: pages of keys and values.
+    type Pages: Send;
+
+    /// Name for logs and reports, such as `cpu (avx2, 2 threads, int8 activations)`.
+    fn name(&self) -> String;
+
+    /// A zeroed array of `len` values.
+    fn alloc(&self, len: usize) -> Result<Self::Buffer>;
+    /// Writes `src` at `offset` of `dst`.
+    fn upload(&self, src: &[f32], dst: &mut Self::Buffer, offset: usize) -> Result<()>;
+    /// Reads `dst.len()` values from `offset` of `src`.
+    fn download(&self, src: &Self::Buffer, offset: usize, dst: &mut [f32]) -> Result<()>;
+
+    /// Packs weights for this device. Several views are stacked along the output axis (fused projections); their
+    /// `cols` must agree, their types may differ.
+    fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<Self::Matrix>;
+    /// Bytes that a packed matrix occupies on the device.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+
+    /// `out[t] = table[ids[t]]`, dequantised. `out`: `[T, E]`.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Buffer) -> Result<()>;
+    /// `out[T, N] = x[T, C] · matrixᵀ (+ bias[N])`, f32 accumulation in a fixed order per element.
+    fn matmul(
+        &self,
+        matrix: &Self::Matrix,
+        x: &Self::Buffer,
+        rows: usize,
+        bias: Option<&Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`, rows of `weight`'s length.
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        eps: f32,
+        rows: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// `x += y` on the first `len` values.
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize) -> Result<()>;
+    /// `out[t, f] = silu(gate_up[t, f]) * gate_up[t, F + f]`; `gate_up`: `[T, 2F]`, `out`: `[T, F]`.
+    fn silu_mul(&self, gate_up: &Self::Buffer, rows: usize, out: &mut Self::Buffer) -> Result<()>;
+    /// `out[i] = x[rows[i]]`, rows of `width` values.
+    fn gather_rows(&self, x: &Self::Buffer, width: usize, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
+
+    /// Splits fused rows: normalises query and key heads when `qk_norm` is given (weights `[D]` for q and for k, eps),
+    /// rotates them (GPT-NeoX halves: value `i` pairs with `i + D/2`) by row `t` of `cos`, `sin` (`[T, D/2]`), writes
+    /// queries to `q` (`[T, H, D]`) and keys and values to the slots of `items`.
+    fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut Self::Pages, q: &mut Self::Buffer) -> Result<()>;
+
+    /// An arena of `count` pages. Backends may commit memory lazily, page by page.
+    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<Self::Pages>;
+    /// Softmax attention at scale `1/sqrt(D)` over centroids and slots. `q`, `out`: `[T, H, D]`; every row belongs to
+    /// exactly one item per KV head, rows of no item stay untouched.
+    fn attention(
+        &self,
+        shape: QkvShape,
+        pages: &Self::Pages,
+        q: &Self::Buffer,
+        items: &[AttentionItem<'_>],
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// Attention probabilities per slot, reduced over rows: the slot weights that attention-based policies score by.
+    /// `out[i]` has `items[i].attend.slots.len` values. Computed separately from `attention`, so that policies that do
+    /// not look at attention never pay for it.
+    fn observe(
+        &self,
+        shape: QkvShape,
+        pages: &Self::Pages,
+        q: &Self::Buffer,
+        items: &[ObserveItem<'_>],
+        out: &mut [Vec<f32>],
+    ) -> Result<()>;
+    /// Moves kept slots to the front, in order. The stored bits of a slot do not change.
+    fn compact(&self, pages: &mut Self::Pages, items: &[CompactItem<'_>]) -> Result<()>;
+    /// Rotates cached keys by `delta * inv_freq[i]` (`inv_freq`: `[D/2]`), rounding once to the stored type.
+    fn rotate_keys(&self, pages: &mut Self::Pages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()>;
+    /// Copies keys and values of the listed slots to the host as f32. `keys`, `values`: `[slots.len(), D]`.
+    fn read_slots(
+        &self,
+        pages: &Self::Pages,
+        head: HeadPages<'_>,
+        slots: &[u32],
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()>;
+    /// Writes keys and values (`[n, D]` each) to slots `first ..` of a head: snapshots coming back.
+    fn write_slots(
+        &self,
+        pages: &mut Self::Pages,
+        head: HeadPages<'_>,
+        first: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()>;
+}
+
+/// Arguments of [`Backend::split_qkv`].
+pub struct SplitQkv<'a, B: Backend + ?Sized> {
+    /// Head layout.
+    pub shape: QkvShape,
+    /// Fused rows `[T, (H+2K)*D]`.
+    pub qkv: &'a B::Buffer,
+    /// Number of rows `T`.
+    pub rows: usize,
+    /// Cosines `[T, D/2]`.
+    pub cos: &'a B::Buffer,
+    /// Sines `[T, D/2]`.
+    pub sin: &'a B::Buffer,
+    /// Query weight `[D]`, key weight `[D]` and epsilon of per-head RMS norms (Qwen3).
+    pub qk_norm: Option<(&'a B::Buffer, &'a B::Buffer, f32)>,
+    /// Destination of every KV head of every sequence.
+    pub items: &'a [SplitItem<'a>],
+}

@@ -1,0 +1,19 @@
+//! Tensor kernels behind one [`Backend`] trait.
+//!
+//! # Axis legend
+//! `T` token rows of a step · `H` query heads · `K` KV heads · `G = H/K` query heads of one KV head · `D` head dim ·
+//! `E` hidden size · `F` feed-forward size · `V` vocabulary · `P` slots of one page · `L` slots of one KV head.
+//! Arrays are row-major, innermost axis last.
+//!
+//! # The determinism contract
+//! Every output element is reduced in an order that depends only on its own inputs: never on how many rows share the
+//! call, on how a sequence was cut into pieces, on the number of threads, or on the instruction set that was found.
+
+pub mod backend;
+pub mod error;
+
+pub use backend::{
+    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape,
+    Reduce, RotateItem, SplitItem, SplitQkv, WeightType, WeightView,
+};
+pub use error::{Error, Result};
