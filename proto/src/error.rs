@@ -1,0 +1,165 @@
+//! Error classes and the only mapping of them to gRPC and HTTP codes.
+//!
+//! An error is classified once, nearest its cause, as a [`Reason`]; the reason has a [`Class`]; the class has the codes.
+//! The message is for the client: it says what to do and never holds a prompt.
+
+use tonic::{Code, Status};
+
+/// What a client can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Change the request.
+    InvalidRequest,
+    /// Ask for something that exists.
+    NotFound,
+    /// Try again later, or ask for less.
+    CapacityExhausted,
+    /// Try again, perhaps elsewhere.
+    Unavailable,
+    /// The time the client gave is over.
+    DeadlineExceeded,
+    /// The client went away.
+    Cancelled,
+    /// The group failed after the first token was sent: start the request again.
+    GroupLost,
+    /// A fault of the service.
+    Internal,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $tag:literal, $class:ident;)*) => {
+        /// Why a request failed. The tag is stable: clients and metrics may use it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+            /// Stable snake_case tag.
+            pub const fn tag(self) -> &'static str { match self { $(Self::$name => $tag,)* } }
+            /// Class of the reason.
+            pub const fn class(self) -> Class { match self { $(Self::$name => Class::$class,)* } }
+        }
+    };
+}
+
+reasons! {
+    /// Neither text, chat nor token ids, or none of content.
+    EmptyPrompt = "empty_prompt", InvalidRequest;
+    /// A token id that the vocabulary does not have.
+    TokenOutOfRange = "token_out_of_range", InvalidRequest;
+    /// Prompt and answer together are longer than this service takes.
+    TooLong = "too_long", InvalidRequest;
+    /// A sampling value that is not a number or outside its range.
+    BadSampling = "bad_sampling", InvalidRequest;
+    /// Stop strings or token limits out of range.
+    BadStopping = "bad_stopping", InvalidRequest;
+    /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go together.
+    BadContract = "bad_contract", InvalidRequest;
+    /// The conversation cannot be rendered.
+    BadChat = "bad_chat", InvalidRequest;
+    /// The request would never fit, however long it waited.
+    NeverFits = "never_fits", InvalidRequest;
+    /// A model that is not served here.
+    UnknownModel = "unknown_model", NotFound;
+    /// The queue of waiting requests is full.
+    QueueFull = "queue_full", CapacityExhausted;
+    /// The service is shutting down.
+    Draining = "draining", Unavailable;
+    /// No worker group is ready.
+    NoReadyGroup = "no_ready_group", Unavailable;
+    /// The deadline passed before the request started.
+    DeadlineInQueue = "deadline_in_queue", DeadlineExceeded;
+    /// The deadline passed while tokens were made.
+    DeadlineInExecution = "deadline_in_execution", DeadlineExceeded;
+    /// The client dropped the stream.
+    ClientGone = "client_gone", Cancelled;
+    /// The client did not read its stream for too long.
+    SlowReader = "slow_reader", Cancelled;
+    /// A rank failed before the first token.
+    RankFailed = "rank_failed", Unavailable;
+    /// A rank failed in mid-stream.
+    GroupLost = "group_lost", GroupLost;
+    /// A fault of the service; the log has the details under the request id.
+    Internal = "internal", Internal;
+}
+
+impl Class {
+    /// gRPC code of the class.
+    pub const fn code(self) -> Code {
+        match self {
+            Self::InvalidRequest => Code::InvalidArgument,
+            Self::NotFound => Code::NotFound,
+            Self::CapacityExhausted => Code::ResourceExhausted,
+            Self::Unavailable => Code::Unavailable,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::Cancelled => Code::Cancelled,
+            Self::GroupLost => Code::Aborted,
+            Self::Internal => Code::Internal,
+        }
+    }
+
+    /// HTTP status of the class.
+    pub const fn http(self) -> u16 {
+        match self {
+            Self::InvalidRequest => 400,
+            Self::NotFound => 404,
+            Self::CapacityExhausted => 429,
+            Self::Unavailable => 503,
+            Self::DeadlineExceeded => 504,
+            Self::Cancelled => 499,
+            Self::GroupLost => 502,
+            Self::Internal => 500,
+        }
+    }
+}
+
+/// A classified failure of a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} [{}]", .reason.tag())]
+pub struct RequestError {
+    /// Cause.
+    pub reason: Reason,
+    /// For the client: what is wrong and what to do. No prompt text.
+    pub message: String,
+}
+
+impl RequestError {
+    /// A failure for `reason` with a message for the client.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// Metadata key under which a status carries the reason's tag.
+pub const REASON_KEY: &str = "palimpsest-reason";
+
+impl From<RequestError> for Status {
+    fn from(error: RequestError) -> Self {
+        let mut status = Self::new(error.reason.class().code(), error.message);
+        status.metadata_mut().insert(REASON_KEY, tonic::metadata::MetadataValue::from_static(error.reason.tag()));
+        if error.reason.class() == Class::CapacityExhausted {
+            // Milliseconds, as gRPC retry policies read it.
+            status.metadata_mut().insert("grpc-retry-pushback-ms", tonic::metadata::MetadataValue::from_static("1000"));
+        }
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_tag_and_carries_it() {
+        let mut tags: Vec<_> = Reason::ALL.iter().map(|r| r.tag()).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), Reason::ALL.len());
+        for &reason in Reason::ALL {
+            let status = Status::from(RequestError::new(reason, "text"));
+            assert_eq!(status.code(), reason.class().code());
+            assert_eq!(status.metadata().get(REASON_KEY).map(|v| v.as_bytes()), Some(reason.tag().as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a KV contract costs: a pure function of contract and model, the same on coordinator and rank.
+//!
+//! Memory is counted in *pages* of [`PAGE_SLOTS`] entries of one KV head. Between two stride boundaries a head holds its
+//! retained entries and a tail of at most `stride` new ones; a boundary brings it back to the budget. So a bounded
+//! sequence never holds more than `budget + stride` entries per KV head on average, at any length.
+
+use crate::v1::KvContract;
+
+/// Entries of one page.
+pub const PAGE_SLOTS: u64 = 32;
+/// Default number of protected first positions.
+pub const DEFAULT_SINKS: u32 = 4;
+/// Default number of protected last positions.
+pub const DEFAULT_WINDOW: u32 = 128;
+/// Policy that evicts nothing.
+pub const FULL: &str = "full";
+
+/// What of a model and a rank decides the cost of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Decoder layers.
+    pub layers: u64,
+    /// KV heads of one rank.
+    pub kv_heads: u64,
+    /// Values of one key or one value.
+    pub head_dim: u64,
+    /// Bytes of one stored element.
+    pub element_bytes: u64,
+    /// Tokens between two boundaries.
+    pub stride: u64,
+}
+
+impl Geometry {
+    /// Bytes of one entry (key and value) of one KV head.
+    pub const fn entry_bytes(&self) -> u64 {
+        2 * self.head_dim * self.element_bytes
+    }
+
+    /// Bytes of one page.
+    pub const fn page_bytes(&self) -> u64 {
+        PAGE_SLOTS * self.entry_bytes()
+    }
+
+    /// Bytes of a token in a cache that keeps everything.
+    pub const fn token_bytes(&self) -> u64 {
+        self.layers * self.kv_heads * self.entry_bytes()
+    }
+
+    /// Number of (layer, KV head) pairs.
+    pub const fn heads(&self) -> u64 {
+        self.layers * self.kv_heads
+    }
+}
+
+/// Pages that a sequence of at most `max_tokens` tokens can ever hold on one rank.
+///
+/// Pooled budgets share a total among heads, each of which may leave one page partly filled.
+pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
+    let whole = geometry.heads() * max_tokens.div_ceil(PAGE_SLOTS);
+    if contract.policy == FULL {
+        return whole;
+    }
+    let entries = u64::from(contract.budget.saturating_sub(contract.memory_slots.unwrap_or(0))) + geometry.stride;
+    let bounded = match contract.head_budget.as_str() {
+        "uniform" => geometry.heads() * entries.div_ceil(PAGE_SLOTS),
+        // sum of ceil(n_i / P) <= sum(n_i) / P + number of heads
+        _ => geometry.heads() * entries / PAGE_SLOTS + geometry.heads(),
+    };
+    bounded.min(whole)
+}
+
+/// Bytes of latent memory of one sequence on one rank.
+pub fn memory_bytes(contract: &KvContract, geometry: &Geometry) -> u64 {
+    geometry.heads() * u64::from(contract.memory_slots.unwrap_or(0)) * geometry.entry_bytes()
+}
+
+/// Bytes that a sequence reserves on one rank: its pages and its latent memory.
+pub fn reserved_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
+    let memory = if contract.policy == FULL { 0 } else { memory_bytes(contract, geometry) };
+    reserved_pages(contract, geometry, max_tokens) * geometry.page_bytes() + memory
+}
+
+/// Smallest budget that leaves one slot to the policy.
+pub const fn smallest_budget(sinks: u32, window: u32, memory_slots: u32) -> u32 {
+    sinks.saturating_add(window).saturating_add(memory_slots).saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: Geometry = Geometry { layers: 30, kv_heads: 3, head_dim: 64, element_bytes: 2, stride: 256 };
+
+    fn contract(policy: &str, head_budget: &str, budget: u32) -> KvContract {
+        KvContract { policy: policy.into(), head_budget: head_budget.into(), budget, ..Default::default() }
+    }
+
+    #[test]
+    fn a_bounded_sequence_costs_the_same_at_any_length() {
+        let c = contract("window", "uniform", 1024);
+        assert_eq!(reserved_bytes(&c, &G, 100_000), reserved_bytes(&c, &G, 10_000_000));
+        assert_eq!(reserved_bytes(&c, &G, 100_000), 90 * 40 * G.page_bytes());
+        assert_eq!(reserved_bytes(&contract("full", "", 0), &G, 64), G.token_bytes() * 64);
+    }
+
+    #[test]
+    fn a_short_sequence_costs_no_more_than_its_tokens() {
+        assert_eq!(reserved_pages(&contract("window", "column", 1024), &G, 31), 90);
+    }
+
+    #[test]
+    fn pooled_budgets_are_covered_for_any_split_among_heads() {
+        let c = contract("window", "column", 1000);
+        let pages = reserved_pages(&c, &G, u64::MAX / 1000) / G.kv_heads;
+        for skew in 0..29u64 {
+            // layer 0 takes as much as it can, the others share the rest
+            let total = G.layers * (1000 + 256);
+            let first = total * skew / 29;
+            let rest = (total - first) / (G.layers - 1);
+            let last = total - first - rest * (G.layers - 2);
+            let used = first.div_ceil(32) + (G.layers - 2) * rest.div_ceil(32) + last.div_ceil(32);
+            assert!(used <= pages, "{used} pages used, {pages} reserved at skew {skew}");
+        }
+    }
+}
