@@ -1,0 +1,303 @@
+//! Fork-join thread pool for short parallel regions.
+//!
+//! A decode step has some two hundred regions of a few microseconds each, so a region may not cost a system call:
+//! workers spin for [`SPIN`] after their last task before they sleep, and the caller takes tasks itself. A worker that
+//! has not woken up by the time the tasks are gone is not waited for.
+//!
+//! One word of state holds the generation of the current region, whether it is open, and how many workers are inside:
+//! ```text
+//! caller:  write job ▸ state = (generation+1, open, 0) ▸ take tasks ▸ close ▸ wait until nobody is inside
+//! worker:  open and generation unseen ▸ enter (compare-exchange) ▸ take tasks ▸ leave
+//! ```
+//! Deliberately absent: work stealing, nested parallelism (a nested region runs inline), thread affinity.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long an idle worker spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// Spins between looks at the clock.
+const SPINS_PER_LOOK: u32 = 64;
+/// Spins of the caller, waiting for workers to leave, before it offers its core to others.
+const SPINS_BEFORE_YIELD: u32 = 2000;
+
+/// State word: bits 0..31 count the workers inside, bit 31 says open, bits 32.. are the generation.
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const GENERATION: u64 = 1 << 32;
+
+type Task<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// The current region. The closure reference is only valid while the region is open or a worker is inside.
+#[derive(Clone, Copy)]
+struct Job {
+    task: Task<'static>,
+    tasks: usize,
+}
+
+struct Shared {
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panicked: AtomicBool,
+    shutdown: AtomicBool,
+    sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written by the one caller that holds `Pool::busy`, only while the state is closed with nobody inside,
+// and read only by workers that entered an open state; the release store and acquire exchange of `state` order the two.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the closure reference in `job` is `Sync`, so it may be used from any thread.
+unsafe impl Send for Shared {}
+
+/// A fixed set of threads that run the tasks of one region at a time together with the caller.
+pub struct Pool {
+    shared: Arc<Shared>,
+    busy: AtomicBool,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller of [`Pool::run`] included; at least one. When the system refuses a
+    /// thread the pool is smaller, which [`Pool::threads`] tells.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            panicked: AtomicBool::new(false),
+            shutdown: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let workers = (1..threads)
+            .map_while(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new().name(format!("kernel-{index}")).spawn(move || shared.work()).ok()
+            })
+            .collect();
+        Self { shared, busy: AtomicBool::new(false), workers }
+    }
+
+    /// Threads that take part in a region, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `f(0) .. f(tasks - 1)`, each once, in no particular order and possibly at the same time; returns when all
+    /// have finished. Runs inline for one task or one thread, and when the pool is in use (nested or by another thread).
+    ///
+    /// # Panics
+    /// With the payload of the first panic of `f`; tasks not yet started are then skipped.
+    pub fn run(&self, tasks: usize, f: Task<'_>) {
+        if tasks <= 1 || self.workers.is_empty() || self.busy.swap(true, Ordering::Acquire) {
+            (0..tasks).for_each(f);
+            return;
+        }
+        let panic = self.region(tasks, f);
+        self.busy.store(false, Ordering::Release);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+
+    /// One region; the caller holds `busy`.
+    fn region(&self, tasks: usize, f: Task<'_>) -> Option<Box<dyn Any + Send>> {
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. No worker reads the reference after this function returns: it closes the
+        // state and waits until nobody is inside, and `take_tasks` does not unwind.
+        let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(f) };
+        let job = Job { task, tasks };
+        // SAFETY: `busy` makes this the only writer, and the last region ended closed with nobody inside.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.next.store(0, Ordering::Relaxed);
+        let generation = shared.state.load(Ordering::Relaxed) & !(OPEN | INSIDE);
+        // Sequentially consistent, as is the sleeper's look at the state: one of the two sees the other.
+        shared.state.store(generation.wrapping_add(GENERATION) | OPEN, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(shared.lock());
+            shared.wake.notify_all();
+        }
+        shared.take_tasks(job);
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0u32;
+        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        if shared.panicked.swap(false, Ordering::Relaxed) {
+            return shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        None
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.shutdown.store(true, Ordering::SeqCst);
+        drop(self.shared.lock());
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker never unwinds: `take_tasks` catches what tasks throw.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes and runs tasks until none is left or one has panicked. Does not unwind.
+    fn take_tasks(&self, job: Job) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                if index >= job.tasks || self.panicked.load(Ordering::Relaxed) {
+                    break;
+                }
+                (job.task)(index);
+            }
+        }));
+        if let Err(payload) = result {
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        let mut seen = 0u64;
+        while let Some(state) = self.wait(seen) {
+            // Entering fails when the region closed or another worker entered meanwhile: look again.
+            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            seen = state >> 32;
+            // SAFETY: the exchange entered an open region, so the caller neither writes `job` nor returns before the
+            // worker leaves below.
+            let job = unsafe { *self.job.get() };
+            if let Some(job) = job {
+                self.take_tasks(job);
+            }
+            self.state.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Whether `state` is an open region that this worker has not been in.
+    fn is_new(state: u64, seen: u64) -> bool {
+        state & OPEN != 0 && state >> 32 != seen
+    }
+
+    /// Waits for an open region of another generation than `seen`; `None` at shutdown.
+    fn wait(&self, seen: u64) -> Option<u64> {
+        let mut spins = 0u32;
+        let mut start = None;
+        loop {
+            let state = self.state.load(Ordering::Acquire);
+            if Self::is_new(state, seen) {
+                return Some(state);
+            }
+            if self.shutdown.load(Ordering::Relaxed) {
+                return None;
+            }
+            std::hint::spin_loop();
+            spins += 1;
+            if spins.is_multiple_of(SPINS_PER_LOOK) && start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+                self.sleep(seen);
+                start = None;
+            }
+        }
+    }
+
+    /// Sleeps until there is something to look at.
+    fn sleep(&self, seen: u64) {
+        let guard = self.lock();
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        if !Self::is_new(self.state.load(Ordering::SeqCst), seen) && !self.shutdown.load(Ordering::SeqCst) {
+            // The region may be over by the time this thread wakes: `wait` then spins and sleeps again.
+            drop(self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner));
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn every_task_runs_once_in_many_regions() {
+        for threads in [1, 2, 3, 5] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads);
+            for tasks in (0..200).chain([1000]) {
+                let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
+                pool.run(tasks, &|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_up() {
+        let pool = Pool::new(2);
+        for _ in 0..5 {
+            std::thread::sleep(SPIN * 20);
+            // Both threads must be inside at once, or neither task returns.
+            let barrier = std::sync::Barrier::new(2);
+            pool.run(2, &|_| {
+                barrier.wait();
+            });
+        }
+    }
+
+    #[test]
+    fn nested_and_concurrent_regions_run_inline() {
+        let pool = Pool::new(3);
+        let count = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        pool.run(4, &|_| {
+                            pool.run(3, &|_| {
+                                count.fetch_add(1, Ordering::Relaxed);
+                            })
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 4 * 100 * 4 * 3);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            let result = catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert!(i != 17, "task seventeen"))));
+            let payload = result.expect_err("the panic is propagated");
+            assert_eq!(payload.downcast_ref::<&str>(), Some(&"task seventeen"));
+            let count = AtomicU32::new(0);
+            pool.run(50, &|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(count.load(Ordering::Relaxed), 50);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The operations of [`Simd`] in AVX2, FMA and F16C instructions.
+
+use super::simd::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Runs a kernel compiled for AVX2, FMA and F16C.
+///
+/// # Safety
+/// The processor has the three features.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// AVX2, FMA and F16C. Only [`run`] makes one, so whoever holds one runs on a processor that has the features; every
+/// `SAFETY` below rests on that.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Simd for Avx2 {
+    type F = __m256;
+    type I = __m256i;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 8]) -> __m256 {
+        // SAFETY: features present; the array has 32 bytes.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, x: __m256, out: &mut [f32; 8]) {
+        // SAFETY: features present; the array has 32 bytes.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 16]) -> __m256 {
+        // SAFETY: features present; the array has 16 bytes.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 16]) -> __m256 {
+        // SAFETY: features present; the array has 16 bytes.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn load_i(self, x: &[u8; 32]) -> __m256i {
+        // SAFETY: features present; the array has 32 bytes.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_i(self, x: __m256i, out: &mut [i32; 8]) {
+        // SAFETY: features present; the array has 32 bytes.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn splat_bytes(self, x: &[u8; 4]) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_set1_epi32(i32::from_le_bytes(*x)) }
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn and(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_and_si256(a, b) }
+    }
+    #[inline(always)]
+    fn shr<const N: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_srli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn sar<const N: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_srai_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn sub_i32(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn max_i32(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn add_i16(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn dot_u8_i8(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_maddubs_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn dot_i16(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_madd_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn splat_i16(self, x: i16) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_set1_epi16(x) }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m256i) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn round(self, a: __m256) -> __m256i {
+        // SAFETY: features present. Rounds to nearest even: nobody changes the rounding mode of a Rust thread.
+        unsafe { _mm256_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    fn bits(self, a: __m256) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_castps_si256(a) }
+    }
+}
