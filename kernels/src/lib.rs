@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod error;
+pub mod reference;
 
 pub use backend::{
     AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape,

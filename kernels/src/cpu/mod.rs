@@ -8,8 +8,12 @@ pub(crate) mod simd;
 pub(crate) mod simd_avx2;
 
 pub(crate) mod attention;
+pub(crate) mod attention_block;
 pub(crate) mod elementwise;
-pub(crate) mod pages;
+pub(crate) mod exp;
+pub(crate) mod lanes;
+pub(crate) mod observe;
+pub mod pages;
 
 pub use pool::Pool;
 pub use simd::SimdLevel;

@@ -1,0 +1,113 @@
+//! Attention by its definition: all logits of a row, softmax, weighted sum, in f64.
+
+use super::ReferencePages;
+use crate::backend::{AttentionItem, ObserveItem, QkvShape, Reduce};
+use crate::error::Result;
+
+/// Probabilities of one query row: those of the centroids, then those of all `slots.len` slots (0 where not visible).
+struct Row {
+    centroids: Vec<f64>,
+    slots: Vec<f64>,
+    /// Arena entry of each slot.
+    entries: Vec<usize>,
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// Probabilities of token row `i` of the item for query head `g` of its group.
+fn probabilities(
+    op: &'static str,
+    shape: QkvShape,
+    pages: &ReferencePages,
+    q: &[f32],
+    item: &AttentionItem<'_>,
+    (i, g): (usize, usize),
+) -> Result<Row> {
+    let dim = shape.head_dim;
+    let scale = 1.0 / (dim as f64).sqrt();
+    let q = &q[offset(shape, item, i, g)..][..dim];
+    let mut centroids = Vec::new();
+    if let Some(view) = item.centroids {
+        for (key, &bias) in view.keys.chunks_exact(dim).zip(view.bias) {
+            centroids.push(scale * dot(q, key) + f64::from(bias));
+        }
+    }
+    let first = item.first_visible.map_or(0, |first| first[i] as usize);
+    let end = item.slots.len - item.rows.len() + i + 1;
+    let (mut slots, mut entries) = (Vec::new(), Vec::new());
+    for slot in 0..item.slots.len {
+        let entry = pages.entry(op, item.slots.pages, slot)?;
+        entries.push(entry);
+        let visible = (first..end).contains(&slot);
+        slots.push(if visible { scale * dot(q, &pages.keys[entry]) } else { f64::NEG_INFINITY });
+    }
+    let max = centroids.iter().chain(&slots).copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = centroids.iter().chain(&slots).map(|logit| (logit - max).exp()).sum();
+    for logit in centroids.iter_mut().chain(&mut slots) {
+        *logit = (*logit - max).exp() / sum;
+    }
+    Ok(Row { centroids, slots, entries })
+}
+
+/// First element of a query row in `q` and `out`.
+fn offset(shape: QkvShape, item: &AttentionItem<'_>, i: usize, g: usize) -> usize {
+    let group = shape.heads / shape.kv_heads;
+    ((item.rows.start + i) * shape.heads + item.kv_head * group + g) * shape.head_dim
+}
+
+pub(super) fn attention(
+    shape: QkvShape,
+    pages: &ReferencePages,
+    q: &[f32],
+    items: &[AttentionItem<'_>],
+    out: &mut [f32],
+) -> Result<()> {
+    let dim = shape.head_dim;
+    for item in items {
+        for i in 0..item.rows.len() {
+            for g in 0..shape.heads / shape.kv_heads {
+                let row = probabilities("attention", shape, pages, q, item, (i, g))?;
+                let mut sum = vec![0.0; dim];
+                if let Some(view) = item.centroids {
+                    for (p, value) in row.centroids.iter().zip(view.values.chunks_exact(dim)) {
+                        sum.iter_mut().zip(value).for_each(|(sum, &v)| *sum += p * f64::from(v));
+                    }
+                }
+                for (p, &entry) in row.slots.iter().zip(&row.entries) {
+                    sum.iter_mut().zip(&pages.values[entry]).for_each(|(sum, &v)| *sum += p * f64::from(v));
+                }
+                let out = &mut out[offset(shape, item, i, g)..][..dim];
+                out.iter_mut().zip(sum).for_each(|(out, sum)| *out = sum as f32);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn observe(
+    shape: QkvShape,
+    pages: &ReferencePages,
+    q: &[f32],
+    items: &[ObserveItem<'_>],
+    out: &mut [Vec<f32>],
+) -> Result<()> {
+    let group = shape.heads / shape.kv_heads;
+    for (ObserveItem { attend, reduce }, out) in items.iter().zip(out) {
+        let mut weights = vec![0.0f64; attend.slots.len];
+        for i in 0..attend.rows.len() {
+            for g in 0..group {
+                let row = probabilities("observe", shape, pages, q, attend, (i, g))?;
+                for (weight, p) in weights.iter_mut().zip(row.slots) {
+                    match reduce {
+                        Reduce::Sum => *weight += p / group as f64,
+                        Reduce::Max => *weight = weight.max(p),
+                    }
+                }
+            }
+        }
+        *out = weights.into_iter().map(|weight| weight as f32).collect();
+    }
+    Ok(())
+}
