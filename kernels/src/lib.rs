@@ -10,6 +10,7 @@
 //! call, on how a sequence was cut into pieces, on the number of threads, or on the instruction set that was found.
 
 pub mod backend;
+pub mod conformance;
 pub mod cpu;
 pub mod error;
 pub mod reference;

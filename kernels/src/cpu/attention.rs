@@ -441,7 +441,7 @@ fn finish<T: Element>(head: &Head<'_, T>, rows: Range<usize>, memory: &mut [f32]
 fn merge<T: Element>(head: &Head<'_, T>, states: &mut [f32], out: Shared<'_, f32>) {
     let (dim, rows) = (head.call.shape.head_dim, head.rows());
     let (first, others) = states.split_at_mut(rows * (dim + 2));
-    let mut into = state_of(first, rows);
+    let into = state_of(first, rows);
     for other in others.chunks_exact_mut(rows * (dim + 2)) {
         let other = state_of(other, rows);
         for row in 0..rows {

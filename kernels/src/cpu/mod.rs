@@ -9,11 +9,20 @@ pub(crate) mod simd_avx2;
 
 pub(crate) mod attention;
 pub(crate) mod attention_block;
+mod backend;
 pub(crate) mod elementwise;
 pub(crate) mod exp;
 pub(crate) mod lanes;
+pub(crate) mod matmul;
+mod matmul_f32;
+mod matmul_int8;
 pub(crate) mod observe;
+pub mod pack;
 pub mod pages;
+pub(crate) mod quant;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use pool::Pool;
 pub use simd::SimdLevel;
@@ -44,6 +53,8 @@ pub struct CpuBackend {
     pub(crate) pool: Pool,
     pub(crate) simd: SimdLevel,
     pub(crate) activations: Activations,
+    /// Memory of matrix products, one for each that runs at a time.
+    pub(crate) scratch: std::sync::Mutex<Vec<matmul::Scratch>>,
 }
 
 impl CpuBackend {
@@ -56,6 +67,6 @@ impl CpuBackend {
             .simd
             .filter(|&level| level == SimdLevel::Portable || level == best)
             .unwrap_or(if options.simd.is_some() { SimdLevel::Portable } else { best });
-        Self { pool: Pool::new(threads), simd, activations: options.activations }
+        Self { pool: Pool::new(threads), simd, activations: options.activations, scratch: std::sync::Mutex::default() }
     }
 }

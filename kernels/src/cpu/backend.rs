@@ -1,0 +1,157 @@
+//! [`Backend`] for the CPU: every method hands its slices to the kernel of the same name.
+
+use super::elementwise::SplitArgs;
+use super::pack::CpuMatrix;
+use super::pages::{CpuPages, Exec};
+use super::{CpuBackend, attention, elementwise, matmul, observe, pages};
+use crate::backend::{
+    AttentionItem, Backend, CompactItem, HeadPages, ObserveItem, PageShape, QkvShape, RotateItem, SplitQkv, WeightView,
+};
+use crate::error::{Error, Result};
+
+impl CpuBackend {
+    fn exec(&self) -> Exec<'_> {
+        Exec { pool: &self.pool, level: self.simd }
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Vec<f32>;
+    type Matrix = CpuMatrix;
+    type Pages = CpuPages;
+
+    fn name(&self) -> String {
+        let activations = match self.activations {
+            super::Activations::Int8 => "int8",
+            super::Activations::F32 => "f32",
+        };
+        let simd = match self.simd {
+            super::SimdLevel::Portable => "portable",
+            super::SimdLevel::Avx2 => "avx2",
+        };
+        format!("cpu ({simd}, {} threads, {activations} activations)", self.pool.threads())
+    }
+
+    fn alloc(&self, len: usize) -> Result<Vec<f32>> {
+        let mut buffer = Vec::new();
+        let bytes = len.saturating_mul(size_of::<f32>());
+        buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what: "buffer", bytes })?;
+        buffer.resize(len, 0.0);
+        Ok(buffer)
+    }
+
+    fn upload(&self, src: &[f32], dst: &mut Vec<f32>, offset: usize) -> Result<()> {
+        let want = offset.saturating_add(src.len());
+        elementwise::at_least("upload", "dst", dst.len(), want)?;
+        dst[offset..want].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&self, src: &Vec<f32>, offset: usize, dst: &mut [f32]) -> Result<()> {
+        let want = offset.saturating_add(dst.len());
+        elementwise::at_least("download", "src", src.len(), want)?;
+        dst.copy_from_slice(&src[offset..want]);
+        Ok(())
+    }
+
+    fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<CpuMatrix> {
+        CpuMatrix::load(&self.pool, parts)
+    }
+
+    fn matrix_bytes(&self, matrix: &CpuMatrix) -> usize {
+        matrix.bytes()
+    }
+
+    fn embed(&self, table: &CpuMatrix, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        matmul::embed(self, table, ids, out)
+    }
+
+    fn matmul(
+        &self,
+        matrix: &CpuMatrix,
+        x: &Vec<f32>,
+        rows: usize,
+        bias: Option<&Vec<f32>>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        matmul::matmul(self, matrix, x, rows, bias.map(Vec::as_slice), out)
+    }
+
+    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+        elementwise::rms_norm(self.exec(), x, (weight, eps), rows, out)
+    }
+
+    fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<()> {
+        elementwise::add(self.exec(), x, y, len)
+    }
+
+    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+        elementwise::silu_mul(self.exec(), gate_up, rows, out)
+    }
+
+    fn gather_rows(&self, x: &Vec<f32>, width: usize, rows: &[usize], out: &mut Vec<f32>) -> Result<()> {
+        elementwise::gather_rows(x, width, rows, out)
+    }
+
+    fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut CpuPages, q: &mut Vec<f32>) -> Result<()> {
+        let SplitQkv { shape, qkv, rows, cos, sin, qk_norm, items } = args;
+        let qk_norm = qk_norm.map(|(q, k, eps)| (&q[..], &k[..], eps));
+        elementwise::split_qkv(self.exec(), &SplitArgs { shape, qkv, rows, cos, sin, qk_norm, items }, pages, q)
+    }
+
+    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<CpuPages> {
+        CpuPages::alloc(shape, count)
+    }
+
+    fn attention(
+        &self,
+        shape: QkvShape,
+        pages: &CpuPages,
+        q: &Vec<f32>,
+        items: &[AttentionItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        attention::attention(self.exec(), shape, pages, q, items, out)
+    }
+
+    fn observe(
+        &self,
+        shape: QkvShape,
+        pages: &CpuPages,
+        q: &Vec<f32>,
+        items: &[ObserveItem<'_>],
+        out: &mut [Vec<f32>],
+    ) -> Result<()> {
+        observe::observe(self.exec(), shape, pages, q, items, out)
+    }
+
+    fn compact(&self, pages: &mut CpuPages, items: &[CompactItem<'_>]) -> Result<()> {
+        pages::compact(self.exec(), pages, items)
+    }
+
+    fn rotate_keys(&self, pages: &mut CpuPages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {
+        pages::rotate_keys(self.exec(), pages, items, inv_freq)
+    }
+
+    fn read_slots(
+        &self,
+        pages: &CpuPages,
+        head: HeadPages<'_>,
+        slots: &[u32],
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()> {
+        pages::read_slots(self.exec(), pages, head, slots, (keys, values))
+    }
+
+    fn write_slots(
+        &self,
+        pages: &mut CpuPages,
+        head: HeadPages<'_>,
+        first: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        pages::write_slots(self.exec(), pages, head, first, (keys, values))
+    }
+}

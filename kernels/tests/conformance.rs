@@ -1,0 +1,63 @@
+//! The CPU backend against the reference, at every instruction set, number of threads, cache type and precision.
+
+use palimpsest_kernels::KvType;
+use palimpsest_kernels::conformance::{self, Outcome, Tolerance};
+use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, SimdLevel};
+
+fn check(simd: SimdLevel, threads: usize, activations: Activations) {
+    let backend = CpuBackend::new(CpuOptions { threads: Some(threads), activations, simd: Some(simd) });
+    // Rounding to 8 bits with one scale per 32 inputs: up to 1/254 of the largest of 32 on each input.
+    let matmul_quantised = if activations == Activations::Int8 { 0.03 } else { 1e-5 };
+    let tolerance = Tolerance { matmul_quantised, ..Tolerance::default() };
+    for kv in [KvType::F32, KvType::F16] {
+        let outcomes = conformance::run(&backend, kv, tolerance, 1 + threads as u64).unwrap_or_else(|e| panic!("{e}"));
+        for operation in ["rms_norm", "silu_mul", "split_qkv", "attention", "observe", "rotate_keys", "matmul"] {
+            let of: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.case.starts_with(operation)).collect();
+            let worst = of.iter().map(|outcome| outcome.difference).fold(0.0, f32::max);
+            println!(
+                "{simd:?} {threads} threads {activations:?} {kv:?}: {operation:<12} {worst:.1e} in {} cases",
+                of.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn avx2_one_thread() {
+    check(SimdLevel::detect(), 1, Activations::Int8);
+}
+
+#[test]
+fn avx2_two_threads() {
+    check(SimdLevel::detect(), 2, Activations::F32);
+}
+
+#[test]
+fn avx2_four_threads() {
+    check(SimdLevel::detect(), 4, Activations::Int8);
+}
+
+#[test]
+fn portable_one_thread() {
+    check(SimdLevel::Portable, 1, Activations::F32);
+}
+
+#[test]
+fn portable_two_threads() {
+    check(SimdLevel::Portable, 2, Activations::Int8);
+}
+
+#[test]
+fn portable_four_threads() {
+    check(SimdLevel::Portable, 4, Activations::F32);
+}
+
+/// The suite has to notice a backend that is slightly wrong: here by a tolerance below what rounding allows.
+#[test]
+fn the_suite_can_fail() {
+    let backend = CpuBackend::new(CpuOptions::default());
+    let strict = Tolerance { attention: 1e-9, ..Tolerance::default() };
+    let strict = Tolerance { matmul_quantised: 1.0, ..strict };
+    let failure = conformance::run(&backend, KvType::F16, strict, 1).expect_err("rounding differs from f64");
+    assert!(failure.to_string().contains("attention"), "{failure}");
+}
