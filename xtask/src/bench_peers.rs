@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::process::{cargo_with, run};
 
-const HARNESS: &str = "tests/oracle/bench_peers.py";
+/// The harness; its pure functions carry doctests.
+pub const HARNESS: &str = "tests/oracle/bench_peers.py";
 
 /// Runs the harness with `args`. Our own release binary is built first, unless no measurement was asked for.
 ///

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo_with, run, succeeds};
-use crate::{crates, metrics, tools};
+use crate::{bench_peers, crates, metrics, tools};
 
 const KERNELS_DIR: &str = "kernels/cu";
 
@@ -19,6 +19,7 @@ pub fn run_checks() -> Result<()> {
     run(&mut cargo_with(&["fmt", "--all", "--check"]))?;
     metrics::check()?;
     crates::check_dependencies()?;
+    run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
     tools::install_system_packages()?;
     check_third_party()?;
     run(&mut cargo_with(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
