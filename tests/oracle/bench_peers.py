@@ -150,8 +150,10 @@ class Palimpsest:
 
     def run(self, kind, depth):
         args = self.args
-        command = [args.palimpsest, "bench", kind, "--model", args.model, "--depths", depth, "--kv-budget", self.budget]
-        stdout, peak = measure([*command, "--threads", args.threads, "--json"], args.limit)
+        command = [args.palimpsest, "bench", kind, "--model", args.model, "--depths", depth]
+        command += ["--policy", "full"] if self.budget == "full" else ["--kv-budget", self.budget]
+        command += ["--tokens", args.decode_tokens, "--threads", args.threads, "--json"]
+        stdout, peak = measure(command, args.limit)
         for line in stdout.splitlines():
             row = json.loads(line) if line.startswith("{") else {}
             if row.get("kind") == kind and row.get("depth") == depth:
@@ -342,7 +344,7 @@ def parse_args():
     parser.add_argument("--torch-python", help="a Python that has torch, transformers, accelerate and gguf; without it PyTorch is left out")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--decode-tokens", type=int, default=32, help="tokens that the peers' decode is timed over")
+    parser.add_argument("--decode-tokens", type=int, default=32, help="tokens that decode is timed over")
     parser.add_argument("--limit", type=float, default=1800, help="seconds one measurement may take")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for building llama.cpp")
     parser.add_argument("--build-only", action="store_true", help="build llama.cpp and stop")
