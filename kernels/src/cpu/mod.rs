@@ -19,8 +19,10 @@ mod matmul_int8;
 pub(crate) mod observe;
 pub mod pack;
 pub mod pages;
-pub(crate) mod quant;
+pub mod quant;
 
+#[cfg(test)]
+mod matmul_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 

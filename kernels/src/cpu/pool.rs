@@ -111,6 +111,22 @@ impl Pool {
         }
     }
 
+    /// Runs `f(i, chunk i)` on consecutive chunks of `data`, the last one possibly shorter.
+    ///
+    /// # Panics
+    /// When `chunk` is zero, and as [`Pool::run`] does.
+    pub fn chunks<T: Send>(&self, data: &mut [T], chunk: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        assert!(chunk > 0, "chunks have a length");
+        let (len, base) = (data.len(), SendPtr(data.as_mut_ptr()));
+        self.run(len.div_ceil(chunk), &|i| {
+            let start = i * chunk;
+            let count = chunk.min(len - start);
+            // SAFETY: every task index runs once and `data` is borrowed for the whole region, so this is the only
+            // reference to `start .. start + count`, which lies inside `data`.
+            f(i, unsafe { std::slice::from_raw_parts_mut(base.get().add(start), count) });
+        });
+    }
+
     /// One region; the caller holds `busy`.
     fn region(&self, tasks: usize, f: Task<'_>) -> Option<Box<dyn Any + Send>> {
         let shared = &*self.shared;
@@ -139,6 +155,21 @@ impl Pool {
             return shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
         None
+    }
+}
+
+/// A pointer that tasks share; they must write to disjoint places.
+pub(crate) struct SendPtr<T>(pub *mut T);
+
+// SAFETY: only an address; whoever dereferences it answers for the access.
+unsafe impl<T: Send> Send for SendPtr<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
+
+impl<T> SendPtr<T> {
+    /// The address. A method, so that closures capture the whole wrapper.
+    pub fn get(&self) -> *mut T {
+        self.0
     }
 }
 

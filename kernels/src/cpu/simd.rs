@@ -64,12 +64,9 @@ pub(crate) trait Simd: Copy {
     /// Eight bfloat16, little-endian.
     fn load_bf16(self, x: &[u8; 16]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
-    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// Lane-wise `if a > b { a } else { b }`.
-    fn max(self, a: Self::F, b: Self::F) -> Self::F;
 
     fn load_i(self, x: &[u8; 32]) -> Self::I;
     fn store_i(self, x: Self::I, out: &mut [i32; 8]);
@@ -79,10 +76,6 @@ pub(crate) trait Simd: Copy {
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     /// 32-bit lanes shifted right, zeros from above.
     fn shr<const N: i32>(self, a: Self::I) -> Self::I;
-    /// 32-bit lanes shifted left.
-    fn shl<const N: i32>(self, a: Self::I) -> Self::I;
-    /// 32-bit lanes shifted right, signs from above.
-    fn sar<const N: i32>(self, a: Self::I) -> Self::I;
     /// i32 lanes, wrapping.
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     /// i32 lanes, wrapping.
@@ -151,20 +144,12 @@ impl Simd for Portable {
         zip(a, b, |a, b| a + b)
     }
     #[inline(always)]
-    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        zip(a, b, |a, b| a - b)
-    }
-    #[inline(always)]
     fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         zip(a, b, |a, b| a * b)
     }
     #[inline(always)]
     fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
-    }
-    #[inline(always)]
-    fn max(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        zip(a, b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
     fn load_i(self, x: &[u8; 32]) -> [i32; 8] {
@@ -189,14 +174,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn shr<const N: i32>(self, a: [i32; 8]) -> [i32; 8] {
         a.map(|a| (a as u32 >> N) as i32)
-    }
-    #[inline(always)]
-    fn shl<const N: i32>(self, a: [i32; 8]) -> [i32; 8] {
-        a.map(|a| a << N)
-    }
-    #[inline(always)]
-    fn sar<const N: i32>(self, a: [i32; 8]) -> [i32; 8] {
-        a.map(|a| a >> N)
     }
     #[inline(always)]
     fn add_i32(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {

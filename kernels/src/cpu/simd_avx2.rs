@@ -55,11 +55,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_add_ps(a, b) }
     }
     #[inline(always)]
-    fn sub(self, a: __m256, b: __m256) -> __m256 {
-        // SAFETY: features present.
-        unsafe { _mm256_sub_ps(a, b) }
-    }
-    #[inline(always)]
     fn mul(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: features present.
         unsafe { _mm256_mul_ps(a, b) }
@@ -68,11 +63,6 @@ impl Simd for Avx2 {
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: features present.
         unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn max(self, a: __m256, b: __m256) -> __m256 {
-        // SAFETY: features present.
-        unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
     fn load_i(self, x: &[u8; 32]) -> __m256i {
@@ -103,16 +93,6 @@ impl Simd for Avx2 {
     fn shr<const N: i32>(self, a: __m256i) -> __m256i {
         // SAFETY: features present.
         unsafe { _mm256_srli_epi32::<N>(a) }
-    }
-    #[inline(always)]
-    fn shl<const N: i32>(self, a: __m256i) -> __m256i {
-        // SAFETY: features present.
-        unsafe { _mm256_slli_epi32::<N>(a) }
-    }
-    #[inline(always)]
-    fn sar<const N: i32>(self, a: __m256i) -> __m256i {
-        // SAFETY: features present.
-        unsafe { _mm256_srai_epi32::<N>(a) }
     }
     #[inline(always)]
     fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {

@@ -1,0 +1,113 @@
+//! Matrix products: `cargo bench -p palimpsest-kernels --bench matmul [-- FILTER]`. Prints a table.
+//!
+//! GMAC/s counts multiply-adds, GB/s the packed weights read once per call. Decode rows cycle through enough matrices
+//! to exceed the last-level cache, as the layers of a model do. Every figure is the best of several runs of 30 ms or more:
+//! on a shared machine the best run is the one with the fewest interruptions.
+
+use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_kernels::{Backend, WeightType, WeightView};
+use std::time::Instant;
+
+/// Weights cycled through, in bytes.
+const WORKING_SET: usize = 96 << 20;
+const RUNS: usize = 7;
+const RUN_SECONDS: f64 = 0.03;
+
+struct Case {
+    name: &'static str,
+    dtype: WeightType,
+    rows: usize,
+    cols: usize,
+}
+
+fn noise(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+    *state >> 33
+}
+
+/// A file's bytes with random codes and harmless scales.
+fn weights(case: &Case) -> Vec<u8> {
+    let (per_block, size) = case.dtype.block();
+    let mut state = 7;
+    let mut bytes: Vec<u8> = (0..case.rows * case.cols / per_block * size).map(|_| noise(&mut state) as u8).collect();
+    let small = [0x00, 0x1c];
+    for block in bytes.chunks_exact_mut(size) {
+        match case.dtype {
+            WeightType::F32 => block.copy_from_slice(&0.01f32.to_le_bytes()),
+            WeightType::F16 => block.copy_from_slice(&small),
+            WeightType::BF16 => block.copy_from_slice(&[0x00, 0x3c]),
+            WeightType::Q6K => block[208..].copy_from_slice(&small),
+            WeightType::Q8_0 | WeightType::Q4_0 => block[..2].copy_from_slice(&small),
+            WeightType::Q4_1 | WeightType::Q4K => {
+                block[..2].copy_from_slice(&small);
+                block[2..4].copy_from_slice(&small);
+            }
+        }
+    }
+    bytes
+}
+
+fn measure(backend: &CpuBackend, case: &Case) {
+    let bytes = weights(case);
+    let view = WeightView { dtype: case.dtype, rows: case.rows, cols: case.cols, bytes: &bytes };
+    let first = backend.load_matrix(&[view]).expect("valid weights");
+    let packed = backend.matrix_bytes(&first);
+    let mut matrices = vec![first];
+    while matrices.len() * packed < WORKING_SET {
+        matrices.push(backend.load_matrix(&[view]).expect("valid weights"));
+    }
+    for rows in [1, 8, 64, 256] {
+        let mut state = 3;
+        let x: Vec<f32> = (0..rows * case.cols).map(|_| noise(&mut state) as f32 / (1u64 << 30) as f32 - 1.0).collect();
+        let mut out = vec![0.0; rows * case.rows];
+        let (mut best, mut next) = (f64::INFINITY, 0);
+        for _ in 0..RUNS {
+            let (start, mut calls) = (Instant::now(), 0);
+            while start.elapsed().as_secs_f64() < RUN_SECONDS {
+                backend.matmul(&matrices[next], &x, rows, None, &mut out).expect("shapes agree");
+                next = (next + 1) % matrices.len();
+                calls += 1;
+            }
+            best = best.min(start.elapsed().as_secs_f64() / f64::from(calls));
+        }
+        let macs = (rows * case.rows * case.cols) as f64;
+        println!(
+            "{:<10} {:>6} x {:<6} {:<5} rows {rows:<4} {:>10.1} us {:>8.1} GMAC/s {:>7.2} GB/s",
+            case.name,
+            case.rows,
+            case.cols,
+            format!("{:?}", case.dtype),
+            best * 1e6,
+            macs / best / 1e9,
+            packed as f64 / best / 1e9,
+        );
+    }
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let case = |name, dtype, rows, cols| Case { name, dtype, rows, cols };
+    let cases = [
+        case("qkv", WeightType::Q4_1, 960, 576),
+        case("o", WeightType::Q4_1, 576, 576),
+        case("gate_up", WeightType::Q4_1, 3072, 576),
+        case("down", WeightType::Q4_1, 576, 1536),
+        case("head", WeightType::Q8_0, 49152, 576),
+        case("ffn", WeightType::Q8_0, 3072, 1024),
+        case("ffn", WeightType::Q4_0, 3072, 1024),
+        case("ffn", WeightType::Q4K, 3072, 1024),
+        case("ffn", WeightType::Q6K, 3072, 1024),
+        case("ffn", WeightType::F16, 3072, 1024),
+        case("ffn", WeightType::BF16, 3072, 1024),
+        case("ffn", WeightType::F32, 3072, 1024),
+        case("wide", WeightType::Q4K, 4096, 14336),
+    ];
+    for activations in [Activations::Int8, Activations::F32] {
+        let backend = CpuBackend::new(CpuOptions { activations, ..CpuOptions::default() });
+        let title = backend.name();
+        println!("{title}");
+        for case in cases.iter().filter(|case| format!("{title} {} {:?}", case.name, case.dtype).contains(&filter)) {
+            measure(&backend, case);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Products with f32 activations: weights are unpacked to f32 a block of inputs at a time and multiplied in order,
+//! `acc = fma(w[k], x[k], acc)` for `k = 0, 1, ..` from zero.
+
+use super::matmul::Sink;
+use super::pack::{Cell, Lines, PANEL};
+use super::simd::{Kernel, Simd};
+use std::ops::Range;
+
+/// Token rows of a full tile: 2 panels times 6 rows of accumulators fill the 16 registers of AVX2 best.
+const TILE: usize = 6;
+/// Token rows whose accumulators are kept while the inputs of a panel pass.
+const BLOCK: usize = 16 * TILE;
+/// Inputs unpacked at a time; a multiple of every cell's inputs.
+const INPUTS: usize = 128;
+
+/// Activations in tiles of [`TILE`] rows (the last one of what remains): input by input, row by row.
+pub(crate) struct Tiled<'a> {
+    values: &'a [f32],
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Tiled<'a> {
+    /// Rearranges `rows` rows of `x`; `values` is the memory that holds the result.
+    pub fn new(x: &[f32], rows: usize, values: &'a mut Vec<f32>) -> Self {
+        let cols = x.len() / rows.max(1);
+        values.resize(x.len(), 0.0);
+        if cols > 0 {
+            for (out, x) in values.chunks_mut(TILE * cols).zip(x.chunks(TILE * cols)) {
+                let count = x.len() / cols;
+                for (t, x) in x.chunks_exact(cols).enumerate() {
+                    out.iter_mut().skip(t).step_by(count).zip(x).for_each(|(out, x)| *out = *x);
+                }
+            }
+        }
+        Self { values, rows, cols }
+    }
+
+    /// Inputs `inputs` of the `T` rows from `row`.
+    #[inline(always)]
+    fn tile<const T: usize>(&self, row: usize, inputs: Range<usize>) -> &[[f32; T]] {
+        &self.values[row * self.cols..][..T * self.cols].as_chunks::<T>().0[inputs]
+    }
+}
+
+/// Products of some panels with all rows.
+pub(crate) struct FloatTask<'a, C> {
+    /// Cells of the part.
+    pub cells: &'a [C],
+    /// Panels of the part to do.
+    pub panels: Range<usize>,
+    pub x: &'a Tiled<'a>,
+    pub sink: Sink<'a>,
+}
+
+impl<C: Cell> Kernel for FloatTask<'_, C> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for start in (0..self.x.rows).step_by(BLOCK) {
+            let rows = start..self.x.rows.min(start + BLOCK);
+            let mut panel = self.panels.start;
+            while panel < self.panels.end {
+                // One chain of additions per accumulator: with few rows, several panels keep the adders busy.
+                panel += match self.panels.end - panel {
+                    4.. if rows.len() <= 3 => self.block::<S, 4>(s, panel, rows.clone()),
+                    2.. => self.block::<S, 2>(s, panel, rows.clone()),
+                    _ => self.block::<S, 1>(s, panel, rows.clone()),
+                };
+            }
+        }
+    }
+}
+
+impl<C: Cell> FloatTask<'_, C> {
+    /// `P` panels from `panel` with at most [`BLOCK`] rows; returns `P`.
+    #[inline(always)]
+    fn block<S: Simd, const P: usize>(&self, s: S, panel: usize, rows: Range<usize>) -> usize {
+        let cols = self.x.cols;
+        let mut weights: [Lines<P>; INPUTS] = [[[0.0; PANEL]; P]; INPUTS];
+        let mut acc = [[[0.0; PANEL]; P]; BLOCK];
+        for start in (0..cols).step_by(INPUTS) {
+            let inputs = start..cols.min(start + INPUTS);
+            for p in 0..P {
+                let cells = &self.cells[(panel + p) * (cols / C::INPUTS)..];
+                let cells = &cells[inputs.start / C::INPUTS..inputs.end / C::INPUTS];
+                for (cell, out) in cells.iter().zip(weights.chunks_exact_mut(C::INPUTS)) {
+                    cell.unpack(s, p, out);
+                }
+            }
+            for row in rows.clone().step_by(TILE) {
+                let (acc, inputs) = (&mut acc[row - rows.start..], inputs.clone());
+                match rows.end - row {
+                    1 => multiply(s, &weights, self.x.tile::<1>(row, inputs), acc),
+                    2 => multiply(s, &weights, self.x.tile::<2>(row, inputs), acc),
+                    3 => multiply(s, &weights, self.x.tile::<3>(row, inputs), acc),
+                    4 => multiply(s, &weights, self.x.tile::<4>(row, inputs), acc),
+                    5 => multiply(s, &weights, self.x.tile::<5>(row, inputs), acc),
+                    _ => multiply(s, &weights, self.x.tile::<TILE>(row, inputs), acc),
+                }
+            }
+        }
+        for (row, acc) in rows.zip(&acc) {
+            for (p, acc) in acc.iter().enumerate() {
+                self.sink.write(s, panel + p, row, s.load(acc));
+            }
+        }
+        P
+    }
+}
+
+/// `acc[t][p][r] += weights[k][p][r] * x[k][t]`, in the order of `k`.
+#[inline(always)]
+fn multiply<S: Simd, const P: usize, const T: usize>(
+    s: S,
+    weights: &[Lines<P>; INPUTS],
+    x: &[[f32; T]],
+    acc: &mut [Lines<P>],
+) {
+    let acc = &mut acc[..T];
+    let mut sums: [[S::F; P]; T] = std::array::from_fn(|t| std::array::from_fn(|p| s.load(&acc[t][p])));
+    for (w, x) in weights.iter().zip(x) {
+        let w: [S::F; P] = std::array::from_fn(|p| s.load(&w[p]));
+        for t in 0..T {
+            let x = s.splat(x[t]);
+            for p in 0..P {
+                sums[t][p] = s.fma(w[p], x, sums[t][p]);
+            }
+        }
+    }
+    for t in 0..T {
+        for p in 0..P {
+            s.store(sums[t][p], &mut acc[t][p]);
+        }
+    }
+}

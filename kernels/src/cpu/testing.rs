@@ -1,0 +1,58 @@
+//! Random weights and activations for tests.
+
+use crate::backend::WeightType;
+use half::{bf16, f16};
+
+/// SplitMix64 (Steele et al., 2014).
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// In -1 .. 1.
+    pub fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// `rows * cols` weights as a file holds them: random codes under moderate scales.
+pub(crate) fn weights(dtype: WeightType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    let (per_block, size) = dtype.block();
+    let mut bytes = Vec::with_capacity(rows * cols / per_block * size);
+    for _ in 0..rows * cols / per_block {
+        let mut block: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+        let mut scale = |at: usize, by: f32| {
+            block[at..at + 2].copy_from_slice(&f16::from_f32(random.float() * by).to_le_bytes());
+        };
+        match dtype {
+            WeightType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
+            WeightType::F16 => scale(0, 1.0),
+            WeightType::BF16 => block.copy_from_slice(&bf16::from_f32(random.float()).to_le_bytes()),
+            WeightType::Q8_0 => scale(0, 0.01),
+            WeightType::Q4_0 => scale(0, 0.1),
+            WeightType::Q4_1 => {
+                scale(0, 0.1);
+                scale(2, 1.0);
+            }
+            WeightType::Q4K => {
+                scale(0, 0.002);
+                scale(2, 0.02);
+            }
+            WeightType::Q6K => scale(208, 0.0005),
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+/// Activations with a few outliers, as real ones have.
+pub(crate) fn activations(len: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.float() * if random.next().is_multiple_of(50) { 8.0 } else { 1.0 }).collect()
+}
