@@ -1,1 +1,128 @@
-//! placeholder
+//! The coordinator: takes requests, decides what runs when, and drives the ranks of a worker group.
+//!
+//! ```text
+//! client ─Generate─▶ api ─ValidRequest─▶ admission ─permit─▶ engine mailbox (bounded)
+//!                                                                 │
+//!            scheduler.plan() ─▶ StepPlan{epoch, step, sequences, release}      (pure: no I/O, clock or lock)
+//!                                                                 │
+//!            executor: the same StepPlan to every rank            ▼
+//!            StepOutput{token ids, digest} ─▶ scheduler ─▶ ring of the request ─▶ answer (text, stop strings) ─▶ client
+//! ```
+//! - One owner: the [`engine`] task owns all sequences; others hold handles.
+//! - Cancelling is dropping: the client's stream goes, its ring's reader goes, the next plan releases the sequence.
+//! - Every queue has a bound and every wait a deadline, in [`Config`].
+//! - Nothing here knows of models, kernels, etcd or processes: ranks are whatever an [`executor::Executor`] reaches.
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod answer;
+pub mod api;
+pub mod config;
+pub mod engine;
+pub mod executor;
+pub mod ids;
+pub mod model;
+pub mod request;
+pub mod scheduler;
+pub mod service;
+pub mod stream;
+pub mod text;
+
+use std::{future::Future, net::SocketAddr, sync::Arc};
+
+use palimpsest_proto::internal::v1::RankInfo;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+
+pub use self::config::Config;
+use self::{engine::Readiness, executor::Executor, model::ServedModel, service::Service};
+
+/// A running coordinator. Dropping it and all its services ends the engine when its requests are done.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    service: Service,
+}
+
+/// A server on this machine's loopback address.
+#[derive(Debug)]
+pub struct LocalServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Coordinator {
+    /// Starts a coordinator over a group whose ranks reported `ranks`, in rank order. Needs a tokio runtime. It takes
+    /// requests as soon as the group has passed a first step: see [`Self::ready`].
+    ///
+    /// # Errors
+    /// If the ranks do not make a group, or their model's tokenizer or template cannot be used.
+    pub fn build(config: Config, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<Self, model::Error> {
+        let model = ServedModel::new(ranks)?;
+        let engine = engine::start(&config, &model, executor);
+        Ok(Self { service: Service { model: Arc::new(model), config: Arc::new(config), engine } })
+    }
+
+    /// For calls within this process, and for other APIs.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Waits until requests are taken. False if the group failed its first step or the engine has ended.
+    pub async fn ready(&self) -> bool {
+        let mut readiness = self.service.engine.readiness();
+        let settled = readiness.wait_for(|readiness| *readiness != Readiness::Starting).await;
+        settled.is_ok_and(|readiness| *readiness == Readiness::Ready)
+    }
+
+    /// Takes another group of the same model, after one was lost or in place of the present one.
+    ///
+    /// # Errors
+    /// If the ranks do not make a group that can serve what was admitted.
+    pub async fn replace(&self, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<(), model::Error> {
+        self.service.model.check_successor(ranks)?;
+        self.service.engine.replace(executor).await;
+        Ok(())
+    }
+
+    /// Serves gRPC until `shutdown`, then drains: new requests are refused, admitted ones finish.
+    ///
+    /// # Errors
+    /// If the transport fails.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
+        api::grpc::serve(self.service.clone(), TcpListenerStream::new(listener), shutdown).await
+    }
+
+    /// Serves gRPC on a free port of 127.0.0.1, for clients in this process.
+    ///
+    /// # Errors
+    /// If no port can be bound.
+    pub async fn serve_local(&self) -> std::io::Result<LocalServer> {
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let (stop, stopped) = oneshot::channel();
+        let coordinator = self.clone();
+        let task = tokio::spawn(async move {
+            let shutdown = async {
+                // A dropped server stops as well.
+                let _ = stopped.await;
+            };
+            coordinator.serve(listener, shutdown).await
+        });
+        Ok(LocalServer { address, stop, task })
+    }
+}
+
+impl LocalServer {
+    /// Drains and waits for the end.
+    pub async fn shut_down(self) {
+        let _ = self.stop.send(());
+        // Its errors are the transport's, and the transport is gone.
+        let _ = self.task.await;
+    }
+}

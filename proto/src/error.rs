@@ -56,6 +56,8 @@ reasons! {
     BadStopping = "bad_stopping", InvalidRequest;
     /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go together.
     BadContract = "bad_contract", InvalidRequest;
+    /// A request id that cannot stand in logs and metadata.
+    BadRequestId = "bad_request_id", InvalidRequest;
     /// The conversation cannot be rendered.
     BadChat = "bad_chat", InvalidRequest;
     /// The request would never fit, however long it waited.

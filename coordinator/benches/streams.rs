@@ -1,0 +1,121 @@
+//! What the coordinator itself adds to a token: N concurrent streams against a rank whose steps take a fixed time.
+//!
+//! `cargo bench -p palimpsest-coordinator --bench streams`. Prints the time per token of one stream and of N, in process
+//! and over gRPC, and the difference. The target is under 1 ms added per token at 64 streams.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use palimpsest_coordinator::{
+    Config, Coordinator,
+    executor::{
+        ChannelExecutor,
+        fake::{FakeRank, Script},
+    },
+    service::Service,
+};
+use palimpsest_proto::v1::{
+    GenerateEvent, GenerateRequest, Stopping, TokenIds, generate_event::Event, generate_request::Input,
+    inference_client::InferenceClient,
+};
+use tonic::transport::Channel;
+
+const TOKENS: u32 = 200;
+const STEP: Duration = Duration::from_millis(10);
+
+#[derive(Clone)]
+enum Path {
+    InProcess(Arc<Service>),
+    Grpc(Channel),
+}
+
+fn request() -> GenerateRequest {
+    let ids = b"Say something".iter().map(|&byte| u32::from(byte)).collect();
+    let stopping = Stopping { max_tokens: Some(TOKENS), ..Default::default() };
+    GenerateRequest { input: Some(Input::TokenIds(TokenIds { ids })), stopping: Some(stopping), ..Default::default() }
+}
+
+/// Seconds per token between the first and the last delta of one stream.
+async fn stream(path: Path) -> f64 {
+    let mut clock = Clock::default();
+    match path {
+        Path::InProcess(service) => {
+            let mut answer = service.generate(request(), None).await.expect("the request is valid");
+            while let Some(event) = answer.next().await {
+                clock.take(&event.expect("the fake rank does not fail"));
+            }
+        }
+        Path::Grpc(channel) => {
+            let call = InferenceClient::new(channel).generate(request()).await;
+            let mut events = call.expect("the request is valid").into_inner();
+            while let Some(event) = events.message().await.expect("the fake rank does not fail") {
+                clock.take(&event);
+            }
+        }
+    }
+    clock.per_token()
+}
+
+#[derive(Default)]
+struct Clock {
+    first: Option<Instant>,
+    last: Option<Instant>,
+    deltas: u32,
+}
+
+impl Clock {
+    fn take(&mut self, event: &GenerateEvent) {
+        if let Some(Event::Delta(_)) = event.event {
+            let now = Instant::now();
+            self.first.get_or_insert(now);
+            self.last = Some(now);
+            self.deltas += 1;
+        }
+    }
+
+    fn per_token(&self) -> f64 {
+        let (first, last) = (self.first.expect("a token came"), self.last.expect("a token came"));
+        (last - first).as_secs_f64() / f64::from(self.deltas - 1)
+    }
+}
+
+/// Mean and largest time per token over `n` concurrent streams, in seconds.
+async fn streams(path: &Path, n: usize) -> (f64, f64) {
+    let all: Vec<_> = (0..n).map(|_| tokio::spawn(stream(path.clone()))).collect();
+    let mut times = Vec::new();
+    for one in all {
+        times.push(one.await.expect("a stream ends"));
+    }
+    (times.iter().sum::<f64>() / n as f64, times.iter().copied().fold(0.0, f64::max))
+}
+
+#[tokio::main]
+async fn main() {
+    let rank = FakeRank::new(Script::endless(0, 1).with_step_time(STEP));
+    let config = Config { max_running: 64, ..Config::default() };
+    let executor = Box::new(ChannelExecutor::new(vec![rank.spawn()], config.step_limit));
+    let coordinator = Coordinator::build(config, executor, vec![rank.info()]).expect("the fake model is usable");
+    assert!(coordinator.ready().await, "the fake rank passes its first step");
+    let server = coordinator.serve_local().await.expect("a free port");
+    let address = format!("http://{}", server.address);
+    let channel = Channel::from_shared(address).expect("a valid address").connect().await.expect("it listens");
+    println!("{TOKENS} tokens a stream, steps of {} ms, ms per token: mean (worst stream)", STEP.as_millis());
+    for (name, path) in
+        [("in process", Path::InProcess(Arc::new(coordinator.service().clone()))), ("grpc", Path::Grpc(channel))]
+    {
+        let (alone, _) = streams(&path, 1).await;
+        for n in [8, 64] {
+            let (mean, worst) = streams(&path, n).await;
+            println!(
+                "{name:>10}: 1 stream {:.3}, {n} streams {:.3} ({:.3}), added {:.3}",
+                alone * 1e3,
+                mean * 1e3,
+                worst * 1e3,
+                (mean - alone) * 1e3
+            );
+        }
+    }
+    server.shut_down().await;
+}

@@ -1,0 +1,118 @@
+//! Admission: a bounded place to wait.
+//!
+//! A [`Permit`] holds a place in the queue, counted in requests and in prompt tokens. It is given back on `Drop`: when the
+//! sequence starts, or whenever its request ends before that. Memory needs no queue of its own: its exact cost is known
+//! before ([`crate::scheduler::Cost`]), and the scheduler starts a sequence only when it is free.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use palimpsest_proto::error::{Reason, RequestError};
+
+use crate::{config::Config, request::ValidRequest};
+
+/// Whether new requests are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// No group is ready: before the first step, or after a group was lost.
+    Unready,
+    /// Requests are taken.
+    Open,
+    /// The service is shutting down.
+    Draining,
+}
+
+/// The queue's bounds and what waits in it.
+#[derive(Debug, Clone)]
+pub struct Admission(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    max_requests: usize,
+    max_tokens: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    gate: Gate,
+    requests: usize,
+    tokens: u64,
+}
+
+/// A place in the queue, given back on `Drop`.
+#[derive(Debug)]
+pub struct Permit {
+    inner: Arc<Inner>,
+    tokens: u64,
+}
+
+impl Admission {
+    /// An empty queue behind a closed gate.
+    pub fn new(config: &Config) -> Self {
+        let state = State { gate: Gate::Unready, requests: 0, tokens: 0 };
+        Self(Arc::new(Inner {
+            max_requests: config.max_queued,
+            max_tokens: config.max_queued_tokens,
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// Opens or closes the gate. Draining is for good.
+    pub fn set_gate(&self, gate: Gate) {
+        self.0.with(|state| {
+            if state.gate != Gate::Draining {
+                state.gate = gate;
+            }
+        });
+    }
+
+    /// A place for the request.
+    ///
+    /// # Errors
+    /// `Draining`, `NoReadyGroup`, `QueueFull` with the bound that was met. A prompt larger than the whole queue may wait
+    /// alone.
+    pub fn admit(&self, request: &ValidRequest) -> Result<Permit, RequestError> {
+        let tokens = request.prompt.len() as u64;
+        let (max_requests, max_tokens) = (self.0.max_requests, self.0.max_tokens);
+        self.0.with(|state| {
+            let refusal = match state.gate {
+                Gate::Draining => Some((Reason::Draining, "the service is shutting down: ask another".to_owned())),
+                Gate::Unready => Some((Reason::NoReadyGroup, "no worker group is ready: try again later".to_owned())),
+                Gate::Open if state.requests >= max_requests => {
+                    Some((Reason::QueueFull, format!("{max_requests} requests wait already: try again later")))
+                }
+                Gate::Open if state.requests > 0 && state.tokens + tokens > max_tokens => Some((
+                    Reason::QueueFull,
+                    format!("{} prompt tokens wait, with {tokens} more the limit of {max_tokens} is passed: try again later", state.tokens),
+                )),
+                Gate::Open => None,
+            };
+            if let Some((reason, message)) = refusal {
+                return Err(RequestError::new(reason, message));
+            }
+            state.requests += 1;
+            state.tokens += tokens;
+            Ok(Permit { inner: self.0.clone(), tokens })
+        })
+    }
+
+    /// Requests and prompt tokens that wait.
+    pub fn waiting(&self) -> (usize, u64) {
+        self.0.with(|state| (state.requests, state.tokens))
+    }
+}
+
+impl Inner {
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.inner.with(|state| {
+            state.requests -= 1;
+            state.tokens -= self.tokens;
+        });
+    }
+}

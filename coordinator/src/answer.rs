@@ -1,0 +1,196 @@
+//! From sampled tokens to the events of a request. It runs in the request's own task, not in the engine's.
+
+use std::collections::VecDeque;
+
+use palimpsest_proto::{
+    error::RequestError,
+    internal::v1::CacheState,
+    v1::{
+        Delta, FinishReason, Finished, GenerateEvent, RetentionReport, Started, TokenLogprob, Usage,
+        generate_event::Event,
+    },
+};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+use crate::{
+    ids::RequestId,
+    model::ServedModel,
+    request::ValidRequest,
+    scheduler::Ending,
+    stream::{Reader, Token},
+    text::{Detokenizer, StopStrings},
+};
+
+/// The events of one request: `Started`, deltas, `Finished`. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Answer {
+    request: ValidRequest,
+    model: Arc<ServedModel>,
+    reader: Option<Reader>,
+    detokenizer: Detokenizer,
+    stop: StopStrings,
+    ready: VecDeque<Event>,
+    sent: u64,
+    /// Of tokens whose text is held back.
+    logprobs: Vec<TokenLogprob>,
+    seen: Seen,
+}
+
+/// What the tokens so far said about the sequence.
+#[derive(Debug, Default)]
+struct Seen {
+    generated: u64,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    cache: CacheState,
+    /// The last report, and how many tokens the sequence had been fed then.
+    retention: Option<(RetentionReport, u64)>,
+}
+
+impl Answer {
+    /// The answer to a submitted request whose tokens come from `reader`.
+    pub(crate) fn new(request: ValidRequest, model: Arc<ServedModel>, reader: Reader) -> Self {
+        let started = Event::Started(Started {
+            request_id: request.id.to_string(),
+            model: model.info.name.clone(),
+            seed: request.sampling.seed(),
+            prompt_tokens: request.prompt.len() as u64,
+            kv: Some(request.kv.clone()),
+            reserved_bytes: request.cost.bytes,
+        });
+        Self {
+            detokenizer: Detokenizer::new(model.tokenizer.clone(), &request.prompt),
+            stop: StopStrings::new(request.stop.clone()),
+            ready: VecDeque::from([started]),
+            sent: 0,
+            logprobs: Vec::new(),
+            seen: Seen::default(),
+            reader: Some(reader),
+            request,
+            model,
+        }
+    }
+
+    /// For logs and metadata.
+    pub fn request_id(&self) -> &RequestId {
+        &self.request.id
+    }
+
+    /// The next event; `None` behind `Finished` or an error.
+    pub async fn next(&mut self) -> Option<Result<GenerateEvent, RequestError>> {
+        while self.ready.is_empty() {
+            match self.reader.as_mut()?.next().await {
+                Ok(Some(token)) => self.take(token),
+                Ok(None) => return None,
+                Err(error) => {
+                    self.reader = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+        let event = self.ready.pop_front();
+        let sequence_number = self.sent;
+        self.sent += 1;
+        Some(Ok(GenerateEvent { event, sequence_number }))
+    }
+
+    fn take(&mut self, token: Token) {
+        self.seen.take(&token, self.request.prompt.len() as u64);
+        let Token { id, logprob, ended, .. } = token;
+        self.logprobs.extend(logprob.map(|logprob| self.with_bytes(logprob)));
+        // The end-of-sequence token is no text, whatever the tokenizer thinks of it.
+        let mut text = if ended == Some(Ending::Eos) { String::new() } else { self.detokenizer.push(id) };
+        if ended.is_some() {
+            text.push_str(&self.detokenizer.finish());
+        }
+        match (self.stop.push(&text), ended) {
+            (Err(found), _) => {
+                self.delta(found.before, true);
+                self.finish(FinishReason::Stop, found.stop);
+            }
+            (Ok(free), None) => self.delta(free, false),
+            (Ok(mut free), Some(ending)) => {
+                free.push_str(&self.stop.finish());
+                self.delta(free, true);
+                let reason = match ending {
+                    Ending::Eos => FinishReason::Eos,
+                    Ending::Length => FinishReason::Length,
+                };
+                self.finish(reason, String::new());
+            }
+        }
+    }
+
+    fn delta(&mut self, text: String, last: bool) {
+        if !text.is_empty() || (last && !self.logprobs.is_empty()) {
+            let tokens = std::mem::take(&mut self.logprobs);
+            self.ready.push_back(Event::Delta(Delta { text, tokens }));
+        }
+    }
+
+    fn with_bytes(&self, mut logprob: TokenLogprob) -> TokenLogprob {
+        for one in logprob.top.iter_mut() {
+            one.bytes = self.model.tokenizer.bytes(one.id).into();
+        }
+        logprob.bytes = self.model.tokenizer.bytes(logprob.id).into();
+        logprob
+    }
+
+    /// Ends the answer, and with it the sequence if that still runs.
+    fn finish(&mut self, reason: FinishReason, stop: String) {
+        let started = self.reader.take().and_then(|reader| reader.started());
+        let usage = self.seen.usage(&self.request, &self.model, started);
+        let fed = self.seen.fed(self.request.prompt.len() as u64);
+        let retention = self.seen.retention.take().map(|(report, at)| grown(report, at, fed));
+        self.ready.push_back(Event::Finished(Finished { reason: reason.into(), usage: Some(usage), stop, retention }));
+    }
+}
+
+impl Seen {
+    fn take(&mut self, token: &Token, prompt: u64) {
+        self.generated += 1;
+        self.first.get_or_insert(token.at);
+        self.last = Some(token.at);
+        self.cache = token.cache;
+        if let Some(report) = &token.retention {
+            self.retention = Some((report.clone(), self.fed(prompt)));
+        }
+    }
+
+    /// Tokens that the ranks have seen: all but the last sampled one.
+    const fn fed(&self, prompt: u64) -> u64 {
+        prompt + self.generated.saturating_sub(1)
+    }
+
+    fn usage(&self, request: &ValidRequest, model: &ServedModel, started: Option<Instant>) -> Usage {
+        let heads = model.all_heads();
+        let mean = |entries: u64| (entries + heads / 2) / heads;
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64(),
+            _ => 0.0,
+        };
+        let prompt_tokens = request.prompt.len() as u64;
+        Usage {
+            prompt_tokens,
+            generated_tokens: self.generated,
+            evicted_tokens: mean(self.cache.evicted_entries),
+            held_slots: mean(self.cache.held_entries),
+            held_bytes: self.cache.held_bytes,
+            full_cache_bytes: self.fed(prompt_tokens) * model.token_bytes(),
+            queue_seconds: between(Some(request.arrived), started),
+            prefill_seconds: between(started, self.first),
+            decode_seconds: between(self.first, self.last),
+            first_token_seconds: between(Some(request.arrived), self.first),
+            warnings: request.warnings.clone(),
+        }
+    }
+}
+
+/// A report taken after `at` tokens, as it stands after `fed`: between boundaries every head keeps every new position.
+fn grown(mut report: RetentionReport, at: u64, fed: u64) -> RetentionReport {
+    for head in &mut report.heads {
+        head.positions.extend((at..fed).map(|position| u32::try_from(position).unwrap_or(u32::MAX)));
+    }
+    report
+}

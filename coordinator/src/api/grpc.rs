@@ -1,0 +1,183 @@
+//! The gRPC API: `palimpsest.v1.Inference`, health and reflection.
+
+use std::{future::Future, time::Duration};
+
+use futures::stream::{self, BoxStream, StreamExt};
+use palimpsest_proto::{
+    DESCRIPTORS,
+    v1::{
+        GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest, TokenizeResponse,
+        inference_server::{Inference, InferenceServer},
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
+use tokio_stream::Stream;
+use tonic::{
+    Request, Response, Status,
+    metadata::MetadataMap,
+    transport::{Server, server::Connected},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{engine::Readiness, service::Service};
+
+/// Metadata key of a response that names its request.
+pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
+/// Name of the public service, for health checks.
+pub const SERVICE_NAME: &str = "palimpsest.v1.Inference";
+/// A connection that does not answer for this long is given up, and with it its requests.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time that open connections have to close when everything is answered.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The generated service over [`Service`].
+#[derive(Debug, Clone)]
+pub struct GrpcApi(Service);
+
+#[tonic::async_trait]
+impl Inference for GrpcApi {
+    type GenerateStream = BoxStream<'static, Result<GenerateEvent, Status>>;
+
+    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+        let timeout = grpc_timeout(request.metadata())?;
+        let answer = self.0.generate(request.into_inner(), timeout).await?;
+        let id = answer.request_id().as_str().parse().map_err(|_| Status::internal("request ids are ASCII"))?;
+        // No task and no buffer in between: the connection polls the answer, so its flow control reaches the ring.
+        let events = stream::unfold(answer, |mut answer| async move {
+            let event = answer.next().await?;
+            Some((event.map_err(Status::from), answer))
+        });
+        let mut response = Response::new(events.boxed());
+        response.metadata_mut().insert(REQUEST_ID_KEY, id);
+        Ok(response)
+    }
+
+    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        Ok(Response::new(self.0.tokenize(request.into_inner()).await?))
+    }
+
+    async fn get_model(&self, _: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
+        Ok(Response::new(self.0.describe()))
+    }
+}
+
+/// Serves until `shutdown`, then drains the engine, closes the connections and returns.
+///
+/// # Errors
+/// If the transport fails.
+pub async fn serve<I, IO, E>(
+    service: Service,
+    incoming: I,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), tonic::transport::Error>
+where
+    I: Stream<Item = Result<IO, E>> + Send,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (reporter, health) = tonic_health::server::health_reporter();
+    report(&reporter, Readiness::Starting).await;
+    let follow = tokio::spawn(follow(reporter, service.engine.readiness()));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(SERVICE_NAME)
+            .with_service_name("grpc.health.v1.Health")
+    };
+    let built = "the descriptors were built with this program";
+    let limit = service.config.max_message_bytes;
+    let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
+    let (drained, closing) = watch::channel(false);
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(api)
+        .add_service(health)
+        .add_service(reflection().build_v1().expect(built))
+        .add_service(reflection().build_v1alpha().expect(built));
+    let engine = service.engine.clone();
+    let end = async move {
+        shutdown.await;
+        tracing::info!("draining");
+        engine.drain().await;
+        drained.send_replace(true);
+    };
+    let served = router.serve_with_incoming_shutdown(incoming, end);
+    let limited = async {
+        let mut closing = closing;
+        let _ = closing.wait_for(|drained| *drained).await;
+        // A health watch never ends by itself, and a slow reader may never take its last events.
+        tokio::time::sleep(CLOSE_LIMIT).await;
+    };
+    let result = tokio::select! {
+        result = served => result,
+        () = limited => Ok(()),
+    };
+    follow.abort();
+    result
+}
+
+async fn follow(reporter: HealthReporter, mut readiness: watch::Receiver<Readiness>) {
+    loop {
+        let now = *readiness.borrow_and_update();
+        report(&reporter, now).await;
+        if readiness.changed().await.is_err() {
+            report(&reporter, Readiness::Ended).await;
+            return;
+        }
+    }
+}
+
+async fn report(reporter: &HealthReporter, readiness: Readiness) {
+    let status = if readiness == Readiness::Ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for name in ["", SERVICE_NAME] {
+        reporter.set_service_status(name, status).await;
+    }
+}
+
+/// The deadline that gRPC clients send along: digits and a unit (gRPC over HTTP/2, "Timeout").
+fn grpc_timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
+    let invalid = || Status::invalid_argument("grpc-timeout must be up to 8 digits and a unit of H, M, S, m, u or n");
+    let text = value.to_str().map_err(|_| invalid())?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(invalid)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(invalid());
+    }
+    let count: u64 = digits.parse().map_err(|_| invalid())?;
+    match unit {
+        "H" => Ok(Some(Duration::from_secs(count * 3600))),
+        "M" => Ok(Some(Duration::from_secs(count * 60))),
+        "S" => Ok(Some(Duration::from_secs(count))),
+        "m" => Ok(Some(Duration::from_millis(count))),
+        "u" => Ok(Some(Duration::from_micros(count))),
+        "n" => Ok(Some(Duration::from_nanos(count))),
+        _ => Err(invalid()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        let parse = |text: &'static str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", tonic::metadata::MetadataValue::from_static(text));
+            grpc_timeout(&metadata)
+        };
+        assert_eq!(parse("2H").unwrap(), Some(Duration::from_secs(7200)));
+        assert_eq!(parse("100m").unwrap(), Some(Duration::from_millis(100)));
+        assert_eq!(parse("99999999n").unwrap(), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(grpc_timeout(&MetadataMap::new()).unwrap(), None);
+        for bad in ["", "S", "1", "1x", "-1S", "123456789S", "1.5S"] {
+            assert_eq!(parse(bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! APIs: translations between a wire format and [`crate::service::Service`].
+
+pub mod grpc;

@@ -1,0 +1,60 @@
+//! Limits of a coordinator. Nothing here is read from the environment; the binary fills it in.
+
+use std::time::Duration;
+
+/// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Sequences that run at once.
+    pub max_running: usize,
+    /// Requests that wait at most.
+    pub max_queued: usize,
+    /// Prompt tokens of all waiting requests together.
+    pub max_queued_tokens: u64,
+    /// Prompt and answer of one request together, in tokens.
+    pub max_total_tokens: u64,
+    /// Largest budget that a request may ask for, in entries per KV head.
+    pub max_budget: u32,
+    /// Tokens of an answer when the request does not say.
+    pub default_max_tokens: u32,
+    /// Prefill tokens of a step in which others decode; 0: one stride.
+    pub busy_prefill_tokens: u64,
+    /// Prefill tokens of a step in which nobody decodes; 0: four strides.
+    pub idle_prefill_tokens: u64,
+    /// Longest time from arrival to the end of a request.
+    pub request_limit: Duration,
+    /// Longest time of one step on any rank.
+    pub step_limit: Duration,
+    /// Tokens that wait for a reader before its sequence is paused.
+    pub ring_tokens: usize,
+    /// Time after which a paused request is given up.
+    pub slow_reader_limit: Duration,
+    /// Time that running requests have to finish on shutdown.
+    pub drain_limit: Duration,
+    /// Largest message that a client may send, in bytes.
+    pub max_message_bytes: usize,
+    /// Number of the first epoch.
+    pub first_epoch: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_running: 16,
+            max_queued: 256,
+            max_queued_tokens: 4 << 20,
+            max_total_tokens: 16 << 20,
+            max_budget: 1 << 20,
+            default_max_tokens: 512,
+            busy_prefill_tokens: 0,
+            idle_prefill_tokens: 0,
+            request_limit: Duration::from_secs(3600),
+            step_limit: Duration::from_secs(60),
+            ring_tokens: 256,
+            slow_reader_limit: Duration::from_secs(60),
+            drain_limit: Duration::from_secs(60),
+            max_message_bytes: 64 << 20,
+            first_epoch: 1,
+        }
+    }
+}

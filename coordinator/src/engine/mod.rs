@@ -1,0 +1,190 @@
+//! The one loop that owns all sequences of a group.
+//!
+//! ```text
+//! mailbox ─▶ ┌──────────────── engine task ────────────────┐
+//!            │ tend (readers, deadlines) ▸ scheduler.plan  │ ─ StepPlan ─▶ executor ─▶ ranks
+//! readers ─▶ │ ▸ rings ◂ scheduler.on_output ◂─────────────│ ◂ StepOutput
+//!            └─────────────────────────────────────────────┘
+//! ```
+//! While a step is under way the loop goes on taking requests, cancellations and deadlines; only the plan waits.
+//! Detokenisation is not done here but by each request's reader.
+
+mod state;
+
+use std::{pin::pin, sync::Arc};
+
+use palimpsest_proto::error::{Reason, RequestError};
+use tokio::sync::{Notify, mpsc, watch};
+
+use self::state::State;
+use crate::{
+    admission::{Admission, Gate, Permit},
+    config::Config,
+    executor::Executor,
+    model::ServedModel,
+    request::ValidRequest,
+    stream::{Reader, Writer, ring},
+};
+
+/// Whether an engine serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// The first step of a group has not passed yet.
+    Starting,
+    /// Steps pass.
+    Ready,
+    /// The group failed; another must be given.
+    Lost,
+    /// Shutting down: running requests finish, new ones are refused.
+    Draining,
+    /// The engine has ended.
+    Ended,
+}
+
+enum Message {
+    Submit(Box<Submission>),
+    Replace(Box<dyn Executor>),
+    Drain,
+}
+
+struct Submission {
+    request: ValidRequest,
+    permit: Permit,
+    writer: Writer,
+}
+
+/// A handle on an engine; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    mailbox: mpsc::Sender<Message>,
+    wake: Arc<Notify>,
+    readiness: watch::Receiver<Readiness>,
+    admission: Admission,
+    ring_tokens: usize,
+}
+
+impl EngineHandle {
+    /// Hands a request to the engine and returns the reader of its tokens. Dropping the reader cancels the request.
+    ///
+    /// # Errors
+    /// As [`Admission::admit`].
+    pub fn submit(&self, request: ValidRequest) -> Result<Reader, RequestError> {
+        let permit = self.admission.admit(&request)?;
+        let (writer, reader) = ring(self.ring_tokens, self.wake.clone());
+        let message = Message::Submit(Box::new(Submission { request, permit, writer }));
+        self.mailbox.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                RequestError::new(Reason::QueueFull, "the engine's mailbox is full: try again later")
+            }
+            mpsc::error::TrySendError::Closed(_) => {
+                RequestError::new(Reason::Draining, "the service has shut down: ask another")
+            }
+        })?;
+        Ok(reader)
+    }
+
+    /// Gives the engine another group, in place of a lost one or of the present one, whose running requests then end with
+    /// an error. Waiting requests stay.
+    pub async fn replace(&self, executor: Box<dyn Executor>) {
+        // A closed mailbox means that the engine has ended: there is nothing to replace.
+        let _ = self.mailbox.send(Message::Replace(executor)).await;
+    }
+
+    /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine has ended.
+    pub async fn drain(&self) {
+        self.admission.set_gate(Gate::Draining);
+        let _ = self.mailbox.send(Message::Drain).await;
+        let mut readiness = self.readiness.clone();
+        // An error means that the engine is gone, which is what we wait for.
+        let _ = readiness.wait_for(|readiness| *readiness == Readiness::Ended).await;
+    }
+
+    /// Follows the engine's readiness.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.clone()
+    }
+
+    /// The queue in front of the engine.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+}
+
+/// Starts an engine as a task of the current runtime. It ends when drained, or when the last handle is dropped and its
+/// requests are done.
+pub fn start(config: &Config, model: &ServedModel, executor: Box<dyn Executor>) -> EngineHandle {
+    // Room for every request that admission lets wait, and for commands.
+    let (mailbox, inbox) = mpsc::channel(config.max_queued + 16);
+    let (readiness, follow) = watch::channel(Readiness::Starting);
+    let admission = Admission::new(config);
+    let wake = Arc::new(Notify::new());
+    let state = State::new(config, model, readiness, admission.clone(), wake.clone());
+    tokio::spawn(run(state, inbox, executor));
+    EngineHandle { mailbox, wake, readiness: follow, admission, ring_tokens: config.ring_tokens }
+}
+
+async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box<dyn Executor>) {
+    state.warm_up();
+    let mut group = Some(executor);
+    loop {
+        if let Some(executor) = state.replacement.take() {
+            if group.is_some() {
+                state.lose_group("another group was given");
+            }
+            state.warm_up();
+            group = Some(executor);
+        }
+        state.tend();
+        let plan = if group.is_some() { state.plan() } else { None };
+        let (Some(executor), Some(plan)) = (&mut group, plan) else {
+            if state.drained(group.is_some()) {
+                break;
+            }
+            event(&mut state, &mut inbox).await;
+            continue;
+        };
+        let output = {
+            let mut step = pin!(executor.execute(plan));
+            loop {
+                tokio::select! {
+                    biased;
+                    output = &mut step => break output,
+                    () = event(&mut state, &mut inbox) => state.tend(),
+                }
+            }
+        };
+        match output {
+            Ok(output) => {
+                if !state.absorb(output) {
+                    group = None;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the worker group failed");
+                group = None;
+                state.lose_group(&error.to_string());
+            }
+        }
+    }
+    state.end();
+}
+
+/// Waits for one thing to happen and takes it in. May be dropped while it waits.
+async fn event(state: &mut State, inbox: &mut mpsc::Receiver<Message>) {
+    let wake = state.wake.clone();
+    let alarm = state.next_alarm();
+    let alarm = async {
+        match alarm {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        message = inbox.recv(), if !state.orphaned => state.take(message),
+        () = wake.notified() => {}
+        () = alarm => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,351 @@
+//! What the engine knows between two awaits.
+
+use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration};
+
+use palimpsest_proto::{
+    error::{Reason, RequestError},
+    internal::v1::{SequenceInit, SequenceOutput, StepOutput, StepPlan},
+    v1::{KvContract, Sampling},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{Message, Readiness, Submission};
+use crate::{
+    admission::{Admission, Gate, Permit},
+    config::Config,
+    executor::Executor,
+    ids::{Epoch, RequestId, SequenceId},
+    model::ServedModel,
+    request::{ValidRequest, with_defaults},
+    scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget},
+    stream::{Token, Writer},
+};
+
+struct Live {
+    request: RequestId,
+    writer: Writer,
+    /// Held while the request waits.
+    permit: Option<Permit>,
+    deadline: Instant,
+    paused: Option<Instant>,
+}
+
+pub(super) struct State {
+    scheduler: Scheduler,
+    live: BTreeMap<SequenceId, Live>,
+    next_sequence: u64,
+    epoch: u64,
+    /// The sequence whose first token makes the group ready.
+    warm_up: Option<SequenceId>,
+    warm_up_arrival: Arrival,
+    eos_ids: Arc<[u32]>,
+    slow_reader_limit: Duration,
+    drain_limit: Duration,
+    drain_until: Option<Instant>,
+    readiness: watch::Sender<Readiness>,
+    admission: Admission,
+    pub(super) wake: Arc<Notify>,
+    pub(super) replacement: Option<Box<dyn Executor>>,
+    /// No handle is left that could send anything.
+    pub(super) orphaned: bool,
+}
+
+impl State {
+    pub(super) fn new(
+        config: &Config,
+        model: &ServedModel,
+        readiness: watch::Sender<Readiness>,
+        admission: Admission,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let stride = model.geometry.stride;
+        let or = |tokens: u64, default: u64| if tokens == 0 { default } else { tokens };
+        let tokens = TokenBudget {
+            busy: or(config.busy_prefill_tokens, stride),
+            idle: or(config.idle_prefill_tokens, 4 * stride),
+        };
+        let limits = Limits { stride, max_running: config.max_running.max(1), tokens, arena_bytes: model.arena_bytes };
+        Self {
+            scheduler: Scheduler::new(limits, Epoch(config.first_epoch)),
+            live: BTreeMap::new(),
+            next_sequence: 0,
+            epoch: config.first_epoch,
+            warm_up: None,
+            warm_up_arrival: warm_up_arrival(model),
+            eos_ids: model.info.eos_ids.clone().into(),
+            slow_reader_limit: config.slow_reader_limit,
+            drain_limit: config.drain_limit,
+            drain_until: None,
+            readiness,
+            admission,
+            wake,
+            replacement: None,
+            orphaned: false,
+        }
+    }
+
+    /// Takes a message in; `None` when no more can come.
+    pub(super) fn take(&mut self, message: Option<Message>) {
+        match message {
+            Some(Message::Submit(submission)) => self.submit(*submission),
+            Some(Message::Replace(executor)) => self.replacement = Some(executor),
+            Some(Message::Drain) => self.drain(),
+            None => {
+                self.orphaned = true;
+                self.drain();
+            }
+        }
+    }
+
+    /// Asks for a one-token sequence; its success opens the gate.
+    pub(super) fn warm_up(&mut self) {
+        let id = self.new_sequence();
+        let arrival = Arrival { id, ..self.warm_up_arrival.clone() };
+        self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
+        self.warm_up = Some(id);
+        self.report(Readiness::Starting);
+    }
+
+    /// Cancels what nobody reads, what is out of time and what is read too slowly; resumes what is read again.
+    pub(super) fn tend(&mut self) {
+        let now = Instant::now();
+        let mut over = Vec::new();
+        for (&id, live) in &mut self.live {
+            let verdict = live.verdict(now, self.slow_reader_limit, self.drain_until);
+            if let Some(error) = verdict {
+                over.push((id, error));
+            } else if live.paused.is_some() && live.writer.has_room() {
+                live.paused = None;
+                self.scheduler.on_event(Event::Resume(id));
+            }
+        }
+        for (id, error) in over {
+            self.scheduler.on_event(Event::Leave(id));
+            self.fail(id, error);
+        }
+    }
+
+    /// The next plan; its new sequences leave the queue.
+    pub(super) fn plan(&mut self) -> Option<StepPlan> {
+        let plan = self.scheduler.plan()?;
+        let now = Instant::now();
+        for step in plan.sequences.iter().filter(|step| step.init.is_some()) {
+            if let Some(live) = self.live.get_mut(&SequenceId(step.sequence)) {
+                live.permit = None;
+                live.writer.start(now);
+            }
+        }
+        Some(plan)
+    }
+
+    /// Hands the tokens of a step out. False if the group turns out to be unusable.
+    pub(super) fn absorb(&mut self, output: StepOutput) -> bool {
+        let now = Instant::now();
+        let progress = self.scheduler.on_output(&output);
+        let mut outputs: HashMap<u64, SequenceOutput> =
+            output.sequences.into_iter().map(|one| (one.sequence, one)).collect();
+        for one in progress {
+            match one {
+                Progress::Token { id, .. } if Some(id) == self.warm_up => {
+                    self.warm_up = None;
+                    self.admission.set_gate(Gate::Open);
+                    self.report(Readiness::Ready);
+                }
+                Progress::Token { id, token, ended } => {
+                    let output = outputs.remove(&id.0).unwrap_or_default();
+                    self.hand_out(id, token, ended, output, now);
+                }
+                Progress::Failed { id, error } if Some(id) == self.warm_up => {
+                    tracing::error!(%error, "the worker group failed its first sequence");
+                    self.lose_group(&error);
+                    return false;
+                }
+                Progress::Failed { id, error } => {
+                    if let Some(live) = self.live.get(&id) {
+                        let failure = live.failure(&error);
+                        self.fail(id, failure);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// The group is gone: every sequence that ran on it ends with an error.
+    pub(super) fn lose_group(&mut self, why: &str) {
+        self.epoch += 1;
+        if let Some(id) = self.warm_up.take() {
+            self.scheduler.on_event(Event::Leave(id));
+        }
+        for id in self.scheduler.restart(Epoch(self.epoch)) {
+            if let Some(live) = self.live.get(&id) {
+                let failure = live.failure(why);
+                self.fail(id, failure);
+            }
+        }
+        self.admission.set_gate(Gate::Unready);
+        self.report(Readiness::Lost);
+    }
+
+    /// When the loop must look again though nothing happens.
+    pub(super) fn next_alarm(&self) -> Option<Instant> {
+        let slow = |live: &Live| live.paused.map(|since| since + self.slow_reader_limit);
+        let alarms = self.live.values().flat_map(|live| [Some(live.deadline), slow(live)]).flatten();
+        alarms.chain(self.drain_until.filter(|_| !self.live.is_empty())).min()
+    }
+
+    /// Whether a drain has come to its end. Without a group, requests that wait would wait in vain.
+    pub(super) fn drained(&mut self, has_group: bool) -> bool {
+        if self.drain_until.is_none() {
+            return false;
+        }
+        if !has_group {
+            self.drain_until = Some(Instant::now());
+            self.tend();
+        }
+        self.live.is_empty()
+    }
+
+    pub(super) fn end(&mut self) {
+        self.readiness.send_replace(Readiness::Ended);
+    }
+
+    fn submit(&mut self, Submission { request, permit, writer }: Submission) {
+        let id = self.new_sequence();
+        tracing::debug!(request = %request.id, sequence = %id, "queued");
+        let arrival = self.arrival(id, &request);
+        self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
+        let live = Live { request: request.id, writer, permit: Some(permit), deadline: request.deadline, paused: None };
+        self.live.insert(id, live);
+    }
+
+    fn arrival(&self, id: SequenceId, request: &ValidRequest) -> Arrival {
+        let (stop_ids, banned) = match request.ignore_eos {
+            true => ([].into(), self.eos_ids.to_vec()),
+            false => (self.eos_ids.clone(), Vec::new()),
+        };
+        let init = SequenceInit {
+            kv: Some(request.kv.clone()),
+            sampling: Some(request.sampling.clone()),
+            max_tokens: request.max_total_tokens(),
+            banned,
+        };
+        Arrival {
+            id,
+            priority: request.priority,
+            prompt: request.prompt.clone(),
+            max_new_tokens: request.max_tokens,
+            stop_ids,
+            init,
+            cost: request.cost,
+            retention_report: request.retention_report,
+        }
+    }
+
+    fn hand_out(&mut self, id: SequenceId, token: u32, ended: Option<Ending>, output: SequenceOutput, at: Instant) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let full = live.writer.push(Token {
+            number: 0,
+            id: token,
+            logprob: output.logprob,
+            cache: output.cache.unwrap_or_default(),
+            retention: output.retention,
+            ended,
+            at,
+        });
+        if ended.is_some() {
+            tracing::debug!(request = %live.request, sequence = %id, ?ended, "done");
+            self.live.remove(&id);
+        } else if full {
+            live.paused = Some(at);
+            self.scheduler.on_event(Event::Pause(id));
+        }
+    }
+
+    fn fail(&mut self, id: SequenceId, error: RequestError) {
+        if let Some(live) = self.live.remove(&id) {
+            tracing::info!(request = %live.request, sequence = %id, reason = error.reason.tag(), "ended early");
+            live.writer.fail(error);
+        }
+    }
+
+    fn drain(&mut self) {
+        self.drain_until.get_or_insert(Instant::now() + self.drain_limit);
+        self.admission.set_gate(Gate::Draining);
+        self.report(Readiness::Draining);
+    }
+
+    fn report(&self, readiness: Readiness) {
+        let readiness = if self.drain_until.is_some() { Readiness::Draining } else { readiness };
+        self.readiness.send_replace(readiness);
+    }
+
+    fn new_sequence(&mut self) -> SequenceId {
+        self.next_sequence += 1;
+        SequenceId(self.next_sequence)
+    }
+}
+
+impl Live {
+    /// Why this request must end now, if it must.
+    fn verdict(&self, now: Instant, slow: Duration, drain_until: Option<Instant>) -> Option<RequestError> {
+        let waiting = self.permit.is_some();
+        if self.writer.reader_gone() {
+            return Some(RequestError::new(Reason::ClientGone, "the client dropped the stream"));
+        }
+        if self.deadline <= now {
+            let (reason, when) = match waiting {
+                true => (Reason::DeadlineInQueue, "before the request started: ask for less or later"),
+                false => (Reason::DeadlineInExecution, "while tokens were made: allow more time or fewer tokens"),
+            };
+            return Some(RequestError::new(reason, format!("the deadline passed {when}")));
+        }
+        if self.paused.is_some_and(|since| since + slow <= now) && !self.writer.has_room() {
+            let message = format!("the stream was not read for {} s: read faster or ask for less", slow.as_secs_f64());
+            return Some(RequestError::new(Reason::SlowReader, message));
+        }
+        let message = "the service is shutting down and the time to finish is over: ask another";
+        drain_until.filter(|until| *until <= now).map(|_| RequestError::new(Reason::Draining, message))
+    }
+
+    /// The group failed; what that means depends on whether the client has seen a token.
+    fn failure(&self, why: &str) -> RequestError {
+        let count = self.writer.pushed();
+        match count {
+            0 => RequestError::new(
+                Reason::RankFailed,
+                format!("the worker group failed before the first token ({why}): try again"),
+            ),
+            _ => RequestError::new(
+                Reason::GroupLost,
+                format!("the worker group failed after {count} tokens ({why}): start again"),
+            ),
+        }
+    }
+}
+
+/// One token under the default contract: touches every kernel, and fits any arena that serves at all.
+fn warm_up_arrival(model: &ServedModel) -> Arrival {
+    let kv = with_defaults(&KvContract::default(), &model.info);
+    let token = model.info.eos_ids.first().copied().filter(|&id| u64::from(id) < model.info.vocabulary).unwrap_or(0);
+    let sampling = Sampling {
+        temperature: Some(0.0),
+        top_p: Some(1.0),
+        repetition_penalty: Some(1.0),
+        seed: Some(0),
+        ..Default::default()
+    };
+    Arrival {
+        id: SequenceId(0),
+        priority: i32::MAX,
+        prompt: [token].into(),
+        max_new_tokens: 1,
+        stop_ids: [].into(),
+        cost: Cost::of(&kv, &model.geometry, 2),
+        init: SequenceInit { kv: Some(kv), sampling: Some(sampling), max_tokens: 2, banned: Vec::new() },
+        retention_report: false,
+    }
+}

@@ -1,0 +1,381 @@
+//! A rank without a model: the twin of a worker for tests and for measuring the coordinator alone.
+//!
+//! It checks every plan against the contract between coordinator and ranks, keeps count of what a bounded cache would
+//! hold, and answers with tokens that are a pure function of the sequence so far. It can be told to fail.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use palimpsest_proto::{
+    internal::v1::{
+        CacheState, GetRankRequest, ModelInfo, RankInfo, SequenceInit, SequenceOutput, SequenceStep, StepOutput,
+        StepPlan, worker_server::Worker,
+    },
+    kv::{FULL, Geometry, reserved_bytes},
+    v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::RankChannel;
+
+/// Token ids below this are the bytes of the fake model's tokenizer.
+pub const BYTE_TOKENS: u32 = 256;
+/// Id of `<|im_start|>`.
+pub const IM_START: u32 = 266;
+/// Id of `<|im_end|>`, the end of sequence.
+pub const IM_END: u32 = 267;
+/// Size of the vocabulary.
+pub const VOCABULARY: u64 = 268;
+
+/// The next token from all tokens so far and the length of the prompt.
+pub type Answer = Arc<dyn Fn(&[u32], usize) -> u32 + Send + Sync>;
+
+/// A way to fail, in a given step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The step fails as a whole.
+    Error,
+    /// No answer ever comes.
+    Hang,
+    /// Another digest than that of the other ranks.
+    Diverge,
+    /// The rank ends.
+    Vanish,
+    /// The first sequence of the step fails alone.
+    FailSequence,
+    /// The answer is one of another step.
+    WrongStep,
+}
+
+/// What a fake rank does.
+#[derive(Clone)]
+pub struct Script {
+    /// Model and arena, as the rank reports them.
+    pub rank: RankInfo,
+    /// The model.
+    pub answer: Answer,
+    /// Duration of a step.
+    pub step_time: Duration,
+    /// Faults by the number of plans that the rank has had, from 0.
+    pub faults: HashMap<usize, Fault>,
+}
+
+impl Script {
+    /// A rank of a group of `world_size` whose model repeats the bytes of `text` and then ends.
+    pub fn saying(text: &str, rank: u32, world_size: u32) -> Self {
+        let text = text.as_bytes().to_vec();
+        let answer = move |tokens: &[u32], prompt: usize| {
+            text.get(tokens.len() - prompt).map_or(IM_END, |&byte| u32::from(byte))
+        };
+        Self::answering(Arc::new(answer), rank, world_size)
+    }
+
+    /// A rank whose model writes letters that depend on all tokens before, and never ends.
+    pub fn endless(rank: u32, world_size: u32) -> Self {
+        let letters = |tokens: &[u32], _: usize| {
+            let hash = tokens.iter().fold(17u32, |hash, &token| hash.wrapping_mul(31).wrapping_add(token + 1));
+            u32::from(b'a') + (hash >> 8) % 26
+        };
+        Self::answering(Arc::new(letters), rank, world_size)
+    }
+
+    /// A rank with this model.
+    pub fn answering(answer: Answer, rank: u32, world_size: u32) -> Self {
+        let rank = RankInfo {
+            rank,
+            world_size,
+            model: Some(model()),
+            kv_arena_bytes: 64 << 20,
+            device: "fake".into(),
+            digest: b"fake"[..].into(),
+        };
+        Self { rank, answer, step_time: Duration::ZERO, faults: HashMap::new() }
+    }
+
+    /// The same with a fault in plan number `plan`, from 0.
+    #[must_use]
+    pub fn with_fault(mut self, plan: usize, fault: Fault) -> Self {
+        self.faults.insert(plan, fault);
+        self
+    }
+
+    /// The same with steps that take this long.
+    #[must_use]
+    pub const fn with_step_time(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
+        self
+    }
+}
+
+/// The fake model: 2 layers, 2 KV heads, stride 16, byte-level vocabulary, a ChatML template.
+pub fn model() -> ModelInfo {
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    ModelInfo {
+        name: "fake".into(),
+        architecture: "fake".into(),
+        context_length: 512,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        vocabulary: VOCABULARY,
+        parameters: 0,
+        kv_element_bytes: 2,
+        stride: 16,
+        tokenizer: byte_level_tokenizer().into(),
+        chat_template: template.into(),
+        bos_token: "<|im_start|>".into(),
+        eos_token: "<|im_end|>".into(),
+        eos_ids: vec![IM_END],
+        policies: ["full", "window", "random", "retention"].map(String::from).into(),
+        memories: ["none", "associative"].map(String::from).into(),
+        default_kv: Some(KvContract {
+            budget: 64,
+            policy: "window".into(),
+            memory: "none".into(),
+            ..Default::default()
+        }),
+    }
+}
+
+/// A `tokenizer.json`: byte-level BPE in which id = byte, a few merges from [`BYTE_TOKENS`] on, two control tokens.
+pub fn byte_level_tokenizer() -> Vec<u8> {
+    let mut next = 0x100;
+    let mut alphabet: Vec<String> = Vec::new();
+    for byte in 0..=u8::MAX {
+        let plain = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let code = if plain { u32::from(byte) } else { next };
+        next += u32::from(!plain);
+        alphabet.extend(char::from_u32(code).map(String::from));
+    }
+    let merges =
+        [("t", "h"), ("th", "e"), ("Ġ", "the"), ("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ã", "©")];
+    let merged = merges.iter().map(|(a, b)| format!("{a}{b}")).chain(["<pad>".into(), "<unused>".into()]);
+    let vocab: serde_json::Map<_, _> =
+        alphabet.iter().cloned().chain(merged).zip((0..).map(|id: u32| id.into())).collect();
+    let control = |id: u32, content: &str| {
+        serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let byte_level =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let merges: Vec<_> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
+    let file = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [control(IM_START, "<|im_start|>"), control(IM_END, "<|im_end|>")],
+        "normalizer": null, "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges},
+    });
+    file.to_string().into_bytes()
+}
+
+/// A rank without a model.
+#[derive(Clone)]
+pub struct FakeRank {
+    script: Arc<Script>,
+    log: Arc<Mutex<Vec<StepPlan>>>,
+}
+
+impl FakeRank {
+    /// A rank that follows `script`.
+    pub fn new(script: Script) -> Self {
+        Self { script: Arc::new(script), log: Arc::default() }
+    }
+
+    /// What the rank reports of itself.
+    pub fn info(&self) -> RankInfo {
+        self.script.rank.clone()
+    }
+
+    /// Every plan so far.
+    pub fn plans(&self) -> Vec<StepPlan> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts the rank in this process and returns the coordinator's end. It ends when that is dropped.
+    pub fn spawn(&self) -> RankChannel {
+        let (plans, mut inbox) = mpsc::channel::<(StepPlan, oneshot::Sender<StepOutput>)>(1);
+        let rank = self.clone();
+        tokio::spawn(async move {
+            let mut state = State::default();
+            while let Some((plan, reply)) = inbox.recv().await {
+                match rank.step(&mut state, plan).await {
+                    // The coordinator may have given up waiting.
+                    Ok(output) => drop(reply.send(output)),
+                    Err(_) => break,
+                }
+            }
+        });
+        RankChannel { plans }
+    }
+
+    async fn step(&self, state: &mut State, plan: StepPlan) -> Result<StepOutput, Status> {
+        let number = {
+            let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push(plan.clone());
+            log.len() - 1
+        };
+        if !self.script.step_time.is_zero() {
+            tokio::time::sleep(self.script.step_time).await;
+        }
+        let fault = self.script.faults.get(&number).copied();
+        let (epoch, step) = (plan.epoch, plan.step);
+        let failed = |error: String| StepOutput { epoch, step, error, ..Default::default() };
+        match fault {
+            Some(Fault::Error) => return Ok(failed("scripted error".into())),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Vanish) => return Err(Status::unavailable("scripted end")),
+            _ => {}
+        }
+        let mut output = match state.execute(&self.script, &plan) {
+            Ok(output) => output,
+            Err(broken) => return Ok(failed(format!("the plan breaks the contract: {broken}"))),
+        };
+        match fault {
+            Some(Fault::Diverge) => output.digest ^= 1,
+            Some(Fault::WrongStep) => output.step += 1,
+            Some(Fault::FailSequence) => {
+                if let Some(first) = output.sequences.first_mut() {
+                    *first =
+                        SequenceOutput { sequence: first.sequence, error: "scripted".into(), ..Default::default() };
+                    state.held.remove(&first.sequence);
+                }
+            }
+            _ => {}
+        }
+        Ok(output)
+    }
+}
+
+struct Held {
+    init: SequenceInit,
+    tokens: Vec<u32>,
+    prompt: Option<usize>,
+}
+
+#[derive(Default)]
+struct State {
+    held: BTreeMap<u64, Held>,
+    last: (u64, u64),
+}
+
+impl State {
+    fn execute(&mut self, script: &Script, plan: &StepPlan) -> Result<StepOutput, String> {
+        if (plan.epoch, plan.step) <= self.last {
+            return Err(format!("step {} of epoch {} after {:?}", plan.step, plan.epoch, self.last));
+        }
+        self.last = (plan.epoch, plan.step);
+        for id in &plan.release {
+            self.held.remove(id).ok_or(format!("release of {id}, which holds nothing"))?;
+        }
+        let mut digest = plan.step;
+        let mut sequences = Vec::new();
+        for step in &plan.sequences {
+            let output = self.advance(script, step)?;
+            digest = digest.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (step.sequence << 32) ^ u64::from(output.token());
+            sequences.push(output);
+        }
+        let geometry = geometry(&script.rank);
+        let reserved: u64 = self.held.values().map(|held| cost(held, &geometry)).sum();
+        if reserved > script.rank.kv_arena_bytes {
+            return Err(format!("{reserved} bytes reserved in an arena of {}", script.rank.kv_arena_bytes));
+        }
+        Ok(StepOutput { epoch: plan.epoch, step: plan.step, sequences, digest, error: String::new(), seconds: 0.0 })
+    }
+
+    fn advance(&mut self, script: &Script, step: &SequenceStep) -> Result<SequenceOutput, String> {
+        let id = step.sequence;
+        if let Some(init) = &step.init {
+            let held = Held { init: init.clone(), tokens: Vec::new(), prompt: None };
+            if self.held.insert(id, held).is_some() {
+                return Err(format!("{id} begins twice"));
+            }
+        }
+        let held = self.held.get_mut(&id).ok_or(format!("{id} without init"))?;
+        let stride = u64::from(script.rank.model.as_ref().map_or(1, |model| model.stride));
+        let position = held.tokens.len() as u64;
+        if step.position != position || step.tokens.is_empty() {
+            return Err(format!("{id}: {} tokens at {}, not {position}", step.tokens.len(), step.position));
+        }
+        let end = position + step.tokens.len() as u64;
+        if position / stride != (end - 1) / stride || end > held.init.max_tokens {
+            return Err(format!("{id}: tokens {position}..{end}, stride {stride}, at most {}", held.init.max_tokens));
+        }
+        held.tokens.extend(&step.tokens);
+        if step.sample {
+            held.prompt.get_or_insert(held.tokens.len());
+        }
+        let token = held.prompt.filter(|_| step.sample).map(|prompt| (script.answer)(&held.tokens, prompt));
+        let wanted = held.init.sampling.as_ref().is_some_and(|sampling| sampling.logprobs.is_some());
+        let logprob = token.filter(|_| wanted).map(|id| TokenLogprob { id, logprob: -0.5, ..Default::default() });
+        let (cache, retention) = cache(held, &script.rank, stride);
+        let retention = step.retention_report.then_some(retention);
+        Ok(SequenceOutput { sequence: id, token, logprob, cache: Some(cache), retention, error: String::new() })
+    }
+}
+
+/// What a `window` cache holds: the sinks and the last of the budget at the last boundary, and the tail since.
+fn cache(held: &Held, rank: &RankInfo, stride: u64) -> (CacheState, RetentionReport) {
+    let contract = held.init.kv.clone().unwrap_or_default();
+    let geometry = geometry(rank);
+    let fed = held.tokens.len() as u64;
+    let boundary = fed - fed % stride;
+    let budget = u64::from(contract.budget - contract.memory_slots.unwrap_or(0));
+    let sinks = u64::from(contract.sinks());
+    let retained = if contract.policy == FULL { boundary } else { boundary.min(budget) };
+    let kept = |position: &u64| *position < sinks || *position >= boundary - retained.saturating_sub(sinks);
+    let positions: Vec<u32> = (0..fed).filter(kept).map(|position| position as u32).collect();
+    let entries = positions.len() as u64 * geometry.heads();
+    let state = CacheState {
+        held_entries: entries,
+        evicted_entries: fed * geometry.heads() - entries,
+        held_bytes: entries * geometry.entry_bytes(),
+    };
+    let head = |layer: u64, head: u64| HeadRetention {
+        layer: layer as u32,
+        kv_head: rank.rank * geometry.kv_heads as u32 + head as u32,
+        positions: positions.clone(),
+    };
+    let heads = (0..geometry.layers).flat_map(|layer| (0..geometry.kv_heads).map(move |kv| (layer, kv)));
+    (state, RetentionReport { heads: heads.map(|(layer, kv)| head(layer, kv)).collect() })
+}
+
+fn cost(held: &Held, geometry: &Geometry) -> u64 {
+    held.init.kv.as_ref().map_or(0, |kv| reserved_bytes(kv, geometry, held.init.max_tokens))
+}
+
+fn geometry(rank: &RankInfo) -> Geometry {
+    crate::model::geometry(rank.model.as_ref().unwrap_or(&ModelInfo::default()), rank.world_size)
+}
+
+#[tonic::async_trait]
+impl Worker for FakeRank {
+    async fn get_rank(&self, _: Request<GetRankRequest>) -> Result<Response<RankInfo>, Status> {
+        Ok(Response::new(self.info()))
+    }
+
+    type ExecuteStream = ReceiverStream<Result<StepOutput, Status>>;
+
+    async fn execute(&self, plans: Request<Streaming<StepPlan>>) -> Result<Response<Self::ExecuteStream>, Status> {
+        let mut plans = plans.into_inner();
+        let (outputs, stream) = mpsc::channel(1);
+        let rank = self.clone();
+        tokio::spawn(async move {
+            let mut state = State::default();
+            while let Some(Ok(plan)) = plans.next().await {
+                let output = rank.step(&mut state, plan).await;
+                let last = output.is_err();
+                if outputs.send(output).await.is_err() || last {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

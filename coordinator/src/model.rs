@@ -1,0 +1,176 @@
+//! The model that a worker group serves, as the coordinator needs it: what its ranks report, checked once.
+
+use std::sync::Arc;
+
+use palimpsest_proto::{
+    internal::v1::{ModelInfo, RankInfo},
+    kv::Geometry,
+    v1,
+};
+
+use crate::text::{self, ChatTemplate, Tokenizer};
+
+/// Why ranks do not make a group.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No rank at all.
+    #[error("a worker group needs at least one rank")]
+    NoRanks,
+    /// Rank numbers and world size do not fit.
+    #[error("rank {index} of {count} reports rank {rank} of {world_size}")]
+    Ranks {
+        /// Place in the list.
+        index: usize,
+        /// Length of the list.
+        count: usize,
+        /// Reported rank.
+        rank: u32,
+        /// Reported world size.
+        world_size: u32,
+    },
+    /// A rank holds something else than rank 0.
+    #[error("rank {rank} holds another model, build or option than rank 0: start all ranks alike")]
+    Digest {
+        /// The rank.
+        rank: u32,
+    },
+    /// A rank sent no model, or one without layers, heads, vocabulary or stride.
+    #[error("rank 0 reports no usable model: {0} is missing")]
+    Incomplete(&'static str),
+    /// Another group took over with another model or less memory.
+    #[error("the new group cannot take over: its model or arena is not that of the old one")]
+    OtherModel,
+    /// The model's tokenizer or template.
+    #[error(transparent)]
+    Text(#[from] text::Error),
+}
+
+/// A model and the group that holds it.
+#[derive(Debug)]
+pub struct ServedModel {
+    /// As rank 0 reports it.
+    pub info: ModelInfo,
+    /// Number of ranks.
+    pub world_size: u32,
+    /// What one rank holds.
+    pub geometry: Geometry,
+    /// Arena of the smallest rank, in bytes.
+    pub arena_bytes: u64,
+    /// Of all ranks alike.
+    pub digest: Vec<u8>,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The model's chat template, if it has one.
+    pub template: Option<ChatTemplate>,
+}
+
+impl ServedModel {
+    /// Checks what all ranks of a group report, in rank order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn new(ranks: Vec<RankInfo>) -> Result<Self, Error> {
+        let (count, arena_bytes) = (ranks.len(), ranks.iter().map(|rank| rank.kv_arena_bytes).min());
+        let arena_bytes = arena_bytes.ok_or(Error::NoRanks)?;
+        for (index, rank) in ranks.iter().enumerate() {
+            if rank.rank as usize != index || rank.world_size as usize != count {
+                return Err(Error::Ranks { index, count, rank: rank.rank, world_size: rank.world_size });
+            }
+            if rank.digest != ranks[0].digest {
+                return Err(Error::Digest { rank: rank.rank });
+            }
+        }
+        let first = ranks.into_iter().next().ok_or(Error::NoRanks)?;
+        let info = first.model.ok_or(Error::Incomplete("model"))?;
+        let needed = [
+            ("layers", u64::from(info.layers)),
+            ("kv_heads", u64::from(info.kv_heads)),
+            ("head_dim", u64::from(info.head_dim)),
+            ("kv_element_bytes", u64::from(info.kv_element_bytes)),
+            ("vocabulary", info.vocabulary),
+            ("stride", u64::from(info.stride)),
+        ];
+        if let Some((name, _)) = needed.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::Incomplete(name));
+        }
+        let template = match info.chat_template.as_str() {
+            "" => None,
+            source => Some(ChatTemplate::new(source, &info.bos_token, &info.eos_token)?),
+        };
+        Ok(Self {
+            world_size: first.world_size,
+            geometry: geometry(&info, first.world_size),
+            arena_bytes,
+            digest: first.digest.to_vec(),
+            tokenizer: Arc::new(Tokenizer::from_bytes(&info.tokenizer)?),
+            template,
+            info,
+        })
+    }
+
+    /// Whether requests admitted for this model can run on the group of `ranks`.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and [`Error::OtherModel`].
+    pub fn check_successor(&self, ranks: Vec<RankInfo>) -> Result<(), Error> {
+        let next = Self::new(ranks)?;
+        let same = next.digest == self.digest && next.geometry == self.geometry && next.arena_bytes >= self.arena_bytes;
+        same.then_some(()).ok_or(Error::OtherModel)
+    }
+
+    /// KV heads of all ranks together, over all layers.
+    pub fn all_heads(&self) -> u64 {
+        self.geometry.heads() * u64::from(self.world_size)
+    }
+
+    /// Bytes of one token in a cache that keeps everything, all ranks together.
+    pub fn token_bytes(&self) -> u64 {
+        self.geometry.token_bytes() * u64::from(self.world_size)
+    }
+
+    /// Token ids of a conversation.
+    ///
+    /// # Errors
+    /// [`text::Error::NoTemplate`], or what the template or the tokenizer says.
+    pub fn encode_chat(&self, chat: &v1::Chat) -> Result<Vec<u32>, text::Error> {
+        let template = self.template.as_ref().ok_or(text::Error::NoTemplate)?;
+        // The template writes BOS itself.
+        self.tokenizer.encode(&template.render(chat)?, false)
+    }
+}
+
+/// What one of `world_size` ranks holds of a model.
+pub fn geometry(info: &ModelInfo, world_size: u32) -> Geometry {
+    Geometry {
+        layers: u64::from(info.layers),
+        kv_heads: u64::from(info.kv_heads.div_ceil(world_size.max(1))),
+        head_dim: u64::from(info.head_dim),
+        element_bytes: u64::from(info.kv_element_bytes),
+        stride: u64::from(info.stride),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::fake::Script;
+
+    #[test]
+    fn ranks_must_make_a_group() {
+        let ranks = |n: u32| (0..n).map(|rank| Script::endless(rank, n).rank).collect::<Vec<_>>();
+        assert_eq!(ServedModel::new(ranks(2)).unwrap().geometry.kv_heads, 1);
+        assert!(matches!(ServedModel::new(vec![]), Err(Error::NoRanks)));
+        assert!(matches!(ServedModel::new(ranks(2)[..1].to_vec()), Err(Error::Ranks { count: 1, world_size: 2, .. })));
+        let mut other = ranks(2);
+        other[1].digest = b"else"[..].into();
+        assert!(matches!(ServedModel::new(other), Err(Error::Digest { rank: 1 })));
+        let mut flat = ranks(1);
+        flat[0].model.as_mut().unwrap().stride = 0;
+        assert!(matches!(ServedModel::new(flat), Err(Error::Incomplete("stride"))));
+        let mut small = ranks(1);
+        small[0].kv_arena_bytes -= 1;
+        let served = ServedModel::new(ranks(1)).unwrap();
+        assert!(matches!(served.check_successor(small), Err(Error::OtherModel)));
+        served.check_successor(ranks(1)).unwrap();
+    }
+}

@@ -1,0 +1,206 @@
+//! From the wire to [`ValidRequest`], the only type that admission takes: every field is checked, every default filled in.
+
+mod contract;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use palimpsest_proto::{
+    error::{Reason, RequestError},
+    v1::{GenerateRequest, KvContract, Sampling, Stopping, generate_request::Input},
+};
+use tokio::time::Instant;
+
+pub use self::contract::with_defaults;
+use crate::{config::Config, ids::RequestId, model::ServedModel, scheduler::Cost, text};
+
+/// Stop strings of one request.
+pub const MAX_STOP_STRINGS: usize = 16;
+/// Bytes of one stop string.
+pub const MAX_STOP_BYTES: usize = 256;
+/// Alternatives whose log-probabilities a request may ask for.
+pub const MAX_LOGPROBS: u32 = 20;
+/// Entries of `logit_bias`.
+pub const MAX_BIASES: usize = 1024;
+
+/// A request that can be served as it stands.
+#[derive(Debug, Clone)]
+pub struct ValidRequest {
+    /// For logs and metadata.
+    pub id: RequestId,
+    /// At least one token, all of them in the vocabulary.
+    pub prompt: Arc<[u32]>,
+    /// With the seed drawn if the client gave none.
+    pub sampling: Sampling,
+    /// None of them empty.
+    pub stop: Vec<String>,
+    /// At least 1.
+    pub max_tokens: u32,
+    /// Go on past the end of sequence.
+    pub ignore_eos: bool,
+    /// With every default filled in.
+    pub kv: KvContract,
+    /// What it reserves on each rank; fits an empty arena.
+    pub cost: Cost,
+    /// When it came.
+    pub arrived: Instant,
+    /// When it is given up.
+    pub deadline: Instant,
+    /// Larger is served first.
+    pub priority: i32,
+    /// Report retained positions at the end.
+    pub retention_report: bool,
+    /// For the client, in usage.
+    pub warnings: Vec<String>,
+}
+
+impl ValidRequest {
+    /// Largest number of tokens that the sequence can reach.
+    pub fn max_total_tokens(&self) -> u64 {
+        self.prompt.len() as u64 + u64::from(self.max_tokens)
+    }
+}
+
+/// Checks a request that came at `arrived`. `timeout` is the transport's deadline, from arrival.
+///
+/// It tokenises, which takes time on long texts: call it where blocking is allowed.
+///
+/// # Errors
+/// What is wrong with the request, with numbers, for the client.
+pub fn validate(
+    request: GenerateRequest,
+    timeout: Option<Duration>,
+    arrived: Instant,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<ValidRequest, RequestError> {
+    let limit = validate_deadline(request.deadline_ms, timeout, config)?;
+    let id = RequestId::parse(&request.request_id).ok_or_else(|| {
+        let message = format!("request_id must be at most {} printable ASCII characters", RequestId::MAX_BYTES);
+        RequestError::new(Reason::BadRequestId, message)
+    })?;
+    if !request.model.is_empty() && request.model != model.info.name {
+        let message = format!("this server has the model {:?} only: leave `model` empty or name it", model.info.name);
+        return Err(RequestError::new(Reason::UnknownModel, message));
+    }
+    let sampling = validate_sampling(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
+    let stopping = request.stopping.unwrap_or_default();
+    let max_tokens = validate_stopping(&stopping, config)?;
+    let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
+    let prompt = tokenize(request.input, model)?;
+    let total = prompt.len() as u64 + u64::from(max_tokens);
+    if total > config.max_total_tokens {
+        let most = config.max_total_tokens;
+        let message =
+            format!("{} prompt tokens and {max_tokens} of answer are {total}, over the limit of {most}", prompt.len());
+        return Err(RequestError::new(Reason::TooLong, message));
+    }
+    let cost = contract::cost(&kv, model, total)?;
+    Ok(ValidRequest {
+        id,
+        warnings: contract::warnings(&kv, model, total),
+        prompt: prompt.into(),
+        sampling,
+        stop: stopping.stop,
+        max_tokens,
+        ignore_eos: stopping.ignore_eos,
+        kv,
+        cost,
+        arrived,
+        deadline: arrived + limit,
+        priority: request.priority,
+        retention_report: request.retention_report,
+    })
+}
+
+fn validate_deadline(deadline_ms: u64, timeout: Option<Duration>, config: &Config) -> Result<Duration, RequestError> {
+    let own = (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms));
+    let limit = own.into_iter().chain(timeout).chain([config.request_limit]).min().unwrap_or(config.request_limit);
+    if limit.is_zero() {
+        return Err(RequestError::new(Reason::DeadlineInQueue, "the deadline had passed when the request came"));
+    }
+    Ok(limit)
+}
+
+/// Token ids of whatever the client sent.
+fn tokenize(input: Option<Input>, model: &ServedModel) -> Result<Vec<u32>, RequestError> {
+    let ids = match input {
+        None => Vec::new(),
+        Some(Input::Text(text)) => model.tokenizer.encode(&text, true).map_err(text_error)?,
+        Some(Input::Chat(chat)) if chat.messages.is_empty() => {
+            return Err(RequestError::new(Reason::EmptyPrompt, "chat.messages is empty: send at least one message"));
+        }
+        Some(Input::Chat(chat)) => model.encode_chat(&chat).map_err(text_error)?,
+        Some(Input::TokenIds(tokens)) => tokens.ids,
+    };
+    if ids.is_empty() {
+        return Err(RequestError::new(Reason::EmptyPrompt, "the prompt has no tokens: send text, chat or token_ids"));
+    }
+    if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| u64::from(**id) >= model.info.vocabulary) {
+        let message =
+            format!("token id {id} at index {index} is not below the vocabulary of {}", model.info.vocabulary);
+        return Err(RequestError::new(Reason::TokenOutOfRange, message));
+    }
+    Ok(ids)
+}
+
+/// The class of a text error that a client caused.
+pub fn text_error(error: text::Error) -> RequestError {
+    let reason = match error {
+        text::Error::Render(_) | text::Error::NoTemplate => Reason::BadChat,
+        text::Error::Encode(_) | text::Error::Tokenizer(_) | text::Error::Template(_) => Reason::Internal,
+    };
+    RequestError::new(reason, error.to_string())
+}
+
+fn validate_sampling(mut sampling: Sampling, vocabulary: u64) -> Result<Sampling, RequestError> {
+    let bad = |message: String| Err(RequestError::new(Reason::BadSampling, message));
+    let penalty = *sampling.repetition_penalty.get_or_insert(1.0);
+    let (temperature, top_p) = (*sampling.temperature.get_or_insert(0.0), *sampling.top_p.get_or_insert(1.0));
+    // NaN and the infinities are in none of these ranges.
+    let in_range = [
+        ("temperature", temperature, (0.0..=100.0).contains(&temperature), "0 to 100"),
+        ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, up to 1"),
+        ("min_p", sampling.min_p, (0.0..=1.0).contains(&sampling.min_p), "0 to 1"),
+        ("repetition_penalty", penalty, penalty > 0.0 && penalty <= 100.0, "above 0, up to 100"),
+        ("frequency_penalty", sampling.frequency_penalty, sampling.frequency_penalty.abs() <= 2.0, "-2 to 2"),
+        ("presence_penalty", sampling.presence_penalty, sampling.presence_penalty.abs() <= 2.0, "-2 to 2"),
+    ];
+    if let Some((name, value, _, range)) = in_range.iter().find(|(_, _, valid, _)| !valid) {
+        return bad(format!("{name} is {value}, it must be a number in the range {range}"));
+    }
+    if sampling.logit_bias.len() > MAX_BIASES {
+        return bad(format!("logit_bias has {} entries, over the limit of {MAX_BIASES}", sampling.logit_bias.len()));
+    }
+    for (&id, &bias) in &sampling.logit_bias {
+        if u64::from(id) >= vocabulary {
+            return bad(format!("logit_bias names token id {id}, which is not below the vocabulary of {vocabulary}"));
+        }
+        if !(-100.0..=100.0).contains(&bias) {
+            return bad(format!("logit_bias of token {id} is {bias}, it must be a number in the range -100 to 100"));
+        }
+    }
+    if let Some(count) = sampling.logprobs.filter(|&count| count > MAX_LOGPROBS) {
+        return bad(format!("logprobs is {count}, over the limit of {MAX_LOGPROBS}"));
+    }
+    sampling.seed.get_or_insert_with(rand::random);
+    Ok(sampling)
+}
+
+/// Returns the largest number of tokens to generate.
+fn validate_stopping(stopping: &Stopping, config: &Config) -> Result<u32, RequestError> {
+    let bad = |message: String| Err(RequestError::new(Reason::BadStopping, message));
+    if stopping.max_tokens == Some(0) {
+        return bad("max_tokens is 0, it must be at least 1".into());
+    }
+    if stopping.stop.len() > MAX_STOP_STRINGS {
+        return bad(format!("{} stop strings, over the limit of {MAX_STOP_STRINGS}", stopping.stop.len()));
+    }
+    for (index, stop) in stopping.stop.iter().enumerate() {
+        if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
+            return bad(format!("stop string {index} has {} bytes, it must have 1 to {MAX_STOP_BYTES}", stop.len()));
+        }
+    }
+    Ok(stopping.max_tokens.unwrap_or(config.default_max_tokens))
+}

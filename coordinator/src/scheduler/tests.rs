@@ -1,0 +1,309 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use palimpsest_proto::internal::v1::SequenceOutput;
+
+fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
+    Arrival {
+        id: SequenceId(id),
+        priority: 0,
+        prompt: (0..prompt as u32).collect(),
+        max_new_tokens: new,
+        stop_ids: [].into(),
+        init: SequenceInit::default(),
+        cost: Cost { pages: 1, bytes },
+        retention_report: false,
+    }
+}
+
+fn limits(stride: u64, max_running: usize, busy: u64, idle: u64) -> Limits {
+    Limits { stride, max_running, tokens: TokenBudget { busy, idle }, arena_bytes: 100 }
+}
+
+/// What a group must see: the rules of the contract, kept independently of the scheduler.
+#[derive(Default)]
+struct Group {
+    /// Position and cost of every sequence that holds memory.
+    held: BTreeMap<u64, (u64, u64)>,
+    released: BTreeSet<u64>,
+    finished: BTreeSet<u64>,
+    decoding: BTreeSet<u64>,
+    paused: BTreeSet<u64>,
+}
+
+impl Group {
+    fn execute(&mut self, plan: &StepPlan, costs: &BTreeMap<u64, u64>, limits: &Limits) -> StepOutput {
+        for id in &plan.release {
+            assert!(self.held.remove(id).is_some(), "{id} released without memory");
+            assert!(self.released.insert(*id), "{id} released twice");
+            self.decoding.remove(id);
+        }
+        let present: BTreeSet<_> = plan.sequences.iter().map(|s| s.sequence).collect();
+        assert_eq!(present.len(), plan.sequences.len(), "a sequence twice in a step");
+        for id in self.decoding.difference(&self.paused) {
+            assert!(present.contains(id), "{id} decodes but was left out of a step");
+        }
+        let had_decodes = present.iter().any(|id| self.decoding.contains(id));
+        let prefill: u64 =
+            plan.sequences.iter().filter(|s| !self.decoding.contains(&s.sequence)).map(|s| s.tokens.len() as u64).sum();
+        assert!(prefill <= if had_decodes { limits.tokens.busy } else { limits.tokens.idle });
+        let mut output = StepOutput { epoch: plan.epoch, step: plan.step, ..Default::default() };
+        for step in &plan.sequences {
+            let id = step.sequence;
+            assert!(!self.paused.contains(&id), "{id} is paused");
+            if step.init.is_some() {
+                assert!(self.held.insert(id, (0, costs[&id])).is_none(), "{id} begins twice");
+            }
+            let (position, _) = self.held.get_mut(&id).expect("init comes first");
+            assert_eq!(*position, step.position);
+            assert!(!step.tokens.is_empty());
+            let last = *position + step.tokens.len() as u64 - 1;
+            assert_eq!(*position / limits.stride, last / limits.stride, "{id} carried across a boundary");
+            *position = last + 1;
+            let token = step.sample.then_some(7);
+            if step.sample {
+                self.decoding.insert(id);
+            }
+            output.sequences.push(SequenceOutput { sequence: id, token, ..Default::default() });
+        }
+        assert!(self.held.len() <= limits.max_running);
+        assert!(self.held.values().map(|(_, bytes)| bytes).sum::<u64>() <= limits.arena_bytes, "over-committed");
+        output
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Arrive { prompt: usize, new: u32, bytes: u64, priority: i32 },
+    Leave(usize),
+    Pause(usize),
+    Resume(usize),
+    Step,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        2 => (1..90usize, 1..6u32, 1..=100u64, 0..3i32).prop_map(|(prompt, new, bytes, priority)| Act::Arrive { prompt, new, bytes, priority }),
+        1 => (0..40usize).prop_map(Act::Leave),
+        1 => (0..40usize).prop_map(Act::Pause),
+        1 => (0..40usize).prop_map(Act::Resume),
+        5 => Just(Act::Step),
+    ]
+}
+
+struct World {
+    scheduler: Scheduler,
+    group: Group,
+    limits: Limits,
+    costs: BTreeMap<u64, u64>,
+    in_flight: Option<StepPlan>,
+    gone: BTreeSet<u64>,
+    tokens: BTreeMap<u64, u32>,
+    wanted: BTreeMap<u64, u32>,
+}
+
+impl World {
+    fn new(limits: Limits) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits, Epoch(1)),
+            group: Group::default(),
+            limits,
+            costs: BTreeMap::new(),
+            in_flight: None,
+            gone: BTreeSet::new(),
+            tokens: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    /// Half a step: finishes the one under way, or begins one. Returns whether anything happened.
+    fn step(&mut self) -> bool {
+        if let Some(plan) = self.in_flight.take() {
+            // The ranks answer after events that came meanwhile; what left is unknown to the group's view of pauses.
+            let output = self.group.execute(&plan, &self.costs, &self.limits);
+            for progress in self.scheduler.on_output(&output) {
+                let Progress::Token { id, ended, .. } = progress else { panic!("no failures here") };
+                assert!(!self.gone.contains(&id.0), "{id} made progress after it left");
+                *self.tokens.entry(id.0).or_default() += 1;
+                if ended.is_some() {
+                    assert_eq!(self.tokens[&id.0], self.wanted[&id.0]);
+                    self.group.finished.insert(id.0);
+                    self.gone.insert(id.0);
+                    // It is released with the next plan and must not be asked for in it.
+                    self.group.decoding.remove(&id.0);
+                }
+            }
+            return true;
+        }
+        self.in_flight = self.scheduler.plan();
+        self.in_flight.is_some()
+    }
+
+    fn act(&mut self, act: Act) {
+        let pick = |n: usize, world: &Self| world.costs.keys().nth(n % world.costs.len().max(1)).copied();
+        match act {
+            Act::Arrive { prompt, new, bytes, priority } => {
+                let id = self.costs.len() as u64;
+                self.costs.insert(id, bytes);
+                self.wanted.insert(id, new);
+                let arrival = Arrival { priority, ..arrival(id, prompt, new, bytes) };
+                self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
+            }
+            Act::Step => {
+                self.step();
+            }
+            // Between a plan and its output only the scheduler knows of these events; the checks of the group are
+            // about plans made after them, so the tests send them between steps.
+            other => {
+                if self.in_flight.is_some() {
+                    self.step();
+                }
+                match other {
+                    Act::Leave(n) => {
+                        if let Some(id) = pick(n, self) {
+                            self.scheduler.on_event(Event::Leave(SequenceId(id)));
+                            self.gone.insert(id);
+                            self.group.decoding.remove(&id);
+                        }
+                    }
+                    Act::Pause(n) => {
+                        if let Some(id) = pick(n, self)
+                            && self.group.held.contains_key(&id)
+                        {
+                            self.scheduler.on_event(Event::Pause(SequenceId(id)));
+                            self.group.paused.insert(id);
+                        }
+                    }
+                    Act::Resume(n) => {
+                        if let Some(id) = pick(n, self) {
+                            self.scheduler.on_event(Event::Resume(SequenceId(id)));
+                            self.group.paused.remove(&id);
+                        }
+                    }
+                    Act::Arrive { .. } | Act::Step => unreachable!(),
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn any_history_keeps_the_contract_and_ends(
+        stride in 1..40u64, max_running in 1..6usize, busy in 1..50u64, idle in 1..99u64,
+        acts in prop::collection::vec(act(), 1..120),
+    ) {
+        let mut world = World::new(limits(stride, max_running, busy, idle));
+        for act in acts {
+            world.act(act);
+        }
+        // As in `act`: the group judges a plan by what was known when it was made.
+        if world.in_flight.is_some() {
+            world.step();
+        }
+        for id in world.costs.keys().copied().collect::<Vec<_>>() {
+            world.scheduler.on_event(Event::Resume(SequenceId(id)));
+        }
+        world.group.paused.clear();
+        // Every step moves at least one token of the 90 + 5 of each sequence: more steps mean that something hangs.
+        let mut steps = 0;
+        while world.step() {
+            steps += 1;
+            prop_assert!(steps < 2 * (95 * world.costs.len() + 10), "no end");
+        }
+        prop_assert_eq!(world.scheduler.load(), (0, 0));
+        prop_assert_eq!(world.scheduler.reserved_bytes(), 0);
+        prop_assert!(world.group.held.is_empty(), "not released: {:?}", world.group.held);
+        prop_assert_eq!(world.gone.len(), world.costs.len());
+    }
+}
+
+#[test]
+fn decodes_come_first_and_prefills_take_turns() {
+    let mut world = World::new(limits(16, 8, 16, 64));
+    world.act(Act::Arrive { prompt: 4, new: 6, bytes: 1, priority: 0 });
+    for _ in 0..2 {
+        world.act(Act::Step);
+    }
+    world.act(Act::Arrive { prompt: 64, new: 1, bytes: 1, priority: 0 });
+    world.act(Act::Arrive { prompt: 64, new: 1, bytes: 1, priority: 0 });
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        let plan = world.scheduler.plan().unwrap();
+        order.push(plan.sequences.iter().map(|s| (s.sequence, s.tokens.len())).collect::<Vec<_>>());
+        let output = world.group.execute(&plan, &world.costs, &world.limits);
+        world.scheduler.on_output(&output);
+    }
+    let expected = [[(0, 1), (1, 16)], [(0, 1), (2, 16)], [(0, 1), (1, 16)], [(0, 1), (2, 16)]];
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn priority_then_arrival_and_nobody_overtakes_the_head() {
+    let mut scheduler = Scheduler::new(limits(16, 8, 16, 64), Epoch(1));
+    for (id, priority, bytes) in [(0, 0, 60), (1, 0, 60), (2, 5, 60), (3, 0, 10)] {
+        scheduler.on_event(Event::Arrive(Box::new(Arrival { priority, ..arrival(id, 3, 1, bytes) })));
+    }
+    let mut started = Vec::new();
+    while let Some(plan) = scheduler.plan() {
+        started.push(plan.sequences.iter().map(|s| s.sequence).collect::<Vec<_>>());
+        let sequences = plan.sequences.iter().map(|s| SequenceOutput {
+            sequence: s.sequence,
+            token: s.sample.then_some(1),
+            ..Default::default()
+        });
+        scheduler.on_output(&StepOutput { sequences: sequences.collect(), ..Default::default() });
+    }
+    // 3 would have fitted beside 2 and beside 0, but 0 and 1 were there before it.
+    assert_eq!(started, [vec![2], vec![0], vec![1, 3], vec![]]);
+}
+
+#[test]
+fn a_sequence_that_leaves_in_mid_step_is_released_by_the_next_plan() {
+    let mut scheduler = Scheduler::new(limits(16, 8, 16, 64), Epoch(1));
+    scheduler.on_event(Event::Arrive(Box::new(arrival(4, 3, 9, 1))));
+    let plan = scheduler.plan().unwrap();
+    assert_eq!(scheduler.plan(), None, "one step at a time");
+    scheduler.on_event(Event::Leave(SequenceId(4)));
+    let late = SequenceOutput { sequence: 4, token: Some(1), ..Default::default() };
+    assert_eq!(scheduler.on_output(&StepOutput { sequences: vec![late], ..Default::default() }), []);
+    let next = scheduler.plan().unwrap();
+    assert_eq!((plan.release, next.release, next.sequences), (vec![], vec![4], vec![]));
+}
+
+#[test]
+fn a_failed_sequence_holds_nothing_and_a_lost_group_forgets_all() {
+    let mut scheduler = Scheduler::new(limits(16, 8, 16, 64), Epoch(1));
+    for id in 0..3 {
+        scheduler.on_event(Event::Arrive(Box::new(arrival(id, 3, 9, 50))));
+    }
+    scheduler.plan().unwrap();
+    let bad = SequenceOutput { sequence: 0, error: "out of pages".into(), ..Default::default() };
+    let output = StepOutput { sequences: vec![bad], ..Default::default() };
+    let failed = Progress::Failed { id: SequenceId(0), error: "out of pages".into() };
+    assert_eq!(scheduler.on_output(&output), [failed]);
+    let next = scheduler.plan().unwrap();
+    assert!(next.release.is_empty());
+    assert_eq!(scheduler.restart(Epoch(2)), [SequenceId(1), SequenceId(2)]);
+    assert_eq!((scheduler.load(), scheduler.reserved_bytes()), ((0, 0), 0));
+    assert_eq!(scheduler.plan(), None);
+}
+
+#[test]
+fn retention_is_asked_for_when_it_can_have_changed() {
+    let mut scheduler = Scheduler::new(limits(4, 8, 16, 64), Epoch(1));
+    scheduler.on_event(Event::Arrive(Box::new(Arrival { retention_report: true, ..arrival(0, 6, 7, 1) })));
+    let mut asked = Vec::new();
+    while let Some(plan) = scheduler.plan() {
+        let Some(step) = plan.sequences.first() else { break };
+        asked.extend(step.retention_report.then_some(step.position + step.tokens.len() as u64));
+        let token = step.sample.then_some(1);
+        let one = SequenceOutput { sequence: 0, token, ..Default::default() };
+        scheduler.on_output(&StepOutput { sequences: vec![one], ..Default::default() });
+    }
+    assert_eq!(asked, [6, 8, 12]);
+}

@@ -1,0 +1,126 @@
+//! What every API offers: a request in, an answer out. The APIs only translate.
+
+use std::{sync::Arc, time::Duration};
+
+use palimpsest_proto::{
+    error::{Reason, RequestError},
+    v1::{
+        GenerateRequest, GetModelResponse, KvContract, TokenizeRequest, TokenizeResponse, generate_request,
+        tokenize_request,
+    },
+};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use crate::{
+    answer::Answer,
+    config::Config,
+    engine::EngineHandle,
+    model::ServedModel,
+    request::{text_error, validate, with_defaults},
+};
+
+/// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
+const INLINE_BYTES: usize = 4096;
+
+/// The coordinator as its APIs see it; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// What is served.
+    pub model: Arc<ServedModel>,
+    /// Limits.
+    pub config: Arc<Config>,
+    /// Where requests go.
+    pub engine: EngineHandle,
+}
+
+impl Service {
+    /// Starts a request. `timeout` is the transport's deadline, counted from now. Dropping the answer cancels it.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or why it is not taken now.
+    pub async fn generate(&self, request: GenerateRequest, timeout: Option<Duration>) -> Result<Answer, RequestError> {
+        let arrived = Instant::now();
+        let bytes = match &request.input {
+            Some(generate_request::Input::Text(text)) => text.len(),
+            Some(generate_request::Input::Chat(chat)) => {
+                chat.messages.iter().map(|message| message.content.len()).sum()
+            }
+            Some(generate_request::Input::TokenIds(_)) | None => 0,
+        };
+        let (model, config) = (self.model.clone(), self.config.clone());
+        let request = blocking(bytes, move || validate(request, timeout, arrived, &model, &config)).await?;
+        let span = tracing::info_span!("generate", request = %request.id);
+        async {
+            tracing::info!(
+                prompt_tokens = request.prompt.len(),
+                max_tokens = request.max_tokens,
+                budget = request.kv.budget,
+                policy = %request.kv.policy,
+                reserved_bytes = request.cost.bytes,
+                "accepted"
+            );
+            let reader = self.engine.submit(request.clone())?;
+            Ok(Answer::new(request, self.model.clone(), reader))
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Token ids of a text, as `Generate` would see it.
+    ///
+    /// # Errors
+    /// `EmptyPrompt`, `BadChat`.
+    pub async fn tokenize(&self, request: TokenizeRequest) -> Result<TokenizeResponse, RequestError> {
+        let Some(input) = request.input else {
+            return Err(RequestError::new(Reason::EmptyPrompt, "send text or chat"));
+        };
+        let model = self.model.clone();
+        blocking(usize::MAX, move || {
+            let ids = match input {
+                tokenize_request::Input::Text(text) => model.tokenizer.encode(&text, true),
+                tokenize_request::Input::Chat(chat) => model.encode_chat(&chat),
+            };
+            let ids = ids.map_err(text_error)?;
+            let pieces =
+                ids.iter().map(|&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned()).collect();
+            Ok(TokenizeResponse { ids, pieces })
+        })
+        .await
+    }
+
+    /// What is served and what a request may ask of it.
+    pub fn describe(&self) -> GetModelResponse {
+        let info = &self.model.info;
+        GetModelResponse {
+            name: info.name.clone(),
+            architecture: info.architecture.clone(),
+            context_length: info.context_length,
+            layers: info.layers,
+            heads: info.heads,
+            kv_heads: info.kv_heads,
+            head_dim: info.head_dim,
+            vocabulary: info.vocabulary,
+            parameters: info.parameters,
+            kv_bytes_per_token: self.model.token_bytes(),
+            stride: info.stride,
+            world_size: self.model.world_size,
+            policies: info.policies.clone(),
+            memories: info.memories.clone(),
+            default_kv: Some(with_defaults(&KvContract::default(), info)),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// Runs work on `bytes` of text where it does not hold other requests up.
+async fn blocking<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
+) -> Result<T, RequestError> {
+    if bytes <= INLINE_BYTES {
+        return work();
+    }
+    let failed = |_| RequestError::new(Reason::Internal, "tokenisation failed: see the log");
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}

@@ -1,0 +1,211 @@
+//! The ring between the engine and one request's reader: bounded, numbered, and cheap for the engine.
+//!
+//! The engine never waits for a reader. It pauses a sequence whose ring is full, so a slow reader costs
+//! `capacity` tokens of memory and no more; the reader wakes the engine when half of the ring is free again, and when
+//! it goes away.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use palimpsest_proto::{
+    error::{Reason, RequestError},
+    internal::v1::CacheState,
+    v1::{RetentionReport, TokenLogprob},
+};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::scheduler::Ending;
+
+/// One sampled token, and the state of its sequence after the step that sampled it.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Counts the tokens of a request from 0.
+    pub number: u64,
+    /// The token.
+    pub id: u32,
+    /// If the request asked for it.
+    pub logprob: Option<TokenLogprob>,
+    /// What all ranks together hold.
+    pub cache: CacheState,
+    /// With the first token and after each boundary, if the request asked for it.
+    pub retention: Option<RetentionReport>,
+    /// Set on the last token.
+    pub ended: Option<Ending>,
+    /// When the engine had it.
+    pub at: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    tokens: VecDeque<Token>,
+    pushed: u64,
+    started: Option<Instant>,
+    /// Set once: `Ok` behind the last token.
+    end: Option<Result<(), RequestError>>,
+    paused: bool,
+    reader_gone: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    capacity: usize,
+    state: Mutex<State>,
+    reader: Notify,
+    engine: Arc<Notify>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The engine's end. Dropped without an end, it answers the reader with `Internal`.
+#[derive(Debug)]
+pub struct Writer(Arc<Shared>);
+
+/// The request's end. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Reader(Arc<Shared>);
+
+/// A ring of `capacity` tokens (at least 1) whose reader wakes `engine`.
+pub fn ring(capacity: usize, engine: Arc<Notify>) -> (Writer, Reader) {
+    let state =
+        State { tokens: VecDeque::new(), pushed: 0, started: None, end: None, paused: false, reader_gone: false };
+    let shared =
+        Arc::new(Shared { capacity: capacity.max(1), state: Mutex::new(state), reader: Notify::new(), engine });
+    (Writer(shared.clone()), Reader(shared))
+}
+
+impl Writer {
+    /// The sequence is in a plan for the first time.
+    pub fn start(&self, at: Instant) {
+        self.0.lock().started = Some(at);
+    }
+
+    /// Adds a token and numbers it. Returns whether the ring is full now: the sequence must pause then.
+    pub fn push(&self, mut token: Token) -> bool {
+        let mut state = self.0.lock();
+        assert!(state.tokens.len() < self.0.capacity, "a full ring pauses its sequence");
+        token.number = state.pushed;
+        state.pushed += 1;
+        if token.ended.is_some() {
+            state.end = Some(Ok(()));
+        }
+        state.tokens.push_back(token);
+        state.paused = state.tokens.len() == self.0.capacity;
+        let full = state.paused;
+        drop(state);
+        self.0.reader.notify_one();
+        full
+    }
+
+    /// Ends the request with an error, behind the tokens that wait. Only the first end counts.
+    pub fn fail(&self, error: RequestError) {
+        self.0.lock().end.get_or_insert(Err(error));
+        self.0.reader.notify_one();
+    }
+
+    /// Tokens pushed so far.
+    pub fn pushed(&self) -> u64 {
+        self.0.lock().pushed
+    }
+
+    /// Whether the reader went away.
+    pub fn reader_gone(&self) -> bool {
+        self.0.lock().reader_gone
+    }
+
+    /// Whether a paused sequence may go on: the reader has emptied half of the ring.
+    pub fn has_room(&self) -> bool {
+        self.0.lock().tokens.len() <= self.0.capacity / 2
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.fail(RequestError::new(Reason::Internal, "the engine gave the request up: see the log under its id"));
+    }
+}
+
+impl Reader {
+    /// The next token, or `None` behind the last one.
+    ///
+    /// # Errors
+    /// What ended the request early.
+    pub async fn next(&mut self) -> Result<Option<Token>, RequestError> {
+        loop {
+            {
+                let mut state = self.0.lock();
+                if let Some(token) = state.tokens.pop_front() {
+                    if state.paused && state.tokens.len() <= self.0.capacity / 2 {
+                        state.paused = false;
+                        self.0.engine.notify_one();
+                    }
+                    return Ok(Some(token));
+                }
+                if let Some(end) = &state.end {
+                    return end.clone().map(|()| None);
+                }
+            }
+            self.0.reader.notified().await;
+        }
+    }
+
+    /// When the sequence started, if it has.
+    pub fn started(&self) -> Option<Instant> {
+        self.0.lock().started
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.reader_gone = true;
+        state.tokens.clear();
+        drop(state);
+        self.0.engine.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(id: u32) -> Token {
+        let cache = CacheState::default();
+        Token { number: 9, id, logprob: None, cache, retention: None, ended: None, at: Instant::now() }
+    }
+
+    #[tokio::test]
+    async fn a_full_ring_says_so_and_half_an_empty_one_wakes_the_engine() {
+        let engine = Arc::new(Notify::new());
+        let (writer, mut reader) = ring(4, engine.clone());
+        let full: Vec<_> = (0..4).map(|id| writer.push(token(id))).collect();
+        assert_eq!(full, [false, false, false, true]);
+        assert_eq!(reader.next().await.unwrap().unwrap().number, 0);
+        assert!(!writer.has_room());
+        let second = reader.next().await.unwrap().unwrap();
+        assert_eq!((second.number, second.id), (1, 1));
+        engine.notified().await;
+        assert!(writer.has_room());
+        drop(reader);
+        engine.notified().await;
+        assert!(writer.reader_gone());
+    }
+
+    #[tokio::test]
+    async fn an_end_comes_behind_the_tokens_and_a_dropped_writer_answers() {
+        let (writer, mut reader) = ring(4, Arc::default());
+        writer.push(token(1));
+        writer.fail(RequestError::new(Reason::GroupLost, "first"));
+        drop(writer);
+        assert!(reader.next().await.unwrap().is_some());
+        assert_eq!(reader.next().await.unwrap_err().reason, Reason::GroupLost);
+        let (writer, mut reader) = ring(4, Arc::default());
+        drop(writer);
+        assert_eq!(reader.next().await.unwrap_err().reason, Reason::Internal);
+    }
+}

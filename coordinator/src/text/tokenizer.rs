@@ -1,0 +1,165 @@
+//! The model's tokenizer, from the `tokenizer.json` that the worker sends.
+
+use std::{collections::HashMap, sync::OnceLock};
+
+use super::Error;
+
+/// How token strings become bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decoding {
+    /// GPT-2's byte-level alphabet: every token is a run of bytes, whatever its neighbours are.
+    Bytes,
+    /// Anything else (SentencePiece and the like): text depends on neighbours.
+    Chain,
+}
+
+/// A model's tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    pub(super) decoding: Decoding,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if it is not one.
+    pub fn from_bytes(json: &[u8]) -> Result<Self, Error> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        // A file may ask for these for the sake of training; a prompt must reach the model as it is.
+        inner.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        inner.with_padding(None);
+        let decoding = match inner.get_decoder() {
+            Some(tokenizers::DecoderWrapper::ByteLevel(_)) => Decoding::Bytes,
+            _ => Decoding::Chain,
+        };
+        Ok(Self { inner, decoding })
+    }
+
+    /// Token ids of a text. `special`: with what the tokenizer adds around a text of its own, such as BOS.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|error| Error::Encode(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of the ids, without special tokens. Bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, true).unwrap_or_default()
+    }
+
+    /// Bytes of one token, which need not be whole characters; empty for an id that the tokenizer does not know.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
+        if self.inner.get_added_tokens_decoder().contains_key(&id) {
+            return token.into_bytes();
+        }
+        match self.decoding {
+            Decoding::Bytes => byte_level(&token),
+            Decoding::Chain => match fallback_byte(&token) {
+                Some(byte) => vec![byte],
+                None => token.replace('▁', " ").into_bytes(),
+            },
+        }
+    }
+
+    /// Whether the id is a control token that never shows in text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let vocabulary = self.inner.get_added_vocabulary();
+        self.inner.id_to_token(id).is_some_and(|token| vocabulary.is_special_token(&token))
+    }
+}
+
+/// `<0x0A>` as SentencePiece writes a byte that has no token of its own.
+fn fallback_byte(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
+}
+
+/// Bytes of a token in GPT-2's alphabet; a token with other characters stands for itself.
+fn byte_level(token: &str) -> Vec<u8> {
+    let table = byte_level_table();
+    let bytes: Option<Vec<u8>> = token.chars().map(|c| table.get(&c).copied()).collect();
+    bytes.unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// GPT-2's `bytes_to_unicode`, inverted: printable bytes stand for themselves, the others follow from U+0100 on.
+fn byte_level_table() -> &'static HashMap<char, u8> {
+    static TABLE: OnceLock<HashMap<char, u8>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let mut next = 0x100;
+        let char_of = |byte: u8| match byte {
+            b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
+            _ => {
+                let c = char::from_u32(next).expect("below the surrogates");
+                next += 1;
+                c
+            }
+        };
+        (0..=u8::MAX).map(char_of).zip(0..=u8::MAX).collect()
+    })
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("decoding", &self.decoding).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A byte-level BPE tokenizer: 256 bytes (id = byte), some merges, `<|im_start|>` and `<|im_end|>`.
+    pub(crate) fn byte_level_json() -> Vec<u8> {
+        crate::executor::fake::byte_level_tokenizer()
+    }
+
+    /// A SentencePiece-like tokenizer: `▁` for spaces, bytes as `<0xXX>`, the first space stripped.
+    pub(crate) fn sentencepiece_json() -> Vec<u8> {
+        let mut vocab: Vec<String> = vec!["<unk>".into(), "<s>".into(), "</s>".into()];
+        vocab.extend((0..=255u8).map(|b| format!("<0x{b:02X}>")));
+        vocab.extend(["▁", "h", "e", "l", "o", "▁w", "r", "d", "é", "▁▁"].map(String::from));
+        let map: serde_json::Map<_, _> = vocab.iter().cloned().zip((0..).map(|i: u32| i.into())).collect();
+        let added = |id: u32, content: &str| serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        serde_json::to_vec(&serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": map, "merges": []},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_byte_alphabet_is_the_decoders_own() {
+        let tokenizer = Tokenizer::from_bytes(&byte_level_json()).unwrap();
+        for byte in 0..=255u8 {
+            let id = (0..256).find(|&id| tokenizer.bytes(id) == [byte]).expect("every byte has a token");
+            assert_eq!(tokenizer.decode(&[id]), String::from_utf8_lossy(&[byte]));
+        }
+    }
+
+    #[test]
+    fn text_comes_back_and_special_tokens_do_not_show() {
+        let tokenizer = Tokenizer::from_bytes(&byte_level_json()).unwrap();
+        let ids = tokenizer.encode("<|im_start|>the é 👍🏽\n", false).unwrap();
+        assert_eq!(tokenizer.decode(&ids), "the é 👍🏽\n");
+        assert!(tokenizer.is_special(ids[0]));
+        assert_eq!(tokenizer.bytes(ids[0]), b"<|im_start|>");
+        assert_eq!(tokenizer.bytes(9_999_999), b"");
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error() {
+        assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(Error::Tokenizer(_))));
+    }
+}
