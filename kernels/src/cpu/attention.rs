@@ -139,6 +139,16 @@ impl<'a, T: Element> Head<'a, T> {
         }
     }
 
+    /// First page of a unit of slots; null past the end.
+    fn first_page(&self, unit: usize) -> *const T {
+        let page_len = 2 * SLOTS * self.call.shape.head_dim;
+        match self.item.slots.pages[..self.item.slots.len.div_ceil(SLOTS)].get(self.base(unit) / SLOTS) {
+            // SAFETY: the page table was checked for `slots.len` slots.
+            Some(id) => unsafe { self.call.arena.start().add(id.0 as usize * page_len) },
+            None => std::ptr::null(),
+        }
+    }
+
     /// The pages of a unit, as f32 in `scratch` when they hold centroids or when `widen` asks for it. Also fills the
     /// biases of centroids, in units of log2.
     pub(crate) fn load(&self, unit: usize, widen: bool, scratch: &mut Vec<f32>, bias: &mut [f32; CHUNK]) -> Unit<T> {
@@ -315,15 +325,18 @@ fn run<T: Element>(call: Call<'_, T>, items: &[AttentionItem<'_>], out: Shared<'
     let dim = call.shape.head_dim;
     let heads: Vec<Head<'_, T>> = items.iter().map(|item| Head::new(call, item)).collect();
     let (mut tasks, mut merges, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
+    let few = heads.iter().filter(|head| (1..=FEW).contains(&head.rows()));
+    let per_task = few.map(|head| head.units_to(head.rows() - 1)).sum::<usize>() / (4 * call.exec.pool.threads());
+    let per_task = per_task.clamp(1, 8);
     for (index, head) in heads.iter().enumerate().filter(|(_, head)| head.rows() > 0) {
         let rows = head.rows();
         let units = head.units_to(rows - 1);
         work += rows * units * CHUNK * dim / WIDTH;
         if rows <= FEW {
             merges.push(Partials { head: index, first: states, units });
-            tasks.extend((0..units).map(|unit| {
+            tasks.extend((0..units).step_by(per_task).map(|unit| {
                 let partial = Some(states + unit * rows);
-                Task { head: index, rows: 0..rows, units: unit..unit + 1, partial }
+                Task { head: index, rows: 0..rows, units: unit..units.min(unit + per_task), partial }
             }));
             states += units * rows;
         } else {
@@ -341,9 +354,12 @@ fn run<T: Element>(call: Call<'_, T>, items: &[AttentionItem<'_>], out: Shared<'
         let head = &heads[*head];
         with_scratch(|scratch| match partial {
             Some(first) => {
-                // SAFETY: every task has states of its own.
-                let state = unsafe { shared.part(first * (dim + 2), rows.len() * (dim + 2)) };
-                accumulate(head, rows.clone(), units.clone(), scratch, state);
+                let len = rows.len() * (dim + 2);
+                for (i, unit) in units.clone().enumerate() {
+                    // SAFETY: every task has states of its own.
+                    let state = unsafe { shared.part(first * (dim + 2) + i * len, len) };
+                    accumulate(head, rows.clone(), unit..unit + 1, scratch, state);
+                }
             }
             None => {
                 let mut state = std::mem::take(&mut scratch.state);
@@ -388,8 +404,11 @@ fn accumulate<T: Element>(
     for unit in units {
         let mut bias = [0.0; CHUNK];
         match head.load(unit, widen, pages, &mut bias) {
-            Unit::Stored(pages) => blocks(head, rows.clone(), unit, (pages, &bias), q, &mut state),
-            Unit::Single(pages) => blocks(head, rows.clone(), unit, (pages, &bias), q, &mut state),
+            Unit::Stored(pages) => {
+                let next = (!widen).then(|| head.first_page(unit + 1));
+                blocks(head, rows.clone(), unit, (pages, &bias, next), q, &mut state);
+            }
+            Unit::Single(pages) => blocks(head, rows.clone(), unit, (pages, &bias, None), q, &mut state),
         }
     }
 }
@@ -399,7 +418,7 @@ fn blocks<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
     unit: usize,
-    (pages, bias): (ChunkPages<U>, &[f32; CHUNK]),
+    (pages, bias, next): (ChunkPages<U>, &[f32; CHUNK], Option<*const U>),
     q: &[f32],
     state: &mut State<'_>,
 ) {
@@ -416,7 +435,7 @@ fn blocks<T: Element, U: Element>(
             continue;
         }
         let values = block.start * dim..block.end * dim;
-        let logits = Logits { q: &q[values.clone()], dim, pages, visible, bias };
+        let logits = Logits { q: &q[values.clone()], dim, pages, visible, bias, next };
         let state = State {
             max: &mut state.max[block.clone()],
             sum: &mut state.sum[block.clone()],

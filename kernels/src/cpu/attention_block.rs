@@ -48,6 +48,9 @@ pub(crate) struct Logits<'a, T> {
     pub(crate) visible: &'a [Visible],
     /// Added to the logit of each slot; for centroids.
     pub(crate) bias: Option<&'a [f32]>,
+    /// First page of the next chunk (or null), when pages are to be fetched ahead: worth it where they come from
+    /// memory and are used once.
+    pub(crate) next: Option<*const T>,
 }
 
 /// Logits `[M][CHUNK]`; only the pages that some row sees are filled, with `-inf` where a row does not see a slot.
@@ -98,24 +101,65 @@ impl<T: Element> Logits<'_, T> {
         tile: &mut LogitTile,
     ) {
         let q = self.q.as_ptr();
+        let ahead = self.next.is_some() && column.is_multiple_of(SLOTS);
+        let next = match self.pages.get(column / SLOTS + 1) {
+            Some(&page) => page,
+            None => self.next.unwrap_or(std::ptr::null()),
+        };
         let mut sums = [[L::splat(0.0); N]; M];
         for d in 0..self.dim {
-            let mut key = [L::splat(0.0); N];
-            for (n, key) in key.iter_mut().enumerate() {
-                // SAFETY: row `d` of the page's keys, by the contract of `compute`.
-                *key = unsafe { T::load(keys.add(d * SLOTS + n * WIDTH)) };
-            }
-            for (m, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `q` holds `D * M` values.
-                let q = L::splat(unsafe { *q.add(d * M + m) });
-                for (sum, key) in sums.iter_mut().zip(key) {
-                    *sum = q.fma(key, *sum);
+            // SAFETY: row `d` of the page's keys, by the contract of `compute`; `q` holds `D * M` values. A prefetch
+            // may point anywhere: here at the values of this page and the keys of the next one.
+            unsafe {
+                if ahead {
+                    L::prefetch(keys.wrapping_add((self.dim + d) * SLOTS));
+                    L::prefetch(next.wrapping_add(d * SLOTS));
                 }
+                multiply_add(keys.add(d * SLOTS), q.add(d * M), 1, &mut sums);
             }
         }
         for (sums, row) in sums.into_iter().zip(tile) {
             for (sum, out) in sums.into_iter().zip(row[column..column + N * WIDTH].chunks_exact_mut(WIDTH)) {
                 sum.write(out);
+            }
+        }
+    }
+}
+
+/// `sums[m][n] += scalars[m * stride] * vectors[n]`. The smaller operand stays in registers.
+///
+/// # Safety
+/// `N * 8` elements of `vectors` and `M` scalars at distance `stride` are readable.
+#[inline(always)]
+unsafe fn multiply_add<T: Element, L: Lanes, const M: usize, const N: usize>(
+    vectors: *const T,
+    scalars: *const f32,
+    stride: usize,
+    sums: &mut [[L; N]; M],
+) {
+    // SAFETY: by the caller's contract.
+    unsafe {
+        if M < N {
+            let mut scalar = [L::splat(0.0); M];
+            for (m, scalar) in scalar.iter_mut().enumerate() {
+                *scalar = L::splat(*scalars.add(m * stride));
+            }
+            for n in 0..N {
+                let vector: L = T::load(vectors.add(n * WIDTH));
+                for m in 0..M {
+                    sums[m][n] = scalar[m].fma(vector, sums[m][n]);
+                }
+            }
+        } else {
+            let mut vector = [L::splat(0.0); N];
+            for (n, vector) in vector.iter_mut().enumerate() {
+                *vector = T::load(vectors.add(n * WIDTH));
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let scalar = L::splat(*scalars.add(m * stride));
+                for (sum, vector) in sums.iter_mut().zip(vector) {
+                    *sum = scalar.fma(vector, *sum);
+                }
             }
         }
     }
@@ -211,17 +255,10 @@ impl<T: Element, const M: usize, const N: usize> Accumulate<'_, T, M, N> {
         for first in region.step_by(SLOTS) {
             let page = self.logits.pages[first / SLOTS];
             for slot in first..last.min(first + SLOTS) {
-                let mut value = [L::splat(0.0); V];
-                for (v, value) in value.iter_mut().enumerate() {
-                    // SAFETY: the slot's page is readable, its values follow the keys.
-                    *value = unsafe { T::load(page.add((SLOTS + slot - first) * dim + column + v * WIDTH)) };
-                }
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    // SAFETY: `m < M <= BLOCK` and `slot < CHUNK`.
-                    let weight = L::splat(unsafe { *tile.get_unchecked(m).get_unchecked(slot) });
-                    for (sum, value) in sums.iter_mut().zip(value) {
-                        *sum = weight.fma(value, *sum);
-                    }
+                // SAFETY: the slot's page is readable, its values follow the keys; rows of the tile are CHUNK apart.
+                unsafe {
+                    let values = page.add((SLOTS + slot - first) * dim + column);
+                    multiply_add(values, tile.as_ptr().cast::<f32>().add(slot), CHUNK, &mut sums);
                 }
             }
         }
@@ -336,7 +373,7 @@ macro_rules! with_block {
         match $rows {
             1 => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 1, 4> $fields),
             2 => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 2, 4> $fields),
-            3 => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 3, 4> $fields),
+            3 => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 3, 2> $fields),
             4 => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 4, 2> $fields),
             5 => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 5, 2> $fields),
             _ => $crate::cpu::lanes::dispatch($level, $kernel::<$t, 6, 2> $fields),

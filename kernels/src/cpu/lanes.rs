@@ -31,6 +31,8 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `dst .. dst + 8` is writable.
     unsafe fn store_f16(self, dst: *mut u16);
+    /// Asks for the cache line at `address`, which may be any.
+    fn prefetch<T>(address: *const T);
     /// `self + b`.
     fn add(self, b: Self) -> Self;
     /// `self - b`.
@@ -143,6 +145,8 @@ impl Lanes for Plain {
         unsafe { dst.cast::<[u16; WIDTH]>().write_unaligned(bits) }
     }
     #[inline(always)]
+    fn prefetch<T>(_: *const T) {}
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         self.zip(b, |x, y| x + y)
     }
@@ -213,6 +217,10 @@ mod avx2 {
         #[inline(always)]
         unsafe fn store_f16(self, dst: *mut u16) {
             unsafe { _mm_storeu_si128(dst.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+        }
+        #[inline(always)]
+        fn prefetch<T>(address: *const T) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
         #[inline(always)]
         fn add(self, b: Self) -> Self {

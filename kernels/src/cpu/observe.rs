@@ -126,7 +126,7 @@ fn normalise_unit<T: Element, U: Element>(
         let block = first..rows.len().min(first + BLOCK);
         let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end) else { continue };
         let q = &q[block.start * dim..block.end * dim];
-        let logits = Logits { q, dim, pages, visible: &visible[..block.len()], bias };
+        let logits = Logits { q, dim, pages, visible: &visible[..block.len()], bias, next: None };
         let (max, sum) = (&mut max[block.clone()], &mut sum[block.clone()]);
         with_block!(head.call.exec.level, block.len(), Normalise<U> { logits, max, sum });
     }
@@ -164,7 +164,7 @@ fn reduce_tile<T: Element, U: Element>(
         let block = first..rows.len().min(first + BLOCK);
         let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end) else { continue };
         let q = &q[block.start * dim..block.end * dim];
-        let logits = Logits { q, dim, pages, visible: &visible[..block.len()], bias: None };
+        let logits = Logits { q, dim, pages, visible: &visible[..block.len()], bias: None, next: None };
         let (max, sum, probabilities) = (&max[block.clone()], &sum[block.clone()], &mut tile);
         let region = with_block!(
             head.call.exec.level,
