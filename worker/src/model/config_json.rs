@@ -1,0 +1,189 @@
+//! `config.json` of a Hugging Face directory.
+
+use super::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
+use serde_json::Value;
+
+/// Object of a JSON configuration, with checked access.
+struct Json<'a>(&'a serde_json::Map<String, Value>);
+
+impl<'a> Json<'a> {
+    /// Value of `key`; JSON `null` counts as absent.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn typed<T>(
+        &self,
+        key: &str,
+        expected: &'static str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let found = || value.to_string().chars().take(80).collect();
+        read(value).map(Some).ok_or_else(|| ConfigError::Type { key: key.to_owned(), found: found(), expected })
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        let read = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+        self.typed(key, "a non-negative integer", read)
+    }
+
+    fn needed(&self, key: &str) -> Result<usize, ConfigError> {
+        self.size(key)?.ok_or_else(|| ConfigError::Missing(key.to_owned()))
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        self.typed(key, "a number", Value::as_f64)
+    }
+
+    fn needed_float(&self, key: &str) -> Result<f64, ConfigError> {
+        self.float(key)?.ok_or_else(|| ConfigError::Missing(key.to_owned()))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(false))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+        self.typed(key, "text", Value::as_str)
+    }
+
+    /// One token id, or a list of them.
+    fn ids(&self, key: &str) -> Result<Option<Vec<u32>>, ConfigError> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let read = |value: &'a Value| match value {
+            Value::Array(values) => values.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        };
+        self.typed(key, "a token id or a list of them", read)
+    }
+
+    fn refuse(&self, key: &'static str) -> Result<(), ConfigError> {
+        if !self.flag(key)? {
+            return Ok(());
+        }
+        Err(ConfigError::Unsupported { what: key, found: "true".to_owned(), supported: "false" })
+    }
+}
+
+impl ModelConfig {
+    /// Reads `config.json`; `generation`, the content of `generation_config.json` if there is one, has the last word
+    /// on the tokens that end a generation.
+    pub fn from_json(config: &[u8], generation: Option<&[u8]>, name: &str) -> Result<Self, ConfigError> {
+        let parse = |bytes| serde_json::from_slice::<serde_json::Map<String, Value>>(bytes);
+        let config = parse(config).map_err(|error| ConfigError::Json(error.to_string()))?;
+        let generation = generation.map(parse).transpose();
+        let generation = generation.map_err(|error| ConfigError::Json(error.to_string()))?.unwrap_or_default();
+        let (json, generation) = (Json(&config), Json(&generation));
+        let model_type = json.text("model_type")?.ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
+        let architecture = Architecture::from_name(model_type)?;
+        refuse_unsupported(&json, architecture)?;
+        let (hidden, heads) = (json.needed("hidden_size")?, json.needed("num_attention_heads")?);
+        within("the number of query heads", heads, 1, 1 << 12)?;
+        let head_dim = match json.size("head_dim")? {
+            Some(head_dim) => head_dim,
+            None => {
+                multiple("the hidden size", hidden, "the number of query heads", heads)?;
+                hidden / heads
+            }
+        };
+        let kv_heads = match (json.size("num_key_value_heads")?, architecture) {
+            (Some(kv_heads), _) => kv_heads,
+            (None, Architecture::Llama) => heads,
+            (None, _) => return Err(ConfigError::Missing("num_key_value_heads".to_owned())),
+        };
+        within("the number of KV heads", kv_heads, 1, 1 << 12)?;
+        let layers = json.needed("num_hidden_layers")?;
+        let eos_ids = generation.ids("eos_token_id")?.or(json.ids("eos_token_id")?).unwrap_or_default();
+        let bos_id = json.ids("bos_token_id")?.and_then(|ids| ids.first().copied());
+        Self {
+            architecture,
+            layers,
+            hidden,
+            ffn: json.needed("intermediate_size")?,
+            heads,
+            kv_heads,
+            head_dim,
+            vocabulary: json.needed("vocab_size")?,
+            context_length: json.needed("max_position_embeddings")?,
+            rms_eps: json.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope: rope(&json, head_dim)?,
+            sliding_window: sliding_window(&json, architecture, layers)?,
+            qkv_bias: architecture == Architecture::Qwen2,
+            qk_norm: architecture == Architecture::Qwen3,
+            tied_embeddings: json.flag("tie_word_embeddings")?,
+            eos_ids,
+            bos_id,
+            name: name.to_owned(),
+            parameters: 0,
+        }
+        .check()
+    }
+}
+
+fn refuse_unsupported(json: &Json<'_>, architecture: Architecture) -> Result<(), ConfigError> {
+    let activation = json.text("hidden_act")?.unwrap_or("silu");
+    if activation != "silu" {
+        let found = activation.to_owned();
+        return Err(ConfigError::Unsupported { what: "activation", found, supported: "silu" });
+    }
+    if architecture != Architecture::Qwen2 {
+        json.refuse("attention_bias")?;
+    }
+    json.refuse("mlp_bias")?;
+    if let Some(part) = json.float("partial_rotary_factor")?.filter(|&part| part != 1.0) {
+        let found = part.to_string();
+        return Err(ConfigError::Unsupported { what: "partial_rotary_factor", found, supported: "1" });
+    }
+    if let Some(method) = json.get("quantization_config") {
+        let method = method.get("quant_method").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+        return Err(ConfigError::Unsupported { what: "quantization", found: method, supported: "GGUF files" });
+    }
+    Ok(())
+}
+
+/// Rotary positions of a `config.json`: `rope_theta` and `rope_scaling`, or `rope_parameters` of transformers 5.
+fn rope(json: &Json<'_>, head_dim: usize) -> Result<Rope, ConfigError> {
+    let object = |key| json.typed(key, "an object", Value::as_object);
+    let empty = serde_json::Map::new();
+    let parameters = object("rope_parameters")?;
+    let scaling = Json(parameters.or(object("rope_scaling")?).unwrap_or(&empty));
+    let theta = scaling.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(10_000.0);
+    let kind = scaling.text("rope_type")?.or(scaling.text("type")?).unwrap_or("default");
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: scaling.needed_float("factor")? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: scaling.needed_float("factor")?,
+            low_freq_factor: scaling.needed_float("low_freq_factor")?,
+            high_freq_factor: scaling.needed_float("high_freq_factor")?,
+            original_context: scaling.needed_float("original_max_position_embeddings")?,
+        },
+        other => {
+            let found = other.to_owned();
+            return Err(ConfigError::Unsupported { what: "rope type", found, supported: "default, linear, llama3" });
+        }
+    };
+    Ok(Rope { theta, scaling, head_dim })
+}
+
+/// The window of all layers. Models that mix windowed and full layers are refused.
+fn sliding_window(json: &Json<'_>, architecture: Architecture, layers: usize) -> Result<Option<usize>, ConfigError> {
+    let window = json.size("sliding_window")?;
+    let windowed_layers = match architecture {
+        Architecture::Llama => 0,
+        Architecture::Mistral => layers,
+        Architecture::Qwen2 | Architecture::Qwen3 if !json.flag("use_sliding_window")? => 0,
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            layers.saturating_sub(json.size("max_window_layers")?.unwrap_or(28))
+        }
+    };
+    match windowed_layers {
+        0 => Ok(None),
+        _ if windowed_layers == layers => Ok(window),
+        some => {
+            let found = format!("in {some} of {layers} layers");
+            Err(ConfigError::Unsupported { what: "sliding window", found, supported: "all layers or none" })
+        }
+    }
+}

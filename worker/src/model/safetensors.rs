@@ -1,0 +1,122 @@
+//! Safetensors: one file or several with an index, mapped into memory. Header checks are the `safetensors` crate's.
+
+use super::weights_file::{FileMap, StoredTensor, TensorTable};
+use super::{Error, Result};
+use palimpsest_kernels::WeightType;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Why safetensors files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SafetensorsError {
+    /// The header of a file is damaged.
+    #[error("damaged or truncated safetensors file: {0}")]
+    Header(#[from] safetensors::SafeTensorError),
+    /// The index is not what it should be.
+    #[error("{INDEX} cannot be read: {0}")]
+    Index(serde_json::Error),
+    /// An index that points out of its directory.
+    #[error("{INDEX} names \"{0}\", which is not a plain file name")]
+    Name(String),
+    /// The index promises a tensor that its file does not hold.
+    #[error("{INDEX} says that \"{tensor}\" is in {file}, but it is not")]
+    NotInFile {
+        /// Tensor.
+        tensor: String,
+        /// File of the index.
+        file: String,
+    },
+    /// Two files hold one tensor.
+    #[error("tensor \"{0}\" appears twice")]
+    Duplicate(String),
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Maps the weights in directory `dir`: `model.safetensors`, or the files that its index lists.
+pub(super) fn open(dir: &Path) -> Result<TensorTable> {
+    let mut table = TensorTable::default();
+    let index_path = dir.join(INDEX);
+    if dir.join(SINGLE).is_file() {
+        add_file(&mut table, &dir.join(SINGLE))?;
+    } else if index_path.is_file() {
+        let text = std::fs::read(&index_path).map_err(|source| Error::io(&index_path, source))?;
+        let fail = |source| Error::Safetensors { path: index_path.clone(), source };
+        let index: Index = serde_json::from_slice(&text).map_err(|error| fail(SafetensorsError::Index(error)))?;
+        for name in index.weight_map.values().collect::<BTreeSet<_>>() {
+            let mut parts = Path::new(name).components();
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(fail(SafetensorsError::Name(name.clone())));
+            }
+            let first = table.files.len();
+            add_file(&mut table, &dir.join(name))?;
+            let listed = index.weight_map.iter().filter(|(_, file)| *file == name);
+            for (tensor, file) in listed {
+                if table.tensors.get(tensor).is_none_or(|stored| stored.file != first) {
+                    return Err(fail(SafetensorsError::NotInFile { tensor: tensor.clone(), file: file.clone() }));
+                }
+            }
+        }
+    } else {
+        return Err(Error::MissingFile {
+            dir: dir.to_owned(),
+            what: "model.safetensors or model.safetensors.index.json",
+        });
+    }
+    Ok(table)
+}
+
+fn add_file(table: &mut TensorTable, path: &Path) -> Result<()> {
+    let map = FileMap::open(path).map_err(|source| Error::io(path, source))?;
+    let file = table.files.len();
+    for (name, tensor) in
+        read_header(&map, file).map_err(|source| Error::Safetensors { path: path.to_owned(), source })?
+    {
+        if table.tensors.contains_key(&name) {
+            return Err(Error::Safetensors { path: path.to_owned(), source: SafetensorsError::Duplicate(name) });
+        }
+        table.tensors.insert(name, tensor);
+    }
+    table.files.push(map);
+    Ok(())
+}
+
+/// Tensors of a safetensors file, all within `bytes`.
+pub(super) fn read_header(
+    bytes: &[u8],
+    file: usize,
+) -> std::result::Result<Vec<(String, StoredTensor)>, SafetensorsError> {
+    let tensors = SafeTensors::deserialize(bytes)?;
+    let base = bytes.as_ptr() as usize;
+    Ok(tensors
+        .iter()
+        .map(|(name, view)| {
+            let start = view.data().as_ptr() as usize - base;
+            let tensor = StoredTensor {
+                dtype: weight_type(view.dtype()),
+                type_name: format!("{:?}", view.dtype()),
+                shape: view.shape().to_vec(),
+                file,
+                range: start..start + view.data().len(),
+            };
+            (name.to_owned(), tensor)
+        })
+        .collect())
+}
+
+fn weight_type(dtype: Dtype) -> Option<WeightType> {
+    match dtype {
+        Dtype::F32 => Some(WeightType::F32),
+        Dtype::F16 => Some(WeightType::F16),
+        Dtype::BF16 => Some(WeightType::BF16),
+        _ => None,
+    }
+}

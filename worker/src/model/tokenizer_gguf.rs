@@ -1,0 +1,225 @@
+//! A `tokenizer.json` from the vocabulary and merges that a GGUF file carries.
+//!
+//! What the file does not say, the pre-tokenizer's expressions and the decoder, is taken from llama.cpp's
+//! `llama-vocab.cpp` by the name in `tokenizer.ggml.pre`, and from the tokenizers of the models so named.
+
+use super::gguf::{Gguf, GgufError};
+use super::tokenizer::{TokenizerError, TokenizerFiles};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+type Result<T> = std::result::Result<T, TokenizerError>;
+
+/// Token types of `tokenizer.ggml.token_type` that are added tokens, matched before the model runs.
+const UNKNOWN: f64 = 2.0;
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+
+/// GPT-2's expression, as llama.cpp has it.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+struct Vocabulary<'a> {
+    tokens: Vec<&'a str>,
+    types: Vec<f64>,
+    ids: HashMap<&'a str, usize>,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(gguf: &Gguf, file: &'a [u8]) -> Result<Self> {
+        let key = "tokenizer.ggml.tokens";
+        let tokens = gguf.texts(file, key)?.ok_or_else(|| GgufError::MissingKey(key.to_owned()))?;
+        let types = gguf.numbers(file, "tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1.0; tokens.len()]);
+        if types.len() != tokens.len() {
+            let (found, expected) = (types.len(), tokens.len());
+            return Err(TokenizerError::Length { what: "tokenizer.ggml.token_type", found, expected });
+        }
+        let mut ids = HashMap::new();
+        for (id, token) in tokens.iter().enumerate() {
+            if ids.insert(*token, id).is_some() {
+                return Err(TokenizerError::Duplicate((*token).to_owned()));
+            }
+        }
+        Ok(Self { tokens, types, ids })
+    }
+
+    /// The token that metadata `key` names, if it names one.
+    fn named(&self, gguf: &Gguf, key: &'static str) -> Result<Option<&'a str>> {
+        let Some(id) = gguf.unsigned(key)? else { return Ok(None) };
+        let token = usize::try_from(id).ok().and_then(|id| self.tokens.get(id));
+        let error = TokenizerError::Id { what: key, id, len: self.tokens.len() };
+        token.map(|token| Some(*token)).ok_or(error)
+    }
+
+    fn as_json(&self) -> Map<String, Value> {
+        self.tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect()
+    }
+
+    fn added_tokens(&self) -> Vec<Value> {
+        let added = self.tokens.iter().zip(&self.types).enumerate();
+        let added = added.filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
+        let entry = |(id, (token, &kind)): (usize, (&&str, &f64))| {
+            json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": kind != USER_DEFINED,
+            })
+        };
+        added.map(entry).collect()
+    }
+}
+
+impl TokenizerFiles {
+    /// Builds the tokenizer that a GGUF file carries. `file`: the bytes that `gguf` was parsed from.
+    pub(super) fn from_gguf(gguf: &Gguf, file: &[u8], eos_ids: &[u32]) -> Result<Self> {
+        let vocabulary = Vocabulary::read(gguf, file)?;
+        let kind = gguf.text("tokenizer.ggml.model")?;
+        let mut tokenizer = match kind {
+            Some("gpt2") => byte_level(gguf, file, &vocabulary)?,
+            Some("llama") => sentence_piece(gguf, file, &vocabulary)?,
+            Some(other) => return Err(TokenizerError::Model(other.to_owned())),
+            None => return Err(GgufError::MissingKey("tokenizer.ggml.model".to_owned()).into()),
+        };
+        let bos = vocabulary.named(gguf, "tokenizer.ggml.bos_token_id")?;
+        let eos = vocabulary.named(gguf, "tokenizer.ggml.eos_token_id")?;
+        let by_default = kind == Some("llama") || matches!(pre(gguf)?, "llama3" | "llama-v3" | "llama-bpe");
+        let add_bos = gguf.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(by_default);
+        let add_eos = gguf.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+        tokenizer["post_processor"] = frame(&vocabulary, bos.filter(|_| add_bos), eos.filter(|_| add_eos));
+        Ok(Self {
+            tokenizer_json: serde_json::to_vec(&tokenizer)?,
+            chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
+            bos_token: bos.map(str::to_owned),
+            eos_token: eos.map(str::to_owned),
+            eos_ids: eos_ids.to_vec(),
+        })
+    }
+}
+
+fn pre(gguf: &Gguf) -> Result<&str> {
+    Ok(gguf.text("tokenizer.ggml.pre")?.unwrap_or("default"))
+}
+
+/// Byte-level BPE (GPT-2 and most later models).
+fn byte_level(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Result<Value> {
+    let key = "tokenizer.ggml.merges";
+    let lines = gguf.texts(file, key)?.ok_or_else(|| GgufError::MissingKey(key.to_owned()))?;
+    let mut merges = Vec::new();
+    for line in lines {
+        // A token holds no space (byte 32 is written as another letter), so the first one after a letter separates.
+        let pair = line.char_indices().skip(1).find(|&(_, letter)| letter == ' ');
+        let pair = pair.map(|(at, _)| (&line[..at], &line[at + 1..]));
+        let known = |text: &str| vocabulary.ids.contains_key(text);
+        match pair.filter(|(left, right)| known(left) && known(right) && known(&format!("{left}{right}"))) {
+            Some((left, right)) => merges.push(json!([left, right])),
+            None => return Err(TokenizerError::Merge(line.to_owned())),
+        }
+    }
+    let (pre_tokenizer, normalizer, ignore_merges) = pre_tokenizer(pre(gguf)?)?;
+    Ok(json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": vocabulary.added_tokens(),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": ignore_merges,
+            "vocab": vocabulary.as_json(), "merges": merges,
+        },
+    }))
+}
+
+/// Pre-tokenizer, normaliser and `ignore_merges` of a `tokenizer.ggml.pre`.
+fn pre_tokenizer(pre: &str) -> Result<(Value, Value, bool)> {
+    let split = |expressions: &[&str]| {
+        let splits = expressions.iter().map(
+            |expression| json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false}),
+        );
+        let letters = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        json!({"type": "Sequence", "pretokenizers": splits.chain([letters]).collect::<Vec<_>>()})
+    };
+    let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    Ok(match pre {
+        "smollm" => {
+            let digits = json!({"type": "Digits", "individual_digits": true});
+            (json!({"type": "Sequence", "pretokenizers": [digits, gpt2]}), Value::Null, false)
+        }
+        "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" => (gpt2, Value::Null, false),
+        "default" => {
+            let punctuation = r"[\p{P}\$\+<=>\^~\|]+";
+            (split(&[punctuation, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]), Value::Null, false)
+        }
+        "llama3" | "llama-v3" | "llama-bpe" => (split(&[LLAMA3]), Value::Null, true),
+        "qwen2" | "deepseek-r1-qwen" => (split(&[QWEN2]), json!({"type": "NFC"}), false),
+        other => return Err(TokenizerError::PreTokenizer(other.to_owned())),
+    })
+}
+
+/// SentencePiece BPE: pieces join by score, unknown letters fall back to bytes.
+fn sentence_piece(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Result<Value> {
+    let key = "tokenizer.ggml.scores";
+    let scores = gguf.numbers(file, key)?.ok_or_else(|| GgufError::MissingKey(key.to_owned()))?;
+    if scores.len() != vocabulary.tokens.len() {
+        let (found, expected) = (scores.len(), vocabulary.tokens.len());
+        return Err(TokenizerError::Length { what: "tokenizer.ggml.scores", found, expected });
+    }
+    let unknown = vocabulary.named(gguf, "tokenizer.ggml.unknown_token_id")?;
+    let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let mut normalizers = vec![replace(" ", "\u{2581}")];
+    let mut decoders = vec![replace("\u{2581}", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+    if prefix {
+        normalizers.insert(0, json!({"type": "Prepend", "prepend": "\u{2581}"}));
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    Ok(json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": vocabulary.added_tokens(),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": null,
+        "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocabulary.as_json(), "merges": merges_of_pieces(vocabulary, &scores),
+        },
+    }))
+}
+
+/// Every way to join two pieces into a third, best score of the third first: what SentencePiece's greedy merging by
+/// score does. Ties go by the piece's id, then by the ids of the halves.
+fn merges_of_pieces(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<Value> {
+    let mut merges = Vec::new();
+    for (id, piece) in vocabulary.tokens.iter().enumerate().filter(|(id, _)| vocabulary.types[*id] == 1.0) {
+        for (at, _) in piece.char_indices().skip(1) {
+            let (left, right) = piece.split_at(at);
+            if let (Some(&left), Some(&right)) = (vocabulary.ids.get(left), vocabulary.ids.get(right)) {
+                merges.push((id, left, right));
+            }
+        }
+    }
+    merges.sort_by(|a, b| scores[b.0].total_cmp(&scores[a.0]).then(a.cmp(b)));
+    merges.into_iter().map(|(_, left, right)| json!([vocabulary.tokens[left], vocabulary.tokens[right]])).collect()
+}
+
+/// Template that puts the first token before a text and the last one after it.
+fn frame(vocabulary: &Vocabulary<'_>, bos: Option<&str>, eos: Option<&str>) -> Value {
+    if bos.is_none() && eos.is_none() {
+        return Value::Null;
+    }
+    let token = |text: &str| json!({"SpecialToken": {"id": text, "type_id": 0}});
+    let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+    let around = |middle: Value| bos.map(token).into_iter().chain([middle]).chain(eos.map(token)).collect::<Vec<_>>();
+    let mut pair = around(text("A"));
+    pair.extend(around(text("B")));
+    let special: Map<String, Value> = [bos, eos]
+        .into_iter()
+        .flatten()
+        .map(|text| (text.to_owned(), json!({"id": text, "ids": [vocabulary.ids[text]], "tokens": [text]})))
+        .collect();
+    json!({"type": "TemplateProcessing", "single": around(text("A")), "pair": pair, "special_tokens": special})
+}

@@ -1,0 +1,80 @@
+//! The files that weights are read from: memory maps and one table of the tensors in them.
+
+#![allow(unsafe_code)] // the memory map below, and nothing else
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::path::Path;
+
+use palimpsest_kernels::WeightType;
+
+/// A file mapped into memory, read-only.
+#[derive(Debug)]
+pub(super) struct FileMap(memmap2::Mmap);
+
+impl FileMap {
+    /// Maps the file at `path`. An empty file is an I/O error of kind `InvalidInput` on some systems and an empty
+    /// slice on others; both fail later on their missing header.
+    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        // SAFETY: the map is private and read-only. The one hazard is another process that truncates or rewrites the
+        // file meanwhile; model files are written once and replaced by renaming (`pull` does so), and the operator
+        // who edits one in place is told not to by the documentation of `Model::open`.
+        let map = unsafe { memmap2::Mmap::map(&file)? };
+        Ok(Self(map))
+    }
+}
+
+impl Deref for FileMap {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Where a tensor lies and what it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct StoredTensor {
+    /// Type as the kernels know it; `None`: one that they do not read.
+    pub(super) dtype: Option<WeightType>,
+    /// Type as the file names it.
+    pub(super) type_name: String,
+    /// Dimensions, outermost first.
+    pub(super) shape: Vec<usize>,
+    /// Index into [`TensorTable::files`].
+    pub(super) file: usize,
+    /// Bytes of that file.
+    pub(super) range: Range<usize>,
+}
+
+/// All tensors of a model by name, and the maps that hold them.
+#[derive(Debug, Default)]
+pub(super) struct TensorTable {
+    pub(super) files: Vec<FileMap>,
+    pub(super) tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl TensorTable {
+    /// Stored bytes of a tensor of this table.
+    pub(super) fn bytes(&self, tensor: &StoredTensor) -> &[u8] {
+        &self.files[tensor.file][tensor.range.clone()]
+    }
+}
+
+/// Dequantises a tensor of a plain float type. `None` for block types.
+pub(super) fn floats(dtype: WeightType, bytes: &[u8]) -> Option<Vec<f32>> {
+    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    Some(match dtype {
+        WeightType::F32 => {
+            bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+        }
+        WeightType::F16 => pairs().map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
+        WeightType::BF16 => pairs().map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
+        _ => return None,
+    })
+}
