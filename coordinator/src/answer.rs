@@ -139,7 +139,11 @@ impl Answer {
 
     /// Ends the answer, and with it the sequence if that still runs.
     fn finish(&mut self, reason: FinishReason, stop: String) {
-        let started = self.reader.take().and_then(|reader| reader.started());
+        let reader = self.reader.take();
+        let started = reader.as_ref().and_then(Reader::started);
+        if let Some(reader) = reader {
+            reader.done();
+        }
         let usage = self.seen.usage(&self.request, &self.model, started);
         let fed = self.seen.fed(self.request.prompt.len() as u64);
         let retention = self.seen.retention.take().map(|(report, at)| grown(report, at, fed));

@@ -32,7 +32,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use palimpsest_proto::internal::v1::RankInfo;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 pub use self::config::Config;
 use self::{engine::Readiness, executor::Executor, model::ServedModel, service::Service};
@@ -95,7 +95,9 @@ impl Coordinator {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        api::grpc::serve(self.service.clone(), TcpListenerStream::new(listener), shutdown).await
+        // Tokens are small and must not wait for one another in the socket.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        api::grpc::serve(self.service.clone(), incoming, shutdown).await
     }
 
     /// Serves gRPC on a free port of 127.0.0.1, for clients in this process.

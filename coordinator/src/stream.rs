@@ -45,7 +45,18 @@ struct State {
     /// Set once: `Ok` behind the last token.
     end: Option<Result<(), RequestError>>,
     paused: bool,
-    reader_gone: bool,
+    reader: ReaderState,
+}
+
+/// Whether somebody still wants tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReaderState {
+    /// Yes.
+    Reads,
+    /// The text is complete: a stop string was found.
+    Done,
+    /// The client went away.
+    Gone,
 }
 
 #[derive(Debug)]
@@ -72,8 +83,14 @@ pub struct Reader(Arc<Shared>);
 
 /// A ring of `capacity` tokens (at least 1) whose reader wakes `engine`.
 pub fn ring(capacity: usize, engine: Arc<Notify>) -> (Writer, Reader) {
-    let state =
-        State { tokens: VecDeque::new(), pushed: 0, started: None, end: None, paused: false, reader_gone: false };
+    let state = State {
+        tokens: VecDeque::new(),
+        pushed: 0,
+        started: None,
+        end: None,
+        paused: false,
+        reader: ReaderState::Reads,
+    };
     let shared =
         Arc::new(Shared { capacity: capacity.max(1), state: Mutex::new(state), reader: Notify::new(), engine });
     (Writer(shared.clone()), Reader(shared))
@@ -113,9 +130,9 @@ impl Writer {
         self.0.lock().pushed
     }
 
-    /// Whether the reader went away.
-    pub fn reader_gone(&self) -> bool {
-        self.0.lock().reader_gone
+    /// Whether the reader still reads.
+    pub fn reader(&self) -> ReaderState {
+        self.0.lock().reader
     }
 
     /// Whether a paused sequence may go on: the reader has emptied half of the ring.
@@ -158,12 +175,19 @@ impl Reader {
     pub fn started(&self) -> Option<Instant> {
         self.0.lock().started
     }
+
+    /// No more tokens are wanted, for a good reason.
+    pub fn done(self) {
+        self.0.lock().reader = ReaderState::Done;
+    }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.reader_gone = true;
+        if state.reader == ReaderState::Reads {
+            state.reader = ReaderState::Gone;
+        }
         state.tokens.clear();
         drop(state);
         self.0.engine.notify_one();
@@ -193,7 +217,11 @@ mod tests {
         assert!(writer.has_room());
         drop(reader);
         engine.notified().await;
-        assert!(writer.reader_gone());
+        assert_eq!(writer.reader(), ReaderState::Gone);
+        let (writer, reader) = ring(4, Arc::default());
+        assert_eq!(writer.reader(), ReaderState::Reads);
+        reader.done();
+        assert_eq!(writer.reader(), ReaderState::Done);
     }
 
     #[tokio::test]

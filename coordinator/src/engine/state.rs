@@ -21,7 +21,7 @@ use crate::{
     model::ServedModel,
     request::{ValidRequest, with_defaults},
     scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget},
-    stream::{Token, Writer},
+    stream::{ReaderState, Token, Writer},
 };
 
 struct Live {
@@ -113,6 +113,15 @@ impl State {
     pub(super) fn tend(&mut self) {
         let now = Instant::now();
         let mut over = Vec::new();
+        let scheduler = &mut self.scheduler;
+        self.live.retain(|&id, live| {
+            let done = live.writer.reader() == ReaderState::Done;
+            if done {
+                tracing::debug!(request = %live.request, sequence = %id, "stopped");
+                scheduler.on_event(Event::Leave(id));
+            }
+            !done
+        });
         for (&id, live) in &mut self.live {
             let verdict = live.verdict(now, self.slow_reader_limit, self.drain_until);
             if let Some(error) = verdict {
@@ -293,7 +302,7 @@ impl Live {
     /// Why this request must end now, if it must.
     fn verdict(&self, now: Instant, slow: Duration, drain_until: Option<Instant>) -> Option<RequestError> {
         let waiting = self.permit.is_some();
-        if self.writer.reader_gone() {
+        if self.writer.reader() == ReaderState::Gone {
             return Some(RequestError::new(Reason::ClientGone, "the client dropped the stream"));
         }
         if self.deadline <= now {

@@ -157,7 +157,8 @@ async fn max_tokens_and_ignored_ends() {
     request.stopping.as_mut().unwrap().ignore_eos = true;
     let whole = generate(&coordinator, request).await.unwrap();
     assert_eq!(whole.finished.usage.unwrap().generated_tokens, 6);
-    let banned = ranks[0].plans().into_iter().flat_map(|plan| plan.sequences).filter_map(|s| s.init).last().unwrap();
+    let banned =
+        ranks[0].plans().into_iter().flat_map(|plan| plan.sequences).filter_map(|s| s.init).next_back().unwrap();
     assert_eq!((banned.banned, banned.max_tokens), (vec![crate::executor::fake::IM_END], 9));
 }
 

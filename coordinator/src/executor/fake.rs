@@ -314,36 +314,46 @@ impl State {
         let token = held.prompt.filter(|_| step.sample).map(|prompt| (script.answer)(&held.tokens, prompt));
         let wanted = held.init.sampling.as_ref().is_some_and(|sampling| sampling.logprobs.is_some());
         let logprob = token.filter(|_| wanted).map(|id| TokenLogprob { id, logprob: -0.5, ..Default::default() });
-        let (cache, retention) = cache(held, &script.rank, stride);
-        let retention = step.retention_report.then_some(retention);
+        let cache = cache(held, &script.rank, stride);
+        let retention = step.retention_report.then(|| retention(held, &script.rank, stride));
         Ok(SequenceOutput { sequence: id, token, logprob, cache: Some(cache), retention, error: String::new() })
     }
 }
 
-/// What a `window` cache holds: the sinks and the last of the budget at the last boundary, and the tail since.
-fn cache(held: &Held, rank: &RankInfo, stride: u64) -> (CacheState, RetentionReport) {
+/// Positions below this, and from the other on, are what a `window` cache holds: the sinks and the last of the budget at
+/// the last boundary, and the tail since.
+fn held_positions(held: &Held, stride: u64) -> (u64, u64) {
     let contract = held.init.kv.clone().unwrap_or_default();
-    let geometry = geometry(rank);
     let fed = held.tokens.len() as u64;
     let boundary = fed - fed % stride;
     let budget = u64::from(contract.budget - contract.memory_slots.unwrap_or(0));
-    let sinks = u64::from(contract.sinks());
-    let retained = if contract.policy == FULL { boundary } else { boundary.min(budget) };
-    let kept = |position: &u64| *position < sinks || *position >= boundary - retained.saturating_sub(sinks);
-    let positions: Vec<u32> = (0..fed).filter(kept).map(|position| position as u32).collect();
-    let entries = positions.len() as u64 * geometry.heads();
-    let state = CacheState {
+    let sinks = u64::from(contract.sinks()).min(budget);
+    if contract.policy == FULL || boundary <= budget { (fed, fed) } else { (sinks, boundary - (budget - sinks)) }
+}
+
+fn cache(held: &Held, rank: &RankInfo, stride: u64) -> CacheState {
+    let geometry = geometry(rank);
+    let fed = held.tokens.len() as u64;
+    let (sinks, recent) = held_positions(held, stride);
+    let entries = (sinks + fed - recent) * geometry.heads();
+    CacheState {
         held_entries: entries,
         evicted_entries: fed * geometry.heads() - entries,
         held_bytes: entries * geometry.entry_bytes(),
-    };
+    }
+}
+
+fn retention(held: &Held, rank: &RankInfo, stride: u64) -> RetentionReport {
+    let geometry = geometry(rank);
+    let (sinks, recent) = held_positions(held, stride);
+    let positions: Vec<u32> = (0..sinks).chain(recent..held.tokens.len() as u64).map(|at| at as u32).collect();
     let head = |layer: u64, head: u64| HeadRetention {
         layer: layer as u32,
         kv_head: rank.rank * geometry.kv_heads as u32 + head as u32,
         positions: positions.clone(),
     };
     let heads = (0..geometry.layers).flat_map(|layer| (0..geometry.kv_heads).map(move |kv| (layer, kv)));
-    (state, RetentionReport { heads: heads.map(|(layer, kv)| head(layer, kv)).collect() })
+    RetentionReport { heads: heads.map(|(layer, kv)| head(layer, kv)).collect() }
 }
 
 fn cost(held: &Held, geometry: &Geometry) -> u64 {

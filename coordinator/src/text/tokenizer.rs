@@ -13,9 +13,16 @@ pub(super) enum Decoding {
     Chain,
 }
 
+struct Added {
+    content: String,
+    special: bool,
+}
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Tokens beside the model's own, and whether they never show in text. The library gives only copies of its list.
+    added: HashMap<u32, Added>,
     pub(super) decoding: Decoding,
 }
 
@@ -33,7 +40,9 @@ impl Tokenizer {
             Some(tokenizers::DecoderWrapper::ByteLevel(_)) => Decoding::Bytes,
             _ => Decoding::Chain,
         };
-        Ok(Self { inner, decoding })
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let added = added.map(|(id, token)| (id, Added { content: token.content, special: token.special })).collect();
+        Ok(Self { inner, added, decoding })
     }
 
     /// Token ids of a text. `special`: with what the tokenizer adds around a text of its own, such as BOS.
@@ -52,10 +61,10 @@ impl Tokenizer {
 
     /// Bytes of one token, which need not be whole characters; empty for an id that the tokenizer does not know.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
-        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
-        if self.inner.get_added_tokens_decoder().contains_key(&id) {
-            return token.into_bytes();
+        if let Some(added) = self.added.get(&id) {
+            return added.content.clone().into_bytes();
         }
+        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         match self.decoding {
             Decoding::Bytes => byte_level(&token),
             Decoding::Chain => match fallback_byte(&token) {
@@ -67,8 +76,7 @@ impl Tokenizer {
 
     /// Whether the id is a control token that never shows in text.
     pub fn is_special(&self, id: u32) -> bool {
-        let vocabulary = self.inner.get_added_vocabulary();
-        self.inner.id_to_token(id).is_some_and(|token| vocabulary.is_special_token(&token))
+        self.added.get(&id).is_some_and(|added| added.special)
     }
 }
 
@@ -80,26 +88,28 @@ fn fallback_byte(token: &str) -> Option<u8> {
 
 /// Bytes of a token in GPT-2's alphabet; a token with other characters stands for itself.
 fn byte_level(token: &str) -> Vec<u8> {
-    let table = byte_level_table();
-    let bytes: Option<Vec<u8>> = token.chars().map(|c| table.get(&c).copied()).collect();
+    static TABLE: OnceLock<[Option<u8>; ALPHABET]> = OnceLock::new();
+    let table = TABLE.get_or_init(byte_level_table);
+    let bytes: Option<Vec<u8>> = token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
+/// Characters below this make up GPT-2's alphabet: 256, and one for each of the 68 bytes that are not printable.
+const ALPHABET: usize = 256 + 68;
+
 /// GPT-2's `bytes_to_unicode`, inverted: printable bytes stand for themselves, the others follow from U+0100 on.
-fn byte_level_table() -> &'static HashMap<char, u8> {
-    static TABLE: OnceLock<HashMap<char, u8>> = OnceLock::new();
-    TABLE.get_or_init(|| {
-        let mut next = 0x100;
-        let char_of = |byte: u8| match byte {
-            b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
-            _ => {
-                let c = char::from_u32(next).expect("below the surrogates");
-                next += 1;
-                c
-            }
-        };
-        (0..=u8::MAX).map(char_of).zip(0..=u8::MAX).collect()
-    })
+fn byte_level_table() -> [Option<u8>; ALPHABET] {
+    let mut table = [None; ALPHABET];
+    let mut next = 256;
+    for byte in 0..=u8::MAX {
+        if matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF) {
+            table[usize::from(byte)] = Some(byte);
+        } else {
+            table[next] = Some(byte);
+            next += 1;
+        }
+    }
+    table
 }
 
 impl std::fmt::Debug for Tokenizer {
