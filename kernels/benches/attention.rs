@@ -132,7 +132,7 @@ fn elementwise(backend: &CpuBackend, threads: usize, rows: usize) {
     });
     println!("{threads} threads  F16  split_qkv {rows:>4} rows  {:>8.4} ms", seconds * 1e3);
     let (x, mut out) = (noise(rows * 3072, 4), vec![0.0; rows * 1536]);
-    let seconds = median(41, || backend.silu_mul(&x, rows, &mut out).expect("valid call"));
+    let seconds = median(41, || backend.silu_mul(&x, rows, 1536, &mut out).expect("valid call"));
     println!("{threads} threads       silu_mul  {rows:>4} rows x 1536  {:>8.4} ms", seconds * 1e3);
     let (weight, mut out) = (noise(576, 5), vec![0.0; rows * 576]);
     let seconds = median(41, || backend.rms_norm(&x, &weight, 1e-5, rows, &mut out).expect("valid call"));

@@ -256,8 +256,8 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<()>;
     /// `x += y` on the first `len` values.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize) -> Result<()>;
-    /// `out[t, f] = silu(gate_up[t, f]) * gate_up[t, F + f]`; `gate_up`: `[T, 2F]`, `out`: `[T, F]`.
-    fn silu_mul(&self, gate_up: &Self::Buffer, rows: usize, out: &mut Self::Buffer) -> Result<()>;
+    /// `out[t, f] = silu(gate_up[t, f]) * gate_up[t, F + f]`; `gate_up`: `[T, 2F]`, `out`: `[T, F]`, `width` is `F`.
+    fn silu_mul(&self, gate_up: &Self::Buffer, rows: usize, width: usize, out: &mut Self::Buffer) -> Result<()>;
     /// `out[i] = x[rows[i]]`, rows of `width` values.
     fn gather_rows(&self, x: &Self::Buffer, width: usize, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
 
@@ -279,8 +279,9 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<()>;
     /// Attention probabilities per slot, reduced over rows: the slot weights that attention-based policies score by.
-    /// `out[i]` has `items[i].attend.slots.len` values. Computed separately from `attention`, so that policies that do
-    /// not look at attention never pay for it.
+    /// `out[i]` goes on from the values it holds (zeros are added up to `items[i].attend.slots.len`), row by row, so the
+    /// same rows give the same bits in one call or in several. Computed separately from `attention`, so that policies
+    /// that do not look at attention never pay for it.
     fn observe(
         &self,
         shape: QkvShape,

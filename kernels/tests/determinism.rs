@@ -217,7 +217,7 @@ proptest! {
             let x = x.to_vec();
             let (mut norm, mut silu) = (vec![0.0; rows * width], vec![0.0; rows * width]);
             backend.rms_norm(&x, &weight, 1e-5, rows, &mut norm).unwrap();
-            backend.silu_mul(&x, rows, &mut silu).unwrap();
+            backend.silu_mul(&x, rows, width, &mut silu).unwrap();
             norm.iter().chain(&silu).map(|x| x.to_bits()).collect::<Vec<u32>>()
         };
         let all = run(&many, &x, rows);

@@ -146,8 +146,8 @@ unsafe fn multiply_add<T: Element, L: Lanes, const M: usize, const N: usize>(
             }
             for n in 0..N {
                 let vector: L = T::load(vectors.add(n * WIDTH));
-                for m in 0..M {
-                    sums[m][n] = scalar[m].fma(vector, sums[m][n]);
+                for (sums, scalar) in sums.iter_mut().zip(scalar) {
+                    sums[n] = scalar.fma(vector, sums[n]);
                 }
             }
         } else {
@@ -329,8 +329,8 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Normalise<'_, T, M, 
         let mut tile: LogitTile = [[0.0; CHUNK]; BLOCK];
         // SAFETY: as in `Accumulate`.
         let region = unsafe { self.logits.compute::<L, M, N>(&mut tile) };
-        for m in 0..M {
-            let row = &mut tile[m][region.clone()];
+        for (m, row) in tile.iter_mut().take(M).enumerate() {
+            let row = &mut row[region.clone()];
             let max = row_max::<L>(row);
             if max != f32::NEG_INFINITY {
                 let sum = exponentials::<L>(row, max);

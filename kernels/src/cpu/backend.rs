@@ -85,8 +85,8 @@ impl Backend for CpuBackend {
         elementwise::add(self.exec(), x, y, len)
     }
 
-    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, out: &mut Vec<f32>) -> Result<()> {
-        elementwise::silu_mul(self.exec(), gate_up, rows, out)
+    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, width: usize, out: &mut Vec<f32>) -> Result<()> {
+        elementwise::silu_mul(self.exec(), gate_up, (rows, width), out)
     }
 
     fn gather_rows(&self, x: &Vec<f32>, width: usize, rows: &[usize], out: &mut Vec<f32>) -> Result<()> {

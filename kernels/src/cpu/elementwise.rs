@@ -129,19 +129,17 @@ impl Kernel for SiluRows<'_> {
     }
 }
 
-/// See [`crate::Backend::silu_mul`]. The width is that of `gate_up` over `rows`, halved.
-pub(crate) fn silu_mul(exec: Exec<'_>, gate_up: &[f32], rows: usize, out: &mut [f32]) -> Result<()> {
-    let op = "silu_mul";
-    if rows == 0 {
-        return Ok(());
-    }
-    let width = silu_width(op, gate_up.len(), rows, out.len())?;
-    if width == 0 {
+/// See [`crate::Backend::silu_mul`].
+pub(crate) fn silu_mul(exec: Exec<'_>, gate_up: &[f32], (rows, width): (usize, usize), out: &mut [f32]) -> Result<()> {
+    let (op, len) = ("silu_mul", rows.saturating_mul(width));
+    at_least(op, "gate_up", gate_up.len(), len.saturating_mul(2))?;
+    at_least(op, "out", out.len(), len)?;
+    if len == 0 {
         return Ok(());
     }
     let step = rows_per_task(2 * width);
-    let out = Shared::new(&mut out[..rows * width]);
-    exec.run(rows.div_ceil(step), 4 * rows * width, &|task| {
+    let out = Shared::new(&mut out[..len]);
+    exec.run(rows.div_ceil(step), 4 * len, &|task| {
         let (start, rows) = (task * step, step.min(rows - task * step));
         // SAFETY: tasks write disjoint rows.
         let out = unsafe { out.part(start * width, rows * width) };
@@ -149,16 +147,6 @@ pub(crate) fn silu_mul(exec: Exec<'_>, gate_up: &[f32], rows: usize, out: &mut [
         dispatch(exec.level, SiluRows { gate_up, width, out });
     });
     Ok(())
-}
-
-/// `F` of a `silu_mul` call: `out` has exactly `rows * F` values or more, `gate_up` `rows * 2F`.
-fn silu_width(op: &'static str, gate_up: usize, rows: usize, out: usize) -> Result<usize> {
-    if !gate_up.is_multiple_of(2 * rows) {
-        return Err(Error::Multiple { op, what: "length of gate_up", got: gate_up, multiple: 2 * rows });
-    }
-    let width = gate_up / (2 * rows);
-    at_least(op, "out", out, rows * width)?;
-    Ok(width)
 }
 
 /// See [`crate::Backend::gather_rows`].

@@ -314,7 +314,6 @@ impl<'a, T> Shared<'a, T> {
     ///
     /// # Safety
     /// No other part that overlaps this one is alive at the same time.
-    #[expect(clippy::mut_from_ref, reason = "the parts are disjoint by contract")]
     pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a part lies inside its slice");
         // SAFETY: inside the slice by the assertion, unaliased by the caller's promise.

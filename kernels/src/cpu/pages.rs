@@ -168,11 +168,6 @@ impl CpuPages {
         &self.data
     }
 
-    /// Elements of one page.
-    pub(crate) fn page_len(&self) -> usize {
-        2 * SLOTS * self.shape.head_dim
-    }
-
     /// Checks that the page table of `head` covers `len` slots with pages of this arena.
     pub(crate) fn check(&self, op: &'static str, head: &HeadPages<'_>, len: usize) -> Result<()> {
         let want = len.div_ceil(SLOTS);

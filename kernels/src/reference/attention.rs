@@ -95,7 +95,8 @@ pub(super) fn observe(
 ) -> Result<()> {
     let group = shape.heads / shape.kv_heads;
     for (ObserveItem { attend, reduce }, out) in items.iter().zip(out) {
-        let mut weights = vec![0.0f64; attend.slots.len];
+        let mut weights: Vec<f64> = out.iter().map(|&weight| f64::from(weight)).collect();
+        weights.resize(attend.slots.len, 0.0);
         for i in 0..attend.rows.len() {
             for g in 0..group {
                 let row = probabilities("observe", shape, pages, q, attend, (i, g))?;

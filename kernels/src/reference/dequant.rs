@@ -41,7 +41,7 @@ fn q4_k(block: &[u8], i: usize) -> f32 {
     };
     // Two groups share 32 bytes: the even one in the low nibbles.
     let byte = block[16 + group / 2 * 32 + i % 32];
-    let quant = if group % 2 == 0 { byte & 15 } else { byte >> 4 };
+    let quant = if group.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
     d * f32::from(scale) * f32::from(quant) - dmin * f32::from(min)
 }
 

@@ -191,15 +191,9 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, width: usize, out: &mut Vec<f32>) -> Result<()> {
         let op = "silu_mul";
-        if rows == 0 {
-            return Ok(());
-        }
-        if !gate_up.len().is_multiple_of(2 * rows) {
-            return Err(Error::Multiple { op, what: "length of gate_up", got: gate_up.len(), multiple: 2 * rows });
-        }
-        let width = gate_up.len() / (2 * rows);
+        at_least(op, "gate_up", gate_up.len(), rows * 2 * width)?;
         at_least(op, "out", out.len(), rows * width)?;
         for t in 0..rows {
             for f in 0..width {
