@@ -72,7 +72,6 @@ fn run<T: Element>(call: Call<'_, T>, items: &[ObserveItem<'_>], out: &mut [Vec<
     });
     let mut weights: Vec<Shared<'_, f32>> = Vec::with_capacity(out.len());
     for (out, item) in out.iter_mut().zip(items) {
-        out.clear();
         out.resize(item.attend.slots.len, 0.0);
         weights.push(Shared::new(out));
     }
