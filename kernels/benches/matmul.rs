@@ -1,17 +1,17 @@
 //! Matrix products: `cargo bench -p palimpsest-kernels --bench matmul [-- FILTER]`. Prints a table.
 //!
 //! GMAC/s counts multiply-adds, GB/s the packed weights read once per call. Decode rows cycle through enough matrices
-//! to exceed the last-level cache, as the layers of a model do. Every figure is the best of several runs of 30 ms or more:
+//! to exceed the last-level cache, as the layers of a model do. Every figure is the best of 60 runs of 2 ms or more:
 //! on a shared machine the best run is the one with the fewest interruptions.
 
-use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, Pool};
 use palimpsest_kernels::{Backend, WeightType, WeightView};
 use std::time::Instant;
 
 /// Weights cycled through, in bytes.
 const WORKING_SET: usize = 96 << 20;
-const RUNS: usize = 7;
-const RUN_SECONDS: f64 = 0.03;
+const RUNS: usize = 60;
+const RUN_SECONDS: f64 = 0.002;
 
 struct Case {
     name: &'static str,
@@ -84,6 +84,17 @@ fn measure(backend: &CpuBackend, case: &Case) {
     }
 }
 
+/// Best mean seconds of a fork-join region without work.
+fn region_seconds(threads: usize) -> f64 {
+    let pool = Pool::new(threads);
+    let mean = |_| {
+        let start = Instant::now();
+        (0..1000).for_each(|_| pool.run(2, &|task| _ = std::hint::black_box(task)));
+        start.elapsed().as_secs_f64() / 1000.0
+    };
+    (0..RUNS).map(mean).fold(f64::INFINITY, f64::min)
+}
+
 fn main() {
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let case = |name, dtype, rows, cols| Case { name, dtype, rows, cols };
@@ -102,10 +113,12 @@ fn main() {
         case("ffn", WeightType::F32, 3072, 1024),
         case("wide", WeightType::Q4K, 4096, 14336),
     ];
-    for activations in [Activations::Int8, Activations::F32] {
-        let backend = CpuBackend::new(CpuOptions { activations, ..CpuOptions::default() });
+    let most = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let modes = [Activations::Int8, Activations::F32].map(|mode| [1, most].map(|threads| (mode, threads)));
+    for (activations, threads) in modes.into_iter().flatten() {
+        let backend = CpuBackend::new(CpuOptions { activations, threads: Some(threads), simd: None });
         let title = backend.name();
-        println!("{title}");
+        println!("{title}, {:.2} us per empty parallel region", region_seconds(threads) * 1e6);
         for case in cases.iter().filter(|case| format!("{title} {} {:?}", case.name, case.dtype).contains(&filter)) {
             measure(&backend, case);
         }

@@ -112,7 +112,7 @@ fn product(
     let rounded = matrix.parts.iter().any(is_int);
     let tiled = !matrix.parts.iter().all(is_int);
     let rounded = rounded.then(|| Rounded::new(&backend.pool, backend.simd, x, rows, &mut scratch.words));
-    let tiled = tiled.then(|| Tiled::new(x, rows, &mut scratch.values));
+    let tiled = tiled.then(|| Tiled::new(&backend.pool, x, rows, &mut scratch.values));
     let out = SendPtr(out.as_mut_ptr());
     let panels: usize = matrix.parts.iter().map(|part| part.rows.div_ceil(PANEL)).sum();
     let work = rows.saturating_mul(matrix.rows).saturating_mul(matrix.cols);

@@ -3,6 +3,7 @@
 
 use super::matmul::Sink;
 use super::pack::{Cell, Lines, PANEL};
+use super::pool::Pool;
 use super::simd::{Kernel, Simd};
 use std::ops::Range;
 
@@ -22,16 +23,17 @@ pub(crate) struct Tiled<'a> {
 
 impl<'a> Tiled<'a> {
     /// Rearranges `rows` rows of `x`; `values` is the memory that holds the result.
-    pub fn new(x: &[f32], rows: usize, values: &'a mut Vec<f32>) -> Self {
+    pub fn new(pool: &Pool, x: &[f32], rows: usize, values: &'a mut Vec<f32>) -> Self {
         let cols = x.len() / rows.max(1);
         values.resize(x.len(), 0.0);
         if cols > 0 {
-            for (out, x) in values.chunks_mut(TILE * cols).zip(x.chunks(TILE * cols)) {
-                let count = x.len() / cols;
-                for (t, x) in x.chunks_exact(cols).enumerate() {
+            let tile = |tile: usize, out: &mut [f32]| {
+                let count = out.len() / cols;
+                for (t, x) in x[tile * TILE * cols..][..out.len()].chunks_exact(cols).enumerate() {
                     out.iter_mut().skip(t).step_by(count).zip(x).for_each(|(out, x)| *out = *x);
                 }
-            }
+            };
+            pool.chunks(values, TILE * cols, &tile);
         }
         Self { values, rows, cols }
     }
@@ -53,32 +55,50 @@ pub(crate) struct FloatTask<'a, C> {
     pub sink: Sink<'a>,
 }
 
+/// What a block works in.
+struct Buffers<const P: usize> {
+    weights: [Lines<P>; INPUTS],
+    acc: [Lines<P>; BLOCK],
+}
+
 impl<C: Cell> Kernel for FloatTask<'_, C> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for start in (0..self.x.rows).step_by(BLOCK) {
             let rows = start..self.x.rows.min(start + BLOCK);
-            let mut panel = self.panels.start;
-            while panel < self.panels.end {
-                // One chain of additions per accumulator: with few rows, several panels keep the adders busy.
-                panel += match self.panels.end - panel {
-                    4.. if rows.len() <= 3 => self.block::<S, 4>(s, panel, rows.clone()),
-                    2.. => self.block::<S, 2>(s, panel, rows.clone()),
-                    _ => self.block::<S, 1>(s, panel, rows.clone()),
-                };
+            let mut panels = self.panels.clone();
+            // One chain of additions per accumulator: with few rows, several panels keep the adders busy.
+            if rows.len() <= 3 {
+                self.blocks::<S, 4>(s, &mut panels, rows.clone());
             }
+            self.blocks::<S, 2>(s, &mut panels, rows.clone());
+            self.blocks::<S, 1>(s, &mut panels, rows);
         }
     }
 }
 
 impl<C: Cell> FloatTask<'_, C> {
-    /// `P` panels from `panel` with at most [`BLOCK`] rows; returns `P`.
+    /// Takes `P` panels at a time from the front of `panels`, as long as there are as many.
     #[inline(always)]
-    fn block<S: Simd, const P: usize>(&self, s: S, panel: usize, rows: Range<usize>) -> usize {
+    fn blocks<S: Simd, const P: usize>(&self, s: S, panels: &mut Range<usize>, rows: Range<usize>) {
+        if panels.len() < P {
+            return;
+        }
+        let mut buffers = Buffers { weights: [[[0.0; PANEL]; P]; INPUTS], acc: [[[0.0; PANEL]; P]; BLOCK] };
+        while panels.len() >= P {
+            self.block(s, panels.start, rows.clone(), &mut buffers);
+            panels.start += P;
+        }
+    }
+
+    /// `P` panels from `panel` with at most [`BLOCK`] rows.
+    #[inline(always)]
+    fn block<S: Simd, const P: usize>(&self, s: S, panel: usize, rows: Range<usize>, buffers: &mut Buffers<P>) {
         let cols = self.x.cols;
-        let mut weights: [Lines<P>; INPUTS] = [[[0.0; PANEL]; P]; INPUTS];
-        let mut acc = [[[0.0; PANEL]; P]; BLOCK];
+        let Buffers { weights, acc } = buffers;
+        let acc = &mut acc[..rows.len()];
+        acc.fill([[0.0; PANEL]; P]);
         for start in (0..cols).step_by(INPUTS) {
             let inputs = start..cols.min(start + INPUTS);
             for p in 0..P {
@@ -91,21 +111,20 @@ impl<C: Cell> FloatTask<'_, C> {
             for row in rows.clone().step_by(TILE) {
                 let (acc, inputs) = (&mut acc[row - rows.start..], inputs.clone());
                 match rows.end - row {
-                    1 => multiply(s, &weights, self.x.tile::<1>(row, inputs), acc),
-                    2 => multiply(s, &weights, self.x.tile::<2>(row, inputs), acc),
-                    3 => multiply(s, &weights, self.x.tile::<3>(row, inputs), acc),
-                    4 => multiply(s, &weights, self.x.tile::<4>(row, inputs), acc),
-                    5 => multiply(s, &weights, self.x.tile::<5>(row, inputs), acc),
-                    _ => multiply(s, &weights, self.x.tile::<TILE>(row, inputs), acc),
+                    1 => multiply(s, weights, self.x.tile::<1>(row, inputs), acc),
+                    2 => multiply(s, weights, self.x.tile::<2>(row, inputs), acc),
+                    3 => multiply(s, weights, self.x.tile::<3>(row, inputs), acc),
+                    4 => multiply(s, weights, self.x.tile::<4>(row, inputs), acc),
+                    5 => multiply(s, weights, self.x.tile::<5>(row, inputs), acc),
+                    _ => multiply(s, weights, self.x.tile::<TILE>(row, inputs), acc),
                 }
             }
         }
-        for (row, acc) in rows.zip(&acc) {
+        for (row, acc) in rows.zip(acc) {
             for (p, acc) in acc.iter().enumerate() {
                 self.sink.write(s, panel + p, row, s.load(acc));
             }
         }
-        P
     }
 }
 

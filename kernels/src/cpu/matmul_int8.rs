@@ -155,9 +155,9 @@ impl<W: Scales> IntCell for U4<W> {
             let codes = s.load_i(&self.codes[i]);
             let (low, high) = (s.and(codes, mask), s.and(s.shr::<4>(codes), mask));
             // 8 sums of 2 products: 8 * 2 * 15 * 127 = 30480 fits i16.
-            for t in 0..T {
-                dots[t] = s.add_i16(dots[t], s.dot_u8_i8(low, s.splat_bytes(&x.quads[2 * i][t])));
-                dots[t] = s.add_i16(dots[t], s.dot_u8_i8(high, s.splat_bytes(&x.quads[2 * i + 1][t])));
+            for (t, dot) in dots.iter_mut().enumerate() {
+                *dot = s.add_i16(*dot, s.dot_u8_i8(low, s.splat_bytes(&x.quads[2 * i][t])));
+                *dot = s.add_i16(*dot, s.dot_u8_i8(high, s.splat_bytes(&x.quads[2 * i + 1][t])));
             }
         }
         let (scale, min) = (self.scale.load(s), self.min.load(s));
@@ -203,12 +203,12 @@ impl IntCell for U6 {
             for i in [4 * half, 4 * half + 2] {
                 // 2 sums of 2 products: 2 * 2 * 63 * 127 = 32004 fits i16.
                 let codes = [s.load_i(&self.codes[i]), s.load_i(&self.codes[i + 1])];
-                for t in 0..T {
+                for (t, dot) in dots.iter_mut().enumerate() {
                     let pair = s.add_i16(
                         s.dot_u8_i8(codes[0], s.splat_bytes(&x.quads[i][t])),
                         s.dot_u8_i8(codes[1], s.splat_bytes(&x.quads[i + 1][t])),
                     );
-                    dots[t] = s.add_i32(dots[t], s.dot_i16(pair, s.splat_i16(1)));
+                    *dot = s.add_i32(*dot, s.dot_i16(pair, s.splat_i16(1)));
                 }
             }
             let scale = s.load(&self.scale[half]);

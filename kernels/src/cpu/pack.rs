@@ -282,12 +282,12 @@ impl CpuMatrix {
                 got: cols,
                 multiple: view.dtype.block().0,
             })?;
-            let want = row_bytes.checked_mul(view.rows).unwrap_or(usize::MAX);
+            let want = row_bytes.saturating_mul(view.rows);
             if view.bytes.len() != want {
                 return Err(Error::Shape { op: OP, what: "bytes", got: view.bytes.len(), want });
             }
             parts.push(Part { rows: view.rows, first: rows, panels: pack(pool, view, row_bytes)? });
-            rows += view.rows;
+            rows = rows.saturating_add(view.rows);
         }
         Ok(Self { parts, rows, cols })
     }

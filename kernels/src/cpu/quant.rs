@@ -74,7 +74,7 @@ fn group_q4k(block: &[u8], j: usize) -> Group {
     };
     let q = &block[16 + j / 2 * 32..][..32];
     Group {
-        codes: std::array::from_fn(|i| (if j % 2 == 0 { q[i] & 15 } else { q[i] >> 4 }) as i8),
+        codes: std::array::from_fn(|i| (if j.is_multiple_of(2) { q[i] & 15 } else { q[i] >> 4 }) as i8),
         scale: [d * f32::from(scale); 2],
         min: -(dmin * f32::from(min)),
     }
