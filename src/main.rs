@@ -1,1 +1,55 @@
-fn main() {}
+//! The `palimpsest` command line: parse, run, one place that turns errors into exit codes.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod embedded;
+mod generate;
+mod inspect;
+mod pull;
+mod quickstart;
+mod serve;
+mod term;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Bad usage ends here, with exit code 2.
+    let cli = Cli::parse();
+    init_tracing(&cli);
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Quickstart(args) => runtime()?.block_on(quickstart::run(args)),
+        Command::Pull(args) => {
+            let path = pull::pull(&args.options())?;
+            println!("{}", path.display());
+            Ok(())
+        }
+        Command::Serve(args) => runtime()?.block_on(serve::run(args)),
+        Command::Generate(args) => runtime()?.block_on(generate::run(args)),
+        Command::Bench(args) => bench::run(args),
+        Command::Inspect(args) => inspect::run(&args),
+    }
+}
+
+/// Few threads: the kernels have their own, and this machine's cores are theirs.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+fn init_tracing(cli: &Cli) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if cli.log_json { logs.json().init() } else { logs.init() }
+}

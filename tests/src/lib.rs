@@ -1,1 +1,164 @@
-//! placeholder
+//! Fixtures of the cross-crate tests: tiny random models, made here, and engines over them.
+#![forbid(unsafe_code)]
+
+use palimpsest_kernels::KvType;
+use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
+use palimpsest_worker::model::Model;
+use palimpsest_worker::model::decoder::Decoder;
+use palimpsest_worker::policy;
+use palimpsest_worker::policy::retention::{LayerScorer, RetentionScorer};
+use palimpsest_worker::runner::Runner;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// Shape of the tiny model: small enough for thousands of steps, large enough that heads and layers differ.
+pub const LAYERS: usize = 3;
+/// Hidden size.
+pub const HIDDEN: usize = 64;
+/// Query heads.
+pub const HEADS: usize = 4;
+/// KV heads.
+pub const KV_HEADS: usize = 2;
+/// Head dimension.
+pub const HEAD_DIM: usize = 16;
+/// Feed-forward size.
+pub const FFN: usize = 96;
+/// Vocabulary: the byte-level tokenizer of the coordinator's fake rank.
+pub const VOCABULARY: usize = 268;
+/// Stride of the tests: boundaries come often.
+pub const STRIDE: u64 = 16;
+
+/// Uniform pseudo-random values in [-1, 1).
+pub fn random(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Writes a random Llama of the fixture's shape as a Hugging Face directory.
+///
+/// # Panics
+/// When the temporary directory cannot be written.
+pub fn tiny_model(seed: u64) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM,
+        "vocab_size": VOCABULARY, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "bos_token_id": 266, "eos_token_id": 267,
+    });
+    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("a writable directory");
+    write("config.json", config.to_string().as_bytes());
+    write("model.safetensors", &tensors(seed));
+    write("tokenizer.json", &palimpsest_coordinator::executor::fake::byte_level_tokenizer());
+    write("tokenizer_config.json", br#"{"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}"#);
+    dir
+}
+
+fn tensors(seed: u64) -> Vec<u8> {
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN]);
+    shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
+    for l in 0..LAYERS {
+        let mut add =
+            |name: &str, shape: &[usize]| shapes.insert(format!("model.layers.{l}.{name}.weight"), shape.into());
+        add("input_layernorm", &[HIDDEN]);
+        add("post_attention_layernorm", &[HIDDEN]);
+        add("self_attn.q_proj", &[HEADS * HEAD_DIM, HIDDEN]);
+        add("self_attn.k_proj", &[KV_HEADS * HEAD_DIM, HIDDEN]);
+        add("self_attn.v_proj", &[KV_HEADS * HEAD_DIM, HIDDEN]);
+        add("self_attn.o_proj", &[HIDDEN, HEADS * HEAD_DIM]);
+        add("mlp.gate_proj", &[FFN, HIDDEN]);
+        add("mlp.up_proj", &[FFN, HIDDEN]);
+        add("mlp.down_proj", &[HIDDEN, FFN]);
+    }
+    let stored: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, shape))| {
+            let values = random(seed ^ (i as u64 + 1), shape.iter().product());
+            let norm = shape.len() == 1;
+            let bytes = values.iter().flat_map(|v| if norm { 1.0 + 0.1 * v } else { 0.3 * v }.to_le_bytes());
+            (name, shape, bytes.collect())
+        })
+        .collect();
+    let views = stored.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shape and bytes agree"))
+    });
+    serialize(views, None).expect("a valid file")
+}
+
+/// A random scorer for the tiny model, with rates, so that rankings change with age.
+pub fn tiny_scorer(seed: u64) -> RetentionScorer {
+    let layer = |l: u64| LayerScorer {
+        weight: random(seed ^ l, KV_HEADS * HIDDEN),
+        bias: random(seed ^ l ^ 77, KV_HEADS),
+        rate: random(seed ^ l ^ 99, KV_HEADS).into_iter().map(|r| -500.0 * r.abs()).collect(),
+    };
+    RetentionScorer {
+        layers: (0..LAYERS as u64).map(layer).collect(),
+        kv_heads: KV_HEADS,
+        hidden: HIDDEN,
+        metadata: std::collections::HashMap::new(),
+    }
+}
+
+/// How an engine under test runs.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Kernel threads.
+    pub threads: usize,
+    /// Activations in quantised products.
+    pub activations: Activations,
+    /// Stored keys and values.
+    pub kv: KvType,
+    /// Tokens between boundaries.
+    pub stride: u64,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { threads: 1, activations: Activations::Int8, kv: KvType::F16, stride: STRIDE }
+    }
+}
+
+/// A runner over the model at `path` with an arena of 64 MiB and, for the tiny model, the tiny scorer.
+///
+/// # Panics
+/// When the model cannot be opened.
+pub fn engine(path: &Path, options: EngineOptions, scorer: Option<&RetentionScorer>) -> Runner<CpuBackend> {
+    let backend =
+        CpuBackend::new(CpuOptions { threads: Some(options.threads), activations: options.activations, simd: None });
+    let model = Model::open(path).expect("a model");
+    let decoder =
+        Decoder::load(Arc::new(backend), model.weights(), options.stride, &mut |_| {}).expect("weights that load");
+    let mut runner = Runner::new(decoder, options.kv, 64 << 20, policy::heuristics()).expect("an arena");
+    if let Some(scorer) = scorer {
+        runner.set_scorer(Arc::new(scorer.clone())).expect("a scorer of this shape");
+    }
+    runner
+}
+
+/// A bounded contract for the tiny model.
+pub fn contract(policy: &str, head_budget: HeadBudget, memory_slots: u32) -> Contract {
+    Contract {
+        budget: Some(40 + memory_slots),
+        policy: policy.into(),
+        memory: if memory_slots > 0 { "centroid" } else { "none" }.into(),
+        head_budget,
+        sinks: 2,
+        window: 8,
+        positions: Positions::Absolute,
+        memory_slots,
+    }
+}

@@ -1,1 +1,18 @@
-//! placeholder
+//! One rank: model, bounded KV cache, eviction, latent memory.
+//!
+//! Rooms, top floor first; a room uses only what stands below it:
+//! `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `sampler`.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod kv;
+pub mod layers;
+pub mod memory;
+pub mod model;
+pub mod policy;
+pub mod rank;
+pub mod runner;
+pub mod sampler;
+pub mod session;
+
+pub use error::{Error, Result};

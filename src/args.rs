@@ -1,0 +1,263 @@
+//! What was typed. Every flag of a service has an environment twin.
+
+use crate::pull::{DEFAULT_MODEL, PullOptions};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use palimpsest_proto::v1;
+use std::path::PathBuf;
+
+/// LLM inference with a bounded KV cache.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+pub struct Cli {
+    /// Log filter, such as `info` or `palimpsest_coordinator=debug`.
+    #[arg(long, global = true, env = "PALIMPSEST_LOG", default_value = "warn")]
+    pub log: String,
+    /// Logs as JSON lines.
+    #[arg(long, global = true, env = "PALIMPSEST_LOG_JSON")]
+    pub log_json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch the default model, serve it in this process and ask a question about a long document.
+    Quickstart(QuickstartArgs),
+    /// Fetch a model into the cache directory.
+    Pull(PullArgs),
+    /// Serve a model over gRPC, all in one process.
+    Serve(ServeArgs),
+    /// Ask a running server.
+    Generate(GenerateArgs),
+    /// Measure this engine.
+    Bench(BenchArgs),
+    /// Say what a model file or directory holds.
+    Inspect(InspectArgs),
+}
+
+/// Which model, and how it runs.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// A known model's name, a GGUF file, or a directory with config.json.
+    #[arg(long, env = "PALIMPSEST_MODEL", default_value = DEFAULT_MODEL)]
+    pub model: String,
+    /// Kernel threads; all cores when not given.
+    #[arg(long, env = "PALIMPSEST_THREADS")]
+    pub threads: Option<usize>,
+    /// Activations in products with quantised weights: 8-bit (fast) or float (exact).
+    #[arg(long, env = "PALIMPSEST_ACTIVATIONS", value_enum, default_value = "int8")]
+    pub activations: ActivationsArg,
+    /// Element type of cached keys and values.
+    #[arg(long, env = "PALIMPSEST_KV_TYPE", value_enum, default_value = "f16")]
+    pub kv_type: KvTypeArg,
+    /// MiB for the caches of all sequences; memory is used as sequences need it.
+    #[arg(long, env = "PALIMPSEST_KV_MEMORY_MIB", default_value_t = 2048)]
+    pub kv_memory_mib: usize,
+    /// Tokens between two evictions.
+    #[arg(long, env = "PALIMPSEST_STRIDE", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
+    pub stride: u32,
+    /// Trained indexer file; the default model has one built in.
+    #[arg(long, env = "PALIMPSEST_INDEXER")]
+    pub indexer: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ActivationsArg {
+    Int8,
+    F32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum KvTypeArg {
+    F16,
+    F32,
+}
+
+/// The KV contract of a request.
+#[derive(Debug, Clone, Args)]
+pub struct KvArgs {
+    /// Mean entries per KV head, latent memory included. The server's default when not given.
+    #[arg(long, env = "PALIMPSEST_KV_BUDGET")]
+    pub kv_budget: Option<u32>,
+    /// Eviction policy; `full` keeps everything.
+    #[arg(long, env = "PALIMPSEST_POLICY")]
+    pub policy: Option<String>,
+    /// Latent memory of evicted entries.
+    #[arg(long, env = "PALIMPSEST_MEMORY")]
+    pub memory: Option<String>,
+    /// Head budgets: uniform, column or group.
+    #[arg(long)]
+    pub head_budget: Option<String>,
+    /// First positions that are never evicted.
+    #[arg(long)]
+    pub sinks: Option<u32>,
+    /// Last positions that are never evicted at a boundary.
+    #[arg(long)]
+    pub window: Option<u32>,
+    /// Rotary positions: absolute or compacted.
+    #[arg(long)]
+    pub positions: Option<String>,
+    /// Entries of the budget that pay for latent memory.
+    #[arg(long)]
+    pub memory_slots: Option<u32>,
+}
+
+impl KvArgs {
+    /// The contract on the wire; what is unset stays the server's choice.
+    pub fn wire(&self) -> v1::KvContract {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        v1::KvContract {
+            budget: self.kv_budget.unwrap_or(0),
+            policy: text(&self.policy),
+            memory: text(&self.memory),
+            head_budget: text(&self.head_budget),
+            sinks: self.sinks,
+            window: self.window,
+            positions: text(&self.positions),
+            memory_slots: self.memory_slots,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct QuickstartArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Your own document instead of the built-in one.
+    #[arg(long)]
+    pub document: Option<PathBuf>,
+    /// Your own question about it.
+    #[arg(long, requires = "document")]
+    pub question: Option<String>,
+    /// Tokens of the answer at most.
+    #[arg(long, default_value_t = 48)]
+    pub max_tokens: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Name of a known model.
+    #[arg(default_value = DEFAULT_MODEL)]
+    pub model: String,
+}
+
+impl PullArgs {
+    pub fn options(&self) -> PullOptions {
+        pull_options(&self.model)
+    }
+}
+
+/// How this process fetches models.
+pub fn pull_options(model: &str) -> PullOptions {
+    PullOptions { model: model.into(), cache_dir: None, progress: crate::term::is_terminal() }
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Address to listen on.
+    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: std::net::SocketAddr,
+    /// Sequences that run at once.
+    #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
+    pub max_running: usize,
+    /// Requests that may wait.
+    #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
+    pub max_queued: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// Server to ask.
+    #[arg(long, env = "PALIMPSEST_SERVER", default_value = "http://127.0.0.1:50051")]
+    pub server: String,
+    /// Prompt; with a file, the text that follows it.
+    #[arg(long, required_unless_present = "prompt_file")]
+    pub prompt: Option<String>,
+    /// File with the prompt or its beginning, `-` for standard input.
+    #[arg(long)]
+    pub prompt_file: Option<PathBuf>,
+    /// Send the text as it is, without the model's chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// Text that the answer must begin with.
+    #[arg(long, conflicts_with = "raw", default_value = "")]
+    pub answer_prefix: String,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Tokens to generate at most.
+    #[arg(long)]
+    pub max_tokens: Option<u32>,
+    /// 0 is greedy.
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// Sample among the best K tokens.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Sample among the best tokens that together reach this probability.
+    #[arg(long)]
+    pub top_p: Option<f32>,
+    /// Seed of the draws.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// End the answer at this text; may be given several times.
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// Seconds until the request is given up.
+    #[arg(long)]
+    pub timeout: Option<f64>,
+    /// One JSON object per event on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub kind: BenchKind,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchKind {
+    /// Time to read a prompt of each length.
+    Prefill(BenchRun),
+    /// Time per generated token after a context of each length.
+    Decode(BenchRun),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchRun {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// Context lengths.
+    #[arg(long, value_delimiter = ',', default_value = "512,2048,8192")]
+    pub depths: Vec<usize>,
+    /// Tokens that are timed when decoding.
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Measurements of each point; the median is reported.
+    #[arg(long, default_value_t = 1)]
+    pub repeat: usize,
+    /// JSON lines instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Seconds of every stride, too (prefill).
+    #[arg(long)]
+    pub strides: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A model file or directory, or an indexer file.
+    pub path: PathBuf,
+    /// JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,67 @@
+//! A coordinator and its rank in this process. The path is the one of a cluster; only the transport of plans differs.
+
+use crate::args::{ActivationsArg, KvArgs, KvTypeArg, ModelArgs};
+use crate::{pull, term};
+use anyhow::Context;
+use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
+use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_kernels::KvType;
+use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_worker::policy::retention::RetentionScorer;
+use palimpsest_worker::rank::{Rank, RankOptions};
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// Plans that may wait for the device thread. The engine sends the next one when it has the last one's output.
+const PLANS_IN_FLIGHT: usize = 1;
+
+/// Opens the model with a progress bar, fetching it first when it is a known one.
+pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBackend>> {
+    let path = pull::pull(&crate::args::pull_options(&args.model))?;
+    let backend = CpuBackend::new(CpuOptions {
+        threads: args.threads,
+        activations: match args.activations {
+            ActivationsArg::Int8 => Activations::Int8,
+            ActivationsArg::F32 => Activations::F32,
+        },
+        simd: None,
+    });
+    let is_path = PathBuf::from(&args.model).exists();
+    let options = RankOptions {
+        model: path,
+        name: if is_path { String::new() } else { args.model.clone() },
+        kv: match args.kv_type {
+            KvTypeArg::F16 => KvType::F16,
+            KvTypeArg::F32 => KvType::F32,
+        },
+        arena_bytes: args.kv_memory_mib.saturating_mul(1 << 20),
+        stride: args.stride,
+        scorer: scorer(args)?,
+        default_kv: kv.wire(),
+    };
+    let bar = term::progress(100, "loading");
+    let rank = Rank::open(backend, options, &mut |done| bar.set_position((done * 100.0) as u64))?;
+    bar.finish_and_clear();
+    Ok(rank)
+}
+
+/// The indexer the operator named, else the one built in for the default model.
+fn scorer(args: &ModelArgs) -> anyhow::Result<Option<RetentionScorer>> {
+    let Some(path) = &args.indexer else { return Ok(None) };
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read the indexer {}", path.display()))?;
+    Ok(Some(RetentionScorer::parse(&bytes)?))
+}
+
+/// Starts the device thread of an opened rank and a coordinator over it. Needs a tokio runtime.
+pub fn start(rank: Rank<CpuBackend>, config: Config) -> anyhow::Result<Coordinator> {
+    let (plans, mut inbox) = mpsc::channel::<(_, tokio::sync::oneshot::Sender<_>)>(PLANS_IN_FLIGHT);
+    let Rank { info, mut runner } = rank;
+    std::thread::Builder::new().name("rank-0".into()).spawn(move || {
+        while let Some((plan, reply)) = inbox.blocking_recv() {
+            // A coordinator that stopped waiting has ended the epoch already.
+            let _ = reply.send(runner.execute(&plan));
+        }
+    })?;
+    let executor = ChannelExecutor::new(vec![RankChannel { plans }], config.step_limit);
+    Ok(Coordinator::build(config, Box::new(executor), vec![info])?)
+}

@@ -1,0 +1,52 @@
+//! `palimpsest quickstart`: a real model, a long real document and a question about it, over gRPC, in one command.
+
+use crate::args::QuickstartArgs;
+use crate::{embedded, generate, term};
+use anyhow::{Context, bail};
+use palimpsest_coordinator::Config;
+use palimpsest_proto::v1::{self, generate_request::Input};
+
+/// The GNU General Public License, version 3: a long document that may be copied verbatim.
+const DOCUMENT: &str = include_str!("../assets/gpl-3.0.txt");
+const QUESTION: &str = "Who published the GNU General Public License, and when?";
+const ANSWER_PREFIX: &str = "";
+
+/// Runs the whole path once and prints what it cost.
+pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
+    let (document, question) = match &args.document {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            (text, args.question.clone().unwrap_or_else(|| "What is this document about?".into()))
+        }
+        None => (DOCUMENT.to_string(), QUESTION.to_string()),
+    };
+    let rank = tokio::task::block_in_place(|| embedded::open_rank(&args.model, &args.kv))?;
+    let device = rank.info.device.clone();
+    let coordinator = embedded::start(rank, Config::default())?;
+    if !coordinator.ready().await {
+        bail!("the first step failed; run with --log info for the reason");
+    }
+    let server = coordinator.serve_local().await?;
+    let client = generate::connect(&format!("http://{}", server.address)).await?;
+
+    eprintln!("{} on {device}, gRPC at {}", coordinator.service().model.info.name, server.address);
+    eprintln!("document: {} characters; question: {question}", document.chars().count());
+    let prefix = if args.document.is_none() { ANSWER_PREFIX } else { "" };
+    let content = format!("{document}\n\n{question}");
+    let request = v1::GenerateRequest {
+        input: Some(Input::Chat(generate::question(content, prefix))),
+        stopping: Some(v1::Stopping { max_tokens: Some(args.max_tokens), ..Default::default() }),
+        kv: Some(args.kv.wire()),
+        ..Default::default()
+    };
+    let spinner =
+        if term::is_terminal() { indicatif::ProgressBar::new_spinner() } else { indicatif::ProgressBar::hidden() };
+    spinner.set_message("reading the document");
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    let answered = generate::stream(client, request, None, false);
+    let finished = answered.await;
+    spinner.finish_and_clear();
+    eprintln!("{}", generate::summary(&finished?.usage.unwrap_or_default()));
+    server.shut_down().await;
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! `palimpsest serve`: everything in one process.
+
+use crate::args::ServeArgs;
+use crate::{embedded, term};
+use anyhow::{Context, bail};
+use palimpsest_coordinator::Config;
+use tokio::net::TcpListener;
+
+/// Loads the model, listens, serves until Ctrl-C or SIGTERM, then drains.
+pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    // The port first: a wrong one is found before a model is loaded.
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!("cannot listen on {}; is another server running? choose one with --listen", args.listen)
+    })?;
+    let rank = tokio::task::block_in_place(|| embedded::open_rank(&args.model, &args.kv))?;
+    let config = Config { max_running: args.max_running, max_queued: args.max_queued, ..Config::default() };
+    let device = rank.info.device.clone();
+    let arena = term::bytes(rank.info.kv_arena_bytes);
+    let coordinator = embedded::start(rank, config)?;
+    if !coordinator.ready().await {
+        bail!("the first step failed; run with --log info for the reason");
+    }
+    let model = &coordinator.service().model;
+    eprintln!("serving {} on {} ({device}, up to {arena} of cache)", model.info.name, args.listen);
+    coordinator.serve(listener, shutdown_signal()).await?;
+    eprintln!("drained");
+    Ok(())
+}
+
+/// The first Ctrl-C or SIGTERM starts the drain; a second one ends the process at once.
+async fn shutdown_signal() {
+    wait_for_signal().await;
+    eprintln!("draining; once more to stop at once");
+    tokio::spawn(async {
+        wait_for_signal().await;
+        std::process::exit(130);
+    });
+}
+
+async fn wait_for_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(signal) => signal,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be watched; Ctrl-C still works");
+            let _ = interrupt.await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = interrupt => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,43 @@
+//! What a rank can refuse or fail at.
+
+/// Result of a rank's operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failed operation of a rank. `Plan` errors concern one sequence; the others of its step are unharmed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A kernel refused its operands or the device failed.
+    #[error(transparent)]
+    Kernel(#[from] palimpsest_kernels::Error),
+    /// The model cannot be opened.
+    #[error(transparent)]
+    Model(#[from] crate::model::Error),
+    /// The model's tensors do not fit its configuration.
+    #[error(transparent)]
+    Weights(#[from] crate::model::weights::WeightsError),
+    /// A plan asks for something that the sequence's state does not allow.
+    #[error("sequence {sequence}: {what}")]
+    Plan {
+        /// Sequence the plan named.
+        sequence: u64,
+        /// What does not fit, with the numbers.
+        what: String,
+    },
+    /// The slot arena has no page left. Admission should have prevented it.
+    #[error("the slot arena is exhausted: {needed} pages needed, {free} free")]
+    PagesExhausted {
+        /// Pages the operation needs.
+        needed: usize,
+        /// Pages left.
+        free: usize,
+    },
+    /// A contract that this rank cannot keep.
+    #[error("KV contract: {0}")]
+    Contract(String),
+    /// A learned policy or memory file that does not fit the model.
+    #[error("indexer: {0}")]
+    Indexer(String),
+    /// A collective failed or was aborted.
+    #[error("collective: {0}")]
+    Collective(String),
+}

@@ -1,0 +1,168 @@
+//! What happens when a sequence reaches a multiple of the stride: score, rank, evict, memorise, compact.
+
+use super::budget::{self, Candidates};
+use super::cache::SequenceCache;
+use super::contract::{HeadBudget, Positions};
+use super::pages::PagePool;
+use crate::error::Result;
+use crate::policy::HeadView;
+use palimpsest_kernels::{Backend, CompactItem, PageShape, RotateItem};
+
+/// What a boundary needs besides the sequence.
+pub struct BoundaryContext<'a, B: Backend> {
+    /// The device.
+    pub backend: &'a B,
+    /// The slot arena.
+    pub pages: &'a mut B::Pages,
+    /// Its free list.
+    pub pool: &'a mut PagePool,
+    /// `D`.
+    pub head_dim: usize,
+    /// `E`.
+    pub stride: u64,
+    /// Trained context length, which `Positions::Compacted` stays within.
+    pub trained_length: u64,
+    /// Inverse rotary frequencies `[D/2]`.
+    pub inv_freq: &'a [f32],
+}
+
+/// Brings the sequence back to its budget, if it stands at a boundary and exceeds it.
+///
+/// # Errors
+/// Those of the kernels. The sequence must then be dropped: it may be half compacted.
+pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
+    let Some(slots) = cache.contract.exact_slots() else { return Ok(()) };
+    if !cache.seen.is_multiple_of(ctx.stride) {
+        return Ok(());
+    }
+    if cache.seen > slots as u64 {
+        let keep = rank(cache, ctx, slots)?;
+        memorise(cache, ctx, &keep)?;
+        compact(cache, ctx, &keep)?;
+    }
+    if cache.contract.positions == Positions::Compacted {
+        reindex(cache, ctx)?;
+    }
+    cache.check_integrity();
+    Ok(())
+}
+
+/// The slots every head keeps, protected ones included, increasing.
+fn rank<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, slots: usize) -> Result<Vec<Vec<u32>>> {
+    let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
+    let take = slots - sinks as usize - window as usize;
+    let window_start = cache.seen.saturating_sub(window);
+    let mut candidates = Vec::with_capacity(cache.heads.len());
+    for index in 0..cache.heads.len() {
+        let scores = scores(cache, ctx, index)?;
+        let head = &cache.heads[index];
+        let first = head.positions.partition_point(|&p| p < sinks);
+        let last = head.positions.partition_point(|&p| u64::from(p) < window_start).max(first);
+        candidates
+            .push(Candidates { slots: (first as u32..last as u32).collect(), scores: scores[first..last].to_vec() });
+    }
+    let scope = if cache.policy.comparable() { cache.contract.head_budget } else { HeadBudget::Uniform };
+    let mut keep = budget::select(&candidates, cache.kv_heads, take, scope);
+    for ((kept, candidates), head) in keep.iter_mut().zip(&candidates).zip(&cache.heads) {
+        // Protected slots stand before and behind the candidates, so order is kept by concatenation.
+        let first = candidates.slots.first().copied().unwrap_or(head.len() as u32);
+        let last = candidates.slots.last().map_or(first, |s| s + 1);
+        let mut all: Vec<u32> = (0..first).collect();
+        all.append(kept);
+        all.extend(last..head.len() as u32);
+        *kept = all;
+    }
+    Ok(keep)
+}
+
+fn scores<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, index: usize) -> Result<Vec<f32>> {
+    let head = &cache.heads[index];
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    if cache.policy.reads_slots() {
+        let all: Vec<u32> = (0..head.len() as u32).collect();
+        keys.resize(all.len() * ctx.head_dim, 0.0);
+        values.resize(all.len() * ctx.head_dim, 0.0);
+        ctx.backend.read_slots(ctx.pages, head.view(head.len()), &all, &mut keys, &mut values)?;
+    }
+    let view = HeadView {
+        layer: index / cache.kv_heads,
+        kv_head: index % cache.kv_heads,
+        at: cache.seen - 1,
+        sinks: cache.contract.sinks as usize,
+        head_dim: ctx.head_dim,
+        positions: &head.positions,
+        terms: &head.terms,
+        mass: &head.mass,
+        keys: &keys,
+        values: &values,
+    };
+    let mut scores = vec![0.0; head.len()];
+    cache.policy.score(&view, &mut scores);
+    Ok(scores)
+}
+
+/// Hands the losers of every head to the latent memory, in position order.
+fn memorise<B: Backend>(cache: &mut SequenceCache, ctx: &BoundaryContext<'_, B>, keep: &[Vec<u32>]) -> Result<()> {
+    let Some(memory) = cache.memory.as_mut() else { return Ok(()) };
+    for (index, (head, kept)) in cache.heads.iter().zip(keep).enumerate() {
+        let mut kept = kept.iter().peekable();
+        let lost: Vec<u32> = (0..head.len() as u32).filter(|slot| kept.next_if_eq(&slot).is_none()).collect();
+        if lost.is_empty() {
+            continue;
+        }
+        let mut keys = vec![0.0; lost.len() * ctx.head_dim];
+        let mut values = keys.clone();
+        ctx.backend.read_slots(ctx.pages, head.view(head.len()), &lost, &mut keys, &mut values)?;
+        memory.absorb(index, &keys, &values);
+    }
+    Ok(())
+}
+
+fn compact<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>, keep: &[Vec<u32>]) -> Result<()> {
+    let items: Vec<_> = cache
+        .heads
+        .iter()
+        .zip(keep)
+        .filter(|(head, kept)| kept.len() < head.len())
+        .map(|(head, kept)| CompactItem { slots: head.view(head.len()), keep: kept })
+        .collect();
+    ctx.backend.compact(ctx.pages, &items)?;
+    let terms = cache.policy.terms();
+    let forgets = cache.policy.forgets_mass();
+    for (head, kept) in cache.heads.iter_mut().zip(keep) {
+        cache.evicted += (head.len() - kept.len()) as u64;
+        head.retain(kept, terms);
+        if forgets {
+            head.mass.fill(0.0);
+        }
+        ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
+    }
+    Ok(())
+}
+
+/// Re-indexes rotary positions when the next stride would leave the trained range: every head's slots become adjacent
+/// and end just before the next token. Done as rarely as the range allows, because each rotation rounds the keys once.
+fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
+    if cache.next_rotary + ctx.stride <= ctx.trained_length {
+        return Ok(());
+    }
+    let longest = cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64;
+    let next = longest.min(ctx.trained_length.saturating_sub(ctx.stride));
+    let mut deltas = Vec::with_capacity(cache.heads.len());
+    for head in &mut cache.heads {
+        let len = head.len() as u64;
+        let fresh: Vec<u32> = (0..len).map(|slot| (next + slot).saturating_sub(len) as u32).collect();
+        let delta = fresh.iter().zip(&head.rotary).map(|(&new, &old)| (f64::from(new) - f64::from(old)) as f32);
+        deltas.push(delta.collect::<Vec<f32>>());
+        head.rotary = fresh;
+    }
+    let items: Vec<_> = cache
+        .heads
+        .iter()
+        .zip(&deltas)
+        .map(|(head, delta)| RotateItem { slots: head.view(head.len()), delta })
+        .collect();
+    ctx.backend.rotate_keys(ctx.pages, &items, ctx.inv_freq)?;
+    cache.next_rotary = next;
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! State of one sequence on one rank: slots, what the policy knows about them, latent memory.
+
+use super::contract::{Contract, Positions};
+use super::pages::PagePool;
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::policy::Policy;
+use palimpsest_kernels::{Backend, HeadPages, PageId, PageShape};
+use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Slots of one KV head of one layer, in position order.
+#[derive(Debug, Clone, Default)]
+pub struct HeadSlots {
+    /// Page table.
+    pub pages: Vec<PageId>,
+    /// Absolute position of every slot, strictly increasing.
+    pub positions: Vec<u32>,
+    /// Rotary position of every slot; empty while it equals the absolute one.
+    pub rotary: Vec<u32>,
+    /// What the policy stored with every slot: `Policy::terms` values each.
+    pub terms: Vec<f32>,
+    /// Attention observed by every slot, for policies that look at attention.
+    pub mass: Vec<f32>,
+}
+
+impl HeadSlots {
+    /// Number of slots.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there is no slot.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// The slots as kernels see them, the first `len` only.
+    pub fn view(&self, len: usize) -> HeadPages<'_> {
+        HeadPages { pages: &self.pages, len }
+    }
+
+    /// Keeps the slots listed in `keep` (strictly increasing); pages are not moved here.
+    pub(super) fn retain(&mut self, keep: &[u32], terms: usize) {
+        fn gather<T: Copy>(values: &mut Vec<T>, keep: &[u32], width: usize) {
+            if values.is_empty() || width == 0 {
+                return;
+            }
+            for (to, &from) in keep.iter().enumerate() {
+                let from = from as usize * width;
+                values.copy_within(from..from + width, to * width);
+            }
+            values.truncate(keep.len() * width);
+        }
+        gather(&mut self.positions, keep, 1);
+        gather(&mut self.rotary, keep, 1);
+        gather(&mut self.terms, keep, terms);
+        gather(&mut self.mass, keep, 1);
+    }
+}
+
+/// What a rank holds of one sequence.
+pub struct SequenceCache {
+    /// Heads of this rank, layer-major: `layer * kv_heads + kv_head`.
+    pub heads: Vec<HeadSlots>,
+    /// KV heads per layer on this rank.
+    pub kv_heads: usize,
+    /// Tokens read so far; also the absolute position of the next one.
+    pub seen: u64,
+    /// Rotary position of the next token.
+    pub next_rotary: u64,
+    /// Entries evicted so far, over all heads.
+    pub evicted: u64,
+    /// The request's contract.
+    pub contract: Contract,
+    /// Scores slots.
+    pub policy: Arc<dyn Policy>,
+    /// What remains of evicted entries.
+    pub memory: Option<Box<dyn Memory>>,
+}
+
+impl SequenceCache {
+    /// An empty cache for `layers * kv_heads` heads.
+    pub fn new(layers: usize, kv_heads: usize, contract: Contract, policy: Arc<dyn Policy>) -> Self {
+        Self {
+            heads: vec![HeadSlots::default(); layers * kv_heads],
+            kv_heads,
+            seen: 0,
+            next_rotary: 0,
+            evicted: 0,
+            contract,
+            policy,
+            memory: None,
+        }
+    }
+
+    /// Adds `count` slots to every head: pages, positions and empty policy state.
+    ///
+    /// # Errors
+    /// [`Error::PagesExhausted`] when the arena cannot hold them; the cache is unchanged.
+    pub fn grow(&mut self, count: usize, pool: &mut PagePool) -> Result<()> {
+        let missing = |head: &HeadSlots| (head.len() + count).div_ceil(PageShape::SLOTS) - head.pages.len();
+        let needed: usize = self.heads.iter().map(missing).sum();
+        if needed > pool.free() {
+            return Err(Error::PagesExhausted { needed, free: pool.free() });
+        }
+        let terms = self.policy.terms();
+        let observes = self.policy.observes().is_some();
+        let compacted = self.contract.positions == Positions::Compacted;
+        let first = u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
+        let next_rotary = self.next_rotary as u32;
+        for head in &mut self.heads {
+            let pages = missing(head);
+            pool.take(pages, &mut head.pages)?;
+            head.positions.extend(first..first + count as u32);
+            if compacted {
+                head.rotary.extend(next_rotary..next_rotary + count as u32);
+            }
+            let len = head.positions.len();
+            head.terms.resize(len * terms, 0.0);
+            if observes {
+                head.mass.resize(len, 0.0);
+            }
+        }
+        self.seen += count as u64;
+        self.next_rotary += count as u64;
+        Ok(())
+    }
+
+    /// Returns every page to the pool.
+    pub fn reclaim(&mut self, pool: &mut PagePool) {
+        for head in &mut self.heads {
+            pool.give_back(&mut head.pages, 0);
+        }
+        self.heads.clear();
+        self.memory = None;
+    }
+
+    /// Slots over all heads.
+    pub fn held_entries(&self) -> u64 {
+        self.heads.iter().map(|h| h.len() as u64).sum()
+    }
+
+    /// Pages over all heads.
+    pub fn held_pages(&self) -> u64 {
+        self.heads.iter().map(|h| h.pages.len() as u64).sum()
+    }
+
+    /// Bytes of latent memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |m| m.bytes() as u64)
+    }
+
+    /// Digest of which positions are held and of the latent memory: equal on every machine that made equal decisions.
+    pub fn decision_digest(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(&self.seen.to_le_bytes());
+        for head in &self.heads {
+            hash.update(&(head.len() as u64).to_le_bytes());
+            for &p in &head.positions {
+                hash.update(&p.to_le_bytes());
+            }
+        }
+        hash.digest()
+    }
+
+    /// Digest of everything the next token depends on, keys and values included.
+    ///
+    /// # Errors
+    /// Those of [`Backend::read_slots`].
+    pub fn digest<B: Backend>(&self, backend: &B, pages: &B::Pages, head_dim: usize) -> Result<u64> {
+        let mut hash = Xxh3::new();
+        hash.update(&self.decision_digest().to_le_bytes());
+        for head in &self.heads {
+            let all: Vec<u32> = (0..head.len() as u32).collect();
+            let mut keys = vec![0.0; all.len() * head_dim];
+            let mut values = keys.clone();
+            backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
+            for v in keys.iter().chain(&values).chain(&head.terms).chain(&head.mass) {
+                hash.update(&v.to_bits().to_le_bytes());
+            }
+        }
+        if let Some(memory) = &self.memory {
+            memory.digest(&mut hash);
+        }
+        Ok(hash.digest())
+    }
+
+    /// Checks the invariants of the module; a violation is a bug.
+    pub fn check_integrity(&self) {
+        for head in &self.heads {
+            assert!(head.positions.windows(2).all(|p| p[0] < p[1]), "positions increase");
+            assert_eq!(head.pages.len(), head.len().div_ceil(PageShape::SLOTS), "pages fit the slots");
+            assert_eq!(head.terms.len(), head.len() * self.policy.terms(), "terms fit the slots");
+            assert!(head.positions.last().is_none_or(|&p| u64::from(p) + 1 == self.seen), "the last token is held");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The KV contract of a request, parsed: enums and checked numbers instead of strings.
+
+use crate::error::{Error, Result};
+use palimpsest_proto::{kv as cost, v1};
+
+/// How many slots each KV head gets out of the mean budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadBudget {
+    /// The same for every head.
+    Uniform,
+    /// Slots of one KV head index are pooled over all layers.
+    Column,
+    /// Slots are pooled over all layers and KV heads.
+    Group,
+}
+
+impl HeadBudget {
+    /// Every variant.
+    pub const ALL: [Self; 3] = [Self::Uniform, Self::Column, Self::Group];
+
+    /// Wire name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Column => "column",
+            Self::Group => "group",
+        }
+    }
+}
+
+/// Which rotary positions retained keys have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// The position the token had when it was read.
+    Absolute,
+    /// Re-indexed at a boundary whenever the next stride would leave the trained range.
+    Compacted,
+}
+
+impl Positions {
+    /// Wire name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Absolute => "absolute",
+            Self::Compacted => "compacted",
+        }
+    }
+}
+
+/// What a sequence may hold. See `palimpsest.v1.KvContract`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contract {
+    /// Mean entries per KV head, latent memory included; `None`: everything is kept.
+    pub budget: Option<u32>,
+    /// Name of the policy.
+    pub policy: String,
+    /// Name of the latent memory.
+    pub memory: String,
+    /// Head budgets.
+    pub head_budget: HeadBudget,
+    /// First positions, never evicted.
+    pub sinks: u32,
+    /// Last positions, never evicted at a boundary.
+    pub window: u32,
+    /// Rotary positions.
+    pub positions: Positions,
+    /// Entries of the budget that pay for latent memory.
+    pub memory_slots: u32,
+}
+
+impl Contract {
+    /// A contract that keeps everything.
+    pub fn full() -> Self {
+        Self {
+            budget: None,
+            policy: cost::FULL.into(),
+            memory: "none".into(),
+            head_budget: HeadBudget::Uniform,
+            sinks: cost::DEFAULT_SINKS,
+            window: cost::DEFAULT_WINDOW,
+            positions: Positions::Absolute,
+            memory_slots: 0,
+        }
+    }
+
+    /// Parses a contract whose defaults have been filled in.
+    ///
+    /// # Errors
+    /// [`Error::Contract`] names the field and the accepted values.
+    pub fn parse(wire: &v1::KvContract) -> Result<Self> {
+        if wire.policy == cost::FULL {
+            return Ok(Self::full());
+        }
+        let head_budget = match wire.head_budget.as_str() {
+            "uniform" => HeadBudget::Uniform,
+            "column" => HeadBudget::Column,
+            "group" => HeadBudget::Group,
+            other => return Err(Error::Contract(format!("head_budget `{other}` is not uniform, column or group"))),
+        };
+        let positions = match wire.positions.as_str() {
+            "absolute" | "" => Positions::Absolute,
+            "compacted" => Positions::Compacted,
+            other => return Err(Error::Contract(format!("positions `{other}` is not absolute or compacted"))),
+        };
+        let sinks = wire.sinks.unwrap_or(cost::DEFAULT_SINKS);
+        let window = wire.window.unwrap_or(cost::DEFAULT_WINDOW);
+        let memory_slots = wire.memory_slots.unwrap_or(0);
+        let smallest = cost::smallest_budget(sinks, window, memory_slots);
+        if wire.budget < smallest {
+            let budget = wire.budget;
+            return Err(Error::Contract(format!(
+                "budget {budget} is below {smallest} (sinks {sinks} + window {window} + memory {memory_slots} + 1)"
+            )));
+        }
+        Ok(Self {
+            budget: Some(wire.budget),
+            policy: wire.policy.clone(),
+            memory: if wire.memory.is_empty() { "none".into() } else { wire.memory.clone() },
+            head_budget,
+            sinks,
+            window,
+            positions,
+            memory_slots,
+        })
+    }
+
+    /// Exact slots per KV head on average: the budget less what pays for memory. `None`: unbounded.
+    pub fn exact_slots(&self) -> Option<usize> {
+        self.budget.map(|b| (b - self.memory_slots) as usize)
+    }
+}

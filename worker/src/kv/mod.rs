@@ -1,0 +1,22 @@
+//! The bounded cache of a sequence.
+//!
+//! ```text
+//!  one KV head of one layer, slots in position order
+//!  +-------+-----------------------------+---------------+------------------------+
+//!  | sinks | retained by the policy      | window        | tail: new since the    |
+//!  | 0..s  | any positions, increasing   | last W        | last boundary, < E     |
+//!  +-------+-----------------------------+---------------+------------------------+
+//!   at a boundary (absolute position a multiple of E): score -> rank -> evict -> memorise -> compact
+//! ```
+//! Invariants: positions of a head increase strictly; nothing is evicted between boundaries; what is kept at a boundary
+//! depends on the tokens seen and the contract alone. Absent on purpose: any notion of batches, chunks or time.
+
+pub mod boundary;
+pub mod budget;
+pub mod cache;
+pub mod contract;
+pub mod pages;
+
+pub use cache::{HeadSlots, SequenceCache};
+pub use contract::{Contract, HeadBudget, Positions};
+pub use pages::PagePool;

@@ -1,0 +1,196 @@
+//! Grouped-query attention over the bounded cache.
+
+use super::{stack, vector};
+use crate::error::Result;
+use crate::kv::SequenceCache;
+use crate::model::config::ModelConfig;
+use crate::model::weights::LayerWeights;
+use crate::policy::Observe;
+use palimpsest_kernels::{AttentionItem, Backend, ObserveItem, QkvShape, SplitItem, SplitQkv};
+use std::ops::Range;
+
+/// Attention weights of one layer.
+pub struct AttentionWeights<B: Backend> {
+    /// Query, key and value projections, stacked `[(H+2K)*D, E]`.
+    pub qkv: B::Matrix,
+    /// Their biases `[(H+2K)*D]` (Qwen2).
+    pub qkv_bias: Option<B::Buffer>,
+    /// Per-head norms of queries and keys `[D]` each (Qwen3).
+    pub qk_norm: Option<(B::Buffer, B::Buffer)>,
+    /// Output projection `[E, H*D]`.
+    pub output: B::Matrix,
+}
+
+impl<B: Backend> AttentionWeights<B> {
+    pub(super) fn load(backend: &B, config: &ModelConfig, weights: &LayerWeights<'_>) -> Result<Self> {
+        let biases = [&weights.q_bias, &weights.k_bias, &weights.v_bias];
+        let widths = [config.heads, config.kv_heads, config.kv_heads].map(|h| h * config.head_dim);
+        let qkv_bias = if biases.iter().any(|b| b.is_some()) {
+            let mut all = Vec::new();
+            for (bias, width) in biases.into_iter().zip(widths) {
+                match bias {
+                    Some(bias) => all.extend_from_slice(bias),
+                    None => all.resize(all.len() + width, 0.0),
+                }
+            }
+            Some(vector(backend, &all)?)
+        } else {
+            None
+        };
+        let qk_norm = match (&weights.q_norm, &weights.k_norm) {
+            (Some(q), Some(k)) => Some((vector(backend, q)?, vector(backend, k)?)),
+            _ => None,
+        };
+        Ok(Self {
+            qkv: stack(backend, &[&weights.q, &weights.k, &weights.v])?,
+            qkv_bias,
+            qk_norm,
+            output: stack(backend, &[&weights.o])?,
+        })
+    }
+}
+
+/// Rows of one sequence in a step, with its cache already grown by them.
+pub struct Span<'a> {
+    /// The sequence.
+    pub cache: &'a mut SequenceCache,
+    /// Its token rows.
+    pub rows: Range<usize>,
+}
+
+impl Span<'_> {
+    /// Absolute position of the first row.
+    pub fn first_position(&self) -> u64 {
+        self.cache.seen - self.rows.len() as u64
+    }
+
+    /// For each row the first slot of `head` that a sliding window of `window` positions leaves visible.
+    fn first_visible(&self, head: usize, window: usize) -> Vec<u32> {
+        let positions = &self.cache.heads[head].positions;
+        let start = |row: usize| {
+            let position = self.first_position() + row as u64;
+            positions.partition_point(|&p| u64::from(p) + window as u64 <= position) as u32
+        };
+        (0..self.rows.len()).map(start).collect()
+    }
+}
+
+/// Where a layer's attention reads and writes.
+pub struct AttentionArgs<'a, B: Backend> {
+    /// Layer index.
+    pub layer: usize,
+    /// Head layout.
+    pub shape: QkvShape,
+    /// Rows of the step.
+    pub rows: usize,
+    /// Fused projections `[T, (H+2K)*D]`.
+    pub qkv: &'a B::Buffer,
+    /// Rotary cosines and sines `[T, D/2]`.
+    pub cos_sin: (&'a B::Buffer, &'a B::Buffer),
+    /// Per-head norms and their epsilon.
+    pub qk_norm: Option<(&'a B::Buffer, &'a B::Buffer, f32)>,
+    /// Sliding window of the model.
+    pub sliding_window: Option<usize>,
+    /// `E`: stride of the boundaries.
+    pub stride: u64,
+}
+
+/// Rotates and stores the step's keys and values, attends, and observes attention for the policies that ask for it.
+/// `q` and `out`: `[T, H, D]`.
+///
+/// # Errors
+/// Those of the kernels.
+pub fn attend<B: Backend>(
+    backend: &B,
+    args: &AttentionArgs<'_, B>,
+    spans: &mut [Span<'_>],
+    pages: &mut B::Pages,
+    q: &mut B::Buffer,
+    out: &mut B::Buffer,
+) -> Result<()> {
+    let kv_heads = args.shape.kv_heads;
+    let head_index = |kv_head: usize| args.layer * kv_heads + kv_head;
+    let mut splits = Vec::with_capacity(spans.len() * kv_heads);
+    for span in spans.iter() {
+        for kv_head in 0..kv_heads {
+            let head = &span.cache.heads[head_index(kv_head)];
+            splits.push(SplitItem { rows: span.rows.clone(), kv_head, slots: head.view(head.len() - span.rows.len()) });
+        }
+    }
+    let split = SplitQkv {
+        shape: args.shape,
+        qkv: args.qkv,
+        rows: args.rows,
+        cos: args.cos_sin.0,
+        sin: args.cos_sin.1,
+        qk_norm: args.qk_norm,
+        items: &splits,
+    };
+    backend.split_qkv(split, pages, q)?;
+
+    let visible: Vec<Option<Vec<u32>>> = spans
+        .iter()
+        .flat_map(|span| (0..kv_heads).map(move |h| (span, h)))
+        .map(|(span, h)| args.sliding_window.map(|w| span.first_visible(head_index(h), w)))
+        .collect();
+    let items: Vec<_> = spans
+        .iter()
+        .enumerate()
+        .flat_map(|(s, span)| (0..kv_heads).map(move |h| (s * kv_heads + h, span, h)))
+        .map(|(i, span, h)| attention_item(span, head_index(h), h, visible[i].as_deref()))
+        .collect();
+    backend.attention(args.shape, pages, q, &items, out)?;
+    observe(backend, args, spans, pages, q)
+}
+
+fn attention_item<'a>(
+    span: &'a Span<'_>,
+    index: usize,
+    kv_head: usize,
+    first_visible: Option<&'a [u32]>,
+) -> AttentionItem<'a> {
+    let head = &span.cache.heads[index];
+    let centroids = span.cache.memory.as_ref().and_then(|m| m.centroids(index));
+    AttentionItem { rows: span.rows.clone(), kv_head, slots: head.view(head.len()), first_visible, centroids }
+}
+
+/// Adds the attention that slots receive from the rows a policy looks at.
+fn observe<B: Backend>(
+    backend: &B,
+    args: &AttentionArgs<'_, B>,
+    spans: &mut [Span<'_>],
+    pages: &B::Pages,
+    q: &B::Buffer,
+) -> Result<()> {
+    let kv_heads = args.shape.kv_heads;
+    for span in spans.iter_mut() {
+        let Some(wanted) = span.cache.policy.observes() else { continue };
+        let Some(skip) = rows_to_skip(span, wanted, args.stride) else { continue };
+        let range = args.layer * kv_heads..(args.layer + 1) * kv_heads;
+        let mut mass: Vec<Vec<f32>> = range.clone().map(|h| std::mem::take(&mut span.cache.heads[h].mass)).collect();
+        let visible: Vec<Option<Vec<u32>>> =
+            range.clone().map(|h| args.sliding_window.map(|w| span.first_visible(h, w).split_off(skip))).collect();
+        let items: Vec<_> = (0..kv_heads)
+            .map(|h| {
+                let mut attend = attention_item(span, range.start + h, h, visible[h].as_deref());
+                attend.rows.start += skip;
+                ObserveItem { attend, reduce: wanted.reduce }
+            })
+            .collect();
+        backend.observe(args.shape, pages, q, &items, &mut mass)?;
+        drop(items);
+        for (h, mass) in range.zip(mass) {
+            span.cache.heads[h].mass = mass;
+        }
+    }
+    Ok(())
+}
+
+/// Rows at the start of the span that the policy does not look at; `None` when it looks at none of them.
+fn rows_to_skip(span: &Span<'_>, wanted: Observe, stride: u64) -> Option<usize> {
+    let Some(last) = wanted.last_rows else { return Some(0) };
+    let boundary = span.cache.seen.next_multiple_of(stride);
+    let first_wanted = boundary - last.min(boundary);
+    let skip = first_wanted.saturating_sub(span.first_position()) as usize;
+    (skip < span.rows.len()).then_some(skip)
+}

@@ -1,0 +1,353 @@
+//! ONE decoder for every supported architecture and every backend.
+//!
+//! ```text
+//! embed ▸ layers × [ norm ▸ qkv ▸ norm/rotate/store ▸ attention ▸ output ▸ + ▸ norm ▸ gate·up ▸ down ▸ + ] ▸ norm ▸ head
+//!                                                    boundary: score ▸ rank ▸ evict ▸ memorise ▸ compact, after the last layer
+//! ```
+
+use super::config::ModelConfig;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::kv::boundary::{self, BoundaryContext};
+use crate::kv::{PagePool, SequenceCache};
+use crate::layers::attention::{AttentionArgs, Span, attend};
+use crate::layers::scorer::DeviceScorer;
+use crate::layers::{Layer, rope, stack, vector};
+use crate::policy::retention::RetentionScorer;
+use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
+use std::sync::Arc;
+
+/// The slot arena of a rank: device pages and their free list.
+pub struct Arena<B: Backend> {
+    /// Device memory.
+    pub pages: B::Pages,
+    /// Free pages.
+    pub pool: PagePool,
+    /// Page geometry.
+    pub shape: PageShape,
+}
+
+impl<B: Backend> Arena<B> {
+    /// An arena of as many pages as fit into `bytes`.
+    ///
+    /// # Errors
+    /// Those of [`Backend::alloc_pages`].
+    pub fn new(backend: &B, head_dim: usize, dtype: KvType, bytes: usize) -> Result<Self> {
+        let shape = PageShape { head_dim, dtype };
+        let count = bytes / shape.bytes();
+        Ok(Self { pages: backend.alloc_pages(shape, count)?, pool: PagePool::new(count), shape })
+    }
+}
+
+/// Which logits a piece wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: more of the prompt follows.
+    None,
+    /// After the last token.
+    Last,
+    /// After every token.
+    All,
+}
+
+/// Tokens of one sequence in a step. They must not go beyond the next boundary.
+pub struct Piece<'a> {
+    /// The sequence.
+    pub cache: &'a mut SequenceCache,
+    /// Tokens to read, at least one.
+    pub tokens: &'a [u32],
+    /// Logits to return.
+    pub logits: Logits,
+}
+
+/// Receives hidden states, see [`Decoder::set_capture`].
+pub type Capture = Box<dyn FnMut(usize, &[f32]) + Send>;
+
+/// A model on a device.
+pub struct Decoder<B: Backend> {
+    backend: Arc<B>,
+    config: ModelConfig,
+    stride: u64,
+    embedding: B::Matrix,
+    layers: Vec<Layer<B>>,
+    final_norm: B::Buffer,
+    /// `None`: tied to the embedding.
+    head: Option<B::Matrix>,
+    inv_freq: Vec<f32>,
+    scorer: Option<DeviceScorer<B>>,
+    capture: Option<Capture>,
+    scratch: Scratch<B>,
+}
+
+/// Activations of a step; they grow to the largest step seen, which the plan bounds.
+struct Scratch<B: Backend> {
+    rows: usize,
+    x: B::Buffer,
+    h: B::Buffer,
+    qkv: B::Buffer,
+    q: B::Buffer,
+    attended: B::Buffer,
+    gate_up: B::Buffer,
+    act: B::Buffer,
+    cos: B::Buffer,
+    sin: B::Buffer,
+    host: (Vec<f32>, Vec<f32>),
+    logit_rows: usize,
+    last: B::Buffer,
+    logits: B::Buffer,
+}
+
+impl<B: Backend> Scratch<B> {
+    fn new(backend: &B, config: &ModelConfig, rows: usize, logit_rows: usize) -> Result<Self> {
+        let (heads, dim) = (config.heads * config.head_dim, config.head_dim);
+        let alloc = |width: usize| backend.alloc(rows * width);
+        Ok(Self {
+            rows,
+            x: alloc(config.hidden)?,
+            h: alloc(config.hidden)?,
+            qkv: alloc(heads + 2 * config.kv_heads * dim)?,
+            q: alloc(heads)?,
+            attended: alloc(heads)?,
+            gate_up: alloc(2 * config.ffn)?,
+            act: alloc(config.ffn)?,
+            cos: alloc(dim / 2)?,
+            sin: alloc(dim / 2)?,
+            host: (Vec::new(), Vec::new()),
+            logit_rows,
+            last: backend.alloc(logit_rows * config.hidden)?,
+            logits: backend.alloc(logit_rows * config.vocabulary)?,
+        })
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Packs the weights for the device. `progress` is called with the fraction done.
+    ///
+    /// # Errors
+    /// Those of the weights (missing, misshapen) and of the kernels.
+    pub fn load(backend: Arc<B>, weights: &Weights, stride: u64, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+        let config = weights.config().clone();
+        let count = config.layers;
+        let mut layers = Vec::with_capacity(count);
+        for index in 0..count {
+            layers.push(Layer::load(&*backend, &config, &weights.layer(index)?)?);
+            progress((index + 1) as f32 / (count + 1) as f32);
+        }
+        let head = match weights.output()? {
+            Some(output) => Some(stack(&*backend, &[&output])?),
+            None => None,
+        };
+        let decoder = Self {
+            embedding: stack(&*backend, &[&weights.embedding()?])?,
+            final_norm: vector(&*backend, &weights.final_norm()?)?,
+            inv_freq: config.rope.inv_freq(),
+            scorer: None,
+            capture: None,
+            scratch: Scratch::new(&*backend, &config, 1, 1)?,
+            backend,
+            config,
+            stride,
+            layers,
+            head,
+        };
+        progress(1.0);
+        Ok(decoder)
+    }
+
+    /// Makes a trained scorer available to the policy `retention`.
+    ///
+    /// # Errors
+    /// [`Error::Indexer`] when it was made for another model.
+    pub fn set_scorer(&mut self, scorer: &RetentionScorer) -> Result<()> {
+        scorer.check(self.config.layers, self.config.kv_heads, self.config.hidden)?;
+        self.scorer = Some(DeviceScorer::load(&*self.backend, scorer)?);
+        Ok(())
+    }
+
+    /// Calls `capture(layer, hidden)` in every layer with the normalised hidden states `[T, E]` that enter attention:
+    /// what scorers are trained on. `None` stops it.
+    pub fn set_capture(&mut self, capture: Option<Capture>) {
+        self.capture = capture;
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &Arc<B> {
+        &self.backend
+    }
+
+    /// Tokens between two boundaries.
+    pub fn stride(&self) -> u64 {
+        self.stride
+    }
+
+    /// Device bytes of all matrices.
+    pub fn weight_bytes(&self) -> usize {
+        let ends = self.backend.matrix_bytes(&self.embedding)
+            + self.head.as_ref().map_or(0, |head| self.backend.matrix_bytes(head));
+        ends + self.layers.iter().map(|l| l.bytes(&*self.backend)).sum::<usize>()
+    }
+
+    /// Reads the tokens of all pieces in one pass and evicts where a piece ends at a boundary. Returns the logits of
+    /// each piece, `[rows, V]` flattened.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors leave the sequences unusable.
+    pub fn forward(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<Vec<Vec<f32>>> {
+        let rows = self.check(arena, pieces)?;
+        let logit_rows = pieces.iter().map(|p| wanted_rows(p, 0).len()).sum();
+        self.reserve(rows, logit_rows)?;
+        let mut spans = Vec::with_capacity(pieces.len());
+        let mut ids = Vec::with_capacity(rows);
+        for piece in pieces.iter_mut() {
+            piece.cache.grow(piece.tokens.len(), &mut arena.pool)?;
+            spans.push(Span { cache: piece.cache, rows: ids.len()..ids.len() + piece.tokens.len() });
+            ids.extend_from_slice(piece.tokens);
+        }
+        self.rotary(&spans)?;
+        self.backend.embed(&self.embedding, &ids, &mut self.scratch.x)?;
+        for layer in 0..self.layers.len() {
+            self.layer(layer, rows, &mut spans, arena)?;
+        }
+        drop(spans);
+        let logits = self.logits(pieces)?;
+        self.boundaries(arena, pieces)?;
+        Ok(logits)
+    }
+
+    /// Everything that can be refused, before anything changes. Returns the rows of the step.
+    fn check(&self, arena: &Arena<B>, pieces: &[Piece<'_>]) -> Result<usize> {
+        let mut needed = 0;
+        for piece in pieces {
+            let (seen, count) = (piece.cache.seen, piece.tokens.len() as u64);
+            let room = self.stride - seen % self.stride;
+            if count == 0 || count > room {
+                let what =
+                    format!("{count} tokens at position {seen}; a piece has 1 to {room} (stride {})", self.stride);
+                return Err(Error::Plan { sequence: 0, what });
+            }
+            if let Some(bad) = piece.tokens.iter().find(|&&t| t as usize >= self.config.vocabulary) {
+                let what = format!("token {bad} is outside the vocabulary of {}", self.config.vocabulary);
+                return Err(Error::Plan { sequence: 0, what });
+            }
+            let pages = |len: usize| (len + piece.tokens.len()).div_ceil(PageShape::SLOTS);
+            needed += piece.cache.heads.iter().map(|h| pages(h.len()) - h.pages.len()).sum::<usize>();
+        }
+        if needed > arena.pool.free() {
+            return Err(Error::PagesExhausted { needed, free: arena.pool.free() });
+        }
+        Ok(pieces.iter().map(|p| p.tokens.len()).sum())
+    }
+
+    fn reserve(&mut self, rows: usize, logit_rows: usize) -> Result<()> {
+        let s = &self.scratch;
+        if rows > s.rows || logit_rows > s.logit_rows {
+            let (rows, logit_rows) = (rows.max(s.rows), logit_rows.max(s.logit_rows));
+            self.scratch = Scratch::new(&*self.backend, &self.config, rows, logit_rows)?;
+        }
+        Ok(())
+    }
+
+    fn rotary(&mut self, spans: &[Span<'_>]) -> Result<()> {
+        let positions = spans.iter().flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
+        let (cos, sin) = &mut self.scratch.host;
+        rope::angles(positions, &self.inv_freq, cos, sin);
+        self.backend.upload(cos, &mut self.scratch.cos, 0)?;
+        self.backend.upload(sin, &mut self.scratch.sin, 0)?;
+        Ok(())
+    }
+
+    fn layer(&mut self, index: usize, rows: usize, spans: &mut [Span<'_>], arena: &mut Arena<B>) -> Result<()> {
+        let (b, layer, s) = (&*self.backend, &self.layers[index], &mut self.scratch);
+        let eps = self.config.rms_eps;
+        b.rms_norm(&s.x, &layer.attention_norm, eps, rows, &mut s.h)?;
+        if let Some(scorer) = &mut self.scorer {
+            scorer.ingest(b, index, &s.h, rows, spans)?;
+        }
+        if let Some(capture) = &mut self.capture {
+            let mut hidden = vec![0.0; rows * self.config.hidden];
+            b.download(&s.h, 0, &mut hidden)?;
+            capture(index, &hidden);
+        }
+        let attention = &layer.attention;
+        b.matmul(&attention.qkv, &s.h, rows, attention.qkv_bias.as_ref(), &mut s.qkv)?;
+        let args = AttentionArgs {
+            layer: index,
+            shape: qkv_shape(&self.config),
+            rows,
+            qkv: &s.qkv,
+            cos_sin: (&s.cos, &s.sin),
+            qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
+            sliding_window: self.config.sliding_window,
+            stride: self.stride,
+        };
+        attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
+        b.matmul(&attention.output, &s.attended, rows, None, &mut s.h)?;
+        b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
+        b.rms_norm(&s.x, &layer.ffn_norm, eps, rows, &mut s.h)?;
+        b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
+        b.silu_mul(&s.gate_up, rows, self.config.ffn, &mut s.act)?;
+        b.matmul(&layer.down, &s.act, rows, None, &mut s.h)?;
+        b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
+        Ok(())
+    }
+
+    fn logits(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<Vec<f32>>> {
+        let mut first = 0;
+        let mut wanted = Vec::new();
+        for piece in pieces {
+            wanted.extend(wanted_rows(piece, first));
+            first += piece.tokens.len();
+        }
+        let (b, s, config) = (&*self.backend, &mut self.scratch, &self.config);
+        let mut all = vec![0.0; wanted.len() * config.vocabulary];
+        if !wanted.is_empty() {
+            b.gather_rows(&s.x, config.hidden, &wanted, &mut s.last)?;
+            b.rms_norm(&s.last, &self.final_norm, config.rms_eps, wanted.len(), &mut s.h)?;
+            let head = self.head.as_ref().unwrap_or(&self.embedding);
+            b.matmul(head, &s.h, wanted.len(), None, &mut s.logits)?;
+            b.download(&s.logits, 0, &mut all)?;
+        }
+        let mut rest = all.as_slice();
+        let split = |piece: &Piece<'_>| {
+            let (own, after) = rest.split_at(wanted_rows(piece, 0).len() * config.vocabulary);
+            rest = after;
+            own.to_vec()
+        };
+        Ok(pieces.iter().map(split).collect())
+    }
+
+    fn boundaries(&self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<()> {
+        let mut ctx = BoundaryContext {
+            backend: &*self.backend,
+            pages: &mut arena.pages,
+            pool: &mut arena.pool,
+            head_dim: self.config.head_dim,
+            stride: self.stride,
+            trained_length: self.config.context_length as u64,
+            inv_freq: &self.inv_freq,
+        };
+        for piece in pieces {
+            boundary::pass(piece.cache, &mut ctx)?;
+        }
+        Ok(())
+    }
+}
+
+fn qkv_shape(config: &ModelConfig) -> QkvShape {
+    QkvShape { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
+}
+
+/// Rows of a piece whose logits are wanted, when the piece starts at row `first`.
+fn wanted_rows(piece: &Piece<'_>, first: usize) -> std::ops::Range<usize> {
+    let end = first + piece.tokens.len();
+    match piece.logits {
+        Logits::None => end..end,
+        Logits::Last => end - 1..end,
+        Logits::All => first..end,
+    }
+}

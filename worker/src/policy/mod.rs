@@ -1,0 +1,116 @@
+//! Eviction policies: one number per slot, higher = keep. Protection of sinks and window, ranking and gathering are
+//! shared code in `kv`.
+
+mod attention;
+mod geometry;
+pub mod retention;
+mod simple;
+
+pub use attention::{H2o, SnapKv, Tova};
+pub use geometry::{KNorm, KeyDiff, LagKv};
+pub use retention::Retention;
+pub(crate) use simple::splitmix;
+pub use simple::{Full, RandomPolicy, Window};
+
+use crate::error::{Error, Result};
+use palimpsest_kernels::Reduce;
+use std::sync::Arc;
+
+/// One KV head of one layer at a boundary.
+pub struct HeadView<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// KV head, over all ranks.
+    pub kv_head: usize,
+    /// Absolute position of the last token read.
+    pub at: u64,
+    /// Protected first positions.
+    pub sinks: usize,
+    /// `D`.
+    pub head_dim: usize,
+    /// Absolute position of every slot.
+    pub positions: &'a [u32],
+    /// What the policy stored, `terms` values per slot.
+    pub terms: &'a [f32],
+    /// Observed attention per slot, empty if the policy does not observe.
+    pub mass: &'a [f32],
+    /// Keys (post-RoPE) `[L, D]`, empty unless the policy reads slots.
+    pub keys: &'a [f32],
+    /// Values `[L, D]`, likewise.
+    pub values: &'a [f32],
+}
+
+/// Which attention rows a policy looks at. Rows are chosen by absolute position, so the answer does not depend on how a
+/// sequence was cut into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observe {
+    /// Only rows among the last this many before a boundary; `None`: all rows.
+    pub last_rows: Option<u64>,
+    /// How rows are reduced.
+    pub reduce: Reduce,
+}
+
+/// What a policy wants computed for every new token.
+#[derive(Clone, Copy)]
+pub enum Ingest<'a> {
+    /// Nothing.
+    Nothing,
+    /// The retention scorer's terms, from the layer's normalised hidden state.
+    Retention(&'a Retention),
+}
+
+/// Scores slots at a boundary. Implementations are pure functions of their view.
+pub trait Policy: Send + Sync {
+    /// Name on the wire.
+    fn name(&self) -> &'static str;
+    /// Whether scores of different heads and layers can be compared, so that budgets may be pooled.
+    fn comparable(&self) -> bool;
+    /// Attention rows to observe.
+    fn observes(&self) -> Option<Observe> {
+        None
+    }
+    /// Whether observed attention starts anew after each boundary.
+    fn forgets_mass(&self) -> bool {
+        false
+    }
+    /// Whether keys and values are read at a boundary.
+    fn reads_slots(&self) -> bool {
+        false
+    }
+    /// Computation per new token.
+    fn ingest(&self) -> Ingest<'_> {
+        Ingest::Nothing
+    }
+    /// Values stored per slot.
+    fn terms(&self) -> usize {
+        0
+    }
+    /// Writes one score per slot.
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]);
+}
+
+/// Policies that need no trained weights.
+pub fn heuristics() -> Vec<Arc<dyn Policy>> {
+    vec![
+        Arc::new(Full),
+        Arc::new(Window),
+        Arc::new(RandomPolicy),
+        Arc::new(H2o),
+        Arc::new(Tova),
+        Arc::new(SnapKv),
+        Arc::new(KNorm),
+        Arc::new(KeyDiff),
+        Arc::new(LagKv),
+    ]
+}
+
+/// The policy called `name` among `known`.
+///
+/// # Errors
+/// [`Error::Contract`] lists the known names.
+pub fn find(known: &[Arc<dyn Policy>], name: &str) -> Result<Arc<dyn Policy>> {
+    known.iter().find(|p| p.name() == name).cloned().ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|p| p.name()).collect();
+        Error::Contract(format!("policy `{name}` is not one of {}", names.join(", ")))
+    })
+}

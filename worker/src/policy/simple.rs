@@ -1,0 +1,62 @@
+//! Policies that look at positions only.
+
+use super::{HeadView, Policy};
+
+/// Keeps everything. The boundary never evicts for it.
+pub struct Full;
+
+impl Policy for Full {
+    fn name(&self) -> &'static str {
+        palimpsest_proto::kv::FULL
+    }
+    fn comparable(&self) -> bool {
+        false
+    }
+    fn score(&self, _head: &HeadView<'_>, scores: &mut [f32]) {
+        scores.fill(0.0);
+    }
+}
+
+/// Sinks and the most recent positions (StreamingLLM, arXiv 2309.17453).
+pub struct Window;
+
+impl Policy for Window {
+    fn name(&self) -> &'static str {
+        "window"
+    }
+    fn comparable(&self) -> bool {
+        false
+    }
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+        for (score, &position) in scores.iter_mut().zip(head.positions) {
+            // Exact for 2^24 positions; beyond, age keeps the order within any bounded cache.
+            *score = -((head.at - u64::from(position)) as f32);
+        }
+    }
+}
+
+/// A fixed pseudo-random rank per (layer, head, position): the control that every policy must beat.
+pub struct RandomPolicy;
+
+impl Policy for RandomPolicy {
+    fn name(&self) -> &'static str {
+        "random"
+    }
+    fn comparable(&self) -> bool {
+        true
+    }
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+        for (score, &position) in scores.iter_mut().zip(head.positions) {
+            let seed = (head.layer as u64) << 48 ^ (head.kv_head as u64) << 32 ^ u64::from(position);
+            *score = (splitmix(seed) >> 40) as f32;
+        }
+    }
+}
+
+/// SplitMix64 finaliser (Steele, Lea, Flood 2014).
+pub(crate) fn splitmix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}

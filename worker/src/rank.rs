@@ -1,0 +1,135 @@
+//! Opening a rank: a model file becomes a [`Runner`] and the [`RankInfo`] that tells the coordinator what it is.
+
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::Model;
+use crate::model::config::ModelConfig;
+use crate::model::decoder::Decoder;
+use crate::model::tokenizer::TokenizerFiles;
+use crate::policy::retention::RetentionScorer;
+use crate::policy::{self, Policy, Retention};
+use crate::runner::Runner;
+use palimpsest_kernels::cpu::CpuBackend;
+use palimpsest_kernels::{Backend, KvType};
+use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
+use palimpsest_proto::v1::KvContract;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How a rank runs its model.
+pub struct RankOptions {
+    /// A GGUF file or a directory with config.json.
+    pub model: PathBuf,
+    /// Name on the wire; the model's own when empty.
+    pub name: String,
+    /// Element type of cached keys and values.
+    pub kv: KvType,
+    /// Bytes of the slot arena.
+    pub arena_bytes: usize,
+    /// Tokens between two boundaries.
+    pub stride: u32,
+    /// Trained scorer for the policy `retention`.
+    pub scorer: Option<RetentionScorer>,
+    /// Contract of requests that do not say.
+    pub default_kv: KvContract,
+}
+
+/// A rank ready to run.
+pub struct Rank<B: Backend> {
+    /// What the coordinator is told.
+    pub info: RankInfo,
+    /// The device thread's state.
+    pub runner: Runner<B>,
+}
+
+/// Default budget in entries per KV head.
+pub const DEFAULT_BUDGET: u32 = 1024;
+
+impl Rank<CpuBackend> {
+    /// Opens the only rank of a group. `progress` is called with the fraction of the weights packed.
+    ///
+    /// # Errors
+    /// What is wrong with the model or the scorer.
+    pub fn open(backend: CpuBackend, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+        let model = Model::open(&options.model)?;
+        let decoder = Decoder::load(Arc::new(backend), model.weights(), options.stride.into(), progress)?;
+        let mut runner = Runner::new(decoder, options.kv, options.arena_bytes, policy::heuristics())?;
+        if let Some(scorer) = &options.scorer {
+            runner.set_scorer(Arc::new(scorer.clone()))?;
+        }
+        let tokenizer = model.tokenizer()?;
+        let default_kv = default_contract(&options, runner.policies())?;
+        let mut info = model_info(runner.decoder().config(), tokenizer, runner.policies(), default_kv);
+        if !options.name.is_empty() {
+            info.name = options.name;
+        }
+        info.kv_element_bytes = options.kv.bytes() as u32;
+        info.stride = options.stride;
+        let device = runner.decoder().backend().name();
+        let info = RankInfo {
+            rank: 0,
+            world_size: 1,
+            model: Some(info),
+            kv_arena_bytes: runner.arena_bytes() as u64,
+            device,
+            digest: Vec::new().into(),
+        };
+        Ok(Self { info, runner })
+    }
+}
+
+/// Fills what the operator left open: the learned policy where there is one, else the window.
+fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Result<KvContract> {
+    let mut kv = options.default_kv.clone();
+    if kv.policy.is_empty() {
+        let learned = policies.iter().any(|p| p.name() == Retention::NAME);
+        kv.policy = if learned { Retention::NAME } else { "window" }.into();
+    }
+    let policy = policy::find(policies, &kv.policy)?;
+    if kv.budget == 0 {
+        kv.budget = DEFAULT_BUDGET;
+    }
+    if kv.memory.is_empty() {
+        kv.memory = "none".into();
+    }
+    if !memory::NAMES.contains(&kv.memory.as_str()) {
+        let names = memory::NAMES.join(", ");
+        return Err(Error::Contract(format!("memory `{}` is not one of {names}", kv.memory)));
+    }
+    if kv.head_budget.is_empty() {
+        kv.head_budget = if policy.comparable() { "column" } else { "uniform" }.into();
+    }
+    if kv.positions.is_empty() {
+        kv.positions = "absolute".into();
+    }
+    Ok(kv)
+}
+
+fn model_info(
+    config: &ModelConfig,
+    tokenizer: TokenizerFiles,
+    policies: &[Arc<dyn Policy>],
+    default_kv: KvContract,
+) -> ModelInfo {
+    ModelInfo {
+        name: config.name.clone(),
+        architecture: config.architecture.name().into(),
+        context_length: config.context_length as u64,
+        layers: config.layers as u32,
+        heads: config.heads as u32,
+        kv_heads: config.kv_heads as u32,
+        head_dim: config.head_dim as u32,
+        vocabulary: config.vocabulary as u64,
+        parameters: config.parameters,
+        kv_element_bytes: 0,
+        stride: 0,
+        tokenizer: tokenizer.tokenizer_json.into(),
+        chat_template: tokenizer.chat_template.unwrap_or_default(),
+        bos_token: tokenizer.bos_token.unwrap_or_default(),
+        eos_token: tokenizer.eos_token.unwrap_or_default(),
+        eos_ids: tokenizer.eos_ids,
+        policies: policies.iter().map(|p| p.name().to_string()).collect(),
+        memories: memory::NAMES.iter().map(|n| (*n).to_string()).collect(),
+        default_kv: Some(default_kv),
+    }
+}

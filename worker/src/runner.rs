@@ -1,0 +1,297 @@
+//! The device thread of a rank: it owns the model, the arena and the sequences; a plan goes in, an output comes out.
+//!
+//! The runner never decides. What a plan asks that a sequence's state does not allow fails that sequence alone.
+
+use crate::error::{Error, Result};
+use crate::kv::{Contract, SequenceCache};
+use crate::memory::Centroids;
+use crate::model::decoder::{Arena, Capture, Decoder, Logits, Piece};
+use crate::policy::retention::RetentionScorer;
+use crate::policy::{self, Policy, Retention};
+use crate::sampler::Sampler;
+use palimpsest_kernels::{Backend, KvType, PageShape};
+use palimpsest_proto::internal::v1 as internal;
+use palimpsest_proto::v1;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+use xxhash_rust::xxh3::Xxh3;
+
+/// One sequence on this rank.
+struct Sequence {
+    cache: SequenceCache,
+    sampler: Sampler,
+    /// The next plan's first token was sampled here, not part of the prompt.
+    answering: bool,
+}
+
+/// A rank's model, memory and sequences.
+pub struct Runner<B: Backend> {
+    pub(crate) decoder: Decoder<B>,
+    pub(crate) arena: Arena<B>,
+    pub(crate) policies: Vec<Arc<dyn Policy>>,
+    sequences: HashMap<u64, Sequence>,
+}
+
+/// A sequence of a step that passed its checks.
+struct Admitted<'a> {
+    step: &'a internal::SequenceStep,
+    sequence: Sequence,
+}
+
+impl<B: Backend> Runner<B> {
+    /// A runner with an arena of `arena_bytes`.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(decoder: Decoder<B>, kv: KvType, arena_bytes: usize, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
+        let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, arena_bytes)?;
+        Ok(Self { decoder, arena, policies, sequences: HashMap::new() })
+    }
+
+    /// The model.
+    pub fn decoder(&self) -> &Decoder<B> {
+        &self.decoder
+    }
+
+    /// Policies this rank knows.
+    pub fn policies(&self) -> &[Arc<dyn Policy>] {
+        &self.policies
+    }
+
+    /// Adds a policy that requests may then name.
+    pub fn add_policy(&mut self, policy: Arc<dyn Policy>) {
+        self.policies.push(policy);
+    }
+
+    /// Installs a trained scorer and the policy `retention` that ranks by it.
+    ///
+    /// # Errors
+    /// [`Error::Indexer`] when it was made for another model.
+    pub fn set_scorer(&mut self, scorer: Arc<RetentionScorer>) -> Result<()> {
+        self.decoder.set_scorer(&scorer)?;
+        self.policies.retain(|p| p.name() != Retention::NAME);
+        self.policies.push(Arc::new(Retention::new(scorer)));
+        Ok(())
+    }
+
+    /// See [`Decoder::set_capture`].
+    pub fn capture(&mut self, capture: Option<Capture>) {
+        self.decoder.set_capture(capture);
+    }
+
+    /// Bytes of pages that a sequence of `tokens` tokens takes when nothing is evicted.
+    pub fn full_cache_bytes(&self, tokens: usize) -> usize {
+        let config = self.decoder.config();
+        config.layers * config.kv_heads * tokens.div_ceil(PageShape::SLOTS) * self.arena.shape.bytes()
+    }
+
+    /// Bytes of the slot arena.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.pool.total() * self.arena.shape.bytes()
+    }
+
+    /// Digest of a live sequence's whole state, for tests and divergence checks.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn digest(&self, sequence: u64) -> Result<Option<u64>> {
+        let backend = &**self.decoder.backend();
+        let head_dim = self.arena.shape.head_dim;
+        self.sequences.get(&sequence).map(|s| s.cache.digest(backend, &self.arena.pages, head_dim)).transpose()
+    }
+
+    /// Carries out one plan.
+    pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
+        let started = Instant::now();
+        for id in &plan.release {
+            self.reclaim(*id);
+        }
+        let mut outputs = Vec::with_capacity(plan.sequences.len());
+        let mut admitted: Vec<Admitted<'_>> = Vec::with_capacity(plan.sequences.len());
+        for step in &plan.sequences {
+            match self.admit(step) {
+                Ok(sequence) => admitted.push(Admitted { step, sequence }),
+                Err(error) => {
+                    self.reclaim(step.sequence);
+                    outputs.push(failed(step.sequence, &error));
+                }
+            }
+        }
+        let mut error = String::new();
+        if !admitted.is_empty() {
+            match self.run(&mut admitted) {
+                Ok(done) => outputs.extend(done),
+                Err(failure) => error = failure.to_string(),
+            }
+        }
+        if error.is_empty() {
+            for a in admitted {
+                self.sequences.insert(a.step.sequence, a.sequence);
+            }
+            for broken in outputs.iter().filter(|o| !o.error.is_empty()) {
+                self.reclaim(broken.sequence);
+            }
+        } else {
+            outputs.clear();
+            for mut a in admitted {
+                a.sequence.cache.reclaim(&mut self.arena.pool);
+            }
+        }
+        let order: HashMap<u64, usize> = plan.sequences.iter().enumerate().map(|(i, s)| (s.sequence, i)).collect();
+        outputs.sort_by_key(|o| order.get(&o.sequence).copied());
+        internal::StepOutput {
+            epoch: plan.epoch,
+            step: plan.step,
+            digest: self.step_digest(plan, &outputs),
+            sequences: outputs,
+            error,
+            seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+
+    fn reclaim(&mut self, id: u64) {
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            sequence.cache.reclaim(&mut self.arena.pool);
+        }
+    }
+
+    /// Takes the sequence out of the table for this step, creating it in its first.
+    fn admit(&mut self, step: &internal::SequenceStep) -> Result<Sequence> {
+        let refuse = |what: String| Error::Plan { sequence: step.sequence, what };
+        if step.init.is_some() && self.sequences.contains_key(&step.sequence) {
+            return Err(refuse("started twice".into()));
+        }
+        let mut sequence = match &step.init {
+            Some(init) => self.create(init)?,
+            None => self.sequences.remove(&step.sequence).ok_or_else(|| refuse("is not known here".into()))?,
+        };
+        let (seen, count) = (sequence.cache.seen, step.tokens.len() as u64);
+        let room = self.decoder.stride() - seen % self.decoder.stride();
+        let vocabulary = self.decoder.config().vocabulary;
+        let problem = if step.position != seen {
+            Some(format!("plan starts at position {}, the sequence is at {seen}", step.position))
+        } else if count == 0 || count > room {
+            Some(format!("{count} tokens at position {seen}; a step has 1 to {room}"))
+        } else {
+            let bad = step.tokens.iter().find(|&&t| t as usize >= vocabulary);
+            bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
+        };
+        if let Some(what) = problem {
+            sequence.cache.reclaim(&mut self.arena.pool);
+            return Err(refuse(what));
+        }
+        sequence.sampler.observe(&step.tokens, sequence.answering);
+        sequence.answering = step.sample;
+        Ok(sequence)
+    }
+
+    fn create(&self, init: &internal::SequenceInit) -> Result<Sequence> {
+        let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
+        let cache = new_cache(&self.decoder, self.arena.shape.dtype, contract, &self.policies)?;
+        let sampler = Sampler::new(init.sampling.clone().unwrap_or_default(), init.banned.clone());
+        Ok(Sequence { cache, sampler, answering: false })
+    }
+
+    /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
+    fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
+        let mut pieces: Vec<_> = admitted
+            .iter_mut()
+            .map(|a| Piece {
+                cache: &mut a.sequence.cache,
+                tokens: &a.step.tokens,
+                logits: if a.step.sample { Logits::Last } else { Logits::None },
+            })
+            .collect();
+        let logits = self.decoder.forward(&mut self.arena, &mut pieces)?;
+        let page_bytes = self.arena.shape.bytes() as u64;
+        let outputs = admitted.iter().zip(logits).map(|(a, logits)| output(a, logits, page_bytes));
+        Ok(outputs.collect())
+    }
+
+    /// Digest of plan, cache decisions and sampled tokens.
+    fn step_digest(&self, plan: &internal::StepPlan, outputs: &[internal::SequenceOutput]) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(&plan.epoch.to_le_bytes());
+        hash.update(&plan.step.to_le_bytes());
+        for output in outputs {
+            hash.update(&output.sequence.to_le_bytes());
+            hash.update(&output.token.unwrap_or(u32::MAX).to_le_bytes());
+            // Decisions change only at boundaries, so the count of evicted entries suffices in between.
+            let evicted = output.cache.as_ref().map_or(0, |c| c.evicted_entries);
+            hash.update(&evicted.to_le_bytes());
+        }
+        hash.digest()
+    }
+}
+
+/// An empty cache for one sequence under `contract`.
+///
+/// # Errors
+/// [`Error::Contract`] for a policy or memory that is not known, or a memory too small for one centroid.
+pub fn new_cache<B: Backend>(
+    decoder: &Decoder<B>,
+    kv: KvType,
+    contract: Contract,
+    policies: &[Arc<dyn Policy>],
+) -> Result<SequenceCache> {
+    let config = decoder.config();
+    let policy = policy::find(policies, &contract.policy)?;
+    let mut cache = SequenceCache::new(config.layers, config.kv_heads, contract, policy);
+    match cache.contract.memory.as_str() {
+        "none" => {}
+        "centroid" => {
+            let entry_bytes = 2 * config.head_dim * kv.bytes();
+            let slots = Centroids::slots_for(cache.contract.memory_slots as usize, entry_bytes, config.head_dim);
+            if slots == 0 {
+                let entries = cache.contract.memory_slots;
+                return Err(Error::Contract(format!("memory_slots {entries} does not pay for one centroid")));
+            }
+            let heads = config.layers * config.kv_heads;
+            cache.memory = Some(Box::new(Centroids::new(heads, slots, config.head_dim)));
+        }
+        other => return Err(Error::Contract(format!("memory `{other}` is not one of none, centroid"))),
+    }
+    Ok(cache)
+}
+
+fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
+    internal::SequenceOutput { sequence, error: error.to_string(), ..Default::default() }
+}
+
+fn output(admitted: &Admitted<'_>, mut logits: Vec<f32>, page_bytes: u64) -> internal::SequenceOutput {
+    let (step, sequence) = (admitted.step, &admitted.sequence);
+    let cache = &sequence.cache;
+    let mut output = internal::SequenceOutput {
+        sequence: step.sequence,
+        cache: Some(internal::CacheState {
+            held_entries: cache.held_entries(),
+            evicted_entries: cache.evicted,
+            held_bytes: cache.held_pages() * page_bytes + cache.memory_bytes(),
+        }),
+        ..Default::default()
+    };
+    if step.sample {
+        if logits.iter().any(|l| l.is_nan()) {
+            output.error = "the model's output is not a number; its weights may be damaged".into();
+            return output;
+        }
+        let choice = sequence.sampler.sample(&mut logits, cache.seen);
+        output.token = Some(choice.token);
+        output.logprob = choice.logprob;
+    }
+    if step.retention_report {
+        output.retention = Some(retention(cache));
+    }
+    output
+}
+
+/// Which positions each head retains.
+pub fn retention(cache: &SequenceCache) -> v1::RetentionReport {
+    let heads = cache.heads.iter().enumerate().map(|(index, head)| v1::HeadRetention {
+        layer: (index / cache.kv_heads) as u32,
+        kv_head: (index % cache.kv_heads) as u32,
+        positions: head.positions.clone(),
+    });
+    v1::RetentionReport { heads: heads.collect() }
+}

@@ -1,0 +1,77 @@
+//! One sequence driven by hand: what benchmarks, calibration and evaluation use instead of a server.
+
+use crate::error::Result;
+use crate::kv::{Contract, SequenceCache};
+use crate::model::decoder::{Logits, Piece};
+use crate::runner::{Runner, new_cache};
+use palimpsest_kernels::Backend;
+
+/// A sequence on a runner that nothing else uses meanwhile.
+pub struct Session<'a, B: Backend> {
+    runner: &'a mut Runner<B>,
+    cache: SequenceCache,
+}
+
+impl<'a, B: Backend> Session<'a, B> {
+    /// An empty sequence under `contract`.
+    ///
+    /// # Errors
+    /// See [`new_cache`].
+    pub fn open(runner: &'a mut Runner<B>, contract: Contract) -> Result<Self> {
+        let cache = new_cache(&runner.decoder, runner.arena.shape.dtype, contract, &runner.policies)?;
+        Ok(Self { runner, cache })
+    }
+
+    /// Tokens between two boundaries.
+    pub fn stride(&self) -> usize {
+        self.runner.decoder.stride() as usize
+    }
+
+    /// The sequence's state.
+    pub fn cache(&mut self) -> &mut SequenceCache {
+        &mut self.cache
+    }
+
+    /// The runner.
+    pub fn runner(&mut self) -> &mut Runner<B> {
+        self.runner
+    }
+
+    /// Reads tokens, any number of them, and returns the wanted logits `[rows, V]` flattened.
+    ///
+    /// # Errors
+    /// Those of [`crate::model::decoder::Decoder::forward`].
+    pub fn feed(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        let stride = self.stride();
+        let mut rest = tokens;
+        let mut wanted = Vec::new();
+        while !rest.is_empty() {
+            let room = stride - self.cache.seen as usize % stride;
+            let (piece, after) = rest.split_at(room.min(rest.len()));
+            rest = after;
+            let logits = if logits == Logits::Last && !rest.is_empty() { Logits::None } else { logits };
+            let mut pieces = [Piece { cache: &mut self.cache, tokens: piece, logits }];
+            let mut out = self.runner.decoder.forward(&mut self.runner.arena, &mut pieces)?;
+            wanted.append(&mut out[0]);
+        }
+        Ok(wanted)
+    }
+
+    /// Digest of everything the next token depends on.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn digest(&self) -> Result<u64> {
+        let arena = &self.runner.arena;
+        self.cache.digest(&**self.runner.decoder.backend(), &arena.pages, arena.shape.head_dim)
+    }
+
+    /// Returns the sequence's memory. Dropping does the same.
+    pub fn close(self) {}
+}
+
+impl<B: Backend> Drop for Session<'_, B> {
+    fn drop(&mut self) {
+        self.cache.reclaim(&mut self.runner.arena.pool);
+    }
+}
