@@ -6,6 +6,7 @@
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, Pool};
 use palimpsest_kernels::{Backend, WeightType, WeightView};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Weights cycled through, in bytes.
@@ -84,13 +85,21 @@ fn measure(backend: &CpuBackend, case: &Case) {
     }
 }
 
-/// Best mean seconds of a fork-join region without work.
+/// Best mean seconds of a fork-join region in which every thread meets all others and does nothing else.
 fn region_seconds(threads: usize) -> f64 {
     let pool = Pool::new(threads);
     let mean = |_| {
         let start = Instant::now();
-        (0..1000).for_each(|_| pool.run(2, &|task| _ = std::hint::black_box(task)));
-        start.elapsed().as_secs_f64() / 1000.0
+        for _ in 0..200 {
+            let arrived = AtomicUsize::new(0);
+            pool.run(threads, &|_| {
+                arrived.fetch_add(1, Ordering::AcqRel);
+                while arrived.load(Ordering::Acquire) < threads {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        start.elapsed().as_secs_f64() / 200.0
     };
     (0..RUNS).map(mean).fold(f64::INFINITY, f64::min)
 }
@@ -118,7 +127,7 @@ fn main() {
     for (activations, threads) in modes.into_iter().flatten() {
         let backend = CpuBackend::new(CpuOptions { activations, threads: Some(threads), simd: None });
         let title = backend.name();
-        println!("{title}, {:.2} us per empty parallel region", region_seconds(threads) * 1e6);
+        println!("{title}, {:.2} us for all threads to meet", region_seconds(threads) * 1e6);
         for case in cases.iter().filter(|case| format!("{title} {} {:?}", case.name, case.dtype).contains(&filter)) {
             measure(&backend, case);
         }
