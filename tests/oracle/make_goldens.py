@@ -94,7 +94,9 @@ def hugging_face(name, seed, model_class, config, dtype=torch.float32, max_shard
     model.to(dtype)
     directory = fresh(name)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
-    if not golden(model.float(), generator, directory / "golden.safetensors", config):
+    # Read back, not `model.float()`: casting the module would leave the rotary frequencies rounded to bfloat16.
+    model = model_class.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    if not golden(model, generator, directory / "golden.safetensors", config):
         hugging_face(name, seed + 100, model_class, config, dtype, max_shard_size)
 
 

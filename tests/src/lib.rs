@@ -1,6 +1,8 @@
 //! Fixtures of the cross-crate tests: tiny random models, made here, and engines over them.
 #![forbid(unsafe_code)]
 
+pub mod golden;
+
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
