@@ -31,6 +31,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Measure this engine.
     Bench(BenchArgs),
+    /// Train the indexer of a model from text, forward-only.
+    Calibrate(CalibrateArgs),
     /// Say what a model file or directory holds.
     Inspect(InspectArgs),
 }
@@ -103,6 +105,20 @@ pub struct KvArgs {
 }
 
 impl KvArgs {
+    /// Nothing asked: every default.
+    pub fn none() -> Self {
+        Self {
+            kv_budget: None,
+            policy: None,
+            memory: None,
+            head_budget: None,
+            sinks: None,
+            window: None,
+            positions: None,
+            memory_slots: None,
+        }
+    }
+
     /// The contract on the wire; what is unset stays the server's choice.
     pub fn wire(&self) -> v1::KvContract {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
@@ -251,6 +267,33 @@ pub struct BenchRun {
     /// Seconds of every stride, too (prefill).
     #[arg(long)]
     pub strides: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Directory with .txt and .md files to learn from.
+    #[arg(long)]
+    pub corpus: PathBuf,
+    /// Indexer file to write.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Documents.
+    #[arg(long, default_value_t = 48)]
+    pub documents: usize,
+    /// Tokens of a document.
+    #[arg(long, default_value_t = 1200)]
+    pub tokens: usize,
+    /// One document in this many is held out for the report.
+    #[arg(long, default_value_t = 8)]
+    pub holdout: usize,
+    /// Strength of the ridge penalty.
+    #[arg(long, default_value_t = 3.0)]
+    pub ridge: f64,
+    /// Seed of the documents.
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
 }
 
 #[derive(Debug, Args)]

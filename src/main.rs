@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod calibrate;
 mod embedded;
 mod generate;
 mod inspect;
@@ -39,6 +40,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => runtime()?.block_on(serve::run(args)),
         Command::Generate(args) => runtime()?.block_on(generate::run(args)),
         Command::Bench(args) => bench::run(args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     }
 }
