@@ -315,6 +315,17 @@ impl Gguf {
         Ok(Some(numbers))
     }
 
+    /// Adds a metadata value or replaces it.
+    #[cfg(test)]
+    pub(super) fn set(&mut self, key: &str, value: GgufValue) {
+        let index = self.keys.get(key).copied().unwrap_or(self.metadata.len());
+        self.keys.insert(key.to_owned(), index);
+        match self.metadata.get_mut(index) {
+            Some(entry) => entry.1 = value,
+            None => self.metadata.push((key.to_owned(), value)),
+        }
+    }
+
     fn array(&self, key: &str) -> Result<Option<(u32, usize, Range<usize>)>, GgufError> {
         match self.get(key) {
             None => Ok(None),

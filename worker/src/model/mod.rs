@@ -15,6 +15,8 @@ mod tokenizer_gguf;
 pub mod weights;
 mod weights_file;
 mod weights_inspect;
+#[cfg(test)]
+mod weights_tests;
 
 pub use gguf_types::TensorType;
 pub use weights_inspect::{Description, TensorDescription, inspect};
@@ -169,8 +171,8 @@ impl Model {
 
     fn new(path: &Path, gguf: Option<Gguf>, config: ModelConfig, table: TensorTable) -> Result<Self> {
         let naming = if gguf.is_some() { Naming::Gguf } else { Naming::HuggingFace };
-        let weights = Weights::new(config, table, naming)
-            .map_err(|source| Error::Weights { path: path.to_owned(), source })?;
+        let weights =
+            Weights::new(config, table, naming).map_err(|source| Error::Weights { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), gguf, weights })
     }
 
