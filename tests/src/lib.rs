@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod golden;
+pub mod service;
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
