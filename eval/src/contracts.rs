@@ -1,0 +1,187 @@
+//! From what a grid names (a budget or a share of the prompt) to a KV contract, and back to what was really held.
+
+use crate::{Error, Result};
+use palimpsest_kernels::{Backend, PageShape};
+use palimpsest_worker::kv::{Contract, HeadBudget, Positions, SequenceCache};
+use palimpsest_worker::runner::Runner;
+use serde::{Deserialize, Serialize};
+
+/// Policy that keeps everything.
+pub const FULL: &str = "full";
+/// Default window, where the budget allows it.
+const WINDOW: u32 = 128;
+
+/// How much may be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// Mean entries per KV head at a boundary; what is read after it comes on top.
+    Entries(u32),
+    /// Ten-thousandths of the prompt that may be held when the answer begins, everything counted.
+    Share(u32),
+}
+
+impl Budget {
+    /// A share from 0 to 1.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] outside of it.
+    pub fn share(share: f64) -> Result<Self> {
+        if share > 0.0 && share <= 1.0 {
+            Ok(Self::Share((share * 1e4).round() as u32))
+        } else {
+            Err(Error::Spec(format!("share {share} is not above 0 and at most 1")))
+        }
+    }
+
+    /// Entries per KV head for a prompt of `prompt` tokens of which `tail` follow the last boundary.
+    pub fn entries(self, prompt: usize, tail: usize) -> u32 {
+        match self {
+            Self::Entries(entries) => entries,
+            Self::Share(share) => (prompt as u64 * u64::from(share) / 10_000).saturating_sub(tail as u64) as u32,
+        }
+    }
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Entries(entries) => write!(f, "{entries} entries"),
+            Self::Share(share) => write!(f, "{} %", f64::from(*share) / 100.0),
+        }
+    }
+}
+
+/// What a cell asks of the cache, before the prompt is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheShape {
+    /// Policy.
+    pub policy: String,
+    /// Latent memory.
+    pub memory: String,
+    /// Entries of the budget for memory; `None`: an eighth of it.
+    pub memory_slots: Option<u32>,
+    /// Head budgets.
+    pub head_budget: String,
+    /// `None` with the policy `full` alone.
+    pub budget: Option<Budget>,
+    /// Protected first positions.
+    pub sinks: u32,
+    /// Protected last positions; `None`: a quarter of the budget after the sinks, 128 at most.
+    pub window: Option<u32>,
+}
+
+impl CacheShape {
+    /// Everything is kept.
+    pub fn full() -> Self {
+        Self {
+            policy: FULL.into(),
+            memory: "none".into(),
+            memory_slots: None,
+            head_budget: HeadBudget::Uniform.name().into(),
+            budget: None,
+            sinks: 0,
+            window: None,
+        }
+    }
+
+    /// Name of the line it belongs to in tables and plots: all but the budget.
+    pub fn line(&self) -> String {
+        let mut name = self.policy.clone();
+        if self.head_budget != HeadBudget::Uniform.name() {
+            name += &format!("/{}", self.head_budget);
+        }
+        if self.memory != "none" {
+            name += &format!("+{}", self.memory);
+            if let Some(slots) = self.memory_slots {
+                name += &format!(" {slots}");
+            }
+        }
+        name
+    }
+
+    /// The contract for a prompt of `prompt` tokens with `tail` of them after the last boundary.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] names what does not fit.
+    pub fn contract(&self, prompt: usize, tail: usize) -> Result<Contract> {
+        let Some(budget) = self.budget else { return Ok(Contract::full()) };
+        let head_budget = HeadBudget::ALL.into_iter().find(|h| h.name() == self.head_budget).ok_or_else(|| {
+            Error::Spec(format!("head budget `{}` is not one of uniform, column, group", self.head_budget))
+        })?;
+        let entries = budget.entries(prompt, tail);
+        let memory_slots = if self.memory == "none" { 0 } else { self.memory_slots.unwrap_or(entries / 8) };
+        let window = self.window.unwrap_or_else(|| WINDOW.min(entries.saturating_sub(self.sinks) / 4));
+        let smallest = self.sinks.saturating_add(window).saturating_add(memory_slots).saturating_add(1);
+        if entries < smallest {
+            return Err(Error::Spec(format!(
+                "{budget} of {prompt} tokens leaves {entries} entries after {tail} tokens of question; {smallest} are \
+                 needed (sinks {} + window {window} + memory {memory_slots} + 1)",
+                self.sinks
+            )));
+        }
+        Ok(Contract {
+            budget: Some(entries),
+            policy: self.policy.clone(),
+            memory: self.memory.clone(),
+            head_budget,
+            sinks: self.sinks,
+            window,
+            positions: Positions::Absolute,
+            memory_slots,
+        })
+    }
+}
+
+/// Bytes of one entry: key and value of one token in one KV head of one layer.
+pub fn entry_bytes<B: Backend>(runner: &Runner<B>) -> f64 {
+    let config = runner.decoder().config();
+    runner.full_cache_bytes(PageShape::SLOTS) as f64 / (config.layers * config.kv_heads * PageShape::SLOTS) as f64
+}
+
+/// Mean entries per KV head that a sequence holds: slots, the tail among them, and latent memory at its size in entries.
+pub fn held(cache: &SequenceCache, entry_bytes: f64) -> f64 {
+    held_entries(cache.held_entries(), cache.memory_bytes(), cache.heads.len(), entry_bytes)
+}
+
+fn held_entries(slots: u64, memory_bytes: u64, heads: usize, entry_bytes: f64) -> f64 {
+    (slots as f64 + memory_bytes as f64 / entry_bytes) / heads as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(budget: Budget, memory: &str) -> CacheShape {
+        let budget = Some(budget);
+        CacheShape { policy: "window".into(), memory: memory.into(), budget, sinks: 4, ..CacheShape::full() }
+    }
+
+    #[test]
+    fn a_share_counts_the_tail() {
+        let contract = shape(Budget::share(0.1).expect("a share"), "none").contract(2090, 42).expect("fits");
+        // 209 entries when the answer begins, 42 of them read after the boundary.
+        assert_eq!(contract.budget, Some(209 - 42));
+        assert_eq!((contract.window, contract.memory_slots), ((167 - 4) / 4, 0));
+        let contract = shape(Budget::Entries(1024), "centroid").contract(2090, 42).expect("fits");
+        assert_eq!((contract.budget, contract.window, contract.memory_slots), (Some(1024), 128, 128));
+        assert_eq!(CacheShape::full().contract(2090, 42).expect("always"), Contract::full());
+    }
+
+    #[test]
+    fn a_share_below_the_tail_is_refused_with_the_numbers() {
+        let error = shape(Budget::share(0.02).expect("a share"), "none").contract(2090, 42);
+        let message = error.expect_err("41 entries for 42 tokens").to_string();
+        assert!(message.contains("2 % of 2090 tokens leaves 0 entries"), "{message}");
+        for bad in [0.0, -0.1, 1.01, f64::NAN] {
+            assert!(Budget::share(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_held_includes_memory_at_its_size() {
+        // 6 heads with 40 slots each, and 6 x 512 bytes of memory at 256 bytes an entry.
+        assert_eq!(held_entries(240, 6 * 512, 6, 256.0), 42.0);
+        assert_eq!(held_entries(240, 0, 6, 256.0), 40.0);
+    }
+}

@@ -1,0 +1,409 @@
+//! Retrieval over a grid of tasks, lengths and caches.
+
+use crate::contracts::{Budget, CacheShape, FULL};
+use crate::haystack::Prose;
+use crate::measure::{self, Forced};
+use crate::prompt::{self, Prompt, Protocol};
+use crate::stats::{mean_and_error, wilson};
+use crate::store::{Store, write_lines};
+use crate::tasks::{self, Question, Task};
+use crate::{Error, Progress, Result, TextSide, report};
+use palimpsest_kernels::Backend;
+use palimpsest_worker::kv::HeadBudget;
+use palimpsest_worker::runner::Runner;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Instant;
+
+/// When an answer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Greedy decoding gives the expected answer token by token. Read off the teacher-forced pass.
+    Exact,
+    /// Share of the answers that the greedily decoded text contains (RULER's). Costs a second pass unless the first one
+    /// shows that it is 1.
+    Recall,
+}
+
+/// Which metric a grid uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metrics {
+    /// `Exact` for tasks with one answer, `Recall` for the others.
+    PerTask,
+    /// One for all.
+    Only(Metric),
+}
+
+/// Caches to compare: the product of its parts, less what would be the same twice.
+#[derive(Debug, Clone)]
+pub struct Caches {
+    /// Policies; `full` is measured once.
+    pub policies: Vec<String>,
+    /// Latent memories.
+    pub memories: Vec<String>,
+    /// See [`CacheShape::memory_slots`].
+    pub memory_slots: Vec<Option<u32>>,
+    /// Head budgets; policies whose scores cannot be compared get `uniform` alone.
+    pub head_budgets: Vec<String>,
+    /// Budgets.
+    pub budgets: Vec<Budget>,
+    /// Protected first positions.
+    pub sinks: u32,
+    /// See [`CacheShape::window`].
+    pub window: Option<u32>,
+}
+
+impl Caches {
+    /// Every cache once. `comparable` tells whether a policy's scores may be pooled.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] for a bounded policy without a budget.
+    pub fn shapes(&self, comparable: &dyn Fn(&str) -> bool) -> Result<Vec<CacheShape>> {
+        let mut shapes = Vec::new();
+        let mut add = |shape: CacheShape| {
+            if !shapes.contains(&shape) {
+                shapes.push(shape);
+            }
+        };
+        for policy in &self.policies {
+            if policy == FULL {
+                add(CacheShape::full());
+                continue;
+            }
+            if self.budgets.is_empty() {
+                return Err(Error::Spec(format!("policy `{policy}` needs a budget: give --shares or --budgets")));
+            }
+            for head_budget in &self.head_budgets {
+                let pooled = comparable(policy);
+                let head_budget = if pooled { head_budget.clone() } else { HeadBudget::Uniform.name().into() };
+                for memory in &self.memories {
+                    for slots in &self.memory_slots {
+                        for budget in &self.budgets {
+                            add(CacheShape {
+                                policy: policy.clone(),
+                                memory: memory.clone(),
+                                memory_slots: if memory == "none" { None } else { *slots },
+                                head_budget: head_budget.clone(),
+                                budget: Some(*budget),
+                                sinks: self.sinks,
+                                window: self.window,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(shapes)
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct GridSpec {
+    /// Names model and indexer in the records.
+    pub model: String,
+    /// Tasks.
+    pub tasks: Vec<Task>,
+    /// Tokens of the context, rounded down to a multiple of the stride.
+    pub lengths: Vec<usize>,
+    /// Depths of the needles in percent; `None`: random.
+    pub depths: Vec<Option<u32>>,
+    /// Caches.
+    pub caches: Caches,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Metric.
+    pub metrics: Metrics,
+    /// Samples of every cell.
+    pub samples: usize,
+    /// Seed of the tasks.
+    pub seed: u64,
+    /// Tokens decoded at most where text is decoded.
+    pub max_tokens: usize,
+}
+
+/// Everything but the cache that a sample depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Model and indexer.
+    pub model: String,
+    /// Task.
+    pub task: Task,
+    /// Tokens of the context.
+    pub length: usize,
+    /// Percent.
+    pub depth: Option<u32>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Metric.
+    pub metric: Metric,
+    /// Seed.
+    pub seed: u64,
+    /// Digest of the prose.
+    pub text: String,
+    /// Tokens between boundaries.
+    pub stride: usize,
+    /// Tokens decoded at most.
+    pub max_tokens: usize,
+}
+
+/// One point of the grid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    /// What is asked.
+    #[serde(flatten)]
+    pub setting: Setting,
+    /// What the sequence may hold.
+    #[serde(flatten)]
+    pub cache: CacheShape,
+}
+
+/// One sample of a cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleResult {
+    /// Its cell.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// Which sample.
+    pub index: usize,
+    /// From 0 to 1, by the cell's metric.
+    pub score: f64,
+    /// Mean log-likelihood per token of the expected answer, nats.
+    pub loglik: f64,
+    /// Mean entries per KV head when the answer begins, everything counted.
+    pub held: f64,
+    /// `held` as a share of the prompt.
+    pub share: f64,
+    /// Tokens before the answer.
+    pub prompt_tokens: usize,
+    /// Of these, tokens after the last boundary.
+    pub tail_tokens: usize,
+    /// Entries of the contract.
+    pub contract_budget: Option<u32>,
+    /// Window of the contract.
+    pub contract_window: u32,
+    /// Memory of the contract.
+    pub contract_memory_slots: u32,
+    /// What was decoded, where something was.
+    pub decoded: Option<String>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// A cell's samples together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CellResult {
+    /// The cell.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// Samples.
+    pub n: usize,
+    /// Mean score.
+    pub accuracy: f64,
+    /// Its 95 % Wilson interval.
+    pub accuracy_low: f64,
+    /// Its upper end.
+    pub accuracy_high: f64,
+    /// Mean over samples of the log-likelihood per answer token, nats.
+    pub loglik: f64,
+    /// Its standard error.
+    pub loglik_error: Option<f64>,
+    /// Mean share held.
+    pub share: f64,
+}
+
+impl CellResult {
+    /// Aggregates a cell's samples.
+    pub fn of(cell: &Cell, samples: &[&SampleResult]) -> Self {
+        let n = samples.len();
+        let mean = |of: fn(&SampleResult) -> f64| mean_and_error(&samples.iter().map(|s| of(s)).collect::<Vec<_>>());
+        let accuracy = mean(|s| s.score).0;
+        let (accuracy_low, accuracy_high) = wilson(accuracy, n);
+        let (loglik, loglik_error) = mean(|s| s.loglik);
+        let share = mean(|s| s.share).0;
+        Self { cell: cell.clone(), n, accuracy, accuracy_low, accuracy_high, loglik, loglik_error, share }
+    }
+}
+
+/// Runs what is missing of the grid and writes `samples.jsonl`, `cells.jsonl`, `table.md` and plots to `out`. All cells
+/// get sample 0 before any gets sample 1, so a run that is cut off compares like with like.
+///
+/// # Errors
+/// Those of the rank, the text side and the files; [`Error::Spec`] for what cannot be, before anything is measured.
+pub fn run_grid<B: Backend>(
+    runner: &mut Runner<B>,
+    side: &dyn TextSide,
+    prose: &Prose,
+    spec: &GridSpec,
+    out: &Path,
+    progress: Progress<'_>,
+) -> Result<Vec<CellResult>> {
+    std::fs::create_dir_all(out).map_err(crate::store::io(out))?;
+    let shapes = check(runner, spec)?;
+    let settings = settings(runner, prose, spec)?;
+    let (mut store, mut known) = Store::open::<SampleResult>(&out.join("samples.jsonl"))?;
+    let total = (spec.samples * settings.len() * shapes.len()) as u64;
+    let mut done = 0;
+    // What cannot be asked should fail now, not after an hour.
+    for setting in &settings {
+        let (_, prompt) = compose(side, prose, setting, 0)?;
+        shapes.iter().try_for_each(|shape| shape.contract(prompt.len(), prompt.tail.len()).map(|_| ()))?;
+    }
+    for index in 0..spec.samples {
+        for setting in &settings {
+            let (question, prompt) = compose(side, prose, setting, index)?;
+            for shape in &shapes {
+                let cell = Cell { setting: setting.clone(), cache: shape.clone() };
+                if !known.iter().any(|k| k.index == index && k.cell == cell) {
+                    let sample = sample(runner, side, cell, index, (&question, &prompt))?;
+                    store.append(&sample)?;
+                    known.push(sample);
+                }
+                done += 1;
+                progress(done, total);
+            }
+        }
+    }
+    let mut results = Vec::new();
+    for setting in &settings {
+        for shape in &shapes {
+            let cell = Cell { setting: setting.clone(), cache: shape.clone() };
+            let of = known.iter().filter(|k| k.cell == cell && k.index < spec.samples).collect::<Vec<_>>();
+            results.push(CellResult::of(&cell, &of));
+        }
+    }
+    write_lines(&out.join("cells.jsonl"), &results)?;
+    report::write_all(out, &results)?;
+    Ok(results)
+}
+
+fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheShape>> {
+    for policy in &spec.caches.policies {
+        palimpsest_worker::policy::find(runner.policies(), policy)?;
+    }
+    let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
+    spec.caches.shapes(&comparable)
+}
+
+fn settings<B: Backend>(runner: &Runner<B>, prose: &Prose, spec: &GridSpec) -> Result<Vec<Setting>> {
+    let stride = runner.decoder().stride() as usize;
+    let mut settings = Vec::new();
+    for &length in &spec.lengths {
+        if length < stride {
+            return Err(Error::Spec(format!("length {length} is below the stride of {stride} tokens")));
+        }
+        for &task in &spec.tasks {
+            let per_task = if task.single_answer() { Metric::Exact } else { Metric::Recall };
+            let metric = if let Metrics::Only(metric) = spec.metrics { metric } else { per_task };
+            for &depth in &spec.depths {
+                settings.push(Setting {
+                    model: spec.model.clone(),
+                    task,
+                    length: length / stride * stride,
+                    depth,
+                    protocol: spec.protocol,
+                    metric,
+                    seed: spec.seed,
+                    text: prose.digest().into(),
+                    stride,
+                    max_tokens: spec.max_tokens,
+                });
+            }
+        }
+    }
+    Ok(settings)
+}
+
+fn compose<'a>(
+    side: &dyn TextSide,
+    prose: &'a Prose,
+    setting: &Setting,
+    index: usize,
+) -> Result<(Question<'a>, Prompt)> {
+    let depth = setting.depth.map(|d| f64::from(d) / 100.0);
+    let question = tasks::question(setting.task, prose, (setting.seed, index), depth);
+    let prompt = prompt::build(side, &question, setting.length, setting.protocol)?;
+    Ok((question, prompt))
+}
+
+fn sample<B: Backend>(
+    runner: &mut Runner<B>,
+    side: &dyn TextSide,
+    cell: Cell,
+    index: usize,
+    (question, prompt): (&Question<'_>, &Prompt),
+) -> Result<SampleResult> {
+    let started = Instant::now();
+    let contract = cell.cache.contract(prompt.len(), prompt.tail.len())?;
+    let Forced { loglik, exact, held } = measure::forced(runner, &contract, prompt)?;
+    let (score, decoded) = if exact || cell.setting.metric == Metric::Exact {
+        (f64::from(u8::from(exact)), None)
+    } else {
+        let text = measure::greedy(runner, &contract, prompt, cell.setting.max_tokens, side)?;
+        (tasks::recall(&question.answers, &text), Some(text))
+    };
+    Ok(SampleResult {
+        cell,
+        index,
+        score,
+        loglik,
+        held,
+        share: held / prompt.len() as f64,
+        prompt_tokens: prompt.len(),
+        tail_tokens: prompt.tail.len(),
+        contract_budget: contract.budget,
+        contract_window: contract.window,
+        contract_memory_slots: contract.memory_slots,
+        decoded,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caches() -> Caches {
+        let list = |names: &[&str]| names.iter().map(|n| (*n).to_string()).collect::<Vec<_>>();
+        Caches {
+            policies: list(&["full", "tova", "retention"]),
+            memories: list(&["none", "centroid"]),
+            memory_slots: vec![Some(16), Some(32)],
+            head_budgets: list(&["uniform", "column"]),
+            budgets: vec![Budget::Entries(512), Budget::Share(1000)],
+            sinks: 4,
+            window: None,
+        }
+    }
+
+    #[test]
+    fn no_cache_is_measured_twice() {
+        let shapes = caches().shapes(&|name| name == "retention").expect("a grid");
+        let count = |policy: &str| shapes.iter().filter(|s| s.policy == policy).count();
+        // Budgets times (no memory, two sizes of it), times head budgets where they differ.
+        assert_eq!((count("full"), count("tova"), count("retention")), (1, 2 * 3, 2 * 3 * 2));
+        let none = Caches { budgets: Vec::new(), ..caches() };
+        assert!(none.shapes(&|_| true).is_err());
+    }
+
+    #[test]
+    fn records_round_trip() {
+        let cache = caches().shapes(&|_| true).expect("a grid").pop().expect("a shape");
+        let setting = Setting {
+            model: "m".into(),
+            task: Task::Vt(2),
+            length: 512,
+            depth: Some(50),
+            protocol: Protocol::Aware,
+            metric: Metric::Recall,
+            seed: u64::MAX,
+            text: "ff".into(),
+            stride: 256,
+            max_tokens: 64,
+        };
+        let cell = Cell { setting, cache };
+        let json = serde_json::to_string(&cell).expect("JSON");
+        assert_eq!(serde_json::from_str::<Cell>(&json).expect("a cell"), cell);
+    }
+}

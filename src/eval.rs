@@ -1,0 +1,284 @@
+//! `palimpsest eval`: retrieval and next-token loss under bounded caches.
+
+use crate::args::{KvArgs, ModelArgs};
+use crate::{embedded, generate, term};
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
+use palimpsest_eval::grid::{Caches, GridSpec, Metric, Metrics, run_grid};
+use palimpsest_eval::haystack::Prose;
+use palimpsest_eval::perplexity::{self, PerplexitySpec};
+use palimpsest_eval::prompt::Protocol;
+use palimpsest_eval::tasks::Task;
+use palimpsest_eval::{Budget, Error, TextSide, report};
+use palimpsest_kernels::cpu::CpuBackend;
+use palimpsest_proto::internal::v1::ModelInfo;
+use palimpsest_worker::rank::Rank;
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+
+/// The text without --text.
+const DEFAULT_TEXT: &str = include_str!("../assets/gpl-3.0.txt");
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(subcommand)]
+    pub kind: EvalKind,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EvalKind {
+    /// Retrieval tasks after RULER.
+    Ruler(RulerArgs),
+    /// A needle at fixed depths, over lengths.
+    Niah(NiahArgs),
+    /// Next-token loss on prose by position.
+    Perplexity(PerplexityArgs),
+}
+
+/// What all evaluations have.
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Directory for results. What is there already is not measured again.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Text file for prose, may be given several times; the GNU GPL when not given.
+    #[arg(long)]
+    pub text: Vec<PathBuf>,
+    /// Tokens of the context, rounded down to a multiple of the stride.
+    #[arg(long, value_delimiter = ',', default_value = "2048")]
+    pub lengths: Vec<usize>,
+    /// Policies; all that are known when not given.
+    #[arg(long, value_delimiter = ',')]
+    pub policies: Vec<String>,
+    /// Latent memories.
+    #[arg(long, value_delimiter = ',', default_value = "none")]
+    pub memories: Vec<String>,
+    /// Entries of the budget that pay for memory; an eighth of it when not given.
+    #[arg(long, value_delimiter = ',')]
+    pub memory_slots: Vec<u32>,
+    /// Head budgets: uniform, column, group.
+    #[arg(long, value_delimiter = ',', default_value = "uniform")]
+    pub head_budgets: Vec<String>,
+    /// Shares of the prompt that may be held when the answer begins, question and memory counted.
+    #[arg(long, value_delimiter = ',')]
+    pub shares: Vec<f64>,
+    /// Budgets in entries per KV head.
+    #[arg(long, value_delimiter = ',')]
+    pub budgets: Vec<u32>,
+    /// First positions that are never evicted.
+    #[arg(long, default_value_t = 4)]
+    pub sinks: u32,
+    /// Last positions that are never evicted at a boundary; a quarter of the budget, 128 at most, when not given.
+    #[arg(long)]
+    pub window: Option<u32>,
+    /// Samples of every cell.
+    #[arg(long, default_value_t = 8)]
+    pub samples: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct RulerArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Tasks: single_1, single_2, multikey_1, multivalue, multiquery, vt, vt_2 to vt_8, fwe.
+    #[arg(long, value_delimiter = ',', default_value = "single_1,single_2,multikey_1")]
+    pub task: Vec<Task>,
+    #[command(flatten)]
+    pub asking: AskingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct NiahArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Task with the needle.
+    #[arg(long, default_value = "single_2")]
+    pub task: Task,
+    /// Depths of the needle in percent.
+    #[arg(long, value_delimiter = ',', default_value = "0,25,50,75,100", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub depths: Vec<u32>,
+    #[command(flatten)]
+    pub asking: AskingArgs,
+}
+
+/// How questions are asked and answers counted.
+#[derive(Debug, Args)]
+pub struct AskingArgs {
+    /// Whether the question is known when the context is evicted.
+    #[arg(long, value_enum, default_value = "agnostic")]
+    pub protocol: ProtocolArg,
+    /// What counts; without it, exact for tasks with one answer and recall for the others.
+    #[arg(long, value_enum)]
+    pub metric: Option<MetricArg>,
+    /// Seed of the tasks.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Tokens decoded at most for recall.
+    #[arg(long, default_value_t = 64)]
+    pub max_tokens: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ProtocolArg {
+    Agnostic,
+    Aware,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum MetricArg {
+    Exact,
+    Recall,
+}
+
+/// The model's text side.
+struct Side {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    eos_ids: Vec<u32>,
+}
+
+impl TextSide for Side {
+    fn encode(&self, text: &str) -> palimpsest_eval::Result<Vec<u32>> {
+        self.tokenizer.encode(text, false).map_err(|e| Error::Text(e.to_string()))
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids)
+    }
+
+    fn chat(&self, user: &str, answer_prefix: &str) -> palimpsest_eval::Result<String> {
+        match &self.template {
+            Some(template) => {
+                let chat = generate::question(user.into(), answer_prefix);
+                template.render(&chat).map_err(|e| Error::Text(e.to_string()))
+            }
+            // A base model: the answer goes on where the question ends.
+            None => Ok(format!("{user}\n{answer_prefix}")),
+        }
+    }
+
+    fn ends(&self, id: u32) -> bool {
+        self.eos_ids.contains(&id)
+    }
+}
+
+/// Evaluates, prints the table, leaves records and plots in the directory.
+pub fn run(args: EvalArgs) -> anyhow::Result<()> {
+    match args.kind {
+        EvalKind::Ruler(ruler) => grid(&ruler.common, ruler.task, vec![None], &ruler.asking),
+        EvalKind::Niah(niah) => {
+            let depths = niah.depths.iter().map(|d| Some(*d)).collect();
+            grid(&niah.common, vec![niah.task], depths, &niah.asking)
+        }
+        EvalKind::Perplexity(args) => loss(&args.common),
+    }
+}
+
+fn grid(common: &CommonArgs, tasks: Vec<Task>, depths: Vec<Option<u32>>, asking: &AskingArgs) -> anyhow::Result<()> {
+    let prose = Prose::new(&text(common)?)?;
+    let (mut rank, side, model) = open(common)?;
+    let spec = GridSpec {
+        model,
+        tasks,
+        lengths: common.lengths.clone(),
+        depths,
+        caches: caches(common, &rank)?,
+        protocol: match asking.protocol {
+            ProtocolArg::Agnostic => Protocol::Agnostic,
+            ProtocolArg::Aware => Protocol::Aware,
+        },
+        metrics: match asking.metric {
+            None => Metrics::PerTask,
+            Some(MetricArg::Exact) => Metrics::Only(Metric::Exact),
+            Some(MetricArg::Recall) => Metrics::Only(Metric::Recall),
+        },
+        samples: common.samples,
+        seed: asking.seed,
+        max_tokens: asking.max_tokens,
+    };
+    let bar = term::progress(1, "evaluating");
+    let results = run_grid(&mut rank.runner, &side, &prose, &spec, &common.out, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    print!("{}", report::table(&results));
+    Ok(())
+}
+
+fn loss(common: &CommonArgs) -> anyhow::Result<()> {
+    let text = text(common)?;
+    let prose = Prose::new(&text)?;
+    let (mut rank, side, model) = open(common)?;
+    let caches = caches(common, &rank)?;
+    let spec = PerplexitySpec { model, lengths: common.lengths.clone(), caches, samples: common.samples };
+    let bar = term::progress(1, "evaluating");
+    let source = (&*text, prose.digest());
+    let results = perplexity::run(&mut rank.runner, &side, source, &spec, &common.out, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    print!("{}", perplexity::table(&results));
+    Ok(())
+}
+
+fn text(common: &CommonArgs) -> anyhow::Result<String> {
+    if common.text.is_empty() {
+        return Ok(DEFAULT_TEXT.into());
+    }
+    let read =
+        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    Ok(common.text.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
+}
+
+/// The rank, its text side, and the name that records give to model and indexer together.
+fn open(common: &CommonArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String)> {
+    let rank = embedded::open_rank(&common.model, &KvArgs::none())?;
+    let info = rank.info.model.as_ref().context("a rank reports its model")?;
+    let side = side(info)?;
+    let mut name = format!("{}, {:?} activations, {:?} KV", info.name, common.model.activations, common.model.kv_type);
+    if let Some(path) = &common.model.indexer {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let digest: String = Sha256::digest(&bytes).iter().take(4).map(|b| format!("{b:02x}")).collect();
+        name += &format!(", indexer {digest}");
+    }
+    Ok((rank, side, name))
+}
+
+fn side(info: &ModelInfo) -> anyhow::Result<Side> {
+    let template = if info.chat_template.is_empty() {
+        None
+    } else {
+        Some(ChatTemplate::new(&info.chat_template, &info.bos_token, &info.eos_token)?)
+    };
+    Ok(Side { tokenizer: Tokenizer::from_bytes(&info.tokenizer)?, template, eos_ids: info.eos_ids.clone() })
+}
+
+fn caches(common: &CommonArgs, rank: &Rank<CpuBackend>) -> anyhow::Result<Caches> {
+    let mut budgets = common.shares.iter().map(|s| Budget::share(*s)).collect::<Result<Vec<_>, _>>()?;
+    budgets.extend(common.budgets.iter().map(|b| Budget::Entries(*b)));
+    let mut policies = common.policies.clone();
+    if policies.is_empty() {
+        policies = rank.runner.policies().iter().map(|p| p.name().to_string()).collect();
+    }
+    let slots = common.memory_slots.iter().map(|s| Some(*s)).collect::<Vec<_>>();
+    Ok(Caches {
+        policies,
+        memories: common.memories.clone(),
+        memory_slots: if slots.is_empty() { vec![None] } else { slots },
+        head_budgets: common.head_budgets.clone(),
+        budgets,
+        sinks: common.sinks,
+        window: common.window,
+    })
+}
