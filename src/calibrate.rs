@@ -16,12 +16,15 @@ const INSTRUCTION: &str = "\n\nRepeat the previous context exactly:\n";
 
 /// Trains, reports on held-out documents, writes the indexer.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
-    ensure!(args.holdout >= 2 && args.documents >= args.holdout, "--documents must be at least --holdout, that at least 2");
+    ensure!(
+        args.holdout >= 2 && args.documents >= args.holdout,
+        "--documents must be at least --holdout, that at least 2"
+    );
     let text = corpus::read_directory(&args.corpus)?;
     let mut rank = embedded::open_rank(&args.model, &KvArgs::none())?;
     let info = rank.info.model.take().context("a rank reports its model")?;
-    let tokenizer =
-        tokenizers::Tokenizer::from_bytes(&info.tokenizer).map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
+    let tokenizer = tokenizers::Tokenizer::from_bytes(&info.tokenizer)
+        .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
     let prefix = user_prefix(&info)?;
     let documents = corpus::documents(&text, &tokenizer, &prefix, (args.documents, args.tokens), args.seed)?;
     let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;

@@ -121,11 +121,7 @@ fn fact(draws: &mut Draws) -> String {
     match draws.between(0, 4) {
         0 => format!("Locker {a} opens with the code {}", draws.between(1000, 99_999_999)),
         1 => format!("{a} was assigned room {} on floor {b}", draws.between(100, 99_999)),
-        2 => format!(
-            "Record {}: {a} owes {b} {} coins",
-            draws.between(100, 999),
-            draws.between(10, 999_999)
-        ),
+        2 => format!("Record {}: {a} owes {b} {} coins", draws.between(100, 999), draws.between(10, 999_999)),
         3 => format!("Let {a}{} be {}", draws.between(1, 99), draws.between(100, 9_999_999)),
         _ => format!("Parcel {a}-{b} weighs {} grams and goes to dock {}", draws.between(10, 99_999), draws.name()),
     }

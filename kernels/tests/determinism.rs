@@ -83,9 +83,9 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
         sequences.iter().map(|s| (0..kv_heads).map(|_| table(s)).collect()).collect()
     };
     let count = tables.iter().flatten().map(Vec::len).sum();
-    let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: kv }, count).unwrap();
+    let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: kv }, count).expect("fits in memory");
     let mut results: Vec<(Vec<f32>, Vec<Vec<f32>>)> = sequences.iter().map(|_| Default::default()).collect();
-    let longest = sequences.iter().map(|s| s.rows).max().unwrap();
+    let longest = sequences.iter().map(|s| s.rows).max().expect("at least one sequence");
     for first in (0..longest).step_by(piece) {
         let parts: Vec<_> = sequences.iter().map(|s| first.min(s.rows)..(first + piece).min(s.rows)).collect();
         let (mut qkv, mut cos, mut sin) = (Vec::new(), Vec::new(), Vec::new());
@@ -103,9 +103,9 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
             starts.push(start);
             start += part.len();
         }
-        let mut q = backend.alloc(start * heads * head_dim).unwrap();
+        let mut q = backend.alloc(start * heads * head_dim).expect("fits in memory");
         let args = SplitQkv { shape, qkv: &qkv, rows: start, cos: &cos, sin: &sin, qk_norm: None, items: &splits };
-        backend.split_qkv(args, &mut pages, &mut q).unwrap();
+        backend.split_qkv(args, &mut pages, &mut q).expect("valid arguments");
         let firsts: Vec<_> = sequences.iter().zip(&parts).map(|(s, part)| s.first_visible(part.clone())).collect();
         let mut items = Vec::new();
         for (i, part) in parts.iter().enumerate() {
@@ -117,8 +117,8 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
                 centroids: sequences[i].centroids(kv_head),
             }));
         }
-        let mut out = backend.alloc(start * heads * head_dim).unwrap();
-        backend.attention(shape, &pages, &q, &items, &mut out).unwrap();
+        let mut out = backend.alloc(start * heads * head_dim).expect("fits in memory");
+        backend.attention(shape, &pages, &q, &items, &mut out).expect("valid arguments");
         for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
             let width = heads * head_dim;
             results[i].0.extend_from_slice(&out[starts[i] * width..(starts[i] + part.len()) * width]);
@@ -126,7 +126,7 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
                 let own = items[i * kv_heads..(i + 1) * kv_heads].iter();
                 let own: Vec<_> = own.map(|item| ObserveItem { attend: last_row(item), reduce: Reduce::Sum }).collect();
                 let mut observed = vec![Vec::new(); kv_heads];
-                backend.observe(shape, &pages, &q, &own, &mut observed).unwrap();
+                backend.observe(shape, &pages, &q, &own, &mut observed).expect("valid arguments");
                 results[i].1 = observed;
             }
         }
