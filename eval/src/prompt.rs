@@ -67,8 +67,7 @@ pub fn build(side: &dyn TextSide, question: &Question<'_>, length: usize, protoc
     };
     let (mut context, before) = (side.encode(head)?, side.encode(&before)?);
     let taken = context.len() + before.len();
-    let room = length.checked_sub(taken).filter(|r| *r > 0);
-    let room = room.ok_or(Error::TooShort { length, needed: taken + 1 })?;
+    let room = length.saturating_sub(taken);
     let haystack = haystack::tokens(side, &question.filler, &question.needles, room).map_err(|e| match e {
         Error::TooShort { needed, .. } => Error::TooShort { length, needed: needed + taken },
         other => other,

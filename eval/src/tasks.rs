@@ -24,7 +24,7 @@ const FREQUENT: usize = 3;
 
 /// A task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "String", try_from = "String")]
 pub enum Task {
     /// One number in noise.
     Single1,
@@ -77,6 +77,20 @@ impl std::fmt::Display for Task {
             Self::Vt(hops) => write!(f, "vt_{hops}"),
             Self::Fwe => f.write_str("fwe"),
         }
+    }
+}
+
+impl From<Task> for String {
+    fn from(task: Task) -> Self {
+        task.to_string()
+    }
+}
+
+impl TryFrom<String> for Task {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
     }
 }
 
