@@ -33,6 +33,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Train the indexer of a model from text, forward-only.
     Calibrate(CalibrateArgs),
+    /// Measure retrieval and perplexity under eviction.
+    Eval(Box<crate::eval::EvalArgs>),
     /// Say what a model file or directory holds.
     Inspect(InspectArgs),
 }

@@ -45,9 +45,16 @@ pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBacken
     Ok(rank)
 }
 
-/// The indexer the operator named, else the one built in for the default model.
+/// The default model's indexer: `palimpsest calibrate` on the corpus of `calibrate/make_corpus.py`.
+const BUILT_IN: &[u8] = include_bytes!("../assets/indexers/smollm2-135m-instruct.safetensors");
+
+/// The indexer the operator named, else the one built in for the default model. A model without one runs with untrained
+/// policies only; `serve` says which policy is the default.
 fn scorer(args: &ModelArgs) -> anyhow::Result<Option<RetentionScorer>> {
-    let Some(path) = &args.indexer else { return Ok(None) };
+    let Some(path) = &args.indexer else {
+        let built_in = args.model == pull::DEFAULT_MODEL;
+        return Ok(if built_in { Some(RetentionScorer::parse(BUILT_IN)?) } else { None });
+    };
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the indexer {}", path.display()))?;
     Ok(Some(RetentionScorer::parse(&bytes)?))
 }

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod calibrate;
 mod embedded;
+mod eval;
 mod generate;
 mod inspect;
 mod pull;
@@ -41,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Generate(args) => runtime()?.block_on(generate::run(args)),
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Eval(args) => eval::run(*args),
         Command::Inspect(args) => inspect::run(&args),
     }
 }

@@ -8,8 +8,9 @@ use palimpsest_proto::v1::{self, generate_request::Input};
 
 /// The GNU General Public License, version 3: a long document that may be copied verbatim.
 const DOCUMENT: &str = include_str!("../assets/gpl-3.0.txt");
-const QUESTION: &str = "Who published the GNU General Public License, and when?";
-const ANSWER_PREFIX: &str = "";
+const QUESTION: &str = "When was the WIPO copyright treaty adopted?";
+/// A model this small answers best when the answer is begun for it.
+const ANSWER_PREFIX: &str = "The WIPO copyright treaty was adopted on";
 
 /// Runs the whole path once and prints what it cost.
 pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
@@ -43,8 +44,8 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
         if term::is_terminal() { indicatif::ProgressBar::new_spinner() } else { indicatif::ProgressBar::hidden() };
     spinner.set_message("reading the document");
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    let answered = generate::stream(client, request, None, false);
-    let finished = answered.await;
+    print!("{prefix}");
+    let finished = generate::stream(client, request, None, false).await;
     spinner.finish_and_clear();
     eprintln!("{}", generate::summary(&finished?.usage.unwrap_or_default()));
     server.shut_down().await;

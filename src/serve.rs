@@ -4,6 +4,7 @@ use crate::args::ServeArgs;
 use crate::{embedded, term};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::Config;
+use palimpsest_worker::policy::Retention;
 use tokio::net::TcpListener;
 
 /// Loads the model, listens, serves until Ctrl-C or SIGTERM, then drains.
@@ -21,7 +22,10 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         bail!("the first step failed; run with --log info for the reason");
     }
     let model = &coordinator.service().model;
+    let kv = model.info.default_kv.clone().unwrap_or_default();
+    let trained = if kv.policy == Retention::NAME { "learned" } else { "untrained" };
     eprintln!("serving {} on {} ({device}, up to {arena} of cache)", model.info.name, args.listen);
+    eprintln!("default contract: budget {}, policy {} ({trained}), memory {}", kv.budget, kv.policy, kv.memory);
     coordinator.serve(listener, shutdown_signal()).await?;
     eprintln!("drained");
     Ok(())
