@@ -75,9 +75,10 @@ fn main_suite() -> Command {
     cargo_with(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
 }
 
-/// Path of the default model, fetched with the program itself. The build is the one the tests use.
+/// Path of the default model, fetched with the program itself. Builds the tests too: with them the features of all
+/// dependencies are those of the test run, which then builds nothing again.
 fn fetch_model() -> Result<PathBuf> {
-    run(&mut cargo_with(&["build", "--workspace", "--bins", "--locked"]))?;
+    run(&mut cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]))?;
     let program = crates::target_directory()?.join("debug/palimpsest");
     let stdout = output(Command::new(&program).arg("pull")).context("fetching the default model")?;
     let path = stdout.lines().map(str::trim).rfind(|line| !line.is_empty()).map(PathBuf::from);
