@@ -74,6 +74,27 @@ fn different_policies_and_memories_make_different_states() {
 }
 
 #[test]
+fn later_tokens_do_not_change_earlier_logits() {
+    let model = tiny_model(3);
+    let scorer = tiny_scorer(5);
+    let (prompt, cut) = (tokens(11, 200), 150);
+    let mut other = prompt.clone();
+    other[cut..].iter_mut().for_each(|t| *t = (*t + 1) % VOCABULARY as u32);
+    // Entries go to the memory at boundaries, and the row that is read next sees them: it must not see its own future.
+    for contract in contracts() {
+        let logits = |tokens: &[u32]| {
+            let mut runner = engine(model.path(), EngineOptions::default(), Some(&scorer));
+            let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+            let logits = session.feed(tokens, Logits::All).expect("a step");
+            logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
+        };
+        let (a, b) = (logits(&prompt), logits(&other));
+        assert!(a[..cut * VOCABULARY] == b[..cut * VOCABULARY], "{contract:?}: a row read tokens after it");
+        assert!(a[cut * VOCABULARY..] != b[cut * VOCABULARY..], "{contract:?}: the tokens were not read at all");
+    }
+}
+
+#[test]
 fn a_budget_that_holds_everything_is_the_full_cache() {
     let model = tiny_model(2);
     let prompt = tokens(3, 100);

@@ -40,6 +40,10 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
         memorise(cache, ctx, &keep)?;
         compact(cache, ctx, &keep)?;
     }
+    if cache.policy.forgets_mass() {
+        // Below the budget too: the first ranking must not see attention from earlier strides.
+        cache.heads.iter_mut().for_each(|head| head.mass.fill(0.0));
+    }
     if cache.contract.positions == Positions::Compacted {
         reindex(cache, ctx)?;
     }
@@ -128,13 +132,9 @@ fn compact<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, 
         .collect();
     ctx.backend.compact(ctx.pages, &items)?;
     let terms = cache.policy.terms();
-    let forgets = cache.policy.forgets_mass();
     for (head, kept) in cache.heads.iter_mut().zip(keep) {
         cache.evicted += (head.len() - kept.len()) as u64;
         head.retain(kept, terms);
-        if forgets {
-            head.mass.fill(0.0);
-        }
         ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
     }
     Ok(())
@@ -166,3 +166,7 @@ fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, 
     cache.next_rotary = next;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "boundary_tests.rs"]
+mod tests;

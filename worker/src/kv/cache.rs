@@ -151,7 +151,7 @@ impl SequenceCache {
         self.memory.as_ref().map_or(0, |m| m.bytes() as u64)
     }
 
-    /// Digest of which positions are held and of the latent memory: equal on every machine that made equal decisions.
+    /// Digest of which positions are held: equal on every machine that made equal decisions.
     pub fn decision_digest(&self) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(&self.seen.to_le_bytes());
@@ -171,7 +171,9 @@ impl SequenceCache {
     pub fn digest<B: Backend>(&self, backend: &B, pages: &B::Pages, head_dim: usize) -> Result<u64> {
         let mut hash = Xxh3::new();
         hash.update(&self.decision_digest().to_le_bytes());
+        hash.update(&self.next_rotary.to_le_bytes());
         for head in &self.heads {
+            head.rotary.iter().for_each(|p| hash.update(&p.to_le_bytes()));
             let all: Vec<u32> = (0..head.len() as u32).collect();
             let mut keys = vec![0.0; all.len() * head_dim];
             let mut values = keys.clone();

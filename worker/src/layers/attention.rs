@@ -194,3 +194,34 @@ fn rows_to_skip(span: &Span<'_>, wanted: Observe, stride: u64) -> Option<usize> 
     let skip = first_wanted.saturating_sub(span.first_position()) as usize;
     (skip < span.rows.len()).then_some(skip)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::Contract;
+    use crate::policy::Full;
+    use palimpsest_kernels::Reduce;
+    use std::sync::Arc;
+
+    #[test]
+    fn observed_rows_are_the_last_before_a_boundary_however_the_sequence_is_cut() {
+        let stride = 16;
+        for last in [None, Some(1), Some(5), Some(16), Some(64)] {
+            let wanted = Observe { last_rows: last, reduce: Reduce::Sum };
+            for first in 0..48u64 {
+                for count in 1..=stride - first % stride {
+                    let mut cache = SequenceCache::new(1, 1, Contract::full(), Arc::new(Full));
+                    cache.seen = first + count;
+                    // The span does not start at row 0 of the step.
+                    let span = Span { cache: &mut cache, rows: 3..3 + count as usize };
+                    let is_observed = |position: u64| {
+                        let boundary = (position / stride + 1) * stride;
+                        last.is_none_or(|last| position + last >= boundary)
+                    };
+                    let want = (0..count as usize).find(|&row| is_observed(first + row as u64));
+                    assert_eq!(rows_to_skip(&span, wanted, stride), want, "{last:?}: {count} rows from {first}");
+                }
+            }
+        }
+    }
+}

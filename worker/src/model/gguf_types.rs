@@ -45,7 +45,7 @@ impl Scalar {
 /// Element type of a stored tensor: one that the kernels read, another one of a known name, or an unknown number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TensorType {
-    /// Listed in [`GGML_TYPES`]: an index into it.
+    /// Listed in `GGML_TYPES`: an index into it.
     Known(u8),
     /// A number, or a name of a safetensors type, that is not listed.
     Unknown(u32),

@@ -114,3 +114,6 @@ pub fn find(known: &[Arc<dyn Policy>], name: &str) -> Result<Arc<dyn Policy>> {
         Error::Contract(format!("policy `{name}` is not one of {}", names.join(", ")))
     })
 }
+
+#[cfg(test)]
+mod tests;
