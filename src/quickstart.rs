@@ -12,6 +12,9 @@ const QUESTION: &str = "When was the WIPO copyright treaty adopted?";
 /// A model this small answers best when the answer is begun for it.
 const ANSWER_PREFIX: &str = "The WIPO copyright treaty was adopted on";
 
+/// A fifth of the built-in document.
+const BUDGET: u32 = 1536;
+
 /// Runs the whole path once and prints what it cost.
 pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     let (document, question) = match &args.document {
@@ -33,11 +36,15 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     eprintln!("{} on {device}, gRPC at {}", coordinator.service().model.info.name, server.address);
     eprintln!("document: {} characters; question: {question}", document.chars().count());
     let prefix = if args.document.is_none() { ANSWER_PREFIX } else { "" };
+    let mut kv = args.kv.wire();
+    if kv.budget == 0 && kv.policy.is_empty() {
+        kv.budget = BUDGET;
+    }
     let content = format!("{document}\n\n{question}");
     let request = v1::GenerateRequest {
         input: Some(Input::Chat(generate::question(content, prefix))),
         stopping: Some(v1::Stopping { max_tokens: Some(args.max_tokens), ..Default::default() }),
-        kv: Some(args.kv.wire()),
+        kv: Some(kv),
         ..Default::default()
     };
     let spinner =

@@ -78,7 +78,7 @@ impl Rank<CpuBackend> {
     }
 }
 
-/// Fills what the operator left open: the learned policy where there is one, else the window.
+/// Fills what the operator left open: the learned policy and its memory where there is one, else the window.
 fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Result<KvContract> {
     let mut kv = options.default_kv.clone();
     if kv.policy.is_empty() {
@@ -90,7 +90,8 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
         kv.budget = DEFAULT_BUDGET;
     }
     if kv.memory.is_empty() {
-        kv.memory = "none".into();
+        // The memory pays for its bytes beside the learned policy, and not beside the heuristics: EVALUATION.md.
+        kv.memory = if kv.policy == Retention::NAME { "centroid" } else { "none" }.into();
     }
     if !memory::NAMES.contains(&kv.memory.as_str()) {
         let names = memory::NAMES.join(", ");

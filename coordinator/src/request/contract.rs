@@ -38,7 +38,8 @@ pub fn with_defaults(asked: &KvContract, info: &ModelInfo) -> KvContract {
         };
     }
     let budget = if asked.budget == 0 { server.budget } else { asked.budget };
-    let memory = or(&asked.memory, &server.memory, NONE);
+    // The server's memory is chosen for the server's policy.
+    let memory = or(&asked.memory, if policy == server.policy { &server.memory } else { NONE }, NONE);
     let memory_slots = asked.memory_slots.unwrap_or_else(|| {
         let own = server.memory_slots.filter(|_| memory == server.memory).unwrap_or(budget / MEMORY_SHARE);
         if memory == NONE { 0 } else { own.min(budget / 2) }
