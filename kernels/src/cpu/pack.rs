@@ -6,11 +6,11 @@
 //!
 //! | form | of | bytes per 8 rows x 32 inputs |
 //! |---|---|---|
-//! | [`U4`] with f16 scales | Q4_0, Q4_1 | 160 |
-//! | [`U4`] with f32 scales | Q4_K | 192 |
-//! | [`I8`] | Q8_0 | 272 |
-//! | [`U6`] | Q6_K | 320 |
-//! | `[f32; 8]`, [`Half`], [`Brain`] per input | F32, F16, BF16 | 1024, 512, 512 |
+//! | `U4` with f16 scales | Q4_0, Q4_1 | 160 |
+//! | `U4` with f32 scales | Q4_K | 192 |
+//! | `I8` | Q8_0 | 272 |
+//! | `U6` | Q6_K | 320 |
+//! | `[f32; 8]`, `Half`, `Brain` per input | F32, F16, BF16 | 1024, 512, 512 |
 
 use super::pool::Pool;
 use super::quant::{GROUP, Group, group};

@@ -1,7 +1,7 @@
 //! Fork-join thread pool for short parallel regions.
 //!
 //! A decode step has some two hundred regions of a few microseconds each, so a region may not cost a system call:
-//! workers spin for [`SPIN`] after their last task before they sleep, and the caller takes tasks itself. A worker that
+//! workers spin for `SPIN` after their last task before they sleep, and the caller takes tasks itself. A worker that
 //! has not woken up by the time the tasks are gone is not waited for.
 //!
 //! One word of state holds the generation of the current region, whether it is open, and how many workers are inside:
