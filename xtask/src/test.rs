@@ -99,11 +99,11 @@ impl Counts {
 /// has more words for it (timed out, exec failed).
 fn parse_counts(line: &str) -> Option<Counts> {
     let line = strip_escapes(line);
-    let line = line.trim();
+    // Indented, it is what nextest shows of a failed test, which its own closing line counts.
     if let Some(rest) = line.strip_prefix("test result: ") {
         return Some(Counts { passed: number_before(rest, "passed")?, failed: number_before(rest, "failed")? });
     }
-    let rest = line.strip_prefix("Summary [")?.split_once(']')?.1;
+    let rest = line.trim().strip_prefix("Summary [")?.split_once(']')?.1;
     let (head, tail) = rest.split_once(" run:")?;
     // `9/12 tests run` when the run was cut short.
     let num_run: u64 = head.split_whitespace().next()?.split('/').next()?.parse().ok()?;
@@ -143,6 +143,7 @@ mod tests {
         assert_eq!(parse_counts("\u{1b}[32m Summary\u{1b}[0m [ 0.0s] 2 tests run: 2 passed, 0 skipped"), counts(2, 0));
         let cargo_test = "test result: FAILED. 16 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out";
         assert_eq!(parse_counts(cargo_test), counts(16, 2));
+        assert_eq!(parse_counts(&format!("    {cargo_test}")), None);
         assert_eq!(parse_counts("test a_test ... ok"), None);
         assert_eq!(parse_counts("Summary [ nothing of the kind"), None);
     }
