@@ -86,8 +86,11 @@ async fn usage_says_what_was_held_and_evicted() {
         if policy == "full" {
             assert_eq!(usage.evicted_tokens, 0);
         } else {
-            // 40 after the boundary at 336, and 6 more.
-            assert_eq!(usage.held_slots, 46, "{policy}");
+            // What the budget leaves beside the memory after the boundary at 336, and 6 more. Only the learned policy has
+            // a memory unless the request says so: an eighth of the budget.
+            let memory_slots = if policy == "retention" { 5 } else { 0 };
+            assert_eq!(answer.started.kv.as_ref().and_then(|kv| kv.memory_slots), Some(memory_slots), "{policy}");
+            assert_eq!(usage.held_slots, u64::from(40 - memory_slots) + 6, "{policy}");
         }
         let report = answer.finished.retention.expect("the report");
         assert_eq!(report.heads.len(), LAYERS * KV_HEADS);
