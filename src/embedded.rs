@@ -9,6 +9,7 @@ use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_worker::policy::retention::RetentionScorer;
 use palimpsest_worker::rank::{Rank, RankOptions};
+use palimpsest_worker::shard::Place;
 use std::path::PathBuf;
 use tokio::sync::mpsc;
 
@@ -38,6 +39,7 @@ pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBacken
         stride: args.stride,
         scorer: scorer(args)?,
         default_kv: kv.wire(),
+        place: Place::ALONE,
     };
     let bar = term::progress(100, "loading");
     let rank = Rank::open(backend, options, &mut |done| bar.set_position((done * 100.0) as u64))?;

@@ -9,6 +9,7 @@ use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};
 use palimpsest_worker::policy::retention::RetentionScorer;
 use palimpsest_worker::rank::{Rank, RankOptions};
+use palimpsest_worker::shard::Place;
 use std::path::Path;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
@@ -36,6 +37,7 @@ pub async fn serve(path: &Path, scorer: Option<RetentionScorer>, arena_bytes: us
         stride: crate::STRIDE as u32,
         scorer,
         default_kv: KvContract { budget: 48, ..Default::default() },
+        place: Place::ALONE,
     };
     let backend = CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() });
     let Rank { info, mut runner } = Rank::open(backend, options, &mut |_| {}).expect("a tiny model");

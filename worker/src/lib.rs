@@ -1,9 +1,11 @@
 //! One rank: model, bounded KV cache, eviction, latent memory.
 //!
 //! Rooms, top floor first; a room uses only what stands below it:
-//! `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `sampler`.
+//! `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
+//! `sampler`.
 #![deny(unsafe_code)]
 
+pub mod collective;
 pub mod error;
 pub mod kv;
 pub mod layers;
@@ -14,5 +16,6 @@ pub mod rank;
 pub mod runner;
 pub mod sampler;
 pub mod session;
+pub mod shard;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ use crate::model::tokenizer::TokenizerFiles;
 use crate::policy::retention::RetentionScorer;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
+use crate::shard::Place;
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
@@ -32,6 +33,8 @@ pub struct RankOptions {
     pub scorer: Option<RetentionScorer>,
     /// Contract of requests that do not say.
     pub default_kv: KvContract,
+    /// Which part of the model this rank holds.
+    pub place: Place,
 }
 
 /// A rank ready to run.
@@ -46,11 +49,12 @@ pub struct Rank<B: Backend> {
 pub const DEFAULT_BUDGET: u32 = 1024;
 
 impl Rank<CpuBackend> {
-    /// Opens the only rank of a group. `progress` is called with the fraction of the weights packed.
+    /// Opens a rank of a group. One that is not alone needs [`Runner::join`] before its first plan. `progress` is called with the fraction of the weights packed.
     ///
     /// # Errors
     /// What is wrong with the model or the scorer.
     pub fn open(backend: CpuBackend, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+        let place = options.place;
         let model = Model::open(&options.model)?;
         let decoder = Decoder::load(Arc::new(backend), model.weights(), options.stride.into(), progress)?;
         let mut runner = Runner::new(decoder, options.kv, options.arena_bytes, policy::heuristics())?;
@@ -67,8 +71,8 @@ impl Rank<CpuBackend> {
         info.stride = options.stride;
         let device = runner.decoder().backend().name();
         let info = RankInfo {
-            rank: 0,
-            world_size: 1,
+            rank: place.rank as u32,
+            world_size: place.world_size as u32,
             model: Some(info),
             kv_arena_bytes: runner.arena_bytes() as u64,
             device,

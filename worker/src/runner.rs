@@ -2,6 +2,7 @@
 //!
 //! The runner never decides. What a plan asks that a sequence's state does not allow fails that sequence alone.
 
+use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::kv::{Contract, SequenceCache};
 use crate::memory::Centroids;
@@ -31,6 +32,13 @@ pub struct Runner<B: Backend> {
     pub(crate) arena: Arena<B>,
     pub(crate) policies: Vec<Arc<dyn Policy>>,
     sequences: HashMap<u64, Sequence>,
+    epoch: Option<Epoch>,
+}
+
+/// The incarnation of the group that this rank is in.
+struct Epoch {
+    number: u64,
+    collective: Arc<dyn Collective>,
 }
 
 /// A sequence of a step that passed its checks.
@@ -46,7 +54,7 @@ impl<B: Backend> Runner<B> {
     /// When the device has no room.
     pub fn new(decoder: Decoder<B>, kv: KvType, arena_bytes: usize, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
         let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, arena_bytes)?;
-        Ok(Self { decoder, arena, policies, sequences: HashMap::new() })
+        Ok(Self { decoder, arena, policies, sequences: HashMap::new(), epoch: None })
     }
 
     /// The model.
@@ -80,6 +88,19 @@ impl<B: Backend> Runner<B> {
         self.decoder.set_capture(capture);
     }
 
+    /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From here on plans of other
+    /// epochs are refused.
+    pub fn join(&mut self, epoch: u64, collective: Arc<dyn Collective>) {
+        let sequences: Vec<u64> = self.sequences.keys().copied().collect();
+        sequences.into_iter().for_each(|id| self.reclaim(id));
+        self.epoch = Some(Epoch { number: epoch, collective });
+    }
+
+    /// The communicator of the present epoch; `None` for a rank that is alone.
+    pub fn collective(&self) -> Option<&dyn Collective> {
+        self.epoch.as_ref().map(|epoch| &*epoch.collective)
+    }
+
     /// Bytes of pages that a sequence of `tokens` tokens takes when nothing is evicted.
     pub fn full_cache_bytes(&self, tokens: usize) -> usize {
         let config = self.decoder.config();
@@ -104,6 +125,10 @@ impl<B: Backend> Runner<B> {
     /// Carries out one plan.
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();
+        if let Some(joined) = self.epoch.as_ref().map(|epoch| epoch.number).filter(|&number| number != plan.epoch) {
+            let error = format!("this rank is in epoch {joined}, the plan is of epoch {}", plan.epoch);
+            return internal::StepOutput { epoch: plan.epoch, step: plan.step, error, ..Default::default() };
+        }
         for id in &plan.release {
             self.reclaim(*id);
         }
