@@ -143,6 +143,9 @@ pub struct QuickstartArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    /// Ranks that share the model, as threads of this process: tensor parallelism.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub tp: u8,
     /// Your own document instead of the built-in one.
     #[arg(long)]
     pub document: Option<PathBuf>,
@@ -178,6 +181,9 @@ pub struct ServeArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    /// Ranks that share the model, as threads of this process: tensor parallelism.
+    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub tp: u8,
     /// Address to listen on.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: std::net::SocketAddr,

@@ -12,6 +12,7 @@ use palimpsest_worker::model::decoder::Decoder;
 use palimpsest_worker::policy;
 use palimpsest_worker::policy::retention::{LayerScorer, RetentionScorer};
 use palimpsest_worker::runner::Runner;
+use palimpsest_worker::shard::Shard;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -144,7 +145,8 @@ pub fn engine(path: &Path, options: EngineOptions, scorer: Option<&RetentionScor
         CpuBackend::new(CpuOptions { threads: Some(options.threads), activations: options.activations, simd: None });
     let model = Model::open(path).expect("a model");
     let decoder =
-        Decoder::load(Arc::new(backend), model.weights(), options.stride, &mut |_| {}).expect("weights that load");
+        Decoder::load(Arc::new(backend), model.weights(), Shard::whole(model.config()), options.stride, &mut |_| {})
+            .expect("weights that load");
     let mut runner = Runner::new(decoder, options.kv, 64 << 20, policy::heuristics()).expect("an arena");
     if let Some(scorer) = scorer {
         runner.set_scorer(Arc::new(scorer.clone())).expect("a scorer of this shape");

@@ -7,6 +7,7 @@
 
 pub mod collective;
 pub mod error;
+pub mod exchange;
 pub mod kv;
 pub mod layers;
 pub mod memory;

@@ -9,7 +9,7 @@ use crate::model::tokenizer::TokenizerFiles;
 use crate::policy::retention::RetentionScorer;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
-use crate::shard::Place;
+use crate::shard::{Place, Shard};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
@@ -56,7 +56,8 @@ impl Rank<CpuBackend> {
     pub fn open(backend: CpuBackend, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
         let place = options.place;
         let model = Model::open(&options.model)?;
-        let decoder = Decoder::load(Arc::new(backend), model.weights(), options.stride.into(), progress)?;
+        let shard = Shard::new(model.config(), place)?;
+        let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride.into(), progress)?;
         let mut runner = Runner::new(decoder, options.kv, options.arena_bytes, policy::heuristics())?;
         if let Some(scorer) = &options.scorer {
             runner.set_scorer(Arc::new(scorer.clone()))?;
