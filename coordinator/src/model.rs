@@ -120,12 +120,12 @@ impl ServedModel {
 
     /// KV heads of all ranks together, over all layers.
     pub fn all_heads(&self) -> u64 {
-        self.geometry.heads() * u64::from(self.world_size)
+        self.geometry.layers * self.geometry.total_kv_heads
     }
 
     /// Bytes of one token in a cache that keeps everything, all ranks together.
     pub fn token_bytes(&self) -> u64 {
-        self.geometry.token_bytes() * u64::from(self.world_size)
+        self.all_heads() * self.geometry.entry_bytes()
     }
 
     /// Token ids of a conversation.

@@ -110,6 +110,18 @@ impl Exchange {
         Ok(())
     }
 
+    /// The largest value that any rank has.
+    ///
+    /// # Errors
+    /// Those of the collective.
+    pub fn max(&mut self, value: u64) -> Result<u64> {
+        let Some(collective) = &self.collective else { return Ok(value) };
+        let mut all = vec![0; collective.world_size()];
+        all[collective.rank()] = value;
+        self.sum_counts(&mut all)?;
+        Ok(all.into_iter().max().unwrap_or(value))
+    }
+
     /// What every rank calls with, each padded to `len` values, in rank order.
     ///
     /// # Errors

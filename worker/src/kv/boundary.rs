@@ -151,7 +151,8 @@ fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, 
     if cache.next_rotary + ctx.stride <= ctx.trained_length {
         return Ok(());
     }
-    let longest = cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64;
+    // The next token has one position on all ranks, whichever holds the longest head.
+    let longest = ctx.exchange.max(cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64)?;
     let next = longest.min(ctx.trained_length.saturating_sub(ctx.stride));
     let mut deltas = Vec::with_capacity(cache.heads.len());
     for head in &mut cache.heads {
