@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Collective, CollectiveError};
+use super::{Collective, CollectiveError, Store};
 
 /// Makes the ends of a group of so many ranks, in rank order; every call makes a new group.
 pub type MakeGroup<'a> = &'a dyn Fn(usize) -> Vec<Arc<dyn Collective>>;
@@ -180,5 +180,28 @@ fn a_death_is_noticed(mut group: Vec<Arc<dyn Collective>>) {
         }
         std::thread::sleep(SHORT / 2);
         drop(last);
+    });
+}
+
+/// What every [`Store`] must do. The store must be empty under the keys `conformance/*`.
+///
+/// # Panics
+/// With what is wrong.
+pub fn run_store(store: &dyn Store) {
+    let values: [&[u8]; 3] = [b"", b"\0\xff binary", &[7; 100_000]];
+    for (i, value) in values.into_iter().enumerate() {
+        let key = format!("conformance/{i}");
+        store.set(&key, value).expect("a value is set");
+        assert_eq!(store.get(&key, soon()).expect("a value that was set"), value);
+    }
+    let started = Instant::now();
+    let missing = store.get("conformance/never", started + SHORT);
+    assert!(matches!(missing, Err(CollectiveError::Deadline { .. })), "{missing:?}");
+    assert!(started.elapsed() < SHORT + PATIENCE / 2, "{:?}", started.elapsed());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| store.get("conformance/late", soon()));
+        std::thread::sleep(SHORT / 2);
+        store.set("conformance/late", b"here").expect("a value is set");
+        assert_eq!(waiting.join().expect("no panic").expect("a value that came late"), b"here");
     });
 }

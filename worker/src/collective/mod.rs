@@ -5,9 +5,15 @@
 //! failure is sticky: after it each call fails at once, until the group forms anew in another epoch.
 
 pub mod conformance;
+#[cfg(feature = "gloo")]
+#[expect(unsafe_code, reason = "FFI; what cxx generates, and that its handle may cross threads")]
+pub mod gloo;
 pub mod local;
+mod memory_store;
 
 use std::time::Instant;
+
+pub use self::memory_store::MemoryStore;
 
 /// A communicator of one epoch of a worker group.
 pub trait Collective: Send + Sync {
