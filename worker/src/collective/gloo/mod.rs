@@ -21,6 +21,12 @@ mod ffi {
         len: usize,
     }
 
+    /// What goes to every rank.
+    struct Outgoing<'a> {
+        bytes: &'a [u8],
+        spans: &'a [Span],
+    }
+
     /// How an exchange ended.
     enum Outcome {
         Done,
@@ -42,8 +48,7 @@ mod ffi {
         fn exchange(
             self: &Mesh,
             slot: u64,
-            out: &[u8],
-            sends: &[Span],
+            out: Outgoing<'_>,
             into: &mut [u8],
             recvs: &[Span],
             timeout_ms: i64,
@@ -52,7 +57,7 @@ mod ffi {
     }
 }
 
-use ffi::{Outcome, Span};
+use ffi::{Outcome, Outgoing, Span};
 
 // SAFETY: a mesh owns its gloo context, which is not tied to a thread.
 unsafe impl Send for ffi::Mesh {}
@@ -124,7 +129,7 @@ impl GlooCollective {
     fn exchange(
         &self,
         operation: &'static str,
-        (out, sends): (&[u8], &[Span]),
+        (bytes, spans): (&[u8], &[Span]),
         (into, recvs): (&mut [u8], &[Span]),
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
@@ -133,7 +138,7 @@ impl GlooCollective {
             return Err(error.clone());
         }
         let slot = self.slot.fetch_add(1, Ordering::Relaxed);
-        let error = match self.mesh.exchange(slot, out, sends, into, recvs, left(deadline)) {
+        let error = match self.mesh.exchange(slot, Outgoing { bytes, spans }, into, recvs, left(deadline)) {
             Ok(Outcome::Done) => return Ok(()),
             Ok(Outcome::Aborted) => CollectiveError::Aborted,
             Ok(_) => CollectiveError::Deadline { operation, missing: "unknown to gloo".into() },

@@ -65,11 +65,11 @@ void Mesh::connect(rust::Str address, const Rendezvous& store, std::int64_t time
 }
 
 Outcome Mesh::exchange(
-    std::uint64_t slot, rust::Slice<const std::uint8_t> out, rust::Slice<const Span> sends,
-    rust::Slice<std::uint8_t> in, rust::Slice<const Span> recvs, std::int64_t timeout_ms) const {
+    std::uint64_t slot, Outgoing out, rust::Slice<std::uint8_t> in, rust::Slice<const Span> recvs,
+    std::int64_t timeout_ms) const {
   const auto deadline = Clock::now() + milliseconds(timeout_ms);
   // Gloo only reads from a buffer that it sends.
-  auto source = context_->createUnboundBuffer(const_cast<std::uint8_t*>(out.data()), out.size());
+  auto source = context_->createUnboundBuffer(const_cast<std::uint8_t*>(out.bytes.data()), out.bytes.size());
   auto target = context_->createUnboundBuffer(in.data(), in.size());
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -85,7 +85,7 @@ Outcome Mesh::exchange(
     // Every rank starts with its neighbour, so that not all of them send to the same one.
     for (int step = 1; step < context_->size; step++) {
       const int peer = (context_->rank + step) % context_->size;
-      source->send(peer, slot, sends[peer].start, sends[peer].len);
+      source->send(peer, slot, out.spans[peer].start, out.spans[peer].len);
     }
     for (int step = 1; done && step < context_->size; step++) done = target->waitRecv(until(deadline));
     for (int step = 1; done && step < context_->size; step++) done = source->waitSend(until(deadline));

@@ -14,6 +14,7 @@ namespace palimpsest {
 
 struct Rendezvous;
 struct Span;
+struct Outgoing;
 enum class Outcome : std::uint8_t;
 
 class Mesh {
@@ -24,11 +25,11 @@ class Mesh {
   // Connects to all other ranks; blocks until they are there or the timeout has passed. Throws.
   void connect(rust::Str address, const Rendezvous& store, std::int64_t timeout_ms);
 
-  // Sends sends[r] of `out` to rank r and receives recvs[r] of `in` from it, for every other rank r. Throws when a rank
+  // Sends span r of `out` to rank r and receives recvs[r] of `in` from it, for every other rank r. Throws when a rank
   // is gone; the mesh is of no more use unless the outcome is Done.
   Outcome exchange(
-      std::uint64_t slot, rust::Slice<const std::uint8_t> out, rust::Slice<const Span> sends,
-      rust::Slice<std::uint8_t> in, rust::Slice<const Span> recvs, std::int64_t timeout_ms) const;
+      std::uint64_t slot, Outgoing out, rust::Slice<std::uint8_t> in, rust::Slice<const Span> recvs,
+      std::int64_t timeout_ms) const;
 
   // Ends an exchange under way on another thread, and every later one.
   void abort() const;
