@@ -33,6 +33,10 @@ pub struct Config {
     pub drain_limit: Duration,
     /// Largest message that a client may send, in bytes.
     pub max_message_bytes: usize,
+    /// Time that the requests of a lost group wait for another one, which then goes on with them; zero: they end at once.
+    pub regroup_limit: Duration,
+    /// Groups that one request may lose. A request that breaks every group must not go on for ever.
+    pub max_replays: u32,
     /// Number of the first epoch.
     pub first_epoch: u64,
 }
@@ -54,6 +58,8 @@ impl Default for Config {
             slow_reader_limit: Duration::from_secs(60),
             drain_limit: Duration::from_secs(60),
             max_message_bytes: 64 << 20,
+            regroup_limit: Duration::ZERO,
+            max_replays: 3,
             first_epoch: 1,
         }
     }

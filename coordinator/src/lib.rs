@@ -35,7 +35,7 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
 pub use self::config::Config;
-use self::{engine::Readiness, executor::Executor, model::ServedModel, service::Service};
+use self::{engine::Readiness, executor::Executor, ids::Epoch, model::ServedModel, service::Service};
 
 /// A running coordinator. Dropping it and all its services ends the engine when its requests are done.
 #[derive(Debug, Clone)]
@@ -76,13 +76,18 @@ impl Coordinator {
         settled.is_ok_and(|readiness| *readiness == Readiness::Ready)
     }
 
-    /// Takes another group of the same model, after one was lost or in place of the present one.
+    /// Takes another group of the same model, which has joined `epoch`, after one was lost or in place of the present one.
     ///
     /// # Errors
     /// If the ranks do not make a group that can serve what was admitted.
-    pub async fn replace(&self, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<(), model::Error> {
+    pub async fn replace(
+        &self,
+        executor: Box<dyn Executor>,
+        ranks: Vec<RankInfo>,
+        epoch: u64,
+    ) -> Result<(), model::Error> {
         self.service.model.check_successor(ranks)?;
-        self.service.engine.replace(executor).await;
+        self.service.engine.replace(executor, Epoch(epoch)).await;
         Ok(())
     }
 

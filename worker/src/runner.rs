@@ -23,8 +23,8 @@ use xxhash_rust::xxh3::Xxh3;
 struct Sequence {
     cache: SequenceCache,
     sampler: Sampler,
-    /// The next plan's first token was sampled here, not part of the prompt.
-    answering: bool,
+    /// Tokens before the answer.
+    prompt_tokens: u64,
 }
 
 /// A rank's model, memory and sequences.
@@ -201,8 +201,9 @@ impl<B: Backend> Runner<B> {
             sequence.cache.reclaim(&mut self.arena.pool);
             return Err(refuse(what));
         }
-        sequence.sampler.observe(&step.tokens, sequence.answering);
-        sequence.answering = step.sample;
+        let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
+        sequence.sampler.observe(&step.tokens[..prompt], false);
+        sequence.sampler.observe(&step.tokens[prompt..], true);
         Ok(sequence)
     }
 
@@ -210,7 +211,7 @@ impl<B: Backend> Runner<B> {
         let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
         let cache = new_cache(&self.decoder, self.arena.shape.dtype, contract, &self.policies)?;
         let sampler = Sampler::new(init.sampling.clone().unwrap_or_default(), init.banned.clone());
-        Ok(Sequence { cache, sampler, answering: false })
+        Ok(Sequence { cache, sampler, prompt_tokens: init.prompt_tokens })
     }
 
     /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.

@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Gate, Permit},
     config::Config,
     executor::Executor,
+    ids::Epoch,
     model::ServedModel,
     request::ValidRequest,
     stream::{Reader, Writer, ring},
@@ -43,7 +44,7 @@ pub enum Readiness {
 
 enum Message {
     Submit(Box<Submission>),
-    Replace(Box<dyn Executor>),
+    Replace(Box<dyn Executor>, Epoch),
     Drain,
 }
 
@@ -83,11 +84,11 @@ impl EngineHandle {
         Ok(reader)
     }
 
-    /// Gives the engine another group, in place of a lost one or of the present one, whose running requests then end with
-    /// an error. Waiting requests stay.
-    pub async fn replace(&self, executor: Box<dyn Executor>) {
+    /// Gives the engine another group, in place of a lost one or of the present one. It goes on with the requests of the
+    /// former, where `Config::regroup_limit` lets them wait.
+    pub async fn replace(&self, executor: Box<dyn Executor>, epoch: Epoch) {
         // A closed mailbox means that the engine has ended: there is nothing to replace.
-        let _ = self.mailbox.send(Message::Replace(executor)).await;
+        let _ = self.mailbox.send(Message::Replace(executor, epoch)).await;
     }
 
     /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine has ended.
@@ -127,10 +128,11 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
     state.warm_up();
     let mut group = Some(executor);
     loop {
-        if let Some(executor) = state.replacement.take() {
+        if let Some((executor, epoch)) = state.replacement.take() {
             if group.is_some() {
                 state.lose_group("another group was given");
             }
+            state.join(epoch);
             state.warm_up();
             group = Some(executor);
         }

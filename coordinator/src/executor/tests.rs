@@ -51,7 +51,13 @@ fn ranks(n: u32, fault: Option<(u32, Fault)>) -> Vec<FakeRank> {
 
 fn plan(step: u64) -> StepPlan {
     let kv = KvContract { policy: "window".into(), head_budget: "uniform".into(), budget: 8, ..Default::default() };
-    let init = SequenceInit { kv: Some(kv), sampling: Some(Sampling::default()), max_tokens: 40, banned: vec![] };
+    let init = SequenceInit {
+        kv: Some(kv),
+        sampling: Some(Sampling::default()),
+        max_tokens: 40,
+        prompt_tokens: 4,
+        ..Default::default()
+    };
     let sequence = SequenceStep {
         sequence: 7,
         init: (step == 1).then_some(init),
