@@ -98,7 +98,7 @@ pub fn start(ranks: Vec<Rank<CpuBackend>>, config: Config) -> anyhow::Result<Coo
     let is_group = ranks.len() > 1;
     for (index, Rank { info, mut runner }) in ranks.into_iter().enumerate() {
         if let Some(collective) = collectives.next().filter(|_| is_group) {
-            runner.join(EPOCH, Arc::new(collective));
+            runner.join(EPOCH, Some(Arc::new(collective)));
         }
         let (plans, mut inbox) = mpsc::channel::<(_, tokio::sync::oneshot::Sender<_>)>(PLANS_IN_FLIGHT);
         std::thread::Builder::new().name(format!("rank-{index}")).spawn(move || {

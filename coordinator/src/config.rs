@@ -25,6 +25,10 @@ pub struct Config {
     pub request_limit: Duration,
     /// Longest time of one step on any rank.
     pub step_limit: Duration,
+    /// Longest silence of a rank's beats, which come several times a second.
+    pub beat_limit: Duration,
+    /// Time that ranks have to meet when a group forms.
+    pub join_limit: Duration,
     /// Tokens that wait for a reader before its sequence is paused.
     pub ring_tokens: usize,
     /// Time after which a paused request is given up.
@@ -54,6 +58,8 @@ impl Default for Config {
             idle_prefill_tokens: 0,
             request_limit: Duration::from_secs(3600),
             step_limit: Duration::from_secs(60),
+            beat_limit: Duration::from_millis(2500),
+            join_limit: Duration::from_secs(20),
             ring_tokens: 256,
             slow_reader_limit: Duration::from_secs(60),
             drain_limit: Duration::from_secs(60),

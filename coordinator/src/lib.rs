@@ -21,6 +21,7 @@ pub mod config;
 pub mod engine;
 pub mod executor;
 pub mod ids;
+pub mod membership;
 pub mod model;
 pub mod request;
 pub mod scheduler;

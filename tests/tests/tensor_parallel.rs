@@ -41,7 +41,7 @@ fn group(
         let place = Place { rank, world_size };
         let mut runner = engine(path, EngineOptions { place, ..options }, scorer);
         if world_size > 1 {
-            runner.join(1, Arc::new(end));
+            runner.join(1, Some(Arc::new(end)));
         }
         runner
     };

@@ -1,7 +1,7 @@
 //! One rank: model, bounded KV cache, eviction, latent memory.
 //!
 //! Rooms, top floor first; a room uses only what stands below it:
-//! `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
+//! `server` (gRPC, device thread, group) ▸ `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
 //! `sampler`.
 #![deny(unsafe_code)]
 
@@ -16,6 +16,7 @@ pub mod policy;
 pub mod rank;
 pub mod runner;
 pub mod sampler;
+pub mod server;
 pub mod session;
 pub mod shard;
 

@@ -14,8 +14,10 @@ use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::v1::KvContract;
+use prost::Message;
 use std::path::PathBuf;
 use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
 
 /// How a rank runs its model.
 pub struct RankOptions {
@@ -71,16 +73,32 @@ impl Rank<CpuBackend> {
         info.kv_element_bytes = options.kv.bytes() as u32;
         info.stride = options.stride;
         let device = runner.decoder().backend().name();
+        let digest = group_digest(&info, model.weights().digest(), options.scorer.as_ref(), &device)?;
         let info = RankInfo {
             rank: place.rank as u32,
             world_size: place.world_size as u32,
             model: Some(info),
             kv_arena_bytes: runner.arena_bytes() as u64,
             device,
-            digest: Vec::new().into(),
+            digest: digest.to_le_bytes().to_vec().into(),
+            epoch: 0,
         };
         Ok(Self { info, runner })
     }
+}
+
+/// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.
+fn group_digest(info: &ModelInfo, weights: u64, scorer: Option<&RetentionScorer>, device: &str) -> Result<u64> {
+    let mut hash = Xxh3::new();
+    hash.update(&info.encode_to_vec());
+    hash.update(&weights.to_le_bytes());
+    if let Some(scorer) = scorer {
+        hash.update(&scorer.to_bytes()?);
+    }
+    // Threads may differ, results do not depend on them.
+    hash.update(device.split(',').next().unwrap_or(device).as_bytes());
+    hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+    Ok(hash.digest())
 }
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else the window.

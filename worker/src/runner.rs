@@ -86,11 +86,13 @@ impl<B: Backend> Runner<B> {
 
     /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From here on plans of other
     /// epochs are refused.
-    pub fn join(&mut self, epoch: u64, collective: Arc<dyn Collective>) {
+    pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
         let sequences: Vec<u64> = self.sequences.keys().copied().collect();
         sequences.into_iter().for_each(|id| self.reclaim(id));
         self.epoch = Some(epoch);
-        self.decoder.join(collective);
+        if let Some(collective) = collective {
+            self.decoder.join(collective);
+        }
     }
 
     /// Bytes of pages that a sequence of `tokens` tokens takes when nothing is evicted.

@@ -6,7 +6,7 @@ use palimpsest_proto::{
     internal::v1::{CacheState, SequenceInit, SequenceStep, worker_server::WorkerServer},
     v1::{HeadRetention, KvContract, Sampling},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
@@ -36,7 +36,7 @@ async fn group(transport: Transport, ranks: &[FakeRank]) -> Box<dyn Executor> {
                 tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
                 channels.push(Channel::from_shared(address).unwrap().connect().await.unwrap());
             }
-            Box::new(GrpcExecutor::connect(channels, LIMIT).await.unwrap())
+            Box::new(GrpcExecutor::connect(channels, LIMIT, watch::channel(None).1).await.unwrap())
         }
     }
 }

@@ -13,6 +13,13 @@ pub struct MemoryStore {
     changed: Condvar,
 }
 
+impl MemoryStore {
+    /// Forgets the keys that `keep` does not name.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+    }
+}
+
 impl Store for MemoryStore {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), CollectiveError> {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), value.to_vec());

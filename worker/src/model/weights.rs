@@ -11,6 +11,7 @@ use palimpsest_kernels::WeightType;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Why the tensors of a model file do not make the model of its configuration.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -301,6 +302,19 @@ impl Weights {
     }
 
     /// All bytes of the model's first file.
+    /// Digest of what the files hold: names, shapes, types and sizes of all tensors, and the beginning of each. Two files that
+    /// differ in a way that matters differ here, without all of them being read.
+    pub fn digest(&self) -> u64 {
+        const BEGINNING: usize = 4096;
+        let mut hash = Xxh3::new();
+        for (name, tensor) in &self.table.tensors {
+            let bytes = self.table.bytes(tensor);
+            hash.update(format!("{name} {:?} {:?} {}", tensor.shape, tensor.dtype, bytes.len()).as_bytes());
+            hash.update(&bytes[..bytes.len().min(BEGINNING)]);
+        }
+        hash.digest()
+    }
+
     pub(super) fn first_file(&self) -> &[u8] {
         self.table.files.first().map_or(&[], |file| file)
     }
