@@ -27,6 +27,10 @@ pub enum Command {
     Pull(PullArgs),
     /// Serve a model over gRPC, all in one process.
     Serve(ServeArgs),
+    /// Serve a model whose ranks are processes, started with `palimpsest worker`.
+    Coordinator(CoordinatorArgs),
+    /// Run one rank of a worker group.
+    Worker(WorkerArgs),
     /// Ask a running server.
     Generate(GenerateArgs),
     /// Measure this engine.
@@ -193,6 +197,48 @@ pub struct ServeArgs {
     /// Requests that may wait.
     #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
     pub max_queued: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct CoordinatorArgs {
+    /// Addresses of all ranks, in rank order: host:port,host:port
+    #[arg(long, env = "PALIMPSEST_RANKS", value_delimiter = ',', required = true)]
+    pub ranks: Vec<String>,
+    /// Address to listen on.
+    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: std::net::SocketAddr,
+    /// Sequences that run at once.
+    #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
+    pub max_running: usize,
+    /// Requests that may wait.
+    #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
+    pub max_queued: usize,
+    /// Seconds that the first group has to form; who is missing is said meanwhile.
+    #[arg(long, env = "PALIMPSEST_FORM_SECONDS", default_value_t = 300)]
+    pub form_seconds: u64,
+    /// Seconds that requests of a lost group wait for the next one.
+    #[arg(long, env = "PALIMPSEST_REGROUP_SECONDS", default_value_t = 120)]
+    pub regroup_seconds: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// This rank, from 0.
+    #[arg(long, env = "PALIMPSEST_RANK")]
+    pub rank: usize,
+    /// Ranks of the group.
+    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
+    pub tp: usize,
+    /// Address to listen on for the coordinator.
+    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
+    pub listen: std::net::SocketAddr,
+    /// Host name or address at which the other ranks reach this one; that of --listen when not given.
+    #[arg(long, env = "PALIMPSEST_ADVERTISE")]
+    pub advertise: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -37,7 +37,8 @@ pub fn open_ranks(args: &ModelArgs, kv: &KvArgs, tp: usize) -> anyhow::Result<Ve
     (0..tp).map(open).collect()
 }
 
-fn open_part(
+/// Opens one part of the model at `path`.
+pub fn open_part(
     args: &ModelArgs,
     kv: &KvArgs,
     path: PathBuf,

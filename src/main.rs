@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod calibrate;
+mod cluster;
 mod embedded;
 mod eval;
 mod generate;
@@ -39,6 +40,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Serve(args) => runtime()?.block_on(serve::run(args)),
+        Command::Coordinator(args) => runtime()?.block_on(cluster::coordinator(args)),
+        Command::Worker(args) => runtime()?.block_on(cluster::worker(args)),
         Command::Generate(args) => runtime()?.block_on(generate::run(args)),
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(&args),

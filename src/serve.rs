@@ -33,7 +33,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 /// The first Ctrl-C or SIGTERM starts the drain; a second one ends the process at once.
-async fn shutdown_signal() {
+pub async fn shutdown_signal() {
     wait_for_signal().await;
     eprintln!("draining; once more to stop at once");
     tokio::spawn(async {

@@ -73,7 +73,7 @@ impl Rank<CpuBackend> {
         info.kv_element_bytes = options.kv.bytes() as u32;
         info.stride = options.stride;
         let device = runner.decoder().backend().name();
-        let digest = group_digest(&info, model.weights().digest(), options.scorer.as_ref(), &device)?;
+        let digest = group_digest(&info, model.weights().digest(), options.scorer.as_ref(), &device);
         let info = RankInfo {
             rank: place.rank as u32,
             world_size: place.world_size as u32,
@@ -88,17 +88,19 @@ impl Rank<CpuBackend> {
 }
 
 /// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.
-fn group_digest(info: &ModelInfo, weights: u64, scorer: Option<&RetentionScorer>, device: &str) -> Result<u64> {
+fn group_digest(info: &ModelInfo, weights: u64, scorer: Option<&RetentionScorer>, device: &str) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(&info.encode_to_vec());
     hash.update(&weights.to_le_bytes());
-    if let Some(scorer) = scorer {
-        hash.update(&scorer.to_bytes()?);
+    for layer in scorer.iter().flat_map(|scorer| &scorer.layers) {
+        for values in [&layer.weight, &layer.bias, &layer.rate] {
+            hash.update(bytemuck::cast_slice(values));
+        }
     }
     // Threads may differ, results do not depend on them.
     hash.update(device.split(',').next().unwrap_or(device).as_bytes());
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
-    Ok(hash.digest())
+    hash.digest()
 }
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else the window.
