@@ -201,9 +201,14 @@ pub struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub struct CoordinatorArgs {
-    /// Addresses of all ranks, in rank order: host:port,host:port
-    #[arg(long, env = "PALIMPSEST_RANKS", value_delimiter = ',', required = true)]
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Addresses of all ranks, in rank order, instead of a registry: host:port,host:port
+    #[arg(long, env = "PALIMPSEST_RANKS", value_delimiter = ',', conflicts_with = "etcd")]
     pub ranks: Vec<String>,
+    /// Ranks of the group, when they are found in a registry.
+    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
+    pub tp: u32,
     /// Address to listen on.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: std::net::SocketAddr,
@@ -236,9 +241,25 @@ pub struct WorkerArgs {
     /// Address to listen on for the coordinator.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
     pub listen: std::net::SocketAddr,
-    /// Host name or address at which the other ranks reach this one; that of --listen when not given.
+    /// host:port at which coordinator and other ranks reach this one; --listen when not given.
     #[arg(long, env = "PALIMPSEST_ADVERTISE")]
     pub advertise: Option<String>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Where the ranks of a group are found.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// etcd's endpoints: http://host:2379, several with commas.
+    #[arg(long, env = "PALIMPSEST_ETCD", value_delimiter = ',')]
+    pub etcd: Vec<String>,
+    /// User of etcd; its password is read from PALIMPSEST_ETCD_PASSWORD.
+    #[arg(long, env = "PALIMPSEST_ETCD_USER")]
+    pub etcd_user: Option<String>,
+    /// Name of the worker group.
+    #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
+    pub group: String,
 }
 
 #[derive(Debug, Args)]

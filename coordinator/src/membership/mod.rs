@@ -10,12 +10,14 @@
 
 mod form;
 mod keep;
+mod registry;
 
 use async_trait::async_trait;
 
 pub use self::{
     form::{FormError, Formed, Watchers, form},
     keep::keep,
+    registry::RegistryMembers,
 };
 
 /// Looks up the ranks of a group.
