@@ -87,7 +87,7 @@ fn main_suite(extent: Extent) -> Command {
 /// Path of the default model, fetched with the program itself. Builds the tests too: with them the features of all
 /// dependencies are those of the test run, which then builds nothing again.
 fn fetch_model() -> Result<PathBuf> {
-    run(&mut cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]))?;
+    run(cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]).args(CLUSTER))?;
     let program = crates::target_directory()?.join("debug/palimpsest");
     let stdout = output(Command::new(&program).arg("pull")).context("fetching the default model")?;
     let path = stdout.lines().map(str::trim).rfind(|line| !line.is_empty()).map(PathBuf::from);
