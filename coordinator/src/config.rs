@@ -1,9 +1,11 @@
 //! Limits of a coordinator. Nothing here is read from the environment; the binary fills it in.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use crate::keys::ApiKeys;
 
 /// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// Sequences that run at once.
     pub max_running: usize,
@@ -41,6 +43,8 @@ pub struct Config {
     pub regroup_limit: Duration,
     /// Groups that one request may lose. A request that breaks every group must not go on for ever.
     pub max_replays: u32,
+    /// Keys that clients must show; `None`: anyone may ask.
+    pub keys: Option<Arc<ApiKeys>>,
     /// Number of the first epoch.
     pub first_epoch: u64,
 }
@@ -66,6 +70,7 @@ impl Default for Config {
             max_message_bytes: 64 << 20,
             regroup_limit: Duration::ZERO,
             max_replays: 3,
+            keys: None,
             first_epoch: 1,
         }
     }

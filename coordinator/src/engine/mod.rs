@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     executor::Executor,
     ids::Epoch,
+    metrics::Metrics,
     model::ServedModel,
     request::ValidRequest,
     stream::{Reader, Writer, ring},
@@ -113,13 +114,13 @@ impl EngineHandle {
 
 /// Starts an engine as a task of the current runtime. It ends when drained, or when the last handle is dropped and its
 /// requests are done.
-pub fn start(config: &Config, model: &ServedModel, executor: Box<dyn Executor>) -> EngineHandle {
+pub fn start(config: &Config, model: &ServedModel, executor: Box<dyn Executor>, metrics: Metrics) -> EngineHandle {
     // Room for every request that admission lets wait, and for commands.
     let (mailbox, inbox) = mpsc::channel(config.max_queued + 16);
     let (readiness, follow) = watch::channel(Readiness::Starting);
     let admission = Admission::new(config);
     let wake = Arc::new(Notify::new());
-    let state = State::new(config, model, readiness, admission.clone(), wake.clone());
+    let state = State::new(config, model, readiness, admission.clone(), (wake.clone(), metrics));
     tokio::spawn(run(state, inbox, executor));
     EngineHandle { mailbox, wake, readiness: follow, admission, ring_tokens: config.ring_tokens }
 }

@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     executor::Executor,
     ids::{Epoch, RequestId, SequenceId},
+    metrics::{Load, Metrics},
     model::ServedModel,
     request::{ValidRequest, with_defaults},
     scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget},
@@ -60,6 +61,8 @@ pub(super) struct State {
     readiness: watch::Sender<Readiness>,
     admission: Admission,
     pub(super) wake: Arc<Notify>,
+    metrics: Metrics,
+    capacity_bytes: u64,
     pub(super) replacement: Option<(Box<dyn Executor>, Epoch)>,
     /// No handle is left that could send anything.
     pub(super) orphaned: bool,
@@ -71,7 +74,7 @@ impl State {
         model: &ServedModel,
         readiness: watch::Sender<Readiness>,
         admission: Admission,
-        wake: Arc<Notify>,
+        (wake, metrics): (Arc<Notify>, Metrics),
     ) -> Self {
         let stride = model.geometry.stride;
         let or = |tokens: u64, default: u64| if tokens == 0 { default } else { tokens };
@@ -97,6 +100,8 @@ impl State {
             readiness,
             admission,
             wake,
+            metrics,
+            capacity_bytes: model.arena_bytes,
             replacement: None,
             orphaned: false,
         }
@@ -154,6 +159,13 @@ impl State {
             self.scheduler.on_event(Event::Leave(id));
             self.fail(id, error);
         }
+        self.metrics.load(self.load());
+    }
+
+    fn load(&self) -> Load {
+        let (queued, running) = self.scheduler.load();
+        let reserved_bytes = self.scheduler.reserved_bytes();
+        Load { running, queued, reserved_bytes, capacity_bytes: self.capacity_bytes, epoch: self.epoch }
     }
 
     /// The next plan; its new sequences leave the queue.
@@ -173,6 +185,7 @@ impl State {
     pub(super) fn absorb(&mut self, output: StepOutput) -> bool {
         let now = Instant::now();
         let progress = self.scheduler.on_output(&output);
+        self.metrics.step(self.load());
         let mut outputs: HashMap<u64, SequenceOutput> =
             output.sequences.into_iter().map(|one| (one.sequence, one)).collect();
         for one in progress {
