@@ -3,6 +3,7 @@
 use crate::pull::{DEFAULT_MODEL, PullOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use palimpsest_proto::v1;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// LLM inference with a bounded KV cache.
@@ -188,15 +189,8 @@ pub struct ServeArgs {
     /// Ranks that share the model, as threads of this process: tensor parallelism.
     #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub tp: u8,
-    /// Address to listen on.
-    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
-    pub listen: std::net::SocketAddr,
-    /// Sequences that run at once.
-    #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
-    pub max_running: usize,
-    /// Requests that may wait.
-    #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
-    pub max_queued: usize,
+    #[command(flatten)]
+    pub front: FrontArgs,
 }
 
 #[derive(Debug, Args)]
@@ -209,15 +203,8 @@ pub struct CoordinatorArgs {
     /// Ranks of the group, when they are found in a registry.
     #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
     pub tp: u32,
-    /// Address to listen on.
-    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
-    pub listen: std::net::SocketAddr,
-    /// Sequences that run at once.
-    #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
-    pub max_running: usize,
-    /// Requests that may wait.
-    #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
-    pub max_queued: usize,
+    #[command(flatten)]
+    pub front: FrontArgs,
     /// Seconds that the first group has to form; who is missing is said meanwhile.
     #[arg(long, env = "PALIMPSEST_FORM_SECONDS", default_value_t = 300)]
     pub form_seconds: u64,
@@ -240,12 +227,38 @@ pub struct WorkerArgs {
     pub tp: usize,
     /// Address to listen on for the coordinator.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
-    pub listen: std::net::SocketAddr,
+    pub listen: SocketAddr,
     /// host:port at which coordinator and other ranks reach this one; --listen when not given.
     #[arg(long, env = "PALIMPSEST_ADVERTISE")]
     pub advertise: Option<String>,
     #[command(flatten)]
     pub registry: RegistryArgs,
+}
+
+/// What faces clients.
+#[derive(Debug, Args)]
+pub struct FrontArgs {
+    /// Address to listen on for gRPC.
+    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+    /// Address to listen on for HTTP: OpenAI's API, probes and metrics.
+    #[arg(long, env = "PALIMPSEST_HTTP", default_value = "127.0.0.1:8000")]
+    pub http: SocketAddr,
+    /// No HTTP.
+    #[arg(long, env = "PALIMPSEST_NO_HTTP", conflicts_with = "http")]
+    pub no_http: bool,
+    /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
+    #[arg(long, env = "PALIMPSEST_API_KEYS_FILE")]
+    pub api_keys_file: Option<PathBuf>,
+    /// Serve anyone who reaches this address, without keys.
+    #[arg(long, env = "PALIMPSEST_INSECURE_NO_KEYS", conflicts_with = "api_keys_file")]
+    pub insecure_no_keys: bool,
+    /// Sequences that run at once.
+    #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
+    pub max_running: usize,
+    /// Requests that may wait.
+    #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
+    pub max_queued: usize,
 }
 
 /// Where the ranks of a group are found.

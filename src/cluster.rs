@@ -1,6 +1,7 @@
 //! `palimpsest coordinator` and `palimpsest worker`: a group whose ranks are processes.
 
 use crate::args::{CoordinatorArgs, RegistryArgs, WorkerArgs};
+use crate::front::Front;
 use crate::{embedded, pull, serve};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
@@ -21,15 +22,8 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits for the ranks, serves until a signal, then drains.
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!("cannot listen on {}; is another server running? choose one with --listen", args.listen)
-    })?;
-    let config = Config {
-        max_running: args.max_running,
-        max_queued: args.max_queued,
-        regroup_limit: Duration::from_secs(args.regroup_seconds),
-        ..Config::default()
-    };
+    let front = Front::open(&args.front).await?;
+    let config = Config { regroup_limit: Duration::from_secs(args.regroup_seconds), ..front.config(&args.front) };
     let (members, _lead) = tokio::select! {
         members = members(&args) => members?,
         () = serve::shutdown_signal() => return Ok(()),
@@ -46,8 +40,8 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     if !coordinator.ready().await {
         eprintln!("the first step failed; forming the group anew");
     }
-    eprintln!("serving {} on {} ({count} ranks)", coordinator.service().model.info.name, args.listen);
-    coordinator.serve(listener, serve::shutdown_signal()).await?;
+    eprintln!("serving {} at {} ({count} ranks)", coordinator.service().model.info.name, front.describe());
+    front.serve(&coordinator).await?;
     keeper.abort();
     eprintln!("drained");
     Ok(())
@@ -63,7 +57,7 @@ async fn members(args: &CoordinatorArgs) -> anyhow::Result<(Arc<dyn Members>, Op
         return Ok((Arc::new(StaticMembers::new(args.ranks.clone())), None));
     };
     let group = &args.registry.group;
-    let record = RankRecord::new(0, 1, args.listen.to_string());
+    let record = RankRecord::new(0, 1, args.front.listen.to_string());
     let lead = loop {
         match registry.claim(&format!("{group}.lead"), record.clone(), CLAIM_LIMIT).await {
             Ok(claim) => break claim,

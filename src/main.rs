@@ -7,6 +7,7 @@ mod calibrate;
 mod cluster;
 mod embedded;
 mod eval;
+mod front;
 mod generate;
 mod inspect;
 mod pull;

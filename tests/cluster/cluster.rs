@@ -79,7 +79,16 @@ impl Cluster {
         let ranks = (0..models.len()).map(spawn).collect();
         let log = File::create(logs.path().join("coordinator")).expect("a log");
         let mut command = Command::new(PROGRAM);
-        command.args(["coordinator", "--ranks", &addresses.join(","), "--listen", &listen, "--log", "info"]);
+        command.args([
+            "coordinator",
+            "--ranks",
+            &addresses.join(","),
+            "--listen",
+            &listen,
+            "--no-http",
+            "--log",
+            "info",
+        ]);
         let mut coordinator = Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a coordinator"));
         let endpoint = Endpoint::from_shared(format!("http://{listen}")).expect("an address");
         let started = Instant::now();

@@ -126,7 +126,6 @@ where
 }
 
 /// Asks for a key, where keys are. Health and reflection need none: probes have none.
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn authorize(keys: Option<&ApiKeys>, request: Request<()>) -> Result<Request<()>, Status> {
     let given = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
     match keys {
