@@ -65,7 +65,9 @@ pub fn tiny_model(seed: u64) -> TempDir {
     write("config.json", config.to_string().as_bytes());
     write("model.safetensors", &tensors(seed));
     write("tokenizer.json", &palimpsest_coordinator::executor::fake::byte_level_tokenizer());
-    write("tokenizer_config.json", br#"{"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}"#);
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let tokens = serde_json::json!({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": template});
+    write("tokenizer_config.json", tokens.to_string().as_bytes());
     dir
 }
 

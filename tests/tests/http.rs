@@ -128,10 +128,15 @@ async fn completions_say_what_grpc_says_whole_and_in_chunks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chat_without_template_is_refused_and_choices_are_counted() {
+async fn a_chat_is_answered_whole_and_in_chunks_and_choices_are_counted() {
     let http = Http::start(Config::default()).await;
-    let refused = http.post("/v1/chat/completions", question()).await;
-    assert_eq!((refused.status, &refused.json()["error"]["type"]), (400, &json!("invalid_request_error")));
+    let whole = http.post("/v1/chat/completions", question()).await.json();
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((&whole["object"], &message["role"]), (&json!("chat.completion"), &json!("assistant")));
+    let stream = http.post("/v1/chat/completions", with(question(), json!({"stream": true}))).await.events();
+    assert_eq!(stream[0]["choices"][0]["delta"]["role"], "assistant");
+    let text: String = stream.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(message["content"], text);
     let body = json!({"model": "tiny", "prompt": ["a", "bc"], "n": 2, "max_tokens": 3, "ignore_eos": true, "seed": 1});
     let many = http.post("/v1/completions", body).await.json();
     let choices = many["choices"].as_array().expect("choices");

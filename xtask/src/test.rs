@@ -11,6 +11,9 @@ use crate::{crates, tools};
 /// Path of the real model, for the tests that need one; without it they print that they are skipped.
 const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 
+/// Directory with OpenAI's Python client, for the test that it be served unchanged.
+const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
+
 /// Features that only a cluster needs.
 pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster"];
 
@@ -62,8 +65,9 @@ pub fn run_all(extent: Extent) -> Result<()> {
         suites.push(cargo_with(&["test", "--workspace", "--doc", "--locked"]));
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
+        let openai = tools::openai_client()?;
         for suite in &mut suites {
-            suite.env(MODEL_VARIABLE, &model);
+            suite.env(MODEL_VARIABLE, &model).env(OPENAI_VARIABLE, &openai);
         }
     }
     run_suites(&mut suites)

