@@ -332,6 +332,8 @@ pub enum BenchKind {
     Prefill(BenchRun),
     /// Time per generated token after a context of each length.
     Decode(BenchRun),
+    /// Any OpenAI-compatible server, under requests that arrive at random.
+    Load(crate::load::LoadArgs),
 }
 
 #[derive(Debug, Args)]

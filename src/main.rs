@@ -10,6 +10,7 @@ mod eval;
 mod front;
 mod generate;
 mod inspect;
+mod load;
 mod pull;
 mod quickstart;
 mod serve;
@@ -44,7 +45,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Coordinator(args) => runtime()?.block_on(cluster::coordinator(args)),
         Command::Worker(args) => runtime()?.block_on(cluster::worker(args)),
         Command::Generate(args) => runtime()?.block_on(generate::run(args)),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => match args.kind {
+            BenchKind::Prefill(run) => bench::run("prefill", &run),
+            BenchKind::Decode(run) => bench::run("decode", &run),
+            BenchKind::Load(args) => runtime()?.block_on(load::run(args)),
+        },
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Eval(args) => eval::run(*args),
         Command::Inspect(args) => inspect::run(&args),

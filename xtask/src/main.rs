@@ -6,6 +6,7 @@ mod bench_peers;
 mod ci;
 mod cluster;
 mod crates;
+mod deploy;
 mod metrics;
 mod process;
 mod rust_source;
@@ -21,6 +22,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
+  deploy-check         the Kubernetes manifests against schemas, themselves and the program
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
 
@@ -45,6 +47,7 @@ fn dispatch() -> Result<()> {
         ["ci"] => ci::run_checks(),
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
+        ["deploy-check"] => deploy::check(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
         ["help" | "--help" | "-h"] => {

@@ -65,7 +65,7 @@ pub fn run_all(extent: Extent) -> Result<()> {
         suites.push(cargo_with(&["test", "--workspace", "--doc", "--locked"]));
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
-        let openai = tools::openai_client()?;
+        let openai = tools::python_packages("openai", &["openai==3.54.0"])?;
         for suite in &mut suites {
             suite.env(MODEL_VARIABLE, &model).env(OPENAI_VARIABLE, &openai);
         }

