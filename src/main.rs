@@ -16,7 +16,7 @@ mod quickstart;
 mod serve;
 mod term;
 
-use args::{Cli, Command};
+use args::{BenchKind, Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
 

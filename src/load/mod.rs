@@ -84,8 +84,10 @@ pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
         arrivals.iter().enumerate().map(|(i, arrival)| body(&model, &words, i, arrival, &extra)).collect();
     let started = Instant::now();
     let (timed, latest) = send(&server, &arrivals, bodies).await;
-    let slo =
-        Slo { first_token: Duration::from_millis(args.slo_ttft_ms), inter_token: Duration::from_millis(args.slo_itl_ms) };
+    let slo = Slo {
+        first_token: Duration::from_millis(args.slo_ttft_ms),
+        inter_token: Duration::from_millis(args.slo_itl_ms),
+    };
     let mut report = Report::new(&timed, started.elapsed().as_secs_f64(), slo)?;
     report.latest = latest;
     if args.json {

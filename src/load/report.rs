@@ -40,8 +40,8 @@ impl Report {
     /// # Errors
     /// Never in practice: the histograms' bounds are constants.
     pub fn new(timed: &[Timed], seconds: f64, slo: Slo) -> anyhow::Result<Self> {
-        // Microseconds, three digits.
-        let histogram = || Histogram::new(3);
+        // Microseconds up to a day, three digits.
+        let histogram = || Histogram::new_with_bounds(1, 24 * 3600 * 1_000_000, 3);
         let mut report = Self {
             first_token: histogram()?,
             inter_token: histogram()?,
@@ -64,7 +64,8 @@ impl Report {
             *self.failures.entry(error.clone()).or_default() += 1;
             return;
         }
-        let record = |histogram: &mut Histogram<u64>, time: Duration| histogram.saturating_record(time.as_micros() as u64);
+        let record =
+            |histogram: &mut Histogram<u64>, time: Duration| histogram.saturating_record(time.as_micros() as u64);
         record(&mut self.total, timed.total);
         timed.gaps.iter().for_each(|&gap| record(&mut self.inter_token, gap));
         let first = timed.first_token.unwrap_or(timed.total);
@@ -138,7 +139,13 @@ mod tests {
     #[test]
     fn failures_count_as_neither_good_nor_fast() {
         let ms = Duration::from_millis;
-        let good = Timed { first_token: Some(ms(100)), gaps: vec![ms(10), ms(30)], total: ms(140), output_tokens: 3, ..Default::default() };
+        let good = Timed {
+            first_token: Some(ms(100)),
+            gaps: vec![ms(10), ms(30)],
+            total: ms(140),
+            output_tokens: 3,
+            ..Default::default()
+        };
         let slow = Timed { first_token: Some(ms(900)), ..good.clone() };
         let failed = Timed { error: Some("429".into()), ..Timed::default() };
         let slo = Slo { first_token: ms(500), inter_token: ms(20) };

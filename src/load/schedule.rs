@@ -51,7 +51,8 @@ impl Lengths {
             Self::Fixed(length) => length,
             Self::Uniform(low, high) => Uniform::new_inclusive(low, high).map_or(low, |range| range.sample(random)),
             Self::LogNormal { median, sigma } => {
-                let drawn = LogNormal::new(f64::from(median).ln(), sigma).map_or(f64::from(median), |d| d.sample(random));
+                let drawn =
+                    LogNormal::new(f64::from(median).ln(), sigma).map_or(f64::from(median), |d| d.sample(random));
                 drawn.round().clamp(1.0, f64::from(u32::MAX)) as u32
             }
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::hosts::Hosts;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_tests::{STRIDE, tiny_model};
 use tempfile::TempDir;
@@ -36,9 +37,15 @@ pub struct Cluster {
     channel: Channel,
     coordinator: Process,
     ranks: Vec<Process>,
-    addresses: Vec<String>,
+    places: Vec<RankPlace>,
     models: Vec<PathBuf>,
     logs: TempDir,
+}
+
+/// Where a rank runs.
+struct RankPlace {
+    address: String,
+    namespace: Option<String>,
 }
 
 struct Process(Child);
@@ -71,11 +78,26 @@ impl Cluster {
 
     /// Starts one rank over each model. What the coordinator says when it refuses them is the error.
     pub async fn start_mixed(models: &[&Tiny]) -> Result<Self, String> {
+        let places = models.iter().map(|_| RankPlace { address: free_address(), namespace: None }).collect();
+        Self::start_at(models, places).await
+    }
+
+    /// Starts one rank on each host.
+    pub async fn start_on(tiny: &Tiny, hosts: &Hosts) -> Self {
+        let place = |host| RankPlace {
+            address: format!("{}:50061", hosts.address(Some(host))),
+            namespace: Some(hosts.name(host).to_owned()),
+        };
+        let places = (0..hosts.len()).map(place).collect();
+        Self::start_at(&vec![tiny; hosts.len()], places).await.expect("a group")
+    }
+
+    async fn start_at(models: &[&Tiny], places: Vec<RankPlace>) -> Result<Self, String> {
         let logs = tempfile::tempdir().expect("a directory");
-        let addresses: Vec<String> = models.iter().map(|_| free_address()).collect();
+        let addresses: Vec<String> = places.iter().map(|place| place.address.clone()).collect();
         let models: Vec<PathBuf> = models.iter().map(|tiny| tiny.0.path().to_owned()).collect();
         let listen = free_address();
-        let spawn = |rank: usize| spawn_rank(&models[rank], rank, models.len(), &addresses[rank], &logs);
+        let spawn = |rank: usize| spawn_rank(&models[rank], rank, models.len(), &places[rank], &logs);
         let ranks = (0..models.len()).map(spawn).collect();
         let log = File::create(logs.path().join("coordinator")).expect("a log");
         let mut command = Command::new(PROGRAM);
@@ -103,7 +125,7 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         let client = InferenceClient::new(channel.clone());
-        let mut cluster = Self { client, channel, coordinator, ranks, addresses, models, logs };
+        let mut cluster = Self { client, channel, coordinator, ranks, places, models, logs };
         cluster.wait_until_served().await?;
         Ok(cluster)
     }
@@ -135,7 +157,7 @@ impl Cluster {
     }
 
     pub fn start_rank(&mut self, rank: usize) {
-        let started = spawn_rank(&self.models[rank], rank, self.models.len(), &self.addresses[rank], &self.logs);
+        let started = spawn_rank(&self.models[rank], rank, self.models.len(), &self.places[rank], &self.logs);
         self.ranks[rank] = started;
     }
 
@@ -161,7 +183,7 @@ impl Cluster {
     }
 
     pub fn address(&self, rank: usize) -> &str {
-        &self.addresses[rank]
+        &self.places[rank].address
     }
 
     pub fn coordinator_log(&self) -> String {
@@ -174,11 +196,20 @@ impl Cluster {
     }
 }
 
-fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, address: &str, logs: &TempDir) -> Process {
+fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, place: &RankPlace, logs: &TempDir) -> Process {
     let log = logs.path().join(format!("rank-{rank}"));
     let log = File::options().create(true).append(true).open(log).expect("a log");
-    let mut command = Command::new(PROGRAM);
-    command.arg("worker").arg("--model").arg(model).args(["--listen", address, "--threads", "1", "--log", "info"]);
+    let mut command = match &place.namespace {
+        None => Command::new(PROGRAM),
+        // It becomes the program: the process that is killed is the rank.
+        Some(namespace) => {
+            let mut ip = Command::new("ip");
+            ip.args(["netns", "exec", namespace, PROGRAM]);
+            ip
+        }
+    };
+    command.arg("worker").arg("--model").arg(model);
+    command.args(["--listen", &place.address, "--threads", "1", "--log", "info"]);
     command.args(["--rank", &rank.to_string(), "--tp", &tp.to_string(), "--kv-memory-mib", "64"]);
     command.args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
     Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a rank"))

@@ -1,10 +1,12 @@
 //! Real processes that are killed, stopped and started again: what a cluster's worst days look like, on a tiny model.
 
 mod cluster;
+mod hosts;
 
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Tiny};
+use hosts::Hosts;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
 use palimpsest_tests::service::ask;
@@ -139,6 +141,39 @@ async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
     cluster.signal(1, "CONT");
     let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
     assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_are_cut_off_come_back() {
+    let Some(hosts) = Hosts::new(3) else { return };
+    let tiny = Tiny::new();
+    let mut cluster = Cluster::start_on(&tiny, &hosts).await;
+    let asked = request(9, 100, 300);
+    let expected = ask(&cluster.client, asked.clone()).await.expect("an answer").tokens;
+    let (client, again) = (cluster.client.clone(), asked.clone());
+    let stream = tokio::spawn(async move { ask(&client, again).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    hosts.cut(1);
+    let cut = Instant::now();
+    while cluster.losses() == 0 {
+        assert!(cut.elapsed() < NOTICED, "not noticed within {NOTICED:?}: {}", cluster.coordinator_log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!stream.is_finished(), "a request waits for its group");
+    hosts.heal(1);
+    let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
+    assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+    cluster.assert_alive();
+    if !hosts.delay(2) {
+        eprintln!("SKIPPED: this kernel delays no packets (no netem)");
+        return;
+    }
+    let losses = cluster.losses();
+    let short = request(9, 100, 20);
+    let far = ask(&cluster.client, short).await.expect("an answer, over a slow network");
+    assert_eq!(far.tokens, expected[..20]);
+    assert_eq!(cluster.losses(), losses, "a slow network is no failure");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod model;
 pub mod policy;
 pub mod rank;
+pub mod reconstruct;
 pub mod runner;
 pub mod sampler;
 pub mod server;

@@ -29,6 +29,7 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
         package: "libprotobuf-dev",
         probe: &["test", "-e", "/usr/include/google/protobuf/descriptor.proto"],
     },
+    SystemPackage { package: "iproute2", probe: &["ip", "-V"] },
     SystemPackage { package: "etcd-server", probe: &["etcd", "--version"] },
     SystemPackage { package: "etcd-client", probe: &["etcdctl", "version"] },
 ];
