@@ -146,8 +146,6 @@ pub fn geometry(info: &ModelInfo, world_size: u32) -> Geometry {
         layers: u64::from(info.layers),
         kv_heads: u64::from(info.kv_heads.div_ceil(world_size)),
         total_kv_heads: u64::from(info.kv_heads),
-        // The rank that shares its KV head with the fewest others.
-        sharers: u64::from((world_size / info.kv_heads.max(1)).max(1)),
         head_dim: u64::from(info.head_dim),
         element_bytes: u64::from(info.kv_element_bytes),
         stride: u64::from(info.stride),

@@ -27,8 +27,6 @@ pub struct Geometry {
     pub kv_heads: u64,
     /// KV heads of the model.
     pub total_kv_heads: u64,
-    /// Ranks that share the slots of each KV head; 1 where heads are whole.
-    pub sharers: u64,
     /// Values of one key or one value.
     pub head_dim: u64,
     /// Bytes of one stored element.
@@ -53,14 +51,6 @@ impl Geometry {
         self.layers * self.kv_heads * self.entry_bytes()
     }
 
-    /// Entries of a head of which nothing was evicted, of `tokens` tokens, that one of its sharers holds at most. Each
-    /// stride is dealt anew.
-    pub const fn shared_tokens(&self, tokens: u64) -> u64 {
-        let share = self.stride.div_ceil(self.sharers);
-        let rest = tokens % self.stride;
-        tokens / self.stride * share + if rest < share { rest } else { share }
-    }
-
     /// Number of (layer, KV head) pairs.
     pub const fn heads(&self) -> u64 {
         self.layers * self.kv_heads
@@ -72,14 +62,13 @@ impl Geometry {
 /// Pooled budgets share a total among heads, each of which may leave one page partly filled.
 pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
     let heads = geometry.heads();
-    let whole = heads * geometry.shared_tokens(max_tokens).div_ceil(PAGE_SLOTS);
+    let whole = heads * max_tokens.div_ceil(PAGE_SLOTS);
     if contract.policy == FULL {
         return whole;
     }
-    let tail = geometry.stride.div_ceil(geometry.sharers);
     let retained = u64::from(contract.budget.saturating_sub(contract.memory_slots.unwrap_or(0)));
     let bounded = if contract.head_budget == "uniform" {
-        heads * (retained.div_ceil(geometry.sharers) + tail).div_ceil(PAGE_SLOTS)
+        heads * (retained + geometry.stride).div_ceil(PAGE_SLOTS)
     } else {
         let protected = u64::from(contract.sinks.unwrap_or(DEFAULT_SINKS) + contract.window.unwrap_or(DEFAULT_WINDOW));
         let evictable = retained.saturating_sub(protected) * heads;
@@ -91,9 +80,8 @@ pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u6
             evictable
         };
         let retained = evictable + retained.min(protected) * heads;
-        // sum of ceil(n_i / s) <= sum(n_i) / s + number of heads, for the sharers and again for the pages
-        let shared = if geometry.sharers == 1 { retained } else { retained / geometry.sharers + heads };
-        (shared + tail * heads) / PAGE_SLOTS + heads
+        // sum of ceil(n_i / s) <= sum(n_i) / s + number of heads
+        (retained + geometry.stride * heads) / PAGE_SLOTS + heads
     };
     bounded.min(whole)
 }
@@ -122,7 +110,6 @@ mod tests {
         layers: 30,
         kv_heads: 3,
         total_kv_heads: 3,
-        sharers: 1,
         head_dim: 64,
         element_bytes: 2,
         stride: 256,
@@ -163,18 +150,15 @@ mod tests {
     #[test]
     fn a_rank_reserves_its_share() {
         let alone = |head_budget| reserved_pages(&contract("retention", head_budget, 1024), &G, 1 << 30);
-        let of = |kv_heads, sharers, head_budget| {
-            let geometry = Geometry { kv_heads, sharers, ..G };
+        let of = |kv_heads, head_budget| {
+            let geometry = Geometry { kv_heads, ..G };
             reserved_pages(&contract("retention", head_budget, 1024), &geometry, 1 << 30)
         };
         for head_budget in ["uniform", "column"] {
-            assert_eq!(3 * of(1, 1, head_budget), alone(head_budget));
+            assert_eq!(3 * of(1, head_budget), alone(head_budget));
         }
-        // Two ranks to a head: half of it, but for partly filled pages.
-        assert!(of(1, 2, "uniform") * 2 == of(1, 1, "uniform"));
-        assert!(of(1, 2, "column") * 2 <= of(1, 1, "column") + 2 * 30 + 2);
         // Pooled over the model: at most half more.
-        let (share, most) = (alone("group") / 3, of(1, 1, "group"));
+        let (share, most) = (alone("group") / 3, of(1, "group"));
         assert!(most > share && most <= share * 3 / 2 + 1, "{share} {most}");
     }
 }

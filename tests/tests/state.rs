@@ -119,7 +119,6 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
             layers: 3,
             kv_heads: 2,
             total_kv_heads: 2,
-            sharers: 1,
             head_dim: 16,
             element_bytes: 2,
             stride: STRIDE,

@@ -245,11 +245,10 @@ impl<B: Backend> Runner<B> {
         for output in outputs {
             hash.update(&output.sequence.to_le_bytes());
             hash.update(&output.token.unwrap_or(u32::MAX).to_le_bytes());
-            let policy = self.sequences.get(&output.sequence).map(|s| s.cache.contract.head_budget);
+            let cache = self.sequences.get(&output.sequence).map(|s| &s.cache);
             // Pooled over the model, ranks evict different numbers; otherwise every KV head evicts the same.
-            if policy.is_some_and(|budget| budget != HeadBudget::Group) {
-                let evicted = output.cache.as_ref().map_or(0, |c| c.evicted_entries);
-                hash.update(&(evicted / shard.kv_heads.len() as u64).to_le_bytes());
+            if let Some(cache) = cache.filter(|cache| cache.contract.head_budget != HeadBudget::Group) {
+                hash.update(&(cache.evicted / shard.kv_heads.len() as u64).to_le_bytes());
             }
         }
         hash.digest()
@@ -268,9 +267,19 @@ pub fn new_cache<B: Backend>(
 ) -> Result<SequenceCache> {
     let (config, kv_heads) = (decoder.config(), &decoder.shard().kv_heads);
     let policy = policy::find(policies, &contract.policy)?;
+    let world_size = decoder.shard().place.world_size;
+    if world_size > config.kv_heads && policy.observes().is_some() {
+        // Refused on all ranks alike, also on those that share nothing.
+        return Err(Error::Contract(format!(
+            "policy `{}` looks at the attention of all query heads of a KV head, which {world_size} ranks of a model with {} \
+             KV heads do not see together: use another policy, or fewer ranks",
+            contract.policy, config.kv_heads
+        )));
+    }
     let mut cache = SequenceCache::new(config.layers, kv_heads.len(), contract, policy);
     cache.first_kv_head = kv_heads.start;
     cache.total_kv_heads = config.kv_heads;
+    cache.leads = decoder.shard().leads;
     match cache.contract.memory.as_str() {
         "none" => {}
         "centroid" => {
@@ -298,8 +307,8 @@ fn output(admitted: &Admitted<'_>, mut logits: Vec<f32>, page_bytes: u64) -> int
     let mut output = internal::SequenceOutput {
         sequence: step.sequence,
         cache: Some(internal::CacheState {
-            held_entries: cache.held_entries(),
-            evicted_entries: cache.evicted,
+            held_entries: if cache.leads { cache.held_entries() } else { 0 },
+            evicted_entries: if cache.leads { cache.evicted } else { 0 },
             held_bytes: cache.held_pages() * page_bytes + cache.memory_bytes(),
         }),
         ..Default::default()
@@ -313,7 +322,7 @@ fn output(admitted: &Admitted<'_>, mut logits: Vec<f32>, page_bytes: u64) -> int
         output.token = Some(choice.token);
         output.logprob = choice.logprob;
     }
-    if step.retention_report {
+    if step.retention_report && cache.leads {
         output.retention = Some(retention(cache));
     }
     output

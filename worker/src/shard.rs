@@ -1,8 +1,9 @@
 //! What part of a model a rank holds.
 //!
-//! Attention is split by KV head with its query heads; with more ranks than KV heads several ranks share a head, each
-//! holding a part of its slots and of its projections. Feed-forward columns are dealt so that every rank holds the same
-//! number of weights in all, whatever its share of attention; embedding and output rows are split evenly.
+//! Attention is split by KV head with its query heads. With more ranks than KV heads several ranks share one: its query
+//! heads are dealt to them, its keys and values are held by each, so their cache is not divided further. Feed-forward columns
+//! are dealt so that every rank holds the same number of weights in all, whatever its share of attention; embedding and output
+//! rows are split evenly.
 
 use std::ops::Range;
 
@@ -55,28 +56,17 @@ pub enum ShardError {
     },
 }
 
-/// Part of a KV head that several ranks share.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Part {
-    /// This rank among the sharers.
-    pub index: usize,
-    /// Number of sharers; 1: the head is not shared.
-    pub count: usize,
-    /// Rank of the first sharer; the others follow it.
-    pub first_rank: usize,
-}
-
 /// A rank's part of a model.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Shard {
     /// The rank.
     pub place: Place,
-    /// KV heads whose cache this rank holds, or shares.
+    /// KV heads whose cache this rank holds.
     pub kv_heads: Range<usize>,
-    /// Its part of those heads. Shared heads are held one per rank.
-    pub part: Part,
-    /// `G`: query heads per KV head.
-    pub group: usize,
+    /// Query heads whose attention it computes: those of its KV heads, or some of those of a shared one.
+    pub query_heads: Range<usize>,
+    /// Whether it speaks for its KV heads: the first of the ranks that share one does.
+    pub leads: bool,
     /// `D`.
     pub head_dim: usize,
     /// Feed-forward columns.
@@ -91,8 +81,8 @@ impl Shard {
         Self {
             place: Place::ALONE,
             kv_heads: 0..config.kv_heads,
-            part: Part { index: 0, count: 1, first_rank: 0 },
-            group: config.heads / config.kv_heads,
+            query_heads: 0..config.heads,
+            leads: true,
             head_dim: config.head_dim,
             ffn: 0..config.ffn,
             vocabulary: 0..config.vocabulary,
@@ -112,8 +102,10 @@ impl Shard {
             return Ok(Self::whole(config));
         }
         let too_narrow = |what, units| Err(ShardError::TooNarrow { what, units, world_size });
-        let (kv_heads, part) = attention(config.kv_heads, place);
-        let group = config.heads / config.kv_heads;
+        if world_size > config.heads {
+            return too_narrow("attention", config.heads);
+        }
+        let Attention { kv_heads, query_heads, leads } = attention(config, place);
         let unit = column_unit(config.ffn, world_size);
         let units = config.ffn / unit;
         if units < world_size {
@@ -122,16 +114,13 @@ impl Shard {
         if config.vocabulary < world_size {
             return too_narrow("the vocabulary", config.vocabulary);
         }
-        if part.count > group * config.head_dim {
-            return too_narrow("a KV head", group * config.head_dim);
-        }
         let dealt = feed_forward_units(config, world_size, unit);
         let first: usize = dealt[..rank].iter().sum();
         Ok(Self {
             place,
             kv_heads,
-            part,
-            group,
+            query_heads,
+            leads,
             head_dim: config.head_dim,
             ffn: first * unit..(first + dealt[rank]) * unit,
             vocabulary: even(config.vocabulary, rank, world_size),
@@ -145,50 +134,17 @@ impl Shard {
 
     /// Query heads whose attention this rank computes.
     pub fn heads(&self) -> usize {
-        self.kv_heads.len() * self.group
+        self.query_heads.len()
     }
 
-    /// Rows of the query projection, of all heads' rows in order.
+    /// Rows of the query projection, of all heads' rows in order; also columns of the output projection.
     pub fn query_rows(&self) -> Range<usize> {
-        self.rows_of(self.group * self.head_dim)
+        self.query_heads.start * self.head_dim..self.query_heads.end * self.head_dim
     }
 
     /// Rows of the key projection, and of the value projection.
     pub fn key_rows(&self) -> Range<usize> {
-        self.rows_of(self.head_dim)
-    }
-
-    /// Columns of the output projection.
-    pub fn output_columns(&self) -> Range<usize> {
-        let width = self.group * self.head_dim;
-        let own = self.columns_of_part(self.part.index);
-        if self.part.count == 1 {
-            self.kv_heads.start * width..self.kv_heads.end * width
-        } else {
-            self.kv_heads.start * width + own.start..self.kv_heads.start * width + own.end
-        }
-    }
-
-    /// Columns of a shared head's output that sharer `index` multiplies.
-    pub fn columns_of_part(&self, index: usize) -> Range<usize> {
-        let width = self.group * self.head_dim;
-        let unit = column_unit(width, self.part.count);
-        let units = even(width / unit, index, self.part.count);
-        units.start * unit..units.end * unit
-    }
-
-    /// Rows of a shared head's projection of `width` rows that sharer `index` computes.
-    pub fn rows_of_part(&self, width: usize, index: usize) -> Range<usize> {
-        even(width, index, self.part.count)
-    }
-
-    fn rows_of(&self, width: usize) -> Range<usize> {
-        if self.part.count == 1 {
-            return self.kv_heads.start * width..self.kv_heads.end * width;
-        }
-        let own = self.rows_of_part(width, self.part.index);
-        let first = self.kv_heads.start * width;
-        first + own.start..first + own.end
+        self.kv_heads.start * self.head_dim..self.kv_heads.end * self.head_dim
     }
 }
 
@@ -204,26 +160,40 @@ fn column_unit(width: usize, count: usize) -> usize {
     if width.is_multiple_of(BLOCK) && width / BLOCK >= count { BLOCK } else { 1 }
 }
 
-/// KV heads of a rank, and its part of them.
-fn attention(kv_heads: usize, place: Place) -> (Range<usize>, Part) {
+/// A rank's part of attention.
+struct Attention {
+    kv_heads: Range<usize>,
+    query_heads: Range<usize>,
+    leads: bool,
+}
+
+fn attention(config: &ModelConfig, place: Place) -> Attention {
     let Place { rank, world_size } = place;
-    if world_size <= kv_heads {
-        return (even(kv_heads, rank, world_size), Part { index: 0, count: 1, first_rank: rank });
+    let group = config.heads / config.kv_heads;
+    if world_size <= config.kv_heads {
+        let kv_heads = even(config.kv_heads, rank, world_size);
+        let query_heads = kv_heads.start * group..kv_heads.end * group;
+        return Attention { kv_heads, query_heads, leads: true };
     }
-    let sharers = |head: usize| even(world_size, head, kv_heads);
-    let head = (0..kv_heads).find(|&head| sharers(head).contains(&rank)).unwrap_or(0);
+    let sharers = |head: usize| even(world_size, head, config.kv_heads);
+    let head = (0..config.kv_heads).find(|&head| sharers(head).contains(&rank)).unwrap_or(0);
     let ranks = sharers(head);
-    (head..head + 1, Part { index: rank - ranks.start, count: ranks.len(), first_rank: ranks.start })
+    let own = even(group, rank - ranks.start, ranks.len());
+    let first = head * group;
+    Attention {
+        kv_heads: head..head + 1,
+        query_heads: first + own.start..first + own.end,
+        leads: rank == ranks.start,
+    }
 }
 
 /// Feed-forward units of every rank, such that attention and feed-forward weights together come out even.
 fn feed_forward_units(config: &ModelConfig, world_size: usize, unit: usize) -> Vec<usize> {
     let units = config.ffn / unit;
     let unit_weights = (3 * unit * config.hidden) as f64;
-    let head_weights = 2 * config.hidden * config.head_dim * (config.heads / config.kv_heads + 1);
     let attention_weights = |rank: usize| {
-        let (heads, part) = attention(config.kv_heads, Place { rank, world_size });
-        (heads.len() * head_weights) as f64 / part.count as f64
+        let own = attention(config, Place { rank, world_size });
+        (2 * config.hidden * config.head_dim * (own.query_heads.len() + own.kv_heads.len())) as f64
     };
     let attention: Vec<f64> = (0..world_size).map(attention_weights).collect();
     let mean = (attention.iter().sum::<f64>() + units as f64 * unit_weights) / world_size as f64;
@@ -258,7 +228,7 @@ mod tests {
 
     /// Weights of one layer that a rank multiplies.
     fn layer_weights(config: &ModelConfig, shard: &Shard) -> usize {
-        let attention = shard.query_rows().len() + 2 * shard.key_rows().len() + shard.output_columns().len();
+        let attention = 2 * shard.query_rows().len() + 2 * shard.key_rows().len();
         config.hidden * (attention + 3 * shard.ffn.len())
     }
 
@@ -274,10 +244,15 @@ mod tests {
                 let shards: Vec<_> = (0..world_size)
                     .map(|rank| Shard::new(config, Place { rank, world_size }).expect("it can be split"))
                     .collect();
-                let whole = layer_weights(config, &Shard::whole(config)) as f64 / world_size as f64;
+                // Keys and values of a shared head are held by each of its ranks.
+                let whole = shards.iter().map(|s| layer_weights(config, s)).sum::<usize>() as f64 / world_size as f64;
                 for shard in &shards {
                     let own = layer_weights(config, shard) as f64 / whole;
                     assert!((0.95..1.05).contains(&own), "{own} of the mean in {shard:?}");
+                }
+                for head in 0..config.kv_heads {
+                    let holders = shards.iter().filter(|s| s.kv_heads.contains(&head));
+                    assert_eq!(holders.filter(|s| s.leads).count(), 1, "one speaks for KV head {head}");
                 }
                 let covers = |part: &dyn Fn(&Shard) -> Range<usize>, width: usize| {
                     let mut next = 0;
@@ -289,11 +264,9 @@ mod tests {
                 };
                 let dim = config.head_dim;
                 covers(&|s| s.query_rows(), config.heads * dim);
-                covers(&|s| s.key_rows(), config.kv_heads * dim);
-                covers(&|s| s.output_columns(), config.heads * dim);
                 covers(&|s| s.ffn.clone(), config.ffn);
                 covers(&|s| s.vocabulary.clone(), config.vocabulary);
-                assert!(shards.iter().all(|s| s.ffn.start % BLOCK == 0 && s.output_columns().start % BLOCK == 0));
+                assert!(shards.iter().all(|s| s.ffn.start % BLOCK == 0 && s.query_rows().start % BLOCK == 0));
             }
         }
     }
@@ -302,9 +275,11 @@ mod tests {
     fn a_head_is_shared_when_there_are_more_ranks_than_heads() {
         let config = config(9, 3, 64, 576, 1536);
         let part = |rank| {
-            Shard::new(&config, Place { rank, world_size: 4 }).map(|s| (s.kv_heads.start, s.part.index, s.part.count))
+            let shard = Shard::new(&config, Place { rank, world_size: 4 }).expect("it can be split");
+            (shard.kv_heads.start, shard.query_heads, shard.leads)
         };
-        assert_eq!([part(0), part(1), part(2), part(3)], [Ok((0, 0, 2)), Ok((0, 1, 2)), Ok((1, 0, 1)), Ok((2, 0, 1))]);
+        let parts = [part(0), part(1), part(2), part(3)];
+        assert_eq!(parts, [(0, 0..2, true), (0, 2..3, false), (1, 3..6, true), (2, 6..9, true)]);
         let error = Shard::new(&config, Place { rank: 4, world_size: 4 }).unwrap_err();
         assert!(error.to_string().contains("ranks 0 to 3"), "{error}");
         let error = Shard::new(&config, Place { rank: 0, world_size: 2000 }).unwrap_err();

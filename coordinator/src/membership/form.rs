@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use palimpsest_proto::internal::v1::{
     GetRankRequest, JoinRequest, RankInfo, WatchRequest, worker_client::WorkerClient,
 };
@@ -148,15 +148,16 @@ async fn join(channels: &[Channel], epoch: Epoch, rendezvous: &str, limit: Durat
         let (mut client, request) = (WorkerClient::new(channel.clone()), request.clone());
         async move {
             // The rank's own deadline comes first and says more.
-            match timeout(limit + 2 * ANSWER_LIMIT, client.join(request)).await {
-                Ok(Ok(_)) => None,
-                Ok(Err(status)) => Some(format!("rank {rank}: {}", status.message())),
-                Err(_) => Some(format!("rank {rank}: no answer in time")),
-            }
+            let what = match timeout(limit + 2 * ANSWER_LIMIT, client.join(request)).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) => format!("rank {rank}: {}", status.message()),
+                Err(_) => format!("rank {rank}: no answer in time"),
+            };
+            Err(FormError::Join { epoch, what })
         }
     });
-    let failed: Vec<String> = join_all(answers).await.into_iter().flatten().collect();
-    if failed.is_empty() { Ok(()) } else { Err(FormError::Join { epoch, what: failed.join("; ") }) }
+    // The first failure is the one to name: the others wait for that rank, and stop waiting when their calls are dropped.
+    try_join_all(answers).await.map(|_| ())
 }
 
 /// Listens to the beats of all ranks. A rank that is silent for `limit` is gone, however busy it was.

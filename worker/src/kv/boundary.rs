@@ -71,7 +71,14 @@ fn rank<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slo
     }
     let scope = if cache.policy.comparable() { cache.contract.head_budget } else { HeadBudget::Uniform };
     let columns = Columns { own: cache.kv_heads, first: cache.first_kv_head, total: cache.total_kv_heads };
-    let mut keep = budget::select(&candidates, columns, take, scope, &mut |counts| ctx.exchange.sum_counts(counts))?;
+    let mut sum = |counts: &mut [u64]| {
+        if !cache.leads {
+            // The rank that leads this head counts the same candidates.
+            counts.fill(0);
+        }
+        ctx.exchange.sum_counts(counts)
+    };
+    let mut keep = budget::select(&candidates, columns, take, scope, &mut sum)?;
     for ((kept, candidates), head) in keep.iter_mut().zip(&candidates).zip(&cache.heads) {
         // Protected slots stand before and behind the candidates, so order is kept by concatenation.
         let first = candidates.slots.first().copied().unwrap_or(head.len() as u32);

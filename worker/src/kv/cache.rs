@@ -69,6 +69,8 @@ pub struct SequenceCache {
     pub first_kv_head: usize,
     /// KV heads of the model.
     pub total_kv_heads: usize,
+    /// Whether this rank speaks for its KV heads. Ranks that share one hold the same of it, and the first of them counts.
+    pub leads: bool,
     /// Tokens read so far; also the absolute position of the next one.
     pub seen: u64,
     /// Rotary position of the next token.
@@ -91,6 +93,7 @@ impl SequenceCache {
             kv_heads,
             first_kv_head: 0,
             total_kv_heads: kv_heads,
+            leads: true,
             seen: 0,
             next_rotary: 0,
             evicted: 0,

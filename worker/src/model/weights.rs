@@ -288,7 +288,7 @@ impl Weights {
             v_bias: bias(Role::ValueBias, RowOrder::Halves, keys)?,
             q_norm: optional(config.qk_norm, Role::QueryNorm)?,
             k_norm: optional(config.qk_norm, Role::KeyNorm)?,
-            o: matrix(Role::Output)?.into_columns(shard.output_columns())?,
+            o: matrix(Role::Output)?.into_columns(shard.query_rows())?,
             ffn_norm: vector(Role::FfnNorm)?,
             gate: matrix(Role::Gate)?.into_rows(ffn.clone()),
             up: matrix(Role::Up)?.into_rows(ffn.clone()),
