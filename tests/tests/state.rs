@@ -4,7 +4,7 @@
 use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
-use palimpsest_tests::{EngineOptions, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer};
+use palimpsest_tests::{EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer};
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
@@ -116,10 +116,10 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
         let mut runner = engine(model.path(), EngineOptions::default(), Some(&scorer));
         let wire = wire(&contract);
         let geometry = palimpsest_proto::kv::Geometry {
-            layers: 3,
-            kv_heads: 2,
-            total_kv_heads: 2,
-            head_dim: 16,
+            layers: LAYERS as u64,
+            kv_heads: KV_HEADS as u64,
+            total_kv_heads: KV_HEADS as u64,
+            head_dim: HEAD_DIM as u64,
             element_bytes: 2,
             stride: STRIDE,
         };
