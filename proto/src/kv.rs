@@ -106,14 +106,8 @@ pub const fn smallest_budget(sinks: u32, window: u32, memory_slots: u32) -> u32 
 mod tests {
     use super::*;
 
-    const G: Geometry = Geometry {
-        layers: 30,
-        kv_heads: 3,
-        total_kv_heads: 3,
-        head_dim: 64,
-        element_bytes: 2,
-        stride: 256,
-    };
+    const G: Geometry =
+        Geometry { layers: 30, kv_heads: 3, total_kv_heads: 3, head_dim: 64, element_bytes: 2, stride: 256 };
 
     fn contract(policy: &str, head_budget: &str, budget: u32) -> KvContract {
         KvContract { policy: policy.into(), head_budget: head_budget.into(), budget, ..Default::default() }

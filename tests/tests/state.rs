@@ -4,7 +4,9 @@
 use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
-use palimpsest_tests::{EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer};
+use palimpsest_tests::{
+    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer,
+};
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;

@@ -186,7 +186,7 @@ fn the_default_model_answers_alike() {
             for bytes in &many.weight_bytes {
                 let share = *bytes as f64 / whole;
                 // Six ranks hold each KV head's keys and values twice.
-                let most = if world_size > 3 { 1.06 } else { 1.05 };
+                let most = if world_size > 3 { 1.07 } else { 1.05 };
                 assert!((0.95..most).contains(&share), "a rank of {world_size} holds {share} of its share of weights");
             }
         }

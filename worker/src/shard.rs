@@ -180,11 +180,7 @@ fn attention(config: &ModelConfig, place: Place) -> Attention {
     let ranks = sharers(head);
     let own = even(group, rank - ranks.start, ranks.len());
     let first = head * group;
-    Attention {
-        kv_heads: head..head + 1,
-        query_heads: first + own.start..first + own.end,
-        leads: rank == ranks.start,
-    }
+    Attention { kv_heads: head..head + 1, query_heads: first + own.start..first + own.end, leads: rank == ranks.start }
 }
 
 /// Feed-forward units of every rank, such that attention and feed-forward weights together come out even.
