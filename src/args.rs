@@ -29,7 +29,7 @@ pub enum Command {
     Serve(ServeArgs),
     /// Ask a running server.
     Generate(GenerateArgs),
-    /// Measure this engine.
+    /// Measure this engine, or a server under load.
     Bench(BenchArgs),
     /// Train the indexer of a model from text, forward-only.
     Calibrate(CalibrateArgs),
@@ -246,6 +246,8 @@ pub enum BenchKind {
     Prefill(BenchRun),
     /// Time per generated token after a context of each length.
     Decode(BenchRun),
+    /// Send requests to a running server at a given rate, whether or not it keeps up.
+    Load(Box<crate::load::LoadArgs>),
 }
 
 #[derive(Debug, Args)]

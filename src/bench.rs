@@ -27,6 +27,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let (kind, run) = match args.kind {
         BenchKind::Prefill(run) => ("prefill", run),
         BenchKind::Decode(run) => ("decode", run),
+        BenchKind::Load(load) => return crate::runtime()?.block_on(crate::load::run(&load)),
     };
     let mut rank = embedded::open_rank(&run.model, &run.kv)?;
     let info = rank.info.model.as_ref().context("a rank reports its model")?;

@@ -8,6 +8,7 @@ mod embedded;
 mod eval;
 mod generate;
 mod inspect;
+mod load;
 mod pull;
 mod quickstart;
 mod serve;
