@@ -99,7 +99,7 @@ pub struct Ask {
 }
 
 /// A secret that prints as stars.
-#[derive(Clone, Deserialize)]
+#[derive(Clone)]
 pub struct ApiKey(String);
 
 impl fmt::Debug for ApiKey {
