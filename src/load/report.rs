@@ -184,8 +184,7 @@ mod tests {
 
     /// Two answers, one of them late, and a refusal; in one second.
     fn measured() -> Measurement {
-        let mut measured =
-            Measurement::new(Objective { first_token: Some(100 * MS), inter_token: None });
+        let mut measured = Measurement::new(Objective { first_token: Some(100 * MS), inter_token: None });
         let scheduled = Instant::now();
         for first in [50, 200] {
             let pieces = vec![scheduled + first * MS, scheduled + (first + 20) * MS];

@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn reads_data_and_nothing_else() {
-        let stream = b": keep-alive\n\nevent: x\nid: 1\ndata: one\n\ndata:two\ndata:  three\n\nretry: 5\n\ndata\n\ndata: cut";
+        let stream =
+            b": keep-alive\n\nevent: x\nid: 1\ndata: one\n\ndata:two\ndata:  three\n\nretry: 5\n\ndata\n\ndata: cut";
         assert_eq!(read(&[stream]).unwrap(), ["one", "two\n three", ""]);
     }
 
