@@ -5,6 +5,7 @@
 mod bench_peers;
 mod ci;
 mod crates;
+mod deploy_check;
 mod metrics;
 mod process;
 mod rust_source;
@@ -20,6 +21,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
+  deploy-check         the manifests in deploy/: schemas, references, command lines; needs kubectl, no cluster
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn dispatch() -> Result<()> {
         ["ci"] => ci::run_checks(),
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
+        ["deploy-check"] => deploy_check::check(),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
