@@ -212,15 +212,18 @@ mod tests {
     }
 
     fn coordinator(extra: &str) -> Value {
-        let args = json!([
-            "coordinator", "--etcd=http://etcd:2379", "--group=main", "--tp=2", "--listen=0.0.0.0:1", extra
-        ]);
+        let args =
+            json!(["coordinator", "--etcd=http://etcd:2379", "--group=main", "--tp=2", "--listen=0.0.0.0:1", extra]);
         deployment("c", &args, &[1])
     }
 
     fn worker(group: &str, tp: &str) -> Value {
         let args = json!([
-            "worker", "--etcd=http://etcd:2379", format!("--group={group}"), format!("--tp={tp}"), "--health=0.0.0.0:2",
+            "worker",
+            "--etcd=http://etcd:2379",
+            format!("--group={group}"),
+            format!("--tp={tp}"),
+            "--health=0.0.0.0:2",
             "--advertise=$(POD_IP):3"
         ]);
         deployment("w", &args, &[2])
@@ -255,9 +258,8 @@ mod tests {
     #[test]
     fn what_a_program_does_not_understand_is_a_problem() {
         let manifests = Manifests::new(vec![coordinator("--no")]);
-        let problems = |path: &str, skipped: Vec<&'static str>| {
-            Program { path: path.into(), skipped }.problems(&manifests)
-        };
+        let problems =
+            |path: &str, skipped: Vec<&'static str>| Program { path: path.into(), skipped }.problems(&manifests);
         assert_eq!(problems("true", vec![]), Vec::<String>::new());
         assert_eq!(problems("false", vec![]).len(), 1);
         assert_eq!(problems("false", COMMANDS.to_vec()), Vec::<String>::new());

@@ -40,7 +40,10 @@ impl Manifests {
 
     /// Objects of a kind, with their names.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
-        self.0.iter().filter(move |object| object["kind"] == kind).map(|object| (text(&object["metadata"]["name"]), object))
+        self.0
+            .iter()
+            .filter(move |object| object["kind"] == kind)
+            .map(|object| (text(&object["metadata"]["name"]), object))
     }
 
     /// An object by kind and name.
@@ -83,7 +86,9 @@ impl<'a> Pods<'a> {
     /// Containers, with how messages call them. Init containers are not among them.
     pub fn containers(&self) -> impl Iterator<Item = (String, &'a Value)> {
         let owner = self.owner.clone();
-        list(&self.spec["containers"]).iter().map(move |container| (format!("{owner} {}", text(&container["name"])), container))
+        list(&self.spec["containers"])
+            .iter()
+            .map(move |container| (format!("{owner} {}", text(&container["name"])), container))
     }
 
     /// Whether a port, by name or number, is one of a container.

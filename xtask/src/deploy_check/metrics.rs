@@ -84,7 +84,8 @@ fn panel_problems(dashboard: &Value, names: &Names) -> Vec<String> {
             problems.push(format!("dashboard: `{title}` asks for nothing"));
         }
         let unknown = queries.iter().flat_map(|query| names.unknown(query));
-        problems.extend(unknown.map(|name| format!("dashboard: `{title}` asks for {name}, which is not in metrics.txt")));
+        problems
+            .extend(unknown.map(|name| format!("dashboard: `{title}` asks for {name}, which is not in metrics.txt")));
     }
     problems
 }
@@ -97,7 +98,9 @@ pub fn alert_problems(manifests: &Manifests, names: &Names) -> Vec<String> {
             let alert = text(&rule["alert"]);
             let query = text(&rule["expr"]);
             let unknown = names.unknown(query);
-            problems.extend(unknown.into_iter().map(|name| format!("{alert} asks for {name}, which is not in metrics.txt")));
+            problems.extend(
+                unknown.into_iter().map(|name| format!("{alert} asks for {name}, which is not in metrics.txt")),
+            );
             if !query.contains(PREFIX) {
                 problems.push(format!("{alert} asks for nothing"));
             }
@@ -111,7 +114,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const LIST: &str = "# names\npalimpsest_wait_seconds histogram\npalimpsest_done_total counter\npalimpsest_age gauge\n";
+    const LIST: &str =
+        "# names\npalimpsest_wait_seconds histogram\npalimpsest_done_total counter\npalimpsest_age gauge\n";
 
     #[test]
     fn queries_ask_for_series_that_are_there() {
@@ -133,7 +137,8 @@ mod tests {
         assert_eq!(panel_problems(&json!({}), &names).len(), 1);
         let rule = |query: &str| {
             let rules = json!([{"alert": "A", "expr": query}]);
-            let object = json!({"kind": "PrometheusRule", "metadata": {"name": "r"}, "spec": {"groups": [{"rules": rules}]}});
+            let object =
+                json!({"kind": "PrometheusRule", "metadata": {"name": "r"}, "spec": {"groups": [{"rules": rules}]}});
             alert_problems(&Manifests::new(vec![object]), &names)
         };
         assert_eq!(rule("palimpsest_age > 1"), Vec::<String>::new());

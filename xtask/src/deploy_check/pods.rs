@@ -31,7 +31,8 @@ pub fn problems(manifests: &Manifests) -> Vec<String> {
             }
             for probe in PROBES {
                 let action = &container[probe];
-                let port = ["httpGet", "grpc", "tcpSocket"].iter().map(|kind| &action[kind]["port"]).find(|p| !p.is_null());
+                let port =
+                    ["httpGet", "grpc", "tcpSocket"].iter().map(|kind| &action[kind]["port"]).find(|p| !p.is_null());
                 match port {
                     None => problems.push(format!("{name}: no {probe}")),
                     Some(port) if !container_has_port(container, port) => {
@@ -71,7 +72,9 @@ fn grace_problem(pods: &Pods) -> Option<String> {
     let grace = pods.spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
     let needed = before + drain + MARGIN_SECONDS;
     (grace < needed).then(|| {
-        format!("{owner}: killed after {grace} s, but preStop {before} s and drain {drain} s need {needed} s with a margin")
+        format!(
+            "{owner}: killed after {grace} s, but preStop {before} s and drain {drain} s need {needed} s with a margin"
+        )
     })
 }
 
@@ -94,7 +97,8 @@ fn security_problems(pods: &Pods) -> Vec<String> {
 
 /// The coordinator's own drain limit against what its pods say.
 pub fn drain_problems(manifests: &Manifests, limit_seconds: u64) -> Vec<String> {
-    let starts_coordinator = |pods: &Pods| pods.containers().any(|(_, c)| list(&c["args"]).iter().any(|a| a == "coordinator"));
+    let starts_coordinator =
+        |pods: &Pods| pods.containers().any(|(_, c)| list(&c["args"]).iter().any(|a| a == "coordinator"));
     let pods = manifests.pods().into_iter().filter(starts_coordinator);
     let differs = pods.filter(|pods| pods.annotations.get(DRAIN).is_none_or(|said| *said != limit_seconds.to_string()));
     differs.map(|pods| format!("{}: {DRAIN} is not the coordinator's limit of {limit_seconds} s", pods.owner)).collect()
@@ -108,7 +112,8 @@ pub fn drain_limit_seconds() -> Result<u64> {
     let source = fs::read_to_string(COORDINATOR_CONFIG).context(COORDINATOR_CONFIG)?;
     let after = source.split("drain_limit: Duration::from_secs(").nth(1);
     let digits = after.and_then(|after| after.split(')').next()).and_then(|digits| digits.parse().ok());
-    digits.with_context(|| format!("{COORDINATOR_CONFIG} does not set drain_limit in seconds any more: adapt this check"))
+    digits
+        .with_context(|| format!("{COORDINATOR_CONFIG} does not set drain_limit in seconds any more: adapt this check"))
 }
 
 #[cfg(test)]

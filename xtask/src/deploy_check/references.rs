@@ -14,7 +14,8 @@ pub fn problems(manifests: &Manifests, readme: &str) -> Vec<String> {
         for (kind, name) in needs(&pods) {
             let given = manifests.find(kind, name).is_some() || readme.contains(&format!("`{kind}/{name}`"));
             if !given {
-                problems.push(format!("{} needs {kind}/{name}, which neither is there nor told in README.md", pods.owner));
+                problems
+                    .push(format!("{} needs {kind}/{name}, which neither is there nor told in README.md", pods.owner));
             }
         }
     }
@@ -97,7 +98,8 @@ fn policy_problems(manifests: &Manifests) -> Vec<String> {
 /// Our pods among the peers of a rule, and selectors that select none. Peers in other namespaces cannot be checked.
 fn peer_problems<'a>(name: &str, pods: &'a [Pods<'a>], peers: &Value) -> (Vec<&'a Pods<'a>>, Vec<String>) {
     let (mut ours, mut problems) = (Vec::new(), Vec::new());
-    for peer in list(peers).iter().filter(|peer| peer["namespaceSelector"].is_null() && !peer["podSelector"].is_null()) {
+    for peer in list(peers).iter().filter(|peer| peer["namespaceSelector"].is_null() && !peer["podSelector"].is_null())
+    {
         let found = selected(pods, &labels(&peer["podSelector"]["matchLabels"]));
         if found.is_empty() {
             problems.push(format!("{name}: the peer {} is no pod", peer["podSelector"]));
@@ -153,9 +155,11 @@ fn monitor_problems(manifests: &Manifests) -> Vec<String> {
         let services: Vec<&Value> =
             manifests.of_kind("Service").map(|(_, service)| service).filter(|service| has_labels(service)).collect();
         for endpoint in list(&monitor["spec"]["endpoints"]) {
-            let has_port = |service: &&Value| list(&service["spec"]["ports"]).iter().any(|p| p["name"] == endpoint["port"]);
+            let has_port =
+                |service: &&Value| list(&service["spec"]["ports"]).iter().any(|p| p["name"] == endpoint["port"]);
             if !services.iter().any(has_port) {
-                problems.push(format!("ServiceMonitor/{name}: no service that it selects has port {}", endpoint["port"]));
+                problems
+                    .push(format!("ServiceMonitor/{name}: no service that it selects has port {}", endpoint["port"]));
             }
         }
     }
