@@ -3,6 +3,7 @@
 use crate::pull::{DEFAULT_MODEL, PullOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use palimpsest_proto::v1;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// LLM inference with a bounded KV cache.
@@ -27,9 +28,13 @@ pub enum Command {
     Pull(PullArgs),
     /// Serve a model over gRPC, all in one process.
     Serve(ServeArgs),
+    /// Serve a model whose ranks are processes, started with `palimpsest worker`.
+    Coordinator(CoordinatorArgs),
+    /// Run one rank of a worker group.
+    Worker(WorkerArgs),
     /// Ask a running server.
     Generate(GenerateArgs),
-    /// Measure this engine, or a server under load.
+    /// Measure this engine.
     Bench(BenchArgs),
     /// Train the indexer of a model from text, forward-only.
     Calibrate(CalibrateArgs),
@@ -143,6 +148,9 @@ pub struct QuickstartArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub kv: KvArgs,
+    /// Ranks that share the model, as threads of this process: tensor parallelism.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub tp: u8,
     /// Your own document instead of the built-in one.
     #[arg(long)]
     pub document: Option<PathBuf>,
@@ -178,15 +186,93 @@ pub struct ServeArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub kv: KvArgs,
-    /// Address to listen on.
+    /// Ranks that share the model, as threads of this process: tensor parallelism.
+    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub tp: u8,
+    #[command(flatten)]
+    pub front: FrontArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CoordinatorArgs {
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Addresses of all ranks, in rank order, instead of a registry: host:port,host:port
+    #[arg(long, env = "PALIMPSEST_RANKS", value_delimiter = ',', conflicts_with = "etcd")]
+    pub ranks: Vec<String>,
+    /// Ranks of the group, when they are found in a registry.
+    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
+    pub tp: u32,
+    #[command(flatten)]
+    pub front: FrontArgs,
+    /// Seconds that the first group has to form; who is missing is said meanwhile.
+    #[arg(long, env = "PALIMPSEST_FORM_SECONDS", default_value_t = 300)]
+    pub form_seconds: u64,
+    /// Seconds that requests of a lost group wait for the next one.
+    #[arg(long, env = "PALIMPSEST_REGROUP_SECONDS", default_value_t = 120)]
+    pub regroup_seconds: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub kv: KvArgs,
+    /// This rank, from 0.
+    #[arg(long, env = "PALIMPSEST_RANK")]
+    pub rank: usize,
+    /// Ranks of the group.
+    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
+    pub tp: usize,
+    /// Address to listen on for the coordinator.
+    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
+    pub listen: SocketAddr,
+    /// host:port at which coordinator and other ranks reach this one; --listen when not given.
+    #[arg(long, env = "PALIMPSEST_ADVERTISE")]
+    pub advertise: Option<String>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// What faces clients.
+#[derive(Debug, Args)]
+pub struct FrontArgs {
+    /// Address to listen on for gRPC.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
-    pub listen: std::net::SocketAddr,
+    pub listen: SocketAddr,
+    /// Address to listen on for HTTP: OpenAI's API, probes and metrics.
+    #[arg(long, env = "PALIMPSEST_HTTP", default_value = "127.0.0.1:8000")]
+    pub http: SocketAddr,
+    /// No HTTP.
+    #[arg(long, env = "PALIMPSEST_NO_HTTP", conflicts_with = "http")]
+    pub no_http: bool,
+    /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
+    #[arg(long, env = "PALIMPSEST_API_KEYS_FILE")]
+    pub api_keys_file: Option<PathBuf>,
+    /// Serve anyone who reaches this address, without keys.
+    #[arg(long, env = "PALIMPSEST_INSECURE_NO_KEYS", conflicts_with = "api_keys_file")]
+    pub insecure_no_keys: bool,
     /// Sequences that run at once.
     #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
     pub max_running: usize,
     /// Requests that may wait.
     #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
     pub max_queued: usize,
+}
+
+/// Where the ranks of a group are found.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// etcd's endpoints: http://host:2379, several with commas.
+    #[arg(long, env = "PALIMPSEST_ETCD", value_delimiter = ',')]
+    pub etcd: Vec<String>,
+    /// User of etcd; its password is read from PALIMPSEST_ETCD_PASSWORD.
+    #[arg(long, env = "PALIMPSEST_ETCD_USER")]
+    pub etcd_user: Option<String>,
+    /// Name of the worker group.
+    #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
+    pub group: String,
 }
 
 #[derive(Debug, Args)]
@@ -246,7 +332,7 @@ pub enum BenchKind {
     Prefill(BenchRun),
     /// Time per generated token after a context of each length.
     Decode(BenchRun),
-    /// Send requests to a running server at a given rate, whether or not it keeps up.
+    /// Any OpenAI-compatible server, under requests that arrive at random.
     Load(Box<crate::load::LoadArgs>),
 }
 

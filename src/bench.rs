@@ -1,6 +1,6 @@
 //! `palimpsest bench`: the engine alone, without a server.
 
-use crate::args::{BenchArgs, BenchKind, BenchRun};
+use crate::args::BenchRun;
 use crate::{embedded, term};
 use anyhow::Context;
 use palimpsest_coordinator::request::with_defaults;
@@ -23,19 +23,14 @@ struct Point {
 }
 
 /// Measures and prints.
-pub fn run(args: BenchArgs) -> anyhow::Result<()> {
-    let (kind, run) = match args.kind {
-        BenchKind::Prefill(run) => ("prefill", run),
-        BenchKind::Decode(run) => ("decode", run),
-        BenchKind::Load(load) => return crate::runtime()?.block_on(crate::load::run(&load)),
-    };
+pub fn run(kind: &'static str, run: &BenchRun) -> anyhow::Result<()> {
     let mut rank = embedded::open_rank(&run.model, &run.kv)?;
     let info = rank.info.model.as_ref().context("a rank reports its model")?;
     let contract = Contract::parse(&with_defaults(&run.kv.wire(), info))?;
     for &depth in &run.depths {
         let mut points = Vec::new();
         for _ in 0..run.repeat.max(1) {
-            points.push(measure(&mut rank, kind, &run, &contract, depth)?);
+            points.push(measure(&mut rank, kind, run, &contract, depth)?);
         }
         points.sort_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
         print(&points[points.len() / 2], run.json);

@@ -9,10 +9,8 @@ use palimpsest_calibrate::{collect, corpus};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_worker::policy::retention::RetentionScorer;
+use palimpsest_worker::reconstruct;
 use std::collections::HashMap;
-
-/// Asks the model to repeat the context: the queries of the repetition look back at what it needs.
-const INSTRUCTION: &str = "\n\nRepeat the previous context exactly:\n";
 
 /// Trains, reports on held-out documents, writes the indexer.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
@@ -27,13 +25,28 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
     let prefix = user_prefix(&info)?;
     let documents = corpus::documents(&text, &tokenizer, &prefix, (args.documents, args.tokens), args.seed)?;
-    let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
+    let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(reconstruct::INSTRUCTION, false)?;
     let (layers, kv_heads) = (info.layers as usize, info.kv_heads as usize);
     let hidden = rank.runner.decoder().config().hidden;
-    collect::prepare(&mut rank.runner);
+    reconstruct::prepare(&mut rank.runner);
     let mut sums = vec![Sums::new(hidden, kv_heads); layers];
     let bar = term::progress(documents.len() as u64, "calibrating");
     for (index, document) in documents.iter().enumerate() {
+        if let Ok(dir) = std::env::var("DUMP") {
+            let path = format!("{dir}/{index:03}.bin");
+            if !std::path::Path::new(&path).exists() {
+                let sample = collect::sample(&mut rank.runner, document, &instruction)?;
+                let mut bytes: Vec<u8> = Vec::new();
+                bytes.extend((sample.len as u32).to_le_bytes());
+                document.iter().for_each(|t| bytes.extend(t.to_le_bytes()));
+                for h in sample.hidden.iter().chain(&sample.targets) {
+                    h.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+                }
+                std::fs::write(path, bytes)?;
+            }
+            bar.inc(1);
+            continue;
+        }
         if index % args.holdout != args.holdout - 1 {
             let sample = collect::sample(&mut rank.runner, document, &instruction)?;
             for (layer, sums) in sums.iter_mut().enumerate() {

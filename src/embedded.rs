@@ -7,10 +7,12 @@ use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_worker::collective::local::LocalGroup;
 use palimpsest_worker::policy::retention::RetentionScorer;
 use palimpsest_worker::rank::{Rank, RankOptions};
 use palimpsest_worker::shard::Place;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Plans that may wait for the device thread. The engine sends the next one when it has the last one's output.
@@ -19,8 +21,32 @@ const PLANS_IN_FLIGHT: usize = 1;
 /// Opens the model with a progress bar, fetching it first when it is a known one.
 pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBackend>> {
     let path = pull::pull(&crate::args::pull_options(&args.model))?;
+    open_part(args, kv, path, Place::ALONE, args.threads)
+}
+
+/// Opens the model in `tp` parts, which share the kernel threads and the cache memory.
+pub fn open_ranks(args: &ModelArgs, kv: &KvArgs, tp: usize) -> anyhow::Result<Vec<Rank<CpuBackend>>> {
+    let path = pull::pull(&crate::args::pull_options(&args.model))?;
+    if tp <= 1 {
+        return Ok(vec![open_part(args, kv, path, Place::ALONE, args.threads)?]);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = (args.threads.unwrap_or(cores) / tp).max(1);
+    let args = ModelArgs { kv_memory_mib: args.kv_memory_mib.div_ceil(tp), ..args.clone() };
+    let open = |rank| open_part(&args, kv, path.clone(), Place { rank, world_size: tp }, Some(threads));
+    (0..tp).map(open).collect()
+}
+
+/// Opens one part of the model at `path`.
+pub fn open_part(
+    args: &ModelArgs,
+    kv: &KvArgs,
+    path: PathBuf,
+    place: Place,
+    threads: Option<usize>,
+) -> anyhow::Result<Rank<CpuBackend>> {
     let backend = CpuBackend::new(CpuOptions {
-        threads: args.threads,
+        threads,
         activations: match args.activations {
             ActivationsArg::Int8 => Activations::Int8,
             ActivationsArg::F32 => Activations::F32,
@@ -39,7 +65,7 @@ pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBacken
         stride: args.stride,
         scorer: scorer(args)?,
         default_kv: kv.wire(),
-        place: Place::ALONE,
+        place,
     };
     let bar = term::progress(100, "loading");
     let rank = Rank::open(backend, options, &mut |done| bar.set_position((done * 100.0) as u64))?;
@@ -61,16 +87,31 @@ fn scorer(args: &ModelArgs) -> anyhow::Result<Option<RetentionScorer>> {
     Ok(Some(RetentionScorer::parse(&bytes)?))
 }
 
-/// Starts the device thread of an opened rank and a coordinator over it. Needs a tokio runtime.
-pub fn start(rank: Rank<CpuBackend>, config: Config) -> anyhow::Result<Coordinator> {
-    let (plans, mut inbox) = mpsc::channel::<(_, tokio::sync::oneshot::Sender<_>)>(PLANS_IN_FLIGHT);
-    let Rank { info, mut runner } = rank;
-    std::thread::Builder::new().name("rank-0".into()).spawn(move || {
-        while let Some((plan, reply)) = inbox.blocking_recv() {
-            // A coordinator that stopped waiting has ended the epoch already.
-            let _ = reply.send(runner.execute(&plan));
+/// Number of the only epoch of ranks that are threads: they fail together or not at all.
+const EPOCH: u64 = 1;
+
+/// Starts the device threads of the opened ranks of a group, in rank order, and a coordinator over them. Needs a tokio
+/// runtime.
+pub fn start(ranks: Vec<Rank<CpuBackend>>, config: Config) -> anyhow::Result<Coordinator> {
+    let mut channels = Vec::with_capacity(ranks.len());
+    let mut infos = Vec::with_capacity(ranks.len());
+    let mut collectives = LocalGroup::new(ranks.len()).into_iter();
+    let is_group = ranks.len() > 1;
+    for (index, Rank { info, mut runner }) in ranks.into_iter().enumerate() {
+        if let Some(collective) = collectives.next().filter(|_| is_group) {
+            runner.join(EPOCH, Some(Arc::new(collective)));
         }
-    })?;
-    let executor = ChannelExecutor::new(vec![RankChannel { plans }], config.step_limit);
-    Ok(Coordinator::build(config, Box::new(executor), vec![info])?)
+        let (plans, mut inbox) = mpsc::channel::<(_, tokio::sync::oneshot::Sender<_>)>(PLANS_IN_FLIGHT);
+        std::thread::Builder::new().name(format!("rank-{index}")).spawn(move || {
+            while let Some((plan, reply)) = inbox.blocking_recv() {
+                // A coordinator that stopped waiting has ended the epoch already.
+                let _ = reply.send(runner.execute(&plan));
+            }
+        })?;
+        channels.push(RankChannel { plans });
+        infos.push(info);
+    }
+    let config = Config { first_epoch: EPOCH, ..config };
+    let executor = ChannelExecutor::new(channels, config.step_limit);
+    Ok(Coordinator::build(config, Box::new(executor), infos)?)
 }

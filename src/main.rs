@@ -4,8 +4,10 @@
 mod args;
 mod bench;
 mod calibrate;
+mod cluster;
 mod embedded;
 mod eval;
+mod front;
 mod generate;
 mod inspect;
 mod load;
@@ -14,7 +16,7 @@ mod quickstart;
 mod serve;
 mod term;
 
-use args::{Cli, Command};
+use args::{BenchKind, Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
 
@@ -40,8 +42,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Serve(args) => runtime()?.block_on(serve::run(args)),
+        Command::Coordinator(args) => runtime()?.block_on(cluster::coordinator(args)),
+        Command::Worker(args) => runtime()?.block_on(cluster::worker(args)),
         Command::Generate(args) => runtime()?.block_on(generate::run(args)),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => match args.kind {
+            BenchKind::Prefill(run) => bench::run("prefill", &run),
+            BenchKind::Decode(run) => bench::run("decode", &run),
+            BenchKind::Load(args) => runtime()?.block_on(load::run(&args)),
+        },
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Eval(args) => eval::run(*args),
         Command::Inspect(args) => inspect::run(&args),

@@ -1,38 +1,35 @@
 //! `palimpsest serve`: everything in one process.
 
 use crate::args::ServeArgs;
+use crate::front::Front;
 use crate::{embedded, term};
-use anyhow::{Context, bail};
-use palimpsest_coordinator::Config;
+use anyhow::bail;
 use palimpsest_worker::policy::Retention;
-use tokio::net::TcpListener;
 
 /// Loads the model, listens, serves until Ctrl-C or SIGTERM, then drains.
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
-    // The port first: a wrong one is found before a model is loaded.
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!("cannot listen on {}; is another server running? choose one with --listen", args.listen)
-    })?;
-    let rank = tokio::task::block_in_place(|| embedded::open_rank(&args.model, &args.kv))?;
-    let config = Config { max_running: args.max_running, max_queued: args.max_queued, ..Config::default() };
-    let device = rank.info.device.clone();
-    let arena = term::bytes(rank.info.kv_arena_bytes);
-    let coordinator = embedded::start(rank, config)?;
+    let front = Front::open(&args.front).await?;
+    let ranks = tokio::task::block_in_place(|| embedded::open_ranks(&args.model, &args.kv, args.tp.into()))?;
+    let config = front.config(&args.front);
+    let device = ranks[0].info.device.clone();
+    let arena = term::bytes(ranks.iter().map(|rank| rank.info.kv_arena_bytes).sum());
+    let parts = if args.tp > 1 { format!("{} ranks, each ", args.tp) } else { String::new() };
+    let coordinator = embedded::start(ranks, config)?;
     if !coordinator.ready().await {
         bail!("the first step failed; run with --log info for the reason");
     }
     let model = &coordinator.service().model;
     let kv = model.info.default_kv.clone().unwrap_or_default();
     let trained = if kv.policy == Retention::NAME { "learned" } else { "untrained" };
-    eprintln!("serving {} on {} ({device}, up to {arena} of cache)", model.info.name, args.listen);
+    eprintln!("serving {} at {} ({parts}{device}, up to {arena} of cache)", model.info.name, front.describe());
     eprintln!("default contract: budget {}, policy {} ({trained}), memory {}", kv.budget, kv.policy, kv.memory);
-    coordinator.serve(listener, shutdown_signal()).await?;
+    front.serve(&coordinator).await?;
     eprintln!("drained");
     Ok(())
 }
 
 /// The first Ctrl-C or SIGTERM starts the drain; a second one ends the process at once.
-async fn shutdown_signal() {
+pub async fn shutdown_signal() {
     wait_for_signal().await;
     eprintln!("draining; once more to stop at once");
     tokio::spawn(async {

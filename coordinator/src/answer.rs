@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     ids::RequestId,
+    metrics::Metrics,
     model::ServedModel,
     request::ValidRequest,
     scheduler::Ending,
@@ -35,6 +36,9 @@ pub struct Answer {
     /// Of tokens whose text is held back.
     logprobs: Vec<TokenLogprob>,
     seen: Seen,
+    metrics: Metrics,
+    /// How it ended, once it has.
+    outcome: Option<&'static str>,
 }
 
 /// What the tokens so far said about the sequence.
@@ -50,7 +54,7 @@ struct Seen {
 
 impl Answer {
     /// The answer to a submitted request whose tokens come from `reader`.
-    pub(crate) fn new(request: ValidRequest, model: Arc<ServedModel>, reader: Reader) -> Self {
+    pub(crate) fn new(request: ValidRequest, model: Arc<ServedModel>, reader: Reader, metrics: Metrics) -> Self {
         let started = Event::Started(Started {
             request_id: request.id.to_string(),
             model: model.info.name.clone(),
@@ -66,6 +70,8 @@ impl Answer {
             sent: 0,
             logprobs: Vec::new(),
             seen: Seen::default(),
+            metrics,
+            outcome: None,
             reader: Some(reader),
             request,
             model,
@@ -85,6 +91,7 @@ impl Answer {
                 Ok(None) => return None,
                 Err(error) => {
                     self.reader = None;
+                    self.outcome = Some(error.reason.tag());
                     return Some(Err(error));
                 }
             }
@@ -96,6 +103,9 @@ impl Answer {
     }
 
     fn take(&mut self, token: Token) {
+        if let Some(last) = self.seen.last {
+            self.metrics.inter_token(token.at.saturating_duration_since(last));
+        }
         self.seen.take(&token, self.request.prompt.len() as u64);
         let Token { id, logprob, ended, .. } = token;
         self.logprobs.extend(logprob.map(|logprob| self.with_bytes(logprob)));
@@ -145,9 +155,21 @@ impl Answer {
             reader.done();
         }
         let usage = self.seen.usage(&self.request, &self.model, started);
+        self.metrics.usage(&usage);
+        self.outcome = Some(match reason {
+            FinishReason::Eos => "eos",
+            FinishReason::Stop => "stop",
+            FinishReason::Length | FinishReason::Unspecified => "length",
+        });
         let fed = self.seen.fed(self.request.prompt.len() as u64);
         let retention = self.seen.retention.take().map(|(report, at)| grown(report, at, fed));
         self.ready.push_back(Event::Finished(Finished { reason: reason.into(), usage: Some(usage), stop, retention }));
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.metrics.ended(self.outcome.unwrap_or("cancelled"));
     }
 }
 

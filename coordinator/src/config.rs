@@ -1,9 +1,11 @@
 //! Limits of a coordinator. Nothing here is read from the environment; the binary fills it in.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use crate::keys::ApiKeys;
 
 /// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// Sequences that run at once.
     pub max_running: usize,
@@ -25,6 +27,10 @@ pub struct Config {
     pub request_limit: Duration,
     /// Longest time of one step on any rank.
     pub step_limit: Duration,
+    /// Longest silence of a rank's beats, which come several times a second.
+    pub beat_limit: Duration,
+    /// Time that ranks have to meet when a group forms.
+    pub join_limit: Duration,
     /// Tokens that wait for a reader before its sequence is paused.
     pub ring_tokens: usize,
     /// Time after which a paused request is given up.
@@ -33,6 +39,12 @@ pub struct Config {
     pub drain_limit: Duration,
     /// Largest message that a client may send, in bytes.
     pub max_message_bytes: usize,
+    /// Time that the requests of a lost group wait for another one, which then goes on with them; zero: they end at once.
+    pub regroup_limit: Duration,
+    /// Groups that one request may lose. A request that breaks every group must not go on for ever.
+    pub max_replays: u32,
+    /// Keys that clients must show; `None`: anyone may ask.
+    pub keys: Option<Arc<ApiKeys>>,
     /// Number of the first epoch.
     pub first_epoch: u64,
 }
@@ -50,10 +62,15 @@ impl Default for Config {
             idle_prefill_tokens: 0,
             request_limit: Duration::from_secs(3600),
             step_limit: Duration::from_secs(60),
+            beat_limit: Duration::from_millis(2500),
+            join_limit: Duration::from_secs(20),
             ring_tokens: 256,
             slow_reader_limit: Duration::from_secs(60),
             drain_limit: Duration::from_secs(60),
             max_message_bytes: 64 << 20,
+            regroup_limit: Duration::ZERO,
+            max_replays: 3,
+            keys: None,
             first_epoch: 1,
         }
     }

@@ -21,6 +21,9 @@ pub mod config;
 pub mod engine;
 pub mod executor;
 pub mod ids;
+pub mod keys;
+pub mod membership;
+pub mod metrics;
 pub mod model;
 pub mod request;
 pub mod scheduler;
@@ -35,7 +38,7 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
 pub use self::config::Config;
-use self::{engine::Readiness, executor::Executor, model::ServedModel, service::Service};
+use self::{engine::Readiness, executor::Executor, ids::Epoch, metrics::Metrics, model::ServedModel, service::Service};
 
 /// A running coordinator. Dropping it and all its services ends the engine when its requests are done.
 #[derive(Debug, Clone)]
@@ -60,8 +63,9 @@ impl Coordinator {
     /// If the ranks do not make a group, or their model's tokenizer or template cannot be used.
     pub fn build(config: Config, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<Self, model::Error> {
         let model = ServedModel::new(ranks)?;
-        let engine = engine::start(&config, &model, executor);
-        Ok(Self { service: Service { model: Arc::new(model), config: Arc::new(config), engine } })
+        let metrics = Metrics::new();
+        let engine = engine::start(&config, &model, executor, metrics.clone());
+        Ok(Self { service: Service { model: Arc::new(model), config: Arc::new(config), engine, metrics } })
     }
 
     /// For calls within this process, and for other APIs.
@@ -76,13 +80,18 @@ impl Coordinator {
         settled.is_ok_and(|readiness| *readiness == Readiness::Ready)
     }
 
-    /// Takes another group of the same model, after one was lost or in place of the present one.
+    /// Takes another group of the same model, which has joined `epoch`, after one was lost or in place of the present one.
     ///
     /// # Errors
     /// If the ranks do not make a group that can serve what was admitted.
-    pub async fn replace(&self, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<(), model::Error> {
+    pub async fn replace(
+        &self,
+        executor: Box<dyn Executor>,
+        ranks: Vec<RankInfo>,
+        epoch: u64,
+    ) -> Result<(), model::Error> {
         self.service.model.check_successor(ranks)?;
-        self.service.engine.replace(executor).await;
+        self.service.engine.replace(executor, Epoch(epoch)).await;
         Ok(())
     }
 
@@ -98,6 +107,11 @@ impl Coordinator {
         // Tokens are small and must not wait for one another in the socket.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         api::grpc::serve(self.service.clone(), incoming, shutdown).await
+    }
+
+    /// Serves HTTP until `shutdown`, then drains as [`Self::serve`] does.
+    pub async fn serve_http(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
+        api::http::serve(self.service.clone(), listener, api::http::HttpLimits::default(), shutdown).await;
     }
 
     /// Serves gRPC on a free port of 127.0.0.1, for clients in this process.

@@ -120,12 +120,12 @@ impl ServedModel {
 
     /// KV heads of all ranks together, over all layers.
     pub fn all_heads(&self) -> u64 {
-        self.geometry.heads() * u64::from(self.world_size)
+        self.geometry.layers * self.geometry.total_kv_heads
     }
 
     /// Bytes of one token in a cache that keeps everything, all ranks together.
     pub fn token_bytes(&self) -> u64 {
-        self.geometry.token_bytes() * u64::from(self.world_size)
+        self.all_heads() * self.geometry.entry_bytes()
     }
 
     /// Token ids of a conversation.
@@ -141,9 +141,13 @@ impl ServedModel {
 
 /// What one of `world_size` ranks holds of a model.
 pub fn geometry(info: &ModelInfo, world_size: u32) -> Geometry {
+    let world_size = world_size.max(1);
     Geometry {
         layers: u64::from(info.layers),
-        kv_heads: u64::from(info.kv_heads.div_ceil(world_size.max(1))),
+        kv_heads: u64::from(info.kv_heads.div_ceil(world_size)),
+        total_kv_heads: u64::from(info.kv_heads),
+        // The rank that shares its KV head with the fewest others.
+        sharers: u64::from((world_size / info.kv_heads.max(1)).max(1)),
         head_dim: u64::from(info.head_dim),
         element_bytes: u64::from(info.kv_element_bytes),
         stride: u64::from(info.stride),

@@ -16,6 +16,7 @@ use crate::{
     answer::Answer,
     config::Config,
     engine::EngineHandle,
+    metrics::Metrics,
     model::ServedModel,
     request::{text_error, validate, with_defaults},
 };
@@ -32,6 +33,8 @@ pub struct Service {
     pub config: Arc<Config>,
     /// Where requests go.
     pub engine: EngineHandle,
+    /// What dashboards want to know.
+    pub metrics: Metrics,
 }
 
 impl Service {
@@ -61,7 +64,7 @@ impl Service {
                 "accepted"
             );
             let reader = self.engine.submit(request.clone())?;
-            Ok(Answer::new(request, self.model.clone(), reader))
+            Ok(Answer::new(request, self.model.clone(), reader, self.metrics.clone()))
         }
         .instrument(span)
         .await

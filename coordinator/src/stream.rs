@@ -97,9 +97,9 @@ pub fn ring(capacity: usize, engine: Arc<Notify>) -> (Writer, Reader) {
 }
 
 impl Writer {
-    /// The sequence is in a plan for the first time.
+    /// The sequence is in a plan. The first time counts; later ones are of other groups, after the first was lost.
     pub fn start(&self, at: Instant) {
-        self.0.lock().started = Some(at);
+        self.0.lock().started.get_or_insert(at);
     }
 
     /// Adds a token and numbers it. Returns whether the ring is full now: the sequence must pause then.

@@ -3,6 +3,7 @@
 use crate::contracts::{Budget, CacheShape, FULL};
 use crate::haystack::Prose;
 use crate::measure::{self, Forced};
+use crate::oracle::Foresight;
 use crate::prompt::{self, Prompt, Protocol};
 use crate::stats::{mean_and_error, wilson};
 use crate::store::{Store, write_lines};
@@ -10,6 +11,7 @@ use crate::tasks::{self, Question, Task};
 use crate::{Error, Progress, Result, TextSide, report};
 use palimpsest_kernels::Backend;
 use palimpsest_worker::kv::HeadBudget;
+use palimpsest_worker::policy::oracle::Oracle;
 use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -185,6 +187,8 @@ pub struct SampleResult {
     pub contract_window: u32,
     /// Memory of the contract.
     pub contract_memory_slots: u32,
+    /// The answer that was expected.
+    pub expected: String,
     /// What was decoded, where something was.
     pub decoded: Option<String>,
     /// Seconds it took.
@@ -240,6 +244,7 @@ pub fn run_grid<B: Backend>(
     progress: Progress<'_>,
 ) -> Result<Vec<CellResult>> {
     std::fs::create_dir_all(out).map_err(crate::store::io(out))?;
+    let mut foresight = Foresight::prepare(runner, side, &spec.caches.policies)?;
     let shapes = check(runner, spec)?;
     let settings = settings(runner, prose, spec)?;
     let (mut store, mut known) = Store::open::<SampleResult>(&out.join("samples.jsonl"))?;
@@ -256,6 +261,9 @@ pub fn run_grid<B: Backend>(
             for shape in &shapes {
                 let cell = Cell { setting: setting.clone(), cache: shape.clone() };
                 if !known.iter().any(|k| k.index == index && k.cell == cell) {
+                    if let Some(foresight) = foresight.as_mut().filter(|_| shape.policy == Oracle::NAME) {
+                        foresight.look(runner, &prompt)?;
+                    }
                     let sample = sample(runner, side, cell, index, (&question, &prompt))?;
                     store.append(&sample)?;
                     known.push(sample);
@@ -355,6 +363,7 @@ fn sample<B: Backend>(
         contract_budget: contract.budget,
         contract_window: contract.window,
         contract_memory_slots: contract.memory_slots,
+        expected: question.expected.clone(),
         decoded,
         seconds: started.elapsed().as_secs_f64(),
     })

@@ -15,6 +15,7 @@ pub mod draws;
 pub mod grid;
 pub mod haystack;
 pub mod measure;
+pub mod oracle;
 pub mod perplexity;
 pub mod plot;
 pub mod prompt;

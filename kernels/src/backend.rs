@@ -170,6 +170,16 @@ pub struct AttentionItem<'a> {
     pub centroids: Option<CentroidView<'a>>,
 }
 
+/// One KV head of one sequence in a call of [`Backend::attention_part`]: some of the head's slots are elsewhere.
+#[derive(Debug, Clone)]
+pub struct PartItem<'a> {
+    /// What is attended of what is here.
+    pub attend: AttentionItem<'a>,
+    /// Whether the last slots are the rows' own entries, as in [`AttentionItem::slots`]. Otherwise every row sees all
+    /// slots, of which there may be none.
+    pub causal: bool,
+}
+
 /// How attention probabilities are reduced over query rows by [`Backend::observe`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reduce {
@@ -277,6 +287,17 @@ pub trait Backend: Send + Sync + 'static {
         q: &Self::Buffer,
         items: &[AttentionItem<'_>],
         out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// [`Self::attention`] over a part of the slots, to be merged with that of the other parts: also writes the logarithm
+    /// of the sum of exponentials `[T, H]`, `-inf` (and zeros in `out`) where a row sees nothing here. `out`: values and
+    /// logarithms.
+    fn attention_part(
+        &self,
+        shape: QkvShape,
+        pages: &Self::Pages,
+        q: &Self::Buffer,
+        items: &[PartItem<'_>],
+        out: (&mut Self::Buffer, &mut Self::Buffer),
     ) -> Result<()>;
     /// Attention probabilities per slot, reduced over rows: the slot weights that attention-based policies score by.
     /// `out[i]` goes on from the values it holds (zeros are added up to `items[i].attend.slots.len`), row by row, so the

@@ -109,6 +109,7 @@ pub fn run<B: Backend>(backend: &B, kv: KvType, tolerance: Tolerance, seed: u64)
     cache::slots(&mut suite)?;
     cache::split(&mut suite)?;
     cache::attention(&mut suite)?;
+    cache::attention_part(&mut suite)?;
     cache::boundary(&mut suite)?;
     cache::refusals(&mut suite)?;
     Ok(suite.outcomes)

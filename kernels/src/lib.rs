@@ -16,7 +16,7 @@ pub mod error;
 pub mod reference;
 
 pub use backend::{
-    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape,
-    Reduce, RotateItem, SplitItem, SplitQkv, WeightType, WeightView,
+    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, PartItem,
+    QkvShape, Reduce, RotateItem, SplitItem, SplitQkv, WeightType, WeightView,
 };
 pub use error::{Error, Result};

@@ -12,6 +12,9 @@ pub const PAGE_SLOTS: u64 = 32;
 pub const DEFAULT_SINKS: u32 = 4;
 /// Default number of protected last positions.
 pub const DEFAULT_WINDOW: u32 = 128;
+/// Under the head budget `group` no KV head index keeps more than this many times (numerator, denominator) its share of
+/// the evictable slots, which bounds what a rank can be asked to hold.
+pub const GROUP_CAP: (u64, u64) = (3, 2);
 /// Policy that evicts nothing.
 pub const FULL: &str = "full";
 
@@ -22,6 +25,10 @@ pub struct Geometry {
     pub layers: u64,
     /// KV heads of one rank.
     pub kv_heads: u64,
+    /// KV heads of the model.
+    pub total_kv_heads: u64,
+    /// Ranks that share the slots of each KV head; 1 where heads are whole.
+    pub sharers: u64,
     /// Values of one key or one value.
     pub head_dim: u64,
     /// Bytes of one stored element.
@@ -46,6 +53,14 @@ impl Geometry {
         self.layers * self.kv_heads * self.entry_bytes()
     }
 
+    /// Entries of a head of which nothing was evicted, of `tokens` tokens, that one of its sharers holds at most. Each
+    /// stride is dealt anew.
+    pub const fn shared_tokens(&self, tokens: u64) -> u64 {
+        let share = self.stride.div_ceil(self.sharers);
+        let rest = tokens % self.stride;
+        tokens / self.stride * share + if rest < share { rest } else { share }
+    }
+
     /// Number of (layer, KV head) pairs.
     pub const fn heads(&self) -> u64 {
         self.layers * self.kv_heads
@@ -56,15 +71,29 @@ impl Geometry {
 ///
 /// Pooled budgets share a total among heads, each of which may leave one page partly filled.
 pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
-    let whole = geometry.heads() * max_tokens.div_ceil(PAGE_SLOTS);
+    let heads = geometry.heads();
+    let whole = heads * geometry.shared_tokens(max_tokens).div_ceil(PAGE_SLOTS);
     if contract.policy == FULL {
         return whole;
     }
-    let entries = u64::from(contract.budget.saturating_sub(contract.memory_slots.unwrap_or(0))) + geometry.stride;
-    let bounded = match contract.head_budget.as_str() {
-        "uniform" => geometry.heads() * entries.div_ceil(PAGE_SLOTS),
-        // sum of ceil(n_i / P) <= sum(n_i) / P + number of heads
-        _ => geometry.heads() * entries / PAGE_SLOTS + geometry.heads(),
+    let tail = geometry.stride.div_ceil(geometry.sharers);
+    let retained = u64::from(contract.budget.saturating_sub(contract.memory_slots.unwrap_or(0)));
+    let bounded = if contract.head_budget == "uniform" {
+        heads * (retained.div_ceil(geometry.sharers) + tail).div_ceil(PAGE_SLOTS)
+    } else {
+        let protected = u64::from(contract.sinks.unwrap_or(DEFAULT_SINKS) + contract.window.unwrap_or(DEFAULT_WINDOW));
+        let evictable = retained.saturating_sub(protected) * heads;
+        // Slots of other ranks' heads may come here, up to the cap.
+        let evictable = if contract.head_budget == "group" && geometry.kv_heads < geometry.total_kv_heads {
+            let all = evictable / geometry.kv_heads * geometry.total_kv_heads;
+            all.min((evictable * GROUP_CAP.0).div_ceil(GROUP_CAP.1) + geometry.kv_heads)
+        } else {
+            evictable
+        };
+        let retained = evictable + retained.min(protected) * heads;
+        // sum of ceil(n_i / s) <= sum(n_i) / s + number of heads, for the sharers and again for the pages
+        let shared = if geometry.sharers == 1 { retained } else { retained / geometry.sharers + heads };
+        (shared + tail * heads) / PAGE_SLOTS + heads
     };
     bounded.min(whole)
 }
@@ -89,7 +118,15 @@ pub const fn smallest_budget(sinks: u32, window: u32, memory_slots: u32) -> u32 
 mod tests {
     use super::*;
 
-    const G: Geometry = Geometry { layers: 30, kv_heads: 3, head_dim: 64, element_bytes: 2, stride: 256 };
+    const G: Geometry = Geometry {
+        layers: 30,
+        kv_heads: 3,
+        total_kv_heads: 3,
+        sharers: 1,
+        head_dim: 64,
+        element_bytes: 2,
+        stride: 256,
+    };
 
     fn contract(policy: &str, head_budget: &str, budget: u32) -> KvContract {
         KvContract { policy: policy.into(), head_budget: head_budget.into(), budget, ..Default::default() }
@@ -121,5 +158,23 @@ mod tests {
             let used = first.div_ceil(32) + (G.layers - 2) * rest.div_ceil(32) + last.div_ceil(32);
             assert!(used <= pages, "{used} pages used, {pages} reserved at skew {skew}");
         }
+    }
+
+    #[test]
+    fn a_rank_reserves_its_share() {
+        let alone = |head_budget| reserved_pages(&contract("retention", head_budget, 1024), &G, 1 << 30);
+        let of = |kv_heads, sharers, head_budget| {
+            let geometry = Geometry { kv_heads, sharers, ..G };
+            reserved_pages(&contract("retention", head_budget, 1024), &geometry, 1 << 30)
+        };
+        for head_budget in ["uniform", "column"] {
+            assert_eq!(3 * of(1, 1, head_budget), alone(head_budget));
+        }
+        // Two ranks to a head: half of it, but for partly filled pages.
+        assert!(of(1, 2, "uniform") * 2 == of(1, 1, "uniform"));
+        assert!(of(1, 2, "column") * 2 <= of(1, 1, "column") + 2 * 30 + 2);
+        // Pooled over the model: at most half more.
+        let (share, most) = (alone("group") / 3, of(1, 1, "group"));
+        assert!(most > share && most <= share * 3 / 2 + 1, "{share} {most}");
     }
 }

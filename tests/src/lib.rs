@@ -12,6 +12,7 @@ use palimpsest_worker::model::decoder::Decoder;
 use palimpsest_worker::policy;
 use palimpsest_worker::policy::retention::{LayerScorer, RetentionScorer};
 use palimpsest_worker::runner::Runner;
+use palimpsest_worker::shard::{Place, Shard};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,9 +24,9 @@ pub const LAYERS: usize = 3;
 /// Hidden size.
 pub const HIDDEN: usize = 64;
 /// Query heads.
-pub const HEADS: usize = 4;
-/// KV heads.
-pub const KV_HEADS: usize = 2;
+pub const HEADS: usize = 6;
+/// KV heads: a number that two ranks cannot share evenly.
+pub const KV_HEADS: usize = 3;
 /// Head dimension.
 pub const HEAD_DIM: usize = 16;
 /// Feed-forward size.
@@ -64,7 +65,9 @@ pub fn tiny_model(seed: u64) -> TempDir {
     write("config.json", config.to_string().as_bytes());
     write("model.safetensors", &tensors(seed));
     write("tokenizer.json", &palimpsest_coordinator::executor::fake::byte_level_tokenizer());
-    write("tokenizer_config.json", br#"{"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}"#);
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let tokens = serde_json::json!({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": template});
+    write("tokenizer_config.json", tokens.to_string().as_bytes());
     dir
 }
 
@@ -127,11 +130,13 @@ pub struct EngineOptions {
     pub kv: KvType,
     /// Tokens between boundaries.
     pub stride: u64,
+    /// The engine's place in its group.
+    pub place: Place,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: 1, activations: Activations::Int8, kv: KvType::F16, stride: STRIDE }
+        Self { threads: 1, activations: Activations::Int8, kv: KvType::F16, stride: STRIDE, place: Place::ALONE }
     }
 }
 
@@ -143,8 +148,9 @@ pub fn engine(path: &Path, options: EngineOptions, scorer: Option<&RetentionScor
     let backend =
         CpuBackend::new(CpuOptions { threads: Some(options.threads), activations: options.activations, simd: None });
     let model = Model::open(path).expect("a model");
-    let decoder =
-        Decoder::load(Arc::new(backend), model.weights(), options.stride, &mut |_| {}).expect("weights that load");
+    let shard = Shard::new(model.config(), options.place).expect("a model that can be split so");
+    let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride, &mut |_| {})
+        .expect("weights that load");
     let mut runner = Runner::new(decoder, options.kv, 64 << 20, policy::heuristics()).expect("an arena");
     if let Some(scorer) = scorer {
         runner.set_scorer(Arc::new(scorer.clone())).expect("a scorer of this shape");

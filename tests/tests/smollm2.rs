@@ -88,7 +88,13 @@ fn argmax(logits: &[f32]) -> u32 {
 #[test]
 fn float_activations_are_the_float32_model() {
     let Some(path) = model() else { return };
-    let exact = EngineOptions { threads: 2, activations: Activations::F32, kv: KvType::F32, stride: 256 };
+    let exact = EngineOptions {
+        threads: 2,
+        activations: Activations::F32,
+        kv: KvType::F32,
+        stride: 256,
+        ..EngineOptions::default()
+    };
     let found = compare(&mut engine(&path, exact, None), &oracle(), 0.0);
     let worst = found.kl.iter().copied().fold(0.0, f64::max);
     let mean = found.kl.iter().sum::<f64>() / PROMPTS as f64;

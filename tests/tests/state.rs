@@ -115,8 +115,15 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
     for contract in contracts().into_iter().skip(1) {
         let mut runner = engine(model.path(), EngineOptions::default(), Some(&scorer));
         let wire = wire(&contract);
-        let geometry =
-            palimpsest_proto::kv::Geometry { layers: 3, kv_heads: 2, head_dim: 16, element_bytes: 2, stride: STRIDE };
+        let geometry = palimpsest_proto::kv::Geometry {
+            layers: 3,
+            kv_heads: 2,
+            total_kv_heads: 2,
+            sharers: 1,
+            head_dim: 16,
+            element_bytes: 2,
+            stride: STRIDE,
+        };
         let reserved = palimpsest_proto::kv::reserved_bytes(&wire, &geometry, 1 << 40);
         let page = geometry.page_bytes();
         let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
@@ -194,6 +201,7 @@ fn next_step(i: usize, prompt: &[u32], contract: &Contract, state: &(usize, Vec<
             }),
             max_tokens: 1000,
             banned: Vec::new(),
+            prompt_tokens: prompt.len() as u64,
         }),
         tokens: all[*read..read + count].to_vec(),
         position: *read as u64,

@@ -37,7 +37,10 @@ pub enum Error {
     /// A learned policy or memory file that does not fit the model.
     #[error("indexer: {0}")]
     Indexer(String),
-    /// A collective failed or was aborted.
+    /// A collective failed or was aborted: the epoch is over.
     #[error("collective: {0}")]
-    Collective(String),
+    Collective(#[from] crate::collective::CollectiveError),
+    /// The model cannot be split into so many parts.
+    #[error(transparent)]
+    Shard(#[from] crate::shard::ShardError),
 }

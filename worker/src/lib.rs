@@ -1,20 +1,23 @@
 //! One rank: model, bounded KV cache, eviction, latent memory.
 //!
 //! Rooms, top floor first; a room uses only what stands below it:
-//! `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
+//! `server` (gRPC, device thread, group) ▸ `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
 //! `sampler`.
 #![deny(unsafe_code)]
 
 pub mod collective;
 pub mod error;
+pub mod exchange;
 pub mod kv;
 pub mod layers;
 pub mod memory;
 pub mod model;
 pub mod policy;
 pub mod rank;
+pub mod reconstruct;
 pub mod runner;
 pub mod sampler;
+pub mod server;
 pub mod session;
 pub mod shard;
 

@@ -9,13 +9,15 @@ use crate::model::tokenizer::TokenizerFiles;
 use crate::policy::retention::RetentionScorer;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
-use crate::shard::Place;
+use crate::shard::{Place, Shard};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::v1::KvContract;
+use prost::Message;
 use std::path::PathBuf;
 use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
 
 /// How a rank runs its model.
 pub struct RankOptions {
@@ -56,7 +58,8 @@ impl Rank<CpuBackend> {
     pub fn open(backend: CpuBackend, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
         let place = options.place;
         let model = Model::open(&options.model)?;
-        let decoder = Decoder::load(Arc::new(backend), model.weights(), options.stride.into(), progress)?;
+        let shard = Shard::new(model.config(), place)?;
+        let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride.into(), progress)?;
         let mut runner = Runner::new(decoder, options.kv, options.arena_bytes, policy::heuristics())?;
         if let Some(scorer) = &options.scorer {
             runner.set_scorer(Arc::new(scorer.clone()))?;
@@ -70,16 +73,34 @@ impl Rank<CpuBackend> {
         info.kv_element_bytes = options.kv.bytes() as u32;
         info.stride = options.stride;
         let device = runner.decoder().backend().name();
+        let digest = group_digest(&info, model.weights().digest(), options.scorer.as_ref(), &device);
         let info = RankInfo {
             rank: place.rank as u32,
             world_size: place.world_size as u32,
             model: Some(info),
             kv_arena_bytes: runner.arena_bytes() as u64,
             device,
-            digest: Vec::new().into(),
+            digest: digest.to_le_bytes().to_vec().into(),
+            epoch: 0,
         };
         Ok(Self { info, runner })
     }
+}
+
+/// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.
+fn group_digest(info: &ModelInfo, weights: u64, scorer: Option<&RetentionScorer>, device: &str) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(&info.encode_to_vec());
+    hash.update(&weights.to_le_bytes());
+    for layer in scorer.iter().flat_map(|scorer| &scorer.layers) {
+        for values in [&layer.weight, &layer.bias, &layer.rate] {
+            hash.update(bytemuck::cast_slice(values));
+        }
+    }
+    // Threads may differ, results do not depend on them.
+    hash.update(device.split(',').next().unwrap_or(device).as_bytes());
+    hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hash.digest()
 }
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else the window.

@@ -4,7 +4,7 @@
 
 use crate::collective::Collective;
 use crate::error::{Error, Result};
-use crate::kv::{Contract, SequenceCache};
+use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::Centroids;
 use crate::model::decoder::{Arena, Capture, Decoder, Logits, Piece};
 use crate::policy::retention::RetentionScorer;
@@ -13,6 +13,7 @@ use crate::sampler::Sampler;
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::internal::v1 as internal;
 use palimpsest_proto::v1;
+use prost::Message;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,8 +23,8 @@ use xxhash_rust::xxh3::Xxh3;
 struct Sequence {
     cache: SequenceCache,
     sampler: Sampler,
-    /// The next plan's first token was sampled here, not part of the prompt.
-    answering: bool,
+    /// Tokens before the answer.
+    prompt_tokens: u64,
 }
 
 /// A rank's model, memory and sequences.
@@ -32,13 +33,8 @@ pub struct Runner<B: Backend> {
     pub(crate) arena: Arena<B>,
     pub(crate) policies: Vec<Arc<dyn Policy>>,
     sequences: HashMap<u64, Sequence>,
-    epoch: Option<Epoch>,
-}
-
-/// The incarnation of the group that this rank is in.
-struct Epoch {
-    number: u64,
-    collective: Arc<dyn Collective>,
+    /// The incarnation of the group that this rank is in.
+    epoch: Option<u64>,
 }
 
 /// A sequence of a step that passed its checks.
@@ -90,21 +86,22 @@ impl<B: Backend> Runner<B> {
 
     /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From here on plans of other
     /// epochs are refused.
-    pub fn join(&mut self, epoch: u64, collective: Arc<dyn Collective>) {
+    pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
         let sequences: Vec<u64> = self.sequences.keys().copied().collect();
         sequences.into_iter().for_each(|id| self.reclaim(id));
-        self.epoch = Some(Epoch { number: epoch, collective });
-    }
-
-    /// The communicator of the present epoch; `None` for a rank that is alone.
-    pub fn collective(&self) -> Option<&dyn Collective> {
-        self.epoch.as_ref().map(|epoch| &*epoch.collective)
+        self.epoch = Some(epoch);
+        if let Some(collective) = collective {
+            self.decoder.join(collective);
+        }
     }
 
     /// Bytes of pages that a sequence of `tokens` tokens takes when nothing is evicted.
     pub fn full_cache_bytes(&self, tokens: usize) -> usize {
         let config = self.decoder.config();
-        config.layers * config.kv_heads * tokens.div_ceil(PageShape::SLOTS) * self.arena.shape.bytes()
+        config.layers
+            * self.decoder.shard().kv_heads.len()
+            * tokens.div_ceil(PageShape::SLOTS)
+            * self.arena.shape.bytes()
     }
 
     /// Bytes of the slot arena.
@@ -125,7 +122,7 @@ impl<B: Backend> Runner<B> {
     /// Carries out one plan.
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();
-        if let Some(joined) = self.epoch.as_ref().map(|epoch| epoch.number).filter(|&number| number != plan.epoch) {
+        if let Some(joined) = self.epoch.filter(|&number| number != plan.epoch) {
             let error = format!("this rank is in epoch {joined}, the plan is of epoch {}", plan.epoch);
             return internal::StepOutput { epoch: plan.epoch, step: plan.step, error, ..Default::default() };
         }
@@ -206,8 +203,9 @@ impl<B: Backend> Runner<B> {
             sequence.cache.reclaim(&mut self.arena.pool);
             return Err(refuse(what));
         }
-        sequence.sampler.observe(&step.tokens, sequence.answering);
-        sequence.answering = step.sample;
+        let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
+        sequence.sampler.observe(&step.tokens[..prompt], false);
+        sequence.sampler.observe(&step.tokens[prompt..], true);
         Ok(sequence)
     }
 
@@ -215,7 +213,7 @@ impl<B: Backend> Runner<B> {
         let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
         let cache = new_cache(&self.decoder, self.arena.shape.dtype, contract, &self.policies)?;
         let sampler = Sampler::new(init.sampling.clone().unwrap_or_default(), init.banned.clone());
-        Ok(Sequence { cache, sampler, answering: false })
+        Ok(Sequence { cache, sampler, prompt_tokens: init.prompt_tokens })
     }
 
     /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
@@ -234,17 +232,25 @@ impl<B: Backend> Runner<B> {
         Ok(outputs.collect())
     }
 
-    /// Digest of plan, cache decisions and sampled tokens.
+    /// Digest of what must agree on all ranks of a group: the plan, the numbers that every rank has of every sequence
+    /// after the last layer, how much was evicted, and the sampled tokens. Which slots a head keeps is decided by the
+    /// ranks that hold it alone; a wrong decision there reaches all ranks through the next sum.
     fn step_digest(&self, plan: &internal::StepPlan, outputs: &[internal::SequenceOutput]) -> u64 {
         let mut hash = Xxh3::new();
-        hash.update(&plan.epoch.to_le_bytes());
-        hash.update(&plan.step.to_le_bytes());
+        hash.update(&plan.encode_to_vec());
+        for state in self.decoder.state_digests() {
+            hash.update(&state.to_le_bytes());
+        }
+        let shard = self.decoder.shard();
         for output in outputs {
             hash.update(&output.sequence.to_le_bytes());
             hash.update(&output.token.unwrap_or(u32::MAX).to_le_bytes());
-            // Decisions change only at boundaries, so the count of evicted entries suffices in between.
-            let evicted = output.cache.as_ref().map_or(0, |c| c.evicted_entries);
-            hash.update(&evicted.to_le_bytes());
+            let policy = self.sequences.get(&output.sequence).map(|s| s.cache.contract.head_budget);
+            // Pooled over the model, ranks evict different numbers; otherwise every KV head evicts the same.
+            if policy.is_some_and(|budget| budget != HeadBudget::Group) {
+                let evicted = output.cache.as_ref().map_or(0, |c| c.evicted_entries);
+                hash.update(&(evicted / shard.kv_heads.len() as u64).to_le_bytes());
+            }
         }
         hash.digest()
     }
@@ -260,9 +266,11 @@ pub fn new_cache<B: Backend>(
     contract: Contract,
     policies: &[Arc<dyn Policy>],
 ) -> Result<SequenceCache> {
-    let config = decoder.config();
+    let (config, kv_heads) = (decoder.config(), &decoder.shard().kv_heads);
     let policy = policy::find(policies, &contract.policy)?;
-    let mut cache = SequenceCache::new(config.layers, config.kv_heads, contract, policy);
+    let mut cache = SequenceCache::new(config.layers, kv_heads.len(), contract, policy);
+    cache.first_kv_head = kv_heads.start;
+    cache.total_kv_heads = config.kv_heads;
     match cache.contract.memory.as_str() {
         "none" => {}
         "centroid" => {
@@ -272,7 +280,7 @@ pub fn new_cache<B: Backend>(
                 let entries = cache.contract.memory_slots;
                 return Err(Error::Contract(format!("memory_slots {entries} does not pay for one centroid")));
             }
-            let heads = config.layers * config.kv_heads;
+            let heads = config.layers * kv_heads.len();
             cache.memory = Some(Box::new(Centroids::new(heads, slots, config.head_dim)));
         }
         other => return Err(Error::Contract(format!("memory `{other}` is not one of none, centroid"))),
@@ -315,7 +323,7 @@ fn output(admitted: &Admitted<'_>, mut logits: Vec<f32>, page_bytes: u64) -> int
 pub fn retention(cache: &SequenceCache) -> v1::RetentionReport {
     let heads = cache.heads.iter().enumerate().map(|(index, head)| v1::HeadRetention {
         layer: (index / cache.kv_heads) as u32,
-        kv_head: (index % cache.kv_heads) as u32,
+        kv_head: (cache.first_kv_head + index % cache.kv_heads) as u32,
         positions: head.positions.clone(),
     });
     v1::RetentionReport { heads: heads.collect() }

@@ -7,7 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo_with, run, succeeds};
-use crate::{bench_peers, crates, metrics, tools};
+use crate::test::CLUSTER;
+use crate::{bench_peers, crates, deploy_check, metrics, tools};
 
 const KERNELS_DIR: &str = "kernels/cu";
 
@@ -22,9 +23,11 @@ pub fn run_checks() -> Result<()> {
     run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
     tools::install_system_packages()?;
     check_third_party()?;
-    run(&mut cargo_with(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked"];
+    run(cargo_with(&clippy).args(CLUSTER).args(["--", "-D", "warnings"]))?;
     let mut doc = cargo_with(&["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]);
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    deploy_check::check()?;
     check_cuda_kernels()
 }
 

@@ -12,7 +12,8 @@ use crate::process::{cargo_with, output};
 const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("palimpsest-proto", Some(&[])),
     ("palimpsest-kernels", Some(&[])),
-    ("palimpsest-coordinator", Some(&["palimpsest-proto"])),
+    ("palimpsest-registry", Some(&[])),
+    ("palimpsest-coordinator", Some(&["palimpsest-proto", "palimpsest-registry"])),
     ("palimpsest-worker", Some(&["palimpsest-proto", "palimpsest-kernels"])),
     ("palimpsest-calibrate", Some(&["palimpsest-worker", "palimpsest-kernels"])),
     ("palimpsest-eval", Some(&["palimpsest-proto", "palimpsest-worker", "palimpsest-kernels"])),

@@ -15,13 +15,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::process::{output, run, succeeds};
+use crate::process::{output, succeeds};
+use crate::tools;
 use manifests::Manifests;
 
 const DEPLOY: &str = "deploy";
 /// Where base and one component are put together, so that components that no overlay uses are checked as well.
 const SCRATCH: &str = "target/deploy-check";
-const TOOLS: &str = "target/tools";
 /// The schemas of Kubernetes 1.34, and what reads them.
 const PACKAGES: [&str; 3] = ["kubernetes-validate==1.34.1", "jsonschema==4.26.0", "PyYAML==6.0.3"];
 const VALIDATE: &str = "deploy/schemas/validate.py";
@@ -36,7 +36,7 @@ pub fn check() -> Result<()> {
         println!("    SKIPPED: kubectl is not installed");
         return Ok(());
     }
-    let packages = validator()?;
+    let packages = tools::python_packages("deploy", &PACKAGES)?;
     let readme = fs::read_to_string(Path::new(DEPLOY).join("README.md")).context("deploy/README.md")?;
     let names = metrics::Names::read(&Path::new(DEPLOY).join("metrics.txt"))?;
     let program = commands::Program::find()?;
@@ -91,17 +91,6 @@ fn directories(kind: &str) -> Result<Vec<PathBuf>> {
 
 fn name_of(directory: &Path) -> String {
     directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Directory with the Python packages that know the schemas, installed when they are missing.
-fn validator() -> Result<PathBuf> {
-    let packages = std::path::absolute(Path::new(TOOLS).join(PACKAGES[0].replace("==", "-")))?;
-    if !packages.join("kubernetes_validate").exists() {
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&packages).args(PACKAGES);
-        run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))?;
-    }
-    Ok(packages)
 }
 
 /// The objects of a kustomization, and what its schemas say against them.

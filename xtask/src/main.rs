@@ -4,6 +4,7 @@
 
 mod bench_peers;
 mod ci;
+mod cluster;
 mod crates;
 mod deploy_check;
 mod metrics;
@@ -21,7 +22,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
-  deploy-check         the manifests in deploy/: schemas, references, command lines; needs kubectl, no cluster
+  deploy-check         the Kubernetes manifests against schemas, themselves and the program
+  cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn dispatch() -> Result<()> {
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
         ["deploy-check"] => deploy_check::check(),
+        ["cluster", rest @ ..] => cluster::run_local(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

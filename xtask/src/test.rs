@@ -11,6 +11,12 @@ use crate::{crates, tools};
 /// Path of the real model, for the tests that need one; without it they print that they are skipped.
 const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 
+/// Directory with OpenAI's Python client, for the test that it be served unchanged.
+const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
+
+/// Features that only a cluster needs.
+pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster"];
+
 /// How much is tested.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Extent {
@@ -53,32 +59,39 @@ fn run_suites(suites: &mut [Command]) -> Result<()> {
 /// # Errors
 /// As [`run_suites`], and when something the tests need cannot be installed.
 pub fn run_all(extent: Extent) -> Result<()> {
-    let mut suites = vec![main_suite()];
+    let mut suites = vec![main_suite(extent)];
     if extent == Extent::All {
         tools::install_system_packages()?;
         suites.push(cargo_with(&["test", "--workspace", "--doc", "--locked"]));
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
+        let openai = tools::python_packages("openai", &["openai==3.54.0"])?;
         for suite in &mut suites {
-            suite.env(MODEL_VARIABLE, &model);
+            suite.env(MODEL_VARIABLE, &model).env(OPENAI_VARIABLE, &openai);
         }
     }
     run_suites(&mut suites)
 }
 
 /// nextest where it is installed: it runs the tests of all crates side by side.
-fn main_suite() -> Command {
-    if succeeds(cargo().args(["nextest", "--version"])) {
-        return cargo_with(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--no-tests=warn"]);
+fn main_suite(extent: Extent) -> Command {
+    let mut suite = if succeeds(cargo().args(["nextest", "--version"])) {
+        cargo_with(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--no-tests=warn"])
+    } else {
+        println!("    cargo-nextest is not installed: using cargo test");
+        cargo_with(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
+    };
+    // Clusters need system packages, which the fast run does not install.
+    if extent == Extent::All {
+        suite.args(CLUSTER);
     }
-    println!("    cargo-nextest is not installed: using cargo test");
-    cargo_with(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
+    suite
 }
 
 /// Path of the default model, fetched with the program itself. Builds the tests too: with them the features of all
 /// dependencies are those of the test run, which then builds nothing again.
 fn fetch_model() -> Result<PathBuf> {
-    run(&mut cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]))?;
+    run(cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]).args(CLUSTER))?;
     let program = crates::target_directory()?.join("debug/palimpsest");
     let stdout = output(Command::new(&program).arg("pull")).context("fetching the default model")?;
     let path = stdout.lines().map(str::trim).rfind(|line| !line.is_empty()).map(PathBuf::from);

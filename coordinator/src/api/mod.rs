@@ -1,3 +1,4 @@
 //! APIs: translations between a wire format and [`crate::service::Service`].
 
 pub mod grpc;
+pub mod http;

@@ -21,6 +21,8 @@ use crate::{
     admission::{Admission, Gate, Permit},
     config::Config,
     executor::Executor,
+    ids::Epoch,
+    metrics::Metrics,
     model::ServedModel,
     request::ValidRequest,
     stream::{Reader, Writer, ring},
@@ -43,7 +45,7 @@ pub enum Readiness {
 
 enum Message {
     Submit(Box<Submission>),
-    Replace(Box<dyn Executor>),
+    Replace(Box<dyn Executor>, Epoch),
     Drain,
 }
 
@@ -83,11 +85,11 @@ impl EngineHandle {
         Ok(reader)
     }
 
-    /// Gives the engine another group, in place of a lost one or of the present one, whose running requests then end with
-    /// an error. Waiting requests stay.
-    pub async fn replace(&self, executor: Box<dyn Executor>) {
+    /// Gives the engine another group, in place of a lost one or of the present one. It goes on with the requests of the
+    /// former, where `Config::regroup_limit` lets them wait.
+    pub async fn replace(&self, executor: Box<dyn Executor>, epoch: Epoch) {
         // A closed mailbox means that the engine has ended: there is nothing to replace.
-        let _ = self.mailbox.send(Message::Replace(executor)).await;
+        let _ = self.mailbox.send(Message::Replace(executor, epoch)).await;
     }
 
     /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine has ended.
@@ -112,13 +114,13 @@ impl EngineHandle {
 
 /// Starts an engine as a task of the current runtime. It ends when drained, or when the last handle is dropped and its
 /// requests are done.
-pub fn start(config: &Config, model: &ServedModel, executor: Box<dyn Executor>) -> EngineHandle {
+pub fn start(config: &Config, model: &ServedModel, executor: Box<dyn Executor>, metrics: Metrics) -> EngineHandle {
     // Room for every request that admission lets wait, and for commands.
     let (mailbox, inbox) = mpsc::channel(config.max_queued + 16);
     let (readiness, follow) = watch::channel(Readiness::Starting);
     let admission = Admission::new(config);
     let wake = Arc::new(Notify::new());
-    let state = State::new(config, model, readiness, admission.clone(), wake.clone());
+    let state = State::new(config, model, readiness, admission.clone(), (wake.clone(), metrics));
     tokio::spawn(run(state, inbox, executor));
     EngineHandle { mailbox, wake, readiness: follow, admission, ring_tokens: config.ring_tokens }
 }
@@ -127,10 +129,11 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
     state.warm_up();
     let mut group = Some(executor);
     loop {
-        if let Some(executor) = state.replacement.take() {
+        if let Some((executor, epoch)) = state.replacement.take() {
             if group.is_some() {
                 state.lose_group("another group was given");
             }
+            state.join(epoch);
             state.warm_up();
             group = Some(executor);
         }

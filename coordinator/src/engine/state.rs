@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     executor::Executor,
     ids::{Epoch, RequestId, SequenceId},
+    metrics::{Load, Metrics},
     model::ServedModel,
     request::{ValidRequest, with_defaults},
     scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget},
@@ -31,6 +32,15 @@ struct Live {
     permit: Option<Permit>,
     deadline: Instant,
     paused: Option<Instant>,
+    /// Groups that were lost under it.
+    losses: u32,
+}
+
+/// A group that failed and was not replaced yet.
+struct Loss {
+    why: String,
+    /// When its requests are given up.
+    until: Instant,
 }
 
 pub(super) struct State {
@@ -45,10 +55,15 @@ pub(super) struct State {
     slow_reader_limit: Duration,
     drain_limit: Duration,
     drain_until: Option<Instant>,
+    regroup_limit: Duration,
+    max_replays: u32,
+    loss: Option<Loss>,
     readiness: watch::Sender<Readiness>,
     admission: Admission,
     pub(super) wake: Arc<Notify>,
-    pub(super) replacement: Option<Box<dyn Executor>>,
+    metrics: Metrics,
+    capacity_bytes: u64,
+    pub(super) replacement: Option<(Box<dyn Executor>, Epoch)>,
     /// No handle is left that could send anything.
     pub(super) orphaned: bool,
 }
@@ -59,7 +74,7 @@ impl State {
         model: &ServedModel,
         readiness: watch::Sender<Readiness>,
         admission: Admission,
-        wake: Arc<Notify>,
+        (wake, metrics): (Arc<Notify>, Metrics),
     ) -> Self {
         let stride = model.geometry.stride;
         let or = |tokens: u64, default: u64| if tokens == 0 { default } else { tokens };
@@ -79,9 +94,14 @@ impl State {
             slow_reader_limit: config.slow_reader_limit,
             drain_limit: config.drain_limit,
             drain_until: None,
+            regroup_limit: config.regroup_limit,
+            max_replays: config.max_replays,
+            loss: None,
             readiness,
             admission,
             wake,
+            metrics,
+            capacity_bytes: model.arena_bytes,
             replacement: None,
             orphaned: false,
         }
@@ -91,7 +111,7 @@ impl State {
     pub(super) fn take(&mut self, message: Option<Message>) {
         match message {
             Some(Message::Submit(submission)) => self.submit(*submission),
-            Some(Message::Replace(executor)) => self.replacement = Some(executor),
+            Some(Message::Replace(executor, epoch)) => self.replacement = Some((executor, epoch)),
             Some(Message::Drain) => self.drain(),
             None => {
                 self.orphaned = true;
@@ -109,9 +129,13 @@ impl State {
         self.report(Readiness::Starting);
     }
 
-    /// Cancels what nobody reads, what is out of time and what is read too slowly; resumes what is read again.
+    /// Cancels what nobody reads, what is out of time, what is read too slowly and what waited too long for a group;
+    /// resumes what is read again.
     pub(super) fn tend(&mut self) {
         let now = Instant::now();
+        if let Some(loss) = self.loss.take_if(|loss| loss.until <= now) {
+            self.give_up(|_| true, &loss.why);
+        }
         let mut over = Vec::new();
         let scheduler = &mut self.scheduler;
         self.live.retain(|&id, live| {
@@ -135,6 +159,13 @@ impl State {
             self.scheduler.on_event(Event::Leave(id));
             self.fail(id, error);
         }
+        self.metrics.load(self.load());
+    }
+
+    fn load(&self) -> Load {
+        let (queued, running) = self.scheduler.load();
+        let reserved_bytes = self.scheduler.reserved_bytes();
+        Load { running, queued, reserved_bytes, capacity_bytes: self.capacity_bytes, epoch: self.epoch }
     }
 
     /// The next plan; its new sequences leave the queue.
@@ -154,12 +185,14 @@ impl State {
     pub(super) fn absorb(&mut self, output: StepOutput) -> bool {
         let now = Instant::now();
         let progress = self.scheduler.on_output(&output);
+        self.metrics.step(self.load());
         let mut outputs: HashMap<u64, SequenceOutput> =
             output.sequences.into_iter().map(|one| (one.sequence, one)).collect();
         for one in progress {
             match one {
                 Progress::Token { id, .. } if Some(id) == self.warm_up => {
                     self.warm_up = None;
+                    self.loss = None;
                     self.admission.set_gate(Gate::Open);
                     self.report(Readiness::Ready);
                 }
@@ -183,17 +216,28 @@ impl State {
         true
     }
 
-    /// The group is gone: every sequence that ran on it ends with an error.
+    /// A group of `epoch` takes over from one that is gone.
+    pub(super) fn join(&mut self, epoch: Epoch) {
+        self.epoch = epoch.0;
+        self.scheduler.restart(epoch);
+    }
+
+    /// The group is gone. What ran on it waits for the next one, as long as the limits allow.
     pub(super) fn lose_group(&mut self, why: &str) {
         self.epoch += 1;
         if let Some(id) = self.warm_up.take() {
             self.scheduler.on_event(Event::Leave(id));
         }
         for id in self.scheduler.restart(Epoch(self.epoch)) {
-            if let Some(live) = self.live.get(&id) {
-                let failure = live.failure(why);
-                self.fail(id, failure);
+            if let Some(live) = self.live.get_mut(&id) {
+                live.losses += 1;
             }
+        }
+        let max_losses = if self.regroup_limit.is_zero() { 0 } else { self.max_replays };
+        self.give_up(|live| live.losses > max_losses, why);
+        let until = Instant::now() + self.regroup_limit;
+        if !self.regroup_limit.is_zero() {
+            self.loss.get_or_insert(Loss { why: why.to_owned(), until });
         }
         self.admission.set_gate(Gate::Unready);
         self.report(Readiness::Lost);
@@ -203,7 +247,8 @@ impl State {
     pub(super) fn next_alarm(&self) -> Option<Instant> {
         let slow = |live: &Live| live.paused.map(|since| since + self.slow_reader_limit);
         let alarms = self.live.values().flat_map(|live| [Some(live.deadline), slow(live)]).flatten();
-        alarms.chain(self.drain_until.filter(|_| !self.live.is_empty())).min()
+        let limits = [self.drain_until, self.loss.as_ref().map(|loss| loss.until)];
+        alarms.chain(limits.into_iter().flatten().filter(|_| !self.live.is_empty())).min()
     }
 
     /// Whether a drain has come to its end. Without a group, requests that wait would wait in vain.
@@ -227,7 +272,8 @@ impl State {
         tracing::debug!(request = %request.id, sequence = %id, "queued");
         let arrival = self.arrival(id, &request);
         self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
-        let live = Live { request: request.id, writer, permit: Some(permit), deadline: request.deadline, paused: None };
+        let (request, deadline) = (request.id, request.deadline);
+        let live = Live { request, writer, permit: Some(permit), deadline, paused: None, losses: 0 };
         self.live.insert(id, live);
     }
 
@@ -241,6 +287,7 @@ impl State {
             sampling: Some(request.sampling.clone()),
             max_tokens: request.max_total_tokens(),
             banned,
+            prompt_tokens: request.prompt.len() as u64,
         };
         Arrival {
             id,
@@ -271,6 +318,16 @@ impl State {
         } else if full {
             live.paused = Some(at);
             self.scheduler.on_event(Event::Pause(id));
+        }
+    }
+
+    /// Ends requests for which there is no group.
+    fn give_up(&mut self, which: impl Fn(&Live) -> bool, why: &str) {
+        let given_up: Vec<_> =
+            self.live.iter().filter(|(_, live)| which(live)).map(|(&id, live)| (id, live.failure(why))).collect();
+        for (id, failure) in given_up {
+            self.scheduler.on_event(Event::Leave(id));
+            self.fail(id, failure);
         }
     }
 
@@ -354,7 +411,13 @@ fn warm_up_arrival(model: &ServedModel) -> Arrival {
         max_new_tokens: 1,
         stop_ids: [].into(),
         cost: Cost::of(&kv, &model.geometry, 2),
-        init: SequenceInit { kv: Some(kv), sampling: Some(sampling), max_tokens: 2, banned: Vec::new() },
+        init: SequenceInit {
+            kv: Some(kv),
+            sampling: Some(sampling),
+            max_tokens: 2,
+            prompt_tokens: 1,
+            ..Default::default()
+        },
         retention_report: false,
     }
 }

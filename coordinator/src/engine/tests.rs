@@ -243,11 +243,59 @@ async fn a_lost_group_ends_its_requests_by_class_and_another_takes_over() {
     assert_eq!(*service.engine.readiness().borrow(), Readiness::Lost);
     assert_eq!(generate(&coordinator, prompt(3, 1)).await.err().unwrap().reason, Reason::NoReadyGroup);
     let next = FakeRank::new(Script::endless(0, 1));
-    coordinator.replace(executor(std::slice::from_ref(&next), &config()), vec![next.info()]).await.unwrap();
+    coordinator.replace(executor(std::slice::from_ref(&next), &config()), vec![next.info()], 2).await.unwrap();
     assert_eq!(whole(&mut waiting).await.unwrap().text.len(), 4, "what waited is served by the next group");
     assert!(next.plans().iter().all(|plan| plan.epoch == 2));
     assert!(coordinator.ready().await);
     generate(&coordinator, prompt(3, 1)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_go_on_with_the_next_group_when_they_may_wait() {
+    let script = || Script::saying("forty-two characters, and no more of them", 0, 1);
+    let config = Config { regroup_limit: Duration::from_secs(30), ..config() };
+    let (coordinator, _) = start_with(config.clone(), vec![script().with_fault(9, Fault::Error)]).await;
+    let mut answer = coordinator.service().generate(prompt(300, 100), None).await.unwrap();
+    let reader = tokio::spawn(async move { whole(&mut answer).await });
+    let mut readiness = coordinator.service().engine.readiness();
+    readiness.wait_for(|readiness| *readiness == Readiness::Lost).await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    let next = FakeRank::new(script());
+    coordinator.replace(executor(std::slice::from_ref(&next), &config), vec![next.info()], 7).await.unwrap();
+    let done = reader.await.unwrap().unwrap();
+    assert_eq!(done.text, "forty-two characters, and no more of them", "no token is lost or said twice");
+    assert!(next.plans().iter().all(|plan| plan.epoch == 7));
+    let first = &next.plans()[0].sequences;
+    assert!(first.iter().all(|step| step.position == 0 && step.init.is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_a_group_no_longer_than_it_may() {
+    let config = Config { regroup_limit: Duration::from_secs(30), max_running: 1, ..config() };
+    let (coordinator, _) = start_with(config, vec![Script::endless(0, 1).with_fault(6, Fault::Error)]).await;
+    let mut streaming = coordinator.service().generate(prompt(3, 100), None).await.unwrap();
+    let mut waiting = coordinator.service().generate(prompt(3, 100), None).await.unwrap();
+    let begin = Instant::now();
+    assert_eq!(whole(&mut streaming).await.err().unwrap().reason, Reason::GroupLost);
+    assert_eq!(whole(&mut waiting).await.err().unwrap().reason, Reason::RankFailed);
+    assert_eq!(begin.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_breaks_every_group_is_given_up() {
+    let config = Config { regroup_limit: Duration::from_secs(3600), max_replays: 2, ..config() };
+    let breaking = || Script::endless(0, 1).with_fault(3, Fault::Error);
+    let (coordinator, _) = start_with(config.clone(), vec![breaking()]).await;
+    let mut answer = coordinator.service().generate(prompt(3, 100), None).await.unwrap();
+    let reader = tokio::spawn(async move { whole(&mut answer).await });
+    let readiness = coordinator.service().engine.readiness();
+    for epoch in 2..4 {
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((*readiness.borrow(), reader.is_finished()), (Readiness::Lost, false));
+        let next = FakeRank::new(breaking());
+        coordinator.replace(executor(std::slice::from_ref(&next), &config), vec![next.info()], epoch).await.unwrap();
+    }
+    assert_eq!(reader.await.unwrap().err().unwrap().reason, Reason::GroupLost);
 }
 
 #[tokio::test(start_paused = true)]

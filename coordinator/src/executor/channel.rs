@@ -1,13 +1,13 @@
 //! Ranks in this process: plans go over channels to their runner threads.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
-use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{Executor, ExecutorError, merge};
@@ -52,28 +52,65 @@ impl Executor for ChannelExecutor {
                 timeout_at(deadline, exchange).await.unwrap_or(Err(ExecutorError::Timeout { rank, step, seconds }))
             }
         });
-        let outputs = settle(join_all(answers).await)?;
+        let outputs = settle(answers).await?;
         merge(&plan, outputs)
     }
 }
 
-/// All answers, or the error that explains most: a rank that is only late was mostly waiting for the one at fault.
-pub(super) fn settle(answers: Vec<Result<StepOutput, ExecutorError>>) -> Result<Vec<StepOutput>, ExecutorError> {
-    let mut late = None;
-    let mut reported = None;
-    let mut outputs = Vec::with_capacity(answers.len());
-    for (rank, answer) in answers.into_iter().enumerate() {
-        match answer {
-            Ok(StepOutput { error, step, .. }) if !error.is_empty() => {
-                reported = reported.or(Some(ExecutorError::RankError { rank, step, message: error }));
+/// After one rank's error, time for the others to tell theirs: the first to speak was mostly waiting for the one at fault.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// All answers in rank order, or the error that explains most. Does not wait for ranks that wait for a failed one.
+pub(super) async fn settle<F>(answers: impl Iterator<Item = F>) -> Result<Vec<StepOutput>, ExecutorError>
+where
+    F: Future<Output = Result<StepOutput, ExecutorError>>,
+{
+    let mut pending: FuturesUnordered<_> =
+        answers.enumerate().map(|(rank, answer)| async move { (rank, answer.await) }).collect();
+    let mut outputs: Vec<Option<StepOutput>> = (0..pending.len()).map(|_| None).collect();
+    let mut failure: Option<ExecutorError> = None;
+    let mut give_up = None;
+    loop {
+        let grace = async {
+            match give_up {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            Ok(output) => outputs.push(output),
-            Err(error @ ExecutorError::Timeout { .. }) => late = late.or(Some(error)),
-            Err(gone) => return Err(gone),
+        };
+        let (rank, answer) = tokio::select! {
+            biased;
+            answer = pending.next() => match answer {
+                Some(answer) => answer,
+                None => break,
+            },
+            () = grace => break,
+        };
+        let error = match answer {
+            Ok(StepOutput { error, step, .. }) if !error.is_empty() => {
+                ExecutorError::RankError { rank, step, message: error }
+            }
+            Ok(output) => {
+                outputs[rank] = Some(output);
+                continue;
+            }
+            Err(error) => error,
+        };
+        give_up.get_or_insert(Instant::now() + GRACE);
+        if failure.as_ref().is_none_or(|found| weight(&error) > weight(found)) {
+            failure = Some(error);
         }
     }
-    match reported.or(late) {
+    match failure {
         Some(error) => Err(error),
-        None => Ok(outputs),
+        None => Ok(outputs.into_iter().flatten().collect()),
+    }
+}
+
+/// How much an error explains: a rank that is late or cut off was mostly waiting for another.
+const fn weight(error: &ExecutorError) -> u8 {
+    match error {
+        ExecutorError::Timeout { .. } => 0,
+        ExecutorError::RankError { .. } => 1,
+        _ => 2,
     }
 }

@@ -5,19 +5,25 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use palimpsest_proto::{
     internal::v1::{
-        CacheState, GetRankRequest, ModelInfo, RankInfo, SequenceInit, SequenceOutput, SequenceStep, StepOutput,
-        StepPlan, worker_server::Worker,
+        Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, ModelInfo, RankInfo, SequenceInit, SequenceOutput,
+        SequenceStep, StepOutput, StepPlan, WatchRequest, worker_server::Worker,
     },
     kv::{FULL, Geometry, reserved_bytes},
     v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -93,6 +99,7 @@ impl Script {
             kv_arena_bytes: 64 << 20,
             device: "fake".into(),
             digest: b"fake"[..].into(),
+            epoch: 0,
         };
         Self { rank, answer, step_time: Duration::ZERO, faults: HashMap::new() }
     }
@@ -180,17 +187,24 @@ pub fn byte_level_tokenizer() -> Vec<u8> {
 pub struct FakeRank {
     script: Arc<Script>,
     log: Arc<Mutex<Vec<StepPlan>>>,
+    epoch: Arc<AtomicU64>,
+    silent: Arc<AtomicBool>,
 }
 
 impl FakeRank {
     /// A rank that follows `script`.
     pub fn new(script: Script) -> Self {
-        Self { script: Arc::new(script), log: Arc::default() }
+        Self { script: Arc::new(script), log: Arc::default(), epoch: Arc::default(), silent: Arc::default() }
     }
 
     /// What the rank reports of itself.
     pub fn info(&self) -> RankInfo {
-        self.script.rank.clone()
+        RankInfo { epoch: self.epoch.load(Ordering::SeqCst), ..self.script.rank.clone() }
+    }
+
+    /// Whether the rank's beats stop, as those of a process that hangs.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
     }
 
     /// Every plan so far.
@@ -256,7 +270,6 @@ impl FakeRank {
 struct Held {
     init: SequenceInit,
     tokens: Vec<u32>,
-    prompt: Option<usize>,
 }
 
 #[derive(Default)]
@@ -292,7 +305,7 @@ impl State {
     fn advance(&mut self, script: &Script, step: &SequenceStep) -> Result<SequenceOutput, String> {
         let id = step.sequence;
         if let Some(init) = &step.init {
-            let held = Held { init: init.clone(), tokens: Vec::new(), prompt: None };
+            let held = Held { init: init.clone(), tokens: Vec::new() };
             if self.held.insert(id, held).is_some() {
                 return Err(format!("{id} begins twice"));
             }
@@ -308,10 +321,7 @@ impl State {
             return Err(format!("{id}: tokens {position}..{end}, stride {stride}, at most {}", held.init.max_tokens));
         }
         held.tokens.extend(&step.tokens);
-        if step.sample {
-            held.prompt.get_or_insert(held.tokens.len());
-        }
-        let token = held.prompt.filter(|_| step.sample).map(|prompt| (script.answer)(&held.tokens, prompt));
+        let token = step.sample.then(|| (script.answer)(&held.tokens, held.init.prompt_tokens as usize));
         let wanted = held.init.sampling.as_ref().is_some_and(|sampling| sampling.logprobs.is_some());
         let logprob = token.filter(|_| wanted).map(|id| TokenLogprob { id, logprob: -0.5, ..Default::default() });
         let cache = cache(held, &script.rank, stride);
@@ -368,6 +378,26 @@ fn geometry(rank: &RankInfo) -> Geometry {
 impl Worker for FakeRank {
     async fn get_rank(&self, _: Request<GetRankRequest>) -> Result<Response<RankInfo>, Status> {
         Ok(Response::new(self.info()))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        self.epoch.store(request.into_inner().epoch, Ordering::SeqCst);
+        Ok(Response::new(JoinResponse {}))
+    }
+
+    type WatchStream = ReceiverStream<Result<Beat, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (beats, stream) = mpsc::channel(1);
+        let rank = self.clone();
+        tokio::spawn(async move {
+            while !rank.silent.load(Ordering::SeqCst) && beats.send(Ok(Beat::default())).await.is_ok() {
+                sleep(Duration::from_millis(50)).await;
+            }
+            // A process that hangs keeps its connections.
+            beats.closed().await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     type ExecuteStream = ReceiverStream<Result<StepOutput, Status>>;

@@ -1,4 +1,7 @@
 //! Ranks in other processes: one open bidirectional stream per rank.
+//!
+//! A step ends when all ranks have answered, when its time is over, or when whoever watches the ranks says that one of
+//! them is gone, whichever comes first.
 
 use std::time::Duration;
 
@@ -6,7 +9,7 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan, worker_client::WorkerClient};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,7 +25,11 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 pub struct GrpcExecutor {
     ranks: Vec<Rank>,
     step_limit: Duration,
+    failure: Failure,
 }
+
+/// Says when a rank was found dead or hung outside of a step. A sender that is dropped says nothing.
+pub type Failure = watch::Receiver<Option<ExecutorError>>;
 
 #[derive(Debug)]
 struct Rank {
@@ -31,11 +38,16 @@ struct Rank {
 }
 
 impl GrpcExecutor {
-    /// Opens the streams to all ranks, whose channels come in rank order; at least one.
+    /// Opens the streams to all ranks, whose channels come in rank order; at least one. What `failure` says ends a step at
+    /// once.
     ///
     /// # Errors
     /// [`ExecutorError::RankGone`] if a rank does not take the stream within the step's limit.
-    pub async fn connect(channels: Vec<Channel>, step_limit: Duration) -> Result<Self, ExecutorError> {
+    pub async fn connect(
+        channels: Vec<Channel>,
+        step_limit: Duration,
+        failure: Failure,
+    ) -> Result<Self, ExecutorError> {
         assert!(!channels.is_empty(), "a group has at least one rank");
         let open = channels.into_iter().enumerate().map(|(rank, channel)| async move {
             let mut client = WorkerClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
@@ -48,7 +60,16 @@ impl GrpcExecutor {
             Ok(Rank { plans, outputs })
         });
         let ranks = join_all(open).await.into_iter().collect::<Result<_, _>>()?;
-        Ok(Self { ranks, step_limit })
+        Ok(Self { ranks, step_limit, failure })
+    }
+}
+
+/// Waits until a failure is told.
+async fn told(failure: &mut Failure) -> ExecutorError {
+    let found = failure.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+    match found {
+        Some(error) => error,
+        None => std::future::pending().await,
     }
 }
 
@@ -75,7 +96,11 @@ impl Executor for GrpcExecutor {
                 timeout_at(deadline, exchange).await.unwrap_or(Err(late))
             }
         });
-        let outputs = settle(join_all(answers).await)?;
+        let outputs = tokio::select! {
+            biased;
+            outputs = settle(answers) => outputs?,
+            error = told(&mut self.failure) => return Err(error),
+        };
         merge(&plan, outputs)
     }
 }

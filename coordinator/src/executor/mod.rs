@@ -21,7 +21,7 @@ use palimpsest_proto::{
 
 pub use self::{
     channel::{ChannelExecutor, RankChannel},
-    grpc::GrpcExecutor,
+    grpc::{Failure, GrpcExecutor},
 };
 
 /// Executes steps, one at a time.

@@ -6,7 +6,7 @@ use palimpsest_proto::{
     internal::v1::{CacheState, SequenceInit, SequenceStep, worker_server::WorkerServer},
     v1::{HeadRetention, KvContract, Sampling},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
@@ -36,7 +36,7 @@ async fn group(transport: Transport, ranks: &[FakeRank]) -> Box<dyn Executor> {
                 tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
                 channels.push(Channel::from_shared(address).unwrap().connect().await.unwrap());
             }
-            Box::new(GrpcExecutor::connect(channels, LIMIT).await.unwrap())
+            Box::new(GrpcExecutor::connect(channels, LIMIT, watch::channel(None).1).await.unwrap())
         }
     }
 }
@@ -51,7 +51,13 @@ fn ranks(n: u32, fault: Option<(u32, Fault)>) -> Vec<FakeRank> {
 
 fn plan(step: u64) -> StepPlan {
     let kv = KvContract { policy: "window".into(), head_budget: "uniform".into(), budget: 8, ..Default::default() };
-    let init = SequenceInit { kv: Some(kv), sampling: Some(Sampling::default()), max_tokens: 40, banned: vec![] };
+    let init = SequenceInit {
+        kv: Some(kv),
+        sampling: Some(Sampling::default()),
+        max_tokens: 40,
+        prompt_tokens: 4,
+        ..Default::default()
+    };
     let sequence = SequenceStep {
         sequence: 7,
         init: (step == 1).then_some(init),

@@ -7,6 +7,8 @@
 //!   keeps the others waiting for more than that budget.
 //! - A piece ends at a stride boundary at the latest, so ranks evict between steps only.
 //! - Waiting sequences start strictly in order: a large one at the head is not overtaken for ever by small ones.
+//! - A lost group costs no sequence: what ran waits again, in its old place, and reads its prompt and its answer so far
+//!   anew. The state is a function of the tokens, so it goes on as if nothing had happened.
 //! - A sequence that leaves is listed under `release` of the next plan, exactly once; its memory counts as free from
 //!   then on, because ranks release before they compute.
 
@@ -105,12 +107,22 @@ pub enum Ending {
 }
 
 #[derive(Debug)]
+struct Waiting {
+    arrival: Arrival,
+    /// What it answered in an earlier epoch.
+    answer: Vec<u32>,
+    paused: bool,
+}
+
+#[derive(Debug)]
 struct Running {
     arrival: Arrival,
+    /// Sampled tokens.
+    answer: Vec<u32>,
     /// Tokens that the ranks have seen; the position of the next one.
     fed: u64,
-    generated: u32,
-    last: u32,
+    /// More tokens are known than the ranks have seen, beyond the last sampled one.
+    prefilling: bool,
     paused: bool,
     /// The ranks have its init, so they must be told to release it.
     known: bool,
@@ -119,26 +131,23 @@ struct Running {
 }
 
 impl Running {
-    fn decoding(&self) -> bool {
-        self.generated > 0
+    /// Tokens of prompt and answer so far.
+    fn known_tokens(&self) -> u64 {
+        (self.arrival.prompt.len() + self.answer.len()) as u64
     }
 
-    fn prompt_tokens(&self) -> u64 {
-        self.arrival.prompt.len() as u64
-    }
-
-    /// The next `count` prompt tokens, or the last sampled one.
+    /// The next `count` known tokens.
     fn step(&mut self, count: u64, stride: u64) -> SequenceStep {
-        let first = self.fed as usize;
-        let tokens =
-            if self.decoding() { vec![self.last] } else { self.arrival.prompt[first..first + count as usize].to_vec() };
+        let known = self.arrival.prompt.iter().chain(&self.answer);
+        let tokens = known.skip(self.fed as usize).take(count as usize).copied().collect();
         let end = self.fed + count;
-        let sample = end >= self.prompt_tokens();
+        let sample = end == self.known_tokens();
+        self.prefilling = !sample;
         let init = (!self.known).then(|| self.arrival.init.clone());
         self.known = true;
         self.in_step = count;
         // Between boundaries only the tail grows, so these reports determine every other one.
-        let report = self.arrival.retention_report && sample && (self.generated == 0 || end.is_multiple_of(stride));
+        let report = self.arrival.retention_report && sample && (self.answer.is_empty() || end.is_multiple_of(stride));
         SequenceStep { sequence: self.arrival.id.0, init, tokens, position: self.fed, sample, retention_report: report }
     }
 }
@@ -151,7 +160,7 @@ pub struct Scheduler {
     epoch: Epoch,
     step: u64,
     in_flight: bool,
-    waiting: BTreeMap<(Reverse<i32>, SequenceId), Arrival>,
+    waiting: BTreeMap<(Reverse<i32>, SequenceId), Waiting>,
     running: BTreeMap<SequenceId, Running>,
     /// Sequences with prompt left, the next one to be served first.
     prefilling: VecDeque<SequenceId>,
@@ -180,7 +189,7 @@ impl Scheduler {
         match event {
             Event::Arrive(arrival) => {
                 assert!(!arrival.prompt.is_empty() && arrival.max_new_tokens > 0, "a request is validated before");
-                self.waiting.insert((Reverse(arrival.priority), arrival.id), *arrival);
+                self.wait(Waiting { arrival: *arrival, answer: Vec::new(), paused: false });
             }
             Event::Leave(id) => {
                 if let Some(running) = self.remove(id)
@@ -231,12 +240,11 @@ impl Scheduler {
             }
             running.fed += std::mem::take(&mut running.in_step);
             let Some(token) = one.token else { continue };
-            running.last = token;
-            running.generated += 1;
+            running.answer.push(token);
             let ended = if running.arrival.stop_ids.contains(&token) {
                 Some(Ending::Eos)
             } else {
-                (running.generated >= running.arrival.max_new_tokens).then_some(Ending::Length)
+                (running.answer.len() >= running.arrival.max_new_tokens as usize).then_some(Ending::Length)
             };
             if ended.is_some() {
                 self.remove(id);
@@ -247,12 +255,14 @@ impl Scheduler {
         progress
     }
 
-    /// The group is gone with all it held: forgets the running sequences, returns them, and goes on in `epoch`. Waiting
-    /// sequences stay.
+    /// The group is gone with all it held. Sequences that ran are returned and wait again, to be read anew by the group of
+    /// `epoch`.
     pub fn restart(&mut self, epoch: Epoch) -> Vec<SequenceId> {
         let lost: Vec<_> = self.running.keys().copied().collect();
         for &id in &lost {
-            self.remove(id);
+            if let Some(Running { arrival, answer, paused, .. }) = self.remove(id) {
+                self.wait(Waiting { arrival, answer, paused });
+            }
         }
         self.release.clear();
         (self.epoch, self.step, self.in_flight) = (epoch, 0, false);
@@ -272,12 +282,12 @@ impl Scheduler {
     fn start_waiting(&mut self) {
         while self.running.len() < self.limits.max_running {
             let Some(first) = self.waiting.first_entry() else { break };
-            if !self.capacity.take(first.get().cost) {
+            if !self.capacity.take(first.get().arrival.cost) {
                 break;
             }
-            let arrival = first.remove();
+            let Waiting { arrival, answer, paused } = first.remove();
             let id = arrival.id;
-            let running = Running { arrival, fed: 0, generated: 0, last: 0, paused: false, known: false, in_step: 0 };
+            let running = Running { arrival, answer, fed: 0, prefilling: true, paused, known: false, in_step: 0 };
             self.running.insert(id, running);
             self.prefilling.push_back(id);
         }
@@ -285,7 +295,7 @@ impl Scheduler {
 
     fn decodes(&mut self) -> Vec<SequenceStep> {
         let stride = self.limits.stride;
-        let ready = self.running.values_mut().filter(|running| running.decoding() && !running.paused);
+        let ready = self.running.values_mut().filter(|running| !running.prefilling && !running.paused);
         ready.map(|running| running.step(1, stride)).collect()
     }
 
@@ -294,14 +304,14 @@ impl Scheduler {
         let mut served = VecDeque::new();
         while let Some(id) = self.prefilling.pop_front() {
             let running = self.running.get_mut(&id).expect("a sequence leaves both lists at once");
-            let count = piece(running.fed, running.prompt_tokens(), self.limits.stride, allowance);
+            let count = piece(running.fed, running.known_tokens(), self.limits.stride, allowance);
             if running.paused || count == 0 {
                 unserved.push_back(id);
                 continue;
             }
             allowance -= count;
             sequences.push(running.step(count, self.limits.stride));
-            if running.fed + count < running.prompt_tokens() {
+            if running.prefilling {
                 served.push_back(id);
             }
         }
@@ -313,6 +323,13 @@ impl Scheduler {
         if let Some(running) = self.running.get_mut(&id) {
             running.paused = paused;
         }
+        for waiting in self.waiting.values_mut().filter(|waiting| waiting.arrival.id == id) {
+            waiting.paused = paused;
+        }
+    }
+
+    fn wait(&mut self, waiting: Waiting) {
+        self.waiting.insert((Reverse(waiting.arrival.priority), waiting.arrival.id), waiting);
     }
 
     /// Takes a running sequence out and gives its memory back.

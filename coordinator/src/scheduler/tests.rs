@@ -276,7 +276,7 @@ fn a_sequence_that_leaves_in_mid_step_is_released_by_the_next_plan() {
 }
 
 #[test]
-fn a_failed_sequence_holds_nothing_and_a_lost_group_forgets_all() {
+fn a_failed_sequence_holds_nothing_and_a_lost_group_holds_nothing() {
     let mut scheduler = Scheduler::new(limits(16, 8, 16, 64), Epoch(1));
     for id in 0..3 {
         scheduler.on_event(Event::Arrive(Box::new(arrival(id, 3, 9, 50))));
@@ -289,8 +289,52 @@ fn a_failed_sequence_holds_nothing_and_a_lost_group_forgets_all() {
     let next = scheduler.plan().unwrap();
     assert!(next.release.is_empty());
     assert_eq!(scheduler.restart(Epoch(2)), [SequenceId(1), SequenceId(2)]);
-    assert_eq!((scheduler.load(), scheduler.reserved_bytes()), ((0, 0), 0));
-    assert_eq!(scheduler.plan(), None);
+    assert_eq!((scheduler.load(), scheduler.reserved_bytes()), ((2, 0), 0), "they wait again");
+    let plan = scheduler.plan().unwrap();
+    assert_eq!((plan.epoch, plan.step, plan.release), (2, 1, vec![]));
+    assert!(plan.sequences.iter().all(|step| step.init.is_some() && step.position == 0));
+}
+
+/// Runs a sequence to its end, on a new group after every so many steps; `sampled` is what a rank samples at a position.
+fn run_over_groups(mut arrival: Arrival, steps_per_group: usize) -> Vec<u32> {
+    arrival.max_new_tokens = 12;
+    let (prompt, limits) = (arrival.prompt.clone(), limits(4, 8, 3, 6));
+    let mut scheduler = Scheduler::new(limits, Epoch(1));
+    let (mut answer, mut seen, mut epoch) = (Vec::new(), Vec::new(), 1);
+    scheduler.on_event(Event::Arrive(Box::new(arrival)));
+    for number in 1.. {
+        if answer.len() == 12 {
+            return answer;
+        }
+        if number % (steps_per_group + 1) == 0 {
+            epoch += 1;
+            assert_eq!(scheduler.restart(Epoch(epoch)), [SequenceId(0)]);
+            seen.clear();
+        }
+        let plan = scheduler.plan().unwrap();
+        let step = &plan.sequences[0];
+        assert_eq!((step.position, plan.epoch, step.init.is_some()), (seen.len() as u64, epoch, seen.is_empty()));
+        seen.extend_from_slice(&step.tokens);
+        let known: Vec<u32> = prompt.iter().chain(&answer).copied().collect();
+        assert_eq!(seen, known[..seen.len()], "the group reads what was said");
+        assert_eq!(step.sample, seen == known, "nothing is sampled twice");
+        let token = step.sample.then_some(100 + 3 * seen.len() as u32);
+        let one = SequenceOutput { sequence: 0, token, ..Default::default() };
+        let progress = scheduler.on_output(&StepOutput { sequences: vec![one], ..Default::default() });
+        answer.extend(token);
+        assert_eq!(progress.len(), usize::from(step.sample));
+    }
+    unreachable!("the sequence ends")
+}
+
+#[test]
+fn a_sequence_goes_on_over_lost_groups_as_if_on_one() {
+    let whole = run_over_groups(arrival(0, 7, 9, 50), usize::MAX - 1);
+    assert_eq!(whole.len(), 12);
+    // Fewer steps than a replay takes would never end.
+    for steps in 9..20 {
+        assert_eq!(run_over_groups(arrival(0, 7, 9, 50), steps), whole, "{steps} steps per group");
+    }
 }
 
 #[test]

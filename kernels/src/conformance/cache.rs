@@ -2,8 +2,8 @@
 
 use super::{Arenas, Check, Named, Suite, refused};
 use crate::backend::{
-    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape,
-    Reduce, RotateItem, SplitItem, SplitQkv,
+    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, PartItem,
+    QkvShape, Reduce, RotateItem, SplitItem, SplitQkv,
 };
 use crate::reference::ReferenceBackend;
 
@@ -122,6 +122,64 @@ pub(super) fn attention<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
         }
     }
     Ok(())
+}
+
+/// `attention_part`: heads of which only some slots, or none, are here.
+pub(super) fn attention_part<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
+    let batches: [&[Sequence]; 3] = [
+        &[sequence(1, 0, None, 0), sequence(1, 33, None, 1), sequence(1, 129, Some(20), 0)],
+        &[sequence(5, 0, None, 3), sequence(2, 300, Some(3), 130), sequence(40, 33, None, 0)],
+        &[sequence(65, 200, Some(30), 0), sequence(50, 0, None, 0), sequence(13, 413, None, 3)],
+    ];
+    for shape in SHAPES {
+        for batch in batches {
+            attention_part_case(suite, shape, batch)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every row sees all slots of its sequence, but for a window that moves out of them with the rows.
+fn attention_part_case<B: Backend>(suite: &mut Suite<'_, B>, shape: QkvShape, batch: &[Sequence]) -> Check {
+    let QkvShape { heads, kv_heads, head_dim } = shape;
+    let lens: Vec<usize> = batch.iter().flat_map(|s| vec![s.slots; kv_heads]).collect();
+    let mut arenas = Arenas::new(suite, head_dim, &lens)?;
+    for (head, &len) in lens.iter().enumerate() {
+        arenas.fill(suite, head, len)?;
+    }
+    let centroids = Centroids::new(suite, shape, batch);
+    let first = |s: &Sequence, i: usize, window: usize| (s.slots.saturating_sub(window) + i).min(s.slots) as u32;
+    let firsts: Vec<Option<Vec<u32>>> =
+        batch.iter().map(|s| s.window.map(|window| (0..s.rows).map(|i| first(s, i, window)).collect())).collect();
+    let (mut items, mut start) = (Vec::new(), 0);
+    for (s, sequence) in batch.iter().enumerate() {
+        items.extend((0..kv_heads).map(|kv_head| PartItem {
+            attend: AttentionItem {
+                rows: start..start + sequence.rows,
+                kv_head,
+                slots: arenas.head(s * kv_heads + kv_head, sequence.slots),
+                first_visible: firsts[s].as_deref(),
+                centroids: centroids.view(s * kv_heads + kv_head),
+            },
+            causal: false,
+        }));
+        start += sequence.rows;
+    }
+    let len = start * heads * head_dim;
+    let q = suite.random.values(len);
+    let (mut want, mut want_lse) = (vec![7.0; len], vec![7.0; start * heads]);
+    let case = format!("attention_part {shape:?} {batch:?}");
+    let reference = (&mut want, &mut want_lse);
+    ReferenceBackend.attention_part(shape, &arenas.reference, &q, &items, reference).named(&case)?;
+    let device_q = suite.upload(&q)?;
+    let (mut out, mut lse) = (suite.upload(&vec![7.0; len])?, suite.upload(&vec![7.0; start * heads])?);
+    suite.backend.attention_part(shape, &arenas.pages, &device_q, &items, (&mut out, &mut lse)).named(&case)?;
+    let got = suite.download(&out, len)?;
+    suite.compare(&case, &got, &want, suite.tolerance.attention)?;
+    let got = suite.download(&lse, start * heads)?;
+    // Infinity has no difference to measure: a value that no sum reaches stands for it.
+    let finite = |values: &[f32]| values.iter().map(|v| v.max(-1e3)).collect::<Vec<_>>();
+    suite.compare(&case, &finite(&got), &finite(&want_lse), suite.tolerance.attention)
 }
 
 /// Keys, values and biases of centroids, for `[sequence][KV head]` in a row.

@@ -14,7 +14,7 @@ use super::attention_block::{
 use super::elementwise::{at_least, check_item};
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::pages::{Arena, CpuPages, Element, Exec, SLOTS, with_arena};
-use crate::backend::{AttentionItem, CentroidView, QkvShape};
+use crate::backend::{AttentionItem, CentroidView, PartItem, QkvShape};
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -57,6 +57,8 @@ pub(crate) struct Call<'a, T> {
 pub(crate) struct Head<'a, T> {
     pub(crate) call: Call<'a, T>,
     pub(crate) item: &'a AttentionItem<'a>,
+    /// Whether the last slots are the rows' own.
+    causal: bool,
     /// `G`.
     pub(crate) group: usize,
     /// Units of centroids.
@@ -74,11 +76,12 @@ pub(crate) enum Unit<T> {
 }
 
 impl<'a, T: Element> Head<'a, T> {
-    pub(crate) fn new(call: Call<'a, T>, item: &'a AttentionItem<'a>) -> Self {
+    pub(crate) fn new(call: Call<'a, T>, item: &'a AttentionItem<'a>, causal: bool) -> Self {
         let first = item.first_visible.and_then(|first| first.iter().min()).map_or(0, |&slot| slot as usize);
         Self {
             call,
             item,
+            causal,
             group: call.shape.heads / call.shape.kv_heads,
             centroid_units: item.centroids.map_or(0, |view| view.bias.len().div_ceil(CHUNK)),
             first_chunk: first / CHUNK,
@@ -97,7 +100,8 @@ impl<'a, T: Element> Head<'a, T> {
 
     /// Slots before this one are visible to token row `i` of the item.
     fn end(&self, i: usize) -> usize {
-        self.item.slots.len - self.item.rows.len() + i + 1
+        let len = self.item.slots.len;
+        if self.causal { len - self.item.rows.len() + i + 1 } else { len }
     }
 
     /// First slot of a unit of slots.
@@ -236,7 +240,7 @@ pub(crate) fn check(
     shape: QkvShape,
     pages: &CpuPages,
     rows: usize,
-    item: &AttentionItem<'_>,
+    (item, causal): (&AttentionItem<'_>, bool),
 ) -> Result<()> {
     let QkvShape { heads, kv_heads, head_dim } = shape;
     if head_dim != pages.head_dim() {
@@ -247,13 +251,17 @@ pub(crate) fn check(
     }
     check_item(op, &item.rows, rows, item.kv_head, kv_heads)?;
     pages.check(op, &item.slots, item.slots.len)?;
-    at_least(op, "slots", item.slots.len, item.rows.len())?;
+    if causal {
+        at_least(op, "slots", item.slots.len, item.rows.len())?;
+    }
     if let Some(first) = item.first_visible {
         if first.len() != item.rows.len() {
             return Err(Error::Shape { op, what: "first_visible", got: first.len(), want: item.rows.len() });
         }
         for (i, &first) in first.iter().enumerate() {
-            let (index, len) = (first as usize, item.slots.len - item.rows.len() + i + 1);
+            // A row of a part may see nothing of it.
+            let slots = item.slots.len;
+            let (index, len) = (first as usize, if causal { slots - item.rows.len() + i + 1 } else { slots + 1 });
             if index >= len {
                 return Err(Error::Index { op, what: "first visible slot", index, len });
             }
@@ -271,11 +279,18 @@ pub(crate) fn check(
 }
 
 /// Whether no two items of one KV head share a row.
-fn rows_apart(items: &[AttentionItem<'_>]) -> bool {
-    let mut spans: Vec<_> = items.iter().map(|item| (item.kv_head, item.rows.start, item.rows.end)).collect();
+fn rows_apart<'a>(items: impl Iterator<Item = &'a AttentionItem<'a>>) -> bool {
+    let mut spans: Vec<_> = items.map(|item| (item.kv_head, item.rows.start, item.rows.end)).collect();
     spans.retain(|&(_, start, end)| start < end);
     spans.sort_unstable();
     spans.windows(2).all(|pair| pair[0].0 != pair[1].0 || pair[0].2 <= pair[1].1)
+}
+
+/// Where results go: values `[T, H, D]`, and for a part the logarithms `[T, H]`.
+#[derive(Clone, Copy)]
+struct Out<'a> {
+    values: Shared<'a, f32>,
+    lse: Option<Shared<'a, f32>>,
 }
 
 /// See [`crate::Backend::attention`].
@@ -287,16 +302,42 @@ pub(crate) fn attention(
     items: &[AttentionItem<'_>],
     out: &mut [f32],
 ) -> Result<()> {
+    let items: Vec<_> = items.iter().map(|item| (item, true)).collect();
+    attend(exec, shape, pages, q, &items, (out, None))
+}
+
+/// See [`crate::Backend::attention_part`].
+pub(crate) fn attention_part(
+    exec: Exec<'_>,
+    shape: QkvShape,
+    pages: &CpuPages,
+    q: &[f32],
+    items: &[PartItem<'_>],
+    (out, lse): (&mut [f32], &mut [f32]),
+) -> Result<()> {
+    let items: Vec<_> = items.iter().map(|part| (&part.attend, part.causal)).collect();
+    attend(exec, shape, pages, q, &items, (out, Some(lse)))
+}
+
+fn attend(
+    exec: Exec<'_>,
+    shape: QkvShape,
+    pages: &CpuPages,
+    q: &[f32],
+    items: &[(&AttentionItem<'_>, bool)],
+    (out, lse): (&mut [f32], Option<&mut [f32]>),
+) -> Result<()> {
     let width = shape.heads * shape.head_dim;
     if items.is_empty() || width == 0 {
         return Ok(());
     }
     let rows = (q.len() / width).min(out.len() / width);
-    items.iter().try_for_each(|item| check("attention", shape, pages, rows, item))?;
-    let out = Shared::new(out);
+    let rows = lse.as_ref().map_or(rows, |lse| rows.min(lse.len() / shape.heads));
+    items.iter().try_for_each(|&item| check("attention", shape, pages, rows, item))?;
+    let out = Out { values: Shared::new(out), lse: lse.map(Shared::new) };
     with_arena!(pages.data(), arena => {
         let call = Call { exec, shape, arena, q };
-        if rows_apart(items) {
+        if rows_apart(items.iter().map(|&(item, _)| item)) {
             run(call, items, out);
         } else {
             // Not what the contract asks for: in order, the later item wins.
@@ -321,9 +362,9 @@ struct Partials {
     units: usize,
 }
 
-fn run<T: Element>(call: Call<'_, T>, items: &[AttentionItem<'_>], out: Shared<'_, f32>) {
+fn run<T: Element>(call: Call<'_, T>, items: &[(&AttentionItem<'_>, bool)], out: Out<'_>) {
     let dim = call.shape.head_dim;
-    let heads: Vec<Head<'_, T>> = items.iter().map(|item| Head::new(call, item)).collect();
+    let heads: Vec<Head<'_, T>> = items.iter().map(|&(item, causal)| Head::new(call, item, causal)).collect();
     let (mut tasks, mut merges, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let few = heads.iter().filter(|head| (1..=FEW).contains(&head.rows()));
     let per_task = few.map(|head| head.units_to(head.rows() - 1)).sum::<usize>() / (4 * call.exec.pool.threads());
@@ -332,7 +373,9 @@ fn run<T: Element>(call: Call<'_, T>, items: &[AttentionItem<'_>], out: Shared<'
         let rows = head.rows();
         let units = head.units_to(rows - 1);
         work += rows * units * CHUNK * dim / WIDTH;
-        if rows <= FEW {
+        if units == 0 {
+            finish(head, 0..rows, &mut unseen(rows, dim), out);
+        } else if rows <= FEW {
             merges.push(Partials { head: index, first: states, units });
             tasks.extend((0..units).step_by(per_task).map(|unit| {
                 let partial = Some(states + unit * rows);
@@ -379,6 +422,13 @@ fn run<T: Element>(call: Call<'_, T>, items: &[AttentionItem<'_>], out: Shared<'
         let states = unsafe { shared.part(first * (dim + 2), units * len) };
         merge(head, states, out);
     });
+}
+
+/// The state of rows that see nothing.
+fn unseen(rows: usize, dim: usize) -> Vec<f32> {
+    let mut memory = vec![0.0; rows * (dim + 2)];
+    state_of(&mut memory, rows).max.fill(f32::NEG_INFINITY);
+    memory
 }
 
 /// The state of `rows` query rows inside `memory`, `D + 2` values a row.
@@ -446,18 +496,31 @@ fn blocks<T: Element, U: Element>(
 }
 
 /// Writes `values / sum` of query rows to `out`.
-fn finish<T: Element>(head: &Head<'_, T>, rows: Range<usize>, memory: &mut [f32], out: Shared<'_, f32>) {
+fn finish<T: Element>(head: &Head<'_, T>, rows: Range<usize>, memory: &mut [f32], out: Out<'_>) {
     let dim = head.call.shape.head_dim;
     let state = state_of(memory, rows.len());
-    for ((row, values), &mut sum) in rows.zip(state.values.chunks_exact(dim)).zip(state.sum) {
-        // SAFETY: rows of different items and tasks are disjoint, which `attention` checked.
-        let out = unsafe { out.part(head.offset(row), dim) };
-        dispatch(head.call.exec.level, Finish { sum, values, out });
+    for (i, (row, values)) in rows.zip(state.values.chunks_exact(dim)).enumerate() {
+        let (first, max, sum) = (head.offset(row), state.max[i], state.sum[i]);
+        // SAFETY: rows of different items and tasks are disjoint, which `attend` checked.
+        let to = unsafe { out.values.part(first, dim) };
+        let Some(lse) = out.lse else {
+            dispatch(head.call.exec.level, Finish { sum, values, out: to });
+            continue;
+        };
+        // SAFETY: as above; one value for every query head of a row.
+        let lse = unsafe { lse.part(first / dim, 1) };
+        // Logits are in units of log2.
+        lse[0] = (max + sum.log2()) * std::f32::consts::LN_2;
+        if max == f32::NEG_INFINITY {
+            to.fill(0.0);
+        } else {
+            dispatch(head.call.exec.level, Finish { sum, values, out: to });
+        }
     }
 }
 
 /// Merges the states of an item's units, in order, and finishes them.
-fn merge<T: Element>(head: &Head<'_, T>, states: &mut [f32], out: Shared<'_, f32>) {
+fn merge<T: Element>(head: &Head<'_, T>, states: &mut [f32], out: Out<'_>) {
     let (dim, rows) = (head.call.shape.head_dim, head.rows());
     let (first, others) = states.split_at_mut(rows * (dim + 2));
     let into = state_of(first, rows);

@@ -5,7 +5,8 @@ use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
 use super::{CpuBackend, attention, elementwise, matmul, observe, pages};
 use crate::backend::{
-    AttentionItem, Backend, CompactItem, HeadPages, ObserveItem, PageShape, QkvShape, RotateItem, SplitQkv, WeightView,
+    AttentionItem, Backend, CompactItem, HeadPages, ObserveItem, PageShape, PartItem, QkvShape, RotateItem, SplitQkv,
+    WeightView,
 };
 use crate::error::{Error, Result};
 
@@ -112,6 +113,17 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         attention::attention(self.exec(), shape, pages, q, items, out)
+    }
+
+    fn attention_part(
+        &self,
+        shape: QkvShape,
+        pages: &CpuPages,
+        q: &Vec<f32>,
+        items: &[PartItem<'_>],
+        (out, lse): (&mut Vec<f32>, &mut Vec<f32>),
+    ) -> Result<()> {
+        attention::attention_part(self.exec(), shape, pages, q, items, (out, lse))
     }
 
     fn observe(

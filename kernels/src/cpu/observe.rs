@@ -28,7 +28,7 @@ pub(crate) fn observe(
         return Err(Error::Shape { op, what: "out", got: out.len(), want: items.len() });
     }
     let rows = q.len() / (shape.heads * shape.head_dim).max(1);
-    items.iter().try_for_each(|item| check(op, shape, pages, rows, &item.attend))?;
+    items.iter().try_for_each(|item| check(op, shape, pages, rows, (&item.attend, true)))?;
     with_arena!(pages.data(), arena => run(Call { exec, shape, arena, q }, items, out));
     Ok(())
 }
@@ -41,7 +41,7 @@ struct Task {
 }
 
 fn run<T: Element>(call: Call<'_, T>, items: &[ObserveItem<'_>], out: &mut [Vec<f32>]) {
-    let heads: Vec<Head<'_, T>> = items.iter().map(|item| Head::new(call, &item.attend)).collect();
+    let heads: Vec<Head<'_, T>> = items.iter().map(|item| Head::new(call, &item.attend, true)).collect();
     let (mut by_rows, mut by_units, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let mut firsts = Vec::with_capacity(heads.len());
     for (head, item) in heads.iter().enumerate() {

@@ -1,11 +1,13 @@
 //! Attention by its definition: all logits of a row, softmax, weighted sum, in f64.
 
 use super::ReferencePages;
-use crate::backend::{AttentionItem, ObserveItem, QkvShape, Reduce};
+use crate::backend::{AttentionItem, ObserveItem, PartItem, QkvShape, Reduce};
 use crate::error::Result;
 
 /// Probabilities of one query row: those of the centroids, then those of all `slots.len` slots (0 where not visible).
 struct Row {
+    /// Logarithm of the sum of exponentials.
+    lse: f64,
     centroids: Vec<f64>,
     slots: Vec<f64>,
     /// Arena entry of each slot.
@@ -22,9 +24,10 @@ fn probabilities(
     shape: QkvShape,
     pages: &ReferencePages,
     q: &[f32],
-    item: &AttentionItem<'_>,
+    item: &PartItem<'_>,
     (i, g): (usize, usize),
 ) -> Result<Row> {
+    let PartItem { attend: item, causal } = item;
     let dim = shape.head_dim;
     let scale = 1.0 / (dim as f64).sqrt();
     let q = &q[offset(shape, item, i, g)..][..dim];
@@ -35,7 +38,7 @@ fn probabilities(
         }
     }
     let first = item.first_visible.map_or(0, |first| first[i] as usize);
-    let end = item.slots.len - item.rows.len() + i + 1;
+    let end = if *causal { item.slots.len - item.rows.len() + i + 1 } else { item.slots.len };
     let (mut slots, mut entries) = (Vec::new(), Vec::new());
     for slot in 0..item.slots.len {
         let entry = pages.entry(op, item.slots.pages, slot)?;
@@ -45,10 +48,15 @@ fn probabilities(
     }
     let max = centroids.iter().chain(&slots).copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = centroids.iter().chain(&slots).map(|logit| (logit - max).exp()).sum();
+    if max == f64::NEG_INFINITY {
+        slots.fill(0.0);
+        centroids.fill(0.0);
+        return Ok(Row { lse: max, centroids, slots, entries });
+    }
     for logit in centroids.iter_mut().chain(&mut slots) {
         *logit = (*logit - max).exp() / sum;
     }
-    Ok(Row { centroids, slots, entries })
+    Ok(Row { lse: max + sum.ln(), centroids, slots, entries })
 }
 
 /// First element of a query row in `q` and `out`.
@@ -64,11 +72,24 @@ pub(super) fn attention(
     items: &[AttentionItem<'_>],
     out: &mut [f32],
 ) -> Result<()> {
+    let items: Vec<_> = items.iter().map(|item| PartItem { attend: item.clone(), causal: true }).collect();
+    let mut lse = vec![0.0; q.len() / shape.head_dim.max(1)];
+    attention_part(shape, pages, q, &items, (out, &mut lse))
+}
+
+pub(super) fn attention_part(
+    shape: QkvShape,
+    pages: &ReferencePages,
+    q: &[f32],
+    items: &[PartItem<'_>],
+    (out, lse): (&mut [f32], &mut [f32]),
+) -> Result<()> {
     let dim = shape.head_dim;
-    for item in items {
+    for part in items {
+        let item = &part.attend;
         for i in 0..item.rows.len() {
             for g in 0..shape.heads / shape.kv_heads {
-                let row = probabilities("attention", shape, pages, q, item, (i, g))?;
+                let row = probabilities("attention", shape, pages, q, part, (i, g))?;
                 let mut sum = vec![0.0; dim];
                 if let Some(view) = item.centroids {
                     for (p, value) in row.centroids.iter().zip(view.values.chunks_exact(dim)) {
@@ -78,8 +99,9 @@ pub(super) fn attention(
                 for (p, &entry) in row.slots.iter().zip(&row.entries) {
                     sum.iter_mut().zip(&pages.values[entry]).for_each(|(sum, &v)| *sum += p * f64::from(v));
                 }
-                let out = &mut out[offset(shape, item, i, g)..][..dim];
-                out.iter_mut().zip(sum).for_each(|(out, sum)| *out = sum as f32);
+                let first = offset(shape, item, i, g);
+                out[first..][..dim].iter_mut().zip(sum).for_each(|(out, sum)| *out = sum as f32);
+                lse[first / dim] = row.lse as f32;
             }
         }
     }
@@ -95,11 +117,12 @@ pub(super) fn observe(
 ) -> Result<()> {
     let group = shape.heads / shape.kv_heads;
     for (ObserveItem { attend, reduce }, out) in items.iter().zip(out) {
+        let whole = PartItem { attend: attend.clone(), causal: true };
         let mut weights: Vec<f64> = out.iter().map(|&weight| f64::from(weight)).collect();
         weights.resize(attend.slots.len, 0.0);
         for i in 0..attend.rows.len() {
             for g in 0..group {
-                let row = probabilities("observe", shape, pages, q, attend, (i, g))?;
+                let row = probabilities("observe", shape, pages, q, &whole, (i, g))?;
                 for (weight, p) in weights.iter_mut().zip(row.slots) {
                     match reduce {
                         Reduce::Sum => *weight += p / group as f64,

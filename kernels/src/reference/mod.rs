@@ -6,8 +6,8 @@ mod attention;
 mod dequant;
 
 use crate::backend::{
-    AttentionItem, Backend, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, RotateItem,
-    SplitQkv, WeightView,
+    AttentionItem, Backend, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, PartItem, QkvShape,
+    RotateItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 
@@ -268,6 +268,17 @@ impl Backend for ReferenceBackend {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         attention::attention(shape, pages, q, items, out)
+    }
+
+    fn attention_part(
+        &self,
+        shape: QkvShape,
+        pages: &ReferencePages,
+        q: &Vec<f32>,
+        items: &[PartItem<'_>],
+        (out, lse): (&mut Vec<f32>, &mut Vec<f32>),
+    ) -> Result<()> {
+        attention::attention_part(shape, pages, q, items, (out, lse))
     }
 
     fn observe(

@@ -4,7 +4,16 @@
 //! identical, bit for bit, on all ranks, because sums are taken in rank order. Every call has a deadline. The first
 //! failure is sticky: after it each call fails at once, until the group forms anew in another epoch.
 
+pub mod conformance;
+#[cfg(feature = "gloo")]
+#[expect(unsafe_code, reason = "FFI; what cxx generates, and that its handle may cross threads")]
+pub mod gloo;
+pub mod local;
+mod memory_store;
+
 use std::time::Instant;
+
+pub use self::memory_store::MemoryStore;
 
 /// A communicator of one epoch of a worker group.
 pub trait Collective: Send + Sync {
@@ -92,4 +101,28 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`CollectiveError::Deadline`] when nobody set it; otherwise when the store cannot be reached.
     fn get(&self, key: &str, deadline: Instant) -> Result<Vec<u8>, CollectiveError>;
+}
+
+/// Adds another rank's part, as it came over a wire, to a sum, element by element.
+pub(crate) fn add_bytes<T: bytemuck::Pod>(sum: &mut [T], part: &[u8], add: impl Fn(T, T) -> T) {
+    for (sum, part) in sum.iter_mut().zip(part.chunks_exact(size_of::<T>())) {
+        *sum = add(*sum, bytemuck::pod_read_unaligned(part));
+    }
+}
+
+/// Refuses a gather whose lengths do not fit.
+pub(crate) fn check_gather(world_size: usize, mine: &[u8], all: &[u8]) -> Result<(), CollectiveError> {
+    if all.len() == world_size * mine.len() {
+        return Ok(());
+    }
+    let what = format!("gathering {} bytes of {world_size} ranks into {}", mine.len(), all.len());
+    Err(CollectiveError::Misuse(what))
+}
+
+/// Refuses a root that is no rank.
+pub(crate) fn check_root(world_size: usize, root: usize) -> Result<(), CollectiveError> {
+    if root < world_size {
+        return Ok(());
+    }
+    Err(CollectiveError::Misuse(format!("root {root} of a group of {world_size}")))
 }

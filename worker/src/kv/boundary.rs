@@ -1,10 +1,12 @@
 //! What happens when a sequence reaches a multiple of the stride: score, rank, evict, memorise, compact.
 
 use super::budget::{self, Candidates};
+use super::budget_group::Columns;
 use super::cache::SequenceCache;
 use super::contract::{HeadBudget, Positions};
 use super::pages::PagePool;
 use crate::error::Result;
+use crate::exchange::Exchange;
 use crate::policy::HeadView;
 use palimpsest_kernels::{Backend, CompactItem, PageShape, RotateItem};
 
@@ -24,6 +26,8 @@ pub struct BoundaryContext<'a, B: Backend> {
     pub trained_length: u64,
     /// Inverse rotary frequencies `[D/2]`.
     pub inv_freq: &'a [f32],
+    /// The other ranks.
+    pub exchange: &'a mut Exchange,
 }
 
 /// Brings the sequence back to its budget, if it stands at a boundary and exceeds it.
@@ -52,7 +56,7 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
 }
 
 /// The slots every head keeps, protected ones included, increasing.
-fn rank<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, slots: usize) -> Result<Vec<Vec<u32>>> {
+fn rank<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<Vec<Vec<u32>>> {
     let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
     let take = slots - sinks as usize - window as usize;
     let window_start = cache.seen.saturating_sub(window);
@@ -66,7 +70,8 @@ fn rank<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, slots: 
             .push(Candidates { slots: (first as u32..last as u32).collect(), scores: scores[first..last].to_vec() });
     }
     let scope = if cache.policy.comparable() { cache.contract.head_budget } else { HeadBudget::Uniform };
-    let mut keep = budget::select(&candidates, cache.kv_heads, take, scope);
+    let columns = Columns { own: cache.kv_heads, first: cache.first_kv_head, total: cache.total_kv_heads };
+    let mut keep = budget::select(&candidates, columns, take, scope, &mut |counts| ctx.exchange.sum_counts(counts))?;
     for ((kept, candidates), head) in keep.iter_mut().zip(&candidates).zip(&cache.heads) {
         // Protected slots stand before and behind the candidates, so order is kept by concatenation.
         let first = candidates.slots.first().copied().unwrap_or(head.len() as u32);
@@ -90,7 +95,7 @@ fn scores<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, index
     }
     let view = HeadView {
         layer: index / cache.kv_heads,
-        kv_head: index % cache.kv_heads,
+        kv_head: cache.first_kv_head + index % cache.kv_heads,
         at: cache.seen - 1,
         sinks: cache.contract.sinks as usize,
         head_dim: ctx.head_dim,
@@ -146,7 +151,8 @@ fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, 
     if cache.next_rotary + ctx.stride <= ctx.trained_length {
         return Ok(());
     }
-    let longest = cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64;
+    // The next token has one position on all ranks, whichever holds the longest head.
+    let longest = ctx.exchange.max(cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64)?;
     let next = longest.min(ctx.trained_length.saturating_sub(ctx.stride));
     let mut deltas = Vec::with_capacity(cache.heads.len());
     for head in &mut cache.heads {

@@ -2,6 +2,7 @@
 //! slots keep their contents.
 
 use super::*;
+use crate::exchange::Exchange;
 use crate::kv::{Contract, HeadBudget};
 use crate::memory::Memory;
 use crate::policy::{self, Policy, splitmix};
@@ -73,6 +74,7 @@ impl Bench {
             stride: STRIDE,
             trained_length: *trained_length,
             inv_freq,
+            exchange: &mut Exchange::alone(),
         };
         pass(cache, &mut ctx).expect("a boundary");
     }

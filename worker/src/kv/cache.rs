@@ -65,6 +65,10 @@ pub struct SequenceCache {
     pub heads: Vec<HeadSlots>,
     /// KV heads per layer on this rank.
     pub kv_heads: usize,
+    /// The first of them, among those of the model.
+    pub first_kv_head: usize,
+    /// KV heads of the model.
+    pub total_kv_heads: usize,
     /// Tokens read so far; also the absolute position of the next one.
     pub seen: u64,
     /// Rotary position of the next token.
@@ -85,6 +89,8 @@ impl SequenceCache {
         Self {
             heads: vec![HeadSlots::default(); layers * kv_heads],
             kv_heads,
+            first_kv_head: 0,
+            total_kv_heads: kv_heads,
             seen: 0,
             next_rotary: 0,
             evicted: 0,

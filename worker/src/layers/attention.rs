@@ -3,7 +3,6 @@
 use super::{stack, vector};
 use crate::error::Result;
 use crate::kv::SequenceCache;
-use crate::model::config::ModelConfig;
 use crate::model::weights::LayerWeights;
 use crate::policy::Observe;
 use palimpsest_kernels::{AttentionItem, Backend, ObserveItem, QkvShape, SplitItem, SplitQkv};
@@ -22,9 +21,9 @@ pub struct AttentionWeights<B: Backend> {
 }
 
 impl<B: Backend> AttentionWeights<B> {
-    pub(super) fn load(backend: &B, config: &ModelConfig, weights: &LayerWeights<'_>) -> Result<Self> {
+    pub(super) fn load(backend: &B, weights: &LayerWeights<'_>) -> Result<Self> {
         let biases = [&weights.q_bias, &weights.k_bias, &weights.v_bias];
-        let widths = [config.heads, config.kv_heads, config.kv_heads].map(|h| h * config.head_dim);
+        let widths = [weights.q.rows, weights.k.rows, weights.v.rows];
         let qkv_bias = if biases.iter().any(|b| b.is_some()) {
             let mut all = Vec::new();
             for (bias, width) in biases.into_iter().zip(widths) {

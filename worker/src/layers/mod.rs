@@ -5,8 +5,8 @@ pub mod rope;
 pub mod scorer;
 
 use crate::error::Result;
-use crate::model::config::ModelConfig;
-use crate::model::weights::{LayerWeights, WeightData};
+use crate::model::weight_data::WeightData;
+use crate::model::weights::LayerWeights;
 use attention::AttentionWeights;
 use palimpsest_kernels::Backend;
 
@@ -29,10 +29,10 @@ impl<B: Backend> Layer<B> {
     ///
     /// # Errors
     /// Those of [`Backend::load_matrix`].
-    pub fn load(backend: &B, config: &ModelConfig, weights: &LayerWeights<'_>) -> Result<Self> {
+    pub fn load(backend: &B, weights: &LayerWeights<'_>) -> Result<Self> {
         Ok(Self {
             attention_norm: vector(backend, &weights.attn_norm)?,
-            attention: AttentionWeights::load(backend, config, weights)?,
+            attention: AttentionWeights::load(backend, weights)?,
             ffn_norm: vector(backend, &weights.ffn_norm)?,
             gate_up: stack(backend, &[&weights.gate, &weights.up])?,
             down: stack(backend, &[&weights.down])?,

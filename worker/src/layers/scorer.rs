@@ -6,30 +6,33 @@ use crate::layers::attention::Span;
 use crate::policy::Ingest;
 use crate::policy::retention::{LayerScorer, RetentionScorer, TERMS};
 use palimpsest_kernels::{Backend, WeightType, WeightView};
+use std::ops::Range;
 
 /// A [`RetentionScorer`]'s weights on the device.
 pub struct DeviceScorer<B: Backend> {
     layers: Vec<(B::Matrix, B::Buffer)>,
-    kv_heads: usize,
+    kv_heads: Range<usize>,
     out: B::Buffer,
     host: Vec<f32>,
     rows: usize,
 }
 
 impl<B: Backend> DeviceScorer<B> {
-    /// Packs the scorer.
+    /// Packs the rows of `kv_heads`, the KV heads of this rank.
     ///
     /// # Errors
     /// Those of the kernels.
-    pub fn load(backend: &B, scorer: &RetentionScorer) -> Result<Self> {
+    pub fn load(backend: &B, scorer: &RetentionScorer, kv_heads: Range<usize>) -> Result<Self> {
         let pack = |layer: &LayerScorer| -> Result<_> {
-            let bytes: Vec<u8> = layer.weight.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let (rows, cols) = (scorer.kv_heads, scorer.hidden);
+            let cols = scorer.hidden;
+            let weight = &layer.weight[kv_heads.start * cols..kv_heads.end * cols];
+            let bytes: Vec<u8> = weight.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let rows = kv_heads.len();
             let view = WeightView { dtype: WeightType::F32, rows, cols, bytes: &bytes };
-            Ok((backend.load_matrix(&[view])?, vector(backend, &layer.bias)?))
+            Ok((backend.load_matrix(&[view])?, vector(backend, &layer.bias[kv_heads.clone()])?))
         };
         let layers = scorer.layers.iter().map(pack).collect::<Result<_>>()?;
-        Ok(Self { layers, kv_heads: scorer.kv_heads, out: backend.alloc(0)?, host: Vec::new(), rows: 0 })
+        Ok(Self { layers, kv_heads, out: backend.alloc(0)?, host: Vec::new(), rows: 0 })
     }
 
     /// Stores the terms of the step's new slots of `layer`, for the sequences whose policy wants them. `hidden`:
@@ -48,24 +51,25 @@ impl<B: Backend> DeviceScorer<B> {
         if !spans.iter().any(|s| matches!(s.cache.policy.ingest(), Ingest::Retention(_))) {
             return Ok(());
         }
+        let kv_heads = self.kv_heads.len();
         if rows > self.rows {
-            self.out = backend.alloc(rows * self.kv_heads)?;
+            self.out = backend.alloc(rows * kv_heads)?;
             self.rows = rows;
         }
         let (matrix, bias) = &self.layers[layer];
         backend.matmul(matrix, hidden, rows, Some(bias), &mut self.out)?;
-        self.host.resize(rows * self.kv_heads, 0.0);
+        self.host.resize(rows * kv_heads, 0.0);
         backend.download(&self.out, 0, &mut self.host)?;
         for span in spans {
             let policy = span.cache.policy.clone();
             let Ingest::Retention(retention) = policy.ingest() else { continue };
             let first = span.first_position();
             let count = span.rows.len();
-            for kv_head in 0..self.kv_heads {
-                let head = &mut span.cache.heads[layer * self.kv_heads + kv_head];
+            for (local, kv_head) in self.kv_heads.clone().enumerate() {
+                let head = &mut span.cache.heads[layer * kv_heads + local];
                 let old = head.len() - count;
                 for (i, terms) in head.terms[old * TERMS..].chunks_exact_mut(TERMS).enumerate() {
-                    let m = self.host[(span.rows.start + i) * self.kv_heads + kv_head];
+                    let m = self.host[(span.rows.start + i) * kv_heads + local];
                     terms.copy_from_slice(&retention.terms_of(layer, kv_head, first + i as u64, m));
                 }
             }

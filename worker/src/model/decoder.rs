@@ -7,15 +7,19 @@
 
 use super::config::ModelConfig;
 use super::weights::Weights;
+use crate::collective::Collective;
 use crate::error::{Error, Result};
+use crate::exchange::Exchange;
 use crate::kv::boundary::{self, BoundaryContext};
 use crate::kv::{PagePool, SequenceCache};
 use crate::layers::attention::{AttentionArgs, Span, attend};
 use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
 use crate::policy::retention::RetentionScorer;
+use crate::shard::{self, Shard};
 use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
 use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The slot arena of a rank: device pages and their free list.
 pub struct Arena<B: Backend> {
@@ -67,6 +71,8 @@ pub type Capture = Box<dyn FnMut(usize, &[f32]) + Send>;
 pub struct Decoder<B: Backend> {
     backend: Arc<B>,
     config: ModelConfig,
+    shard: Shard,
+    exchange: Exchange,
     stride: u64,
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
@@ -76,6 +82,7 @@ pub struct Decoder<B: Backend> {
     inv_freq: Vec<f32>,
     scorer: Option<DeviceScorer<B>>,
     capture: Option<Capture>,
+    state_digests: Vec<u64>,
     scratch: Scratch<B>,
 }
 
@@ -98,54 +105,64 @@ struct Scratch<B: Backend> {
 }
 
 impl<B: Backend> Scratch<B> {
-    fn new(backend: &B, config: &ModelConfig, rows: usize, logit_rows: usize) -> Result<Self> {
-        let (heads, dim) = (config.heads * config.head_dim, config.head_dim);
+    fn new(backend: &B, config: &ModelConfig, shard: &Shard, (rows, logit_rows): (usize, usize)) -> Result<Self> {
+        let (heads, dim, ffn) = (shard.heads() * config.head_dim, config.head_dim, shard.ffn.len());
         let alloc = |width: usize| backend.alloc(rows * width);
         Ok(Self {
             rows,
             x: alloc(config.hidden)?,
             h: alloc(config.hidden)?,
-            qkv: alloc(heads + 2 * config.kv_heads * dim)?,
+            qkv: alloc(heads + 2 * shard.kv_heads.len() * dim)?,
             q: alloc(heads)?,
             attended: alloc(heads)?,
-            gate_up: alloc(2 * config.ffn)?,
-            act: alloc(config.ffn)?,
+            gate_up: alloc(2 * ffn)?,
+            act: alloc(ffn)?,
             cos: alloc(dim / 2)?,
             sin: alloc(dim / 2)?,
             host: (Vec::new(), Vec::new()),
             logit_rows,
             last: backend.alloc(logit_rows * config.hidden)?,
-            logits: backend.alloc(logit_rows * config.vocabulary)?,
+            logits: backend.alloc(logit_rows * shard.vocabulary.len())?,
         })
     }
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Packs the weights for the device. `progress` is called with the fraction done.
+    /// Packs the weights of `shard` for the device. `progress` is called with the fraction done. A shard that is not the
+    /// whole model needs [`Self::join`] before its first step.
     ///
     /// # Errors
     /// Those of the weights (missing, misshapen) and of the kernels.
-    pub fn load(backend: Arc<B>, weights: &Weights, stride: u64, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+    pub fn load(
+        backend: Arc<B>,
+        weights: &Weights,
+        shard: Shard,
+        stride: u64,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self> {
         let config = weights.config().clone();
         let count = config.layers;
         let mut layers = Vec::with_capacity(count);
         for index in 0..count {
-            layers.push(Layer::load(&*backend, &config, &weights.layer(index)?)?);
+            layers.push(Layer::load(&*backend, &weights.layer(index, &shard)?)?);
             progress((index + 1) as f32 / (count + 1) as f32);
         }
-        let head = match weights.output()? {
+        let head = match weights.output(&shard)? {
             Some(output) => Some(stack(&*backend, &[&output])?),
             None => None,
         };
         let decoder = Self {
-            embedding: stack(&*backend, &[&weights.embedding()?])?,
+            embedding: stack(&*backend, &[&weights.embedding(&shard)?])?,
             final_norm: vector(&*backend, &weights.final_norm()?)?,
             inv_freq: config.rope.inv_freq(),
             scorer: None,
             capture: None,
-            scratch: Scratch::new(&*backend, &config, 1, 1)?,
+            state_digests: Vec::new(),
+            scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
+            exchange: Exchange::alone(),
             backend,
             config,
+            shard,
             stride,
             layers,
             head,
@@ -154,13 +171,34 @@ impl<B: Backend> Decoder<B> {
         Ok(decoder)
     }
 
+    /// Exchanges with the other ranks of the group over `collective` from now on.
+    pub fn join(&mut self, collective: Arc<dyn Collective>) {
+        self.exchange.join(collective);
+    }
+
+    /// What this decoder exchanges with other ranks.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// For each piece of the last step a digest of what the last layer left at its last row: the same on every rank of a
+    /// group. Empty for a rank that is alone, which has nobody to compare with.
+    pub fn state_digests(&self) -> &[u64] {
+        &self.state_digests
+    }
+
+    /// The part of the model that is here.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
     /// Makes a trained scorer available to the policy `retention`.
     ///
     /// # Errors
     /// [`Error::Indexer`] when it was made for another model.
     pub fn set_scorer(&mut self, scorer: &RetentionScorer) -> Result<()> {
         scorer.check(self.config.layers, self.config.kv_heads, self.config.hidden)?;
-        self.scorer = Some(DeviceScorer::load(&*self.backend, scorer)?);
+        self.scorer = Some(DeviceScorer::load(&*self.backend, scorer, self.shard.kv_heads.clone())?);
         Ok(())
     }
 
@@ -199,6 +237,7 @@ impl<B: Backend> Decoder<B> {
     /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors leave the sequences unusable.
     pub fn forward(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<Vec<Vec<f32>>> {
         let rows = self.check(arena, pieces)?;
+        self.exchange.begin_step();
         let logit_rows = pieces.iter().map(|p| wanted_rows(p, 0).len()).sum();
         self.reserve(rows, logit_rows)?;
         let mut spans = Vec::with_capacity(pieces.len());
@@ -209,11 +248,12 @@ impl<B: Backend> Decoder<B> {
             ids.extend_from_slice(piece.tokens);
         }
         self.rotary(&spans)?;
-        self.backend.embed(&self.embedding, &ids, &mut self.scratch.x)?;
+        self.embed(&ids)?;
         for layer in 0..self.layers.len() {
             self.layer(layer, rows, &mut spans, arena)?;
         }
         drop(spans);
+        self.digest_states(pieces)?;
         let logits = self.logits(pieces)?;
         self.boundaries(arena, pieces)?;
         Ok(logits)
@@ -247,9 +287,28 @@ impl<B: Backend> Decoder<B> {
         let s = &self.scratch;
         if rows > s.rows || logit_rows > s.logit_rows {
             let (rows, logit_rows) = (rows.max(s.rows), logit_rows.max(s.logit_rows));
-            self.scratch = Scratch::new(&*self.backend, &self.config, rows, logit_rows)?;
+            self.scratch = Scratch::new(&*self.backend, &self.config, &self.shard, (rows, logit_rows))?;
         }
         Ok(())
+    }
+
+    /// Embeds the step's tokens. Each rank knows the rows of its own part of the vocabulary; the sum has them all.
+    fn embed(&mut self, ids: &[u32]) -> Result<()> {
+        let x = &mut self.scratch.x;
+        if self.shard.is_whole() {
+            return Ok(self.backend.embed(&self.embedding, ids, x)?);
+        }
+        let own = &self.shard.vocabulary;
+        let is_own = |id: u32| own.contains(&(id as usize));
+        let local: Vec<u32> = ids.iter().map(|&id| if is_own(id) { id - own.start as u32 } else { 0 }).collect();
+        self.backend.embed(&self.embedding, &local, x)?;
+        let mut values = vec![0.0; ids.len() * self.config.hidden];
+        self.backend.download(x, 0, &mut values)?;
+        for (row, _) in values.chunks_exact_mut(self.config.hidden).zip(ids).filter(|(_, id)| !is_own(**id)) {
+            row.fill(0.0);
+        }
+        self.exchange.sum_host(&mut values)?;
+        Ok(self.backend.upload(&values, x, 0)?)
     }
 
     fn rotary(&mut self, spans: &[Span<'_>]) -> Result<()> {
@@ -277,7 +336,7 @@ impl<B: Backend> Decoder<B> {
         b.matmul(&attention.qkv, &s.h, rows, attention.qkv_bias.as_ref(), &mut s.qkv)?;
         let args = AttentionArgs {
             layer: index,
-            shape: qkv_shape(&self.config),
+            shape: qkv_shape(&self.shard),
             rows,
             qkv: &s.qkv,
             cos_sin: (&s.cos, &s.sin),
@@ -287,12 +346,29 @@ impl<B: Backend> Decoder<B> {
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
         b.matmul(&attention.output, &s.attended, rows, None, &mut s.h)?;
+        self.exchange.sum(b, &mut s.h, rows * self.config.hidden)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         b.rms_norm(&s.x, &layer.ffn_norm, eps, rows, &mut s.h)?;
         b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
-        b.silu_mul(&s.gate_up, rows, self.config.ffn, &mut s.act)?;
+        b.silu_mul(&s.gate_up, rows, self.shard.ffn.len(), &mut s.act)?;
         b.matmul(&layer.down, &s.act, rows, None, &mut s.h)?;
+        self.exchange.sum(b, &mut s.h, rows * self.config.hidden)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
+        Ok(())
+    }
+
+    fn digest_states(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
+        self.state_digests.clear();
+        if self.shard.is_whole() {
+            return Ok(());
+        }
+        let mut state = vec![0.0; self.config.hidden];
+        let mut rows = 0;
+        for piece in pieces {
+            rows += piece.tokens.len();
+            self.backend.download(&self.scratch.x, (rows - 1) * self.config.hidden, &mut state)?;
+            self.state_digests.push(xxh3_64(bytemuck::cast_slice(&state)));
+        }
         Ok(())
     }
 
@@ -303,15 +379,8 @@ impl<B: Backend> Decoder<B> {
             wanted.extend(wanted_rows(piece, first));
             first += piece.tokens.len();
         }
-        let (b, s, config) = (&*self.backend, &mut self.scratch, &self.config);
-        let mut all = vec![0.0; wanted.len() * config.vocabulary];
-        if !wanted.is_empty() {
-            b.gather_rows(&s.x, config.hidden, &wanted, &mut s.last)?;
-            b.rms_norm(&s.last, &self.final_norm, config.rms_eps, wanted.len(), &mut s.h)?;
-            let head = self.head.as_ref().unwrap_or(&self.embedding);
-            b.matmul(head, &s.h, wanted.len(), None, &mut s.logits)?;
-            b.download(&s.logits, 0, &mut all)?;
-        }
+        let all = if wanted.is_empty() { Vec::new() } else { self.logits_of(&wanted)? };
+        let config = &self.config;
         let mut rest = all.as_slice();
         let split = |piece: &Piece<'_>| {
             let (own, after) = rest.split_at(wanted_rows(piece, 0).len() * config.vocabulary);
@@ -321,7 +390,32 @@ impl<B: Backend> Decoder<B> {
         Ok(pieces.iter().map(split).collect())
     }
 
-    fn boundaries(&self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<()> {
+    /// Logits `[rows, V]` after the given rows: each rank multiplies its part of the vocabulary, and all are gathered.
+    fn logits_of(&mut self, wanted: &[usize]) -> Result<Vec<f32>> {
+        let (b, s, config) = (&*self.backend, &mut self.scratch, &self.config);
+        b.gather_rows(&s.x, config.hidden, wanted, &mut s.last)?;
+        b.rms_norm(&s.last, &self.final_norm, config.rms_eps, wanted.len(), &mut s.h)?;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        b.matmul(head, &s.h, wanted.len(), None, &mut s.logits)?;
+        let mut own = vec![0.0; wanted.len() * self.shard.vocabulary.len()];
+        b.download(&s.logits, 0, &mut own)?;
+        if self.shard.is_whole() {
+            return Ok(own);
+        }
+        let (vocabulary, world_size) = (config.vocabulary, self.shard.place.world_size);
+        let longest = wanted.len() * vocabulary.div_ceil(world_size);
+        let parts = self.exchange.gather(&own, longest)?;
+        let mut all = vec![0.0; wanted.len() * vocabulary];
+        for (rank, part) in parts.chunks_exact(longest).enumerate() {
+            let columns = shard::even(vocabulary, rank, world_size);
+            for (row, values) in all.chunks_exact_mut(vocabulary).zip(part.chunks_exact(columns.len())) {
+                row[columns.clone()].copy_from_slice(values);
+            }
+        }
+        Ok(all)
+    }
+
+    fn boundaries(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<()> {
         let mut ctx = BoundaryContext {
             backend: &*self.backend,
             pages: &mut arena.pages,
@@ -330,6 +424,7 @@ impl<B: Backend> Decoder<B> {
             stride: self.stride,
             trained_length: self.config.context_length as u64,
             inv_freq: &self.inv_freq,
+            exchange: &mut self.exchange,
         };
         for piece in pieces {
             boundary::pass(piece.cache, &mut ctx)?;
@@ -338,8 +433,8 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-fn qkv_shape(config: &ModelConfig) -> QkvShape {
-    QkvShape { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
+fn qkv_shape(shard: &Shard) -> QkvShape {
+    QkvShape { heads: shard.heads(), kv_heads: shard.kv_heads.len(), head_dim: shard.head_dim }
 }
 
 /// Rows of a piece whose logits are wanted, when the piece starts at row `first`.

@@ -6,12 +6,14 @@
 pub mod config;
 mod config_json;
 pub mod decoder;
+
 pub mod gguf;
 mod gguf_config;
 mod gguf_types;
 pub mod safetensors;
 pub mod tokenizer;
 mod tokenizer_gguf;
+pub mod weight_data;
 pub mod weights;
 mod weights_file;
 mod weights_inspect;

@@ -4,11 +4,14 @@
 //! configuration says. Matrices stay in the memory map until a device packs them.
 
 use super::config::{Architecture, ModelConfig};
+use super::weight_data::{RowOrder, WeightData, pick};
 use super::weights_file::{StoredTensor, TensorTable, floats};
-use palimpsest_kernels::{WeightType, WeightView};
+use crate::shard::Shard;
+use palimpsest_kernels::WeightType;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Why the tensors of a model file do not make the model of its configuration.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -144,55 +147,6 @@ impl Naming {
     }
 }
 
-/// A matrix of a model file, `rows` outputs by `cols` inputs, row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WeightData<'a> {
-    /// Stored element type.
-    pub dtype: WeightType,
-    /// Output features.
-    pub rows: usize,
-    /// Input features.
-    pub cols: usize,
-    /// `dtype.bytes(rows * cols)` bytes: the file's, or a reordered copy.
-    pub bytes: Cow<'a, [u8]>,
-}
-
-impl WeightData<'_> {
-    /// The matrix as [`palimpsest_kernels::Backend::load_matrix`] takes it.
-    pub fn view(&self) -> WeightView<'_> {
-        WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes }
-    }
-
-    /// Some outputs of the matrix: a shard of a column-parallel layer.
-    ///
-    /// # Panics
-    /// When `range` goes beyond `rows`.
-    pub fn rows(&self, range: Range<usize>) -> WeightView<'_> {
-        let width = self.row_bytes();
-        let bytes = &self.bytes[range.start * width..range.end * width];
-        WeightView { dtype: self.dtype, rows: range.len(), cols: self.cols, bytes }
-    }
-
-    /// Some inputs of the matrix, copied: a shard of a row-parallel layer.
-    ///
-    /// # Errors
-    /// [`WeightsError::Columns`] when the range leaves the matrix or cuts through a block.
-    pub fn columns(&self, range: Range<usize>) -> Result<WeightData<'static>, WeightsError> {
-        let error = || WeightsError::Columns { range: range.clone(), dtype: self.dtype, cols: self.cols };
-        if range.start > range.end || range.end > self.cols {
-            return Err(error());
-        }
-        let start = self.dtype.bytes(range.start).ok_or_else(error)?;
-        let end = self.dtype.bytes(range.end).ok_or_else(error)?;
-        let bytes = self.bytes.chunks_exact(self.row_bytes()).flat_map(|row| &row[start..end]).copied().collect();
-        Ok(WeightData { dtype: self.dtype, rows: self.rows, cols: range.len(), bytes: Cow::Owned(bytes) })
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.bytes.len() / self.rows
-    }
-}
-
 /// Weights of one decoder layer. Norms and biases are f32 whatever the file holds.
 #[derive(Debug, Clone)]
 pub struct LayerWeights<'a> {
@@ -275,20 +229,23 @@ impl Weights {
         &self.config
     }
 
-    /// Token embedding `[V, E]`.
+    /// The shard's rows of the token embedding `[V, E]`.
     ///
     /// # Errors
     /// None once the model is open; kept for uniformity with [`Weights::layer`].
-    pub fn embedding(&self) -> Result<WeightData<'_>, WeightsError> {
-        self.matrix(self.naming.embedding())
+    pub fn embedding(&self, shard: &Shard) -> Result<WeightData<'_>, WeightsError> {
+        Ok(self.matrix(self.naming.embedding())?.into_rows(shard.vocabulary.clone()))
     }
 
-    /// Output projection `[V, E]`; `None` when it is the embedding.
+    /// The shard's rows of the output projection `[V, E]`; `None` when it is the embedding.
     ///
     /// # Errors
     /// As [`Weights::embedding`].
-    pub fn output(&self) -> Result<Option<WeightData<'_>>, WeightsError> {
-        if self.config.tied_embeddings { Ok(None) } else { self.matrix(self.naming.head()).map(Some) }
+    pub fn output(&self, shard: &Shard) -> Result<Option<WeightData<'_>>, WeightsError> {
+        if self.config.tied_embeddings {
+            return Ok(None);
+        }
+        Ok(Some(self.matrix(self.naming.head())?.into_rows(shard.vocabulary.clone())))
     }
 
     /// RMS norm before the output projection `[E]`.
@@ -299,39 +256,44 @@ impl Weights {
         self.vector(self.naming.final_norm())
     }
 
-    /// Weights of layer `index`.
+    /// The shard's weights of layer `index`. Only its own rows and columns are read from the file.
     ///
     /// # Errors
-    /// [`WeightsError::Layer`] when there is no such layer.
-    pub fn layer(&self, index: usize) -> Result<LayerWeights<'_>, WeightsError> {
+    /// [`WeightsError::Layer`] when there is no such layer, [`WeightsError::Columns`] when the shard would cut through a
+    /// quantised block.
+    pub fn layer(&self, index: usize, shard: &Shard) -> Result<LayerWeights<'_>, WeightsError> {
         let config = &self.config;
         if index >= config.layers {
             return Err(WeightsError::Layer { layer: index, layers: config.layers });
         }
+        let order = if self.naming == Naming::Gguf && config.architecture == Architecture::Llama {
+            RowOrder::Interleaved { head_dim: config.head_dim }
+        } else {
+            RowOrder::Halves
+        };
         let name = |role| self.naming.layer(index, role);
         let matrix = |role| self.matrix(&name(role));
         let vector = |role| self.vector(&name(role));
+        let rotary = |role, rows| Ok(matrix(role)?.into_rows_in(order, rows));
         let optional = |wanted: bool, role| wanted.then(|| vector(role)).transpose();
-        let mut layer = LayerWeights {
+        let bias = |role, order, rows| Ok(optional(config.qkv_bias, role)?.map(|all| pick(&all, order, rows)));
+        let (queries, keys, ffn) = (shard.query_rows(), shard.key_rows(), shard.ffn.clone());
+        Ok(LayerWeights {
             attn_norm: vector(Role::AttnNorm)?,
-            q: matrix(Role::Query)?,
-            k: matrix(Role::Key)?,
-            v: matrix(Role::Value)?,
-            q_bias: optional(config.qkv_bias, Role::QueryBias)?,
-            k_bias: optional(config.qkv_bias, Role::KeyBias)?,
-            v_bias: optional(config.qkv_bias, Role::ValueBias)?,
+            q: rotary(Role::Query, queries.clone())?,
+            k: rotary(Role::Key, keys.clone())?,
+            v: matrix(Role::Value)?.into_rows(keys.clone()),
+            q_bias: bias(Role::QueryBias, order, queries)?,
+            k_bias: bias(Role::KeyBias, order, keys.clone())?,
+            v_bias: bias(Role::ValueBias, RowOrder::Halves, keys)?,
             q_norm: optional(config.qk_norm, Role::QueryNorm)?,
             k_norm: optional(config.qk_norm, Role::KeyNorm)?,
-            o: matrix(Role::Output)?,
+            o: matrix(Role::Output)?.into_columns(shard.output_columns())?,
             ffn_norm: vector(Role::FfnNorm)?,
-            gate: matrix(Role::Gate)?,
-            up: matrix(Role::Up)?,
-            down: matrix(Role::Down)?,
-        };
-        if self.naming == Naming::Gguf && config.architecture == Architecture::Llama {
-            halve(&mut layer, config.head_dim);
-        }
-        Ok(layer)
+            gate: matrix(Role::Gate)?.into_rows(ffn.clone()),
+            up: matrix(Role::Up)?.into_rows(ffn.clone()),
+            down: matrix(Role::Down)?.into_columns(ffn)?,
+        })
     }
 
     /// Bytes of all tensors of the model in its files.
@@ -340,6 +302,19 @@ impl Weights {
     }
 
     /// All bytes of the model's first file.
+    /// Digest of what the files hold: names, shapes, types and sizes of all tensors, and the beginning of each. Two files that
+    /// differ in a way that matters differ here, without all of them being read.
+    pub fn digest(&self) -> u64 {
+        const BEGINNING: usize = 4096;
+        let mut hash = Xxh3::new();
+        for (name, tensor) in &self.table.tensors {
+            let bytes = self.table.bytes(tensor);
+            hash.update(format!("{name} {:?} {:?} {}", tensor.shape, tensor.dtype, bytes.len()).as_bytes());
+            hash.update(&bytes[..bytes.len().min(BEGINNING)]);
+        }
+        hash.digest()
+    }
+
     pub(super) fn first_file(&self) -> &[u8] {
         self.table.files.first().map_or(&[], |file| file)
     }
@@ -397,28 +372,4 @@ impl ModelConfig {
         }
         shapes
     }
-}
-
-/// Undoes the row order of llama.cpp's converter (`LlamaModel.permute`), which interleaves the two rotary halves of
-/// each query and key head. Whole rows move, so quantised blocks stay as they are.
-fn halve(layer: &mut LayerWeights<'_>, head_dim: usize) {
-    for matrix in [&mut layer.q, &mut layer.k] {
-        let width = matrix.row_bytes();
-        let mut bytes = Vec::with_capacity(matrix.bytes.len());
-        for row in 0..matrix.rows {
-            let stored = interleaved(row, head_dim);
-            bytes.extend_from_slice(&matrix.bytes[stored * width..(stored + 1) * width]);
-        }
-        matrix.bytes = Cow::Owned(bytes);
-    }
-    for bias in [&mut layer.q_bias, &mut layer.k_bias].into_iter().flatten() {
-        *bias = (0..bias.len()).map(|row| bias[interleaved(row, head_dim)]).collect();
-    }
-}
-
-/// Where the converter put `row`: value `half * D/2 + i` of a head went to `2 * i + half`.
-const fn interleaved(row: usize, head_dim: usize) -> usize {
-    let (head, value) = (row / head_dim, row % head_dim);
-    let (half, i) = (value / (head_dim / 2), value % (head_dim / 2));
-    head * head_dim + 2 * i + half
 }

@@ -3,8 +3,9 @@
 
 use super::config::{Architecture, RopeScaling};
 use super::gguf::{Gguf, GgufError, GgufValue};
-use super::weights::WeightsError;
+use super::weights::{LayerWeights, WeightsError};
 use super::{Error, Model, inspect, safetensors};
+use crate::shard::{Place, Shard};
 use palimpsest_kernels::WeightType;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
@@ -139,26 +140,27 @@ fn every_fixture_opens_with_its_configuration() {
         let elements = inspect(model.path()).unwrap().parameters - (norms * config.head_dim / 2) as u64;
         assert_eq!(config.parameters, elements, "{name}");
         for layer in 0..config.layers {
-            let layer = model.weights().layer(layer).unwrap();
+            let layer = model.weights().layer(layer, &Shard::whole(config)).unwrap();
             assert_eq!(layer.q.rows, config.heads * config.head_dim);
             assert_eq!(layer.q_norm.is_some(), config.qk_norm);
             assert_eq!(layer.k_bias.as_ref().map(Vec::len), config.qkv_bias.then_some(layer.k.rows));
         }
-        assert!(matches!(model.weights().layer(config.layers), Err(WeightsError::Layer { .. })));
+        assert!(matches!(model.weights().layer(config.layers, &Shard::whole(config)), Err(WeightsError::Layer { .. })));
     }
 }
 
 #[test]
 fn stored_types_reach_the_kernels() {
     let llama = open("gguf-llama");
-    let layer = llama.weights().layer(1).unwrap();
+    let layer = llama.weights().layer(1, &whole(&llama)).unwrap();
     let types = [&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up, &layer.down].map(|matrix| matrix.dtype);
     use WeightType::{BF16, F16, Q4_0, Q4_1, Q8_0};
     assert_eq!(types, [Q4_1, Q4_0, Q8_0, F16, BF16, Q4_1]);
     let qwen = open("gguf-qwen2");
-    assert_eq!(qwen.weights().output().unwrap().unwrap().dtype, WeightType::Q6K);
-    assert_eq!(open("qwen2").weights().embedding().unwrap().dtype, WeightType::BF16);
-    assert!(llama.weights().output().unwrap().is_none());
+    assert_eq!(qwen.weights().output(&whole(&qwen)).unwrap().unwrap().dtype, WeightType::Q6K);
+    let bf16 = open("qwen2");
+    assert_eq!(bf16.weights().embedding(&whole(&bf16)).unwrap().dtype, WeightType::BF16);
+    assert!(llama.weights().output(&whole(&llama)).unwrap().is_none());
 }
 
 /// In a Llama GGUF row `2i + half` of a head holds what belongs at `half * D/2 + i`; other families keep the order.
@@ -171,7 +173,7 @@ fn llama_rows_return_to_rotary_halves() {
     for (name, heads) in [("q", 4), ("k", 2)] {
         let stored = gguf.tensors.iter().find(|tensor| tensor.name == format!("blk.0.attn_{name}.weight")).unwrap();
         let stored = &file[stored.range.clone().unwrap()];
-        let layer = model.weights().layer(0).unwrap();
+        let layer = model.weights().layer(0, &whole(&model)).unwrap();
         let loaded = if name == "q" { &layer.q } else { &layer.k };
         let width = stored.len() / (heads * dim);
         let row = |bytes: &[u8], row: usize| bytes[row * width..(row + 1) * width].to_vec();
@@ -181,7 +183,7 @@ fn llama_rows_return_to_rotary_halves() {
         }
     }
     let qwen = open("gguf-qwen2");
-    let layer = qwen.weights().layer(0).unwrap();
+    let layer = qwen.weights().layer(0, &whole(&qwen)).unwrap();
     assert!(matches!(layer.q.bytes, std::borrow::Cow::Borrowed(_)));
 }
 
@@ -197,17 +199,45 @@ fn rope_factors_of_a_gguf_equal_the_scaling_of_its_config() {
     }
 }
 
+fn whole(model: &Model) -> Shard {
+    Shard::whole(model.config())
+}
+
 #[test]
 fn shards_are_cut_from_rows_and_columns() {
     let model = open("gguf-llama");
-    let down = model.weights().layer(0).unwrap().down; // [64, 128] in Q4_1: 20 bytes per 32 columns
-    let rows = down.rows(8..24);
-    assert_eq!((rows.rows, rows.cols, rows.bytes), (16, 128, &down.bytes[8 * 80..24 * 80]));
-    let columns = down.columns(64..128).unwrap();
+    let down = model.weights().layer(0, &whole(&model)).unwrap().down; // [64, 128] in Q4_1: 20 bytes per 32 columns
+    let rows = down.clone().into_rows(8..24);
+    assert_eq!((rows.rows, rows.cols, &*rows.bytes), (16, 128, &down.bytes[8 * 80..24 * 80]));
+    let columns = down.clone().into_columns(64..128).unwrap();
     assert_eq!((columns.rows, columns.cols), (64, 64));
     assert_eq!(columns.bytes[40 * 3..40 * 4], down.bytes[80 * 3 + 40..80 * 4]);
-    assert!(matches!(down.columns(16..64), Err(WeightsError::Columns { .. })));
-    assert!(matches!(down.columns(64..160), Err(WeightsError::Columns { .. })));
+    assert!(matches!(down.clone().into_columns(16..64), Err(WeightsError::Columns { .. })));
+    assert!(matches!(down.into_columns(64..160), Err(WeightsError::Columns { .. })));
+}
+
+/// Laid side by side, the shards of all ranks are the whole matrices, whatever the order of rows in the file.
+#[test]
+fn shards_of_all_ranks_make_the_whole() {
+    for (name, world_size) in [("gguf-llama", 2), ("llama", 4), ("qwen2", 2), ("qwen3", 3)] {
+        let model = open(name);
+        let all = model.weights().layer(0, &whole(&model)).unwrap();
+        let parts: Vec<_> = (0..world_size)
+            .map(|rank| Shard::new(model.config(), Place { rank, world_size }).unwrap())
+            .map(|shard| model.weights().layer(0, &shard).unwrap())
+            .collect();
+        let below = |part: &dyn Fn(&LayerWeights<'_>) -> Vec<u8>| parts.iter().flat_map(part).collect::<Vec<u8>>();
+        assert_eq!(below(&|l| l.q.bytes.to_vec()), all.q.bytes.to_vec(), "{name}");
+        assert_eq!(below(&|l| l.k.bytes.to_vec()), all.k.bytes.to_vec(), "{name}");
+        assert_eq!(below(&|l| l.up.bytes.to_vec()), all.up.bytes.to_vec(), "{name}");
+        let biases: Vec<f32> = parts.iter().flat_map(|l| l.k_bias.clone().unwrap_or_default()).collect();
+        assert_eq!(biases, all.k_bias.clone().unwrap_or_default(), "{name}");
+        for row in 0..all.down.rows {
+            let beside: Vec<u8> =
+                parts.iter().flat_map(|l| l.down.clone().into_rows(row..row + 1).bytes.to_vec()).collect();
+            assert_eq!(beside, all.down.clone().into_rows(row..row + 1).bytes.to_vec(), "{name}");
+        }
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod attention;
 mod geometry;
+pub mod oracle;
 pub mod retention;
 mod simple;
 

@@ -1,0 +1,90 @@
+//! Failures in the shape that OpenAI's clients read.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use palimpsest_proto::error::{Class, Reason, RequestError};
+use serde::Serialize;
+
+/// Seconds after which a full queue is worth another try.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A failure with its status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpError {
+    /// Status of the response.
+    pub status: StatusCode,
+    /// What the client reads.
+    pub body: ErrorBody,
+}
+
+/// The object under `error`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ErrorBody {
+    /// What is wrong and what to do. No prompt text.
+    pub message: String,
+    /// OpenAI's class of the failure.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field at fault, where one is.
+    pub param: Option<String>,
+    /// Stable tag of the cause.
+    pub code: &'static str,
+}
+
+impl HttpError {
+    /// A request that is wrong in the field `param`.
+    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
+        let body = ErrorBody {
+            message: message.into(),
+            kind: "invalid_request_error",
+            param: Some(param.to_owned()),
+            code: "invalid_value",
+        };
+        Self { status: StatusCode::BAD_REQUEST, body }
+    }
+
+    /// A failure of the protocol itself: route, method, body.
+    pub fn protocol(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let body = ErrorBody { message: message.into(), kind: "invalid_request_error", param: None, code };
+        Self { status, body }
+    }
+
+    /// The object that goes over the wire.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "error": self.body })
+    }
+}
+
+impl From<RequestError> for HttpError {
+    fn from(error: RequestError) -> Self {
+        let class = error.reason.class();
+        let status = StatusCode::from_u16(class.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let kind = match class {
+            Class::InvalidRequest | Class::NotFound => "invalid_request_error",
+            Class::CapacityExhausted => "rate_limit_error",
+            _ => "server_error",
+        };
+        let (param, code) = match error.reason {
+            // The one code that clients look for by name.
+            Reason::UnknownModel => (Some("model".to_owned()), "model_not_found"),
+            reason => (None, reason.tag()),
+        };
+        Self { status, body: ErrorBody { message: error.message, kind, param, code } }
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.json())).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

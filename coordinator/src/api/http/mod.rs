@@ -1,0 +1,225 @@
+//! The HTTP API: OpenAI's chat and completions, models, health, metrics.
+//!
+//! | route | answer |
+//! |---|---|
+//! | `POST /v1/chat/completions`, `POST /v1/completions` | OpenAI's objects, whole or as server-sent events |
+//! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
+//! | `POST /tokenize` | token ids of a text or a conversation |
+//! | `GET /health` | 200 while the process runs |
+//! | `GET /readyz` | 200 while a group serves that has passed a first step |
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /version` | version of this program |
+//!
+//! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape.
+
+mod answers;
+mod error;
+mod generate;
+mod server;
+mod wire;
+
+use axum::{
+    Json, Router,
+    body::{Body, to_bytes},
+    extract::{Path, Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use palimpsest_proto::v1::{TokenizeRequest, tokenize_request::Input};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::json;
+use tokio::time::timeout;
+
+use self::{
+    answers::Dialect,
+    generate::answer,
+    wire::{ChatRequest, CompletionRequest},
+};
+pub use self::{
+    error::{ErrorBody, HttpError},
+    server::{HttpLimits, serve},
+};
+use crate::{engine::Readiness, ids::RequestId, service::Service};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All routes over a service.
+pub fn router(service: Service, limits: HttpLimits) -> Router {
+    let api = Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(one_model))
+        .route("/tokenize", post(tokenize))
+        .layer(middleware::from_fn_with_state(service.clone(), authorize));
+    Router::new()
+        .merge(api)
+        .route("/health", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .fallback(|| async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route") })
+        .method_not_allowed_fallback(|| async {
+            HttpError::protocol(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
+        })
+        .layer(middleware::from_fn(name_request))
+        .with_state(App { service, limits })
+}
+
+#[derive(Debug, Clone)]
+struct App {
+    service: Service,
+    limits: HttpLimits,
+}
+
+/// Gives every request its id: the client's, if it can be one.
+async fn name_request(mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let id = RequestId::parse(given).or_else(|| RequestId::parse(""));
+    let value = id.and_then(|id| HeaderValue::from_str(id.as_str()).ok());
+    if let Some(value) = &value {
+        request.headers_mut().insert(REQUEST_ID, value.clone());
+    }
+    let mut response = next.run(request).await;
+    if let Some(value) = value {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Asks for a key, where keys are.
+async fn authorize(State(service): State<Service>, request: Request, next: Next) -> Response {
+    if let Some(keys) = &service.config.keys {
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        if keys.bearer(given).is_none() {
+            let message = "no valid API key: send `Authorization: Bearer KEY`";
+            return HttpError::protocol(StatusCode::UNAUTHORIZED, "invalid_api_key", message).into_response();
+        }
+    }
+    next.run(request).await
+}
+
+async fn chat(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let (id, body): (_, ChatRequest) = read(&app, request).await?;
+    let stream = body.common.stream.unwrap_or(false);
+    answer(&app.service, Dialect::Chat, &id, body.choices()?, stream).await
+}
+
+async fn completions(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let (id, body): (_, CompletionRequest) = read(&app, request).await?;
+    let stream = body.common.stream.unwrap_or(false);
+    answer(&app.service, Dialect::Completion, &id, body.choices()?, stream).await
+}
+
+async fn models(State(app): State<App>) -> Json<serde_json::Value> {
+    Json(json!({"object": "list", "data": [model_object(&app.service)]}))
+}
+
+async fn one_model(State(app): State<App>, Path(name): Path<String>) -> Result<Json<serde_json::Value>, HttpError> {
+    if name == app.service.model.info.name {
+        return Ok(Json(model_object(&app.service)));
+    }
+    let mut error =
+        HttpError::protocol(StatusCode::NOT_FOUND, "model_not_found", format!("there is no model {name:?} here"));
+    error.body.param = Some("model".to_owned());
+    Err(error)
+}
+
+/// OpenAI's fields, and what a request may ask of this model.
+fn model_object(service: &Service) -> serde_json::Value {
+    let model = service.describe();
+    let kv = model.default_kv.unwrap_or_default();
+    json!({
+        "id": model.name, "object": "model", "created": 0, "owned_by": "palimpsest",
+        "context_length": model.context_length, "kv_bytes_per_token": model.kv_bytes_per_token,
+        "policies": model.policies, "memories": model.memories,
+        "default_kv": {"budget": kv.budget, "policy": kv.policy, "memory": kv.memory, "head_budget": kv.head_budget},
+    })
+}
+
+#[derive(Deserialize)]
+struct TokenizeBody {
+    #[serde(alias = "text")]
+    prompt: Option<String>,
+    messages: Option<Vec<TokenizeMessage>>,
+}
+
+#[derive(Deserialize)]
+struct TokenizeMessage {
+    role: String,
+    content: String,
+}
+
+async fn tokenize(State(app): State<App>, request: Request) -> Result<Json<serde_json::Value>, HttpError> {
+    let (_, body): (_, TokenizeBody) = read(&app, request).await?;
+    let input = match (body.prompt, body.messages) {
+        (Some(text), None) => Input::Text(text),
+        (None, Some(messages)) => {
+            let message = |m: TokenizeMessage| palimpsest_proto::v1::ChatMessage { role: m.role, content: m.content };
+            let messages = messages.into_iter().map(message).collect();
+            Input::Chat(palimpsest_proto::v1::Chat { messages, answer_prefix: String::new() })
+        }
+        _ => return Err(HttpError::invalid("prompt", "send either `prompt` or `messages`")),
+    };
+    let found = app.service.tokenize(TokenizeRequest { input: Some(input) }).await?;
+    let most = app.service.describe().context_length;
+    Ok(Json(json!({"tokens": found.ids, "token_strs": found.pieces, "count": found.ids.len(), "max_model_len": most})))
+}
+
+async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
+    let readiness = *app.service.engine.readiness().borrow();
+    match readiness {
+        Readiness::Ready => (StatusCode::OK, "ready"),
+        Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Readiness::Lost => (StatusCode::SERVICE_UNAVAILABLE, "the worker group is lost"),
+        Readiness::Draining | Readiness::Ended => (StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+    }
+}
+
+async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    const OPEN_METRICS: HeaderValue =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], app.service.metrics.encode())
+}
+
+/// Reads a request's id and body.
+async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(String, T), HttpError> {
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    let bytes = bytes(app, request.into_body()).await?;
+    let body = serde_json::from_slice(&bytes).map_err(|error| {
+        // The text of serde's errors may quote the body; place and kind do not.
+        let kind = match error.classify() {
+            serde_json::error::Category::Data => describe(&error),
+            serde_json::error::Category::Eof => "it ends too early".to_owned(),
+            _ => "it is no JSON".to_owned(),
+        };
+        let message = format!("the body cannot be read at line {}, column {}: {kind}", error.line(), error.column());
+        HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message)
+    })?;
+    Ok((id, body))
+}
+
+/// What is wrong with well-formed JSON. Only messages that name fields and types are passed on: others quote values.
+fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    let is_ours = text.starts_with("missing field `") || text.starts_with("duplicate field `");
+    if is_ours { text.to_owned() } else { "a field has a value of the wrong type or range".to_owned() }
+}
+
+async fn bytes(app: &App, body: Body) -> Result<axum::body::Bytes, HttpError> {
+    let limit = app.service.config.max_message_bytes;
+    match timeout(app.limits.body_time, to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => {
+            let message = format!("the body is cut off or longer than {limit} bytes");
+            Err(HttpError::protocol(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Err(_) => {
+            let message = format!("the body did not come within {} s", app.limits.body_time.as_secs());
+            Err(HttpError::protocol(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
+        }
+    }
+}

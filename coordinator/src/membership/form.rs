@@ -1,0 +1,194 @@
+//! Making a group of ranks that are there.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use palimpsest_proto::internal::v1::{
+    GetRankRequest, JoinRequest, RankInfo, WatchRequest, worker_client::WorkerClient,
+};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio_stream::StreamExt;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Members, MembersError};
+use crate::{
+    config::Config,
+    executor::{ExecutorError, Failure, GrpcExecutor},
+    ids::Epoch,
+    model::{self, ServedModel},
+};
+
+/// Time for a rank to answer what needs no work.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// A tokenizer can be large.
+const MAX_INFO_BYTES: usize = 256 << 20;
+
+/// A group whose ranks have met.
+#[derive(Debug)]
+pub struct Formed {
+    /// The epoch that they are in.
+    pub epoch: Epoch,
+    /// Carries out plans on them.
+    pub executor: GrpcExecutor,
+    /// What they report, in rank order.
+    pub ranks: Vec<RankInfo>,
+    /// Listens to their beats.
+    pub watchers: Watchers,
+}
+
+/// Listens to the beats of a group's ranks until it is dropped.
+#[derive(Debug)]
+pub struct Watchers {
+    /// Says when one of them is found dead or hung.
+    pub failure: Failure,
+    tasks: JoinSet<()>,
+}
+
+impl Watchers {
+    /// Ranks that are listened to.
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+}
+
+/// Why a group could not be formed.
+#[derive(Debug, thiserror::Error)]
+pub enum FormError {
+    /// The members are not known.
+    #[error(transparent)]
+    Members(#[from] MembersError),
+    /// Not all ranks are there.
+    #[error("the group is not complete: {0}")]
+    Missing(String),
+    /// The ranks do not fit each other.
+    #[error("the ranks do not make a group: {0}")]
+    Disagree(#[from] model::Error),
+    /// The ranks could not meet.
+    #[error("the ranks could not join epoch {epoch}: {what}")]
+    Join {
+        /// The epoch.
+        epoch: Epoch,
+        /// Who failed, and why.
+        what: String,
+    },
+    /// A rank was lost again at once.
+    #[error(transparent)]
+    Lost(#[from] ExecutorError),
+}
+
+/// Forms a group of the ranks that `members` knows, in an epoch later than any of them was in.
+///
+/// # Errors
+/// See [`FormError`]. Trying again is safe.
+pub async fn form(members: &dyn Members, config: &Config) -> Result<Formed, FormError> {
+    let addresses = members.addresses().await?;
+    let found = join_all(addresses.iter().map(|address| greet(address.as_deref()))).await;
+    let mut missing = Vec::new();
+    let mut ranks = Vec::with_capacity(found.len());
+    let mut channels = Vec::with_capacity(found.len());
+    for (rank, (found, address)) in found.into_iter().zip(&addresses).enumerate() {
+        match found {
+            Ok((channel, info)) => {
+                channels.push(channel);
+                ranks.push(info);
+            }
+            Err(why) => missing.push(format!("rank {rank} ({}): {why}", address.as_deref().unwrap_or("unclaimed"))),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(FormError::Missing(missing.join("; ")));
+    }
+    // Found out before the ranks give anything up for this group.
+    ServedModel::new(ranks.clone())?;
+    let epoch = Epoch(ranks.iter().map(|rank| rank.epoch).max().unwrap_or(0) + 1);
+    let rendezvous = addresses.into_iter().flatten().next().unwrap_or_default();
+    join(&channels, epoch, &rendezvous, config.join_limit).await?;
+    let watchers = watch_all(&channels, config.beat_limit);
+    let executor = GrpcExecutor::connect(channels, config.step_limit, watchers.failure.clone()).await?;
+    Ok(Formed { epoch, executor, ranks, watchers })
+}
+
+/// Asks whoever listens at an address which rank it is.
+async fn greet(address: Option<&str>) -> Result<(Channel, RankInfo), String> {
+    let Some(address) = address else { return Err("no process has claimed it".into()) };
+    let ask = async {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(ANSWER_LIMIT);
+        let channel = endpoint.connect().await.map_err(|error| cause(&error))?;
+        let mut client = WorkerClient::new(channel.clone()).max_decoding_message_size(MAX_INFO_BYTES);
+        let info = client.get_rank(GetRankRequest {}).await.map_err(|status| status.message().to_owned())?;
+        Ok((channel, info.into_inner()))
+    };
+    timeout(ANSWER_LIMIT, ask).await.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))
+}
+
+/// The innermost cause, which says more than the transport's own words.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Tells all ranks to meet, at once: each waits for the others.
+async fn join(channels: &[Channel], epoch: Epoch, rendezvous: &str, limit: Duration) -> Result<(), FormError> {
+    let request = JoinRequest {
+        epoch: epoch.0,
+        world_size: channels.len() as u32,
+        rendezvous: rendezvous.to_owned(),
+        limit_millis: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+    };
+    let answers = channels.iter().enumerate().map(|(rank, channel)| {
+        let (mut client, request) = (WorkerClient::new(channel.clone()), request.clone());
+        async move {
+            // The rank's own deadline comes first and says more.
+            match timeout(limit + 2 * ANSWER_LIMIT, client.join(request)).await {
+                Ok(Ok(_)) => None,
+                Ok(Err(status)) => Some(format!("rank {rank}: {}", status.message())),
+                Err(_) => Some(format!("rank {rank}: no answer in time")),
+            }
+        }
+    });
+    let failed: Vec<String> = join_all(answers).await.into_iter().flatten().collect();
+    if failed.is_empty() { Ok(()) } else { Err(FormError::Join { epoch, what: failed.join("; ") }) }
+}
+
+/// Listens to the beats of all ranks. A rank that is silent for `limit` is gone, however busy it was.
+fn watch_all(channels: &[Channel], limit: Duration) -> Watchers {
+    let (found, failure) = watch::channel(None);
+    let mut tasks = JoinSet::new();
+    for (rank, channel) in channels.iter().enumerate() {
+        let (mut client, found) = (WorkerClient::new(channel.clone()), found.clone());
+        tasks.spawn(async move {
+            let silent = format!("no beat for {} s", limit.as_secs_f64());
+            let message = match timeout(limit, client.watch(WatchRequest {})).await {
+                Ok(Ok(beats)) => {
+                    let mut beats = beats.into_inner();
+                    loop {
+                        match timeout(limit, beats.next()).await {
+                            Ok(Some(Ok(_))) => {}
+                            Ok(Some(Err(status))) => break status.message().to_owned(),
+                            Ok(None) => break "it shut down".into(),
+                            Err(_) => break silent,
+                        }
+                    }
+                }
+                Ok(Err(status)) => status.message().to_owned(),
+                Err(_) => silent,
+            };
+            // The first one found is the one to name.
+            found.send_if_modified(|found: &mut Option<ExecutorError>| {
+                let is_first = found.is_none();
+                found.get_or_insert(ExecutorError::RankGone { rank, message });
+                is_first
+            });
+        });
+    }
+    Watchers { failure, tasks }
+}

@@ -1,0 +1,222 @@
+//! What a dashboard wants to know. Figures are taken where they arise: when an answer ends, and once per step.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use palimpsest_proto::v1::Usage;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tokio::time::Instant;
+
+/// Label of finished requests.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// All figures of a coordinator; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    first_token: Histogram,
+    inter_token: Histogram,
+    queue: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    requests: Family<Outcome, Counter>,
+    prompt_tokens: Counter,
+    generated_tokens: Counter,
+    evicted_tokens: Counter,
+    steps: Counter,
+    running: Gauge,
+    queued: Gauge,
+    reserved: Gauge,
+    capacity: Gauge,
+    usage: Gauge<f64, AtomicU64>,
+    epoch: Gauge,
+    step_age: Gauge<f64, AtomicU64>,
+    /// Milliseconds from `started` to the last step's end.
+    last_step: AtomicU64,
+    started: Instant,
+}
+
+/// State of the engine after a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that run.
+    pub running: usize,
+    /// Sequences that wait.
+    pub queued: usize,
+    /// Bytes that they reserve on each rank.
+    pub reserved_bytes: u64,
+    /// Bytes that a rank has.
+    pub capacity_bytes: u64,
+    /// The group's epoch.
+    pub epoch: u64,
+}
+
+impl Metrics {
+    /// Nothing has happened yet.
+    pub fn new() -> Self {
+        // 1 ms to 9 h, by a factor of two.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 25));
+        let inner = Inner {
+            registry: Registry::default(),
+            first_token: seconds(),
+            inter_token: seconds(),
+            queue: seconds(),
+            prefill: seconds(),
+            decode: seconds(),
+            requests: Family::default(),
+            prompt_tokens: Counter::default(),
+            generated_tokens: Counter::default(),
+            evicted_tokens: Counter::default(),
+            steps: Counter::default(),
+            running: Gauge::default(),
+            queued: Gauge::default(),
+            reserved: Gauge::default(),
+            capacity: Gauge::default(),
+            usage: Gauge::default(),
+            epoch: Gauge::default(),
+            step_age: Gauge::default(),
+            last_step: AtomicU64::new(0),
+            started: Instant::now(),
+        };
+        Self(Arc::new(inner.registered()))
+    }
+
+    /// Prometheus' text, in the OpenMetrics format.
+    pub fn encode(&self) -> String {
+        let inner = &*self.0;
+        let busy = inner.running.get() > 0;
+        let since =
+            inner.started.elapsed().saturating_sub(Duration::from_millis(inner.last_step.load(Ordering::Relaxed)));
+        inner.step_age.set(if busy { since.as_secs_f64() } else { 0.0 });
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &inner.registry);
+        text
+    }
+
+    /// A step has ended.
+    pub fn step(&self, load: Load) {
+        let inner = &*self.0;
+        inner.steps.inc();
+        inner.last_step.store(inner.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.load(load);
+    }
+
+    /// The engine's state has changed.
+    pub fn load(&self, load: Load) {
+        let inner = &*self.0;
+        inner.running.set(load.running as i64);
+        inner.queued.set(load.queued as i64);
+        inner.reserved.set(load.reserved_bytes.cast_signed());
+        inner.capacity.set(load.capacity_bytes.cast_signed());
+        inner.usage.set(load.reserved_bytes as f64 / load.capacity_bytes.max(1) as f64);
+        inner.epoch.set(load.epoch.cast_signed());
+    }
+
+    /// Time between two tokens of an answer.
+    pub fn inter_token(&self, gap: Duration) {
+        self.0.inter_token.observe(gap.as_secs_f64());
+    }
+
+    /// A request has ended: `eos`, `stop`, `length`, `cancelled` or the tag of an error.
+    pub fn ended(&self, outcome: &'static str) {
+        self.0.requests.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// What a request that came to its end cost.
+    pub fn usage(&self, usage: &Usage) {
+        let inner = &*self.0;
+        inner.first_token.observe(usage.first_token_seconds);
+        inner.queue.observe(usage.queue_seconds);
+        inner.prefill.observe(usage.prefill_seconds);
+        inner.decode.observe(usage.decode_seconds);
+        inner.prompt_tokens.inc_by(usage.prompt_tokens);
+        inner.generated_tokens.inc_by(usage.generated_tokens);
+        inner.evicted_tokens.inc_by(usage.evicted_tokens);
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Inner {
+    fn registered(mut self) -> Self {
+        let mut registry = Registry::default();
+        let own = registry.sub_registry_with_prefix("palimpsest");
+        let mut seconds = |name: &str, help: &str, metric: &Histogram| {
+            own.register_with_unit(name, help, Unit::Seconds, metric.clone());
+        };
+        seconds("time_to_first_token", "From arrival to the first token", &self.first_token);
+        seconds("inter_token", "Between two tokens of an answer", &self.inter_token);
+        seconds("queue", "From arrival to the first step", &self.queue);
+        seconds("prefill", "From the first step to the first token", &self.prefill);
+        seconds("decode", "From the first token to the last", &self.decode);
+        own.register("requests", "Requests that have ended", self.requests.clone());
+        own.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
+        own.register("generated_tokens", "Tokens of answers", self.generated_tokens.clone());
+        own.register("evicted_tokens", "Entries evicted, mean per KV head", self.evicted_tokens.clone());
+        own.register("steps", "Steps of the worker group", self.steps.clone());
+        own.register("requests_running", "Requests that run", self.running.clone());
+        own.register("requests_queued", "Requests that wait", self.queued.clone());
+        own.register("kv_reserved_bytes", "Cache reserved by requests, on each rank", self.reserved.clone());
+        own.register("kv_capacity_bytes", "Cache that a rank has", self.capacity.clone());
+        own.register("group_epoch", "Epoch of the worker group", self.epoch.clone());
+        own.register("step_age_seconds", "Since the last step, while requests run", self.step_age.clone());
+        // The names that gateways and autoscalers of the Kubernetes Gateway API look for.
+        registry.register("vllm:num_requests_running", "Requests that run", self.running.clone());
+        registry.register("vllm:num_requests_waiting", "Requests that wait", self.queued.clone());
+        registry.register("vllm:kv_cache_usage_perc", "Share of the cache that is reserved", self.usage.clone());
+        self.registry = registry;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_found_under_their_names() {
+        let metrics = Metrics::new();
+        metrics.step(Load { running: 2, queued: 3, reserved_bytes: 10, capacity_bytes: 40, epoch: 7 });
+        metrics.ended("eos");
+        metrics.usage(&Usage { prompt_tokens: 5, evicted_tokens: 4, first_token_seconds: 0.5, ..Default::default() });
+        let text = metrics.encode();
+        for line in [
+            "palimpsest_requests_running 2",
+            "palimpsest_requests_queued 3",
+            "vllm:num_requests_waiting 3",
+            "vllm:kv_cache_usage_perc 0.25",
+            "palimpsest_group_epoch 7",
+            "palimpsest_requests_total{outcome=\"eos\"} 1",
+            "palimpsest_prompt_tokens_total 5",
+            "palimpsest_evicted_tokens_total 4",
+            "palimpsest_time_to_first_token_seconds_count 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+}

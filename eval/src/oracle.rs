@@ -1,0 +1,62 @@
+//! The upper bound: scores read off a repetition of the context, two passes before the measured one. Cheating on purpose.
+
+use crate::prompt::Prompt;
+use crate::{Error, Result, TextSide};
+use palimpsest_kernels::Backend;
+use palimpsest_worker::model::decoder::Logits;
+use palimpsest_worker::policy::oracle::{Oracle, ScoreTable};
+use palimpsest_worker::reconstruct;
+use palimpsest_worker::runner::Runner;
+use palimpsest_worker::session::Session;
+use std::sync::{Arc, RwLock};
+
+/// Fills the oracle's table, once per prompt.
+pub struct Foresight {
+    table: Arc<RwLock<ScoreTable>>,
+    context: Vec<u32>,
+    instruction: Vec<u32>,
+}
+
+impl Foresight {
+    /// Makes the policy [`Oracle`] known to the runner, when it is among `policies`.
+    ///
+    /// # Errors
+    /// [`Error::Text`].
+    pub fn prepare<B: Backend>(
+        runner: &mut Runner<B>,
+        side: &dyn TextSide,
+        policies: &[String],
+    ) -> Result<Option<Self>> {
+        if !policies.iter().any(|p| p == Oracle::NAME) {
+            return Ok(None);
+        }
+        reconstruct::prepare(runner);
+        let oracle = Oracle::default();
+        let table = oracle.table();
+        runner.add_policy(Arc::new(oracle));
+        Ok(Some(Self { table, context: Vec::new(), instruction: side.encode(reconstruct::INSTRUCTION)? }))
+    }
+
+    /// Looks ahead for `prompt`, unless it did so last.
+    ///
+    /// # Errors
+    /// Those of the rank; [`Error::Spec`] when the context does not fit the cache twice.
+    pub fn look<B: Backend>(&mut self, runner: &mut Runner<B>, prompt: &Prompt) -> Result<()> {
+        if self.context == prompt.context {
+            return Ok(());
+        }
+        let tokens = 2 * prompt.context.len() + self.instruction.len();
+        let needed = runner.full_cache_bytes(tokens);
+        if needed > runner.arena_bytes() {
+            let mib = needed.div_ceil(1 << 20);
+            return Err(Error::Spec(format!("the oracle reads a context twice: raise --kv-memory-mib to {mib}")));
+        }
+        let mut session = Session::open(runner, reconstruct::contract())?;
+        session.feed(&prompt.context, Logits::None)?;
+        let found = reconstruct::repeat(&mut session, &prompt.context, &self.instruction)?;
+        session.close();
+        *self.table.write().expect("no reader panics") = found;
+        self.context.clone_from(&prompt.context);
+        Ok(())
+    }
+}

@@ -1,0 +1,220 @@
+//! A registry in etcd.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{ANSWER_LIMIT, Claim, LEASE, RankRecord, Registry, RegistryError, check_group};
+
+/// How etcd is reached.
+#[derive(Debug, Clone)]
+pub struct EtcdOptions {
+    /// `http://host:2379`, several for a cluster.
+    pub endpoints: Vec<String>,
+    /// Name and password, where etcd wants them.
+    pub user: Option<(String, String)>,
+    /// Prefix of all keys.
+    pub root: String,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self { endpoints: vec!["http://127.0.0.1:2379".into()], user: None, root: "/palimpsest/v1".into() }
+    }
+}
+
+/// A registry in etcd. Clones share the connection, which is made anew when it breaks.
+#[derive(Clone)]
+pub struct EtcdRegistry {
+    options: EtcdOptions,
+    client: Client,
+}
+
+impl std::fmt::Debug for EtcdRegistry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdRegistry").field("endpoints", &self.options.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl EtcdRegistry {
+    /// Connects and asks once, so that a wrong address or password is found at once.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unreachable`], [`RegistryError::Denied`].
+    pub async fn connect(options: EtcdOptions) -> Result<Self, RegistryError> {
+        let mut connect = ConnectOptions::new().with_connect_timeout(ANSWER_LIMIT).with_timeout(ANSWER_LIMIT);
+        if let Some((name, password)) = &options.user {
+            connect = connect.with_user(name, password);
+        }
+        let client = within(&options, Client::connect(&options.endpoints, Some(connect))).await?;
+        let registry = Self { options, client };
+        registry.holder(&registry.key("probe", 0)).await?;
+        Ok(registry)
+    }
+
+    fn prefix(&self, group: &str) -> String {
+        format!("{}/groups/{group}/ranks/", self.options.root)
+    }
+
+    fn key(&self, group: &str, rank: u32) -> String {
+        // Padded, so that etcd's order is that of the ranks.
+        format!("{}{rank:05}", self.prefix(group))
+    }
+
+    /// Who has a rank.
+    async fn holder(&self, key: &str) -> Result<Option<RankRecord>, RegistryError> {
+        let mut client = self.client.kv_client();
+        let answer = within(&self.options, client.get(key, None)).await?;
+        answer.kvs().first().map(|kv| parse(kv.key(), kv.value())).transpose()
+    }
+
+    /// Takes a rank under a new lease, if nobody else has it. Returns the lease, or who has the rank.
+    async fn take(&self, key: &str, record: &RankRecord) -> Result<Result<i64, RankRecord>, RegistryError> {
+        let mut client = self.client.clone();
+        let lease = within(&self.options, client.lease_grant(LEASE.as_secs() as i64, None)).await?.id();
+        let value = serde_json::to_vec(record).unwrap_or_default();
+        let put = TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
+        let get = TxnOp::get(key, None);
+        let free = Compare::create_revision(key, CompareOp::Equal, 0);
+        let taken =
+            within(&self.options, client.txn(Txn::new().when([free]).and_then([put.clone()]).or_else([get]))).await?;
+        if taken.succeeded() {
+            return Ok(Ok(lease));
+        }
+        // Our own record under a lease that we lost track of while etcd was away: it goes under the new one.
+        let own = Compare::value(key, CompareOp::Equal, value);
+        let moved = within(&self.options, client.txn(Txn::new().when([own]).and_then([put]))).await?;
+        if moved.succeeded() {
+            return Ok(Ok(lease));
+        }
+        self.revoke(lease).await;
+        let found = taken.op_responses().into_iter().find_map(|response| match response {
+            TxnOpResponse::Get(found) => found.kvs().first().map(|kv| parse(kv.key(), kv.value())),
+            _ => None,
+        });
+        match found {
+            Some(holder) => Ok(Err(holder?)),
+            // Freed between the two: the caller tries again.
+            None => Ok(Err(record.clone())),
+        }
+    }
+
+    /// Gives a lease back. One that cannot be reached runs out by itself.
+    async fn revoke(&self, lease: i64) {
+        let mut client = self.client.lease_client();
+        let _ = timeout(ANSWER_LIMIT, client.revoke(lease)).await;
+    }
+
+    /// Keeps the lease alive until it cannot be kept.
+    async fn keep_alive(&self, lease: i64) -> Result<(), RegistryError> {
+        let mut client = self.client.lease_client();
+        let (mut keeper, mut answers) = within(&self.options, client.keep_alive(lease)).await?;
+        loop {
+            within(&self.options, keeper.keep_alive()).await?;
+            let answer = within(&self.options, answers.message()).await?;
+            if answer.is_none_or(|answer| answer.ttl() <= 0) {
+                return Ok(());
+            }
+            sleep(LEASE / 4).await;
+        }
+    }
+
+    /// Holds a claim, and takes it again whenever it was lost, for ever.
+    async fn hold(&self, key: &str, record: &RankRecord, held: &std::sync::atomic::AtomicI64) {
+        loop {
+            let lease = held.load(std::sync::atomic::Ordering::SeqCst);
+            if let Err(error) = self.keep_alive(lease).await {
+                tracing::warn!(%key, %error, "the registry is away; this rank serves on");
+            }
+            loop {
+                match self.take(key, record).await {
+                    Ok(Ok(lease)) => {
+                        tracing::info!(%key, "claimed again");
+                        held.store(lease, std::sync::atomic::Ordering::SeqCst);
+                        break;
+                    }
+                    Ok(Err(holder)) => {
+                        tracing::error!(%key, address = %holder.address, "another process holds this rank")
+                    }
+                    Err(error) => tracing::debug!(%key, %error, "still away"),
+                }
+                sleep(LEASE / 10).await;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for EtcdRegistry {
+    async fn claim(&self, group: &str, record: RankRecord, limit: Duration) -> Result<Claim, RegistryError> {
+        check_group(group)?;
+        let key = self.key(group, record.rank);
+        let deadline = Instant::now() + limit;
+        let lease = loop {
+            match self.take(&key, &record).await? {
+                Ok(lease) => break lease,
+                Err(holder) if Instant::now() >= deadline => {
+                    let (group, rank) = (group.to_owned(), record.rank);
+                    return Err(RegistryError::RankTaken { group, rank, address: holder.address });
+                }
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        };
+        let (end, ended) = oneshot::channel::<()>();
+        let registry = self.clone();
+        let keeper = tokio::spawn(async move {
+            let held = std::sync::atomic::AtomicI64::new(lease);
+            tokio::select! {
+                () = registry.hold(&key, &record, &held) => {}
+                // Either way the claim is over.
+                _ = ended => {}
+            }
+            registry.revoke(held.load(std::sync::atomic::Ordering::SeqCst)).await;
+        });
+        Ok(Claim::new(keeper, end))
+    }
+
+    async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError> {
+        check_group(group)?;
+        let mut client = self.client.kv_client();
+        let options = GetOptions::new().with_prefix();
+        let answer = within(&self.options, client.get(self.prefix(group), Some(options))).await?;
+        answer.kvs().iter().map(|kv| parse(kv.key(), kv.value())).collect()
+    }
+}
+
+/// What etcd's refusals have in common.
+const DENIALS: [&str; 5] = ["authentication", "user name", "permission denied", "auth token", "auth not enabled"];
+
+fn parse(key: &[u8], value: &[u8]) -> Result<RankRecord, RegistryError> {
+    serde_json::from_slice(value).map_err(|error| RegistryError::Corrupt {
+        key: String::from_utf8_lossy(key).into_owned(),
+        why: error.to_string(),
+    })
+}
+
+/// Waits for an answer, no longer than [`ANSWER_LIMIT`], and says what its absence means.
+async fn within<T>(
+    options: &EtcdOptions,
+    answer: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, RegistryError> {
+    let unreachable = |why: String| RegistryError::Unreachable { endpoints: options.endpoints.join(", "), why };
+    match timeout(ANSWER_LIMIT, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // etcd says so in words: its codes for wrong names, passwords and rights are those of any bad request.
+        Ok(Err(etcd_client::Error::GRpcStatus(status))) if DENIALS.iter().any(|d| status.message().contains(d)) => {
+            Err(RegistryError::Denied(status.message().to_owned()))
+        }
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_) => Err(unreachable(format!("nothing within {} s", ANSWER_LIMIT.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+#[path = "etcd_tests.rs"]
+mod tests;

@@ -1,0 +1,136 @@
+//! Where the ranks of worker groups are found.
+//!
+//! | key | value | written by | lives |
+//! |---|---|---|---|
+//! | `{root}/groups/{group}/ranks/{rank}` | [`RankRecord`] as JSON | the rank, if nobody has the key | as long as the rank's lease |
+//!
+//! A registry says where ranks are, not whether they live: the coordinator asks it only while it forms a group, and learns
+//! of dead and hung ranks from their beats. So a registry that is away harms no running group. A rank that loses its lease
+//! meanwhile claims its key again, under the same session, as soon as the registry is back.
+#![forbid(unsafe_code)]
+
+pub mod conformance;
+#[cfg(feature = "etcd")]
+mod etcd;
+mod memory;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+#[cfg(feature = "etcd")]
+pub use self::etcd::{EtcdOptions, EtcdRegistry};
+pub use self::memory::MemoryRegistry;
+
+/// What a rank says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankRecord {
+    /// Its number, from 0.
+    pub rank: u32,
+    /// Ranks of its group.
+    pub world_size: u32,
+    /// `host:port` at which coordinator and other ranks reach it.
+    pub address: String,
+    /// Drawn by the process when it starts: tells it from one that was there before.
+    pub session: String,
+}
+
+impl RankRecord {
+    /// A record of this process.
+    pub fn new(rank: u32, world_size: u32, address: String) -> Self {
+        Self { rank, world_size, address, session: format!("{:016x}", rand::random::<u64>()) }
+    }
+}
+
+/// Finds ranks, and lets them be found.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Claims a rank of a group for as long as the [`Claim`] lives. When a former holder's lease has not run out yet, waits
+    /// for that, within `limit`.
+    ///
+    /// # Errors
+    /// [`RegistryError::RankTaken`] by another process that is there; others when the registry cannot be used.
+    async fn claim(&self, group: &str, record: RankRecord, limit: Duration) -> Result<Claim, RegistryError>;
+
+    /// The ranks that are claimed, in order.
+    ///
+    /// # Errors
+    /// When the registry cannot be used.
+    async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError>;
+}
+
+/// Keeps a rank claimed. Dropping it gives the rank back in the background; [`Claim::release`] waits for that.
+#[derive(Debug)]
+pub struct Claim {
+    keeper: Option<JoinHandle<()>>,
+    end: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Claim {
+    fn new(keeper: JoinHandle<()>, end: tokio::sync::oneshot::Sender<()>) -> Self {
+        Self { keeper: Some(keeper), end: Some(end) }
+    }
+
+    /// Gives the rank back.
+    pub async fn release(mut self) {
+        self.end.take();
+        if let Some(keeper) = self.keeper.take() {
+            // A keeper that panicked keeps nothing.
+            let _ = keeper.await;
+        }
+    }
+}
+
+/// Why a registry could not be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// No answer in time.
+    #[error("the registry at {endpoints} does not answer: {why}; is etcd running there?")]
+    Unreachable {
+        /// Where it was looked for.
+        endpoints: String,
+        /// What the transport said.
+        why: String,
+    },
+    /// It refuses who asks.
+    #[error("the registry refuses this user: {0}; check name, password and role")]
+    Denied(String),
+    /// Another process holds the rank.
+    #[error(
+        "rank {rank} of group {group} is held by the process at {address}: stop it, or start this one as another rank"
+    )]
+    RankTaken {
+        /// The group.
+        group: String,
+        /// The rank.
+        rank: u32,
+        /// Where its holder listens.
+        address: String,
+    },
+    /// A name that cannot be part of a key.
+    #[error("`{0}` is no name of a group: use letters, digits, `-`, `_` and `.`")]
+    BadGroup(String),
+    /// Something is stored that no version of this program wrote.
+    #[error("the registry holds something else under {key}: {why}")]
+    Corrupt {
+        /// The key.
+        key: String,
+        /// What is wrong with its value.
+        why: String,
+    },
+}
+
+/// Time after which the rank of a process that died without a word is free again.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// Longest wait for one answer.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+
+fn check_group(group: &str) -> Result<(), RegistryError> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=128).contains(&group.len()) && group.chars().all(valid) {
+        return Ok(());
+    }
+    Err(RegistryError::BadGroup(group.to_owned()))
+}

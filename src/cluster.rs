@@ -1,0 +1,161 @@
+//! `palimpsest coordinator` and `palimpsest worker`: a group whose ranks are processes.
+
+use crate::args::{CoordinatorArgs, RegistryArgs, WorkerArgs};
+use crate::front::Front;
+use crate::{embedded, pull, serve};
+use anyhow::{Context, bail};
+use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
+use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_registry::{Claim, RankRecord, Registry, RegistryError};
+#[cfg(feature = "etcd")]
+use palimpsest_registry::{EtcdOptions, EtcdRegistry};
+use palimpsest_worker::rank::Rank;
+use palimpsest_worker::server::{self, Device, Loaded, ServerOptions};
+use palimpsest_worker::shard::Place;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// How long a rank, or the lead of a group, that was claimed by a process that died stays claimed, and some more.
+const CLAIM_LIMIT: Duration = Duration::from_secs(30);
+
+/// Waits for the ranks, serves until a signal, then drains.
+pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
+    let front = Front::open(&args.front).await?;
+    let config = Config { regroup_limit: Duration::from_secs(args.regroup_seconds), ..front.config(&args.front) };
+    let (members, _lead) = tokio::select! {
+        members = members(&args) => members?,
+        () = serve::shutdown_signal() => return Ok(()),
+    };
+    let group = tokio::select! {
+        group = first_group(&*members, &config, Duration::from_secs(args.form_seconds)) => group?,
+        () = serve::shutdown_signal() => return Ok(()),
+    };
+    let Formed { epoch, executor, ranks, watchers } = group;
+    let config = Config { first_epoch: epoch.0, ..config };
+    let count = ranks.len();
+    let coordinator = Coordinator::build(config.clone(), Box::new(executor), ranks)?;
+    let keeper = tokio::spawn(keep(coordinator.clone(), members, config, watchers));
+    if !coordinator.ready().await {
+        eprintln!("the first step failed; forming the group anew");
+    }
+    eprintln!("serving {} at {} ({count} ranks)", coordinator.service().model.info.name, front.describe());
+    front.serve(&coordinator).await?;
+    keeper.abort();
+    eprintln!("drained");
+    Ok(())
+}
+
+/// Where the ranks are, and the claim of this coordinator to lead them. Another one of the same group stands by until the
+/// first is gone.
+async fn members(args: &CoordinatorArgs) -> anyhow::Result<(Arc<dyn Members>, Option<Claim>)> {
+    let Some(registry) = registry(&args.registry).await? else {
+        if args.ranks.is_empty() {
+            bail!("say where the ranks are: --etcd http://host:2379 --group NAME --tp N, or --ranks host:port,…");
+        }
+        return Ok((Arc::new(StaticMembers::new(args.ranks.clone())), None));
+    };
+    let group = &args.registry.group;
+    let record = RankRecord::new(0, 1, args.front.listen.to_string());
+    let lead = loop {
+        match registry.claim(&format!("{group}.lead"), record.clone(), CLAIM_LIMIT).await {
+            Ok(claim) => break claim,
+            Err(RegistryError::RankTaken { address, .. }) => {
+                eprintln!("standing by: the coordinator at {address} leads group {group}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    Ok((Arc::new(RegistryMembers::new(registry, group.clone(), args.tp)), Some(lead)))
+}
+
+/// The registry that was asked for, if one was.
+#[cfg(feature = "etcd")]
+async fn registry(args: &RegistryArgs) -> anyhow::Result<Option<Arc<dyn Registry>>> {
+    if args.etcd.is_empty() {
+        return Ok(None);
+    }
+    let password = std::env::var("PALIMPSEST_ETCD_PASSWORD").unwrap_or_default();
+    let user = args.etcd_user.clone().map(|name| (name, password));
+    let options = EtcdOptions { endpoints: args.etcd.clone(), user, ..EtcdOptions::default() };
+    Ok(Some(Arc::new(EtcdRegistry::connect(options).await?)))
+}
+
+#[cfg(not(feature = "etcd"))]
+async fn registry(args: &RegistryArgs) -> anyhow::Result<Option<Arc<dyn Registry>>> {
+    if !args.etcd.is_empty() {
+        bail!("this build knows no etcd: build with --features cluster");
+    }
+    Ok(None)
+}
+
+/// Forms the first group, saying whom it waits for.
+async fn first_group(members: &dyn Members, config: &Config, limit: Duration) -> anyhow::Result<Formed> {
+    let (started, mut last) = (Instant::now(), String::new());
+    loop {
+        let error = match form(members, config).await {
+            Ok(group) => return Ok(group),
+            // Ranks that do not fit each other will not fit later either.
+            Err(error @ FormError::Disagree(_)) => return Err(error.into()),
+            Err(error) => error,
+        };
+        if started.elapsed() >= limit {
+            return Err(error).context(format!("no group within {} s", limit.as_secs()));
+        }
+        let message = error.to_string();
+        if message != last {
+            eprintln!("waiting: {message}");
+            last = message;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Loads one part of the model and serves it to a coordinator until a signal.
+pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
+    let place = Place { rank: args.rank, world_size: args.tp };
+    if place.rank >= place.world_size {
+        bail!(
+            "rank {} is out of range: a group of {} has ranks 0 to {}",
+            args.rank,
+            args.tp,
+            args.tp.saturating_sub(1)
+        );
+    }
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!("cannot listen on {}; is another rank running? choose one with --listen", args.listen)
+    })?;
+    let address = match args.advertise {
+        Some(address) => address,
+        None if args.listen.ip().is_unspecified() => {
+            bail!("--listen {} says not how others reach this rank: give host:port with --advertise", args.listen)
+        }
+        None => listener.local_addr()?.to_string(),
+    };
+    let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned();
+    let (loaded, following) = watch::channel(None);
+    let options = ServerOptions { place, host };
+    let serving = tokio::spawn(server::serve(listener, options, following, serve::shutdown_signal()));
+    let claim = match registry(&args.registry).await? {
+        Some(registry) => {
+            let record = RankRecord::new(args.rank as u32, args.tp as u32, address.clone());
+            Some(registry.claim(&args.registry.group, record, CLAIM_LIMIT).await?)
+        }
+        None => None,
+    };
+    let name = format!("rank-{}", args.rank);
+    let open = move || -> anyhow::Result<Loaded> {
+        let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
+        let Rank { info, runner } = embedded::open_part(&args.model, &args.kv, path, place, args.model.threads)?;
+        Ok(Loaded { info, device: Device::spawn(name, runner)? })
+    };
+    let opened = tokio::task::spawn_blocking(open).await??;
+    eprintln!("rank {} of {} on {address} ({})", place.rank, place.world_size, opened.info.device);
+    loaded.send_replace(Some(opened));
+    serving.await??;
+    if let Some(claim) = claim {
+        claim.release().await;
+    }
+    Ok(())
+}

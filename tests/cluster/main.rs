@@ -1,0 +1,207 @@
+//! Real processes that are killed, stopped and started again: what a cluster's worst days look like, on a tiny model.
+
+mod cluster;
+mod hosts;
+
+use std::time::{Duration, Instant};
+
+use cluster::{Cluster, Tiny};
+use hosts::Hosts;
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
+use palimpsest_tests::service::ask;
+use palimpsest_tests::{VOCABULARY, random};
+
+/// Rounds of kill -9; `PALIMPSEST_TEST_KILLS` asks for more.
+const KILLS: usize = 6;
+/// A hung rank must be noticed within this.
+const NOTICED: Duration = Duration::from_secs(3);
+
+fn prompt(seed: u64, count: usize) -> Vec<u32> {
+    random(seed, count).iter().map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % 255).collect()
+}
+
+/// A request whose answer depends on every token of its prompt, on its own answer and on what was evicted.
+fn request(seed: u64, tokens: usize, answer: u32) -> GenerateRequest {
+    GenerateRequest {
+        input: Some(Input::TokenIds(TokenIds { ids: prompt(seed, tokens) })),
+        sampling: Some(Sampling {
+            temperature: Some(0.7),
+            seed: Some(seed),
+            frequency_penalty: 0.2,
+            logprobs: Some(0),
+            ..Default::default()
+        }),
+        stopping: Some(Stopping { max_tokens: Some(answer), ignore_eos: true, ..Default::default() }),
+        kv: Some(KvContract {
+            policy: "h2o".into(),
+            budget: 40,
+            sinks: Some(2),
+            window: Some(8),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_processes_answer_as_one() {
+    let tiny = Tiny::new();
+    let alone = Cluster::start(&tiny, 1).await;
+    let group = Cluster::start(&tiny, 3).await;
+    for seed in 0..4 {
+        let asked = request(seed, 30 + 60 * seed as usize, 40);
+        let one = ask(&alone.client, asked.clone()).await.expect("an answer");
+        let three = ask(&group.client, asked).await.expect("an answer");
+        assert_eq!(three.tokens, one.tokens, "request {seed}");
+        let usage = |answered: &palimpsest_tests::service::Answered| {
+            let usage = answered.finished.usage.clone().expect("usage");
+            (usage.held_slots, usage.evicted_tokens, usage.full_cache_bytes)
+        };
+        assert_eq!(usage(&three), usage(&one), "request {seed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_ranks_cost_no_request() {
+    let kills = std::env::var("PALIMPSEST_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
+    let tiny = Tiny::new();
+    let mut cluster = Cluster::start(&tiny, 3).await;
+    let asked: Vec<_> = (0..3).map(|i| request(100 + i, 200, 120)).collect();
+    let mut expected = Vec::new();
+    for one in &asked {
+        expected.push(ask(&cluster.client, one.clone()).await.expect("an answer").tokens);
+    }
+    let mut recoveries = Vec::new();
+    for round in 0..kills {
+        let streams: Vec<_> = asked
+            .iter()
+            .map(|one| (cluster.client.clone(), one.clone()))
+            .map(|(client, one)| tokio::spawn(async move { ask(&client, one).await }))
+            .collect();
+        // Some moment between the first prefill and the last token.
+        let moment = random(7 + round as u64, 1)[0].abs();
+        tokio::time::sleep(Duration::from_secs_f32(0.01 + 0.6 * moment)).await;
+        let victim = round % 3;
+        let survivors: Vec<u32> = (0..3).filter(|&rank| rank != victim).map(|rank| cluster.pid(rank)).collect();
+        cluster.kill(victim);
+        let killed = Instant::now();
+        cluster.start_rank(victim);
+        for (stream, expected) in streams.into_iter().zip(&expected) {
+            let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
+            let answered = answered.expect("no panic").expect("an answer, by replay");
+            assert_eq!(answered.tokens, *expected, "round {round}: the answer after a replay");
+        }
+        cluster.wait_until_ready().await;
+        recoveries.push(killed.elapsed());
+        let now: Vec<u32> = (0..3).filter(|&rank| rank != victim).map(|rank| cluster.pid(rank)).collect();
+        assert_eq!(now, survivors, "survivors live on, with their weights");
+        cluster.assert_alive();
+    }
+    recoveries.sort();
+    let at = |share: f64| recoveries[((recoveries.len() - 1) as f64 * share) as usize];
+    eprintln!(
+        "{kills} kills: all requests answered and the group ready after {:.2?} (median), {:.2?} (slowest)",
+        at(0.5),
+        at(1.0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
+    let tiny = Tiny::new();
+    let cluster = Cluster::start(&tiny, 3).await;
+    let asked = request(5, 100, 400);
+    let expected = ask(&cluster.client, asked.clone()).await.expect("an answer").tokens;
+    // Slow: stopped for a third of the time, never for as long as a beat may be late.
+    let slow = tokio::spawn({
+        let (client, asked) = (cluster.client.clone(), asked.clone());
+        async move { ask(&client, asked).await }
+    });
+    while !slow.is_finished() {
+        cluster.signal(1, "STOP");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cluster.signal(1, "CONT");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(slow.await.expect("no panic").expect("an answer").tokens, expected);
+    assert_eq!(cluster.losses(), 0, "a slow rank was declared dead: {}", cluster.coordinator_log());
+    // Stopped for good, until someone wakes it.
+    let client = cluster.client.clone();
+    let stream = tokio::spawn(async move { ask(&client, asked).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.signal(1, "STOP");
+    let stopped = Instant::now();
+    while cluster.losses() == 0 {
+        assert!(stopped.elapsed() < NOTICED, "not noticed within {NOTICED:?}: {}", cluster.coordinator_log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    eprintln!("a stopped rank was noticed after {:.2?}", stopped.elapsed());
+    assert!(cluster.coordinator_log().contains("rank 1 is gone: no beat"), "{}", cluster.coordinator_log());
+    cluster.signal(1, "CONT");
+    let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
+    assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_are_cut_off_come_back() {
+    let Some(hosts) = Hosts::new(3) else { return };
+    let tiny = Tiny::new();
+    let mut cluster = Cluster::start_on(&tiny, &hosts).await;
+    let asked = request(9, 100, 300);
+    let expected = ask(&cluster.client, asked.clone()).await.expect("an answer").tokens;
+    let (client, again) = (cluster.client.clone(), asked.clone());
+    let stream = tokio::spawn(async move { ask(&client, again).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    hosts.cut(1);
+    let cut = Instant::now();
+    while cluster.losses() == 0 {
+        assert!(cut.elapsed() < NOTICED, "not noticed within {NOTICED:?}: {}", cluster.coordinator_log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!stream.is_finished(), "a request waits for its group");
+    hosts.heal(1);
+    let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
+    assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+    cluster.assert_alive();
+    if !hosts.delay(2) {
+        eprintln!("SKIPPED: this kernel delays no packets (no netem)");
+        return;
+    }
+    let losses = cluster.losses();
+    let short = request(9, 100, 20);
+    let far = ask(&cluster.client, short).await.expect("an answer, over a slow network");
+    assert_eq!(far.tokens, expected[..20]);
+    assert_eq!(cluster.losses(), losses, "a slow network is no failure");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranks_that_do_not_fit_are_refused_by_name() {
+    let (tiny, other) = (Tiny::new(), Tiny::with_seed(2));
+    let error = Cluster::start_mixed(&[&tiny, &tiny, &other]).await.map(|_| ()).expect_err("rank 2 is odd");
+    assert!(error.contains("rank 2 holds another model"), "{error}");
+    let refused = cluster::palimpsest(&["worker", "--rank", "3", "--tp", "3"]);
+    assert!(refused.contains("rank 3 is out of range: a group of 3 has ranks 0 to 2"), "{refused}");
+    let refused = cluster::palimpsest(&["worker", "--rank", "0", "--tp", "2", "--listen", "0.0.0.0:0"]);
+    assert!(refused.contains("--advertise"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_a_ranks_port_harms_nobody() {
+    use std::io::Write;
+    let tiny = Tiny::new();
+    let cluster = Cluster::start(&tiny, 2).await;
+    let expected = ask(&cluster.client, request(3, 50, 20)).await.expect("an answer").tokens;
+    for rank in 0..2 {
+        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 5000], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\xff\x04"]
+        {
+            let mut stream = std::net::TcpStream::connect(cluster.address(rank)).expect("a port");
+            // It may be closed on us in mid-write.
+            let _ = stream.write_all(garbage);
+        }
+    }
+    let answered = ask(&cluster.client, request(3, 50, 20)).await.expect("an answer");
+    assert_eq!(answered.tokens, expected);
+    assert_eq!(cluster.losses(), 0, "{}", cluster.coordinator_log());
+}

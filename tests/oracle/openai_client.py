@@ -1,0 +1,69 @@
+"""The official `openai` client against a running service: `openai_client.py BASE_URL`. Ends with "ok".
+
+Run by tests/tests/openai.rs. Every call goes through the client's own models, which check the shape of what comes back.
+"""
+
+import sys
+
+import openai
+from openai import OpenAI
+
+
+def main(base_url: str) -> None:
+    client = OpenAI(base_url=base_url, api_key="secret", max_retries=0, timeout=60)
+    ours = {"ignore_eos": True, "kv_budget": 60, "kv_policy": "window", "latent_memory": "none"}
+    messages = [{"role": "user", "content": "hello there"}]
+
+    models = client.models.list()
+    assert [model.id for model in models] == ["tiny"], models
+    assert client.models.retrieve("tiny").id == "tiny"
+
+    whole = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=9, temperature=0, seed=1, logprobs=True, top_logprobs=2, extra_body=ours
+    )
+    choice = whole.choices[0]
+    assert choice.finish_reason == "length" and choice.message.role == "assistant", choice
+    assert whole.usage.completion_tokens == 9 and whole.usage.total_tokens == whole.usage.prompt_tokens + 9
+    assert whole.usage.kv["held_bytes"] > 0, whole.usage
+    assert len(choice.logprobs.content) == 9 and len(choice.logprobs.content[0].top_logprobs) == 2
+
+    text, finish, usage = "", None, None
+    stream = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=9, temperature=0, seed=1, stream=True,
+        stream_options={"include_usage": True}, extra_body=ours,
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for piece in chunk.choices:
+            text += piece.delta.content or ""
+            finish = piece.finish_reason or finish
+    assert (text, finish) == (choice.message.content, "length"), (text, choice.message.content)
+    assert usage.completion_tokens == 9
+
+    two = client.completions.create(model="tiny", prompt=["ab", "cd"], n=2, max_tokens=3, seed=5, extra_body={"ignore_eos": True})
+    assert [one.index for one in two.choices] == [0, 1, 2, 3] and two.usage.completion_tokens == 12
+    pieces = list(client.completions.create(model="tiny", prompt="ab", max_tokens=3, stream=True, extra_body={"ignore_eos": True}))
+    assert pieces[-1].choices[0].finish_reason == "length"
+
+    expect(openai.NotFoundError, lambda: client.chat.completions.create(model="gpt-4", messages=messages))
+    expect(openai.BadRequestError, lambda: client.chat.completions.create(model="tiny", messages=[]))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    error = expect(
+        openai.BadRequestError, lambda: client.chat.completions.create(model="tiny", messages=messages, tools=tools)
+    )
+    assert error.param == "tools", error
+    wrong = OpenAI(base_url=base_url, api_key="wrong", max_retries=0)
+    expect(openai.AuthenticationError, wrong.models.list)
+    print("ok")
+
+
+def expect(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} expected")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,219 @@
+//! A group of ranks answers as one rank does: same tokens, same decisions, nothing exchanged beyond the usual.
+
+use palimpsest_coordinator::text::Tokenizer;
+use palimpsest_kernels::KvType;
+use palimpsest_kernels::cpu::{Activations, CpuBackend};
+use palimpsest_tests::{
+    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer,
+};
+use palimpsest_worker::collective::local::LocalGroup;
+use palimpsest_worker::exchange::Calls;
+use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
+use palimpsest_worker::model::Model;
+use palimpsest_worker::model::decoder::Logits;
+use palimpsest_worker::policy::retention::RetentionScorer;
+use palimpsest_worker::runner::Runner;
+use palimpsest_worker::session::Session;
+use palimpsest_worker::shard::Place;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a group says and does.
+#[derive(Debug, Default)]
+struct Outcome {
+    answer: Vec<u32>,
+    /// Positions kept, by layer and KV head. Ranks that share a head have told the same.
+    kept: BTreeMap<(usize, usize), Vec<u32>>,
+    calls: Vec<Calls>,
+    weight_bytes: Vec<usize>,
+    held_pages: Vec<u64>,
+}
+
+/// One engine for each rank, which have joined one epoch.
+fn group(
+    path: &Path,
+    world_size: usize,
+    options: EngineOptions,
+    scorer: Option<&RetentionScorer>,
+) -> Vec<Runner<CpuBackend>> {
+    let rank = |(rank, end)| {
+        let place = Place { rank, world_size };
+        let mut runner = engine(path, EngineOptions { place, ..options }, scorer);
+        if world_size > 1 {
+            runner.join(1, Some(Arc::new(end)));
+        }
+        runner
+    };
+    LocalGroup::new(world_size).into_iter().enumerate().map(rank).collect()
+}
+
+/// Reads `prompt` and answers greedily, every rank on a thread of its own.
+fn answer(group: &mut [Runner<CpuBackend>], contract: &Contract, prompt: &[u32], tokens: usize) -> Outcome {
+    let told: Vec<_> = std::thread::scope(|scope| {
+        let rank = |runner| scope.spawn(move || answer_rank(runner, contract, prompt, tokens));
+        let threads: Vec<_> = group.iter_mut().map(rank).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
+    });
+    let mut outcome = Outcome::default();
+    for (rank, (answer, kept, pages)) in told.into_iter().enumerate() {
+        if rank == 0 {
+            outcome.answer = answer;
+        } else {
+            assert_eq!(outcome.answer, answer, "rank {rank} sampled otherwise");
+        }
+        for (head, positions) in kept {
+            let known = outcome.kept.entry(head).or_insert_with(|| positions.clone());
+            assert_eq!(*known, positions, "sharers of {head:?} decided otherwise");
+        }
+        outcome.held_pages.push(pages);
+    }
+    for runner in group {
+        outcome.calls.push(runner.decoder().exchange().calls());
+        outcome.weight_bytes.push(runner.decoder().weight_bytes());
+    }
+    outcome
+}
+
+type Told = (Vec<u32>, Vec<((usize, usize), Vec<u32>)>, u64);
+
+fn answer_rank(runner: &mut Runner<CpuBackend>, contract: &Contract, prompt: &[u32], tokens: usize) -> Told {
+    let mut session = Session::open(runner, contract.clone()).expect("a valid contract");
+    let mut answer = Vec::new();
+    let mut logits = session.feed(prompt, Logits::Last).expect("a step");
+    for _ in 0..tokens {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32;
+        answer.push(best);
+        logits = session.feed(&[best], Logits::Last).expect("a step");
+    }
+    let cache = session.cache();
+    let place = |index: usize| (index / cache.kv_heads, cache.first_kv_head + index % cache.kv_heads);
+    let kept = cache.heads.iter().enumerate().map(|(index, head)| (place(index), head.positions.clone())).collect();
+    (answer, kept, cache.held_pages())
+}
+
+/// Share of the entries that both keep.
+fn agreement(one: &Outcome, other: &Outcome) -> f64 {
+    assert_eq!(one.kept.len(), other.kept.len());
+    let (mut both, mut all) = (0, 0);
+    for (head, positions) in &one.kept {
+        let theirs = &other.kept[head];
+        both += positions.iter().filter(|p| theirs.binary_search(p).is_ok()).count();
+        all += positions.len().max(theirs.len());
+    }
+    both as f64 / all as f64
+}
+
+fn tokens(seed: u64, count: usize) -> Vec<u32> {
+    random(seed, count).iter().map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32).collect()
+}
+
+/// Contracts whose scores, memories and positions take different ways through a rank.
+fn contracts() -> Vec<Contract> {
+    let mut all = vec![Contract::full(), contract("window", HeadBudget::Uniform, 0)];
+    for policy in ["random", "retention", "h2o", "snapkv", "keydiff"] {
+        all.extend(HeadBudget::ALL.map(|budget| contract(policy, budget, 0)));
+    }
+    all.push(contract("retention", HeadBudget::Column, 12));
+    for budget in HeadBudget::ALL {
+        all.push(Contract { positions: Positions::Compacted, ..contract("retention", budget, 12) });
+    }
+    all
+}
+
+/// Exact arithmetic as far as it goes: only the order of sums across ranks differs.
+const EXACT: EngineOptions =
+    EngineOptions { threads: 1, activations: Activations::F32, kv: KvType::F32, stride: STRIDE, place: Place::ALONE };
+
+#[test]
+fn every_number_of_ranks_gives_the_answer_of_one() {
+    let (model, scorer) = (tiny_model(1), tiny_scorer(5));
+    let prompt = tokens(9, 300);
+    for contract in contracts() {
+        let one = answer(&mut group(model.path(), 1, EXACT, Some(&scorer)), &contract, &prompt, 24);
+        for world_size in [2, 3] {
+            let many = answer(&mut group(model.path(), world_size, EXACT, Some(&scorer)), &contract, &prompt, 24);
+            assert_eq!(many.answer, one.answer, "{world_size} ranks, {contract:?}");
+            let agreement = agreement(&one, &many);
+            assert!(agreement >= 0.999, "{world_size} ranks agree on {agreement} of the entries, {contract:?}");
+        }
+    }
+}
+
+/// The shipped indexer of the default model.
+fn trained() -> RetentionScorer {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/indexers/smollm2-135m-instruct.safetensors");
+    RetentionScorer::parse(&std::fs::read(file).expect("a file of the repository")).expect("an indexer")
+}
+
+#[test]
+fn the_default_model_answers_alike() {
+    let Some(path) = std::env::var_os("PALIMPSEST_TEST_MODEL").map(PathBuf::from) else {
+        eprintln!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file, or run `cargo xtask test`");
+        return;
+    };
+    let model = Model::open(&path).expect("a model");
+    let tokenizer =
+        Tokenizer::from_bytes(&model.tokenizer().expect("a tokenizer").tokenizer_json).expect("a tokenizer");
+    let text = tokenizer.encode(include_str!("../../assets/gpl-3.0.txt"), false).expect("ids");
+    let scorer = trained();
+    let options = EngineOptions { stride: 256, ..EXACT };
+    let window = Contract { budget: Some(300), sinks: 4, window: 128, ..contract("window", HeadBudget::Uniform, 0) };
+    let learned = Contract { budget: Some(300), sinks: 4, window: 64, ..contract("retention", HeadBudget::Column, 32) };
+    for (contract, prompt) in [window, learned].iter().zip(text.chunks_exact(1000)) {
+        let one = answer(&mut group(&path, 1, options, Some(&scorer)), contract, prompt, 12);
+        for world_size in [2, 3] {
+            let many = answer(&mut group(&path, world_size, options, Some(&scorer)), contract, prompt, 12);
+            assert_eq!(many.answer, one.answer, "{world_size} ranks, {contract:?}");
+            let agreement = agreement(&one, &many);
+            assert!(agreement >= 0.999, "{world_size} ranks agree on {agreement} of the entries, {contract:?}");
+            let whole = one.weight_bytes[0] as f64 / world_size as f64;
+            for bytes in &many.weight_bytes {
+                let share = *bytes as f64 / whole;
+                assert!((0.95..1.05).contains(&share), "a rank of {world_size} holds {share} of its share of weights");
+            }
+        }
+    }
+}
+
+/// One sum after the embedding, two in every layer, one gather of logits where some are wanted; pooled over the model, five
+/// small sums more at a boundary that evicts.
+#[test]
+fn nothing_is_exchanged_beyond_the_usual() {
+    let (model, scorer) = (tiny_model(1), tiny_scorer(5));
+    let (prompt, answer_tokens) = (tokens(9, 96), 4);
+    let steps = 96 / STRIDE + answer_tokens;
+    let sums = steps * (1 + 2 * LAYERS as u64);
+    for head_budget in HeadBudget::ALL {
+        let contract = contract("retention", head_budget, 0);
+        let many =
+            answer(&mut group(model.path(), 3, EXACT, Some(&scorer)), &contract, &prompt, answer_tokens as usize);
+        // Budget 40: boundaries at 48, 64, 80 and 96 evict.
+        let counts = if head_budget == HeadBudget::Group { 4 * 5 } else { 0 };
+        let usual = Calls { sums, gathers: 1 + answer_tokens, counts };
+        assert_eq!(many.calls, vec![usual; 3], "{head_budget:?}");
+    }
+}
+
+/// With pools of one KV head index a rank holds what its own heads hold in a whole model; pooled over the model, at most
+/// the stated cap more.
+#[test]
+fn a_rank_holds_its_heads_share() {
+    let (model, scorer) = (tiny_model(1), tiny_scorer(5));
+    let prompt = tokens(9, 96);
+    for head_budget in HeadBudget::ALL {
+        let contract = contract("retention", head_budget, 0);
+        let many = answer(&mut group(model.path(), KV_HEADS, EXACT, Some(&scorer)), &contract, &prompt, 1);
+        for kv_head in 0..KV_HEADS {
+            let own = many.kept.iter().filter(|(head, _)| head.1 == kv_head).map(|(_, kept)| kept.len()).sum::<usize>();
+            // The answer's token came after the last boundary.
+            let held = own - LAYERS;
+            let (share, protected) = (40 * LAYERS, 10 * LAYERS);
+            if head_budget == HeadBudget::Group {
+                assert!(held <= protected + (share - protected) * 3 / 2, "{held} entries of KV head {kv_head}");
+            } else {
+                assert_eq!(held, share, "{head_budget:?}, KV head {kv_head}");
+            }
+        }
+    }
+}

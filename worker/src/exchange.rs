@@ -1,0 +1,141 @@
+//! What a decoder exchanges with the other ranks of its group in a step.
+//!
+//! Per step: one sum after the embedding, two per layer (attention output, feed-forward output), one gather of logits
+//! where a token is sampled. Ranks that share a KV head add two gathers per layer, and one more per layer at a boundary;
+//! budgets pooled over the whole model add one selection per boundary. Alone, a rank exchanges nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palimpsest_kernels::Backend;
+
+use crate::collective::Collective;
+use crate::error::Result;
+
+/// Collectives of one decoder, within the deadline of the present step.
+pub struct Exchange {
+    collective: Option<Arc<dyn Collective>>,
+    limit: Duration,
+    deadline: Instant,
+    calls: Calls,
+    mine: Vec<f32>,
+    all: Vec<f32>,
+}
+
+/// Collectives called so far.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Calls {
+    /// Sums of activations.
+    pub sums: u64,
+    /// Gathers of activations or logits.
+    pub gathers: u64,
+    /// Sums of counts.
+    pub counts: u64,
+}
+
+/// Longest time that a step's collectives may take together, unless the caller says otherwise.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+impl Exchange {
+    /// Nothing to exchange.
+    pub fn alone() -> Self {
+        Self {
+            collective: None,
+            limit: STEP_LIMIT,
+            deadline: Instant::now(),
+            calls: Calls::default(),
+            mine: Vec::new(),
+            all: Vec::new(),
+        }
+    }
+
+    /// Exchanges over `collective` from now on.
+    pub fn join(&mut self, collective: Arc<dyn Collective>) {
+        self.collective = Some(collective);
+    }
+
+    /// The communicator, if the rank is not alone.
+    pub fn collective(&self) -> Option<&Arc<dyn Collective>> {
+        self.collective.as_ref()
+    }
+
+    /// Starts the clock of a step.
+    pub fn begin_step(&mut self) {
+        self.deadline = Instant::now() + self.limit;
+    }
+
+    /// Collectives called so far.
+    pub fn calls(&self) -> Calls {
+        self.calls
+    }
+
+    /// Sums the first `len` values of `buffer` over all ranks.
+    ///
+    /// # Errors
+    /// Those of the collective and of the device.
+    pub fn sum<B: Backend>(&mut self, backend: &B, buffer: &mut B::Buffer, len: usize) -> Result<()> {
+        if self.collective.is_none() {
+            return Ok(());
+        }
+        let mut values = std::mem::take(&mut self.mine);
+        values.resize(len, 0.0);
+        backend.download(buffer, 0, &mut values)?;
+        self.sum_host(&mut values)?;
+        backend.upload(&values, buffer, 0)?;
+        self.mine = values;
+        Ok(())
+    }
+
+    /// [`Self::sum`] of values on the host.
+    ///
+    /// # Errors
+    /// Those of the collective.
+    pub fn sum_host(&mut self, values: &mut [f32]) -> Result<()> {
+        if let Some(collective) = &self.collective {
+            self.calls.sums += 1;
+            collective.all_reduce_sum(values, self.deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Sums counts over all ranks.
+    ///
+    /// # Errors
+    /// Those of the collective.
+    pub fn sum_counts(&mut self, counts: &mut [u64]) -> Result<()> {
+        if let Some(collective) = &self.collective {
+            self.calls.counts += 1;
+            collective.all_reduce_counts(counts, self.deadline)?;
+        }
+        Ok(())
+    }
+
+    /// The largest value that any rank has.
+    ///
+    /// # Errors
+    /// Those of the collective.
+    pub fn max(&mut self, value: u64) -> Result<u64> {
+        let Some(collective) = &self.collective else { return Ok(value) };
+        let mut all = vec![0; collective.world_size()];
+        all[collective.rank()] = value;
+        self.sum_counts(&mut all)?;
+        Ok(all.into_iter().max().unwrap_or(value))
+    }
+
+    /// What every rank calls with, each padded to `len` values, in rank order.
+    ///
+    /// # Errors
+    /// Those of the collective.
+    pub fn gather(&mut self, mine: &[f32], len: usize) -> Result<&[f32]> {
+        debug_assert!(mine.len() <= len, "the longest part is {len}");
+        self.mine.clear();
+        self.mine.extend_from_slice(mine);
+        self.mine.resize(len, 0.0);
+        let Some(collective) = &self.collective else { return Ok(&self.mine) };
+        self.calls.gathers += 1;
+        self.all.resize(len * collective.world_size(), 0.0);
+        let (mine, all) = (bytemuck::cast_slice(&self.mine), bytemuck::cast_slice_mut(&mut self.all));
+        collective.all_gather(mine, all, self.deadline)?;
+        Ok(&self.all)
+    }
+}

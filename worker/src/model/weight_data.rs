@@ -1,0 +1,110 @@
+//! Matrices of a model file, and the parts of them that a rank holds.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use palimpsest_kernels::{WeightType, WeightView};
+
+use super::weights::WeightsError;
+
+/// A matrix of a model file, `rows` outputs by `cols` inputs, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightData<'a> {
+    /// Stored element type.
+    pub dtype: WeightType,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// `dtype.bytes(rows * cols)` bytes: the file's, or a reordered copy.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> WeightData<'a> {
+    /// The matrix as [`palimpsest_kernels::Backend::load_matrix`] takes it.
+    pub fn view(&self) -> WeightView<'_> {
+        WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes }
+    }
+
+    /// Some outputs of the matrix: a shard of a column-parallel layer. Nothing is copied that lies in a file.
+    ///
+    /// # Panics
+    /// When `range` goes beyond `rows`.
+    pub fn into_rows(self, range: Range<usize>) -> Self {
+        let width = self.row_bytes();
+        let bytes = range.start * width..range.end * width;
+        let bytes = match self.bytes {
+            Cow::Borrowed(all) => Cow::Borrowed(&all[bytes]),
+            Cow::Owned(all) => Cow::Owned(all[bytes].to_vec()),
+        };
+        Self { rows: range.len(), bytes, ..self }
+    }
+
+    /// [`Self::into_rows`] of a projection whose rows stand in `order` in the file.
+    pub(super) fn into_rows_in(self, order: RowOrder, range: Range<usize>) -> Self {
+        if order == RowOrder::Halves {
+            return self.into_rows(range);
+        }
+        let width = self.row_bytes();
+        let mut bytes = Vec::with_capacity(range.len() * width);
+        for row in range.clone() {
+            let stored = order.stored(row);
+            bytes.extend_from_slice(&self.bytes[stored * width..(stored + 1) * width]);
+        }
+        Self { rows: range.len(), bytes: Cow::Owned(bytes), ..self }
+    }
+
+    /// Some inputs of the matrix, copied unless they are all: a shard of a row-parallel layer.
+    ///
+    /// # Errors
+    /// [`WeightsError::Columns`] when the range leaves the matrix or cuts through a block.
+    pub fn into_columns(self, range: Range<usize>) -> Result<Self, WeightsError> {
+        let error = || WeightsError::Columns { range: range.clone(), dtype: self.dtype, cols: self.cols };
+        if range.start > range.end || range.end > self.cols {
+            return Err(error());
+        }
+        if range == (0..self.cols) {
+            return Ok(self);
+        }
+        let start = self.dtype.bytes(range.start).ok_or_else(error)?;
+        let end = self.dtype.bytes(range.end).ok_or_else(error)?;
+        let bytes = self.bytes.chunks_exact(self.row_bytes()).flat_map(|row| &row[start..end]).copied().collect();
+        Ok(Self { cols: range.len(), bytes: Cow::Owned(bytes), ..self })
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.bytes.len() / self.rows
+    }
+}
+
+/// Order of the rows of query and key projections in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// Rotary halves one after the other, as the kernels want them.
+    Halves,
+    /// The order of llama.cpp's converter (`LlamaModel.permute`), which interleaves the two halves of each head. Whole
+    /// rows move, so quantised blocks stay as they are.
+    Interleaved {
+        /// `D`.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// Where the file has `row`. The converter put value `half * D/2 + i` of a head at `2 * i + half`.
+    const fn stored(self, row: usize) -> usize {
+        match self {
+            Self::Halves => row,
+            Self::Interleaved { head_dim } => {
+                let (head, value) = (row / head_dim, row % head_dim);
+                let (half, i) = (value / (head_dim / 2), value % (head_dim / 2));
+                head * head_dim + 2 * i + half
+            }
+        }
+    }
+}
+
+/// The values of a bias that belong to rows `range`.
+pub(super) fn pick(bias: &[f32], order: RowOrder, range: Range<usize>) -> Vec<f32> {
+    range.map(|row| bias[order.stored(row)]).collect()
+}

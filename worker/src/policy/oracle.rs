@@ -1,0 +1,69 @@
+//! Policies that look ahead. They are for calibration and for the evaluation's upper bound, never for requests.
+
+use super::{HeadView, Observe, Policy};
+use palimpsest_kernels::Reduce;
+use std::sync::{Arc, RwLock};
+
+/// Keeps everything and records the largest attention probability that every slot received.
+pub struct MaxAttention;
+
+impl MaxAttention {
+    /// Name in contracts.
+    pub const NAME: &'static str = "max-attention";
+}
+
+impl Policy for MaxAttention {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+    fn comparable(&self) -> bool {
+        true
+    }
+    fn observes(&self) -> Option<Observe> {
+        Some(Observe { last_rows: None, reduce: Reduce::Max })
+    }
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+        scores.copy_from_slice(head.mass);
+    }
+}
+
+/// Scores known beforehand, per layer and KV head and position.
+#[derive(Debug, Clone, Default)]
+pub struct ScoreTable {
+    /// KV heads per layer.
+    pub kv_heads: usize,
+    /// `layer * kv_heads + kv_head`, one score per position.
+    pub heads: Vec<Vec<f32>>,
+}
+
+/// Ranks by a table of scores. Positions beyond the table rank highest.
+#[derive(Default)]
+pub struct Oracle {
+    table: Arc<RwLock<ScoreTable>>,
+}
+
+impl Oracle {
+    /// Name in contracts.
+    pub const NAME: &'static str = "oracle";
+
+    /// Where the scores of the next sequence are put.
+    pub fn table(&self) -> Arc<RwLock<ScoreTable>> {
+        self.table.clone()
+    }
+}
+
+impl Policy for Oracle {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+    fn comparable(&self) -> bool {
+        true
+    }
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+        let table = self.table.read().expect("no writer panics");
+        let known = table.heads.get(head.layer * table.kv_heads + head.kv_head);
+        for (score, &position) in scores.iter_mut().zip(head.positions) {
+            *score = known.and_then(|k| k.get(position as usize)).copied().unwrap_or(f32::MAX);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A rank as a process: its gRPC server, its device thread, and its place in the epochs of its group.
+//!
+//! ```text
+//! coordinator ─GetRank·Join·Execute·Watch─▶ RankServer ─commands─▶ device thread (Runner) ─Collective─▶ other ranks
+//! ```
+//! A rank joins epochs when its coordinator says so, each later than the last. Joining ends whatever is under way: the old
+//! communicator is aborted from here while the device thread waits in it. If even that does not free the thread, the process
+//! ends, and its supervisor starts it anew.
+#![forbid(unsafe_code)]
+
+mod device;
+mod rendezvous;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palimpsest_proto::internal::v1::rendezvous_server::RendezvousServer;
+use palimpsest_proto::internal::v1::worker_server::{Worker, WorkerServer};
+use palimpsest_proto::internal::v1::{
+    Beat, GetRankRequest, JoinRequest, JoinResponse, RankInfo, StepOutput, StepPlan, WatchRequest,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+pub use self::device::{Activity, Device, DeviceGone};
+use self::rendezvous::{RemoteStore, RendezvousService};
+use crate::collective::{Collective, CollectiveError, MemoryStore, Store};
+use crate::shard::Place;
+
+/// Name under which probes ask whether the model is loaded.
+pub const SERVICE_NAME: &str = "palimpsest.internal.v1.Worker";
+/// Time between two beats.
+pub const BEAT: Duration = Duration::from_millis(250);
+/// Time that a device thread has to come out of an aborted step.
+const ABORT_LIMIT: Duration = Duration::from_secs(10);
+/// Time that ranks have to meet, at most.
+const MAX_JOIN: Duration = Duration::from_secs(120);
+/// Largest plan: the pieces of all sequences and their contracts.
+const MAX_PLAN_BYTES: usize = 64 << 20;
+/// Exit code that tells a supervisor that the process gave itself up.
+pub const STALLED: i32 = 75;
+
+/// How a rank is reached.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Its place in the group.
+    pub place: Place,
+    /// Host name or address at which the other ranks reach this one for collectives.
+    pub host: String,
+}
+
+/// What is there once the model is loaded.
+#[derive(Clone)]
+pub struct Loaded {
+    /// What the coordinator is told.
+    pub info: RankInfo,
+    /// The device thread.
+    pub device: Device,
+}
+
+struct RankServer {
+    options: ServerOptions,
+    loaded: watch::Receiver<Option<Loaded>>,
+    epoch: Arc<Mutex<Epoch>>,
+    /// The number in `epoch`, for those who must not wait for a join under way.
+    number: Arc<watch::Sender<u64>>,
+    store: Arc<MemoryStore>,
+}
+
+/// The incarnation of the group that this rank is in.
+#[derive(Default)]
+struct Epoch {
+    number: u64,
+    collective: Option<Arc<dyn Collective>>,
+}
+
+/// Serves until `shutdown`. `loaded` turns up when the model is there; before that the rank beats and says that it loads.
+///
+/// # Errors
+/// If the transport fails.
+pub async fn serve(
+    listener: TcpListener,
+    options: ServerOptions,
+    loaded: watch::Receiver<Option<Loaded>>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), tonic::transport::Error> {
+    let store = Arc::new(MemoryStore::default());
+    let server = RankServer {
+        options,
+        loaded,
+        epoch: Arc::default(),
+        number: Arc::new(watch::channel(0).0),
+        store: store.clone(),
+    };
+    let epoch = server.epoch.clone();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let probes = tokio::spawn(report(reporter, server.loaded.clone()));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .add_service(WorkerServer::new(server).max_decoding_message_size(MAX_PLAN_BYTES))
+        .add_service(health)
+        .add_service(RendezvousServer::new(RendezvousService(store)))
+        .serve_with_incoming_shutdown(incoming, shutdown)
+        .await?;
+    probes.abort();
+    // The others must not wait for a rank that leaves.
+    if let Some(collective) = epoch.lock().await.collective.take() {
+        collective.abort();
+    }
+    Ok(())
+}
+
+/// For probes: the process lives from the start, [`SERVICE_NAME`] serves when the model is there.
+async fn report(reporter: HealthReporter, mut loaded: watch::Receiver<Option<Loaded>>) {
+    reporter.set_service_status("", ServingStatus::Serving).await;
+    reporter.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
+    if loaded.wait_for(Option::is_some).await.is_ok() {
+        reporter.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
+    }
+}
+
+type OutputStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl RankServer {
+    fn loaded(&self) -> Result<Loaded, Status> {
+        let loaded = self.loaded.borrow().clone();
+        loaded.ok_or_else(|| Status::unavailable(format!("rank {} is loading its model", self.options.place.rank)))
+    }
+
+    /// Meets the other ranks.
+    async fn meet(&self, request: &JoinRequest) -> Result<Option<Arc<dyn Collective>>, CollectiveError> {
+        let place = self.options.place;
+        if place.world_size == 1 {
+            return Ok(None);
+        }
+        let prefix = format!("epoch-{}", request.epoch);
+        let limit = Duration::from_millis(request.limit_millis).min(MAX_JOIN);
+        let store: Arc<dyn Store> = if place.rank == 0 {
+            // Other ranks may have come before this one: what they set stays.
+            self.store.retain(|key| key.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with('/')));
+            self.store.clone()
+        } else {
+            Arc::new(RemoteStore::new(&request.rendezvous, limit)?)
+        };
+        let host = self.options.host.clone();
+        let deadline = Instant::now() + limit;
+        let connect = move || connect(place, &host, store, &prefix, deadline);
+        tokio::task::spawn_blocking(connect).await.map_err(|_| CollectiveError::Aborted)?.map(Some)
+    }
+}
+
+/// The communicator between processes that this build has.
+#[cfg(feature = "gloo")]
+fn connect(
+    place: Place,
+    host: &str,
+    store: Arc<dyn Store>,
+    prefix: &str,
+    deadline: Instant,
+) -> Result<Arc<dyn Collective>, CollectiveError> {
+    let gloo = crate::collective::gloo::GlooCollective::connect(place, host, store, prefix, deadline)?;
+    Ok(Arc::new(gloo))
+}
+
+#[cfg(not(feature = "gloo"))]
+fn connect(_: Place, _: &str, _: Arc<dyn Store>, _: &str, _: Instant) -> Result<Arc<dyn Collective>, CollectiveError> {
+    let why = "this build has no collective between processes: build with --features gloo".into();
+    Err(CollectiveError::Unsupported { name: "gloo", why })
+}
+
+#[tonic::async_trait]
+impl Worker for RankServer {
+    type ExecuteStream = OutputStream<StepOutput>;
+    type WatchStream = OutputStream<Beat>;
+
+    async fn get_rank(&self, _: Request<GetRankRequest>) -> Result<Response<RankInfo>, Status> {
+        Ok(Response::new(RankInfo { epoch: *self.number.borrow(), ..self.loaded()?.info }))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let request = request.into_inner();
+        let Loaded { device, .. } = self.loaded()?;
+        let Place { rank, world_size } = self.options.place;
+        if request.world_size as usize != world_size {
+            let message = format!("rank {rank} is one of {world_size}, not of {}", request.world_size);
+            return Err(Status::failed_precondition(message));
+        }
+        let mut epoch = self
+            .epoch
+            .try_lock()
+            .map_err(|_| Status::unavailable(format!("rank {rank} is joining an epoch already: try again")))?;
+        if request.epoch <= epoch.number {
+            let message = format!("rank {rank} is in epoch {}; epoch {} is stale", epoch.number, request.epoch);
+            return Err(Status::failed_precondition(message));
+        }
+        epoch.number = request.epoch;
+        self.number.send_replace(request.epoch);
+        if let Some(old) = epoch.collective.take() {
+            old.abort();
+        }
+        let met = self.meet(&request).await;
+        epoch.collective =
+            met.map_err(|error| Status::aborted(format!("rank {rank} could not meet the others: {error}")))?;
+        let joined = timeout(ABORT_LIMIT, device.join(request.epoch, epoch.collective.clone())).await;
+        let Ok(joined) = joined else {
+            tracing::error!(rank, epoch = request.epoch, "the device thread does not come out of an aborted step");
+            std::process::exit(STALLED);
+        };
+        joined.map_err(|error| Status::internal(error.to_string()))?;
+        tracing::info!(rank, epoch = request.epoch, "joined");
+        Ok(Response::new(JoinResponse {}))
+    }
+
+    async fn execute(&self, request: Request<Streaming<StepPlan>>) -> Result<Response<Self::ExecuteStream>, Status> {
+        let Loaded { device, .. } = self.loaded()?;
+        let mut plans = request.into_inner();
+        let (outputs, stream) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(plan) = plans.next().await {
+                let output = match plan {
+                    Ok(plan) => device.execute(plan).await.map_err(|error| Status::internal(error.to_string())),
+                    Err(status) => Err(status),
+                };
+                let broken = output.is_err();
+                // A coordinator that has gone needs no answer.
+                if outputs.send(output).await.is_err() || broken {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (number, loaded) = (self.number.subscribe(), self.loaded.clone());
+        let beats = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(BEAT)).map(move |_| {
+            let activity = loaded.borrow().as_ref().map(|loaded| loaded.device.activity().now());
+            let (steps, busy) = activity.unwrap_or_default();
+            Ok(Beat { epoch: *number.borrow(), steps, busy })
+        });
+        Ok(Response::new(Box::pin(beats)))
+    }
+}
