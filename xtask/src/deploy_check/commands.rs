@@ -17,6 +17,8 @@ const COMMANDS: [&str; 2] = ["coordinator", "worker"];
 const IMAGE: &str = "palimpsest";
 /// Names another binary than the debug build.
 const BINARY: &str = "PALIMPSEST_BIN";
+/// Of variables that are flags.
+const PREFIX: &str = "PALIMPSEST_";
 /// Addresses that a process listens on.
 const LISTENING: [&str; 3] = ["listen", "http", "health"];
 /// What LeaderWorkerSet adds to every container.
@@ -78,7 +80,11 @@ impl Program {
             let mut parse = Command::new(&self.path);
             let answer = parse.args(&process.args).arg("--help").env_clear().envs(&process.env).output();
             match answer {
-                Ok(answer) if answer.status.success() => {}
+                Ok(answer) if answer.status.success() => {
+                    let help = String::from_utf8_lossy(&answer.stdout);
+                    let unknown = process.unknown_variables(&help);
+                    problems.extend(unknown.map(|name| format!("{}: no flag reads {name}", process.name)));
+                }
                 Ok(answer) => {
                     let said = String::from_utf8_lossy(&answer.stderr);
                     problems.push(format!("{}: {}", process.name, said.lines().next().unwrap_or("no answer")));
@@ -126,6 +132,13 @@ fn port_of(address: &str) -> Option<u64> {
 }
 
 impl Process {
+    /// Variables with our prefix that the help of the command does not name.
+    fn unknown_variables<'a>(&'a self, help: &str) -> impl Iterator<Item = &'a str> {
+        let ours = self.env.keys().map(String::as_str).filter(|name| name.starts_with(PREFIX));
+        // clap writes `[env: NAME=value]`, and `[env: NAME=]` when it is not set or not shown.
+        ours.filter(move |name| !help.contains(&format!("[env: {name}=")))
+    }
+
     /// The value of `--name=value`.
     fn flag(&self, name: &str) -> Option<&str> {
         self.args.iter().find_map(|arg| arg.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('='))
@@ -252,6 +265,18 @@ mod tests {
         let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
         assert_eq!(expand("x$(A)y$(A)", &env), Ok("x1y1".to_owned()));
         assert_eq!(expand("$(", &env), Err(String::new()));
+    }
+
+    #[test]
+    fn variables_that_no_flag_reads_are_found() {
+        let args = json!(["worker"]);
+        let mut object = deployment("w", &args, &[]);
+        let env = json!([{"name": "PALIMPSEST_TP", "value": "2"}, {"name": "PALIMPSEST_TPP", "value": "2"}, {"name": "HOME"}]);
+        *object.pointer_mut("/spec/template/spec/containers/0/env").expect("the field is there") = env;
+        let manifests = Manifests::new(vec![object]);
+        let help = "--tp <TP>  Ranks of the group [env: PALIMPSEST_TP=2] [default: 1]";
+        let unknown: Vec<String> = processes(&manifests).0[0].unknown_variables(help).map(str::to_owned).collect();
+        assert_eq!(unknown, ["PALIMPSEST_TPP"]);
     }
 
     /// `true` stands for a program that understands every command line, `false` for one that understands none.
