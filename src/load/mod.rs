@@ -75,7 +75,7 @@ pub struct LoadArgs {
     /// Sent as a bearer token.
     #[arg(long, env = "PALIMPSEST_API_KEY", hide_env_values = true)]
     pub api_key: Option<ApiKey>,
-    /// Seconds from a request's scheduled time until it is given up.
+    /// Seconds after which a request is given up.
     #[arg(long, value_parser = seconds, default_value = "300")]
     pub timeout: Duration,
     /// Requests in flight at most; more are counted as not sent.
