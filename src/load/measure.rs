@@ -170,6 +170,9 @@ impl Measurement {
 /// Sends `arrivals` at their times through `send`, at most `max_in_flight` at once, until all have an outcome or `stop`
 /// resolves. `on_outcome` sees the figures grow.
 ///
+/// `send` is called ahead of time, for the work that a request takes before it can go; the future that it returns is polled
+/// when the request is due.
+///
 /// An arrival that would exceed `max_in_flight` is counted as not sent: waiting would close the loop.
 pub async fn drive<F, Fut>(
     arrivals: &[Arrival],
@@ -187,17 +190,15 @@ where
     let start = Instant::now();
     let mut measurement = Measurement::new(objective);
     let mut in_flight = JoinSet::new();
-    let mut waiting = arrivals.iter();
+    let mut waiting = arrivals.iter().map(|&arrival| (start + arrival.at, send(arrival)));
     let mut next = waiting.next();
     while next.is_some() || !in_flight.is_empty() {
-        let scheduled = start + next.map_or(Duration::ZERO, |arrival| arrival.at);
+        let due = next.as_ref().map_or(start, |(scheduled, _)| *scheduled);
         tokio::select! {
             () = &mut stop => break,
-            () = sleep_until(scheduled), if next.is_some() => {
-                let Some(&arrival) = next else { continue };
-                next = waiting.next();
+            () = sleep_until(due), if next.is_some() => {
+                let Some((scheduled, answer)) = next.take() else { continue };
                 if in_flight.len() < max_in_flight {
-                    let answer = send(arrival);
                     in_flight.spawn(async move {
                         let sent = Instant::now();
                         Outcome { scheduled, sent, result: answer.await }
@@ -206,6 +207,7 @@ where
                     measurement.add(Outcome { scheduled, sent: scheduled, result: Err(Failure::NotSent) });
                     on_outcome(&measurement);
                 }
+                next = waiting.next();
             }
             Some(joined) = in_flight.join_next() => {
                 measurement.add(joined.expect("requests do not panic and are not aborted before the end"));
@@ -260,6 +262,27 @@ mod tests {
         about(all.inter_token.percentile_ms(99.0), 10.0);
         about(all.end_to_end.max_ms(), 80.0);
         about(Some(all.elapsed.as_secs_f64() * 1e3), 29.0 * 20.0 + 80.0);
+    }
+
+    /// Preparing takes place before a request is due, sending when it is.
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_prepared_ahead_and_sent_when_due() {
+        let start = Instant::now();
+        let (prepared, sent) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let send = |_: Arrival| {
+            let sent = Arc::clone(&sent);
+            prepared.try_lock().unwrap().push(start.elapsed());
+            async move {
+                sent.lock().await.push(start.elapsed());
+                answer(MS, &[]).await
+            }
+        };
+        drive(&every(100 * MS, 3), 99, Objective::default(), send, std::future::pending(), |_| ()).await;
+        let close = |times: &[Duration], expected: [u32; 3]| {
+            times.iter().zip(expected).all(|(time, ms)| time.abs_diff(ms * MS) <= 2 * MS)
+        };
+        assert!(close(&prepared.lock().await, [0, 0, 100]), "{prepared:?}");
+        assert!(close(&sent.lock().await, [0, 100, 200]), "{sent:?}");
     }
 
     /// A server that answers one request at a time, 100 ms each, while one arrives every 50 ms: the i-th answer is

@@ -24,7 +24,6 @@ use measure::{Measurement, Objective};
 use report::{Report, Setting};
 use schedule::{Arrival, Plan, Tokens};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -129,14 +128,13 @@ async fn load(args: &LoadArgs, stop: impl Future<Output = ()>) -> anyhow::Result
     };
     let setting = setting(args, &model, tokens_per_word, &arrivals);
     let bar = term::progress(arrivals.len() as u64, "load");
-    let (corpus, timeout) = (Arc::new(corpus), args.timeout);
+    let timeout = args.timeout;
     let send = |arrival: Arrival| {
-        let (client, model, corpus) = (client.clone(), model.clone(), Arc::clone(&corpus));
-        // Called when the request is due.
-        let deadline = Instant::now() + timeout;
+        let (client, model) = (client.clone(), model.clone());
+        let words = (f64::from(arrival.prompt_tokens) / tokens_per_word).round() as usize;
+        let prompt = corpus.prompt(arrival.text_offset, words);
         async move {
-            let words = (f64::from(arrival.prompt_tokens) / tokens_per_word).round() as usize;
-            let prompt = corpus.prompt(arrival.text_offset, words);
+            let deadline = Instant::now() + timeout;
             client.complete(&model, &Ask { prompt, max_tokens: arrival.output_tokens, deadline }).await
         }
     };

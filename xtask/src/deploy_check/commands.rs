@@ -119,8 +119,9 @@ pub fn group_problems(manifests: &Manifests) -> Vec<String> {
         }
         let Some(etcd) = process.flag("etcd").and_then(|url| url.strip_prefix("http://")) else { continue };
         let (host, port) = etcd.split_once(':').unwrap_or((etcd, "80"));
+        let number = port.parse::<u64>().ok();
         let service = manifests.find("Service", host).map_or(&Value::Null, |service| &service["spec"]["ports"]);
-        if !list(service).iter().any(|known| known["port"].to_string() == port) {
+        if !list(service).iter().any(|known| number.is_some() && known["port"].as_u64() == number) {
             problems.push(format!("{}: there is no Service/{host} with port {port}", process.name));
         }
     }
