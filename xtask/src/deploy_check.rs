@@ -52,7 +52,6 @@ pub fn check() -> Result<()> {
         println!("    {name}: {} objects, {} problems", manifests.len(), found.len());
         problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
     }
-    program.say_what_was_skipped();
     ensure!(problems.is_empty(), "deploy/ has problems:\n  {}", problems.join("\n  "));
     Ok(())
 }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use super::manifests::{Manifests, list, text};
 use crate::crates;
-use crate::process::succeeds;
+use crate::process::{cargo_with, run};
 
 /// Commands that the manifests start.
 const COMMANDS: [&str; 2] = ["coordinator", "worker"];
@@ -25,13 +25,9 @@ const LISTENING: [&str; 3] = ["listen", "http", "health"];
 const INJECTED: [(&str, &str); 3] =
     [("LWS_LEADER_ADDRESS", "worker-0.worker"), ("LWS_GROUP_SIZE", "2"), ("LWS_WORKER_INDEX", "0")];
 
-/// A built binary, if there is one.
+/// A built binary.
 #[derive(Debug)]
-pub struct Program {
-    path: PathBuf,
-    /// Commands that it does not have, or all of them when there is no binary.
-    skipped: Vec<&'static str>,
-}
+pub struct Program(PathBuf);
 
 /// A container of ours, as the kubelet would start it.
 #[derive(Debug)]
@@ -43,26 +39,16 @@ struct Process {
 }
 
 impl Program {
-    /// The debug build, or what `PALIMPSEST_BIN` names.
+    /// The debug build, made anew, or what `PALIMPSEST_BIN` names.
     ///
     /// # Errors
-    /// When the target directory cannot be found out.
+    /// When it cannot be built.
     pub fn find() -> Result<Self> {
-        let built = || Ok::<_, anyhow::Error>(crates::target_directory()?.join("debug/palimpsest"));
-        let path = std::env::var_os(BINARY).map_or_else(built, |path| Ok(path.into())).context("the binary")?;
-        let has = |command: &&str| succeeds(Command::new(&path).args([*command, "--help"]));
-        let skipped = COMMANDS.into_iter().filter(|command| !has(command)).collect();
-        Ok(Self { path, skipped })
-    }
-
-    /// Prints which commands were not tried.
-    pub fn say_what_was_skipped(&self) {
-        for command in &self.skipped {
-            println!(
-                "    SKIPPED: arguments of `{command}`, which {} does not have; build it or set {BINARY}",
-                self.path.display()
-            );
+        if let Some(path) = std::env::var_os(BINARY) {
+            return Ok(Self(path.into()));
         }
+        run(&mut cargo_with(&["build", "--locked", "--bin", "palimpsest"]))?;
+        Ok(Self(crates::target_directory()?.join("debug/palimpsest")))
     }
 
     /// Command lines that the program does not understand. `--help` at their end makes it parse what stands before it and
@@ -74,10 +60,7 @@ impl Program {
             if !COMMANDS.contains(&command) {
                 problems.push(format!("{}: starts `{command}`, which this check does not know", process.name));
             }
-            if self.skipped.contains(&command) || !COMMANDS.contains(&command) {
-                continue;
-            }
-            let mut parse = Command::new(&self.path);
+            let mut parse = Command::new(&self.0);
             let answer = parse.args(&process.args).arg("--help").env_clear().envs(&process.env).output();
             match answer {
                 Ok(answer) if answer.status.success() => {
@@ -284,11 +267,9 @@ mod tests {
     #[test]
     fn what_a_program_does_not_understand_is_a_problem() {
         let manifests = Manifests::new(vec![coordinator("--no")]);
-        let problems =
-            |path: &str, skipped: Vec<&'static str>| Program { path: path.into(), skipped }.problems(&manifests);
-        assert_eq!(problems("true", vec![]), Vec::<String>::new());
-        assert_eq!(problems("false", vec![]).len(), 1);
-        assert_eq!(problems("false", COMMANDS.to_vec()), Vec::<String>::new());
-        assert_eq!(problems("/nonexistent", vec![]).len(), 1);
+        let problems = |path: &str| Program(path.into()).problems(&manifests);
+        assert_eq!(problems("true"), Vec::<String>::new());
+        assert_eq!(problems("false").len(), 1);
+        assert_eq!(problems("/nonexistent").len(), 1);
     }
 }
