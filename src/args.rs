@@ -333,7 +333,7 @@ pub enum BenchKind {
     /// Time per generated token after a context of each length.
     Decode(BenchRun),
     /// Any OpenAI-compatible server, under requests that arrive at random.
-    Load(crate::load::LoadArgs),
+    Load(Box<crate::load::LoadArgs>),
 }
 
 #[derive(Debug, Args)]

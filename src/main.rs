@@ -48,7 +48,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => match args.kind {
             BenchKind::Prefill(run) => bench::run("prefill", &run),
             BenchKind::Decode(run) => bench::run("decode", &run),
-            BenchKind::Load(args) => runtime()?.block_on(load::run(args)),
+            BenchKind::Load(args) => runtime()?.block_on(load::run(&args)),
         },
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Eval(args) => eval::run(*args),

@@ -1,218 +1,371 @@
-//! One streamed request to an OpenAI-compatible server, timed.
+//! One streamed completion over HTTP, with the time of every piece of text.
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Request, Uri, header};
-use hyper_util::client::legacy::Client;
+use super::sse::{self, EventReader};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use serde_json::Value;
-use std::time::{Duration, Instant};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::fmt;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
-/// Longest line of a stream: anything longer is no answer.
-const MAX_LINE: usize = 16 << 20;
+/// Of an answer that is not a stream: errors, lists of models.
+const MAX_BODY_BYTES: usize = 1 << 20;
+/// What an error may say in a report.
+const MAX_MESSAGE_CHARS: usize = 160;
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Fields that decide what is measured; `--body` may not change them.
+const OWN_FIELDS: [&str; 5] = ["model", "prompt", "max_tokens", "stream", "stream_options"];
 
-/// A server to ask; clones share its connections.
-#[derive(Clone)]
-pub struct Server {
-    client: Client<HttpConnector, Full<Bytes>>,
-    base: String,
-    key: Option<String>,
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("`{0}` is not an address such as http://127.0.0.1:8000")]
+    Url(String),
+    #[error("only http:// is spoken, not `{0}`; put a TLS proxy in between")]
+    Scheme(String),
+    #[error("the API key has characters that no HTTP header can carry")]
+    Key,
+    #[error("--body must be a JSON object: {0}")]
+    Body(String),
+    #[error("--body cannot set `{0}`: the generator does")]
+    OwnField(&'static str),
 }
 
-/// What one request was like.
+/// Why a request has no complete answer. The kinds are the rows of the report.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("HTTP {status}: {message}")]
+    Status { status: u16, message: String },
+    #[error("the server ended the stream with an error: {0}")]
+    Stream(String),
+    #[error("the answer broke off before `[DONE]`: {0}")]
+    Truncated(String),
+    #[error("not a stream of completions: {0}")]
+    Protocol(String),
+    #[error("no complete answer within the time limit")]
+    Timeout,
+    #[error("not sent: too many requests were in flight")]
+    NotSent,
+}
+
+impl Failure {
+    /// The row of the report.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Connect(_) => "connect".into(),
+            Self::Status { status, .. } => format!("http_{status}"),
+            Self::Stream(_) => "stream_error".into(),
+            Self::Truncated(_) => "truncated".into(),
+            Self::Protocol(_) => "protocol".into(),
+            Self::Timeout => "timeout".into(),
+            Self::NotSent => "not_sent".into(),
+        }
+    }
+}
+
+impl From<sse::Error> for Failure {
+    fn from(error: sse::Error) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+/// A complete answer.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Timed {
-    /// From the moment it was due to its first text.
-    pub first_token: Option<Duration>,
-    /// Between pieces of text.
-    pub gaps: Vec<Duration>,
-    /// From the moment it was due to its end.
-    pub total: Duration,
-    /// Tokens of the prompt, as the server counts them.
-    pub prompt_tokens: u64,
-    /// Tokens of the answer, as the server counts them; pieces of text where it does not.
-    pub output_tokens: u64,
-    /// What went wrong, in one word or status.
-    pub error: Option<String>,
+pub struct Completion {
+    /// When each piece of text came, in order. A piece is one token, or several that the server sent together. An
+    /// answer without text has the time of its end.
+    pub pieces: Vec<Instant>,
+    /// When the stream ended.
+    pub ended: Option<Instant>,
+    /// As the server counted them; absent from servers that do not know `stream_options`.
+    pub prompt_tokens: Option<u64>,
+    /// As above.
+    pub output_tokens: Option<u64>,
 }
 
-impl Server {
-    /// A server at `base`, such as `http://127.0.0.1:8000`.
+/// What to ask for.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    pub prompt: String,
+    pub max_tokens: u32,
+    pub deadline: Instant,
+}
+
+/// A secret that prints as stars.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(***)")
+    }
+}
+
+impl From<String> for ApiKey {
+    fn from(key: String) -> Self {
+        Self(key)
+    }
+}
+
+type Http = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
+
+/// Connections to one endpoint; clones share them.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: Http,
+    base: String,
+    authorization: Option<HeaderValue>,
+    extra: Map<String, Value>,
+}
+
+impl Client {
+    /// A client of the server at `url`; `extra` is merged into the body of each completion.
     ///
     /// # Errors
-    /// When that is no address of plain HTTP.
-    pub fn new(base: &str, key: Option<String>) -> anyhow::Result<Self> {
-        let uri: Uri = base.parse()?;
-        anyhow::ensure!(
-            uri.scheme_str() == Some("http") && uri.host().is_some(),
-            "{base} is not of the form http://host:port"
-        );
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Self { client, base: base.trim_end_matches('/').trim_end_matches("/v1").to_owned(), key })
-    }
-
-    fn request(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Request<Full<Bytes>>> {
-        let method = if body.is_some() { "POST" } else { "GET" };
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
-        if let Some(key) = &self.key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+    /// When an argument cannot be used; nothing is sent.
+    pub fn new(url: &str, key: Option<&ApiKey>, extra: Option<&str>) -> Result<Self, ConfigError> {
+        let base = url.trim_end_matches('/').trim_end_matches("/v1").to_string();
+        let uri: Uri = base.parse().map_err(|_| ConfigError::Url(url.into()))?;
+        match uri.scheme_str() {
+            Some("http") if uri.authority().is_some() => {}
+            Some(other) if other != "http" => return Err(ConfigError::Scheme(other.into())),
+            _ => return Err(ConfigError::Url(url.into())),
         }
-        let bytes = body.map(Value::to_string).unwrap_or_default();
-        Ok(request.header(header::CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(bytes)))?)
+        let authorization = key.map(|ApiKey(key)| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| ConfigError::Key)?;
+            value.set_sensitive(true);
+            Ok(value)
+        });
+        let extra: Map<String, Value> =
+            serde_json::from_str(extra.unwrap_or("{}")).map_err(|error| ConfigError::Body(error.to_string()))?;
+        if let Some(field) = OWN_FIELDS.iter().find(|field| extra.contains_key(**field)) {
+            return Err(ConfigError::OwnField(field));
+        }
+        let mut connector = HttpConnector::new();
+        // A token is a small packet: none may wait for the next.
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_LIMIT));
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { http, base, authorization: authorization.transpose()?, extra })
     }
 
     /// Name of the first model that the server lists.
     ///
     /// # Errors
-    /// When nobody answers, or not as OpenAI does.
-    pub async fn model(&self) -> anyhow::Result<String> {
-        let response = self.client.request(self.request("/v1/models", None)?).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        anyhow::ensure!(status.is_success(), "{}/v1/models answers {status}", self.base);
-        let models: Value = serde_json::from_slice(&body)?;
-        let name = models["data"][0]["id"].as_str().map(str::to_owned);
-        name.ok_or_else(|| anyhow::anyhow!("{}/v1/models lists no model: name one with --model", self.base))
-    }
-
-    /// Sends a completion and reads its stream. Time counts from `due`, however late it is sent: a server that keeps its
-    /// clients waiting must not look better for it.
-    pub async fn complete(&self, body: &Value, due: Instant) -> Timed {
-        let mut timed = Timed::default();
-        if let Err(error) = self.stream(body, due, &mut timed).await {
-            timed.error = Some(error);
+    /// When the server does not list models before `deadline`.
+    pub async fn first_model(&self, deadline: Instant) -> Result<String, Failure> {
+        #[derive(Deserialize)]
+        struct Models {
+            data: Vec<Model>,
         }
-        timed.total = due.elapsed();
-        timed
-    }
-
-    async fn stream(&self, body: &Value, due: Instant, timed: &mut Timed) -> Result<(), String> {
-        let request = self.request("/v1/completions", Some(body)).map_err(|_| "bad request".to_owned())?;
-        let response = self.client.request(request).await.map_err(|_| "connection".to_owned())?;
-        if !response.status().is_success() {
-            return Err(response.status().as_u16().to_string());
+        #[derive(Deserialize)]
+        struct Model {
+            id: String,
         }
-        let mut body = response.into_body();
-        let (mut lines, mut last, mut pieces) = (Lines::default(), None, 0);
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| "broken stream".to_owned())?;
-            let Some(data) = frame.data_ref() else { continue };
-            for event in lines.push(data)? {
-                if event == "[DONE]" {
-                    timed.output_tokens = timed.output_tokens.max(pieces);
-                    return Ok(());
-                }
-                let event: Value = serde_json::from_str(&event).map_err(|_| "garbled event".to_owned())?;
-                if event.get("error").is_some() {
-                    return Err("error in stream".into());
-                }
-                if let Some(usage) = event.get("usage").filter(|usage| !usage.is_null()) {
-                    timed.prompt_tokens = usage["prompt_tokens"].as_u64().unwrap_or(0);
-                    timed.output_tokens = usage["completion_tokens"].as_u64().unwrap_or(0);
-                }
-                if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
-                    let now = Instant::now();
-                    match last.replace(now) {
-                        None => timed.first_token = Some(now - due),
-                        Some(before) => timed.gaps.push(now - before),
-                    }
-                    pieces += 1;
-                }
+        let exchange = async {
+            let response = self.send(Method::GET, "/v1/models", Bytes::new()).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refused(response).await);
             }
+            let body = collect(response.into_body()).await?;
+            let models: Models = serde_json::from_slice(&body).map_err(|e| Failure::Protocol(e.to_string()))?;
+            let first = models.data.into_iter().next();
+            first.map(|model| model.id).ok_or_else(|| Failure::Protocol("the list of models is empty".into()))
+        };
+        timeout_at(deadline, exchange).await.unwrap_or(Err(Failure::Timeout))
+    }
+
+    /// Streams one completion to its end.
+    ///
+    /// # Errors
+    /// When there is no complete answer before the deadline.
+    pub async fn complete(&self, model: &str, ask: &Ask) -> Result<Completion, Failure> {
+        let body = self.body(model, ask);
+        let exchange = async {
+            let response = self.send(Method::POST, "/v1/completions", body.into()).await?;
+            if response.status() != StatusCode::OK {
+                return Err(refused(response).await);
+            }
+            read_stream(response).await
+        };
+        timeout_at(ask.deadline, exchange).await.unwrap_or(Err(Failure::Timeout))
+    }
+
+    fn body(&self, model: &str, ask: &Ask) -> String {
+        let mut body = self.extra.clone();
+        let own = [
+            ("model", json!(model)),
+            ("prompt", json!(ask.prompt)),
+            ("max_tokens", json!(ask.max_tokens)),
+            ("stream", json!(true)),
+            ("stream_options", json!({"include_usage": true})),
+        ];
+        body.extend(own.map(|(name, value)| (name.to_string(), value)));
+        Value::Object(body).to_string()
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        request = request.header(CONTENT_TYPE, "application/json");
+        if let Some(value) = &self.authorization {
+            request = request.header(AUTHORIZATION, value);
         }
-        Err("stream without end".into())
+        let request = request.body(Full::new(body)).map_err(|error| Failure::Protocol(error.to_string()))?;
+        self.http.request(request).await.map_err(|error| {
+            let text = root_cause(&error);
+            if error.is_connect() { Failure::Connect(text) } else { Failure::Protocol(text) }
+        })
     }
 }
 
-/// Server-sent events out of bytes, wherever they are cut.
-#[derive(Debug, Default)]
-struct Lines {
-    rest: Vec<u8>,
+/// Of a chunk only what is measured is read.
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<Choice>,
+    usage: Option<Usage>,
+    error: Option<Value>,
 }
 
-impl Lines {
-    /// Data of the events whose lines are complete now.
-    fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, String> {
-        self.rest.extend_from_slice(bytes);
-        let mut events = Vec::new();
-        while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let line = String::from_utf8(line).map_err(|_| "garbled event".to_owned())?;
-            if let Some(data) = line.trim_end().strip_prefix("data:") {
-                events.push(data.trim_start().to_owned());
-            }
-        }
-        if self.rest.len() > MAX_LINE { Err("endless line".into()) } else { Ok(events) }
+#[derive(Deserialize)]
+struct Choice {
+    #[serde(default)]
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+}
+
+async fn read_stream(response: Response<Incoming>) -> Result<Completion, Failure> {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("no content type");
+    if !kind.starts_with("text/event-stream") {
+        return Err(Failure::Protocol(format!("the answer is {}", shortened(kind))));
     }
+    let mut body = response.into_body();
+    let mut events = EventReader::default();
+    let mut completion = Completion::default();
+    while let Some(frame) = body.frame().await {
+        let now = Instant::now();
+        let frame = frame.map_err(|error| Failure::Truncated(root_cause(&error)))?;
+        let Ok(bytes) = frame.into_data() else { continue };
+        let mut had_text = false;
+        for data in events.push(&bytes)? {
+            if data == "[DONE]" {
+                completion.ended = Some(now);
+                if completion.pieces.is_empty() {
+                    completion.pieces.push(now);
+                }
+                return Ok(completion);
+            }
+            had_text |= completion.add(&data)?;
+        }
+        // Events that came in one packet are one piece: no reader saw time pass between them.
+        if had_text {
+            completion.pieces.push(now);
+        }
+    }
+    Err(Failure::Truncated("end of the stream".into()))
+}
+
+impl Completion {
+    /// Takes the data of one event and says whether it had text.
+    fn add(&mut self, data: &str) -> Result<bool, Failure> {
+        // serde_json's message has a position and no content, so nothing that was generated gets into a report.
+        let chunk: Chunk = serde_json::from_str(data).map_err(|error| Failure::Protocol(error.to_string()))?;
+        if let Some(error) = chunk.error {
+            return Err(Failure::Stream(message_of(&error)));
+        }
+        if let Some(usage) = chunk.usage {
+            self.prompt_tokens = Some(usage.prompt_tokens);
+            self.output_tokens = Some(usage.completion_tokens);
+        }
+        Ok(chunk.choices.iter().any(|choice| !choice.text.is_empty()))
+    }
+}
+
+async fn refused(response: Response<Incoming>) -> Failure {
+    let status = response.status().as_u16();
+    let message = match collect(response.into_body()).await {
+        Ok(body) => match serde_json::from_slice::<Value>(&body) {
+            Ok(value) => message_of(value.get("error").unwrap_or(&value)),
+            Err(_) => "without a JSON error".into(),
+        },
+        Err(_) => "without a readable body".into(),
+    };
+    Failure::Status { status, message }
+}
+
+/// `message` of an OpenAI error object, shortened.
+fn message_of(error: &Value) -> String {
+    shortened(error.get("message").and_then(Value::as_str).unwrap_or("no message"))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect()
+}
+
+async fn collect(body: Incoming) -> Result<Bytes, Failure> {
+    let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
+    collected.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Failure::Protocol(format!("an answer of more than {MAX_BODY_BYTES} bytes"))
+        } else {
+            Failure::Truncated(error.to_string())
+        }
+    })
+}
+
+/// hyper's own texts are layers of "client error (Connect)"; the last one says what happened.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    shortened(&cause.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
 
     #[test]
-    fn events_are_found_wherever_the_bytes_are_cut() {
-        let text = "data: {\"a\":\"é\"}\n\n: comment\n\ndata:[DONE]\r\n\r\n";
-        for cut in 0..text.len() {
-            let mut lines = Lines::default();
-            let mut events = lines.push(&text.as_bytes()[..cut]).unwrap();
-            events.extend(lines.push(&text.as_bytes()[cut..]).unwrap());
-            assert_eq!(events, ["{\"a\":\"é\"}", "[DONE]"], "cut at {cut}");
-        }
+    fn arguments_that_cannot_be_used_are_refused_before_anything_is_sent() {
+        let refused = |url, extra| Client::new(url, None, extra).expect_err("refused").to_string();
+        assert!(refused("https://host", None).contains("only http://"));
+        assert!(refused("127.0.0.1:8000", None).contains("http://"), "{}", refused("127.0.0.1:8000", None));
+        assert!(refused("http://host", Some("[]")).contains("object"));
+        assert!(refused("http://host", Some(r#"{"stream":false}"#)).contains("`stream`"));
+        let newline = ApiKey::from("a\nb".to_string());
+        assert!(matches!(Client::new("http://host", Some(&newline), None), Err(ConfigError::Key)));
     }
 
-    /// Answers one connection with these pieces, so many milliseconds apart.
-    async fn answering(pieces: &'static [&'static str], pause: u64) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Server::new(&format!("http://{}/v1", listener.local_addr().unwrap()), None).unwrap();
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut buffer = [0; 4096];
-            let _ = stream.read(&mut buffer).await;
-            for piece in pieces {
-                stream.write_all(piece.as_bytes()).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-            }
+    #[test]
+    fn keys_do_not_print() {
+        let key = ApiKey::from("secret".to_string());
+        let client = Client::new("http://host/v1/", Some(&key), None).unwrap();
+        assert!(!format!("{key:?} {client:?}").contains("secret"));
+        assert_eq!(client.base, "http://host");
+    }
+
+    #[test]
+    fn the_body_has_what_was_asked_and_what_was_merged() {
+        let client = Client::new("http://host", None, Some(r#"{"kv_budget":512,"temperature":0}"#)).unwrap();
+        let ask = Ask { prompt: "a \"b\"".into(), max_tokens: 9, deadline: Instant::now() };
+        let body: Value = serde_json::from_str(&client.body("m", &ask)).unwrap();
+        let expected = json!({
+            "kv_budget": 512, "temperature": 0, "model": "m", "prompt": "a \"b\"", "max_tokens": 9, "stream": true,
+            "stream_options": {"include_usage": true},
         });
-        server
-    }
-
-    const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
-
-    #[tokio::test]
-    async fn a_stream_is_timed_from_the_moment_it_was_due() {
-        let pieces = &[
-            HEAD,
-            "data: {\"choices\":[{\"text\":\"a\"}]}\n\n",
-            "data: {\"choices\":[{\"text\":\"b\"}]}\n\n",
-            "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":9}}\n\ndata: [DONE]\n\n",
-        ];
-        let server = answering(pieces, 30).await;
-        let due = Instant::now().checked_sub(Duration::from_millis(500)).unwrap();
-        let timed = server.complete(&serde_json::json!({}), due).await;
-        assert_eq!((timed.error, timed.prompt_tokens, timed.output_tokens), (None, 3, 9));
-        let first = timed.first_token.unwrap();
-        assert!(first >= Duration::from_millis(525) && first < timed.total, "{first:?}");
-        assert_eq!(timed.gaps.len(), 1);
-        assert!(timed.gaps[0] >= Duration::from_millis(20), "{:?}", timed.gaps);
-    }
-
-    #[tokio::test]
-    async fn failures_are_told_apart() {
-        let cases: [(&'static [&'static str], &str); 5] = [
-            (&["HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n"], "429"),
-            (&[HEAD, "data: {\"choices\":[{\"text\":\"a\"}]}\n\n"], "stream without end"),
-            (&[HEAD, "data: nonsense\n\n"], "garbled event"),
-            (&[HEAD, "data: {\"error\":{\"message\":\"x\"}}\n\n"], "error in stream"),
-            (&["nonsense"], "connection"),
-        ];
-        for (pieces, expected) in cases {
-            let timed = answering(pieces, 1).await.complete(&serde_json::json!({}), Instant::now()).await;
-            assert_eq!(timed.error.as_deref(), Some(expected));
-        }
-        assert!(Server::new("ftp://x", None).is_err() && Server::new("x", None).is_err());
+        assert_eq!(body, expected);
     }
 }

@@ -1,135 +1,204 @@
-//! `palimpsest bench load`: an open loop of requests against any OpenAI-compatible server.
+//! `palimpsest bench load`: an open-loop load on any server that speaks OpenAI's completions.
 //!
-//! Requests are sent when they are due, whether or not earlier ones have been answered, as users do. Latency counts from the
-//! moment a request was due, so that a server which stalls cannot hide it by holding the next ones back.
+//! ```text
+//! schedule ── arrivals ──▶ measure::drive ── at their times ──▶ client ── sse ──▶ Outcome ──▶ Measurement ──▶ report
+//! ```
+//!
+//! Absent on purpose: closed loops (a fixed number of users), which hide queueing; TLS; chat templates.
 
 mod client;
+mod corpus;
+#[cfg(test)]
+mod live_test;
+mod measure;
 mod report;
 mod schedule;
+mod sse;
 
-use self::client::{Server, Timed};
-use self::report::{Report, Slo};
-use self::schedule::{Arrival, Lengths, poisson};
 use crate::term;
 use anyhow::Context;
 use clap::Args;
-use serde_json::{Value, json};
+use client::{ApiKey, Ask, Client};
+use corpus::Corpus;
+use measure::{Measurement, Objective};
+use report::{Report, Setting};
+use schedule::{Arrival, Plan, Tokens};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
+use std::time::Duration;
+use tokio::time::Instant;
 
-/// A document that may be copied verbatim.
-const TEXT: &str = include_str!("../../assets/gpl-3.0.txt");
-/// Words per token of English text, about.
-const WORDS_PER_TOKEN: f64 = 0.75;
+/// The text without --text.
+const DEFAULT_TEXT: &str = include_str!("../../assets/gpl-3.0.txt");
+/// Words of the first request, which finds out how many tokens a word has.
+const PROBE_WORDS: usize = 200;
 
+/// What was typed.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// Server to ask.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// Model to name; the first one that the server lists when not given.
+    /// Server to load; completions go to /v1/completions below it.
+    #[arg(long, env = "PALIMPSEST_URL", default_value = "http://127.0.0.1:8000")]
+    pub url: String,
+    /// Model to ask for; the first that the server lists when not given.
     #[arg(long)]
-    model: Option<String>,
-    /// Requests per second, on average; they arrive at random.
+    pub model: Option<String>,
+    /// Mean arrivals per second, a Poisson process.
     #[arg(long, default_value_t = 1.0)]
-    rate: f64,
-    /// Requests in all.
-    #[arg(long, default_value_t = 20)]
-    requests: usize,
-    /// Tokens of prompts, about: 512, 100-2000 or lognormal:512,0.8
-    #[arg(long, default_value = "512")]
-    prompt_tokens: Lengths,
-    /// Tokens of answers.
-    #[arg(long, default_value = "32")]
-    output_tokens: Lengths,
-    /// Text that prompts are cut from.
+    pub rate: f64,
+    /// Requests to send.
+    #[arg(long, required_unless_present = "duration")]
+    pub requests: Option<usize>,
+    /// Seconds in which requests arrive.
+    #[arg(long, value_parser = seconds)]
+    pub duration: Option<Duration>,
+    /// Prompt lengths: fixed:N, uniform:A-B or lognormal:MEDIAN,SIGMA.
+    #[arg(long, default_value = "lognormal:512,0.8")]
+    pub prompt_tokens: Tokens,
+    /// Answer lengths, as above; a model may end an answer earlier.
+    #[arg(long, default_value = "lognormal:128,0.5")]
+    pub output_tokens: Tokens,
+    /// Text that prompts are cut from; the GPL when not given.
     #[arg(long)]
-    text: Option<PathBuf>,
-    /// Milliseconds to the first token that a good request keeps to.
-    #[arg(long, default_value_t = 2000)]
-    slo_ttft_ms: u64,
-    /// Mean milliseconds between tokens that a good request keeps to.
-    #[arg(long, default_value_t = 200)]
-    slo_itl_ms: u64,
-    /// Fields for every request's body, such as '{"kv_budget": 512}'.
-    #[arg(long, default_value = "{}")]
-    body: String,
-    /// Seed of arrivals and lengths.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pub text: Option<PathBuf>,
+    /// Tokens of a word of the text; asked of the server with a first small request when not given.
+    #[arg(long)]
+    pub tokens_per_word: Option<f64>,
+    /// A good request has its first token within this many milliseconds of its scheduled time.
+    #[arg(long)]
+    pub slo_ttft_ms: Option<f64>,
+    /// A good request has at most this mean time between its tokens, in milliseconds.
+    #[arg(long)]
+    pub slo_itl_ms: Option<f64>,
+    /// JSON object merged into each request, such as '{"kv_budget":1024}'.
+    #[arg(long)]
+    pub body: Option<String>,
+    /// Sent as a bearer token.
+    #[arg(long, env = "PALIMPSEST_API_KEY", hide_env_values = true)]
+    pub api_key: Option<ApiKey>,
+    /// Seconds after which a request is given up.
+    #[arg(long, value_parser = seconds, default_value = "300")]
+    pub timeout: Duration,
+    /// Requests in flight at most; more are counted as not sent.
+    #[arg(long, default_value_t = 4096)]
+    pub max_in_flight: usize,
+    /// Seed of times, lengths and prompts.
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
     /// One JSON object instead of a table.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
-/// Runs the load and prints what it was like. A key is read from PALIMPSEST_API_KEY.
-pub async fn run(args: LoadArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(args.rate > 0.0 && args.rate.is_finite(), "--rate must be positive");
-    let extra: Value = serde_json::from_str(&args.body).context("--body is no JSON")?;
-    anyhow::ensure!(extra.is_object(), "--body must be a JSON object");
-    let server = Server::new(&args.url, std::env::var("PALIMPSEST_API_KEY").ok())?;
-    let model = match &args.model {
-        Some(model) => model.clone(),
-        None => server.model().await.with_context(|| format!("no server at {}", args.url))?,
-    };
-    let text = match &args.text {
-        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
-        None => TEXT.to_owned(),
-    };
-    let words: Vec<&str> = text.split_whitespace().collect();
-    anyhow::ensure!(!words.is_empty(), "the text has no words");
-    let arrivals = poisson(args.rate, args.requests, (args.prompt_tokens, args.output_tokens), args.seed);
-    let bodies: Vec<Value> =
-        arrivals.iter().enumerate().map(|(i, arrival)| body(&model, &words, i, arrival, &extra)).collect();
-    let started = Instant::now();
-    let (timed, latest) = send(&server, &arrivals, bodies).await;
-    let slo = Slo {
-        first_token: Duration::from_millis(args.slo_ttft_ms),
-        inter_token: Duration::from_millis(args.slo_itl_ms),
-    };
-    let mut report = Report::new(&timed, started.elapsed().as_secs_f64(), slo)?;
-    report.latest = latest;
+/// A positive number of seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "not a number of seconds".to_string())?;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if duration.is_zero() { Err("must be more than 0".into()) } else { Ok(duration) }
+}
+
+/// Runs the load and prints the report.
+pub async fn run(args: &LoadArgs) -> anyhow::Result<()> {
+    let (setting, measured) = load(args, stop_signal()).await?;
+    let report = Report { setting: &setting, measured: &measured };
     if args.json {
         println!("{}", report.json());
+        report.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     } else {
-        print!("{}", report.table());
+        print!("{}", report.text());
     }
     Ok(())
 }
 
-/// A request whose prompt is some part of the text, another one each time.
-fn body(model: &str, words: &[&str], index: usize, arrival: &Arrival, extra: &Value) -> Value {
-    let count = (f64::from(arrival.prompt_tokens) * WORDS_PER_TOKEN).ceil() as usize;
-    let start = index.wrapping_mul(7919) % words.len();
-    let prompt: Vec<&str> = words.iter().cycle().skip(start).take(count.max(1)).copied().collect();
-    let mut body = json!({
-        "model": model, "prompt": prompt.join(" "), "max_tokens": arrival.output_tokens, "temperature": 0, "stream": true,
-        "stream_options": {"include_usage": true},
-    });
-    for (key, value) in extra.as_object().into_iter().flatten() {
-        body[key] = value.clone();
-    }
-    body
+/// Everything but the printing.
+async fn load(args: &LoadArgs, stop: impl Future<Output = ()>) -> anyhow::Result<(Setting, Measurement)> {
+    let arrivals = plan(args).arrivals()?;
+    let client = Client::new(&args.url, args.api_key.as_ref(), args.body.as_deref())?;
+    let objective = Objective { first_token: limit(args.slo_ttft_ms)?, inter_token: limit(args.slo_itl_ms)? };
+    let corpus = open_corpus(args)?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => {
+            let listed = client.first_model(Instant::now() + args.timeout).await;
+            listed.with_context(|| format!("{} does not name a model; give one with --model", args.url))?
+        }
+    };
+    let tokens_per_word = match args.tokens_per_word {
+        Some(ratio) if ratio.is_finite() && ratio > 0.0 => ratio,
+        Some(ratio) => anyhow::bail!("--tokens-per-word must be a positive number, not {ratio}"),
+        None => probe(&client, &model, &corpus, args.timeout).await?,
+    };
+    let setting = setting(args, &model, tokens_per_word, &arrivals);
+    let bar = term::progress(arrivals.len() as u64, "load");
+    let timeout = args.timeout;
+    let send = |arrival: Arrival| {
+        let (client, model) = (client.clone(), model.clone());
+        let words = (f64::from(arrival.prompt_tokens) / tokens_per_word).round() as usize;
+        let prompt = corpus.prompt(arrival.text_offset, words);
+        async move {
+            let deadline = Instant::now() + timeout;
+            client.complete(&model, &Ask { prompt, max_tokens: arrival.output_tokens, deadline }).await
+        }
+    };
+    let grows = |measured: &Measurement| bar.set_position(measured.finished());
+    let measured = measure::drive(&arrivals, args.max_in_flight.max(1), objective, send, stop, grows).await;
+    bar.finish_and_clear();
+    Ok((setting, measured))
 }
 
-/// Sends every request when it is due; returns what they were like, and by how much the latest was sent late.
-async fn send(server: &Server, arrivals: &[Arrival], bodies: Vec<Value>) -> (Vec<Timed>, Duration) {
-    let bar = term::progress(arrivals.len() as u64, "answered");
-    let (started, mut latest) = (Instant::now(), Duration::ZERO);
-    let mut running = JoinSet::new();
-    for (arrival, body) in arrivals.iter().zip(bodies) {
-        let due = started + arrival.at;
-        tokio::time::sleep_until(due.into()).await;
-        latest = latest.max(due.elapsed());
-        let (server, bar) = (server.clone(), bar.clone());
-        running.spawn(async move {
-            let timed = server.complete(&body, due).await;
-            bar.inc(1);
-            timed
-        });
+fn plan(args: &LoadArgs) -> Plan {
+    Plan {
+        rate: args.rate,
+        requests: args.requests,
+        duration: args.duration,
+        prompt_tokens: args.prompt_tokens,
+        output_tokens: args.output_tokens,
+        seed: args.seed,
     }
-    let timed = running.join_all().await;
-    bar.finish_and_clear();
-    (timed, latest)
+}
+
+fn limit(ms: Option<f64>) -> anyhow::Result<Option<Duration>> {
+    ms.map(|ms| Duration::try_from_secs_f64(ms / 1e3).with_context(|| format!("{ms} ms is no time limit"))).transpose()
+}
+
+fn open_corpus(args: &LoadArgs) -> anyhow::Result<Corpus> {
+    let text = match &args.text {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => DEFAULT_TEXT.to_string(),
+    };
+    Corpus::new(text).context("the text of --text has no words")
+}
+
+fn setting(args: &LoadArgs, model: &str, tokens_per_word: f64, arrivals: &[Arrival]) -> Setting {
+    Setting {
+        url: args.url.clone(),
+        model: model.into(),
+        rate: args.rate,
+        requests: arrivals.len(),
+        last_arrival_seconds: arrivals.last().map_or(0.0, |arrival| arrival.at.as_secs_f64()),
+        seed: args.seed,
+        prompt_tokens: args.prompt_tokens.to_string(),
+        output_tokens: args.output_tokens.to_string(),
+        tokens_per_word,
+        slo_ttft_ms: args.slo_ttft_ms,
+        slo_itl_ms: args.slo_itl_ms,
+        body: args.body.clone(),
+    }
+}
+
+/// Tokens per word of the text, by the server's own tokenizer. It also warms the server up and finds a wrong address
+/// before the run.
+async fn probe(client: &Client, model: &str, corpus: &Corpus, timeout: Duration) -> anyhow::Result<f64> {
+    let prompt = corpus.prompt(0, PROBE_WORDS);
+    let ask = Ask { prompt, max_tokens: 1, deadline: Instant::now() + timeout };
+    let answer = client.complete(model, &ask).await;
+    let completion = answer.context("a first small request failed; --tokens-per-word leaves it out")?;
+    let tokens = completion.prompt_tokens.context("the server does not count tokens; give --tokens-per-word")?;
+    anyhow::ensure!(tokens > 0, "the server counted no tokens in the first prompt; give --tokens-per-word");
+    Ok(tokens as f64 / PROBE_WORDS as f64)
+}
+
+/// Ctrl-C ends the run early and prints what was measured.
+async fn stop_signal() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }

@@ -1,60 +1,112 @@
-//! When requests are sent, and how long they are: drawn before the first one is sent, so that nothing the server does moves
-//! them.
+//! What is sent and when: decided before the first request, from a seed, so that a run can be repeated.
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand_distr::{Distribution as _, Exp, LogNormal, Uniform};
+use rand::{Rng, SeedableRng};
+use rand_distr::{Distribution as _, Exp, LogNormal};
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A length in tokens, drawn for each request.
+/// No request has more tokens than this, whatever a distribution's tail says.
+const MAX_TOKENS: u32 = 1 << 22;
+/// A schedule is held in memory.
+const MAX_REQUESTS: usize = 10_000_000;
+
+/// Why a distribution or a schedule cannot be.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum Error {
+    #[error("`{0}` is not a distribution: give fixed:N, uniform:A-B or lognormal:MEDIAN,SIGMA")]
+    Unknown(String),
+    #[error("`{0}` has a part that is not a number")]
+    NotANumber(String),
+    #[error("uniform:{0}-{1} has its ends the wrong way round")]
+    Reversed(u32, u32),
+    #[error("a request has between 1 and {MAX_TOKENS} tokens, not {0}")]
+    OutOfRange(f64),
+    #[error("sigma must be a number from 0 to 10, not {0}")]
+    Sigma(f64),
+    #[error("the rate must be a positive number of requests per second, not {0}")]
+    Rate(f64),
+    #[error("give --requests or --duration, so that the run ends")]
+    Endless,
+    #[error("no request arrives within the duration; raise --rate or --duration")]
+    Empty,
+    #[error("more than {MAX_REQUESTS} requests; lower --rate, --requests or --duration")]
+    TooMany,
+}
+
+/// How many tokens a request has.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Lengths {
-    /// Always the same.
+pub enum Tokens {
+    /// Always as many.
     Fixed(u32),
-    /// Any of a range, ends included.
+    /// Both ends included, all equally likely.
     Uniform(u32, u32),
-    /// Most are near the median, some are very long. `sigma` is of the logarithm.
+    /// `median * exp(sigma * N(0, 1))`, which has the long tail of real traffic.
     LogNormal {
-        /// Median.
-        median: u32,
+        /// Half of all requests have fewer.
+        median: f64,
         /// Standard deviation of the logarithm.
         sigma: f64,
     },
 }
 
-impl FromStr for Lengths {
-    type Err = String;
-
-    /// `512`, `100-2000` or `lognormal:512,0.8`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no length: write 512, 100-2000 or lognormal:512,0.8");
-        let number = |text: &str| text.trim().parse::<u32>().ok().filter(|&n| n > 0).ok_or_else(wrong);
-        if let Some(rest) = text.strip_prefix("lognormal:") {
-            let (median, sigma) = rest.split_once(',').ok_or_else(wrong)?;
-            let sigma = sigma.trim().parse::<f64>().ok().filter(|s| (0.0..=5.0).contains(s)).ok_or_else(wrong)?;
-            return Ok(Self::LogNormal { median: number(median)?, sigma });
-        }
-        match text.split_once('-') {
-            Some((low, high)) => {
-                let (low, high) = (number(low)?, number(high)?);
-                if low <= high { Ok(Self::Uniform(low, high)) } else { Err(wrong()) }
+impl Tokens {
+    /// One draw, from 1 to `MAX_TOKENS`.
+    pub fn sample(self, rng: &mut impl Rng) -> u32 {
+        match self {
+            Self::Fixed(n) => n,
+            Self::Uniform(low, high) => rng.random_range(low..=high),
+            Self::LogNormal { median, sigma } => {
+                let log_normal = LogNormal::new(median.ln(), sigma).expect("parsing checked median and sigma");
+                log_normal.sample(rng).round().clamp(1.0, f64::from(MAX_TOKENS)) as u32
             }
-            None => Ok(Self::Fixed(number(text)?)),
         }
     }
 }
 
-impl Lengths {
-    fn draw(self, random: &mut StdRng) -> u32 {
-        match self {
-            Self::Fixed(length) => length,
-            Self::Uniform(low, high) => Uniform::new_inclusive(low, high).map_or(low, |range| range.sample(random)),
-            Self::LogNormal { median, sigma } => {
-                let drawn =
-                    LogNormal::new(f64::from(median).ln(), sigma).map_or(f64::from(median), |d| d.sample(random));
-                drawn.round().clamp(1.0, f64::from(u32::MAX)) as u32
+impl FromStr for Tokens {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let unknown = || Error::Unknown(text.to_string());
+        let number = |part: &str| part.trim().parse::<f64>().map_err(|_| Error::NotANumber(text.to_string()));
+        let count = |part: &str| -> Result<u32, Error> {
+            let n = part.trim().parse::<u32>().map_err(|_| Error::NotANumber(text.to_string()))?;
+            if (1..=MAX_TOKENS).contains(&n) { Ok(n) } else { Err(Error::OutOfRange(f64::from(n))) }
+        };
+        // A bare number is what most people try first.
+        let (kind, rest) = text.split_once(':').unwrap_or(("fixed", text));
+        match kind {
+            "fixed" => Ok(Self::Fixed(count(rest)?)),
+            "uniform" => {
+                let (low, high) = rest.split_once('-').ok_or_else(unknown)?;
+                let (low, high) = (count(low)?, count(high)?);
+                if low <= high { Ok(Self::Uniform(low, high)) } else { Err(Error::Reversed(low, high)) }
             }
+            "lognormal" => {
+                let (median, sigma) = rest.split_once(',').ok_or_else(unknown)?;
+                let (median, sigma) = (number(median)?, number(sigma)?);
+                if !(1.0..=f64::from(MAX_TOKENS)).contains(&median) {
+                    return Err(Error::OutOfRange(median));
+                }
+                if (0.0..=10.0).contains(&sigma) {
+                    Ok(Self::LogNormal { median, sigma })
+                } else {
+                    Err(Error::Sigma(sigma))
+                }
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(n) => write!(f, "fixed:{n}"),
+            Self::Uniform(low, high) => write!(f, "uniform:{low}-{high}"),
+            Self::LogNormal { median, sigma } => write!(f, "lognormal:{median},{sigma}"),
         }
     }
 }
@@ -62,62 +114,188 @@ impl Lengths {
 /// One request to come.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Arrival {
-    /// From the start of the run.
+    /// Since the start of the run.
     pub at: Duration,
-    /// Tokens of its prompt, about.
+    /// Tokens the prompt should have.
     pub prompt_tokens: u32,
-    /// Tokens of its answer.
+    /// Tokens to ask for.
     pub output_tokens: u32,
+    /// Where in the text the prompt begins; random, so that no server answers from a cache of prefixes.
+    pub text_offset: u64,
 }
 
-/// Arrivals of a Poisson process of `rate` per second.
-pub fn poisson(rate: f64, count: usize, lengths: (Lengths, Lengths), seed: u64) -> Vec<Arrival> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let gaps = Exp::new(rate).ok();
-    let mut at = 0.0;
-    let mut next = || {
-        at += gaps.map_or(0.0, |gaps| gaps.sample(&mut random));
-        Arrival {
-            at: Duration::from_secs_f64(at),
-            prompt_tokens: lengths.0.draw(&mut random),
-            output_tokens: lengths.1.draw(&mut random),
+/// What a schedule is drawn from.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Mean arrivals per second.
+    pub rate: f64,
+    /// Requests at most.
+    pub requests: Option<usize>,
+    /// No request arrives after this.
+    pub duration: Option<Duration>,
+    /// Of prompts.
+    pub prompt_tokens: Tokens,
+    /// Of answers.
+    pub output_tokens: Tokens,
+    /// Same seed, same schedule.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// All arrivals, in order. Times and sizes come from generators of their own, so that two rates send the same
+    /// requests.
+    ///
+    /// # Errors
+    /// When the rate is not positive or nothing bounds the run.
+    pub fn arrivals(&self) -> Result<Vec<Arrival>, Error> {
+        if !(self.rate.is_finite() && self.rate > 0.0) {
+            return Err(Error::Rate(self.rate));
         }
-    };
-    (0..count).map(|_| next()).collect()
+        if self.requests.is_none() && self.duration.is_none() {
+            return Err(Error::Endless);
+        }
+        let gaps = Exp::new(self.rate).map_err(|_| Error::Rate(self.rate))?;
+        let mut times = StdRng::seed_from_u64(self.seed);
+        let mut sizes = StdRng::seed_from_u64(self.seed ^ 0x9e37_79b9_7f4a_7c15);
+        let mut arrivals = Vec::new();
+        let mut at = 0.0;
+        while self.requests.is_none_or(|n| arrivals.len() < n) {
+            at += gaps.sample(&mut times);
+            let after = Duration::try_from_secs_f64(at).map_err(|_| Error::Rate(self.rate))?;
+            if self.duration.is_some_and(|end| after > end) {
+                break;
+            }
+            if arrivals.len() == MAX_REQUESTS {
+                return Err(Error::TooMany);
+            }
+            arrivals.push(Arrival {
+                at: after,
+                prompt_tokens: self.prompt_tokens.sample(&mut sizes),
+                output_tokens: self.output_tokens.sample(&mut sizes),
+                text_offset: sizes.random(),
+            });
+        }
+        if arrivals.is_empty() { Err(Error::Empty) } else { Ok(arrivals) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn lengths_are_read_and_drawn_within_their_range() {
-        assert_eq!("512".parse(), Ok(Lengths::Fixed(512)));
-        assert_eq!("10-20".parse(), Ok(Lengths::Uniform(10, 20)));
-        assert_eq!("lognormal:512,0.8".parse(), Ok(Lengths::LogNormal { median: 512, sigma: 0.8 }));
-        for bad in ["", "0", "20-10", "x", "lognormal:5", "lognormal:5,-1", "lognormal:0,1"] {
-            assert!(bad.parse::<Lengths>().is_err(), "{bad}");
+    fn plan(rate: f64, requests: usize) -> Plan {
+        Plan {
+            rate,
+            requests: Some(requests),
+            duration: None,
+            prompt_tokens: Tokens::LogNormal { median: 300.0, sigma: 0.8 },
+            output_tokens: Tokens::Uniform(1, 64),
+            seed: 7,
         }
-        let mut random = StdRng::seed_from_u64(1);
-        let drawn: Vec<u32> = (0..1000).map(|_| Lengths::Uniform(10, 20).draw(&mut random)).collect();
-        assert_eq!((drawn.iter().min(), drawn.iter().max()), (Some(&10), Some(&20)));
-        let mut drawn: Vec<u32> =
-            (0..1001).map(|_| Lengths::LogNormal { median: 512, sigma: 0.8 }.draw(&mut random)).collect();
-        drawn.sort_unstable();
-        assert!((460..570).contains(&drawn[500]), "{}", drawn[500]);
+    }
+
+    fn tokens() -> impl Strategy<Value = Tokens> {
+        prop_oneof![
+            (1..=MAX_TOKENS).prop_map(Tokens::Fixed),
+            (1..=MAX_TOKENS, 1..=MAX_TOKENS).prop_map(|(a, b)| Tokens::Uniform(a.min(b), a.max(b))),
+            (1.0..1e6, 0.0..3.0).prop_map(|(median, sigma)| Tokens::LogNormal { median, sigma }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_distribution_reads_what_it_writes(tokens in tokens()) {
+            prop_assert_eq!(tokens.to_string().parse::<Tokens>(), Ok(tokens));
+        }
+
+        #[test]
+        fn draws_stay_in_range(tokens in tokens(), seed: u64) {
+            let mut rng = StdRng::seed_from_u64(seed);
+            for _ in 0..50 {
+                let n = tokens.sample(&mut rng);
+                prop_assert!((1..=MAX_TOKENS).contains(&n));
+                match tokens {
+                    Tokens::Fixed(fixed) => prop_assert_eq!(n, fixed),
+                    Tokens::Uniform(low, high) => prop_assert!((low..=high).contains(&n)),
+                    Tokens::LogNormal { .. } => {}
+                }
+            }
+        }
+
+        #[test]
+        fn arrivals_are_ordered_bounded_and_repeatable(
+            rate in 0.01f64..1000.0,
+            requests in 1usize..300,
+            seconds in 0.0f64..60.0,
+            seed: u64,
+        ) {
+            let end = Duration::from_secs_f64(seconds);
+            let plan = Plan { duration: Some(end), seed, ..plan(rate, requests) };
+            match plan.arrivals() {
+                Ok(arrivals) => {
+                    prop_assert!(arrivals.len() <= requests);
+                    prop_assert!(arrivals.windows(2).all(|pair| pair[0].at <= pair[1].at));
+                    prop_assert!(arrivals.iter().all(|arrival| arrival.at <= end));
+                    prop_assert_eq!(plan.arrivals(), Ok(arrivals));
+                }
+                Err(error) => prop_assert_eq!(error, Error::Empty),
+            }
+        }
+
+        #[test]
+        fn no_text_makes_parsing_panic(text in ".{0,40}") {
+            let _ = text.parse::<Tokens>();
+        }
+    }
+
+    /// The mean of n exponential gaps lies within 5 standard errors (1/sqrt(n)) of 1/rate; so does their deviation,
+    /// which equals the mean for a Poisson process and is 0 for an even one.
+    #[test]
+    fn gaps_are_exponential() {
+        let n = 20_000;
+        let arrivals = plan(50.0, n).arrivals().unwrap();
+        let gaps: Vec<f64> = arrivals.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64() * 50.0).collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+        assert!((mean - 1.0).abs() < 0.036, "{mean}");
+        assert!((variance.sqrt() - 1.0).abs() < 0.06, "{variance}");
     }
 
     #[test]
-    fn arrivals_are_poisson_and_the_same_for_a_seed() {
-        let lengths = (Lengths::Fixed(5), Lengths::Fixed(6));
-        let arrivals = poisson(50.0, 5000, lengths, 7);
-        assert_eq!(arrivals, poisson(50.0, 5000, lengths, 7));
-        assert_ne!(arrivals[0], poisson(50.0, 1, lengths, 8)[0]);
-        assert!(arrivals.windows(2).all(|pair| pair[0].at <= pair[1].at));
-        let total = arrivals[4999].at.as_secs_f64();
-        assert!((95.0..105.0).contains(&total), "5000 arrivals at 50 per second took {total} s");
-        // Of exponential gaps a share of 1/e is longer than the mean.
-        let long = arrivals.windows(2).filter(|p| (p[1].at - p[0].at).as_secs_f64() > 1.0 / 50.0).count();
-        assert!((1700..1980).contains(&long), "{long}");
+    fn half_of_a_lognormal_lies_below_its_median() {
+        let mut sizes: Vec<u32> = plan(1.0, 4001).arrivals().unwrap().iter().map(|a| a.prompt_tokens).collect();
+        sizes.sort_unstable();
+        assert!((270..330).contains(&sizes[2000]), "{}", sizes[2000]);
+        assert!(sizes[4000] > 2000, "a long tail: {}", sizes[4000]);
+    }
+
+    #[test]
+    fn another_rate_sends_the_same_requests() {
+        let sizes = |rate| {
+            let arrivals = plan(rate, 40).arrivals().unwrap();
+            arrivals.iter().map(|a| (a.prompt_tokens, a.output_tokens, a.text_offset)).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1.0), sizes(100.0));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (text, error) in [
+            ("poisson:3", Error::Unknown("poisson:3".into())),
+            ("uniform:3", Error::Unknown("uniform:3".into())),
+            ("uniform:9-3", Error::Reversed(9, 3)),
+            ("fixed:0", Error::OutOfRange(0.0)),
+            ("fixed:-1", Error::NotANumber("fixed:-1".into())),
+            ("lognormal:0.5,1", Error::OutOfRange(0.5)),
+            ("lognormal:100,-1", Error::Sigma(-1.0)),
+        ] {
+            assert_eq!(text.parse::<Tokens>(), Err(error), "{text}");
+        }
+        assert!(matches!("lognormal:NaN,1".parse::<Tokens>(), Err(Error::OutOfRange(_))));
+        assert_eq!("128".parse(), Ok(Tokens::Fixed(128)));
+        assert_eq!(plan(0.0, 1).arrivals(), Err(Error::Rate(0.0)));
+        assert_eq!(Plan { requests: None, ..plan(1.0, 1) }.arrivals(), Err(Error::Endless));
+        assert_eq!(Plan { duration: Some(Duration::ZERO), ..plan(1.0, 1) }.arrivals(), Err(Error::Empty));
     }
 }

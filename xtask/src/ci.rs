@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo_with, run, succeeds};
 use crate::test::CLUSTER;
-use crate::{bench_peers, crates, deploy, metrics, tools};
+use crate::{bench_peers, crates, deploy_check, metrics, tools};
 
 const KERNELS_DIR: &str = "kernels/cu";
 
@@ -27,7 +27,7 @@ pub fn run_checks() -> Result<()> {
     run(cargo_with(&clippy).args(CLUSTER).args(["--", "-D", "warnings"]))?;
     let mut doc = cargo_with(&["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]);
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
-    deploy::check()?;
+    deploy_check::check()?;
     check_cuda_kernels()
 }
 

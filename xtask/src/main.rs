@@ -6,7 +6,7 @@ mod bench_peers;
 mod ci;
 mod cluster;
 mod crates;
-mod deploy;
+mod deploy_check;
 mod metrics;
 mod process;
 mod rust_source;
@@ -47,7 +47,7 @@ fn dispatch() -> Result<()> {
         ["ci"] => ci::run_checks(),
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
-        ["deploy-check"] => deploy::check(),
+        ["deploy-check"] => deploy_check::check(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
         ["help" | "--help" | "-h"] => {
