@@ -24,12 +24,13 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let front = Front::open(&args.front).await?;
     let config = Config { regroup_limit: Duration::from_secs(args.regroup_seconds), ..front.config(&args.front) };
-    let (members, _lead) = tokio::select! {
-        members = members(&args) => members?,
-        () = serve::shutdown_signal() => return Ok(()),
+    let forming = async {
+        let (members, lead) = members(&args).await?;
+        let group = first_group(&*members, &config, Duration::from_secs(args.form_seconds)).await?;
+        anyhow::Ok((members, lead, group))
     };
-    let group = tokio::select! {
-        group = first_group(&*members, &config, Duration::from_secs(args.form_seconds)) => group?,
+    let (members, _lead, group) = tokio::select! {
+        formed = front.wait_for(forming) => formed?,
         () = serve::shutdown_signal() => return Ok(()),
     };
     let Formed { epoch, executor, ranks, watchers } = group;

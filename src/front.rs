@@ -2,6 +2,7 @@
 
 use crate::args::FrontArgs;
 use anyhow::{Context, bail};
+use palimpsest_coordinator::api::http::serve_waiting;
 use palimpsest_coordinator::keys::ApiKeys;
 use palimpsest_coordinator::{Config, Coordinator};
 use std::net::SocketAddr;
@@ -34,6 +35,23 @@ impl Front {
         }
         let http = if args.no_http { None } else { Some(bind(args.http, "--http").await?) };
         Ok(Self { grpc: bind(args.listen, "--listen").await?, http, keys })
+    }
+
+    /// Does `work` and answers probes meanwhile.
+    pub async fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
+        let Some(http) = &self.http else { return work.await };
+        let (done, finished) = watch::channel(false);
+        let finished = async {
+            let mut finished = finished;
+            // A sender that is gone has finished as well.
+            let _ = finished.wait_for(|done| *done).await;
+        };
+        let work = async {
+            let result = work.await;
+            done.send_replace(true);
+            result
+        };
+        tokio::join!(work, serve_waiting(http, finished)).0
     }
 
     /// Limits and keys for a coordinator.

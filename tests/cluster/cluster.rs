@@ -214,3 +214,36 @@ fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, place: &RankPlace
     command.args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
     Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a rank"))
 }
+
+/// A coordinator whose ranks are not there, and where it speaks HTTP.
+pub fn coordinator_alone() -> (std::process::Child, String) {
+    let (http, listen) = (free_address(), free_address());
+    let mut command = Command::new(PROGRAM);
+    command.args(["coordinator", "--ranks", &free_address(), "--listen", &listen, "--http", &http]);
+    (command.stderr(Stdio::null()).stdin(Stdio::null()).spawn().expect("a coordinator"), http)
+}
+
+/// An answer to a plain request, whole; `None` while nobody listens.
+pub fn get(address: &str, path: &str) -> Option<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// Whether a process ends with success within ten seconds of SIGTERM.
+pub fn ends_on_term(child: std::process::Child) -> bool {
+    let mut process = Process(child);
+    let sent = Command::new("kill").args(["-TERM", &process.0.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(10) {
+        if let Some(status) = process.0.try_wait().expect("a child") {
+            return status.success();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}

@@ -205,3 +205,22 @@ async fn garbage_on_a_ranks_port_harms_nobody() {
     assert_eq!(answered.tokens, expected);
     assert_eq!(cluster.losses(), 0, "{}", cluster.coordinator_log());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_without_ranks_lives_and_is_not_ready() {
+    let (child, http) = cluster::coordinator_alone();
+    let started = Instant::now();
+    let health = loop {
+        if let Some(answer) = cluster::get(&http, "/health") {
+            break answer;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "no HTTP");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(health.starts_with("HTTP/1.0 200"), "{health}");
+    for path in ["/readyz", "/v1/models"] {
+        let answer = cluster::get(&http, path).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.0 503"), "{path}: {answer}");
+    }
+    assert!(cluster::ends_on_term(child), "SIGTERM ends it, and well");
+}

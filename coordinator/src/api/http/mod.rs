@@ -39,7 +39,7 @@ use self::{
 };
 pub use self::{
     error::{ErrorBody, HttpError},
-    server::{HttpLimits, serve},
+    server::{HttpLimits, serve, serve_waiting},
 };
 use crate::{engine::Readiness, ids::RequestId, service::Service};
 
@@ -66,6 +66,15 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         })
         .layer(middleware::from_fn(name_request))
         .with_state(App { service, limits })
+}
+
+/// The routes of a process that has no group yet.
+fn waiting_router() -> Router {
+    let starting = || async { (StatusCode::SERVICE_UNAVAILABLE, "waiting for a worker group") };
+    Router::new().route("/health", get(|| async { "ok" })).route("/readyz", get(starting)).fallback(|| async {
+        let message = "no worker group is ready: try again later";
+        HttpError::protocol(StatusCode::SERVICE_UNAVAILABLE, "no_ready_group", message)
+    })
 }
 
 #[derive(Debug, Clone)]

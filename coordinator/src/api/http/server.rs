@@ -2,6 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -9,7 +10,7 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
-use super::router;
+use super::{router, waiting_router};
 use crate::service::Service;
 
 /// What a client may take of this server.
@@ -48,7 +49,26 @@ pub async fn serve(
     limits: HttpLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let app = router(service.clone(), limits);
+    let open = accept(&router(service.clone(), limits), &listener, limits, shutdown).await;
+    drop(listener);
+    service.engine.drain().await;
+    // Streams have ended by now; a reader that takes nothing does not hold the process up.
+    let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
+}
+
+/// Answers probes until `ready`, for a process that has no group yet: it lives, and nobody is served.
+pub async fn serve_waiting(listener: &TcpListener, ready: impl Future<Output = ()> + Send) {
+    let open = accept(&waiting_router(), listener, HttpLimits::default(), ready).await;
+    let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
+}
+
+/// Takes connections until `shutdown` and returns those that are open.
+async fn accept(
+    app: &Router,
+    listener: &TcpListener,
+    limits: HttpLimits,
+    shutdown: impl Future<Output = ()> + Send,
+) -> GracefulShutdown {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_time).max_buf_size(limits.header_bytes);
     builder.http2().timer(TokioTimer::new()).max_header_list_size(limits.header_bytes as u32);
@@ -81,8 +101,5 @@ pub async fn serve(
             drop(place);
         });
     }
-    drop(listener);
-    service.engine.drain().await;
-    // Streams have ended by now; a reader that takes nothing does not hold the process up.
-    let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
+    open
 }
