@@ -8,8 +8,8 @@ use palimpsest_calibrate::report::{LayerReport, TOP_SHARE, compare};
 use palimpsest_calibrate::{collect, corpus};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_proto::internal::v1::ModelInfo;
-use palimpsest_worker::policy::retention::RetentionScorer;
-use palimpsest_worker::reconstruct;
+use palimpsest_worker::indexer::Indexer;
+use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction};
 use std::collections::HashMap;
 
 /// Trains, reports on held-out documents, writes the indexer.
@@ -25,30 +25,15 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
     let prefix = user_prefix(&info)?;
     let documents = corpus::documents(&text, &tokenizer, &prefix, (args.documents, args.tokens), args.seed)?;
-    let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(reconstruct::INSTRUCTION, false)?;
+    let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
     let (layers, kv_heads) = (info.layers as usize, info.kv_heads as usize);
     let hidden = rank.runner.decoder().config().hidden;
-    reconstruct::prepare(&mut rank.runner);
+    let reconstruction = Reconstruction::new(&mut rank.runner, instruction);
     let mut sums = vec![Sums::new(hidden, kv_heads); layers];
     let bar = term::progress(documents.len() as u64, "calibrating");
     for (index, document) in documents.iter().enumerate() {
-        if let Ok(dir) = std::env::var("DUMP") {
-            let path = format!("{dir}/{index:03}.bin");
-            if !std::path::Path::new(&path).exists() {
-                let sample = collect::sample(&mut rank.runner, document, &instruction)?;
-                let mut bytes: Vec<u8> = Vec::new();
-                bytes.extend((sample.len as u32).to_le_bytes());
-                document.iter().for_each(|t| bytes.extend(t.to_le_bytes()));
-                for h in sample.hidden.iter().chain(&sample.targets) {
-                    h.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
-                }
-                std::fs::write(path, bytes)?;
-            }
-            bar.inc(1);
-            continue;
-        }
         if index % args.holdout != args.holdout - 1 {
-            let sample = collect::sample(&mut rank.runner, document, &instruction)?;
+            let sample = collect::sample(&mut rank.runner, &reconstruction, document)?;
             for (layer, sums) in sums.iter_mut().enumerate() {
                 sums.add(&sample, layer);
             }
@@ -56,19 +41,21 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         bar.inc(1);
     }
     let fitted = sums.iter().enumerate().map(|(layer, sums)| sums.solve(args.ridge, layer));
-    let mut scorer = RetentionScorer {
-        layers: fitted.collect::<Result<_, _>>()?,
+    let mut scorer = Indexer {
         kv_heads,
         hidden,
+        retention: fitted.collect::<Result<_, _>>()?,
+        query: None,
+        associative: None,
         metadata: metadata(args, &info),
     };
     let held_out = documents.iter().skip(args.holdout - 1).step_by(args.holdout);
     let mut report = vec![LayerReport::default(); layers];
     let count = held_out.len() as f64;
     for document in held_out {
-        let sample = collect::sample(&mut rank.runner, document, &instruction)?;
+        let sample = collect::sample(&mut rank.runner, &reconstruction, document)?;
         for (layer, report) in report.iter_mut().enumerate() {
-            let scores = predict(&scorer.layers[layer], &sample.hidden[layer], kv_heads);
+            let scores = predict(&scorer.retention[layer], &sample.hidden[layer], kv_heads);
             let found = compare(&scores, &sample.targets[layer], kv_heads);
             report.rank_correlation += found.rank_correlation / count;
             report.recall += found.recall / count;

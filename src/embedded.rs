@@ -8,7 +8,7 @@ use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_worker::collective::local::LocalGroup;
-use palimpsest_worker::policy::retention::RetentionScorer;
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::rank::{Rank, RankOptions};
 use palimpsest_worker::shard::Place;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ pub fn open_part(
         },
         arena_bytes: args.kv_memory_mib.saturating_mul(1 << 20),
         stride: args.stride,
-        scorer: scorer(args)?,
+        indexer: indexer(args)?,
         default_kv: kv.wire(),
         place,
     };
@@ -78,13 +78,13 @@ const BUILT_IN: &[u8] = include_bytes!("../assets/indexers/smollm2-135m-instruct
 
 /// The indexer the operator named, else the one built in for the default model. A model without one runs with untrained
 /// policies only; `serve` says which policy is the default.
-fn scorer(args: &ModelArgs) -> anyhow::Result<Option<RetentionScorer>> {
+fn indexer(args: &ModelArgs) -> anyhow::Result<Option<Indexer>> {
     let Some(path) = &args.indexer else {
         let built_in = args.model == pull::DEFAULT_MODEL;
-        return Ok(if built_in { Some(RetentionScorer::parse(BUILT_IN)?) } else { None });
+        return Ok(if built_in { Some(Indexer::parse(BUILT_IN)?) } else { None });
     };
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the indexer {}", path.display()))?;
-    Ok(Some(RetentionScorer::parse(&bytes)?))
+    Ok(Some(Indexer::parse(&bytes)?))
 }
 
 /// Number of the only epoch of ranks that are threads: they fail together or not at all.

@@ -3,8 +3,8 @@
 use crate::args::InspectArgs;
 use crate::term::bytes;
 use anyhow::Context;
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::model::Description;
-use palimpsest_worker::policy::retention::RetentionScorer;
 
 /// Prints a description of a model or an indexer.
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ fn json(description: &Description) -> serde_json::Value {
 
 fn indexer(args: &InspectArgs) -> anyhow::Result<()> {
     let file = std::fs::read(&args.path).with_context(|| format!("cannot read {}", args.path.display()))?;
-    let scorer = RetentionScorer::parse(&file)?;
+    let scorer = Indexer::parse(&file)?;
     let metadata: std::collections::BTreeMap<_, _> = scorer.metadata.iter().collect();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&metadata)?);

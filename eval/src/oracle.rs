@@ -3,18 +3,16 @@
 use crate::prompt::Prompt;
 use crate::{Error, Result, TextSide};
 use palimpsest_kernels::Backend;
-use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::policy::oracle::{Oracle, ScoreTable};
-use palimpsest_worker::reconstruct;
+use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction};
 use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
 use std::sync::{Arc, RwLock};
 
 /// Fills the oracle's table, once per prompt.
 pub struct Foresight {
     table: Arc<RwLock<ScoreTable>>,
     context: Vec<u32>,
-    instruction: Vec<u32>,
+    reconstruction: Reconstruction,
 }
 
 impl Foresight {
@@ -30,11 +28,11 @@ impl Foresight {
         if !policies.iter().any(|p| p == Oracle::NAME) {
             return Ok(None);
         }
-        reconstruct::prepare(runner);
+        let reconstruction = Reconstruction::new(runner, side.encode(INSTRUCTION)?);
         let oracle = Oracle::default();
         let table = oracle.table();
         runner.add_policy(Arc::new(oracle));
-        Ok(Some(Self { table, context: Vec::new(), instruction: side.encode(reconstruct::INSTRUCTION)? }))
+        Ok(Some(Self { table, context: Vec::new(), reconstruction }))
     }
 
     /// Looks ahead for `prompt`, unless it did so last.
@@ -45,15 +43,14 @@ impl Foresight {
         if self.context == prompt.context {
             return Ok(());
         }
-        let tokens = 2 * prompt.context.len() + self.instruction.len();
-        let needed = runner.full_cache_bytes(tokens);
+        let needed = runner.full_cache_bytes(self.reconstruction.positions(prompt.context.len()));
         if needed > runner.arena_bytes() {
             let mib = needed.div_ceil(1 << 20);
             return Err(Error::Spec(format!("the oracle reads a context twice: raise --kv-memory-mib to {mib}")));
         }
-        let mut session = Session::open(runner, reconstruct::contract())?;
-        session.feed(&prompt.context, Logits::None)?;
-        let found = reconstruct::repeat(&mut session, &prompt.context, &self.instruction)?;
+        let mut session = self.reconstruction.open(runner)?;
+        let surprisals = self.reconstruction.read(&mut session, &prompt.context)?;
+        let found = self.reconstruction.repeat(&mut session, &prompt.context, &surprisals)?;
         session.close();
         *self.table.write().expect("no reader panics") = found;
         self.context.clone_from(&prompt.context);

@@ -88,7 +88,8 @@ fn prefill(backend: &CpuBackend, threads: usize, kv: KvType, rows: usize, slots:
         flops / seconds / threads as f64 / 1e9,
         flops / best / threads as f64 / 1e9
     );
-    let items: Vec<_> = items.into_iter().map(|attend| ObserveItem { attend, reduce: Reduce::Sum }).collect();
+    let items: Vec<_> =
+        items.into_iter().map(|attend| ObserveItem { attend, reduce: Reduce::Sum, row_weights: None }).collect();
     let mut weights = vec![Vec::new(); items.len()];
     let seconds = median(7, || backend.observe(SHAPE, &pages, &q, &items, &mut weights).expect("valid call"));
     println!("{threads} threads  {kv:?}  observe   {rows:>4} rows x {slots:>5} slots  {:>8.3} ms", seconds * 1e3);

@@ -186,6 +186,62 @@ pub struct ObserveItem<'a> {
     pub attend: AttentionItem<'a>,
     /// Reduction over the rows; the `G` query heads of a row are averaged first for `Sum`, maximised for `Max`.
     pub reduce: Reduce,
+    /// What the probabilities of each row are multiplied with (`rows.len()` entries, at least 0); `None`: 1.
+    pub row_weights: Option<&'a [f32]>,
+}
+
+/// Learned part of one layer's associative memory: linear features `phi(z) = features * z` and a gate per KV head.
+///
+/// Source: IndexMem (arXiv 2605.25475), latent memory.
+#[derive(Debug, Clone, Copy)]
+pub struct AssociativeLayer<'a> {
+    /// `[F, D]`; a memory may use fewer features, then the first ones.
+    pub features: &'a [f32],
+    /// Gates of this rank's KV heads `[K]`.
+    pub gates: &'a [f32],
+}
+
+impl AssociativeLayer<'_> {
+    /// Smallest denominator of a readout.
+    pub const LEAST_MASS: f32 = 1e-6;
+}
+
+/// Associative memory of one KV head of one sequence, read by [`Backend::readout`].
+#[derive(Debug, Clone)]
+pub struct ReadoutItem<'a> {
+    /// Token rows of this sequence in the step.
+    pub rows: Range<usize>,
+    /// KV head of this rank.
+    pub kv_head: usize,
+    /// `A = sum phi(k) v` over evicted entries, `[f, D]`.
+    pub sums: &'a [f32],
+    /// `b = sum phi(k)^2`, `[f]`.
+    pub norms: &'a [f32],
+}
+
+/// Heads and width of a pairwise indexer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexShape {
+    /// Indexer heads of one KV head.
+    pub heads: usize,
+    /// Width of indexer queries and keys.
+    pub dim: usize,
+}
+
+/// New queries and all slots of one KV head of one sequence, for [`Backend::index`]. Arrays are on the host, as all that
+/// policies store is.
+#[derive(Debug)]
+pub struct IndexItem<'a> {
+    /// New rows `R`, whose own slots are the last ones: row `i` sees slots `0 .. L - R + i + 1`.
+    pub rows: usize,
+    /// Indexer queries `[R, heads, dim]`.
+    pub queries: &'a [f32],
+    /// Weights of the heads `[R, heads]`.
+    pub weights: &'a [f32],
+    /// Indexer keys of the slots `[L, dim]`.
+    pub keys: &'a [f32],
+    /// Largest score of each slot so far `[L]`; negative infinity where no query has seen it.
+    pub scores: &'a mut [f32],
 }
 
 /// Compaction of one KV head at a boundary.
@@ -290,6 +346,19 @@ pub trait Backend: Send + Sync + 'static {
         items: &[ObserveItem<'_>],
         out: &mut [Vec<f32>],
     ) -> Result<()>;
+    /// Adds the readout of associative memories to attention outputs: for every query head of an item's KV head
+    /// `out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, LEAST_MASS)`. `q`, `out`: `[T, H, D]`.
+    fn readout(
+        &self,
+        shape: QkvShape,
+        layer: AssociativeLayer<'_>,
+        q: &Self::Buffer,
+        items: &[ReadoutItem<'_>],
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// Raises the slots' scores to the largest over the new rows of `sum_h weight[h] * relu(<query[h], key>)`, the
+    /// lightning indexer of IndexMem (arXiv 2605.25475).
+    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()>;
     /// Moves kept slots to the front, in order. The stored bits of a slot do not change.
     fn compact(&self, pages: &mut Self::Pages, items: &[CompactItem<'_>]) -> Result<()>;
     /// Rotates cached keys by `delta * inv_freq[i]` (`inv_freq`: `[D/2]`), rounding once to the stored type.

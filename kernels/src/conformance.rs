@@ -11,6 +11,7 @@
 
 mod cache;
 mod dense;
+mod latent;
 
 use crate::backend::{Backend, HeadPages, KvType, PageId, PageShape};
 use crate::error::Error;
@@ -111,6 +112,8 @@ pub fn run<B: Backend>(backend: &B, kv: KvType, tolerance: Tolerance, seed: u64)
     cache::attention(&mut suite)?;
     cache::boundary(&mut suite)?;
     cache::refusals(&mut suite)?;
+    latent::readout(&mut suite)?;
+    latent::index(&mut suite)?;
     Ok(suite.outcomes)
 }
 

@@ -16,7 +16,8 @@ pub mod error;
 pub mod reference;
 
 pub use backend::{
-    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape,
-    Reduce, RotateItem, SplitItem, SplitQkv, WeightType, WeightView,
+    AssociativeLayer, AttentionItem, Backend, CentroidView, CompactItem, HeadPages, IndexItem, IndexShape, KvType,
+    ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SplitItem, SplitQkv, WeightType,
+    WeightView,
 };
 pub use error::{Error, Result};

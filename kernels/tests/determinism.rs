@@ -124,7 +124,9 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
             results[i].0.extend_from_slice(&out[starts[i] * width..(starts[i] + part.len()) * width]);
             if part.end == sequences[i].rows {
                 let own = items[i * kv_heads..(i + 1) * kv_heads].iter();
-                let own: Vec<_> = own.map(|item| ObserveItem { attend: last_row(item), reduce: Reduce::Sum }).collect();
+                let own: Vec<_> = own
+                    .map(|item| ObserveItem { attend: last_row(item), reduce: Reduce::Sum, row_weights: None })
+                    .collect();
                 let mut observed = vec![Vec::new(); kv_heads];
                 backend.observe(shape, &pages, &q, &own, &mut observed).expect("valid arguments");
                 results[i].1 = observed;

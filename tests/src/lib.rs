@@ -6,11 +6,14 @@ pub mod service;
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
+use palimpsest_worker::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_worker::model::Model;
 use palimpsest_worker::model::decoder::Decoder;
 use palimpsest_worker::policy;
-use palimpsest_worker::policy::retention::{LayerScorer, RetentionScorer};
+use palimpsest_worker::policy::query::{QueryLayer, QueryWeights};
+use palimpsest_worker::policy::retention::LayerScorer;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::shard::{Place, Shard};
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -104,17 +107,36 @@ fn tensors(seed: u64) -> Vec<u8> {
     serialize(views, None).expect("a valid file")
 }
 
-/// A random scorer for the tiny model, with rates, so that rankings change with age.
-pub fn tiny_scorer(seed: u64) -> RetentionScorer {
+/// A random indexer for the tiny model, with rates, so that rankings change with age.
+pub fn tiny_indexer(seed: u64) -> Indexer {
     let layer = |l: u64| LayerScorer {
         weight: random(seed ^ l, KV_HEADS * HIDDEN),
         bias: random(seed ^ l ^ 77, KV_HEADS),
         rate: random(seed ^ l ^ 99, KV_HEADS).into_iter().map(|r| -500.0 * r.abs()).collect(),
     };
-    RetentionScorer {
-        layers: (0..LAYERS as u64).map(layer).collect(),
+    let (heads, dim, features) = (2, 4, 8);
+    let rows = KV_HEADS * QueryWeights::rows(heads, dim);
+    let query = |l: u64| QueryLayer {
+        weight: random(seed ^ l ^ 11, rows * HIDDEN),
+        bias: random(seed ^ l ^ 13, rows),
+        norm: random(seed ^ l ^ 17, KV_HEADS * 4 * dim).into_iter().map(|v| 1.0 + 0.5 * v).collect(),
+        offset: random(seed ^ l ^ 19, KV_HEADS),
+    };
+    let memory = |l: u64| AssociativeLayerWeights {
+        features: random(seed ^ l ^ 23, features * HEAD_DIM),
+        gates: random(seed ^ l ^ 29, KV_HEADS),
+    };
+    let layers = 0..LAYERS as u64;
+    Indexer {
         kv_heads: KV_HEADS,
         hidden: HIDDEN,
+        retention: layers.clone().map(layer).collect(),
+        query: Some(Arc::new(QueryWeights { heads, dim, layers: layers.clone().map(query).collect() })),
+        associative: Some(Arc::new(AssociativeWeights {
+            features,
+            head_dim: HEAD_DIM,
+            layers: layers.map(memory).collect(),
+        })),
         metadata: std::collections::HashMap::new(),
     }
 }
@@ -140,11 +162,11 @@ impl Default for EngineOptions {
     }
 }
 
-/// A runner over the model at `path` with an arena of 64 MiB and, for the tiny model, the tiny scorer.
+/// A runner over the model at `path` with an arena of 64 MiB and, for the tiny model, the tiny indexer.
 ///
 /// # Panics
 /// When the model cannot be opened.
-pub fn engine(path: &Path, options: EngineOptions, scorer: Option<&RetentionScorer>) -> Runner<CpuBackend> {
+pub fn engine(path: &Path, options: EngineOptions, indexer: Option<&Indexer>) -> Runner<CpuBackend> {
     let backend =
         CpuBackend::new(CpuOptions { threads: Some(options.threads), activations: options.activations, simd: None });
     let model = Model::open(path).expect("a model");
@@ -152,8 +174,8 @@ pub fn engine(path: &Path, options: EngineOptions, scorer: Option<&RetentionScor
     let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride, &mut |_| {})
         .expect("weights that load");
     let mut runner = Runner::new(decoder, options.kv, 64 << 20, policy::heuristics()).expect("an arena");
-    if let Some(scorer) = scorer {
-        runner.set_scorer(Arc::new(scorer.clone())).expect("a scorer of this shape");
+    if let Some(indexer) = indexer {
+        runner.set_indexer(Arc::new(indexer.clone())).expect("a indexer of this shape");
     }
     runner
 }

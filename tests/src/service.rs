@@ -7,7 +7,7 @@ use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};
-use palimpsest_worker::policy::retention::RetentionScorer;
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::rank::{Rank, RankOptions};
 use palimpsest_worker::shard::Place;
 use std::path::Path;
@@ -28,14 +28,14 @@ pub struct TestService {
 ///
 /// # Panics
 /// When any part of it cannot start.
-pub async fn serve(path: &Path, scorer: Option<RetentionScorer>, arena_bytes: usize, config: Config) -> TestService {
+pub async fn serve(path: &Path, indexer: Option<Indexer>, arena_bytes: usize, config: Config) -> TestService {
     let options = RankOptions {
         model: path.to_owned(),
         name: "tiny".into(),
         kv: KvType::F16,
         arena_bytes,
         stride: crate::STRIDE as u32,
-        scorer,
+        indexer,
         default_kv: KvContract { budget: 48, ..Default::default() },
         place: Place::ALONE,
     };

@@ -5,7 +5,7 @@ use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{FinishReason, GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
 use palimpsest_tests::service::{ask, serve};
-use palimpsest_tests::{EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, engine, random, tiny_model, tiny_scorer};
+use palimpsest_tests::{EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, engine, random, tiny_indexer, tiny_model};
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
@@ -29,7 +29,7 @@ fn request(ids: &[u32], policy: &str, budget: u32, max_tokens: u32) -> GenerateR
 
 /// Greedy tokens of the engine alone, under the contract the service said it used.
 fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> Vec<u32> {
-    let mut runner = engine(path, EngineOptions::default(), Some(&tiny_scorer(5)));
+    let mut runner = engine(path, EngineOptions::default(), Some(&tiny_indexer(5)));
     let contract = Contract::parse(kv).expect("a contract the service accepted");
     let mut session = Session::open(&mut runner, contract).expect("a valid contract");
     let mut logits = session.feed(ids, Logits::Last).expect("a step");
@@ -47,7 +47,7 @@ fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_share_steps_answer_as_if_alone() {
     let model = tiny_model(11);
-    let service = serve(model.path(), Some(tiny_scorer(5)), ARENA, Config::default()).await;
+    let service = serve(model.path(), Some(tiny_indexer(5)), ARENA, Config::default()).await;
     let policies = ["full", "window", "retention", "h2o", "tova", "random", "keydiff", "snapkv"];
     let prompts: Vec<_> = (0..policies.len()).map(|i| prompt(40 + i as u64, 20 + 45 * i)).collect();
     let asked: Vec<_> = policies
@@ -70,7 +70,7 @@ async fn streams_that_share_steps_answer_as_if_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_says_what_was_held_and_evicted() {
     let model = tiny_model(12);
-    let service = serve(model.path(), Some(tiny_scorer(5)), ARENA, Config::default()).await;
+    let service = serve(model.path(), Some(tiny_indexer(5)), ARENA, Config::default()).await;
     let entry = 2 * HEAD_DIM * 2;
     for policy in ["full", "window", "retention"] {
         let mut request = request(&prompt(3, 333), policy, 40, 10);

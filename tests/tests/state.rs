@@ -5,7 +5,7 @@ use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
 use palimpsest_tests::{
-    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer,
+    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer, tiny_model,
 };
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
@@ -19,11 +19,16 @@ fn tokens(seed: u64, count: usize) -> Vec<u32> {
 /// Every policy with a head budget and a memory that exercise it.
 fn contracts() -> Vec<Contract> {
     let mut all = vec![Contract::full()];
-    for policy in ["window", "random", "h2o", "tova", "snapkv", "knorm", "keydiff", "lagkv", "retention"] {
+    for policy in
+        ["window", "random", "h2o", "tova", "snapkv", "knorm", "keydiff", "lagkv", "retention", "query-indexer"]
+    {
         for head_budget in HeadBudget::ALL {
             all.push(contract(policy, head_budget, 0));
         }
         all.push(contract(policy, HeadBudget::Column, 12));
+    }
+    for policy in ["window", "retention"] {
+        all.push(Contract { memory: "associative".into(), ..contract(policy, HeadBudget::Column, 12) });
     }
     let mut compacted = contract("retention", HeadBudget::Column, 12);
     compacted.positions = Positions::Compacted;
@@ -33,8 +38,8 @@ fn contracts() -> Vec<Contract> {
 
 /// Digest of the state and bits of the logits after `prompt`, read in pieces of `piece` tokens.
 fn outcome(path: &Path, options: EngineOptions, contract: &Contract, prompt: &[u32], piece: usize) -> (u64, Vec<u32>) {
-    let scorer = tiny_scorer(5);
-    let mut runner = engine(path, options, Some(&scorer));
+    let indexer = tiny_indexer(5);
+    let mut runner = engine(path, options, Some(&indexer));
     let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
     let mut logits = Vec::new();
     for part in prompt.chunks(piece) {
@@ -78,14 +83,14 @@ fn different_policies_and_memories_make_different_states() {
 #[test]
 fn later_tokens_do_not_change_earlier_logits() {
     let model = tiny_model(3);
-    let scorer = tiny_scorer(5);
+    let indexer = tiny_indexer(5);
     let (prompt, cut) = (tokens(11, 200), 150);
     let mut other = prompt.clone();
     other[cut..].iter_mut().for_each(|t| *t = (*t + 1) % VOCABULARY as u32);
     // Entries go to the memory at boundaries, and the row that is read next sees them: it must not see its own future.
     for contract in contracts() {
         let logits = |tokens: &[u32]| {
-            let mut runner = engine(model.path(), EngineOptions::default(), Some(&scorer));
+            let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
             let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
             let logits = session.feed(tokens, Logits::All).expect("a step");
             logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
@@ -113,9 +118,9 @@ fn a_budget_that_holds_everything_is_the_full_cache() {
 fn memory_of_a_sequence_stays_within_its_reservation() {
     let model = tiny_model(2);
     let prompt = tokens(4, 400);
-    let scorer = tiny_scorer(5);
+    let indexer = tiny_indexer(5);
     for contract in contracts().into_iter().skip(1) {
-        let mut runner = engine(model.path(), EngineOptions::default(), Some(&scorer));
+        let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
         let wire = wire(&contract);
         let geometry = palimpsest_proto::kv::Geometry {
             layers: LAYERS as u64,
@@ -154,8 +159,8 @@ fn wire(contract: &Contract) -> KvContract {
 
 /// Tokens each sequence samples when the sequences share their steps in different ways.
 fn generate(path: &Path, prompts: &[Vec<u32>], contracts: &[Contract], together: bool) -> Vec<(Vec<u32>, u64)> {
-    let scorer = tiny_scorer(5);
-    let mut runner = engine(path, EngineOptions { threads: 2, ..Default::default() }, Some(&scorer));
+    let indexer = tiny_indexer(5);
+    let mut runner = engine(path, EngineOptions { threads: 2, ..Default::default() }, Some(&indexer));
     let answer = 40;
     let mut states: Vec<(usize, Vec<u32>)> = prompts.iter().map(|_| (0, Vec::new())).collect();
     let mut step = 0;

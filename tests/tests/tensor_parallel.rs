@@ -4,14 +4,14 @@ use palimpsest_coordinator::text::Tokenizer;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_tests::{
-    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_model, tiny_scorer,
+    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer, tiny_model,
 };
 use palimpsest_worker::collective::local::LocalGroup;
 use palimpsest_worker::exchange::Calls;
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::Model;
 use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::policy::retention::RetentionScorer;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::session::Session;
 use palimpsest_worker::shard::Place;
@@ -31,15 +31,10 @@ struct Outcome {
 }
 
 /// One engine for each rank, which have joined one epoch.
-fn group(
-    path: &Path,
-    world_size: usize,
-    options: EngineOptions,
-    scorer: Option<&RetentionScorer>,
-) -> Vec<Runner<CpuBackend>> {
+fn group(path: &Path, world_size: usize, options: EngineOptions, indexer: Option<&Indexer>) -> Vec<Runner<CpuBackend>> {
     let rank = |(rank, end)| {
         let place = Place { rank, world_size };
-        let mut runner = engine(path, EngineOptions { place, ..options }, scorer);
+        let mut runner = engine(path, EngineOptions { place, ..options }, indexer);
         if world_size > 1 {
             runner.join(1, Some(Arc::new(end)));
         }
@@ -111,10 +106,11 @@ fn tokens(seed: u64, count: usize) -> Vec<u32> {
 /// Contracts whose scores, memories and positions take different ways through a rank.
 fn contracts() -> Vec<Contract> {
     let mut all = vec![Contract::full(), contract("window", HeadBudget::Uniform, 0)];
-    for policy in ["random", "retention", "h2o", "snapkv", "keydiff"] {
+    for policy in ["random", "retention", "query-indexer", "h2o", "snapkv", "keydiff"] {
         all.extend(HeadBudget::ALL.map(|budget| contract(policy, budget, 0)));
     }
     all.push(contract("retention", HeadBudget::Column, 12));
+    all.push(Contract { memory: "associative".into(), ..contract("retention", HeadBudget::Column, 12) });
     for budget in HeadBudget::ALL {
         all.push(Contract { positions: Positions::Compacted, ..contract("retention", budget, 12) });
     }
@@ -127,15 +123,15 @@ const EXACT: EngineOptions =
 
 #[test]
 fn every_number_of_ranks_gives_the_answer_of_one() {
-    let (model, scorer) = (tiny_model(1), tiny_scorer(5));
+    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
     let prompt = tokens(9, 300);
     for contract in contracts() {
-        let one = answer(&mut group(model.path(), 1, EXACT, Some(&scorer)), &contract, &prompt, 24);
+        let one = answer(&mut group(model.path(), 1, EXACT, Some(&indexer)), &contract, &prompt, 24);
         // From 4 on ranks share KV heads, unevenly and evenly.
         let sees_all_heads = ["h2o", "snapkv"].contains(&contract.policy.as_str());
         let sizes = if sees_all_heads { &[2, 3][..] } else { &[2, 3, 4, 6] };
         for &world_size in sizes {
-            let many = answer(&mut group(model.path(), world_size, EXACT, Some(&scorer)), &contract, &prompt, 24);
+            let many = answer(&mut group(model.path(), world_size, EXACT, Some(&indexer)), &contract, &prompt, 24);
             assert_eq!(many.answer, one.answer, "{world_size} ranks, {contract:?}");
             let agreement = agreement(&one, &many);
             assert!(agreement >= 0.999, "{world_size} ranks agree on {agreement} of the entries, {contract:?}");
@@ -156,9 +152,9 @@ fn policies_that_observe_attention_are_refused_where_heads_are_shared() {
 }
 
 /// The shipped indexer of the default model.
-fn trained() -> RetentionScorer {
+fn trained() -> Indexer {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/indexers/smollm2-135m-instruct.safetensors");
-    RetentionScorer::parse(&std::fs::read(file).expect("a file of the repository")).expect("an indexer")
+    Indexer::parse(&std::fs::read(file).expect("a file of the repository")).expect("an indexer")
 }
 
 #[test]
@@ -171,14 +167,14 @@ fn the_default_model_answers_alike() {
     let tokenizer =
         Tokenizer::from_bytes(&model.tokenizer().expect("a tokenizer").tokenizer_json).expect("a tokenizer");
     let text = tokenizer.encode(include_str!("../../assets/gpl-3.0.txt"), false).expect("ids");
-    let scorer = trained();
+    let indexer = trained();
     let options = EngineOptions { stride: 256, ..EXACT };
     let window = Contract { budget: Some(300), sinks: 4, window: 128, ..contract("window", HeadBudget::Uniform, 0) };
     let learned = Contract { budget: Some(300), sinks: 4, window: 64, ..contract("retention", HeadBudget::Column, 32) };
     for (contract, prompt) in [window, learned].iter().zip(text.chunks_exact(1000)) {
-        let one = answer(&mut group(&path, 1, options, Some(&scorer)), contract, prompt, 12);
+        let one = answer(&mut group(&path, 1, options, Some(&indexer)), contract, prompt, 12);
         for world_size in [2, 3, 6] {
-            let many = answer(&mut group(&path, world_size, options, Some(&scorer)), contract, prompt, 12);
+            let many = answer(&mut group(&path, world_size, options, Some(&indexer)), contract, prompt, 12);
             assert_eq!(many.answer, one.answer, "{world_size} ranks, {contract:?}");
             let agreement = agreement(&one, &many);
             assert!(agreement >= 0.999, "{world_size} ranks agree on {agreement} of the entries, {contract:?}");
@@ -197,14 +193,14 @@ fn the_default_model_answers_alike() {
 /// small sums more at a boundary that evicts.
 #[test]
 fn nothing_is_exchanged_beyond_the_usual() {
-    let (model, scorer) = (tiny_model(1), tiny_scorer(5));
+    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
     let (prompt, answer_tokens) = (tokens(9, 96), 4);
     let steps = 96 / STRIDE + answer_tokens;
     let sums = steps * (1 + 2 * LAYERS as u64);
     for head_budget in HeadBudget::ALL {
         let contract = contract("retention", head_budget, 0);
         let many =
-            answer(&mut group(model.path(), 3, EXACT, Some(&scorer)), &contract, &prompt, answer_tokens as usize);
+            answer(&mut group(model.path(), 3, EXACT, Some(&indexer)), &contract, &prompt, answer_tokens as usize);
         // Budget 40: boundaries at 48, 64, 80 and 96 evict.
         let counts = if head_budget == HeadBudget::Group { 4 * 5 } else { 0 };
         let usual = Calls { sums, gathers: 1 + answer_tokens, counts };
@@ -216,11 +212,11 @@ fn nothing_is_exchanged_beyond_the_usual() {
 /// the stated cap more.
 #[test]
 fn a_rank_holds_its_heads_share() {
-    let (model, scorer) = (tiny_model(1), tiny_scorer(5));
+    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
     let prompt = tokens(9, 96);
     for head_budget in HeadBudget::ALL {
         let contract = contract("retention", head_budget, 0);
-        let many = answer(&mut group(model.path(), KV_HEADS, EXACT, Some(&scorer)), &contract, &prompt, 1);
+        let many = answer(&mut group(model.path(), KV_HEADS, EXACT, Some(&indexer)), &contract, &prompt, 1);
         for kv_head in 0..KV_HEADS {
             let own = many.kept.iter().filter(|(head, _)| head.1 == kv_head).map(|(_, kept)| kept.len()).sum::<usize>();
             // The answer's token came after the last boundary.

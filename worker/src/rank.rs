@@ -1,12 +1,12 @@
 //! Opening a rank: a model file becomes a [`Runner`] and the [`RankInfo`] that tells the coordinator what it is.
 
 use crate::error::{Error, Result};
+use crate::indexer::Indexer;
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::tokenizer::TokenizerFiles;
-use crate::policy::retention::RetentionScorer;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
 use crate::shard::{Place, Shard};
@@ -31,8 +31,8 @@ pub struct RankOptions {
     pub arena_bytes: usize,
     /// Tokens between two boundaries.
     pub stride: u32,
-    /// Trained scorer for the policy `retention`.
-    pub scorer: Option<RetentionScorer>,
+    /// Trained scorers and memories.
+    pub indexer: Option<Indexer>,
     /// Contract of requests that do not say.
     pub default_kv: KvContract,
     /// Which part of the model this rank holds.
@@ -54,26 +54,28 @@ impl Rank<CpuBackend> {
     /// Opens a rank of a group. One that is not alone needs [`Runner::join`] before its first plan. `progress` is called with the fraction of the weights packed.
     ///
     /// # Errors
-    /// What is wrong with the model or the scorer.
+    /// What is wrong with the model or the indexer.
     pub fn open(backend: CpuBackend, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
         let place = options.place;
         let model = Model::open(&options.model)?;
         let shard = Shard::new(model.config(), place)?;
         let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride.into(), progress)?;
         let mut runner = Runner::new(decoder, options.kv, options.arena_bytes, policy::heuristics())?;
-        if let Some(scorer) = &options.scorer {
-            runner.set_scorer(Arc::new(scorer.clone()))?;
+        if let Some(indexer) = &options.indexer {
+            runner.set_indexer(Arc::new(indexer.clone()))?;
         }
         let tokenizer = model.tokenizer()?;
         let default_kv = default_contract(&options, runner.policies())?;
+        let memories = memories(&options).into_iter().map(str::to_string).collect();
         let mut info = model_info(runner.decoder().config(), tokenizer, runner.policies(), default_kv);
         if !options.name.is_empty() {
             info.name = options.name;
         }
         info.kv_element_bytes = options.kv.bytes() as u32;
         info.stride = options.stride;
+        info.memories = memories;
         let device = runner.decoder().backend().name();
-        let digest = group_digest(&info, model.weights().digest(), options.scorer.as_ref(), &device);
+        let digest = group_digest(&info, model.weights().digest(), options.indexer.as_ref(), &device);
         let info = RankInfo {
             rank: place.rank as u32,
             world_size: place.world_size as u32,
@@ -88,14 +90,12 @@ impl Rank<CpuBackend> {
 }
 
 /// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.
-fn group_digest(info: &ModelInfo, weights: u64, scorer: Option<&RetentionScorer>, device: &str) -> u64 {
+fn group_digest(info: &ModelInfo, weights: u64, indexer: Option<&Indexer>, device: &str) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(&info.encode_to_vec());
     hash.update(&weights.to_le_bytes());
-    for layer in scorer.iter().flat_map(|scorer| &scorer.layers) {
-        for values in [&layer.weight, &layer.bias, &layer.rate] {
-            hash.update(bytemuck::cast_slice(values));
-        }
+    if let Some(indexer) = indexer {
+        indexer.digest(&mut hash);
     }
     // Threads may differ, results do not depend on them.
     hash.update(device.split(',').next().unwrap_or(device).as_bytes());
@@ -118,8 +118,9 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
         // The memory pays for its bytes beside the learned policy, and not beside the heuristics: EVALUATION.md.
         kv.memory = if kv.policy == Retention::NAME { "centroid" } else { "none" }.into();
     }
-    if !memory::NAMES.contains(&kv.memory.as_str()) {
-        let names = memory::NAMES.join(", ");
+    let memories = memories(options);
+    if !memories.contains(&kv.memory.as_str()) {
+        let names = memories.join(", ");
         return Err(Error::Contract(format!("memory `{}` is not one of {names}", kv.memory)));
     }
     if kv.head_budget.is_empty() {
@@ -129,6 +130,11 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
         kv.positions = "absolute".into();
     }
     Ok(kv)
+}
+
+/// Memories that requests may name.
+fn memories(options: &RankOptions) -> Vec<&'static str> {
+    memory::names(options.indexer.as_ref().is_some_and(|indexer| indexer.associative.is_some()))
 }
 
 fn model_info(
@@ -155,7 +161,7 @@ fn model_info(
         eos_token: tokenizer.eos_token.unwrap_or_default(),
         eos_ids: tokenizer.eos_ids,
         policies: policies.iter().map(|p| p.name().to_string()).collect(),
-        memories: memory::NAMES.iter().map(|n| (*n).to_string()).collect(),
+        memories: Vec::new(),
         default_kv: Some(default_kv),
     }
 }

@@ -4,11 +4,11 @@
 
 use crate::collective::Collective;
 use crate::error::{Error, Result};
+use crate::indexer::Indexer;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
-use crate::memory::Centroids;
+use crate::memory::{self, MemoryShape};
 use crate::model::decoder::{Arena, Capture, Decoder, Logits, Piece};
-use crate::policy::retention::RetentionScorer;
-use crate::policy::{self, Policy, Retention};
+use crate::policy::{self, Policy, QueryIndexer, Retention};
 use crate::sampler::Sampler;
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::internal::v1 as internal;
@@ -68,14 +68,17 @@ impl<B: Backend> Runner<B> {
         self.policies.push(policy);
     }
 
-    /// Installs a trained scorer and the policy `retention` that ranks by it.
+    /// Installs what was trained for the model, and the policies that rank by it.
     ///
     /// # Errors
     /// [`Error::Indexer`] when it was made for another model.
-    pub fn set_scorer(&mut self, scorer: Arc<RetentionScorer>) -> Result<()> {
-        self.decoder.set_scorer(&scorer)?;
-        self.policies.retain(|p| p.name() != Retention::NAME);
-        self.policies.push(Arc::new(Retention::new(scorer)));
+    pub fn set_indexer(&mut self, indexer: Arc<Indexer>) -> Result<()> {
+        self.decoder.set_indexer(&indexer)?;
+        self.policies.retain(|p| ![Retention::NAME, QueryIndexer::NAME].contains(&p.name()));
+        if let Some(query) = &indexer.query {
+            self.policies.push(Arc::new(QueryIndexer::new(query.clone())));
+        }
+        self.policies.push(Arc::new(Retention::new(indexer)));
         Ok(())
     }
 
@@ -258,7 +261,7 @@ impl<B: Backend> Runner<B> {
 /// An empty cache for one sequence under `contract`.
 ///
 /// # Errors
-/// [`Error::Contract`] for a policy or memory that is not known, or a memory too small for one centroid.
+/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small.
 pub fn new_cache<B: Backend>(
     decoder: &Decoder<B>,
     kv: KvType,
@@ -280,20 +283,14 @@ pub fn new_cache<B: Backend>(
     cache.first_kv_head = kv_heads.start;
     cache.total_kv_heads = config.kv_heads;
     cache.leads = decoder.shard().leads;
-    match cache.contract.memory.as_str() {
-        "none" => {}
-        "centroid" => {
-            let entry_bytes = 2 * config.head_dim * kv.bytes();
-            let slots = Centroids::slots_for(cache.contract.memory_slots as usize, entry_bytes, config.head_dim);
-            if slots == 0 {
-                let entries = cache.contract.memory_slots;
-                return Err(Error::Contract(format!("memory_slots {entries} does not pay for one centroid")));
-            }
-            let heads = config.layers * kv_heads.len();
-            cache.memory = Some(Box::new(Centroids::new(heads, slots, config.head_dim)));
-        }
-        other => return Err(Error::Contract(format!("memory `{other}` is not one of none, centroid"))),
-    }
+    let shape = MemoryShape {
+        layers: config.layers,
+        kv_heads: kv_heads.clone(),
+        head_dim: config.head_dim,
+        entry_bytes: 2 * config.head_dim * kv.bytes(),
+    };
+    let (name, entries) = (&cache.contract.memory, cache.contract.memory_slots);
+    cache.memory = memory::create(name, entries, &shape, decoder.associative())?;
     Ok(cache)
 }
 

@@ -8,7 +8,7 @@ use crate::backend::{
 use crate::reference::ReferenceBackend;
 
 /// Head layouts: of one head, grouped by 2, 3, 4, 7 and 8, of SmolLM2 and of wider heads.
-const SHAPES: [QkvShape; 7] = [
+pub(super) const SHAPES: [QkvShape; 7] = [
     QkvShape { heads: 1, kv_heads: 1, head_dim: 8 },
     QkvShape { heads: 9, kv_heads: 3, head_dim: 64 },
     QkvShape { heads: 4, kv_heads: 2, head_dim: 24 },
@@ -188,10 +188,14 @@ fn attention_case<B: Backend>(suite: &mut Suite<'_, B>, shape: QkvShape, batch: 
 
     let case = format!("observe {shape:?} {batch:?}");
     let reduces = [Reduce::Sum, Reduce::Max];
+    let weights: Vec<f32> = suite.random.values(len).iter().map(|w| w.abs()).collect();
     let items: Vec<ObserveItem<'_>> = items
         .into_iter()
         .enumerate()
-        .map(|(i, attend)| ObserveItem { attend, reduce: reduces[(i + i / kv_heads) % 2] })
+        .map(|(i, attend)| {
+            let row_weights = (i % 3 == 1).then_some(&weights[..attend.rows.len()]);
+            ObserveItem { attend, reduce: reduces[(i + i / kv_heads) % 2], row_weights }
+        })
         .collect();
     let (mut want, mut got) = (vec![Vec::new(); items.len()], vec![Vec::new(); items.len()]);
     ReferenceBackend.observe(shape, &arenas.reference, &q, &items, &mut want).named(&case)?;

@@ -3,9 +3,10 @@
 use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
-use super::{CpuBackend, attention, elementwise, matmul, observe, pages};
+use super::{CpuBackend, attention, elementwise, index, matmul, observe, pages, readout};
 use crate::backend::{
-    AttentionItem, Backend, CompactItem, HeadPages, ObserveItem, PageShape, QkvShape, RotateItem, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, CompactItem, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape,
+    QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 
@@ -123,6 +124,21 @@ impl Backend for CpuBackend {
         out: &mut [Vec<f32>],
     ) -> Result<()> {
         observe::observe(self.exec(), shape, pages, q, items, out)
+    }
+
+    fn readout(
+        &self,
+        shape: QkvShape,
+        layer: AssociativeLayer<'_>,
+        q: &Vec<f32>,
+        items: &[ReadoutItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        readout::readout(self.exec(), shape, layer, q, items, out)
+    }
+
+    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+        index::index(self.exec(), shape, items)
     }
 
     fn compact(&self, pages: &mut CpuPages, items: &[CompactItem<'_>]) -> Result<()> {

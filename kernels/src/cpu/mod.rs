@@ -12,6 +12,7 @@ pub(crate) mod attention_block;
 mod backend;
 pub(crate) mod elementwise;
 pub(crate) mod exp;
+pub(crate) mod index;
 pub(crate) mod lanes;
 pub(crate) mod matmul;
 mod matmul_f32;
@@ -20,6 +21,7 @@ pub(crate) mod observe;
 pub mod pack;
 pub mod pages;
 pub mod quant;
+pub(crate) mod readout;
 
 #[cfg(test)]
 mod matmul_tests;

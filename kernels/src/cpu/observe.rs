@@ -5,6 +5,7 @@ use super::attention::{Call, Head, Unit, check, with_scratch};
 use super::attention_block::{
     BLOCK, CHUNK, ChunkPages, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
 };
+use super::elementwise::at_least;
 use super::lanes::Shared;
 use super::pages::{CpuPages, Element, Exec, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
@@ -28,7 +29,12 @@ pub(crate) fn observe(
         return Err(Error::Shape { op, what: "out", got: out.len(), want: items.len() });
     }
     let rows = q.len() / (shape.heads * shape.head_dim).max(1);
-    items.iter().try_for_each(|item| check(op, shape, pages, rows, &item.attend))?;
+    for item in items {
+        check(op, shape, pages, rows, &item.attend)?;
+        if let Some(weights) = item.row_weights {
+            at_least(op, "row_weights", weights.len(), item.attend.rows.len())?;
+        }
+    }
     with_arena!(pages.data(), arena => run(Call { exec, shape, arena, q }, items, out));
     Ok(())
 }
@@ -82,7 +88,7 @@ fn run<T: Element>(call: Call<'_, T>, items: &[ObserveItem<'_>], out: &mut [Vec<
         let base = item.base(unit);
         // SAFETY: every task has slots of its own.
         let out = unsafe { weights[*head].part(base, CHUNK.min(item.item.slots.len - base)) };
-        reduce(item, unit, items[*head].reduce, &memory[*first..first + 2 * item.rows()], out);
+        reduce(item, unit, &items[*head], &memory[*first..first + 2 * item.rows()], out);
     });
 }
 
@@ -132,11 +138,12 @@ fn normalise_unit<T: Element, U: Element>(
 }
 
 /// Probabilities of the slots of one unit, reduced over the rows in order.
-fn reduce<T: Element>(head: &Head<'_, T>, unit: usize, reduce: Reduce, state: &[f32], out: &mut [f32]) {
+fn reduce<T: Element>(head: &Head<'_, T>, unit: usize, wanted: &ObserveItem<'_>, state: &[f32], out: &mut [f32]) {
     with_scratch(|scratch| {
         let mut bias = [0.0; CHUNK];
         let pages = head.load(unit, true, &mut scratch.pages, &mut bias);
-        let mut into = Reduction { reduce, group: head.group, row: [0.0; CHUNK], out };
+        let (reduce, row_weights) = (wanted.reduce, wanted.row_weights);
+        let mut into = Reduction { reduce, row_weights, group: head.group, row: [0.0; CHUNK], out };
         for first in (0..head.rows()).step_by(TILE) {
             let rows = first..head.rows().min(first + TILE);
             head.pack(rows.clone(), &mut scratch.q);
@@ -179,6 +186,7 @@ fn reduce_tile<T: Element, U: Element>(
 /// The running reduction of one unit.
 struct Reduction<'a> {
     reduce: Reduce,
+    row_weights: Option<&'a [f32]>,
     group: usize,
     /// Sum over the query heads of the current token row.
     row: [f32; CHUNK],
@@ -189,15 +197,17 @@ impl Reduction<'_> {
     /// Adds query row `row`. Rows come in order; those that see nothing of the unit may be left out.
     fn add(&mut self, row: usize, region: Range<usize>, probabilities: &[f32; CHUNK]) {
         let region = region.start..region.end.min(self.out.len());
+        let weight = self.row_weights.map_or(1.0, |weights| weights[row / self.group]);
         match self.reduce {
             Reduce::Max => {
                 for (out, &p) in self.out[region.clone()].iter_mut().zip(&probabilities[region]) {
+                    let p = weight * p;
                     *out = if p > *out { p } else { *out };
                 }
             }
             Reduce::Sum => {
                 for (sum, &p) in self.row[region.clone()].iter_mut().zip(&probabilities[region]) {
-                    *sum += p;
+                    *sum += weight * p;
                 }
                 if row % self.group == self.group - 1 {
                     for (out, sum) in self.out.iter_mut().zip(&mut self.row) {

@@ -94,16 +94,17 @@ pub(super) fn observe(
     out: &mut [Vec<f32>],
 ) -> Result<()> {
     let group = shape.heads / shape.kv_heads;
-    for (ObserveItem { attend, reduce }, out) in items.iter().zip(out) {
+    for (ObserveItem { attend, reduce, row_weights }, out) in items.iter().zip(out) {
         let mut weights: Vec<f64> = out.iter().map(|&weight| f64::from(weight)).collect();
         weights.resize(attend.slots.len, 0.0);
         for i in 0..attend.rows.len() {
             for g in 0..group {
                 let row = probabilities("observe", shape, pages, q, attend, (i, g))?;
+                let scale = row_weights.map_or(1.0, |weights| f64::from(weights[i]));
                 for (weight, p) in weights.iter_mut().zip(row.slots) {
                     match reduce {
-                        Reduce::Sum => *weight += p / group as f64,
-                        Reduce::Max => *weight = weight.max(p),
+                        Reduce::Sum => *weight += scale * p / group as f64,
+                        Reduce::Max => *weight = weight.max(scale * p),
                     }
                 }
             }

@@ -4,10 +4,11 @@
 
 mod attention;
 mod dequant;
+mod latent;
 
 use crate::backend::{
-    AttentionItem, Backend, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, RotateItem,
-    SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, CompactItem, HeadPages, IndexItem, IndexShape, KvType, ObserveItem,
+    PageId, PageShape, QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 
@@ -279,6 +280,23 @@ impl Backend for ReferenceBackend {
         out: &mut [Vec<f32>],
     ) -> Result<()> {
         attention::observe(shape, pages, q, items, out)
+    }
+
+    fn readout(
+        &self,
+        shape: QkvShape,
+        layer: AssociativeLayer<'_>,
+        q: &Vec<f32>,
+        items: &[ReadoutItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        latent::readout(shape, layer, q, items, out);
+        Ok(())
+    }
+
+    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+        latent::index(shape, items);
+        Ok(())
     }
 
     fn compact(&self, pages: &mut ReferencePages, items: &[CompactItem<'_>]) -> Result<()> {

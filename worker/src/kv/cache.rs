@@ -114,7 +114,7 @@ impl SequenceCache {
             return Err(Error::PagesExhausted { needed, free: pool.free() });
         }
         let terms = self.policy.terms();
-        let observes = self.policy.observes().is_some();
+        let keeps_mass = self.policy.keeps_mass();
         let compacted = self.contract.positions == Positions::Compacted;
         let first = u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
         let next_rotary = self.next_rotary as u32;
@@ -127,7 +127,7 @@ impl SequenceCache {
             }
             let len = head.positions.len();
             head.terms.resize(len * terms, 0.0);
-            if observes {
+            if keeps_mass {
                 head.mass.resize(len, 0.0);
             }
         }

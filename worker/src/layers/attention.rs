@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::kv::SequenceCache;
 use crate::model::weights::LayerWeights;
 use crate::policy::Observe;
-use palimpsest_kernels::{AttentionItem, Backend, ObserveItem, QkvShape, SplitItem, SplitQkv};
+use palimpsest_kernels::{AttentionItem, Backend, ObserveItem, QkvShape, ReadoutItem, SplitItem, SplitQkv};
 use std::ops::Range;
 
 /// Attention weights of one layer.
@@ -139,7 +139,33 @@ pub fn attend<B: Backend>(
         .map(|(i, span, h)| attention_item(span, head_index(h), h, visible[i].as_deref()))
         .collect();
     backend.attention(args.shape, pages, q, &items, out)?;
+    read_out(backend, args, spans, q, out)?;
     observe(backend, args, spans, pages, q)
+}
+
+/// Adds what associative memories remember.
+fn read_out<B: Backend>(
+    backend: &B,
+    args: &AttentionArgs<'_, B>,
+    spans: &[Span<'_>],
+    q: &B::Buffer,
+    out: &mut B::Buffer,
+) -> Result<()> {
+    let kv_heads = args.shape.kv_heads;
+    let (mut items, mut weights) = (Vec::new(), None);
+    for span in spans {
+        let Some(memory) = &span.cache.memory else { continue };
+        for kv_head in 0..kv_heads {
+            let Some(found) = memory.readout(args.layer * kv_heads + kv_head) else { continue };
+            // The same for all sequences: they come from the model's one indexer.
+            weights = Some(found.weights);
+            items.push(ReadoutItem { rows: span.rows.clone(), kv_head, sums: found.sums, norms: found.norms });
+        }
+    }
+    match weights {
+        Some(weights) => Ok(backend.readout(args.shape, weights, q, &items, out)?),
+        None => Ok(()),
+    }
 }
 
 fn attention_item<'a>(
@@ -165,6 +191,11 @@ fn observe<B: Backend>(
     for span in spans.iter_mut() {
         let Some(wanted) = span.cache.policy.observes() else { continue };
         let Some(skip) = rows_to_skip(span, wanted, args.stride) else { continue };
+        let observed = span.first_position() + skip as u64..span.cache.seen;
+        let weights = span.cache.policy.row_weights(observed);
+        if weights.as_ref().is_some_and(|weights| weights.iter().all(|w| *w == 0.0)) {
+            continue;
+        }
         let range = args.layer * kv_heads..(args.layer + 1) * kv_heads;
         let mut mass: Vec<Vec<f32>> = range.clone().map(|h| std::mem::take(&mut span.cache.heads[h].mass)).collect();
         let visible: Vec<Option<Vec<u32>>> =
@@ -173,7 +204,7 @@ fn observe<B: Backend>(
             .map(|h| {
                 let mut attend = attention_item(span, range.start + h, h, visible[h].as_deref());
                 attend.rows.start += skip;
-                ObserveItem { attend, reduce: wanted.reduce }
+                ObserveItem { attend, reduce: wanted.reduce, row_weights: weights.as_deref() }
             })
             .collect();
         backend.observe(args.shape, pages, q, &items, &mut mass)?;

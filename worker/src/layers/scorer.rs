@@ -4,11 +4,11 @@ use super::vector;
 use crate::error::Result;
 use crate::layers::attention::Span;
 use crate::policy::Ingest;
-use crate::policy::retention::{LayerScorer, RetentionScorer, TERMS};
+use crate::policy::retention::{LayerScorer, TERMS};
 use palimpsest_kernels::{Backend, WeightType, WeightView};
 use std::ops::Range;
 
-/// A [`RetentionScorer`]'s weights on the device.
+/// The retention scorers' weights on the device.
 pub struct DeviceScorer<B: Backend> {
     layers: Vec<(B::Matrix, B::Buffer)>,
     kv_heads: Range<usize>,
@@ -22,16 +22,16 @@ impl<B: Backend> DeviceScorer<B> {
     ///
     /// # Errors
     /// Those of the kernels.
-    pub fn load(backend: &B, scorer: &RetentionScorer, kv_heads: Range<usize>) -> Result<Self> {
+    pub fn load(backend: &B, layers: &[LayerScorer], hidden: usize, kv_heads: Range<usize>) -> Result<Self> {
         let pack = |layer: &LayerScorer| -> Result<_> {
-            let cols = scorer.hidden;
+            let cols = hidden;
             let weight = &layer.weight[kv_heads.start * cols..kv_heads.end * cols];
             let bytes: Vec<u8> = weight.iter().flat_map(|v| v.to_le_bytes()).collect();
             let rows = kv_heads.len();
             let view = WeightView { dtype: WeightType::F32, rows, cols, bytes: &bytes };
             Ok((backend.load_matrix(&[view])?, vector(backend, &layer.bias[kv_heads.clone()])?))
         };
-        let layers = scorer.layers.iter().map(pack).collect::<Result<_>>()?;
+        let layers = layers.iter().map(pack).collect::<Result<_>>()?;
         Ok(Self { layers, kv_heads, out: backend.alloc(0)?, host: Vec::new(), rows: 0 })
     }
 

@@ -10,12 +10,14 @@ use super::weights::Weights;
 use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
+use crate::indexer::Indexer;
 use crate::kv::boundary::{self, BoundaryContext};
 use crate::kv::{PagePool, SequenceCache};
 use crate::layers::attention::{AttentionArgs, Span, attend};
+use crate::layers::query::DeviceQueryIndexer;
 use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
-use crate::policy::retention::RetentionScorer;
+use crate::memory::associative::AssociativeWeights;
 use crate::shard::{self, Shard};
 use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
 use std::sync::Arc;
@@ -64,8 +66,18 @@ pub struct Piece<'a> {
     pub logits: Logits,
 }
 
-/// Receives hidden states, see [`Decoder::set_capture`].
-pub type Capture = Box<dyn FnMut(usize, &[f32]) + Send>;
+/// What a layer computed for the rows of a step.
+pub struct Captured<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Normalised hidden states that enter attention `[T, E]`.
+    pub hidden: &'a [f32],
+    /// Queries, rotated `[T, H, D]`.
+    pub queries: &'a [f32],
+}
+
+/// Receives what layers compute, see [`Decoder::set_capture`].
+pub type Capture = Box<dyn FnMut(Captured<'_>) + Send>;
 
 /// A model on a device.
 pub struct Decoder<B: Backend> {
@@ -81,6 +93,8 @@ pub struct Decoder<B: Backend> {
     head: Option<B::Matrix>,
     inv_freq: Vec<f32>,
     scorer: Option<DeviceScorer<B>>,
+    query: Option<DeviceQueryIndexer<B>>,
+    associative: Option<Arc<AssociativeWeights>>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     scratch: Scratch<B>,
@@ -156,6 +170,8 @@ impl<B: Backend> Decoder<B> {
             final_norm: vector(&*backend, &weights.final_norm()?)?,
             inv_freq: config.rope.inv_freq(),
             scorer: None,
+            query: None,
+            associative: None,
             capture: None,
             state_digests: Vec::new(),
             scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
@@ -192,18 +208,27 @@ impl<B: Backend> Decoder<B> {
         &self.shard
     }
 
-    /// Makes a trained scorer available to the policy `retention`.
+    /// Makes trained scorers and memories available to the policies and contracts that name them.
     ///
     /// # Errors
-    /// [`Error::Indexer`] when it was made for another model.
-    pub fn set_scorer(&mut self, scorer: &RetentionScorer) -> Result<()> {
-        scorer.check(self.config.layers, self.config.kv_heads, self.config.hidden)?;
-        self.scorer = Some(DeviceScorer::load(&*self.backend, scorer, self.shard.kv_heads.clone())?);
+    /// [`Error::Indexer`] when they were made for another model.
+    pub fn set_indexer(&mut self, indexer: &Indexer) -> Result<()> {
+        let (hidden, kv_heads) = (self.config.hidden, &self.shard.kv_heads);
+        indexer.check(self.config.layers, self.config.kv_heads, (hidden, self.config.head_dim))?;
+        let b = &*self.backend;
+        self.scorer = Some(DeviceScorer::load(b, &indexer.retention, hidden, kv_heads.clone())?);
+        let query = indexer.query.clone().map(|query| DeviceQueryIndexer::load(b, query, hidden, kv_heads.clone()));
+        self.query = query.transpose()?;
+        self.associative = indexer.associative.clone();
         Ok(())
     }
 
-    /// Calls `capture(layer, hidden)` in every layer with the normalised hidden states `[T, E]` that enter attention:
-    /// what scorers are trained on. `None` stops it.
+    /// The trained part of the memory `associative`.
+    pub fn associative(&self) -> Option<&Arc<AssociativeWeights>> {
+        self.associative.as_ref()
+    }
+
+    /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops it.
     pub fn set_capture(&mut self, capture: Option<Capture>) {
         self.capture = capture;
     }
@@ -327,10 +352,13 @@ impl<B: Backend> Decoder<B> {
         if let Some(scorer) = &mut self.scorer {
             scorer.ingest(b, index, &s.h, rows, spans)?;
         }
-        if let Some(capture) = &mut self.capture {
-            let mut hidden = vec![0.0; rows * self.config.hidden];
+        if let Some(query) = &mut self.query {
+            query.ingest(b, index, &s.h, rows, spans)?;
+        }
+        let mut hidden = Vec::new();
+        if self.capture.is_some() {
+            hidden.resize(rows * self.config.hidden, 0.0);
             b.download(&s.h, 0, &mut hidden)?;
-            capture(index, &hidden);
         }
         let attention = &layer.attention;
         b.matmul(&attention.qkv, &s.h, rows, attention.qkv_bias.as_ref(), &mut s.qkv)?;
@@ -345,6 +373,11 @@ impl<B: Backend> Decoder<B> {
             stride: self.stride,
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
+        if let Some(capture) = &mut self.capture {
+            let mut queries = vec![0.0; rows * self.shard.heads() * self.config.head_dim];
+            b.download(&s.q, 0, &mut queries)?;
+            capture(Captured { layer: index, hidden: &hidden, queries: &queries });
+        }
         b.matmul(&attention.output, &s.attended, rows, None, &mut s.h)?;
         self.exchange.sum(b, &mut s.h, rows * self.config.hidden)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;

@@ -4,11 +4,13 @@
 mod attention;
 mod geometry;
 pub mod oracle;
+pub mod query;
 pub mod retention;
 mod simple;
 
 pub use attention::{H2o, SnapKv, Tova};
 pub use geometry::{KNorm, KeyDiff, LagKv};
+pub use query::QueryIndexer;
 pub use retention::Retention;
 pub(crate) use simple::splitmix;
 pub use simple::{Full, RandomPolicy, Window};
@@ -58,6 +60,8 @@ pub enum Ingest<'a> {
     Nothing,
     /// The retention scorer's terms, from the layer's normalised hidden state.
     Retention(&'a Retention),
+    /// The pairwise indexer's keys and scores, likewise.
+    Query(&'a QueryIndexer),
 }
 
 /// Scores slots at a boundary. Implementations are pure functions of their view.
@@ -68,6 +72,15 @@ pub trait Policy: Send + Sync {
     fn comparable(&self) -> bool;
     /// Attention rows to observe.
     fn observes(&self) -> Option<Observe> {
+        None
+    }
+    /// Whether slots carry a number that goes on from step to step: observed attention, or the like.
+    fn keeps_mass(&self) -> bool {
+        self.observes().is_some()
+    }
+    /// What observed attention of each of the rows at `positions` is multiplied with; `None`: 1.
+    fn row_weights(&self, positions: std::ops::Range<u64>) -> Option<Vec<f32>> {
+        let _ = positions;
         None
     }
     /// Whether observed attention starts anew after each boundary.

@@ -2,14 +2,32 @@
 
 use super::{HeadView, Observe, Policy};
 use palimpsest_kernels::Reduce;
+use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
-/// Keeps everything and records the largest attention probability that every slot received.
-pub struct MaxAttention;
+/// What the rows of a sequence count for.
+#[derive(Debug, Clone, Default)]
+pub struct RowWeights {
+    /// Position of the first row that has a weight.
+    pub first: u64,
+    /// Weights of the rows from there on. All other rows count for nothing.
+    pub weights: Vec<f32>,
+}
+
+/// Keeps everything and records the largest weighted attention probability that every slot received.
+#[derive(Default)]
+pub struct MaxAttention {
+    weights: Arc<RwLock<RowWeights>>,
+}
 
 impl MaxAttention {
     /// Name in contracts.
     pub const NAME: &'static str = "max-attention";
+
+    /// Where the weights of the next rows are put.
+    pub fn weights(&self) -> Arc<RwLock<RowWeights>> {
+        self.weights.clone()
+    }
 }
 
 impl Policy for MaxAttention {
@@ -21,6 +39,14 @@ impl Policy for MaxAttention {
     }
     fn observes(&self) -> Option<Observe> {
         Some(Observe { last_rows: None, reduce: Reduce::Max })
+    }
+    fn row_weights(&self, positions: Range<u64>) -> Option<Vec<f32>> {
+        let RowWeights { first, weights } = &*self.weights.read().expect("no writer panics");
+        let of = |position: u64| {
+            let known = position.checked_sub(*first).and_then(|row| weights.get(row as usize));
+            known.copied().unwrap_or(0.0)
+        };
+        Some(positions.map(of).collect())
     }
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         scores.copy_from_slice(head.mass);
