@@ -369,6 +369,10 @@ pub struct CalibrateArgs {
     /// Indexer file to write.
     #[arg(long)]
     pub out: PathBuf,
+    /// Directory for what was read of the documents (some GB), kept for the next calibration. Without it, a directory
+    /// beside the output that is deleted when all went well; a calibration that was interrupted goes on from there.
+    #[arg(long)]
+    pub samples: Option<PathBuf>,
     /// Documents.
     #[arg(long, default_value_t = 48)]
     pub documents: usize,

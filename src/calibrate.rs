@@ -3,13 +3,15 @@
 use crate::args::{CalibrateArgs, KvArgs};
 use crate::{embedded, term};
 use anyhow::{Context, ensure};
-use palimpsest_calibrate::fit::{Sums, predict};
-use palimpsest_calibrate::report::{LayerReport, TOP_SHARE, compare};
-use palimpsest_calibrate::{collect, corpus};
+use indicatif::ProgressBar;
+use palimpsest_calibrate::associative::AssociativeOptions;
+use palimpsest_calibrate::corpus;
+use palimpsest_calibrate::query::QueryOptions;
+use palimpsest_calibrate::report::{Agreement, LayerReport, TOP_SHARE};
+use palimpsest_calibrate::run::{self, Options, Stage};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_proto::internal::v1::ModelInfo;
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction};
+use palimpsest_worker::reconstruct::INSTRUCTION;
 use std::collections::HashMap;
 
 /// Trains, reports on held-out documents, writes the indexer.
@@ -26,48 +28,44 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     let prefix = user_prefix(&info)?;
     let documents = corpus::documents(&text, &tokenizer, &prefix, (args.documents, args.tokens), args.seed)?;
     let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
-    let (layers, kv_heads) = (info.layers as usize, info.kv_heads as usize);
-    let hidden = rank.runner.decoder().config().hidden;
-    let reconstruction = Reconstruction::new(&mut rank.runner, instruction);
-    let mut sums = vec![Sums::new(hidden, kv_heads); layers];
-    let bar = term::progress(documents.len() as u64, "calibrating");
-    for (index, document) in documents.iter().enumerate() {
-        if index % args.holdout != args.holdout - 1 {
-            let sample = collect::sample(&mut rank.runner, &reconstruction, document)?;
-            for (layer, sums) in sums.iter_mut().enumerate() {
-                sums.add(&sample, layer);
-            }
-        }
-        bar.inc(1);
-    }
-    let fitted = sums.iter().enumerate().map(|(layer, sums)| sums.solve(args.ridge, layer));
-    let mut scorer = Indexer {
-        kv_heads,
-        hidden,
-        retention: fitted.collect::<Result<_, _>>()?,
-        query: None,
-        associative: None,
-        metadata: metadata(args, &info),
+    let features = AssociativeOptions::default().features.min(info.head_dim as usize * 2);
+    let options = Options {
+        holdout: args.holdout,
+        ridge: args.ridge,
+        seed: args.seed,
+        query: Some(QueryOptions::default()),
+        memory: Some(AssociativeOptions { features, ..AssociativeOptions::default() }),
+        samples: args.samples.clone().unwrap_or_else(|| args.out.with_extension("samples")),
     };
-    let held_out = documents.iter().skip(args.holdout - 1).step_by(args.holdout);
-    let mut report = vec![LayerReport::default(); layers];
-    let count = held_out.len() as f64;
-    for document in held_out {
-        let sample = collect::sample(&mut rank.runner, &reconstruction, document)?;
-        for (layer, report) in report.iter_mut().enumerate() {
-            let scores = predict(&scorer.retention[layer], &sample.hidden[layer], kv_heads);
-            let found = compare(&scores, &sample.targets[layer], kv_heads);
-            report.rank_correlation += found.rank_correlation / count;
-            report.recall += found.recall / count;
-        }
-    }
-    bar.finish_and_clear();
+    let mut bar: Option<(Stage, ProgressBar)> = None;
+    let model = format!("{} {:016x}", info.name, rank.info.digest);
+    let (mut indexer, report) =
+        run::calibrate(&mut rank.runner, (&documents, instruction), &model, &options, &mut |stage, done, of| {
+            if bar.as_ref().is_none_or(|(shown, _)| *shown != stage) {
+                bar = Some((stage, term::progress(of as u64, name(stage))));
+            }
+            bar.iter().for_each(|(_, bar)| bar.set_position(done as u64));
+        })?;
+    bar.iter().for_each(|(_, bar)| bar.finish_and_clear());
     let mean = print(&report);
-    scorer.metadata.insert("held_out_rank_correlation".into(), format!("{:.3}", mean.rank_correlation));
-    scorer.metadata.insert("held_out_recall".into(), format!("{:.3}", mean.recall));
-    std::fs::write(&args.out, scorer.to_bytes()?).with_context(|| format!("cannot write {}", args.out.display()))?;
+    indexer.metadata = metadata(args, &info);
+    indexer.metadata.insert("held_out_rank_correlation".into(), format!("{:.3}", mean.rank_correlation));
+    indexer.metadata.insert("held_out_recall".into(), format!("{:.3}", mean.recall));
+    std::fs::write(&args.out, indexer.to_bytes()?).with_context(|| format!("cannot write {}", args.out.display()))?;
     println!("{}", args.out.display());
+    if args.samples.is_none() {
+        std::fs::remove_dir_all(&options.samples)
+            .with_context(|| format!("cannot delete {}", options.samples.display()))?;
+    }
     Ok(())
+}
+
+fn name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Reading => "reading",
+        Stage::Scorers => "fitting scorers",
+        Stage::Memories => "fitting memories",
+    }
 }
 
 /// What the chat template puts before a user's text, so that training sees documents where requests have them.
@@ -84,7 +82,7 @@ fn user_prefix(info: &ModelInfo) -> anyhow::Result<String> {
 fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
     let entries = [
         ("model", info.name.clone()),
-        ("target", "ln max attention while the context is repeated".to_string()),
+        ("target", "ln max surprisal-weighted attention while the context is repeated".to_string()),
         ("documents", args.documents.to_string()),
         ("tokens", args.tokens.to_string()),
         ("seed", args.seed.to_string()),
@@ -94,14 +92,23 @@ fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
     entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
 }
 
-fn print(report: &[LayerReport]) -> LayerReport {
-    let mut mean = LayerReport::default();
-    println!("layer  rank correlation  recall of the best {:.0} %", TOP_SHARE * 100.0);
+/// Prints a row per layer; returns the scorers' means.
+fn print(report: &[LayerReport]) -> Agreement {
+    let best = TOP_SHARE * 100.0;
+    println!(
+        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %, attention given back"
+    );
+    println!("layer  retention      query-indexer  associative");
+    let (mut retention, mut query, mut explained) = (Agreement::default(), Agreement::default(), 0.0);
+    let pair = |a: &Agreement| format!("{:.3}  {:.3}", a.rank_correlation, a.recall);
     for (layer, r) in report.iter().enumerate() {
-        println!("{layer:>5}  {:>16.3}  {:>6.3}", r.rank_correlation, r.recall);
-        mean.rank_correlation += r.rank_correlation / report.len() as f64;
-        mean.recall += r.recall / report.len() as f64;
+        let of_query = r.query.as_ref().map_or("-".into(), pair);
+        let given_back = r.explained.map_or("-".into(), |share| format!("{share:.3}"));
+        println!("{layer:>5}  {:<13}  {of_query:<13}  {given_back}", pair(&r.retention));
+        retention.add(r.retention, report.len());
+        query.add(r.query.unwrap_or_default(), report.len());
+        explained += r.explained.unwrap_or_default() / report.len() as f64;
     }
-    println!(" mean  {:>16.3}  {:>6.3}", mean.rank_correlation, mean.recall);
-    mean
+    println!(" mean  {:<13}  {:<13}  {explained:.3}", pair(&retention), pair(&query));
+    retention
 }

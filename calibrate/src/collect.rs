@@ -1,4 +1,4 @@
-//! Forward passes: hidden states of a document and the attention its keys receive while it is repeated.
+//! Forward passes: what every layer computes for a document, and the attention its keys receive while it is repeated.
 
 use crate::{Error, Result};
 use palimpsest_kernels::Backend;
@@ -6,45 +6,78 @@ use palimpsest_worker::reconstruct::Reconstruction;
 use palimpsest_worker::runner::Runner;
 use std::sync::{Arc, Mutex};
 
-/// What one document teaches.
+/// What one document teaches, per decoder layer.
+#[derive(Debug, Default, PartialEq)]
 pub struct Sample {
-    /// Hidden states that enter attention, per layer `[n, E]`.
-    pub hidden: Vec<Vec<f32>>,
-    /// Targets per layer, `[n, K]`: logarithms of the reconstruction target.
-    pub targets: Vec<Vec<f32>>,
     /// Tokens.
     pub len: usize,
+    /// One per decoder layer.
+    pub layers: Vec<LayerSample>,
 }
 
-/// Reads `document` and repeats it.
+/// What one document teaches one layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerSample {
+    /// Normalised hidden states that enter attention `[n, E]`.
+    pub hidden: Vec<f32>,
+    /// Logarithms of the reconstruction target `[n, K]`.
+    pub targets: Vec<f32>,
+    /// Queries, rotated `[n, H, D]`. Empty unless the memory learns from this document, as are keys and values.
+    pub queries: Vec<f32>,
+    /// Keys, rotated `[K, n, D]`.
+    pub keys: Vec<f32>,
+    /// Values `[K, n, D]`.
+    pub values: Vec<f32>,
+}
+
+/// Reads `document` and repeats it. Queries, keys and values are recorded `with_attention`.
 ///
 /// # Errors
 /// [`Error::Arena`] when the document does not fit twice; those of the engine.
-pub fn sample<B: Backend>(runner: &mut Runner<B>, reconstruction: &Reconstruction, document: &[u32]) -> Result<Sample> {
+pub fn sample<B: Backend>(
+    runner: &mut Runner<B>,
+    reconstruction: &Reconstruction,
+    document: &[u32],
+    with_attention: bool,
+) -> Result<Sample> {
     let config = runner.decoder().config().clone();
     let needed = runner.full_cache_bytes(reconstruction.positions(document.len()));
     if needed > runner.arena_bytes() {
         return Err(Error::Arena { tokens: document.len(), needed: needed >> 20 });
     }
-    let hidden = Arc::new(Mutex::new(vec![Vec::new(); config.layers]));
-    let sink = hidden.clone();
+    let layers = Arc::new(Mutex::new(vec![LayerSample::default(); config.layers]));
+    let sink = layers.clone();
     runner.capture(Some(Box::new(move |found| {
         let mut layers = sink.lock().expect("no capture panics");
-        layers.get_mut(found.layer).expect("a layer of the model").extend_from_slice(found.hidden);
+        let layer = layers.get_mut(found.layer).expect("a layer of the model");
+        layer.hidden.extend_from_slice(found.hidden);
+        if with_attention {
+            layer.queries.extend_from_slice(found.queries);
+        }
     })));
     let mut session = reconstruction.open(runner)?;
     let surprisals = reconstruction.read(&mut session, document)?;
     session.runner().capture(None);
+    let mut layers = std::mem::take(&mut *layers.lock().expect("no capture panics"));
+    if with_attention {
+        for (index, layer) in layers.iter_mut().enumerate() {
+            for kv_head in 0..config.kv_heads {
+                let (keys, values) = session.entries(index * config.kv_heads + kv_head)?;
+                layer.keys.extend(keys);
+                layer.values.extend(values);
+            }
+        }
+    }
     let table = reconstruction.repeat(&mut session, document, &surprisals)?;
     drop(session);
-    let len = document.len();
-    let mut targets = vec![vec![0.0; len * config.kv_heads]; config.layers];
+    for layer in &mut layers {
+        layer.targets = vec![0.0; document.len() * config.kv_heads];
+    }
     for (index, scores) in table.heads.iter().enumerate() {
         let (layer, kv_head) = (index / config.kv_heads, index % config.kv_heads);
         for (position, &score) in scores.iter().enumerate() {
-            targets[layer][position * config.kv_heads + kv_head] = score;
+            layers[layer].targets[position * config.kv_heads + kv_head] = score;
         }
     }
-    let hidden = std::mem::take(&mut *hidden.lock().expect("no capture panics"));
-    Ok(Sample { hidden, targets, len })
+    Ok(Sample { len: document.len(), layers })
 }

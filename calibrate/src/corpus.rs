@@ -36,6 +36,11 @@ impl Draws {
         low + (self.next() % (high - low + 1) as u64) as usize
     }
 
+    /// Uniform in [-1, 1).
+    pub fn signed(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
     fn name(&mut self) -> &'static str {
         NAMES[self.between(0, NAMES.len() - 1)]
     }

@@ -1,6 +1,6 @@
 //! Ridge regression per layer by normal equations, in double precision.
 
-use crate::collect::Sample;
+use crate::collect::LayerSample;
 use crate::{Error, Result};
 use palimpsest_worker::policy::retention::LayerScorer;
 
@@ -21,10 +21,10 @@ impl Sums {
         Self { inputs, outputs, gram: vec![0.0; inputs * inputs], cross: vec![0.0; inputs * outputs], rows: 0 }
     }
 
-    /// Adds the rows of layer `layer` of a sample.
-    pub fn add(&mut self, sample: &Sample, layer: usize) {
+    /// Adds the rows of a document.
+    pub fn add(&mut self, sample: &LayerSample) {
         let width = self.inputs - 1;
-        let rows = sample.hidden[layer].chunks_exact(width).zip(sample.targets[layer].chunks_exact(self.outputs));
+        let rows = sample.hidden.chunks_exact(width).zip(sample.targets.chunks_exact(self.outputs));
         let mut x = vec![1.0f32; self.inputs];
         // Single-precision products of one document, summed over documents in double precision.
         let mut gram = vec![0.0f32; self.inputs * self.inputs];
@@ -143,9 +143,9 @@ mod tests {
                 })
             })
             .collect();
-        let sample = Sample { hidden: vec![hidden], targets: vec![targets], len: rows };
+        let sample = LayerSample { hidden, targets, ..LayerSample::default() };
         let mut sums = Sums::new(inputs, outputs);
-        sums.add(&sample, 0);
+        sums.add(&sample);
         let scorer = sums.solve(1e-9, 0).expect("regular");
         for k in 0..outputs {
             for i in 0..inputs {
@@ -153,15 +153,15 @@ mod tests {
             }
             assert!((scorer.bias[k] - truth[k * (inputs + 1) + inputs]).abs() < 1e-4);
         }
-        let predicted = predict(&scorer, &sample.hidden[0], outputs);
-        assert!(predicted.iter().zip(&sample.targets[0]).all(|(p, y)| (p - y).abs() < 1e-3));
+        let predicted = predict(&scorer, &sample.hidden, outputs);
+        assert!(predicted.iter().zip(&sample.targets).all(|(p, y)| (p - y).abs() < 1e-3));
     }
 
     #[test]
     fn equal_rows_without_ridge_are_singular() {
-        let sample = Sample { hidden: vec![vec![1.0; 12]], targets: vec![vec![0.0; 4]], len: 4 };
+        let sample = LayerSample { hidden: vec![1.0; 12], targets: vec![0.0; 4], ..LayerSample::default() };
         let mut sums = Sums::new(3, 1);
-        sums.add(&sample, 0);
+        sums.add(&sample);
         assert!(matches!(sums.solve(0.0, 2), Err(Error::Singular { layer: 2 })));
         assert!(sums.solve(1.0, 2).is_ok());
     }

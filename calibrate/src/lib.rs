@@ -1,28 +1,34 @@
-//! Trains the retention scorer of a model on an ordinary machine, forward-only.
+//! Trains what a model's bounded cache needs, on an ordinary machine, forward-only.
 //!
 //! ```text
-//! documents ▸ pass 1: read the context, capture hidden states x
-//!           ▸ pass 2: repeat the context; target y = ln(max attention each key receives)   (per layer, KV head, key)
-//!           ▸ normal equations of (x, y) per layer ▸ ridge regression ▸ held-out report ▸ indexer file
+//! documents ▸ read: hidden states x, queries, keys and values of every layer, surprisal of every token
+//!           ▸ repeat: target y = ln(largest attention each key receives, weighed by surprisal)  (per layer, KV head, key)
+//!           ▸ samples on disk ▸ fits, a layer at a time ▸ held-out report ▸ indexer file
 //! ```
-//! Source of the target: KVzip's reconstruction score (method section 9); linear scorers per KV head are enough once the
-//! targets are per head (method section 6.7). The model's weights are never touched and nothing is backpropagated.
+//! [`fit`]: linear scorers (policy `retention`) by ridge regression; linear is enough once targets are per KV head (method
+//! section 6.7). [`query`]: the paper's pairwise indexer. [`associative`]: the paper's memory. The latter two by gradients of
+//! their own few parameters. The model's weights are never touched and nothing is propagated back through it.
 //!
-//! The sums are additive over documents, so training needs no memory for hidden states and can be resumed.
+//! Deterministic by seed, up to the processor's vector width. Resumable: samples of documents that were read stay on disk.
 #![forbid(unsafe_code)]
 
+pub mod associative;
 pub mod collect;
 pub mod corpus;
 pub mod fit;
+pub mod gradient;
+pub mod query;
 pub mod report;
+pub mod run;
+pub mod store;
 
 use std::path::PathBuf;
 
 /// Why a calibration cannot be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file of the corpus cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    /// A file of the corpus or a sample cannot be read or written.
+    #[error("cannot read or write {}: {source}", path.display())]
     Io {
         /// File or directory.
         path: PathBuf,
@@ -48,6 +54,14 @@ pub enum Error {
     Singular {
         /// Decoder layer.
         layer: usize,
+    },
+    /// A stored sample cannot be read or written.
+    #[error("{} is no sample: {reason}; delete it", path.display())]
+    Sample {
+        /// File.
+        path: PathBuf,
+        /// Reason.
+        reason: String,
     },
     /// The arena is too small for a document twice.
     #[error("documents of {tokens} tokens need {needed} MiB of cache; raise --kv-memory-mib or lower --tokens")]

@@ -1,20 +1,39 @@
-//! How well scores agree with held-out targets.
+//! How well what was trained agrees with held-out documents.
 
-/// Agreement of one layer on held-out documents, mean over KV heads and documents.
+/// One layer, means over KV heads and documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LayerReport {
+    /// Of the linear scorers.
+    pub retention: Agreement,
+    /// Of the pairwise indexer, if it was trained.
+    pub query: Option<Agreement>,
+    /// Share of what eviction took from attention outputs (squared) that the associative memory gives back, if trained.
+    pub explained: Option<f64>,
+}
+
+/// Agreement of scores and targets.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Agreement {
     /// Spearman's rank correlation.
     pub rank_correlation: f64,
     /// Share of the oracle's best slots that the scores also rank best.
     pub recall: f64,
 }
 
+impl Agreement {
+    /// Adds `found`, one of `count` whose mean this becomes.
+    pub fn add(&mut self, found: Self, count: usize) {
+        self.rank_correlation += found.rank_correlation / count as f64;
+        self.recall += found.recall / count as f64;
+    }
+}
+
 /// Share of slots that counts as best.
 pub const TOP_SHARE: f64 = 0.15;
 
 /// Compares scores and targets `[n, K]` of one document.
-pub fn compare(scores: &[f32], targets: &[f32], kv_heads: usize) -> LayerReport {
-    let mut report = LayerReport::default();
+pub fn compare(scores: &[f32], targets: &[f32], kv_heads: usize) -> Agreement {
+    let mut report = Agreement::default();
     for k in 0..kv_heads {
         let column = |values: &[f32]| values.iter().skip(k).step_by(kv_heads).copied().collect::<Vec<f32>>();
         let (a, b) = (ranks(&column(scores)), ranks(&column(targets)));

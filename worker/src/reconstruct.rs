@@ -80,13 +80,7 @@ impl Reconstruction {
         surprisals: &[f32],
     ) -> Result<ScoreTable> {
         let (least, most) = SURPRISAL;
-        let bounded = match std::env::var("PAL_W").as_deref() {
-            Ok("one") => surprisals.iter().map(|_| 1.0).collect(),
-            Ok("prob") => surprisals.iter().map(|s| (1.0 - (-s).exp()).max(0.01)).collect(),
-            Ok("sqrt") => surprisals.iter().map(|s| s.clamp(least, most).sqrt()).collect(),
-            Ok("square") => surprisals.iter().map(|s| s.clamp(least, most).powi(2)).collect(),
-            _ => surprisals.iter().map(|s| s.clamp(least, most)).collect(),
-        };
+        let bounded = surprisals.iter().map(|s| s.clamp(least, most)).collect();
         session.feed(&self.instruction, Logits::None)?;
         let first = session.cache().seen;
         *self.weights.write().expect("no reader panics") = RowWeights { first, weights: bounded };

@@ -57,6 +57,20 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok(wanted)
     }
 
+    /// Cached keys and values of head `layer * K + kv_head`, `[len, D]` each, as f32.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn entries(&self, head: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let slots = &self.cache.heads[head];
+        let all: Vec<u32> = (0..slots.len() as u32).collect();
+        let size = slots.len() * self.runner.arena.shape.head_dim;
+        let (mut keys, mut values) = (vec![0.0; size], vec![0.0; size]);
+        let backend = &**self.runner.decoder.backend();
+        backend.read_slots(&self.runner.arena.pages, slots.view(slots.len()), &all, &mut keys, &mut values)?;
+        Ok((keys, values))
+    }
+
     /// Digest of everything the next token depends on.
     ///
     /// # Errors

@@ -13,7 +13,7 @@
 
 pub mod boundary;
 pub mod budget;
-mod budget_group;
+pub mod budget_group;
 pub mod cache;
 pub mod contract;
 pub mod pages;

@@ -13,7 +13,7 @@ use super::{HeadView, Ingest, Policy};
 use std::sync::Arc;
 
 /// Added to variances.
-const EPSILON: f32 = 1e-5;
+pub const EPSILON: f32 = 1e-5;
 
 /// Weights of one layer. Rows of a KV head are adjacent: `h*d` of queries, `d` of the key, `h` of head weights.
 #[derive(Debug, Clone, PartialEq)]

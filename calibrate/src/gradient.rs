@@ -1,0 +1,122 @@
+//! Gradient descent for a few thousand parameters: Adam and the products that gradients are made of. The two small models
+//! that are trained here have gradients of a page each, which finite differences check; an autograd library would double
+//! the time it takes to build this program.
+
+use crate::corpus::Draws;
+
+/// Adam (Kingma and Ba, arXiv 1412.6980) on one array, without weight decay.
+pub struct Adam {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    steps: i32,
+}
+
+impl Adam {
+    const DECAY: (f32, f32) = (0.9, 0.999);
+    const EPSILON: f32 = 1e-8;
+
+    /// For `len` parameters.
+    pub fn new(len: usize) -> Self {
+        Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0 }
+    }
+
+    /// One step of size `rate` against `gradient`.
+    pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32], rate: f32) {
+        self.steps += 1;
+        let (keep_first, keep_second) = Self::DECAY;
+        let unbias = |keep: f32| 1.0 / (1.0 - keep.powi(self.steps));
+        let (of_first, of_second) = (unbias(keep_first), unbias(keep_second));
+        let moments = self.first.iter_mut().zip(&mut self.second);
+        for ((p, g), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
+            *first = keep_first * *first + (1.0 - keep_first) * g;
+            *second = keep_second * *second + (1.0 - keep_second) * g * g;
+            *p -= rate * *first * of_first / ((*second * of_second).sqrt() + Self::EPSILON);
+        }
+    }
+}
+
+/// `len` draws from `[-bound, bound)`.
+pub fn uniform(draws: &mut Draws, len: usize, bound: f32) -> Vec<f32> {
+    (0..len).map(|_| draws.signed() * bound).collect()
+}
+
+/// `a · bᵀ`: rows of `a` and of `b` have `width` values.
+pub fn rows_by_rows(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
+    a.chunks_exact(width).flat_map(|a| b.chunks_exact(width).map(move |b| dot(a, b))).collect()
+}
+
+/// `out += aᵀ · b`: rows of `a` have `inner` values, those of `b` and of `out` `width`.
+pub fn add_outer(out: &mut [f32], a: &[f32], b: &[f32], (inner, width): (usize, usize)) {
+    for (a, b) in a.chunks_exact(inner).zip(b.chunks_exact(width)) {
+        for (a, out) in a.iter().zip(out.chunks_exact_mut(width)).filter(|(a, _)| **a != 0.0) {
+            out.iter_mut().zip(b).for_each(|(out, b)| *out += a * b);
+        }
+    }
+}
+
+/// `out += a · b`: rows of `a` have `inner` values, those of `b` and of `out` `width`.
+pub fn add_product(out: &mut [f32], a: &[f32], b: &[f32], (inner, width): (usize, usize)) {
+    for (a, out) in a.chunks_exact(inner).zip(out.chunks_exact_mut(width)) {
+        for (a, b) in a.iter().zip(b.chunks_exact(width)) {
+            out.iter_mut().zip(b).for_each(|(out, b)| *out += a * b);
+        }
+    }
+}
+
+/// Inner product. Eight running sums let the compiler use vector lanes.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a * b);
+    }
+    lanes.iter().sum()
+}
+
+#[cfg(test)]
+/// Checks of gradients.
+pub(crate) mod testing {
+    /// Checks `gradient` of `loss` at `parameters` against central differences, every `every`-th parameter.
+    pub fn check(parameters: &mut [f32], gradient: &[f32], every: usize, loss: &mut dyn FnMut(&[f32]) -> f64) {
+        let step = 5e-4;
+        let largest = gradient.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+        assert!(largest > 0.0, "no gradient at all");
+        for i in (0..parameters.len()).step_by(every) {
+            let at = parameters[i];
+            let mut moved = |to: f32| {
+                parameters[i] = to;
+                loss(parameters)
+            };
+            let slope = ((moved(at + step) - moved(at - step)) / f64::from(2.0 * step)) as f32;
+            parameters[i] = at;
+            let off = (slope - gradient[i]).abs();
+            assert!(off < 0.02 * largest, "parameter {i}: gradient {} where differences say {slope}", gradient[i]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adam_finds_the_bottom_of_a_bowl() {
+        let (mut x, mut adam) = (vec![3.0, -2.0], Adam::new(2));
+        for step in 0..500 {
+            let gradient = [2.0 * (x[0] - 1.0), 20.0 * (x[1] - 4.0)];
+            adam.step(&mut x, &gradient, 0.1 * (1.0 - step as f32 / 500.0));
+        }
+        assert!((x[0] - 1.0).abs() < 1e-2 && (x[1] - 4.0).abs() < 1e-2, "{x:?}");
+    }
+
+    #[test]
+    fn products_are_the_textbook_ones() {
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 2.0, 0.0, 1.0, 1.0]);
+        assert_eq!(rows_by_rows(&a, &b, 3), [7.0, 5.0, 16.0, 11.0]);
+        let mut outer = vec![0.0; 9];
+        add_outer(&mut outer, &a, &b, (3, 3));
+        assert_eq!(outer, [1.0, 4.0, 6.0, 2.0, 5.0, 9.0, 3.0, 6.0, 12.0]);
+        let mut product = vec![0.0; 4];
+        add_product(&mut product, &a, &b, (3, 2));
+        assert_eq!(product, [8.0, 3.0, 20.0, 6.0]);
+    }
+}
