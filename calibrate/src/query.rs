@@ -26,7 +26,7 @@ pub struct QueryOptions {
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { heads: 2, dim: 8, epochs: 8, rate: 3e-3 }
+        Self { heads: 2, dim: 8, epochs: 5, rate: 5e-3 }
     }
 }
 
@@ -103,14 +103,29 @@ fn project(weights: &QueryWeights, kv_head: usize, hidden: &[f32]) -> Vec<f32> {
 fn best_queries(weights: &QueryWeights, tokens: &[f32]) -> Vec<(f32, usize)> {
     let (heads, dim) = (weights.heads, weights.dim);
     let tokens: Vec<&[f32]> = tokens.chunks_exact(QueryWeights::rows(heads, dim)).collect();
-    let score = |t: usize, j: usize| -> f32 {
-        let key = &tokens[j][heads * dim..][..dim];
-        let queries = tokens[t].chunks_exact(dim).take(heads);
-        queries.zip(&tokens[t][(heads + 1) * dim..]).map(|(q, w)| w * dot(q, key).max(0.0)).sum()
-    };
-    let better = |a: (f32, usize), b: (f32, usize)| if b.0 > a.0 { b } else { a };
-    let best = |j: usize| (j..tokens.len()).map(|t| (score(t, j), t)).fold((f32::NEG_INFINITY, j), better);
-    (0..tokens.len()).map(best).collect()
+    // Keys by channel, so that vector lanes run over entries.
+    let channels: Vec<Vec<f32>> =
+        (0..dim).map(|d| tokens.iter().map(|token| token[heads * dim + d]).collect()).collect();
+    let mut best = vec![(f32::NEG_INFINITY, 0); tokens.len()];
+    let (mut scores, mut matches) = (vec![0.0f32; tokens.len()], vec![0.0f32; tokens.len()]);
+    for (t, token) in tokens.iter().enumerate() {
+        // Entry `j` is seen by queries from its own on.
+        let seen = t + 1;
+        scores[..seen].fill(0.0);
+        for (query, weight) in token.chunks_exact(dim).take(heads).zip(&token[(heads + 1) * dim..]) {
+            matches[..seen].fill(0.0);
+            for (q, channel) in query.iter().zip(&channels) {
+                matches[..seen].iter_mut().zip(channel).for_each(|(m, k)| *m += q * k);
+            }
+            scores[..seen].iter_mut().zip(&matches).for_each(|(s, m)| *s += weight * m.max(0.0));
+        }
+        for (best, score) in best.iter_mut().zip(&scores[..seen]) {
+            if *score > best.0 {
+                *best = (*score, t);
+            }
+        }
+    }
+    best
 }
 
 /// Mean squared error of the scores of a document's entries, and its gradient.

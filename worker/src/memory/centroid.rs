@@ -4,7 +4,7 @@
 //! Source: IndexMem++ compressed memory pool (method section 3.8), online form. Centroid `r` stands for `n_r` equal
 //! entries: logit `<q, k_r>/sqrt(D) + ln n_r`.
 
-use super::Memory;
+use super::{Memory, Readout};
 use palimpsest_kernels::CentroidView;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -96,6 +96,10 @@ impl Memory for Centroids {
     fn centroids(&self, head: usize) -> Option<CentroidView<'_>> {
         let head = &self.heads[head];
         (!head.bias.is_empty()).then_some(CentroidView { keys: &head.keys, values: &head.values, bias: &head.bias })
+    }
+
+    fn readout(&self, _head: usize) -> Option<Readout<'_>> {
+        None
     }
 
     fn bytes(&self) -> usize {

@@ -29,10 +29,7 @@ pub trait Memory: Send {
     /// What attention of `head` reads inside its softmax; `None` while nothing was evicted.
     fn centroids(&self, head: usize) -> Option<CentroidView<'_>>;
     /// What is added to attention of `head`; `None` while nothing was evicted.
-    fn readout(&self, head: usize) -> Option<Readout<'_>> {
-        let _ = head;
-        None
-    }
+    fn readout(&self, head: usize) -> Option<Readout<'_>>;
     /// Bytes held.
     fn bytes(&self) -> usize;
     /// Feeds the state to a digest.
