@@ -5,11 +5,11 @@ use crate::{embedded, generate, term};
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
-use palimpsest_eval::grid::{Caches, GridSpec, Metric, Metrics, run_grid};
+use palimpsest_eval::grid::{Caches, GridSpec, Metric, run_grid};
 use palimpsest_eval::haystack::Prose;
 use palimpsest_eval::perplexity::{self, PerplexitySpec};
 use palimpsest_eval::prompt::Protocol;
-use palimpsest_eval::tasks::Task;
+use palimpsest_eval::tasks::{Material, Task, TaskGroup, qa};
 use palimpsest_eval::{Budget, Error, TextSide, report};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_proto::internal::v1::ModelInfo;
@@ -83,9 +83,13 @@ pub struct CommonArgs {
 pub struct RulerArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Tasks: single_1, single_2, multikey_1, multivalue, multiquery, vt, vt_2 to vt_8, fwe.
-    #[arg(long, value_delimiter = ',', default_value = "single_1,single_2,multikey_1")]
-    pub task: Vec<Task>,
+    /// Tasks: single_1 to single_3, multikey_1 to multikey_3, multivalue, multiquery, vt (vt_1 to vt_8: that many hops), cwe,
+    /// fwe, qa_1, qa_2; or groups of them: niah, words, qa, all (all but qa).
+    #[arg(long, alias = "tasks", value_delimiter = ',', default_value = "single_1,single_2,multikey_1")]
+    pub task: Vec<TaskGroup>,
+    /// File of questions for qa_1 (in SQuAD's format) or qa_2 (in HotpotQA's), may be given twice.
+    #[arg(long)]
+    pub qa: Vec<PathBuf>,
     #[command(flatten)]
     pub asking: AskingArgs,
 }
@@ -110,15 +114,15 @@ pub struct AskingArgs {
     /// Whether the question is known when the context is evicted.
     #[arg(long, value_enum, default_value = "agnostic")]
     pub protocol: ProtocolArg,
-    /// What counts; without it, exact for tasks with one answer and recall for the others.
-    #[arg(long, value_enum)]
-    pub metric: Option<MetricArg>,
+    /// What counts: the answer is in the decoded text (RULER's), or the decoded text is the expected answer.
+    #[arg(long, value_enum, default_value = "match")]
+    pub metric: MetricArg,
     /// Seed of the tasks.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Tokens decoded at most for recall.
-    #[arg(long, default_value_t = 64)]
-    pub max_tokens: usize,
+    /// Tokens decoded at most; RULER's number for each task when not given.
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -129,14 +133,20 @@ pub struct PerplexityArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ProtocolArg {
+    /// It is asked after the context.
     Agnostic,
-    Aware,
+    /// It is asked before the context.
+    QuestionFirst,
+    /// It ends the context.
+    #[value(alias = "aware")]
+    QuestionLast,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum MetricArg {
     Exact,
-    Recall,
+    #[value(alias = "recall")]
+    Match,
 }
 
 /// The model's text side.
@@ -174,17 +184,32 @@ impl TextSide for Side {
 /// Evaluates, prints the table, leaves records and plots in the directory.
 pub fn run(args: EvalArgs) -> anyhow::Result<()> {
     match args.kind {
-        EvalKind::Ruler(ruler) => grid(&ruler.common, ruler.task, vec![None], &ruler.asking),
+        EvalKind::Ruler(ruler) => {
+            let mut tasks: Vec<Task> = Vec::new();
+            for task in ruler.task.into_iter().flat_map(|group| group.0) {
+                if !tasks.contains(&task) {
+                    tasks.push(task);
+                }
+            }
+            grid(&ruler.common, (tasks, vec![None]), &ruler.qa, &ruler.asking)
+        }
         EvalKind::Niah(niah) => {
             let depths = niah.depths.iter().map(|d| Some(*d)).collect();
-            grid(&niah.common, vec![niah.task], depths, &niah.asking)
+            grid(&niah.common, (vec![niah.task], depths), &[], &niah.asking)
         }
         EvalKind::Perplexity(args) => loss(&args.common),
     }
 }
 
-fn grid(common: &CommonArgs, tasks: Vec<Task>, depths: Vec<Option<u32>>, asking: &AskingArgs) -> anyhow::Result<()> {
+fn grid(
+    common: &CommonArgs,
+    (tasks, depths): (Vec<Task>, Vec<Option<u32>>),
+    qa: &[PathBuf],
+    asking: &AskingArgs,
+) -> anyhow::Result<()> {
     let prose = Prose::new(&text(common)?)?;
+    let corpus = |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
+    let material = Material { prose, qa: qa.iter().map(corpus).collect::<Result<_, _>>()? };
     let (mut rank, side, model) = open(common)?;
     let spec = GridSpec {
         model,
@@ -194,19 +219,19 @@ fn grid(common: &CommonArgs, tasks: Vec<Task>, depths: Vec<Option<u32>>, asking:
         caches: caches(common, &rank)?,
         protocol: match asking.protocol {
             ProtocolArg::Agnostic => Protocol::Agnostic,
-            ProtocolArg::Aware => Protocol::Aware,
+            ProtocolArg::QuestionFirst => Protocol::QuestionFirst,
+            ProtocolArg::QuestionLast => Protocol::QuestionLast,
         },
-        metrics: match asking.metric {
-            None => Metrics::PerTask,
-            Some(MetricArg::Exact) => Metrics::Only(Metric::Exact),
-            Some(MetricArg::Recall) => Metrics::Only(Metric::Recall),
+        metric: match asking.metric {
+            MetricArg::Exact => Metric::Exact,
+            MetricArg::Match => Metric::Match,
         },
         samples: common.samples,
         seed: asking.seed,
         max_tokens: asking.max_tokens,
     };
     let bar = term::progress(1, "evaluating");
-    let results = run_grid(&mut rank.runner, &side, &prose, &spec, &common.out, &mut |done, total| {
+    let results = run_grid(&mut rank.runner, &side, &material, &spec, &common.out, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
@@ -236,9 +261,11 @@ fn text(common: &CommonArgs) -> anyhow::Result<String> {
     if common.text.is_empty() {
         return Ok(DEFAULT_TEXT.into());
     }
-    let read =
-        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     Ok(common.text.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The rank, its text side, and the name that records give to model and indexer together.

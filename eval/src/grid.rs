@@ -1,13 +1,12 @@
 //! Retrieval over a grid of tasks, lengths and caches.
 
 use crate::contracts::{Budget, CacheShape, FULL};
-use crate::haystack::Prose;
-use crate::measure::{self, Forced};
+use crate::measure::{self, Decoding};
 use crate::oracle::Foresight;
 use crate::prompt::{self, Prompt, Protocol};
 use crate::stats::{mean_and_error, wilson};
 use crate::store::{Store, write_lines};
-use crate::tasks::{self, Question, Task};
+use crate::tasks::{self, Draw, Material, Question, Task};
 use crate::{Error, Progress, Result, TextSide, report};
 use palimpsest_kernels::Backend;
 use palimpsest_worker::kv::HeadBudget;
@@ -15,7 +14,6 @@ use palimpsest_worker::policy::oracle::Oracle;
 use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Instant;
 
 /// When an answer counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,18 +21,9 @@ use std::time::Instant;
 pub enum Metric {
     /// Greedy decoding gives the expected answer token by token. Read off the teacher-forced pass.
     Exact,
-    /// Share of the answers that the greedily decoded text contains (RULER's). Costs a second pass unless the first one
-    /// shows that it is 1.
-    Recall,
-}
-
-/// Which metric a grid uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metrics {
-    /// `Exact` for tasks with one answer, `Recall` for the others.
-    PerTask,
-    /// One for all.
-    Only(Metric),
+    /// RULER's string match on the greedily decoded text, see [`Question::score`].
+    #[serde(alias = "recall")]
+    Match,
 }
 
 /// Caches to compare: the product of its parts, less what would be the same twice.
@@ -116,13 +105,13 @@ pub struct GridSpec {
     /// Protocol.
     pub protocol: Protocol,
     /// Metric.
-    pub metrics: Metrics,
+    pub metric: Metric,
     /// Samples of every cell.
     pub samples: usize,
     /// Seed of the tasks.
     pub seed: u64,
-    /// Tokens decoded at most where text is decoded.
-    pub max_tokens: usize,
+    /// Tokens decoded at most where text is decoded; `None`: RULER's number for each task.
+    pub max_tokens: Option<usize>,
 }
 
 /// Everything but the cache that a sample depends on.
@@ -142,8 +131,11 @@ pub struct Setting {
     pub metric: Metric,
     /// Seed.
     pub seed: u64,
-    /// Digest of the prose.
+    /// Digest of the text or the questions that the task is made of.
     pub text: String,
+    /// See [`tasks::REVISION`].
+    #[serde(default)]
+    pub revision: u32,
     /// Tokens between boundaries.
     pub stride: usize,
     /// Tokens decoded at most.
@@ -171,6 +163,9 @@ pub struct SampleResult {
     pub index: usize,
     /// From 0 to 1, by the cell's metric.
     pub score: f64,
+    /// Whether the expected answer would be decoded token by token, whatever the metric.
+    #[serde(default)]
+    pub exact: bool,
     /// Mean log-likelihood per token of the expected answer, nats.
     pub loglik: f64,
     /// Mean entries per KV head when the answer begins, everything counted.
@@ -191,8 +186,8 @@ pub struct SampleResult {
     pub expected: String,
     /// What was decoded, where something was.
     pub decoded: Option<String>,
-    /// Seconds it took.
-    pub seconds: f64,
+    /// Seconds: reading the prompt, the expected answer, decoding.
+    pub seconds: [f64; 3],
 }
 
 /// A cell's samples together.
@@ -238,7 +233,7 @@ impl CellResult {
 pub fn run_grid<B: Backend>(
     runner: &mut Runner<B>,
     side: &dyn TextSide,
-    prose: &Prose,
+    material: &Material,
     spec: &GridSpec,
     out: &Path,
     progress: Progress<'_>,
@@ -246,18 +241,18 @@ pub fn run_grid<B: Backend>(
     std::fs::create_dir_all(out).map_err(crate::store::io(out))?;
     let mut foresight = Foresight::prepare(runner, side, &spec.caches.policies)?;
     let shapes = check(runner, spec)?;
-    let settings = settings(runner, prose, spec)?;
+    let settings = settings(runner, material, spec)?;
     let (mut store, mut known) = Store::open::<SampleResult>(&out.join("samples.jsonl"))?;
     let total = (spec.samples * settings.len() * shapes.len()) as u64;
     let mut done = 0;
     // What cannot be asked should fail now, not after an hour.
     for setting in &settings {
-        let (_, prompt) = compose(side, prose, setting, 0)?;
+        let (_, prompt) = compose(side, material, setting, 0)?;
         shapes.iter().try_for_each(|shape| shape.contract(prompt.len(), prompt.tail.len()).map(|_| ()))?;
     }
     for index in 0..spec.samples {
         for setting in &settings {
-            let (question, prompt) = compose(side, prose, setting, index)?;
+            let (question, prompt) = compose(side, material, setting, index)?;
             for shape in &shapes {
                 let cell = Cell { setting: setting.clone(), cache: shape.clone() };
                 if !known.iter().any(|k| k.index == index && k.cell == cell) {
@@ -294,7 +289,7 @@ fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheSha
     spec.caches.shapes(&comparable)
 }
 
-fn settings<B: Backend>(runner: &Runner<B>, prose: &Prose, spec: &GridSpec) -> Result<Vec<Setting>> {
+fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec) -> Result<Vec<Setting>> {
     let stride = runner.decoder().stride() as usize;
     let mut settings = Vec::new();
     for &length in &spec.lengths {
@@ -302,8 +297,6 @@ fn settings<B: Backend>(runner: &Runner<B>, prose: &Prose, spec: &GridSpec) -> R
             return Err(Error::Spec(format!("length {length} is below the stride of {stride} tokens")));
         }
         for &task in &spec.tasks {
-            let per_task = if task.single_answer() { Metric::Exact } else { Metric::Recall };
-            let metric = if let Metrics::Only(metric) = spec.metrics { metric } else { per_task };
             for &depth in &spec.depths {
                 settings.push(Setting {
                     model: spec.model.clone(),
@@ -311,11 +304,12 @@ fn settings<B: Backend>(runner: &Runner<B>, prose: &Prose, spec: &GridSpec) -> R
                     length: length / stride * stride,
                     depth,
                     protocol: spec.protocol,
-                    metric,
+                    metric: spec.metric,
                     seed: spec.seed,
-                    text: prose.digest().into(),
+                    text: material.digest(task)?,
+                    revision: tasks::REVISION,
                     stride,
-                    max_tokens: spec.max_tokens,
+                    max_tokens: spec.max_tokens.unwrap_or(task.answer_tokens()),
                 });
             }
         }
@@ -325,12 +319,13 @@ fn settings<B: Backend>(runner: &Runner<B>, prose: &Prose, spec: &GridSpec) -> R
 
 fn compose<'a>(
     side: &dyn TextSide,
-    prose: &'a Prose,
+    material: &'a Material,
     setting: &Setting,
     index: usize,
 ) -> Result<(Question<'a>, Prompt)> {
     let depth = setting.depth.map(|d| f64::from(d) / 100.0);
-    let question = tasks::question(setting.task, prose, (setting.seed, index), depth);
+    let draw = Draw { seed: setting.seed, index, depth, length: setting.length };
+    let question = tasks::question(setting.task, material, draw)?;
     let prompt = prompt::build(side, &question, setting.length, setting.protocol)?;
     Ok((question, prompt))
 }
@@ -342,30 +337,28 @@ fn sample<B: Backend>(
     index: usize,
     (question, prompt): (&Question<'_>, &Prompt),
 ) -> Result<SampleResult> {
-    let started = Instant::now();
     let contract = cell.cache.contract(prompt.len(), prompt.tail.len())?;
-    let Forced { loglik, exact, held } = measure::forced(runner, &contract, prompt)?;
-    let (score, decoded) = if exact || cell.setting.metric == Metric::Exact {
-        (f64::from(u8::from(exact)), None)
-    } else {
-        let text = measure::greedy(runner, &contract, prompt, cell.setting.max_tokens, side)?;
-        (tasks::recall(&question.answers, &text), Some(text))
-    };
+    let score = |text: &str| question.score(text);
+    let decoding = Decoding { side, limit: cell.setting.max_tokens, score: &score };
+    let wanted = (cell.setting.metric == Metric::Match).then_some(&decoding);
+    let measured = measure::measure(runner, &contract, prompt, wanted)?;
+    let found = measured.decoded.as_ref().map_or(f64::from(u8::from(measured.exact)), |(_, score)| *score);
     Ok(SampleResult {
         cell,
         index,
-        score,
-        loglik,
-        held,
-        share: held / prompt.len() as f64,
+        score: found,
+        exact: measured.exact,
+        loglik: measured.loglik,
+        held: measured.held,
+        share: measured.held / prompt.len() as f64,
         prompt_tokens: prompt.len(),
         tail_tokens: prompt.tail.len(),
         contract_budget: contract.budget,
         contract_window: contract.window,
         contract_memory_slots: contract.memory_slots,
         expected: question.expected.clone(),
-        decoded,
-        seconds: started.elapsed().as_secs_f64(),
+        decoded: measured.decoded.map(|(text, _)| text),
+        seconds: measured.seconds,
     })
 }
 
@@ -404,10 +397,11 @@ mod tests {
             task: Task::Vt(2),
             length: 512,
             depth: Some(50),
-            protocol: Protocol::Aware,
-            metric: Metric::Recall,
+            protocol: Protocol::QuestionLast,
+            metric: Metric::Match,
             seed: u64::MAX,
             text: "ff".into(),
+            revision: tasks::REVISION,
             stride: 256,
             max_tokens: 64,
         };

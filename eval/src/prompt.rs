@@ -1,9 +1,10 @@
 //! A question as token ids, cut where the protocol wants the cache to be within its budget.
 //!
 //! ```text
-//! agnostic:  | template, instruction, haystack          | question, template, answer's prefix | answer
-//! aware:     | template, instruction, haystack, question | template, answer's prefix           | answer
-//!                                        a boundary, the cache is within its budget
+//! agnostic:       | template, instruction, haystack           | question, template, answer's prefix | answer
+//! question-first: | template, question, instruction, haystack | template, answer's prefix           | answer
+//! question-last:  | template, instruction, haystack, question | template, answer's prefix           | answer
+//!                                              a boundary, the cache is within its budget
 //! ```
 //! The engine evicts at multiples of the stride alone, so the haystack is sized until the context ends at one. Earlier
 //! boundaries evict, too: this is a streamed context, not one compression of a finished one.
@@ -18,14 +19,31 @@ const HAYSTACK: &str = "\u{1}haystack\u{1}";
 /// Stands behind the question.
 const AFTER: &str = "\u{1}after\u{1}";
 
-/// Whether the question is known when the context is evicted.
+/// Whether the question is known when the context is evicted. Results of different protocols do not compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// It is not.
     Agnostic,
-    /// It is part of the context, at its end.
-    Aware,
+    /// It stands before the context.
+    QuestionFirst,
+    /// It ends the context, so that policies that look at the last queries see those of the question.
+    #[serde(alias = "aware")]
+    QuestionLast,
+}
+
+impl Protocol {
+    /// Every protocol.
+    pub const ALL: [Self; 3] = [Self::Agnostic, Self::QuestionFirst, Self::QuestionLast];
+
+    /// Its name in records, tables and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agnostic => "agnostic",
+            Self::QuestionFirst => "question-first",
+            Self::QuestionLast => "question-last",
+        }
+    }
 }
 
 /// A prompt and its answer.
@@ -56,14 +74,20 @@ impl Prompt {
 /// # Errors
 /// [`Error::TooShort`], [`Error::Text`], [`Error::Spec`] when the template changes the text.
 pub fn build(side: &dyn TextSide, question: &Question<'_>, length: usize, protocol: Protocol) -> Result<Prompt> {
-    let user = format!("{}{HAYSTACK}{}{AFTER}", question.instruction, question.question);
+    let asked = &question.question;
+    let user = match protocol {
+        Protocol::QuestionFirst => {
+            format!("{}\n\n{}{HAYSTACK}{AFTER}", asked.trim_start(), question.instruction)
+        }
+        _ => format!("{}{HAYSTACK}{asked}{AFTER}", question.instruction),
+    };
     let rendered = side.chat(&user, &question.answer_prefix)?;
     let changed = || Error::Spec("the chat template does not show the user's text as it is".into());
     let (head, rest) = rendered.split_once(HAYSTACK).ok_or_else(changed)?;
     let (asked, closing) = rest.split_once(AFTER).ok_or_else(changed)?;
     let (before, after) = match protocol {
-        Protocol::Agnostic => (String::new(), format!("{asked}{closing}")),
-        Protocol::Aware => (asked.to_string(), closing.to_string()),
+        Protocol::QuestionLast => (asked.to_string(), closing.to_string()),
+        _ => (String::new(), format!("{asked}{closing}")),
     };
     let (mut context, before) = (side.encode(head)?, side.encode(&before)?);
     let taken = context.len() + before.len();
@@ -87,7 +111,7 @@ pub fn build(side: &dyn TextSide, question: &Question<'_>, length: usize, protoc
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::haystack::Prose;
+    use crate::tasks::tests::{draw, material};
     use crate::tasks::{self, Task};
     use std::cell::RefCell;
 
@@ -122,36 +146,55 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_context_ends_where_asked_and_the_question_follows() {
-        let prose = Prose::new(&"It was late. Nobody came by. ".repeat(10)).expect("sentences");
-        for task in [Task::Single1, Task::Multikey1, Task::Multivalue, Task::Vt(1), Task::Fwe] {
-            let question = tasks::question(task, &prose, (1, 2), None);
-            for length in [128, 512] {
+    fn the_context_ends_where_asked_and_the_question_stands_where_the_protocol_says() {
+        let material = material();
+        for task in [Task::Single1, Task::Multikey1, Task::Multikey3, Task::Multivalue, Task::Vt(1), Task::Fwe] {
+            let question = tasks::question(task, &material, draw(1, 2)).expect("no file needed");
+            for length in [512, 1024] {
                 let side = Words::default();
-                let agnostic = build(&side, &question, length, Protocol::Agnostic).expect("fits");
-                let aware = build(&side, &question, length, Protocol::Aware).expect("fits");
+                let [agnostic, first, last] =
+                    Protocol::ALL.map(|protocol| build(&side, &question, length, protocol).expect("fits"));
                 let text = |ids: &[u32]| side.decode(ids);
-                assert_eq!((agnostic.context.len(), aware.context.len()), (length, length));
-                let asked = question.question.trim_end();
-                assert!(!text(&agnostic.context).contains(asked) && text(&agnostic.tail).starts_with(asked), "{task}");
-                assert!(text(&aware.context).contains(asked) && !text(&aware.tail).contains(asked), "{task}");
-                for needle in &question.needles {
-                    assert_eq!(text(&agnostic.context).matches(&needle.text).count(), 1, "{task} {length}");
+                for prompt in [&agnostic, &first, &last] {
+                    assert_eq!(prompt.context.len(), length);
+                    assert!(text(&prompt.tail).ends_with(&question.answer_prefix));
+                    for needle in &question.needles {
+                        assert_eq!(text(&prompt.context).matches(&needle.text).count(), 1, "{task} {length}");
+                    }
                 }
-                assert!(text(&agnostic.tail).ends_with(&question.answer_prefix));
+                let asked = question.question.trim();
+                assert!(
+                    !text(&agnostic.context).contains(asked) && text(&agnostic.tail).trim().starts_with(asked),
+                    "{task}"
+                );
+                for prompt in [&first, &last] {
+                    assert!(text(&prompt.context).contains(asked) && !text(&prompt.tail).contains(asked), "{task}");
+                }
+                assert!(
+                    text(&first.context[..60]).contains(&asked[..20]) && text(&last.context).ends_with(asked),
+                    "{task}"
+                );
             }
         }
     }
 
     #[test]
     fn a_length_below_what_must_be_there_says_what_it_takes() {
-        let prose = Prose::new(&"It was late. Nobody came by. ".repeat(10)).expect("sentences");
-        let question = tasks::question(Task::Multikey1, &prose, (1, 2), None);
+        let material = material();
+        let question = tasks::question(Task::Multikey1, &material, draw(1, 2)).expect("no file needed");
         let side = Words::default();
         let Err(Error::TooShort { length: 16, needed }) = build(&side, &question, 16, Protocol::Agnostic) else {
             panic!("16 tokens are too few")
         };
         assert!(build(&side, &question, needed, Protocol::Agnostic).is_ok());
         assert!(build(&side, &question, needed - 1, Protocol::Agnostic).is_err());
+    }
+
+    #[test]
+    fn protocols_keep_their_names() {
+        for protocol in Protocol::ALL {
+            let json = serde_json::to_string(&protocol).expect("JSON");
+            assert_eq!(json, format!("\"{}\"", protocol.name()));
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! Tables and plots of a grid.
 
+use crate::Result;
 use crate::contracts::FULL;
 use crate::grid::{CellResult, Setting};
 use crate::plot::{self, HeatMap, Panel, Series};
 use crate::store::write;
-use crate::{Result, prompt::Protocol};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -41,8 +41,7 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 
 fn title(setting: &Setting) -> String {
     let depth = setting.depth.map_or(String::new(), |d| format!(" at {d} %"));
-    let aware = if setting.protocol == Protocol::Aware { ", question known" } else { "" };
-    format!("{} {}{depth}{aware}", setting.task, setting.length)
+    format!("{} {}{depth}, {}", setting.task, setting.length, setting.protocol.name())
 }
 
 /// A Markdown table per setting: a row per cache, a column per budget.

@@ -67,6 +67,37 @@ fn pieces_and_threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn what_was_read_since_a_mark_can_be_forgotten_until_the_next_boundary() {
+    let model = tiny_model(1);
+    let indexer = tiny_indexer(5);
+    let stride = STRIDE as usize;
+    let (prompt, other) = (tokens(9, 9 * stride), tokens(10, 2 * stride));
+    for contract in contracts() {
+        for at in [8 * stride, 8 * stride + 3] {
+            let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
+            let free = |session: &mut Session<'_, _>| session.cache().held_pages();
+            let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+            session.feed(&prompt[..at], Logits::None).expect("a step");
+            let (mark, pages, digest) = (session.mark(), free(&mut session), session.digest().expect("a digest"));
+            session.feed(&other[..stride - 4], Logits::None).expect("a step");
+            assert!(session.rewind(&mark), "{contract:?}: no boundary was passed");
+            assert_eq!((free(&mut session), session.digest().expect("a digest")), (pages, digest), "{contract:?}");
+            let logits = session.feed(&prompt[at..], Logits::Last).expect("a step");
+            let got = (session.digest().expect("a digest"), logits.iter().map(|l| l.to_bits()).collect());
+            session.close();
+            let want = outcome(model.path(), EngineOptions::default(), &contract, &prompt, prompt.len());
+            assert!(got == want, "{contract:?}: what was forgotten left a trace");
+            // Beyond a boundary entries may be gone, unless everything is kept.
+            let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+            session.feed(&prompt[..at], Logits::None).expect("a step");
+            let mark = session.mark();
+            session.feed(&other[..stride], Logits::None).expect("a step");
+            assert_eq!(session.rewind(&mark), contract.budget.is_none(), "{contract:?}");
+        }
+    }
+}
+
+#[test]
 fn different_policies_and_memories_make_different_states() {
     let model = tiny_model(1);
     let prompt = tokens(9, 300);

@@ -1,7 +1,7 @@
 //! One sequence driven by hand: what benchmarks, calibration and evaluation use instead of a server.
 
 use crate::error::Result;
-use crate::kv::{Contract, SequenceCache};
+use crate::kv::{Contract, HeadSlots, SequenceCache};
 use crate::model::decoder::{Logits, Piece};
 use crate::runner::{Runner, new_cache};
 use palimpsest_kernels::Backend;
@@ -10,6 +10,13 @@ use palimpsest_kernels::Backend;
 pub struct Session<'a, B: Backend> {
     runner: &'a mut Runner<B>,
     cache: SequenceCache,
+}
+
+/// A place in a sequence that it can go back to.
+pub struct Mark {
+    heads: Vec<HeadSlots>,
+    seen: u64,
+    next_rotary: u64,
 }
 
 impl<'a, B: Backend> Session<'a, B> {
@@ -69,6 +76,28 @@ impl<'a, B: Backend> Session<'a, B> {
         let backend = &**self.runner.decoder.backend();
         backend.read_slots(&self.runner.arena.pages, slots.view(slots.len()), &all, &mut keys, &mut values)?;
         Ok((keys, values))
+    }
+
+    /// The place where the sequence stands.
+    pub fn mark(&self) -> Mark {
+        Mark { heads: self.cache.heads.clone(), seen: self.cache.seen, next_rotary: self.cache.next_rotary }
+    }
+
+    /// Forgets what was read since `mark`, so that something else can be read in its place. Returns whether it could:
+    /// after an eviction there is no way back, and nothing changes.
+    pub fn rewind(&mut self, mark: &Mark) -> bool {
+        let stride = self.stride() as u64;
+        let cache = &mut self.cache;
+        // Between two boundaries slots are only added at the end, and what changes of the others is in the mark.
+        if cache.contract.exact_slots().is_some() && mark.seen / stride != cache.seen / stride {
+            return false;
+        }
+        for (head, old) in cache.heads.iter_mut().zip(&mark.heads) {
+            self.runner.arena.pool.give_back(&mut head.pages, old.pages.len());
+            *head = old.clone();
+        }
+        (cache.seen, cache.next_rotary) = (mark.seen, mark.next_rotary);
+        true
     }
 
     /// Digest of everything the next token depends on.

@@ -1,0 +1,67 @@
+//! Needles in a haystack.
+
+use super::vocabulary::distinct;
+use super::{Asked, Question, Task};
+use crate::draws::Draws;
+use crate::haystack::{Filler, Needle, NeedleKind, Prose};
+
+/// Needles of the tasks that have several.
+const SEVERAL: usize = 4;
+
+/// Needles of `task` at random depths, or all at `depth`.
+pub(super) fn question<'a>(task: Task, prose: &'a Prose, draws: &mut Draws, depth: Option<f64>) -> Question<'a> {
+    let kind =
+        NeedleKind { uuid_keys: task == Task::Multikey3, uuid_values: matches!(task, Task::Single3 | Task::Multikey3) };
+    let (keys, values, asked) = match task {
+        Task::Multikey1 => (SEVERAL, 1, 1),
+        Task::Multivalue => (1, SEVERAL, 1),
+        Task::Multiquery => (SEVERAL, 1, SEVERAL),
+        _ => (1, 1, 1),
+    };
+    let start = draws.below(prose.len());
+    let keys = distinct(keys, || kind.key(draws));
+    let all = distinct(keys.len() * values, || kind.value(draws));
+    let mut needles = Vec::new();
+    for (i, value) in all.iter().enumerate() {
+        let depth = depth.unwrap_or_else(|| draws.unit());
+        needles.push(Needle { text: kind.sentence(&keys[i / values], value), depth });
+    }
+    let filler = match task {
+        Task::Single1 => Filler::Noise,
+        Task::Multikey2 | Task::Multikey3 => Filler::Distractors { kind, draws: draws.clone() },
+        _ => Filler::Prose { prose, start },
+    };
+    // The asked keys come first; which of the needles stands first in the text is random by their depths.
+    let answers = all[..asked * values].to_vec();
+    let query = list(&keys[..asked]);
+    let plural = answers.len() > 1;
+    let what = kind.what(plural);
+    let (some, ask, are) = if plural {
+        (format!("Some special magic {what} are"), "What are all", "are")
+    } else {
+        (format!("A special magic {what} is"), "What is", "is")
+    };
+    Question {
+        instruction: format!(
+            "{some} hidden within the following text. Make sure to memorize it. I will quiz you about the {what} \
+             afterwards.\n"
+        ),
+        filler,
+        needles,
+        question: format!("\n{ask} the special magic {what} for {query} mentioned in the provided text?"),
+        answer_prefix: format!("The special magic {what} for {query} mentioned in the provided text {are}"),
+        expected: format!(" {}", list(&answers)),
+        answers,
+        asked: Asked::All,
+    }
+}
+
+/// `a`, `a and b`, `a, b, and c`.
+fn list(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [one] => one.clone(),
+        [a, b] => format!("{a} and {b}"),
+        [rest @ .., last] => format!("{}, and {last}", rest.join(", ")),
+    }
+}
