@@ -6,7 +6,7 @@
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;
-use crate::gradient::{Adam, add_outer, add_product, dot, rows_by_rows, uniform};
+use crate::gradient::{Adam, Scaling, add_outer, add_product, dot, rows_by_rows, uniform};
 use palimpsest_kernels::AssociativeLayer;
 use palimpsest_worker::memory::associative::AssociativeLayerWeights;
 
@@ -23,7 +23,7 @@ pub struct AssociativeOptions {
 
 impl Default for AssociativeOptions {
     fn default() -> Self {
-        Self { features: 128, steps: 150, rate: 3e-3 }
+        Self { features: 128, steps: 300, rate: 1e-2 }
     }
 }
 
@@ -178,12 +178,24 @@ fn attend(query: &[f32], keys: &[f32], values: &[f32], visible: impl Fn(usize) -
     out
 }
 
-/// Fits one layer. `cases`: every document's KV heads, in order, `K` a document.
+/// Fits one layer. `cases`: every document's KV heads, in order, `K` a document. A few channels of keys are far larger
+/// than the others, so channels are scaled for training, and the features take that in at the end.
 pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64) -> AssociativeLayerWeights {
     let mut draws = Draws::new(seed);
     let dim = heads.dim;
+    let scaling = Scaling::of(cases.iter().map(|case| &case.keys[..]), dim).without_means();
+    let scaled = |case: &Case| Case {
+        dim,
+        queries: scaling.standardised(&case.queries),
+        missing: case.missing.clone(),
+        keys: scaling.standardised(&case.keys),
+        values: case.values.clone(),
+    };
+    let cases: Vec<Case> = cases.iter().map(scaled).collect();
     let mut features = uniform(&mut draws, options.features * dim, 1.0 / (dim as f32).sqrt());
-    let mut gates = vec![1e-3; heads.kv_heads];
+    let mut gates = best_gates(&cases, heads, &features);
+    // A gate of 0 has no gradient for the features.
+    gates.iter_mut().for_each(|gate| *gate = gate.max(1e-3));
     let values: usize = cases.iter().map(|case| case.missing.len()).sum();
     let energy = cases.iter().map(|case| dot(&case.missing, &case.missing)).sum::<f32>() / values.max(1) as f32;
     let (mut of_features, mut of_gates) = (Adam::new(features.len()), Adam::new(gates.len()));
@@ -201,7 +213,8 @@ pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64)
         of_features.step(&mut features, &feature_slopes, rate);
         of_gates.step(&mut gates, &gate_slopes, rate);
     }
-    let gates = best_gates(cases, heads, &features);
+    let gates = best_gates(&cases, heads, &features);
+    scaling.fold(&mut features, None);
     AssociativeLayerWeights { features, gates }
 }
 

@@ -35,6 +35,58 @@ impl Adam {
     }
 }
 
+/// Means and deviations of the channels of some inputs.
+pub struct Scaling {
+    mean: Vec<f32>,
+    inverse: Vec<f32>,
+}
+
+impl Scaling {
+    /// Of all rows of `inputs`, `width` channels each.
+    pub fn of<'a>(inputs: impl Iterator<Item = &'a [f32]>, width: usize) -> Self {
+        let (mut sums, mut squares, mut rows) = (vec![0.0f64; width], vec![0.0f64; width], 0.0);
+        for row in inputs.flat_map(|input| input.chunks_exact(width)) {
+            for ((x, sum), square) in row.iter().zip(&mut sums).zip(&mut squares) {
+                *sum += f64::from(*x);
+                *square += f64::from(*x) * f64::from(*x);
+            }
+            rows += 1.0;
+        }
+        let rows = f64::max(rows, 1.0);
+        let moments = || sums.iter().zip(&squares).map(|(sum, square)| (sum / rows, square / rows));
+        // A channel that never changes says nothing, and stays as it is.
+        let inverse = |(mean, square): (f64, f64)| {
+            let deviation = (square - mean * mean).max(0.0).sqrt();
+            if deviation > 1e-6 { (1.0 / deviation) as f32 } else { 1.0 }
+        };
+        Self { mean: moments().map(|(mean, _)| mean as f32).collect(), inverse: moments().map(inverse).collect() }
+    }
+
+    /// The same, but means are not subtracted: for maps without a constant.
+    pub fn without_means(self) -> Self {
+        Self { mean: vec![0.0; self.mean.len()], ..self }
+    }
+
+    /// Rows with every channel standardised.
+    pub fn standardised(&self, rows: &[f32]) -> Vec<f32> {
+        let row = |row: &[f32]| {
+            let moments = self.mean.iter().zip(&self.inverse);
+            row.iter().zip(moments).map(|(x, (mean, inverse))| (x - mean) * inverse).collect::<Vec<f32>>()
+        };
+        rows.chunks_exact(self.mean.len()).flat_map(row).collect()
+    }
+
+    /// Makes weights for standardised inputs into weights for the inputs themselves. `bias`: one value per row.
+    pub fn fold(&self, weight: &mut [f32], mut bias: Option<&mut Vec<f32>>) {
+        for (index, row) in weight.chunks_exact_mut(self.mean.len()).enumerate() {
+            row.iter_mut().zip(&self.inverse).for_each(|(w, inverse)| *w *= inverse);
+            if let Some(bias) = &mut bias {
+                bias[index] -= dot(row, &self.mean);
+            }
+        }
+    }
+}
+
 /// `len` draws from `[-bound, bound)`.
 pub fn uniform(draws: &mut Draws, len: usize, bound: f32) -> Vec<f32> {
     (0..len).map(|_| draws.signed() * bound).collect()
@@ -106,6 +158,22 @@ mod tests {
             adam.step(&mut x, &gradient, 0.1 * (1.0 - step as f32 / 500.0));
         }
         assert!((x[0] - 1.0).abs() < 1e-2 && (x[1] - 4.0).abs() < 1e-2, "{x:?}");
+    }
+
+    #[test]
+    fn folded_weights_see_the_inputs_as_the_trained_ones_saw_them_standardised() {
+        let inputs = [100.0, 0.5, 7.0, 300.0, 0.25, 7.0, -100.0, 0.75, 7.0];
+        let scaling = Scaling::of([&inputs[..3], &inputs[3..]].into_iter(), 3);
+        let (mut weight, mut bias) = (vec![0.5, -2.0, 1.0, 3.0, 0.1, -1.0], vec![0.3, -0.7]);
+        let standardised = scaling.standardised(&inputs);
+        assert!(standardised.iter().all(|x| x.abs() < 2.0), "{standardised:?}");
+        let apply = |rows: &[f32], weight: &[f32], bias: &[f32]| -> Vec<f32> {
+            rows_by_rows(rows, weight, 3).iter().zip(bias.iter().cycle()).map(|(y, b)| y + b).collect()
+        };
+        let want = apply(&standardised, &weight, &bias);
+        scaling.fold(&mut weight, Some(&mut bias));
+        let got = apply(&inputs, &weight, &bias);
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?} {want:?}");
     }
 
     #[test]

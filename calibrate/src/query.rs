@@ -5,7 +5,7 @@
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;
-use crate::gradient::{Adam, add_outer, dot, uniform};
+use crate::gradient::{Adam, Scaling, add_outer, dot, uniform};
 use palimpsest_worker::policy::query::{EPSILON, QueryLayer, QueryWeights};
 
 /// Entries among the last ones of a document have seen too few queries to learn from.
@@ -26,12 +26,21 @@ pub struct QueryOptions {
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { heads: 2, dim: 8, epochs: 5, rate: 5e-3 }
+        Self { heads: 2, dim: 8, epochs: 5, rate: 3e-3 }
     }
 }
 
-/// Fits one layer on all `documents`.
+/// Fits one layer on all `documents`. Channels of hidden states differ in size by orders of magnitude, which gradient
+/// descent cannot cope with: they are standardised for training, and the weights take that in at the end.
 pub fn fit(documents: &[LayerSample], kv_heads: usize, hidden: usize, options: QueryOptions, seed: u64) -> QueryLayer {
+    let scaling = Scaling::of(documents.iter().map(|document| &document.hidden[..]), hidden);
+    let standardised = |document: &LayerSample| LayerSample {
+        hidden: scaling.standardised(&document.hidden),
+        targets: document.targets.clone(),
+        ..LayerSample::default()
+    };
+    let documents: Vec<_> = documents.iter().map(standardised).collect();
+    let documents = &documents[..];
     let mut weights = start(documents, kv_heads, hidden, options, seed);
     let sizes = parts(&mut weights.layers[0]).map(|part| part.len());
     let mut optimizers = sizes.map(Adam::new);
@@ -45,7 +54,9 @@ pub fn fit(documents: &[LayerSample], kv_heads: usize, hidden: usize, options: Q
             optimizer.step(part, gradient, rate);
         }
     }
-    weights.layers.remove(0)
+    let mut layer = weights.layers.remove(0);
+    scaling.fold(&mut layer.weight, Some(&mut layer.bias));
+    layer
 }
 
 /// The arrays of a layer.
