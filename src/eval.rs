@@ -7,6 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
 use palimpsest_eval::grid::{Caches, GridSpec, Metric, run_grid};
 use palimpsest_eval::haystack::Prose;
+use palimpsest_eval::headline;
+use palimpsest_eval::longbench::File;
 use palimpsest_eval::perplexity::{self, PerplexitySpec};
 use palimpsest_eval::prompt::Protocol;
 use palimpsest_eval::tasks::{Material, Task, TaskGroup, qa};
@@ -32,6 +34,8 @@ pub enum EvalKind {
     Ruler(RulerArgs),
     /// A needle at fixed depths, over lengths.
     Niah(NiahArgs),
+    /// The datasets of LongBench, from its files.
+    Longbench(LongbenchArgs),
     /// Next-token loss on prose by position.
     Perplexity(PerplexityArgs),
 }
@@ -108,6 +112,21 @@ pub struct NiahArgs {
     pub asking: AskingArgs,
 }
 
+#[derive(Debug, Args)]
+pub struct LongbenchArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Directory with LongBench's files, a `DATASET.jsonl` for each dataset. Contexts longer than --lengths are cut from their
+    /// middle.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Datasets; all that are there when not given.
+    #[arg(long, value_delimiter = ',')]
+    pub datasets: Vec<String>,
+    #[command(flatten)]
+    pub asking: AskingArgs,
+}
+
 /// How questions are asked and answers counted.
 #[derive(Debug, Args)]
 pub struct AskingArgs {
@@ -117,6 +136,9 @@ pub struct AskingArgs {
     /// What counts: the answer is in the decoded text (RULER's), or the decoded text is the expected answer.
     #[arg(long, value_enum, default_value = "match")]
     pub metric: MetricArg,
+    /// Minutes after which no further sample is begun, so that all cells have as many.
+    #[arg(long)]
+    pub minutes: Option<f64>,
     /// Seed of the tasks.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -191,11 +213,23 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
                     tasks.push(task);
                 }
             }
-            grid(&ruler.common, (tasks, vec![None]), &ruler.qa, &ruler.asking)
+            let corpus = |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
+            let qa = ruler.qa.iter().map(corpus).collect::<Result<_, _>>()?;
+            let material = Material { qa, ..material(&ruler.common)? };
+            grid(&ruler.common, &material, (tasks, vec![None]), &ruler.asking)
         }
         EvalKind::Niah(niah) => {
             let depths = niah.depths.iter().map(|d| Some(*d)).collect();
-            grid(&niah.common, (vec![niah.task], depths), &[], &niah.asking)
+            grid(&niah.common, &material(&niah.common)?, (vec![niah.task], depths), &niah.asking)
+        }
+        EvalKind::Longbench(args) => {
+            let (longbench, left) = File::read_all(&args.data, &args.datasets)?;
+            for name in left {
+                eprintln!("left out: {name}");
+            }
+            let tasks = longbench.iter().map(|file| Task::Long(file.dataset())).collect();
+            let material = Material { longbench, ..material(&args.common)? };
+            grid(&args.common, &material, (tasks, vec![None]), &args.asking)
         }
         EvalKind::Perplexity(args) => loss(&args.common),
     }
@@ -203,13 +237,10 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
 
 fn grid(
     common: &CommonArgs,
+    material: &Material,
     (tasks, depths): (Vec<Task>, Vec<Option<u32>>),
-    qa: &[PathBuf],
     asking: &AskingArgs,
 ) -> anyhow::Result<()> {
-    let prose = Prose::new(&text(common)?)?;
-    let corpus = |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
-    let material = Material { prose, qa: qa.iter().map(corpus).collect::<Result<_, _>>()? };
     let (mut rank, side, model) = open(common)?;
     let spec = GridSpec {
         model,
@@ -227,16 +258,17 @@ fn grid(
             MetricArg::Match => Metric::Match,
         },
         samples: common.samples,
+        minutes: asking.minutes,
         seed: asking.seed,
         max_tokens: asking.max_tokens,
     };
     let bar = term::progress(1, "evaluating");
-    let results = run_grid(&mut rank.runner, &side, &material, &spec, &common.out, &mut |done, total| {
+    let results = run_grid(&mut rank.runner, &side, material, &spec, &common.out, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    print!("{}", report::table(&results));
+    print!("{}{}", headline::table(&results.headlines), report::table(&results.cells));
     Ok(())
 }
 
@@ -255,6 +287,11 @@ fn loss(common: &CommonArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     print!("{}", perplexity::table(&results));
     Ok(())
+}
+
+/// The text, and no file.
+fn material(common: &CommonArgs) -> anyhow::Result<Material> {
+    Ok(Material { prose: Prose::new(&text(common)?)?, qa: Vec::new(), longbench: Vec::new() })
 }
 
 fn text(common: &CommonArgs) -> anyhow::Result<String> {
