@@ -36,6 +36,8 @@ pub enum EvalKind {
     Niah(NiahArgs),
     /// The datasets of LongBench, from its files.
     Longbench(LongbenchArgs),
+    /// What is left of a text when the answer begins, as an HTML page.
+    Show(crate::show::ShowArgs),
     /// Next-token loss on prose by position.
     Perplexity(PerplexityArgs),
 }
@@ -54,7 +56,7 @@ pub struct CommonArgs {
     /// Tokens of the context, rounded down to a multiple of the stride.
     #[arg(long, value_delimiter = ',', default_value = "2048")]
     pub lengths: Vec<usize>,
-    /// Policies; all that are known when not given.
+    /// Policies; all that are known when not given. POLICY+MEMORY has that memory alone.
     #[arg(long, value_delimiter = ',')]
     pub policies: Vec<String>,
     /// Latent memories.
@@ -172,7 +174,7 @@ pub enum MetricArg {
 }
 
 /// The model's text side.
-struct Side {
+pub struct Side {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     eos_ids: Vec<u32>,
@@ -231,6 +233,7 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
             let material = Material { longbench, ..material(&args.common)? };
             grid(&args.common, &material, (tasks, vec![None]), &args.asking)
         }
+        EvalKind::Show(args) => crate::show::run(&args),
         EvalKind::Perplexity(args) => loss(&args.common),
     }
 }
@@ -241,7 +244,7 @@ fn grid(
     (tasks, depths): (Vec<Task>, Vec<Option<u32>>),
     asking: &AskingArgs,
 ) -> anyhow::Result<()> {
-    let (mut rank, side, model) = open(common)?;
+    let (mut rank, side, model) = open(&common.model)?;
     let spec = GridSpec {
         model,
         tasks,
@@ -273,9 +276,9 @@ fn grid(
 }
 
 fn loss(common: &CommonArgs) -> anyhow::Result<()> {
-    let text = text(common)?;
+    let text = text(&common.text)?;
     let prose = Prose::new(&text)?;
-    let (mut rank, side, model) = open(common)?;
+    let (mut rank, side, model) = open(&common.model)?;
     let caches = caches(common, &rank)?;
     let spec = PerplexitySpec { model, lengths: common.lengths.clone(), caches, samples: common.samples };
     let bar = term::progress(1, "evaluating");
@@ -291,14 +294,19 @@ fn loss(common: &CommonArgs) -> anyhow::Result<()> {
 
 /// The text, and no file.
 fn material(common: &CommonArgs) -> anyhow::Result<Material> {
-    Ok(Material { prose: Prose::new(&text(common)?)?, qa: Vec::new(), longbench: Vec::new() })
+    Ok(Material { prose: prose(&common.text)?, qa: Vec::new(), longbench: Vec::new() })
 }
 
-fn text(common: &CommonArgs) -> anyhow::Result<String> {
-    if common.text.is_empty() {
+/// Sentences of the files, or of the text without --text.
+pub fn prose(files: &[PathBuf]) -> anyhow::Result<Prose> {
+    Ok(Prose::new(&text(files)?)?)
+}
+
+fn text(files: &[PathBuf]) -> anyhow::Result<String> {
+    if files.is_empty() {
         return Ok(DEFAULT_TEXT.into());
     }
-    Ok(common.text.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
+    Ok(files.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
 }
 
 fn read(path: &PathBuf) -> anyhow::Result<String> {
@@ -306,12 +314,12 @@ fn read(path: &PathBuf) -> anyhow::Result<String> {
 }
 
 /// The rank, its text side, and the name that records give to model and indexer together.
-fn open(common: &CommonArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String)> {
-    let rank = embedded::open_rank(&common.model, &KvArgs::none())?;
+pub fn open(model: &ModelArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String)> {
+    let rank = embedded::open_rank(model, &KvArgs::none())?;
     let info = rank.info.model.as_ref().context("a rank reports its model")?;
     let side = side(info)?;
-    let mut name = format!("{}, {:?} activations, {:?} KV", info.name, common.model.activations, common.model.kv_type);
-    if let Some(path) = &common.model.indexer {
+    let mut name = format!("{}, {:?} activations, {:?} KV", info.name, model.activations, model.kv_type);
+    if let Some(path) = &model.indexer {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let digest: String = Sha256::digest(&bytes).iter().take(4).map(|b| format!("{b:02x}")).collect();
         name += &format!(", indexer {digest}");

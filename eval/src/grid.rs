@@ -31,9 +31,9 @@ pub enum Metric {
 /// Caches to compare: the product of its parts, less what would be the same twice.
 #[derive(Debug, Clone)]
 pub struct Caches {
-    /// Policies; `full` is measured once.
+    /// Policies; `full` is measured once. `POLICY+MEMORY` has that memory alone.
     pub policies: Vec<String>,
-    /// Latent memories.
+    /// Latent memories of the policies that name none.
     pub memories: Vec<String>,
     /// See [`CacheShape::memory_slots`].
     pub memory_slots: Vec<Option<u32>>,
@@ -48,6 +48,11 @@ pub struct Caches {
 }
 
 impl Caches {
+    /// The policies without their memories.
+    pub fn policy_names(&self) -> impl Iterator<Item = &str> {
+        self.policies.iter().map(|name| name.split_once('+').map_or(&**name, |(policy, _)| policy))
+    }
+
     /// Every cache once. `comparable` tells whether a policy's scores may be pooled.
     ///
     /// # Errors
@@ -59,7 +64,10 @@ impl Caches {
                 shapes.push(shape);
             }
         };
-        for policy in &self.policies {
+        for name in &self.policies {
+            let (policy, memory) =
+                name.split_once('+').map_or((&**name, None), |(p, m)| (p, Some(vec![m.to_string()])));
+            let memories = memory.as_ref().unwrap_or(&self.memories);
             if policy == FULL {
                 add(CacheShape::full());
                 continue;
@@ -70,11 +78,11 @@ impl Caches {
             for head_budget in &self.head_budgets {
                 let pooled = comparable(policy);
                 let head_budget = if pooled { head_budget.clone() } else { HeadBudget::Uniform.name().into() };
-                for memory in &self.memories {
+                for memory in memories {
                     for slots in &self.memory_slots {
                         for budget in &self.budgets {
                             add(CacheShape {
-                                policy: policy.clone(),
+                                policy: policy.into(),
                                 memory: memory.clone(),
                                 memory_slots: if memory == "none" { None } else { *slots },
                                 head_budget: head_budget.clone(),
@@ -244,7 +252,7 @@ pub fn run_grid<B: Backend>(
     progress: Progress<'_>,
 ) -> Result<Outcome> {
     std::fs::create_dir_all(out).map_err(crate::store::io(out))?;
-    let mut foresight = Foresight::prepare(runner, side, &spec.caches.policies)?;
+    let mut foresight = Foresight::prepare(runner, side, spec.caches.policy_names())?;
     let shapes = check(runner, spec)?;
     let settings = settings(runner, material, spec)?;
     let (mut store, mut known) = Store::open::<SampleResult>(&out.join("samples.jsonl"))?;
@@ -323,7 +331,7 @@ pub struct Outcome {
 }
 
 fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheShape>> {
-    for policy in &spec.caches.policies {
+    for policy in spec.caches.policy_names() {
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
@@ -431,6 +439,15 @@ pub(crate) mod tests {
         let count = |policy: &str| shapes.iter().filter(|s| s.policy == policy).count();
         // Budgets times (no memory, two sizes of it), times head budgets where they differ.
         assert_eq!((count("full"), count("tova"), count("retention")), (1, 2 * 3, 2 * 3 * 2));
+        let one = Caches {
+            policies: vec!["tova+centroid".into(), "retention".into()],
+            memories: vec!["none".into()],
+            ..caches()
+        };
+        let shapes = one.shapes(&|_| false).expect("a grid");
+        let memories =
+            |policy: &str| shapes.iter().filter(|s| s.policy == policy).map(|s| &*s.memory).collect::<Vec<_>>();
+        assert_eq!((memories("tova"), memories("retention")), (vec!["centroid"; 4], vec!["none"; 2]));
         let none = Caches { budgets: Vec::new(), ..caches() };
         assert!(none.shapes(&|_| true).is_err());
     }
