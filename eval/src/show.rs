@@ -138,9 +138,8 @@ pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
     let gone = counts.iter().filter(|c| **c == 0).count();
     let facts = [
         ("cache", format!("{}, {}", shown.cache, shown.budget)),
-        ("read", format!("{} tokens", shown.prompt.len())),
         ("held", format!("{:.0} entries per KV head, {share:.1} %", shown.held)),
-        ("in no head", format!("{gone} tokens")),
+        ("in no head", format!("{gone} of {} tokens", shown.prompt.len())),
         ("model", shown.model.clone()),
     ];
     let facts: String = facts.iter().map(|(k, v)| format!("<div><dt>{k}</dt><dd>{}</dd></div>", escape(v))).collect();
@@ -149,7 +148,7 @@ pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
     } else {
         format!("<p><b>Expected</b> {}</p>", escape(&asked.expected.join(", ")))
     };
-    let rules: String = (0..=STEPS).map(|k| format!(".k{k}{{--k:{}%}}", k * 100 / STEPS)).collect();
+    let rules: String = (0..=STEPS).map(|k| format!(".k{k}{{--k:{:.0}%}}", strength(k) * 100.0)).collect();
     TEMPLATE
         .replace("@RULES@", &rules)
         .replace("@FACTS@", &facts)
@@ -182,6 +181,11 @@ fn bits(shown: &Shown) -> String {
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// How strong the shade of a step is. Small shares are the common ones, so they get more than their part.
+fn strength(step: usize) -> f64 {
+    (step as f64 / STEPS as f64).powf(0.7)
 }
 
 const TEMPLATE: &str = include_str!("show.html");
