@@ -7,6 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
 use palimpsest_eval::grid::{Caches, GridSpec, Metric, run_grid};
 use palimpsest_eval::haystack::Prose;
+use palimpsest_eval::headline;
+use palimpsest_eval::longbench::File;
 use palimpsest_eval::perplexity::{self, PerplexitySpec};
 use palimpsest_eval::prompt::Protocol;
 use palimpsest_eval::tasks::{Material, Task, TaskGroup, qa};
@@ -32,6 +34,10 @@ pub enum EvalKind {
     Ruler(RulerArgs),
     /// A needle at fixed depths, over lengths.
     Niah(NiahArgs),
+    /// The datasets of LongBench, from its files.
+    Longbench(LongbenchArgs),
+    /// What is left of a text when the answer begins, as an HTML page.
+    Show(crate::show::ShowArgs),
     /// Next-token loss on prose by position.
     Perplexity(PerplexityArgs),
 }
@@ -50,7 +56,7 @@ pub struct CommonArgs {
     /// Tokens of the context, rounded down to a multiple of the stride.
     #[arg(long, value_delimiter = ',', default_value = "2048")]
     pub lengths: Vec<usize>,
-    /// Policies; all that are known when not given.
+    /// Policies; all that are known when not given. POLICY+MEMORY has that memory alone.
     #[arg(long, value_delimiter = ',')]
     pub policies: Vec<String>,
     /// Latent memories.
@@ -108,6 +114,21 @@ pub struct NiahArgs {
     pub asking: AskingArgs,
 }
 
+#[derive(Debug, Args)]
+pub struct LongbenchArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Directory with LongBench's files, a `DATASET.jsonl` for each dataset. Contexts longer than --lengths are cut from their
+    /// middle.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Datasets; all that are there when not given.
+    #[arg(long, value_delimiter = ',')]
+    pub datasets: Vec<String>,
+    #[command(flatten)]
+    pub asking: AskingArgs,
+}
+
 /// How questions are asked and answers counted.
 #[derive(Debug, Args)]
 pub struct AskingArgs {
@@ -117,6 +138,9 @@ pub struct AskingArgs {
     /// What counts: the answer is in the decoded text (RULER's), or the decoded text is the expected answer.
     #[arg(long, value_enum, default_value = "match")]
     pub metric: MetricArg,
+    /// Minutes after which no further sample is begun, so that all cells have as many.
+    #[arg(long)]
+    pub minutes: Option<f64>,
     /// Seed of the tasks.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -150,7 +174,7 @@ pub enum MetricArg {
 }
 
 /// The model's text side.
-struct Side {
+pub struct Side {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     eos_ids: Vec<u32>,
@@ -191,26 +215,36 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
                     tasks.push(task);
                 }
             }
-            grid(&ruler.common, (tasks, vec![None]), &ruler.qa, &ruler.asking)
+            let corpus = |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
+            let qa = ruler.qa.iter().map(corpus).collect::<Result<_, _>>()?;
+            let material = Material { qa, ..material(&ruler.common)? };
+            grid(&ruler.common, &material, (tasks, vec![None]), &ruler.asking)
         }
         EvalKind::Niah(niah) => {
             let depths = niah.depths.iter().map(|d| Some(*d)).collect();
-            grid(&niah.common, (vec![niah.task], depths), &[], &niah.asking)
+            grid(&niah.common, &material(&niah.common)?, (vec![niah.task], depths), &niah.asking)
         }
+        EvalKind::Longbench(args) => {
+            let (longbench, left) = File::read_all(&args.data, &args.datasets)?;
+            for name in left {
+                eprintln!("left out: {name}");
+            }
+            let tasks = longbench.iter().map(|file| Task::Long(file.dataset())).collect();
+            let material = Material { longbench, ..material(&args.common)? };
+            grid(&args.common, &material, (tasks, vec![None]), &args.asking)
+        }
+        EvalKind::Show(args) => crate::show::run(&args),
         EvalKind::Perplexity(args) => loss(&args.common),
     }
 }
 
 fn grid(
     common: &CommonArgs,
+    material: &Material,
     (tasks, depths): (Vec<Task>, Vec<Option<u32>>),
-    qa: &[PathBuf],
     asking: &AskingArgs,
 ) -> anyhow::Result<()> {
-    let prose = Prose::new(&text(common)?)?;
-    let corpus = |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
-    let material = Material { prose, qa: qa.iter().map(corpus).collect::<Result<_, _>>()? };
-    let (mut rank, side, model) = open(common)?;
+    let (mut rank, side, model) = open(&common.model)?;
     let spec = GridSpec {
         model,
         tasks,
@@ -227,23 +261,24 @@ fn grid(
             MetricArg::Match => Metric::Match,
         },
         samples: common.samples,
+        minutes: asking.minutes,
         seed: asking.seed,
         max_tokens: asking.max_tokens,
     };
     let bar = term::progress(1, "evaluating");
-    let results = run_grid(&mut rank.runner, &side, &material, &spec, &common.out, &mut |done, total| {
+    let results = run_grid(&mut rank.runner, &side, material, &spec, &common.out, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    print!("{}", report::table(&results));
+    print!("{}{}", headline::table(&results.headlines), report::table(&results.cells));
     Ok(())
 }
 
 fn loss(common: &CommonArgs) -> anyhow::Result<()> {
-    let text = text(common)?;
+    let text = text(&common.text)?;
     let prose = Prose::new(&text)?;
-    let (mut rank, side, model) = open(common)?;
+    let (mut rank, side, model) = open(&common.model)?;
     let caches = caches(common, &rank)?;
     let spec = PerplexitySpec { model, lengths: common.lengths.clone(), caches, samples: common.samples };
     let bar = term::progress(1, "evaluating");
@@ -257,11 +292,21 @@ fn loss(common: &CommonArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(common: &CommonArgs) -> anyhow::Result<String> {
-    if common.text.is_empty() {
+/// The text, and no file.
+fn material(common: &CommonArgs) -> anyhow::Result<Material> {
+    Ok(Material { prose: prose(&common.text)?, qa: Vec::new(), longbench: Vec::new() })
+}
+
+/// Sentences of the files, or of the text without --text.
+pub fn prose(files: &[PathBuf]) -> anyhow::Result<Prose> {
+    Ok(Prose::new(&text(files)?)?)
+}
+
+fn text(files: &[PathBuf]) -> anyhow::Result<String> {
+    if files.is_empty() {
         return Ok(DEFAULT_TEXT.into());
     }
-    Ok(common.text.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
+    Ok(files.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
 }
 
 fn read(path: &PathBuf) -> anyhow::Result<String> {
@@ -269,12 +314,12 @@ fn read(path: &PathBuf) -> anyhow::Result<String> {
 }
 
 /// The rank, its text side, and the name that records give to model and indexer together.
-fn open(common: &CommonArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String)> {
-    let rank = embedded::open_rank(&common.model, &KvArgs::none())?;
+pub fn open(model: &ModelArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String)> {
+    let rank = embedded::open_rank(model, &KvArgs::none())?;
     let info = rank.info.model.as_ref().context("a rank reports its model")?;
     let side = side(info)?;
-    let mut name = format!("{}, {:?} activations, {:?} KV", info.name, common.model.activations, common.model.kv_type);
-    if let Some(path) = &common.model.indexer {
+    let mut name = format!("{}, {:?} activations, {:?} KV", info.name, model.activations, model.kv_type);
+    if let Some(path) = &model.indexer {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let digest: String = Sha256::digest(&bytes).iter().take(4).map(|b| format!("{b:02x}")).collect();
         name += &format!(", indexer {digest}");

@@ -14,6 +14,7 @@ mod load;
 mod pull;
 mod quickstart;
 mod serve;
+mod show;
 mod term;
 
 use args::{BenchKind, Cli, Command};

@@ -1,6 +1,7 @@
 //! Retrieval over a grid of tasks, lengths and caches.
 
 use crate::contracts::{Budget, CacheShape, FULL};
+use crate::headline::{self, Headline};
 use crate::measure::{self, Decoding};
 use crate::oracle::Foresight;
 use crate::prompt::{self, Prompt, Protocol};
@@ -14,6 +15,7 @@ use palimpsest_worker::policy::oracle::Oracle;
 use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Instant;
 
 /// When an answer counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,9 +31,9 @@ pub enum Metric {
 /// Caches to compare: the product of its parts, less what would be the same twice.
 #[derive(Debug, Clone)]
 pub struct Caches {
-    /// Policies; `full` is measured once.
+    /// Policies; `full` is measured once. `POLICY+MEMORY` has that memory alone.
     pub policies: Vec<String>,
-    /// Latent memories.
+    /// Latent memories of the policies that name none.
     pub memories: Vec<String>,
     /// See [`CacheShape::memory_slots`].
     pub memory_slots: Vec<Option<u32>>,
@@ -46,6 +48,11 @@ pub struct Caches {
 }
 
 impl Caches {
+    /// The policies without their memories.
+    pub fn policy_names(&self) -> impl Iterator<Item = &str> {
+        self.policies.iter().map(|name| name.split_once('+').map_or(&**name, |(policy, _)| policy))
+    }
+
     /// Every cache once. `comparable` tells whether a policy's scores may be pooled.
     ///
     /// # Errors
@@ -57,7 +64,10 @@ impl Caches {
                 shapes.push(shape);
             }
         };
-        for policy in &self.policies {
+        for name in &self.policies {
+            let (policy, memory) =
+                name.split_once('+').map_or((&**name, None), |(p, m)| (p, Some(vec![m.to_string()])));
+            let memories = memory.as_ref().unwrap_or(&self.memories);
             if policy == FULL {
                 add(CacheShape::full());
                 continue;
@@ -68,11 +78,11 @@ impl Caches {
             for head_budget in &self.head_budgets {
                 let pooled = comparable(policy);
                 let head_budget = if pooled { head_budget.clone() } else { HeadBudget::Uniform.name().into() };
-                for memory in &self.memories {
+                for memory in memories {
                     for slots in &self.memory_slots {
                         for budget in &self.budgets {
                             add(CacheShape {
-                                policy: policy.clone(),
+                                policy: policy.into(),
                                 memory: memory.clone(),
                                 memory_slots: if memory == "none" { None } else { *slots },
                                 head_budget: head_budget.clone(),
@@ -110,6 +120,8 @@ pub struct GridSpec {
     pub samples: usize,
     /// Seed of the tasks.
     pub seed: u64,
+    /// Minutes after which no further sample is begun; what all cells have is reported.
+    pub minutes: Option<f64>,
     /// Tokens decoded at most where text is decoded; `None`: RULER's number for each task.
     pub max_tokens: Option<usize>,
 }
@@ -225,7 +237,8 @@ impl CellResult {
     }
 }
 
-/// Runs what is missing of the grid and writes `samples.jsonl`, `cells.jsonl`, `table.md` and plots to `out`. All cells
+/// Runs what is missing of the grid and writes `samples.jsonl`, `cells.jsonl`, `headline.jsonl`, `table.md` and plots to
+/// `out`. All cells
 /// get sample 0 before any gets sample 1, so a run that is cut off compares like with like.
 ///
 /// # Errors
@@ -237,21 +250,37 @@ pub fn run_grid<B: Backend>(
     spec: &GridSpec,
     out: &Path,
     progress: Progress<'_>,
-) -> Result<Vec<CellResult>> {
+) -> Result<Outcome> {
     std::fs::create_dir_all(out).map_err(crate::store::io(out))?;
-    let mut foresight = Foresight::prepare(runner, side, &spec.caches.policies)?;
+    let mut foresight = Foresight::prepare(runner, side, spec.caches.policy_names())?;
     let shapes = check(runner, spec)?;
     let settings = settings(runner, material, spec)?;
     let (mut store, mut known) = Store::open::<SampleResult>(&out.join("samples.jsonl"))?;
-    let total = (spec.samples * settings.len() * shapes.len()) as u64;
-    let mut done = 0;
-    // What cannot be asked should fail now, not after an hour.
+    let limit = |setting: &Setting| -> Result<usize> {
+        Ok(material.available(setting.task)?.map_or(spec.samples, |all| all.min(spec.samples)))
+    };
+    // What cannot be asked should fail now, not after an hour. Documents of their own length are all looked at.
+    let mut total = 0;
     for setting in &settings {
-        let (_, prompt) = compose(side, material, setting, 0)?;
-        shapes.iter().try_for_each(|shape| shape.contract(prompt.len(), prompt.tail.len()).map(|_| ()))?;
+        let samples = limit(setting)?;
+        total += (samples * shapes.len()) as u64;
+        let looked_at = if material.available(setting.task)?.is_some() { samples } else { 1 };
+        for index in 0..looked_at {
+            let (_, prompt) = compose(side, material, setting, index)?;
+            shapes.iter().try_for_each(|shape| shape.contract(prompt.len(), prompt.tail.len()).map(|_| ()))?;
+        }
     }
+    let (started, mut done, mut rounds) = (Instant::now(), 0, 0);
     for index in 0..spec.samples {
+        // A round takes about as long as those before it.
+        let minutes = started.elapsed().as_secs_f64() / 60.0;
+        if spec.minutes.is_some_and(|most| index > 0 && minutes * (1.0 + 1.0 / index as f64) > most) {
+            break;
+        }
         for setting in &settings {
+            if index >= limit(setting)? {
+                continue;
+            }
             let (question, prompt) = compose(side, material, setting, index)?;
             for shape in &shapes {
                 let cell = Cell { setting: setting.clone(), cache: shape.clone() };
@@ -267,22 +296,42 @@ pub fn run_grid<B: Backend>(
                 progress(done, total);
             }
         }
+        rounds = index + 1;
     }
-    let mut results = Vec::new();
-    for setting in &settings {
-        for shape in &shapes {
-            let cell = Cell { setting: setting.clone(), cache: shape.clone() };
-            let of = known.iter().filter(|k| k.cell == cell && k.index < spec.samples).collect::<Vec<_>>();
-            results.push(CellResult::of(&cell, &of));
-        }
-    }
-    write_lines(&out.join("cells.jsonl"), &results)?;
-    report::write_all(out, &results)?;
-    Ok(results)
+    conclude(out, &product(&settings, &shapes), &known, rounds)
+}
+
+fn product(settings: &[Setting], shapes: &[CacheShape]) -> Vec<Cell> {
+    let of = |setting: &Setting| {
+        let setting = setting.clone();
+        shapes.iter().map(move |shape| Cell { setting: setting.clone(), cache: shape.clone() })
+    };
+    settings.iter().flat_map(of).collect()
+}
+
+/// Aggregates the first `rounds` samples of every cell and writes everything but the samples.
+fn conclude(out: &Path, cells: &[Cell], known: &[SampleResult], rounds: usize) -> Result<Outcome> {
+    let known: Vec<SampleResult> = known.iter().filter(|k| k.index < rounds).cloned().collect();
+    let of = |cell: &Cell| CellResult::of(cell, &known.iter().filter(|k| k.cell == *cell).collect::<Vec<_>>());
+    let cells_found: Vec<CellResult> = cells.iter().map(of).collect();
+    let headlines = headline::headlines(cells, &known);
+    write_lines(&out.join("cells.jsonl"), &cells_found)?;
+    write_lines(&out.join("headline.jsonl"), &headlines)?;
+    report::write_all(out, &cells_found, &headlines)?;
+    Ok(Outcome { cells: cells_found, headlines })
+}
+
+/// What a grid gave.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Every cell.
+    pub cells: Vec<CellResult>,
+    /// Caches over all tasks.
+    pub headlines: Vec<Headline>,
 }
 
 fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheShape>> {
-    for policy in &spec.caches.policies {
+    for policy in spec.caches.policy_names() {
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
@@ -326,7 +375,11 @@ fn compose<'a>(
     let depth = setting.depth.map(|d| f64::from(d) / 100.0);
     let draw = Draw { seed: setting.seed, index, depth, length: setting.length };
     let question = tasks::question(setting.task, material, draw)?;
-    let prompt = prompt::build(side, &question, setting.length, setting.protocol)?;
+    let mut prompt = prompt::build(side, &question, (setting.length, setting.stride), setting.protocol)?;
+    if question.judge.needs_all() {
+        // Summaries may be longer than what is decoded.
+        prompt.answer.truncate(setting.max_tokens);
+    }
     Ok((question, prompt))
 }
 
@@ -339,7 +392,8 @@ fn sample<B: Backend>(
 ) -> Result<SampleResult> {
     let contract = cell.cache.contract(prompt.len(), prompt.tail.len())?;
     let score = |text: &str| question.score(text);
-    let decoding = Decoding { side, limit: cell.setting.max_tokens, score: &score };
+    let whole = question.judge.needs_all();
+    let decoding = Decoding { side, limit: cell.setting.max_tokens, score: &score, whole };
     let wanted = (cell.setting.metric == Metric::Match).then_some(&decoding);
     let measured = measure::measure(runner, &contract, prompt, wanted)?;
     let found = measured.decoded.as_ref().map_or(f64::from(u8::from(measured.exact)), |(_, score)| *score);
@@ -363,7 +417,7 @@ fn sample<B: Backend>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn caches() -> Caches {
@@ -385,6 +439,15 @@ mod tests {
         let count = |policy: &str| shapes.iter().filter(|s| s.policy == policy).count();
         // Budgets times (no memory, two sizes of it), times head budgets where they differ.
         assert_eq!((count("full"), count("tova"), count("retention")), (1, 2 * 3, 2 * 3 * 2));
+        let one = Caches {
+            policies: vec!["tova+centroid".into(), "retention".into()],
+            memories: vec!["none".into()],
+            ..caches()
+        };
+        let shapes = one.shapes(&|_| false).expect("a grid");
+        let memories =
+            |policy: &str| shapes.iter().filter(|s| s.policy == policy).map(|s| &*s.memory).collect::<Vec<_>>();
+        assert_eq!((memories("tova"), memories("retention")), (vec!["centroid"; 4], vec!["none"; 2]));
         let none = Caches { budgets: Vec::new(), ..caches() };
         assert!(none.shapes(&|_| true).is_err());
     }
@@ -392,7 +455,13 @@ mod tests {
     #[test]
     fn records_round_trip() {
         let cache = caches().shapes(&|_| true).expect("a grid").pop().expect("a shape");
-        let setting = Setting {
+        let cell = Cell { setting: setting(), cache };
+        let json = serde_json::to_string(&cell).expect("JSON");
+        assert_eq!(serde_json::from_str::<Cell>(&json).expect("a cell"), cell);
+    }
+
+    pub(crate) fn setting() -> Setting {
+        Setting {
             model: "m".into(),
             task: Task::Vt(2),
             length: 512,
@@ -404,9 +473,6 @@ mod tests {
             revision: tasks::REVISION,
             stride: 256,
             max_tokens: 64,
-        };
-        let cell = Cell { setting, cache };
-        let json = serde_json::to_string(&cell).expect("JSON");
-        assert_eq!(serde_json::from_str::<Cell>(&json).expect("a cell"), cell);
+        }
     }
 }

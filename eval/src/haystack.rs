@@ -109,6 +109,8 @@ pub enum Filler<'a> {
         /// State of the draws before they are put in order.
         draws: Draws,
     },
+    /// One text, cut from its middle when it is too long.
+    Document(&'a str),
 }
 
 /// What a needle says: `One of the special magic {what} for {key} is: {value}.`
@@ -196,6 +198,7 @@ impl Filler<'_> {
                 draws.clone().shuffle(&mut all);
                 all
             }
+            Self::Document(text) => vec![(*text).into()],
         }
     }
 
@@ -238,6 +241,15 @@ pub fn text(filler: &Filler<'_>, needles: &[Needle], units: usize) -> String {
     }
     parts.extend(order.map(|n| n.text.as_str().into()));
     filler.join(&parts)
+}
+
+/// The first and the last half of `target` tokens, as LongBench cuts what is too long.
+pub fn cut_middle(mut ids: Vec<u32>, target: usize) -> Vec<u32> {
+    if ids.len() > target {
+        let first = target / 2;
+        ids.drain(first..ids.len() - (target - first));
+    }
+    ids
 }
 
 /// A haystack of exactly `target` tokens: the fewest units that reach it, the excess at its end cut off.
@@ -331,6 +343,12 @@ mod tests {
         let key = |s: &Cow<'_, str>| s.split(" for ").nth(1).and_then(|t| t.split(" is:").next()).map(String::from);
         let keys: std::collections::HashSet<_> = many.iter().map(key).collect();
         assert_eq!(keys.len(), 300);
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_from_its_middle() {
+        assert_eq!(cut_middle((0..10).collect(), 5), [0, 1, 7, 8, 9]);
+        assert_eq!(cut_middle((0..3).collect(), 5), [0, 1, 2]);
     }
 
     #[test]

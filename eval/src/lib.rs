@@ -1,4 +1,4 @@
-//! Offline evaluation of a rank: retrieval tasks after RULER and next-token loss on prose, over lengths, budgets,
+//! Offline evaluation of a rank: retrieval tasks after RULER, LongBench, and next-token loss on prose, over lengths, budgets,
 //! policies, memories and head budgets.
 //!
 //! ```text
@@ -7,6 +7,8 @@
 //! Everything is a function of the seed: sample `i` of a task and length is the same text for every policy and budget, so
 //! differences between cells are paired. A run that was cut off goes on where it stopped.
 //!
+//! LongBench is read from its own files and measured the same way.
+//!
 //! Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", 2024.
 #![forbid(unsafe_code)]
 
@@ -14,18 +16,21 @@ pub mod contracts;
 pub mod draws;
 pub mod grid;
 pub mod haystack;
+pub mod headline;
+pub mod longbench;
 pub mod measure;
 pub mod oracle;
 pub mod perplexity;
 pub mod plot;
 pub mod prompt;
 pub mod report;
+pub mod show;
 pub mod stats;
 pub mod store;
 pub mod tasks;
 
 pub use contracts::{Budget, CacheShape};
-pub use grid::{Cell, CellResult, GridSpec, run_grid};
+pub use grid::{Cell, CellResult, GridSpec, Outcome, run_grid};
 
 use std::path::PathBuf;
 

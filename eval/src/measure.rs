@@ -17,8 +17,10 @@ pub struct Decoding<'a> {
     pub side: &'a dyn TextSide,
     /// Tokens at most.
     pub limit: usize,
-    /// Score of a text, from 0 to 1. It cannot fall when text is added at the end.
+    /// Score of a text, from 0 to 1.
     pub score: &'a dyn Fn(&str) -> f64,
+    /// Whether the score can fall when text is added at the end, so that every answer must be decoded to its end.
+    pub whole: bool,
 }
 
 /// What a prompt gave.
@@ -67,7 +69,7 @@ pub fn measure<B: Backend>(
         return Err(Error::NotANumber);
     }
     let forced_seconds = started.elapsed().as_secs_f64() - read_seconds;
-    let decoded = match decoding.filter(|_| !exact) {
+    let decoded = match decoding.filter(|d| d.whole || !exact) {
         None => None,
         Some(decoding) => {
             let logits = if session.rewind(&mark) {
@@ -93,17 +95,24 @@ fn greedy<B: Backend>(
 ) -> Result<(String, f64)> {
     let mut answer = Vec::new();
     let (mut text, mut score) = (String::new(), 0.0);
-    while answer.len() < decoding.limit && score < 1.0 {
+    let done = |answer: &[u32], score: f64| answer.len() >= decoding.limit || (score >= 1.0 && !decoding.whole);
+    while !done(&answer, score) {
         let token = argmax(&logits) as u32;
         if decoding.side.ends(token) {
             break;
         }
         answer.push(token);
-        text = decoding.side.decode(&answer);
-        score = (decoding.score)(&text);
-        if answer.len() < decoding.limit && score < 1.0 {
+        if !decoding.whole {
+            text = decoding.side.decode(&answer);
+            score = (decoding.score)(&text);
+        }
+        if !done(&answer, score) {
             logits = session.feed(&[token], Logits::Last)?;
         }
+    }
+    if decoding.whole {
+        text = decoding.side.decode(&answer);
+        score = (decoding.score)(&text);
     }
     Ok((text, score))
 }

@@ -20,12 +20,12 @@ impl Foresight {
     ///
     /// # Errors
     /// [`Error::Text`].
-    pub fn prepare<B: Backend>(
+    pub fn prepare<'a, B: Backend>(
         runner: &mut Runner<B>,
         side: &dyn TextSide,
-        policies: &[String],
+        mut policies: impl Iterator<Item = &'a str>,
     ) -> Result<Option<Self>> {
-        if !policies.iter().any(|p| p == Oracle::NAME) {
+        if !policies.any(|p| p == Oracle::NAME) {
             return Ok(None);
         }
         let reconstruction = Reconstruction::new(runner, side.encode(INSTRUCTION)?);

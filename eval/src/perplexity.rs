@@ -133,7 +133,7 @@ pub fn run<B: Backend>(
 }
 
 fn cells<B: Backend>(runner: &Runner<B>, spec: &PerplexitySpec, digest: &str, found: usize) -> Result<Vec<LossCell>> {
-    for policy in &spec.caches.policies {
+    for policy in spec.caches.policy_names() {
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());

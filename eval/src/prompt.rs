@@ -9,7 +9,7 @@
 //! The engine evicts at multiples of the stride alone, so the haystack is sized until the context ends at one. Earlier
 //! boundaries evict, too: this is a streamed context, not one compression of a finished one.
 
-use crate::haystack;
+use crate::haystack::{self, Filler};
 use crate::tasks::Question;
 use crate::{Error, Result, TextSide};
 use serde::{Deserialize, Serialize};
@@ -69,11 +69,17 @@ impl Prompt {
     }
 }
 
-/// Renders a question with a context of exactly `length` tokens.
+/// Renders a question with a context of exactly `length` tokens. A document of its own length gives the longest context up to
+/// `length` that ends at a multiple of `stride`, or all of it when it does not reach one.
 ///
 /// # Errors
 /// [`Error::TooShort`], [`Error::Text`], [`Error::Spec`] when the template changes the text.
-pub fn build(side: &dyn TextSide, question: &Question<'_>, length: usize, protocol: Protocol) -> Result<Prompt> {
+pub fn build(
+    side: &dyn TextSide,
+    question: &Question<'_>,
+    (length, stride): (usize, usize),
+    protocol: Protocol,
+) -> Result<Prompt> {
     let asked = &question.question;
     let user = match protocol {
         Protocol::QuestionFirst => {
@@ -81,7 +87,11 @@ pub fn build(side: &dyn TextSide, question: &Question<'_>, length: usize, protoc
         }
         _ => format!("{}{HAYSTACK}{asked}{AFTER}", question.instruction),
     };
-    let rendered = side.chat(&user, &question.answer_prefix)?;
+    let rendered = if question.chat {
+        side.chat(&user, &question.answer_prefix)?
+    } else {
+        format!("{user}{}", question.answer_prefix)
+    };
     let changed = || Error::Spec("the chat template does not show the user's text as it is".into());
     let (head, rest) = rendered.split_once(HAYSTACK).ok_or_else(changed)?;
     let (asked, closing) = rest.split_once(AFTER).ok_or_else(changed)?;
@@ -91,11 +101,24 @@ pub fn build(side: &dyn TextSide, question: &Question<'_>, length: usize, protoc
     };
     let (mut context, before) = (side.encode(head)?, side.encode(&before)?);
     let taken = context.len() + before.len();
-    let room = length.saturating_sub(taken);
-    let haystack = haystack::tokens(side, &question.filler, &question.needles, room).map_err(|e| match e {
-        Error::TooShort { needed, .. } => Error::TooShort { length, needed: needed + taken },
-        other => other,
-    })?;
+    let haystack = match &question.filler {
+        Filler::Document(text) => {
+            let ids = side.encode(text)?;
+            let all = taken + ids.len();
+            let wanted = if all < stride { all } else { all.min(length) / stride * stride };
+            if wanted <= taken {
+                return Err(Error::TooShort { length, needed: taken + 1 });
+            }
+            haystack::cut_middle(ids, wanted - taken)
+        }
+        filler => {
+            let room = length.saturating_sub(taken);
+            haystack::tokens(side, filler, &question.needles, room).map_err(|e| match e {
+                Error::TooShort { needed, .. } => Error::TooShort { length, needed: needed + taken },
+                other => other,
+            })?
+        }
+    };
     context.extend(haystack);
     context.extend(before);
     let tail = side.encode(&after)?;
@@ -153,7 +176,7 @@ pub(crate) mod tests {
             for length in [512, 1024] {
                 let side = Words::default();
                 let [agnostic, first, last] =
-                    Protocol::ALL.map(|protocol| build(&side, &question, length, protocol).expect("fits"));
+                    Protocol::ALL.map(|protocol| build(&side, &question, (length, 16), protocol).expect("fits"));
                 let text = |ids: &[u32]| side.decode(ids);
                 for prompt in [&agnostic, &first, &last] {
                     assert_eq!(prompt.context.len(), length);
@@ -179,15 +202,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_document_keeps_its_ends_and_the_context_ends_at_a_boundary() {
+        let text: String = (0..200).map(|i| format!("w{i} ")).collect();
+        let material = material();
+        let mut question = tasks::question(Task::Single1, &material, draw(1, 2)).expect("no file needed");
+        (question.filler, question.needles) = (Filler::Document(&text), Vec::new());
+        let side = Words::default();
+        for (length, want) in [(128, 128), (150, 144), (1000, 224)] {
+            let prompt = build(&side, &question, (length, 16), Protocol::Agnostic).expect("fits");
+            let got = side.decode(&prompt.context);
+            assert_eq!(prompt.context.len(), want);
+            assert!(got.contains("w0 ") && got.ends_with("w199 ") && (want > 200 || !got.contains("w100 ")), "{got}");
+        }
+        let whole = build(&side, &question, (1000, 512), Protocol::Agnostic).expect("fits");
+        assert!(side.decode(&whole.context).contains(&text), "no boundary is reached, nothing is cut");
+        question.chat = false;
+        let raw = build(&side, &question, (1000, 512), Protocol::Agnostic).expect("fits");
+        assert!(side.decode(&raw.context).starts_with(&question.instruction));
+    }
+
+    #[test]
     fn a_length_below_what_must_be_there_says_what_it_takes() {
         let material = material();
         let question = tasks::question(Task::Multikey1, &material, draw(1, 2)).expect("no file needed");
         let side = Words::default();
-        let Err(Error::TooShort { length: 16, needed }) = build(&side, &question, 16, Protocol::Agnostic) else {
+        let Err(Error::TooShort { length: 16, needed }) = build(&side, &question, (16, 16), Protocol::Agnostic) else {
             panic!("16 tokens are too few")
         };
-        assert!(build(&side, &question, needed, Protocol::Agnostic).is_ok());
-        assert!(build(&side, &question, needed - 1, Protocol::Agnostic).is_err());
+        assert!(build(&side, &question, (needed, 16), Protocol::Agnostic).is_ok());
+        assert!(build(&side, &question, (needed - 1, 16), Protocol::Agnostic).is_err());
     }
 
     #[test]

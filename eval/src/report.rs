@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::contracts::FULL;
 use crate::grid::{CellResult, Setting};
+use crate::headline::{self, Headline};
 use crate::plot::{self, HeatMap, Panel, Series};
 use crate::store::write;
 use std::fmt::Write;
@@ -12,8 +13,8 @@ use std::path::Path;
 ///
 /// # Errors
 /// [`crate::Error::Io`].
-pub fn write_all(out: &Path, results: &[CellResult]) -> Result<()> {
-    write(&out.join("table.md"), &table(results))?;
+pub fn write_all(out: &Path, results: &[CellResult], headlines: &[Headline]) -> Result<()> {
+    write(&out.join("table.md"), &format!("{}{}", headline::table(headlines), table(results)))?;
     let accuracy = panels(results, |r| (r.accuracy, r.accuracy_low, r.accuracy_high));
     let label = "share of the prompt kept";
     write(&out.join("accuracy.svg"), &plot::lines(&accuracy, label, "accuracy", Some((0.0, 1.0))))?;
@@ -29,7 +30,7 @@ pub fn write_all(out: &Path, results: &[CellResult]) -> Result<()> {
 }
 
 /// Different values in the order they come.
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+pub(crate) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for value in values {
         if !found.contains(&value) {

@@ -19,9 +19,19 @@ fn tokens(seed: u64, count: usize) -> Vec<u32> {
 /// Every policy with a head budget and a memory that exercise it.
 fn contracts() -> Vec<Contract> {
     let mut all = vec![Contract::full()];
-    for policy in
-        ["window", "random", "h2o", "tova", "snapkv", "knorm", "keydiff", "lagkv", "retention", "query-indexer"]
-    {
+    for policy in [
+        "window",
+        "random",
+        "h2o",
+        "tova",
+        "snapkv",
+        "knorm",
+        "keydiff",
+        "lagkv",
+        "expected-attention",
+        "retention",
+        "query-indexer",
+    ] {
         for head_budget in HeadBudget::ALL {
             all.push(contract(policy, head_budget, 0));
         }

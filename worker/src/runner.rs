@@ -271,10 +271,10 @@ pub fn new_cache<B: Backend>(
     let (config, kv_heads) = (decoder.config(), &decoder.shard().kv_heads);
     let policy = policy::find(policies, &contract.policy)?;
     let world_size = decoder.shard().place.world_size;
-    if world_size > config.kv_heads && policy.observes().is_some() {
+    if world_size > config.kv_heads && (policy.observes().is_some() || policy.reads_queries()) {
         // Refused on all ranks alike, also on those that share nothing.
         return Err(Error::Contract(format!(
-            "policy `{}` looks at the attention of all query heads of a KV head, which {world_size} ranks of a model with {} \
+            "policy `{}` looks at all query heads of a KV head, which {world_size} ranks of a model with {} \
              KV heads do not see together: use another policy, or fewer ranks",
             contract.policy, config.kv_heads
         )));

@@ -7,6 +7,7 @@ mod ci;
 mod cluster;
 mod crates;
 mod deploy_check;
+mod eval_quick;
 mod metrics;
 mod process;
 mod rust_source;
@@ -24,6 +25,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   metrics, deny        the code-size part of `ci` alone; the licences part alone
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
+  eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes to `palimpsest eval ruler`
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn dispatch() -> Result<()> {
         ["deny"] => ci::check_third_party(),
         ["deploy-check"] => deploy_check::check(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
+        ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -1,7 +1,7 @@
 //! Variable tracking.
 
 use super::vocabulary::{distinct, letters};
-use super::{Asked, Question};
+use super::{Judge, Question};
 use crate::draws::Draws;
 use crate::haystack::{self, Filler, Needle};
 
@@ -67,6 +67,7 @@ pub(super) fn question<'a>(draws: &mut Draws, hops: usize) -> Question<'a> {
         expected: format!(" {}", chain.names.join(" ")),
         needles: chain.needles,
         answers: chain.names,
-        asked: Asked::All,
+        judge: Judge::All,
+        chat: true,
     }
 }

@@ -12,6 +12,8 @@ mod words;
 
 use crate::draws::Draws;
 use crate::haystack::{Filler, Needle, Prose, digest};
+use crate::longbench::metrics::Metric;
+use crate::longbench::{self, Dataset};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -48,8 +50,12 @@ pub enum Task {
     Qa1,
     /// A question on several of many documents (HotpotQA).
     Qa2,
+    /// A dataset of LongBench.
+    Long(Dataset),
 }
 
+/// Before the names of LongBench's datasets.
+const LONG: &str = "longbench/";
 /// Hops of RULER's variable tracking.
 const HOPS: usize = 4;
 /// The needle tasks.
@@ -81,6 +87,9 @@ impl std::str::FromStr for Task {
         if let Some((_, task)) = OTHERS.iter().find(|(n, _)| *n == name) {
             return Ok(*task);
         }
+        if let Some(dataset) = name.strip_prefix(LONG) {
+            return Ok(Self::Long(Dataset::find(dataset)?));
+        }
         match name.strip_prefix("vt_").and_then(|hops| hops.parse().ok()) {
             Some(hops @ 1..=8) => Ok(Self::Vt(hops)),
             _ => Err(Error::Spec(format!("task `{name}` is not one of {NAMES}, niah, words, qa, all"))),
@@ -94,6 +103,7 @@ impl std::fmt::Display for Task {
             Some((name, _)) => f.write_str(name),
             None => match self {
                 Self::Vt(hops) => write!(f, "vt_{hops}"),
+                Self::Long(dataset) => write!(f, "{LONG}{}", dataset.name()),
                 _ => unreachable!("every other task has a name in the tables"),
             },
         }
@@ -134,13 +144,14 @@ impl std::str::FromStr for TaskGroup {
 }
 
 impl Task {
-    /// Tokens of an answer at most, RULER's numbers.
+    /// Tokens of an answer at most, the published numbers.
     pub fn answer_tokens(self) -> usize {
         match self {
             Self::Vt(_) => 30,
             Self::Cwe => 120,
             Self::Fwe => 50,
             Self::Qa1 | Self::Qa2 => 32,
+            Self::Long(dataset) => dataset.answer_tokens(),
             _ => 128,
         }
     }
@@ -160,17 +171,34 @@ impl Task {
             Self::Qa1 => 11,
             Self::Qa2 => 12,
             Self::Vt(hops) => 16 + hops as u64,
+            Self::Long(dataset) => 64 + dataset.number(),
         }
     }
 }
 
-/// How many of the answers must be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// All; the score is the share that is.
+/// How an answer is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judge {
+    /// All answers must be there; the score is the share that is.
     All,
-    /// One of them.
+    /// One of them must.
     Any,
+    /// LongBench's: the best score against one of them.
+    Long {
+        /// Metric.
+        metric: Metric,
+        /// Whether only the first line counts.
+        first_line: bool,
+        /// Classes of a question of classes.
+        classes: Vec<String>,
+    },
+}
+
+impl Judge {
+    /// Whether text at the end of an answer can lower its score, so that the whole answer must be decoded.
+    pub fn needs_all(&self) -> bool {
+        matches!(self, Self::Long { .. })
+    }
 }
 
 /// A task made concrete: everything but the length of its haystack.
@@ -188,21 +216,29 @@ pub struct Question<'a> {
     pub answer_prefix: String,
     /// Strings that the answer must contain.
     pub answers: Vec<String>,
-    /// How many of them.
-    pub asked: Asked,
+    /// How they are.
+    pub judge: Judge,
+    /// Whether the prompt is a chat message; otherwise the model goes on with the text.
+    pub chat: bool,
     /// The answer whose likelihood is measured, as it would continue the prefix.
     pub expected: String,
 }
 
 impl Question<'_> {
-    /// From 0 to 1: RULER's string match, case does not matter. For [`Asked::All`] the share of answers that `text`
-    /// contains, for [`Asked::Any`] whether it contains one.
+    /// From 0 to 1. For [`Judge::All`] and [`Judge::Any`] RULER's string match: what `text` contains, whatever its case.
     pub fn score(&self, text: &str) -> f64 {
-        let text = text.to_lowercase();
-        let found = self.answers.iter().filter(|a| text.contains(&a.to_lowercase())).count();
-        match self.asked {
-            Asked::All => found as f64 / self.answers.len().max(1) as f64,
-            Asked::Any => f64::from(u8::from(found > 0)),
+        let found = || {
+            let text = text.to_lowercase();
+            self.answers.iter().filter(|a| text.contains(&a.to_lowercase())).count()
+        };
+        match &self.judge {
+            Judge::All => found() as f64 / self.answers.len().max(1) as f64,
+            Judge::Any => f64::from(u8::from(found() > 0)),
+            Judge::Long { metric, first_line, classes } => {
+                let first = || text.trim_start_matches('\n').split('\n').next().unwrap_or("");
+                let text = if *first_line { first() } else { text };
+                self.answers.iter().map(|truth| metric.score(text, truth, classes)).fold(0.0, f64::max)
+            }
         }
     }
 }
@@ -214,6 +250,8 @@ pub struct Material {
     pub prose: Prose,
     /// Files of questions.
     pub qa: Vec<qa::Corpus>,
+    /// Files of LongBench.
+    pub longbench: Vec<longbench::File>,
 }
 
 impl Material {
@@ -224,6 +262,22 @@ impl Material {
         })
     }
 
+    fn file(&self, dataset: Dataset) -> Result<&longbench::File> {
+        let missing = || Error::Spec(format!("there is no file of {}: see `eval longbench`", dataset.name()));
+        self.longbench.iter().find(|f| f.dataset() == dataset).ok_or_else(missing)
+    }
+
+    /// Questions that a task has, if their number is limited.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] when it needs a file that is not there.
+    pub fn available(&self, task: Task) -> Result<Option<usize>> {
+        match task {
+            Task::Long(dataset) => Ok(Some(self.file(dataset)?.len())),
+            _ => Ok(None),
+        }
+    }
+
     /// Names what a task is made of in records.
     ///
     /// # Errors
@@ -231,6 +285,7 @@ impl Material {
     pub fn digest(&self, task: Task) -> Result<String> {
         match task {
             Task::Qa1 | Task::Qa2 => Ok(self.corpus(task)?.digest().into()),
+            Task::Long(dataset) => Ok(self.file(dataset)?.digest().into()),
             Task::Single1 | Task::Multikey2 | Task::Multikey3 | Task::Vt(_) | Task::Cwe | Task::Fwe => Ok(digest("")),
             _ => Ok(self.prose.digest().into()),
         }
@@ -260,6 +315,7 @@ pub fn question(task: Task, material: &Material, draw: Draw) -> Result<Question<
         Task::Vt(hops) => chain::question(&mut draws, hops),
         Task::Cwe => words::common(&mut draws, draw.length),
         Task::Fwe => words::frequent(&mut draws, draw.length),
+        Task::Long(dataset) => material.file(dataset)?.question(draw.seed, draw.index),
         Task::Qa1 | Task::Qa2 => qa::question(material.corpus(task)?, &mut draws, (draw.seed, draw.index)),
         _ => needles::question(task, &material.prose, &mut draws, draw.depth),
     })
@@ -277,7 +333,7 @@ pub(crate) mod tests {
 
     pub(crate) fn material() -> Material {
         let prose = Prose::new(&"It was late. Nobody came by. ".repeat(10)).expect("sentences");
-        Material { prose, qa: Vec::new() }
+        Material { prose, qa: Vec::new(), longbench: Vec::new() }
     }
 
     pub(crate) fn draw(seed: u64, index: usize) -> Draw {
@@ -286,7 +342,12 @@ pub(crate) mod tests {
 
     #[test]
     fn names_and_groups_are_rulers() {
-        for task in all().into_iter().chain([Task::Vt(2), Task::Qa1, Task::Qa2]) {
+        for task in all().into_iter().chain([
+            Task::Vt(2),
+            Task::Qa1,
+            Task::Qa2,
+            Task::Long(Dataset::find("lcc").expect("a name")),
+        ]) {
             assert_eq!(task.to_string().parse::<Task>().expect("a name"), task);
             let json = serde_json::to_string(&task).expect("JSON");
             assert_eq!(serde_json::from_str::<Task>(&json).expect("a task"), task);
@@ -380,7 +441,7 @@ pub(crate) mod tests {
         let mut q = question(Task::Multiquery, &material, draw(1, 0)).expect("no file needed");
         q.answers = vec!["123".into(), "Abc".into()];
         assert_eq!([q.score("it is 123, ABC"), q.score("it is 1234"), q.score("12 3")], [1.0, 0.5, 0.0]);
-        q.asked = Asked::Any;
+        q.judge = Judge::Any;
         assert_eq!([q.score("it is 123, ABC"), q.score("it is 1234"), q.score("12 3")], [1.0, 1.0, 0.0]);
     }
 }

@@ -1,7 +1,7 @@
 //! Needles in a haystack.
 
 use super::vocabulary::distinct;
-use super::{Asked, Question, Task};
+use super::{Judge, Question, Task};
 use crate::draws::Draws;
 use crate::haystack::{Filler, Needle, NeedleKind, Prose};
 
@@ -52,7 +52,8 @@ pub(super) fn question<'a>(task: Task, prose: &'a Prose, draws: &mut Draws, dept
         answer_prefix: format!("The special magic {what} for {query} mentioned in the provided text {are}"),
         expected: format!(" {}", list(&answers)),
         answers,
-        asked: Asked::All,
+        judge: Judge::All,
+        chat: true,
     }
 }
 

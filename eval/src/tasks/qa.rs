@@ -1,6 +1,6 @@
 //! Questions about documents, from files in the formats of SQuAD and HotpotQA.
 
-use super::{Asked, Question, Task};
+use super::{Judge, Question, Task};
 use crate::draws::Draws;
 use crate::haystack::{Filler, Needle, digest};
 use crate::{Error, Result};
@@ -164,7 +164,8 @@ pub(super) fn question<'a>(corpus: &'a Corpus, draws: &mut Draws, (seed, index):
         answer_prefix: "Answer:".into(),
         expected: format!(" {}", item.answers[0]),
         answers: item.answers.clone(),
-        asked: Asked::Any,
+        judge: Judge::Any,
+        chat: true,
     }
 }
 
@@ -189,7 +190,7 @@ mod tests {
         let corpus = Corpus::parse(SQUAD).expect("SQuAD");
         assert_eq!((corpus.task(), corpus.items.len(), corpus.documents.len()), (Task::Qa1, 1, 3));
         let q = question(&corpus, &mut Draws::new(&[1]), (1, 7));
-        assert_eq!((q.answers.len(), &*q.expected, q.asked), (2, " 1871", Asked::Any));
+        assert_eq!((q.answers.len(), &*q.expected, &q.judge), (2, " 1871", &Judge::Any));
         let text = haystack::text(&q.filler, &q.needles, 1);
         assert!(text.contains("built in 1871") && text.contains("is red") && !text.contains("Geese"), "{text}");
         assert!(haystack::text(&q.filler, &q.needles, 2).contains("Geese"));

@@ -1,7 +1,7 @@
 //! Common words and frequent words.
 
 use super::vocabulary::{distinct, letters, words};
-use super::{Asked, Question};
+use super::{Judge, Question};
 use crate::draws::Draws;
 use crate::haystack::{self, Filler};
 
@@ -37,7 +37,8 @@ pub(super) fn frequent<'a>(draws: &mut Draws, length: usize) -> Question<'a> {
             .into(),
         expected: format!(" {}", answers.join(" ")),
         answers,
-        asked: Asked::All,
+        judge: Judge::All,
+        chat: true,
     }
 }
 
@@ -70,7 +71,8 @@ pub(super) fn common<'a>(draws: &mut Draws, length: usize) -> Question<'a> {
         answer_prefix: LIST_ANSWER.into(),
         expected: format!(" {}", numbered(&answers)),
         answers,
-        asked: Asked::All,
+        judge: Judge::All,
+        chat: true,
     }
 }
 

@@ -8,6 +8,7 @@ use super::pages::PagePool;
 use crate::error::Result;
 use crate::exchange::Exchange;
 use crate::policy::HeadView;
+use crate::policy::expected::QueryView;
 use palimpsest_kernels::{Backend, CompactItem, PageShape, RotateItem};
 
 /// What a boundary needs besides the sequence.
@@ -111,6 +112,7 @@ fn scores<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, index
         mass: &head.mass,
         keys: &keys,
         values: &values,
+        queries: QueryView { moments: &head.moments, next: cache.next_rotary, inv_freq: ctx.inv_freq },
     };
     let mut scores = vec![0.0; head.len()];
     cache.policy.score(&view, &mut scores);

@@ -22,6 +22,10 @@ pub struct HeadSlots {
     pub terms: Vec<f32>,
     /// Attention observed by every slot, for policies that look at attention.
     pub mass: Vec<f32>,
+    /// Sums over the queries of this head so far, for policies that read queries: [`Moments`] of each query head.
+    ///
+    /// [`Moments`]: crate::policy::expected::Moments
+    pub moments: Vec<f64>,
 }
 
 impl HeadSlots {
@@ -187,6 +191,7 @@ impl SequenceCache {
             let mut keys = vec![0.0; all.len() * head_dim];
             let mut values = keys.clone();
             backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
+            head.moments.iter().for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
             for v in keys.iter().chain(&values).chain(&head.terms).chain(&head.mass) {
                 hash.update(&v.to_bits().to_le_bytes());
             }

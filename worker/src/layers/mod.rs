@@ -1,6 +1,7 @@
 //! The parts of a decoder layer, each a thin composition of backend operations.
 
 pub mod attention;
+pub mod queries;
 pub mod query;
 pub mod rope;
 pub mod scorer;

@@ -14,6 +14,7 @@ use crate::indexer::Indexer;
 use crate::kv::boundary::{self, BoundaryContext};
 use crate::kv::{PagePool, SequenceCache};
 use crate::layers::attention::{AttentionArgs, Span, attend};
+use crate::layers::queries::{self, QueryRows};
 use crate::layers::query::DeviceQueryIndexer;
 use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
@@ -373,6 +374,14 @@ impl<B: Backend> Decoder<B> {
             stride: self.stride,
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
+        let queries = QueryRows {
+            layer: index,
+            shape: qkv_shape(&self.shard),
+            rows,
+            queries: &s.q,
+            cos_sin: (&s.host.0, &s.host.1),
+        };
+        queries::add(b, &queries, spans)?;
         if let Some(capture) = &mut self.capture {
             let mut queries = vec![0.0; rows * self.shard.heads() * self.config.head_dim];
             b.download(&s.q, 0, &mut queries)?;

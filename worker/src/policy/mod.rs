@@ -2,6 +2,7 @@
 //! shared code in `kv`.
 
 mod attention;
+pub mod expected;
 mod geometry;
 pub mod oracle;
 pub mod query;
@@ -9,6 +10,7 @@ pub mod retention;
 mod simple;
 
 pub use attention::{H2o, SnapKv, Tova};
+pub use expected::ExpectedAttention;
 pub use geometry::{KNorm, KeyDiff, LagKv};
 pub use query::QueryIndexer;
 pub use retention::Retention;
@@ -41,6 +43,8 @@ pub struct HeadView<'a> {
     pub keys: &'a [f32],
     /// Values `[L, D]`, likewise.
     pub values: &'a [f32],
+    /// How queries are distributed; without moments unless the policy reads queries.
+    pub queries: expected::QueryView<'a>,
 }
 
 /// Which attention rows a policy looks at. Rows are chosen by absolute position, so the answer does not depend on how a
@@ -91,6 +95,10 @@ pub trait Policy: Send + Sync {
     fn reads_slots(&self) -> bool {
         false
     }
+    /// Whether the distribution of queries is kept. Costs a download of all queries and a sum over their products.
+    fn reads_queries(&self) -> bool {
+        false
+    }
     /// Computation per new token.
     fn ingest(&self) -> Ingest<'_> {
         Ingest::Nothing
@@ -115,6 +123,7 @@ pub fn heuristics() -> Vec<Arc<dyn Policy>> {
         Arc::new(KNorm),
         Arc::new(KeyDiff),
         Arc::new(LagKv),
+        Arc::new(ExpectedAttention),
     ]
 }
 

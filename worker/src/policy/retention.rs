@@ -91,6 +91,7 @@ mod tests {
             mass: &[],
             keys: &[],
             values: &[],
+            queries: crate::policy::expected::QueryView { moments: &[], next: 0, inv_freq: &[] },
         };
         let mut score = [0.0];
         policy.score(&view, &mut score);

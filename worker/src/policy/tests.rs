@@ -36,6 +36,7 @@ impl Head {
             mass: &self.mass,
             keys: &self.keys,
             values: &self.values,
+            queries: expected::QueryView { moments: &[], next: 0, inv_freq: &[] },
         };
         let mut scores = vec![f32::NAN; self.positions.len()];
         policy.score(&view, &mut scores);
