@@ -4,7 +4,7 @@
 use super::*;
 use crate::exchange::Exchange;
 use crate::kv::{Contract, HeadBudget};
-use crate::memory::Memory;
+use crate::memory::{Memory, Readout};
 use crate::policy::{self, Policy, splitmix};
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::{AttentionItem, CentroidView, KvType, QkvShape};
@@ -107,6 +107,9 @@ impl Memory for Recorder {
         }
     }
     fn centroids(&self, _head: usize) -> Option<CentroidView<'_>> {
+        None
+    }
+    fn readout(&self, _head: usize) -> Option<Readout<'_>> {
         None
     }
     fn bytes(&self) -> usize {
