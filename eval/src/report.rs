@@ -4,27 +4,36 @@ use crate::Result;
 use crate::contracts::FULL;
 use crate::grid::{CellResult, Setting};
 use crate::headline::{self, Headline};
-use crate::plot::{self, HeatMap, Panel, Series};
+use crate::plot::{self, Bars, Group, HeatMap, Panel, Series};
 use crate::store::write;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Writes `table.md`, `accuracy.svg`, `loglik.svg`, and `heat.svg` where depths were fixed.
+/// Writes `table.md`, `headline.svg`, `accuracy.svg`, `loglik.svg`, `bars.svg` where there are several tasks, and `heat.svg`
+/// where depths were fixed.
 ///
 /// # Errors
 /// [`crate::Error::Io`].
 pub fn write_all(out: &Path, results: &[CellResult], headlines: &[Headline]) -> Result<()> {
     write(&out.join("table.md"), &format!("{}{}", headline::table(headlines), table(results)))?;
+    let over = "over the share of the prompt that is kept";
+    let mean = headline_panels(headlines);
+    let heading = format!("Share of the full cache's score {over}, 95 % intervals");
+    write(&out.join("headline.svg"), &plot::lines(&mean, &heading, Some((0.0, 1.0))))?;
     let accuracy = panels(results, |r| (r.accuracy, r.accuracy_low, r.accuracy_high));
-    let label = "share of the prompt kept";
-    write(&out.join("accuracy.svg"), &plot::lines(&accuracy, label, "accuracy", Some((0.0, 1.0))))?;
+    let heading = format!("Accuracy {over}, 95 % intervals");
+    write(&out.join("accuracy.svg"), &plot::lines(&accuracy, &heading, Some((0.0, 1.0))))?;
     let loglik = panels(results, |r| {
         let error = r.loglik_error.unwrap_or(0.0);
         (r.loglik, r.loglik - error, r.loglik + error)
     });
-    write(&out.join("loglik.svg"), &plot::lines(&loglik, label, "log-likelihood per answer token", None))?;
+    let heading = format!("Log-likelihood per answer token, nats, {over}, \u{b1} standard error");
+    write(&out.join("loglik.svg"), &plot::lines(&loglik, &heading, None))?;
+    if distinct(results.iter().map(|r| r.cell.setting.task)).len() > 1 {
+        write(&out.join("bars.svg"), &plot::bars(&task_bars(results), "Accuracy by task, 95 % intervals"))?;
+    }
     if results.iter().any(|r| r.cell.setting.depth.is_some()) {
-        write(&out.join("heat.svg"), &plot::heat(&heat_maps(results)))?;
+        write(&out.join("heat.svg"), &plot::heat(&heat_maps(results), "Accuracy in percent by depth and length"))?;
     }
     Ok(())
 }
@@ -104,9 +113,62 @@ fn panels(results: &[CellResult], value: fn(&CellResult) -> (f64, f64, f64)) -> 
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             Series { reference: name == FULL, name, points }
         });
-        Panel { title: title(setting), series: series.collect() }
+        let depth = setting.depth.map_or(String::new(), |d| format!(", needle at {d} %"));
+        let subtitle = format!("{} tokens{depth}, {}", setting.length, setting.protocol.name());
+        Panel { title: setting.task.to_string(), subtitle, series: series.collect() }
     };
     distinct(results.iter().map(|r| &r.cell.setting)).into_iter().map(panel).collect()
+}
+
+/// A panel per length and protocol: the share of the full cache's score.
+fn headline_panels(lines: &[Headline]) -> Vec<Panel> {
+    let panel = |of: (usize, _)| {
+        let own: Vec<&Headline> = lines.iter().filter(|l| (l.length, l.protocol) == of).collect();
+        let series = |name: &str| {
+            let point = |l: &Headline| {
+                let (low, high) = l.of_full_interval?;
+                Some((l.share, l.of_full?, low, high))
+            };
+            let mut points: Vec<_> = own.iter().filter(|l| l.cache == name).filter_map(|l| point(l)).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Series { reference: name == FULL, name: name.into(), points }
+        };
+        let names = distinct(own.iter().map(|l| &*l.cache));
+        let tasks = own.first().map_or(0, |l| l.tasks.len());
+        Panel {
+            title: format!("mean over {tasks} tasks"),
+            subtitle: format!("{} tokens, {}", of.0, of.1.name()),
+            series: names.into_iter().map(series).collect(),
+        }
+    };
+    distinct(lines.iter().map(|l| (l.length, l.protocol))).into_iter().map(panel).collect()
+}
+
+/// A row of tasks per length, protocol, depth and budget.
+fn task_bars(results: &[CellResult]) -> Vec<Bars> {
+    let of = |r: &CellResult| (r.cell.setting.length, r.cell.setting.protocol, r.cell.setting.depth);
+    let mut rows = Vec::new();
+    for (length, protocol, depth) in distinct(results.iter().map(of)) {
+        let own: Vec<&CellResult> = results.iter().filter(|r| of(r) == (length, protocol, depth)).collect();
+        for budget in distinct(own.iter().filter_map(|r| r.cell.cache.budget)) {
+            let group = |task: crate::tasks::Task| {
+                let here = || own.iter().filter(move |r| r.cell.setting.task == task);
+                let bar = |r: &&CellResult| (r.cell.cache.line(), r.accuracy, r.accuracy_low, r.accuracy_high);
+                Group {
+                    name: task.to_string(),
+                    bars: here().filter(|r| r.cell.cache.budget == Some(budget)).map(bar).collect(),
+                    full: here().find(|r| r.cell.cache.policy == FULL).map(|r| r.accuracy),
+                }
+            };
+            let tasks = distinct(own.iter().map(|r| r.cell.setting.task));
+            let depth = depth.map_or(String::new(), |d| format!(", needle at {d} %"));
+            rows.push(Bars {
+                title: format!("{budget} of {length} tokens{depth}, {}", protocol.name()),
+                groups: tasks.into_iter().map(group).collect(),
+            });
+        }
+    }
+    rows
 }
 
 /// Accuracy over depth and length, a map per task, cache and budget.
@@ -124,7 +186,7 @@ fn heat_maps(results: &[CellResult]) -> Vec<HeatMap> {
         };
         let budget = cache.budget.map_or("everything".to_string(), |b| b.to_string());
         HeatMap {
-            title: format!("{task}, {}, {budget}: accuracy", cache.line()),
+            title: format!("{task}: {}, {budget}", cache.line()),
             columns: (lengths.iter().map(ToString::to_string).collect(), "tokens".into()),
             rows: (depths.iter().map(|d| format!("{d} %")).collect(), "depth".into()),
             values: depths.iter().map(|&d| lengths.iter().map(|&l| value(d, l)).collect()).collect(),
