@@ -27,6 +27,9 @@ impl Default for AssociativeOptions {
     }
 }
 
+/// One document in this many decides how much of a readout counts.
+const GATES_EVERY: usize = 4;
+
 /// Heads of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
@@ -192,8 +195,12 @@ pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64)
         values: case.values.clone(),
     };
     let cases: Vec<Case> = cases.iter().map(scaled).collect();
+    // Features learn from most documents and gates from the rest, so that a gate knows how well features generalise.
+    let documents = (cases.len() / heads.kv_heads).div_ceil(GATES_EVERY).max(1);
+    let (for_gates, for_features) = cases.split_at(documents.min(cases.len() / heads.kv_heads) * heads.kv_heads);
+    let cases = if for_features.is_empty() { for_gates } else { for_features };
     let mut features = uniform(&mut draws, options.features * dim, 1.0 / (dim as f32).sqrt());
-    let mut gates = best_gates(&cases, heads, &features);
+    let mut gates = best_gates(cases, heads, &features);
     // A gate of 0 has no gradient for the features.
     gates.iter_mut().for_each(|gate| *gate = gate.max(1e-3));
     let values: usize = cases.iter().map(|case| case.missing.len()).sum();
@@ -213,7 +220,7 @@ pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64)
         of_features.step(&mut features, &feature_slopes, rate);
         of_gates.step(&mut gates, &gate_slopes, rate);
     }
-    let gates = best_gates(&cases, heads, &features);
+    let gates = best_gates(for_gates, heads, &features);
     scaling.fold(&mut features, None);
     AssociativeLayerWeights { features, gates }
 }

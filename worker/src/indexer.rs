@@ -5,12 +5,14 @@
 //! query.{l}.weight [K*(h*d + d + h), E]  .bias  .norm [K, 4, d]  .offset [K]  policy `query-indexer`
 //! associative.{l}.features [F, D]  .gates [K]                                 memory `associative`
 //! ```
-//! safetensors, all f32; shapes stand in the metadata, too, so that a file for another model is refused by name.
+//! safetensors, f32 but for the large `query.{l}.weight` in f16; shapes stand in the metadata, too, so that a file for another
+//! model is refused by name.
 
 use crate::error::{Error, Result};
 use crate::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use crate::policy::query::{QueryLayer, QueryWeights};
 use crate::policy::retention::LayerScorer;
+use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -65,15 +67,15 @@ impl Reader<'_> {
         let bad = |what: String| Error::Indexer(what);
         let len = shape.iter().copied().fold(1, usize::saturating_mul);
         let view = self.file.tensor(&name).map_err(|_| bad(format!("tensor {name} is missing")))?;
-        if view.dtype() != Dtype::F32 || view.data().len() != len.saturating_mul(4) {
-            return Err(bad(format!(
-                "tensor {name} is {:?} {:?}, {shape:?} of F32 expected",
-                view.dtype(),
-                view.shape()
-            )));
+        let bytes = view.data();
+        let values: Vec<f32> = match view.dtype() {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => return Err(bad(format!("tensor {name} is of type {other:?}, F32 or F16 expected"))),
+        };
+        if values.len() != len {
+            return Err(bad(format!("tensor {name} has shape {:?}, {shape:?} expected", view.shape())));
         }
-        let values: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         if values.iter().any(|v| !v.is_finite()) {
             return Err(bad(format!("tensor {name} holds a value that is not finite")));
         }
@@ -171,11 +173,17 @@ impl Indexer {
             .tensors()
             .into_iter()
             .map(|(name, shape, values)| {
-                (name, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+                let is_large = name.starts_with("query.") && name.ends_with(".weight");
+                let bytes: Vec<u8> = if is_large {
+                    values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+                } else {
+                    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+                };
+                (name, if is_large { Dtype::F16 } else { Dtype::F32 }, shape, bytes)
             })
             .collect();
-        let views = stored.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        let views = stored.iter().map(|(name, dtype, shape, bytes)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
             view.map(|v| (name.as_str(), v)).map_err(|e| Error::Indexer(e.to_string()))
         });
         safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))
@@ -259,7 +267,7 @@ mod tests {
             kv_heads: 2,
             hidden: 3,
             retention: vec![scorer(0.5), scorer(2.0)],
-            query: Some(Arc::new(QueryWeights { heads: 2, dim: 4, layers: vec![query(0.1), query(0.2)] })),
+            query: Some(Arc::new(QueryWeights { heads: 2, dim: 4, layers: vec![query(0.125), query(0.25)] })),
             associative: Some(Arc::new(AssociativeWeights {
                 features: 3,
                 head_dim: 8,

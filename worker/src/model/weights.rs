@@ -301,7 +301,6 @@ impl Weights {
         self.table.tensors.values().map(|tensor| tensor.range.len()).sum()
     }
 
-    /// All bytes of the model's first file.
     /// Digest of what the files hold: names, shapes, types and sizes of all tensors, and the beginning of each. Two files that
     /// differ in a way that matters differ here, without all of them being read.
     pub fn digest(&self) -> u64 {
@@ -315,6 +314,7 @@ impl Weights {
         hash.digest()
     }
 
+    /// All bytes of the model's first file.
     pub(super) fn first_file(&self) -> &[u8] {
         self.table.files.first().map_or(&[], |file| file)
     }
