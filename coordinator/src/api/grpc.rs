@@ -10,16 +10,10 @@ use palimpsest_proto::{
         inference_server::{Inference, InferenceServer},
     },
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::watch,
-};
-use tokio_stream::Stream;
+use palimpsest_tls::Incoming;
+use tokio::sync::watch;
 use tonic::{
-    Request, Response, Status,
-    metadata::MetadataMap,
-    service::interceptor::InterceptedService,
-    transport::{Server, server::Connected},
+    Request, Response, Status, metadata::MetadataMap, service::interceptor::InterceptedService, transport::Server,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -70,16 +64,11 @@ impl Inference for GrpcApi {
 ///
 /// # Errors
 /// If the transport fails.
-pub async fn serve<I, IO, E>(
+pub async fn serve(
     service: Service,
-    incoming: I,
+    incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), tonic::transport::Error>
-where
-    I: Stream<Item = Result<IO, E>> + Send,
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     report(&reporter, Readiness::Starting).await;
     let follow = tokio::spawn(follow(reporter, service.engine.readiness()));
@@ -110,7 +99,7 @@ where
         engine.drain().await;
         drained.send_replace(true);
     };
-    let served = router.serve_with_incoming_shutdown(incoming, end);
+    let served = router.serve_with_incoming_shutdown(incoming.into_stream(), end);
     let limited = async {
         let mut closing = closing;
         let _ = closing.wait_for(|drained| *drained).await;

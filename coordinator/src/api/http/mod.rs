@@ -39,7 +39,7 @@ use self::{
 };
 pub use self::{
     error::{ErrorBody, HttpError},
-    server::{HttpLimits, serve, serve_waiting},
+    server::{HttpLimits, serve, serve_probes, serve_waiting},
 };
 use crate::{engine::Readiness, ids::RequestId, service::Service};
 
@@ -56,9 +56,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .layer(middleware::from_fn_with_state(service.clone(), authorize));
     Router::new()
         .merge(api)
-        .route("/health", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+        .merge(probes())
         .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
         .fallback(|| async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route") })
         .method_not_allowed_fallback(|| async {
@@ -66,6 +64,17 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         })
         .layer(middleware::from_fn(name_request))
         .with_state(App { service, limits })
+}
+
+/// What probes and scrapers ask.
+fn probes() -> Router<App> {
+    Router::new().route("/health", get(|| async { "ok" })).route("/readyz", get(ready)).route("/metrics", get(metrics))
+}
+
+/// The routes of a port that knows nobody.
+fn probes_router(service: Service) -> Router {
+    let nowhere = || async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route on this port") };
+    probes().fallback(nowhere).with_state(App { service, limits: HttpLimits::default() })
 }
 
 /// The routes of a process that has no group yet.
