@@ -2,7 +2,7 @@
 
 use crate::args::{CoordinatorArgs, RegistryArgs, WorkerArgs};
 use crate::front::Front;
-use crate::{embedded, pull, serve};
+use crate::{embedded, pull, serve, traces};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
 use palimpsest_coordinator::{Config, Coordinator};
@@ -26,6 +26,7 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 /// Waits for the ranks, serves until a signal, then drains.
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let mut front = Front::open(&args.front).await?;
+    let _traces = traces::start()?;
     let tls = args.cluster.files().map(|files| ClientTls::cluster(files, Role::Coordinator, Role::Worker));
     let config = Config {
         regroup_limit: Duration::from_secs(args.regroup_seconds),

@@ -15,6 +15,7 @@ mod pull;
 mod quickstart;
 mod serve;
 mod term;
+mod traces;
 
 use args::{BenchKind, Cli, Command};
 use clap::Parser;

@@ -30,6 +30,7 @@ pub mod scheduler;
 pub mod service;
 pub mod stream;
 pub mod text;
+pub mod trace;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 

@@ -90,15 +90,16 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
 /// A handshake that failed at our end.
 pub(crate) fn in_words(error: &rustls::Error) -> String {
     use CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
-        UnknownIssuer,
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
+        NotValidYetContext, UnknownIssuer,
     };
     match error {
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the other side does not speak TLS: is its address one of http:// and not https://?".into()
         }
         rustls::Error::InvalidCertificate(wrong) => match wrong {
-            UnknownIssuer => "its certificate is not signed by the CA that is trusted here".into(),
+            // Of a CA of the same name.
+            UnknownIssuer | BadSignature => "its certificate is not signed by the CA that is trusted here".into(),
             Expired | ExpiredContext { .. } => "its certificate has expired".into(),
             NotValidYet | NotValidYetContext { .. } => "its certificate is not valid yet".into(),
             NotValidForName => "its certificate is for another name".into(),

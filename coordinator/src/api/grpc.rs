@@ -17,7 +17,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{engine::Readiness, keys::ApiKeys, service::Service};
+use crate::{engine::Readiness, keys::ApiKeys, service::Service, trace};
 
 /// Metadata key of a response that names its request.
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
@@ -39,7 +39,9 @@ impl Inference for GrpcApi {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let timeout = grpc_timeout(request.metadata())?;
-        let answer = self.0.generate(request.into_inner(), timeout).await?;
+        let traceparent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+        let parent = trace::parent(traceparent);
+        let answer = self.0.generate(request.into_inner(), timeout).await?.traced(parent);
         let id = answer.request_id().as_str().parse().map_err(|_| Status::internal("request ids are ASCII"))?;
         // No task and no buffer in between: the connection polls the answer, so its flow control reaches the ring.
         let events = stream::unfold(answer, |mut answer| async move {

@@ -34,14 +34,14 @@ use tokio::time::timeout;
 
 use self::{
     answers::Dialect,
-    generate::answer,
+    generate::{Caller, answer},
     wire::{ChatRequest, CompletionRequest},
 };
 pub use self::{
     error::{ErrorBody, HttpError},
     server::{HttpLimits, serve, serve_probes, serve_waiting},
 };
-use crate::{engine::Readiness, ids::RequestId, service::Service};
+use crate::{engine::Readiness, ids::RequestId, service::Service, trace};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -120,15 +120,15 @@ async fn authorize(State(service): State<Service>, request: Request, next: Next)
 }
 
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
-    let (id, body): (_, ChatRequest) = read(&app, request).await?;
+    let (caller, body): (_, ChatRequest) = read(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
-    answer(&app.service, Dialect::Chat, &id, body.choices()?, stream).await
+    answer(&app.service, Dialect::Chat, caller, body.choices()?, stream).await
 }
 
 async fn completions(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
-    let (id, body): (_, CompletionRequest) = read(&app, request).await?;
+    let (caller, body): (_, CompletionRequest) = read(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
-    answer(&app.service, Dialect::Completion, &id, body.choices()?, stream).await
+    answer(&app.service, Dialect::Completion, caller, body.choices()?, stream).await
 }
 
 async fn models(State(app): State<App>) -> Json<serde_json::Value> {
@@ -202,9 +202,13 @@ async fn metrics(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, OPEN_METRICS)], app.service.metrics.encode())
 }
 
-/// Reads a request's id and body.
-async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(String, T), HttpError> {
-    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+/// Reads a request's caller and body.
+async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(Caller, T), HttpError> {
+    let caller = {
+        let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let parent = trace::parent(header(HeaderName::from_static("traceparent")));
+        Caller { id: header(REQUEST_ID).unwrap_or_default().to_owned(), parent }
+    };
     let bytes = bytes(app, request.into_body()).await?;
     let body = serde_json::from_slice(&bytes).map_err(|error| {
         // The text of serde's errors may quote the body; place and kind do not.
@@ -216,7 +220,7 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(Strin
         let message = format!("the body cannot be read at line {}, column {}: {kind}", error.line(), error.column());
         HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message)
     })?;
-    Ok((id, body))
+    Ok((caller, body))
 }
 
 /// What is wrong with well-formed JSON. Only messages that name fields and types are passed on: others quote values.
