@@ -9,6 +9,7 @@
 //! | `GET /readyz` | 200 while a group serves that has passed a first step |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /version` | version of this program |
+//! | `GET /openapi.json` | all of this, for machines |
 //!
 //! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape.
 
@@ -43,6 +44,8 @@ pub use self::{
 };
 use crate::{engine::Readiness, ids::RequestId, service::Service, trace};
 
+/// The routes for machines; a test holds it against the types of `wire`, and a fuzzer against the answers.
+const OPENAPI: &str = include_str!("openapi.json");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes over a service.
@@ -58,6 +61,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .merge(api)
         .merge(probes())
         .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .fallback(|| async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route") })
         .method_not_allowed_fallback(|| async {
             HttpError::protocol(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
@@ -158,6 +162,7 @@ fn model_object(service: &Service) -> serde_json::Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct TokenizeBody {
     #[serde(alias = "text")]
     prompt: Option<String>,
