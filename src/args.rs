@@ -3,6 +3,7 @@
 use crate::pull::{DEFAULT_MODEL, PullOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use palimpsest_proto::v1;
+use palimpsest_tls::{ClientFiles, ClusterFiles};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -205,6 +206,8 @@ pub struct CoordinatorArgs {
     pub tp: u32,
     #[command(flatten)]
     pub front: FrontArgs,
+    #[command(flatten)]
+    pub cluster: ClusterTlsArgs,
     /// Seconds that the first group has to form; who is missing is said meanwhile.
     #[arg(long, env = "PALIMPSEST_FORM_SECONDS", default_value_t = 300)]
     pub form_seconds: u64,
@@ -231,8 +234,58 @@ pub struct WorkerArgs {
     /// host:port at which coordinator and other ranks reach this one; --listen when not given.
     #[arg(long, env = "PALIMPSEST_ADVERTISE")]
     pub advertise: Option<String>,
+    /// Address of a port without TLS that answers gRPC health checks alone.
+    #[arg(long, env = "PALIMPSEST_HEALTH")]
+    pub health: Option<SocketAddr>,
     #[command(flatten)]
     pub registry: RegistryArgs,
+    #[command(flatten)]
+    pub cluster: ClusterTlsArgs,
+}
+
+/// What a process of a cluster shows to the others. With it, coordinator and ranks accept nobody else.
+#[derive(Debug, Args)]
+pub struct ClusterTlsArgs {
+    /// Certificate chain (PEM) of this process, with the DNS name coordinator.palimpsest.internal or
+    /// worker.palimpsest.internal.
+    #[arg(long, env = "PALIMPSEST_CLUSTER_CERT", requires_all = ["cluster_key", "cluster_ca"])]
+    pub cluster_cert: Option<PathBuf>,
+    /// Key of --cluster-cert.
+    #[arg(long, env = "PALIMPSEST_CLUSTER_KEY", requires = "cluster_cert")]
+    pub cluster_key: Option<PathBuf>,
+    /// The cluster's own CA: whatever it signs is trusted.
+    #[arg(long, env = "PALIMPSEST_CLUSTER_CA", requires = "cluster_cert")]
+    pub cluster_ca: Option<PathBuf>,
+}
+
+impl ClusterTlsArgs {
+    /// The files, if they were given.
+    pub fn files(&self) -> Option<ClusterFiles> {
+        let Self { cluster_cert, cluster_key, cluster_ca } = self;
+        let (cert, key, ca) = (cluster_cert.clone()?, cluster_key.clone()?, cluster_ca.clone()?);
+        Some(ClusterFiles { cert, key, ca })
+    }
+}
+
+/// What a client of a TLS server trusts and shows.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ClientTlsArgs {
+    /// CA (PEM) that the server's certificate must come from; those that this system trusts when not given.
+    #[arg(long, env = "PALIMPSEST_CA")]
+    pub ca: Option<PathBuf>,
+    /// Certificate to show, for servers that ask for one.
+    #[arg(long, env = "PALIMPSEST_CERT", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Key of --cert.
+    #[arg(long, env = "PALIMPSEST_KEY", requires = "cert")]
+    pub key: Option<PathBuf>,
+}
+
+impl ClientTlsArgs {
+    /// The files that were given.
+    pub fn files(&self) -> ClientFiles {
+        ClientFiles { ca: self.ca.clone(), identity: self.cert.clone().zip(self.key.clone()) }
+    }
 }
 
 /// What faces clients.
@@ -250,6 +303,18 @@ pub struct FrontArgs {
     /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
     #[arg(long, env = "PALIMPSEST_API_KEYS_FILE")]
     pub api_keys_file: Option<PathBuf>,
+    /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when the file changes.
+    #[arg(long, env = "PALIMPSEST_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of --tls-cert.
+    #[arg(long, env = "PALIMPSEST_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Clients must show a certificate of this CA.
+    #[arg(long, env = "PALIMPSEST_TLS_CLIENT_CA", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Address of a port without TLS for /health, /readyz and /metrics alone.
+    #[arg(long, env = "PALIMPSEST_HEALTH")]
+    pub health: Option<SocketAddr>,
     /// Serve anyone who reaches this address, without keys.
     #[arg(long, env = "PALIMPSEST_INSECURE_NO_KEYS", conflicts_with = "api_keys_file")]
     pub insecure_no_keys: bool,
@@ -270,6 +335,15 @@ pub struct RegistryArgs {
     /// User of etcd; its password is read from PALIMPSEST_ETCD_PASSWORD.
     #[arg(long, env = "PALIMPSEST_ETCD_USER")]
     pub etcd_user: Option<String>,
+    /// CA (PEM) of etcd's certificate, for endpoints of https://; those that this system trusts when not given.
+    #[arg(long, env = "PALIMPSEST_ETCD_CA")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Certificate to show to etcd.
+    #[arg(long, env = "PALIMPSEST_ETCD_CERT", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of --etcd-cert.
+    #[arg(long, env = "PALIMPSEST_ETCD_KEY", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
     /// Name of the worker group.
     #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
     pub group: String,
@@ -280,6 +354,11 @@ pub struct GenerateArgs {
     /// Server to ask.
     #[arg(long, env = "PALIMPSEST_SERVER", default_value = "http://127.0.0.1:50051")]
     pub server: String,
+    /// Sent as a bearer token.
+    #[arg(long, env = "PALIMPSEST_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
     /// Prompt; with a file, the text that follows it.
     #[arg(long, required_unless_present = "prompt_file")]
     pub prompt: Option<String>,

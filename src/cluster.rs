@@ -2,13 +2,16 @@
 
 use crate::args::{CoordinatorArgs, RegistryArgs, WorkerArgs};
 use crate::front::Front;
-use crate::{embedded, pull, serve};
+use crate::{embedded, pull, serve, traces};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_registry::{Claim, RankRecord, Registry, RegistryError};
 #[cfg(feature = "etcd")]
 use palimpsest_registry::{EtcdOptions, EtcdRegistry};
+#[cfg(feature = "etcd")]
+use palimpsest_tls::ClientFiles;
+use palimpsest_tls::{ClientTls, Connector, Incoming, Limits, Role, ServerTls};
 use palimpsest_worker::rank::Rank;
 use palimpsest_worker::server::{self, Device, Loaded, ServerOptions};
 use palimpsest_worker::shard::Place;
@@ -22,8 +25,14 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits for the ranks, serves until a signal, then drains.
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
-    let front = Front::open(&args.front).await?;
-    let config = Config { regroup_limit: Duration::from_secs(args.regroup_seconds), ..front.config(&args.front) };
+    let mut front = Front::open(&args.front).await?;
+    let _traces = traces::start()?;
+    let tls = args.cluster.files().map(|files| ClientTls::cluster(files, Role::Coordinator, Role::Worker));
+    let config = Config {
+        regroup_limit: Duration::from_secs(args.regroup_seconds),
+        ranks: Connector::new(tls.transpose()?),
+        ..front.config(&args.front)
+    };
     let forming = async {
         let (members, lead) = members(&args).await?;
         let group = first_group(&*members, &config, Duration::from_secs(args.form_seconds)).await?;
@@ -79,7 +88,16 @@ async fn registry(args: &RegistryArgs) -> anyhow::Result<Option<Arc<dyn Registry
     }
     let password = std::env::var("PALIMPSEST_ETCD_PASSWORD").unwrap_or_default();
     let user = args.etcd_user.clone().map(|name| (name, password));
-    let options = EtcdOptions { endpoints: args.etcd.clone(), user, ..EtcdOptions::default() };
+    let encrypted = args.etcd.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+    if encrypted != 0 && encrypted != args.etcd.len() {
+        bail!("--etcd mixes http:// and https://: give endpoints of one kind");
+    }
+    if encrypted == 0 && (args.etcd_ca.is_some() || args.etcd_cert.is_some()) {
+        bail!("--etcd-ca and --etcd-cert are for endpoints of https://");
+    }
+    let files = ClientFiles { ca: args.etcd_ca.clone(), identity: args.etcd_cert.clone().zip(args.etcd_key.clone()) };
+    let tls = if encrypted > 0 { Some(ClientTls::open(files)?) } else { None };
+    let options = EtcdOptions { endpoints: args.etcd.clone(), user, tls, ..EtcdOptions::default() };
     Ok(Some(Arc::new(EtcdRegistry::connect(options).await?)))
 }
 
@@ -124,9 +142,22 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
             args.tp.saturating_sub(1)
         );
     }
+    let (tls, ranks) = match args.cluster.files() {
+        Some(files) => {
+            let server = ServerTls::cluster(files.clone(), Role::Worker)?;
+            (Some(server), Connector::new(Some(ClientTls::cluster(files, Role::Worker, Role::Worker)?)))
+        }
+        None => (None, Connector::default()),
+    };
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("cannot listen on {}; is another rank running? choose one with --listen", args.listen)
     })?;
+    let probes = match args.health {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}; is another process running? choose one with --health")
+        })?),
+        None => None,
+    };
     let address = match args.advertise {
         Some(address) => address,
         None if args.listen.ip().is_unspecified() => {
@@ -136,8 +167,9 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     };
     let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned();
     let (loaded, following) = watch::channel(None);
-    let options = ServerOptions { place, host };
-    let serving = tokio::spawn(server::serve(listener, options, following, serve::shutdown_signal()));
+    let incoming = Incoming::new(listener, tls, Limits::default());
+    let options = ServerOptions { place, host, ranks, probes: probes.map(Incoming::from) };
+    let serving = tokio::spawn(server::serve(incoming, options, following, serve::shutdown_signal()));
     let claim = match registry(&args.registry).await? {
         Some(registry) => {
             let record = RankRecord::new(args.rank as u32, args.tp as u32, address.clone());

@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use palimpsest_coordinator::api::http::serve_waiting;
 use palimpsest_coordinator::keys::ApiKeys;
 use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_tls::{Incoming, Limits, ServerFiles, ServerTls};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -12,8 +13,9 @@ use tokio::sync::watch;
 
 /// Ports that are bound, before a model is loaded: what is wrong with them is found at once.
 pub struct Front {
-    grpc: TcpListener,
-    http: Option<TcpListener>,
+    grpc: Incoming,
+    http: Option<Incoming>,
+    probes: Option<Incoming>,
     keys: Option<Arc<ApiKeys>>,
 }
 
@@ -30,28 +32,37 @@ impl Front {
         };
         let addresses = [Some(args.listen), (!args.no_http).then_some(args.http)];
         let open = addresses.iter().flatten().find(|address| !address.ip().is_loopback());
-        if let Some(address) = open.filter(|_| keys.is_none() && !args.insecure_no_keys) {
-            bail!("{address} can be reached from outside: give --api-keys-file, or --insecure-no-keys to serve anyone");
+        let knows_clients = keys.is_some() || args.tls_client_ca.is_some();
+        if let Some(address) = open.filter(|_| !knows_clients && !args.insecure_no_keys) {
+            bail!(
+                "{address} can be reached from outside: give --api-keys-file or --tls-client-ca, or \
+                 --insecure-no-keys to serve anyone"
+            );
         }
+        let tls = tls(args)?;
+        if let Some(address) = open.filter(|_| tls.is_none() && keys.is_some()) {
+            tracing::warn!(%address, "API keys and prompts travel in plain text: give --tls-cert, or put TLS in front");
+        }
+        let incoming = |listener, tls| Incoming::new(listener, tls, Limits::default());
         let http = if args.no_http { None } else { Some(bind(args.http, "--http").await?) };
-        Ok(Self { grpc: bind(args.listen, "--listen").await?, http, keys })
+        let probes = match args.health {
+            Some(address) => Some(incoming(bind(address, "--health").await?, None)),
+            None => None,
+        };
+        let grpc = incoming(bind(args.listen, "--listen").await?, tls.clone());
+        Ok(Self { grpc, http: http.map(|http| incoming(http, tls)), probes, keys })
     }
 
     /// Does `work` and answers probes meanwhile.
-    pub async fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
-        let Some(http) = &self.http else { return work.await };
+    pub async fn wait_for<T>(&mut self, work: impl Future<Output = T>) -> T {
         let (done, finished) = watch::channel(false);
-        let finished = async {
-            let mut finished = finished;
-            // A sender that is gone has finished as well.
-            let _ = finished.wait_for(|done| *done).await;
-        };
         let work = async {
             let result = work.await;
             done.send_replace(true);
             result
         };
-        tokio::join!(work, serve_waiting(http, finished)).0
+        let (http, probes) = (self.http.as_mut(), self.probes.as_mut());
+        tokio::join!(work, probed(http, finished.clone()), probed(probes, finished)).0
     }
 
     /// Limits and keys for a coordinator.
@@ -62,9 +73,10 @@ impl Front {
 
     /// Where clients find the service.
     pub fn describe(&self) -> String {
-        let address = |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
-        let http = self.http.as_ref().map(|http| format!(" and http://{}/v1", address(http)));
-        format!("grpc://{}{}", address(&self.grpc), http.unwrap_or_default())
+        let address = |port: &Incoming| port.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
+        let scheme = if self.grpc.is_encrypted() { "https" } else { "http" };
+        let http = self.http.as_ref().map(|http| format!(" and {scheme}://{}/v1", address(http)));
+        format!("{scheme}://{} (gRPC){}", address(&self.grpc), http.unwrap_or_default())
     }
 
     /// Serves until a signal, then drains.
@@ -81,15 +93,38 @@ impl Front {
             }
             Ok(())
         };
+        let probes = async {
+            if let Some(port) = self.probes {
+                coordinator.serve_probes(port, stopped(stopping.clone())).await;
+            }
+            Ok(())
+        };
         let signal = async {
             crate::serve::shutdown_signal().await;
             stop.send_replace(true);
             Ok(())
         };
         // A transport that fails ends the others too.
-        tokio::try_join!(grpc, http, signal)?;
+        tokio::try_join!(grpc, http, probes, signal)?;
         Ok(())
     }
+}
+
+/// Answers probes at a port, if there is one, until `finished`.
+async fn probed(port: Option<&mut Incoming>, mut finished: watch::Receiver<bool>) {
+    let Some(port) = port else { return };
+    let finished = async {
+        // A sender that is gone has finished as well.
+        let _ = finished.wait_for(|done| *done).await;
+    };
+    serve_waiting(port, finished).await;
+}
+
+/// TLS of both ports, if it was asked for.
+fn tls(args: &FrontArgs) -> anyhow::Result<Option<ServerTls>> {
+    let Some((cert, key)) = args.tls_cert.clone().zip(args.tls_key.clone()) else { return Ok(None) };
+    let files = ServerFiles { cert, key, client_ca: args.tls_client_ca.clone() };
+    Ok(Some(ServerTls::open(files)?))
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

@@ -1,12 +1,14 @@
 //! `palimpsest generate`: a client of the public API.
 
-use crate::args::GenerateArgs;
+use crate::args::{ClientTlsArgs, GenerateArgs};
 use anyhow::{Context, bail};
 use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::{self, generate_event::Event, generate_request::Input, inference_client::InferenceClient};
+use palimpsest_tls::{ClientTls, Connector};
 use std::io::{Read, Write};
 use std::time::Duration;
-use tonic::transport::Channel;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Largest event taken from a server: a retention report of a long request.
 const MAX_EVENT_BYTES: usize = 256 << 20;
@@ -14,8 +16,18 @@ const MAX_EVENT_BYTES: usize = 256 << 20;
 /// Sends the request and prints what comes back.
 pub async fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let request = request(&args)?;
-    let client = connect(&args.server).await?;
-    let finished = stream(client, request, args.timeout, args.json).await?;
+    let client = connect(&args.server, &args.tls).await?;
+    let mut request = tonic::Request::new(request);
+    if let Some(seconds) = args.timeout {
+        request.set_timeout(Duration::try_from_secs_f64(seconds).context("--timeout is not a time")?);
+    }
+    if let Some(key) = &args.api_key {
+        let mut value: AsciiMetadataValue =
+            format!("Bearer {key}").parse().context("the API key has characters that no header can carry")?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    let finished = stream(client, request, args.json).await?;
     if !args.json {
         let usage = finished.usage.unwrap_or_default();
         eprintln!("{}", summary(&usage));
@@ -24,12 +36,26 @@ pub async fn run(args: GenerateArgs) -> anyhow::Result<()> {
 }
 
 /// Opens a channel to a server.
-pub async fn connect(server: &str) -> anyhow::Result<InferenceClient<Channel>> {
-    let endpoint = Channel::from_shared(server.to_string()).with_context(|| format!("`{server}` is not an address"))?;
-    let channel = endpoint
+pub async fn connect(server: &str, tls: &ClientTlsArgs) -> anyhow::Result<InferenceClient<Channel>> {
+    let wrong = || format!("`{server}` is not an address such as http://127.0.0.1:50051");
+    let uri: Uri = server.parse().with_context(wrong)?;
+    let (tls, port) = match uri.scheme_str() {
+        Some("https") => (Some(ClientTls::open(tls.files())?), 443),
+        Some("http") if tls.ca.is_some() || tls.cert.is_some() => {
+            bail!("--ca and --cert are for servers at https://, and {server} is none");
+        }
+        Some("http") => (None, 80),
+        _ => bail!(wrong()),
+    };
+    let host = uri.host().with_context(wrong)?;
+    // The connector speaks TLS, so that the certificates are ours to choose.
+    let address = format!("http://{host}:{}", uri.port_u16().unwrap_or(port));
+    let channel = Endpoint::from_shared(address)
+        .with_context(wrong)?
         .connect_timeout(Duration::from_secs(5))
-        .connect()
+        .connect_with_connector(Connector::new(tls))
         .await
+        .map_err(|error| anyhow::anyhow!("{}", cause(&error)))
         .with_context(|| format!("no server answers at {server}; start one with `palimpsest serve`"))?;
     Ok(InferenceClient::new(channel).max_decoding_message_size(MAX_EVENT_BYTES))
 }
@@ -77,14 +103,9 @@ pub fn question(content: String, answer_prefix: &str) -> v1::Chat {
 /// Sends a request and prints its deltas, or every event as JSON; returns the last event.
 pub async fn stream(
     mut client: InferenceClient<Channel>,
-    request: v1::GenerateRequest,
-    timeout: Option<f64>,
+    request: impl tonic::IntoRequest<v1::GenerateRequest>,
     json: bool,
 ) -> anyhow::Result<v1::Finished> {
-    let mut request = tonic::Request::new(request);
-    if let Some(seconds) = timeout {
-        request.set_timeout(Duration::try_from_secs_f64(seconds).context("--timeout is not a time")?);
-    }
     let mut events = client.generate(request).await.map_err(explain)?.into_inner();
     let mut out = std::io::stdout();
     while let Some(event) = events.message().await.map_err(explain)? {
@@ -108,7 +129,16 @@ pub async fn stream(
     bail!("the server ended the stream without finishing the request")
 }
 
+/// The innermost cause, which says more than the transport's own words.
+fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
+}
+
 fn explain(status: tonic::Status) -> anyhow::Error {
+    // The connection failed, which says nothing of the request.
+    if let Some(why) = palimpsest_tls::explain(&status) {
+        return anyhow::anyhow!("the connection ended: {why}");
+    }
     let reason = status.metadata().get(REASON_KEY).and_then(|v| v.to_str().ok()).unwrap_or("unclassified");
     anyhow::anyhow!("{} [{reason}, {:?}]", status.message(), status.code())
 }

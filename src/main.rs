@@ -16,6 +16,7 @@ mod quickstart;
 mod serve;
 mod show;
 mod term;
+mod traces;
 
 use args::{BenchKind, Cli, Command};
 use clap::Parser;

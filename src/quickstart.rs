@@ -1,6 +1,6 @@
 //! `palimpsest quickstart`: a real model, a long real document and a question about it, over gRPC, in one command.
 
-use crate::args::QuickstartArgs;
+use crate::args::{ClientTlsArgs, QuickstartArgs};
 use crate::{embedded, generate, term};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::Config;
@@ -31,7 +31,7 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
         bail!("the first step failed; run with --log info for the reason");
     }
     let server = coordinator.serve_local().await?;
-    let client = generate::connect(&format!("http://{}", server.address)).await?;
+    let client = generate::connect(&format!("http://{}", server.address), &ClientTlsArgs::default()).await?;
 
     eprintln!("{} on {device}, gRPC at {}", coordinator.service().model.info.name, server.address);
     eprintln!("document: {} characters; question: {question}", document.chars().count());
@@ -52,7 +52,7 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     spinner.set_message("reading the document");
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     print!("{prefix}");
-    let finished = generate::stream(client, request, None, false).await;
+    let finished = generate::stream(client, request, false).await;
     spinner.finish_and_clear();
     eprintln!("{}", generate::summary(&finished?.usage.unwrap_or_default()));
     server.shut_down().await;

@@ -2,13 +2,14 @@
 
 use crate::args::ServeArgs;
 use crate::front::Front;
-use crate::{embedded, term};
+use crate::{embedded, term, traces};
 use anyhow::bail;
 use palimpsest_worker::policy::Retention;
 
 /// Loads the model, listens, serves until Ctrl-C or SIGTERM, then drains.
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let front = Front::open(&args.front).await?;
+    let _traces = traces::start()?;
     let ranks = tokio::task::block_in_place(|| embedded::open_ranks(&args.model, &args.kv, args.tp.into()))?;
     let config = front.config(&args.front);
     let device = ranks[0].info.device.clone();

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use opentelemetry::trace::SpanContext;
 use palimpsest_proto::{
     error::RequestError,
     internal::v1::CacheState,
@@ -21,6 +22,7 @@ use crate::{
     scheduler::Ending,
     stream::{Reader, Token},
     text::{Detokenizer, StopStrings},
+    trace::Ended,
 };
 
 /// The events of one request: `Started`, deltas, `Finished`. Dropping it cancels the request.
@@ -39,6 +41,11 @@ pub struct Answer {
     metrics: Metrics,
     /// How it ended, once it has.
     outcome: Option<&'static str>,
+    failed: bool,
+    /// When its first step began, once its reader is gone.
+    started: Option<Instant>,
+    /// The caller's span.
+    parent: Option<SpanContext>,
 }
 
 /// What the tokens so far said about the sequence.
@@ -72,10 +79,22 @@ impl Answer {
             seen: Seen::default(),
             metrics,
             outcome: None,
+            failed: false,
+            started: None,
+            parent: None,
             reader: Some(reader),
             request,
             model,
         }
+    }
+
+    /// Makes the request a part of its caller's trace.
+    pub fn traced(mut self, parent: Option<SpanContext>) -> Self {
+        if let Some(parent) = &parent {
+            tracing::info!(request = %self.request.id, trace_id = %parent.trace_id(), "traced");
+        }
+        self.parent = parent;
+        self
     }
 
     /// For logs and metadata.
@@ -90,8 +109,9 @@ impl Answer {
                 Ok(Some(token)) => self.take(token),
                 Ok(None) => return None,
                 Err(error) => {
-                    self.reader = None;
+                    self.started = self.reader.take().and_then(|reader| reader.started());
                     self.outcome = Some(error.reason.tag());
+                    self.failed = true;
                     return Some(Err(error));
                 }
             }
@@ -151,6 +171,7 @@ impl Answer {
     fn finish(&mut self, reason: FinishReason, stop: String) {
         let reader = self.reader.take();
         let started = reader.as_ref().and_then(Reader::started);
+        self.started = started;
         if let Some(reader) = reader {
             reader.done();
         }
@@ -169,7 +190,26 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.metrics.ended(self.outcome.unwrap_or("cancelled"));
+        let outcome = self.outcome.unwrap_or("cancelled");
+        self.metrics.ended(outcome);
+        let Seen { generated, first, last, .. } = self.seen;
+        let ended = Ended {
+            parent: self.parent.as_ref(),
+            request: self.request.id.as_str(),
+            model: &self.model.info.name,
+            outcome,
+            failed: self.failed,
+            prompt_tokens: self.request.prompt.len() as u64,
+            generated_tokens: generated,
+            budget: self.request.kv.budget,
+            policy: &self.request.kv.policy,
+            arrived: self.request.arrived,
+            started: self.started.or_else(|| self.reader.as_ref().and_then(Reader::started)),
+            first,
+            last,
+        };
+        tracing::info!(request = %self.request.id, outcome, generated_tokens = generated, "ended");
+        ended.record();
     }
 }
 

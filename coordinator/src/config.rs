@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use palimpsest_tls::Connector;
+
 use crate::keys::ApiKeys;
 
 /// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound here.
@@ -45,6 +47,8 @@ pub struct Config {
     pub max_replays: u32,
     /// Keys that clients must show; `None`: anyone may ask.
     pub keys: Option<Arc<ApiKeys>>,
+    /// How ranks are connected to.
+    pub ranks: Connector,
     /// Number of the first epoch.
     pub first_epoch: u64,
 }
@@ -71,6 +75,7 @@ impl Default for Config {
             regroup_limit: Duration::ZERO,
             max_replays: 3,
             keys: None,
+            ranks: Connector::default(),
             first_epoch: 1,
         }
     }

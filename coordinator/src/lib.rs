@@ -30,12 +30,13 @@ pub mod scheduler;
 pub mod service;
 pub mod stream;
 pub mod text;
+pub mod trace;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use palimpsest_proto::internal::v1::RankInfo;
+use palimpsest_tls::Incoming;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
-use tonic::transport::server::TcpIncoming;
 
 pub use self::config::Config;
 use self::{engine::Readiness, executor::Executor, ids::Epoch, metrics::Metrics, model::ServedModel, service::Service};
@@ -101,17 +102,20 @@ impl Coordinator {
     /// If the transport fails.
     pub async fn serve(
         &self,
-        listener: TcpListener,
+        incoming: impl Into<Incoming>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        // Tokens are small and must not wait for one another in the socket.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        api::grpc::serve(self.service.clone(), incoming, shutdown).await
+        api::grpc::serve(self.service.clone(), incoming.into(), shutdown).await
     }
 
     /// Serves HTTP until `shutdown`, then drains as [`Self::serve`] does.
-    pub async fn serve_http(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
-        api::http::serve(self.service.clone(), listener, api::http::HttpLimits::default(), shutdown).await;
+    pub async fn serve_http(&self, incoming: impl Into<Incoming>, shutdown: impl Future<Output = ()> + Send) {
+        api::http::serve(self.service.clone(), incoming.into(), api::http::HttpLimits::default(), shutdown).await;
+    }
+
+    /// Serves `/health`, `/readyz` and `/metrics` alone until `shutdown`, for those that show neither key nor certificate.
+    pub async fn serve_probes(&self, incoming: impl Into<Incoming>, shutdown: impl Future<Output = ()> + Send) {
+        api::http::serve_probes(self.service.clone(), incoming.into(), shutdown).await;
     }
 
     /// Serves gRPC on a free port of 127.0.0.1, for clients in this process.

@@ -4,27 +4,31 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use palimpsest_tls::{ClientTls, Connector, explain};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
 };
+use tonic::transport::Endpoint;
 
 use crate::{ANSWER_LIMIT, Claim, LEASE, RankRecord, Registry, RegistryError, check_group};
 
 /// How etcd is reached.
 #[derive(Debug, Clone)]
 pub struct EtcdOptions {
-    /// `http://host:2379`, several for a cluster.
+    /// `http://host:2379`, several for a cluster; `https://` for all of them with TLS.
     pub endpoints: Vec<String>,
     /// Name and password, where etcd wants them.
     pub user: Option<(String, String)>,
+    /// Whom to trust and what to show, for endpoints of `https://`.
+    pub tls: Option<ClientTls>,
     /// Prefix of all keys.
     pub root: String,
 }
 
 impl Default for EtcdOptions {
     fn default() -> Self {
-        Self { endpoints: vec!["http://127.0.0.1:2379".into()], user: None, root: "/palimpsest/v1".into() }
+        Self { endpoints: vec!["http://127.0.0.1:2379".into()], user: None, tls: None, root: "/palimpsest/v1".into() }
     }
 }
 
@@ -51,7 +55,13 @@ impl EtcdRegistry {
         if let Some((name, password)) = &options.user {
             connect = connect.with_user(name, password);
         }
-        let client = within(&options, Client::connect(&options.endpoints, Some(connect))).await?;
+        let client = match &options.tls {
+            None => within(&options, Client::connect(&options.endpoints, Some(connect))).await?,
+            Some(tls) => {
+                let channel = encrypted(&options.endpoints, tls)?;
+                within(&options, Client::from_channel(channel, Some(connect))).await?
+            }
+        };
         let registry = Self { options, client };
         registry.holder(&registry.key("probe", 0)).await?;
         Ok(registry)
@@ -188,6 +198,27 @@ impl Registry for EtcdRegistry {
     }
 }
 
+/// A connection to the first endpoint that answers, made anew to another one when it breaks. etcd's client has no TLS whose
+/// certificates can change.
+fn encrypted(endpoints: &[String], tls: &ClientTls) -> Result<etcd_client::Channel, RegistryError> {
+    let mut addresses = Vec::new();
+    for endpoint in endpoints {
+        let bad =
+            || RegistryError::Unreachable { endpoints: endpoint.clone(), why: "it is no https:// address".into() };
+        let uri: tonic::transport::Uri = endpoint.parse().map_err(|_| bad())?;
+        let host = uri.host().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(bad)?;
+        addresses.push((host.trim_matches(['[', ']']).to_owned(), uri.port_u16().unwrap_or(443)));
+    }
+    let channel = Endpoint::from_static("http://etcd")
+        .connect_timeout(ANSWER_LIMIT)
+        // An endpoint that hangs is left for another one.
+        .http2_keep_alive_interval(ANSWER_LIMIT)
+        .keep_alive_timeout(ANSWER_LIMIT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(Connector::to_any_of(addresses, Some(tls.clone())));
+    Ok(etcd_client::Channel::Tonic(channel))
+}
+
 /// What etcd's refusals have in common.
 const DENIALS: [&str; 5] = ["authentication", "user name", "permission denied", "auth token", "auth not enabled"];
 
@@ -196,6 +227,21 @@ fn parse(key: &[u8], value: &[u8]) -> Result<RankRecord, RegistryError> {
         key: String::from_utf8_lossy(key).into_owned(),
         why: error.to_string(),
     })
+}
+
+/// The innermost cause, which says more than the transport's own words.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(why) = explain(error) {
+        return why;
+    }
+    if let Some(etcd_client::Error::GRpcStatus(status)) = error.downcast_ref() {
+        return explain(status).unwrap_or_else(|| status.message().to_owned());
+    }
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 /// Waits for an answer, no longer than [`ANSWER_LIMIT`], and says what its absence means.
@@ -210,7 +256,7 @@ async fn within<T>(
         Ok(Err(etcd_client::Error::GRpcStatus(status))) if DENIALS.iter().any(|d| status.message().contains(d)) => {
             Err(RegistryError::Denied(status.message().to_owned()))
         }
-        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Ok(Err(error)) => Err(unreachable(innermost(&error))),
         Err(_) => Err(unreachable(format!("nothing within {} s", ANSWER_LIMIT.as_secs()))),
     }
 }

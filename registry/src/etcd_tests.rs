@@ -26,23 +26,31 @@ fn free_url() -> String {
 impl Etcd {
     /// An empty etcd, or `None` where the program is not installed.
     async fn start() -> Option<Self> {
-        let (url, peers, data) = (free_url(), free_url(), tempfile::tempdir().expect("a directory"));
+        let etcd = Self::spawn(free_url(), &[])?;
+        etcd.await_clients(etcd.options()).await;
+        Some(etcd)
+    }
+
+    fn spawn(url: String, extra: &[&str]) -> Option<Self> {
+        let (peers, data) = (free_url(), tempfile::tempdir().expect("a directory"));
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(data.path());
         command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers]);
         command.args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")]);
-        let spawned = command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null()).spawn();
+        let spawned = command.args(extra).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null()).spawn();
         let Ok(child) = spawned else {
             eprintln!("SKIPPED: no etcd here; `cargo xtask test` installs Debian's etcd-server");
             return None;
         };
-        let etcd = Self { child, url, _data: data };
+        Some(Self { child, url, _data: data })
+    }
+
+    async fn await_clients(&self, options: EtcdOptions) {
         let started = Instant::now();
-        while EtcdRegistry::connect(etcd.options()).await.is_err() {
-            assert!(started.elapsed() < Duration::from_secs(30), "etcd does not start");
+        while let Err(error) = EtcdRegistry::connect(options.clone()).await {
+            assert!(started.elapsed() < Duration::from_secs(30), "etcd does not start: {error}");
             sleep(Duration::from_millis(50)).await;
         }
-        Some(etcd)
     }
 
     fn options(&self) -> EtcdOptions {
@@ -118,6 +126,48 @@ async fn a_wrong_password_is_a_denial() {
             Ok(_) => assert!(expected, "{user:?} is let in"),
             Err(error) => assert!(!expected && matches!(error, RegistryError::Denied(_)), "{user:?}: {error}"),
         }
+    }
+}
+
+/// PEM files of a CA and of a certificate for 127.0.0.1.
+fn certificates(directory: &std::path::Path) -> [std::path::PathBuf; 3] {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().expect("a key")).expect("a CA");
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    [("ca", issuer.pem()), ("crt", certificate.pem()), ("key", key.serialize_pem())].map(|(name, text)| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).expect("a writable directory");
+        path
+    })
+}
+
+#[tokio::test]
+async fn with_tls_it_conforms_and_strangers_are_refused() {
+    use palimpsest_tls::ClientFiles;
+    let directory = tempfile::tempdir().expect("a directory");
+    let [ca, cert, key] = certificates(directory.path());
+    let [ca_arg, cert_arg, key_arg] = [&ca, &cert, &key].map(|path| path.to_str().expect("UTF-8"));
+    let url = free_url().replace("http://", "https://");
+    let extra = ["--cert-file", cert_arg, "--key-file", key_arg, "--trusted-ca-file", ca_arg, "--client-cert-auth"];
+    let Some(etcd) = Etcd::spawn(url, &extra) else { return };
+    let with = |files: ClientFiles| {
+        let tls = Some(ClientTls::open(files).expect("certificates"));
+        // The first endpoint is nobody: the next one is taken.
+        let endpoints = vec![free_url().replace("http://", "https://"), etcd.url.clone()];
+        EtcdOptions { endpoints, tls, ..EtcdOptions::default() }
+    };
+    let ours = ClientFiles { ca: Some(ca.clone()), identity: Some((cert, key)) };
+    etcd.await_clients(with(ours.clone())).await;
+    conformance::run(&EtcdRegistry::connect(with(ours)).await.expect("etcd is there")).await;
+    let strangers = tempfile::tempdir().expect("a directory");
+    let [other, ..] = certificates(strangers.path());
+    for (ca, expected) in [(ca, "certificate that it was shown"), (other, "not signed by the CA")] {
+        let files = ClientFiles { ca: Some(ca), identity: None };
+        let error = EtcdRegistry::connect(with(files)).await.expect_err("a stranger").to_string();
+        assert!(error.contains(expected) || error.contains("asks for a client certificate"), "{error}");
     }
 }
 

@@ -1,23 +1,22 @@
 //! One streamed completion over HTTP, with the time of every piece of text.
 
 use super::sse::{self, EventReader};
+use crate::args::ClientTlsArgs;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use palimpsest_tls::{ClientTls, Connector, TlsError};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::fmt;
-use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Of an answer that is not a stream: errors, lists of models.
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// What an error may say in a report.
 const MAX_MESSAGE_CHARS: usize = 160;
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Fields that decide what is measured; `--body` may not change them.
 const OWN_FIELDS: [&str; 5] = ["model", "prompt", "max_tokens", "stream", "stream_options"];
 
@@ -26,8 +25,10 @@ const OWN_FIELDS: [&str; 5] = ["model", "prompt", "max_tokens", "stream", "strea
 pub enum ConfigError {
     #[error("`{0}` is not an address such as http://127.0.0.1:8000")]
     Url(String),
-    #[error("only http:// is spoken, not `{0}`; put a TLS proxy in between")]
+    #[error("only http:// and https:// are spoken, not `{0}`")]
     Scheme(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("the API key has characters that no HTTP header can carry")]
     Key,
     #[error("--body must be a JSON object: {0}")]
@@ -114,7 +115,7 @@ impl From<String> for ApiKey {
     }
 }
 
-type Http = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
+type Http = hyper_util::client::legacy::Client<Connector, Full<Bytes>>;
 
 /// Connections to one endpoint; clones share them.
 #[derive(Debug, Clone)]
@@ -130,29 +131,26 @@ impl Client {
     ///
     /// # Errors
     /// When an argument cannot be used; nothing is sent.
-    pub fn new(url: &str, key: Option<&ApiKey>, extra: Option<&str>) -> Result<Self, ConfigError> {
+    pub fn new(url: &str, key: Option<&ApiKey>, extra: Option<&str>, tls: &ClientTlsArgs) -> Result<Self, ConfigError> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_string();
         let uri: Uri = base.parse().map_err(|_| ConfigError::Url(url.into()))?;
-        match uri.scheme_str() {
-            Some("http") if uri.authority().is_some() => {}
-            Some(other) if other != "http" => return Err(ConfigError::Scheme(other.into())),
+        let tls = match uri.scheme_str() {
+            Some("http") if uri.authority().is_some() => None,
+            Some("https") if uri.authority().is_some() => Some(ClientTls::http1(tls.files())?),
+            Some(other) if !other.starts_with("http") => return Err(ConfigError::Scheme(other.into())),
             _ => return Err(ConfigError::Url(url.into())),
-        }
+        };
         let authorization = key.map(|ApiKey(key)| {
             let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| ConfigError::Key)?;
             value.set_sensitive(true);
-            Ok(value)
+            Ok::<_, ConfigError>(value)
         });
         let extra: Map<String, Value> =
             serde_json::from_str(extra.unwrap_or("{}")).map_err(|error| ConfigError::Body(error.to_string()))?;
         if let Some(field) = OWN_FIELDS.iter().find(|field| extra.contains_key(**field)) {
             return Err(ConfigError::OwnField(field));
         }
-        let mut connector = HttpConnector::new();
-        // A token is a small packet: none may wait for the next.
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_LIMIT));
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(Connector::new(tls));
         Ok(Self { http, base, authorization: authorization.transpose()?, extra })
     }
 
@@ -340,26 +338,32 @@ mod tests {
 
     #[test]
     fn arguments_that_cannot_be_used_are_refused_before_anything_is_sent() {
-        let refused = |url, extra| Client::new(url, None, extra).expect_err("refused").to_string();
-        assert!(refused("https://host", None).contains("only http://"));
+        let refused =
+            |url, extra| Client::new(url, None, extra, &ClientTlsArgs::default()).expect_err("refused").to_string();
+        assert!(refused("ftp://host", None).contains("only http://"));
         assert!(refused("127.0.0.1:8000", None).contains("http://"), "{}", refused("127.0.0.1:8000", None));
         assert!(refused("http://host", Some("[]")).contains("object"));
         assert!(refused("http://host", Some(r#"{"stream":false}"#)).contains("`stream`"));
         let newline = ApiKey::from("a\nb".to_string());
-        assert!(matches!(Client::new("http://host", Some(&newline), None), Err(ConfigError::Key)));
+        assert!(matches!(
+            Client::new("http://host", Some(&newline), None, &ClientTlsArgs::default()),
+            Err(ConfigError::Key)
+        ));
     }
 
     #[test]
     fn keys_do_not_print() {
         let key = ApiKey::from("secret".to_string());
-        let client = Client::new("http://host/v1/", Some(&key), None).unwrap();
+        let client = Client::new("http://host/v1/", Some(&key), None, &ClientTlsArgs::default()).unwrap();
         assert!(!format!("{key:?} {client:?}").contains("secret"));
         assert_eq!(client.base, "http://host");
     }
 
     #[test]
     fn the_body_has_what_was_asked_and_what_was_merged() {
-        let client = Client::new("http://host", None, Some(r#"{"kv_budget":512,"temperature":0}"#)).unwrap();
+        let client =
+            Client::new("http://host", None, Some(r#"{"kv_budget":512,"temperature":0}"#), &ClientTlsArgs::default())
+                .unwrap();
         let ask = Ask { prompt: "a \"b\"".into(), max_tokens: 9, deadline: Instant::now() };
         let body: Value = serde_json::from_str(&client.body("m", &ask)).unwrap();
         let expected = json!({

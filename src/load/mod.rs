@@ -4,7 +4,7 @@
 //! schedule ── arrivals ──▶ measure::drive ── at their times ──▶ client ── sse ──▶ Outcome ──▶ Measurement ──▶ report
 //! ```
 //!
-//! Absent on purpose: closed loops (a fixed number of users), which hide queueing; TLS; chat templates.
+//! Absent on purpose: closed loops (a fixed number of users), which hide queueing; chat templates.
 
 mod client;
 mod corpus;
@@ -15,6 +15,7 @@ mod report;
 mod schedule;
 mod sse;
 
+use crate::args::ClientTlsArgs;
 use crate::term;
 use anyhow::Context;
 use clap::Args;
@@ -74,6 +75,8 @@ pub struct LoadArgs {
     /// Sent as a bearer token.
     #[arg(long, env = "PALIMPSEST_API_KEY", hide_env_values = true)]
     pub api_key: Option<ApiKey>,
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
     /// Seconds after which a request is given up.
     #[arg(long, value_parser = seconds, default_value = "300")]
     pub timeout: Duration,
@@ -111,7 +114,7 @@ pub async fn run(args: &LoadArgs) -> anyhow::Result<()> {
 /// Everything but the printing.
 async fn load(args: &LoadArgs, stop: impl Future<Output = ()>) -> anyhow::Result<(Setting, Measurement)> {
     let arrivals = plan(args).arrivals()?;
-    let client = Client::new(&args.url, args.api_key.as_ref(), args.body.as_deref())?;
+    let client = Client::new(&args.url, args.api_key.as_ref(), args.body.as_deref(), &args.tls)?;
     let objective = Objective { first_token: limit(args.slo_ttft_ms)?, inter_token: limit(args.slo_itl_ms)? };
     let corpus = open_corpus(args)?;
     let model = match &args.model {

@@ -1,6 +1,7 @@
 //! Fixtures of the cross-crate tests: tiny random models, made here, and engines over them.
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod golden;
 pub mod service;
 

@@ -12,9 +12,10 @@ use crate::process::{cargo_with, output};
 const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("palimpsest-proto", Some(&[])),
     ("palimpsest-kernels", Some(&[])),
-    ("palimpsest-registry", Some(&[])),
-    ("palimpsest-coordinator", Some(&["palimpsest-proto", "palimpsest-registry"])),
-    ("palimpsest-worker", Some(&["palimpsest-proto", "palimpsest-kernels"])),
+    ("palimpsest-tls", Some(&[])),
+    ("palimpsest-registry", Some(&["palimpsest-tls"])),
+    ("palimpsest-coordinator", Some(&["palimpsest-proto", "palimpsest-registry", "palimpsest-tls"])),
+    ("palimpsest-worker", Some(&["palimpsest-proto", "palimpsest-kernels", "palimpsest-tls"])),
     ("palimpsest-calibrate", Some(&["palimpsest-worker", "palimpsest-kernels"])),
     ("palimpsest-eval", Some(&["palimpsest-proto", "palimpsest-worker", "palimpsest-kernels"])),
     ("xtask", Some(&[])),

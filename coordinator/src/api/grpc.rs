@@ -10,20 +10,14 @@ use palimpsest_proto::{
         inference_server::{Inference, InferenceServer},
     },
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::watch,
-};
-use tokio_stream::Stream;
+use palimpsest_tls::Incoming;
+use tokio::sync::watch;
 use tonic::{
-    Request, Response, Status,
-    metadata::MetadataMap,
-    service::interceptor::InterceptedService,
-    transport::{Server, server::Connected},
+    Request, Response, Status, metadata::MetadataMap, service::interceptor::InterceptedService, transport::Server,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{engine::Readiness, keys::ApiKeys, service::Service};
+use crate::{engine::Readiness, keys::ApiKeys, service::Service, trace};
 
 /// Metadata key of a response that names its request.
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
@@ -45,7 +39,9 @@ impl Inference for GrpcApi {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let timeout = grpc_timeout(request.metadata())?;
-        let answer = self.0.generate(request.into_inner(), timeout).await?;
+        let traceparent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+        let parent = trace::parent(traceparent);
+        let answer = self.0.generate(request.into_inner(), timeout).await?.traced(parent);
         let id = answer.request_id().as_str().parse().map_err(|_| Status::internal("request ids are ASCII"))?;
         // No task and no buffer in between: the connection polls the answer, so its flow control reaches the ring.
         let events = stream::unfold(answer, |mut answer| async move {
@@ -70,16 +66,11 @@ impl Inference for GrpcApi {
 ///
 /// # Errors
 /// If the transport fails.
-pub async fn serve<I, IO, E>(
+pub async fn serve(
     service: Service,
-    incoming: I,
+    incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), tonic::transport::Error>
-where
-    I: Stream<Item = Result<IO, E>> + Send,
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     report(&reporter, Readiness::Starting).await;
     let follow = tokio::spawn(follow(reporter, service.engine.readiness()));
@@ -110,7 +101,7 @@ where
         engine.drain().await;
         drained.send_replace(true);
     };
-    let served = router.serve_with_incoming_shutdown(incoming, end);
+    let served = router.serve_with_incoming_shutdown(incoming.into_stream(), end);
     let limited = async {
         let mut closing = closing;
         let _ = closing.wait_for(|drained| *drained).await;

@@ -6,6 +6,7 @@ use futures::future::{join_all, try_join_all};
 use palimpsest_proto::internal::v1::{
     GetRankRequest, JoinRequest, RankInfo, WatchRequest, worker_client::WorkerClient,
 };
+use palimpsest_tls::{Connector, explain};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
@@ -87,7 +88,7 @@ pub enum FormError {
 /// See [`FormError`]. Trying again is safe.
 pub async fn form(members: &dyn Members, config: &Config) -> Result<Formed, FormError> {
     let addresses = members.addresses().await?;
-    let found = join_all(addresses.iter().map(|address| greet(address.as_deref()))).await;
+    let found = join_all(addresses.iter().map(|address| greet(address.as_deref(), &config.ranks))).await;
     let mut missing = Vec::new();
     let mut ranks = Vec::with_capacity(found.len());
     let mut channels = Vec::with_capacity(found.len());
@@ -114,17 +115,22 @@ pub async fn form(members: &dyn Members, config: &Config) -> Result<Formed, Form
 }
 
 /// Asks whoever listens at an address which rank it is.
-async fn greet(address: Option<&str>) -> Result<(Channel, RankInfo), String> {
+async fn greet(address: Option<&str>, connector: &Connector) -> Result<(Channel, RankInfo), String> {
     let Some(address) = address else { return Err("no process has claimed it".into()) };
     let ask = async {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
         let endpoint = endpoint.tcp_nodelay(true).connect_timeout(ANSWER_LIMIT);
-        let channel = endpoint.connect().await.map_err(|error| cause(&error))?;
+        let channel = endpoint.connect_with_connector(connector.clone()).await.map_err(|error| cause(&error))?;
         let mut client = WorkerClient::new(channel.clone()).max_decoding_message_size(MAX_INFO_BYTES);
-        let info = client.get_rank(GetRankRequest {}).await.map_err(|status| status.message().to_owned())?;
+        let info = client.get_rank(GetRankRequest {}).await.map_err(|status| said(&status))?;
         Ok((channel, info.into_inner()))
     };
     timeout(ANSWER_LIMIT, ask).await.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))
+}
+
+/// What a rank said, or what became of the connection to it.
+fn said(status: &tonic::Status) -> String {
+    explain(status).unwrap_or_else(|| status.message().to_owned())
 }
 
 /// The innermost cause, which says more than the transport's own words.

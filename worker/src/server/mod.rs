@@ -21,13 +21,14 @@ use palimpsest_proto::internal::v1::worker_server::{Worker, WorkerServer};
 use palimpsest_proto::internal::v1::{
     Beat, GetRankRequest, JoinRequest, JoinResponse, RankInfo, StepOutput, StepPlan, WatchRequest,
 };
-use tokio::net::TcpListener;
+use palimpsest_tls::{Connector, Incoming, Role, only};
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -51,12 +52,16 @@ const MAX_PLAN_BYTES: usize = 64 << 20;
 pub const STALLED: i32 = 75;
 
 /// How a rank is reached.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ServerOptions {
     /// Its place in the group.
     pub place: Place,
     /// Host name or address at which the other ranks reach this one for collectives.
     pub host: String,
+    /// How it connects to rank 0.
+    pub ranks: Connector,
+    /// A port without TLS that answers probes and nothing else: kubelets show no certificate.
+    pub probes: Option<Incoming>,
 }
 
 /// What is there once the model is loaded.
@@ -89,11 +94,12 @@ struct Epoch {
 /// # Errors
 /// If the transport fails.
 pub async fn serve(
-    listener: TcpListener,
-    options: ServerOptions,
+    incoming: Incoming,
+    mut options: ServerOptions,
     loaded: watch::Receiver<Option<Loaded>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
+    let probes = options.probes.take();
     let store = Arc::new(MemoryStore::default());
     let server = RankServer {
         options,
@@ -104,16 +110,25 @@ pub async fn serve(
     };
     let epoch = server.epoch.clone();
     let (reporter, health) = tonic_health::server::health_reporter();
-    let probes = tokio::spawn(report(reporter, server.loaded.clone()));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(report(reporter, server.loaded.clone()));
+    if let Some(probes) = probes {
+        let server = Server::builder().add_service(health.clone()).serve_with_incoming(probes.into_stream());
+        tasks.spawn(async move {
+            // Incoming never fails.
+            let _ = server.await;
+        });
+    }
+    let worker = WorkerServer::new(server).max_decoding_message_size(MAX_PLAN_BYTES);
+    let rendezvous = RendezvousServer::new(RendezvousService(store));
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .add_service(WorkerServer::new(server).max_decoding_message_size(MAX_PLAN_BYTES))
+        .add_service(InterceptedService::new(worker, only(Role::Coordinator)))
         .add_service(health)
-        .add_service(RendezvousServer::new(RendezvousService(store)))
-        .serve_with_incoming_shutdown(incoming, shutdown)
+        .add_service(InterceptedService::new(rendezvous, only(Role::Worker)))
+        .serve_with_incoming_shutdown(incoming.into_stream(), shutdown)
         .await?;
-    probes.abort();
+    tasks.shutdown().await;
     // The others must not wait for a rank that leaves.
     if let Some(collective) = epoch.lock().await.collective.take() {
         collective.abort();
@@ -151,7 +166,7 @@ impl RankServer {
             self.store.retain(|key| key.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with('/')));
             self.store.clone()
         } else {
-            Arc::new(RemoteStore::new(&request.rendezvous, limit)?)
+            Arc::new(RemoteStore::new(&request.rendezvous, limit, self.options.ranks.clone())?)
         };
         let host = self.options.host.clone();
         let deadline = Instant::now() + limit;

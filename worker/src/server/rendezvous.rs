@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use palimpsest_proto::internal::v1::rendezvous_client::RendezvousClient;
 use palimpsest_proto::internal::v1::rendezvous_server::Rendezvous;
 use palimpsest_proto::internal::v1::{GetRequest, GetResponse, SetRequest, SetResponse};
+use palimpsest_tls::{Connector, explain};
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -50,10 +51,10 @@ pub(super) struct RemoteStore {
 
 impl RemoteStore {
     /// A store at `address`, which is only contacted when it is used. Needs a tokio runtime.
-    pub fn new(address: &str, limit: Duration) -> Result<Self, CollectiveError> {
+    pub fn new(address: &str, limit: Duration, connector: Connector) -> Result<Self, CollectiveError> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| CollectiveError::Misuse(format!("`{address}` is no address of rank 0: {error}")))?;
-        let channel = endpoint.connect_timeout(limit).connect_lazy();
+        let channel = endpoint.connect_timeout(limit).connect_with_connector_lazy(connector);
         Ok(Self { client: RendezvousClient::new(channel), runtime: Handle::current(), limit })
     }
 }
@@ -89,7 +90,10 @@ fn error(key: &str, status: &Status) -> CollectiveError {
         tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
             CollectiveError::Deadline { operation: "rendezvous", missing: key.to_owned() }
         }
-        _ => CollectiveError::PeerGone(format!("rank 0 keeps the rendezvous and says: {}", status.message())),
+        _ => {
+            let said = explain(status).unwrap_or_else(|| status.message().to_owned());
+            CollectiveError::PeerGone(format!("rank 0 keeps the rendezvous and says: {said}"))
+        }
     }
 }
 
@@ -108,7 +112,7 @@ mod tests {
         let address = listener.local_addr().expect("an address").to_string();
         let service = RendezvousServer::new(RendezvousService(Arc::default()));
         tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
-        let store = RemoteStore::new(&address, Duration::from_secs(5)).expect("an address");
+        let store = RemoteStore::new(&address, Duration::from_secs(5), Connector::default()).expect("an address");
         tokio::task::spawn_blocking(move || conformance::run_store(&store)).await.expect("the store conforms");
     }
 }

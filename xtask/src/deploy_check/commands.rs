@@ -100,7 +100,7 @@ pub fn group_problems(manifests: &Manifests) -> Vec<String> {
         if listening != declared {
             problems.push(format!("{}: listens on {listening:?} and declares {declared:?}", process.name));
         }
-        let Some(etcd) = process.flag("etcd").and_then(|url| url.strip_prefix("http://")) else { continue };
+        let Some((_, etcd)) = process.flag("etcd").and_then(|url| url.split_once("://")) else { continue };
         let (host, port) = etcd.split_once(':').unwrap_or((etcd, "80"));
         let number = port.parse::<u64>().ok();
         let service = manifests.find("Service", host).map_or(&Value::Null, |service| &service["spec"]["ports"]);

@@ -13,6 +13,7 @@ use axum::{
     },
 };
 use futures::stream::{self, BoxStream, SelectAll, StreamExt};
+use opentelemetry::trace::SpanContext;
 use palimpsest_proto::{
     error::RequestError,
     v1::{GenerateEvent, generate_event::Event},
@@ -25,6 +26,15 @@ use super::{
     wire::Choices,
 };
 use crate::{answer::Answer, service::Service};
+
+/// Of whom a request is.
+#[derive(Debug)]
+pub struct Caller {
+    /// Id of the request, for logs and answers.
+    pub id: String,
+    /// The span that it names.
+    pub parent: Option<SpanContext>,
+}
 
 type Events = SelectAll<BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)>>;
 
@@ -45,22 +55,23 @@ struct Run {
 pub async fn answer(
     service: &Service,
     dialect: Dialect,
-    id: &str,
+    caller: Caller,
     asked: Choices,
     stream: bool,
 ) -> Result<Response, HttpError> {
-    let run = Run::start(service, dialect, id, asked).await?;
+    let run = Run::start(service, dialect, caller, asked).await?;
     if stream { Ok(run.stream()) } else { run.whole().await }
 }
 
 impl Run {
-    async fn start(service: &Service, dialect: Dialect, id: &str, asked: Choices) -> Result<Self, HttpError> {
+    async fn start(service: &Service, dialect: Dialect, caller: Caller, asked: Choices) -> Result<Self, HttpError> {
+        let id = caller.id.as_str();
         let count = asked.requests.len();
         let mut events = SelectAll::new();
         for (index, mut request) in asked.requests.into_iter().enumerate() {
             request.request_id = if count == 1 { id.to_owned() } else { format!("{id}-{index}") };
             // An error here drops the answers before it, which cancels them.
-            let answer = service.generate(request, None).await?;
+            let answer = service.generate(request, None).await?.traced(caller.parent.clone());
             events.push(follow(index, answer));
         }
         let prefix = if dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };

@@ -9,6 +9,7 @@
 //! | `GET /readyz` | 200 while a group serves that has passed a first step |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /version` | version of this program |
+//! | `GET /openapi.json` | all of this, for machines |
 //!
 //! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape.
 
@@ -34,15 +35,17 @@ use tokio::time::timeout;
 
 use self::{
     answers::Dialect,
-    generate::answer,
+    generate::{Caller, answer},
     wire::{ChatRequest, CompletionRequest},
 };
 pub use self::{
     error::{ErrorBody, HttpError},
-    server::{HttpLimits, serve, serve_waiting},
+    server::{HttpLimits, serve, serve_probes, serve_waiting},
 };
-use crate::{engine::Readiness, ids::RequestId, service::Service};
+use crate::{engine::Readiness, ids::RequestId, service::Service, trace};
 
+/// The routes for machines; a test holds it against the types of `wire`, and a fuzzer against the answers.
+const OPENAPI: &str = include_str!("openapi.json");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes over a service.
@@ -56,16 +59,26 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .layer(middleware::from_fn_with_state(service.clone(), authorize));
     Router::new()
         .merge(api)
-        .route("/health", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+        .merge(probes())
         .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .fallback(|| async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route") })
         .method_not_allowed_fallback(|| async {
             HttpError::protocol(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
         })
         .layer(middleware::from_fn(name_request))
         .with_state(App { service, limits })
+}
+
+/// What probes and scrapers ask.
+fn probes() -> Router<App> {
+    Router::new().route("/health", get(|| async { "ok" })).route("/readyz", get(ready)).route("/metrics", get(metrics))
+}
+
+/// The routes of a port that knows nobody.
+fn probes_router(service: Service) -> Router {
+    let nowhere = || async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route on this port") };
+    probes().fallback(nowhere).with_state(App { service, limits: HttpLimits::default() })
 }
 
 /// The routes of a process that has no group yet.
@@ -111,15 +124,15 @@ async fn authorize(State(service): State<Service>, request: Request, next: Next)
 }
 
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
-    let (id, body): (_, ChatRequest) = read(&app, request).await?;
+    let (caller, body): (_, ChatRequest) = read(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
-    answer(&app.service, Dialect::Chat, &id, body.choices()?, stream).await
+    answer(&app.service, Dialect::Chat, caller, body.choices()?, stream).await
 }
 
 async fn completions(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
-    let (id, body): (_, CompletionRequest) = read(&app, request).await?;
+    let (caller, body): (_, CompletionRequest) = read(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
-    answer(&app.service, Dialect::Completion, &id, body.choices()?, stream).await
+    answer(&app.service, Dialect::Completion, caller, body.choices()?, stream).await
 }
 
 async fn models(State(app): State<App>) -> Json<serde_json::Value> {
@@ -149,6 +162,7 @@ fn model_object(service: &Service) -> serde_json::Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct TokenizeBody {
     #[serde(alias = "text")]
     prompt: Option<String>,
@@ -193,9 +207,13 @@ async fn metrics(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, OPEN_METRICS)], app.service.metrics.encode())
 }
 
-/// Reads a request's id and body.
-async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(String, T), HttpError> {
-    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+/// Reads a request's caller and body.
+async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(Caller, T), HttpError> {
+    let caller = {
+        let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let parent = trace::parent(header(HeaderName::from_static("traceparent")));
+        Caller { id: header(REQUEST_ID).unwrap_or_default().to_owned(), parent }
+    };
     let bytes = bytes(app, request.into_body()).await?;
     let body = serde_json::from_slice(&bytes).map_err(|error| {
         // The text of serde's errors may quote the body; place and kind do not.
@@ -207,7 +225,7 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(Strin
         let message = format!("the body cannot be read at line {}, column {}: {kind}", error.line(), error.column());
         HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message)
     })?;
-    Ok((id, body))
+    Ok((caller, body))
 }
 
 /// What is wrong with well-formed JSON. Only messages that name fields and types are passed on: others quote values.

@@ -1,6 +1,6 @@
-//! Connections: bounded in number, in time and in size.
+//! Connections: bounded in time and in size; [`Incoming`] bounds their number.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, time::Duration};
 
 use axum::Router;
 use hyper_util::{
@@ -8,16 +8,15 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use palimpsest_tls::Incoming;
+use tokio::time::timeout;
 
-use super::{router, waiting_router};
+use super::{probes_router, router, waiting_router};
 use crate::service::Service;
 
-/// What a client may take of this server.
+/// What a client may take of this server once it is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Connections at once; more wait to be accepted.
-    pub connections: usize,
     /// Time for the headers of a request to come.
     pub header_time: Duration,
     /// Time for the body of a request to come.
@@ -28,44 +27,48 @@ pub struct HttpLimits {
 
 impl Default for HttpLimits {
     fn default() -> Self {
-        Self {
-            connections: 4096,
-            header_time: Duration::from_secs(10),
-            body_time: Duration::from_secs(60),
-            header_bytes: 64 << 10,
-        }
+        Self { header_time: Duration::from_secs(10), body_time: Duration::from_secs(60), header_bytes: 64 << 10 }
     }
 }
 
 /// Time that open connections have to close when everything is answered.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// Pause after a failure to accept, which mostly means that the system is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves HTTP/1.1 and HTTP/2 without TLS until `shutdown`, then drains the engine and closes the connections.
+/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then drains the engine and closes the connections.
 pub async fn serve(
     service: Service,
-    listener: TcpListener,
+    mut incoming: Incoming,
     limits: HttpLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let open = accept(&router(service.clone(), limits), &listener, limits, shutdown).await;
-    drop(listener);
+    let open = accept(&router(service.clone(), limits), &mut incoming, limits, shutdown).await;
+    drop(incoming);
     service.engine.drain().await;
     // Streams have ended by now; a reader that takes nothing does not hold the process up.
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
 }
 
+/// Answers probes and metrics until `shutdown` and the end of the drain.
+pub async fn serve_probes(service: Service, mut incoming: Incoming, shutdown: impl Future<Output = ()> + Send) {
+    let app = probes_router(service.clone());
+    let ended = async {
+        shutdown.await;
+        service.engine.drain().await;
+    };
+    let open = accept(&app, &mut incoming, HttpLimits::default(), ended).await;
+    let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
+}
+
 /// Answers probes until `ready`, for a process that has no group yet: it lives, and nobody is served.
-pub async fn serve_waiting(listener: &TcpListener, ready: impl Future<Output = ()> + Send) {
-    let open = accept(&waiting_router(), listener, HttpLimits::default(), ready).await;
+pub async fn serve_waiting(incoming: &mut Incoming, ready: impl Future<Output = ()> + Send) {
+    let open = accept(&waiting_router(), incoming, HttpLimits::default(), ready).await;
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
 }
 
 /// Takes connections until `shutdown` and returns those that are open.
 async fn accept(
     app: &Router,
-    listener: &TcpListener,
+    incoming: &mut Incoming,
     limits: HttpLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) -> GracefulShutdown {
@@ -73,24 +76,13 @@ async fn accept(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_time).max_buf_size(limits.header_bytes);
     builder.http2().timer(TokioTimer::new()).max_header_list_size(limits.header_bytes as u32);
     builder.http2().keep_alive_interval(Some(Duration::from_secs(30)));
-    let places = Arc::new(Semaphore::new(limits.connections));
     let open = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { break };
         let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
+            stream = incoming.accept() => stream,
             () = &mut shutdown => break,
         };
-        // Tokens are small and must not wait for one another in the socket.
-        let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(app.clone());
         let connection = open.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
         tokio::spawn(async move {
@@ -98,7 +90,6 @@ async fn accept(
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");
             }
-            drop(place);
         });
     }
     open

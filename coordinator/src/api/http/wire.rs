@@ -407,6 +407,35 @@ mod tests {
         assert_eq!(chat(image).unwrap_err().body.param.as_deref(), Some("messages[0].content"));
     }
 
+    /// The document names every field that is read or ignored, and no other.
+    #[test]
+    fn the_openapi_document_has_the_fields_of_these_types() {
+        let document: Value = serde_json::from_str(include_str!("openapi.json")).expect("JSON");
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let own: [(&str, &[&str], Value); 2] = [
+            ("ChatRequest", &["messages", "logprobs", "top_logprobs"], json!({"messages": []})),
+            ("CompletionRequest", &["prompt", "logprobs"], json!({"prompt": ""})),
+        ];
+        for (schema, own, least) in own {
+            let schema = &document["components"]["schemas"][schema];
+            let mut documented: Vec<&str> =
+                schema["properties"].as_object().expect("properties").keys().map(String::as_str).collect();
+            let mut known: Vec<&str> = own.iter().chain(&COMMON).chain(&IGNORED).copied().collect();
+            documented.sort_unstable();
+            known.sort_unstable();
+            assert_eq!(documented, known);
+            assert_eq!(schema["additionalProperties"], false);
+            // COMMON itself is held against the struct: a field that serde does not read would be left in `rest`.
+            for field in own.iter().chain(&COMMON) {
+                let mut body = least.clone();
+                body[*field] = json!({"no": ["such", "type"]});
+                let is_read = serde_json::from_value::<ChatRequest>(body.clone()).is_err()
+                    || serde_json::from_value::<CompletionRequest>(body).is_err();
+                assert!(is_read, "{field} takes anything");
+            }
+        }
+    }
+
     #[test]
     fn prompts_come_in_four_shapes() {
         let ask = |prompt: Value| {

@@ -1,0 +1,5 @@
+//! `palimpsest serve` as a process over a tiny model: what only a process shows.
+#![forbid(unsafe_code)]
+
+mod serving;
+mod traces;

@@ -1,0 +1,69 @@
+//! A served tiny model, and where it listens.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use palimpsest_tests::{STRIDE, tiny_model};
+use tempfile::TempDir;
+
+/// Ends with it.
+pub struct Serving {
+    child: Child,
+    /// host:port of HTTP.
+    pub http: String,
+    log: std::thread::JoinHandle<String>,
+    _model: TempDir,
+}
+
+impl Serving {
+    /// Starts it with variables of its environment, and waits until it serves.
+    pub fn start(env: &[(&str, &str)]) -> Self {
+        let model = tiny_model(1);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1", "--log", "info"]);
+        command.args(["--log-json", "--kv-memory-mib", "64", "--stride", &STRIDE.to_string(), "--model"]);
+        command.arg(model.path()).envs(env.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr was requested as a pipe"));
+        let mut log = String::new();
+        let http = loop {
+            let start = log.len();
+            assert!(lines.read_line(&mut log).expect("text") > 0, "it ended: {log}");
+            if let Some((_, rest)) = log[start..].split_once(" and http://") {
+                break rest.split_once("/v1").expect("a path").0.to_owned();
+            }
+        };
+        let log = std::thread::spawn(move || {
+            let _ = lines.read_to_string(&mut log);
+            log
+        });
+        Self { child, http, log, _model: model }
+    }
+
+    /// Sends a request whole and reads the answer whole.
+    pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.http).expect("a connection");
+        let head = format!("{method} {path} HTTP/1.0\r\nhost: t\r\n{headers}content-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("text");
+        answer
+    }
+
+    /// Ends it with SIGTERM and returns its log.
+    pub fn stop(mut self) -> String {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+        let started = Instant::now();
+        while self.child.try_wait().expect("a child").is_none() {
+            if started.elapsed() > Duration::from_secs(30) {
+                let _ = self.child.kill();
+                panic!("it does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.log.join().expect("no panic")
+    }
+}
