@@ -23,6 +23,8 @@ use crate::reference::{ReferenceBackend, ReferencePages};
 pub struct Tolerance {
     /// Norms, activations, rotations.
     pub elementwise: f32,
+    /// Rows of an embedding table, which a backend may keep in a narrower type.
+    pub embed: f32,
     /// Attention outputs and probabilities.
     pub attention: f32,
     /// Matrix products of float weights, and of quantised weights with f32 activations.
@@ -33,7 +35,7 @@ pub struct Tolerance {
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self { elementwise: 2e-6, attention: 4e-6, matmul: 1e-5, matmul_quantised: 1e-5 }
+        Self { elementwise: 2e-6, embed: 2e-6, attention: 4e-6, matmul: 1e-5, matmul_quantised: 1e-5 }
     }
 }
 

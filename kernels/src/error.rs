@@ -50,4 +50,15 @@ pub enum Error {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// There is no such device, or this build or machine cannot use it. The text says what to do.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The device failed in mid-operation, or a kernel did. What it held is lost; a process that wants to go on starts anew.
+    #[error("{op}: the device failed: {what}")]
+    Device {
+        /// Operation or kernel.
+        op: &'static str,
+        /// The device's words.
+        what: String,
+    },
 }

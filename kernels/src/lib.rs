@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod conformance;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod reference;
 

@@ -144,7 +144,7 @@ fn matrix<B: Backend>(suite: &mut Suite<'_, B>, parts: &[(WeightType, usize)], c
     ReferenceBackend.embed(&reference, &ids, &mut want).named(&case)?;
     suite.backend.embed(&matrix, &ids, &mut out).named(&case)?;
     let got = suite.download(&out, want.len())?;
-    suite.compare(&case, &got, &want, suite.tolerance.elementwise)?;
+    suite.compare(&case, &got, &want, suite.tolerance.embed)?;
     refused(&format!("{case}, id out of range"), suite.backend.embed(&matrix, &[outputs as u32], &mut out))?;
 
     let quantised = parts.iter().any(|part| part.0.block().0 > 1);

@@ -1,0 +1,177 @@
+//! [`Backend`] on a device: every method checks its shapes and launches the kernel of the same name.
+
+use super::slots::Pages;
+use super::weights::Matrix;
+use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
+use crate::backend::{
+    AssociativeLayer, AttentionItem, Backend, CompactItem, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape,
+    QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
+};
+use crate::error::{Error, Result};
+
+impl<D: Device> Backend for CudaBackend<D> {
+    type Buffer = Buffer<D>;
+    type Matrix = Matrix<D>;
+    type Pages = Pages<D>;
+
+    fn name(&self) -> String {
+        let precision = match self.precision {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        format!("cuda {precision} ({})", self.device.name())
+    }
+
+    fn alloc(&self, len: usize) -> Result<Buffer<D>> {
+        let bytes = len.checked_mul(4).ok_or(Error::OutOfMemory { what: "buffer", bytes: usize::MAX })?;
+        Ok(Buffer { memory: self.device.alloc("buffer", bytes)?, len })
+    }
+
+    fn upload(&self, src: &[f32], dst: &mut Buffer<D>, offset: usize) -> Result<()> {
+        at_least("upload", "dst", dst.len, offset.saturating_add(src.len()))?;
+        self.device.upload(bytemuck::cast_slice(src), &dst.memory, offset * 4)
+    }
+
+    fn download(&self, src: &Buffer<D>, offset: usize, dst: &mut [f32]) -> Result<()> {
+        at_least("download", "src", src.len, offset.saturating_add(dst.len()))?;
+        self.device.download(&src.memory, offset * 4, bytemuck::cast_slice_mut(dst))
+    }
+
+    fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<Matrix<D>> {
+        self.load(parts)
+    }
+
+    fn matrix_bytes(&self, matrix: &Matrix<D>) -> usize {
+        self.bytes_of(matrix)
+    }
+
+    fn embed(&self, table: &Matrix<D>, ids: &[u32], out: &mut Buffer<D>) -> Result<()> {
+        self.embed_rows(table, ids, out)
+    }
+
+    fn matmul(
+        &self,
+        matrix: &Matrix<D>,
+        x: &Buffer<D>,
+        rows: usize,
+        bias: Option<&Buffer<D>>,
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.multiply(matrix, x, rows, bias, out)
+    }
+
+    fn rms_norm(&self, x: &Buffer<D>, weight: &Buffer<D>, eps: f32, rows: usize, out: &mut Buffer<D>) -> Result<()> {
+        let (op, width) = ("rms_norm", weight.len);
+        at_least(op, "x", x.len, rows.saturating_mul(width))?;
+        at_least(op, "out", out.len, rows.saturating_mul(width))?;
+        let args = [x.arg(), weight.arg(), Arg::F32(eps), Arg::U32(width as u32), out.arg()];
+        self.run(Launch { kernel: "rms_norm", grid: [rows as u32, 1, 1], threads: 256, shared: 0, args: &args })
+    }
+
+    fn add(&self, x: &mut Buffer<D>, y: &Buffer<D>, len: usize) -> Result<()> {
+        at_least("add", "x", x.len, len)?;
+        at_least("add", "y", y.len, len)?;
+        let args = [x.arg(), y.arg(), Arg::U64(len as u64)];
+        let grid = [len.div_ceil(256) as u32, 1, 1];
+        self.run(Launch { kernel: "add", grid, threads: 256, shared: 0, args: &args })
+    }
+
+    fn silu_mul(&self, gate_up: &Buffer<D>, rows: usize, width: usize, out: &mut Buffer<D>) -> Result<()> {
+        let (op, values) = ("silu_mul", rows.saturating_mul(width));
+        at_least(op, "gate_up", gate_up.len, values.saturating_mul(2))?;
+        at_least(op, "out", out.len, values)?;
+        let args = [gate_up.arg(), Arg::U32(width as u32), out.arg()];
+        self.run(Launch { kernel: "silu_mul", grid: [rows as u32, 1, 1], threads: 256, shared: 0, args: &args })
+    }
+
+    fn gather_rows(&self, x: &Buffer<D>, width: usize, rows: &[usize], out: &mut Buffer<D>) -> Result<()> {
+        let (op, len) = ("gather_rows", x.len / width.max(1));
+        at_least(op, "out", out.len, rows.len().saturating_mul(width))?;
+        if let Some(&index) = rows.iter().find(|&&row| row >= len) {
+            return Err(Error::Index { op, what: "row", index, len });
+        }
+        let list: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        let mut pack = Pack::default();
+        let list = pack.push(&list);
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let args = [x.arg(), Arg::U32(width as u32), arg(list), out.arg()];
+        let grid = [rows.len() as u32, 1, 1];
+        self.run(Launch { kernel: "gather_rows", grid, threads: 256, shared: 0, args: &args })
+    }
+
+    fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut Pages<D>, q: &mut Buffer<D>) -> Result<()> {
+        self.split(args, pages, q)
+    }
+
+    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
+        self.new_pages(shape, count)
+    }
+
+    fn attention(
+        &self,
+        shape: QkvShape,
+        pages: &Pages<D>,
+        q: &Buffer<D>,
+        items: &[AttentionItem<'_>],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.attend(shape, pages, q, items, out)
+    }
+
+    fn observe(
+        &self,
+        shape: QkvShape,
+        pages: &Pages<D>,
+        q: &Buffer<D>,
+        items: &[ObserveItem<'_>],
+        out: &mut [Vec<f32>],
+    ) -> Result<()> {
+        self.observe_all(shape, pages, q, items, out)
+    }
+
+    fn readout(
+        &self,
+        shape: QkvShape,
+        layer: AssociativeLayer<'_>,
+        q: &Buffer<D>,
+        items: &[ReadoutItem<'_>],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.read_memories(shape, layer, q, items, out)
+    }
+
+    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+        self.score(shape, items)
+    }
+
+    fn compact(&self, pages: &mut Pages<D>, items: &[CompactItem<'_>]) -> Result<()> {
+        self.compact_slots(pages, items)
+    }
+
+    fn rotate_keys(&self, pages: &mut Pages<D>, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {
+        self.rotate(pages, items, inv_freq)
+    }
+
+    fn read_slots(
+        &self,
+        pages: &Pages<D>,
+        head: HeadPages<'_>,
+        slots: &[u32],
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()> {
+        self.read(pages, head, slots, (keys, values))
+    }
+
+    fn write_slots(
+        &self,
+        pages: &mut Pages<D>,
+        head: HeadPages<'_>,
+        first: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        self.write(pages, head, first, (keys, values))
+    }
+}

@@ -1,0 +1,114 @@
+//! What is passed to kernels for each KV head of each sequence: `struct Item` of `kernels/cu/common.cuh`.
+
+use super::slots::Pages;
+use super::{Device, Pack, Part};
+use crate::backend::{AttentionItem, HeadPages, PageShape, QkvShape};
+use crate::error::{Error, Result};
+use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
+
+/// No entry.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// See `kernels/cu/common.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub(super) struct Item {
+    pub(super) row: u32,
+    pub(super) rows: u32,
+    pub(super) kv_head: u32,
+    pub(super) len: u32,
+    pub(super) table: u32,
+    pub(super) first: u32,
+    pub(super) extra: u32,
+    pub(super) count: u32,
+    pub(super) output: u32,
+    pub(super) flags: u32,
+}
+
+impl Item {
+    pub(super) fn new(rows: &Range<usize>, kv_head: usize) -> Self {
+        Self { row: rows.start as u32, rows: rows.len() as u32, kv_head: kv_head as u32, first: NONE, ..Self::zeroed() }
+    }
+}
+
+/// Items of a call and the arrays that they point into.
+#[derive(Default)]
+pub(super) struct Items {
+    pub(super) items: Vec<Item>,
+    pub(super) tables: Vec<u32>,
+    pub(super) first_visible: Vec<u32>,
+    pub(super) floats: Vec<f32>,
+}
+
+/// [`Items`] in a [`Pack`].
+pub(super) struct Packed {
+    pub(super) items: Part,
+    pub(super) tables: Part,
+    pub(super) first_visible: Part,
+    pub(super) floats: Part,
+}
+
+impl Items {
+    /// Adds the page table of `slots` slots of a head; returns where it begins.
+    pub(super) fn table(&mut self, head: &HeadPages<'_>, slots: usize) -> u32 {
+        let first = self.tables.len() as u32;
+        self.tables.extend(head.pages[..slots.div_ceil(PageShape::SLOTS)].iter().map(|page| page.0));
+        first
+    }
+
+    /// Adds an item of an attention call after checking it.
+    pub(super) fn attend<D: Device>(
+        &mut self,
+        op: &'static str,
+        shape: QkvShape,
+        pages: &Pages<D>,
+        attend: &AttentionItem<'_>,
+    ) -> Result<()> {
+        let (rows, len) = (attend.rows.len(), attend.slots.len);
+        if attend.kv_head >= shape.kv_heads {
+            return Err(Error::Index { op, what: "KV head", index: attend.kv_head, len: shape.kv_heads });
+        }
+        if rows > len {
+            return Err(Error::Shape { op, what: "slots of an item", got: len, want: rows });
+        }
+        pages.check(op, &attend.slots, len)?;
+        let mut item = Item { len: len as u32, ..Item::new(&attend.rows, attend.kv_head) };
+        if let Some(first) = attend.first_visible {
+            super::exactly(op, "first_visible", first.len(), rows)?;
+            let sees_nothing = |(i, &first): (usize, &u32)| first as usize > len - rows + i;
+            if let Some((i, &first)) = first.iter().enumerate().find(|&row| sees_nothing(row)) {
+                return Err(Error::Index {
+                    op,
+                    what: "first visible slot",
+                    index: first as usize,
+                    len: len - rows + i + 1,
+                });
+            }
+            item.first = self.first_visible.len() as u32;
+            self.first_visible.extend_from_slice(first);
+        }
+        if let Some(view) = attend.centroids {
+            let want = view.bias.len() * shape.head_dim;
+            super::exactly(op, "centroid keys", view.keys.len(), want)?;
+            super::exactly(op, "centroid values", view.values.len(), want)?;
+            // Pairs of values are read as one.
+            self.floats.resize(self.floats.len().next_multiple_of(4), 0.0);
+            (item.extra, item.count) = (self.floats.len() as u32, view.bias.len() as u32);
+            self.floats.extend(view.keys.iter().chain(view.values).chain(view.bias));
+        }
+        item.table = self.table(&attend.slots, len);
+        self.items.push(item);
+        Ok(())
+    }
+
+    /// Packs all arrays.
+    pub(super) fn pack(&self, pack: &mut Pack) -> Packed {
+        Packed {
+            items: pack.push(&self.items),
+            tables: pack.push(&self.tables),
+            first_visible: pack.push(&self.first_visible),
+            floats: pack.push(&self.floats),
+        }
+    }
+}

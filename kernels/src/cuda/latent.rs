@@ -1,0 +1,95 @@
+//! Readout of associative memories, and scores of pairwise indexers.
+
+use super::items::{Item, Items};
+use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
+use crate::backend::{AssociativeLayer, IndexItem, IndexShape, QkvShape, ReadoutItem};
+use crate::error::{Error, Result};
+
+impl<D: Device> CudaBackend<D> {
+    pub(super) fn read_memories(
+        &self,
+        shape: QkvShape,
+        layer: AssociativeLayer<'_>,
+        q: &Buffer<D>,
+        items: &[ReadoutItem<'_>],
+        out: &Buffer<D>,
+    ) -> Result<()> {
+        let (op, dim) = ("readout", shape.head_dim);
+        at_least(op, "gates", layer.gates.len(), shape.kv_heads)?;
+        let mut all = Items::default();
+        for item in items {
+            let values = item.rows.end.saturating_mul(shape.heads * dim);
+            at_least(op, "q", q.len, values)?;
+            at_least(op, "out", out.len, values)?;
+            if item.kv_head >= shape.kv_heads {
+                return Err(Error::Index { op, what: "KV head", index: item.kv_head, len: shape.kv_heads });
+            }
+            exactly(op, "sums", item.sums.len(), item.norms.len() * dim)?;
+            at_least(op, "features", layer.features.len(), item.sums.len())?;
+            let extra = all.floats.len() as u32;
+            all.floats.extend(item.sums.iter().chain(item.norms));
+            let count = item.norms.len() as u32;
+            all.items.push(Item { extra, count, ..Item::new(&item.rows, item.kv_head) });
+        }
+        let group = (shape.heads / shape.kv_heads) as u32;
+        let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
+        let most = all.items.iter().map(|item| item.count).max().unwrap_or(0);
+        let mut pack = Pack::default();
+        let packed = all.pack(&mut pack);
+        let (features, gates) = (pack.push(layer.features), pack.push(layer.gates));
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, dim].map(|n| Arg::U32(n as u32));
+        let (items, states) = (arg(packed.items), arg(packed.floats));
+        self.run(Launch {
+            kernel: "readout",
+            grid: [rows * group, all.items.len() as u32, 1],
+            threads: 128,
+            shared: most.max(1) * 4,
+            args: &[arg(features), arg(gates), q.arg(), items, states, out.arg(), heads, kv_heads, dim],
+        })
+    }
+
+    pub(super) fn score(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+        let op = "index";
+        let (mut all, mut scores) = (Items::default(), Vec::new());
+        for item in items.iter() {
+            let (rows, len) = (item.rows, item.scores.len());
+            at_least(op, "scores", len, rows)?;
+            exactly(op, "queries", item.queries.len(), rows.saturating_mul(shape.heads * shape.dim))?;
+            exactly(op, "weights", item.weights.len(), rows.saturating_mul(shape.heads))?;
+            exactly(op, "keys", item.keys.len(), len.saturating_mul(shape.dim))?;
+            let (extra, output) = (all.floats.len() as u32, scores.len() as u32);
+            all.floats.extend(item.queries.iter().chain(item.weights).chain(item.keys));
+            scores.extend_from_slice(item.scores);
+            all.items.push(Item { len: len as u32, extra, output, ..Item::new(&(0..rows), 0) });
+        }
+        if scores.is_empty() {
+            return Ok(());
+        }
+        let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
+        let mut pack = Pack::default();
+        let packed = all.pack(&mut pack);
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut scores);
+        let to = work.scratch.address(&self.device, "indexer scores", bytes.len())?;
+        self.device.upload(bytes, work.scratch.memory()?, 0)?;
+        let [heads, dim] = [shape.heads, shape.dim].map(|n| Arg::U32(n as u32));
+        self.run(Launch {
+            kernel: "index_scores",
+            grid: [longest.div_ceil(128), all.items.len() as u32, 1],
+            threads: 128,
+            shared: 0,
+            args: &[arg(packed.items), arg(packed.floats), Arg::Pointer(to), heads, dim],
+        })?;
+        self.device.download(work.scratch.memory()?, 0, bytes)?;
+        let mut from = 0;
+        for item in items {
+            let len = item.scores.len();
+            item.scores.copy_from_slice(&scores[from..from + len]);
+            from += len;
+        }
+        Ok(())
+    }
+}

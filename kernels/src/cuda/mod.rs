@@ -1,0 +1,269 @@
+//! The CUDA backend: kernels of `kernels/cu`, launched through a small [`Device`] trait.
+//!
+//! [`Device`] has two twins. [`driver`] is a GPU, through the CUDA driver. `emulated` (feature `emulate`) runs the very
+//! same kernel sources on the host, every CUDA thread as a fiber, so the conformance suite covers what the kernels
+//! compute, their barriers and their indexing where there is no GPU. What it cannot show is speed.
+//!
+//! A call packs its descriptors (items, page tables, lengths) into one upload and launches over all items at once.
+//! Calls of one backend take turns: they share the device memory for descriptors and for partial results.
+
+mod attention;
+mod backend;
+pub mod driver;
+#[cfg(feature = "emulate")]
+pub mod emulated;
+mod items;
+mod latent;
+mod observe;
+mod slots;
+mod weights;
+
+use crate::error::{Error, Result};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Memory and launches of one device. Calls take effect in order; `download` returns finished values.
+pub trait Device: Send + Sync + 'static {
+    /// Memory on the device; freed when dropped.
+    type Memory: Send + Sync;
+
+    /// Name for logs, such as `NVIDIA H100 80GB HBM3`.
+    fn name(&self) -> String;
+    /// `bytes` zeroed bytes at a multiple of 16.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or [`Error::Device`] when the device is lost.
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Self::Memory>;
+    /// Address for kernels.
+    fn address(memory: &Self::Memory) -> u64;
+    /// Copies `src` to byte `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] past the end, [`Error::Device`].
+    fn upload(&self, src: &[u8], dst: &Self::Memory, offset: usize) -> Result<()>;
+    /// Copies from byte `offset` to `dst`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] past the end, [`Error::Device`] also for a fault of an earlier kernel.
+    fn download(&self, src: &Self::Memory, offset: usize, dst: &mut [u8]) -> Result<()>;
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and what it reads and writes at this grid lies in memory of this device.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// The product of bf16 matrices by the vendor's library; `false` where there is none, and nothing was done.
+    ///
+    /// # Safety
+    /// The addresses are of matrices of the sizes given, on this device.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    unsafe fn product(&self, product: &Product) -> Result<bool>;
+}
+
+/// A kernel with its grid and arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// Function of `kernels/cu`.
+    pub kernel: &'a str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block, a multiple of 32.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Arguments in order.
+    pub args: &'a [Arg],
+}
+
+/// One argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg {
+    /// Address on the device, 0 for none.
+    Pointer(u64),
+    /// 32-bit unsigned.
+    U32(u32),
+    /// 64-bit unsigned.
+    U64(u64),
+    /// Single.
+    F32(f32),
+}
+
+impl Arg {
+    /// The argument's bytes, first in an eight-byte word.
+    fn word(self) -> u64 {
+        let narrow = |bits: u32| {
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&bits.to_ne_bytes());
+            u64::from_ne_bytes(bytes)
+        };
+        match self {
+            Self::Pointer(address) => address,
+            Self::U64(value) => value,
+            Self::U32(value) => narrow(value),
+            Self::F32(value) => narrow(value.to_bits()),
+        }
+    }
+}
+
+/// `out[rows, outputs] (+)= x[rows, cols] · w[outputs, cols]ᵀ`, bf16 in, f32 out.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Address of `x`, rows of `stride` elements.
+    pub x: u64,
+    /// Address of `w`, rows of `stride` elements.
+    pub w: u64,
+    /// Address of `out`.
+    pub out: u64,
+    /// `T`.
+    pub rows: usize,
+    /// `N`.
+    pub outputs: usize,
+    /// Elements of a row of `x` and `w`; zeros beyond the reduced axis.
+    pub stride: usize,
+    /// Add to what `out` holds.
+    pub accumulate: bool,
+}
+
+/// Type of weights on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// bfloat16 weights and activations in products, f32 sums: tensor cores.
+    #[default]
+    Bf16,
+    /// f32 throughout: for parity with the CPU.
+    F32,
+}
+
+/// The backend over a device.
+pub struct CudaBackend<D: Device> {
+    device: D,
+    precision: Precision,
+    work: Mutex<Work<D>>,
+}
+
+/// Device memory that calls share.
+struct Work<D: Device> {
+    /// Descriptors of the call.
+    stage: Region<D>,
+    /// Partial results of the call.
+    scratch: Region<D>,
+}
+
+/// Device memory that grows to the largest size asked for.
+struct Region<D: Device> {
+    memory: Option<D::Memory>,
+    bytes: usize,
+}
+
+impl<D: Device> Region<D> {
+    fn address(&mut self, device: &D, what: &'static str, bytes: usize) -> Result<u64> {
+        if bytes > self.bytes || self.memory.is_none() {
+            let grown = bytes.max(1 << 20).checked_next_power_of_two().unwrap_or(bytes);
+            // The old one goes first: together they might not fit.
+            self.memory = None;
+            self.bytes = 0;
+            self.memory = Some(device.alloc(what, grown)?);
+            self.bytes = grown;
+        }
+        Ok(self.memory.as_ref().map_or(0, D::address))
+    }
+
+    fn memory(&self) -> Result<&D::Memory> {
+        self.memory.as_ref().ok_or(Error::Device { op: "download", what: "nothing was computed".into() })
+    }
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// A backend over `device`.
+    pub fn new(device: D, precision: Precision) -> Self {
+        let empty = || Region { memory: None, bytes: 0 };
+        Self { device, precision, work: Mutex::new(Work { stage: empty(), scratch: empty() }) }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work<D>> {
+        // Every call overwrites what it uses: a panic elsewhere leaves nothing behind.
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Launches unless the grid is empty. Callers have checked that shapes, tables and buffers agree.
+    fn run(&self, launch: Launch<'_>) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: every caller is in this module, passes the arguments that the kernel declares, and has checked buffer
+        // lengths and page tables against the grid.
+        unsafe { self.device.launch(&launch) }
+    }
+}
+
+/// Array of f32 on a device.
+pub struct Buffer<D: Device> {
+    memory: D::Memory,
+    len: usize,
+}
+
+impl<D: Device> Buffer<D> {
+    /// Values it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first value, for libraries that work on device memory.
+    pub fn address(&self) -> u64 {
+        D::address(&self.memory)
+    }
+
+    fn arg(&self) -> Arg {
+        Arg::Pointer(self.address())
+    }
+}
+
+/// Descriptors of one call, packed for one upload.
+#[derive(Default)]
+struct Pack {
+    bytes: Vec<u8>,
+}
+
+/// Where an array begins in a [`Pack`].
+#[derive(Debug, Clone, Copy)]
+struct Part(usize);
+
+impl Pack {
+    fn push<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Part {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let part = Part(self.bytes.len());
+        self.bytes.extend_from_slice(bytemuck::cast_slice(values));
+        part
+    }
+
+    /// Uploads everything; the result turns parts into arguments.
+    fn upload<D: Device>(mut self, device: &D, stage: &mut Region<D>) -> Result<impl Fn(Part) -> Arg + use<D>> {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16).max(16), 0);
+        let base = stage.address(device, "descriptors", self.bytes.len())?;
+        device.upload(&self.bytes, stage.memory()?, 0)?;
+        Ok(move |part: Part| Arg::Pointer(base + part.0 as u64))
+    }
+}
+
+/// Checks that `what` has at least `want` elements.
+fn at_least(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
+    if got < want { Err(Error::Shape { op, what, got, want }) } else { Ok(()) }
+}
+
+/// Checks that `what` has exactly `want` elements.
+fn exactly(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
+    if got == want { Ok(()) } else { Err(Error::Shape { op, what, got, want }) }
+}
