@@ -1,8 +1,9 @@
 //! How the ranks of a group exchange tensors.
 //!
 //! The contract: every rank makes the same calls in the same order with the same lengths. What a call leaves behind is
-//! identical, bit for bit, on all ranks, because sums are taken in rank order. Every call has a deadline. The first
-//! failure is sticky: after it each call fails at once, until the group forms anew in another epoch.
+//! identical, bit for bit, on all ranks. `local` and `gloo` take sums in rank order, so that they agree with each other as
+//! well; NCCL adds in an order of its own. Every call has a deadline. The first failure is sticky: after it each call fails
+//! at once, until the group forms anew in another epoch.
 
 pub mod conformance;
 #[cfg(feature = "gloo")]
@@ -10,6 +11,7 @@ pub mod conformance;
 pub mod gloo;
 pub mod local;
 mod memory_store;
+pub mod nccl;
 
 use std::time::Instant;
 
@@ -26,7 +28,7 @@ pub trait Collective: Send + Sync {
     /// Name of the implementation: `local`, `gloo`, `nccl`.
     fn name(&self) -> &'static str;
 
-    /// Adds `values` of all ranks, element by element, in rank order, and leaves the sum on each.
+    /// Adds `values` of all ranks, element by element, and leaves the sum on each: the same bits everywhere.
     ///
     /// # Errors
     /// See [`CollectiveError`].
