@@ -138,6 +138,10 @@ pub struct AskingArgs {
     /// What counts: the answer is in the decoded text (RULER's), or the decoded text is the expected answer.
     #[arg(long, value_enum, default_value = "match")]
     pub metric: MetricArg,
+    /// Ask for every key of a multi-key context in turn, after one reading: more answers at little cost. A sample is then the
+    /// mean over its questions.
+    #[arg(long)]
+    pub every_key: bool,
     /// Minutes after which no further sample is begun, so that all cells have as many.
     #[arg(long)]
     pub minutes: Option<f64>,
@@ -262,6 +266,7 @@ fn grid(
         },
         samples: common.samples,
         minutes: asking.minutes,
+        every_key: asking.every_key,
         seed: asking.seed,
         max_tokens: asking.max_tokens,
     };

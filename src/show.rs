@@ -79,7 +79,7 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
         }
         None => {
             let length = args.length.unwrap_or(2048);
-            let draw = Draw { seed: args.seed, index: args.sample, depth: None, length };
+            let draw = Draw { seed: args.seed, index: args.sample, depth: None, length, key: 0 };
             (tasks::question(args.task, &material, draw)?, length)
         }
     };

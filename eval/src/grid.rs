@@ -2,12 +2,12 @@
 
 use crate::contracts::{Budget, CacheShape, FULL};
 use crate::headline::{self, Headline};
-use crate::measure::{self, Decoding};
 use crate::oracle::Foresight;
-use crate::prompt::{self, Prompt, Protocol};
+use crate::prompt::Protocol;
+use crate::sample::{compose, contract, sample};
 use crate::stats::{mean_and_error, wilson};
 use crate::store::{Store, write_lines};
-use crate::tasks::{self, Draw, Material, Question, Task};
+use crate::tasks::{Material, Task};
 use crate::{Error, Progress, Result, TextSide, report};
 use palimpsest_kernels::Backend;
 use palimpsest_worker::kv::HeadBudget;
@@ -23,7 +23,7 @@ use std::time::Instant;
 pub enum Metric {
     /// Greedy decoding gives the expected answer token by token. Read off the teacher-forced pass.
     Exact,
-    /// RULER's string match on the greedily decoded text, see [`Question::score`].
+    /// RULER's string match on the greedily decoded text, see [`crate::tasks::Question::score`].
     #[serde(alias = "recall")]
     Match,
 }
@@ -122,6 +122,9 @@ pub struct GridSpec {
     pub seed: u64,
     /// Minutes after which no further sample is begun; what all cells have is reported.
     pub minutes: Option<f64>,
+    /// Whether every key of a multi-key context is asked for in turn, after one reading. A sample is still a context, and what
+    /// it gives is the mean over its questions.
+    pub every_key: bool,
     /// Tokens decoded at most where text is decoded; `None`: RULER's number for each task.
     pub max_tokens: Option<usize>,
 }
@@ -145,13 +148,20 @@ pub struct Setting {
     pub seed: u64,
     /// Digest of the text or the questions that the task is made of.
     pub text: String,
-    /// See [`tasks::REVISION`].
+    /// See [`Task::revision`].
     #[serde(default)]
     pub revision: u32,
+    /// Questions on one context.
+    #[serde(default = "one")]
+    pub questions: usize,
     /// Tokens between boundaries.
     pub stride: usize,
     /// Tokens decoded at most.
     pub max_tokens: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// One point of the grid.
@@ -266,8 +276,8 @@ pub fn run_grid<B: Backend>(
         total += (samples * shapes.len()) as u64;
         let looked_at = if material.available(setting.task)?.is_some() { samples } else { 1 };
         for index in 0..looked_at {
-            let (_, prompt) = compose(side, material, setting, index)?;
-            shapes.iter().try_for_each(|shape| shape.contract(prompt.len(), prompt.tail.len()).map(|_| ()))?;
+            let (_, prompts) = compose(side, material, setting, index)?;
+            shapes.iter().try_for_each(|shape| contract(shape, &prompts).map(|_| ()))?;
         }
     }
     let (started, mut done, mut rounds) = (Instant::now(), 0, 0);
@@ -281,14 +291,14 @@ pub fn run_grid<B: Backend>(
             if index >= limit(setting)? {
                 continue;
             }
-            let (question, prompt) = compose(side, material, setting, index)?;
+            let (questions, prompts) = compose(side, material, setting, index)?;
             for shape in &shapes {
                 let cell = Cell { setting: setting.clone(), cache: shape.clone() };
                 if !known.iter().any(|k| k.index == index && k.cell == cell) {
                     if let Some(foresight) = foresight.as_mut().filter(|_| shape.policy == Oracle::NAME) {
-                        foresight.look(runner, &prompt)?;
+                        foresight.look(runner, &prompts[0])?;
                     }
-                    let sample = sample(runner, side, cell, index, (&question, &prompt))?;
+                    let sample = sample(runner, side, cell, index, (&questions, &prompts))?;
                     store.append(&sample)?;
                     known.push(sample);
                 }
@@ -340,6 +350,9 @@ fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheSha
 
 fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec) -> Result<Vec<Setting>> {
     let stride = runner.decoder().stride() as usize;
+    if spec.every_key && spec.protocol != Protocol::Agnostic {
+        return Err(Error::Spec("every key is asked for of one context: that takes the protocol agnostic".into()));
+    }
     let mut settings = Vec::new();
     for &length in &spec.lengths {
         if length < stride {
@@ -356,7 +369,8 @@ fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec
                     metric: spec.metric,
                     seed: spec.seed,
                     text: material.digest(task)?,
-                    revision: tasks::REVISION,
+                    revision: task.revision(),
+                    questions: if spec.every_key { task.keys() } else { 1 },
                     stride,
                     max_tokens: spec.max_tokens.unwrap_or(task.answer_tokens()),
                 });
@@ -364,56 +378,6 @@ fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec
         }
     }
     Ok(settings)
-}
-
-fn compose<'a>(
-    side: &dyn TextSide,
-    material: &'a Material,
-    setting: &Setting,
-    index: usize,
-) -> Result<(Question<'a>, Prompt)> {
-    let depth = setting.depth.map(|d| f64::from(d) / 100.0);
-    let draw = Draw { seed: setting.seed, index, depth, length: setting.length };
-    let question = tasks::question(setting.task, material, draw)?;
-    let mut prompt = prompt::build(side, &question, (setting.length, setting.stride), setting.protocol)?;
-    if question.judge.needs_all() {
-        // Summaries may be longer than what is decoded.
-        prompt.answer.truncate(setting.max_tokens);
-    }
-    Ok((question, prompt))
-}
-
-fn sample<B: Backend>(
-    runner: &mut Runner<B>,
-    side: &dyn TextSide,
-    cell: Cell,
-    index: usize,
-    (question, prompt): (&Question<'_>, &Prompt),
-) -> Result<SampleResult> {
-    let contract = cell.cache.contract(prompt.len(), prompt.tail.len())?;
-    let score = |text: &str| question.score(text);
-    let whole = question.judge.needs_all();
-    let decoding = Decoding { side, limit: cell.setting.max_tokens, score: &score, whole };
-    let wanted = (cell.setting.metric == Metric::Match).then_some(&decoding);
-    let measured = measure::measure(runner, &contract, prompt, wanted)?;
-    let found = measured.decoded.as_ref().map_or(f64::from(u8::from(measured.exact)), |(_, score)| *score);
-    Ok(SampleResult {
-        cell,
-        index,
-        score: found,
-        exact: measured.exact,
-        loglik: measured.loglik,
-        held: measured.held,
-        share: measured.held / prompt.len() as f64,
-        prompt_tokens: prompt.len(),
-        tail_tokens: prompt.tail.len(),
-        contract_budget: contract.budget,
-        contract_window: contract.window,
-        contract_memory_slots: contract.memory_slots,
-        expected: question.expected.clone(),
-        decoded: measured.decoded.map(|(text, _)| text),
-        seconds: measured.seconds,
-    })
 }
 
 #[cfg(test)]
@@ -470,7 +434,8 @@ pub(crate) mod tests {
             metric: Metric::Match,
             seed: u64::MAX,
             text: "ff".into(),
-            revision: tasks::REVISION,
+            revision: Task::Vt(2).revision(),
+            questions: 1,
             stride: 256,
             max_tokens: 64,
         }

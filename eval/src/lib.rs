@@ -24,6 +24,7 @@ pub mod perplexity;
 pub mod plot;
 pub mod prompt;
 pub mod report;
+pub mod sample;
 pub mod show;
 pub mod stats;
 pub mod store;

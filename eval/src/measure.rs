@@ -8,7 +8,7 @@ use palimpsest_kernels::Backend;
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
+use palimpsest_worker::session::{Mark, Session};
 use std::time::Instant;
 
 /// How a greedily decoded answer is judged.
@@ -38,22 +38,54 @@ pub struct Measured {
     pub seconds: [f64; 3],
 }
 
-/// Reads the prompt, scores the expected answer, and decodes one greedily if `decoding` is given and the first pass has not
-/// shown that it is the expected one. The prompt is read once, unless answers reach the next boundary.
+/// Reads the context that all prompts share once, and for each of them the rest; scores the expected answer, and decodes one
+/// greedily unless that has shown that it is the expected one. Nothing is read twice, unless an answer reaches the next
+/// boundary. `decodings`: one for each prompt, or none.
 ///
 /// # Errors
 /// Those of the rank; [`Error::NotANumber`].
 pub fn measure<B: Backend>(
     runner: &mut Runner<B>,
     contract: &Contract,
+    prompts: &[Prompt],
+    decodings: &[Decoding<'_>],
+) -> Result<Vec<Measured>> {
+    let mut started = Instant::now();
+    let Some(context) = prompts.first().map(|prompt| &*prompt.context) else { return Ok(Vec::new()) };
+    debug_assert!(prompts.iter().all(|prompt| prompt.context == context), "prompts share their context");
+    let mut session = Session::open(runner, contract.clone())?;
+    session.feed(context, Logits::None)?;
+    let mark = session.mark();
+    let mut found = Vec::with_capacity(prompts.len());
+    for (index, prompt) in prompts.iter().enumerate() {
+        if index > 0 {
+            go_back(&mut session, &mark, &[context])?;
+        }
+        found.push(ask(&mut session, prompt, decodings.get(index), started)?);
+        started = Instant::now();
+    }
+    Ok(found)
+}
+
+/// Brings the sequence back to where `mark` was set, after it had read `read`.
+fn go_back<B: Backend>(session: &mut Session<'_, B>, mark: &Mark, read: &[&[u32]]) -> Result<()> {
+    if !session.rewind(mark) {
+        session.restart()?;
+        read.iter().try_for_each(|tokens| session.feed(tokens, Logits::None).map(|_| ()))?;
+    }
+    Ok(())
+}
+
+/// The rest of a prompt after its context, and its answers.
+fn ask<B: Backend>(
+    session: &mut Session<'_, B>,
     prompt: &Prompt,
     decoding: Option<&Decoding<'_>>,
+    started: Instant,
 ) -> Result<Measured> {
-    let started = Instant::now();
-    let entry_bytes = entry_bytes(runner);
-    let vocabulary = runner.decoder().config().vocabulary;
-    let mut session = Session::open(runner, contract.clone())?;
-    let first = read(&mut session, prompt)?;
+    let entry_bytes = entry_bytes(session.runner());
+    let vocabulary = session.runner().decoder().config().vocabulary;
+    let first = session.feed(&prompt.tail, Logits::Last)?;
     let held = held(session.cache(), entry_bytes);
     let read_seconds = started.elapsed().as_secs_f64();
     let mark = session.mark();
@@ -72,14 +104,8 @@ pub fn measure<B: Backend>(
     let decoded = match decoding.filter(|d| d.whole || !exact) {
         None => None,
         Some(decoding) => {
-            let logits = if session.rewind(&mark) {
-                first
-            } else {
-                session.close();
-                session = Session::open(runner, contract.clone())?;
-                read(&mut session, prompt)?
-            };
-            Some(greedy(&mut session, logits, decoding)?)
+            go_back(session, &mark, &[&prompt.context, &prompt.tail])?;
+            Some(greedy(session, first, decoding)?)
         }
     };
     let all = started.elapsed().as_secs_f64();
@@ -115,11 +141,4 @@ fn greedy<B: Backend>(
         score = (decoding.score)(&text);
     }
     Ok((text, score))
-}
-
-/// Logits after the prompt's last token. Context and tail are fed apart only to show where the boundary is: the state
-/// does not depend on it.
-fn read<B: Backend>(session: &mut Session<'_, B>, prompt: &Prompt) -> Result<Vec<f32>> {
-    session.feed(&prompt.context, Logits::None)?;
-    Ok(session.feed(&prompt.tail, Logits::Last)?)
 }

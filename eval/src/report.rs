@@ -18,8 +18,8 @@ pub fn write_all(out: &Path, results: &[CellResult], headlines: &[Headline]) -> 
     write(&out.join("table.md"), &format!("{}{}", headline::table(headlines), table(results)))?;
     let over = "over the share of the prompt that is kept";
     let mean = headline_panels(headlines);
-    let heading = format!("Share of the full cache's score {over}, 95 % intervals");
-    write(&out.join("headline.svg"), &plot::lines(&mean, &heading, Some((0.0, 1.0))))?;
+    let heading = "Share of the full cache's score, over the share kept";
+    write(&out.join("headline.svg"), &plot::lines(&mean, heading, Some((0.0, 1.0))))?;
     let accuracy = panels(results, |r| (r.accuracy, r.accuracy_low, r.accuracy_high));
     let heading = format!("Accuracy {over}, 95 % intervals");
     write(&out.join("accuracy.svg"), &plot::lines(&accuracy, &heading, Some((0.0, 1.0))))?;

@@ -4,6 +4,7 @@
 use palimpsest_eval::grid::{Caches, GridSpec, Metric, Outcome, SampleResult};
 use palimpsest_eval::haystack::Prose;
 use palimpsest_eval::longbench::File;
+use palimpsest_eval::measure;
 use palimpsest_eval::prompt::{self, Protocol};
 use palimpsest_eval::show::{self, Asked};
 use palimpsest_eval::tasks::{self, Draw, Material, Task};
@@ -56,6 +57,7 @@ fn spec(tasks: &[Task], policies: &[&str], budgets: &[Budget]) -> GridSpec {
         metric: Metric::Match,
         samples: 2,
         minutes: None,
+        every_key: false,
         seed: 1,
         max_tokens: Some(6),
     }
@@ -118,6 +120,37 @@ fn protocols_are_different_cells_of_the_same_questions() {
 }
 
 #[test]
+fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
+    let model = tiny_model(1);
+    let mut runner = engine(model.path(), EngineOptions::default(), None);
+    let out = tempfile::tempdir().expect("a directory");
+    // Room for everything: the contract, which the longest question decides, makes no difference.
+    let every = GridSpec {
+        every_key: true,
+        samples: 1,
+        lengths: vec![1024],
+        max_tokens: Some(20),
+        ..spec(&[Task::Multikey1], &["full"], &[])
+    };
+    run(&mut runner, &material(), &every, out.path());
+    let sample = samples(out.path()).remove(0);
+    assert_eq!((sample.cell.setting.questions, sample.expected.matches('|').count()), (4, 3));
+    let mut loglik = 0.0;
+    for key in 0..4 {
+        let draw = Draw { seed: 1, index: 0, depth: None, length: 1024, key };
+        let (material, contract) = (material(), CacheShape::full().contract(1, 0).expect("always"));
+        let question = tasks::question(Task::Multikey1, &material, draw).expect("no file needed");
+        let prompt = prompt::build(&Bytes, &question, (1024, 16), Protocol::Agnostic).expect("fits");
+        let alone = measure::measure(&mut runner, &contract, &[prompt], &[]).expect("a prompt");
+        loglik += alone[0].loglik / 4.0;
+    }
+    assert!((sample.loglik - loglik).abs() < 1e-12, "{} {loglik}", sample.loglik);
+    let late = GridSpec { protocol: Protocol::QuestionLast, ..every };
+    let refused = run_grid(&mut runner, &Bytes, &material(), &late, out.path(), &mut |_, _| ());
+    assert!(refused.expect_err("the question is in the context").to_string().contains("agnostic"));
+}
+
+#[test]
 fn longbench_is_read_measured_and_scored() {
     let data = tempfile::tempdir().expect("a directory");
     let line = |context: &str, answer: &str| {
@@ -141,7 +174,7 @@ fn longbench_is_read_measured_and_scored() {
     let outcome = run(&mut runner, &material, &spec, out.path());
     assert_eq!((outcome.cells.len(), outcome.cells[0].n), (2, 2));
     for sample in samples(out.path()) {
-        let draw = Draw { seed: 1, index: sample.index, depth: None, length: 1024 };
+        let draw = Draw { seed: 1, index: sample.index, depth: None, length: 1024, key: 0 };
         let question = tasks::question(task, &material, draw).expect("a file");
         assert_eq!(sample.prompt_tokens - sample.tail_tokens, 1024, "cut to the length asked for");
         assert_eq!(sample.score, question.score(sample.decoded.as_deref().expect("always decoded")));
@@ -152,7 +185,7 @@ fn longbench_is_read_measured_and_scored() {
 fn a_page_shows_what_is_held() {
     let model = tiny_model(1);
     let mut runner = engine(model.path(), EngineOptions::default(), None);
-    let (draw, material) = (Draw { seed: 1, index: 0, depth: None, length: 512 }, material());
+    let (draw, material) = (Draw { seed: 1, index: 0, depth: None, length: 512, key: 0 }, material());
     let question = tasks::question(Task::Single1, &material, draw).expect("no file needed");
     let prompt = prompt::build(&Bytes, &question, (512, 16), Protocol::Agnostic).expect("fits");
     let cache = CacheShape { policy: "window".into(), budget: Some(Budget::Entries(40)), ..CacheShape::full() };

@@ -78,6 +78,17 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok((keys, values))
     }
 
+    /// Begins again with nothing read, under the same contract.
+    ///
+    /// # Errors
+    /// See [`new_cache`].
+    pub fn restart(&mut self) -> Result<()> {
+        let Runner { decoder, arena, policies, .. } = &mut *self.runner;
+        self.cache.reclaim(&mut arena.pool);
+        self.cache = new_cache(decoder, arena.shape.dtype, self.cache.contract.clone(), policies)?;
+        Ok(())
+    }
+
     /// The place where the sequence stands.
     pub fn mark(&self) -> Mark {
         Mark { heads: self.cache.heads.clone(), seen: self.cache.seen, next_rotary: self.cache.next_rotary }

@@ -13,7 +13,7 @@ const OUT: &str = "target/eval-quick";
 /// Minutes of measuring. Building is not counted.
 const MINUTES: &str = "12";
 /// Three needle tasks that the default model can do, the learned policy without and with memory, and the best heuristic.
-const ARGS: [&str; 16] = [
+const ARGS: [&str; 17] = [
     "--task",
     "single_2,single_3,multikey_1",
     "--lengths",
@@ -30,6 +30,7 @@ const ARGS: [&str; 16] = [
     "1",
     "--minutes",
     MINUTES,
+    "--every-key",
 ];
 
 /// Measures afresh and prints the table. `args` are added to those of `palimpsest eval ruler`.

@@ -53,7 +53,7 @@ pub fn lines(panels: &[Panel], heading: &str, y_range: Option<(f64, f64)>) -> St
         let y = (y_ticks.0[0], y_ticks.0[y_ticks.0.len() - 1]);
         let frame = Frame { at, x: (0.0, x_max), y };
         frame.axes(&mut svg, panel, &x_ticks, &y_ticks);
-        let drawn = names.len() as f64;
+        let drawn = names.iter().filter(|(_, reference)| !reference).count() as f64;
         for series in &panel.series {
             let index = names.iter().position(|(n, _)| *n == series.name).unwrap_or(0);
             frame.line(&mut svg, series, index, (index as f64 - (drawn - 1.0) / 2.0) * APART);

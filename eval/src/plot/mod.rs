@@ -113,9 +113,12 @@ fn ticks(low: f64, high: f64) -> (Vec<f64>, usize) {
     ((0..=(last - first) as i64).map(|i| (first + i as f64) * step).collect(), decimals)
 }
 
-/// Different names in the order they come, each with whether it is the full cache.
+/// Different names in the order they come, each with whether it is the full cache. That stands last, so that the others have
+/// the same colours and marks in every plot.
 fn names<'a>(series: impl Iterator<Item = (&'a str, bool)>) -> Vec<(&'a str, bool)> {
-    crate::report::distinct(series)
+    let mut found = crate::report::distinct(series);
+    found.sort_by_key(|(_, reference)| *reference);
+    found
 }
 
 #[cfg(test)]

@@ -17,9 +17,6 @@ use crate::longbench::{self, Dataset};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Changes when the same seed gives other questions than before, so that records of before are not taken for the same.
-pub const REVISION: u32 = 2;
-
 /// A task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -153,6 +150,22 @@ impl Task {
             Self::Qa1 | Self::Qa2 => 32,
             Self::Long(dataset) => dataset.answer_tokens(),
             _ => 128,
+        }
+    }
+
+    /// Changes when the same seed gives other questions than before, so that records of before are not taken for the same.
+    pub fn revision(self) -> u32 {
+        match self {
+            Self::Multikey2 | Self::Multikey3 => 3,
+            _ => 2,
+        }
+    }
+
+    /// Keys of which one is asked for: so many questions can be asked about one context.
+    pub fn keys(self) -> usize {
+        match self {
+            Self::Multikey1 | Self::Multikey2 | Self::Multikey3 => needles::SEVERAL,
+            _ => 1,
         }
     }
 
@@ -303,6 +316,8 @@ pub struct Draw {
     pub depth: Option<f64>,
     /// Tokens of the context. Only word lists depend on it.
     pub length: usize,
+    /// Which of the task's [`Task::keys`] is asked for. The context does not depend on it.
+    pub key: usize,
 }
 
 /// A question of a task. The same arguments give the same question.
@@ -317,7 +332,7 @@ pub fn question(task: Task, material: &Material, draw: Draw) -> Result<Question<
         Task::Fwe => words::frequent(&mut draws, draw.length),
         Task::Long(dataset) => material.file(dataset)?.question(draw.seed, draw.index),
         Task::Qa1 | Task::Qa2 => qa::question(material.corpus(task)?, &mut draws, (draw.seed, draw.index)),
-        _ => needles::question(task, &material.prose, &mut draws, draw.depth),
+        _ => needles::question(task, &material.prose, &mut draws, (draw.depth, draw.key)),
     })
 }
 
@@ -337,7 +352,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn draw(seed: u64, index: usize) -> Draw {
-        Draw { seed, index, depth: None, length: 2048 }
+        Draw { seed, index, depth: None, length: 2048, key: 0 }
     }
 
     #[test]
@@ -391,13 +406,29 @@ pub(crate) mod tests {
                 assert_eq!(uuid(answer), matches!(task, Task::Single3 | Task::Multikey3), "{task}");
             }
             let (needles, answers) = match task {
-                Task::Multikey1 => (4, 1),
+                Task::Multikey1 | Task::Multikey2 | Task::Multikey3 => (4, 1),
                 Task::Multivalue | Task::Multiquery => (4, 4),
                 _ => (1, 1),
             };
             assert_eq!((q.needles.len(), q.answers.len()), (needles, answers), "{task}");
             let hay = text.matches("One of the special magic").count() - needles;
             assert_eq!(hay, if matches!(task, Task::Multikey2 | Task::Multikey3) { 40 } else { 0 }, "{task}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_a_context_can_be_asked_for() {
+        let material = material();
+        for task in [Task::Multikey1, Task::Multikey2, Task::Multikey3] {
+            let of = |key| question(task, &material, Draw { key, ..draw(5, 1) }).expect("no file needed");
+            let text = |q: &Question<'_>| q.instruction.clone() + &haystack::text(&q.filler, &q.needles, 30);
+            let mut answers: Vec<String> = (0..task.keys()).map(|key| of(key).answers[0].clone()).collect();
+            for key in 1..task.keys() {
+                assert_eq!(text(&of(key)), text(&of(0)), "{task}: the context is the same");
+            }
+            answers.sort();
+            answers.dedup();
+            assert_eq!(answers.len(), 4, "{task}");
         }
     }
 

@@ -6,14 +6,20 @@ use crate::draws::Draws;
 use crate::haystack::{Filler, Needle, NeedleKind, Prose};
 
 /// Needles of the tasks that have several.
-const SEVERAL: usize = 4;
+pub(super) const SEVERAL: usize = 4;
 
-/// Needles of `task` at random depths, or all at `depth`.
-pub(super) fn question<'a>(task: Task, prose: &'a Prose, draws: &mut Draws, depth: Option<f64>) -> Question<'a> {
+/// Needles of `task` at random depths, or all at `depth`; of several keys with a question each, `key` is asked for.
+pub(super) fn question<'a>(
+    task: Task,
+    prose: &'a Prose,
+    draws: &mut Draws,
+    (depth, key): (Option<f64>, usize),
+) -> Question<'a> {
     let kind =
         NeedleKind { uuid_keys: task == Task::Multikey3, uuid_values: matches!(task, Task::Single3 | Task::Multikey3) };
     let (keys, values, asked) = match task {
-        Task::Multikey1 => (SEVERAL, 1, 1),
+        // Among needles nobody can tell which ones are asked for.
+        Task::Multikey1 | Task::Multikey2 | Task::Multikey3 => (SEVERAL, 1, 1),
         Task::Multivalue => (1, SEVERAL, 1),
         Task::Multiquery => (SEVERAL, 1, SEVERAL),
         _ => (1, 1, 1),
@@ -31,9 +37,10 @@ pub(super) fn question<'a>(task: Task, prose: &'a Prose, draws: &mut Draws, dept
         Task::Multikey2 | Task::Multikey3 => Filler::Distractors { kind, draws: draws.clone() },
         _ => Filler::Prose { prose, start },
     };
-    // The asked keys come first; which of the needles stands first in the text is random by their depths.
-    let answers = all[..asked * values].to_vec();
-    let query = list(&keys[..asked]);
+    // Which of the needles stands first in the text is random by their depths.
+    let first = key.min(keys.len() - asked);
+    let answers = all[first * values..(first + asked) * values].to_vec();
+    let query = list(&keys[first..first + asked]);
     let plural = answers.len() > 1;
     let what = kind.what(plural);
     let (some, ask, are) = if plural {

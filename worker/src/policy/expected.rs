@@ -194,8 +194,8 @@ mod tests {
         let half = DIM / 2;
         let mut rotation = vec![vec![0.0; DIM]; DIM];
         for position in next..next + FUTURE {
-            for i in 0..half {
-                let angle = f64::from(position as f32 * inv_freq[i]);
+            for (i, freq) in inv_freq.iter().enumerate() {
+                let angle = f64::from(position as f32 * freq);
                 for (row, column, value) in [
                     (i, i, angle.cos()),
                     (i, i + half, -angle.sin()),
