@@ -13,7 +13,7 @@ use palimpsest_registry::{EtcdOptions, EtcdRegistry};
 use palimpsest_tls::ClientFiles;
 use palimpsest_tls::{ClientTls, Connector, Incoming, Limits, Role, ServerTls};
 use palimpsest_worker::rank::Rank;
-use palimpsest_worker::server::{self, Device, Loaded, ServerOptions};
+use palimpsest_worker::server::{self, Device, Loaded, ServerOptions, Transport};
 use palimpsest_worker::shard::Place;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -168,7 +168,7 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned();
     let (loaded, following) = watch::channel(None);
     let incoming = Incoming::new(listener, tls, Limits::default());
-    let options = ServerOptions { place, host, ranks, probes: probes.map(Incoming::from) };
+    let options = ServerOptions { place, host, transport: Transport::Gloo, ranks, probes: probes.map(Incoming::from) };
     let serving = tokio::spawn(server::serve(incoming, options, following, serve::shutdown_signal()));
     let claim = match registry(&args.registry).await? {
         Some(registry) => {

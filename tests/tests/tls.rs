@@ -19,7 +19,7 @@ use palimpsest_tests::tiny_model;
 use palimpsest_tls::{
     ClientFiles, ClientTls, ClusterFiles, Connector, Incoming, Limits, Role, ServerFiles, ServerTls, TlsError, explain,
 };
-use palimpsest_worker::server::{self, ServerOptions};
+use palimpsest_worker::server::{self, ServerOptions, Transport};
 use palimpsest_worker::shard::Place;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -204,8 +204,13 @@ async fn rank(authority: &Authority) -> (SocketAddr, watch::Sender<Option<server
     let listener = listener().await;
     let address = listener.local_addr().expect("an address");
     let (loaded, following) = watch::channel(None);
-    let options =
-        ServerOptions { place: Place::ALONE, host: "127.0.0.1".into(), ranks: Connector::default(), probes: None };
+    let options = ServerOptions {
+        place: Place::ALONE,
+        host: "127.0.0.1".into(),
+        transport: Transport::Gloo,
+        ranks: Connector::default(),
+        probes: None,
+    };
     let incoming = Incoming::new(listener, Some(tls), Limits::default());
     tokio::spawn(server::serve(incoming, options, following, std::future::pending()));
     (address, loaded)

@@ -35,6 +35,8 @@ use tonic_health::server::HealthReporter;
 
 pub use self::device::{Activity, Device, DeviceGone};
 use self::rendezvous::{RemoteStore, RendezvousService};
+use crate::collective::nccl::NcclCollective;
+use crate::collective::nccl::library::Library;
 use crate::collective::{Collective, CollectiveError, MemoryStore, Store};
 use crate::shard::Place;
 
@@ -58,10 +60,30 @@ pub struct ServerOptions {
     pub place: Place,
     /// Host name or address at which the other ranks reach this one for collectives.
     pub host: String,
+    /// What ranks exchange tensors over.
+    pub transport: Transport,
     /// How it connects to rank 0.
     pub ranks: Connector,
     /// A port without TLS that answers probes and nothing else: kubelets show no certificate.
     pub probes: Option<Incoming>,
+}
+
+/// What ranks that are processes exchange tensors over; the same on all ranks of a group.
+#[derive(Clone)]
+pub enum Transport {
+    /// TCP between hosts, for CPUs. Needs the feature `gloo`.
+    Gloo,
+    /// NCCL between GPUs.
+    Nccl(Arc<Library>),
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Gloo => "gloo",
+            Self::Nccl(_) => "nccl",
+        })
+    }
 }
 
 /// What is there once the model is loaded.
@@ -170,14 +192,20 @@ impl RankServer {
         };
         let host = self.options.host.clone();
         let deadline = Instant::now() + limit;
-        let connect = move || connect(place, &host, store, &prefix, deadline);
+        let transport = self.options.transport.clone();
+        let connect = move || match transport {
+            Transport::Gloo => connect_gloo(place, &host, store, &prefix, deadline),
+            Transport::Nccl(library) => {
+                let nccl = NcclCollective::connect(library, place, &*store, &prefix, deadline)?;
+                Ok(Arc::new(nccl) as Arc<dyn Collective>)
+            }
+        };
         tokio::task::spawn_blocking(connect).await.map_err(|_| CollectiveError::Aborted)?.map(Some)
     }
 }
 
-/// The communicator between processes that this build has.
 #[cfg(feature = "gloo")]
-fn connect(
+fn connect_gloo(
     place: Place,
     host: &str,
     store: Arc<dyn Store>,
@@ -189,8 +217,14 @@ fn connect(
 }
 
 #[cfg(not(feature = "gloo"))]
-fn connect(_: Place, _: &str, _: Arc<dyn Store>, _: &str, _: Instant) -> Result<Arc<dyn Collective>, CollectiveError> {
-    let why = "this build has no collective between processes: build with --features gloo".into();
+fn connect_gloo(
+    _: Place,
+    _: &str,
+    _: Arc<dyn Store>,
+    _: &str,
+    _: Instant,
+) -> Result<Arc<dyn Collective>, CollectiveError> {
+    let why = "this build has no collective between processes on CPUs: build with --features gloo".into();
     Err(CollectiveError::Unsupported { name: "gloo", why })
 }
 
