@@ -7,6 +7,7 @@ mod ci;
 mod cluster;
 mod crates;
 mod deploy_check;
+mod image;
 mod metrics;
 mod process;
 mod rust_source;
@@ -23,6 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
+  image                size of what the CPU image adds to its base: the binary and what it links
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
 
@@ -48,6 +50,7 @@ fn dispatch() -> Result<()> {
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
         ["deploy-check"] => deploy_check::check(),
+        ["image"] => image::measure(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
         ["help" | "--help" | "-h"] => {
