@@ -8,6 +8,7 @@ mod cluster;
 mod crates;
 mod deploy_check;
 mod eval_quick;
+mod image;
 mod metrics;
 mod process;
 mod rust_source;
@@ -24,6 +25,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
+  image                size of what the CPU image adds to its base: the binary and what it links
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
   eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes to `palimpsest eval ruler`
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
@@ -50,6 +52,7 @@ fn dispatch() -> Result<()> {
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
         ["deploy-check"] => deploy_check::check(),
+        ["image"] => image::measure(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),

@@ -14,6 +14,9 @@ const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
 const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 
+/// Directory with schemathesis, which makes requests from the OpenAPI document.
+const FUZZER_VARIABLE: &str = "PALIMPSEST_TEST_SCHEMATHESIS";
+
 /// Features that only a cluster needs.
 pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster"];
 
@@ -66,8 +69,9 @@ pub fn run_all(extent: Extent) -> Result<()> {
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
         let openai = tools::python_packages("openai", &["openai==3.54.0"])?;
+        let fuzzer = tools::python_packages("fuzz", &["schemathesis==4.32.5"])?;
         for suite in &mut suites {
-            suite.env(MODEL_VARIABLE, &model).env(OPENAI_VARIABLE, &openai);
+            suite.env(MODEL_VARIABLE, &model).env(OPENAI_VARIABLE, &openai).env(FUZZER_VARIABLE, &fuzzer);
         }
     }
     run_suites(&mut suites)

@@ -30,6 +30,7 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
         probe: &["test", "-e", "/usr/include/google/protobuf/descriptor.proto"],
     },
     SystemPackage { package: "iproute2", probe: &["ip", "-V"] },
+    SystemPackage { package: "curl", probe: &["curl", "--version"] },
     SystemPackage { package: "etcd-server", probe: &["etcd", "--version"] },
     SystemPackage { package: "etcd-client", probe: &["etcdctl", "version"] },
 ];
