@@ -21,7 +21,7 @@ const DRAWS: usize = 2000;
 pub struct Headline {
     /// Model and indexer.
     pub model: String,
-    /// Tasks averaged over, each with the same weight.
+    /// Tasks averaged over, each with the same weight, and so are depths.
     pub tasks: Vec<Task>,
     /// Tokens of the context.
     pub length: usize,
@@ -58,7 +58,7 @@ struct Pair {
 
 /// Lines of every length and protocol for which the full cache was measured.
 pub fn headlines(cells: &[Cell], samples: &[SampleResult]) -> Vec<Headline> {
-    let group = |s: &Setting| (s.model.clone(), s.length, s.depth, s.protocol);
+    let group = |s: &Setting| (s.model.clone(), s.length, s.protocol);
     let mut found = Vec::new();
     for of in distinct(cells.iter().map(|c| group(&c.setting))) {
         let settings: Vec<&Setting> = distinct(cells.iter().map(|c| &c.setting).filter(|s| group(s) == of));
@@ -106,7 +106,7 @@ fn line(settings: &[&Setting], cache: &CacheShape, strata: &[Vec<Pair>]) -> Head
     let first = settings[0];
     Headline {
         model: first.model.clone(),
-        tasks: settings.iter().map(|s| s.task).collect(),
+        tasks: distinct(settings.iter().map(|s| s.task)),
         length: first.length,
         protocol: first.protocol,
         cache: cache.line(),
