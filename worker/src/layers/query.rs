@@ -77,15 +77,14 @@ impl<B: Backend> DeviceQueryIndexer<B> {
             for (local, kv_head) in self.kv_heads.clone().enumerate() {
                 let mut queries = Queries { queries: Vec::new(), weights: Vec::new() };
                 let head = &mut span.cache.heads[first + local];
-                let mut slot = head.len() - span.rows.len();
-                for row in span.rows.clone() {
+                let first_slot = head.len() - span.rows.len();
+                for (row, slot) in span.rows.clone().zip(first_slot..) {
                     let values = &mut self.host[row * width + local * per_head..][..per_head];
                     self.weights.finish(layer, kv_head, values);
                     queries.queries.extend_from_slice(&values[..heads * dim]);
                     head.terms[slot * dim..][..dim].copy_from_slice(&values[heads * dim..][..dim]);
                     queries.weights.extend_from_slice(&values[(heads + 1) * dim..]);
                     head.mass[slot] = f32::NEG_INFINITY;
-                    slot += 1;
                 }
                 new.push(queries);
             }
