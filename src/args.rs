@@ -78,6 +78,12 @@ pub enum ActivationsArg {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TargetArg {
+    Attention,
+    Surprisal,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum KvTypeArg {
     F16,
     F32,
@@ -464,6 +470,9 @@ pub struct CalibrateArgs {
     /// Strength of the ridge penalty.
     #[arg(long, default_value_t = 3.0)]
     pub ridge: f64,
+    /// What scorers learn to predict: the largest attention of a repetition, or that weighed by each token's surprisal.
+    #[arg(long, value_enum, default_value = "attention")]
+    pub target: TargetArg,
     /// Seed of the documents.
     #[arg(long, default_value_t = 7)]
     pub seed: u64,

@@ -1,6 +1,6 @@
 //! `palimpsest calibrate`: trains the indexer of a model from text, forward-only.
 
-use crate::args::{CalibrateArgs, KvArgs};
+use crate::args::{CalibrateArgs, KvArgs, TargetArg};
 use crate::{embedded, term};
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
@@ -11,7 +11,7 @@ use palimpsest_calibrate::report::{Agreement, LayerReport, TOP_SHARE};
 use palimpsest_calibrate::run::{self, Options, Stage};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_proto::internal::v1::ModelInfo;
-use palimpsest_worker::reconstruct::INSTRUCTION;
+use palimpsest_worker::reconstruct::{INSTRUCTION, Target};
 use std::collections::HashMap;
 
 /// Trains, reports on held-out documents, writes the indexer.
@@ -35,6 +35,10 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         seed: args.seed,
         query: Some(QueryOptions::default()),
         memory: Some(AssociativeOptions { features, ..AssociativeOptions::default() }),
+        target: match args.target {
+            TargetArg::Attention => Target::Attention,
+            TargetArg::Surprisal => Target::Surprisal,
+        },
         samples: args.samples.clone().unwrap_or_else(|| args.out.with_extension("samples")),
     };
     let mut bar: Option<(Stage, ProgressBar)> = None;
@@ -82,7 +86,13 @@ fn user_prefix(info: &ModelInfo) -> anyhow::Result<String> {
 fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
     let entries = [
         ("model", info.name.clone()),
-        ("target", "ln max surprisal-weighted attention while the context is repeated".to_string()),
+        (
+            "target",
+            match args.target {
+                TargetArg::Attention => "ln max attention while the context is repeated".to_string(),
+                TargetArg::Surprisal => "ln max surprisal-weighted attention while the context is repeated".to_string(),
+            },
+        ),
         ("documents", args.documents.to_string()),
         ("tokens", args.tokens.to_string()),
         ("seed", args.seed.to_string()),

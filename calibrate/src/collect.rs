@@ -56,7 +56,7 @@ pub fn sample<B: Backend>(
         }
     })));
     let mut session = reconstruction.open(runner)?;
-    let surprisals = reconstruction.read(&mut session, document)?;
+    let weights = reconstruction.read(&mut session, document)?;
     session.runner().capture(None);
     let mut layers = std::mem::take(&mut *layers.lock().expect("no capture panics"));
     if with_attention {
@@ -68,7 +68,7 @@ pub fn sample<B: Backend>(
             }
         }
     }
-    let table = reconstruction.repeat(&mut session, document, &surprisals)?;
+    let table = reconstruction.repeat(&mut session, document, weights)?;
     drop(session);
     for layer in &mut layers {
         layer.targets = vec![0.0; document.len() * config.kv_heads];

@@ -1,8 +1,8 @@
 //! Trains what a model's bounded cache needs, on an ordinary machine, forward-only.
 //!
 //! ```text
-//! documents ▸ read: hidden states x, queries, keys and values of every layer, surprisal of every token
-//!           ▸ repeat: target y = ln(largest attention each key receives, weighed by surprisal)  (per layer, KV head, key)
+//! documents ▸ read: hidden states x, queries, keys and values of every layer
+//!           ▸ repeat: target y = ln(largest attention each key receives)   (per layer, KV head, key)
 //!           ▸ samples on disk ▸ fits, a layer at a time ▸ held-out report ▸ indexer file
 //! ```
 //! [`fit`]: linear scorers (policy `retention`) by ridge regression; linear is enough once targets are per KV head (method

@@ -15,7 +15,7 @@ use palimpsest_worker::kv::budget_group::Columns;
 use palimpsest_worker::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_worker::policy::query::{QueryLayer, QueryWeights};
 use palimpsest_worker::policy::retention::LayerScorer;
-use palimpsest_worker::reconstruct::Reconstruction;
+use palimpsest_worker::reconstruct::{Reconstruction, Target};
 use palimpsest_worker::runner::Runner;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -44,6 +44,8 @@ pub struct Options {
     pub query: Option<QueryOptions>,
     /// The associative memory, if any.
     pub memory: Option<AssociativeOptions>,
+    /// What scorers learn to predict.
+    pub target: Target,
     /// Where samples are kept.
     pub samples: PathBuf,
 }
@@ -147,7 +149,8 @@ fn read<B: Backend>(
     let mut common = Xxh3::new();
     common.update(model.as_bytes());
     common.update(bytemuck::cast_slice(&instruction));
-    let reconstruction = Reconstruction::new(runner, instruction);
+    common.update(format!("{:?}", options.target).as_bytes());
+    let reconstruction = Reconstruction::new(runner, instruction, options.target);
     let mut samples = Vec::with_capacity(documents.len());
     for (index, document) in documents.iter().enumerate() {
         let is_held_out = index % options.holdout == options.holdout - 1;

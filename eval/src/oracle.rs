@@ -4,7 +4,7 @@ use crate::prompt::Prompt;
 use crate::{Error, Result, TextSide};
 use palimpsest_kernels::Backend;
 use palimpsest_worker::policy::oracle::{Oracle, ScoreTable};
-use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction};
+use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction, Target};
 use palimpsest_worker::runner::Runner;
 use std::sync::{Arc, RwLock};
 
@@ -28,7 +28,7 @@ impl Foresight {
         if !policies.any(|p| p == Oracle::NAME) {
             return Ok(None);
         }
-        let reconstruction = Reconstruction::new(runner, side.encode(INSTRUCTION)?);
+        let reconstruction = Reconstruction::new(runner, side.encode(INSTRUCTION)?, Target::default());
         let oracle = Oracle::default();
         let table = oracle.table();
         runner.add_policy(Arc::new(oracle));
@@ -49,8 +49,8 @@ impl Foresight {
             return Err(Error::Spec(format!("the oracle reads a context twice: raise --kv-memory-mib to {mib}")));
         }
         let mut session = self.reconstruction.open(runner)?;
-        let surprisals = self.reconstruction.read(&mut session, &prompt.context)?;
-        let found = self.reconstruction.repeat(&mut session, &prompt.context, &surprisals)?;
+        let weights = self.reconstruction.read(&mut session, &prompt.context)?;
+        let found = self.reconstruction.repeat(&mut session, &prompt.context, weights)?;
         session.close();
         *self.table.write().expect("no reader panics") = found;
         self.context.clone_from(&prompt.context);

@@ -1,10 +1,9 @@
-//! The reconstruction target: how much attention every key of a context receives while the model repeats it, weighted by
-//! how much it takes to know what is repeated.
+//! The reconstruction target: how much attention every key of a context receives while the model repeats it.
 //!
-//! Source: KVzip (arXiv 2505.23416) takes the largest attention of the repetition. There every token counts alike, and at
-//! small budgets words that the model would have guessed crowd out those it could not know. Here a row that predicts a
-//! token counts as much as that token surprised the model when it was first read: `max_t surprisal(x_{t+1}) * A[t, j]`.
-//! Learned scorers are trained to predict its logarithm; the evaluation's oracle ranks by it.
+//! Source: KVzip (arXiv 2505.23416), the largest attention of the repetition. Learned scorers are trained to predict its
+//! logarithm; the evaluation's oracle ranks by it. [`Target::Surprisal`] weighs it by how much it takes to know what is
+//! repeated. Used directly as a score that kept needles of digits a little better at a tenth of the cache, but scorers
+//! trained on it lost needles of hexadecimal digits (EVALUATION.md), so it is not the default.
 
 use crate::error::Result;
 use crate::kv::Contract;
@@ -22,19 +21,31 @@ pub const LEAST: f32 = 1e-8;
 /// Bounds of a token's surprisal, nats: no token counts for nothing, none for more than about ten others.
 pub const SURPRISAL: (f32, f32) = (0.05, 10.0);
 
+/// What a row of the repetition counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Target {
+    /// Every row alike: `max_t A[t, j]`.
+    #[default]
+    Attention,
+    /// As much as the token that it predicts surprised the model when it was first read:
+    /// `max_t surprisal(x_{t+1}) * A[t, j]`.
+    Surprisal,
+}
+
 /// Reads contexts and repeats them.
 pub struct Reconstruction {
     weights: Arc<RwLock<RowWeights>>,
     instruction: Vec<u32>,
+    target: Target,
 }
 
 impl Reconstruction {
     /// Makes the observing policy known to a runner. `instruction`: the tokens of [`INSTRUCTION`].
-    pub fn new<B: Backend>(runner: &mut Runner<B>, instruction: Vec<u32>) -> Self {
+    pub fn new<B: Backend>(runner: &mut Runner<B>, instruction: Vec<u32>, target: Target) -> Self {
         let policy = MaxAttention::default();
         let weights = policy.weights();
         runner.add_policy(Arc::new(policy));
-        Self { weights, instruction }
+        Self { weights, instruction, target }
     }
 
     /// Positions that a context of `tokens` takes.
@@ -51,11 +62,16 @@ impl Reconstruction {
         Session::open(runner, Contract { policy: MaxAttention::NAME.into(), ..Contract::full() })
     }
 
-    /// Reads a context. Returns what each of its tokens but the first cost, nats.
+    /// Reads a context. Returns what each row of its repetition counts for.
     ///
     /// # Errors
     /// Those of the engine.
     pub fn read<B: Backend>(&self, session: &mut Session<'_, B>, context: &[u32]) -> Result<Vec<f32>> {
+        if self.target == Target::Attention {
+            session.feed(context, Logits::None)?;
+            return Ok(vec![1.0; context.len()]);
+        }
+        let (least, most) = SURPRISAL;
         let vocabulary = session.runner().decoder().config().vocabulary;
         let mut surprisals = Vec::with_capacity(context.len());
         // A stride at a time, because logits are large.
@@ -65,7 +81,7 @@ impl Reconstruction {
             let next = &context[start + 1..context.len().min(end + 1)];
             surprisals.extend(logits.chunks_exact(vocabulary).zip(next).map(|(row, &token)| surprisal(row, token)));
         }
-        Ok(surprisals)
+        Ok(surprisals.into_iter().map(|s| s.clamp(least, most)).collect())
     }
 
     /// Reads the instruction and the context again. Returns per head and position the logarithm of the largest weighted
@@ -77,13 +93,11 @@ impl Reconstruction {
         &self,
         session: &mut Session<'_, B>,
         context: &[u32],
-        surprisals: &[f32],
+        weights: Vec<f32>,
     ) -> Result<ScoreTable> {
-        let (least, most) = SURPRISAL;
-        let bounded = surprisals.iter().map(|s| s.clamp(least, most)).collect();
         session.feed(&self.instruction, Logits::None)?;
         let first = session.cache().seen;
-        *self.weights.write().expect("no reader panics") = RowWeights { first, weights: bounded };
+        *self.weights.write().expect("no reader panics") = RowWeights { first, weights };
         session.feed(context, Logits::None)?;
         let cache = session.cache();
         let log = |mass: &[f32]| mass[..context.len()].iter().map(|m| m.max(LEAST).ln()).collect();
