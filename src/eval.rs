@@ -62,7 +62,7 @@ pub struct CommonArgs {
     /// Latent memories.
     #[arg(long, value_delimiter = ',', default_value = "none")]
     pub memories: Vec<String>,
-    /// Entries of the budget that pay for memory; an eighth of it when not given.
+    /// Entries of the budget that pay for memory; an eighth of it when not given, a sixteenth below 512.
     #[arg(long, value_delimiter = ',')]
     pub memory_slots: Vec<u32>,
     /// Head budgets: uniform, column, group.
@@ -77,7 +77,7 @@ pub struct CommonArgs {
     /// First positions that are never evicted.
     #[arg(long, default_value_t = 4)]
     pub sinks: u32,
-    /// Last positions that are never evicted at a boundary; a quarter of the budget, 128 at most, when not given.
+    /// Last positions that are never evicted at a boundary; a sixteenth of the budget, 8 to 128, when not given.
     #[arg(long)]
     pub window: Option<u32>,
     /// Samples of every cell.

@@ -8,7 +8,18 @@ use serde::{Deserialize, Serialize};
 
 /// Policy that keeps everything.
 pub const FULL: &str = "full";
-/// Default window, where the budget allows it.
+/// Entries that pay for a memory by default, as in the coordinator.
+const fn default_memory(entries: u32) -> u32 {
+    let share = if entries < 512 { entries / 16 } else { entries / 8 };
+    // What one centroid costs, whatever the head size.
+    if share < 4 { 4 } else { share }
+}
+
+/// Share of the budget that the window gets by default, as in the coordinator.
+const WINDOW_SHARE: u32 = 16;
+/// Smallest default window.
+const LEAST_WINDOW: u32 = 8;
+/// Largest default window.
 const WINDOW: u32 = 128;
 
 /// How much may be held.
@@ -67,7 +78,7 @@ pub struct CacheShape {
     pub budget: Option<Budget>,
     /// Protected first positions.
     pub sinks: u32,
-    /// Protected last positions; `None`: a quarter of the budget after the sinks, 128 at most.
+    /// Protected last positions; `None`: a sixteenth of the budget, 8 to 128.
     pub window: Option<u32>,
 }
 
@@ -110,8 +121,9 @@ impl CacheShape {
             Error::Spec(format!("head budget `{}` is not one of uniform, column, group", self.head_budget))
         })?;
         let entries = budget.entries(prompt, tail);
-        let memory_slots = if self.memory == "none" { 0 } else { self.memory_slots.unwrap_or(entries / 8) };
-        let window = self.window.unwrap_or_else(|| WINDOW.min(entries.saturating_sub(self.sinks) / 4));
+        let memory_slots =
+            if self.memory == "none" { 0 } else { self.memory_slots.unwrap_or_else(|| default_memory(entries)) };
+        let window = self.window.unwrap_or_else(|| (entries / WINDOW_SHARE).clamp(LEAST_WINDOW, WINDOW));
         let smallest = self.sinks.saturating_add(window).saturating_add(memory_slots).saturating_add(1);
         if entries < smallest {
             return Err(Error::Spec(format!(
@@ -162,9 +174,9 @@ mod tests {
         let contract = shape(Budget::share(0.1).expect("a share"), "none").contract(2090, 42).expect("fits");
         // 209 entries when the answer begins, 42 of them read after the boundary.
         assert_eq!(contract.budget, Some(209 - 42));
-        assert_eq!((contract.window, contract.memory_slots), ((167 - 4) / 4, 0));
+        assert_eq!((contract.window, contract.memory_slots), (167 / 16, 0));
         let contract = shape(Budget::Entries(1024), "centroid").contract(2090, 42).expect("fits");
-        assert_eq!((contract.budget, contract.window, contract.memory_slots), (Some(1024), 128, 128));
+        assert_eq!((contract.budget, contract.window, contract.memory_slots), (Some(1024), 64, 128));
         assert_eq!(CacheShape::full().contract(2090, 42).expect("always"), Contract::full());
     }
 

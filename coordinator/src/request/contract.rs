@@ -12,12 +12,28 @@ use crate::{config::Config, model::ServedModel, scheduler::Cost};
 const NONE: &str = "none";
 const HEAD_BUDGETS: [&str; 3] = ["uniform", "column", "group"];
 const POSITIONS: [&str; 2] = ["absolute", "compacted"];
-/// Share of the budget that a latent memory gets when neither request nor model says.
-const MEMORY_SHARE: u32 = 8;
+/// Share of the budget that a latent memory gets when neither request nor model says: smaller where the budget is, since
+/// there it takes slots that hold what is asked for (EVALUATION.md).
+const fn default_memory(budget: u32) -> u32 {
+    let share = if budget < 512 { budget / 16 } else { budget / 8 };
+    // What one centroid costs, whatever the head size.
+    if share < 4 { 4 } else { share }
+}
+
+/// Share of the budget that the window gets, within limits, when neither request nor server says. Chosen by measurement:
+/// a learned policy spends these entries better than a window does, on needles and on prose (EVALUATION.md).
+const WINDOW_SHARE: u32 = 16;
+/// The smallest window that is a default.
+const LEAST_WINDOW: u32 = 8;
+
+/// Last positions that a budget of `budget` entries protects by default.
+fn default_window(budget: u32) -> u32 {
+    (budget / WINDOW_SHARE).clamp(LEAST_WINDOW, DEFAULT_WINDOW)
+}
 
 /// The contract with every default filled in, not yet checked.
 ///
-/// The window shrinks where the budget is small, so that at least half of what remains is left to the policy.
+/// The window shrinks where the budget is small; at least half of what remains is left to the policy.
 pub fn with_defaults(asked: &KvContract, info: &ModelInfo) -> KvContract {
     let server = info.default_kv.clone().unwrap_or_default();
     let or = |value: &str, default: &str, last: &str| {
@@ -41,12 +57,12 @@ pub fn with_defaults(asked: &KvContract, info: &ModelInfo) -> KvContract {
     // The server's memory is chosen for the server's policy.
     let memory = or(&asked.memory, if policy == server.policy { &server.memory } else { NONE }, NONE);
     let memory_slots = asked.memory_slots.unwrap_or_else(|| {
-        let own = server.memory_slots.filter(|_| memory == server.memory).unwrap_or(budget / MEMORY_SHARE);
+        let own = server.memory_slots.filter(|_| memory == server.memory).unwrap_or_else(|| default_memory(budget));
         if memory == NONE { 0 } else { own.min(budget / 2) }
     });
     let sinks = asked.sinks.or(server.sinks).unwrap_or(DEFAULT_SINKS);
     let room = budget.saturating_sub(sinks).saturating_sub(memory_slots);
-    let window = asked.window.unwrap_or_else(|| server.window.unwrap_or(DEFAULT_WINDOW).min(room / 2));
+    let window = asked.window.unwrap_or_else(|| server.window.unwrap_or_else(|| default_window(budget)).min(room / 2));
     // These keep the same positions in every head, so pooling would only cost partly filled pages.
     let alike = ["window", "random"].contains(&policy.as_str());
     let head_budget = or(&asked.head_budget, if alike { "uniform" } else { &server.head_budget }, "column");

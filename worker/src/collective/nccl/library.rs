@@ -283,16 +283,18 @@ impl Api for Library {
         let (count, dtype) = (data.len() / call.element.bytes(), data_type(call.element));
         let (from, queue) = (from as *mut c_void, stream.cu_stream().cast());
         let functions = &self.functions;
-        // SAFETY (all three): buffers hold what the counts say, live until the communicator is gone, and are touched by
-        // this stream alone; the communicator is alive and used by one thread at a time.
         let status = match call.operation {
+            // SAFETY: the buffer holds `count` elements, lives until the communicator is gone, and is touched by this
+            // stream alone; the communicator is alive and used by one thread at a time.
             Operation::AllReduce => unsafe { (functions.all_reduce)(from, from, count, dtype, SUM, comm.raw, queue) },
+            // SAFETY: as above.
             Operation::Broadcast { root } => unsafe {
                 (functions.broadcast)(from, from, count, dtype, root as c_int, comm.raw, queue)
             },
             Operation::AllGather => {
                 let all = Self::room(stream, receive, data.len() * comm.world_size)?;
                 let (into, _kept) = all.device_ptr_mut(stream);
+                // SAFETY: as above; the second buffer has room for the elements of all ranks.
                 unsafe { (functions.all_gather)(from, into as *mut c_void, count, dtype, comm.raw, queue) }
             }
         };
