@@ -70,7 +70,7 @@ pub struct CacheShape {
     pub policy: String,
     /// Latent memory.
     pub memory: String,
-    /// Entries of the budget for memory; `None`: an eighth of it.
+    /// Entries of the budget for memory; `None`: an eighth of it, a sixteenth below 512.
     pub memory_slots: Option<u32>,
     /// Head budgets.
     pub head_budget: String,
