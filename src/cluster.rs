@@ -1,17 +1,19 @@
 //! `palimpsest coordinator` and `palimpsest worker`: a group whose ranks are processes.
 
-use crate::args::{CoordinatorArgs, RegistryArgs, WorkerArgs};
+use crate::args::{CollectiveArg, CoordinatorArgs, DeviceArg, RegistryArgs, WorkerArgs};
 use crate::front::Front;
 use crate::{embedded, pull, serve, traces};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
 use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_kernels::Backend;
 use palimpsest_registry::{Claim, RankRecord, Registry, RegistryError};
 #[cfg(feature = "etcd")]
 use palimpsest_registry::{EtcdOptions, EtcdRegistry};
 #[cfg(feature = "etcd")]
 use palimpsest_tls::ClientFiles;
 use palimpsest_tls::{ClientTls, Connector, Incoming, Limits, Role, ServerTls};
+use palimpsest_worker::collective::nccl::library::Library;
 use palimpsest_worker::rank::Rank;
 use palimpsest_worker::server::{self, Device, Loaded, ServerOptions, Transport};
 use palimpsest_worker::shard::Place;
@@ -168,7 +170,8 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned();
     let (loaded, following) = watch::channel(None);
     let incoming = Incoming::new(listener, tls, Limits::default());
-    let options = ServerOptions { place, host, transport: Transport::Gloo, ranks, probes: probes.map(Incoming::from) };
+    let transport = transport(args.collective, args.model.device, place)?;
+    let options = ServerOptions { place, host, transport, ranks, probes: probes.map(Incoming::from) };
     let serving = tokio::spawn(server::serve(incoming, options, following, serve::shutdown_signal()));
     let claim = match registry(&args.registry).await? {
         Some(registry) => {
@@ -180,8 +183,17 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     let name = format!("rank-{}", args.rank);
     let open = move || -> anyhow::Result<Loaded> {
         let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
-        let Rank { info, runner } = embedded::open_part(&args.model, &args.kv, path, place, args.model.threads)?;
-        Ok(Loaded { info, device: Device::spawn(name, runner)? })
+        let (model, kv, tp) = (&args.model, &args.kv, args.tp);
+        match model.device {
+            DeviceArg::Cpu => {
+                let cpu = embedded::cpu(model, model.threads);
+                loaded_on(name, embedded::open_part(cpu, model, kv, path, place)?)
+            }
+            DeviceArg::Cuda(ordinal) => {
+                let gpu = embedded::gpu(model, ordinal, &path, tp)?;
+                loaded_on(name, embedded::open_part(gpu, model, kv, path, place)?)
+            }
+        }
     };
     let opened = tokio::task::spawn_blocking(open).await??;
     eprintln!("rank {} of {} on {address} ({})", place.rank, place.world_size, opened.info.device);
@@ -191,4 +203,25 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         claim.release().await;
     }
     Ok(())
+}
+
+/// What ranks exchange tensors over: what was asked for, else what suits the device. A rank alone exchanges nothing.
+fn transport(asked: Option<CollectiveArg>, device: DeviceArg, place: Place) -> anyhow::Result<Transport> {
+    match (asked, device) {
+        (Some(CollectiveArg::Nccl), DeviceArg::Cpu) => {
+            bail!("--collective nccl is for GPUs: give --device cuda:N, or --collective gloo for CPUs")
+        }
+        (None, DeviceArg::Cuda(_)) if place.world_size == 1 => Ok(Transport::Gloo),
+        (Some(CollectiveArg::Nccl) | None, DeviceArg::Cuda(ordinal)) => {
+            let library =
+                Library::open(ordinal).context("NCCL cannot be used here; --collective gloo goes through the host")?;
+            Ok(Transport::Nccl(Arc::new(library)))
+        }
+        (Some(CollectiveArg::Gloo), _) | (None, DeviceArg::Cpu) => Ok(Transport::Gloo),
+    }
+}
+
+fn loaded_on<B: Backend>(name: String, rank: Rank<B>) -> anyhow::Result<Loaded> {
+    let Rank { info, runner } = rank;
+    Ok(Loaded { info, device: Device::spawn(name, runner)? })
 }

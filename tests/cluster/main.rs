@@ -183,6 +183,9 @@ async fn ranks_that_do_not_fit_are_refused_by_name() {
     assert!(error.contains("rank 2 holds another model"), "{error}");
     let refused = cluster::palimpsest(&["worker", "--rank", "3", "--tp", "3"]);
     assert!(refused.contains("rank 3 is out of range: a group of 3 has ranks 0 to 2"), "{refused}");
+    let nccl = ["worker", "--rank", "0", "--tp", "2", "--listen", "127.0.0.1:0", "--collective", "nccl"];
+    let refused = cluster::palimpsest(&nccl);
+    assert!(refused.contains("--collective nccl is for GPUs"), "{refused}");
     let refused = cluster::palimpsest(&["worker", "--rank", "0", "--tp", "2", "--listen", "0.0.0.0:0"]);
     assert!(refused.contains("--advertise"), "{refused}");
 }

@@ -9,6 +9,7 @@ mod crates;
 mod deploy_check;
 mod eval_quick;
 mod image;
+mod kernels;
 mod metrics;
 mod process;
 mod rust_source;
@@ -24,6 +25,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
+  kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is none, and check registers
+                       and spills; --table writes the table that is checked
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   image                size of what the CPU image adds to its base: the binary and what it links
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
@@ -51,6 +54,8 @@ fn dispatch() -> Result<()> {
         ["ci"] => ci::run_checks(),
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
+        ["kernels"] => kernels::check(),
+        ["kernels", "--table"] => kernels::write_table(),
         ["deploy-check"] => deploy_check::check(),
         ["image"] => image::measure(),
         ["cluster", rest @ ..] => cluster::run_local(rest),

@@ -17,8 +17,8 @@ const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 /// Directory with schemathesis, which makes requests from the OpenAPI document.
 const FUZZER_VARIABLE: &str = "PALIMPSEST_TEST_SCHEMATHESIS";
 
-/// Features that only a cluster needs.
-pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster"];
+/// Features that need system packages: clusters, and the emulated CUDA device (a C++ compiler).
+pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster,palimpsest-tests/emulate"];
 
 /// How much is tested.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
