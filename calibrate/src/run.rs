@@ -76,7 +76,7 @@ struct Shape {
 /// [`palimpsest_worker::reconstruct::INSTRUCTION`].
 ///
 /// # Errors
-/// [`Error`]; what was read of the documents stays on disk.
+/// [`crate::Error`]; what was read of the documents stays on disk.
 pub fn calibrate<B: Backend>(
     runner: &mut Runner<B>,
     (documents, instruction): (&[Vec<u32>], Vec<u32>),

@@ -122,14 +122,17 @@ fn defaults_are_filled_in() {
         memory: "none".into(),
         head_budget: "uniform".into(),
         sinks: Some(4),
-        window: Some(30),
+        window: Some(8),
         positions: "absolute".into(),
         memory_slots: Some(0),
     };
     assert_eq!(request.kv, expected);
     let learned = kv(|k| (k.policy, k.memory, k.budget) = ("retention".into(), "associative".into(), 1024));
     let learned = check(learned).unwrap().kv;
-    assert_eq!((learned.window, learned.memory_slots, learned.head_budget.as_str()), (Some(128), Some(128), "column"));
+    assert_eq!((learned.window, learned.memory_slots, learned.head_budget.as_str()), (Some(64), Some(128), "column"));
+    let small = kv(|k| (k.policy, k.memory, k.budget) = ("retention".into(), "associative".into(), 256));
+    let small = check(small).unwrap().kv;
+    assert_eq!((small.window, small.memory_slots), (Some(16), Some(16)));
     let full = check(kv(|k| k.policy = "full".into())).unwrap();
     assert_eq!((full.kv.memory.as_str(), full.kv.memory_slots), ("none", Some(0)));
     assert_ne!(check(text("x")).unwrap().sampling.seed, check(text("x")).unwrap().sampling.seed);
