@@ -50,6 +50,9 @@ pub struct ModelArgs {
     /// A known model's name, a GGUF file, or a directory with config.json.
     #[arg(long, env = "PALIMPSEST_MODEL", default_value = DEFAULT_MODEL)]
     pub model: String,
+    /// Where the model runs: cpu, or cuda:N for the N-th GPU.
+    #[arg(long, env = "PALIMPSEST_DEVICE", default_value = "cpu")]
+    pub device: DeviceArg,
     /// Kernel threads; all cores when not given.
     #[arg(long, env = "PALIMPSEST_THREADS")]
     pub threads: Option<usize>,
@@ -68,6 +71,30 @@ pub struct ModelArgs {
     /// Trained indexer file; the default model has one built in.
     #[arg(long, env = "PALIMPSEST_INDEXER")]
     pub indexer: Option<PathBuf>,
+}
+
+/// A device of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceArg {
+    Cpu,
+    /// GPU, as the CUDA driver counts.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("`{text}` is no device: use cpu, cuda:0, cuda:1, …")),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -393,4 +420,19 @@ pub struct InspectArgs {
     /// JSON instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_in_full() {
+        assert_eq!("cpu".parse(), Ok(DeviceArg::Cpu));
+        assert_eq!("cuda".parse(), Ok(DeviceArg::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceArg::Cuda(3)));
+        for bad in ["", "gpu", "cuda:", "cuda3", "cuda:-1", "cuda:x", "cpu:0"] {
+            assert!(bad.parse::<DeviceArg>().is_err(), "{bad}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! `palimpsest bench`: the engine alone, without a server.
 
 use crate::args::BenchRun;
-use crate::{embedded, term};
+use crate::embedded::{self, Ranks};
+use crate::term;
 use anyhow::Context;
 use palimpsest_coordinator::request::with_defaults;
 use palimpsest_kernels::Backend;
@@ -24,13 +25,19 @@ struct Point {
 
 /// Measures and prints.
 pub fn run(kind: &'static str, run: &BenchRun) -> anyhow::Result<()> {
-    let mut rank = embedded::open_rank(&run.model, &run.kv)?;
+    match embedded::open_ranks(&run.model, &run.kv, 1)? {
+        Ranks::Cpu(mut ranks) => run_on(kind, run, &mut ranks[0]),
+        Ranks::Cuda(mut ranks) => run_on(kind, run, &mut ranks[0]),
+    }
+}
+
+fn run_on<B: Backend>(kind: &'static str, run: &BenchRun, rank: &mut Rank<B>) -> anyhow::Result<()> {
     let info = rank.info.model.as_ref().context("a rank reports its model")?;
     let contract = Contract::parse(&with_defaults(&run.kv.wire(), info))?;
     for &depth in &run.depths {
         let mut points = Vec::new();
         for _ in 0..run.repeat.max(1) {
-            points.push(measure(&mut rank, kind, run, &contract, depth)?);
+            points.push(measure(rank, kind, run, &contract, depth)?);
         }
         points.sort_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
         print(&points[points.len() / 2], run.json);

@@ -1,11 +1,12 @@
 //! `palimpsest coordinator` and `palimpsest worker`: a group whose ranks are processes.
 
-use crate::args::{CoordinatorArgs, RegistryArgs, WorkerArgs};
+use crate::args::{CoordinatorArgs, DeviceArg, RegistryArgs, WorkerArgs};
 use crate::front::Front;
 use crate::{embedded, pull, serve};
 use anyhow::{Context, bail};
 use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
 use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_kernels::Backend;
 use palimpsest_registry::{Claim, RankRecord, Registry, RegistryError};
 #[cfg(feature = "etcd")]
 use palimpsest_registry::{EtcdOptions, EtcdRegistry};
@@ -148,8 +149,17 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     let name = format!("rank-{}", args.rank);
     let open = move || -> anyhow::Result<Loaded> {
         let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
-        let Rank { info, runner } = embedded::open_part(&args.model, &args.kv, path, place, args.model.threads)?;
-        Ok(Loaded { info, device: Device::spawn(name, runner)? })
+        let (model, kv, tp) = (&args.model, &args.kv, args.tp);
+        match model.device {
+            DeviceArg::Cpu => {
+                let cpu = embedded::cpu(model, model.threads);
+                loaded_on(name, embedded::open_part(cpu, model, kv, path, place)?)
+            }
+            DeviceArg::Cuda(ordinal) => {
+                let gpu = embedded::gpu(model, ordinal, &path, tp)?;
+                loaded_on(name, embedded::open_part(gpu, model, kv, path, place)?)
+            }
+        }
     };
     let opened = tokio::task::spawn_blocking(open).await??;
     eprintln!("rank {} of {} on {address} ({})", place.rank, place.world_size, opened.info.device);
@@ -159,4 +169,9 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         claim.release().await;
     }
     Ok(())
+}
+
+fn loaded_on<B: Backend>(name: String, rank: Rank<B>) -> anyhow::Result<Loaded> {
+    let Rank { info, runner } = rank;
+    Ok(Loaded { info, device: Device::spawn(name, runner)? })
 }

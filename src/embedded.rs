@@ -1,58 +1,121 @@
 //! A coordinator and its rank in this process. The path is the one of a cluster; only the transport of plans differs.
 
-use crate::args::{ActivationsArg, KvArgs, KvTypeArg, ModelArgs};
+use crate::args::{ActivationsArg, DeviceArg, KvArgs, KvTypeArg, ModelArgs};
 use crate::{pull, term};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator};
-use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_kernels::cuda::driver::Driver;
+use palimpsest_kernels::cuda::{CudaBackend, Precision};
+use palimpsest_kernels::{Backend, KvType};
+use palimpsest_proto::internal::v1::RankInfo;
 use palimpsest_worker::collective::local::LocalGroup;
 use palimpsest_worker::indexer::Indexer;
+use palimpsest_worker::model::Model;
 use palimpsest_worker::rank::{Rank, RankOptions};
 use palimpsest_worker::shard::Place;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Plans that may wait for the device thread. The engine sends the next one when it has the last one's output.
 const PLANS_IN_FLIGHT: usize = 1;
 
-/// Opens the model with a progress bar, fetching it first when it is a known one.
-pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBackend>> {
-    let path = pull::pull(&crate::args::pull_options(&args.model))?;
-    open_part(args, kv, path, Place::ALONE, args.threads)
+/// A GPU's backend.
+pub type Gpu = CudaBackend<Driver>;
+
+/// The ranks of a group that run in this process, on one kind of device.
+pub enum Ranks {
+    Cpu(Vec<Rank<CpuBackend>>),
+    Cuda(Vec<Rank<Gpu>>),
 }
 
-/// Opens the model in `tp` parts, which share the kernel threads and the cache memory.
-pub fn open_ranks(args: &ModelArgs, kv: &KvArgs, tp: usize) -> anyhow::Result<Vec<Rank<CpuBackend>>> {
-    let path = pull::pull(&crate::args::pull_options(&args.model))?;
-    if tp <= 1 {
-        return Ok(vec![open_part(args, kv, path, Place::ALONE, args.threads)?]);
+impl Ranks {
+    /// What the coordinator is told of each.
+    pub fn infos(&self) -> Vec<&RankInfo> {
+        match self {
+            Self::Cpu(ranks) => ranks.iter().map(|rank| &rank.info).collect(),
+            Self::Cuda(ranks) => ranks.iter().map(|rank| &rank.info).collect(),
+        }
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = (args.threads.unwrap_or(cores) / tp).max(1);
-    let args = ModelArgs { kv_memory_mib: args.kv_memory_mib.div_ceil(tp), ..args.clone() };
-    let open = |rank| open_part(&args, kv, path.clone(), Place { rank, world_size: tp }, Some(threads));
-    (0..tp).map(open).collect()
+}
+
+/// Opens the model on the CPU with a progress bar, fetching it first when it is a known one.
+pub fn open_rank(args: &ModelArgs, kv: &KvArgs) -> anyhow::Result<Rank<CpuBackend>> {
+    if args.device != DeviceArg::Cpu {
+        bail!("this command runs on the CPU only: leave --device out");
+    }
+    let path = pull::pull(&crate::args::pull_options(&args.model))?;
+    open_part(cpu(args, args.threads), args, kv, path, Place::ALONE)
+}
+
+/// Opens the model in `tp` parts. On the CPU they share the kernel threads and the cache memory; GPUs are counted on from
+/// the one that was named.
+pub fn open_ranks(args: &ModelArgs, kv: &KvArgs, tp: usize) -> anyhow::Result<Ranks> {
+    let path = pull::pull(&crate::args::pull_options(&args.model))?;
+    let places = (0..tp.max(1)).map(|rank| Place { rank, world_size: tp.max(1) });
+    match args.device {
+        DeviceArg::Cpu if tp <= 1 => {
+            Ok(Ranks::Cpu(vec![open_part(cpu(args, args.threads), args, kv, path, Place::ALONE)?]))
+        }
+        DeviceArg::Cpu => {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let threads = (args.threads.unwrap_or(cores) / tp).max(1);
+            let args = ModelArgs { kv_memory_mib: args.kv_memory_mib.div_ceil(tp), ..args.clone() };
+            let open = |place| open_part(cpu(&args, Some(threads)), &args, kv, path.clone(), place);
+            Ok(Ranks::Cpu(places.map(open).collect::<anyhow::Result<_>>()?))
+        }
+        DeviceArg::Cuda(first) => {
+            let open =
+                |place: Place| open_part(gpu(args, first + place.rank, &path, tp)?, args, kv, path.clone(), place);
+            Ok(Ranks::Cuda(places.map(open).collect::<anyhow::Result<_>>()?))
+        }
+    }
+}
+
+/// The CPU's backend.
+pub fn cpu(args: &ModelArgs, threads: Option<usize>) -> CpuBackend {
+    let activations = match args.activations {
+        ActivationsArg::Int8 => Activations::Int8,
+        ActivationsArg::F32 => Activations::F32,
+    };
+    CpuBackend::new(CpuOptions { threads, activations, simd: None })
+}
+
+/// GPU `ordinal`, when the model's part and its cache fit into what is free: said before anything is loaded.
+pub fn gpu(args: &ModelArgs, ordinal: usize, path: &Path, tp: usize) -> anyhow::Result<Gpu> {
+    let driver = Driver::open(ordinal)?;
+    // Activations of products stay float where the operator asks for that, and so do weights.
+    let (precision, bytes) = match args.activations {
+        ActivationsArg::Int8 => (Precision::Bf16, 2),
+        ActivationsArg::F32 => (Precision::F32, 4),
+    };
+    let parameters = Model::open(path)?.config().parameters as usize;
+    let weights = parameters.saturating_mul(bytes) / tp.max(1);
+    let cache = args.kv_memory_mib.saturating_mul(1 << 20);
+    let (free, total) = driver.memory()?;
+    if weights.saturating_add(cache) > free {
+        bail!(
+            "cuda:{ordinal} has {} free of {}; the model needs about {} and its cache {}: choose a smaller --kv-memory-mib, \
+             or more GPUs",
+            term::bytes(free as u64),
+            term::bytes(total as u64),
+            term::bytes(weights as u64),
+            term::bytes(cache as u64)
+        );
+    }
+    Ok(CudaBackend::new(driver, precision))
 }
 
 /// Opens one part of the model at `path`.
-pub fn open_part(
+pub fn open_part<B: Backend>(
+    backend: B,
     args: &ModelArgs,
     kv: &KvArgs,
     path: PathBuf,
     place: Place,
-    threads: Option<usize>,
-) -> anyhow::Result<Rank<CpuBackend>> {
-    let backend = CpuBackend::new(CpuOptions {
-        threads,
-        activations: match args.activations {
-            ActivationsArg::Int8 => Activations::Int8,
-            ActivationsArg::F32 => Activations::F32,
-        },
-        simd: None,
-    });
+) -> anyhow::Result<Rank<B>> {
     let is_path = PathBuf::from(&args.model).exists();
     let options = RankOptions {
         model: path,
@@ -92,7 +155,14 @@ const EPOCH: u64 = 1;
 
 /// Starts the device threads of the opened ranks of a group, in rank order, and a coordinator over them. Needs a tokio
 /// runtime.
-pub fn start(ranks: Vec<Rank<CpuBackend>>, config: Config) -> anyhow::Result<Coordinator> {
+pub fn start(ranks: Ranks, config: Config) -> anyhow::Result<Coordinator> {
+    match ranks {
+        Ranks::Cpu(ranks) => start_on(ranks, config),
+        Ranks::Cuda(ranks) => start_on(ranks, config),
+    }
+}
+
+fn start_on<B: Backend>(ranks: Vec<Rank<B>>, config: Config) -> anyhow::Result<Coordinator> {
     let mut channels = Vec::with_capacity(ranks.len());
     let mut infos = Vec::with_capacity(ranks.len());
     let mut collectives = LocalGroup::new(ranks.len()).into_iter();

@@ -25,7 +25,7 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
         None => (DOCUMENT.to_string(), QUESTION.to_string()),
     };
     let ranks = tokio::task::block_in_place(|| embedded::open_ranks(&args.model, &args.kv, args.tp.into()))?;
-    let device = ranks[0].info.device.clone();
+    let device = ranks.infos()[0].device.clone();
     let coordinator = embedded::start(ranks, Config::default())?;
     if !coordinator.ready().await {
         bail!("the first step failed; run with --log info for the reason");

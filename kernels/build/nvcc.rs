@@ -61,7 +61,7 @@ pub fn compile(workspace: &Path, nvcc: &Path) -> Result<Built, String> {
 fn digest(sources: &Path) -> std::io::Result<u64> {
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(sources)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
-    files.retain(|path| path.is_file());
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh"));
     files.sort();
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut eat = |bytes: &[u8]| {

@@ -4,8 +4,8 @@
 pub mod golden;
 pub mod service;
 
-use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_kernels::{Backend, KvType};
 use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
@@ -169,6 +169,14 @@ impl Default for EngineOptions {
 pub fn engine(path: &Path, options: EngineOptions, indexer: Option<&Indexer>) -> Runner<CpuBackend> {
     let backend =
         CpuBackend::new(CpuOptions { threads: Some(options.threads), activations: options.activations, simd: None });
+    engine_on(backend, path, options, indexer)
+}
+
+/// The same over any backend.
+///
+/// # Panics
+/// When the model cannot be opened.
+pub fn engine_on<B: Backend>(backend: B, path: &Path, options: EngineOptions, indexer: Option<&Indexer>) -> Runner<B> {
     let model = Model::open(path).expect("a model");
     let shard = Shard::new(model.config(), options.place).expect("a model that can be split so");
     let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride, &mut |_| {})

@@ -10,7 +10,6 @@ use crate::model::tokenizer::TokenizerFiles;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
 use crate::shard::{Place, Shard};
-use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::v1::KvContract;
@@ -50,12 +49,12 @@ pub struct Rank<B: Backend> {
 /// Default budget in entries per KV head.
 pub const DEFAULT_BUDGET: u32 = 1024;
 
-impl Rank<CpuBackend> {
+impl<B: Backend> Rank<B> {
     /// Opens a rank of a group. One that is not alone needs [`Runner::join`] before its first plan. `progress` is called with the fraction of the weights packed.
     ///
     /// # Errors
     /// What is wrong with the model or the indexer.
-    pub fn open(backend: CpuBackend, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+    pub fn open(backend: B, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
         let place = options.place;
         let model = Model::open(&options.model)?;
         let shard = Shard::new(model.config(), place)?;

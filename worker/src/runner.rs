@@ -35,6 +35,8 @@ pub struct Runner<B: Backend> {
     sequences: HashMap<u64, Sequence>,
     /// The incarnation of the group that this rank is in.
     epoch: Option<u64>,
+    /// See [`Self::is_lost`].
+    lost: bool,
 }
 
 /// A sequence of a step that passed its checks.
@@ -50,7 +52,7 @@ impl<B: Backend> Runner<B> {
     /// When the device has no room.
     pub fn new(decoder: Decoder<B>, kv: KvType, arena_bytes: usize, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
         let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, arena_bytes)?;
-        Ok(Self { decoder, arena, policies, sequences: HashMap::new(), epoch: None })
+        Ok(Self { decoder, arena, policies, sequences: HashMap::new(), epoch: None, lost: false })
     }
 
     /// The model.
@@ -122,6 +124,11 @@ impl<B: Backend> Runner<B> {
         self.sequences.get(&sequence).map(|s| s.cache.digest(backend, &self.arena.pages, head_dim)).transpose()
     }
 
+    /// Whether the device has failed. What is on it is gone, the weights too: only a new process can go on.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Carries out one plan.
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();
@@ -147,7 +154,10 @@ impl<B: Backend> Runner<B> {
         if !admitted.is_empty() {
             match self.run(&mut admitted) {
                 Ok(done) => outputs.extend(done),
-                Err(failure) => error = failure.to_string(),
+                Err(failure) => {
+                    self.lost |= matches!(failure, Error::Kernel(palimpsest_kernels::Error::Device { .. }));
+                    error = failure.to_string();
+                }
             }
         }
         if error.is_empty() {

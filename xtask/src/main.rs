@@ -7,6 +7,7 @@ mod ci;
 mod cluster;
 mod crates;
 mod deploy_check;
+mod kernels;
 mod metrics;
 mod process;
 mod rust_source;
@@ -22,6 +23,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
+  kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is none, and check registers
+                       and spills; --table writes the table that is checked
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
@@ -47,6 +50,8 @@ fn dispatch() -> Result<()> {
         ["ci"] => ci::run_checks(),
         ["metrics"] => metrics::check(),
         ["deny"] => ci::check_third_party(),
+        ["kernels"] => kernels::check(),
+        ["kernels", "--table"] => kernels::write_table(),
         ["deploy-check"] => deploy_check::check(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),

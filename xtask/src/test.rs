@@ -14,8 +14,8 @@ const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
 const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 
-/// Features that only a cluster needs.
-pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster"];
+/// Features that need system packages: clusters, and the emulated CUDA device (a C++ compiler).
+pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster,palimpsest-tests/emulate"];
 
 /// How much is tested.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

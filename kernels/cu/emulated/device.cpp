@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "../kernels.cu"
+#include "faulty.h"
 #undef threadIdx
 #undef blockIdx
 #undef blockDim

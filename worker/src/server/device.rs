@@ -57,6 +57,12 @@ impl Device {
             while let Some(command) = inbox.blocking_recv() {
                 // Whoever asked may have gone; the work is done all the same.
                 match command {
+                    // The step in which the device failed has been answered and its epoch is over; this process cannot
+                    // be part of another one.
+                    Command::Join { epoch, .. } if runner.is_lost() => {
+                        tracing::error!(epoch, "the device failed in an earlier step: ending, to be started anew");
+                        std::process::exit(super::STALLED);
+                    }
                     Command::Join { epoch, collective, done } => {
                         runner.join(epoch, collective);
                         let _ = done.send(());
