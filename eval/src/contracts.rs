@@ -2,25 +2,13 @@
 
 use crate::{Error, Result};
 use palimpsest_kernels::{Backend, PageShape};
+use palimpsest_proto::kv::{default_memory, default_window};
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions, SequenceCache};
 use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
 
 /// Policy that keeps everything.
 pub const FULL: &str = "full";
-/// Entries that pay for a memory by default, as in the coordinator.
-const fn default_memory(entries: u32) -> u32 {
-    let share = if entries < 512 { entries / 16 } else { entries / 8 };
-    // What one centroid costs, whatever the head size.
-    if share < 4 { 4 } else { share }
-}
-
-/// Share of the budget that the window gets by default, as in the coordinator.
-const WINDOW_SHARE: u32 = 16;
-/// Smallest default window.
-const LEAST_WINDOW: u32 = 8;
-/// Largest default window.
-const WINDOW: u32 = 128;
 
 /// How much may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +111,7 @@ impl CacheShape {
         let entries = budget.entries(prompt, tail);
         let memory_slots =
             if self.memory == "none" { 0 } else { self.memory_slots.unwrap_or_else(|| default_memory(entries)) };
-        let window = self.window.unwrap_or_else(|| (entries / WINDOW_SHARE).clamp(LEAST_WINDOW, WINDOW));
+        let window = self.window.unwrap_or_else(|| default_window(entries));
         let smallest = self.sinks.saturating_add(window).saturating_add(memory_slots).saturating_add(1);
         if entries < smallest {
             return Err(Error::Spec(format!(

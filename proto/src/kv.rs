@@ -10,8 +10,29 @@ use crate::v1::KvContract;
 pub const PAGE_SLOTS: u64 = 32;
 /// Default number of protected first positions.
 pub const DEFAULT_SINKS: u32 = 4;
-/// Default number of protected last positions.
+/// Largest default number of protected last positions.
 pub const DEFAULT_WINDOW: u32 = 128;
+
+/// Last positions that a budget of `budget` entries protects by default: a sixteenth, 8 to [`DEFAULT_WINDOW`]. Chosen by
+/// measurement: a learned policy spends these entries better than a window does (EVALUATION.md).
+pub const fn default_window(budget: u32) -> u32 {
+    let share = budget / 16;
+    if share < 8 {
+        8
+    } else if share > DEFAULT_WINDOW {
+        DEFAULT_WINDOW
+    } else {
+        share
+    }
+}
+
+/// Entries of the budget that pay for a latent memory by default: a smaller share where the budget is small, since there
+/// it takes slots that hold what is asked for (EVALUATION.md).
+pub const fn default_memory(budget: u32) -> u32 {
+    let share = if budget < 512 { budget / 16 } else { budget / 8 };
+    // What one centroid costs, whatever the head size.
+    if share < 4 { 4 } else { share }
+}
 /// Under the head budget `group` no KV head index keeps more than this many times (numerator, denominator) its share of
 /// the evictable slots, which bounds what a rank can be asked to hold.
 pub const GROUP_CAP: (u64, u64) = (3, 2);

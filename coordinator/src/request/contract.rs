@@ -3,7 +3,7 @@
 use palimpsest_proto::{
     error::{Reason, RequestError},
     internal::v1::ModelInfo,
-    kv::{DEFAULT_SINKS, DEFAULT_WINDOW, FULL, smallest_budget},
+    kv::{DEFAULT_SINKS, FULL, default_memory, default_window, smallest_budget},
     v1::KvContract,
 };
 
@@ -12,24 +12,6 @@ use crate::{config::Config, model::ServedModel, scheduler::Cost};
 const NONE: &str = "none";
 const HEAD_BUDGETS: [&str; 3] = ["uniform", "column", "group"];
 const POSITIONS: [&str; 2] = ["absolute", "compacted"];
-/// Share of the budget that a latent memory gets when neither request nor model says: smaller where the budget is, since
-/// there it takes slots that hold what is asked for (EVALUATION.md).
-const fn default_memory(budget: u32) -> u32 {
-    let share = if budget < 512 { budget / 16 } else { budget / 8 };
-    // What one centroid costs, whatever the head size.
-    if share < 4 { 4 } else { share }
-}
-
-/// Share of the budget that the window gets, within limits, when neither request nor server says. Chosen by measurement:
-/// a learned policy spends these entries better than a window does, on needles and on prose (EVALUATION.md).
-const WINDOW_SHARE: u32 = 16;
-/// The smallest window that is a default.
-const LEAST_WINDOW: u32 = 8;
-
-/// Last positions that a budget of `budget` entries protects by default.
-fn default_window(budget: u32) -> u32 {
-    (budget / WINDOW_SHARE).clamp(LEAST_WINDOW, DEFAULT_WINDOW)
-}
 
 /// The contract with every default filled in, not yet checked.
 ///
