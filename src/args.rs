@@ -279,6 +279,9 @@ pub struct WorkerArgs {
     /// Address of a port without TLS that answers gRPC health checks alone.
     #[arg(long, env = "PALIMPSEST_HEALTH")]
     pub health: Option<SocketAddr>,
+    /// A fault for tests: in these steps, counted from 1, this rank computes something else than the others.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub inject_divergence: Vec<u64>,
     #[command(flatten)]
     pub registry: RegistryArgs,
     #[command(flatten)]

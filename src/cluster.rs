@@ -180,18 +180,17 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let name = format!("rank-{}", args.rank);
     let open = move || -> anyhow::Result<Loaded> {
         let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
-        let (model, kv, tp) = (&args.model, &args.kv, args.tp);
+        let (model, kv, tp, diverging) = (&args.model, &args.kv, args.tp, args.inject_divergence);
         match model.device {
             DeviceArg::Cpu => {
                 let cpu = embedded::cpu(model, model.threads);
-                loaded_on(name, embedded::open_part(cpu, model, kv, path, place)?)
+                loaded_on(place, embedded::open_part(cpu, model, kv, path, place)?, diverging)
             }
             DeviceArg::Cuda(ordinal) => {
                 let gpu = embedded::gpu(model, ordinal, &path, tp)?;
-                loaded_on(name, embedded::open_part(gpu, model, kv, path, place)?)
+                loaded_on(place, embedded::open_part(gpu, model, kv, path, place)?, diverging)
             }
         }
     };
@@ -221,7 +220,8 @@ fn transport(asked: Option<CollectiveArg>, device: DeviceArg, place: Place) -> a
     }
 }
 
-fn loaded_on<B: Backend>(name: String, rank: Rank<B>) -> anyhow::Result<Loaded> {
-    let Rank { info, runner } = rank;
-    Ok(Loaded { info, device: Device::spawn(name, runner)? })
+fn loaded_on<B: Backend>(place: Place, opened: Rank<B>, diverge_at: Vec<u64>) -> anyhow::Result<Loaded> {
+    let Rank { info, mut runner } = opened;
+    runner.diverge_at(diverge_at);
+    Ok(Loaded { info, device: Device::spawn(format!("rank-{}", place.rank), runner)? })
 }

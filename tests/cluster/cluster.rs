@@ -42,10 +42,18 @@ pub struct Cluster {
     logs: TempDir,
 }
 
-/// Where a rank runs.
+/// Where and how a rank runs.
 struct RankPlace {
     address: String,
     namespace: Option<String>,
+    /// Arguments of its own.
+    more: Vec<String>,
+}
+
+impl RankPlace {
+    fn here() -> Self {
+        Self { address: free_address(), namespace: None, more: Vec::new() }
+    }
 }
 
 struct Process(Child);
@@ -78,8 +86,15 @@ impl Cluster {
 
     /// Starts one rank over each model. What the coordinator says when it refuses them is the error.
     pub async fn start_mixed(models: &[&Tiny]) -> Result<Self, String> {
-        let places = models.iter().map(|_| RankPlace { address: free_address(), namespace: None }).collect();
+        let places = models.iter().map(|_| RankPlace::here()).collect();
         Self::start_at(models, places).await
+    }
+
+    /// Starts `tp` ranks, of which `rank` computes something else in the given steps of its life.
+    pub async fn start_diverging(tiny: &Tiny, tp: usize, rank: usize, steps: &str) -> Self {
+        let mut places: Vec<_> = (0..tp).map(|_| RankPlace::here()).collect();
+        places[rank].more = vec!["--inject-divergence".into(), steps.into()];
+        Self::start_at(&vec![tiny; tp], places).await.expect("a group")
     }
 
     /// Starts one rank on each host.
@@ -87,6 +102,7 @@ impl Cluster {
         let place = |host| RankPlace {
             address: format!("{}:50061", hosts.address(Some(host))),
             namespace: Some(hosts.name(host).to_owned()),
+            more: Vec::new(),
         };
         let places = (0..hosts.len()).map(place).collect();
         Self::start_at(&vec![tiny; hosts.len()], places).await.expect("a group")
@@ -190,6 +206,10 @@ impl Cluster {
         std::fs::read_to_string(self.logs.path().join("coordinator")).expect("a log")
     }
 
+    pub fn rank_log(&self, rank: usize) -> String {
+        std::fs::read_to_string(self.logs.path().join(format!("rank-{rank}"))).expect("a log")
+    }
+
     /// Groups that were lost so far.
     pub fn losses(&self) -> usize {
         self.coordinator_log().matches("the worker group is lost").count()
@@ -211,7 +231,7 @@ fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, place: &RankPlace
     command.arg("worker").arg("--model").arg(model);
     command.args(["--listen", &place.address, "--threads", "1", "--log", "info"]);
     command.args(["--rank", &rank.to_string(), "--tp", &tp.to_string(), "--kv-memory-mib", "64"]);
-    command.args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
+    command.args(&place.more).args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
     Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a rank"))
 }
 

@@ -11,6 +11,7 @@ use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
 use palimpsest_tests::service::ask;
 use palimpsest_tests::{VOCABULARY, random};
+use tonic::Code;
 
 /// Rounds of kill -9; `PALIMPSEST_TEST_KILLS` asks for more.
 const KILLS: usize = 6;
@@ -141,6 +142,43 @@ async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
     cluster.signal(1, "CONT");
     let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
     assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+}
+
+/// The text between two marks, wherever they follow each other.
+fn between<'a>(text: &'a str, (before, after): (&'a str, &'a str)) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| rest.split_once(after)).map(|(found, _)| found).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rank_that_computes_otherwise_is_named_within_the_step() {
+    let tiny = Tiny::new();
+    // Once, while the first request is answered: it goes on as if nothing had happened.
+    let mut once = Cluster::start_diverging(&tiny, 3, 1, "40").await;
+    let asked = request(31, 200, 120);
+    let replayed = ask(&once.client, asked.clone()).await.expect("an answer, by replay").tokens;
+    let whole = ask(&once.client, asked.clone()).await.expect("an answer").tokens;
+    assert_eq!(replayed, whole, "nothing of the diverged step reached the client");
+    assert_eq!(once.losses(), 1, "{}", once.coordinator_log());
+    let (told, log) = (once.rank_log(1), once.coordinator_log());
+    let diverged = between(&told, ("diverging in epoch 1, step ", ","));
+    assert_eq!(diverged.len(), 1, "{told}");
+    assert_eq!(between(&log, ("rank 1 diverged in step ", ":")), diverged, "{log}");
+    once.assert_alive();
+    // Again and again: what ran on it is given up with a reason, and the group is well again afterwards.
+    let steps: Vec<String> = (10..60).step_by(4).map(|step| step.to_string()).collect();
+    let often = Cluster::start_diverging(&tiny, 3, 2, &steps.join(",")).await;
+    let error = ask(&often.client, asked.clone()).await.expect_err("no group carries it to the end");
+    assert!([Code::Unavailable, Code::Aborted].contains(&error.code()), "{error}");
+    let reached = Instant::now();
+    while often.rank_log(2).matches("diverging in").count() < steps.len() {
+        assert!(reached.elapsed() < Duration::from_secs(60), "{}", often.rank_log(2));
+        // It may meet what is left of the faults, too.
+        let _ = ask(&often.client, asked.clone()).await;
+    }
+    let log = often.coordinator_log();
+    assert_eq!(log.matches("rank 2 diverged in step").count(), steps.len(), "{log}");
+    assert!(!log.contains("rank 0 diverged") && !log.contains("rank 1 diverged"), "{log}");
+    assert_eq!(ask(&often.client, asked).await.expect("an answer").tokens, whole);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
