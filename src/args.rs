@@ -389,6 +389,9 @@ pub struct RegistryArgs {
     /// Key of --etcd-cert.
     #[arg(long, env = "PALIMPSEST_ETCD_KEY", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
+    /// Seconds after which the rank of a process that died without a word is free again.
+    #[arg(long, env = "PALIMPSEST_ETCD_LEASE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    pub etcd_lease_seconds: u32,
     /// Name of the worker group.
     #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
     pub group: String,

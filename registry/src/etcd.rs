@@ -1,12 +1,15 @@
 //! A registry in etcd.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use palimpsest_tls::{ClientTls, Connector, explain};
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tonic::transport::Endpoint;
@@ -24,11 +27,19 @@ pub struct EtcdOptions {
     pub tls: Option<ClientTls>,
     /// Prefix of all keys.
     pub root: String,
+    /// Time after which the rank of a process that died without a word is free again; whole seconds, at least one.
+    pub lease: Duration,
 }
 
 impl Default for EtcdOptions {
     fn default() -> Self {
-        Self { endpoints: vec!["http://127.0.0.1:2379".into()], user: None, tls: None, root: "/palimpsest/v1".into() }
+        Self {
+            endpoints: vec!["http://127.0.0.1:2379".into()],
+            user: None,
+            tls: None,
+            root: "/palimpsest/v1".into(),
+            lease: LEASE,
+        }
     }
 }
 
@@ -86,7 +97,8 @@ impl EtcdRegistry {
     /// Takes a rank under a new lease, if nobody else has it. Returns the lease, or who has the rank.
     async fn take(&self, key: &str, record: &RankRecord) -> Result<Result<i64, RankRecord>, RegistryError> {
         let mut client = self.client.clone();
-        let lease = within(&self.options, client.lease_grant(LEASE.as_secs() as i64, None)).await?.id();
+        let lease =
+            within(&self.options, client.lease_grant(self.options.lease.as_secs().max(1) as i64, None)).await?.id();
         let value = serde_json::to_vec(record).unwrap_or_default();
         let put = TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
         let get = TxnOp::get(key, None);
@@ -130,30 +142,29 @@ impl EtcdRegistry {
             if answer.is_none_or(|answer| answer.ttl() <= 0) {
                 return Ok(());
             }
-            sleep(LEASE / 4).await;
+            sleep(self.options.lease / 4).await;
         }
     }
 
-    /// Holds a claim, and takes it again whenever it was lost, for ever.
-    async fn hold(&self, key: &str, record: &RankRecord, held: &std::sync::atomic::AtomicI64) {
+    /// Holds a claim, and takes it again whenever it was lost, until another process has it: that one is returned.
+    async fn hold(&self, key: &str, record: &RankRecord, held: &AtomicI64) -> RankRecord {
         loop {
-            let lease = held.load(std::sync::atomic::Ordering::SeqCst);
-            if let Err(error) = self.keep_alive(lease).await {
+            if let Err(error) = self.keep_alive(held.load(Ordering::SeqCst)).await {
                 tracing::warn!(%key, %error, "the registry is away; this rank serves on");
             }
             loop {
                 match self.take(key, record).await {
                     Ok(Ok(lease)) => {
                         tracing::info!(%key, "claimed again");
-                        held.store(lease, std::sync::atomic::Ordering::SeqCst);
+                        held.store(lease, Ordering::SeqCst);
                         break;
                     }
-                    Ok(Err(holder)) => {
-                        tracing::error!(%key, address = %holder.address, "another process holds this rank")
-                    }
+                    // Freed while we asked: once more.
+                    Ok(Err(holder)) if holder.session == record.session => {}
+                    Ok(Err(holder)) => return holder,
                     Err(error) => tracing::debug!(%key, %error, "still away"),
                 }
-                sleep(LEASE / 10).await;
+                sleep(self.options.lease / 10).await;
             }
         }
     }
@@ -176,17 +187,22 @@ impl Registry for EtcdRegistry {
             }
         };
         let (end, ended) = oneshot::channel::<()>();
-        let registry = self.clone();
+        let (lost, loss) = watch::channel(None);
+        let (registry, group) = (self.clone(), group.to_owned());
         let keeper = tokio::spawn(async move {
-            let held = std::sync::atomic::AtomicI64::new(lease);
+            let held = AtomicI64::new(lease);
+            let taken = async {
+                let RankRecord { rank, address, .. } = registry.hold(&key, &record, &held).await;
+                lost.send_replace(Some(RegistryError::RankTaken { group, rank, address }));
+            };
             tokio::select! {
-                () = registry.hold(&key, &record, &held) => {}
+                () = taken => return,
                 // Either way the claim is over.
                 _ = ended => {}
             }
-            registry.revoke(held.load(std::sync::atomic::Ordering::SeqCst)).await;
+            registry.revoke(held.load(Ordering::SeqCst)).await;
         });
-        Ok(Claim::new(keeper, end))
+        Ok(Claim::new(keeper, end, loss))
     }
 
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError> {

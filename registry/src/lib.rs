@@ -6,7 +6,8 @@
 //!
 //! A registry says where ranks are, not whether they live: the coordinator asks it only while it forms a group, and learns
 //! of dead and hung ranks from their beats. So a registry that is away harms no running group. A rank that loses its lease
-//! meanwhile claims its key again, under the same session, as soon as the registry is back.
+//! meanwhile claims its key again, under the same session, as soon as the registry is back; one whose key another process has
+//! claimed by then is told ([`Claim::lost`]), and leaves.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
@@ -18,7 +19,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 #[cfg(feature = "etcd")]
 pub use self::etcd::{EtcdOptions, EtcdRegistry};
@@ -65,12 +69,28 @@ pub trait Registry: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Claim {
     keeper: Option<JoinHandle<()>>,
-    end: Option<tokio::sync::oneshot::Sender<()>>,
+    end: Option<oneshot::Sender<()>>,
+    loss: watch::Receiver<Option<RegistryError>>,
 }
 
 impl Claim {
-    fn new(keeper: JoinHandle<()>, end: tokio::sync::oneshot::Sender<()>) -> Self {
-        Self { keeper: Some(keeper), end: Some(end) }
+    fn new(keeper: JoinHandle<()>, end: oneshot::Sender<()>, loss: watch::Receiver<Option<RegistryError>>) -> Self {
+        Self { keeper: Some(keeper), end: Some(end), loss }
+    }
+
+    /// Waits until another process has the rank, and says who: its lease ran out while the registry was away, and that one
+    /// came first. Who hears this must stop serving as the rank. A registry that is away, and a claim that is made again,
+    /// are no loss.
+    pub fn lost(&self) -> impl Future<Output = RegistryError> + Send + 'static {
+        let mut loss = self.loss.clone();
+        async move {
+            let found = loss.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+            match found {
+                Some(error) => error,
+                // The claim was given back.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Gives the rank back.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{Claim, RankRecord, Registry, RegistryError, check_group};
 
@@ -60,7 +60,9 @@ impl Registry for MemoryRegistry {
             shared.ranks().remove(&key);
             shared.freed.notify_waiters();
         });
-        Ok(Claim::new(keeper, end))
+        // Nothing here forgets a claim.
+        let (_, never) = watch::channel(None);
+        Ok(Claim::new(keeper, end, never))
     }
 
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError> {
