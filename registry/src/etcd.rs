@@ -1,12 +1,14 @@
 //! A registry in etcd.
 
+mod follow;
+
 use std::{
     sync::atomic::{AtomicI64, Ordering},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use palimpsest_tls::{ClientTls, Connector, explain};
 use tokio::{
     sync::{oneshot, watch},
@@ -14,7 +16,7 @@ use tokio::{
 };
 use tonic::transport::Endpoint;
 
-use crate::{ANSWER_LIMIT, Claim, LEASE, RankRecord, Registry, RegistryError, check_group};
+use crate::{ANSWER_LIMIT, Claim, GroupRecord, LEASE, RankRecord, RankWatch, Registry, RegistryError, check_group};
 
 /// How etcd is reached.
 #[derive(Debug, Clone)]
@@ -85,6 +87,18 @@ impl EtcdRegistry {
     fn key(&self, group: &str, rank: u32) -> String {
         // Padded, so that etcd's order is that of the ranks.
         format!("{}{rank:05}", self.prefix(group))
+    }
+
+    fn epoch_key(&self, group: &str) -> String {
+        format!("{}/groups/{group}/epoch", self.options.root)
+    }
+
+    /// What was announced of a group, and the revision of its key: 0 where nothing was.
+    async fn announced(&self, key: &str) -> Result<(Option<GroupRecord>, i64), RegistryError> {
+        let mut client = self.client.kv_client();
+        let answer = within(&self.options, client.get(key, None)).await?;
+        let Some(kv) = answer.kvs().first() else { return Ok((None, 0)) };
+        Ok((Some(parse(kv.key(), kv.value())?), kv.mod_revision()))
     }
 
     /// Who has a rank.
@@ -207,10 +221,42 @@ impl Registry for EtcdRegistry {
 
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError> {
         check_group(group)?;
-        let mut client = self.client.kv_client();
-        let options = GetOptions::new().with_prefix();
-        let answer = within(&self.options, client.get(self.prefix(group), Some(options))).await?;
-        answer.kvs().iter().map(|kv| parse(kv.key(), kv.value())).collect()
+        Ok(self.listed(&self.prefix(group)).await?.0)
+    }
+
+    async fn watch(&self, group: &str) -> Result<RankWatch, RegistryError> {
+        check_group(group)?;
+        let (events, watch) = RankWatch::new();
+        let (registry, prefix) = (self.clone(), self.prefix(group));
+        tokio::spawn(async move { registry.follow(&prefix, &events).await });
+        Ok(watch)
+    }
+
+    async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError> {
+        check_group(group)?;
+        let (key, value) = (self.epoch_key(group), serde_json::to_vec(&record).unwrap_or_default());
+        loop {
+            let (found, revision) = self.announced(&key).await?;
+            match found {
+                // It arrived after all when we took etcd to be away.
+                Some(found) if found == record => return Ok(()),
+                Some(GroupRecord { epoch: found, .. }) if found >= record.epoch => {
+                    return Err(RegistryError::StaleEpoch { group: group.to_owned(), epoch: record.epoch, found });
+                }
+                _ => {}
+            }
+            let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
+            let put = TxnOp::put(key.as_str(), value.clone(), None);
+            let mut client = self.client.kv_client();
+            if within(&self.options, client.txn(Txn::new().when([unchanged]).and_then([put]))).await?.succeeded() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn group(&self, group: &str) -> Result<Option<GroupRecord>, RegistryError> {
+        check_group(group)?;
+        Ok(self.announced(&self.epoch_key(group)).await?.0)
     }
 }
 
@@ -238,7 +284,7 @@ fn encrypted(endpoints: &[String], tls: &ClientTls) -> Result<etcd_client::Chann
 /// What etcd's refusals have in common.
 const DENIALS: [&str; 5] = ["authentication", "user name", "permission denied", "auth token", "auth not enabled"];
 
-fn parse(key: &[u8], value: &[u8]) -> Result<RankRecord, RegistryError> {
+fn parse<T: serde::de::DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, RegistryError> {
     serde_json::from_slice(value).map_err(|error| RegistryError::Corrupt {
         key: String::from_utf8_lossy(key).into_owned(),
         why: error.to_string(),

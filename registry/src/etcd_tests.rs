@@ -112,7 +112,8 @@ async fn a_claim_outlives_an_outage() {
     let registry = EtcdRegistry::connect(EtcdOptions { lease: SHORT_LEASE, ..etcd.options() }).await.expect("etcd");
     let record = RankRecord::new(1, 2, "10.0.0.1:1".into());
     let claim = registry.claim("g", record.clone(), LEASE).await.expect("a free rank");
-    let lost = tokio::spawn(claim.lost());
+    let (lost, mut told) = (tokio::spawn(claim.lost()), registry.watch("g").await.expect("a watch"));
+    assert_eq!(told.next().await, Some(crate::RankEvent::All(vec![record.clone()])));
     etcd.signal("STOP");
     let error = registry.ranks("g").await.expect_err("etcd is stopped");
     assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
@@ -129,6 +130,11 @@ async fn a_claim_outlives_an_outage() {
     assert!(!lost.is_finished(), "a claim that is made again is not lost");
     claim.release().await;
     assert_eq!(registry.ranks("g").await, Ok(Vec::new()));
+    // However often it was told meanwhile, in the end it is told that nobody is there.
+    let mut known = [(1, record)].into();
+    while !std::collections::BTreeMap::is_empty(&known) {
+        timeout(5 * SHORT_LEASE, told.next()).await.expect("an event in time").expect("an event").apply(&mut known);
+    }
 }
 
 #[tokio::test]
@@ -194,6 +200,23 @@ async fn with_tls_it_conforms_and_strangers_are_refused() {
         let error = EtcdRegistry::connect(with(files)).await.expect_err("a stranger").to_string();
         assert!(error.contains(expected) || error.contains("asks for a client certificate"), "{error}");
     }
+}
+
+/// What happened since a revision that etcd has forgotten is not guessed: all is told anew.
+#[tokio::test]
+async fn a_watch_outlives_compaction() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let registry = etcd.registry().await;
+    let claim = registry.claim("g", RankRecord::new(0, 1, "10.0.0.1:1".into()), LEASE).await.expect("a free rank");
+    let (ranks, revision) = registry.listed(&registry.prefix("g")).await.expect("a list");
+    registry.client.kv_client().compact(revision, None).await.expect("a compaction");
+    let (events, mut told) = tokio::sync::mpsc::channel(4);
+    let gap = timeout(ANSWER_LIMIT, registry.follow_from(&registry.prefix("g"), 1, &events)).await.expect("it ends");
+    assert!(told.try_recv().is_err(), "nothing is told of what etcd has forgotten: {gap:?}");
+    let mut watch = registry.watch("g").await.expect("a watch");
+    assert_eq!(watch.next().await, Some(crate::RankEvent::All(ranks)));
+    claim.release().await;
+    assert_eq!(watch.next().await, Some(crate::RankEvent::Freed(0)));
 }
 
 #[tokio::test]

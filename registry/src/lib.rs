@@ -3,6 +3,7 @@
 //! | key | value | written by | lives |
 //! |---|---|---|---|
 //! | `{root}/groups/{group}/ranks/{rank}` | [`RankRecord`] as JSON | the rank, if nobody has the key | as long as the rank's lease |
+//! | `{root}/groups/{group}/epoch` | [`GroupRecord`] as JSON | the coordinator, if the epoch is later than the one that stands there | for ever |
 //!
 //! A registry says where ranks are, not whether they live: the coordinator asks it only while it forms a group, and learns
 //! of dead and hung ranks from their beats. So a registry that is away harms no running group. A rank that loses its lease
@@ -13,6 +14,7 @@
 pub mod conformance;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod follow;
 mod memory;
 
 use std::time::Duration;
@@ -26,6 +28,7 @@ use tokio::{
 
 #[cfg(feature = "etcd")]
 pub use self::etcd::{EtcdOptions, EtcdRegistry};
+pub use self::follow::{RankEvent, RankWatch};
 pub use self::memory::MemoryRegistry;
 
 /// What a rank says of itself.
@@ -48,6 +51,21 @@ impl RankRecord {
     }
 }
 
+/// The last incarnation of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Its number.
+    pub epoch: u64,
+    /// Ranks.
+    pub world_size: u32,
+    /// The model that is served.
+    pub model: String,
+    /// Digest of what is the same on all ranks: weights, indexer, options, arithmetic and build.
+    pub digest: String,
+    /// Policies that requests may name.
+    pub policies: Vec<String>,
+}
+
 /// Finds ranks, and lets them be found.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
@@ -63,6 +81,25 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     /// When the registry cannot be used.
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError>;
+
+    /// Follows the ranks of a group. A registry that is away only delays what is told.
+    ///
+    /// # Errors
+    /// [`RegistryError::BadGroup`].
+    async fn watch(&self, group: &str) -> Result<RankWatch, RegistryError>;
+
+    /// Says that a group has formed; once more is as good as once.
+    ///
+    /// # Errors
+    /// [`RegistryError::StaleEpoch`] when another coordinator formed it as late or later; others when the registry cannot
+    /// be used.
+    async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError>;
+
+    /// The last incarnation of a group that was announced.
+    ///
+    /// # Errors
+    /// When the registry cannot be used.
+    async fn group(&self, group: &str) -> Result<Option<GroupRecord>, RegistryError>;
 }
 
 /// Keeps a rank claimed. Dropping it gives the rank back in the background; [`Claim::release`] waits for that.
@@ -128,6 +165,18 @@ pub enum RegistryError {
         rank: u32,
         /// Where its holder listens.
         address: String,
+    },
+    /// Another incarnation of the group is later.
+    #[error(
+        "group {group} has formed in epoch {found} already, this is epoch {epoch}: does another coordinator lead it?"
+    )]
+    StaleEpoch {
+        /// The group.
+        group: String,
+        /// What was to be announced.
+        epoch: u64,
+        /// What stands there.
+        found: u64,
     },
     /// A name that cannot be part of a key.
     #[error("`{0}` is no name of a group: use letters, digits, `-`, `_` and `.`")]

@@ -122,9 +122,22 @@ async fn an_outage_of_etcd_fails_nothing() {
         answered += stream.await.expect("no panic");
     }
     assert!(etcd.claims().await.is_empty(), "etcd does not answer");
+    assert_eq!(cluster.losses(), 0, "{}", cluster.coordinator_log());
+    // Even a group that is lost meanwhile forms anew, of the ranks that etcd told of last.
+    cluster.signal(1, "STOP");
+    let lost = Instant::now();
+    while cluster.losses() == 0 {
+        assert!(lost.elapsed() < Duration::from_secs(10), "{}", cluster.coordinator_log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.signal(1, "CONT");
+    let asked = ask(&cluster.client, request(41, 120, 60));
+    let answer = tokio::time::timeout(Duration::from_secs(30), asked).await.expect("no request hangs");
+    assert_eq!(answer.expect("an answer of the new group, without etcd").tokens, expected);
     send("CONT", etcd.child.id());
     let back = etcd.await_claims(&claims).await;
-    assert_eq!(cluster.losses(), 0, "{}", cluster.coordinator_log());
+    let announced = etcd.registry.group(GROUP).await.expect("etcd is back").expect("a group was announced");
+    assert_eq!((announced.epoch, announced.world_size), (2, 3), "the group that formed without etcd");
     eprintln!(
         "{seconds} s without etcd, leases of {LEASE:?}: {answered} requests answered, none failed; claims back after {back:.2?}"
     );
