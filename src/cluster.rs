@@ -260,15 +260,16 @@ async fn lost(claim: Option<&Claim>) -> RegistryError {
 fn transport(asked: Option<CollectiveArg>, device: DeviceArg, place: Place) -> anyhow::Result<Transport> {
     match (asked, device) {
         (Some(CollectiveArg::Nccl), DeviceArg::Cpu) => {
-            bail!("--collective nccl is for GPUs: give --device cuda:N, or --collective gloo for CPUs")
+            bail!("--collective nccl is for GPUs: give --device cuda:N, or --collective tcp for CPUs")
         }
-        (None, DeviceArg::Cuda(_)) if place.world_size == 1 => Ok(Transport::Gloo),
+        (None, DeviceArg::Cuda(_)) if place.world_size == 1 => Ok(Transport::Tcp),
         (Some(CollectiveArg::Nccl) | None, DeviceArg::Cuda(ordinal)) => {
             let library =
-                Library::open(ordinal).context("NCCL cannot be used here; --collective gloo goes through the host")?;
+                Library::open(ordinal).context("NCCL cannot be used here; --collective tcp goes through the host")?;
             Ok(Transport::Nccl(Arc::new(library)))
         }
-        (Some(CollectiveArg::Gloo), _) | (None, DeviceArg::Cpu) => Ok(Transport::Gloo),
+        (Some(CollectiveArg::Gloo), _) => Ok(Transport::Gloo),
+        (Some(CollectiveArg::Tcp), _) | (None, DeviceArg::Cpu) => Ok(Transport::Tcp),
     }
 }
 

@@ -132,6 +132,13 @@ impl Cluster {
         Self::start_at(&vec![tiny; tp], places).await.expect("a group")
     }
 
+    /// Starts `tp` ranks that exchange tensors over `collective`.
+    pub async fn start_over(collective: &str, tiny: &Tiny, tp: usize) -> Self {
+        let more = || vec!["--collective".into(), collective.into()];
+        let places = (0..tp).map(|_| RankPlace { more: more(), ..RankPlace::here() }).collect();
+        Self::start_at(&vec![tiny; tp], places).await.expect("a group")
+    }
+
     /// Starts `tp` ranks that are found in `etcd`.
     pub async fn start_in(etcd: &Etcd, tiny: &Tiny, tp: usize) -> Self {
         let places = (0..tp).map(|_| RankPlace { more: etcd.arguments(), ..RankPlace::here() }).collect();

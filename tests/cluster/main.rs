@@ -50,8 +50,8 @@ fn request(seed: u64, tokens: usize, answer: u32) -> GenerateRequest {
 async fn three_processes_answer_as_one() {
     let tiny = Tiny::new();
     let alone = Cluster::start(&tiny, 1).await;
-    let group = Cluster::start(&tiny, 3).await;
-    for seed in 0..4 {
+    let groups = [Cluster::start_over("tcp", &tiny, 3).await, Cluster::start_over("gloo", &tiny, 3).await];
+    for (seed, group) in (0..4).flat_map(|seed| groups.iter().map(move |group| (seed, group))) {
         let asked = request(seed, 30 + 60 * seed as usize, 40);
         let one = ask(&alone.client, asked.clone()).await.expect("an answer");
         let three = ask(&group.client, asked).await.expect("an answer");

@@ -1,7 +1,7 @@
 //! How the ranks of a group exchange tensors.
 //!
 //! The contract: every rank makes the same calls in the same order with the same lengths. What a call leaves behind is
-//! identical, bit for bit, on all ranks. `local` and `gloo` take sums in rank order, so that they agree with each other as
+//! identical, bit for bit, on all ranks. `local`, `tcp` and `gloo` take sums in rank order, so that they agree with each other as
 //! well; NCCL adds in an order of its own. Every call has a deadline. The first failure is sticky: after it each call fails
 //! at once, until the group forms anew in another epoch.
 
@@ -11,7 +11,9 @@ pub mod conformance;
 pub mod gloo;
 pub mod local;
 mod memory_store;
+pub mod mesh;
 pub mod nccl;
+pub mod tcp;
 
 use std::time::Instant;
 
@@ -25,7 +27,7 @@ pub trait Collective: Send + Sync {
     /// Number of ranks.
     fn world_size(&self) -> usize;
 
-    /// Name of the implementation: `local`, `gloo`, `nccl`.
+    /// Name of the implementation: `local`, `tcp`, `gloo`, `nccl`.
     fn name(&self) -> &'static str;
 
     /// Adds `values` of all ranks, element by element, and leaves the sum on each: the same bits everywhere.

@@ -37,6 +37,7 @@ pub use self::device::{Activity, Device, DeviceGone};
 use self::rendezvous::{RemoteStore, RendezvousService};
 use crate::collective::nccl::NcclCollective;
 use crate::collective::nccl::library::Library;
+use crate::collective::tcp::TcpCollective;
 use crate::collective::{Collective, CollectiveError, MemoryStore, Store};
 use crate::shard::Place;
 
@@ -71,7 +72,9 @@ pub struct ServerOptions {
 /// What ranks that are processes exchange tensors over; the same on all ranks of a group.
 #[derive(Clone)]
 pub enum Transport {
-    /// TCP between hosts, for CPUs. Needs the feature `gloo`.
+    /// TCP between hosts, for CPUs.
+    Tcp,
+    /// Gloo over TCP, for CPUs. Needs the feature `gloo`.
     Gloo,
     /// NCCL between GPUs.
     Nccl(Arc<Library>),
@@ -80,6 +83,7 @@ pub enum Transport {
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Tcp => "tcp",
             Self::Gloo => "gloo",
             Self::Nccl(_) => "nccl",
         })
@@ -194,6 +198,10 @@ impl RankServer {
         let deadline = Instant::now() + limit;
         let transport = self.options.transport.clone();
         let connect = move || match transport {
+            Transport::Tcp => {
+                let tcp = TcpCollective::connect(place, &host, &*store, &prefix, deadline)?;
+                Ok(Arc::new(tcp) as Arc<dyn Collective>)
+            }
             Transport::Gloo => connect_gloo(place, &host, store, &prefix, deadline),
             Transport::Nccl(library) => {
                 let nccl = NcclCollective::connect(library, place, &*store, &prefix, deadline)?;
@@ -224,7 +232,7 @@ fn connect_gloo(
     _: &str,
     _: Instant,
 ) -> Result<Arc<dyn Collective>, CollectiveError> {
-    let why = "this build has no collective between processes on CPUs: build with --features gloo".into();
+    let why = "this build has no gloo: build with --features gloo, or use tcp".into();
     Err(CollectiveError::Unsupported { name: "gloo", why })
 }
 
