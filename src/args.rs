@@ -281,6 +281,9 @@ pub struct WorkerArgs {
     /// Address of a port without TLS that answers gRPC health checks alone.
     #[arg(long, env = "PALIMPSEST_HEALTH")]
     pub health: Option<SocketAddr>,
+    /// A fault for tests: in these steps, counted from 1, this rank computes something else than the others.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub inject_divergence: Vec<u64>,
     #[command(flatten)]
     pub registry: RegistryArgs,
     #[command(flatten)]
@@ -388,6 +391,9 @@ pub struct RegistryArgs {
     /// Key of --etcd-cert.
     #[arg(long, env = "PALIMPSEST_ETCD_KEY", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
+    /// Seconds after which the rank of a process that died without a word is free again.
+    #[arg(long, env = "PALIMPSEST_ETCD_LEASE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    pub etcd_lease_seconds: u32,
     /// Name of the worker group.
     #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
     pub group: String,

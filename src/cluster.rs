@@ -17,6 +17,7 @@ use palimpsest_worker::collective::nccl::library::Library;
 use palimpsest_worker::rank::Rank;
 use palimpsest_worker::server::{self, Device, Loaded, ServerOptions, Transport};
 use palimpsest_worker::shard::Place;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -24,6 +25,9 @@ use tokio::sync::watch;
 
 /// How long a rank, or the lead of a group, that was claimed by a process that died stays claimed, and some more.
 const CLAIM_LIMIT: Duration = Duration::from_secs(30);
+
+/// Time for calls under way when a rank turns out to be another process's.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Waits for the ranks, serves until a signal, then drains.
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
@@ -40,7 +44,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         let group = first_group(&*members, &config, Duration::from_secs(args.form_seconds)).await?;
         anyhow::Ok((members, lead, group))
     };
-    let (members, _lead, group) = tokio::select! {
+    let (members, lead, group) = tokio::select! {
         formed = front.wait_for(forming) => formed?,
         () = serve::shutdown_signal() => return Ok(()),
     };
@@ -53,7 +57,11 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         eprintln!("the first step failed; forming the group anew");
     }
     eprintln!("serving {} at {} ({count} ranks)", coordinator.service().model.info.name, front.describe());
-    front.serve(&coordinator).await?;
+    tokio::select! {
+        served = front.serve(&coordinator) => served?,
+        // Two that lead would end each other's epochs for ever.
+        error = lost(lead.as_ref()) => return Err(error).context("this coordinator leads no longer"),
+    }
     keeper.abort();
     eprintln!("drained");
     Ok(())
@@ -99,7 +107,8 @@ async fn registry(args: &RegistryArgs) -> anyhow::Result<Option<Arc<dyn Registry
     }
     let files = ClientFiles { ca: args.etcd_ca.clone(), identity: args.etcd_cert.clone().zip(args.etcd_key.clone()) };
     let tls = if encrypted > 0 { Some(ClientTls::open(files)?) } else { None };
-    let options = EtcdOptions { endpoints: args.etcd.clone(), user, tls, ..EtcdOptions::default() };
+    let lease = Duration::from_secs(args.etcd_lease_seconds.into());
+    let options = EtcdOptions { endpoints: args.etcd.clone(), user, tls, lease, ..EtcdOptions::default() };
     Ok(Some(Arc::new(EtcdRegistry::connect(options).await?)))
 }
 
@@ -151,6 +160,50 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         }
         None => (None, Connector::default()),
     };
+    let Bound { listener, probes, address, host } = bind(&args).await?;
+    let (loaded, following) = watch::channel(None);
+    let incoming = Incoming::new(listener, tls, Limits::default());
+    let transport = transport(args.collective, args.model.device, place)?;
+    let options = ServerOptions { place, host, transport, ranks, probes: probes.map(Incoming::from) };
+    let (taken, leave) = watch::channel(false);
+    let serving = tokio::spawn(server::serve(incoming, options, following, shutdown(leave)));
+    let claim = match registry(&args.registry).await? {
+        Some(registry) => {
+            let record = RankRecord::new(args.rank as u32, args.tp as u32, address.clone());
+            Some(registry.claim(&args.registry.group, record, CLAIM_LIMIT).await?)
+        }
+        None => None,
+    };
+    let opened = tokio::task::spawn_blocking(move || open(args, place)).await??;
+    eprintln!("rank {} of {} on {address} ({})", place.rank, place.world_size, opened.info.device);
+    loaded.send_replace(Some(opened));
+    let mut serving = pin!(serving);
+    tokio::select! {
+        served = &mut serving => served??,
+        error = lost(claim.as_ref()) => {
+            // Its epoch ends with the server: the group goes on with who has the rank now.
+            taken.send_replace(true);
+            let _ = tokio::time::timeout(LEAVE_LIMIT, serving).await;
+            return Err(error).context("this process is that rank no longer");
+        }
+    }
+    if let Some(claim) = claim {
+        claim.release().await;
+    }
+    Ok(())
+}
+
+/// Where a rank listens.
+struct Bound {
+    listener: TcpListener,
+    probes: Option<TcpListener>,
+    /// `host:port` for the others.
+    address: String,
+    /// The host in `address`.
+    host: String,
+}
+
+async fn bind(args: &WorkerArgs) -> anyhow::Result<Bound> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("cannot listen on {}; is another rank running? choose one with --listen", args.listen)
     })?;
@@ -160,49 +213,47 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         })?),
         None => None,
     };
-    let address = match args.advertise {
-        Some(address) => address,
+    let address = match &args.advertise {
+        Some(address) => address.clone(),
         None if args.listen.ip().is_unspecified() => {
             bail!("--listen {} says not how others reach this rank: give host:port with --advertise", args.listen)
         }
         None => listener.local_addr()?.to_string(),
     };
     let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned();
-    let (loaded, following) = watch::channel(None);
-    let incoming = Incoming::new(listener, tls, Limits::default());
-    let transport = transport(args.collective, args.model.device, place)?;
-    let options = ServerOptions { place, host, transport, ranks, probes: probes.map(Incoming::from) };
-    let serving = tokio::spawn(server::serve(incoming, options, following, serve::shutdown_signal()));
-    let claim = match registry(&args.registry).await? {
-        Some(registry) => {
-            let record = RankRecord::new(args.rank as u32, args.tp as u32, address.clone());
-            Some(registry.claim(&args.registry.group, record, CLAIM_LIMIT).await?)
+    Ok(Bound { listener, probes, address, host })
+}
+
+/// Loads this rank's part of the model.
+fn open(args: WorkerArgs, place: Place) -> anyhow::Result<Loaded> {
+    let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
+    let (model, kv, tp, diverging) = (&args.model, &args.kv, args.tp, args.inject_divergence);
+    match model.device {
+        DeviceArg::Cpu => {
+            let cpu = embedded::cpu(model, model.threads);
+            loaded_on(place, embedded::open_part(cpu, model, kv, path, place)?, diverging)
         }
-        None => None,
-    };
-    let name = format!("rank-{}", args.rank);
-    let open = move || -> anyhow::Result<Loaded> {
-        let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
-        let (model, kv, tp) = (&args.model, &args.kv, args.tp);
-        match model.device {
-            DeviceArg::Cpu => {
-                let cpu = embedded::cpu(model, model.threads);
-                loaded_on(name, embedded::open_part(cpu, model, kv, path, place)?)
-            }
-            DeviceArg::Cuda(ordinal) => {
-                let gpu = embedded::gpu(model, ordinal, &path, tp)?;
-                loaded_on(name, embedded::open_part(gpu, model, kv, path, place)?)
-            }
+        DeviceArg::Cuda(ordinal) => {
+            let gpu = embedded::gpu(model, ordinal, &path, tp)?;
+            loaded_on(place, embedded::open_part(gpu, model, kv, path, place)?, diverging)
         }
-    };
-    let opened = tokio::task::spawn_blocking(open).await??;
-    eprintln!("rank {} of {} on {address} ({})", place.rank, place.world_size, opened.info.device);
-    loaded.send_replace(Some(opened));
-    serving.await??;
-    if let Some(claim) = claim {
-        claim.release().await;
     }
-    Ok(())
+}
+
+/// Ends on a signal, or when the rank is another process's.
+async fn shutdown(mut leave: watch::Receiver<bool>) {
+    tokio::select! {
+        () = serve::shutdown_signal() => {}
+        Ok(_) = leave.wait_for(|leave| *leave) => {}
+    }
+}
+
+/// Waits until another process has what was claimed; for ever where nothing was.
+async fn lost(claim: Option<&Claim>) -> RegistryError {
+    match claim {
+        Some(claim) => claim.lost().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What ranks exchange tensors over: what was asked for, else what suits the device. A rank alone exchanges nothing.
@@ -221,7 +272,8 @@ fn transport(asked: Option<CollectiveArg>, device: DeviceArg, place: Place) -> a
     }
 }
 
-fn loaded_on<B: Backend>(name: String, rank: Rank<B>) -> anyhow::Result<Loaded> {
-    let Rank { info, runner } = rank;
-    Ok(Loaded { info, device: Device::spawn(name, runner)? })
+fn loaded_on<B: Backend>(place: Place, opened: Rank<B>, diverge_at: Vec<u64>) -> anyhow::Result<Loaded> {
+    let Rank { info, mut runner } = opened;
+    runner.diverge_at(diverge_at);
+    Ok(Loaded { info, device: Device::spawn(format!("rank-{}", place.rank), runner)? })
 }

@@ -1,10 +1,10 @@
 //! What every [`Registry`] must do, as one suite that all implementations run.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::{RankRecord, Registry, RegistryError};
+use crate::{GroupRecord, RankEvent, RankRecord, RankWatch, Registry, RegistryError};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(300);
@@ -18,6 +18,9 @@ pub async fn run(registry: &dyn Registry) {
     one_of_many_claimants_has_the_rank(registry).await;
     a_rank_that_is_given_back_goes_to_who_waits(registry).await;
     groups_are_apart_and_named_soberly(registry).await;
+    who_follows_is_told_of_each_change(registry).await;
+    who_is_slow_is_told_all_anew(registry).await;
+    of_two_epochs_the_later_stands(registry).await;
 }
 
 fn record(rank: u32) -> RankRecord {
@@ -81,6 +84,73 @@ async fn groups_are_apart_and_named_soberly(registry: &dyn Registry) {
     for bad in ["", "a/b", "a b", "é", &"x".repeat(129)] {
         assert_eq!(registry.ranks(bad).await, Err(RegistryError::BadGroup(bad.to_owned())));
     }
+}
+
+async fn told(watch: &mut RankWatch) -> RankEvent {
+    timeout(PATIENCE, watch.next()).await.expect("told in time").expect("a registry that is there")
+}
+
+async fn who_follows_is_told_of_each_change(registry: &dyn Registry) {
+    let held = registry.claim("e", record(1), SHORT).await.expect("a free rank");
+    let mut watch = registry.watch("e").await.expect("a watch");
+    let RankEvent::All(before) = told(&mut watch).await else { panic!("all come first") };
+    assert_eq!(Ok(before), registry.ranks("e").await);
+    let (new, other) = (record(0), record(0));
+    let claimed = registry.claim("e", new.clone(), SHORT).await.expect("a free rank");
+    let elsewhere = registry.claim("e.2", other, SHORT).await.expect("a free rank");
+    assert_eq!(told(&mut watch).await, RankEvent::Claimed(new));
+    held.release().await;
+    assert_eq!(told(&mut watch).await, RankEvent::Freed(1), "nothing of other groups");
+    claimed.release().await;
+    assert_eq!(told(&mut watch).await, RankEvent::Freed(0));
+    elsewhere.release().await;
+    assert_eq!(registry.watch("a/b").await.map(|_| ()), Err(RegistryError::BadGroup("a/b".into())));
+}
+
+async fn who_is_slow_is_told_all_anew(registry: &dyn Registry) {
+    let mut watch = registry.watch("f").await.expect("a watch");
+    assert_eq!(told(&mut watch).await, RankEvent::All(Vec::new()));
+    // More than may wait, and nobody reads.
+    for _ in 0..crate::follow::WAITING {
+        registry.claim("f", record(0), SHORT).await.expect("a free rank").release().await;
+    }
+    let last = record(2);
+    let held = registry.claim("f", last.clone(), SHORT).await.expect("a free rank");
+    let (mut known, mut anew) = (BTreeMap::new(), 0);
+    while known != BTreeMap::from([(2, last.clone())]) {
+        let event = told(&mut watch).await;
+        anew += usize::from(matches!(event, RankEvent::All(_)));
+        event.apply(&mut known);
+    }
+    assert!(anew > 0, "the gap is visible");
+    held.release().await;
+    assert_eq!(told(&mut watch).await, RankEvent::Freed(2), "and from there it goes on");
+}
+
+async fn of_two_epochs_the_later_stands(registry: &dyn Registry) {
+    let formed = |epoch, digest: &str| GroupRecord {
+        epoch,
+        world_size: 3,
+        model: "m".into(),
+        digest: digest.into(),
+        policies: vec!["window".into()],
+    };
+    assert_eq!(registry.group("h").await, Ok(None));
+    for epoch in [1, 4] {
+        assert_eq!(registry.announce("h", formed(epoch, "a")).await, Ok(()));
+        assert_eq!(registry.group("h").await, Ok(Some(formed(epoch, "a"))));
+    }
+    assert_eq!(registry.announce("h", formed(4, "a")).await, Ok(()), "the same once more");
+    for epoch in [3, 4] {
+        let stale = RegistryError::StaleEpoch { group: "h".into(), epoch, found: 4 };
+        assert_eq!(registry.announce("h", formed(epoch, "b")).await, Err(stale));
+    }
+    assert_eq!(registry.group("h").await, Ok(Some(formed(4, "a"))));
+    // Of all that come at once, the latest.
+    let announced = join_all((5..21).map(|epoch| registry.announce("h", formed(epoch, "c")))).await;
+    assert!(announced.iter().any(Result::is_ok));
+    assert_eq!(registry.group("h").await, Ok(Some(formed(20, "c"))));
+    assert_eq!(registry.group("h.2").await, Ok(None));
 }
 
 /// All at once, in order of the futures.

@@ -1,17 +1,22 @@
 //! A registry in etcd.
 
-use std::time::Duration;
+mod follow;
+
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use palimpsest_tls::{ClientTls, Connector, explain};
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tonic::transport::Endpoint;
 
-use crate::{ANSWER_LIMIT, Claim, LEASE, RankRecord, Registry, RegistryError, check_group};
+use crate::{ANSWER_LIMIT, Claim, GroupRecord, LEASE, RankRecord, RankWatch, Registry, RegistryError, check_group};
 
 /// How etcd is reached.
 #[derive(Debug, Clone)]
@@ -24,11 +29,19 @@ pub struct EtcdOptions {
     pub tls: Option<ClientTls>,
     /// Prefix of all keys.
     pub root: String,
+    /// Time after which the rank of a process that died without a word is free again; whole seconds, at least one.
+    pub lease: Duration,
 }
 
 impl Default for EtcdOptions {
     fn default() -> Self {
-        Self { endpoints: vec!["http://127.0.0.1:2379".into()], user: None, tls: None, root: "/palimpsest/v1".into() }
+        Self {
+            endpoints: vec!["http://127.0.0.1:2379".into()],
+            user: None,
+            tls: None,
+            root: "/palimpsest/v1".into(),
+            lease: LEASE,
+        }
     }
 }
 
@@ -76,6 +89,18 @@ impl EtcdRegistry {
         format!("{}{rank:05}", self.prefix(group))
     }
 
+    fn epoch_key(&self, group: &str) -> String {
+        format!("{}/groups/{group}/epoch", self.options.root)
+    }
+
+    /// What was announced of a group, and the revision of its key: 0 where nothing was.
+    async fn announced(&self, key: &str) -> Result<(Option<GroupRecord>, i64), RegistryError> {
+        let mut client = self.client.kv_client();
+        let answer = within(&self.options, client.get(key, None)).await?;
+        let Some(kv) = answer.kvs().first() else { return Ok((None, 0)) };
+        Ok((Some(parse(kv.key(), kv.value())?), kv.mod_revision()))
+    }
+
     /// Who has a rank.
     async fn holder(&self, key: &str) -> Result<Option<RankRecord>, RegistryError> {
         let mut client = self.client.kv_client();
@@ -86,7 +111,8 @@ impl EtcdRegistry {
     /// Takes a rank under a new lease, if nobody else has it. Returns the lease, or who has the rank.
     async fn take(&self, key: &str, record: &RankRecord) -> Result<Result<i64, RankRecord>, RegistryError> {
         let mut client = self.client.clone();
-        let lease = within(&self.options, client.lease_grant(LEASE.as_secs() as i64, None)).await?.id();
+        let lease =
+            within(&self.options, client.lease_grant(self.options.lease.as_secs().max(1) as i64, None)).await?.id();
         let value = serde_json::to_vec(record).unwrap_or_default();
         let put = TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
         let get = TxnOp::get(key, None);
@@ -130,30 +156,29 @@ impl EtcdRegistry {
             if answer.is_none_or(|answer| answer.ttl() <= 0) {
                 return Ok(());
             }
-            sleep(LEASE / 4).await;
+            sleep(self.options.lease / 4).await;
         }
     }
 
-    /// Holds a claim, and takes it again whenever it was lost, for ever.
-    async fn hold(&self, key: &str, record: &RankRecord, held: &std::sync::atomic::AtomicI64) {
+    /// Holds a claim, and takes it again whenever it was lost, until another process has it: that one is returned.
+    async fn hold(&self, key: &str, record: &RankRecord, held: &AtomicI64) -> RankRecord {
         loop {
-            let lease = held.load(std::sync::atomic::Ordering::SeqCst);
-            if let Err(error) = self.keep_alive(lease).await {
+            if let Err(error) = self.keep_alive(held.load(Ordering::SeqCst)).await {
                 tracing::warn!(%key, %error, "the registry is away; this rank serves on");
             }
             loop {
                 match self.take(key, record).await {
                     Ok(Ok(lease)) => {
                         tracing::info!(%key, "claimed again");
-                        held.store(lease, std::sync::atomic::Ordering::SeqCst);
+                        held.store(lease, Ordering::SeqCst);
                         break;
                     }
-                    Ok(Err(holder)) => {
-                        tracing::error!(%key, address = %holder.address, "another process holds this rank")
-                    }
+                    // Freed while we asked: once more.
+                    Ok(Err(holder)) if holder.session == record.session => {}
+                    Ok(Err(holder)) => return holder,
                     Err(error) => tracing::debug!(%key, %error, "still away"),
                 }
-                sleep(LEASE / 10).await;
+                sleep(self.options.lease / 10).await;
             }
         }
     }
@@ -176,25 +201,62 @@ impl Registry for EtcdRegistry {
             }
         };
         let (end, ended) = oneshot::channel::<()>();
-        let registry = self.clone();
+        let (lost, loss) = watch::channel(None);
+        let (registry, group) = (self.clone(), group.to_owned());
         let keeper = tokio::spawn(async move {
-            let held = std::sync::atomic::AtomicI64::new(lease);
+            let held = AtomicI64::new(lease);
+            let taken = async {
+                let RankRecord { rank, address, .. } = registry.hold(&key, &record, &held).await;
+                lost.send_replace(Some(RegistryError::RankTaken { group, rank, address }));
+            };
             tokio::select! {
-                () = registry.hold(&key, &record, &held) => {}
+                () = taken => return,
                 // Either way the claim is over.
                 _ = ended => {}
             }
-            registry.revoke(held.load(std::sync::atomic::Ordering::SeqCst)).await;
+            registry.revoke(held.load(Ordering::SeqCst)).await;
         });
-        Ok(Claim::new(keeper, end))
+        Ok(Claim::new(keeper, end, loss))
     }
 
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError> {
         check_group(group)?;
-        let mut client = self.client.kv_client();
-        let options = GetOptions::new().with_prefix();
-        let answer = within(&self.options, client.get(self.prefix(group), Some(options))).await?;
-        answer.kvs().iter().map(|kv| parse(kv.key(), kv.value())).collect()
+        Ok(self.listed(&self.prefix(group)).await?.0)
+    }
+
+    async fn watch(&self, group: &str) -> Result<RankWatch, RegistryError> {
+        check_group(group)?;
+        let (events, watch) = RankWatch::new();
+        let (registry, prefix) = (self.clone(), self.prefix(group));
+        tokio::spawn(async move { registry.follow(&prefix, &events).await });
+        Ok(watch)
+    }
+
+    async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError> {
+        check_group(group)?;
+        let (key, value) = (self.epoch_key(group), serde_json::to_vec(&record).unwrap_or_default());
+        loop {
+            let (found, revision) = self.announced(&key).await?;
+            match found {
+                // It arrived after all when we took etcd to be away.
+                Some(found) if found == record => return Ok(()),
+                Some(GroupRecord { epoch: found, .. }) if found >= record.epoch => {
+                    return Err(RegistryError::StaleEpoch { group: group.to_owned(), epoch: record.epoch, found });
+                }
+                _ => {}
+            }
+            let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
+            let put = TxnOp::put(key.as_str(), value.clone(), None);
+            let mut client = self.client.kv_client();
+            if within(&self.options, client.txn(Txn::new().when([unchanged]).and_then([put]))).await?.succeeded() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn group(&self, group: &str) -> Result<Option<GroupRecord>, RegistryError> {
+        check_group(group)?;
+        Ok(self.announced(&self.epoch_key(group)).await?.0)
     }
 }
 
@@ -222,7 +284,7 @@ fn encrypted(endpoints: &[String], tls: &ClientTls) -> Result<etcd_client::Chann
 /// What etcd's refusals have in common.
 const DENIALS: [&str; 5] = ["authentication", "user name", "permission denied", "auth token", "auth not enabled"];
 
-fn parse(key: &[u8], value: &[u8]) -> Result<RankRecord, RegistryError> {
+fn parse<T: serde::de::DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, RegistryError> {
     serde_json::from_slice(value).map_err(|error| RegistryError::Corrupt {
         key: String::from_utf8_lossy(key).into_owned(),
         why: error.to_string(),

@@ -82,17 +82,42 @@ async fn nobody_there_is_said_in_time() {
     assert!(started.elapsed() < 3 * ANSWER_LIMIT, "{:?}", started.elapsed());
 }
 
+/// Leases of outages in tests.
+const SHORT_LEASE: Duration = Duration::from_secs(2);
+
+/// A rank whose lease ran out and whose key another process has claimed is told who has it, and leaves that one alone.
+#[tokio::test]
+async fn a_rank_that_another_process_took_is_told() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let registry = EtcdRegistry::connect(EtcdOptions { lease: SHORT_LEASE, ..etcd.options() }).await.expect("etcd");
+    let claim = registry.claim("g", RankRecord::new(1, 2, "10.0.0.1:1".into()), LEASE).await.expect("a free rank");
+    let lost = tokio::spawn(claim.lost());
+    // What an outage does to a lease, and who came first after it.
+    let mut kv = registry.client.kv_client();
+    let found = kv.get(registry.key("g", 1), None).await.expect("an answer");
+    let other = RankRecord::new(1, 2, "10.0.0.9:1".into());
+    let value = serde_json::to_vec(&other).expect("JSON");
+    registry.client.lease_client().revoke(found.kvs()[0].lease()).await.expect("a lease");
+    kv.put(registry.key("g", 1), value, None).await.expect("a put");
+    let error = timeout(5 * SHORT_LEASE, lost).await.expect("told in time").expect("no panic");
+    assert_eq!(error, RegistryError::RankTaken { group: "g".into(), rank: 1, address: other.address.clone() });
+    claim.release().await;
+    assert_eq!(registry.ranks("g").await, Ok(vec![other]));
+}
+
 /// etcd hangs for longer than a lease: the claim is there again when it is back, and nobody is told that the rank died.
 #[tokio::test]
 async fn a_claim_outlives_an_outage() {
     let Some(etcd) = Etcd::start().await else { return };
-    let registry = etcd.registry().await;
+    let registry = EtcdRegistry::connect(EtcdOptions { lease: SHORT_LEASE, ..etcd.options() }).await.expect("etcd");
     let record = RankRecord::new(1, 2, "10.0.0.1:1".into());
     let claim = registry.claim("g", record.clone(), LEASE).await.expect("a free rank");
+    let (lost, mut told) = (tokio::spawn(claim.lost()), registry.watch("g").await.expect("a watch"));
+    assert_eq!(told.next().await, Some(crate::RankEvent::All(vec![record.clone()])));
     etcd.signal("STOP");
     let error = registry.ranks("g").await.expect_err("etcd is stopped");
     assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
-    sleep(LEASE + Duration::from_secs(2)).await;
+    sleep(SHORT_LEASE + Duration::from_secs(2)).await;
     etcd.signal("CONT");
     let back = Instant::now();
     // Its lease has run out meanwhile, so for a moment it may be missing.
@@ -102,8 +127,14 @@ async fn a_claim_outlives_an_outage() {
         steady = if registry.ranks("g").await == Ok(vec![record.clone()]) { steady + 1 } else { 0 };
         sleep(Duration::from_millis(200)).await;
     }
+    assert!(!lost.is_finished(), "a claim that is made again is not lost");
     claim.release().await;
     assert_eq!(registry.ranks("g").await, Ok(Vec::new()));
+    // However often it was told meanwhile, in the end it is told that nobody is there.
+    let mut known = [(1, record)].into();
+    while !std::collections::BTreeMap::is_empty(&known) {
+        timeout(5 * SHORT_LEASE, told.next()).await.expect("an event in time").expect("an event").apply(&mut known);
+    }
 }
 
 #[tokio::test]
@@ -169,6 +200,23 @@ async fn with_tls_it_conforms_and_strangers_are_refused() {
         let error = EtcdRegistry::connect(with(files)).await.expect_err("a stranger").to_string();
         assert!(error.contains(expected) || error.contains("asks for a client certificate"), "{error}");
     }
+}
+
+/// What happened since a revision that etcd has forgotten is not guessed: all is told anew.
+#[tokio::test]
+async fn a_watch_outlives_compaction() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let registry = etcd.registry().await;
+    let claim = registry.claim("g", RankRecord::new(0, 1, "10.0.0.1:1".into()), LEASE).await.expect("a free rank");
+    let (ranks, revision) = registry.listed(&registry.prefix("g")).await.expect("a list");
+    registry.client.kv_client().compact(revision, None).await.expect("a compaction");
+    let (events, mut told) = tokio::sync::mpsc::channel(4);
+    let gap = timeout(ANSWER_LIMIT, registry.follow_from(&registry.prefix("g"), 1, &events)).await.expect("it ends");
+    assert!(told.try_recv().is_err(), "nothing is told of what etcd has forgotten: {gap:?}");
+    let mut watch = registry.watch("g").await.expect("a watch");
+    assert_eq!(watch.next().await, Some(crate::RankEvent::All(ranks)));
+    claim.release().await;
+    assert_eq!(watch.next().await, Some(crate::RankEvent::Freed(0)));
 }
 
 #[tokio::test]

@@ -3,25 +3,32 @@
 //! | key | value | written by | lives |
 //! |---|---|---|---|
 //! | `{root}/groups/{group}/ranks/{rank}` | [`RankRecord`] as JSON | the rank, if nobody has the key | as long as the rank's lease |
+//! | `{root}/groups/{group}/epoch` | [`GroupRecord`] as JSON | the coordinator, if the epoch is later than the one that stands there | for ever |
 //!
 //! A registry says where ranks are, not whether they live: the coordinator asks it only while it forms a group, and learns
 //! of dead and hung ranks from their beats. So a registry that is away harms no running group. A rank that loses its lease
-//! meanwhile claims its key again, under the same session, as soon as the registry is back.
+//! meanwhile claims its key again, under the same session, as soon as the registry is back; one whose key another process has
+//! claimed by then is told ([`Claim::lost`]), and leaves.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod follow;
 mod memory;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 #[cfg(feature = "etcd")]
 pub use self::etcd::{EtcdOptions, EtcdRegistry};
+pub use self::follow::{RankEvent, RankWatch};
 pub use self::memory::MemoryRegistry;
 
 /// What a rank says of itself.
@@ -44,6 +51,21 @@ impl RankRecord {
     }
 }
 
+/// The last incarnation of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Its number.
+    pub epoch: u64,
+    /// Ranks.
+    pub world_size: u32,
+    /// The model that is served.
+    pub model: String,
+    /// Digest of what is the same on all ranks: weights, indexer, options, arithmetic and build.
+    pub digest: String,
+    /// Policies that requests may name.
+    pub policies: Vec<String>,
+}
+
 /// Finds ranks, and lets them be found.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
@@ -59,18 +81,53 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     /// When the registry cannot be used.
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError>;
+
+    /// Follows the ranks of a group. A registry that is away only delays what is told.
+    ///
+    /// # Errors
+    /// [`RegistryError::BadGroup`].
+    async fn watch(&self, group: &str) -> Result<RankWatch, RegistryError>;
+
+    /// Says that a group has formed; once more is as good as once.
+    ///
+    /// # Errors
+    /// [`RegistryError::StaleEpoch`] when another coordinator formed it as late or later; others when the registry cannot
+    /// be used.
+    async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError>;
+
+    /// The last incarnation of a group that was announced.
+    ///
+    /// # Errors
+    /// When the registry cannot be used.
+    async fn group(&self, group: &str) -> Result<Option<GroupRecord>, RegistryError>;
 }
 
 /// Keeps a rank claimed. Dropping it gives the rank back in the background; [`Claim::release`] waits for that.
 #[derive(Debug)]
 pub struct Claim {
     keeper: Option<JoinHandle<()>>,
-    end: Option<tokio::sync::oneshot::Sender<()>>,
+    end: Option<oneshot::Sender<()>>,
+    loss: watch::Receiver<Option<RegistryError>>,
 }
 
 impl Claim {
-    fn new(keeper: JoinHandle<()>, end: tokio::sync::oneshot::Sender<()>) -> Self {
-        Self { keeper: Some(keeper), end: Some(end) }
+    fn new(keeper: JoinHandle<()>, end: oneshot::Sender<()>, loss: watch::Receiver<Option<RegistryError>>) -> Self {
+        Self { keeper: Some(keeper), end: Some(end), loss }
+    }
+
+    /// Waits until another process has the rank, and says who: its lease ran out while the registry was away, and that one
+    /// came first. Who hears this must stop serving as the rank. A registry that is away, and a claim that is made again,
+    /// are no loss.
+    pub fn lost(&self) -> impl Future<Output = RegistryError> + Send + 'static {
+        let mut loss = self.loss.clone();
+        async move {
+            let found = loss.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+            match found {
+                Some(error) => error,
+                // The claim was given back.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Gives the rank back.
@@ -108,6 +165,18 @@ pub enum RegistryError {
         rank: u32,
         /// Where its holder listens.
         address: String,
+    },
+    /// Another incarnation of the group is later.
+    #[error(
+        "group {group} has formed in epoch {found} already, this is epoch {epoch}: does another coordinator lead it?"
+    )]
+    StaleEpoch {
+        /// The group.
+        group: String,
+        /// What was to be announced.
+        epoch: u64,
+        /// What stands there.
+        found: u64,
     },
     /// A name that cannot be part of a key.
     #[error("`{0}` is no name of a group: use letters, digits, `-`, `_` and `.`")]

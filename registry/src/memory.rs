@@ -2,14 +2,17 @@
 
 use std::{
     collections::BTreeMap,
+    collections::btree_map::Entry,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
-use crate::{Claim, RankRecord, Registry, RegistryError, check_group};
+use crate::{
+    Claim, GroupRecord, RankEvent, RankRecord, RankWatch, Registry, RegistryError, check_group, follow::WAITING,
+};
 
 /// A registry in memory; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -17,23 +20,75 @@ pub struct MemoryRegistry(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    ranks: Mutex<BTreeMap<(String, u32), RankRecord>>,
+    state: Mutex<State>,
     freed: Notify,
 }
 
-impl Shared {
-    fn ranks(&self) -> MutexGuard<'_, BTreeMap<(String, u32), RankRecord>> {
-        self.ranks.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Debug)]
+struct State {
+    ranks: BTreeMap<(String, u32), RankRecord>,
+    groups: BTreeMap<String, GroupRecord>,
+    /// Changes of `ranks`, with their group.
+    changes: broadcast::Sender<(String, RankEvent)>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { ranks: BTreeMap::new(), groups: BTreeMap::new(), changes: broadcast::channel(WAITING).0 }
+    }
+}
+
+impl State {
+    fn ranks_of(&self, group: &str) -> Vec<RankRecord> {
+        self.ranks.iter().filter(|(key, _)| key.0 == group).map(|(_, record)| record.clone()).collect()
     }
 
     /// Takes the rank, or says who has it.
-    fn take(&self, key: &(String, u32), record: &RankRecord) -> Result<(), RankRecord> {
-        match self.ranks().entry(key.clone()) {
-            std::collections::btree_map::Entry::Vacant(free) => {
-                free.insert(record.clone());
-                Ok(())
+    fn take(&mut self, key: &(String, u32), record: &RankRecord) -> Result<(), RankRecord> {
+        match self.ranks.entry(key.clone()) {
+            Entry::Vacant(free) => free.insert(record.clone()),
+            Entry::Occupied(held) => return Err(held.get().clone()),
+        };
+        // Nobody may listen.
+        let _ = self.changes.send((key.0.clone(), RankEvent::Claimed(record.clone())));
+        Ok(())
+    }
+
+    fn free(&mut self, key: &(String, u32)) {
+        self.ranks.remove(key);
+        let _ = self.changes.send((key.0.clone(), RankEvent::Freed(key.1)));
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `events` of a group's ranks until nobody listens.
+    async fn follow(&self, group: &str, events: &mpsc::Sender<RankEvent>) {
+        while let Ok(room) = events.reserve().await {
+            let mut changes = {
+                let state = self.state();
+                room.send(RankEvent::All(state.ranks_of(group)));
+                state.changes.subscribe()
+            };
+            loop {
+                let change = tokio::select! {
+                    change = changes.recv() => change,
+                    () = events.closed() => return,
+                };
+                match change {
+                    Ok((of, event)) if of == group => {
+                        if events.try_send(event).is_err() {
+                            break;
+                        }
+                    }
+                    Ok(_) => {}
+                    // Too far behind: all is told anew.
+                    Err(_) => break,
+                }
             }
-            std::collections::btree_map::Entry::Occupied(held) => Err(held.get().clone()),
         }
     }
 }
@@ -46,7 +101,7 @@ impl Registry for MemoryRegistry {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let freed = self.0.freed.notified();
-            let Err(holder) = self.0.take(&key, &record) else { break };
+            let Err(holder) = self.0.state().take(&key, &record) else { break };
             if tokio::time::timeout_at(deadline, freed).await.is_err() {
                 let (group, rank) = key;
                 return Err(RegistryError::RankTaken { group, rank, address: holder.address });
@@ -57,15 +112,43 @@ impl Registry for MemoryRegistry {
         let keeper = tokio::spawn(async move {
             // Either way the claim is over.
             let _ = ended.await;
-            shared.ranks().remove(&key);
+            shared.state().free(&key);
             shared.freed.notify_waiters();
         });
-        Ok(Claim::new(keeper, end))
+        // Nothing here forgets a claim.
+        let (_, never) = watch::channel(None);
+        Ok(Claim::new(keeper, end, never))
     }
 
     async fn ranks(&self, group: &str) -> Result<Vec<RankRecord>, RegistryError> {
         check_group(group)?;
-        Ok(self.0.ranks().iter().filter(|(key, _)| key.0 == group).map(|(_, record)| record.clone()).collect())
+        Ok(self.0.state().ranks_of(group))
+    }
+
+    async fn watch(&self, group: &str) -> Result<RankWatch, RegistryError> {
+        check_group(group)?;
+        let (events, watch) = RankWatch::new();
+        let (shared, group) = (self.0.clone(), group.to_owned());
+        tokio::spawn(async move { shared.follow(&group, &events).await });
+        Ok(watch)
+    }
+
+    async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError> {
+        check_group(group)?;
+        let mut state = self.0.state();
+        match state.groups.get(group) {
+            Some(found) if *found == record => {}
+            Some(&GroupRecord { epoch: found, .. }) if found >= record.epoch => {
+                return Err(RegistryError::StaleEpoch { group: group.to_owned(), epoch: record.epoch, found });
+            }
+            _ => drop(state.groups.insert(group.to_owned(), record)),
+        }
+        Ok(())
+    }
+
+    async fn group(&self, group: &str) -> Result<Option<GroupRecord>, RegistryError> {
+        check_group(group)?;
+        Ok(self.0.state().groups.get(group).cloned())
     }
 }
 

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::etcd::Etcd;
 use crate::hosts::Hosts;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_tests::{STRIDE, tiny_model};
@@ -42,13 +43,55 @@ pub struct Cluster {
     logs: TempDir,
 }
 
-/// Where a rank runs.
+/// Where and how a rank runs.
 struct RankPlace {
     address: String,
     namespace: Option<String>,
+    /// Arguments of its own.
+    more: Vec<String>,
+}
+
+impl RankPlace {
+    fn here() -> Self {
+        Self { address: free_address(), namespace: None, more: Vec::new() }
+    }
 }
 
 struct Process(Child);
+
+impl Process {
+    /// How it ended, if it does in time.
+    fn ends_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let started = Instant::now();
+        while started.elapsed() < limit {
+            if let Some(status) = self.0.try_wait().expect("a child") {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+}
+
+/// A process whose rank another one has.
+pub struct Former(Process);
+
+impl Former {
+    pub fn signal(&self, signal: &str) {
+        send(signal, self.0.0.id());
+    }
+
+    /// Whether it gives up by itself.
+    pub fn fails_within(&mut self, limit: Duration) -> bool {
+        self.0.ends_within(limit).is_some_and(|status| !status.success())
+    }
+}
+
+/// Sends a signal to a process of ours.
+pub fn send(signal: &str, pid: u32) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success(), "{signal} for process {pid}");
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -58,7 +101,7 @@ impl Drop for Process {
 }
 
 /// A port that was free a moment ago.
-fn free_address() -> String {
+pub fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").to_string()
 }
@@ -78,8 +121,21 @@ impl Cluster {
 
     /// Starts one rank over each model. What the coordinator says when it refuses them is the error.
     pub async fn start_mixed(models: &[&Tiny]) -> Result<Self, String> {
-        let places = models.iter().map(|_| RankPlace { address: free_address(), namespace: None }).collect();
+        let places = models.iter().map(|_| RankPlace::here()).collect();
         Self::start_at(models, places).await
+    }
+
+    /// Starts `tp` ranks, of which `rank` computes something else in the given steps of its life.
+    pub async fn start_diverging(tiny: &Tiny, tp: usize, rank: usize, steps: &str) -> Self {
+        let mut places: Vec<_> = (0..tp).map(|_| RankPlace::here()).collect();
+        places[rank].more = vec!["--inject-divergence".into(), steps.into()];
+        Self::start_at(&vec![tiny; tp], places).await.expect("a group")
+    }
+
+    /// Starts `tp` ranks that are found in `etcd`.
+    pub async fn start_in(etcd: &Etcd, tiny: &Tiny, tp: usize) -> Self {
+        let places = (0..tp).map(|_| RankPlace { more: etcd.arguments(), ..RankPlace::here() }).collect();
+        Self::start_at(&vec![tiny; tp], places).await.expect("a group")
     }
 
     /// Starts one rank on each host.
@@ -87,6 +143,7 @@ impl Cluster {
         let place = |host| RankPlace {
             address: format!("{}:50061", hosts.address(Some(host))),
             namespace: Some(hosts.name(host).to_owned()),
+            more: Vec::new(),
         };
         let places = (0..hosts.len()).map(place).collect();
         Self::start_at(&vec![tiny; hosts.len()], places).await.expect("a group")
@@ -101,16 +158,11 @@ impl Cluster {
         let ranks = (0..models.len()).map(spawn).collect();
         let log = File::create(logs.path().join("coordinator")).expect("a log");
         let mut command = Command::new(PROGRAM);
-        command.args([
-            "coordinator",
-            "--ranks",
-            &addresses.join(","),
-            "--listen",
-            &listen,
-            "--no-http",
-            "--log",
-            "info",
-        ]);
+        command.args(["coordinator", "--listen", &listen, "--no-http", "--log", "info"]);
+        match places.iter().find(|place| place.more.contains(&"--etcd".into())) {
+            Some(place) => command.args(&place.more).args(["--tp", &places.len().to_string()]),
+            None => command.args(["--ranks", &addresses.join(",")]),
+        };
         let mut coordinator = Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a coordinator"));
         let endpoint = Endpoint::from_shared(format!("http://{listen}")).expect("an address");
         let started = Instant::now();
@@ -161,6 +213,13 @@ impl Cluster {
         self.ranks[rank] = started;
     }
 
+    /// Starts another process as `rank`, somewhere else, and leaves the old one alone.
+    pub fn double(&mut self, rank: usize) -> Former {
+        self.places[rank].address = free_address();
+        let started = spawn_rank(&self.models[rank], rank, self.models.len(), &self.places[rank], &self.logs);
+        Former(std::mem::replace(&mut self.ranks[rank], started))
+    }
+
     /// kill -9.
     pub fn kill(&mut self, rank: usize) {
         self.ranks[rank].0.kill().expect("a child");
@@ -168,8 +227,7 @@ impl Cluster {
     }
 
     pub fn signal(&self, rank: usize, signal: &str) {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid(rank).to_string()]).status();
-        assert!(sent.expect("kill runs").success(), "{signal} for rank {rank}");
+        send(signal, self.pid(rank));
     }
 
     pub fn pid(&self, rank: usize) -> u32 {
@@ -188,6 +246,15 @@ impl Cluster {
 
     pub fn coordinator_log(&self) -> String {
         std::fs::read_to_string(self.logs.path().join("coordinator")).expect("a log")
+    }
+
+    pub fn rank_log(&self, rank: usize) -> String {
+        std::fs::read_to_string(self.logs.path().join(format!("rank-{rank}"))).expect("a log")
+    }
+
+    /// How often processes of a rank have loaded the model.
+    pub fn loads(&self, rank: usize) -> usize {
+        self.rank_log(rank).matches(&format!("rank {rank} of {} on ", self.ranks.len())).count()
     }
 
     /// Groups that were lost so far.
@@ -211,7 +278,7 @@ fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, place: &RankPlace
     command.arg("worker").arg("--model").arg(model);
     command.args(["--listen", &place.address, "--threads", "1", "--log", "info"]);
     command.args(["--rank", &rank.to_string(), "--tp", &tp.to_string(), "--kv-memory-mib", "64"]);
-    command.args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
+    command.args(&place.more).args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
     Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a rank"))
 }
 
@@ -236,14 +303,6 @@ pub fn get(address: &str, path: &str) -> Option<String> {
 /// Whether a process ends with success within ten seconds of SIGTERM.
 pub fn ends_on_term(child: std::process::Child) -> bool {
     let mut process = Process(child);
-    let sent = Command::new("kill").args(["-TERM", &process.0.id().to_string()]).status();
-    assert!(sent.expect("kill runs").success());
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(10) {
-        if let Some(status) = process.0.try_wait().expect("a child") {
-            return status.success();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
+    send("TERM", process.0.id());
+    process.ends_within(Duration::from_secs(10)).is_some_and(|status| status.success())
 }

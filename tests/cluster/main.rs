@@ -1,6 +1,7 @@
 //! Real processes that are killed, stopped and started again: what a cluster's worst days look like, on a tiny model.
 
 mod cluster;
+mod etcd;
 mod hosts;
 
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
 use palimpsest_tests::service::ask;
 use palimpsest_tests::{VOCABULARY, random};
+use tonic::Code;
 
 /// Rounds of kill -9; `PALIMPSEST_TEST_KILLS` asks for more.
 const KILLS: usize = 6;
@@ -83,7 +85,7 @@ async fn killed_ranks_cost_no_request() {
         let moment = random(7 + round as u64, 1)[0].abs();
         tokio::time::sleep(Duration::from_secs_f32(0.01 + 0.6 * moment)).await;
         let victim = round % 3;
-        let survivors: Vec<u32> = (0..3).filter(|&rank| rank != victim).map(|rank| cluster.pid(rank)).collect();
+        let loads: Vec<usize> = (0..3).map(|rank| cluster.loads(rank)).collect();
         cluster.kill(victim);
         let killed = Instant::now();
         cluster.start_rank(victim);
@@ -94,15 +96,18 @@ async fn killed_ranks_cost_no_request() {
         }
         cluster.wait_until_ready().await;
         recoveries.push(killed.elapsed());
-        let now: Vec<u32> = (0..3).filter(|&rank| rank != victim).map(|rank| cluster.pid(rank)).collect();
-        assert_eq!(now, survivors, "survivors live on, with their weights");
+        for (rank, before) in loads.into_iter().enumerate() {
+            let expected = before + usize::from(rank == victim);
+            assert_eq!(cluster.loads(rank), expected, "round {round}: survivors of rank {victim} keep their weights");
+        }
         cluster.assert_alive();
     }
     recoveries.sort();
     let at = |share: f64| recoveries[((recoveries.len() - 1) as f64 * share) as usize];
     eprintln!(
-        "{kills} kills: all requests answered and the group ready after {:.2?} (median), {:.2?} (slowest)",
+        "{kills} kills: all requests answered and the group ready after {:.2?} (median), {:.2?} (p90), {:.2?} (slowest)",
         at(0.5),
+        at(0.9),
         at(1.0)
     );
 }
@@ -141,6 +146,43 @@ async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
     cluster.signal(1, "CONT");
     let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
     assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+}
+
+/// The text between two marks, wherever they follow each other.
+fn between<'a>(text: &'a str, (before, after): (&'a str, &'a str)) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| rest.split_once(after)).map(|(found, _)| found).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rank_that_computes_otherwise_is_named_within_the_step() {
+    let tiny = Tiny::new();
+    // Once, while the first request is answered: it goes on as if nothing had happened.
+    let mut once = Cluster::start_diverging(&tiny, 3, 1, "40").await;
+    let asked = request(31, 200, 120);
+    let replayed = ask(&once.client, asked.clone()).await.expect("an answer, by replay").tokens;
+    let whole = ask(&once.client, asked.clone()).await.expect("an answer").tokens;
+    assert_eq!(replayed, whole, "nothing of the diverged step reached the client");
+    assert_eq!(once.losses(), 1, "{}", once.coordinator_log());
+    let (told, log) = (once.rank_log(1), once.coordinator_log());
+    let diverged = between(&told, ("diverging in epoch 1, step ", ","));
+    assert_eq!(diverged.len(), 1, "{told}");
+    assert_eq!(between(&log, ("rank 1 diverged in step ", ":")), diverged, "{log}");
+    once.assert_alive();
+    // Again and again: what ran on it is given up with a reason, and the group is well again afterwards.
+    let steps: Vec<String> = (10..60).step_by(4).map(|step| step.to_string()).collect();
+    let often = Cluster::start_diverging(&tiny, 3, 2, &steps.join(",")).await;
+    let error = ask(&often.client, asked.clone()).await.expect_err("no group carries it to the end");
+    assert!([Code::Unavailable, Code::Aborted].contains(&error.code()), "{error}");
+    let reached = Instant::now();
+    while often.rank_log(2).matches("diverging in").count() < steps.len() {
+        assert!(reached.elapsed() < Duration::from_secs(60), "{}", often.rank_log(2));
+        // It may meet what is left of the faults, too.
+        let _ = ask(&often.client, asked.clone()).await;
+    }
+    let log = often.coordinator_log();
+    assert_eq!(log.matches("rank 2 diverged in step").count(), steps.len(), "{log}");
+    assert!(!log.contains("rank 0 diverged") && !log.contains("rank 1 diverged"), "{log}");
+    assert_eq!(ask(&often.client, asked).await.expect("an answer").tokens, whole);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

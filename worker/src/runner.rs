@@ -37,6 +37,10 @@ pub struct Runner<B: Backend> {
     epoch: Option<u64>,
     /// See [`Self::is_lost`].
     lost: bool,
+    /// Steps of the model so far.
+    steps: u64,
+    /// See [`Self::diverge_at`].
+    diverge_at: Vec<u64>,
 }
 
 /// A sequence of a step that passed its checks.
@@ -52,7 +56,16 @@ impl<B: Backend> Runner<B> {
     /// When the device has no room.
     pub fn new(decoder: Decoder<B>, kv: KvType, arena_bytes: usize, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
         let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, arena_bytes)?;
-        Ok(Self { decoder, arena, policies, sequences: HashMap::new(), epoch: None, lost: false })
+        Ok(Self {
+            decoder,
+            arena,
+            policies,
+            sequences: HashMap::new(),
+            epoch: None,
+            lost: false,
+            steps: 0,
+            diverge_at: Vec::new(),
+        })
     }
 
     /// The model.
@@ -129,6 +142,12 @@ impl<B: Backend> Runner<B> {
         self.lost
     }
 
+    /// A fault for tests: in these steps of the model, counted from 1 over all epochs, this rank computes something that the
+    /// others do not.
+    pub fn diverge_at(&mut self, steps: Vec<u64>) {
+        self.diverge_at = steps;
+    }
+
     /// Carries out one plan.
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();
@@ -152,6 +171,11 @@ impl<B: Backend> Runner<B> {
         }
         let mut error = String::new();
         if !admitted.is_empty() {
+            self.steps += 1;
+            if self.diverge_at.contains(&self.steps) {
+                tracing::warn!("diverging in epoch {}, step {}, as was asked", plan.epoch, plan.step);
+                self.decoder.perturb_next_step();
+            }
             match self.run(&mut admitted) {
                 Ok(done) => outputs.extend(done),
                 Err(failure) => {

@@ -6,6 +6,7 @@ use futures::future::{join_all, try_join_all};
 use palimpsest_proto::internal::v1::{
     GetRankRequest, JoinRequest, RankInfo, WatchRequest, worker_client::WorkerClient,
 };
+use palimpsest_registry::GroupRecord;
 use palimpsest_tls::{Connector, explain};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::StreamExt;
@@ -106,12 +107,28 @@ pub async fn form(members: &dyn Members, config: &Config) -> Result<Formed, Form
     }
     // Found out before the ranks give anything up for this group.
     ServedModel::new(ranks.clone())?;
-    let epoch = Epoch(ranks.iter().map(|rank| rank.epoch).max().unwrap_or(0) + 1);
+    // Ranks that were all started anew know of no epoch, and a former coordinator of the group may still speak of one.
+    let last = ranks.iter().map(|rank| rank.epoch).max().unwrap_or(0).max(members.last_epoch());
+    let epoch = Epoch(last + 1);
     let rendezvous = addresses.into_iter().flatten().next().unwrap_or_default();
     join(&channels, epoch, &rendezvous, config.join_limit).await?;
     let watchers = watch_all(&channels, config.beat_limit);
     let executor = GrpcExecutor::connect(channels, config.step_limit, watchers.failure.clone()).await?;
+    members.formed(record(epoch, &ranks));
     Ok(Formed { epoch, executor, ranks, watchers })
+}
+
+/// What others are told of a group.
+fn record(epoch: Epoch, ranks: &[RankInfo]) -> GroupRecord {
+    let model = ranks.first().and_then(|rank| rank.model.as_ref());
+    let digest = ranks.first().map(|rank| &rank.digest[..]).unwrap_or_default();
+    GroupRecord {
+        epoch: epoch.0,
+        world_size: ranks.len() as u32,
+        model: model.map(|model| model.name.clone()).unwrap_or_default(),
+        digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        policies: model.map(|model| model.policies.clone()).unwrap_or_default(),
+    }
 }
 
 /// Asks whoever listens at an address which rank it is.

@@ -6,13 +6,14 @@
 //!        └── keep: a rank is gone, hangs, or fails a step ◀─ beats · executor ─┘
 //! ```
 //! Members are looked up only when a group forms. Whether a rank lives is told by its beats, not by the registry: a registry
-//! that is away harms no running group.
+//! that is away harms no running group, and what it told last is enough to form another.
 
 mod form;
 mod keep;
 mod registry;
 
 use async_trait::async_trait;
+use palimpsest_registry::GroupRecord;
 
 pub use self::{
     form::{FormError, Formed, Watchers, form},
@@ -28,6 +29,12 @@ pub trait Members: Send + Sync + 'static {
     /// # Errors
     /// When the registry cannot be asked.
     async fn addresses(&self) -> Result<Vec<Option<String>>, MembersError>;
+
+    /// The last epoch of the group that anyone announced, as far as that is known; 0 otherwise. Waits for nobody.
+    fn last_epoch(&self) -> u64;
+
+    /// Is told that the group has formed. Waits for nobody.
+    fn formed(&self, group: GroupRecord);
 }
 
 /// Why members cannot be looked up.
@@ -57,6 +64,14 @@ impl Members for StaticMembers {
     async fn addresses(&self) -> Result<Vec<Option<String>>, MembersError> {
         Ok(self.0.iter().cloned().map(Some).collect())
     }
+
+    /// Only the ranks know.
+    fn last_epoch(&self) -> u64 {
+        0
+    }
+
+    /// There is nobody else to tell.
+    fn formed(&self, _: GroupRecord) {}
 }
 
 #[cfg(test)]

@@ -98,6 +98,7 @@ pub struct Decoder<B: Backend> {
     associative: Option<Arc<AssociativeWeights>>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
+    perturbed: bool,
     scratch: Scratch<B>,
 }
 
@@ -175,6 +176,7 @@ impl<B: Backend> Decoder<B> {
             associative: None,
             capture: None,
             state_digests: Vec::new(),
+            perturbed: false,
             scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
             exchange: Exchange::alone(),
             backend,
@@ -202,6 +204,12 @@ impl<B: Backend> Decoder<B> {
     /// group. Empty for a rank that is alone, which has nobody to compare with.
     pub fn state_digests(&self) -> &[u64] {
         &self.state_digests
+    }
+
+    /// A fault for tests: the next step starts from hidden states that no other rank has, as a damaged memory or another
+    /// kernel would have it.
+    pub fn perturb_next_step(&mut self) {
+        self.perturbed = true;
     }
 
     /// The part of the model that is here.
@@ -275,6 +283,9 @@ impl<B: Backend> Decoder<B> {
         }
         self.rotary(&spans)?;
         self.embed(&ids)?;
+        if std::mem::take(&mut self.perturbed) {
+            self.perturb(rows)?;
+        }
         for layer in 0..self.layers.len() {
             self.layer(layer, rows, &mut spans, arena)?;
         }
@@ -335,6 +346,14 @@ impl<B: Backend> Decoder<B> {
         }
         self.exchange.sum_host(&mut values)?;
         Ok(self.backend.upload(&values, x, 0)?)
+    }
+
+    /// Changes one value of each row, after the sum that makes them the same on all ranks.
+    fn perturb(&mut self, rows: usize) -> Result<()> {
+        let mut values = vec![0.0; rows * self.config.hidden];
+        self.backend.download(&self.scratch.x, 0, &mut values)?;
+        values.chunks_exact_mut(self.config.hidden).for_each(|row| row[0] += 0.25);
+        Ok(self.backend.upload(&values, &mut self.scratch.x, 0)?)
     }
 
     fn rotary(&mut self, spans: &[Span<'_>]) -> Result<()> {
