@@ -394,6 +394,9 @@ pub struct RegistryArgs {
     /// Seconds after which the rank of a process that died without a word is free again.
     #[arg(long, env = "PALIMPSEST_ETCD_LEASE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=3600))]
     pub etcd_lease_seconds: u32,
+    /// Seconds to wait for etcd when it is not there yet at the start.
+    #[arg(long, env = "PALIMPSEST_ETCD_WAIT_SECONDS", default_value_t = 60)]
+    pub etcd_wait_seconds: u32,
     /// Name of the worker group.
     #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
     pub group: String,
