@@ -35,6 +35,8 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Ask a running server.
     Generate(GenerateArgs),
+    /// Ask a server or a rank for its health, as a probe does: exit code 0 when it serves.
+    Health(HealthArgs),
     /// Measure this engine.
     Bench(BenchArgs),
     /// Train the indexer of a model from text, forward-only.
@@ -394,9 +396,27 @@ pub struct RegistryArgs {
     /// Seconds after which the rank of a process that died without a word is free again.
     #[arg(long, env = "PALIMPSEST_ETCD_LEASE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=3600))]
     pub etcd_lease_seconds: u32,
+    /// Seconds to wait for etcd when it is not there yet at the start.
+    #[arg(long, env = "PALIMPSEST_ETCD_WAIT_SECONDS", default_value_t = 60)]
+    pub etcd_wait_seconds: u32,
     /// Name of the worker group.
     #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
     pub group: String,
+}
+
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// Server or rank to ask.
+    #[arg(default_value = "http://127.0.0.1:50051", env = "PALIMPSEST_SERVER")]
+    pub server: String,
+    /// Service, such as palimpsest.v1.Inference; the whole process when not given.
+    #[arg(long, default_value = "")]
+    pub service: String,
+    /// Seconds to wait for the answer.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
 }
 
 #[derive(Debug, Args)]

@@ -109,7 +109,27 @@ async fn registry(args: &RegistryArgs) -> anyhow::Result<Option<Arc<dyn Registry
     let tls = if encrypted > 0 { Some(ClientTls::open(files)?) } else { None };
     let lease = Duration::from_secs(args.etcd_lease_seconds.into());
     let options = EtcdOptions { endpoints: args.etcd.clone(), user, tls, lease, ..EtcdOptions::default() };
-    Ok(Some(Arc::new(EtcdRegistry::connect(options).await?)))
+    Ok(Some(Arc::new(connect(options, Duration::from_secs(args.etcd_wait_seconds.into())).await?)))
+}
+
+/// Connects to etcd, which may start beside this process: not being there is no reason to give up before `patience` is.
+#[cfg(feature = "etcd")]
+async fn connect(options: EtcdOptions, patience: Duration) -> Result<EtcdRegistry, RegistryError> {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let since = tokio::time::Instant::now();
+    let mut is_told = false;
+    loop {
+        match EtcdRegistry::connect(options.clone()).await {
+            Err(RegistryError::Unreachable { why, .. }) if since.elapsed() + PAUSE < patience => {
+                if !is_told {
+                    eprintln!("waiting for etcd at {}: {why}", options.endpoints.join(", "));
+                }
+                is_told = true;
+                tokio::time::sleep(PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
 }
 
 #[cfg(not(feature = "etcd"))]

@@ -35,8 +35,13 @@ pub async fn run(args: GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens a channel to a server.
+/// Opens a channel to a server for its requests.
 pub async fn connect(server: &str, tls: &ClientTlsArgs) -> anyhow::Result<InferenceClient<Channel>> {
+    Ok(InferenceClient::new(channel(server, tls).await?).max_decoding_message_size(MAX_EVENT_BYTES))
+}
+
+/// Opens a channel to a server.
+pub async fn channel(server: &str, tls: &ClientTlsArgs) -> anyhow::Result<Channel> {
     let wrong = || format!("`{server}` is not an address such as http://127.0.0.1:50051");
     let uri: Uri = server.parse().with_context(wrong)?;
     let (tls, port) = match uri.scheme_str() {
@@ -50,14 +55,13 @@ pub async fn connect(server: &str, tls: &ClientTlsArgs) -> anyhow::Result<Infere
     let host = uri.host().with_context(wrong)?;
     // The connector speaks TLS, so that the certificates are ours to choose.
     let address = format!("http://{host}:{}", uri.port_u16().unwrap_or(port));
-    let channel = Endpoint::from_shared(address)
+    Endpoint::from_shared(address)
         .with_context(wrong)?
         .connect_timeout(Duration::from_secs(5))
         .connect_with_connector(Connector::new(tls))
         .await
         .map_err(|error| anyhow::anyhow!("{}", cause(&error)))
-        .with_context(|| format!("no server answers at {server}; start one with `palimpsest serve`"))?;
-    Ok(InferenceClient::new(channel).max_decoding_message_size(MAX_EVENT_BYTES))
+        .with_context(|| format!("no server answers at {server}; start one with `palimpsest serve`"))
 }
 
 fn request(args: &GenerateArgs) -> anyhow::Result<v1::GenerateRequest> {

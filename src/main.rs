@@ -9,6 +9,7 @@ mod embedded;
 mod eval;
 mod front;
 mod generate;
+mod health;
 mod inspect;
 mod load;
 mod pull;
@@ -47,6 +48,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Coordinator(args) => runtime()?.block_on(cluster::coordinator(args)),
         Command::Worker(args) => runtime()?.block_on(cluster::worker(args)),
         Command::Generate(args) => runtime()?.block_on(generate::run(args)),
+        Command::Health(args) => runtime()?.block_on(health::run(args)),
         Command::Bench(args) => match args.kind {
             BenchKind::Prefill(run) => bench::run("prefill", &run),
             BenchKind::Decode(run) => bench::run("decode", &run),

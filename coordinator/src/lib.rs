@@ -65,6 +65,7 @@ impl Coordinator {
     pub fn build(config: Config, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<Self, model::Error> {
         let model = ServedModel::new(ranks)?;
         let metrics = Metrics::new();
+        metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());
         let engine = engine::start(&config, &model, executor, metrics.clone());
         Ok(Self { service: Service { model: Arc::new(model), config: Arc::new(config), engine, metrics } })
     }

@@ -27,6 +27,13 @@ struct Outcome {
     outcome: &'static str,
 }
 
+/// Labels of `vllm:cache_config_info`, by which routers know how many tokens a server can hold.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheConfig {
+    block_size: u64,
+    num_gpu_blocks: u64,
+}
+
 /// All figures of a coordinator; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -49,6 +56,7 @@ struct Inner {
     reserved: Gauge,
     capacity: Gauge,
     usage: Gauge<f64, AtomicU64>,
+    cache_config: Family<CacheConfig, Gauge>,
     epoch: Gauge,
     step_age: Gauge<f64, AtomicU64>,
     /// Milliseconds from `started` to the last step's end.
@@ -93,12 +101,20 @@ impl Metrics {
             reserved: Gauge::default(),
             capacity: Gauge::default(),
             usage: Gauge::default(),
+            cache_config: Family::default(),
             epoch: Gauge::default(),
             step_age: Gauge::default(),
             last_step: AtomicU64::new(0),
             started: Instant::now(),
         };
         Self(Arc::new(inner.registered()))
+    }
+
+    /// What routers may assume of the cache: blocks of `block_size` tokens, `blocks` of them.
+    pub fn cache_config(&self, block_size: u64, blocks: u64) {
+        let family = &self.0.cache_config;
+        family.clear();
+        family.get_or_create(&CacheConfig { block_size, num_gpu_blocks: blocks }).set(1);
     }
 
     /// Prometheus' text, in the OpenMetrics format.
@@ -189,6 +205,7 @@ impl Inner {
         registry.register("vllm:num_requests_running", "Requests that run", self.running.clone());
         registry.register("vllm:num_requests_waiting", "Requests that wait", self.queued.clone());
         registry.register("vllm:kv_cache_usage_perc", "Share of the cache that is reserved", self.usage.clone());
+        registry.register("vllm:cache_config_info", "Tokens of a full cache that fit", self.cache_config.clone());
         self.registry = registry;
         self
     }
@@ -202,6 +219,7 @@ mod tests {
     fn figures_are_found_under_their_names() {
         let metrics = Metrics::new();
         metrics.step(Load { running: 2, queued: 3, reserved_bytes: 10, capacity_bytes: 40, epoch: 7 });
+        metrics.cache_config(256, 12);
         metrics.ended("eos");
         metrics.usage(&Usage { prompt_tokens: 5, evicted_tokens: 4, first_token_seconds: 0.5, ..Default::default() });
         let text = metrics.encode();
@@ -210,6 +228,7 @@ mod tests {
             "palimpsest_requests_queued 3",
             "vllm:num_requests_waiting 3",
             "vllm:kv_cache_usage_perc 0.25",
+            "vllm:cache_config_info{block_size=\"256\",num_gpu_blocks=\"12\"} 1",
             "palimpsest_group_epoch 7",
             "palimpsest_requests_total{outcome=\"eos\"} 1",
             "palimpsest_prompt_tokens_total 5",

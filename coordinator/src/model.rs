@@ -128,6 +128,12 @@ impl ServedModel {
         self.all_heads() * self.geometry.entry_bytes()
     }
 
+    /// Strides of tokens that a cache that keeps everything would hold in the memory of the fullest rank.
+    pub fn full_cache_strides(&self) -> u64 {
+        let heads = self.geometry.layers * self.geometry.kv_heads;
+        self.arena_bytes / (heads * self.geometry.entry_bytes() * self.geometry.stride)
+    }
+
     /// Token ids of a conversation.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use palimpsest_proto::{
     error::{Reason, RequestError},
-    v1::{GenerateRequest, KvContract, Sampling, Stopping, generate_request::Input},
+    v1::{Chat, GenerateRequest, KvContract, Sampling, Stopping, generate_request::Input},
 };
 use tokio::time::Instant;
 
@@ -128,10 +128,7 @@ fn tokenize(input: Option<Input>, model: &ServedModel) -> Result<Vec<u32>, Reque
     let ids = match input {
         None => Vec::new(),
         Some(Input::Text(text)) => model.tokenizer.encode(&text, true).map_err(text_error)?,
-        Some(Input::Chat(chat)) if chat.messages.is_empty() => {
-            return Err(RequestError::new(Reason::EmptyPrompt, "chat.messages is empty: send at least one message"));
-        }
-        Some(Input::Chat(chat)) => model.encode_chat(&chat).map_err(text_error)?,
+        Some(Input::Chat(chat)) => encode_chat(&chat, model)?,
         Some(Input::TokenIds(tokens)) => tokens.ids,
     };
     if ids.is_empty() {
@@ -143,6 +140,17 @@ fn tokenize(input: Option<Input>, model: &ServedModel) -> Result<Vec<u32>, Reque
         return Err(RequestError::new(Reason::TokenOutOfRange, message));
     }
     Ok(ids)
+}
+
+/// Token ids of a conversation.
+///
+/// # Errors
+/// `EmptyPrompt` without messages, `BadChat` for what the model's template refuses.
+pub fn encode_chat(chat: &Chat, model: &ServedModel) -> Result<Vec<u32>, RequestError> {
+    if chat.messages.is_empty() {
+        return Err(RequestError::new(Reason::EmptyPrompt, "chat.messages is empty: send at least one message"));
+    }
+    model.encode_chat(chat).map_err(text_error)
 }
 
 /// The class of a text error that a client caused.

@@ -18,7 +18,7 @@ use crate::{
     engine::EngineHandle,
     metrics::Metrics,
     model::ServedModel,
-    request::{text_error, validate, with_defaults},
+    request::{encode_chat, text_error, validate, with_defaults},
 };
 
 /// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
@@ -81,10 +81,9 @@ impl Service {
         let model = self.model.clone();
         blocking(usize::MAX, move || {
             let ids = match input {
-                tokenize_request::Input::Text(text) => model.tokenizer.encode(&text, true),
-                tokenize_request::Input::Chat(chat) => model.encode_chat(&chat),
+                tokenize_request::Input::Text(text) => model.tokenizer.encode(&text, true).map_err(text_error)?,
+                tokenize_request::Input::Chat(chat) => encode_chat(&chat, &model)?,
             };
-            let ids = ids.map_err(text_error)?;
             let pieces =
                 ids.iter().map(|&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned()).collect();
             Ok(TokenizeResponse { ids, pieces })

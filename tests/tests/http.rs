@@ -162,6 +162,7 @@ async fn every_refusal_has_openais_shape_and_says_nothing_of_the_prompt() {
         ("POST", "/v1/completions", json!({"model": "tiny"}), 400, "invalid_body"),
         ("POST", "/v1/completions", json!({"prompt": "x".repeat(200_000)}), 413, "body_too_large"),
         ("POST", "/tokenize", json!({}), 400, "invalid_value"),
+        ("POST", "/tokenize", json!({"messages": []}), 400, "empty_prompt"),
         ("GET", "/v1/nothing", Value::Null, 404, "not_found"),
         ("GET", "/v1/completions", Value::Null, 405, "method_not_allowed"),
         ("GET", "/v1/models/other", Value::Null, 404, "model_not_found"),

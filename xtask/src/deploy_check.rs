@@ -1,11 +1,12 @@
 //! `cargo xtask deploy-check`: the manifests in deploy/, rendered, against schemas, against each other, and against the
-//! program they start. No cluster is needed, and none is proven to run them.
+//! program they start; two overlays are started, as processes. No cluster is needed, and none is proven to run them.
 
 mod commands;
 mod manifests;
 mod metrics;
 mod pods;
 mod references;
+mod start;
 
 use std::fs;
 use std::io::Write;
@@ -24,6 +25,8 @@ const DEPLOY: &str = "deploy";
 const SCRATCH: &str = "target/deploy-check";
 /// The schemas of Kubernetes 1.34, and what reads them.
 const PACKAGES: [&str; 3] = ["kubernetes-validate==1.34.1", "jsonschema==4.26.0", "PyYAML==6.0.3"];
+/// Overlays that this machine can run.
+const STARTED: [&str; 2] = ["dev", "cpu"];
 const VALIDATE: &str = "deploy/schemas/validate.py";
 
 /// Renders and checks every overlay, and the base with every component.
@@ -41,6 +44,7 @@ pub fn check() -> Result<()> {
     let names = metrics::Names::read(&Path::new(DEPLOY).join("metrics.txt"))?;
     let program = commands::Program::find()?;
     let mut problems = metrics::dashboard_problems(&names)?;
+    let mut runnable = Vec::new();
     for (name, root) in roots()? {
         let (manifests, mut found) = validated(&packages, &root)?;
         found.extend(pods::problems(&manifests));
@@ -51,9 +55,18 @@ pub fn check() -> Result<()> {
         found.extend(program.problems(&manifests));
         println!("    {name}: {} objects, {} problems", manifests.len(), found.len());
         problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
+        if STARTED.contains(&name.as_str()) {
+            runnable.push((name, manifests));
+        }
     }
     ensure!(problems.is_empty(), "deploy/ has problems:\n  {}", problems.join("\n  "));
-    Ok(())
+    ensure!(runnable.len() == STARTED.len(), "deploy/overlays has not all of {STARTED:?}");
+    if !succeeds(Command::new("etcd").arg("--version")) {
+        println!("    SKIPPED: nothing is started, etcd is not installed");
+        return Ok(());
+    }
+    let model = PathBuf::from(output(Command::new(program.path()).arg("pull"))?.trim());
+    runnable.iter().try_for_each(|(name, manifests)| start::overlay(name, manifests, &program, &model))
 }
 
 /// What is rendered: a name and a directory with a kustomization.

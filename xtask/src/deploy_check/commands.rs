@@ -1,7 +1,7 @@
 //! The command lines in the manifests, against the program that they start and against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::manifests::{Manifests, list, text};
 use crate::crates;
 use crate::process::{cargo_with, run};
+use crate::test::CLUSTER;
 
 /// Commands that the manifests start.
 const COMMANDS: [&str; 2] = ["coordinator", "worker"];
@@ -29,6 +30,15 @@ const INJECTED: [(&str, &str); 3] =
 #[derive(Debug)]
 pub struct Program(PathBuf);
 
+/// What only a cluster knows of a pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodFacts {
+    pub name: String,
+    pub ip: String,
+    /// Place in its LeaderWorkerSet's group.
+    pub index: String,
+}
+
 /// A container of ours, as the kubelet would start it.
 #[derive(Debug)]
 struct Process {
@@ -38,8 +48,15 @@ struct Process {
     ports: Vec<u64>,
 }
 
+impl Default for PodFacts {
+    /// An example.
+    fn default() -> Self {
+        Self { name: "example".into(), ip: "10.0.0.1".into(), index: "0".into() }
+    }
+}
+
 impl Program {
-    /// The debug build, made anew, or what `PALIMPSEST_BIN` names.
+    /// The debug build with clusters, made anew, or what `PALIMPSEST_BIN` names.
     ///
     /// # Errors
     /// When it cannot be built.
@@ -47,8 +64,14 @@ impl Program {
         if let Some(path) = std::env::var_os(BINARY) {
             return Ok(Self(path.into()));
         }
-        run(&mut cargo_with(&["build", "--locked", "--bin", "palimpsest"]))?;
+        // The features of the test run, which then builds nothing again.
+        run(cargo_with(&["build", "--workspace", "--locked", "--bin", "palimpsest"]).args(CLUSTER))?;
         Ok(Self(crates::target_directory()?.join("debug/palimpsest")))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Command lines that the program does not understand. `--help` at their end makes it parse what stands before it and
@@ -134,11 +157,10 @@ fn processes(manifests: &Manifests) -> (Vec<Process>, Vec<String>) {
     let (mut processes, mut problems) = (Vec::new(), Vec::new());
     for pods in manifests.pods() {
         for (name, container) in pods.containers() {
-            let image = text(&container["image"]).rsplit('/').next().unwrap_or_default();
-            if image.split([':', '@']).next() != Some(IMAGE) {
+            if !is_ours(container) {
                 continue;
             }
-            let env = environment(manifests, container);
+            let env = environment(manifests, container, &PodFacts::default());
             let mut args = Vec::new();
             for arg in list(&container["args"]) {
                 match expand(text(arg), &env) {
@@ -153,8 +175,14 @@ fn processes(manifests: &Manifests) -> (Vec<Process>, Vec<String>) {
     (processes, problems)
 }
 
-/// Variables of a container, with examples for what only a cluster knows.
-fn environment(manifests: &Manifests, container: &Value) -> BTreeMap<String, String> {
+/// Whether a container runs our image.
+pub fn is_ours(container: &Value) -> bool {
+    let image = text(&container["image"]).rsplit('/').next().unwrap_or_default();
+    image.split([':', '@']).next() == Some(IMAGE)
+}
+
+/// Variables of a container of `pod`.
+pub fn environment(manifests: &Manifests, container: &Value, pod: &PodFacts) -> BTreeMap<String, String> {
     let mut env: BTreeMap<String, String> = INJECTED.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     for source in list(&container["envFrom"]) {
         let map = manifests.find("ConfigMap", text(&source["configMapRef"]["name"]));
@@ -165,9 +193,9 @@ fn environment(manifests: &Manifests, container: &Value) -> BTreeMap<String, Str
     for variable in list(&container["env"]) {
         let value = match text(&variable["valueFrom"]["fieldRef"]["fieldPath"]) {
             "" => text(&variable["value"]),
-            "status.podIP" => "10.0.0.1",
-            path if path.ends_with("-index']") => "0",
-            _ => "example",
+            "status.podIP" => &pod.ip,
+            path if path.ends_with("-index']") => &pod.index,
+            _ => &pod.name,
         };
         env.insert(text(&variable["name"]).to_owned(), value.to_owned());
     }
@@ -175,7 +203,7 @@ fn environment(manifests: &Manifests, container: &Value) -> BTreeMap<String, Str
 }
 
 /// Replaces `$(NAME)` as the kubelet does; the name of a variable that is not set is the error.
-fn expand(arg: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+pub fn expand(arg: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
     let mut expanded = String::new();
     let mut rest = arg;
     while let Some((before, after)) = rest.split_once("$(") {

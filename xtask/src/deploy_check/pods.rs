@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::manifests::{Manifests, Pods, container_has_port, list, text};
 
 /// How long the containers of a pod take to drain after SIGTERM.
-const DRAIN: &str = "palimpsest.dev/drain-seconds";
+pub const DRAIN: &str = "palimpsest.dev/drain-seconds";
 /// Left after preStop and drain for threads to end and logs to be written.
 const MARGIN_SECONDS: u64 = 5;
 const PROBES: [&str; 3] = ["startupProbe", "readinessProbe", "livenessProbe"];
