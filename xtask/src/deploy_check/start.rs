@@ -276,7 +276,7 @@ fn complete(manifests: &Manifests, running: &[Running]) -> Result<()> {
         format!("POST /v1/completions HTTP/1.0\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}", body.len());
     let answer = coordinator.http(port, &format!("{head}\r\n\r\n{body}"))?;
     ensure!(answer.contains(" 200 ") && answer.contains("\"text\""), "a completion: {answer}\n{}", coordinator.tail());
-    let answer = coordinator.http(port, &format!("POST /v1/completions HTTP/1.0\r\ncontent-length: 2\r\n\r\n{{}}"))?;
+    let answer = coordinator.http(port, "POST /v1/completions HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}")?;
     ensure!(answer.contains(" 401 "), "a request without a key: {answer}");
     Ok(())
 }
