@@ -50,7 +50,7 @@ pub enum Command {
 /// Which model, and how it runs.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// A known model's name, a GGUF file, or a directory with config.json.
+    /// A known model's name, a GGUF file, a directory with config.json, or random:SHAPE for random weights.
     #[arg(long, env = "PALIMPSEST_MODEL", default_value = DEFAULT_MODEL)]
     pub model: String,
     /// Where the model runs: cpu, or cuda:N for the N-th GPU.

@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use palimpsest_worker::model::random;
 use sha2::{Digest, Sha256};
 
 /// Name of the model that `palimpsest pull` fetches when none is given.
@@ -87,7 +88,10 @@ impl Default for PullOptions {
 #[non_exhaustive]
 pub enum PullError {
     /// Neither a known name nor an existing path.
-    #[error("no model named `{name}`, and no file or directory of that name; known models: {known}")]
+    #[error(
+        "no model named `{name}`, and no file or directory of that name; known models: {known}; random weights of a real shape: \
+         random:llama-3.1-8b"
+    )]
     UnknownModel {
         /// What was asked for.
         name: String,
@@ -202,7 +206,8 @@ pub fn pull(options: &PullOptions) -> Result<PathBuf, PullError> {
 
 fn existing_path(name: &str) -> Result<PathBuf, PullError> {
     let path = PathBuf::from(name);
-    if path.exists() {
+    // What is made has no file; opening it says which shapes there are.
+    if path.exists() || name.starts_with(random::PREFIX) {
         return Ok(path);
     }
     let known = KNOWN_MODELS.iter().map(|model| model.name).collect::<Vec<_>>().join(", ");

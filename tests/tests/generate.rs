@@ -162,3 +162,20 @@ async fn a_dropped_stream_returns_its_memory() {
     assert_eq!(answer.tokens.len(), 150);
     service.server.shut_down().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_of_random_weights_needs_a_shape_and_nothing_else() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": 7}"#;
+    std::fs::write(directory.path().join("config.json"), config).expect("written");
+    let path = std::path::PathBuf::from(format!("random:{}", directory.path().display()));
+    let service = serve(&path, None, ARENA, Config::default()).await;
+    let mut long = request(&prompt(3, 200), "window", 64, 30);
+    long.stopping = Some(Stopping { max_tokens: Some(30), ..Default::default() });
+    let answered = ask(&service.client, long).await.expect("an answer");
+    assert_eq!(answered.tokens.len(), 30, "no token ends it");
+    let finished = answered.finished;
+    assert_eq!(finished.reason(), FinishReason::Length, "{finished:?}");
+}

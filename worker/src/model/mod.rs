@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod gguf;
 mod gguf_config;
 mod gguf_types;
+pub mod random;
 pub mod safetensors;
 pub mod tokenizer;
 mod tokenizer_gguf;
@@ -92,6 +93,24 @@ pub enum Error {
         /// Reason.
         source: WeightsError,
     },
+    /// A random model of a shape that is not known.
+    #[error("no shape named `{name}`: give one of {known}, or a directory with a config.json")]
+    Shape {
+        /// Shape asked for.
+        name: String,
+        /// Names of the known shapes, comma-separated.
+        known: String,
+    },
+    /// A random model whose vocabulary does not hold the bytes.
+    #[error("the shape `{name}` has a vocabulary of {vocabulary}; a random model needs {least}, one for each byte")]
+    SmallVocabulary {
+        /// Shape.
+        name: String,
+        /// Tokens of its vocabulary.
+        vocabulary: usize,
+        /// Tokens needed.
+        least: usize,
+    },
     /// The tokenizer cannot be used.
     #[error("{}: {source}", path.display())]
     Tokenizer {
@@ -127,12 +146,23 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors, `tokenizer.json`).
+    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors, `tokenizer.json`), or makes the model
+    /// that a path `random:SHAPE` names ([`random`]).
     ///
     /// # Errors
     /// Whatever is wrong with the files, named; see [`Error`].
     pub fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() { Self::open_directory(path) } else { Self::open_gguf(path) }
+        match random::shape(path) {
+            Some(shape) => Self::make(path, shape),
+            None if path.is_dir() => Self::open_directory(path),
+            None => Self::open_gguf(path),
+        }
+    }
+
+    fn make(path: &Path, shape: &str) -> Result<Self> {
+        let config = random::config(shape)?;
+        let table = random::table(Weights::tensors_of(&config, Naming::HuggingFace));
+        Self::new(path, None, config, table)
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -200,6 +230,7 @@ impl Model {
     pub fn tokenizer(&self) -> Result<TokenizerFiles> {
         let eos_ids = &self.config().eos_ids;
         match &self.gguf {
+            None if random::shape(&self.path).is_some() => Ok(random::tokenizer()),
             None => TokenizerFiles::from_directory(&self.path, eos_ids),
             Some(gguf) => TokenizerFiles::from_gguf(gguf, self.weights.first_file(), eos_ids)
                 .map_err(|source| Error::Tokenizer { path: self.path.clone(), source }),

@@ -193,16 +193,8 @@ impl Weights {
     pub(super) fn new(config: ModelConfig, table: TensorTable, naming: Naming) -> Result<Self, WeightsError> {
         let weights = Self { config, table, naming };
         let mut used = BTreeSet::new();
-        let (hidden, vocabulary) = (weights.config.hidden, weights.config.vocabulary);
-        used.insert(weights.check(naming.embedding().to_owned(), &[vocabulary, hidden])?);
-        used.insert(weights.check(naming.final_norm().to_owned(), &[hidden])?);
-        if !weights.config.tied_embeddings {
-            used.insert(weights.check(naming.head().to_owned(), &[vocabulary, hidden])?);
-        }
-        for layer in 0..weights.config.layers {
-            for (role, shape) in weights.config.layer_shapes() {
-                used.insert(weights.check(naming.layer(layer, role), &shape)?);
-            }
+        for (name, shape) in Self::tensors_of(&weights.config, naming) {
+            used.insert(weights.check(name, &shape)?);
         }
         let is_unexpected = |name: &&String| !used.contains(*name) && !naming.is_redundant(name);
         let mut unexpected = weights.table.tensors.keys().filter(is_unexpected);
@@ -210,6 +202,23 @@ impl Weights {
             return Err(WeightsError::Unexpected { first: first.clone(), count: 1 + unexpected.count() });
         }
         Ok(weights)
+    }
+
+    /// Names and shapes of all tensors of the model of `config`.
+    pub(super) fn tensors_of(config: &ModelConfig, naming: Naming) -> Vec<(String, Vec<usize>)> {
+        let (hidden, vocabulary) = (config.hidden, config.vocabulary);
+        let mut tensors = vec![
+            (naming.embedding().to_owned(), vec![vocabulary, hidden]),
+            (naming.final_norm().to_owned(), vec![hidden]),
+        ];
+        if !config.tied_embeddings {
+            tensors.push((naming.head().to_owned(), vec![vocabulary, hidden]));
+        }
+        for layer in 0..config.layers {
+            let shapes = config.layer_shapes().into_iter();
+            tensors.extend(shapes.map(|(role, shape)| (naming.layer(layer, role), shape)));
+        }
+        tensors
     }
 
     fn check(&self, name: String, shape: &[usize]) -> Result<String, WeightsError> {

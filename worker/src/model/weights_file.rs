@@ -9,9 +9,14 @@ use std::path::Path;
 
 use palimpsest_kernels::WeightType;
 
-/// A file mapped into memory, read-only.
+/// Bytes of a model file.
 #[derive(Debug)]
-pub(super) struct FileMap(memmap2::Mmap);
+pub(super) enum FileMap {
+    /// A file mapped into memory, read-only.
+    Mapped(memmap2::Mmap),
+    /// Made here.
+    Made(Vec<u8>),
+}
 
 impl FileMap {
     /// Maps the file at `path`. An empty file is an I/O error of kind `InvalidInput` on some systems and an empty
@@ -25,7 +30,7 @@ impl FileMap {
         // file meanwhile; model files are written once and replaced by renaming (`pull` does so), and the operator
         // who edits one in place is told not to by the documentation of `Model::open`.
         let map = unsafe { memmap2::Mmap::map(&file)? };
-        Ok(Self(map))
+        Ok(Self::Mapped(map))
     }
 }
 
@@ -33,7 +38,10 @@ impl Deref for FileMap {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        match self {
+            Self::Mapped(map) => map,
+            Self::Made(bytes) => bytes,
+        }
     }
 }
 
