@@ -1,0 +1,301 @@
+"""Tunes the scorers of a `retention` indexer end to end: what is lost when entries go is what they learn to keep.
+
+`palimpsest calibrate` fits scorers to how much attention a key receives while the model repeats the text. That is a stand-in.
+Here the model reads documents with a soft form of the service's eviction inside its own forward pass, answers questions
+on facts that stood in them, and the gradient of the loss of the answers (and of the text itself) goes to the scorers. The
+model's weights stay as they are. The idea of learning retention through the language model's loss is that of Dynamic
+Memory Compression (arXiv 2403.09636) and TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all
+layers, and scorers that are linear in the hidden state are this project's.
+
+    pip install torch transformers accelerate gguf safetensors
+    python3 calibrate/make_corpus.py CORPUS
+    palimpsest calibrate --corpus CORPUS --documents 48 --out start.safetensors
+    python3 calibrate/tune.py --model MODEL.gguf --corpus CORPUS --start start.safetensors --out indexer.safetensors
+
+Documents, wordings, names and kinds of values are not those of the evaluation. Same seed, same documents; sums of floats
+differ between machines. 120 steps take some 10 minutes on 2 quiet cores and 7 GiB of memory.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import struct
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
+from tokenizers import pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+STRIDE = 256
+SINKS = 4
+WINDOW = 12
+# Selectable slots per KV head, drawn for each document: 7 to 20 % of it.
+BUDGET = (50, 150)
+# How sharply a slot below the threshold is gone, nats of score.
+TEMPERATURE = 0.5
+# Weight of the text's own loss beside that of the answers.
+TEXT_WEIGHT = 2.0
+CLIP = 1.0
+# Steps between two saved files, so that an interrupted run is not lost.
+SAVE_EVERY = 20
+NAMES = (
+    "amber birch cobalt dune ember fjord glade harbor iris jade kelp lotus maple nectar onyx pearl quartz raven saddle tulip "
+    "umber violet willow yarrow zephyr anchor basil cedar delta echo falcon granite"
+).split()
+# A fact, a question, and how its answer begins.
+FACTS = [
+    ("Locker {a} opens with the code {v}", "Which code opens locker {a}?", "Locker {a} opens with the code"),
+    ("The badge of {a} carries the number {v}", "What number is on the badge of {a}?", "The badge of {a} carries the number"),
+    ("{a} was given the serial {v} by the registry", "Which serial did {a} get?", "{a} was given the serial"),
+    ("Let {a} be {v}", "What is {a}?", "{a} is"),
+    ("Parcel {a} travels under reference {v}", "Under which reference does parcel {a} travel?", "Parcel {a} travels under reference"),
+    ("Remember this: {a} lives at {v}", "Where does {a} live?", "{a} lives at"),
+    ("In the ledger {a} is entered as {v}", "How is {a} entered in the ledger?", "In the ledger {a} is entered as"),
+    ("The password that {a} uses is {v}", "Which password does {a} use?", "The password that {a} uses is"),
+]
+SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+
+
+class Documents:
+    """Passages with planted facts, and questions on them."""
+
+    def __init__(self, tokenizer, corpus):
+        files = sorted(pathlib.Path(corpus).glob("*.txt"))
+        self.text = "".join(f.read_text(errors="replace") for f in files)
+        if len(self.text) < 100_000:
+            sys.exit(f"error: {corpus} holds {len(self.text)} characters of .txt files, 100,000 are needed")
+        self.tokenizer = tokenizer
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def draw(self, seed):
+        """Token ids, length of the part that is evicted from, and positions of the answers' tokens."""
+        draws = random.Random(seed)
+        length = STRIDE * draws.choice([3, 4])
+        while True:
+            ids, answers = self._document(draws, length)
+            if answers:
+                return ids, length, answers
+
+    def _document(self, draws, length):
+        start = draws.randrange(len(self.text) - 16 * length)
+        passage = self.encode(self.text[start : start + 14 * length])[:length]
+        sentences = self.tokenizer.decode(passage).split(". ")
+        one_kind, facts = draws.choice([None, draws.choice(FACTS)]), {}
+        for _ in range(draws.randint(2, 6)):
+            name = "-".join(draws.sample(NAMES, draws.randint(1, 2)))
+            kind, value = one_kind or draws.choice(FACTS), _value(draws)
+            if name not in facts:
+                facts[name] = (kind, value)
+                sentences.insert(draws.randint(0, len(sentences)), kind[0].format(a=name, v=value))
+        ids = self.encode(SYSTEM + ". ".join(sentences))[:length]
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        ids += self.encode(" ")[:1] * (length - len(ids))
+        whole = [(n, k, v) for n, (k, v) in facts.items() if k[0].format(a=n, v=v) in text]
+        draws.shuffle(whole)
+        answers = []
+        for index, (name, (_, question, opening), value) in enumerate(whole[:4]):
+            turn = "\n\n" if index == 0 else "<|im_start|>user\n"
+            ids += self.encode(turn + question.format(a=name) + "<|im_end|>\n<|im_start|>assistant\n" + opening.format(a=name))
+            answer = self.encode(" " + value)
+            answers += range(len(ids), len(ids) + len(answer))
+            ids += answer + self.encode(".<|im_end|>\n")
+        return ids, answers
+
+
+def _value(draws):
+    def digits(alphabet, least, most):
+        return "".join(draws.choice(alphabet) for _ in range(draws.randint(least, most)))
+
+    kind, hexadecimal = draws.randrange(6), "0123456789abcdef"
+    if kind <= 2:
+        return digits("0123456789", 4, 8)
+    if kind == 3:
+        return digits(hexadecimal, 8, 20)
+    if kind == 4:
+        return "-".join(digits(hexadecimal, 3, 8) for _ in range(draws.randint(2, 4)))
+    return " ".join(draws.choice(NAMES) for _ in range(draws.randint(1, 3)))
+
+
+class Scorers(torch.nn.Module):
+    """`s = w x + b` per layer and KV head; what is trained is a change, on standardised inputs."""
+
+    def __init__(self, tensors, layers):
+        super().__init__()
+        stack = lambda name: torch.tensor([tensors[f"retention.{l}.{name}"].tolist() for l in range(layers)])
+        self.weight, self.bias = stack("weight"), stack("bias")
+        self.mean, self.deviation = None, None
+        self.change = torch.nn.Parameter(torch.zeros_like(self.weight))
+        self.shift = torch.nn.Parameter(torch.zeros_like(self.bias))
+
+    def standardise(self, hidden):
+        self.mean = torch.stack([h.mean(0) for h in hidden])
+        self.deviation = torch.stack([h.std(0) + 1e-3 for h in hidden])
+
+    def forward(self, layer, x):
+        start = F.linear(x, self.weight[layer], self.bias[layer])
+        if self.mean is None:
+            return start
+        return start + F.linear((x - self.mean[layer]) / self.deviation[layer], self.change[layer], self.shift[layer])
+
+    def folded(self):
+        with torch.no_grad():
+            change = self.change / self.deviation[:, None]
+            return self.weight + change, self.bias + self.shift - (change * self.mean[:, None]).sum(-1)
+
+
+class Reader:
+    """The frozen model (Llama, Mistral, Qwen2, Qwen3) with soft eviction at stride boundaries."""
+
+    def __init__(self, model, scorers):
+        self.model, self.scorers, config = model, scorers, model.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.hidden = None
+
+    def _norm(self, norm, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon) * norm.weight
+
+    def _rotate(self, x, tables):
+        cos, sin = tables
+        half = self.dim // 2
+        return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+    def _gates(self, scores, end, budget):
+        """Log of the share of each slot that is left at the boundary `end`, `[end, K]` per layer."""
+        if budget is None or end <= budget + SINKS + WINDOW:
+            return None
+        last = end - WINDOW
+        candidates = [torch.cat(s)[SINKS:last] for s in scores]
+        pool = torch.stack(candidates).detach()
+        thresholds = torch.stack([_threshold(pool[..., k], budget * len(scores)) for k in range(self.kv_heads)])
+        edge = lambda rows: torch.zeros(rows, self.kv_heads)
+        gate = lambda s: torch.cat([edge(SINKS), F.logsigmoid((s - thresholds) / TEMPERATURE), edge(WINDOW)])
+        return [gate(s) for s in candidates]
+
+    def _attend(self, attention, x, past, gate, tables):
+        rows, project = len(x), lambda linear, heads: linear(x).view(rows, heads, self.dim)
+        q, k = project(attention.q_proj, self.heads), project(attention.k_proj, self.kv_heads)
+        if hasattr(attention, "q_norm"):
+            q, k = self._norm(attention.q_norm, q), self._norm(attention.k_norm, k)
+        q, k = self._rotate(q.transpose(0, 1), tables), self._rotate(k.transpose(0, 1), tables)
+        past[0].append(k)
+        past[1].append(project(attention.v_proj, self.kv_heads).transpose(0, 1))
+        keys, values = torch.cat(past[0], 1), torch.cat(past[1], 1)
+        queries = q.reshape(self.kv_heads, -1, rows, self.dim)
+        logits = torch.einsum("khqd,ksd->khqs", queries, keys) * self.dim**-0.5
+        before = keys.shape[1] - rows
+        left = torch.zeros(self.kv_heads, before) if gate is None else gate.T
+        own = torch.full((rows, rows), float("-inf")).triu(1)
+        mask = torch.cat([left[:, None, None].expand(-1, 1, rows, -1), own[None, None].expand(self.kv_heads, 1, -1, -1)], -1)
+        read = torch.einsum("khqs,ksd->khqd", torch.softmax(logits + mask, -1), values)
+        return attention.o_proj(read.reshape(self.heads, rows, self.dim).transpose(0, 1).reshape(rows, -1))
+
+    def read(self, ids, length, budget):
+        """Hidden states before the output projection; eviction at every boundary up to `length`, none with no budget."""
+        layers = self.model.model.layers
+        past = [([], []) for _ in layers]
+        scores, self.hidden, out = [[] for _ in layers], [[] for _ in layers], []
+        starts = [*range(0, length, STRIDE), length]
+        for start, end in zip(starts, [*starts[1:], len(ids)]):
+            gates = self._gates(scores, start, budget) if start else None
+            x = self.model.model.embed_tokens(torch.tensor(ids[start:end]))
+            tables = self.model.model.rotary_emb(x[None], torch.arange(start, end)[None])
+            tables = (tables[0][0], tables[1][0])
+            for index, layer in enumerate(layers):
+                h = self._norm(layer.input_layernorm, x)
+                self.hidden[index].append(h.detach())
+                scores[index].append(self.scorers(index, h))
+                x = x + self._attend(layer.self_attn, h, past[index], gates and gates[index], tables)
+                x = x + layer.mlp(self._norm(layer.post_attention_layernorm, x))
+            out.append(self._norm(self.model.model.norm, x))
+        return torch.cat(out)
+
+
+def _threshold(scores, count):
+    """Where the soft shares of all slots add up to `count`."""
+    low, high = scores.min() - 20, scores.max() + 20
+    for _ in range(40):
+        middle = (low + high) / 2
+        above = torch.sigmoid((scores - middle) / TEMPERATURE).sum() > count
+        low, high = (middle, high) if above else (low, middle)
+    return (low + high) / 2
+
+
+def loss_of(reader, document, budget):
+    """Nats per token of the answers, and of the text after its second stride."""
+    ids, length, answers = document
+    hidden = reader.read(ids, length, budget)
+    nll = lambda at: F.cross_entropy(reader.model.lm_head(hidden[[p - 1 for p in at]]), torch.tensor([ids[p] for p in at]))
+    return nll(answers), nll(range(2 * STRIDE, length))
+
+
+def load(path):
+    """Model and tokenizer of a GGUF file or a Hugging Face directory."""
+    path = pathlib.Path(path)
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name} if path.is_file() else {"pretrained_model_name_or_path": path}
+    model = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where).requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(**where).backend_tokenizer
+    if path.is_file():
+        # transformers' conversion of this GGUF tokenizer does not split digits and adds a token in front.
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return model, tokenizer
+
+
+def metadata_of(path):
+    with open(path, "rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        return json.loads(file.read(size))["__metadata__"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ["--model", "--corpus", "--start", "--out"]:
+        parser.add_argument(name, required=True)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    model, tokenizer = load(args.model)
+    tensors, documents = load_file(args.start), Documents(tokenizer, args.corpus)
+    scorers = Scorers(tensors, model.config.num_hidden_layers)
+    reader = Reader(model, scorers)
+    with torch.no_grad():
+        reader.read(*documents.draw(0)[:2], None)
+    scorers.standardise([torch.cat(h) for h in reader.hidden])
+    optimizer = torch.optim.Adam(scorers.parameters(), lr=args.rate, betas=(0.9, 0.98))
+    recent = []
+    for step in range(args.steps):
+        # Up in five steps, then down to a tenth.
+        optimizer.param_groups[0]["lr"] = args.rate * min(1, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
+        seed, began = args.seed * 100_003 + step, time.time()
+        answers, text = loss_of(reader, documents.draw(seed), random.Random(~seed).uniform(*BUDGET))
+        optimizer.zero_grad()
+        (answers + TEXT_WEIGHT * text).backward()
+        torch.nn.utils.clip_grad_norm_(scorers.parameters(), CLIP)
+        optimizer.step()
+        recent = [*recent[-19:], (answers.item(), text.item())]
+        means = [sum(column) / len(recent) for column in zip(*recent)]
+        print(f"step {step + 1:4} of {args.steps}: answers {means[0]:.3f}, text {means[1]:.3f} nats a token, {time.time() - began:.1f} s", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
+            save(scorers, tensors, args, step + 1)
+
+
+def save(scorers, tensors, args, steps):
+    weight, bias = scorers.folded()
+    for layer in range(len(weight)):
+        tensors[f"retention.{layer}.weight"] = weight[layer].numpy()
+        tensors[f"retention.{layer}.bias"] = bias[layer].numpy()
+    how = f"{steps} of {args.steps} steps of calibrate/tune.py, seed {args.seed}"
+    save_file(tensors, args.out, metadata={**metadata_of(args.start), "tuned": how})
+
+
+if __name__ == "__main__":
+    main()
