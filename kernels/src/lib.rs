@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod cpu;
 pub mod cuda;
 pub mod error;
+pub mod fixed;
 pub mod reference;
 
 pub use backend::{
