@@ -256,6 +256,9 @@ pub struct CoordinatorArgs {
     /// Seconds that requests of a lost group wait for the next one.
     #[arg(long, env = "PALIMPSEST_REGROUP_SECONDS", default_value_t = 120)]
     pub regroup_seconds: u64,
+    /// Seconds that a request waits which comes while a lost group is being replaced.
+    #[arg(long, env = "PALIMPSEST_GROUP_WAIT_SECONDS", default_value_t = 30)]
+    pub group_wait_seconds: u64,
 }
 
 #[derive(Debug, Args)]

@@ -36,6 +36,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let tls = args.cluster.files().map(|files| ClientTls::cluster(files, Role::Coordinator, Role::Worker));
     let config = Config {
         regroup_limit: Duration::from_secs(args.regroup_seconds),
+        group_wait_limit: Duration::from_secs(args.group_wait_seconds),
         ranks: Connector::new(tls.transpose()?),
         ..front.config(&args.front)
     };
