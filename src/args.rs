@@ -276,8 +276,8 @@ pub struct WorkerArgs {
     /// Address to listen on for the coordinator.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
     pub listen: SocketAddr,
-    /// What ranks exchange tensors over, the same on all of them: gloo or tcp for CPUs, nccl for GPUs. gloo (tcp in builds
-    /// without it) or nccl, by the device, when not given.
+    /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for GPUs. tcp or nccl, by the
+    /// device, when not given.
     #[arg(long, env = "PALIMPSEST_COLLECTIVE", value_enum)]
     pub collective: Option<CollectiveArg>,
     /// host:port at which coordinator and other ranks reach this one; --listen when not given.
