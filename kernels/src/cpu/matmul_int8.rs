@@ -230,59 +230,83 @@ pub(crate) struct IntTask<'a, C, F: Form> {
 }
 
 /// Units whose sums are kept until they are added up, all together.
-const UNITS: usize = 32;
-/// Sums of each unit for the rows of a tile.
-type Sums = [[Line; TILE]; UNITS];
+const UNITS: usize = 16;
+/// Sums of a unit for the rows of a tile.
+type Sums = [Line; TILE];
 
 impl<C: IntCell, F: Form> Kernel for IntTask<'_, C, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (rows, block) = (self.x.rows, self.x.block());
-        let mut sums = [[[0.0; PANEL]; TILE]; UNITS];
-        for start in (0..rows).step_by(block) {
-            let end = rows.min(start + block);
-            for panel in self.cut.panels.clone() {
-                for row in (start..end).step_by(TILE) {
-                    match end - row {
-                        1 => self.tile::<S, 1>(s, panel, row, &mut sums),
-                        2 => self.tile::<S, 2>(s, panel, row, &mut sums),
-                        3 => self.tile::<S, 3>(s, panel, row, &mut sums),
-                        _ => self.tile::<S, TILE>(s, panel, row, &mut sums),
-                    }
-                }
-            }
+        if F::IS_SINGLE {
+            self.tiles(s, &mut []);
+        } else {
+            self.tiles(s, &mut [[[0.0; PANEL]; TILE]; UNITS]);
         }
     }
 }
 
 impl<C: IntCell, F: Form> IntTask<'_, C, F> {
+    /// `sums` is where units wait to be added up.
     #[inline(always)]
-    fn tile<S: Simd, const T: usize>(&self, s: S, panel: usize, row: usize, sums: &mut Sums) {
+    fn tiles<S: Simd>(&self, s: S, sums: &mut [Sums]) {
+        let (rows, block) = (self.x.rows, self.x.block());
+        for start in (0..rows).step_by(block) {
+            let end = rows.min(start + block);
+            for panel in self.cut.panels.clone() {
+                for row in (start..end).step_by(TILE) {
+                    match end - row {
+                        1 => self.tile::<S, 1>(s, panel, row, sums),
+                        2 => self.tile::<S, 2>(s, panel, row, sums),
+                        3 => self.tile::<S, 3>(s, panel, row, sums),
+                        _ => self.tile::<S, TILE>(s, panel, row, sums),
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize>(&self, s: S, panel: usize, row: usize, sums: &mut [Sums]) {
         let groups = self.x.groups;
         let (cells, x) = (&self.cells[panel * groups..][..groups], self.x.tile::<T>(row));
         let ends = self.cut.ends.of(GROUP);
         let mut totals = [F::zero(ends.len()); T];
-        let mut start = 0;
-        for ends in ends.chunks(UNITS) {
-            for (end, sums) in ends.iter().zip(sums.iter_mut()) {
-                let end = end / GROUP;
-                // Said once, so that the loop need not check: units are short.
-                assert!(end <= cells.len() && end <= x.len());
-                let mut acc = [s.splat(0.0); T];
-                for group in start..end {
-                    cells[group].accumulate(s, &x[group], &mut acc);
-                }
-                sums.iter_mut().zip(acc).for_each(|(sum, acc)| s.store(acc, sum));
-                start = end;
+        if F::IS_SINGLE {
+            let acc = unit::<S, C, T>(s, cells, x);
+            for (total, acc) in totals.iter_mut().zip(acc) {
+                let mut sum = [0.0; PANEL];
+                s.store(acc, &mut sum);
+                F::add(s, total, std::iter::once(&sum));
             }
-            let add = AddUnits::<F> { totals: &mut totals, sums: &sums[..ends.len()] };
-            if F::IS_SINGLE { add.run(s) } else { s.call(add) }
+        } else {
+            let mut start = 0;
+            for ends in ends.chunks(UNITS) {
+                for (end, sums) in ends.iter().zip(sums.iter_mut()) {
+                    let end = end / GROUP;
+                    let acc = unit::<S, C, T>(s, &cells[start..end], &x[start..end]);
+                    sums.iter_mut().zip(acc).for_each(|(sum, acc)| s.store(acc, sum));
+                    start = end;
+                }
+                s.call(AddUnits::<F> { totals: &mut totals, sums: &sums[..ends.len()] });
+            }
         }
         for (t, total) in totals.iter().enumerate() {
             self.sink.write(panel, row + t, F::values(s, total));
         }
     }
+}
+
+/// The sums of consecutive groups for `T` token rows.
+#[inline(always)]
+fn unit<S: Simd, C: IntCell, const T: usize>(s: S, cells: &[C], x: &[Tile<T>]) -> [S::F; T] {
+    // Said once, so that the loop need not check: units are short.
+    assert!(cells.len() <= x.len());
+    let mut acc = [s.splat(0.0); T];
+    for group in 0..cells.len() {
+        cells[group].accumulate(s, &x[group], &mut acc);
+    }
+    acc
 }
 
 /// Adds the units of each row of a tile.
