@@ -256,6 +256,9 @@ pub struct CoordinatorArgs {
     /// Seconds that requests of a lost group wait for the next one.
     #[arg(long, env = "PALIMPSEST_REGROUP_SECONDS", default_value_t = 120)]
     pub regroup_seconds: u64,
+    /// Seconds that a request waits which comes while a lost group is being replaced.
+    #[arg(long, env = "PALIMPSEST_GROUP_WAIT_SECONDS", default_value_t = 30)]
+    pub group_wait_seconds: u64,
 }
 
 #[derive(Debug, Args)]
@@ -273,8 +276,8 @@ pub struct WorkerArgs {
     /// Address to listen on for the coordinator.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
     pub listen: SocketAddr,
-    /// What ranks exchange tensors over, the same on all of them: gloo or tcp for CPUs, nccl for GPUs. gloo (tcp in builds
-    /// without it) or nccl, by the device, when not given.
+    /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for GPUs. tcp or nccl, by the
+    /// device, when not given.
     #[arg(long, env = "PALIMPSEST_COLLECTIVE", value_enum)]
     pub collective: Option<CollectiveArg>,
     /// host:port at which coordinator and other ranks reach this one; --listen when not given.

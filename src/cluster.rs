@@ -36,6 +36,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let tls = args.cluster.files().map(|files| ClientTls::cluster(files, Role::Coordinator, Role::Worker));
     let config = Config {
         regroup_limit: Duration::from_secs(args.regroup_seconds),
+        group_wait_limit: Duration::from_secs(args.group_wait_seconds),
         ranks: Connector::new(tls.transpose()?),
         ..front.config(&args.front)
     };
@@ -289,9 +290,7 @@ fn transport(asked: Option<CollectiveArg>, device: DeviceArg, place: Place) -> a
             Ok(Transport::Nccl(Arc::new(library)))
         }
         (Some(CollectiveArg::Gloo), _) => Ok(Transport::Gloo),
-        (Some(CollectiveArg::Tcp), _) => Ok(Transport::Tcp),
-        // Tcp is many times faster; it is not the default while one hang, in some 550 ranks killed over it, is unexplained.
-        (None, DeviceArg::Cpu) => Ok(if cfg!(feature = "gloo") { Transport::Gloo } else { Transport::Tcp }),
+        (Some(CollectiveArg::Tcp), _) | (None, DeviceArg::Cpu) => Ok(Transport::Tcp),
     }
 }
 

@@ -13,8 +13,10 @@ use crate::{config::Config, request::ValidRequest};
 /// Whether new requests are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
-    /// No group is ready: before the first step, or after a group was lost.
+    /// No group is ready, and none is known to come.
     Unready,
+    /// A group is about to be ready: it has met and not passed a step yet, or a lost one is being replaced. Requests wait for it.
+    Waiting,
     /// Requests are taken.
     Open,
     /// The service is shutting down.
@@ -47,9 +49,10 @@ pub struct Permit {
 }
 
 impl Admission {
-    /// An empty queue behind a closed gate.
+    /// An empty queue for a group that has met: requests wait if somebody would replace it.
     pub fn new(config: &Config) -> Self {
-        let state = State { gate: Gate::Unready, requests: 0, tokens: 0 };
+        let gate = if config.regroup_limit.is_zero() { Gate::Unready } else { Gate::Waiting };
+        let state = State { gate, requests: 0, tokens: 0 };
         Self(Arc::new(Inner {
             max_requests: config.max_queued,
             max_tokens: config.max_queued_tokens,
@@ -78,14 +81,14 @@ impl Admission {
             let refusal = match state.gate {
                 Gate::Draining => Some((Reason::Draining, "the service is shutting down: ask another".to_owned())),
                 Gate::Unready => Some((Reason::NoReadyGroup, "no worker group is ready: try again later".to_owned())),
-                Gate::Open if state.requests >= max_requests => {
+                Gate::Open | Gate::Waiting if state.requests >= max_requests => {
                     Some((Reason::QueueFull, format!("{max_requests} requests wait already: try again later")))
                 }
-                Gate::Open if state.requests > 0 && state.tokens + tokens > max_tokens => Some((
+                Gate::Open | Gate::Waiting if state.requests > 0 && state.tokens + tokens > max_tokens => Some((
                     Reason::QueueFull,
                     format!("{} prompt tokens wait, with {tokens} more the limit of {max_tokens} is passed: try again later", state.tokens),
                 )),
-                Gate::Open => None,
+                Gate::Open | Gate::Waiting => None,
             };
             if let Some((reason, message)) = refusal {
                 return Err(RequestError::new(reason, message));

@@ -43,6 +43,8 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Time that the requests of a lost group wait for another one, which then goes on with them; zero: they end at once.
     pub regroup_limit: Duration,
+    /// Time that a request waits which comes while a group is about to be ready or a lost one is being replaced.
+    pub group_wait_limit: Duration,
     /// Groups that one request may lose. A request that breaks every group must not go on for ever.
     pub max_replays: u32,
     /// Keys that clients must show; `None`: anyone may ask.
@@ -73,6 +75,7 @@ impl Default for Config {
             drain_limit: Duration::from_secs(60),
             max_message_bytes: 64 << 20,
             regroup_limit: Duration::ZERO,
+            group_wait_limit: Duration::from_secs(30),
             max_replays: 3,
             keys: None,
             ranks: Connector::default(),

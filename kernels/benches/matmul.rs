@@ -19,6 +19,8 @@ struct Case {
     dtype: WeightType,
     rows: usize,
     cols: usize,
+    /// Columns of a unit of a row-parallel matrix.
+    unit: Option<usize>,
 }
 
 fn noise(state: &mut u64) -> u64 {
@@ -57,6 +59,7 @@ fn measure(backend: &CpuBackend, case: &Case) {
     while matrices.len() * packed < WORKING_SET {
         matrices.push(backend.load_matrix(&[view]).expect("valid weights"));
     }
+    let ends: Option<Vec<usize>> = case.unit.map(|unit| (1..=case.cols / unit).map(|end| end * unit).collect());
     for rows in [1, 8, 64, 256] {
         let mut state = 3;
         let x: Vec<f32> = (0..rows * case.cols).map(|_| noise(&mut state) as f32 / (1u64 << 30) as f32 - 1.0).collect();
@@ -65,7 +68,11 @@ fn measure(backend: &CpuBackend, case: &Case) {
         for _ in 0..RUNS {
             let (start, mut calls) = (Instant::now(), 0);
             while start.elapsed().as_secs_f64() < RUN_SECONDS {
-                backend.matmul(&matrices[next], &x, rows, None, &mut out).expect("shapes agree");
+                match &ends {
+                    None => backend.matmul(&matrices[next], &x, rows, None, &mut out),
+                    Some(ends) => backend.matmul_units(&matrices[next], &x, rows, ends, &mut out),
+                }
+                .expect("shapes agree");
                 next = (next + 1) % matrices.len();
                 calls += 1;
             }
@@ -74,7 +81,7 @@ fn measure(backend: &CpuBackend, case: &Case) {
         let macs = (rows * case.rows * case.cols) as f64;
         println!(
             "{:<10} {:>6} x {:<6} {:<5} rows {rows:<4} {:>10.1} us {:>8.1} GMAC/s {:>7.2} GB/s",
-            case.name,
+            case.unit.map_or(case.name.to_string(), |unit| format!("{} /{unit}", case.name)),
             case.rows,
             case.cols,
             format!("{:?}", case.dtype),
@@ -106,12 +113,17 @@ fn region_seconds(threads: usize) -> f64 {
 
 fn main() {
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    let case = |name, dtype, rows, cols| Case { name, dtype, rows, cols };
+    let case = |name, dtype, rows, cols| Case { name, dtype, rows, cols, unit: None };
+    let units = |unit, case| Case { unit: Some(unit), ..case };
     let cases = [
         case("qkv", WeightType::Q4_1, 960, 576),
         case("o", WeightType::Q4_1, 576, 576),
+        units(64, case("o", WeightType::Q4_1, 576, 576)),
         case("gate_up", WeightType::Q4_1, 3072, 576),
         case("down", WeightType::Q4_1, 576, 1536),
+        units(32, case("down", WeightType::Q4_1, 576, 1536)),
+        units(64, case("down", WeightType::Q4_1, 576, 1536)),
+        units(96, case("down", WeightType::Q4_1, 576, 1536)),
         case("head", WeightType::Q8_0, 49152, 576),
         case("ffn", WeightType::Q8_0, 3072, 1024),
         case("ffn", WeightType::Q4_0, 3072, 1024),

@@ -7,13 +7,15 @@
 //!
 //! # The determinism contract
 //! Every output element is reduced in an order that depends only on its own inputs: never on how many rows share the
-//! call, on how a sequence was cut into pieces, on the number of threads, or on the instruction set that was found.
+//! call, on how a sequence was cut into pieces, on the number of threads, or on the instruction set that was found. A product
+//! that ranks sum does not depend on how many they are either: see [`fixed`].
 
 pub mod backend;
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;
 pub mod error;
+pub mod fixed;
 pub mod reference;
 
 pub use backend::{

@@ -33,8 +33,8 @@ pub const HEADS: usize = 6;
 pub const KV_HEADS: usize = 3;
 /// Head dimension.
 pub const HEAD_DIM: usize = 16;
-/// Feed-forward size.
-pub const FFN: usize = 96;
+/// Feed-forward size: a block of columns for each of six ranks.
+pub const FFN: usize = 192;
 /// Vocabulary: the byte-level tokenizer of the coordinator's fake rank.
 pub const VOCABULARY: usize = 268;
 /// Stride of the tests: boundaries come often.

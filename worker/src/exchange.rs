@@ -2,12 +2,13 @@
 //!
 //! Per step: one sum after the embedding, two per layer (attention output, feed-forward output), one gather of logits
 //! where a token is sampled. Ranks that share a KV head add two gathers per layer, and one more per layer at a boundary;
-//! budgets pooled over the whole model add one selection per boundary. Alone, a rank exchanges nothing.
+//! budgets pooled over the whole model add one selection per boundary. Alone, a rank exchanges nothing. The two sums per layer
+//! are of integers ([`palimpsest_kernels::fixed`]), so that they do not depend on the number of ranks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palimpsest_kernels::Backend;
+use palimpsest_kernels::{Backend, fixed};
 
 use crate::collective::Collective;
 use crate::error::Result;
@@ -20,6 +21,7 @@ pub struct Exchange {
     calls: Calls,
     mine: Vec<f32>,
     all: Vec<f32>,
+    shares: Vec<i64>,
 }
 
 /// Collectives called so far.
@@ -46,6 +48,7 @@ impl Exchange {
             calls: Calls::default(),
             mine: Vec::new(),
             all: Vec::new(),
+            shares: Vec::new(),
         }
     }
 
@@ -69,28 +72,35 @@ impl Exchange {
         self.calls
     }
 
-    /// Sums the first `len` values of `buffer` over all ranks.
+    /// The product of a row-parallel matrix, summed over all ranks: `[T, N]` into `out`. On the CPU it has the same bits for any
+    /// number of ranks.
     ///
     /// # Errors
     /// Those of the collective and of the device.
-    pub fn sum<B: Backend>(&mut self, backend: &B, buffer: &mut B::Buffer, len: usize) -> Result<()> {
-        if self.collective.is_none() {
-            return Ok(());
-        }
-        let mut values = std::mem::take(&mut self.mine);
-        values.resize(len, 0.0);
-        backend.download(buffer, 0, &mut values)?;
-        self.sum_host(&mut values)?;
-        backend.upload(&values, buffer, 0)?;
-        self.mine = values;
-        Ok(())
+    pub fn row_parallel<B: Backend>(
+        &mut self,
+        backend: &B,
+        matrix: &B::Matrix,
+        x: &B::Buffer,
+        (rows, width, units): (usize, usize, &[usize]),
+        out: &mut B::Buffer,
+    ) -> Result<()> {
+        let Some(collective) = &self.collective else { return Ok(backend.matmul_units(matrix, x, rows, units, out)?) };
+        self.shares.resize(rows * width, 0);
+        backend.matmul_share(matrix, x, rows, units, &mut self.shares)?;
+        self.calls.sums += 1;
+        // Addition of two's complements is that of counts.
+        collective.all_reduce_counts(bytemuck::cast_slice_mut(&mut self.shares), self.deadline)?;
+        self.mine.clear();
+        self.mine.extend(self.shares.iter().map(|&sum| fixed::to_f32(sum)));
+        Ok(backend.upload(&self.mine, out, 0)?)
     }
 
-    /// [`Self::sum`] of values on the host.
+    /// Sums values over all ranks, in rank order.
     ///
     /// # Errors
     /// Those of the collective.
-    pub fn sum_host(&mut self, values: &mut [f32]) -> Result<()> {
+    pub fn sum(&mut self, values: &mut [f32]) -> Result<()> {
         if let Some(collective) = &self.collective {
             self.calls.sums += 1;
             collective.all_reduce_sum(values, self.deadline)?;

@@ -4,14 +4,28 @@
 //! heads are dealt to them, its keys and values are held by each, so their cache is not divided further. Feed-forward columns
 //! are dealt so that every rank holds the same number of weights in all, whatever its share of attention; embedding and output
 //! rows are split evenly.
+//!
+//! Products that ranks sum (attention output, feed-forward output) are summed unit by unit ([`palimpsest_kernels::fixed`]). Units
+//! depend on the model alone and no rank holds a part of one, so the sum has the same bits for any number of ranks:
+//!
+//! ```text
+//! feed-forward columns   |    |  |   |    |   | |   |    |  |    |     units: wherever one of DEGREES cuts
+//! 2 ranks                |            0           |       1      |
+//! 3 ranks                |      0         |    1     |     2     |
+//! ```
+//! A unit of attention is a query head. Few and long units are what a product wants, which adds up each of them apart.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::model::config::ModelConfig;
 
 /// Columns in one block of any quantised type whose blocks are short, and of 8-bit activations: splits of input columns
-/// fall on multiples of it where there are enough for all.
+/// fall on multiples of it where a model's width is one.
 const BLOCK: usize = 32;
+
+/// Numbers of ranks whose shares of the feed-forward layer are as even as blocks allow. Others deal the units of these.
+const DEGREES: [usize; 6] = [2, 3, 4, 6, 8, 16];
 
 /// Where a rank stands in its group.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -71,6 +85,8 @@ pub struct Shard {
     pub head_dim: usize,
     /// Feed-forward columns.
     pub ffn: Range<usize>,
+    /// Where the units among them end, from the first column here.
+    pub ffn_units: Vec<usize>,
     /// Rows of the embedding and of the output projection.
     pub vocabulary: Range<usize>,
 }
@@ -85,6 +101,7 @@ impl Shard {
             leads: true,
             head_dim: config.head_dim,
             ffn: 0..config.ffn,
+            ffn_units: feed_forward_units(config),
             vocabulary: 0..config.vocabulary,
         }
     }
@@ -106,23 +123,27 @@ impl Shard {
             return too_narrow("attention", config.heads);
         }
         let Attention { kv_heads, query_heads, leads } = attention(config, place);
-        let unit = column_unit(config.ffn, world_size);
-        let units = config.ffn / unit;
-        if units < world_size {
-            return too_narrow("the feed-forward layer", units);
+        let units = feed_forward_units(config);
+        if units.len() < world_size {
+            return too_narrow("the feed-forward layer", units.len());
         }
         if config.vocabulary < world_size {
             return too_narrow("the vocabulary", config.vocabulary);
         }
-        let dealt = feed_forward_units(config, world_size, unit);
-        let first: usize = dealt[..rank].iter().sum();
+        let cuts = cuts_at_units(config, world_size, &units);
+        let ffn = cuts[rank]..cuts[rank + 1];
         Ok(Self {
             place,
             kv_heads,
             query_heads,
             leads,
             head_dim: config.head_dim,
-            ffn: first * unit..(first + dealt[rank]) * unit,
+            ffn_units: units
+                .iter()
+                .filter(|end| (ffn.start + 1..=ffn.end).contains(end))
+                .map(|end| end - ffn.start)
+                .collect(),
+            ffn,
             vocabulary: even(config.vocabulary, rank, world_size),
         })
     }
@@ -142,6 +163,11 @@ impl Shard {
         self.query_heads.start * self.head_dim..self.query_heads.end * self.head_dim
     }
 
+    /// Where the units among the columns of the output projection end, from the first column here: with each head.
+    pub fn query_units(&self) -> Vec<usize> {
+        (1..=self.heads()).map(|head| head * self.head_dim).collect()
+    }
+
     /// Rows of the key projection, and of the value projection.
     pub fn key_rows(&self) -> Range<usize> {
         self.kv_heads.start * self.head_dim..self.kv_heads.end * self.head_dim
@@ -153,11 +179,6 @@ pub fn even(width: usize, index: usize, count: usize) -> Range<usize> {
     let (base, extra) = (width / count, width % count);
     let start = index * base + index.min(extra);
     start..start + base + usize::from(index < extra)
-}
-
-/// Columns that stay together when `width` of them are dealt to `count`.
-fn column_unit(width: usize, count: usize) -> usize {
-    if width.is_multiple_of(BLOCK) && width / BLOCK >= count { BLOCK } else { 1 }
 }
 
 /// A rank's part of attention.
@@ -183,31 +204,53 @@ fn attention(config: &ModelConfig, place: Place) -> Attention {
     Attention { kv_heads: head..head + 1, query_heads: first + own.start..first + own.end, leads: rank == ranks.start }
 }
 
-/// Feed-forward units of every rank, such that attention and feed-forward weights together come out even.
-fn feed_forward_units(config: &ModelConfig, world_size: usize, unit: usize) -> Vec<usize> {
-    let units = config.ffn / unit;
-    let unit_weights = (3 * unit * config.hidden) as f64;
+/// Columns of a block of the feed-forward layer: the least that can be dealt.
+fn block(config: &ModelConfig) -> usize {
+    if config.ffn.is_multiple_of(BLOCK) { BLOCK } else { 1 }
+}
+
+/// Ends of the units of the feed-forward layer.
+fn feed_forward_units(config: &ModelConfig) -> Vec<usize> {
+    let blocks = config.ffn / block(config);
+    let degrees = DEGREES.into_iter().filter(|&degree| degree <= blocks.min(config.heads));
+    let ends: BTreeSet<usize> = degrees.flat_map(|degree| even_cuts(config, degree)).chain([config.ffn]).collect();
+    ends.into_iter().collect()
+}
+
+/// Feed-forward columns at which the ranks' parts end, but for the last one, such that attention and feed-forward weights
+/// together come out as even as whole blocks allow. Every rank has a block.
+fn even_cuts(config: &ModelConfig, world_size: usize) -> Vec<usize> {
+    let block = block(config);
+    let blocks = config.ffn / block;
+    let block_weights = (3 * block * config.hidden) as f64;
     let attention_weights = |rank: usize| {
         let own = attention(config, Place { rank, world_size });
         (2 * config.hidden * config.head_dim * (own.query_heads.len() + own.kv_heads.len())) as f64
     };
     let attention: Vec<f64> = (0..world_size).map(attention_weights).collect();
-    let mean = (attention.iter().sum::<f64>() + units as f64 * unit_weights) / world_size as f64;
-    let wanted = |own: &f64| ((mean - own) / unit_weights).max(1.0);
-    let mut dealt: Vec<usize> = attention.iter().map(|own| wanted(own) as usize).collect();
-    // What rounding down, or the least share of one unit, left over goes where it is missed most.
-    while dealt.iter().sum::<usize>() != units {
-        let lack = |rank: usize| mean - attention[rank] - dealt[rank] as f64 * unit_weights;
-        let by_lack = |a: &usize, b: &usize| lack(*a).total_cmp(&lack(*b)).then(b.cmp(a));
-        if dealt.iter().sum::<usize>() < units {
-            let neediest = (0..world_size).max_by(by_lack).unwrap_or(0);
-            dealt[neediest] += 1;
-        } else {
-            let fullest = (0..world_size).filter(|&rank| dealt[rank] > 1).min_by(by_lack).unwrap_or(0);
-            dealt[fullest] -= 1;
-        }
+    let mean = (attention.iter().sum::<f64>() + blocks as f64 * block_weights) / world_size as f64;
+    let (mut wanted, mut last) = (0.0, 0);
+    let cut = |rank: usize| {
+        wanted += (mean - attention[rank]) / block_weights;
+        last = (wanted.round().max(0.0) as usize).clamp(last + 1, blocks - (world_size - 1 - rank));
+        last * block
+    };
+    (0..world_size - 1).map(cut).collect()
+}
+
+/// Where the parts of all ranks begin and end: at the units' ends next to [`even_cuts`], each rank with one unit at least. There
+/// are as many units as ranks, or more.
+fn cuts_at_units(config: &ModelConfig, world_size: usize, units: &[usize]) -> Vec<usize> {
+    let mut cuts = vec![0];
+    let mut next = 0;
+    for (rank, wanted) in even_cuts(config, world_size).into_iter().enumerate() {
+        let most = units.len() - (world_size - 1 - rank);
+        let nearest = (next..most).min_by_key(|&unit| units[unit].abs_diff(wanted)).unwrap_or(next);
+        cuts.push(units[nearest]);
+        next = nearest + 1;
     }
-    dealt
+    cuts.push(config.ffn);
+    cuts
 }
 
 #[cfg(test)]
@@ -264,6 +307,37 @@ mod tests {
                 covers(&|s| s.vocabulary.clone(), config.vocabulary);
                 assert!(shards.iter().all(|s| s.ffn.start % BLOCK == 0 && s.query_rows().start % BLOCK == 0));
             }
+        }
+    }
+
+    /// What makes sums the same for any number of ranks: together the ranks hold the units of the whole model, each of them whole.
+    #[test]
+    fn units_do_not_depend_on_the_number_of_ranks() {
+        let smollm2 = config(9, 3, 64, 576, 1536);
+        let qwen3_8b = config(32, 8, 128, 4096, 12288);
+        let odd = config(7, 7, 16, 64, 35);
+        let tiny = config(6, 3, 16, 64, 192);
+        for config in [smollm2, qwen3_8b, odd, tiny] {
+            let whole = Shard::whole(&config);
+            assert_eq!(whole.ffn_units.last(), Some(&config.ffn));
+            assert!(whole.ffn_units.len() <= 33, "long units: {:?}", whole.ffn_units);
+            let mut split = 0;
+            for world_size in 1..=config.heads {
+                let place = |rank| Place { rank, world_size };
+                let Ok(shards) =
+                    (0..world_size).map(|rank| Shard::new(&config, place(rank))).collect::<Result<Vec<_>, _>>()
+                else {
+                    assert!(!DEGREES.contains(&world_size), "{world_size} ranks");
+                    continue;
+                };
+                split += 1;
+                let units = shards.iter().flat_map(|s| s.ffn_units.iter().map(|end| s.ffn.start + end));
+                assert_eq!(units.collect::<Vec<_>>(), whole.ffn_units, "{world_size} ranks");
+                let heads =
+                    shards.iter().flat_map(|s| s.query_units().into_iter().map(|end| s.query_rows().start + end));
+                assert_eq!(heads.collect::<Vec<_>>(), whole.query_units(), "{world_size} ranks");
+            }
+            assert!(split >= 4, "{split} numbers of ranks");
         }
     }
 

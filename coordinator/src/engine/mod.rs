@@ -14,7 +14,7 @@ mod state;
 use std::{pin::pin, sync::Arc};
 
 use palimpsest_proto::error::{Reason, RequestError};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::state::State;
 use crate::{
@@ -45,8 +45,16 @@ pub enum Readiness {
 
 enum Message {
     Submit(Box<Submission>),
-    Replace(Box<dyn Executor>, Epoch),
+    Replace(Replacement),
     Drain,
+}
+
+/// A group in place of another.
+struct Replacement {
+    executor: Box<dyn Executor>,
+    epoch: Epoch,
+    /// Told, or dropped, when the engine has turned to it.
+    taken: oneshot::Sender<()>,
 }
 
 struct Submission {
@@ -86,10 +94,13 @@ impl EngineHandle {
     }
 
     /// Gives the engine another group, in place of a lost one or of the present one. It goes on with the requests of the
-    /// former, where `Config::regroup_limit` lets them wait.
+    /// former, where `Config::regroup_limit` lets them wait. Returns when the engine has turned to this group: from then on its
+    /// readiness speaks of this one, also if it has been lost again already.
     pub async fn replace(&self, executor: Box<dyn Executor>, epoch: Epoch) {
-        // A closed mailbox means that the engine has ended: there is nothing to replace.
-        let _ = self.mailbox.send(Message::Replace(executor, epoch)).await;
+        let (taken, turned) = oneshot::channel();
+        // A closed mailbox or a dropped sender means that the engine has ended: there is nothing to replace.
+        let _ = self.mailbox.send(Message::Replace(Replacement { executor, epoch, taken })).await;
+        let _ = turned.await;
     }
 
     /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine has ended.
@@ -129,13 +140,15 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
     state.warm_up();
     let mut group = Some(executor);
     loop {
-        if let Some((executor, epoch)) = state.replacement.take() {
+        if let Some(Replacement { executor, epoch, taken }) = state.replacement.take() {
             if group.is_some() {
                 state.lose_group("another group was given");
             }
             state.join(epoch);
             state.warm_up();
             group = Some(executor);
+            // Whoever gave it may have gone.
+            let _ = taken.send(());
         }
         state.tend();
         let plan = if group.is_some() { state.plan() } else { None };

@@ -12,11 +12,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Message, Readiness, Submission};
+use super::{Message, Readiness, Replacement, Submission};
 use crate::{
     admission::{Admission, Gate, Permit},
     config::Config,
-    executor::Executor,
     ids::{Epoch, RequestId, SequenceId},
     metrics::{Load, Metrics},
     model::ServedModel,
@@ -34,6 +33,8 @@ struct Live {
     paused: Option<Instant>,
     /// Groups that were lost under it.
     losses: u32,
+    /// It came while no group was ready: how long it waits for one.
+    group_by: Option<Instant>,
 }
 
 /// A group that failed and was not replaced yet.
@@ -56,6 +57,7 @@ pub(super) struct State {
     drain_limit: Duration,
     drain_until: Option<Instant>,
     regroup_limit: Duration,
+    group_wait_limit: Duration,
     max_replays: u32,
     loss: Option<Loss>,
     readiness: watch::Sender<Readiness>,
@@ -63,7 +65,7 @@ pub(super) struct State {
     pub(super) wake: Arc<Notify>,
     metrics: Metrics,
     capacity_bytes: u64,
-    pub(super) replacement: Option<(Box<dyn Executor>, Epoch)>,
+    pub(super) replacement: Option<Replacement>,
     /// No handle is left that could send anything.
     pub(super) orphaned: bool,
 }
@@ -95,6 +97,7 @@ impl State {
             drain_limit: config.drain_limit,
             drain_until: None,
             regroup_limit: config.regroup_limit,
+            group_wait_limit: config.group_wait_limit,
             max_replays: config.max_replays,
             loss: None,
             readiness,
@@ -111,7 +114,7 @@ impl State {
     pub(super) fn take(&mut self, message: Option<Message>) {
         match message {
             Some(Message::Submit(submission)) => self.submit(*submission),
-            Some(Message::Replace(executor, epoch)) => self.replacement = Some((executor, epoch)),
+            Some(Message::Replace(replacement)) => self.replacement = Some(replacement),
             Some(Message::Drain) => self.drain(),
             None => {
                 self.orphaned = true;
@@ -135,6 +138,8 @@ impl State {
         let now = Instant::now();
         if let Some(loss) = self.loss.take_if(|loss| loss.until <= now) {
             self.give_up(|_| true, &loss.why);
+            // Nobody can tell when there will be a group: what comes now need not wait to be told so.
+            self.admission.set_gate(Gate::Unready);
         }
         let mut over = Vec::new();
         let scheduler = &mut self.scheduler;
@@ -193,6 +198,7 @@ impl State {
                 Progress::Token { id, .. } if Some(id) == self.warm_up => {
                     self.warm_up = None;
                     self.loss = None;
+                    self.live.values_mut().for_each(|live| live.group_by = None);
                     self.admission.set_gate(Gate::Open);
                     self.report(Readiness::Ready);
                 }
@@ -236,19 +242,21 @@ impl State {
         let max_losses = if self.regroup_limit.is_zero() { 0 } else { self.max_replays };
         self.give_up(|live| live.losses > max_losses, why);
         let until = Instant::now() + self.regroup_limit;
-        if !self.regroup_limit.is_zero() {
+        if self.regroup_limit.is_zero() {
+            self.admission.set_gate(Gate::Unready);
+        } else {
             self.loss.get_or_insert(Loss { why: why.to_owned(), until });
+            self.admission.set_gate(Gate::Waiting);
         }
-        self.admission.set_gate(Gate::Unready);
         self.report(Readiness::Lost);
     }
 
     /// When the loop must look again though nothing happens.
     pub(super) fn next_alarm(&self) -> Option<Instant> {
         let slow = |live: &Live| live.paused.map(|since| since + self.slow_reader_limit);
-        let alarms = self.live.values().flat_map(|live| [Some(live.deadline), slow(live)]).flatten();
-        let limits = [self.drain_until, self.loss.as_ref().map(|loss| loss.until)];
-        alarms.chain(limits.into_iter().flatten().filter(|_| !self.live.is_empty())).min()
+        let alarms = self.live.values().flat_map(|live| [Some(live.deadline), live.group_by, slow(live)]).flatten();
+        let drain = self.drain_until.filter(|_| !self.live.is_empty());
+        alarms.chain(drain).chain(self.loss.as_ref().map(|loss| loss.until)).min()
     }
 
     /// Whether a drain has come to its end. Without a group, requests that wait would wait in vain.
@@ -273,7 +281,9 @@ impl State {
         let arrival = self.arrival(id, &request);
         self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
         let (request, deadline) = (request.id, request.deadline);
-        let live = Live { request, writer, permit: Some(permit), deadline, paused: None, losses: 0 };
+        let has_group = self.loss.is_none() && self.warm_up.is_none();
+        let group_by = (!has_group).then(|| Instant::now() + self.group_wait_limit);
+        let live = Live { request, writer, permit: Some(permit), deadline, paused: None, losses: 0, group_by };
         self.live.insert(id, live);
     }
 
@@ -362,6 +372,10 @@ impl Live {
         if self.writer.reader() == ReaderState::Gone {
             return Some(RequestError::new(Reason::ClientGone, "the client dropped the stream"));
         }
+        if self.group_by.is_some_and(|by| by <= now) {
+            let message = "no worker group became ready while the request waited: try again later";
+            return Some(RequestError::new(Reason::NoReadyGroup, message));
+        }
         if self.deadline <= now {
             let (reason, when) = match waiting {
                 true => (Reason::DeadlineInQueue, "before the request started: ask for less or later"),
@@ -381,6 +395,9 @@ impl Live {
     fn failure(&self, why: &str) -> RequestError {
         let count = self.writer.pushed();
         match count {
+            0 if self.group_by.is_some() => {
+                RequestError::new(Reason::NoReadyGroup, format!("no worker group is ready ({why}): try again later"))
+            }
             0 => RequestError::new(
                 Reason::RankFailed,
                 format!("the worker group failed before the first token ({why}): try again"),

@@ -282,6 +282,34 @@ async fn a_request_waits_for_a_group_no_longer_than_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_comes_between_two_groups_waits_no_longer_than_it_may() {
+    let limits = Config { max_queued: 2, group_wait_limit: Duration::from_secs(5), ..config() };
+    let config = Config { regroup_limit: Duration::from_secs(20), ..limits };
+    let (coordinator, _) = start_with(config.clone(), vec![Script::endless(0, 1).with_fault(6, Fault::Error)]).await;
+    let mut lost = coordinator.service().generate(prompt(3, 100), None).await.unwrap();
+    let mut readiness = coordinator.service().engine.readiness();
+    readiness.wait_for(|readiness| *readiness == Readiness::Lost).await.unwrap();
+    let begin = Instant::now();
+    let error = generate(&coordinator, prompt(3, 1)).await.err().unwrap();
+    assert_eq!((error.reason, begin.elapsed().as_secs()), (Reason::NoReadyGroup, 5));
+    let mut early = coordinator.service().generate(prompt(3, 4), None).await.unwrap();
+    let _second = coordinator.service().generate(prompt(3, 4), None).await.unwrap();
+    assert_eq!(generate(&coordinator, prompt(3, 1)).await.err().unwrap().reason, Reason::QueueFull);
+    let next = FakeRank::new(Script::endless(0, 1).with_fault(20, Fault::Error));
+    coordinator.replace(executor(std::slice::from_ref(&next), &config), vec![next.info()], 2).await.unwrap();
+    assert_eq!(whole(&mut early).await.unwrap().text.len(), 4);
+    assert_eq!(
+        whole(&mut lost).await.err().unwrap().reason,
+        Reason::GroupLost,
+        "the next one was lost, too, and none came"
+    );
+    // Who comes when a group is overdue is told so at once.
+    let begin = Instant::now();
+    assert_eq!(generate(&coordinator, prompt(3, 1)).await.err().unwrap().reason, Reason::NoReadyGroup);
+    assert_eq!(begin.elapsed().as_secs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_breaks_every_group_is_given_up() {
     let config = Config { regroup_limit: Duration::from_secs(3600), max_replays: 2, ..config() };
     let breaking = || Script::endless(0, 1).with_fault(3, Fault::Error);

@@ -189,12 +189,19 @@ pub struct FakeRank {
     log: Arc<Mutex<Vec<StepPlan>>>,
     epoch: Arc<AtomicU64>,
     silent: Arc<AtomicBool>,
+    hang_ups: Arc<AtomicU64>,
 }
 
 impl FakeRank {
     /// A rank that follows `script`.
     pub fn new(script: Script) -> Self {
-        Self { script: Arc::new(script), log: Arc::default(), epoch: Arc::default(), silent: Arc::default() }
+        Self {
+            script: Arc::new(script),
+            log: Arc::default(),
+            epoch: Arc::default(),
+            silent: Arc::default(),
+            hang_ups: Arc::default(),
+        }
     }
 
     /// What the rank reports of itself.
@@ -205,6 +212,11 @@ impl FakeRank {
     /// Whether the rank's beats stop, as those of a process that hangs.
     pub fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::SeqCst);
+    }
+
+    /// Ends the next `count` streams of beats as soon as they are asked for.
+    pub fn hang_up(&self, count: u64) {
+        self.hang_ups.store(count, Ordering::SeqCst);
     }
 
     /// Every plan so far.
@@ -389,6 +401,10 @@ impl Worker for FakeRank {
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (beats, stream) = mpsc::channel(1);
+        let take_one = |count: u64| count.checked_sub(1);
+        if self.hang_ups.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one).is_ok() {
+            return Ok(Response::new(ReceiverStream::new(stream)));
+        }
         let rank = self.clone();
         tokio::spawn(async move {
             while !rank.silent.load(Ordering::SeqCst) && beats.send(Ok(Beat::default())).await.is_ok() {

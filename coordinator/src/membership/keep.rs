@@ -30,14 +30,14 @@ async fn replace_lost(coordinator: &Coordinator, members: &dyn Members, config: 
         let since = Instant::now();
         tracing::warn!(%why, "the worker group is lost; forming another");
         let Formed { epoch, executor, ranks, watchers: next } = form_again(members, config).await;
+        // From its return on the engine's readiness is that of the new group. To wait until it says something else than "lost" would
+        // be to wait for ever for a group that was lost again before anyone looked.
         if let Err(error) = coordinator.replace(Box::new(executor), ranks, epoch.0).await {
             tracing::error!(%epoch, %error, "the new group cannot take over");
             sleep(PAUSES[PAUSES.len() - 1]).await;
             continue;
         }
         watchers = next;
-        // From here on the engine reports on the new group.
-        let _ = readiness.wait_for(|readiness| *readiness != Readiness::Lost).await;
         tracing::warn!(%epoch, seconds = since.elapsed().as_secs_f64(), "another worker group has taken over");
     }
 }

@@ -152,3 +152,36 @@ async fn a_step_that_fails_on_one_rank_forms_the_group_anew() {
     assert_eq!(text(&coordinator, "a").await.expect("an answer"), ANSWER);
     assert_eq!(ranks[0].info().epoch, 2);
 }
+
+/// The loss of a group that is found before its first step is over is not missed by who replaces it.
+#[tokio::test]
+async fn groups_that_are_lost_as_soon_as_they_form_are_replaced_until_one_lasts() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1).with_fault(5, Fault::Error))];
+    let (coordinator, _processes) = serve(&ranks).await;
+    // The group fails in the course of the answer; the next ones are dead when they are given to the engine.
+    ranks[0].hang_up(2);
+    let answer = tokio::time::timeout(Duration::from_secs(20), text(&coordinator, "a")).await;
+    assert_eq!(answer.expect("no request hangs").expect("an answer"), ANSWER);
+    assert!(ranks[0].info().epoch >= 3, "{}", ranks[0].info().epoch);
+}
+
+#[tokio::test]
+async fn a_request_that_comes_while_a_lost_group_is_replaced_waits_for_the_next() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
+    let (coordinator, mut processes) = serve(&ranks).await;
+    let dead = processes.pop().expect("two ranks");
+    dead.server.abort();
+    let _ = dead.server.await;
+    // An idle group is found lost by its beats; a step finds it as well.
+    let first = text(&coordinator, "a");
+    let late = async {
+        sleep(Duration::from_millis(500)).await;
+        text(&coordinator, "b").await
+    };
+    let repair = async {
+        sleep(Duration::from_millis(900)).await;
+        start(&FakeRank::new(script(1)), &dead.address).await
+    };
+    let (first, late, _process) = tokio::join!(first, late, repair);
+    assert_eq!((first.expect("an answer"), late.expect("an answer")), (ANSWER.to_owned(), ANSWER.to_owned()));
+}

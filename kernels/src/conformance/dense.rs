@@ -2,7 +2,8 @@
 
 use super::{Check, Named, Random, Suite, refused};
 use crate::backend::{Backend, WeightType, WeightView};
-use crate::reference::ReferenceBackend;
+use crate::fixed;
+use crate::reference::{ReferenceBackend, ReferenceMatrix};
 
 /// Allocation, offsets, and their limits.
 pub(super) fn buffers<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
@@ -159,9 +160,50 @@ fn matrix<B: Backend>(suite: &mut Suite<'_, B>, parts: &[(WeightType, usize)], c
         let mut out = suite.backend.alloc(rows * outputs).named(&case)?;
         suite.backend.matmul(&matrix, &x, rows, bias.as_ref(), &mut out).named(&case)?;
         let got = suite.download(&out, want.len())?;
-        // Of a single output the root mean square says little: take what random values of this length give.
-        let rms = (want.iter().map(|x| x * x).sum::<f32>() / want.len() as f32).sqrt().max((cols as f32).sqrt());
+        suite.compare_scaled(&case, &got, &want, allowed, scale(&want, cols))?;
+    }
+    units(suite, (&matrix, &reference), (outputs, cols), allowed, &name)
+}
+
+/// What differences of a product are divided by: the root mean square. Of a single output that says little: then what random
+/// values of this length give.
+fn scale(product: &[f32], cols: usize) -> f32 {
+    let squares = product.iter().map(|x| x * x).sum::<f32>();
+    (squares / product.len().max(1) as f32).sqrt().max((cols as f32).sqrt())
+}
+
+/// `matmul_units`, and `matmul_share` of a rank that is alone.
+fn units<B: Backend>(
+    suite: &mut Suite<'_, B>,
+    (matrix, reference): (&B::Matrix, &ReferenceMatrix),
+    (outputs, cols): (usize, usize),
+    allowed: f32,
+    name: &str,
+) -> Check {
+    for rows in [0, 1, 6] {
+        let case = format!("matmul_units {rows} x {name}");
+        // Ragged units, one of them cut through a block.
+        let mut ends = vec![cols / 3, cols / 2, cols];
+        ends.dedup();
+        ends.retain(|&end| end > 0);
+        let x = suite.random.values(rows * cols);
+        let mut want = vec![0.0; rows * outputs];
+        ReferenceBackend.matmul_units(reference, &x, rows, &ends, &mut want).named(&case)?;
+        let x = suite.upload(&x)?;
+        let mut out = suite.backend.alloc(rows * outputs).named(&case)?;
+        suite.backend.matmul_units(matrix, &x, rows, &ends, &mut out).named(&case)?;
+        let got = suite.download(&out, want.len())?;
+        let rms = scale(&want, cols);
         suite.compare_scaled(&case, &got, &want, allowed, rms)?;
+        let mut share = vec![-1; rows * outputs];
+        suite.backend.matmul_share(matrix, &x, rows, &ends, &mut share).named(&case)?;
+        let share: Vec<f32> = share.into_iter().map(fixed::to_f32).collect();
+        suite.compare_scaled(&format!("{case}, as a share"), &share, &got, fixed::STEP as f32, 1.0)?;
+        let refuse = |ends: &[usize]| {
+            suite.backend.matmul_units(matrix, &x, rows, ends, &mut suite.backend.alloc(rows * outputs)?)
+        };
+        refused(&format!("{case}, units of too few columns"), refuse(&ends[..ends.len() - 1]))?;
+        refused(&format!("{case}, units out of order"), refuse(&[cols, 0, cols]))?;
     }
     Ok(())
 }

@@ -78,6 +78,28 @@ impl Backend for CpuBackend {
         matmul::matmul(self, matrix, x, rows, bias.map(Vec::as_slice), out)
     }
 
+    fn matmul_units(
+        &self,
+        matrix: &CpuMatrix,
+        x: &Vec<f32>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        matmul::matmul_units(self, matrix, x, rows, ends, out)
+    }
+
+    fn matmul_share(
+        &self,
+        matrix: &CpuMatrix,
+        x: &Vec<f32>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut [i64],
+    ) -> Result<()> {
+        matmul::matmul_share(self, matrix, x, rows, ends, out)
+    }
+
     fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) -> Result<()> {
         elementwise::rms_norm(self.exec(), x, (weight, eps), rows, out)
     }

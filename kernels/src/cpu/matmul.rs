@@ -6,9 +6,11 @@ use super::pack::{Cell, CpuMatrix, Lines, PANEL, Panels, Part};
 use super::pool::SendPtr;
 use super::quant::GROUP;
 use super::simd::{Kernel, Simd};
+use super::totals::{Ends, Form, Share, Single, Units};
 use super::{Activations, CpuBackend};
 use crate::error::{Error, Result};
-use std::ops::Range;
+use crate::fixed;
+use std::ops::{AddAssign, Range};
 use std::sync::PoisonError;
 
 /// Multiply-adds that are worth a task: some microseconds.
@@ -25,36 +27,30 @@ pub(crate) struct Scratch {
 
 /// Where products go: the columns of one part in `out`.
 #[derive(Clone, Copy)]
-pub(crate) struct Sink<'a> {
+pub(crate) struct Sink<'a, T> {
     /// First element of the part's first column.
-    out: &'a SendPtr<f32>,
+    out: &'a SendPtr<T>,
     first: usize,
     /// Columns of `out`, and of the part.
     stride: usize,
     cols: usize,
-    bias: Option<&'a [f32]>,
+    bias: Option<&'a [T]>,
 }
 
-impl Sink<'_> {
+impl<T: Copy + AddAssign> Sink<'_, T> {
     /// Writes output rows `8 panel ..` of token row `row`, those that exist.
     #[inline(always)]
-    pub fn write<S: Simd>(&self, s: S, panel: usize, row: usize, sums: S::F) {
+    pub fn write(&self, panel: usize, row: usize, mut values: [T; PANEL]) {
         let col = panel * PANEL;
-        let mut values = [0.0; PANEL];
-        s.store(sums, &mut values);
         if let Some(bias) = self.bias {
-            values.iter_mut().zip(&bias[self.first + col..]).for_each(|(value, bias)| *value += bias);
+            values.iter_mut().zip(&bias[self.first + col..]).for_each(|(value, bias)| *value += *bias);
         }
         let count = PANEL.min(self.cols - col);
         // SAFETY: `product` checked that `out` holds `rows * stride` values; `row` is below `rows`, and `first + col +
         // count` is at most `stride`. Each panel belongs to one task, so no other thread touches these values.
         unsafe {
             let out = self.out.get().add(row * self.stride + self.first + col);
-            if count == PANEL {
-                out.cast::<[f32; PANEL]>().write_unaligned(values)
-            } else {
-                copy(&values[..count], out)
-            }
+            if count == PANEL { out.cast::<[T; PANEL]>().write_unaligned(values) } else { copy(&values[..count], out) }
         }
     }
 }
@@ -64,13 +60,23 @@ impl Sink<'_> {
 /// # Safety
 /// `out` is writable for the length of `values`.
 #[cold]
-unsafe fn copy(values: &[f32], out: *mut f32) {
+unsafe fn copy<T>(values: &[T], out: *mut T) {
     // SAFETY: the caller's promise.
     unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), out, values.len()) }
 }
 
 fn check(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
     if got < want { Err(Error::Shape { op, what, got, want }) } else { Ok(()) }
+}
+
+/// Checked arguments of a product: `x` is `[rows, C]`, `out` `[rows, N]`.
+struct Product<'a, T> {
+    matrix: &'a CpuMatrix,
+    x: &'a [f32],
+    rows: usize,
+    bias: Option<&'a [T]>,
+    ends: Ends<'a>,
+    out: &'a mut [T],
 }
 
 /// See [`Backend::matmul`](crate::Backend::matmul). Buffers may be longer than the shape needs.
@@ -83,14 +89,53 @@ pub(crate) fn matmul(
     out: &mut [f32],
 ) -> Result<()> {
     const OP: &str = "matmul";
-    let (x_len, out_len) = (rows.saturating_mul(matrix.cols), rows.saturating_mul(matrix.rows));
-    check(OP, "x", x.len(), x_len)?;
-    check(OP, "out", out.len(), out_len)?;
+    let (x, out) = operands(OP, matrix, (x, rows), out)?;
     check(OP, "bias", bias.map_or(matrix.rows, <[f32]>::len), matrix.rows)?;
-    let mut scratch = backend.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-    product(backend, matrix, (&x[..x_len], rows), bias, &mut out[..out_len], &mut scratch);
-    backend.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+    product::<Single>(backend, Product { matrix, x, rows, bias, ends: Ends::new(&[matrix.cols]), out });
     Ok(())
+}
+
+/// See [`Backend::matmul_units`](crate::Backend::matmul_units).
+pub(crate) fn matmul_units(
+    backend: &CpuBackend,
+    matrix: &CpuMatrix,
+    x: &[f32],
+    rows: usize,
+    ends: &[usize],
+    out: &mut [f32],
+) -> Result<()> {
+    let (x, out) = operands("matmul_units", matrix, (x, rows), out)?;
+    fixed::check_ends("matmul_units", ends, matrix.cols)?;
+    product::<Units>(backend, Product { matrix, x, rows, bias: None, ends: Ends::new(ends), out });
+    Ok(())
+}
+
+/// See [`Backend::matmul_share`](crate::Backend::matmul_share).
+pub(crate) fn matmul_share(
+    backend: &CpuBackend,
+    matrix: &CpuMatrix,
+    x: &[f32],
+    rows: usize,
+    ends: &[usize],
+    out: &mut [i64],
+) -> Result<()> {
+    let (x, out) = operands("matmul_share", matrix, (x, rows), out)?;
+    fixed::check_ends("matmul_share", ends, matrix.cols)?;
+    product::<Share>(backend, Product { matrix, x, rows, bias: None, ends: Ends::new(ends), out });
+    Ok(())
+}
+
+/// The parts of `x` and `out` that a product of `rows` rows reads and writes.
+fn operands<'a, T>(
+    op: &'static str,
+    matrix: &CpuMatrix,
+    (x, rows): (&'a [f32], usize),
+    out: &'a mut [T],
+) -> Result<(&'a [f32], &'a mut [T])> {
+    let (x_len, out_len) = (rows.saturating_mul(matrix.cols), rows.saturating_mul(matrix.rows));
+    check(op, "x", x.len(), x_len)?;
+    check(op, "out", out.len(), out_len)?;
+    Ok((&x[..x_len], &mut out[..out_len]))
 }
 
 impl Panels {
@@ -100,14 +145,9 @@ impl Panels {
     }
 }
 
-fn product(
-    backend: &CpuBackend,
-    matrix: &CpuMatrix,
-    (x, rows): (&[f32], usize),
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-    scratch: &mut Scratch,
-) {
+fn product<F: Form>(backend: &CpuBackend, product: Product<'_, F::Out>) {
+    let Product { matrix, x, rows, bias, ends, out } = product;
+    let mut scratch = backend.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
     let is_int = |part: &Part| part.panels.is_int(backend.activations);
     let rounded = matrix.parts.iter().any(is_int);
     let tiled = !matrix.parts.iter().all(is_int);
@@ -126,34 +166,43 @@ fn product(
             let panels = wanted.start.saturating_sub(first).min(count)..wanted.end.saturating_sub(first).min(count);
             first += count;
             let sink = Sink { out: &out, first: part.first, stride: matrix.rows, cols: part.rows, bias };
+            let cut = Cut { panels, ends: &ends };
             match (is_int(part), &rounded, &tiled) {
-                (true, Some(x), _) => int_panels(backend, part, panels, x, sink),
-                (false, _, Some(x)) => float_panels(backend, part, panels, x, sink),
+                (true, Some(x), _) => int_panels::<F>(backend, part, cut, x, sink),
+                (false, _, Some(x)) => float_panels::<F>(backend, part, cut, x, sink),
                 _ => unreachable!("activations are prepared for every part"),
             }
         }
     });
+    backend.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
 }
 
-fn int_panels(backend: &CpuBackend, part: &Part, panels: Range<usize>, x: &Rounded<'_>, sink: Sink<'_>) {
+/// What of a part a task does, and where its units end.
+#[derive(Clone)]
+pub(crate) struct Cut<'a> {
+    pub panels: Range<usize>,
+    pub ends: &'a Ends<'a>,
+}
+
+fn int_panels<F: Form>(backend: &CpuBackend, part: &Part, cut: Cut<'_>, x: &Rounded<'_>, sink: Sink<'_, F::Out>) {
     match &part.panels {
-        Panels::U4(cells) => backend.simd.dispatch(IntTask { cells, panels, x, sink }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(IntTask { cells, panels, x, sink }),
-        Panels::I8(cells) => backend.simd.dispatch(IntTask { cells, panels, x, sink }),
-        Panels::U6(cells) => backend.simd.dispatch(IntTask { cells, panels, x, sink }),
+        Panels::U4(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
+        Panels::U4Wide(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
+        Panels::I8(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
+        Panels::U6(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
         Panels::F32(_) | Panels::F16(_) | Panels::BF16(_) => unreachable!("float weights meet f32 activations"),
     }
 }
 
-fn float_panels(backend: &CpuBackend, part: &Part, panels: Range<usize>, x: &Tiled<'_>, sink: Sink<'_>) {
+fn float_panels<F: Form>(backend: &CpuBackend, part: &Part, cut: Cut<'_>, x: &Tiled<'_>, sink: Sink<'_, F::Out>) {
     match &part.panels {
-        Panels::F32(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
-        Panels::F16(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
-        Panels::BF16(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
-        Panels::U4(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
-        Panels::I8(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
-        Panels::U6(cells) => backend.simd.dispatch(FloatTask { cells, panels, x, sink }),
+        Panels::F32(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::F16(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::BF16(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::U4(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::U4Wide(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::I8(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::U6(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Products with f32 activations: weights are unpacked to f32 a block of inputs at a time and multiplied in order,
 //! `acc = fma(w[k], x[k], acc)` for `k = 0, 1, ..` from zero.
 
-use super::matmul::Sink;
+use super::matmul::{Cut, Sink};
 use super::pack::{Cell, Lines, PANEL};
 use super::pool::Pool;
 use super::simd::{Kernel, Simd};
+use super::totals::Form;
 use std::ops::Range;
 
 /// Token rows of a full tile: 2 panels times 6 rows of accumulators fill the 16 registers of AVX2 best.
@@ -46,28 +47,28 @@ impl<'a> Tiled<'a> {
 }
 
 /// Products of some panels with all rows.
-pub(crate) struct FloatTask<'a, C> {
+pub(crate) struct FloatTask<'a, C, F: Form> {
     /// Cells of the part.
     pub cells: &'a [C],
-    /// Panels of the part to do.
-    pub panels: Range<usize>,
+    pub cut: Cut<'a>,
     pub x: &'a Tiled<'a>,
-    pub sink: Sink<'a>,
+    pub sink: Sink<'a, F::Out>,
 }
 
 /// What a block works in.
-struct Buffers<const P: usize> {
+struct Buffers<T, const P: usize> {
     weights: [Lines<P>; INPUTS],
     acc: [Lines<P>; BLOCK],
+    totals: [[T; P]; BLOCK],
 }
 
-impl<C: Cell> Kernel for FloatTask<'_, C> {
+impl<C: Cell, F: Form> Kernel for FloatTask<'_, C, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for start in (0..self.x.rows).step_by(BLOCK) {
             let rows = start..self.x.rows.min(start + BLOCK);
-            let mut panels = self.panels.clone();
+            let mut panels = self.cut.panels.clone();
             // One chain of additions per accumulator: with few rows, several panels keep the adders busy.
             if rows.len() <= 3 {
                 self.blocks::<S, 4>(s, &mut panels, rows.clone());
@@ -78,31 +79,67 @@ impl<C: Cell> Kernel for FloatTask<'_, C> {
     }
 }
 
-impl<C: Cell> FloatTask<'_, C> {
+impl<C: Cell, F: Form> FloatTask<'_, C, F> {
     /// Takes `P` panels at a time from the front of `panels`, as long as there are as many.
     #[inline(always)]
     fn blocks<S: Simd, const P: usize>(&self, s: S, panels: &mut Range<usize>, rows: Range<usize>) {
         if panels.len() < P {
             return;
         }
-        let mut buffers = Buffers { weights: [[[0.0; PANEL]; P]; INPUTS], acc: [[[0.0; PANEL]; P]; BLOCK] };
+        let mut buffers = Buffers {
+            weights: [[[0.0; PANEL]; P]; INPUTS],
+            acc: [[[0.0; PANEL]; P]; BLOCK],
+            totals: [[F::zero(0); P]; BLOCK],
+        };
         while panels.len() >= P {
             self.block(s, panels.start, rows.clone(), &mut buffers);
             panels.start += P;
         }
     }
 
-    /// `P` panels from `panel` with at most [`BLOCK`] rows.
+    /// `P` panels from `panel` with at most [`BLOCK`] rows, unit by unit.
     #[inline(always)]
-    fn block<S: Simd, const P: usize>(&self, s: S, panel: usize, rows: Range<usize>, buffers: &mut Buffers<P>) {
-        let cols = self.x.cols;
-        let Buffers { weights, acc } = buffers;
+    fn block<S: Simd, const P: usize>(
+        &self,
+        s: S,
+        panel: usize,
+        rows: Range<usize>,
+        buffers: &mut Buffers<F::Total, P>,
+    ) {
+        let ends = self.cut.ends.of(C::INPUTS);
+        buffers.totals[..rows.len()].fill([F::zero(ends.len()); P]);
+        let mut start = 0;
+        for &end in ends {
+            self.unit(s, panel, rows.clone(), start..end, buffers);
+            for (total, acc) in buffers.totals.iter_mut().zip(&buffers.acc[..rows.len()]) {
+                total.iter_mut().zip(acc).for_each(|(total, acc)| F::add(s, total, std::iter::once(acc)));
+            }
+            start = end;
+        }
+        for (row, totals) in rows.zip(&buffers.totals) {
+            for (p, total) in totals.iter().enumerate() {
+                self.sink.write(panel + p, row, F::values(s, total));
+            }
+        }
+    }
+
+    /// The products of inputs `unit`, into `buffers.acc`.
+    #[inline(always)]
+    fn unit<S: Simd, const P: usize>(
+        &self,
+        s: S,
+        panel: usize,
+        rows: Range<usize>,
+        unit: Range<usize>,
+        buffers: &mut Buffers<F::Total, P>,
+    ) {
+        let Buffers { weights, acc, .. } = buffers;
         let acc = &mut acc[..rows.len()];
         acc.fill([[0.0; PANEL]; P]);
-        for start in (0..cols).step_by(INPUTS) {
-            let inputs = start..cols.min(start + INPUTS);
+        for start in unit.clone().step_by(INPUTS) {
+            let inputs = start..unit.end.min(start + INPUTS);
             for p in 0..P {
-                let cells = &self.cells[(panel + p) * (cols / C::INPUTS)..];
+                let cells = &self.cells[(panel + p) * (self.x.cols / C::INPUTS)..];
                 let cells = &cells[inputs.start / C::INPUTS..inputs.end / C::INPUTS];
                 for (cell, out) in cells.iter().zip(weights.chunks_exact_mut(C::INPUTS)) {
                     cell.unpack(s, p, out);
@@ -118,11 +155,6 @@ impl<C: Cell> FloatTask<'_, C> {
                     5 => multiply(s, weights, self.x.tile::<5>(row, inputs), acc),
                     _ => multiply(s, weights, self.x.tile::<TILE>(row, inputs), acc),
                 }
-            }
-        }
-        for (row, acc) in rows.zip(acc) {
-            for (p, acc) in acc.iter().enumerate() {
-                self.sink.write(s, panel + p, row, s.load(acc));
             }
         }
     }

@@ -4,12 +4,12 @@
 //! Q8_0 but with an f32 scale. A group's dot product is an exact integer, whatever the order; the groups are then
 //! summed in order in f32: `acc = fma(dot, scale * d, acc)`, `acc = fma(min, d * sum(codes), acc)`.
 
-use super::matmul::Sink;
-use super::pack::{Cell, I8, Scales, U4, U6};
+use super::matmul::{Cut, Sink};
+use super::pack::{Cell, I8, PANEL, Scales, U4, U6};
 use super::pool::Pool;
 use super::quant::GROUP;
 use super::simd::{Kernel, Simd, SimdLevel};
-use std::ops::Range;
+use super::totals::{Form, Line};
 
 /// Token rows of a full tile.
 const TILE: usize = 4;
@@ -221,46 +221,106 @@ impl IntCell for U6 {
 }
 
 /// Products of some panels with all rows.
-pub(crate) struct IntTask<'a, C> {
+pub(crate) struct IntTask<'a, C, F: Form> {
     /// Cells of the part.
     pub cells: &'a [C],
-    /// Panels of the part to do.
-    pub panels: Range<usize>,
+    pub cut: Cut<'a>,
     pub x: &'a Rounded<'a>,
-    pub sink: Sink<'a>,
+    pub sink: Sink<'a, F::Out>,
 }
 
-impl<C: IntCell> Kernel for IntTask<'_, C> {
+/// Units whose sums are kept until they are added up, all together.
+const UNITS: usize = 16;
+/// Sums of a unit for the rows of a tile.
+type Sums = [Line; TILE];
+
+impl<C: IntCell, F: Form> Kernel for IntTask<'_, C, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if F::IS_SINGLE {
+            self.tiles(s, &mut []);
+        } else {
+            self.tiles(s, &mut [[[0.0; PANEL]; TILE]; UNITS]);
+        }
+    }
+}
+
+impl<C: IntCell, F: Form> IntTask<'_, C, F> {
+    /// `sums` is where units wait to be added up.
+    #[inline(always)]
+    fn tiles<S: Simd>(&self, s: S, sums: &mut [Sums]) {
         let (rows, block) = (self.x.rows, self.x.block());
         for start in (0..rows).step_by(block) {
             let end = rows.min(start + block);
-            for panel in self.panels.clone() {
+            for panel in self.cut.panels.clone() {
                 for row in (start..end).step_by(TILE) {
                     match end - row {
-                        1 => self.tile::<S, 1>(s, panel, row),
-                        2 => self.tile::<S, 2>(s, panel, row),
-                        3 => self.tile::<S, 3>(s, panel, row),
-                        _ => self.tile::<S, TILE>(s, panel, row),
+                        1 => self.tile::<S, 1>(s, panel, row, sums),
+                        2 => self.tile::<S, 2>(s, panel, row, sums),
+                        3 => self.tile::<S, 3>(s, panel, row, sums),
+                        _ => self.tile::<S, TILE>(s, panel, row, sums),
                     }
                 }
             }
         }
     }
+
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize>(&self, s: S, panel: usize, row: usize, sums: &mut [Sums]) {
+        let groups = self.x.groups;
+        let (cells, x) = (&self.cells[panel * groups..][..groups], self.x.tile::<T>(row));
+        let ends = self.cut.ends.of(GROUP);
+        let mut totals = [F::zero(ends.len()); T];
+        if F::IS_SINGLE {
+            let acc = unit::<S, C, T>(s, cells, x);
+            for (total, acc) in totals.iter_mut().zip(acc) {
+                let mut sum = [0.0; PANEL];
+                s.store(acc, &mut sum);
+                F::add(s, total, std::iter::once(&sum));
+            }
+        } else {
+            let mut start = 0;
+            for ends in ends.chunks(UNITS) {
+                for (end, sums) in ends.iter().zip(sums.iter_mut()) {
+                    let end = end / GROUP;
+                    let acc = unit::<S, C, T>(s, &cells[start..end], &x[start..end]);
+                    sums.iter_mut().zip(acc).for_each(|(sum, acc)| s.store(acc, sum));
+                    start = end;
+                }
+                s.call(AddUnits::<F> { totals: &mut totals, sums: &sums[..ends.len()] });
+            }
+        }
+        for (t, total) in totals.iter().enumerate() {
+            self.sink.write(panel, row + t, F::values(s, total));
+        }
+    }
 }
 
-impl<C: IntCell> IntTask<'_, C> {
+/// The sums of consecutive groups for `T` token rows.
+#[inline(always)]
+fn unit<S: Simd, C: IntCell, const T: usize>(s: S, cells: &[C], x: &[Tile<T>]) -> [S::F; T] {
+    // Said once, so that the loop need not check: units are short.
+    assert!(cells.len() <= x.len());
+    let mut acc = [s.splat(0.0); T];
+    for group in 0..cells.len() {
+        cells[group].accumulate(s, &x[group], &mut acc);
+    }
+    acc
+}
+
+/// Adds the units of each row of a tile.
+struct AddUnits<'a, F: Form> {
+    totals: &'a mut [F::Total],
+    sums: &'a [[Line; TILE]],
+}
+
+impl<F: Form> Kernel for AddUnits<'_, F> {
+    type Output = ();
     #[inline(always)]
-    fn tile<S: Simd, const T: usize>(&self, s: S, panel: usize, row: usize) {
-        let groups = self.x.groups;
-        let mut acc = [s.splat(0.0); T];
-        for (cell, x) in self.cells[panel * groups..][..groups].iter().zip(self.x.tile::<T>(row)) {
-            cell.accumulate(s, x, &mut acc);
-        }
-        for (t, acc) in acc.into_iter().enumerate() {
-            self.sink.write(s, panel, row + t, acc);
+    fn run<S: Simd>(self, s: S) {
+        for (t, total) in self.totals.iter_mut().enumerate() {
+            F::add(s, total, self.sums.iter().map(|sums| &sums[t]));
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod pack;
 pub mod pages;
 pub mod quant;
 pub(crate) mod readout;
+mod totals;
 
 #[cfg(test)]
 mod matmul_tests;

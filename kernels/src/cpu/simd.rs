@@ -64,11 +64,16 @@ pub(crate) trait Simd: Copy {
     /// Eight bfloat16, little-endian.
     fn load_bf16(self, x: &[u8; 16]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 
+    /// Runs a kernel as a function of its own, whose constants take no registers from its caller's loops.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
     fn load_i(self, x: &[u8; 32]) -> Self::I;
+    fn load_i32(self, x: &[i32; 8]) -> Self::I;
     fn store_i(self, x: Self::I, out: &mut [i32; 8]);
     /// The same four bytes in every lane.
     fn splat_bytes(self, x: &[u8; 4]) -> Self::I;
@@ -95,6 +100,10 @@ pub(crate) trait Simd: Copy {
     fn round(self, a: Self::F) -> Self::I;
     /// The bits of f32 lanes as i32 lanes.
     fn bits(self, a: Self::F) -> Self::I;
+    /// `a * p + b * q` of i32 lanes in f64, rounded to f32; defined where both products are exact.
+    fn weigh(self, a: Self::I, p: f64, b: Self::I, q: f64) -> Self::F;
+    /// Lanes of `x` where `a > b`, as i32; of `y` elsewhere.
+    fn choose(self, a: Self::I, b: Self::I, x: Self::F, y: Self::F) -> Self::F;
 }
 
 /// Plain Rust: the definition of every operation.
@@ -144,12 +153,24 @@ impl Simd for Portable {
         zip(a, b, |a, b| a + b)
     }
     #[inline(always)]
+    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
     fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         zip(a, b, |a, b| a * b)
     }
     #[inline(always)]
     fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32; 8]) -> [i32; 8] {
+        *x
     }
     #[inline(always)]
     fn load_i(self, x: &[u8; 32]) -> [i32; 8] {
@@ -221,5 +242,13 @@ impl Simd for Portable {
     #[inline(always)]
     fn bits(self, a: [f32; 8]) -> [i32; 8] {
         a.map(|a| a.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn weigh(self, a: [i32; 8], p: f64, b: [i32; 8], q: f64) -> [f32; 8] {
+        std::array::from_fn(|i| (f64::from(a[i]) * p + f64::from(b[i]) * q) as f32)
+    }
+    #[inline(always)]
+    fn choose(self, a: [i32; 8], b: [i32; 8], x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if a[i] > b[i] { x[i] } else { y[i] })
     }
 }

@@ -12,7 +12,17 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
-/// AVX2, FMA and F16C. Only [`run`] makes one, so whoever holds one runs on a processor that has the features; every
+/// [`run`], never merged with its caller.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// AVX2, FMA and F16C. Only [`run`] and [`call`] make one, so whoever holds one runs on a processor that has the features; every
 /// `SAFETY` below rests on that.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
@@ -55,6 +65,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_add_ps(a, b) }
     }
     #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
     fn mul(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: features present.
         unsafe { _mm256_mul_ps(a, b) }
@@ -63,6 +78,16 @@ impl Simd for Avx2 {
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: features present.
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: features present.
+        unsafe { call(kernel) }
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32; 8]) -> __m256i {
+        // SAFETY: features present; the array has 32 bytes.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
     #[inline(always)]
     fn load_i(self, x: &[u8; 32]) -> __m256i {
@@ -143,5 +168,24 @@ impl Simd for Avx2 {
     fn bits(self, a: __m256) -> __m256i {
         // SAFETY: features present.
         unsafe { _mm256_castps_si256(a) }
+    }
+    #[inline(always)]
+    fn weigh(self, a: __m256i, p: f64, b: __m256i, q: f64) -> __m256 {
+        // SAFETY: features present.
+        unsafe {
+            let half = |a, b| {
+                let (a, b) = (_mm256_cvtepi32_pd(a), _mm256_cvtepi32_pd(b));
+                let sum = _mm256_fmadd_pd(a, _mm256_set1_pd(p), _mm256_mul_pd(b, _mm256_set1_pd(q)));
+                _mm256_cvtpd_ps(sum)
+            };
+            let low = half(_mm256_castsi256_si128(a), _mm256_castsi256_si128(b));
+            let high = half(_mm256_extracti128_si256::<1>(a), _mm256_extracti128_si256::<1>(b));
+            _mm256_set_m128(high, low)
+        }
+    }
+    #[inline(always)]
+    fn choose(self, a: __m256i, b: __m256i, x: __m256, y: __m256) -> __m256 {
+        // SAFETY: features present.
+        unsafe { _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))) }
     }
 }

@@ -60,6 +60,28 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.multiply(matrix, x, rows, bias, out)
     }
 
+    fn matmul_units(
+        &self,
+        matrix: &Matrix<D>,
+        x: &Buffer<D>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.multiply_units(matrix, x, rows, ends, out)
+    }
+
+    fn matmul_share(
+        &self,
+        matrix: &Matrix<D>,
+        x: &Buffer<D>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut [i64],
+    ) -> Result<()> {
+        self.multiply_share(matrix, x, rows, ends, out)
+    }
+
     fn rms_norm(&self, x: &Buffer<D>, weight: &Buffer<D>, eps: f32, rows: usize, out: &mut Buffer<D>) -> Result<()> {
         let (op, width) = ("rms_norm", weight.len);
         at_least(op, "x", x.len, rows.saturating_mul(width))?;

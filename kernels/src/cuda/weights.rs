@@ -1,8 +1,9 @@
 //! Weight matrices on the device, and products with them.
 
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, Product, at_least};
-use crate::backend::{WeightType, WeightView};
+use crate::backend::{Backend, WeightType, WeightView};
 use crate::error::{Error, Result};
+use crate::fixed;
 
 /// A matrix of `rows` outputs by `cols` inputs in bf16 or f32, as the backend's [`Precision`] says. Rows are padded with
 /// zeros to a multiple of eight elements.
@@ -167,6 +168,38 @@ impl<D: Device> CudaBackend<D> {
                 })
             }
         }
+    }
+
+    /// A product whose columns are one unit: tiles of tensor cores do not end where units do.
+    pub(super) fn multiply_units(
+        &self,
+        matrix: &Matrix<D>,
+        x: &Buffer<D>,
+        rows: usize,
+        ends: &[usize],
+        out: &Buffer<D>,
+    ) -> Result<()> {
+        fixed::check_ends("matmul_units", ends, matrix.cols)?;
+        self.multiply(matrix, x, rows, None, out)
+    }
+
+    /// [`Self::multiply_units`] in fixed point.
+    pub(super) fn multiply_share(
+        &self,
+        matrix: &Matrix<D>,
+        x: &Buffer<D>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut [i64],
+    ) -> Result<()> {
+        let len = rows.saturating_mul(matrix.rows);
+        at_least("matmul_share", "out", out.len(), len)?;
+        let product = self.alloc(len)?;
+        self.multiply_units(matrix, x, rows, ends, &product)?;
+        let mut values = vec![0.0; len];
+        self.download(&product, 0, &mut values)?;
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = fixed::from_f32(value));
+        Ok(())
     }
 
     /// A bf16 product, by the kernel that suits the number of rows.

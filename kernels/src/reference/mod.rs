@@ -11,6 +11,7 @@ use crate::backend::{
     PageId, PageShape, QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::fixed;
 
 /// The backend. It keeps no state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,6 +82,27 @@ fn rotate(x: &[f32], cos: &[f64], sin: &[f64]) -> Vec<f32> {
         out[i + half] = (b * cos[i] + a * sin[i]) as f32;
     }
     out
+}
+
+/// Products `[T, N]` in fixed point, unit by unit.
+fn units(op: &'static str, matrix: &ReferenceMatrix, (x, rows): (&[f32], usize), ends: &[usize]) -> Result<Vec<i64>> {
+    let cols = matrix.cols;
+    at_least(op, "x", x.len(), rows * cols)?;
+    fixed::check_ends(op, ends, cols)?;
+    let mut sums = Vec::new();
+    for x in x[..rows * cols].chunks_exact(cols.max(1)) {
+        for weights in matrix.weights.chunks_exact(cols.max(1)) {
+            let (mut sum, mut start) = (0i64, 0);
+            for &end in ends {
+                let unit: f64 =
+                    x[start..end].iter().zip(&weights[start..end]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                sum = sum.wrapping_add(fixed::from_f32(unit as f32));
+                start = end;
+            }
+            sums.push(sum);
+        }
+    }
+    Ok(sums)
 }
 
 impl Backend for ReferenceBackend {
@@ -169,6 +191,34 @@ impl Backend for ReferenceBackend {
                 out[t * outputs + n] = sum as f32;
             }
         }
+        Ok(())
+    }
+
+    fn matmul_units(
+        &self,
+        matrix: &ReferenceMatrix,
+        x: &Vec<f32>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        at_least("matmul_units", "out", out.len(), rows * (matrix.weights.len() / matrix.cols.max(1)))?;
+        let sums = units("matmul_units", matrix, (x, rows), ends)?;
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = fixed::to_f32(sum));
+        Ok(())
+    }
+
+    fn matmul_share(
+        &self,
+        matrix: &ReferenceMatrix,
+        x: &Vec<f32>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut [i64],
+    ) -> Result<()> {
+        at_least("matmul_share", "out", out.len(), rows * (matrix.weights.len() / matrix.cols.max(1)))?;
+        let sums = units("matmul_share", matrix, (x, rows), ends)?;
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The shape of a model, checked number by number: everything downstream may rely on it.
 
+use palimpsest_kernels::fixed::MAX_UNITS;
 use std::f64::consts::PI;
 
 /// Model families whose decoder layers are implemented: pre-norm, RMS norm, rotary positions, grouped-query attention,
@@ -212,8 +213,8 @@ impl ModelConfig {
         within("the number of layers", self.layers, 1, 1 << 12)?;
         within("the hidden size", self.hidden, 1, 1 << 18)?;
         within("the feed-forward size", self.ffn, 1, 1 << 20)?;
-        within("the number of query heads", self.heads, 1, 1 << 12)?;
-        within("the number of KV heads", self.kv_heads, 1, 1 << 12)?;
+        within("the number of query heads", self.heads, 1, MAX_UNITS)?;
+        within("the number of KV heads", self.kv_heads, 1, MAX_UNITS)?;
         within("the head dimension", self.head_dim, 2, 1 << 12)?;
         within("the vocabulary size", self.vocabulary, 1, 1 << 24)?;
         within("the context length", self.context_length, 1, 1 << 30)?;

@@ -85,6 +85,7 @@ pub struct Decoder<B: Backend> {
     backend: Arc<B>,
     config: ModelConfig,
     shard: Shard,
+    query_units: Vec<usize>,
     exchange: Exchange,
     stride: u64,
     embedding: B::Matrix,
@@ -179,6 +180,7 @@ impl<B: Backend> Decoder<B> {
             perturbed: false,
             scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
             exchange: Exchange::alone(),
+            query_units: shard.query_units(),
             backend,
             config,
             shard,
@@ -342,9 +344,10 @@ impl<B: Backend> Decoder<B> {
         let mut values = vec![0.0; ids.len() * self.config.hidden];
         self.backend.download(x, 0, &mut values)?;
         for (row, _) in values.chunks_exact_mut(self.config.hidden).zip(ids).filter(|(_, id)| !is_own(**id)) {
-            row.fill(0.0);
+            // Negative zero changes nothing that is added to it, not even the sign of a zero.
+            row.fill(-0.0);
         }
-        self.exchange.sum_host(&mut values)?;
+        self.exchange.sum(&mut values)?;
         Ok(self.backend.upload(&values, x, 0)?)
     }
 
@@ -406,14 +409,14 @@ impl<B: Backend> Decoder<B> {
             b.download(&s.q, 0, &mut queries)?;
             capture(Captured { layer: index, hidden: &hidden, queries: &queries });
         }
-        b.matmul(&attention.output, &s.attended, rows, None, &mut s.h)?;
-        self.exchange.sum(b, &mut s.h, rows * self.config.hidden)?;
+        let units = (rows, self.config.hidden, &self.query_units[..]);
+        self.exchange.row_parallel(b, &attention.output, &s.attended, units, &mut s.h)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         b.rms_norm(&s.x, &layer.ffn_norm, eps, rows, &mut s.h)?;
         b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
         b.silu_mul(&s.gate_up, rows, self.shard.ffn.len(), &mut s.act)?;
-        b.matmul(&layer.down, &s.act, rows, None, &mut s.h)?;
-        self.exchange.sum(b, &mut s.h, rows * self.config.hidden)?;
+        let units = (rows, self.config.hidden, &self.shard.ffn_units[..]);
+        self.exchange.row_parallel(b, &layer.down, &s.act, units, &mut s.h)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         Ok(())
     }
