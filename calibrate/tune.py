@@ -1,16 +1,17 @@
 """Tunes the scorers of a `retention` indexer end to end: what is lost when entries go is what they learn to keep.
 
 `palimpsest calibrate` fits scorers to how much attention a key receives while the model repeats the text. That is a stand-in.
-Here the model reads documents with a soft form of the service's eviction inside its own forward pass, answers questions
-on facts that stood in them, and the gradient of the loss of the answers (and of the text itself) goes to the scorers. The
-model's weights stay as they are. The idea of learning retention through the language model's loss is that of Dynamic
+Here the model reads documents with a soft form of the service's eviction inside its own forward pass and answers questions
+on what stood in them: facts that were planted, and sentences of the text as it is. The gradient of the answers' loss, and of
+how far its predictions of the text are from those of the full cache, goes to the scorers. The model's weights stay as they are. The idea of learning retention through the language model's loss is that of Dynamic
 Memory Compression (arXiv 2403.09636) and TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all
 layers, and scorers that are linear in the hidden state are this project's.
 
     pip install torch transformers accelerate gguf safetensors
     python3 calibrate/make_corpus.py CORPUS
     palimpsest calibrate --corpus CORPUS --documents 48 --out start.safetensors
-    python3 calibrate/tune.py --model MODEL.gguf --corpus CORPUS --start start.safetensors --out indexer.safetensors
+    python3 calibrate/make_corpus.py --prose PROSE
+    python3 calibrate/tune.py --model MODEL.gguf --corpus PROSE --start start.safetensors --out indexer.safetensors
 
 Documents, wordings, names and kinds of values are not those of the evaluation. Same seed, same documents; sums of floats
 differ between machines. 80 steps took 18 minutes on one shared core, and 7 GiB of memory.
@@ -20,6 +21,7 @@ import argparse
 import json
 import pathlib
 import random
+import re
 import struct
 import sys
 import time
@@ -27,18 +29,23 @@ import time
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 from tokenizers import pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STRIDE = 256
 SINKS = 4
 WINDOW = 12
-# Selectable slots per KV head, drawn for each document: 7 to 20 % of it.
-BUDGET = (50, 150)
+# Selectable slots per KV head as a share of the document, drawn for each.
+BUDGET = (0.06, 0.18)
+# Lengths of documents, strides.
+LENGTHS = [3, 4, 4, 8]
+# Share of the documents whose questions are on planted facts; the others' are on their own sentences.
+PLANTED = 0.4
 # How sharply a slot below the threshold is gone, nats of score.
 TEMPERATURE = 0.5
-# Weight of the text's own loss beside that of the answers.
-TEXT_WEIGHT = 2.0
+# Weight of the text, as divergence from the full cache's predictions, beside the answers' loss.
+TEXT_WEIGHT = 4.0
 CLIP = 1.0
 # Steps between two saved files, so that an interrupted run is not lost.
 SAVE_EVERY = 20
@@ -57,6 +64,16 @@ FACTS = [
     ("In the ledger {a} is entered as {v}", "How is {a} entered in the ledger?", "In the ledger {a} is entered as"),
     ("The password that {a} uses is {v}", "Which password does {a} use?", "The password that {a} uses is"),
 ]
+# Questions on the text's own sentences, and how their answers begin.
+RECALLS = [
+    ("Complete this sentence as it stands in the text: {head} ...", "{head}"),
+    ("What does the text say about {topic}?", "{head}"),
+    ("Quote the sentence that has {topic} in it.", "{head}"),
+    ("How does the text go on after this: {head}", ""),
+    ("What is left out here: {head} ____", "What is left out is"),
+]
+# Words that could not be guessed: numbers, names.
+TELLING = re.compile(r"\d[\w.:/-]*|(?<=[a-z,] )[A-Z][\w-]+")
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 
 
@@ -76,15 +93,27 @@ class Documents:
     def draw(self, seed):
         """Token ids, length of the part that is evicted from, and positions of the answers' tokens."""
         draws = random.Random(seed)
-        length = STRIDE * draws.choice([3, 4])
+        length = STRIDE * draws.choice(LENGTHS)
         while True:
-            ids, answers = self._document(draws, length)
-            if answers:
-                return ids, length, answers
+            start = draws.randrange(len(self.text) - 16 * length)
+            passage = self.encode(self.text[start : start + 14 * length])[:length]
+            kind = self._planted if draws.random() < PLANTED else self._recalls
+            ids, questions = kind(draws, passage, length)
+            if questions:
+                return self._ask(ids, questions)
 
-    def _document(self, draws, length):
-        start = draws.randrange(len(self.text) - 16 * length)
-        passage = self.encode(self.text[start : start + 14 * length])[:length]
+    def _ask(self, ids, questions):
+        """Up to four `(question, beginning of the answer, answer)` behind a document."""
+        ids, length, answers = list(ids), len(ids), []
+        for index, (question, opening, answer) in enumerate(questions[:4]):
+            turn = "\n\n" if index == 0 else "<|im_start|>user\n"
+            ids += self.encode(turn + question + "<|im_end|>\n<|im_start|>assistant\n" + opening)
+            answer = self.encode(" " + answer if opening else answer)
+            answers += range(len(ids), len(ids) + len(answer))
+            ids += answer + self.encode(".<|im_end|>\n")
+        return ids, length, answers
+
+    def _planted(self, draws, passage, length):
         sentences = self.tokenizer.decode(passage).split(". ")
         one_kind, facts = draws.choice([None, draws.choice(FACTS)]), {}
         for _ in range(draws.randint(2, 6)):
@@ -98,14 +127,25 @@ class Documents:
         ids += self.encode(" ")[:1] * (length - len(ids))
         whole = [(n, k, v) for n, (k, v) in facts.items() if k[0].format(a=n, v=v) in text]
         draws.shuffle(whole)
-        answers = []
-        for index, (name, (_, question, opening), value) in enumerate(whole[:4]):
-            turn = "\n\n" if index == 0 else "<|im_start|>user\n"
-            ids += self.encode(turn + question.format(a=name) + "<|im_end|>\n<|im_start|>assistant\n" + opening.format(a=name))
-            answer = self.encode(" " + value)
-            answers += range(len(ids), len(ids) + len(answer))
-            ids += answer + self.encode(".<|im_end|>\n")
-        return ids, answers
+        return ids, [(k[1].format(a=n), k[2].format(a=n), v) for n, k, v in whole]
+
+    def _recalls(self, draws, passage, length):
+        ids = self.encode(SYSTEM + self.tokenizer.decode(passage))[:length]
+        text = " ".join(self.tokenizer.decode(ids[len(self.encode(SYSTEM)) :]).split())
+        sentences = [s.rstrip(".!?") for s in re.split(r"(?<=[.!?]) ", text)[1:-1]]
+        questions = []
+        for sentence in draws.sample(sentences, min(len(sentences), 24)):
+            words = sentence.split(" ")
+            cuts = [c for c in range(4, len(words)) if sum(map(len, words[:c])) < 200]
+            telling = [c for c in cuts if TELLING.match(" ".join(["a", words[c]]), 2)]
+            if not cuts or len(words) > 60 or (not telling and draws.random() < 0.7):
+                continue
+            cut = draws.choice(telling or cuts)
+            head = " ".join(words[draws.randint(0, min(cut - 4, 8)) : cut])
+            question, opening = draws.choice(RECALLS)
+            topic = max(head.split(" "), key=len).strip(".,:;()\"")
+            questions.append((question.format(head=head, topic=topic), opening.format(head=head), " ".join(words[cut : cut + 5])))
+        return ids, questions if len(ids) == length else []
 
 
 def _value(draws):
@@ -187,14 +227,18 @@ class Reader:
         past[0].append(k)
         past[1].append(project(attention.v_proj, self.kv_heads).transpose(0, 1))
         keys, values = torch.cat(past[0], 1), torch.cat(past[1], 1)
-        queries = q.reshape(self.kv_heads, -1, rows, self.dim)
+        # Nothing of the attention is kept for the backward pass: it is what grows with the document.
+        read = checkpoint(self._mix, q.reshape(self.kv_heads, -1, rows, self.dim), keys, values, gate, use_reentrant=False)
+        return attention.o_proj(read.reshape(self.heads, rows, self.dim).transpose(0, 1).reshape(rows, -1))
+
+    def _mix(self, queries, keys, values, gate):
+        rows = queries.shape[2]
         logits = torch.einsum("khqd,ksd->khqs", queries, keys) * self.dim**-0.5
         before = keys.shape[1] - rows
         left = torch.zeros(self.kv_heads, before) if gate is None else gate.T
         own = torch.full((rows, rows), float("-inf")).triu(1)
         mask = torch.cat([left[:, None, None].expand(-1, 1, rows, -1), own[None, None].expand(self.kv_heads, 1, -1, -1)], -1)
-        read = torch.einsum("khqs,ksd->khqd", torch.softmax(logits + mask, -1), values)
-        return attention.o_proj(read.reshape(self.heads, rows, self.dim).transpose(0, 1).reshape(rows, -1))
+        return torch.einsum("khqs,ksd->khqd", torch.softmax(logits + mask, -1), values)
 
     def read(self, ids, length, budget):
         """Hidden states before the output projection; eviction at every boundary up to `length`, none with no budget."""
@@ -227,12 +271,19 @@ def _threshold(scores, count):
     return (low + high) / 2
 
 
-def loss_of(reader, document, budget):
-    """Nats per token of the answers, and of the text after its second stride."""
+def losses_of(reader, document, budget):
+    """Nats per token: of the answers; of the text after its first stride, over the full cache; of the full cache's answers."""
     ids, length, answers = document
+    targets, text = torch.tensor([ids[p] for p in answers]), torch.arange(STRIDE, length)[:: length // 512]
+    logits = lambda hidden, at: reader.model.lm_head(hidden[[p - 1 for p in at]])
+    with torch.no_grad():
+        full = reader.read(ids, length, None)
+        wanted = torch.softmax(logits(full, text), -1)
+        floor = F.cross_entropy(logits(full, answers), targets)
     hidden = reader.read(ids, length, budget)
-    nll = lambda at: F.cross_entropy(reader.model.lm_head(hidden[[p - 1 for p in at]]), torch.tensor([ids[p] for p in at]))
-    return nll(answers), nll(range(2 * STRIDE, length))
+    said = torch.log_softmax(logits(hidden, text), -1)
+    divergence = (torch.special.entr(wanted).sum(-1) + (wanted * said).sum(-1)).mean().neg()
+    return F.cross_entropy(logits(hidden, answers), targets), divergence, floor
 
 
 def load(path):
@@ -276,14 +327,15 @@ def main():
         # Up in five steps, then down to a tenth.
         optimizer.param_groups[0]["lr"] = args.rate * min(1, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
         seed, began = args.seed * 100_003 + step, time.time()
-        answers, text = loss_of(reader, documents.draw(seed), random.Random(~seed).uniform(*BUDGET))
+        document = documents.draw(seed)
+        answers, text, full = losses_of(reader, document, document[1] * random.Random(~seed).uniform(*BUDGET))
         optimizer.zero_grad()
         (answers + TEXT_WEIGHT * text).backward()
         torch.nn.utils.clip_grad_norm_(scorers.parameters(), CLIP)
         optimizer.step()
-        recent = [*recent[-19:], (answers.item(), text.item())]
-        means = [sum(column) / len(recent) for column in zip(*recent)]
-        print(f"step {step + 1:4} of {args.steps}: answers {means[0]:.3f}, text {means[1]:.3f} nats a token, {time.time() - began:.1f} s", flush=True)
+        recent = [*recent[-19:], (answers.item(), full.item(), text.item())]
+        means = "answers {:.3f} (full cache {:.3f}), text +{:.3f}".format(*(sum(column) / len(recent) for column in zip(*recent)))
+        print(f"step {step + 1:4} of {args.steps}: {means} nats a token, {time.time() - began:.1f} s", flush=True)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
             save(scorers, tensors, args, step + 1)
 

@@ -90,7 +90,7 @@ pub struct RulerArgs {
     #[command(flatten)]
     pub common: CommonArgs,
     /// Tasks: single_1 to single_3, multikey_1 to multikey_3, multivalue, multiquery, vt (vt_1 to vt_8: that many hops), cwe,
-    /// fwe, qa_1, qa_2; or groups of them: niah, words, qa, all (all but qa).
+    /// fwe, qa_1, qa_2, recall (sentences of --text itself); or groups of them: niah, words, qa, all (all but qa and recall).
     #[arg(long, alias = "tasks", value_delimiter = ',', default_value = "single_1,single_2,multikey_1")]
     pub task: Vec<TaskGroup>,
     /// File of questions for qa_1 (in SQuAD's format) or qa_2 (in HotpotQA's), may be given twice.

@@ -53,6 +53,11 @@ impl Prose {
         &self.digest
     }
 
+    /// Its sentences from `start` on, again from the front at the end.
+    pub fn from(&self, start: usize) -> impl Iterator<Item = &str> {
+        self.sentences.iter().cycle().skip(start).map(String::as_str)
+    }
+
     /// Number of sentences.
     pub fn len(&self) -> usize {
         self.sentences.len()
@@ -164,9 +169,7 @@ impl Filler<'_> {
     fn units(&self, count: usize) -> Vec<Cow<'_, str>> {
         match self {
             Self::Noise => vec![NOISE.into(); count],
-            Self::Prose { prose, start } => {
-                prose.sentences.iter().cycle().skip(*start).take(count).map(|s| s.into()).collect()
-            }
+            Self::Prose { prose, start } => prose.from(*start).take(count).map(Into::into).collect(),
             Self::Distractors { kind, draws } => {
                 let mut draws = draws.clone();
                 let first = draws.next();

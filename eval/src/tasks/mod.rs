@@ -2,11 +2,13 @@
 //!
 //! All of RULER (Hsieh et al., 2024; arXiv 2404.06654): its kinds of keys, values and haystacks, its numbers of needles, hops
 //! and repetitions, its worked examples, lengths of answers and metrics. Wordings keep close to its templates and are our
-//! own, words and texts are others, so figures compare in kind with published ones and not to the digit.
+//! own, words and texts are others, so figures compare in kind with published ones and not to the digit. `recall` is no task
+//! of RULER's: it asks for sentences of the prose itself.
 
 mod chain;
 mod needles;
 pub mod qa;
+mod recall;
 pub mod vocabulary;
 mod words;
 
@@ -47,6 +49,8 @@ pub enum Task {
     Qa1,
     /// A question on several of many documents (HotpotQA).
     Qa2,
+    /// Sentences of the prose, word for word.
+    Recall,
     /// A dataset of LongBench.
     Long(Dataset),
 }
@@ -66,12 +70,18 @@ const NIAH: [(&str, Task); 8] = [
     ("multivalue", Task::Multivalue),
     ("multiquery", Task::Multiquery),
 ];
-/// The others under RULER's names.
-const OTHERS: [(&str, Task); 5] =
-    [("vt", Task::Vt(HOPS)), ("cwe", Task::Cwe), ("fwe", Task::Fwe), ("qa_1", Task::Qa1), ("qa_2", Task::Qa2)];
+/// The others: under RULER's names, and ours.
+const OTHERS: [(&str, Task); 6] = [
+    ("vt", Task::Vt(HOPS)),
+    ("cwe", Task::Cwe),
+    ("fwe", Task::Fwe),
+    ("qa_1", Task::Qa1),
+    ("qa_2", Task::Qa2),
+    ("recall", Task::Recall),
+];
 /// Names of all tasks.
 pub const NAMES: &str = "single_1, single_2, single_3, multikey_1, multikey_2, multikey_3, multivalue, multiquery, vt, \
-                         vt_1 to vt_8, cwe, fwe, qa_1, qa_2";
+                         vt_1 to vt_8, cwe, fwe, qa_1, qa_2, recall";
 
 impl std::str::FromStr for Task {
     type Err = Error;
@@ -147,7 +157,7 @@ impl Task {
             Self::Vt(_) => 30,
             Self::Cwe => 120,
             Self::Fwe => 50,
-            Self::Qa1 | Self::Qa2 => 32,
+            Self::Qa1 | Self::Qa2 | Self::Recall => 32,
             Self::Long(dataset) => dataset.answer_tokens(),
             _ => 128,
         }
@@ -165,6 +175,7 @@ impl Task {
     pub fn keys(self) -> usize {
         match self {
             Self::Multikey1 | Self::Multikey2 | Self::Multikey3 => needles::SEVERAL,
+            Self::Recall => recall::SEVERAL,
             _ => 1,
         }
     }
@@ -183,6 +194,7 @@ impl Task {
             Self::Cwe => 10,
             Self::Qa1 => 11,
             Self::Qa2 => 12,
+            Self::Recall => 13,
             Self::Vt(hops) => 16 + hops as u64,
             Self::Long(dataset) => 64 + dataset.number(),
         }
@@ -332,6 +344,7 @@ pub fn question(task: Task, material: &Material, draw: Draw) -> Result<Question<
         Task::Fwe => words::frequent(&mut draws, draw.length),
         Task::Long(dataset) => material.file(dataset)?.question(draw.seed, draw.index),
         Task::Qa1 | Task::Qa2 => qa::question(material.corpus(task)?, &mut draws, (draw.seed, draw.index)),
+        Task::Recall => recall::question(&material.prose, &mut draws, (draw.length, draw.key)),
         _ => needles::question(task, &material.prose, &mut draws, (draw.depth, draw.key)),
     })
 }
@@ -361,6 +374,7 @@ pub(crate) mod tests {
             Task::Vt(2),
             Task::Qa1,
             Task::Qa2,
+            Task::Recall,
             Task::Long(Dataset::find("lcc").expect("a name")),
         ]) {
             assert_eq!(task.to_string().parse::<Task>().expect("a name"), task);
