@@ -33,11 +33,15 @@ impl Budget {
         }
     }
 
-    /// Entries per KV head for a prompt of `prompt` tokens of which `tail` follow the last boundary.
-    pub fn entries(self, prompt: usize, tail: usize) -> u32 {
+    /// Entries per KV head for a prompt of `prompt` tokens of which `tail` follow the last boundary. A share is one of bytes: a
+    /// policy that stores something with every slot gets fewer slots for it.
+    pub fn entries(self, prompt: usize, tail: usize, size: EntrySize) -> u32 {
         match self {
             Self::Entries(entries) => entries,
-            Self::Share(share) => (prompt as u64 * u64::from(share) / 10_000).saturating_sub(tail as u64) as u32,
+            Self::Share(share) => {
+                let slots = prompt as f64 * f64::from(share) / 1e4 / size.slot();
+                (slots as u32).saturating_sub(tail as u32)
+            }
         }
     }
 }
@@ -48,6 +52,34 @@ impl std::fmt::Display for Budget {
             Self::Entries(entries) => write!(f, "{entries} entries"),
             Self::Share(share) => write!(f, "{} %", f64::from(*share) / 100.0),
         }
+    }
+}
+
+/// Bytes that one entry costs on a rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EntrySize {
+    /// Key and value of one token in one KV head of one layer.
+    pub kv: f64,
+    /// What the policy stores with a slot.
+    pub policy: f64,
+}
+
+impl EntrySize {
+    /// Under a policy, by name; an unknown one stores nothing.
+    pub fn of<B: Backend>(runner: &Runner<B>, policy: &str) -> Self {
+        let config = runner.decoder().config();
+        let page = runner.full_cache_bytes(PageShape::SLOTS) as f64;
+        let policy = runner.policies().iter().find(|p| p.name() == policy);
+        let values = policy.map_or(0, |p| p.terms() + usize::from(p.keeps_mass()));
+        Self {
+            kv: page / (config.layers * config.kv_heads * PageShape::SLOTS) as f64,
+            policy: (values * size_of::<f32>()) as f64,
+        }
+    }
+
+    /// A slot in entries of the full cache, at least 1.
+    pub fn slot(self) -> f64 {
+        1.0 + self.policy / self.kv
     }
 }
 
@@ -103,12 +135,12 @@ impl CacheShape {
     ///
     /// # Errors
     /// [`Error::Spec`] names what does not fit.
-    pub fn contract(&self, prompt: usize, tail: usize) -> Result<Contract> {
+    pub fn contract(&self, prompt: usize, tail: usize, size: EntrySize) -> Result<Contract> {
         let Some(budget) = self.budget else { return Ok(Contract::full()) };
         let head_budget = HeadBudget::ALL.into_iter().find(|h| h.name() == self.head_budget).ok_or_else(|| {
             Error::Spec(format!("head budget `{}` is not one of uniform, column, group", self.head_budget))
         })?;
-        let entries = budget.entries(prompt, tail);
+        let entries = budget.entries(prompt, tail, size);
         let memory_slots =
             if self.memory == "none" { 0 } else { self.memory_slots.unwrap_or_else(|| default_memory(entries)) };
         let window = self.window.unwrap_or_else(|| default_window(entries));
@@ -133,24 +165,21 @@ impl CacheShape {
     }
 }
 
-/// Bytes of one entry: key and value of one token in one KV head of one layer.
-pub fn entry_bytes<B: Backend>(runner: &Runner<B>) -> f64 {
-    let config = runner.decoder().config();
-    runner.full_cache_bytes(PageShape::SLOTS) as f64 / (config.layers * config.kv_heads * PageShape::SLOTS) as f64
+/// Mean entries per KV head that a sequence holds, at the size of a full cache's: slots, the tail among them, with what the
+/// policy stores, and latent memory.
+pub fn held(cache: &SequenceCache, size: EntrySize) -> f64 {
+    held_entries(cache.held_entries(), cache.memory_bytes(), cache.heads.len(), size)
 }
 
-/// Mean entries per KV head that a sequence holds: slots, the tail among them, and latent memory at its size in entries.
-pub fn held(cache: &SequenceCache, entry_bytes: f64) -> f64 {
-    held_entries(cache.held_entries(), cache.memory_bytes(), cache.heads.len(), entry_bytes)
-}
-
-fn held_entries(slots: u64, memory_bytes: u64, heads: usize, entry_bytes: f64) -> f64 {
-    (slots as f64 + memory_bytes as f64 / entry_bytes) / heads as f64
+fn held_entries(slots: u64, memory_bytes: u64, heads: usize, size: EntrySize) -> f64 {
+    (slots as f64 * size.slot() + memory_bytes as f64 / size.kv) / heads as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PLAIN: EntrySize = EntrySize { kv: 256.0, policy: 0.0 };
 
     fn shape(budget: Budget, memory: &str) -> CacheShape {
         let budget = Some(budget);
@@ -159,18 +188,31 @@ mod tests {
 
     #[test]
     fn a_share_counts_the_tail() {
-        let contract = shape(Budget::share(0.1).expect("a share"), "none").contract(2090, 42).expect("fits");
+        let contract = shape(Budget::share(0.1).expect("a share"), "none").contract(2090, 42, PLAIN).expect("fits");
         // 209 entries when the answer begins, 42 of them read after the boundary.
         assert_eq!(contract.budget, Some(209 - 42));
         assert_eq!((contract.window, contract.memory_slots), (167 / 16, 0));
-        let contract = shape(Budget::Entries(1024), "centroid").contract(2090, 42).expect("fits");
+        let contract = shape(Budget::Entries(1024), "centroid").contract(2090, 42, PLAIN).expect("fits");
         assert_eq!((contract.budget, contract.window, contract.memory_slots), (Some(1024), 64, 128));
-        assert_eq!(CacheShape::full().contract(2090, 42).expect("always"), Contract::full());
+        assert_eq!(CacheShape::full().contract(2090, 42, PLAIN).expect("always"), Contract::full());
+    }
+
+    #[test]
+    fn a_policy_pays_for_what_it_stores_with_slots() {
+        let size = EntrySize { policy: 32.0, ..PLAIN };
+        let share = shape(Budget::share(0.1).expect("a share"), "none");
+        let entries = share.contract(2090, 42, size).expect("fits").budget.expect("bounded");
+        // 209 entries of 256 bytes are 185 slots of 288.
+        assert_eq!(entries, 185 - 42);
+        let held = held_entries(6 * u64::from(entries + 42), 0, 6, size);
+        assert!((208.0..=209.0).contains(&held), "{held}");
+        let named = shape(Budget::Entries(100), "none").contract(2090, 42, size).expect("fits");
+        assert_eq!(named.budget, Some(100), "entries are what a request asks for");
     }
 
     #[test]
     fn a_share_below_the_tail_is_refused_with_the_numbers() {
-        let error = shape(Budget::share(0.02).expect("a share"), "none").contract(2090, 42);
+        let error = shape(Budget::share(0.02).expect("a share"), "none").contract(2090, 42, PLAIN);
         let message = error.expect_err("41 entries for 42 tokens").to_string();
         assert!(message.contains("2 % of 2090 tokens leaves 0 entries"), "{message}");
         for bad in [0.0, -0.1, 1.01, f64::NAN] {
@@ -181,7 +223,7 @@ mod tests {
     #[test]
     fn what_is_held_includes_memory_at_its_size() {
         // 6 heads with 40 slots each, and 6 x 512 bytes of memory at 256 bytes an entry.
-        assert_eq!(held_entries(240, 6 * 512, 6, 256.0), 42.0);
-        assert_eq!(held_entries(240, 0, 6, 256.0), 40.0);
+        assert_eq!(held_entries(240, 6 * 512, 6, PLAIN), 42.0);
+        assert_eq!(held_entries(240, 0, 6, PLAIN), 40.0);
     }
 }

@@ -277,7 +277,7 @@ pub fn run_grid<B: Backend>(
         let looked_at = if material.available(setting.task)?.is_some() { samples } else { 1 };
         for index in 0..looked_at {
             let (_, prompts) = compose(side, material, setting, index)?;
-            shapes.iter().try_for_each(|shape| contract(shape, &prompts).map(|_| ()))?;
+            shapes.iter().try_for_each(|shape| contract(runner, shape, &prompts).map(|_| ()))?;
         }
     }
     let (started, mut done, mut rounds) = (Instant::now(), 0, 0);

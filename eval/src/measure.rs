@@ -1,6 +1,6 @@
 //! One prompt under one contract.
 
-use crate::contracts::{entry_bytes, held};
+use crate::contracts::{EntrySize, held};
 use crate::prompt::Prompt;
 use crate::stats::{argmax, log_probability};
 use crate::{Error, Result, TextSide};
@@ -83,10 +83,11 @@ fn ask<B: Backend>(
     decoding: Option<&Decoding<'_>>,
     started: Instant,
 ) -> Result<Measured> {
-    let entry_bytes = entry_bytes(session.runner());
+    let policy = session.cache().policy.name().to_string();
+    let size = EntrySize::of(session.runner(), &policy);
     let vocabulary = session.runner().decoder().config().vocabulary;
     let first = session.feed(&prompt.tail, Logits::Last)?;
-    let held = held(session.cache(), entry_bytes);
+    let held = held(session.cache(), size);
     let read_seconds = started.elapsed().as_secs_f64();
     let mark = session.mark();
     let given = &prompt.answer[..prompt.answer.len() - 1];

@@ -1,6 +1,6 @@
 //! Next-token loss of prose per position, streamed under a bounded cache, against the full one.
 
-use crate::contracts::{CacheShape, FULL, held};
+use crate::contracts::{CacheShape, EntrySize, FULL, held};
 use crate::grid::Caches;
 use crate::stats::{log_probability, mean_and_error};
 use crate::store::{Store, write, write_lines};
@@ -144,7 +144,7 @@ fn cells<B: Backend>(runner: &Runner<B>, spec: &PerplexitySpec, digest: &str, fo
             return Err(Error::Prose { found, needed: length.max(2), unit: "tokens" });
         }
         for cache in &shapes {
-            cache.contract(length, 0)?;
+            cache.contract(length, 0, EntrySize::of(runner, &cache.policy))?;
             cells.push(LossCell {
                 model: spec.model.clone(),
                 length,
@@ -170,9 +170,9 @@ fn edges(length: usize) -> Vec<(usize, usize)> {
 }
 
 fn window<B: Backend>(runner: &mut Runner<B>, cell: &LossCell, index: usize, ids: &[u32]) -> Result<LossSample> {
-    let entry_bytes = crate::contracts::entry_bytes(runner);
+    let size = EntrySize::of(runner, &cell.cache.policy);
     let vocabulary = runner.decoder().config().vocabulary;
-    let mut session = Session::open(runner, cell.cache.contract(cell.length, 0)?)?;
+    let mut session = Session::open(runner, cell.cache.contract(cell.length, 0, size)?)?;
     // Position 0 has no prediction: losses[i] is that of token i + 1.
     let mut losses = Vec::with_capacity(ids.len());
     for first in (0..ids.len() - 1).step_by(PIECE) {
@@ -181,7 +181,7 @@ fn window<B: Backend>(runner: &mut Runner<B>, cell: &LossCell, index: usize, ids
         let next = &ids[first + 1..];
         losses.extend(logits.chunks(vocabulary).zip(next).map(|(logits, &next)| -log_probability(logits, next).0));
     }
-    let held = held(session.cache(), entry_bytes);
+    let held = held(session.cache(), size);
     session.close();
     if losses.iter().any(|l| l.is_nan()) {
         return Err(Error::NotANumber);

@@ -1,6 +1,6 @@
 //! One sample of a cell: the questions on one context, under one cache.
 
-use crate::contracts::CacheShape;
+use crate::contracts::{CacheShape, EntrySize};
 use crate::grid::{Cell, Metric, SampleResult, Setting};
 use crate::measure::{self, Decoding};
 use crate::prompt::{self, Prompt};
@@ -39,10 +39,10 @@ pub fn compose<'a>(
 ///
 /// # Errors
 /// Those of [`CacheShape::contract`].
-pub fn contract(shape: &CacheShape, prompts: &[Prompt]) -> Result<Contract> {
+pub fn contract<B: Backend>(runner: &Runner<B>, shape: &CacheShape, prompts: &[Prompt]) -> Result<Contract> {
     let tail = prompts.iter().map(|p| p.tail.len()).max().unwrap_or(0);
     let context = prompts.first().map_or(0, |p| p.context.len());
-    shape.contract(context + tail, tail)
+    shape.contract(context + tail, tail, EntrySize::of(runner, &shape.policy))
 }
 
 /// Measures a sample: means over its questions.
@@ -56,7 +56,7 @@ pub fn sample<B: Backend>(
     index: usize,
     (questions, prompts): (&[Question<'_>], &[Prompt]),
 ) -> Result<SampleResult> {
-    let contract = contract(&cell.cache, prompts)?;
+    let contract = contract(runner, &cell.cache, prompts)?;
     let scores: Vec<_> = questions.iter().map(|question| |text: &str| question.score(text)).collect();
     let decode = |(question, score): (&Question<'_>, _)| Decoding {
         side,

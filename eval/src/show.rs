@@ -1,6 +1,6 @@
 //! A document as one HTML file, each token shaded by how many heads still hold it when the answer begins.
 
-use crate::contracts::{CacheShape, entry_bytes, held};
+use crate::contracts::{CacheShape, EntrySize, held};
 use crate::prompt::Prompt;
 use crate::stats::argmax;
 use crate::{Result, TextSide};
@@ -49,12 +49,12 @@ pub fn look<B: Backend>(
     prompt: &Prompt,
     limit: usize,
 ) -> Result<Shown> {
-    let contract = cache.contract(prompt.len(), prompt.tail.len())?;
-    let (entry_bytes, layers) = (entry_bytes(runner), runner.decoder().config().layers);
+    let (size, layers) = (EntrySize::of(runner, &cache.policy), runner.decoder().config().layers);
+    let contract = cache.contract(prompt.len(), prompt.tail.len(), size)?;
     let mut session = Session::open(runner, contract)?;
     session.feed(&prompt.context, Logits::None)?;
     let mut logits = session.feed(&prompt.tail, Logits::Last)?;
-    let held = held(session.cache(), entry_bytes);
+    let held = held(session.cache(), size);
     let heads = session.cache().heads.iter().map(|head| head.positions.clone()).collect();
     let mut answer = Vec::new();
     while answer.len() < limit {

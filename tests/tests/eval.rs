@@ -11,6 +11,7 @@ use palimpsest_eval::tasks::{self, Draw, Material, Task};
 use palimpsest_eval::{Budget, CacheShape, Result, TextSide, run_grid};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_tests::{EngineOptions, engine, tiny_model};
+use palimpsest_worker::kv::Contract;
 use palimpsest_worker::runner::Runner;
 use std::path::Path;
 
@@ -138,7 +139,7 @@ fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
     let mut loglik = 0.0;
     for key in 0..4 {
         let draw = Draw { seed: 1, index: 0, depth: None, length: 1024, key };
-        let (material, contract) = (material(), CacheShape::full().contract(1, 0).expect("always"));
+        let (material, contract) = (material(), Contract::full());
         let question = tasks::question(Task::Multikey1, &material, draw).expect("no file needed");
         let prompt = prompt::build(&Bytes, &question, (1024, 16), Protocol::Agnostic).expect("fits");
         let alone = measure::measure(&mut runner, &contract, &[prompt], &[]).expect("a prompt");

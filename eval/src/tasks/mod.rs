@@ -163,11 +163,12 @@ impl Task {
         }
     }
 
-    /// Changes when the same seed gives other questions than before, so that records of before are not taken for the same.
+    /// Changes when the same seed and share give other questions or budgets than before, so that records of before are not taken
+    /// for the same.
     pub fn revision(self) -> u32 {
         match self {
-            Self::Multikey2 | Self::Multikey3 => 3,
-            _ => 2,
+            Self::Multikey2 | Self::Multikey3 => 4,
+            _ => 3,
         }
     }
 
