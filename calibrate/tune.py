@@ -44,6 +44,10 @@ LENGTHS = [3, 4, 4, 8]
 PLANTED = 0.4
 # How sharply a slot below the threshold is gone, nats of score.
 TEMPERATURE = 0.5
+# Age scale of fading, tokens; that of the service's policy.
+AGE = 256
+# A rate to start from where the file has none, and how fast its logarithm is learned.
+RATE, RATE_OF_RATES = 1.0, 8e-2
 # Weight of the text, as divergence from the full cache's predictions, beside the answers' loss.
 TEXT_WEIGHT = 4.0
 CLIP = 1.0
@@ -163,12 +167,14 @@ def _value(draws):
 
 
 class Scorers(torch.nn.Module):
-    """`s = w x + b` per layer and KV head; what is trained is a change, on standardised inputs."""
+    """`s = w x + b - e^f ln(1 + age / AGE)` per layer and KV head; of `w` and `b` a change is trained, on standardised inputs."""
 
     def __init__(self, tensors, layers):
         super().__init__()
         stack = lambda name: torch.tensor([tensors[f"retention.{l}.{name}"].tolist() for l in range(layers)])
         self.weight, self.bias = stack("weight"), stack("bias")
+        rates = -stack("rate")
+        self.fade = torch.nn.Parameter(torch.where(rates > 0, rates, RATE).log())
         self.mean, self.deviation = None, None
         self.change = torch.nn.Parameter(torch.zeros_like(self.weight))
         self.shift = torch.nn.Parameter(torch.zeros_like(self.bias))
@@ -183,10 +189,15 @@ class Scorers(torch.nn.Module):
             return start
         return start + F.linear((x - self.mean[layer]) / self.deviation[layer], self.change[layer], self.shift[layer])
 
+    def faded(self, layer, scores, age):
+        """`[n, K]` scores of tokens that are `age` `[n]` old."""
+        return scores - self.fade[layer].exp() * torch.log1p(age / AGE)[:, None]
+
     def folded(self):
         with torch.no_grad():
             change = self.change / self.deviation[:, None]
-            return self.weight + change, self.bias + self.shift - (change * self.mean[:, None]).sum(-1)
+            bias = self.bias + self.shift - (change * self.mean[:, None]).sum(-1)
+            return {"weight": self.weight + change, "bias": bias, "rate": -self.fade.exp()}
 
 
 class Reader:
@@ -211,7 +222,8 @@ class Reader:
         if budget is None or end <= budget + SINKS + WINDOW:
             return None
         last = end - WINDOW
-        candidates = [torch.cat(s)[SINKS:last] for s in scores]
+        age = (end - 1 - torch.arange(SINKS, last)).float()
+        candidates = [self.scorers.faded(layer, torch.cat(s)[SINKS:last], age) for layer, s in enumerate(scores)]
         pool = torch.stack(candidates).detach()
         thresholds = torch.stack([_threshold(pool[..., k], budget * len(scores)) for k in range(self.kv_heads)])
         edge = lambda rows: torch.zeros(rows, self.kv_heads)
@@ -321,11 +333,13 @@ def main():
     with torch.no_grad():
         reader.read(*documents.draw(0)[:2], None)
     scorers.standardise([torch.cat(h) for h in reader.hidden])
-    optimizer = torch.optim.Adam(scorers.parameters(), lr=args.rate, betas=(0.9, 0.98))
+    linear = {"params": [scorers.change, scorers.shift], "lr": args.rate}
+    rates = {"params": [scorers.fade], "lr": RATE_OF_RATES}
+    optimizer = torch.optim.Adam([linear, rates], betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - 0.9 * step / args.steps))
+    # Rates go up in five steps, then down to a tenth.
     recent = []
     for step in range(args.steps):
-        # Up in five steps, then down to a tenth.
-        optimizer.param_groups[0]["lr"] = args.rate * min(1, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
         seed, began = args.seed * 100_003 + step, time.time()
         document = documents.draw(seed)
         answers, text, full = losses_of(reader, document, document[1] * random.Random(~seed).uniform(*BUDGET))
@@ -333,6 +347,7 @@ def main():
         (answers + TEXT_WEIGHT * text).backward()
         torch.nn.utils.clip_grad_norm_(scorers.parameters(), CLIP)
         optimizer.step()
+        schedule.step()
         recent = [*recent[-19:], (answers.item(), full.item(), text.item())]
         means = "answers {:.3f} (full cache {:.3f}), text +{:.3f}".format(*(sum(column) / len(recent) for column in zip(*recent)))
         print(f"step {step + 1:4} of {args.steps}: {means} nats a token, {time.time() - began:.1f} s", flush=True)
@@ -341,10 +356,9 @@ def main():
 
 
 def save(scorers, tensors, args, steps):
-    weight, bias = scorers.folded()
-    for layer in range(len(weight)):
-        tensors[f"retention.{layer}.weight"] = weight[layer].numpy()
-        tensors[f"retention.{layer}.bias"] = bias[layer].numpy()
+    for name, layers in scorers.folded().items():
+        for layer, values in enumerate(layers):
+            tensors[f"retention.{layer}.{name}"] = values.clone().numpy()
     how = f"{steps} of {args.steps} steps of calibrate/tune.py, seed {args.seed}"
     save_file(tensors, args.out, metadata={**metadata_of(args.start), "tuned": how})
 

@@ -48,7 +48,7 @@ impl<B: Backend> DeviceScorer<B> {
         rows: usize,
         spans: &mut [Span<'_>],
     ) -> Result<()> {
-        if !spans.iter().any(|s| matches!(s.cache.policy.ingest(), Ingest::Retention(_))) {
+        if !spans.iter().any(|s| matches!(s.cache.policy.ingest(), Ingest::Retention)) {
             return Ok(());
         }
         let kv_heads = self.kv_heads.len();
@@ -61,16 +61,15 @@ impl<B: Backend> DeviceScorer<B> {
         self.host.resize(rows * kv_heads, 0.0);
         backend.download(&self.out, 0, &mut self.host)?;
         for span in spans {
-            let policy = span.cache.policy.clone();
-            let Ingest::Retention(retention) = policy.ingest() else { continue };
-            let first = span.first_position();
+            if !matches!(span.cache.policy.ingest(), Ingest::Retention) {
+                continue;
+            }
             let count = span.rows.len();
-            for (local, kv_head) in self.kv_heads.clone().enumerate() {
+            for local in 0..kv_heads {
                 let head = &mut span.cache.heads[layer * kv_heads + local];
                 let old = head.len() - count;
-                for (i, terms) in head.terms[old * TERMS..].chunks_exact_mut(TERMS).enumerate() {
-                    let m = self.host[(span.rows.start + i) * kv_heads + local];
-                    terms.copy_from_slice(&retention.terms_of(layer, kv_head, first + i as u64, m));
+                for (i, terms) in head.terms[old * TERMS..].iter_mut().enumerate() {
+                    *terms = self.host[(span.rows.start + i) * kv_heads + local];
                 }
             }
         }

@@ -63,7 +63,7 @@ pub enum Ingest<'a> {
     /// Nothing.
     Nothing,
     /// The retention scorer's terms, from the layer's normalised hidden state.
-    Retention(&'a Retention),
+    Retention,
     /// The pairwise indexer's keys and scores, likewise.
     Query(&'a QueryIndexer),
 }

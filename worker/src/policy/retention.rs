@@ -1,19 +1,20 @@
 //! The learned, query-independent policy: a score per token and KV head, computed once from the hidden state that enters
 //! attention, that may fade with age.
 //!
-//! Source: IndexMem++ retention scores (method section 3.1) in their intercept form. For the token at position `j`,
-//! `s_j(t) = m_j + r_j * (t - j) / TAU = a_j + r_j * t / TAU` with `a_j = m_j - r_j * j / TAU`, `r_j <= 0`.
-//! Here `m` is trained to predict the logarithm of an attention probability, so scores of different heads and layers are
-//! comparable and budgets may be pooled.
+//! Source: IndexMem++ retention scores (method section 3.1), with another law of decay. For the token at position `j`,
+//! `s_j(t) = m_j + r ln(1 + (t - j) / AGE)`, `r <= 0` per layer and KV head. `m` is trained to predict the logarithm of an
+//! attention probability, so scores of different heads and layers are comparable and budgets may be pooled; a term in
+//! the logarithm of the age is then a power law of attention over distance, which goes on gently at lengths beyond those
+//! trained on, where the published term, linear in the age, would leave nothing old.
 
 use super::{HeadView, Ingest, Policy};
 use crate::indexer::Indexer;
 use std::sync::Arc;
 
 /// Age scale in tokens; a constant, never the live length (method section 6.2).
-pub const TAU: f32 = 16384.0;
-/// Values stored per slot: intercept `a` and rate `r`.
-pub const TERMS: usize = 2;
+pub const AGE: f32 = 256.0;
+/// Values stored per slot: `m`.
+pub const TERMS: usize = 1;
 
 /// Weights of one layer's linear scorer.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +23,7 @@ pub struct LayerScorer {
     pub weight: Vec<f32>,
     /// `[K]`.
     pub bias: Vec<f32>,
-    /// `[K]`: score lost per `TAU` tokens of age, at most 0.
+    /// `[K]`: `r`, at most 0.
     pub rate: Vec<f32>,
 }
 
@@ -39,12 +40,6 @@ impl Retention {
     pub fn new(indexer: Arc<Indexer>) -> Self {
         Self { indexer }
     }
-
-    /// Intercept and rate of a token at `position` whose scorer gave `m` in `layer`, `kv_head`.
-    pub fn terms_of(&self, layer: usize, kv_head: usize, position: u64, m: f32) -> [f32; TERMS] {
-        let rate = self.indexer.retention[layer].rate[kv_head];
-        [m - rate * (position as f32 / TAU), rate]
-    }
 }
 
 impl Policy for Retention {
@@ -55,15 +50,20 @@ impl Policy for Retention {
         true
     }
     fn ingest(&self) -> Ingest<'_> {
-        Ingest::Retention(self)
+        Ingest::Retention
     }
     fn terms(&self) -> usize {
         TERMS
     }
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
-        let age = head.at as f32 / TAU;
-        for (score, terms) in scores.iter_mut().zip(head.terms.chunks_exact(TERMS)) {
-            *score = terms[0] + terms[1] * age;
+        let rate = self.indexer.retention[head.layer].rate[head.kv_head];
+        if rate == 0.0 {
+            scores.copy_from_slice(head.terms);
+            return;
+        }
+        for ((score, m), &position) in scores.iter_mut().zip(head.terms).zip(head.positions) {
+            let age = head.at.saturating_sub(u64::from(position)) as f32;
+            *score = m + rate * (age / AGE).ln_1p();
         }
     }
 }
@@ -73,28 +73,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_fade_with_age_as_the_pairwise_form_says() {
+    fn scores_fade_with_age_by_a_power_law() {
         let layer = LayerScorer { weight: vec![0.5; 6], bias: vec![0.5, 1.0], rate: vec![-1.0, 0.0] };
         let (query, associative, metadata) = (None, None, Default::default());
         let indexer = Indexer { kv_heads: 2, hidden: 3, retention: vec![layer], query, associative, metadata };
         let policy = Retention::new(Arc::new(indexer));
-        let (j, m) = (1000u64, -3.0);
-        let terms = policy.terms_of(0, 0, j, m);
-        let view = HeadView {
-            layer: 0,
-            kv_head: 0,
-            at: 9192,
-            sinks: 4,
-            head_dim: 2,
-            positions: &[1000],
-            terms: &terms,
-            mass: &[],
-            keys: &[],
-            values: &[],
-            queries: crate::policy::expected::QueryView { moments: &[], next: 0, inv_freq: &[] },
+        let score = |kv_head: usize| {
+            let mut scores = [0.0; 2];
+            let view = HeadView {
+                layer: 0,
+                kv_head,
+                at: 9192,
+                sinks: 4,
+                head_dim: 2,
+                positions: &[1000, 9192],
+                terms: &[-3.0, 2.0],
+                mass: &[],
+                keys: &[],
+                values: &[],
+                queries: crate::policy::expected::QueryView { moments: &[], next: 0, inv_freq: &[] },
+            };
+            policy.score(&view, &mut scores);
+            scores
         };
-        let mut score = [0.0];
-        policy.score(&view, &mut score);
-        assert!((score[0] - (m - (9192.0 - 1000.0) / TAU)).abs() < 1e-5);
+        // 8,192 tokens are 32 times the scale.
+        let [old, new] = score(0);
+        assert!((old - (-3.0 - 33f32.ln())).abs() < 1e-5 && new == 2.0, "{old} {new}");
+        assert_eq!(score(1), [-3.0, 2.0], "without a rate nothing fades");
     }
 }
