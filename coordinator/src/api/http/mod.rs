@@ -21,7 +21,7 @@ mod wire;
 
 use axum::{
     Json, Router,
-    body::{Body, to_bytes},
+    body::{Body, HttpBody, to_bytes},
     extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -238,12 +238,17 @@ fn describe(error: &serde_json::Error) -> String {
 
 async fn bytes(app: &App, body: Body) -> Result<axum::body::Bytes, HttpError> {
     let limit = app.service.config.max_message_bytes;
+    let too_long = || {
+        let message = format!("the body is cut off or longer than {limit} bytes");
+        HttpError::protocol(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    };
+    // A client that announces too much and waits for leave (Expect: 100-continue) need not send it.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_long());
+    }
     match timeout(app.limits.body_time, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => {
-            let message = format!("the body is cut off or longer than {limit} bytes");
-            Err(HttpError::protocol(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
-        }
+        Ok(Err(_)) => Err(too_long()),
         Err(_) => {
             let message = format!("the body did not come within {} s", app.limits.body_time.as_secs());
             Err(HttpError::protocol(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
