@@ -71,7 +71,7 @@ impl Run {
         for (index, mut request) in asked.requests.into_iter().enumerate() {
             request.request_id = if count == 1 { id.to_owned() } else { format!("{id}-{index}") };
             // An error here drops the answers before it, which cancels them.
-            let answer = service.generate(request, None).await?.traced(caller.parent.clone());
+            let answer = service.generate_for(caller.parent.as_ref(), request, None).await?;
             events.push(follow(index, answer));
         }
         let prefix = if dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
