@@ -174,6 +174,7 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
             args.tp.saturating_sub(1)
         );
     }
+    let _traces = traces::start()?;
     let (tls, ranks) = match args.cluster.files() {
         Some(files) => {
             let server = ServerTls::cluster(files.clone(), Role::Worker)?;

@@ -1,8 +1,9 @@
 //! What the coordinator itself adds to a token: N concurrent streams against a rank whose steps take a fixed time.
 //!
-//! `cargo bench -p palimpsest-coordinator --bench streams`. Prints the time per token of one stream and of N, in process,
-//! over gRPC and over HTTP as server-sent events, and the difference. The targets: under 1 ms added per token at 64 streams,
-//! and HTTP under 0.2 ms per token above gRPC.
+//! `cargo bench -p palimpsest-coordinator --bench streams`. Prints the time per token of one stream and of N: in process, over
+//! gRPC with all streams in one connection, over gRPC and over HTTP (server-sent events) with a connection for each stream.
+//! Rounds of all of them follow each other, and medians are printed at the end. The targets: under 1 ms added per token at
+//! 64 streams, and HTTP under 0.2 ms per token above gRPC. `-- N`: N rounds.
 
 use std::{
     net::SocketAddr,
@@ -26,7 +27,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
 };
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
 const TOKENS: u32 = 200;
 const STEP: Duration = Duration::from_millis(10);
@@ -35,6 +36,7 @@ const STEP: Duration = Duration::from_millis(10);
 enum Path {
     InProcess(Arc<Service>),
     Grpc(Channel),
+    GrpcEach(Endpoint),
     Http(SocketAddr),
 }
 
@@ -54,12 +56,9 @@ async fn stream(path: Path) -> f64 {
                 clock.take(&event.expect("the fake rank does not fail"));
             }
         }
-        Path::Grpc(channel) => {
-            let call = InferenceClient::new(channel).generate(request()).await;
-            let mut events = call.expect("the request is valid").into_inner();
-            while let Some(event) = events.message().await.expect("the fake rank does not fail") {
-                clock.take(&event);
-            }
+        Path::Grpc(channel) => over_grpc(channel, &mut clock).await,
+        Path::GrpcEach(endpoint) => {
+            over_grpc(endpoint.connect().await.expect("it listens"), &mut clock).await;
         }
         Path::Http(address) => {
             let mut connection = TcpStream::connect(address).await.expect("it listens");
@@ -80,6 +79,14 @@ async fn stream(path: Path) -> f64 {
         }
     }
     clock.per_token()
+}
+
+async fn over_grpc(channel: Channel, clock: &mut Clock) {
+    let call = InferenceClient::new(channel).generate(request()).await;
+    let mut events = call.expect("the request is valid").into_inner();
+    while let Some(event) = events.message().await.expect("the fake rank does not fail") {
+        clock.take(&event);
+    }
 }
 
 #[derive(Default)]
@@ -119,37 +126,52 @@ async fn streams(path: &Path, n: usize) -> (f64, f64) {
     (times.iter().sum::<f64>() / n as f64, times.iter().copied().fold(0.0, f64::max))
 }
 
+/// Streams at once.
+const COUNTS: [usize; 3] = [1, 8, 64];
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 #[tokio::main]
 async fn main() {
+    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(3);
     let rank = FakeRank::new(Script::endless(0, 1).with_step_time(STEP));
     let config = Config { max_running: 64, ..Config::default() };
     let executor = Box::new(ChannelExecutor::new(vec![rank.spawn()], config.step_limit));
     let coordinator = Coordinator::build(config, executor, vec![rank.info()]).expect("the fake model is usable");
     assert!(coordinator.ready().await, "the fake rank passes its first step");
     let server = coordinator.serve_local().await.expect("a free port");
-    let address = format!("http://{}", server.address);
-    let channel = Channel::from_shared(address).expect("a valid address").connect().await.expect("it listens");
-    println!("{TOKENS} tokens a stream, steps of {} ms, ms per token: mean (worst stream)", STEP.as_millis());
+    let endpoint = Channel::from_shared(format!("http://{}", server.address)).expect("a valid address");
+    let channel = endpoint.connect().await.expect("it listens");
     let http = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let http_at = http.local_addr().expect("an address");
     let serving = coordinator.clone();
     tokio::spawn(async move { serving.serve_http(http, std::future::pending()).await });
-    for (name, path) in [
+    let paths = [
         ("in process", Path::InProcess(Arc::new(coordinator.service().clone()))),
-        ("grpc", Path::Grpc(channel)),
-        ("http", Path::Http(http_at)),
-    ] {
-        let (alone, _) = streams(&path, 1).await;
-        for n in [8, 64] {
-            let (mean, worst) = streams(&path, n).await;
-            println!(
-                "{name:>10}: 1 stream {:.3}, {n} streams {:.3} ({:.3}), added {:.3}",
-                alone * 1e3,
-                mean * 1e3,
-                worst * 1e3,
-                (mean - alone) * 1e3
-            );
+        ("gRPC, one connection", Path::Grpc(channel)),
+        ("gRPC, one each", Path::GrpcEach(endpoint)),
+        ("HTTP, one each", Path::Http(http_at)),
+    ];
+    println!("{TOKENS} tokens a stream, steps of {} ms, ms per token: mean (worst stream)", STEP.as_millis());
+    let mut means = vec![[const { Vec::new() }; COUNTS.len()]; paths.len()];
+    for round in 0..rounds {
+        for ((name, path), means) in paths.iter().zip(&mut means) {
+            print!("round {round} {name:>20}:");
+            for (n, means) in COUNTS.into_iter().zip(means) {
+                let (mean, worst) = streams(path, n).await;
+                means.push(mean * 1e3);
+                print!("  {n} streams {:.3} ({:.3})", mean * 1e3, worst * 1e3);
+            }
+            println!();
         }
+    }
+    println!("medians of {rounds} rounds, for {COUNTS:?} streams:");
+    for ((name, _), means) in paths.iter().zip(means) {
+        let [one, some, many] = means.map(median);
+        println!("{name:>20}: {one:.3}, {some:.3}, {many:.3}; 64 over 1: {:.3}", many - one);
     }
     server.shut_down().await;
 }

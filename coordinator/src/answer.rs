@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use opentelemetry::trace::SpanContext;
 use palimpsest_proto::{
     error::RequestError,
     internal::v1::CacheState,
@@ -22,7 +21,7 @@ use crate::{
     scheduler::Ending,
     stream::{Reader, Token},
     text::{Detokenizer, StopStrings},
-    trace::Ended,
+    trace::{Ended, RequestSpan},
 };
 
 /// The events of one request: `Started`, deltas, `Finished`. Dropping it cancels the request.
@@ -44,8 +43,8 @@ pub struct Answer {
     failed: bool,
     /// When its first step began, once its reader is gone.
     started: Option<Instant>,
-    /// The caller's span.
-    parent: Option<SpanContext>,
+    /// If it is traced.
+    span: Option<RequestSpan>,
 }
 
 /// What the tokens so far said about the sequence.
@@ -61,7 +60,13 @@ struct Seen {
 
 impl Answer {
     /// The answer to a submitted request whose tokens come from `reader`.
-    pub(crate) fn new(request: ValidRequest, model: Arc<ServedModel>, reader: Reader, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        request: ValidRequest,
+        model: Arc<ServedModel>,
+        reader: Reader,
+        metrics: Metrics,
+        span: Option<RequestSpan>,
+    ) -> Self {
         let started = Event::Started(Started {
             request_id: request.id.to_string(),
             model: model.info.name.clone(),
@@ -81,20 +86,11 @@ impl Answer {
             outcome: None,
             failed: false,
             started: None,
-            parent: None,
+            span,
             reader: Some(reader),
             request,
             model,
         }
-    }
-
-    /// Makes the request a part of its caller's trace.
-    pub fn traced(mut self, parent: Option<SpanContext>) -> Self {
-        if let Some(parent) = &parent {
-            tracing::info!(request = %self.request.id, trace_id = %parent.trace_id(), "traced");
-        }
-        self.parent = parent;
-        self
     }
 
     /// For logs and metadata.
@@ -194,7 +190,6 @@ impl Drop for Answer {
         self.metrics.ended(outcome);
         let Seen { generated, first, last, .. } = self.seen;
         let ended = Ended {
-            parent: self.parent.as_ref(),
             request: self.request.id.as_str(),
             model: &self.model.info.name,
             outcome,
@@ -209,7 +204,9 @@ impl Drop for Answer {
             last,
         };
         tracing::info!(request = %self.request.id, outcome, generated_tokens = generated, "ended");
-        ended.record();
+        if let Some(span) = &self.span {
+            ended.record(span);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use palimpsest_proto::{
     error::{Reason, RequestError},
+    internal::v1::SpanParent,
     v1::{Chat, GenerateRequest, KvContract, Sampling, Stopping, generate_request::Input},
 };
 use tokio::time::Instant;
@@ -53,6 +54,8 @@ pub struct ValidRequest {
     pub retention_report: bool,
     /// For the client, in usage.
     pub warnings: Vec<String>,
+    /// What ranks are told when it is traced.
+    pub trace: Option<SpanParent>,
 }
 
 impl ValidRequest {
@@ -111,6 +114,7 @@ pub fn validate(
         deadline: arrived + limit,
         priority: request.priority,
         retention_report: request.retention_report,
+        trace: None,
     })
 }
 

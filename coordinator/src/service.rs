@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use opentelemetry::trace::SpanContext;
 use palimpsest_proto::{
     error::{Reason, RequestError},
     v1::{
@@ -19,6 +20,7 @@ use crate::{
     metrics::Metrics,
     model::ServedModel,
     request::{encode_chat, text_error, validate, with_defaults},
+    trace::RequestSpan,
 };
 
 /// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
@@ -43,6 +45,19 @@ impl Service {
     /// # Errors
     /// What is wrong with the request, or why it is not taken now.
     pub async fn generate(&self, request: GenerateRequest, timeout: Option<Duration>) -> Result<Answer, RequestError> {
+        self.generate_for(None, request, timeout).await
+    }
+
+    /// The same as a part of its caller's trace.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub async fn generate_for(
+        &self,
+        caller: Option<&SpanContext>,
+        request: GenerateRequest,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, RequestError> {
         let arrived = Instant::now();
         let bytes = match &request.input {
             Some(generate_request::Input::Text(text)) => text.len(),
@@ -52,7 +67,9 @@ impl Service {
             Some(generate_request::Input::TokenIds(_)) | None => 0,
         };
         let (model, config) = (self.model.clone(), self.config.clone());
-        let request = blocking(bytes, move || validate(request, timeout, arrived, &model, &config)).await?;
+        let mut request = blocking(bytes, move || validate(request, timeout, arrived, &model, &config)).await?;
+        let traced = RequestSpan::begin(caller, arrived);
+        request.trace = traced.as_ref().map(RequestSpan::parent);
         let span = tracing::info_span!("generate", request = %request.id);
         async {
             tracing::info!(
@@ -63,8 +80,18 @@ impl Service {
                 reserved_bytes = request.cost.bytes,
                 "accepted"
             );
-            let reader = self.engine.submit(request.clone())?;
-            Ok(Answer::new(request, self.model.clone(), reader, self.metrics.clone()))
+            if let Some(caller) = caller {
+                tracing::info!(request = %request.id, trace_id = %caller.trace_id(), "traced");
+            }
+            match self.engine.submit(request.clone()) {
+                Ok(reader) => Ok(Answer::new(request, self.model.clone(), reader, self.metrics.clone(), traced)),
+                Err(error) => {
+                    if let Some(traced) = traced {
+                        traced.refused(error.reason.tag());
+                    }
+                    Err(error)
+                }
+            }
         }
         .instrument(span)
         .await

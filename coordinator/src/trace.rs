@@ -1,12 +1,15 @@
 //! Spans of a request (OpenTelemetry), from the caller's `traceparent` on.
 //!
 //! ```text
-//! caller's span ─▶ request ┬▶ queue    arrival to the first step
-//!                          ├▶ prefill  first step to the first token
-//!                          └▶ decode   first token to the last
+//! caller's span ─▶ request ┬▶ queue         arrival to the first step
+//!                          ├▶ prefill       first step to the first token
+//!                          ├▶ decode        first token to the last
+//!                          ├▶ rank.prefill  of each rank: its first step to the first token
+//!                          └▶ rank.decode   of each rank: the first token to its last step
 //! ```
-//! They are made when the request has ended, from times that were taken anyway: nothing is traced on the path of a token. Without a
-//! global tracer provider they cost nothing. No attribute holds text of a prompt or an answer.
+//! The request's span begins when the request is accepted, because ranks are told of it. The others are made when the request
+//! has ended, from times that were taken anyway: nothing is traced on the path of a token. Without a global tracer provider
+//! they cost nothing. No attribute holds text of a prompt or an answer.
 
 use std::time::SystemTime;
 
@@ -17,6 +20,7 @@ use opentelemetry::{
         Tracer,
     },
 };
+use palimpsest_proto::internal::v1::SpanParent;
 use tokio::time::Instant;
 
 /// Name of the instrumentation.
@@ -40,10 +44,51 @@ pub fn parent(traceparent: Option<&str>) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
+/// The span of a request that is traced. Dropped without [`Ended::record`], it ends as it is.
+#[derive(Debug)]
+pub(crate) struct RequestSpan {
+    context: Context,
+    /// A moment and the time of day then: all times of the request are counted from it, so that phases meet.
+    anchor: (Instant, SystemTime),
+}
+
+impl RequestSpan {
+    /// Begins the span of a request that came at `arrived`; `None` when nobody wants it.
+    pub(crate) fn begin(parent: Option<&SpanContext>, arrived: Instant) -> Option<Self> {
+        let context = Context::new();
+        let context = match parent {
+            Some(parent) => context.with_remote_span_context(parent.clone()),
+            None => context,
+        };
+        let now = SystemTime::now();
+        let anchor = (arrived, now.checked_sub(arrived.elapsed()).unwrap_or(now));
+        let builder = SpanBuilder::from_name("request").with_kind(SpanKind::Server).with_start_time(anchor.1);
+        let span = global::tracer(SCOPE).build_with_context(builder, &context);
+        span.is_recording().then(|| Self { context: context.with_span(span), anchor })
+    }
+
+    /// The time of day at `instant`, which is not before the request.
+    fn at(&self, instant: Instant) -> SystemTime {
+        self.anchor.1 + instant.saturating_duration_since(self.anchor.0)
+    }
+
+    /// What ranks are told of it.
+    pub(crate) fn parent(&self) -> SpanParent {
+        let span = self.context.span().span_context().clone();
+        let (trace_id, span_id) = (span.trace_id().to_bytes().to_vec(), span.span_id().to_bytes().to_vec());
+        SpanParent { trace_id: trace_id.into(), span_id: span_id.into() }
+    }
+
+    /// The request was not taken.
+    pub(crate) fn refused(self, why: &'static str) {
+        self.context.span().set_attribute(KeyValue::new("palimpsest.outcome", why));
+        self.context.span().set_status(Status::error(why));
+    }
+}
+
 /// What is told of a request that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended<'a> {
-    pub parent: Option<&'a SpanContext>,
     pub request: &'a str,
     pub model: &'a str,
     pub outcome: &'static str,
@@ -60,27 +105,14 @@ pub(crate) struct Ended<'a> {
 
 impl Ended<'_> {
     /// Hands the spans of the request to the tracer provider of this process.
-    pub(crate) fn record(&self) {
-        let (now, wall) = (Instant::now(), SystemTime::now());
-        let at = |instant: Instant| wall.checked_sub(now.saturating_duration_since(instant)).unwrap_or(wall);
-        let tracer = global::tracer(SCOPE);
-        let context = Context::new();
-        let context = match self.parent {
-            Some(parent) => context.with_remote_span_context(parent.clone()),
-            None => context,
-        };
-        let request = SpanBuilder::from_name("request")
-            .with_kind(SpanKind::Server)
-            .with_start_time(at(self.arrived))
-            .with_attributes(self.attributes());
-        let mut request = tracer.build_with_context(request, &context);
-        if !request.is_recording() {
-            return;
-        }
+    pub(crate) fn record(&self, request: &RequestSpan) {
+        let at = |instant| request.at(instant);
+        let (tracer, context, end) = (global::tracer(SCOPE), &request.context, at(Instant::now()));
+        let span = context.span();
+        span.set_attributes(self.attributes());
         if self.failed {
-            request.set_status(Status::error(self.outcome));
+            span.set_status(Status::error(self.outcome));
         }
-        let context = context.with_span(request);
         let phases = [
             ("queue", Some(self.arrived), self.started),
             ("prefill", self.started, self.first),
@@ -90,9 +122,9 @@ impl Ended<'_> {
             let Some(from) = from else { continue };
             let phase = SpanBuilder::from_name(name).with_start_time(at(from));
             // A phase that never ended ended with the request.
-            tracer.build_with_context(phase, &context).end_with_timestamp(until.map_or(wall, at));
+            tracer.build_with_context(phase, context).end_with_timestamp(until.map_or(end, at));
         }
-        context.span().end_with_timestamp(wall);
+        span.end_with_timestamp(end);
     }
 
     fn attributes(&self) -> Vec<KeyValue> {

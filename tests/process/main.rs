@@ -1,5 +1,8 @@
 //! `palimpsest serve` as a process over a tiny model: what only a process shows.
 #![forbid(unsafe_code)]
 
+mod group;
+mod idle;
+mod ready;
 mod serving;
 mod traces;

@@ -20,11 +20,16 @@ pub struct Serving {
 impl Serving {
     /// Starts it with variables of its environment, and waits until it serves.
     pub fn start(env: &[(&str, &str)]) -> Self {
+        Self::start_with(env, &[])
+    }
+
+    /// With more arguments.
+    pub fn start_with(env: &[(&str, &str)], args: &[&str]) -> Self {
         let model = tiny_model(1);
         let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1", "--log", "info"]);
         command.args(["--log-json", "--kv-memory-mib", "64", "--stride", &STRIDE.to_string(), "--model"]);
-        command.arg(model.path()).envs(env.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
+        command.arg(model.path()).args(args).envs(env.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr was requested as a pipe"));
         let mut log = String::new();
@@ -40,6 +45,13 @@ impl Serving {
             log
         });
         Self { child, http, log, _model: model }
+    }
+
+    /// KiB that the process has in memory.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a figure");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Sends a request whole and reads the answer whole.

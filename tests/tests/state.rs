@@ -249,6 +249,7 @@ fn next_step(i: usize, prompt: &[u32], contract: &Contract, state: &(usize, Vec<
             max_tokens: 1000,
             banned: Vec::new(),
             prompt_tokens: prompt.len() as u64,
+            trace: None,
         }),
         tokens: all[*read..read + count].to_vec(),
         position: *read as u64,

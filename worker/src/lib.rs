@@ -2,7 +2,7 @@
 //!
 //! Rooms, top floor first; a room uses only what stands below it:
 //! `server` (gRPC, device thread, group) ▸ `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
-//! `sampler`.
+//! `sampler` · `trace`.
 #![deny(unsafe_code)]
 
 pub mod collective;
@@ -21,5 +21,6 @@ pub mod sampler;
 pub mod server;
 pub mod session;
 pub mod shard;
+mod trace;
 
 pub use error::{Error, Result};

@@ -10,6 +10,7 @@ use crate::memory::{self, MemoryShape};
 use crate::model::decoder::{Arena, Capture, Decoder, Logits, Piece};
 use crate::policy::{self, Policy, QueryIndexer, Retention};
 use crate::sampler::Sampler;
+use crate::trace::Traces;
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::internal::v1 as internal;
 use palimpsest_proto::v1;
@@ -41,6 +42,7 @@ pub struct Runner<B: Backend> {
     steps: u64,
     /// See [`Self::diverge_at`].
     diverge_at: Vec<u64>,
+    traces: Traces,
 }
 
 /// A sequence of a step that passed its checks.
@@ -57,6 +59,7 @@ impl<B: Backend> Runner<B> {
     pub fn new(decoder: Decoder<B>, kv: KvType, arena_bytes: usize, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
         let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, arena_bytes)?;
         Ok(Self {
+            traces: Traces::new(decoder.shard().place.rank),
             decoder,
             arena,
             policies,
@@ -107,6 +110,7 @@ impl<B: Backend> Runner<B> {
     pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
         let sequences: Vec<u64> = self.sequences.keys().copied().collect();
         sequences.into_iter().for_each(|id| self.reclaim(id));
+        self.traces.end_all();
         self.epoch = Some(epoch);
         if let Some(collective) = collective {
             self.decoder.join(collective);
@@ -184,6 +188,7 @@ impl<B: Backend> Runner<B> {
                 }
             }
         }
+        self.traces.step(plan, started);
         if error.is_empty() {
             for a in admitted {
                 self.sequences.insert(a.step.sequence, a.sequence);
@@ -194,6 +199,7 @@ impl<B: Backend> Runner<B> {
         } else {
             outputs.clear();
             for mut a in admitted {
+                self.traces.end(a.step.sequence);
                 a.sequence.cache.reclaim(&mut self.arena.pool);
             }
         }
@@ -210,6 +216,7 @@ impl<B: Backend> Runner<B> {
     }
 
     fn reclaim(&mut self, id: u64) {
+        self.traces.end(id);
         if let Some(mut sequence) = self.sequences.remove(&id) {
             sequence.cache.reclaim(&mut self.arena.pool);
         }

@@ -1,11 +1,12 @@
 //! `cargo xtask deploy-check`: the manifests in deploy/, rendered, against schemas, against each other, and against the
-//! program they start; two overlays are started, as processes. No cluster is needed, and none is proven to run them.
+//! program they start; some overlays are started, as processes. No cluster is needed, and none is proven to run them.
 
 mod commands;
 mod manifests;
 mod metrics;
 mod pods;
 mod references;
+mod secrets;
 mod start;
 
 use std::fs;
@@ -21,12 +22,12 @@ use crate::tools;
 use manifests::Manifests;
 
 const DEPLOY: &str = "deploy";
-/// Where base, or an overlay, and one component are put together, so that components that no overlay uses are checked as well.
+/// Where base, or an overlay, and components are put together, so that components that no overlay uses are checked as well.
 const SCRATCH: &str = "target/deploy-check";
 /// The schemas of Kubernetes 1.34, and what reads them.
 const PACKAGES: [&str; 3] = ["kubernetes-validate==1.34.1", "jsonschema==4.26.0", "PyYAML==6.0.3"];
-/// Overlays that this machine can run.
-const STARTED: [&str; 2] = ["dev", "cpu"];
+/// What this machine can run.
+const STARTED: [&str; 3] = ["dev", "cpu", "dev with tls"];
 const VALIDATE: &str = "deploy/schemas/validate.py";
 
 /// Renders and checks every overlay, and the base with every component.
@@ -60,7 +61,7 @@ pub fn check() -> Result<()> {
         }
     }
     ensure!(problems.is_empty(), "deploy/ has problems:\n  {}", problems.join("\n  "));
-    ensure!(runnable.len() == STARTED.len(), "deploy/overlays has not all of {STARTED:?}");
+    ensure!(runnable.len() == STARTED.len(), "deploy/ has not all of {STARTED:?}");
     if !succeeds(Command::new("etcd").arg("--version")) {
         println!("    SKIPPED: nothing is started, etcd is not installed");
         return Ok(());
@@ -77,21 +78,38 @@ fn roots() -> Result<Vec<(String, PathBuf)>> {
     }
     ensure!(!roots.is_empty(), "{DEPLOY}/overlays is empty");
     for component in directories("components")? {
-        let name = name_of(&component);
-        let scratch = Path::new(SCRATCH).join(&name);
-        fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
-        let up = "../../..";
-        // What it changes in monitoring is checked only where that is.
-        let below = if name == "tls" { "overlays/cpu" } else { "base" };
-        // The image has no tag in the base: overlays choose it.
-        let text = format!(
-            "namespace: palimpsest\nresources: [{up}/{DEPLOY}/{below}]\ncomponents: [{up}/{DEPLOY}/components/{name}]\n\
-             images: [{{name: palimpsest, newTag: check}}]\n"
-        );
-        fs::write(scratch.join("kustomization.yaml"), text)?;
-        roots.push((format!("{below} with {name}"), scratch));
+        for (below, components) in stacks(&name_of(&component)) {
+            let name = format!("{} with {}", below.trim_start_matches("overlays/"), components.join(" and "));
+            let scratch = Path::new(SCRATCH).join(name.replace(' ', "-"));
+            fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+            let up = "../../..";
+            let components: Vec<String> =
+                components.iter().map(|component| format!("{up}/{DEPLOY}/components/{component}")).collect();
+            // The image has no tag in the base: overlays choose it.
+            let text = format!(
+                "namespace: palimpsest\nresources: [{up}/{DEPLOY}/{below}]\ncomponents: [{}]\n\
+                 images: [{{name: palimpsest, newTag: check}}]\n",
+                components.join(", ")
+            );
+            fs::write(scratch.join("kustomization.yaml"), text)?;
+            roots.push((name, scratch));
+        }
     }
     Ok(roots)
+}
+
+/// What a component is checked above, and with which components, in their order.
+fn stacks(component: &str) -> Vec<(&'static str, Vec<&str>)> {
+    match component {
+        // What it changes in monitoring is checked only where that is.
+        "tls" => vec![
+            ("overlays/cpu", vec!["tls"]),
+            ("overlays/cuda", vec!["tls"]),
+            ("overlays/dev", vec!["tls"]),
+            ("overlays/cpu", vec!["scale-out", "tls"]),
+        ],
+        other => vec![("base", vec![other])],
+    }
 }
 
 fn directories(kind: &str) -> Result<Vec<PathBuf>> {

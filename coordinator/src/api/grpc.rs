@@ -41,7 +41,7 @@ impl Inference for GrpcApi {
         let timeout = grpc_timeout(request.metadata())?;
         let traceparent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
         let parent = trace::parent(traceparent);
-        let answer = self.0.generate(request.into_inner(), timeout).await?.traced(parent);
+        let answer = self.0.generate_for(parent.as_ref(), request.into_inner(), timeout).await?;
         let id = answer.request_id().as_str().parse().map_err(|_| Status::internal("request ids are ASCII"))?;
         // No task and no buffer in between: the connection polls the answer, so its flow control reaches the ring.
         let events = stream::unfold(answer, |mut answer| async move {

@@ -298,6 +298,7 @@ impl State {
             max_tokens: request.max_total_tokens(),
             banned,
             prompt_tokens: request.prompt.len() as u64,
+            trace: request.trace.clone(),
         };
         Arrival {
             id,

@@ -16,15 +16,16 @@ use serde_json::Value;
 use super::commands::{PodFacts, Program, environment, expand, is_ours};
 use super::manifests::{Manifests, Pods, labels, list, text};
 use super::pods::DRAIN;
+use super::secrets::{Authority, KEY};
 use crate::crates;
+use crate::process::output;
 
 /// Below the target directory; made anew each time.
 const SCRATCH: &str = "deploy-check/run";
 /// Longest wait for a probe to succeed, whatever the manifest allows.
 const LIMIT: Duration = Duration::from_secs(120);
-/// The key whose digest the overlay `dev` has.
-const KEY: &str = "palimpsest-dev";
-const KEY_LINE: &str = "dev:efeadd5bf30c5f2e99712ee5c5d3187cf01f5487beb554e76f5e6ab7706d9f79\n";
+/// Between two attempts of a probe.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A container that runs.
 struct Running<'a> {
@@ -33,6 +34,7 @@ struct Running<'a> {
     /// Seconds that the pod says it takes to end.
     drain: Duration,
     log: PathBuf,
+    started: Instant,
     child: Child,
 }
 
@@ -58,12 +60,24 @@ pub fn overlay(name: &str, manifests: &Manifests, program: &Program, model: &Pat
     let pods = manifests.pods();
     let instances: Vec<(PodFacts, &Pods)> = instances(manifests, &pods);
     let hosts = hosts(manifests, &instances);
+    let authority = Authority::new()?;
     let mut running = Vec::new();
     for (pod, pods) in &instances {
         for (_, container) in pods.containers() {
-            let site = Site { manifests, hosts: &hosts, program, model, directory: scratch.join(&pod.name) };
-            running.push(site.start(pod, pods, container)?);
+            let directory = scratch.join(&pod.name);
+            let site = Site { manifests, hosts: &hosts, program, model, authority: &authority, directory };
+            let mut process = site.start(pod, pods, container)?;
+            if is_coordinator(container) {
+                // Alone as yet: it answers without ranks and without a registry.
+                process.await_probe("livenessProbe", program)?;
+                process.say_since_start("answers");
+            }
+            running.push(process);
         }
+    }
+    for process in running.iter_mut().filter(|process| is_coordinator(process.container)) {
+        process.await_probe("readinessProbe", program)?;
+        process.say_since_start("is ready, with registry and ranks that started beside it,");
     }
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
         for process in &mut running {
@@ -132,12 +146,13 @@ struct Site<'a> {
     hosts: &'a [(String, String)],
     program: &'a Program,
     model: &'a Path,
+    authority: &'a Authority,
     directory: PathBuf,
 }
 
 impl Site<'_> {
     fn start<'c>(&self, pod: &PodFacts, pods: &Pods, container: &'c Value) -> Result<Running<'c>> {
-        let mounts = self.mounts(pods, container)?;
+        let mounts = self.mounts(&pod.ip, pods, container)?;
         let given = environment(self.manifests, container, pod);
         let local = |value: &str| self.localised(value, pod, &mounts);
         let env: BTreeMap<&str, String> = given.iter().map(|(name, value)| (name.as_str(), local(value))).collect();
@@ -153,13 +168,14 @@ impl Site<'_> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.args(&args).env_clear().env("PATH", path).envs(&env).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
+        let started = Instant::now();
         let child = command.spawn().with_context(|| format!("{}: cannot start {command:?}", pod.name))?;
         let drain = pods.annotations.get(DRAIN).and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
-        Ok(Running { pod: pod.clone(), container, drain: Duration::from_secs(drain), log, child })
+        Ok(Running { pod: pod.clone(), container, drain: Duration::from_secs(drain), log, started, child })
     }
 
     /// Directories for the volumes of a container, by where it mounts them.
-    fn mounts(&self, pods: &Pods, container: &Value) -> Result<Vec<(String, String)>> {
+    fn mounts(&self, ip: &str, pods: &Pods, container: &Value) -> Result<Vec<(String, String)>> {
         fs::create_dir_all(&self.directory).with_context(|| self.directory.display().to_string())?;
         let mut mounts = Vec::new();
         for mount in list(&container["volumeMounts"]) {
@@ -172,8 +188,9 @@ impl Site<'_> {
             fs::create_dir_all(&directory)?;
             let volume = list(&pods.spec["volumes"]).iter().find(|volume| volume["name"] == name);
             // Secrets come from outside the manifests, and so do models.
-            if volume.is_some_and(|volume| !volume["secret"].is_null()) {
-                fs::write(directory.join("keys"), KEY_LINE)?;
+            let secret = volume.and_then(|volume| volume["secret"]["secretName"].as_str());
+            if let Some(secret) = secret {
+                self.authority.write(secret, ip, &directory)?;
             } else if volume.is_some_and(|volume| !volume["persistentVolumeClaim"].is_null()) {
                 std::os::unix::fs::symlink(self.model, directory.join("model.gguf"))?;
             }
@@ -211,8 +228,12 @@ impl Running<'_> {
             ensure!(ended.is_none(), "{}: ended: {ended:?}\n{}", self.pod.name, self.tail());
             let waited = since.elapsed();
             ensure!(waited < limit, "{}: {name} fails after {waited:.0?}: {why:#}\n{}", self.pod.name, self.tail());
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(PAUSE);
         }
+    }
+
+    fn say_since_start(&self, what: &str) {
+        println!("    {} {what} {:.3} s after its start", self.pod.name, self.started.elapsed().as_secs_f64());
     }
 
     fn ask(&self, probe: &Value, program: &Program) -> Result<()> {
@@ -256,6 +277,25 @@ impl Running<'_> {
         Ok(answer)
     }
 
+    /// The CA of the certificate that clients see; the file is there when they see one.
+    fn ca(&self) -> PathBuf {
+        self.log.with_file_name("tls").join("ca.crt")
+    }
+
+    /// Asks for a completion, over TLS where the coordinator has a certificate.
+    fn post(&self, port: u64, key: Option<&str>, body: &str) -> Result<String> {
+        let authorization = key.map(|key| format!("authorization: Bearer {key}"));
+        if !self.ca().exists() {
+            let header = authorization.map_or(String::new(), |header| header + "\r\n");
+            let head = format!("POST /v1/completions HTTP/1.0\r\n{header}content-length: {}", body.len());
+            return self.http(port, &format!("{head}\r\n\r\n{body}"));
+        }
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--include", "--data", body, "--cacert"]).arg(self.ca());
+        curl.args(authorization.iter().flat_map(|header| ["--header", header]));
+        output(curl.arg(format!("https://{}:{port}/v1/completions", self.pod.ip)))
+    }
+
     /// The last lines of the log.
     fn tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -272,12 +312,15 @@ fn complete(manifests: &Manifests, running: &[Running]) -> Result<()> {
     let port = ports.iter().find(|port| port["name"] == "http").context("Service/palimpsest has no port http")?;
     let port = coordinator.port(&port["targetPort"])?;
     let body = r#"{"prompt": "Once upon a time", "max_tokens": 4}"#;
-    let head =
-        format!("POST /v1/completions HTTP/1.0\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}", body.len());
-    let answer = coordinator.http(port, &format!("{head}\r\n\r\n{body}"))?;
+    let answer = coordinator.post(port, Some(KEY), body)?;
     ensure!(answer.contains(" 200 ") && answer.contains("\"text\""), "a completion: {answer}\n{}", coordinator.tail());
-    let answer = coordinator.http(port, "POST /v1/completions HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}")?;
+    let answer = coordinator.post(port, None, "{}")?;
     ensure!(answer.contains(" 401 "), "a request without a key: {answer}");
+    if coordinator.ca().exists() {
+        // It may be told so, or find the connection closed.
+        let answer = coordinator.http(port, "GET /health HTTP/1.0\r\n\r\n").unwrap_or_default();
+        ensure!(!answer.contains(" 200 "), "plain text at a port with TLS: {answer}");
+    }
     Ok(())
 }
 

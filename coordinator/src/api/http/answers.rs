@@ -1,6 +1,7 @@
 //! Answers of the service as OpenAI's objects: whole, and in chunks.
 
 use palimpsest_proto::v1::{Delta, FinishReason, TokenLogprob, Usage};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Which of the two APIs is spoken.
@@ -72,34 +73,52 @@ impl Frame {
         whole
     }
 
-    /// A piece of choice `index`. `before`: characters of its text that went before.
-    pub fn chunk(&self, index: usize, delta: &Delta, before: usize) -> Value {
-        let logprobs = (!delta.tokens.is_empty()).then(|| self.logprobs(&delta.tokens, before));
-        let choice = match self.dialect {
-            Dialect::Chat => json!({
-                "index": index, "delta": {"content": delta.text}, "logprobs": logprobs, "finish_reason": null,
-            }),
-            Dialect::Completion => {
-                json!({"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": null})
+    /// What all chunks of a stream begin with, up to their only choice. It is written anew for no token.
+    pub fn chunk_head(&self) -> Vec<u8> {
+        let mut head = b"data: ".to_vec();
+        let object = self.object(self.chunk_kind(), Vec::new()).to_string();
+        head.extend_from_slice(object.strip_suffix("]}").expect("choices come last").as_bytes());
+        head
+    }
+
+    /// Adds a piece of choice `index` to `out`. `before`: characters of its text that went before.
+    pub fn write_delta(&self, out: &mut Vec<u8>, head: &[u8], index: usize, delta: &Delta, before: usize) {
+        begin(out, head, index);
+        match self.dialect {
+            Dialect::Chat => {
+                out.extend_from_slice(br#""delta":{"content":"#);
+                write_json(out, &delta.text);
+                out.push(b'}');
             }
-        };
-        self.object(self.chunk_kind(), vec![choice])
+            Dialect::Completion => {
+                out.extend_from_slice(br#""text":"#);
+                write_json(out, &delta.text);
+            }
+        }
+        out.extend_from_slice(br#","logprobs":"#);
+        write_json(out, &(!delta.tokens.is_empty()).then(|| self.logprobs(&delta.tokens, before)));
+        out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
     }
 
-    /// The first chunk of a choice, which a chat has.
-    pub fn opening(&self, index: usize) -> Option<Value> {
-        let delta = json!({"role": "assistant", "content": "", "refusal": null});
-        let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
-        (self.dialect == Dialect::Chat).then(|| self.object(self.chunk_kind(), vec![choice]))
+    /// Adds the first chunk of a choice, which a chat has.
+    pub fn write_opening(&self, out: &mut Vec<u8>, head: &[u8], index: usize) {
+        if self.dialect == Dialect::Chat {
+            begin(out, head, index);
+            out.extend_from_slice(br#""delta":{"role":"assistant","content":"","refusal":null}"#);
+            out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+        }
     }
 
-    /// The last chunk of a choice.
-    pub fn closing(&self, index: usize, finish: &str) -> Value {
-        let choice = match self.dialect {
-            Dialect::Chat => json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": finish}),
-            Dialect::Completion => json!({"index": index, "text": "", "logprobs": null, "finish_reason": finish}),
-        };
-        self.object(self.chunk_kind(), vec![choice])
+    /// Adds the last chunk of a choice.
+    pub fn write_closing(&self, out: &mut Vec<u8>, head: &[u8], index: usize, finish: &str) {
+        begin(out, head, index);
+        out.extend_from_slice(match self.dialect {
+            Dialect::Chat => br#""delta":{}"#,
+            Dialect::Completion => br#""text":"""#,
+        });
+        out.extend_from_slice(br#","logprobs":null,"finish_reason":"#);
+        write_json(out, finish);
+        out.extend_from_slice(b"}]}\n\n");
     }
 
     /// The chunk behind all choices that says what they cost.
@@ -145,6 +164,25 @@ impl Frame {
             }
         }
     }
+}
+
+/// Begins a chunk with one choice.
+fn begin(out: &mut Vec<u8>, head: &[u8], index: usize) {
+    out.extend_from_slice(head);
+    out.extend_from_slice(br#"{"index":"#);
+    write_json(out, &index);
+    out.push(b',');
+}
+
+/// Adds a server-sent event with one object.
+pub fn write_event(out: &mut Vec<u8>, object: &Value) {
+    out.extend_from_slice(b"data: ");
+    write_json(out, object);
+    out.extend_from_slice(b"\n\n");
+}
+
+fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    serde_json::to_writer(out, value).expect("memory takes everything, and these types have a JSON form");
 }
 
 /// A token may be part of a character; its bytes are exact, its text is not.

@@ -2,26 +2,26 @@
 
 use std::{
     convert::Infallible,
-    time::{SystemTime, UNIX_EPOCH},
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
     Json,
-    response::{
-        IntoResponse, Response,
-        sse::{Event as Sse, KeepAlive, Sse as SseResponse},
-    },
+    body::{Body, Bytes},
+    http::header,
+    response::{IntoResponse, Response},
 };
-use futures::stream::{self, BoxStream, SelectAll, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt};
 use opentelemetry::trace::SpanContext;
 use palimpsest_proto::{
     error::RequestError,
     v1::{GenerateEvent, generate_event::Event},
 };
-use serde_json::Value;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{
-    answers::{Choice, Dialect, Frame, finish_reason},
+    answers::{Choice, Dialect, Frame, finish_reason, write_event},
     error::HttpError,
     wire::Choices,
 };
@@ -36,7 +36,14 @@ pub struct Caller {
     pub parent: Option<SpanContext>,
 }
 
-type Events = SelectAll<BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)>>;
+type Events = BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)>;
+
+/// A stream without tokens says that often that it is there: proxies close silent connections.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Room for an event with one token.
+const EVENT_BYTES: usize = 512;
+/// What is ready at once goes out together, up to about this much.
+const WRITE_BYTES: usize = 16 << 10;
 
 /// The events of all choices as they come, and where they are put.
 struct Run {
@@ -67,13 +74,15 @@ impl Run {
     async fn start(service: &Service, dialect: Dialect, caller: Caller, asked: Choices) -> Result<Self, HttpError> {
         let id = caller.id.as_str();
         let count = asked.requests.len();
-        let mut events = SelectAll::new();
+        let mut events = Vec::with_capacity(count);
         for (index, mut request) in asked.requests.into_iter().enumerate() {
             request.request_id = if count == 1 { id.to_owned() } else { format!("{id}-{index}") };
             // An error here drops the answers before it, which cancels them.
-            let answer = service.generate(request, None).await?.traced(caller.parent.clone());
+            let answer = service.generate_for(caller.parent.as_ref(), request, None).await?;
             events.push(follow(index, answer));
         }
+        // Choosing among streams costs something for every token.
+        let events = if count == 1 { events.remove(0) } else { stream::select_all(events).boxed() };
         let prefix = if dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let model = service.model.info.name.clone();
@@ -102,48 +111,99 @@ impl Run {
     }
 
     fn stream(self) -> Response {
+        let head = self.frame.chunk_head();
+        let mut keep_alive = interval(KEEP_ALIVE);
+        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick is at once.
+        keep_alive.reset();
+        let mut stream = EventStream { run: self, head, keep_alive, is_silent: true, is_over: false };
         // No task and no buffer in between: the connection polls the answers, so its flow control reaches the rings.
-        let chunks = stream::unfold(Some(self), |run| async move {
-            let mut run = run?;
-            let (chunks, last) = match run.events.next().await {
-                Some((index, event)) => run.chunks(index, event),
-                None => (Vec::new(), true),
-            };
-            Some((stream::iter(chunks), (!last).then_some(run)))
-        });
-        let done = stream::once(async { Ok(Sse::default().data("[DONE]")) });
-        let events = chunks.flatten().map(|chunk: Value| Ok::<_, Infallible>(Sse::default().data(chunk.to_string())));
-        SseResponse::new(events.chain(done)).keep_alive(KeepAlive::default()).into_response()
+        let bytes = stream::poll_fn(move |cx| stream.poll(cx).map(|bytes| bytes.map(Ok::<_, Infallible>)));
+        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+        (headers, Body::from_stream(bytes)).into_response()
     }
 
-    /// What one event of the service adds to the stream, and whether it was the last.
-    fn chunks(&mut self, index: usize, event: Result<GenerateEvent, RequestError>) -> (Vec<Value>, bool) {
+    /// Adds what one event of the service adds to the stream, and says whether it was the last.
+    fn write(
+        &mut self,
+        out: &mut Vec<u8>,
+        head: &[u8],
+        index: usize,
+        event: Result<GenerateEvent, RequestError>,
+    ) -> bool {
         let choice = &mut self.choices[index];
         match event.map(|event| event.event) {
-            Ok(Some(Event::Started(_))) => (self.frame.opening(index).into_iter().collect(), false),
+            Ok(Some(Event::Started(_))) => self.frame.write_opening(out, head, index),
             Ok(Some(Event::Delta(delta))) => {
+                // Offsets count characters of all the text before; without log-probabilities nobody asks.
                 let before = choice.text.chars().count();
                 if self.frame.dialect == Dialect::Completion && !delta.tokens.is_empty() {
                     choice.text.push_str(&delta.text);
                 }
-                (vec![self.frame.chunk(index, &delta, before)], false)
+                self.frame.write_delta(out, head, index, &delta, before);
             }
             Ok(Some(Event::Finished(finished))) => {
                 choice.usage = finished.usage.clone().unwrap_or_default();
-                let mut chunks = vec![self.frame.closing(index, finish_reason(finished.reason()))];
+                self.frame.write_closing(out, head, index, finish_reason(finished.reason()));
                 self.open -= 1;
                 if self.open == 0 && self.include_usage {
-                    chunks.push(self.frame.usage_chunk(&self.choices, self.per_prompt));
+                    write_event(out, &self.frame.usage_chunk(&self.choices, self.per_prompt));
                 }
-                (chunks, self.open == 0)
+                return self.open == 0;
             }
-            Ok(None) => (Vec::new(), false),
-            Err(error) => (vec![HttpError::from(error).json()], true),
+            Ok(None) => {}
+            Err(error) => {
+                write_event(out, &HttpError::from(error).json());
+                return true;
+            }
         }
+        false
     }
 }
 
-fn follow(index: usize, answer: Answer) -> BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)> {
+/// A run as the body of a response.
+struct EventStream {
+    run: Run,
+    /// What all chunks begin with.
+    head: Vec<u8>,
+    keep_alive: Interval,
+    /// Nothing was written since the last tick.
+    is_silent: bool,
+    is_over: bool,
+}
+
+impl EventStream {
+    /// Everything that is ready, in one piece.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let mut out = Vec::new();
+        while !self.is_over && out.len() < WRITE_BYTES {
+            match self.run.events.poll_next_unpin(cx) {
+                Poll::Ready(Some((index, event))) => {
+                    out.reserve(EVENT_BYTES);
+                    self.is_over = self.run.write(&mut out, &self.head, index, event);
+                }
+                Poll::Ready(None) => self.is_over = true,
+                Poll::Pending if !out.is_empty() => break,
+                Poll::Pending => {
+                    ready!(self.keep_alive.poll_tick(cx));
+                    if std::mem::replace(&mut self.is_silent, true) {
+                        return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
+                    }
+                }
+            }
+        }
+        if self.is_over {
+            out.extend_from_slice(b"data: [DONE]\n\n");
+        }
+        self.is_silent = false;
+        Poll::Ready(Some(out.into()))
+    }
+}
+
+fn follow(index: usize, answer: Answer) -> Events {
     stream::unfold(answer, move |mut answer| async move {
         let event = answer.next().await?;
         Some(((index, event), answer))

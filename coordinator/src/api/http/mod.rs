@@ -19,9 +19,11 @@ mod generate;
 mod server;
 mod wire;
 
+use std::time::Duration;
+
 use axum::{
     Json, Router,
-    body::{Body, to_bytes},
+    body::{Body, HttpBody, to_bytes},
     extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -46,6 +48,9 @@ use crate::{engine::Readiness, ids::RequestId, service::Service, trace};
 
 /// The routes for machines; a test holds it against the types of `wire`, and a fuzzer against the answers.
 const OPENAPI: &str = include_str!("openapi.json");
+/// What is read of a refused request, at most.
+const DRAINED_BYTES: usize = 64 << 10;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes over a service.
@@ -62,9 +67,12 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .merge(probes())
         .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
         .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
-        .fallback(|| async { HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route") })
-        .method_not_allowed_fallback(|| async {
-            HttpError::protocol(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
+        .fallback(async |request: Request| {
+            refuse(request, HttpError::protocol(StatusCode::NOT_FOUND, "not_found", "no such route")).await
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let message = "not with this method";
+            refuse(request, HttpError::protocol(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)).await
         })
         .layer(middleware::from_fn(name_request))
         .with_state(App { service, limits })
@@ -117,10 +125,22 @@ async fn authorize(State(service): State<Service>, request: Request, next: Next)
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         if keys.bearer(given).is_none() {
             let message = "no valid API key: send `Authorization: Bearer KEY`";
-            return HttpError::protocol(StatusCode::UNAUTHORIZED, "invalid_api_key", message).into_response();
+            let error = HttpError::protocol(StatusCode::UNAUTHORIZED, "invalid_api_key", message);
+            return refuse(request, error).await;
         }
     }
     next.run(request).await
+}
+
+/// Refuses a request without a look at its body, which is read all the same where it is short: HTTP/2 resets a stream whose
+/// request nobody read, and some clients report that instead of the answer.
+async fn refuse(request: Request, error: HttpError) -> Response {
+    let body = request.into_body();
+    if body.size_hint().lower() <= DRAINED_BYTES as u64 {
+        // A body that turns out longer, or does not come, is left alone.
+        let _ = timeout(DRAIN_TIME, to_bytes(body, DRAINED_BYTES)).await;
+    }
+    error.into_response()
 }
 
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
@@ -238,12 +258,17 @@ fn describe(error: &serde_json::Error) -> String {
 
 async fn bytes(app: &App, body: Body) -> Result<axum::body::Bytes, HttpError> {
     let limit = app.service.config.max_message_bytes;
+    let too_long = || {
+        let message = format!("the body is cut off or longer than {limit} bytes");
+        HttpError::protocol(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    };
+    // A client that announces too much and waits for leave (Expect: 100-continue) need not send it.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_long());
+    }
     match timeout(app.limits.body_time, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => {
-            let message = format!("the body is cut off or longer than {limit} bytes");
-            Err(HttpError::protocol(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
-        }
+        Ok(Err(_)) => Err(too_long()),
         Err(_) => {
             let message = format!("the body did not come within {} s", app.limits.body_time.as_secs());
             Err(HttpError::protocol(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
