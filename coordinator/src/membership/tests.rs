@@ -16,6 +16,7 @@ use super::*;
 use crate::{
     Coordinator,
     config::Config,
+    engine::Readiness,
     executor::fake::{FakeRank, Fault, Script},
 };
 
@@ -50,13 +51,20 @@ async fn serve(ranks: &[FakeRank]) -> (Coordinator, Vec<Process>) {
     for rank in ranks {
         processes.push(start(rank, ANYWHERE).await);
     }
+    let (coordinator, _) = lead(&processes).await;
+    (coordinator, processes)
+}
+
+/// A coordinator that takes the lead of ranks, and its keeper.
+async fn lead(processes: &[Process]) -> (Coordinator, JoinHandle<Result<(), FormError>>) {
     let members = Arc::new(StaticMembers::new(processes.iter().map(|p| p.address.clone()).collect()));
-    let Formed { epoch, executor, ranks, watchers } = form(&*members, &config()).await.expect("a group");
+    let mut lead = Lead::new();
+    let Formed { epoch, executor, ranks, watchers } = form(&*members, &config(), &mut lead).await.expect("a group");
     let config = Config { first_epoch: epoch.0, ..config() };
     let coordinator = Coordinator::build(config.clone(), Box::new(executor), ranks).expect("a model");
-    tokio::spawn(keep(coordinator.clone(), members, config, watchers));
+    let keeper = tokio::spawn(keep(coordinator.clone(), config, Kept { members, lead, watchers }));
     assert!(coordinator.ready().await);
-    (coordinator, processes)
+    (coordinator, keeper)
 }
 
 async fn text(coordinator: &Coordinator, prompt: &str) -> Result<String, palimpsest_proto::error::RequestError> {
@@ -137,11 +145,11 @@ async fn an_incomplete_group_names_who_is_missing_and_an_odd_one_who_is_odd() {
         listener.local_addr().expect("an address").to_string()
     };
     let members = StaticMembers::new(vec![here.address.clone(), nobody.clone()]);
-    let error = form(&members, &config()).await.expect_err("rank 1 is missing").to_string();
+    let error = form(&members, &config(), &mut Lead::new()).await.expect_err("rank 1 is missing").to_string();
     assert!(error.contains(&format!("rank 1 ({nobody})")) && error.contains("refused"), "{error}");
     let odd = start(&FakeRank::new(Script::saying("x", 1, 3)), ANYWHERE).await;
     let members = StaticMembers::new(vec![here.address, odd.address]);
-    let error = form(&members, &config()).await.expect_err("rank 1 is of a group of 3").to_string();
+    let error = form(&members, &config(), &mut Lead::new()).await.expect_err("rank 1 is of a group of 3").to_string();
     assert!(error.contains("rank 1 of 3"), "{error}");
 }
 
@@ -184,4 +192,54 @@ async fn a_request_that_comes_while_a_lost_group_is_replaced_waits_for_the_next(
     };
     let (first, late, _process) = tokio::join!(first, late, repair);
     assert_eq!((first.expect("an answer"), late.expect("an answer")), (ANSWER.to_owned(), ANSWER.to_owned()));
+}
+
+async fn settles(coordinator: &Coordinator, wanted: Readiness) {
+    let mut readiness = coordinator.service().engine.readiness();
+    let settled = tokio::time::timeout(Duration::from_secs(10), readiness.wait_for(|now| *now == wanted)).await;
+    settled.unwrap_or_else(|_| panic!("not {wanted:?}")).expect("an engine");
+    let figure = format!("palimpsest_group_ready {}", u8::from(wanted == Readiness::Ready));
+    let metrics = coordinator.service().metrics.encode();
+    assert!(metrics.lines().any(|line| line == figure), "{figure} is missing in\n{metrics}");
+}
+
+#[tokio::test]
+async fn a_group_at_rest_that_loses_a_rank_is_not_ready_until_the_next_one_serves() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
+    let (coordinator, mut processes) = serve(&ranks).await;
+    settles(&coordinator, Readiness::Ready).await;
+    let dead = processes.pop().expect("two ranks");
+    dead.server.abort();
+    let _ = dead.server.await;
+    settles(&coordinator, Readiness::Lost).await;
+    let _process = start(&FakeRank::new(script(1)), &dead.address).await;
+    settles(&coordinator, Readiness::Ready).await;
+    assert_eq!(text(&coordinator, "a").await.expect("an answer"), ANSWER);
+}
+
+#[tokio::test]
+async fn a_coordinator_whose_ranks_follow_another_has_no_group_and_gives_up() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
+    let mut processes = Vec::new();
+    for rank in &ranks {
+        processes.push(start(rank, ANYWHERE).await);
+    }
+    let (former, keeper) = lead(&processes).await;
+    assert_eq!(text(&former, "a").await.expect("an answer"), ANSWER);
+    let (next, _) = lead(&processes).await;
+    let kept = tokio::time::timeout(Duration::from_secs(10), keeper).await.expect("it gives up").expect("no panic");
+    assert!(matches!(kept, Err(FormError::Superseded { term: 2 })), "{kept:?}");
+    assert_eq!(text(&next, "b").await.expect("an answer"), ANSWER);
+    assert_eq!(*former.service().engine.readiness().borrow(), Readiness::Lost);
+    // What waits for its group is told so when it ends.
+    let waiting = tokio::spawn({
+        let former = former.clone();
+        async move { text(&former, "c").await }
+    });
+    sleep(Duration::from_millis(50)).await;
+    former.service().engine.drain().await;
+    let error = waiting.await.expect("no panic").expect_err("no group");
+    assert_eq!(error.reason, palimpsest_proto::error::Reason::Draining);
+    let epochs: Vec<u64> = ranks[0].plans().iter().map(|plan| plan.epoch).collect();
+    assert!(epochs.is_sorted() && epochs.last() == Some(&2), "no plan of the former group comes late: {epochs:?}");
 }
