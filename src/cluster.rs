@@ -4,7 +4,9 @@ use crate::args::{CollectiveArg, CoordinatorArgs, DeviceArg, RegistryArgs, Worke
 use crate::front::Front;
 use crate::{embedded, pull, serve, traces};
 use anyhow::{Context, bail};
-use palimpsest_coordinator::membership::{FormError, Formed, Members, RegistryMembers, StaticMembers, form, keep};
+use palimpsest_coordinator::membership::{
+    FormError, Formed, Kept, Lead, Members, RegistryMembers, StaticMembers, form, keep,
+};
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_kernels::Backend;
 use palimpsest_registry::{Claim, RankRecord, Registry, RegistryError};
@@ -26,6 +28,9 @@ use tokio::sync::watch;
 /// How long a rank, or the lead of a group, that was claimed by a process that died stays claimed, and some more.
 const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 
+/// Time between two attempts of a standby to claim the lead while the registry is away.
+const STANDBY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Time for calls under way when a rank turns out to be another process's.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -40,12 +45,17 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         ranks: Connector::new(tls.transpose()?),
         ..front.config(&args.front)
     };
+    let mut lead = Lead::new();
     let forming = async {
-        let (members, lead) = members(&args).await?;
-        let group = first_group(&*members, &config, Duration::from_secs(args.form_seconds)).await?;
-        anyhow::Ok((members, lead, group))
+        let (members, claim) = members(&args).await?;
+        let limit = Duration::from_secs(args.form_seconds);
+        let group = tokio::select! {
+            group = first_group(&*members, &config, &mut lead, limit) => group?,
+            error = lost(claim.as_ref()) => return Err(error).context("another coordinator leads the group"),
+        };
+        anyhow::Ok((members, claim, group))
     };
-    let (members, lead, group) = tokio::select! {
+    let (members, claim, group) = tokio::select! {
         formed = front.wait_for(forming) => formed?,
         () = serve::shutdown_signal() => return Ok(()),
     };
@@ -53,17 +63,33 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let config = Config { first_epoch: epoch.0, ..config };
     let count = ranks.len();
     let coordinator = Coordinator::build(config.clone(), Box::new(executor), ranks)?;
-    let keeper = tokio::spawn(keep(coordinator.clone(), members, config, watchers));
+    let mut keeper = tokio::spawn(keep(coordinator.clone(), config, Kept { members, lead, watchers }));
     if !coordinator.ready().await {
         eprintln!("the first step failed; forming the group anew");
     }
     eprintln!("serving {} at {} ({count} ranks)", coordinator.service().model.info.name, front.describe());
-    tokio::select! {
-        served = front.serve(&coordinator) => served?,
-        // Two that lead would end each other's epochs for ever.
-        error = lost(lead.as_ref()) => return Err(error).context("this coordinator leads no longer"),
-    }
+    let engine = &coordinator.service().engine;
+    let end = async {
+        let deposed = tokio::select! {
+            () = serve::shutdown_signal() => return Ok(()),
+            error = lost(claim.as_ref()) => anyhow::Error::new(error),
+            kept = &mut keeper => match kept {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(superseded)) => superseded.into(),
+                Err(panic) => panic.into(),
+            },
+        };
+        // The ranks are another's. What runs here ends with a reason, not with a connection that breaks.
+        engine.lose(deposed.to_string()).await;
+        Err(deposed.context("this coordinator leads no longer"))
+    };
+    let served = front.serve_until(&coordinator, end).await;
     keeper.abort();
+    if let Some(claim) = claim {
+        // Who stands by need not wait for the lease to run out.
+        claim.release().await;
+    }
+    served?;
     eprintln!("drained");
     Ok(())
 }
@@ -79,16 +105,26 @@ async fn members(args: &CoordinatorArgs) -> anyhow::Result<(Arc<dyn Members>, Op
     };
     let group = &args.registry.group;
     let record = RankRecord::new(0, 1, args.front.listen.to_string());
-    let lead = loop {
-        match registry.claim(&format!("{group}.lead"), record.clone(), CLAIM_LIMIT).await {
+    let mut said = None;
+    let claim = loop {
+        let waits_for = match registry.claim(&format!("{group}.lead"), record.clone(), CLAIM_LIMIT).await {
             Ok(claim) => break claim,
             Err(RegistryError::RankTaken { address, .. }) => {
-                eprintln!("standing by: the coordinator at {address} leads group {group}");
+                format!("standing by: the coordinator at {address} leads group {group}")
+            }
+            // Who stands by outlasts an outage as who leads does.
+            Err(error @ RegistryError::Unreachable { .. }) if said.is_some() => {
+                tokio::time::sleep(STANDBY_PAUSE).await;
+                format!("standing by: {error}")
             }
             Err(error) => return Err(error.into()),
+        };
+        if said.as_ref() != Some(&waits_for) {
+            eprintln!("{waits_for}");
         }
+        said = Some(waits_for);
     };
-    Ok((Arc::new(RegistryMembers::new(registry, group.clone(), args.tp)), Some(lead)))
+    Ok((Arc::new(RegistryMembers::new(registry, group.clone(), args.tp)), Some(claim)))
 }
 
 /// The registry that was asked for, if one was.
@@ -142,10 +178,15 @@ async fn registry(args: &RegistryArgs) -> anyhow::Result<Option<Arc<dyn Registry
 }
 
 /// Forms the first group, saying whom it waits for.
-async fn first_group(members: &dyn Members, config: &Config, limit: Duration) -> anyhow::Result<Formed> {
+async fn first_group(
+    members: &dyn Members,
+    config: &Config,
+    lead: &mut Lead,
+    limit: Duration,
+) -> anyhow::Result<Formed> {
     let (started, mut last) = (Instant::now(), String::new());
     loop {
-        let error = match form(members, config).await {
+        let error = match form(members, config, lead).await {
             Ok(group) => return Ok(group),
             // Ranks that do not fit each other will not fit later either.
             Err(error @ FormError::Disagree(_)) => return Err(error.into()),

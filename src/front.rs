@@ -81,6 +81,19 @@ impl Front {
 
     /// Serves until a signal, then drains.
     pub async fn serve(self, coordinator: &Coordinator) -> anyhow::Result<()> {
+        let signal = async {
+            crate::serve::shutdown_signal().await;
+            Ok(())
+        };
+        self.serve_until(coordinator, signal).await
+    }
+
+    /// Serves until `end`, drains, and returns what came of `end`.
+    pub async fn serve_until(
+        self,
+        coordinator: &Coordinator,
+        end: impl Future<Output = anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
         let (stop, stopping) = watch::channel(false);
         let stopped = |mut stopping: watch::Receiver<bool>| async move {
             // A sender that is gone has stopped as well.
@@ -99,14 +112,13 @@ impl Front {
             }
             Ok(())
         };
-        let signal = async {
-            crate::serve::shutdown_signal().await;
+        let end = async {
+            let ended = end.await;
             stop.send_replace(true);
-            Ok(())
+            Ok(ended)
         };
         // A transport that fails ends the others too.
-        tokio::try_join!(grpc, http, probes, signal)?;
-        Ok(())
+        tokio::try_join!(grpc, http, probes, end)?.3
     }
 }
 

@@ -58,6 +58,7 @@ struct Inner {
     usage: Gauge<f64, AtomicU64>,
     cache_config: Family<CacheConfig, Gauge>,
     epoch: Gauge,
+    group_ready: Gauge,
     step_age: Gauge<f64, AtomicU64>,
     /// Milliseconds from `started` to the last step's end.
     last_step: AtomicU64,
@@ -103,6 +104,7 @@ impl Metrics {
             usage: Gauge::default(),
             cache_config: Family::default(),
             epoch: Gauge::default(),
+            group_ready: Gauge::default(),
             step_age: Gauge::default(),
             last_step: AtomicU64::new(0),
             started: Instant::now(),
@@ -147,6 +149,11 @@ impl Metrics {
         inner.capacity.set(load.capacity_bytes.cast_signed());
         inner.usage.set(load.reserved_bytes as f64 / load.capacity_bytes.max(1) as f64);
         inner.epoch.set(load.epoch.cast_signed());
+    }
+
+    /// Whether a worker group serves and requests are taken.
+    pub fn group_ready(&self, ready: bool) {
+        self.0.group_ready.set(ready.into());
     }
 
     /// Time between two tokens of an answer.
@@ -200,6 +207,7 @@ impl Inner {
         own.register("kv_reserved_bytes", "Cache reserved by requests, on each rank", self.reserved.clone());
         own.register("kv_capacity_bytes", "Cache that a rank has", self.capacity.clone());
         own.register("group_epoch", "Epoch of the worker group", self.epoch.clone());
+        own.register("group_ready", "1 while a worker group serves, else 0", self.group_ready.clone());
         own.register("step_age_seconds", "Since the last step, while requests run", self.step_age.clone());
         // The names that gateways and autoscalers of the Kubernetes Gateway API look for.
         registry.register("vllm:num_requests_running", "Requests that run", self.running.clone());
@@ -220,6 +228,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.step(Load { running: 2, queued: 3, reserved_bytes: 10, capacity_bytes: 40, epoch: 7 });
         metrics.cache_config(256, 12);
+        metrics.group_ready(true);
         metrics.ended("eos");
         metrics.usage(&Usage { prompt_tokens: 5, evicted_tokens: 4, first_token_seconds: 0.5, ..Default::default() });
         let text = metrics.encode();
@@ -230,6 +239,7 @@ mod tests {
             "vllm:kv_cache_usage_perc 0.25",
             "vllm:cache_config_info{block_size=\"256\",num_gpu_blocks=\"12\"} 1",
             "palimpsest_group_epoch 7",
+            "palimpsest_group_ready 1",
             "palimpsest_requests_total{outcome=\"eos\"} 1",
             "palimpsest_prompt_tokens_total 5",
             "palimpsest_evicted_tokens_total 4",

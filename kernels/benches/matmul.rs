@@ -118,12 +118,16 @@ fn main() {
     let cases = [
         case("qkv", WeightType::Q4_1, 960, 576),
         case("o", WeightType::Q4_1, 576, 576),
+        // As many units as the shards of SmolLM2 have, and others.
+        units(96, case("o", WeightType::Q4_1, 576, 576)),
         units(64, case("o", WeightType::Q4_1, 576, 576)),
         case("gate_up", WeightType::Q4_1, 3072, 576),
         case("down", WeightType::Q4_1, 576, 1536),
         units(32, case("down", WeightType::Q4_1, 576, 1536)),
         units(64, case("down", WeightType::Q4_1, 576, 1536)),
         units(96, case("down", WeightType::Q4_1, 576, 1536)),
+        units(128, case("down", WeightType::Q4_1, 576, 1536)),
+        units(192, case("down", WeightType::Q4_1, 576, 1536)),
         case("head", WeightType::Q8_0, 49152, 576),
         case("ffn", WeightType::Q8_0, 3072, 1024),
         case("ffn", WeightType::Q4_0, 3072, 1024),

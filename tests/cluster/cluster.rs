@@ -1,23 +1,16 @@
 //! A coordinator and its ranks as child processes, with their logs in files.
 
-use std::fs::File;
-use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::etcd::Etcd;
 use crate::hosts::Hosts;
+use crate::process::{Coordinator, PROGRAM, Process, free_address};
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_tests::{STRIDE, tiny_model};
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_palimpsest");
-const PATIENCE: Duration = Duration::from_secs(60);
+use tonic::transport::Channel;
 
 /// A tiny model on disk.
 pub struct Tiny(TempDir);
@@ -35,8 +28,7 @@ impl Tiny {
 /// Processes end with it.
 pub struct Cluster {
     pub client: InferenceClient<Channel>,
-    channel: Channel,
-    coordinator: Process,
+    pub coordinator: Coordinator,
     ranks: Vec<Process>,
     places: Vec<RankPlace>,
     models: Vec<PathBuf>,
@@ -55,55 +47,6 @@ impl RankPlace {
     fn here() -> Self {
         Self { address: free_address(), namespace: None, more: Vec::new() }
     }
-}
-
-struct Process(Child);
-
-impl Process {
-    /// How it ended, if it does in time.
-    fn ends_within(&mut self, limit: Duration) -> Option<ExitStatus> {
-        let started = Instant::now();
-        while started.elapsed() < limit {
-            if let Some(status) = self.0.try_wait().expect("a child") {
-                return Some(status);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        None
-    }
-}
-
-/// A process whose rank another one has.
-pub struct Former(Process);
-
-impl Former {
-    pub fn signal(&self, signal: &str) {
-        send(signal, self.0.0.id());
-    }
-
-    /// Whether it gives up by itself.
-    pub fn fails_within(&mut self, limit: Duration) -> bool {
-        self.0.ends_within(limit).is_some_and(|status| !status.success())
-    }
-}
-
-/// Sends a signal to a process of ours.
-pub fn send(signal: &str, pid: u32) {
-    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
-    assert!(sent.expect("kill runs").success(), "{signal} for process {pid}");
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that was free a moment ago.
-pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").to_string()
 }
 
 /// What the program says when it refuses to run.
@@ -158,61 +101,27 @@ impl Cluster {
 
     async fn start_at(models: &[&Tiny], places: Vec<RankPlace>) -> Result<Self, String> {
         let logs = tempfile::tempdir().expect("a directory");
-        let addresses: Vec<String> = places.iter().map(|place| place.address.clone()).collect();
         let models: Vec<PathBuf> = models.iter().map(|tiny| tiny.0.path().to_owned()).collect();
-        let listen = free_address();
         let spawn = |rank: usize| spawn_rank(&models[rank], rank, models.len(), &places[rank], &logs);
         let ranks = (0..models.len()).map(spawn).collect();
-        let log = File::create(logs.path().join("coordinator")).expect("a log");
-        let mut command = Command::new(PROGRAM);
-        command.args(["coordinator", "--listen", &listen, "--no-http", "--log", "info"]);
-        match places.iter().find(|place| place.more.contains(&"--etcd".into())) {
-            Some(place) => command.args(&place.more).args(["--tp", &places.len().to_string()]),
-            None => command.args(["--ranks", &addresses.join(",")]),
-        };
-        let mut coordinator = Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a coordinator"));
-        let endpoint = Endpoint::from_shared(format!("http://{listen}")).expect("an address");
-        let started = Instant::now();
-        let channel = loop {
-            if let Ok(channel) = endpoint.connect().await {
-                break channel;
-            }
-            assert!(started.elapsed() < PATIENCE, "the coordinator does not listen");
-            if coordinator.0.try_wait().expect("a child").is_some() {
-                return Err(std::fs::read_to_string(logs.path().join("coordinator")).expect("a log"));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        let client = InferenceClient::new(channel.clone());
-        let mut cluster = Self { client, channel, coordinator, ranks, places, models, logs };
-        cluster.wait_until_served().await?;
-        Ok(cluster)
-    }
-
-    /// Waits until health says that requests are served, or the coordinator gives up.
-    async fn wait_until_served(&mut self) -> Result<(), String> {
-        let started = Instant::now();
-        while !self.is_ready().await {
-            assert!(started.elapsed() < PATIENCE, "not ready: {}", self.coordinator_log());
-            if self.coordinator.0.try_wait().expect("a child").is_some() {
-                return Err(self.coordinator_log());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        let mut coordinator = Coordinator::start(&coordinator_arguments(&places), logs.path().join("coordinator"));
+        coordinator.wait_until_served().await?;
+        Ok(Self { client: coordinator.client(), coordinator, ranks, places, models, logs })
     }
 
     pub async fn wait_until_ready(&mut self) {
-        self.wait_until_served().await.expect("a coordinator that lives");
+        self.coordinator.wait_until_served().await.expect("a coordinator that lives");
     }
 
-    async fn is_ready(&self) -> bool {
-        let check = HealthClient::new(self.channel.clone());
-        let ask = async move { check.clone().check(HealthCheckRequest { service: String::new() }).await };
-        match tokio::time::timeout(Duration::from_secs(2), ask).await {
-            Ok(Ok(answer)) => answer.into_inner().status() == ServingStatus::Serving,
-            _ => false,
-        }
+    /// Starts another coordinator of the same group.
+    pub fn stand_by(&self) -> Coordinator {
+        Coordinator::start(&coordinator_arguments(&self.places), self.logs.path().join("standby"))
+    }
+
+    /// Asks another coordinator from now on, and returns the former one.
+    pub fn follow(&mut self, coordinator: Coordinator) -> Coordinator {
+        self.client = coordinator.client();
+        std::mem::replace(&mut self.coordinator, coordinator)
     }
 
     pub fn start_rank(&mut self, rank: usize) {
@@ -221,29 +130,24 @@ impl Cluster {
     }
 
     /// Starts another process as `rank`, somewhere else, and leaves the old one alone.
-    pub fn double(&mut self, rank: usize) -> Former {
+    pub fn double(&mut self, rank: usize) -> Process {
         self.places[rank].address = free_address();
         let started = spawn_rank(&self.models[rank], rank, self.models.len(), &self.places[rank], &self.logs);
-        Former(std::mem::replace(&mut self.ranks[rank], started))
+        std::mem::replace(&mut self.ranks[rank], started)
     }
 
     /// kill -9.
     pub fn kill(&mut self, rank: usize) {
-        self.ranks[rank].0.kill().expect("a child");
-        self.ranks[rank].0.wait().expect("a child");
+        self.ranks[rank].kill();
     }
 
     pub fn signal(&self, rank: usize, signal: &str) {
-        send(signal, self.pid(rank));
-    }
-
-    pub fn pid(&self, rank: usize) -> u32 {
-        self.ranks[rank].0.id()
+        self.ranks[rank].signal(signal);
     }
 
     pub fn assert_alive(&mut self) {
         for (rank, process) in self.ranks.iter_mut().enumerate() {
-            assert!(process.0.try_wait().expect("a child").is_none(), "rank {rank} has ended");
+            assert!(!process.has_ended(), "rank {rank} has ended");
         }
     }
 
@@ -252,7 +156,7 @@ impl Cluster {
     }
 
     pub fn coordinator_log(&self) -> String {
-        std::fs::read_to_string(self.logs.path().join("coordinator")).expect("a log")
+        self.coordinator.log()
     }
 
     pub fn rank_log(&self, rank: usize) -> String {
@@ -271,8 +175,6 @@ impl Cluster {
 }
 
 fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, place: &RankPlace, logs: &TempDir) -> Process {
-    let log = logs.path().join(format!("rank-{rank}"));
-    let log = File::options().create(true).append(true).open(log).expect("a log");
     let mut command = match &place.namespace {
         None => Command::new(PROGRAM),
         // It becomes the program: the process that is killed is the rank.
@@ -286,30 +188,29 @@ fn spawn_rank(model: &std::path::Path, rank: usize, tp: usize, place: &RankPlace
     command.args(["--listen", &place.address, "--threads", "1", "--log", "info"]);
     command.args(["--rank", &rank.to_string(), "--tp", &tp.to_string(), "--kv-memory-mib", "64"]);
     command.args(&place.more).args(["--stride", &STRIDE.to_string(), "--kv-type", "f32", "--activations", "f32"]);
-    Process(command.stderr(log).stdin(Stdio::null()).spawn().expect("a rank"))
+    Process::spawn(command, &logs.path().join(format!("rank-{rank}")))
+}
+
+/// How a coordinator finds the ranks.
+fn coordinator_arguments(places: &[RankPlace]) -> Vec<String> {
+    if let Some(place) = places.iter().find(|place| place.more.contains(&"--etcd".into())) {
+        return place.more.iter().cloned().chain(["--tp".into(), places.len().to_string()]).collect();
+    }
+    let addresses: Vec<&str> = places.iter().map(|place| place.address.as_str()).collect();
+    vec!["--ranks".into(), addresses.join(",")]
 }
 
 /// A coordinator whose ranks are not there, and where it speaks HTTP.
-pub fn coordinator_alone() -> (std::process::Child, String) {
+pub fn coordinator_alone() -> (Child, String) {
     let (http, listen) = (free_address(), free_address());
     let mut command = Command::new(PROGRAM);
     command.args(["coordinator", "--ranks", &free_address(), "--listen", &listen, "--http", &http]);
     (command.stderr(Stdio::null()).stdin(Stdio::null()).spawn().expect("a coordinator"), http)
 }
 
-/// An answer to a plain request, whole; `None` while nobody listens.
-pub fn get(address: &str, path: &str) -> Option<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).ok()?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
-}
-
 /// Whether a process ends with success within ten seconds of SIGTERM.
-pub fn ends_on_term(child: std::process::Child) -> bool {
+pub fn ends_on_term(child: Child) -> bool {
     let mut process = Process(child);
-    send("TERM", process.0.id());
+    process.signal("TERM");
     process.ends_within(Duration::from_secs(10)).is_some_and(|status| status.success())
 }

@@ -1,40 +1,37 @@
 //! A real etcd, and clusters that find their ranks in it.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use palimpsest_registry::{EtcdOptions, EtcdRegistry, RankRecord, Registry};
 use palimpsest_tests::service::ask;
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, Tiny, free_address, send};
+use crate::cluster::{Cluster, Tiny};
+use crate::process::{Process, free_address, post};
 use crate::request;
 
 /// Leases of the tests: outages are longer.
-const LEASE: Duration = Duration::from_secs(2);
+pub const LEASE: Duration = Duration::from_secs(2);
 /// Seconds without etcd; `PALIMPSEST_TEST_ETCD_OUTAGE` asks for more.
 const OUTAGE: u64 = 6;
-const GROUP: &str = "main";
+pub const GROUP: &str = "main";
+/// Where the claim to lead it stands, in base64, as etcd's gateway for JSON wants it.
+const LEAD_KEY: &str = "L3BhbGltcHNlc3QvdjEvZ3JvdXBzL21haW4ubGVhZC9yYW5rcy8wMDAwMA==";
 
 /// A process of Debian's etcd-server; it ends with this.
 pub struct Etcd {
-    child: Child,
-    url: String,
-    registry: EtcdRegistry,
+    process: Process,
+    address: String,
+    pub registry: EtcdRegistry,
     _data: TempDir,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Etcd {
     /// An empty etcd, or `None`, and said so, where the program is not installed.
-    async fn start() -> Option<Self> {
-        let (url, peers) = (format!("http://{}", free_address()), format!("http://{}", free_address()));
+    pub async fn start() -> Option<Self> {
+        let address = free_address();
+        let (url, peers) = (format!("http://{address}"), format!("http://{}", free_address()));
         let data = tempfile::tempdir().expect("a directory");
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(data.path());
@@ -54,13 +51,14 @@ impl Etcd {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        Some(Self { child, url, registry, _data: data })
+        Some(Self { process: Process(child), address, registry, _data: data })
     }
 
     /// What tells a process of a cluster where etcd is.
     pub fn arguments(&self) -> Vec<String> {
         let seconds = LEASE.as_secs().to_string();
-        ["--etcd", &self.url, "--group", GROUP, "--etcd-lease-seconds", &seconds].map(String::from).to_vec()
+        let url = format!("http://{}", self.address);
+        ["--etcd", &url, "--group", GROUP, "--etcd-lease-seconds", &seconds].map(String::from).to_vec()
     }
 
     /// Who has claimed a rank of the group, and who leads it.
@@ -68,6 +66,19 @@ impl Etcd {
         let mut claims = self.registry.ranks(GROUP).await.unwrap_or_default();
         claims.extend(self.registry.ranks(&format!("{GROUP}.lead")).await.unwrap_or_default());
         claims
+    }
+
+    /// Who leads the group.
+    pub async fn leader(&self) -> Option<RankRecord> {
+        self.registry.ranks(&format!("{GROUP}.lead")).await.expect("etcd answers").pop()
+    }
+
+    /// Ends the lease of whoever leads the group, as if etcd had lost it.
+    pub fn revoke_lead(&self) {
+        let lead = post(&self.address, "/v3/kv/range", &format!(r#"{{"key": "{LEAD_KEY}"}}"#)).expect("etcd answers");
+        let lease = lead.split_once(r#""lease":""#).and_then(|(_, rest)| rest.split_once('"')).expect("a lease").0;
+        let revoked = post(&self.address, "/v3/lease/revoke", &format!(r#"{{"ID": "{lease}"}}"#));
+        assert!(revoked.expect("etcd answers").contains(" 200 "), "lease {lease} is not revoked");
     }
 
     /// Waits until `claims` stand there, and stand for longer than a lease.
@@ -103,7 +114,7 @@ async fn an_outage_of_etcd_fails_nothing() {
     let claims = etcd.claims().await;
     assert_eq!(claims.len(), 4, "three ranks and who leads them: {claims:?}");
     let expected = ask(&cluster.client, request(41, 120, 60)).await.expect("an answer").tokens;
-    send("STOP", etcd.child.id());
+    etcd.process.signal("STOP");
     let begin = Instant::now();
     let load = || {
         let (client, expected) = (cluster.client.clone(), expected.clone());
@@ -134,7 +145,7 @@ async fn an_outage_of_etcd_fails_nothing() {
     let asked = ask(&cluster.client, request(41, 120, 60));
     let answer = tokio::time::timeout(Duration::from_secs(30), asked).await.expect("no request hangs");
     assert_eq!(answer.expect("an answer of the new group, without etcd").tokens, expected);
-    send("CONT", etcd.child.id());
+    etcd.process.signal("CONT");
     let back = etcd.await_claims(&claims).await;
     let announced = etcd.registry.group(GROUP).await.expect("etcd is back").expect("a group was announced");
     assert_eq!((announced.epoch, announced.world_size), (2, 3), "the group that formed without etcd");

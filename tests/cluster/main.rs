@@ -3,6 +3,8 @@
 mod cluster;
 mod etcd;
 mod hosts;
+mod lead;
+mod process;
 
 use std::time::{Duration, Instant};
 
@@ -265,7 +267,7 @@ async fn a_coordinator_without_ranks_lives_and_is_not_ready() {
     let (child, http) = cluster::coordinator_alone();
     let started = Instant::now();
     let health = loop {
-        if let Some(answer) = cluster::get(&http, "/health") {
+        if let Some(answer) = process::get(&http, "/health") {
             break answer;
         }
         assert!(started.elapsed() < Duration::from_secs(20), "no HTTP");
@@ -273,7 +275,7 @@ async fn a_coordinator_without_ranks_lives_and_is_not_ready() {
     };
     assert!(health.starts_with("HTTP/1.0 200"), "{health}");
     for path in ["/readyz", "/v1/models"] {
-        let answer = cluster::get(&http, path).expect("an answer");
+        let answer = process::get(&http, path).expect("an answer");
         assert!(answer.starts_with("HTTP/1.0 503"), "{path}: {answer}");
     }
     assert!(cluster::ends_on_term(child), "SIGTERM ends it, and well");

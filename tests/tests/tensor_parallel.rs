@@ -144,6 +144,7 @@ fn contracts() -> Vec<Contract> {
     for policy in ["random", "retention", "query-indexer", "h2o", "snapkv", "keydiff"] {
         all.extend(HeadBudget::ALL.map(|budget| contract(policy, budget, 0)));
     }
+    all.extend(["tova", "expected-attention"].map(|policy| contract(policy, HeadBudget::Column, 0)));
     all.push(contract("retention", HeadBudget::Column, 12));
     all.push(Contract { memory: "associative".into(), ..contract("retention", HeadBudget::Column, 12) });
     for budget in HeadBudget::ALL {
@@ -163,24 +164,10 @@ fn every_number_of_ranks_gives_the_answer_of_one() {
     for contract in contracts() {
         let one = answer(&mut group(model.path(), 1, EXACT, Some(&indexer)), &contract, &prompt, 24);
         // From 4 on ranks share KV heads, unevenly and evenly.
-        let sees_all_heads = ["h2o", "snapkv"].contains(&contract.policy.as_str());
-        let sizes = if sees_all_heads { &[2, 3][..] } else { &[2, 3, 4, 6] };
-        for &world_size in sizes {
+        for world_size in [2, 3, 4, 6] {
             let many = answer(&mut group(model.path(), world_size, EXACT, Some(&indexer)), &contract, &prompt, 24);
             assert_same(&one, &many, &format!("{world_size} ranks, {contract:?}"));
         }
-    }
-}
-
-/// A rank with some of a KV head's query heads cannot observe the attention of all: every rank says so, also those with whole
-/// heads, and nothing is half done.
-#[test]
-fn policies_that_observe_attention_are_refused_where_heads_are_shared() {
-    let model = tiny_model(1);
-    for mut runner in group(model.path(), 4, EXACT, None) {
-        let refused = Session::open(&mut runner, contract("h2o", HeadBudget::Uniform, 0)).err().expect("a refusal");
-        assert!(refused.to_string().contains("4 ranks of a model with 3 KV heads"), "{refused}");
-        assert!(Session::open(&mut runner, contract("window", HeadBudget::Uniform, 0)).is_ok());
     }
 }
 
@@ -296,6 +283,11 @@ fn nothing_is_exchanged_beyond_the_usual() {
         let usual = Calls { sums, gathers: 1 + answer_tokens, counts };
         assert_eq!(many.calls, vec![usual; 3], "{head_budget:?}");
     }
+    // Sharers of a KV head tell each other what its query heads observed: a gather, and how long it is, at each of these boundaries.
+    let contract = contract("h2o", HeadBudget::Column, 0);
+    let many = answer(&mut group(model.path(), 4, EXACT, None), &contract, &prompt, answer_tokens as usize);
+    let usual = Calls { sums, gathers: 1 + answer_tokens + 4, counts: 4 };
+    assert_eq!(many.calls, vec![usual; 4]);
 }
 
 /// With pools of one KV head index a rank holds what its own heads hold in a whole model; pooled over the model, at most

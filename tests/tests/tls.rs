@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use palimpsest_coordinator::Config;
-use palimpsest_coordinator::membership::{StaticMembers, form};
+use palimpsest_coordinator::membership::{Lead, StaticMembers, form};
 use palimpsest_proto::internal::v1::rendezvous_client::RendezvousClient;
 use palimpsest_proto::internal::v1::worker_client::WorkerClient;
 use palimpsest_proto::internal::v1::{GetRankRequest, SetRequest};
@@ -254,7 +254,7 @@ async fn a_rank_takes_orders_from_its_coordinator_alone() {
         (as_role(ours.cluster(Role::Coordinator), Role::Coordinator), "is loading its model"),
     ] {
         let config = Config { ranks, ..Config::default() };
-        let error = form(&members, &config).await.expect_err("no group").to_string();
+        let error = form(&members, &config, &mut Lead::new()).await.expect_err("no group").to_string();
         assert!(error.contains(expected), "{expected}: {error}");
     }
 }

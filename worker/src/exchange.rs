@@ -1,8 +1,8 @@
 //! What a decoder exchanges with the other ranks of its group in a step.
 //!
 //! Per step: one sum after the embedding, two per layer (attention output, feed-forward output), one gather of logits
-//! where a token is sampled. Ranks that share a KV head add two gathers per layer, and one more per layer at a boundary;
-//! budgets pooled over the whole model add one selection per boundary. Alone, a rank exchanges nothing. The two sums per layer
+//! where a token is sampled. At a boundary that evicts, budgets pooled over the whole model add five small sums; where ranks share
+//! KV heads, policies that look at attention add one gather for all layers, and a count for its length. Alone, a rank exchanges nothing. The two sums per layer
 //! are of integers ([`palimpsest_kernels::fixed`]), so that they do not depend on the number of ranks.
 
 use std::sync::Arc;

@@ -83,6 +83,7 @@ impl<B: Backend> Rank<B> {
             device,
             digest: digest.to_le_bytes().to_vec().into(),
             epoch: 0,
+            lead: None,
         };
         Ok(Self { info, runner })
     }

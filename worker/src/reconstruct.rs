@@ -6,7 +6,7 @@
 //! trained on it lost needles of hexadecimal digits (EVALUATION.md), so it is not the default.
 
 use crate::error::Result;
-use crate::kv::Contract;
+use crate::kv::{Contract, HeadSlots};
 use crate::model::decoder::Logits;
 use crate::policy::oracle::{MaxAttention, RowWeights, ScoreTable};
 use crate::runner::Runner;
@@ -100,8 +100,11 @@ impl Reconstruction {
         *self.weights.write().expect("no reader panics") = RowWeights { first, weights };
         session.feed(context, Logits::None)?;
         let cache = session.cache();
-        let log = |mass: &[f32]| mass[..context.len()].iter().map(|m| m.max(LEAST).ln()).collect();
-        Ok(ScoreTable { kv_heads: cache.kv_heads, heads: cache.heads.iter().map(|head| log(&head.mass)).collect() })
+        let log = |mass: f32| mass.max(LEAST).ln();
+        // The policy observes maxima.
+        let most = |head: &HeadSlots, slot: usize| head.mass.iter().map(|mass| mass[slot]).fold(0.0, f32::max);
+        let heads = cache.heads.iter().map(|head| (0..context.len()).map(|slot| log(most(head, slot))).collect());
+        Ok(ScoreTable { kv_heads: cache.kv_heads, heads: heads.collect() })
     }
 }
 

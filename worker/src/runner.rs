@@ -311,18 +311,11 @@ pub fn new_cache<B: Backend>(
 ) -> Result<SequenceCache> {
     let (config, kv_heads) = (decoder.config(), &decoder.shard().kv_heads);
     let policy = policy::find(policies, &contract.policy)?;
-    let world_size = decoder.shard().place.world_size;
-    if world_size > config.kv_heads && (policy.observes().is_some() || policy.reads_queries()) {
-        // Refused on all ranks alike, also on those that share nothing.
-        return Err(Error::Contract(format!(
-            "policy `{}` looks at all query heads of a KV head, which {world_size} ranks of a model with {} \
-             KV heads do not see together: use another policy, or fewer ranks",
-            contract.policy, config.kv_heads
-        )));
-    }
     let mut cache = SequenceCache::new(config.layers, kv_heads.len(), contract, policy);
     cache.first_kv_head = kv_heads.start;
     cache.total_kv_heads = config.kv_heads;
+    cache.query_heads = decoder.shard().heads() / kv_heads.len();
+    cache.sharing = decoder.shard().sharing(config);
     cache.leads = decoder.shard().leads;
     let shape = MemoryShape {
         layers: config.layers,

@@ -1,7 +1,7 @@
 //! What part of a model a rank holds.
 //!
-//! Attention is split by KV head with its query heads. With more ranks than KV heads several ranks share one: its query
-//! heads are dealt to them, its keys and values are held by each, so their cache is not divided further. Feed-forward columns
+//! Attention is split by KV head with its query heads. With more ranks than KV heads several ranks share one, two in general: its
+//! query heads are dealt to them, its keys and values are held by each, so their cache is not divided further. Feed-forward columns
 //! are dealt so that every rank holds the same number of weights in all, whatever its share of attention; embedding and output
 //! rows are split evenly.
 //!
@@ -13,11 +13,13 @@
 //! 2 ranks                |            0           |       1      |
 //! 3 ranks                |      0         |    1     |     2     |
 //! ```
-//! A unit of attention is a query head. Few and long units are what a product wants, which adds up each of them apart.
+//! A unit of attention is what a rank has of a KV head's query heads where as many as may share it do. Few and long units are what
+//! a product wants, which adds up each of them apart.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use crate::kv::Sharing;
 use crate::model::config::ModelConfig;
 
 /// Columns in one block of any quantised type whose blocks are short, and of 8-bit activations: splits of input columns
@@ -26,6 +28,9 @@ const BLOCK: usize = 32;
 
 /// Numbers of ranks whose shares of the feed-forward layer are as even as blocks allow. Others deal the units of these.
 const DEGREES: [usize; 6] = [2, 3, 4, 6, 8, 16];
+
+/// Ranks that a model with few KV heads can be dealt to, if it has as many query heads.
+const SHARED_PARTS: usize = 8;
 
 /// Where a rank stands in its group.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -87,6 +92,8 @@ pub struct Shard {
     pub ffn: Range<usize>,
     /// Where the units among them end, from the first column here.
     pub ffn_units: Vec<usize>,
+    /// Where the units among the columns of the output projection end, from the first column here.
+    pub query_units: Vec<usize>,
     /// Rows of the embedding and of the output projection.
     pub vocabulary: Range<usize>,
 }
@@ -102,6 +109,7 @@ impl Shard {
             head_dim: config.head_dim,
             ffn: 0..config.ffn,
             ffn_units: feed_forward_units(config),
+            query_units: attention_units(config),
             vocabulary: 0..config.vocabulary,
         }
     }
@@ -119,8 +127,8 @@ impl Shard {
             return Ok(Self::whole(config));
         }
         let too_narrow = |what, units| Err(ShardError::TooNarrow { what, units, world_size });
-        if world_size > config.heads {
-            return too_narrow("attention", config.heads);
+        if world_size > most_ranks(config) {
+            return too_narrow("attention", most_ranks(config));
         }
         let Attention { kv_heads, query_heads, leads } = attention(config, place);
         let units = feed_forward_units(config);
@@ -132,20 +140,30 @@ impl Shard {
         }
         let cuts = cuts_at_units(config, world_size, &units);
         let ffn = cuts[rank]..cuts[rank + 1];
+        let queries = query_heads.start * config.head_dim..query_heads.end * config.head_dim;
         Ok(Self {
             place,
             kv_heads,
             query_heads,
             leads,
             head_dim: config.head_dim,
-            ffn_units: units
-                .iter()
-                .filter(|end| (ffn.start + 1..=ffn.end).contains(end))
-                .map(|end| end - ffn.start)
-                .collect(),
+            ffn_units: within(&units, &ffn),
+            query_units: within(&attention_units(config), &queries),
             ffn,
             vocabulary: even(config.vocabulary, rank, world_size),
         })
+    }
+
+    /// The ranks that share this rank's KV head, where there are more ranks than KV heads.
+    pub fn sharing(&self, config: &ModelConfig) -> Option<Sharing> {
+        let Place { rank, world_size } = self.place;
+        if world_size <= config.kv_heads {
+            return None;
+        }
+        let ranks = sharers(config, world_size, self.kv_heads.start);
+        let query_heads = |rank| attention(config, Place { rank, world_size }).query_heads.len();
+        debug_assert!(ranks.contains(&rank), "it shares its own KV head");
+        Some(Sharing { first_rank: ranks.start, query_heads: ranks.map(query_heads).collect() })
     }
 
     /// Whether this is the whole model.
@@ -161,11 +179,6 @@ impl Shard {
     /// Rows of the query projection, of all heads' rows in order; also columns of the output projection.
     pub fn query_rows(&self) -> Range<usize> {
         self.query_heads.start * self.head_dim..self.query_heads.end * self.head_dim
-    }
-
-    /// Where the units among the columns of the output projection end, from the first column here: with each head.
-    pub fn query_units(&self) -> Vec<usize> {
-        (1..=self.heads()).map(|head| head * self.head_dim).collect()
     }
 
     /// Rows of the key projection, and of the value projection.
@@ -196,12 +209,46 @@ fn attention(config: &ModelConfig, place: Place) -> Attention {
         let query_heads = kv_heads.start * group..kv_heads.end * group;
         return Attention { kv_heads, query_heads, leads: true };
     }
-    let sharers = |head: usize| even(world_size, head, config.kv_heads);
-    let head = (0..config.kv_heads).find(|&head| sharers(head).contains(&rank)).unwrap_or(0);
-    let ranks = sharers(head);
-    let own = even(group, rank - ranks.start, ranks.len());
+    let is_sharer = |head: &usize| sharers(config, world_size, *head).contains(&rank);
+    let head = (0..config.kv_heads).find(is_sharer).unwrap_or(0);
+    let ranks = sharers(config, world_size, head);
+    let parts = even(most_sharers(config), rank - ranks.start, ranks.len());
+    let own = part(config, parts.start).start..part(config, parts.end - 1).end;
     let first = head * group;
     Attention { kv_heads: head..head + 1, query_heads: first + own.start..first + own.end, leads: rank == ranks.start }
+}
+
+/// Ranks that may share a KV head, each with a part of its query heads: more of them where there are few KV heads.
+fn most_sharers(config: &ModelConfig) -> usize {
+    let group = config.heads / config.kv_heads;
+    (SHARED_PARTS / config.kv_heads).max(2).min(group)
+}
+
+/// Ranks among which attention can be dealt.
+fn most_ranks(config: &ModelConfig) -> usize {
+    config.kv_heads * most_sharers(config)
+}
+
+/// Query heads, counted from the first of their KV head, that are dealt together.
+fn part(config: &ModelConfig, index: usize) -> Range<usize> {
+    even(config.heads / config.kv_heads, index, most_sharers(config))
+}
+
+/// Ends of the units of the output projection, in columns.
+fn attention_units(config: &ModelConfig) -> Vec<usize> {
+    let group = config.heads / config.kv_heads;
+    let parts = |kv_head: usize| (0..most_sharers(config)).map(move |i| kv_head * group + part(config, i).end);
+    (0..config.kv_heads).flat_map(parts).map(|head| head * config.head_dim).collect()
+}
+
+/// Those of `ends` that lie in `columns`, from its first one.
+fn within(ends: &[usize], columns: &Range<usize>) -> Vec<usize> {
+    ends.iter().filter(|&&end| columns.start < end && end <= columns.end).map(|end| end - columns.start).collect()
+}
+
+/// Ranks that share a KV head, where there are more of them than KV heads.
+fn sharers(config: &ModelConfig, world_size: usize, kv_head: usize) -> Range<usize> {
+    even(world_size, kv_head, config.kv_heads)
 }
 
 /// Columns of a block of the feed-forward layer: the least that can be dealt.
@@ -212,7 +259,7 @@ fn block(config: &ModelConfig) -> usize {
 /// Ends of the units of the feed-forward layer.
 fn feed_forward_units(config: &ModelConfig) -> Vec<usize> {
     let blocks = config.ffn / block(config);
-    let degrees = DEGREES.into_iter().filter(|&degree| degree <= blocks.min(config.heads));
+    let degrees = DEGREES.into_iter().filter(|&degree| degree <= blocks.min(most_ranks(config)));
     let ends: BTreeSet<usize> = degrees.flat_map(|degree| even_cuts(config, degree)).chain([config.ffn]).collect();
     ends.into_iter().collect()
 }
@@ -317,12 +364,14 @@ mod tests {
         let qwen3_8b = config(32, 8, 128, 4096, 12288);
         let odd = config(7, 7, 16, 64, 35);
         let tiny = config(6, 3, 16, 64, 192);
-        for config in [smollm2, qwen3_8b, odd, tiny] {
+        let multi_query = config(16, 1, 64, 1024, 4096);
+        for config in [smollm2, qwen3_8b, odd, tiny, multi_query] {
             let whole = Shard::whole(&config);
             assert_eq!(whole.ffn_units.last(), Some(&config.ffn));
-            assert!(whole.ffn_units.len() <= 33, "long units: {:?}", whole.ffn_units);
+            assert!(whole.ffn_units.len() <= 23, "long units: {:?}", whole.ffn_units);
+            assert!(whole.query_units.len() <= 16, "long units: {:?}", whole.query_units);
             let mut split = 0;
-            for world_size in 1..=config.heads {
+            for world_size in 1..=most_ranks(&config) {
                 let place = |rank| Place { rank, world_size };
                 let Ok(shards) =
                     (0..world_size).map(|rank| Shard::new(&config, place(rank))).collect::<Result<Vec<_>, _>>()
@@ -333,11 +382,14 @@ mod tests {
                 split += 1;
                 let units = shards.iter().flat_map(|s| s.ffn_units.iter().map(|end| s.ffn.start + end));
                 assert_eq!(units.collect::<Vec<_>>(), whole.ffn_units, "{world_size} ranks");
-                let heads =
-                    shards.iter().flat_map(|s| s.query_units().into_iter().map(|end| s.query_rows().start + end));
-                assert_eq!(heads.collect::<Vec<_>>(), whole.query_units(), "{world_size} ranks");
+                let units = shards.iter().flat_map(|s| s.query_units.iter().map(|end| s.query_rows().start + end));
+                assert_eq!(units.collect::<Vec<_>>(), whole.query_units, "{world_size} ranks");
+                assert!(shards.iter().all(|s| s.query_units.last() == Some(&s.query_rows().len())), "whole units");
             }
             assert!(split >= 4, "{split} numbers of ranks");
+            let beyond = Place { rank: 0, world_size: most_ranks(&config) + 1 };
+            let error = Shard::new(&config, beyond).unwrap_err().to_string();
+            assert!(error.contains("attention of the model has"), "{error}");
         }
     }
 
@@ -350,6 +402,17 @@ mod tests {
         };
         let parts = [part(0), part(1), part(2), part(3)];
         assert_eq!(parts, [(0, 0..2, true), (0, 2..3, false), (1, 3..6, true), (2, 6..9, true)]);
+        let sharing = |rank, world_size| {
+            let shard = Shard::new(&config, Place { rank, world_size }).expect("it can be split");
+            shard.sharing(&config).map(|sharing| (sharing.first_rank, sharing.query_heads))
+        };
+        assert_eq!(sharing(2, 3), None);
+        let shared = |first, heads: &[usize]| Some((first, heads.to_vec()));
+        assert_eq!(
+            [0, 1, 2, 3].map(|rank| sharing(rank, 4)),
+            [shared(0, &[2, 1]), shared(0, &[2, 1]), shared(2, &[3]), shared(3, &[3])]
+        );
+        assert_eq!(sharing(5, 6), shared(4, &[2, 1]));
         let error = Shard::new(&config, Place { rank: 4, world_size: 4 }).unwrap_err();
         assert!(error.to_string().contains("ranks 0 to 3"), "{error}");
         let error = Shard::new(&config, Place { rank: 0, world_size: 2000 }).unwrap_err();

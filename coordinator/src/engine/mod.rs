@@ -46,6 +46,7 @@ pub enum Readiness {
 enum Message {
     Submit(Box<Submission>),
     Replace(Replacement),
+    Lose(String),
     Drain,
 }
 
@@ -103,6 +104,13 @@ impl EngineHandle {
         let _ = turned.await;
     }
 
+    /// Tells the engine that its group is lost, and why: a group at rest has no step that would fail. Nothing changes where it
+    /// has none.
+    pub async fn lose(&self, why: String) {
+        // A closed mailbox means that the engine has ended.
+        let _ = self.mailbox.send(Message::Lose(why)).await;
+    }
+
     /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine has ended.
     pub async fn drain(&self) {
         self.admission.set_gate(Gate::Draining);
@@ -140,6 +148,11 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
     state.warm_up();
     let mut group = Some(executor);
     loop {
+        if let Some(why) = state.told_lost.take()
+            && group.take().is_some()
+        {
+            state.lose_group(&why);
+        }
         if let Some(Replacement { executor, epoch, taken }) = state.replacement.take() {
             if group.is_some() {
                 state.lose_group("another group was given");

@@ -66,6 +66,8 @@ pub(super) struct State {
     metrics: Metrics,
     capacity_bytes: u64,
     pub(super) replacement: Option<Replacement>,
+    /// Why the present group is lost, as somebody else found out.
+    pub(super) told_lost: Option<String>,
     /// No handle is left that could send anything.
     pub(super) orphaned: bool,
 }
@@ -106,6 +108,7 @@ impl State {
             metrics,
             capacity_bytes: model.arena_bytes,
             replacement: None,
+            told_lost: None,
             orphaned: false,
         }
     }
@@ -115,6 +118,7 @@ impl State {
         match message {
             Some(Message::Submit(submission)) => self.submit(*submission),
             Some(Message::Replace(replacement)) => self.replacement = Some(replacement),
+            Some(Message::Lose(why)) => self.told_lost = Some(why),
             Some(Message::Drain) => self.drain(),
             None => {
                 self.orphaned = true;
@@ -272,6 +276,7 @@ impl State {
     }
 
     pub(super) fn end(&mut self) {
+        self.metrics.group_ready(false);
         self.readiness.send_replace(Readiness::Ended);
     }
 
@@ -356,6 +361,7 @@ impl State {
     }
 
     fn report(&self, readiness: Readiness) {
+        self.metrics.group_ready(readiness == Readiness::Ready);
         let readiness = if self.drain_until.is_some() { Readiness::Draining } else { readiness };
         self.readiness.send_replace(readiness);
     }

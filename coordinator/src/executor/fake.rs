@@ -14,8 +14,8 @@ use std::{
 
 use palimpsest_proto::{
     internal::v1::{
-        Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, ModelInfo, RankInfo, SequenceInit, SequenceOutput,
-        SequenceStep, StepOutput, StepPlan, WatchRequest, worker_server::Worker,
+        Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, Lead, ModelInfo, RankInfo, SequenceInit,
+        SequenceOutput, SequenceStep, StepOutput, StepPlan, WatchRequest, worker_server::Worker,
     },
     kv::{FULL, Geometry, reserved_bytes},
     v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob},
@@ -100,6 +100,7 @@ impl Script {
             device: "fake".into(),
             digest: b"fake"[..].into(),
             epoch: 0,
+            lead: None,
         };
         Self { rank, answer, step_time: Duration::ZERO, faults: HashMap::new() }
     }
@@ -188,6 +189,7 @@ pub struct FakeRank {
     script: Arc<Script>,
     log: Arc<Mutex<Vec<StepPlan>>>,
     epoch: Arc<AtomicU64>,
+    lead: Arc<Mutex<Option<Lead>>>,
     silent: Arc<AtomicBool>,
     hang_ups: Arc<AtomicU64>,
 }
@@ -199,6 +201,7 @@ impl FakeRank {
             script: Arc::new(script),
             log: Arc::default(),
             epoch: Arc::default(),
+            lead: Arc::default(),
             silent: Arc::default(),
             hang_ups: Arc::default(),
         }
@@ -206,7 +209,8 @@ impl FakeRank {
 
     /// What the rank reports of itself.
     pub fn info(&self) -> RankInfo {
-        RankInfo { epoch: self.epoch.load(Ordering::SeqCst), ..self.script.rank.clone() }
+        let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        RankInfo { epoch: self.epoch.load(Ordering::SeqCst), lead, ..self.script.rank.clone() }
     }
 
     /// Whether the rank's beats stop, as those of a process that hangs.
@@ -393,7 +397,14 @@ impl Worker for FakeRank {
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        self.epoch.store(request.into_inner().epoch, Ordering::SeqCst);
+        let JoinRequest { epoch, lead, .. } = request.into_inner();
+        let mut followed = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
+        let term = |lead: &Option<Lead>| lead.as_ref().map_or(0, |lead| lead.term);
+        if term(&lead) < term(&followed) {
+            return Err(Status::failed_precondition("it follows another coordinator"));
+        }
+        *followed = lead;
+        self.epoch.store(epoch, Ordering::SeqCst);
         Ok(Response::new(JoinResponse {}))
     }
 
@@ -407,7 +418,8 @@ impl Worker for FakeRank {
         }
         let rank = self.clone();
         tokio::spawn(async move {
-            while !rank.silent.load(Ordering::SeqCst) && beats.send(Ok(Beat::default())).await.is_ok() {
+            let beat = || Beat { epoch: rank.epoch.load(Ordering::SeqCst), ..Default::default() };
+            while !rank.silent.load(Ordering::SeqCst) && beats.send(Ok(beat())).await.is_ok() {
                 sleep(Duration::from_millis(50)).await;
             }
             // A process that hangs keeps its connections.

@@ -12,7 +12,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Members, MembersError};
+use super::{Lead, Members, MembersError};
 use crate::{
     config::Config,
     executor::{ExecutorError, Failure, GrpcExecutor},
@@ -70,6 +70,12 @@ pub enum FormError {
     /// The ranks do not fit each other.
     #[error("the ranks do not make a group: {0}")]
     Disagree(#[from] model::Error),
+    /// Another coordinator has taken the lead: this one must leave the ranks alone.
+    #[error("the ranks follow another coordinator, of term {term}")]
+    Superseded {
+        /// Its term.
+        term: u64,
+    },
     /// The ranks could not meet.
     #[error("the ranks could not join epoch {epoch}: {what}")]
     Join {
@@ -83,11 +89,11 @@ pub enum FormError {
     Lost(#[from] ExecutorError),
 }
 
-/// Forms a group of the ranks that `members` knows, in an epoch later than any of them was in.
+/// Forms a group of the ranks that `members` knows, in an epoch later than any of them was in, if they follow `lead`.
 ///
 /// # Errors
 /// See [`FormError`]. Trying again is safe.
-pub async fn form(members: &dyn Members, config: &Config) -> Result<Formed, FormError> {
+pub async fn form(members: &dyn Members, config: &Config, lead: &mut Lead) -> Result<Formed, FormError> {
     let addresses = members.addresses().await?;
     let found = join_all(addresses.iter().map(|address| greet(address.as_deref(), &config.ranks))).await;
     let mut missing = Vec::new();
@@ -110,9 +116,17 @@ pub async fn form(members: &dyn Members, config: &Config) -> Result<Formed, Form
     // Ranks that were all started anew know of no epoch, and a former coordinator of the group may still speak of one.
     let last = ranks.iter().map(|rank| rank.epoch).max().unwrap_or(0).max(members.last_epoch());
     let epoch = Epoch(last + 1);
-    let rendezvous = addresses.into_iter().flatten().next().unwrap_or_default();
-    join(&channels, epoch, &rendezvous, config.join_limit).await?;
-    let watchers = watch_all(&channels, config.beat_limit);
+    let leading = lead.over(&ranks).map_err(|term| FormError::Superseded { term })?;
+    let request = JoinRequest {
+        epoch: epoch.0,
+        world_size: channels.len() as u32,
+        rendezvous: addresses.into_iter().flatten().next().unwrap_or_default(),
+        limit_millis: u64::try_from(config.join_limit.as_millis()).unwrap_or(u64::MAX),
+        lead: Some(leading.clone()),
+    };
+    join(&channels, &request, config.join_limit).await?;
+    lead.taken(&leading);
+    let watchers = watch_all(&channels, epoch, config.beat_limit);
     let executor = GrpcExecutor::connect(channels, config.step_limit, watchers.failure.clone()).await?;
     members.formed(record(epoch, &ranks));
     Ok(Formed { epoch, executor, ranks, watchers })
@@ -160,13 +174,8 @@ fn cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Tells all ranks to meet, at once: each waits for the others.
-async fn join(channels: &[Channel], epoch: Epoch, rendezvous: &str, limit: Duration) -> Result<(), FormError> {
-    let request = JoinRequest {
-        epoch: epoch.0,
-        world_size: channels.len() as u32,
-        rendezvous: rendezvous.to_owned(),
-        limit_millis: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-    };
+async fn join(channels: &[Channel], request: &JoinRequest, limit: Duration) -> Result<(), FormError> {
+    let epoch = Epoch(request.epoch);
     let answers = channels.iter().enumerate().map(|(rank, channel)| {
         let (mut client, request) = (WorkerClient::new(channel.clone()), request.clone());
         async move {
@@ -183,8 +192,9 @@ async fn join(channels: &[Channel], epoch: Epoch, rendezvous: &str, limit: Durat
     try_join_all(answers).await.map(|_| ())
 }
 
-/// Listens to the beats of all ranks. A rank that is silent for `limit` is gone, however busy it was.
-fn watch_all(channels: &[Channel], limit: Duration) -> Watchers {
+/// Listens to the beats of all ranks of `epoch`. A rank that is silent for `limit` is gone, however busy it was; so is one that
+/// was taken into a later epoch.
+fn watch_all(channels: &[Channel], epoch: Epoch, limit: Duration) -> Watchers {
     let (found, failure) = watch::channel(None);
     let mut tasks = JoinSet::new();
     for (rank, channel) in channels.iter().enumerate() {
@@ -196,6 +206,9 @@ fn watch_all(channels: &[Channel], limit: Duration) -> Watchers {
                     let mut beats = beats.into_inner();
                     loop {
                         match timeout(limit, beats.next()).await {
+                            Ok(Some(Ok(beat))) if beat.epoch > epoch.0 => {
+                                break format!("it has joined epoch {}", beat.epoch);
+                            }
                             Ok(Some(Ok(_))) => {}
                             Ok(Some(Err(status))) => break status.message().to_owned(),
                             Ok(None) => break "it shut down".into(),

@@ -7,29 +7,49 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{FormError, Formed, Members, Watchers, form};
+use super::{FormError, Formed, Lead, Members, Watchers, form};
 use crate::{Coordinator, config::Config, engine::Readiness};
 
 /// Waits between attempts to form a group.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1)];
 
+/// A group to watch over.
+pub struct Kept {
+    /// Who is in it.
+    pub members: Arc<dyn Members>,
+    /// The lead under which it formed.
+    pub lead: Lead,
+    /// Listens to its ranks.
+    pub watchers: Watchers,
+}
+
 /// Watches over the group that `coordinator` was given and replaces it whenever it is lost, until the engine ends.
-pub async fn keep(coordinator: Coordinator, members: Arc<dyn Members>, config: Config, watchers: Watchers) {
+///
+/// # Errors
+/// [`FormError::Superseded`] when another coordinator leads the ranks. This one has no group then and will get none.
+pub async fn keep(coordinator: Coordinator, config: Config, group: Kept) -> Result<(), FormError> {
     let mut ended = coordinator.service().engine.readiness();
     tokio::select! {
-        () = replace_lost(&coordinator, &*members, &config, watchers) => {}
-        _ = ended.wait_for(|readiness| *readiness == Readiness::Ended) => {}
+        superseded = replace_lost(&coordinator, &config, group) => Err(superseded),
+        _ = ended.wait_for(|readiness| *readiness == Readiness::Ended) => Ok(()),
     }
 }
 
-async fn replace_lost(coordinator: &Coordinator, members: &dyn Members, config: &Config, mut watchers: Watchers) {
-    let mut readiness = coordinator.service().engine.readiness();
+async fn replace_lost(coordinator: &Coordinator, config: &Config, group: Kept) -> FormError {
+    let Kept { members, mut lead, mut watchers } = group;
+    let engine = &coordinator.service().engine;
+    let mut readiness = engine.readiness();
     loop {
         let why = lost(&mut watchers, &mut readiness).await;
         let since = Instant::now();
         tracing::warn!(%why, "the worker group is lost; forming another");
-        let Formed { epoch, executor, ranks, watchers: next } = form_again(members, config).await;
+        // A group at rest does not find out by itself, and would be called ready until the next one comes.
+        engine.lose(why).await;
+        let Formed { epoch, executor, ranks, watchers: next } = match form_again(&*members, config, &mut lead).await {
+            Ok(formed) => formed,
+            Err(superseded) => return superseded,
+        };
         // From its return on the engine's readiness is that of the new group. To wait until it says something else than "lost" would
         // be to wait for ever for a group that was lost again before anyone looked.
         if let Err(error) = coordinator.replace(Box::new(executor), ranks, epoch.0).await {
@@ -53,12 +73,14 @@ async fn lost(watchers: &mut Watchers, readiness: &mut watch::Receiver<Readiness
     }
 }
 
-/// Forms a group, however often it takes. The reason of a failure is logged when it changes.
-async fn form_again(members: &dyn Members, config: &Config) -> Formed {
+/// Forms a group, however often it takes, unless the ranks follow another coordinator. The reason of a failure is logged when it
+/// changes.
+async fn form_again(members: &dyn Members, config: &Config, lead: &mut Lead) -> Result<Formed, FormError> {
     let mut last = String::new();
     for attempt in 0.. {
-        match form(members, config).await {
-            Ok(formed) => return formed,
+        match form(members, config, lead).await {
+            Ok(formed) => return Ok(formed),
+            Err(superseded @ FormError::Superseded { .. }) => return Err(superseded),
             Err(error) => report(&error, &mut last),
         }
         sleep(PAUSES[attempt.min(PAUSES.len() - 1)]).await;

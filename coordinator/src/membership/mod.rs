@@ -10,6 +10,7 @@
 
 mod form;
 mod keep;
+mod lead;
 mod registry;
 
 use async_trait::async_trait;
@@ -17,7 +18,8 @@ use palimpsest_registry::GroupRecord;
 
 pub use self::{
     form::{FormError, Formed, Watchers, form},
-    keep::keep,
+    keep::{Kept, keep},
+    lead::Lead,
     registry::RegistryMembers,
 };
 

@@ -6,6 +6,7 @@ use palimpsest_proto::{
 };
 use tokio::{
     net::TcpListener,
+    runtime::{Builder, Runtime},
     task::JoinHandle,
     time::{Instant, sleep},
 };
@@ -16,6 +17,7 @@ use super::*;
 use crate::{
     Coordinator,
     config::Config,
+    engine::Readiness,
     executor::fake::{FakeRank, Fault, Script},
 };
 
@@ -29,18 +31,36 @@ fn config() -> Config {
     }
 }
 
-/// A rank's process: killing it closes its connections.
+/// A rank's process, that is a runtime of its own: killing it closes its connections.
 struct Process {
     address: String,
-    server: JoinHandle<()>,
+    runtime: Option<Runtime>,
 }
 
-async fn start(rank: &FakeRank, address: &str) -> Process {
-    let listener = TcpListener::bind(address).await.expect("a port");
+impl Process {
+    /// Where it was.
+    fn kill(self) -> String {
+        self.address.clone()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+fn start(rank: &FakeRank, address: &str) -> Process {
+    let listener = std::net::TcpListener::bind(address).expect("a port");
+    listener.set_nonblocking(true).expect("a socket");
     let address = listener.local_addr().expect("an address").to_string();
     let server = Server::builder().add_service(WorkerServer::new(rank.clone()));
-    let serve = async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("a server") };
-    Process { address, server: tokio::spawn(serve) }
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a thread");
+    runtime.spawn(async move {
+        let listener = TcpListener::from_std(listener).expect("a listener");
+        server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("a server")
+    });
+    Process { address, runtime: Some(runtime) }
 }
 
 const ANYWHERE: &str = "127.0.0.1:0";
@@ -48,15 +68,22 @@ const ANYWHERE: &str = "127.0.0.1:0";
 async fn serve(ranks: &[FakeRank]) -> (Coordinator, Vec<Process>) {
     let mut processes = Vec::new();
     for rank in ranks {
-        processes.push(start(rank, ANYWHERE).await);
+        processes.push(start(rank, ANYWHERE));
     }
+    let (coordinator, _) = lead(&processes).await;
+    (coordinator, processes)
+}
+
+/// A coordinator that takes the lead of ranks, and its keeper.
+async fn lead(processes: &[Process]) -> (Coordinator, JoinHandle<Result<(), FormError>>) {
     let members = Arc::new(StaticMembers::new(processes.iter().map(|p| p.address.clone()).collect()));
-    let Formed { epoch, executor, ranks, watchers } = form(&*members, &config()).await.expect("a group");
+    let mut lead = Lead::new();
+    let Formed { epoch, executor, ranks, watchers } = form(&*members, &config(), &mut lead).await.expect("a group");
     let config = Config { first_epoch: epoch.0, ..config() };
     let coordinator = Coordinator::build(config.clone(), Box::new(executor), ranks).expect("a model");
-    tokio::spawn(keep(coordinator.clone(), members, config, watchers));
+    let keeper = tokio::spawn(keep(coordinator.clone(), config, Kept { members, lead, watchers }));
     assert!(coordinator.ready().await);
-    (coordinator, processes)
+    (coordinator, keeper)
 }
 
 async fn text(coordinator: &Coordinator, prompt: &str) -> Result<String, palimpsest_proto::error::RequestError> {
@@ -87,13 +114,12 @@ async fn a_rank_that_dies_and_comes_back_costs_no_request() {
         tokio::spawn(async move { text(&coordinator, "go on").await })
     };
     sleep(Duration::from_millis(120)).await;
-    let dead = processes.pop().expect("two ranks");
-    dead.server.abort();
-    let _ = dead.server.await;
+    let address = processes.pop().expect("two ranks").kill();
     sleep(Duration::from_millis(300)).await;
     let again = FakeRank::new(script(1));
-    let _process = start(&again, &dead.address).await;
+    let _process = start(&again, &address);
     assert_eq!(asked.await.expect("no panic").expect("an answer"), ANSWER);
+    assert!(!again.plans().is_empty(), "the group has the new rank");
     assert!(again.plans().iter().all(|plan| plan.epoch == again.info().epoch && plan.epoch > 1));
 }
 
@@ -111,7 +137,7 @@ async fn a_rank_that_hangs_is_found_by_its_silence() {
     }
     assert!(begin.elapsed() >= Duration::from_millis(200), "a beat may be late");
     ranks[1].set_silent(false);
-    assert!(coordinator.ready().await);
+    settles(&coordinator, Readiness::Ready).await;
     assert_eq!(text(&coordinator, "b").await.expect("an answer"), ANSWER);
 }
 
@@ -131,17 +157,17 @@ async fn a_slow_rank_is_not_dead() {
 
 #[tokio::test]
 async fn an_incomplete_group_names_who_is_missing_and_an_odd_one_who_is_odd() {
-    let here = start(&FakeRank::new(script(0)), ANYWHERE).await;
+    let here = start(&FakeRank::new(script(0)), ANYWHERE);
     let nobody = {
-        let listener = TcpListener::bind(ANYWHERE).await.expect("a port");
+        let listener = std::net::TcpListener::bind(ANYWHERE).expect("a port");
         listener.local_addr().expect("an address").to_string()
     };
     let members = StaticMembers::new(vec![here.address.clone(), nobody.clone()]);
-    let error = form(&members, &config()).await.expect_err("rank 1 is missing").to_string();
+    let error = form(&members, &config(), &mut Lead::new()).await.expect_err("rank 1 is missing").to_string();
     assert!(error.contains(&format!("rank 1 ({nobody})")) && error.contains("refused"), "{error}");
-    let odd = start(&FakeRank::new(Script::saying("x", 1, 3)), ANYWHERE).await;
-    let members = StaticMembers::new(vec![here.address, odd.address]);
-    let error = form(&members, &config()).await.expect_err("rank 1 is of a group of 3").to_string();
+    let odd = start(&FakeRank::new(Script::saying("x", 1, 3)), ANYWHERE);
+    let members = StaticMembers::new(vec![here.address.clone(), odd.address.clone()]);
+    let error = form(&members, &config(), &mut Lead::new()).await.expect_err("rank 1 is of a group of 3").to_string();
     assert!(error.contains("rank 1 of 3"), "{error}");
 }
 
@@ -169,9 +195,7 @@ async fn groups_that_are_lost_as_soon_as_they_form_are_replaced_until_one_lasts(
 async fn a_request_that_comes_while_a_lost_group_is_replaced_waits_for_the_next() {
     let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
     let (coordinator, mut processes) = serve(&ranks).await;
-    let dead = processes.pop().expect("two ranks");
-    dead.server.abort();
-    let _ = dead.server.await;
+    let address = processes.pop().expect("two ranks").kill();
     // An idle group is found lost by its beats; a step finds it as well.
     let first = text(&coordinator, "a");
     let late = async {
@@ -180,8 +204,56 @@ async fn a_request_that_comes_while_a_lost_group_is_replaced_waits_for_the_next(
     };
     let repair = async {
         sleep(Duration::from_millis(900)).await;
-        start(&FakeRank::new(script(1)), &dead.address).await
+        start(&FakeRank::new(script(1)), &address)
     };
     let (first, late, _process) = tokio::join!(first, late, repair);
     assert_eq!((first.expect("an answer"), late.expect("an answer")), (ANSWER.to_owned(), ANSWER.to_owned()));
+}
+
+async fn settles(coordinator: &Coordinator, wanted: Readiness) {
+    let mut readiness = coordinator.service().engine.readiness();
+    let settled = tokio::time::timeout(Duration::from_secs(10), readiness.wait_for(|now| *now == wanted)).await;
+    settled.unwrap_or_else(|_| panic!("not {wanted:?}")).expect("an engine");
+    let figure = format!("palimpsest_group_ready {}", u8::from(wanted == Readiness::Ready));
+    let metrics = coordinator.service().metrics.encode();
+    assert!(metrics.lines().any(|line| line == figure), "{figure} is missing in\n{metrics}");
+}
+
+#[tokio::test]
+async fn a_group_at_rest_that_loses_a_rank_is_not_ready_until_the_next_one_serves() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
+    let (coordinator, mut processes) = serve(&ranks).await;
+    settles(&coordinator, Readiness::Ready).await;
+    let address = processes.pop().expect("two ranks").kill();
+    settles(&coordinator, Readiness::Lost).await;
+    let _process = start(&FakeRank::new(script(1)), &address);
+    settles(&coordinator, Readiness::Ready).await;
+    assert_eq!(text(&coordinator, "a").await.expect("an answer"), ANSWER);
+}
+
+#[tokio::test]
+async fn a_coordinator_whose_ranks_follow_another_has_no_group_and_gives_up() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
+    let mut processes = Vec::new();
+    for rank in &ranks {
+        processes.push(start(rank, ANYWHERE));
+    }
+    let (former, keeper) = lead(&processes).await;
+    assert_eq!(text(&former, "a").await.expect("an answer"), ANSWER);
+    let (next, _) = lead(&processes).await;
+    let kept = tokio::time::timeout(Duration::from_secs(10), keeper).await.expect("it gives up").expect("no panic");
+    assert!(matches!(kept, Err(FormError::Superseded { term: 2 })), "{kept:?}");
+    assert_eq!(text(&next, "b").await.expect("an answer"), ANSWER);
+    assert_eq!(*former.service().engine.readiness().borrow(), Readiness::Lost);
+    // What waits for its group is told so when it ends.
+    let waiting = tokio::spawn({
+        let former = former.clone();
+        async move { text(&former, "c").await }
+    });
+    sleep(Duration::from_millis(50)).await;
+    former.service().engine.drain().await;
+    let error = waiting.await.expect("no panic").expect_err("no group");
+    assert_eq!(error.reason, palimpsest_proto::error::Reason::Draining);
+    let epochs: Vec<u64> = ranks[0].plans().iter().map(|plan| plan.epoch).collect();
+    assert!(epochs.is_sorted() && epochs.last() == Some(&2), "no plan of the former group comes late: {epochs:?}");
 }

@@ -86,7 +86,7 @@ impl Backend for CpuBackend {
         ends: &[usize],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        matmul::matmul_units(self, matrix, x, rows, ends, out)
+        matmul::matmul_fixed(self, matrix, (x, rows), ends, out.as_mut_slice())
     }
 
     fn matmul_share(
@@ -97,7 +97,7 @@ impl Backend for CpuBackend {
         ends: &[usize],
         out: &mut [i64],
     ) -> Result<()> {
-        matmul::matmul_share(self, matrix, x, rows, ends, out)
+        matmul::matmul_fixed(self, matrix, (x, rows), ends, out)
     }
 
     fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) -> Result<()> {

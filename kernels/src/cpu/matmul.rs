@@ -6,7 +6,7 @@ use super::pack::{Cell, CpuMatrix, Lines, PANEL, Panels, Part};
 use super::pool::SendPtr;
 use super::quant::GROUP;
 use super::simd::{Kernel, Simd};
-use super::totals::{Ends, Form, Share, Single, Units};
+use super::totals::{Ends, Fixed, Form, Single, Sum};
 use super::{Activations, CpuBackend};
 use crate::error::{Error, Result};
 use crate::fixed;
@@ -95,33 +95,19 @@ pub(crate) fn matmul(
     Ok(())
 }
 
-/// See [`Backend::matmul_units`](crate::Backend::matmul_units).
-pub(crate) fn matmul_units(
+/// A product whose units end at columns `ends`: see [`Backend::matmul_units`](crate::Backend::matmul_units) for f32 and
+/// [`Backend::matmul_share`](crate::Backend::matmul_share) for i64.
+pub(crate) fn matmul_fixed<T: Sum>(
     backend: &CpuBackend,
     matrix: &CpuMatrix,
-    x: &[f32],
-    rows: usize,
+    x: (&[f32], usize),
     ends: &[usize],
-    out: &mut [f32],
+    out: &mut [T],
 ) -> Result<()> {
-    let (x, out) = operands("matmul_units", matrix, (x, rows), out)?;
-    fixed::check_ends("matmul_units", ends, matrix.cols)?;
-    product::<Units>(backend, Product { matrix, x, rows, bias: None, ends: Ends::new(ends), out });
-    Ok(())
-}
-
-/// See [`Backend::matmul_share`](crate::Backend::matmul_share).
-pub(crate) fn matmul_share(
-    backend: &CpuBackend,
-    matrix: &CpuMatrix,
-    x: &[f32],
-    rows: usize,
-    ends: &[usize],
-    out: &mut [i64],
-) -> Result<()> {
-    let (x, out) = operands("matmul_share", matrix, (x, rows), out)?;
-    fixed::check_ends("matmul_share", ends, matrix.cols)?;
-    product::<Share>(backend, Product { matrix, x, rows, bias: None, ends: Ends::new(ends), out });
+    let rows = x.1;
+    let (x, out) = operands(T::OP, matrix, x, out)?;
+    fixed::check_ends(T::OP, ends, matrix.cols)?;
+    product::<Fixed<T>>(backend, Product { matrix, x, rows, bias: None, ends: Ends::new(ends), out });
     Ok(())
 }
 

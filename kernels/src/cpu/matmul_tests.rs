@@ -246,7 +246,7 @@ impl Cut {
         let matrix = load(backend, &[(self.dtype, self.n)], range.len(), &[bytes]);
         let ends: Vec<usize> = self.ends[units].iter().map(|end| end - first).collect();
         let mut out = vec![-1; self.rows * self.n];
-        matmul::matmul_share(backend, &matrix, &own, self.rows, &ends, &mut out).unwrap();
+        matmul::matmul_fixed(backend, &matrix, (&own, self.rows), &ends, &mut out).unwrap();
         out
     }
 
@@ -255,7 +255,7 @@ impl Cut {
         let cols = self.ends[self.ends.len() - 1];
         let matrix = load(backend, &[(self.dtype, self.n)], cols, std::slice::from_ref(&self.bytes));
         let mut out = vec![f32::NAN; self.rows * self.n];
-        matmul::matmul_units(backend, &matrix, &self.x, self.rows, &self.ends, &mut out).unwrap();
+        matmul::matmul_fixed(backend, &matrix, (&self.x, self.rows), &self.ends, &mut out).unwrap();
         out.into_iter().map(f32::to_bits).collect()
     }
 }
@@ -318,9 +318,9 @@ fn a_unit_without_a_valid_value_makes_its_rows_nan_and_no_others() {
         let values = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, largest.next_up(), -largest.next_up()];
         for (bad, is_bad) in values.map(|v| (v, true)).into_iter().chain([(largest, false), (-largest, false)]) {
             let x = [1.0, 2.0, 3.0, largest, bad, 0.5, -largest, -1e-9, -largest];
-            let (mut out, mut share) = ([0.0; 9], [0; 9]);
-            matmul::matmul_units(&backend, &matrix, &x, 3, &ends, &mut out).unwrap();
-            matmul::matmul_share(&backend, &matrix, &x, 3, &ends, &mut share).unwrap();
+            let (mut out, mut share) = ([0f32; 9], [0i64; 9]);
+            matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut out).unwrap();
+            matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut share).unwrap();
             let middle = if is_bad { f32::NAN } else { largest + bad + 0.5 };
             for (row, want) in [6.0, middle, -2.0 * largest].into_iter().enumerate() {
                 for got in &out[row * n..][..n] {

@@ -4,6 +4,7 @@ use super::pack::PANEL;
 use super::quant::GROUP;
 use super::simd::Simd;
 use crate::fixed::{LIMIT, POISON, STEP};
+use std::marker::PhantomData;
 use std::ops::AddAssign;
 
 /// Where the units of a matrix end.
@@ -118,11 +119,20 @@ impl FixedLines {
     }
 }
 
-/// All units of a matrix, rounded to f32 in the end: [`crate::fixed::to_f32`] of what [`Share`] gives.
-pub(crate) struct Units;
+/// Units in fixed point. The result is an f32 for a rank with all units of a matrix, else its share of them, to be added to what
+/// other ranks have.
+pub(crate) struct Fixed<T>(PhantomData<T>);
 
-impl Form for Units {
-    type Out = f32;
+/// The result of a sum in fixed point.
+pub(crate) trait Sum: Copy + AddAssign + Send + Sync {
+    /// The product that has such results.
+    const OP: &'static str;
+    /// From the words of a total.
+    fn values<S: Simd>(s: S, total: &FixedLines) -> [Self; PANEL];
+}
+
+impl<T: Sum> Form for Fixed<T> {
+    type Out = T;
     type Total = FixedLines;
 
     fn zero(units: usize) -> FixedLines {
@@ -135,7 +145,17 @@ impl Form for Units {
     }
 
     #[inline(always)]
-    fn values<S: Simd>(s: S, total: &FixedLines) -> [f32; PANEL] {
+    fn values<S: Simd>(s: S, total: &FixedLines) -> [T; PANEL] {
+        T::values(s, total)
+    }
+}
+
+/// [`crate::fixed::to_f32`] of the share that is all.
+impl Sum for f32 {
+    const OP: &'static str = "matmul_units";
+
+    #[inline(always)]
+    fn values<S: Simd>(s: S, total: &FixedLines) -> [Self; PANEL] {
         let [high, low, largest] = [&total.high, &total.low, &total.largest].map(|x| s.load_i32(x));
         let limit = s.splat_i32(LIMIT.to_bits() as i32);
         let mut values = [0.0; PANEL];
@@ -144,26 +164,13 @@ impl Form for Units {
     }
 }
 
-/// A rank's share of the units, to be added to what other ranks have.
-pub(crate) struct Share;
-
-impl Form for Share {
-    type Out = i64;
-    type Total = FixedLines;
-
-    fn zero(units: usize) -> FixedLines {
-        FixedLines::zero(units)
-    }
+impl Sum for i64 {
+    const OP: &'static str = "matmul_share";
 
     #[inline(always)]
-    fn add<'a, S: Simd>(s: S, total: &mut FixedLines, units: impl Iterator<Item = &'a Line>) {
-        total.add(s, units);
-    }
-
-    #[inline(always)]
-    fn values<S: Simd>(_: S, total: &FixedLines) -> [i64; PANEL] {
+    fn values<S: Simd>(_: S, total: &FixedLines) -> [Self; PANEL] {
         let FixedLines { high, low, largest } = total;
-        let sum = |i: usize| (i64::from(high[i]) << HIGH_SHIFT) + i64::from(low[i]);
+        let sum = |i: usize| (Self::from(high[i]) << HIGH_SHIFT) + Self::from(low[i]);
         std::array::from_fn(|i| if largest[i] > LIMIT.to_bits() as i32 { POISON } else { sum(i) })
     }
 }

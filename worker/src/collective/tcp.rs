@@ -196,30 +196,14 @@ impl Transfer {
 
     /// Writes as much as the socket takes.
     fn write(&mut self, mut stream: &TcpStream) -> std::io::Result<()> {
-        while !self.has_sent() {
-            match stream.write(&self.out[self.sent..]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        let out = &self.out;
+        go_on(&mut self.sent, out.len(), ErrorKind::WriteZero, |from| stream.write(&out[from..]))
     }
 
     /// Reads as much as there is, never beyond this round.
     fn read(&mut self, mut stream: &TcpStream) -> std::io::Result<()> {
-        while !self.has_received() {
-            match stream.read(&mut self.into[self.received..]) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.received += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        let into = &mut self.into;
+        go_on(&mut self.received, into.len(), ErrorKind::UnexpectedEof, |from| stream.read(&mut into[from..]))
     }
 
     /// What the other rank does, when it is something else than this one.
@@ -234,6 +218,26 @@ impl Transfer {
             format!("it sends {bytes} bytes in round {round}, expected {} in round {}", expected.1, expected.0)
         })
     }
+}
+
+/// Goes on from byte `done` to byte `end` as far as a socket that does not block lets it. `step` moves bytes from one on and says
+/// how many; none at all means `over`.
+fn go_on(
+    done: &mut usize,
+    end: usize,
+    over: ErrorKind,
+    mut step: impl FnMut(usize) -> std::io::Result<usize>,
+) -> std::io::Result<()> {
+    while *done < end {
+        match step(*done) {
+            Ok(0) => return Err(over.into()),
+            Ok(count) => *done += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 impl TcpMesh {

@@ -5,11 +5,12 @@ use super::budget_group::Columns;
 use super::cache::SequenceCache;
 use super::contract::{HeadBudget, Positions};
 use super::pages::PagePool;
+use super::sharing;
 use crate::error::Result;
 use crate::exchange::Exchange;
 use crate::policy::HeadView;
 use crate::policy::expected::QueryView;
-use palimpsest_kernels::{Backend, CompactItem, PageShape, RotateItem};
+use palimpsest_kernels::{Backend, CompactItem, PageShape, Reduce, RotateItem};
 
 /// What a boundary needs besides the sequence.
 pub struct BoundaryContext<'a, B: Backend> {
@@ -47,7 +48,7 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
     }
     if cache.policy.forgets_mass() {
         // Below the budget too: the first ranking must not see attention from earlier strides.
-        cache.heads.iter_mut().for_each(|head| head.mass.fill(0.0));
+        cache.heads.iter_mut().flat_map(|head| &mut head.mass).for_each(|mass| mass.fill(0.0));
     }
     if cache.contract.positions == Positions::Compacted {
         reindex(cache, ctx)?;
@@ -61,10 +62,12 @@ fn rank<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slo
     let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
     let take = slots - sinks as usize - window as usize;
     let window_start = cache.seen.saturating_sub(window);
+    let attention = attention(cache, ctx)?;
     let mut candidates = Vec::with_capacity(cache.heads.len());
-    for index in 0..cache.heads.len() {
-        let scores = scores(cache, ctx, index)?;
-        let head = &cache.heads[index];
+    for (index, head) in cache.heads.iter().enumerate() {
+        let (keys, values) = entries(cache, ctx, index)?;
+        let mut scores = vec![0.0; head.len()];
+        cache.policy.score(&view(cache, ctx, index, (&keys, &values), &attention[index]), &mut scores);
         let first = head.positions.partition_point(|&p| p < sinks);
         let last = head.positions.partition_point(|&p| u64::from(p) < window_start).max(first);
         candidates
@@ -92,7 +95,33 @@ fn rank<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slo
     Ok(keep)
 }
 
-fn scores<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, index: usize) -> Result<Vec<f32>> {
+/// What the policy goes by for every head, one number per slot: attention, over all query heads of the KV head, or what else it
+/// keeps.
+fn attention<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<Vec<Vec<f32>>> {
+    if let Some(observe) = cache.policy.observes() {
+        let observed: Vec<_> = cache.heads.iter().map(|head| head.mass.clone()).collect();
+        return sharing::reduce(cache, &observed, observe.reduce, ctx.exchange);
+    }
+    if cache.policy.reads_queries() {
+        let mut expected = Vec::with_capacity(cache.heads.len());
+        for index in 0..cache.heads.len() {
+            let (keys, values) = entries(cache, ctx, index)?;
+            let mut of_heads = cache.policy.expected(&view(cache, ctx, index, (&keys, &values), &[]));
+            // Nothing is expected before any query counts.
+            of_heads.resize(cache.query_heads, vec![0.0; cache.heads[index].len()]);
+            expected.push(of_heads);
+        }
+        return sharing::reduce(cache, &expected, Reduce::Sum, ctx.exchange);
+    }
+    Ok(cache.heads.iter().map(|head| head.mass.first().cloned().unwrap_or_default()).collect())
+}
+
+/// Keys and values of a head, if the policy reads them.
+fn entries<B: Backend>(
+    cache: &SequenceCache,
+    ctx: &BoundaryContext<'_, B>,
+    index: usize,
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let head = &cache.heads[index];
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     if cache.policy.reads_slots() {
@@ -101,7 +130,19 @@ fn scores<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, index
         values.resize(all.len() * ctx.head_dim, 0.0);
         ctx.backend.read_slots(ctx.pages, head.view(head.len()), &all, &mut keys, &mut values)?;
     }
-    let view = HeadView {
+    Ok((keys, values))
+}
+
+/// A head as policies see it.
+fn view<'a, B: Backend>(
+    cache: &'a SequenceCache,
+    ctx: &BoundaryContext<'a, B>,
+    index: usize,
+    (keys, values): (&'a [f32], &'a [f32]),
+    attention: &'a [f32],
+) -> HeadView<'a> {
+    let head = &cache.heads[index];
+    HeadView {
         layer: index / cache.kv_heads,
         kv_head: cache.first_kv_head + index % cache.kv_heads,
         at: cache.seen - 1,
@@ -109,14 +150,11 @@ fn scores<B: Backend>(cache: &SequenceCache, ctx: &BoundaryContext<'_, B>, index
         head_dim: ctx.head_dim,
         positions: &head.positions,
         terms: &head.terms,
-        mass: &head.mass,
-        keys: &keys,
-        values: &values,
+        mass: attention,
+        keys,
+        values,
         queries: QueryView { moments: &head.moments, next: cache.next_rotary, inv_freq: ctx.inv_freq },
-    };
-    let mut scores = vec![0.0; head.len()];
-    cache.policy.score(&view, &mut scores);
-    Ok(scores)
+    }
 }
 
 /// Hands the losers of every head to the latent memory, in position order.

@@ -58,7 +58,7 @@ impl Bench {
             let keys: Vec<f32> = new().flat_map(|(p, r)| key(index, p, r)).collect();
             let values: Vec<f32> = new().flat_map(|(p, _)| noise(2, index, p)).collect();
             self.backend.write_slots(&mut self.pages, head.view(head.len()), old, &keys, &values).expect("they fit");
-            for (slot, mass) in head.mass.iter_mut().enumerate() {
+            for (slot, mass) in head.mass.iter_mut().flat_map(|mass| mass.iter_mut().enumerate()) {
                 *mass += noise(u64::from(first), index, slot as u32)[0].abs();
             }
         }
@@ -208,7 +208,7 @@ proptest! {
                 prop_assert!(held.iter().flat_map(|&p| noise(2, index, p)).eq(values), "{context}: values");
             }
             if policy.forgets_mass() {
-                prop_assert!(cache.heads.iter().all(|h| h.mass.iter().all(|&m| m == 0.0)), "{context}: old attention");
+                prop_assert!(cache.heads.iter().all(|h| h.mass.iter().flatten().all(|&m| m == 0.0)), "{context}: old attention");
             }
         }
         let pages = bench.pool.total();

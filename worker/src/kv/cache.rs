@@ -2,6 +2,7 @@
 
 use super::contract::{Contract, Positions};
 use super::pages::PagePool;
+use super::sharing::Sharing;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::policy::Policy;
@@ -20,8 +21,9 @@ pub struct HeadSlots {
     pub rotary: Vec<u32>,
     /// What the policy stored with every slot: `Policy::terms` values each.
     pub terms: Vec<f32>,
-    /// Attention observed by every slot, for policies that look at attention.
-    pub mass: Vec<f32>,
+    /// Numbers that go on from step to step, one per slot: for policies that observe attention what each query head gave, else
+    /// a single line of them, or none.
+    pub mass: Vec<Vec<f32>>,
     /// Sums over the queries of this head so far, for policies that read queries: [`Moments`] of each query head.
     ///
     /// [`Moments`]: crate::policy::expected::Moments
@@ -59,7 +61,7 @@ impl HeadSlots {
         gather(&mut self.positions, keep, 1);
         gather(&mut self.rotary, keep, 1);
         gather(&mut self.terms, keep, terms);
-        gather(&mut self.mass, keep, 1);
+        self.mass.iter_mut().for_each(|mass| gather(mass, keep, 1));
     }
 }
 
@@ -73,6 +75,10 @@ pub struct SequenceCache {
     pub first_kv_head: usize,
     /// KV heads of the model.
     pub total_kv_heads: usize,
+    /// Query heads of each of them whose attention this rank computes.
+    pub query_heads: usize,
+    /// Who else computes attention of this rank's KV head, where there are more ranks than KV heads.
+    pub sharing: Option<Sharing>,
     /// Whether this rank speaks for its KV heads. Ranks that share one hold the same of it, and the first of them counts.
     pub leads: bool,
     /// Tokens read so far; also the absolute position of the next one.
@@ -97,6 +103,8 @@ impl SequenceCache {
             kv_heads,
             first_kv_head: 0,
             total_kv_heads: kv_heads,
+            query_heads: 1,
+            sharing: None,
             leads: true,
             seen: 0,
             next_rotary: 0,
@@ -118,7 +126,10 @@ impl SequenceCache {
             return Err(Error::PagesExhausted { needed, free: pool.free() });
         }
         let terms = self.policy.terms();
-        let keeps_mass = self.policy.keeps_mass();
+        let masses = match self.policy.observes() {
+            Some(_) => self.query_heads,
+            None => usize::from(self.policy.keeps_mass()),
+        };
         let compacted = self.contract.positions == Positions::Compacted;
         let first = u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
         let next_rotary = self.next_rotary as u32;
@@ -131,9 +142,8 @@ impl SequenceCache {
             }
             let len = head.positions.len();
             head.terms.resize(len * terms, 0.0);
-            if keeps_mass {
-                head.mass.resize(len, 0.0);
-            }
+            head.mass.resize(masses, Vec::new());
+            head.mass.iter_mut().for_each(|mass| mass.resize(len, 0.0));
         }
         self.seen += count as u64;
         self.next_rotary += count as u64;
@@ -192,7 +202,7 @@ impl SequenceCache {
             let mut values = keys.clone();
             backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
             head.moments.iter().for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
-            for v in keys.iter().chain(&values).chain(&head.terms).chain(&head.mass) {
+            for v in keys.iter().chain(&values).chain(&head.terms).chain(head.mass.iter().flatten()) {
                 hash.update(&v.to_bits().to_le_bytes());
             }
         }

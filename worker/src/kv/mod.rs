@@ -17,7 +17,9 @@ pub mod budget_group;
 pub mod cache;
 pub mod contract;
 pub mod pages;
+pub mod sharing;
 
 pub use cache::{HeadSlots, SequenceCache};
 pub use contract::{Contract, HeadBudget, Positions};
 pub use pages::PagePool;
+pub use sharing::Sharing;

@@ -179,7 +179,8 @@ fn attention_item<'a>(
     AttentionItem { rows: span.rows.clone(), kv_head, slots: head.view(head.len()), first_visible, centroids }
 }
 
-/// Adds the attention that slots receive from the rows a policy looks at.
+/// Adds the attention that slots receive from the rows a policy looks at, for each query head apart: who shares a KV head with
+/// other ranks has some of its query heads only (`kv::sharing`).
 fn observe<B: Backend>(
     backend: &B,
     args: &AttentionArgs<'_, B>,
@@ -188,6 +189,8 @@ fn observe<B: Backend>(
     q: &B::Buffer,
 ) -> Result<()> {
     let kv_heads = args.shape.kv_heads;
+    // Every query head has its own reduction, as if it had a KV head of its own.
+    let shape = QkvShape { kv_heads: args.shape.heads, ..args.shape };
     for span in spans.iter_mut() {
         let Some(wanted) = span.cache.policy.observes() else { continue };
         let Some(skip) = rows_to_skip(span, wanted, args.stride) else { continue };
@@ -197,20 +200,24 @@ fn observe<B: Backend>(
             continue;
         }
         let range = args.layer * kv_heads..(args.layer + 1) * kv_heads;
-        let mut mass: Vec<Vec<f32>> = range.clone().map(|h| std::mem::take(&mut span.cache.heads[h].mass)).collect();
+        let group = span.cache.query_heads;
+        let mut mass: Vec<Vec<f32>> =
+            range.clone().flat_map(|h| std::mem::take(&mut span.cache.heads[h].mass)).collect();
         let visible: Vec<Option<Vec<u32>>> =
             range.clone().map(|h| args.sliding_window.map(|w| span.first_visible(h, w).split_off(skip))).collect();
-        let items: Vec<_> = (0..kv_heads)
-            .map(|h| {
-                let mut attend = attention_item(span, range.start + h, h, visible[h].as_deref());
+        let items: Vec<_> = (0..shape.heads)
+            .map(|query_head| {
+                let h = query_head / group;
+                let mut attend = attention_item(span, range.start + h, query_head, visible[h].as_deref());
                 attend.rows.start += skip;
                 ObserveItem { attend, reduce: wanted.reduce, row_weights: weights.as_deref() }
             })
             .collect();
-        backend.observe(args.shape, pages, q, &items, &mut mass)?;
+        backend.observe(shape, pages, q, &items, &mut mass)?;
         drop(items);
-        for (h, mass) in range.zip(mass) {
-            span.cache.heads[h].mass = mass;
+        let mut mass = mass.into_iter();
+        for h in range {
+            span.cache.heads[h].mass = mass.by_ref().take(group).collect();
         }
     }
     Ok(())

@@ -84,7 +84,7 @@ impl<B: Backend> DeviceQueryIndexer<B> {
                     queries.queries.extend_from_slice(&values[..heads * dim]);
                     head.terms[slot * dim..][..dim].copy_from_slice(&values[heads * dim..][..dim]);
                     queries.weights.extend_from_slice(&values[(heads + 1) * dim..]);
-                    head.mass[slot] = f32::NEG_INFINITY;
+                    head.mass[0][slot] = f32::NEG_INFINITY;
                 }
                 new.push(queries);
             }
@@ -97,7 +97,7 @@ impl<B: Backend> DeviceQueryIndexer<B> {
                     queries: &new.queries,
                     weights: &new.weights,
                     keys: &head.terms,
-                    scores: &mut head.mass,
+                    scores: &mut head.mass[0],
                 })
                 .collect();
             backend.index(IndexShape { heads, dim }, &mut items)?;

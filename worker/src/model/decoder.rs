@@ -180,7 +180,7 @@ impl<B: Backend> Decoder<B> {
             perturbed: false,
             scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
             exchange: Exchange::alone(),
-            query_units: shard.query_units(),
+            query_units: shard.query_units.clone(),
             backend,
             config,
             shard,

@@ -99,24 +99,25 @@ impl Policy for ExpectedAttention {
     fn reads_queries(&self) -> bool {
         true
     }
-    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+    fn expected(&self, head: &HeadView<'_>) -> Vec<Vec<f32>> {
         let dim = head.head_dim;
-        scores.fill(0.0);
         let first = head.positions.partition_point(|&p| (p as usize) < head.sinks);
-        let each = Moments::len(dim);
-        let group = head.queries.moments.len() / each;
         let rotation = mean_rotation(&head.queries);
-        for moments in head.queries.moments.chunks_exact(each) {
+        let of = |moments: &[f64]| {
             let (mut mean, mut covariance) = Moments::normal(moments, dim);
             rotate(&mut mean, &rotation);
             rotate_both(&mut covariance, dim, &rotation);
-            let expected = softmax(&logits(&head.keys[first * dim..], &mean, &covariance));
-            for (score, p) in scores[first..].iter_mut().zip(expected) {
-                *score += p / group as f32;
-            }
-        }
-        for (score, value) in scores.iter_mut().zip(head.values.chunks_exact(dim)) {
-            *score = (*score + EPSILON) * value.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let mut expected = vec![0.0; first];
+            expected.extend(softmax(&logits(&head.keys[first * dim..], &mean, &covariance)));
+            expected
+        };
+        head.queries.moments.chunks_exact(Moments::len(dim)).map(of).collect()
+    }
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+        // Before any query counts, values decide alone.
+        let expected = head.mass.iter().copied().chain(std::iter::repeat(0.0));
+        for ((score, value), p) in scores.iter_mut().zip(head.values.chunks_exact(head.head_dim)).zip(expected) {
+            *score = (p + EPSILON) * value.iter().map(|v| v * v).sum::<f32>().sqrt();
         }
     }
 }
@@ -262,6 +263,10 @@ mod tests {
             values: &flat_values,
             queries: QueryView { moments: &moments, next: 700, inv_freq: &inv_freq },
         };
+        let of_heads = ExpectedAttention.expected(&view);
+        assert_eq!(of_heads.len(), group);
+        let mass: Vec<f32> = (0..slots).map(|s| of_heads.iter().map(|p| p[s]).sum::<f32>() / group as f32).collect();
+        let view = HeadView { mass: &mass, ..view };
         let mut scores = vec![f32::NAN; slots];
         ExpectedAttention.score(&view, &mut scores);
         let norm = |v: &Vec<f64>| v.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -273,7 +278,8 @@ mod tests {
         let most = |of: &dyn Fn(usize) -> f64| (sinks..slots).max_by(|a, b| of(*a).total_cmp(&of(*b)));
         assert_ne!(most(&|s| f64::from(scores[s])), most(&|s| norm(&values[s])));
         // Before any query counts, values decide alone.
-        let before = HeadView { queries: QueryView { moments: &[], ..view.queries }, ..view };
+        let before = HeadView { mass: &[], queries: QueryView { moments: &[], ..view.queries }, ..view };
+        assert!(ExpectedAttention.expected(&before).is_empty());
         ExpectedAttention.score(&before, &mut scores);
         assert!((scores[7] - EPSILON * norm(&values[7]) as f32).abs() < 1e-6);
     }

@@ -37,7 +37,8 @@ pub struct HeadView<'a> {
     pub positions: &'a [u32],
     /// What the policy stored, `terms` values per slot.
     pub terms: &'a [f32],
-    /// Observed attention per slot, empty if the policy does not observe.
+    /// Attention per slot, observed or expected, over all query heads of the KV head, or what else the policy keeps for each
+    /// slot; empty if it keeps nothing.
     pub mass: &'a [f32],
     /// Keys (post-RoPE) `[L, D]`, empty unless the policy reads slots.
     pub keys: &'a [f32],
@@ -94,6 +95,12 @@ pub trait Policy: Send + Sync {
     /// Whether keys and values are read at a boundary.
     fn reads_slots(&self) -> bool {
         false
+    }
+    /// What each of this rank's query heads is expected to give to every slot, for policies that read queries; attention of the
+    /// view is empty. The mean over all query heads of the KV head is what [`Self::score`] sees.
+    fn expected(&self, head: &HeadView<'_>) -> Vec<Vec<f32>> {
+        let _ = head;
+        Vec::new()
     }
     /// Whether the distribution of queries is kept. Costs a download of all queries and a sum over their products.
     fn reads_queries(&self) -> bool {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use palimpsest_proto::internal::v1::rendezvous_server::RendezvousServer;
 use palimpsest_proto::internal::v1::worker_server::{Worker, WorkerServer};
 use palimpsest_proto::internal::v1::{
-    Beat, GetRankRequest, JoinRequest, JoinResponse, RankInfo, StepOutput, StepPlan, WatchRequest,
+    Beat, GetRankRequest, JoinRequest, JoinResponse, Lead, RankInfo, StepOutput, StepPlan, WatchRequest,
 };
 use palimpsest_tls::{Connector, Incoming, Role, only};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -103,16 +103,40 @@ struct RankServer {
     options: ServerOptions,
     loaded: watch::Receiver<Option<Loaded>>,
     epoch: Arc<Mutex<Epoch>>,
-    /// The number in `epoch`, for those who must not wait for a join under way.
-    number: Arc<watch::Sender<u64>>,
+    /// What was joined last, for those who must not wait for a join under way.
+    standing: Arc<watch::Sender<Standing>>,
     store: Arc<MemoryStore>,
 }
 
 /// The incarnation of the group that this rank is in.
 #[derive(Default)]
 struct Epoch {
-    number: u64,
+    standing: Standing,
     collective: Option<Arc<dyn Collective>>,
+}
+
+/// Which epoch this rank joined last, and whose.
+#[derive(Clone, Debug, Default)]
+struct Standing {
+    epoch: u64,
+    lead: Lead,
+}
+
+impl Standing {
+    /// Whether `request` may end this epoch: it is of whoever leads, and of a later epoch.
+    fn check(&self, rank: usize, request: &JoinRequest) -> Result<(), Status> {
+        let (known, asked) = (&self.lead, request.lead.clone().unwrap_or_default());
+        if asked.term < known.term || (asked.term == known.term && asked.leader != known.leader && known.term > 0) {
+            let message =
+                format!("rank {rank} follows another coordinator, of term {}; this is term {}", known.term, asked.term);
+            return Err(Status::failed_precondition(message));
+        }
+        if request.epoch <= self.epoch {
+            let message = format!("rank {rank} is in epoch {}; epoch {} is stale", self.epoch, request.epoch);
+            return Err(Status::failed_precondition(message));
+        }
+        Ok(())
+    }
 }
 
 /// Serves until `shutdown`. `loaded` turns up when the model is there; before that the rank beats and says that it loads.
@@ -131,7 +155,7 @@ pub async fn serve(
         options,
         loaded,
         epoch: Arc::default(),
-        number: Arc::new(watch::channel(0).0),
+        standing: Arc::new(watch::channel(Standing::default()).0),
         store: store.clone(),
     };
     let epoch = server.epoch.clone();
@@ -242,7 +266,9 @@ impl Worker for RankServer {
     type WatchStream = OutputStream<Beat>;
 
     async fn get_rank(&self, _: Request<GetRankRequest>) -> Result<Response<RankInfo>, Status> {
-        Ok(Response::new(RankInfo { epoch: *self.number.borrow(), ..self.loaded()?.info }))
+        let Standing { epoch, lead } = self.standing.borrow().clone();
+        let lead = (lead.term > 0).then_some(lead);
+        Ok(Response::new(RankInfo { epoch, lead, ..self.loaded()?.info }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
@@ -257,12 +283,9 @@ impl Worker for RankServer {
             .epoch
             .try_lock()
             .map_err(|_| Status::unavailable(format!("rank {rank} is joining an epoch already: try again")))?;
-        if request.epoch <= epoch.number {
-            let message = format!("rank {rank} is in epoch {}; epoch {} is stale", epoch.number, request.epoch);
-            return Err(Status::failed_precondition(message));
-        }
-        epoch.number = request.epoch;
-        self.number.send_replace(request.epoch);
+        epoch.standing.check(rank, &request)?;
+        epoch.standing = Standing { epoch: request.epoch, lead: request.lead.clone().unwrap_or_default() };
+        self.standing.send_replace(epoch.standing.clone());
         if let Some(old) = epoch.collective.take() {
             old.abort();
         }
@@ -300,11 +323,11 @@ impl Worker for RankServer {
     }
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (number, loaded) = (self.number.subscribe(), self.loaded.clone());
+        let (standing, loaded) = (self.standing.subscribe(), self.loaded.clone());
         let beats = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(BEAT)).map(move |_| {
             let activity = loaded.borrow().as_ref().map(|loaded| loaded.device.activity().now());
             let (steps, busy) = activity.unwrap_or_default();
-            Ok(Beat { epoch: *number.borrow(), steps, busy })
+            Ok(Beat { epoch: standing.borrow().epoch, steps, busy })
         });
         Ok(Response::new(Box::pin(beats)))
     }
