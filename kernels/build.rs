@@ -35,6 +35,7 @@ fn main() {
         // The tests run in the development profile; fibers without optimisation are too slow to wait for.
         .opt_level(2)
         .flag("-Wno-unknown-pragmas")
+        .flag("-ffp-contract=off")
         .warnings_into_errors(true)
         .link_lib_modifier("+whole-archive")
         .compile("palimpsest_emulated");

@@ -500,6 +500,13 @@ pub struct BenchRun {
     /// Tokens that are timed when decoding.
     #[arg(long, default_value_t = 64)]
     pub tokens: usize,
+    /// Sequences that decode together.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub sequences: u32,
+    /// Decode after a context that was not computed: the same time per token, and no wait for a prefill. For contexts
+    /// that fit the budget.
+    #[arg(long)]
+    pub assume_context: bool,
     /// Measurements of each point; the median is reported.
     #[arg(long, default_value_t = 1)]
     pub repeat: usize,

@@ -3,22 +3,25 @@
 use crate::args::BenchRun;
 use crate::embedded::{self, Ranks};
 use crate::term;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use palimpsest_coordinator::request::with_defaults;
 use palimpsest_kernels::Backend;
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::rank::Rank;
-use palimpsest_worker::session::Session;
+use palimpsest_worker::session::{Batch, Session};
 use std::time::Instant;
 
 /// One measured point.
 struct Point {
     kind: &'static str,
     depth: usize,
+    sequences: u32,
     budget: Option<u32>,
     policy: String,
     tokens_per_second: f64,
+    /// What a step reads at least: the weights, and the slots of all sequences.
+    step_bytes: u64,
     peak_rss_bytes: u64,
     stride_seconds: Vec<f64>,
 }
@@ -54,52 +57,71 @@ fn measure<B: Backend>(
 ) -> anyhow::Result<Point> {
     reset_peak();
     let vocabulary = rank.runner.decoder().config().vocabulary as u32;
-    let mut session = Session::open(&mut rank.runner, contract.clone())?;
     // Token ids without structure: the engine's time does not depend on what they say.
     let prompt: Vec<u32> = (0..depth as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocabulary).collect();
-    let bar = term::progress(depth as u64, kind);
-    let mut stride_seconds = Vec::new();
-    let mut last = 0;
-    let started = Instant::now();
-    for piece in prompt.chunks(session.stride()) {
-        let piece_started = Instant::now();
-        let logits = if last + piece.len() == depth { Logits::Last } else { Logits::None };
-        session.feed(piece, logits)?;
-        stride_seconds.push(piece_started.elapsed().as_secs_f64());
-        last += piece.len();
-        bar.inc(piece.len() as u64);
-    }
-    bar.finish_and_clear();
-    let mut tokens_per_second = depth as f64 / started.elapsed().as_secs_f64();
-    if kind == "decode" {
-        let started = Instant::now();
-        for i in 0..run.tokens {
-            session.feed(&[prompt[i % depth]], Logits::Last)?;
-        }
-        tokens_per_second = run.tokens as f64 / started.elapsed().as_secs_f64();
-        stride_seconds.clear();
-    }
-    if !run.strides {
-        stride_seconds.clear();
-    }
-    session.close();
+    let sequences = if kind == "decode" { run.sequences } else { 1 };
+    let (tokens_per_second, stride_seconds) = match kind {
+        "decode" => (decode(rank, run, contract, &prompt)?, Vec::new()),
+        _ => prefill(rank, contract, &prompt)?,
+    };
+    let held = contract.exact_slots().map_or(depth, |slots| slots.min(depth));
+    let cache_bytes = sequences as usize * rank.runner.full_cache_bytes(held);
+    let step_bytes = (rank.runner.decoder().step_weight_bytes() + cache_bytes) as u64;
     Ok(Point {
         kind,
         depth,
+        sequences,
         budget: contract.budget,
         policy: contract.policy.clone(),
         tokens_per_second,
+        step_bytes,
         peak_rss_bytes: peak_bytes(),
-        stride_seconds,
+        stride_seconds: if run.strides { stride_seconds } else { Vec::new() },
     })
 }
 
+/// Tokens per second, and seconds of every stride.
+fn prefill<B: Backend>(rank: &mut Rank<B>, contract: &Contract, prompt: &[u32]) -> anyhow::Result<(f64, Vec<f64>)> {
+    let mut session = Session::open(&mut rank.runner, contract.clone())?;
+    let bar = term::progress(prompt.len() as u64, "prefill");
+    let (mut stride_seconds, mut read) = (Vec::new(), 0);
+    let started = Instant::now();
+    for piece in prompt.chunks(session.stride()) {
+        let piece_started = Instant::now();
+        read += piece.len();
+        session.feed(piece, if read == prompt.len() { Logits::Last } else { Logits::None })?;
+        stride_seconds.push(piece_started.elapsed().as_secs_f64());
+        bar.inc(piece.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok((prompt.len() as f64 / started.elapsed().as_secs_f64(), stride_seconds))
+}
+
+/// Tokens per second of all sequences together.
+fn decode<B: Backend>(rank: &mut Rank<B>, run: &BenchRun, contract: &Contract, prompt: &[u32]) -> anyhow::Result<f64> {
+    let mut batch = Batch::open(&mut rank.runner, contract, run.sequences as usize)?;
+    if run.assume_context {
+        let fits = contract.exact_slots().is_none_or(|slots| prompt.len() <= slots);
+        ensure!(fits, "--assume-context is for contexts within the budget, not for {} tokens", prompt.len());
+        batch.assume(prompt.len())?;
+        // What grows to the size of a step grows now.
+        batch.feed(&prompt[..1])?;
+    } else {
+        batch.feed(prompt)?;
+    }
+    let started = Instant::now();
+    for i in 0..run.tokens {
+        batch.feed(&[prompt[i % prompt.len()]])?;
+    }
+    Ok((run.tokens * run.sequences as usize) as f64 / started.elapsed().as_secs_f64())
+}
+
 fn print(point: &Point, json: bool) {
-    let Point { kind, depth, policy, tokens_per_second, peak_rss_bytes, .. } = point;
+    let Point { kind, depth, sequences, policy, tokens_per_second, peak_rss_bytes, .. } = point;
     if json {
         let line = serde_json::json!({
-            "kind": kind, "depth": depth, "budget": point.budget, "policy": policy,
-            "tokens_per_second": tokens_per_second, "peak_rss_bytes": peak_rss_bytes,
+            "kind": kind, "depth": depth, "sequences": sequences, "budget": point.budget, "policy": policy,
+            "tokens_per_second": tokens_per_second, "step_bytes": point.step_bytes, "peak_rss_bytes": peak_rss_bytes,
             "stride_seconds": point.stride_seconds,
         });
         println!("{line}");
@@ -108,7 +130,7 @@ fn print(point: &Point, json: bool) {
     let budget = point.budget.map_or("all".to_string(), |b| b.to_string());
     let peak = term::bytes(*peak_rss_bytes);
     println!(
-        "{kind:>8} depth {depth:>7} budget {budget:>6} {policy:>12} {tokens_per_second:>9.1} tokens/s  peak {peak}"
+        "{kind:>8} {sequences:>3} x depth {depth:>7} budget {budget:>6} {policy:>12} {tokens_per_second:>9.1} tokens/s  peak {peak}"
     );
     for (i, seconds) in point.stride_seconds.iter().enumerate() {
         println!("         stride {i:>5} {:>9.2} ms", seconds * 1e3);

@@ -7,11 +7,9 @@ use crate::fit::{self, Sums};
 use crate::query::{self, QueryOptions};
 use crate::report::{self, LayerReport};
 use crate::store::{Store, Stored};
-use palimpsest_kernels::Backend;
+use palimpsest_kernels::{Backend, SelectBudget, SelectItem, select};
 use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::kv::HeadBudget;
-use palimpsest_worker::kv::budget::{self, Candidates};
-use palimpsest_worker::kv::budget_group::Columns;
+use palimpsest_worker::kv::budget;
 use palimpsest_worker::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_worker::policy::query::{QueryLayer, QueryWeights};
 use palimpsest_worker::policy::retention::LayerScorer;
@@ -211,20 +209,20 @@ fn report_of(
 fn kept(sampled: &Sampled, shape: Shape, scorers: &[LayerScorer], boundary: usize) -> Result<Vec<Vec<u32>>> {
     let kv_heads = shape.heads.kv_heads;
     let (sinks, window) = PROTECTED;
-    let candidates = sinks..boundary.saturating_sub(window).max(sinks);
+    let first = sinks.min(boundary);
+    let candidates = first..boundary.saturating_sub(window).max(first);
     let mut heads = Vec::with_capacity(shape.layers * kv_heads);
     for (layer, scorer) in scorers.iter().enumerate() {
         let scores = fit::predict(scorer, &sampled.stored.layer(layer)?.hidden, kv_heads);
-        for kv_head in 0..kv_heads {
-            let scores = candidates.clone().map(|slot| scores[slot * kv_heads + kv_head]).collect();
-            heads.push(Candidates { slots: candidates.clone().map(|slot| slot as u32).collect(), scores });
-        }
+        heads.extend(
+            (0..kv_heads).map(|head| (0..boundary).map(|slot| scores[slot * kv_heads + head]).collect::<Vec<f32>>()),
+        );
     }
     let take = ((boundary as f32 * MEMORY_SHARE) as usize).saturating_sub(sinks + window);
-    let columns = Columns { first: 0, own: kv_heads, total: kv_heads };
-    let chosen = budget::select(&heads, columns, take, HeadBudget::Column, &mut |_| Ok(()))?;
-    let protected = || (0..sinks.min(boundary)).chain(candidates.end..boundary).map(|slot| slot as u32);
-    Ok(chosen.into_iter().map(|slots| slots.into_iter().chain(protected()).collect()).collect())
+    let budget = SelectBudget { pools: kv_heads, take, floor: budget::floor_of(take) };
+    let items: Vec<_> = heads.iter().map(|scores| SelectItem { scores, candidates: candidates.clone() }).collect();
+    let kept = select::select(budget, &items).map_err(palimpsest_worker::Error::from)?;
+    Ok(kept.lists().to_vec())
 }
 
 /// Fitted layers, each with the share of the missing attention that it gives back on held-out documents.

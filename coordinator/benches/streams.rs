@@ -36,7 +36,7 @@ const STEP: Duration = Duration::from_millis(10);
 enum Path {
     InProcess(Arc<Service>),
     Grpc(Channel),
-    GrpcEach(Endpoint),
+    GrpcEach(Box<Endpoint>),
     Http(SocketAddr),
 }
 
@@ -152,7 +152,7 @@ async fn main() {
     let paths = [
         ("in process", Path::InProcess(Arc::new(coordinator.service().clone()))),
         ("gRPC, one connection", Path::Grpc(channel)),
-        ("gRPC, one each", Path::GrpcEach(endpoint)),
+        ("gRPC, one each", Path::GrpcEach(Box::new(endpoint))),
         ("HTTP, one each", Path::Http(http_at)),
     ];
     println!("{TOKENS} tokens a stream, steps of {} ms, ms per token: mean (worst stream)", STEP.as_millis());

@@ -3,6 +3,8 @@
 #include "dequantize.cu"
 #include "matmul.cu"
 #include "slots.cu"
+#include "select.cu"
+#include "sample.cu"
 #include "latent.cu"
 #include "attention_prefill.cu"
 #include "attention_decode.cu"

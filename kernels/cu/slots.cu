@@ -54,16 +54,15 @@ __device__ inline void split_qkv(const float *qkv, const float *cos, const float
     }
 }
 
-// A thread moves 16 bytes; `bytes` are those of D elements.
-extern "C" __global__ void compact(unsigned char *pages, const Item *items, const uint32_t *tables, const uint32_t *keeps,
-                                   uint32_t bytes) {
+// A thread moves 16 bytes; `bytes` are those of D elements. `counts`, `keeps`: see select.cu.
+extern "C" __global__ void compact(unsigned char *pages, const Item *items, const uint32_t *tables,
+                                   const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {
     DYNAMIC_SHARED(shared);
     const Item item = items[blockIdx.x];
-    const uint32_t *table = tables + item.table, *keep = keeps + item.extra;
-    uint32_t chunks = bytes / 16;
-    // Kept slots before `flags` are in their places.
-    for (uint32_t first = item.flags; first < item.count; first += SLOTS) {
-        uint32_t count = min(SLOTS, item.count - first);
+    const uint32_t *table = tables + item.table, *keep = keeps + item.output;
+    uint32_t chunks = bytes / 16, kept = counts[2 * blockIdx.x];
+    for (uint32_t first = counts[2 * blockIdx.x + 1]; first < kept; first += SLOTS) {
+        uint32_t count = min(SLOTS, kept - first);
         for (uint32_t i = threadIdx.x; i < count * 2 * chunks; i += blockDim.x) {
             uint32_t slot = i / (2 * chunks), part = i / chunks % 2, chunk = i % chunks;
             const unsigned char *from = slot_key(pages, table, keep[first + slot], bytes) + part * SLOTS * bytes;

@@ -4,6 +4,7 @@
 //! page tables and lengths on the host and passes them with each call, so no call needs a host round trip.
 
 use crate::error::Result;
+use crate::sample::SampleItem;
 use std::ops::Range;
 
 /// Element type of a weight as stored in a model file. Quantised types come in blocks along the input axis.
@@ -244,13 +245,24 @@ pub struct IndexItem<'a> {
     pub scores: &'a mut [f32],
 }
 
-/// Compaction of one KV head at a boundary.
+/// How many slots stay at a boundary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelectBudget {
+    /// Head `i` belongs to pool `i % pools`; the number of heads is a multiple of it.
+    pub pools: usize,
+    /// Candidates that the heads of a pool keep on average.
+    pub take: usize,
+    /// Candidates that every head keeps for itself, at most `take`.
+    pub floor: usize,
+}
+
+/// Scored slots of one KV head at a boundary.
 #[derive(Debug, Clone)]
-pub struct CompactItem<'a> {
-    /// The head's slots before compaction.
-    pub slots: HeadPages<'a>,
-    /// Slots that stay, strictly increasing; kept slot `i` moves to slot index `i`.
-    pub keep: &'a [u32],
+pub struct SelectItem<'a> {
+    /// One number per slot `[L]`, higher: keep. NaN loses against everything.
+    pub scores: &'a [f32],
+    /// Slots that compete; those before and behind stay.
+    pub candidates: Range<usize>,
 }
 
 /// Re-rotation of one KV head's cached keys (positions `compacted`).
@@ -273,6 +285,8 @@ pub trait Backend: Send + Sync + 'static {
     type Matrix: Send + Sync;
     /// Slot arena: pages of keys and values.
     type Pages: Send;
+    /// Which slots of some heads stay.
+    type Kept: Send;
 
     /// Name for logs and reports, such as `cpu (avx2, 2 threads, int8 activations)`.
     fn name(&self) -> String;
@@ -343,6 +357,15 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[i] = x[rows[i]]`, rows of `width` values.
     fn gather_rows(&self, x: &Self::Buffer, width: usize, rows: &[usize], out: &mut Self::Buffer) -> Result<()>;
 
+    /// Chooses a token for every item from its row of `logits` (`[T, V]`, `vocabulary` is `V`), whose edits change the row in
+    /// place: see [`crate::sample`], bit for bit. `None`: a logit of the row is not a number.
+    fn sample(
+        &self,
+        logits: &mut Self::Buffer,
+        vocabulary: usize,
+        items: &[SampleItem<'_>],
+    ) -> Result<Vec<Option<u32>>>;
+
     /// Splits fused rows: normalises query and key heads when `qk_norm` is given (weights `[D]` for q and for k, eps),
     /// rotates them (GPT-NeoX halves: value `i` pairs with `i + D/2`) by row `t` of `cos`, `sin` (`[T, D/2]`), writes
     /// queries to `q` (`[T, H, D]`) and keys and values to the slots of `items`.
@@ -385,8 +408,17 @@ pub trait Backend: Send + Sync + 'static {
     /// Raises the slots' scores to the largest over the new rows of `sum_h weight[h] * relu(<query[h], key>)`, the
     /// lightning indexer of IndexMem (arXiv 2605.25475).
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()>;
-    /// Moves kept slots to the front, in order. The stored bits of a slot do not change.
-    fn compact(&self, pages: &mut Self::Pages, items: &[CompactItem<'_>]) -> Result<()>;
+    /// Chooses the slots that stay: every head keeps its best `floor` candidates, then the best of all that are left in a
+    /// pool stay until its heads keep `take` on average. Ties go by head, then by slot, smaller first. Nobody waits for the
+    /// answer: it is where [`Self::compact`] reads it.
+    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Self::Kept>;
+    /// The same for a choice that the host made: for each head with `lens[i]` slots those that stay, strictly increasing.
+    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Self::Kept>;
+    /// Slots that stay, strictly increasing, for each head.
+    fn kept(&self, kept: &Self::Kept) -> Result<Vec<Vec<u32>>>;
+    /// Moves kept slots to the front, in order: the `i`-th of a head becomes its slot `i`. The stored bits do not change.
+    /// `heads` are those that were chosen from, before the compaction.
+    fn compact(&self, pages: &mut Self::Pages, heads: &[HeadPages<'_>], kept: &Self::Kept) -> Result<()>;
     /// Rotates cached keys by `delta * inv_freq[i]` (`inv_freq`: `[D/2]`), rounding once to the stored type.
     fn rotate_keys(&self, pages: &mut Self::Pages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()>;
     /// Copies keys and values of the listed slots to the host as f32. `keys`, `values`: `[slots.len(), D]`.

@@ -12,6 +12,8 @@
 mod cache;
 mod dense;
 mod latent;
+mod select;
+mod tokens;
 
 use crate::backend::{Backend, HeadPages, KvType, PageId, PageShape};
 use crate::error::Error;
@@ -114,6 +116,8 @@ pub fn run<B: Backend>(backend: &B, kv: KvType, tolerance: Tolerance, seed: u64)
     cache::attention(&mut suite)?;
     cache::boundary(&mut suite)?;
     cache::refusals(&mut suite)?;
+    select::select(&mut suite)?;
+    tokens::sample(&mut suite)?;
     latent::readout(&mut suite)?;
     latent::index(&mut suite)?;
     Ok(suite.outcomes)

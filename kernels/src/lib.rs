@@ -17,10 +17,12 @@ pub mod cuda;
 pub mod error;
 pub mod fixed;
 pub mod reference;
+pub mod sample;
+pub mod select;
 
 pub use backend::{
-    AssociativeLayer, AttentionItem, Backend, CentroidView, CompactItem, HeadPages, IndexItem, IndexShape, KvType,
-    ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SplitItem, SplitQkv, WeightType,
-    WeightView,
+    AssociativeLayer, AttentionItem, Backend, CentroidView, HeadPages, IndexItem, IndexShape, KvType, ObserveItem,
+    PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectItem, SplitItem, SplitQkv,
+    WeightType, WeightView,
 };
 pub use error::{Error, Result};

@@ -1,11 +1,19 @@
 //! The CUDA kernels on the emulated device against the reference, and under several orders of their threads.
 #![cfg(feature = "emulate")]
 
+#[path = "../benches/gpu/measure.rs"]
+mod measure;
+
 use palimpsest_kernels::conformance::{self, Tolerance};
-use palimpsest_kernels::cuda::emulated::Emulated;
-use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
+use palimpsest_kernels::cuda::emulated::{Emulated, EmulatedMemory};
+use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision, Product};
 use palimpsest_kernels::error::Error;
-use palimpsest_kernels::{AttentionItem, Backend, CompactItem, HeadPages, KvType, PageId, PageShape, QkvShape};
+use palimpsest_kernels::sample::{LogitEdit, SampleItem};
+use palimpsest_kernels::{
+    AttentionItem, Backend, HeadPages, KvType, PageId, PageShape, QkvShape, SelectBudget, SelectItem,
+};
+use std::sync::Mutex;
+use std::time::Instant;
 
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and probability.
 fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
@@ -20,7 +28,9 @@ fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
 fn check(precision: Precision, kv: KvType, seed: u64) {
     let backend = CudaBackend::new(Emulated::new(seed), precision);
     let outcomes = conformance::run(&backend, kv, tolerance(precision, kv), 3).unwrap_or_else(|e| panic!("{e}"));
-    for operation in ["embed", "matmul", "split_qkv", "attention", "observe", "rotate_keys", "readout", "index"] {
+    for operation in
+        ["embed", "matmul", "split_qkv", "attention", "observe", "rotate_keys", "readout", "index", "select", "sample"]
+    {
         let of = outcomes.iter().filter(|outcome| outcome.case.starts_with(operation));
         let worst = of.map(|outcome| outcome.difference).fold(0.0, f32::max);
         println!("{precision:?} {kv:?}: {operation:<12} {worst:.1e}");
@@ -79,7 +89,8 @@ fn the_order_of_threads_does_not_matter() {
         let slots = HeadPages { pages: &table, len: 600 };
         backend.write_slots(&mut pages, slots, 0, &values(600 * 64, 1), &values(600 * 64, 2)).expect("a write");
         let keep: Vec<u32> = (0..580).map(|i| i + i / 29).collect();
-        backend.compact(&mut pages, &[CompactItem { slots, keep: &keep }]).expect("a compaction");
+        let kept = backend.keep_lists(&[600], &[keep]).expect("lists");
+        backend.compact(&mut pages, &[slots], &kept).expect("a compaction");
         let mut out = Vec::new();
         for rows in [2, 70] {
             let len = rows * 4 * 64;
@@ -98,4 +109,145 @@ fn the_order_of_threads_does_not_matter() {
     let natural = run(0);
     assert!(natural.iter().any(|&bits| bits != 0));
     assert!([1, 2, 3].iter().all(|&seed| run(seed) == natural));
+}
+
+impl measure::Timed for Emulated {
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn kernel_seconds(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Vec<(String, f64)>, Error> {
+        let before = self.launches();
+        let seconds = self.seconds(work)?;
+        assert!(self.launches() > before, "what is timed starts a kernel");
+        Ok(vec![("all".into(), seconds)])
+    }
+
+    fn copy(&self, src: &EmulatedMemory, dst: &EmulatedMemory, bytes: usize) -> Result<(), Error> {
+        let mut values = vec![0; bytes];
+        self.download(src, 0, &mut values)?;
+        self.upload(&values, dst, 0)
+    }
+}
+
+/// The benchmark's calls are right: on a GPU its time is short.
+#[test]
+fn the_measurements_run() {
+    let sizes = measure::Sizes {
+        copy: 4096,
+        product: 16,
+        heads: QkvShape { heads: 4, kv_heads: 2, head_dim: 32 },
+        decode: &[(1, 40), (3, 600)],
+        prefill: &[(2, 40, 70)],
+        runs: 1,
+    };
+    let mut figures = Vec::new();
+    let backend = CudaBackend::new(Emulated::new(0), Precision::Bf16);
+    measure::all(&backend, &sizes, &mut |figure| figures.push(figure)).expect("valid calls");
+    let kinds: Vec<_> = figures.iter().filter_map(|figure| figure["kind"].as_str()).collect();
+    let wanted = ["copy", "bf16 product", "decode attention", "decode attention", "prefill attention"];
+    assert_eq!(kinds, wanted);
+    assert!(figures[1]["flops"].is_null(), "the emulated device has no library for products");
+    assert!(figures[2..].iter().all(|figure| figure["seconds"].as_f64() > Some(0.0)), "{figures:?}");
+}
+
+/// The emulated device, noting what it is asked for: kernels by name, and every time the host waits for it.
+struct Recording {
+    device: Emulated,
+    calls: Mutex<Vec<String>>,
+}
+
+impl Recording {
+    fn note(&self, call: &str) {
+        self.calls.lock().expect("no panic").push(call.into());
+    }
+}
+
+impl Device for Recording {
+    type Memory = EmulatedMemory;
+
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<EmulatedMemory, Error> {
+        self.device.alloc(what, bytes)
+    }
+
+    fn address(memory: &EmulatedMemory) -> u64 {
+        Emulated::address(memory)
+    }
+
+    fn upload(&self, src: &[u8], dst: &EmulatedMemory, offset: usize) -> Result<(), Error> {
+        self.device.upload(src, dst, offset)
+    }
+
+    fn download(&self, src: &EmulatedMemory, offset: usize, dst: &mut [u8]) -> Result<(), Error> {
+        self.note("the host waits");
+        self.device.download(src, offset, dst)
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        self.note(launch.kernel);
+        // SAFETY: by the caller's contract.
+        unsafe { self.device.launch(launch) }
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<bool, Error> {
+        // SAFETY: by the caller's contract.
+        unsafe { self.device.product(product) }
+    }
+}
+
+fn recording() -> CudaBackend<Recording> {
+    CudaBackend::new(Recording { device: Emulated::new(2), calls: Mutex::default() }, Precision::Bf16)
+}
+
+fn calls(backend: &CudaBackend<Recording>) -> Vec<String> {
+    std::mem::take(&mut backend.device().calls.lock().expect("no panic"))
+}
+
+/// From scores to compacted pages the host waits for nothing, and then once.
+#[test]
+fn a_boundary_is_decided_and_carried_out_without_the_host() {
+    let backend = recording();
+    let tables: Vec<Vec<PageId>> = (0..4).map(|head| (0..3).map(|page| PageId(head * 3 + page)).collect()).collect();
+    let mut pages = backend.alloc_pages(PageShape { head_dim: 16, dtype: KvType::F16 }, 12).expect("pages");
+    let heads: Vec<HeadPages<'_>> = tables.iter().map(|pages| HeadPages { pages, len: 90 }).collect();
+    let scores: Vec<Vec<f32>> =
+        (0..4).map(|head| (0..90).map(|slot| ((slot * 31 + head * 7) % 53) as f32).collect()).collect();
+    let items: Vec<_> = scores.iter().map(|scores| SelectItem { scores, candidates: 4..80 }).collect();
+    calls(&backend);
+    let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &items).expect("a choice");
+    backend.compact(&mut pages, &heads, &kept).expect("a compaction");
+    assert_eq!(calls(&backend), ["select_heads", "select_pools", "select_lists", "compact"]);
+    let lists = backend.kept(&kept).expect("lists");
+    assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));
+    assert_eq!(calls(&backend), ["the host waits"]);
+}
+
+/// Whatever is asked for of the rows of a step: one kernel, and one wait for four bytes of each row.
+#[test]
+fn tokens_of_a_step_come_back_together() {
+    let backend = recording();
+    let mut logits = backend.alloc(3 * 50).expect("logits");
+    let edits = [LogitEdit { flags: LogitEdit::BANNED, ..LogitEdit::none(0) }];
+    let items: Vec<_> = [(0, 0.0), (2, 1.0)]
+        .map(|(row, temperature)| SampleItem {
+            row,
+            temperature,
+            top_k: 7,
+            top_p: 0.9,
+            min_p: 0.0,
+            uniform: 1 << 52,
+            edits: &edits,
+        })
+        .to_vec();
+    calls(&backend);
+    let tokens = backend.sample(&mut logits, 50, &items).expect("tokens");
+    assert_eq!(calls(&backend), ["sample", "the host waits"]);
+    // All alike but for the one that is banned. Six of seven do not reach 0.9 of the mass, so the middle of seven is drawn.
+    assert_eq!(tokens, [Some(1), Some(4)]);
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod devices;
 pub mod golden;
 pub mod service;
 
@@ -19,7 +20,7 @@ use palimpsest_worker::runner::Runner;
 use palimpsest_worker::shard::{Place, Shard};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -39,6 +40,12 @@ pub const FFN: usize = 192;
 pub const VOCABULARY: usize = 268;
 /// Stride of the tests: boundaries come often.
 pub const STRIDE: u64 = 16;
+
+/// Where the fixtures lie: beside the sources, or where `PALIMPSEST_TEST_FIXTURES` says, for a test that was built elsewhere.
+pub fn fixtures() -> PathBuf {
+    std::env::var_os("PALIMPSEST_TEST_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from)
+}
 
 /// Uniform pseudo-random values in [-1, 1).
 pub fn random(seed: u64, count: usize) -> Vec<f32> {

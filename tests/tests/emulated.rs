@@ -1,76 +1,39 @@
 //! The CUDA backend, on the emulated device, answers as the CPU backend does: same tokens, same slots kept.
 #![cfg(feature = "emulate")]
 
-use palimpsest_kernels::cpu::Activations;
+use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
-use palimpsest_kernels::{Backend, KvType};
-use palimpsest_tests::{EngineOptions, VOCABULARY, contract, engine, engine_on, random, tiny_indexer, tiny_model};
-use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
-
-/// What an engine says, keeps and has evicted.
-#[derive(Debug, PartialEq)]
-struct Outcome {
-    answer: Vec<u32>,
-    kept: Vec<Vec<u32>>,
-    evicted: u64,
-}
-
-/// Reads `prompt`, then greedily chooses `tokens` more, or reads those `forced` and says what it would have chosen.
-fn outcome<B: Backend>(mut runner: Runner<B>, contract: &Contract, tokens: usize, forced: Option<&[u32]>) -> Outcome {
-    let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
-    let mut logits = session.feed(&prompt(90), Logits::Last).expect("a step");
-    let mut answer = Vec::new();
-    for i in 0..tokens {
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32;
-        answer.push(best);
-        logits = session.feed(&[forced.map_or(best, |forced| forced[i])], Logits::Last).expect("a step");
-    }
-    let cache = session.cache();
-    let kept = cache.heads.iter().map(|head| head.positions.clone()).collect();
-    Outcome { answer, kept, evicted: cache.evicted }
-}
-
-fn prompt(count: usize) -> Vec<u32> {
-    let token = |v: &f32| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32;
-    random(9, count).iter().map(token).collect()
-}
-
-/// One contract for each way through the cache: learned, observing, pairwise; both memories; moved positions.
-fn contracts() -> Vec<Contract> {
-    vec![
-        Contract::full(),
-        contract("retention", HeadBudget::Column, 12),
-        Contract { positions: Positions::Compacted, ..contract("retention", HeadBudget::Group, 12) },
-        Contract { memory: "associative".into(), ..contract("query-indexer", HeadBudget::Column, 12) },
-        contract("h2o", HeadBudget::Uniform, 0),
-        contract("snapkv", HeadBudget::Column, 0),
-    ]
-}
+use palimpsest_tests::devices::{Outcome, contracts, on_cpu, on_device, tiny_configurations};
+use palimpsest_tests::{contract, tiny_indexer, tiny_model};
+use palimpsest_worker::kv::{Contract, HeadBudget};
 
 const TOKENS: usize = 20;
 
-/// The CPU's outcome.
 fn wanted(contract: &Contract, kv: KvType) -> Outcome {
-    let options = EngineOptions { activations: Activations::F32, kv, ..EngineOptions::default() };
-    let want = outcome(engine(tiny_model(1).path(), options, Some(&tiny_indexer(5))), contract, TOKENS, None);
-    assert!(contract.budget.is_none() || want.evicted > 0, "{contract:?} evicts nothing");
-    want
+    on_cpu(tiny_model(1).path(), kv, Some(&tiny_indexer(5)), contract, TOKENS)
 }
 
 fn emulated(contract: &Contract, kv: KvType, forced: Option<&[u32]>) -> Outcome {
-    let options = EngineOptions { kv, ..EngineOptions::default() };
     let backend = CudaBackend::new(Emulated::new(11), Precision::F32);
-    outcome(engine_on(backend, tiny_model(1).path(), options, Some(&tiny_indexer(5))), contract, TOKENS, forced)
+    on_device(backend, tiny_model(1).path(), (kv, Some(&tiny_indexer(5))), contract, (TOKENS, forced))
 }
 
 #[test]
 fn the_emulated_device_answers_as_the_cpu_does() {
     for contract in contracts() {
         assert_eq!(emulated(&contract, KvType::F32, None), wanted(&contract, KvType::F32), "{contract:?}");
+    }
+}
+
+/// Every architecture, with a policy that needs no training.
+#[test]
+fn every_tiny_model_answers_as_on_the_cpu() {
+    let contract = contract("keydiff", HeadBudget::Column, 12);
+    for path in tiny_configurations() {
+        let backend = CudaBackend::new(Emulated::new(3), Precision::F32);
+        let got = on_device(backend, &path, (KvType::F32, None), &contract, (8, None));
+        assert_eq!(got, on_cpu(&path, KvType::F32, None, &contract, 8), "{}", path.display());
     }
 }
 

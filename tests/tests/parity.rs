@@ -2,18 +2,14 @@
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::Activations;
-use palimpsest_tests::{EngineOptions, engine, golden};
+use palimpsest_tests::{EngineOptions, engine, fixtures, golden};
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Largest difference of any logit: float32 against float32, summed in another order.
 const TOLERANCE: f32 = 2e-4;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models")
-}
 
 fn check(path: &Path, golden_file: &Path) {
     let golden = golden::read(golden_file);
@@ -40,12 +36,12 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 fn check_directory(name: &str) {
-    let dir = fixtures().join(name);
+    let dir = fixtures().join("models").join(name);
     check(&dir, &dir.join("golden.safetensors"));
 }
 
 fn check_gguf(name: &str) {
-    let dir = fixtures().join(name);
+    let dir = fixtures().join("models").join(name);
     check(&dir.join("model.gguf"), &dir.join("golden.safetensors"));
 }
 

@@ -4,13 +4,13 @@
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_tests::golden::{self, Golden};
-use palimpsest_tests::{EngineOptions, engine};
+use palimpsest_tests::{EngineOptions, engine, fixtures};
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::sampler::log_sum_exp;
 use palimpsest_worker::session::Session;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const PROMPTS: usize = 20;
 
@@ -23,7 +23,7 @@ fn model() -> Option<PathBuf> {
 }
 
 fn oracle() -> Golden {
-    golden::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2_oracle.safetensors"))
+    golden::read(&fixtures().join("smollm2_oracle.safetensors"))
 }
 
 /// Agreement with the oracle over all prompts.

@@ -7,10 +7,11 @@ use crate::error::{Error, Result};
 use crate::indexer::Indexer;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::{self, MemoryShape};
-use crate::model::decoder::{Arena, Capture, Decoder, Logits, Piece};
+use crate::model::decoder::{Answer, Arena, Capture, Decoder, Logits, Piece};
 use crate::policy::{self, Policy, QueryIndexer, Retention};
-use crate::sampler::Sampler;
+use crate::sampler::{Choice, Sampler};
 use crate::trace::Traces;
+use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::internal::v1 as internal;
 use palimpsest_proto::v1;
@@ -262,6 +263,17 @@ impl<B: Backend> Runner<B> {
 
     /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
     fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
+        let edits: Vec<Vec<LogitEdit>> = admitted.iter().map(|a| a.sequence.sampler.edits()).collect();
+        let choices: Vec<Option<SampleItem<'_>>> = admitted
+            .iter()
+            .zip(&edits)
+            .map(|(a, edits)| {
+                let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
+                // Log-probabilities are the model's own: they need the logits before the edits, here.
+                let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
+                (!here).then(|| a.sequence.sampler.item(edits, position))
+            })
+            .collect();
         let mut pieces: Vec<_> = admitted
             .iter_mut()
             .map(|a| Piece {
@@ -270,9 +282,10 @@ impl<B: Backend> Runner<B> {
                 logits: if a.step.sample { Logits::Last } else { Logits::None },
             })
             .collect();
-        let logits = self.decoder.forward(&mut self.arena, &mut pieces)?;
+        let answers = self.decoder.step(&mut self.arena, &mut pieces, &choices)?;
+        drop(pieces);
         let page_bytes = self.arena.shape.bytes() as u64;
-        let outputs = admitted.iter().zip(logits).map(|(a, logits)| output(a, logits, page_bytes));
+        let outputs = admitted.iter().zip(answers).map(|(a, answer)| output(a, answer, page_bytes));
         Ok(outputs.collect())
     }
 
@@ -332,7 +345,7 @@ fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
     internal::SequenceOutput { sequence, error: error.to_string(), ..Default::default() }
 }
 
-fn output(admitted: &Admitted<'_>, mut logits: Vec<f32>, page_bytes: u64) -> internal::SequenceOutput {
+fn output(admitted: &Admitted<'_>, answer: Answer, page_bytes: u64) -> internal::SequenceOutput {
     let (step, sequence) = (admitted.step, &admitted.sequence);
     let cache = &sequence.cache;
     let mut output = internal::SequenceOutput {
@@ -345,11 +358,14 @@ fn output(admitted: &Admitted<'_>, mut logits: Vec<f32>, page_bytes: u64) -> int
         ..Default::default()
     };
     if step.sample {
-        if logits.iter().any(|l| l.is_nan()) {
+        let choice = match answer {
+            Answer::Token(token) => token.map(|token| Choice { token, logprob: None }),
+            Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
+        };
+        let Some(choice) = choice else {
             output.error = "the model's output is not a number; its weights may be damaged".into();
             return output;
-        }
-        let choice = sequence.sampler.sample(&mut logits, cache.seen);
+        };
         output.token = Some(choice.token);
         output.logprob = choice.logprob;
     }

@@ -1,8 +1,9 @@
-//! Choosing the next token. Draws are a function of (seed, position), so a replay or a resumed sequence samples the same.
+//! Choosing the next token: what a request asks for, as the kernels take it ([`palimpsest_kernels::sample`]). Draws are a function
+//! of (seed, position), so a replay or a resumed sequence samples the same.
 
 use crate::policy::splitmix;
+use palimpsest_kernels::sample::{self, LogitEdit, SampleItem};
 use palimpsest_proto::v1::{Sampling, TokenLogprob};
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Sampling state of one sequence: its parameters and how often each token occurred.
@@ -54,16 +55,18 @@ impl Sampler {
         }
     }
 
-    /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`.
-    pub fn sample(&self, logits: &mut [f32], position: u64) -> Choice {
+    /// Whether the request wants log-probabilities, for which all logits are needed.
+    pub fn reports_logprobs(&self) -> bool {
+        self.params.logprobs.is_some()
+    }
+
+    /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`; `None` when one of them
+    /// is not a number.
+    pub fn sample(&self, logits: &mut [f32], position: u64) -> Option<Choice> {
         let raw_lse = self.params.logprobs.map(|_| log_sum_exp(logits));
         let reported = raw_lse.map(|lse| (lse, self.top(logits)));
         let before = raw_lse.map(|_| logits.to_vec());
-        self.adjust(logits);
-        let token = match self.params.temperature.unwrap_or(0.0) {
-            t if t <= 0.0 => argmax(logits),
-            t => self.draw(logits, t, position),
-        };
+        let token = sample::choose(logits, &self.item(&self.edits(), position))?;
         let logprob = reported.zip(before).map(|((lse, top), raw)| TokenLogprob {
             id: token,
             logprob: raw[token as usize] - lse,
@@ -73,85 +76,49 @@ impl Sampler {
                 .collect(),
             ..Default::default()
         });
-        Choice { token, logprob }
+        Some(Choice { token, logprob })
+    }
+
+    /// How the token for absolute position `position` is chosen, once `edits` are those of [`Self::edits`]. Row 0.
+    pub fn item<'a>(&self, edits: &'a [LogitEdit], position: u64) -> SampleItem<'a> {
+        let p = &self.params;
+        SampleItem {
+            row: 0,
+            temperature: p.temperature.unwrap_or(0.0),
+            top_k: p.top_k as usize,
+            top_p: p.top_p.unwrap_or(1.0),
+            min_p: p.min_p,
+            uniform: uniform(p.seed.unwrap_or(0), position),
+            edits,
+        }
     }
 
     fn top(&self, logits: &[f32]) -> Vec<u32> {
         let count = self.params.logprobs.unwrap_or(0) as usize;
-        let mut ids = best_first(logits, count);
+        let mut ids = sample::best_first(logits, count);
         ids.truncate(count);
         ids
     }
 
-    /// Bias, penalties (as in OpenAI's API; repetition as in CTRL, arXiv 1909.05858) and bans.
-    fn adjust(&self, logits: &mut [f32]) {
+    /// Bias, penalties and bans, by token.
+    pub fn edits(&self) -> Vec<LogitEdit> {
         let p = &self.params;
+        let mut edits = BTreeMap::new();
         for (&id, &bias) in &p.logit_bias {
-            logits[id as usize] += bias;
+            edits.insert(id, LogitEdit { bias, flags: LogitEdit::BIAS, ..LogitEdit::none(id) });
         }
-        let repetition = p.repetition_penalty.unwrap_or(1.0);
         for (&id, seen) in &self.counts {
-            let logit = &mut logits[id as usize];
-            *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
-            *logit -= seen.generated as f32 * p.frequency_penalty;
-            *logit -= if seen.generated > 0 { p.presence_penalty } else { 0.0 };
+            let edit = edits.entry(id).or_insert_with(|| LogitEdit::none(id));
+            edit.flags |= LogitEdit::PENALTIES;
+            edit.repetition = p.repetition_penalty.unwrap_or(1.0);
+            edit.frequency = seen.generated as f32 * p.frequency_penalty;
+            edit.presence = if seen.generated > 0 { p.presence_penalty } else { 0.0 };
         }
         for &id in &self.banned {
-            logits[id as usize] = f32::NEG_INFINITY;
+            edits.entry(id).or_insert_with(|| LogitEdit::none(id)).flags |= LogitEdit::BANNED;
         }
+        edits.into_values().collect()
     }
-
-    fn draw(&self, logits: &[f32], temperature: f32, position: u64) -> u32 {
-        let p = &self.params;
-        let limit = if p.top_k == 0 { logits.len() } else { p.top_k as usize };
-        let ids = best_first(logits, limit);
-        let top = logits[ids[0] as usize];
-        let weight = |id: u32| f64::from((logits[id as usize] - top) / temperature).exp();
-        let mut kept: Vec<(u32, f64)> = ids.iter().map(|&id| (id, weight(id))).collect();
-        // min-p: relative to the best token; top-p: the smallest set that reaches the mass, the best token always.
-        kept.retain(|&(_, w)| w >= f64::from(p.min_p));
-        let total: f64 = kept.iter().map(|k| k.1).sum();
-        let wanted = total * f64::from(p.top_p.unwrap_or(1.0));
-        let mut mass = 0.0;
-        let enough = kept.iter().position(|k| {
-            mass += k.1;
-            mass >= wanted
-        });
-        kept.truncate(enough.map_or(kept.len(), |i| i + 1));
-        let total: f64 = kept.iter().map(|k| k.1).sum();
-        let mut left = uniform(p.seed.unwrap_or(0), position) * total;
-        for &(id, w) in &kept {
-            left -= w;
-            if left < 0.0 {
-                return id;
-            }
-        }
-        kept[kept.len() - 1].0
-    }
-}
-
-/// Token ids by falling logit, ties to the smaller id; at least the best `count` are in order and nothing else is
-/// returned.
-fn best_first(logits: &[f32], count: usize) -> Vec<u32> {
-    let order = |a: &u32, b: &u32| -> Ordering { logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)) };
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    if count > 0 && count < ids.len() {
-        ids.select_nth_unstable_by(count - 1, order);
-        ids.truncate(count);
-    }
-    ids.sort_unstable_by(order);
-    ids
-}
-
-/// Index of the largest value, the first of equals; NaN never wins.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.0 {
-            best = (logit, id as u32);
-        }
-    }
-    best.1
 }
 
 /// `ln Σ exp(x)` in double precision.
@@ -161,23 +128,28 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
     top + sum.ln() as f32
 }
 
-/// Uniform in [0, 1), a function of seed and position.
-fn uniform(seed: u64, position: u64) -> f64 {
-    (splitmix(splitmix(seed) ^ position) >> 11) as f64 / (1u64 << 53) as f64
+/// 53 random bits, a function of seed and position.
+fn uniform(seed: u64, position: u64) -> u64 {
+    splitmix(splitmix(seed) ^ position) >> 11
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn token(sampler: &Sampler, logits: &mut [f32], position: u64) -> u32 {
+        sampler.sample(logits, position).expect("numbers").token
+    }
+
     fn sampler(params: Sampling) -> Sampler {
         Sampler::new(params, Vec::new())
     }
 
     #[test]
-    fn greedy_takes_the_first_of_the_best_and_ignores_nan() {
+    fn greedy_takes_the_first_of_the_best_and_nan_is_no_choice() {
         let s = sampler(Sampling::default());
-        assert_eq!(s.sample(&mut [0.0, 2.0, f32::NAN, 2.0], 0).token, 1);
+        assert_eq!(token(&s, &mut [0.0, 2.0, 2.0], 0), 1);
+        assert_eq!(s.sample(&mut [0.0, 2.0, f32::NAN, 2.0], 0), None);
     }
 
     #[test]
@@ -187,9 +159,9 @@ mod tests {
         let mut hits = [0u32; 4];
         let n = 20_000;
         for position in 0..n {
-            let token = s.sample(&mut logits.clone(), position).token;
-            assert_eq!(token, s.sample(&mut logits.clone(), position).token);
-            hits[token as usize] += 1;
+            let drawn = token(&s, &mut logits.clone(), position);
+            assert_eq!(drawn, token(&s, &mut logits.clone(), position));
+            hits[drawn as usize] += 1;
         }
         let lse = log_sum_exp(&logits);
         for (hit, logit) in hits.iter().zip(logits) {
@@ -203,7 +175,7 @@ mod tests {
         let logits = [3.0f32, 2.0, 1.0, 0.0];
         let seen = |params: Sampling| {
             let s = sampler(Sampling { temperature: Some(1.0), seed: Some(1), ..params });
-            let mut ids: Vec<_> = (0..2000).map(|p| s.sample(&mut logits.clone(), p).token).collect();
+            let mut ids: Vec<_> = (0..2000).map(|p| token(&s, &mut logits.clone(), p)).collect();
             ids.sort_unstable();
             ids.dedup();
             ids
@@ -221,19 +193,19 @@ mod tests {
     fn penalties_and_bias_move_the_choice() {
         let mut s = sampler(Sampling { frequency_penalty: 0.6, presence_penalty: 0.5, ..Default::default() });
         s.observe(&[1], true);
-        assert_eq!(s.sample(&mut [0.0, 1.0], 0).token, 0, "1.0 - 0.6 - 0.5 is below 0");
+        assert_eq!(token(&s, &mut [0.0, 1.0], 0), 0, "1.0 - 0.6 - 0.5 is below 0");
         let mut s = sampler(Sampling { repetition_penalty: Some(2.0), ..Default::default() });
         s.observe(&[1], false);
-        assert_eq!(s.sample(&mut [0.6, 1.0], 0).token, 0, "1.0 / 2 is below 0.6");
+        assert_eq!(token(&s, &mut [0.6, 1.0], 0), 0, "1.0 / 2 is below 0.6");
         let s = sampler(Sampling { logit_bias: [(0, 5.0)].into(), ..Default::default() });
-        assert_eq!(s.sample(&mut [0.0, 1.0], 0).token, 0);
-        assert_eq!(Sampler::new(Sampling::default(), vec![1]).sample(&mut [0.0, 1.0], 0).token, 0);
+        assert_eq!(token(&s, &mut [0.0, 1.0], 0), 0);
+        assert_eq!(token(&Sampler::new(Sampling::default(), vec![1]), &mut [0.0, 1.0], 0), 0);
     }
 
     #[test]
     fn logprobs_are_those_of_the_model_not_of_the_adjusted_logits() {
         let s = sampler(Sampling { logprobs: Some(2), logit_bias: [(0, 9.0)].into(), ..Default::default() });
-        let choice = s.sample(&mut [0.0, 1.0, 2.0], 0);
+        let choice = s.sample(&mut [0.0, 1.0, 2.0], 0).expect("numbers");
         let logprob = choice.logprob.expect("asked for");
         let lse = log_sum_exp(&[0.0, 1.0, 2.0]);
         assert_eq!((choice.token, logprob.logprob), (0, 0.0 - lse));

@@ -1,4 +1,4 @@
-//! One sequence driven by hand: what benchmarks, calibration and evaluation use instead of a server.
+//! Sequences driven by hand: what benchmarks, calibration and evaluation use instead of a server.
 
 use crate::error::Result;
 use crate::kv::{Contract, HeadSlots, SequenceCache};
@@ -127,5 +127,57 @@ impl<'a, B: Backend> Session<'a, B> {
 impl<B: Backend> Drop for Session<'_, B> {
     fn drop(&mut self) {
         self.cache.reclaim(&mut self.runner.arena.pool);
+    }
+}
+
+/// Sequences on a runner that advance together, for benchmarks of a batch.
+pub struct Batch<'a, B: Backend> {
+    runner: &'a mut Runner<B>,
+    caches: Vec<SequenceCache>,
+}
+
+impl<'a, B: Backend> Batch<'a, B> {
+    /// `count` empty sequences under `contract`.
+    ///
+    /// # Errors
+    /// See [`new_cache`].
+    pub fn open(runner: &'a mut Runner<B>, contract: &Contract, count: usize) -> Result<Self> {
+        let one = || new_cache(&runner.decoder, runner.arena.shape.dtype, contract.clone(), &runner.policies);
+        let caches = (0..count).map(|_| one()).collect::<Result<_>>()?;
+        Ok(Self { runner, caches })
+    }
+
+    /// Gives every sequence `count` slots as if it had read as many tokens, without computing them: their keys and values are
+    /// what the pages hold. The time of a step does not depend on that, what it answers does.
+    ///
+    /// # Errors
+    /// [`crate::Error::PagesExhausted`].
+    pub fn assume(&mut self, count: usize) -> Result<()> {
+        self.caches.iter_mut().try_for_each(|cache| cache.grow(count, &mut self.runner.arena.pool))
+    }
+
+    /// Every sequence reads `tokens`, all of them in the same steps; returns the logits after each one's last token.
+    ///
+    /// # Errors
+    /// Those of [`crate::model::decoder::Decoder::forward`].
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let stride = self.runner.decoder.stride() as usize;
+        let (mut rest, mut last) = (tokens, Vec::new());
+        while !rest.is_empty() {
+            let seen = self.caches.first().map_or(0, |cache| cache.seen as usize);
+            let (piece, after) = rest.split_at((stride - seen % stride).min(rest.len()));
+            rest = after;
+            let logits = if rest.is_empty() { Logits::Last } else { Logits::None };
+            let mut pieces: Vec<_> =
+                self.caches.iter_mut().map(|cache| Piece { cache, tokens: piece, logits }).collect();
+            last = self.runner.decoder.forward(&mut self.runner.arena, &mut pieces)?;
+        }
+        Ok(last)
+    }
+}
+
+impl<B: Backend> Drop for Batch<'_, B> {
+    fn drop(&mut self) {
+        self.caches.iter_mut().for_each(|cache| cache.reclaim(&mut self.runner.arena.pool));
     }
 }

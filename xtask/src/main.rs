@@ -8,6 +8,7 @@ mod cluster;
 mod crates;
 mod deploy_check;
 mod eval_quick;
+mod gpu_check;
 mod image;
 mod kernels;
 mod metrics;
@@ -27,6 +28,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   metrics, deny        the code-size part of `ci` alone; the licences part alone
   kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is none, and check registers
                        and spills; --table writes the table that is checked
+  gpu-check [ARGS]     one archive under target/gpu-check that checks and measures the CUDA backend on a machine with a
+                       GPU and without Rust, and writes a report; tests/gpu/README.md says how
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   image                size of what the CPU image adds to its base: the binary and what it links
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
@@ -44,10 +47,19 @@ fn main() -> ExitCode {
 }
 
 fn dispatch() -> Result<()> {
-    // Every path below is relative to the workspace root.
-    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        // In a bundle there is no workspace: these two work where they are started.
+        ["gpu-run", rest @ ..] => return gpu_check::stages::run_all(rest),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            return Ok(());
+        }
+        _ => {}
+    }
+    // Every path below is relative to the workspace root.
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     match args.as_slice() {
         ["test"] => test::run_all(test::Extent::All),
         ["test", "--fast"] => test::run_all(test::Extent::Fast),
@@ -56,15 +68,12 @@ fn dispatch() -> Result<()> {
         ["deny"] => ci::check_third_party(),
         ["kernels"] => kernels::check(),
         ["kernels", "--table"] => kernels::write_table(),
+        ["gpu-check", rest @ ..] => gpu_check::bundle(rest),
         ["deploy-check"] => deploy_check::check(),
         ["image"] => image::measure(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
-        ["help" | "--help" | "-h"] => {
-            println!("{USAGE}");
-            Ok(())
-        }
         _ => bail!("unknown command line `{}`\n{USAGE}", args.join(" ")),
     }
 }

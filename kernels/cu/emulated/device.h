@@ -200,6 +200,40 @@ inline T __shfl_sync(uint32_t, T value, int from) {
     return emulated::shuffle("__shfl_sync", value, (uint32_t)from);
 }
 
+inline uint32_t __ballot_sync(uint32_t, bool flag) {
+    struct Vote {
+        bool flag;
+        uint32_t mask;
+    } mine{flag, 0};
+    emulated::collective("__ballot_sync", mine, [](Vote **all) {
+        uint32_t mask = 0;
+        for (int lane = 0; lane < 32; ++lane) mask |= (uint32_t)all[lane]->flag << lane;
+        for (int lane = 0; lane < 32; ++lane) all[lane]->mask = mask;
+    });
+    return mine.mask;
+}
+// Rounded to nearest and never contracted; the build says -ffp-contract=off.
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline double __longlong_as_double(long long bits) {
+    double x;
+    std::memcpy(&x, &bits, 8);
+    return x;
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+// Fibers run one at a time: nothing comes between.
+template <class T>
+inline T atomicAdd(T *at, T value) {
+    T old = *at;
+    *at = old + value;
+    return old;
+}
+
 inline float __uint_as_float(uint32_t bits) {
     float x;
     std::memcpy(&x, &bits, 4);

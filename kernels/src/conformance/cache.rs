@@ -2,8 +2,8 @@
 
 use super::{Arenas, Check, Named, Suite, refused};
 use crate::backend::{
-    AttentionItem, Backend, CentroidView, CompactItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape,
-    Reduce, RotateItem, SplitItem, SplitQkv,
+    AttentionItem, Backend, CentroidView, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce,
+    RotateItem, SplitItem, SplitQkv,
 };
 use crate::reference::ReferenceBackend;
 
@@ -230,10 +230,11 @@ pub(super) fn boundary<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
             .iter()
             .map(|&len| (0..len as u32).filter(|slot| keep_one_in > 0 && (slot + 1) % keep_one_in == 0).collect())
             .collect();
-        let items: Vec<CompactItem<'_>> =
-            heads().zip(&keeps).map(|(slots, keep)| CompactItem { slots, keep }).collect();
-        suite.backend.compact(&mut arenas.pages, &items).named("compact")?;
-        ReferenceBackend.compact(&mut arenas.reference, &items).named("compact")?;
+        let heads: Vec<HeadPages<'_>> = heads().collect();
+        let kept = suite.backend.keep_lists(&lens, &keeps).named("keep_lists")?;
+        suite.backend.compact(&mut arenas.pages, &heads, &kept).named("compact")?;
+        let kept = ReferenceBackend.keep_lists(&lens, &keeps).named("keep_lists")?;
+        ReferenceBackend.compact(&mut arenas.reference, &heads, &kept).named("compact")?;
         for (head, keep) in keeps.iter().enumerate() {
             arenas.compare(suite, &format!("compact to {}", keep.len()), head, keep.len(), stored(suite))?;
         }
@@ -254,9 +255,10 @@ pub(super) fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     refused("keys without values", backend.write_slots(&mut pages, head(&good, 40), 0, &zeros, &[]))?;
     let (mut keys, mut values) = ([0.0; 16], [0.0; 16]);
     refused("missing slot", backend.read_slots(&pages, head(&good, 40), &[40], &mut keys, &mut values))?;
-    let compact = |slots, keep| [CompactItem { slots, keep }];
-    refused("kept slot missing", backend.compact(&mut pages, &compact(head(&good, 40), &[3, 40])))?;
-    refused("kept slots not increasing", backend.compact(&mut pages, &compact(head(&good, 40), &[3, 3])))?;
+    let kept = backend.keep_lists(&[40], &[vec![3, 5]]).named("keep_lists")?;
+    refused("lists of a longer head", backend.compact(&mut pages, &[head(&good, 39)], &kept))?;
+    refused("lists of one head for two", backend.compact(&mut pages, &[head(&good, 40); 2], &kept))?;
+    refused("compacted page out of range", backend.compact(&mut pages, &[head(&bad, 40)], &kept))?;
     let rotate = [RotateItem { slots: head(&good, 40), delta: &zeros[..39] }];
     refused("delta of another length", backend.rotate_keys(&mut pages, &rotate, &zeros[..8]))?;
     let item = AttentionItem { rows: 0..2, kv_head: 0, slots: head(&good, 40), first_visible: None, centroids: None };

@@ -5,10 +5,12 @@ use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
 use super::{CpuBackend, attention, elementwise, index, matmul, observe, pages, readout};
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, CompactItem, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape,
-    QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
+    ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::sample::{self, SampleItem};
+use crate::select::{self, KeptLists};
 
 impl CpuBackend {
     fn exec(&self) -> Exec<'_> {
@@ -20,6 +22,7 @@ impl Backend for CpuBackend {
     type Buffer = Vec<f32>;
     type Matrix = CpuMatrix;
     type Pages = CpuPages;
+    type Kept = KeptLists;
 
     fn name(&self) -> String {
         let activations = match self.activations {
@@ -116,6 +119,14 @@ impl Backend for CpuBackend {
         elementwise::gather_rows(x, width, rows, out)
     }
 
+    fn sample(&self, logits: &mut Vec<f32>, vocabulary: usize, items: &[SampleItem<'_>]) -> Result<Vec<Option<u32>>> {
+        sample::check(items, logits.len() / vocabulary.max(1), vocabulary)?;
+        let choose = |item: &SampleItem<'_>| {
+            sample::choose(&mut logits[item.row * vocabulary..(item.row + 1) * vocabulary], item)
+        };
+        Ok(items.iter().map(choose).collect())
+    }
+
     fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut CpuPages, q: &mut Vec<f32>) -> Result<()> {
         let SplitQkv { shape, qkv, rows, cos, sin, qk_norm, items } = args;
         let qk_norm = qk_norm.map(|(q, k, eps)| (&q[..], &k[..], eps));
@@ -163,8 +174,20 @@ impl Backend for CpuBackend {
         index::index(self.exec(), shape, items)
     }
 
-    fn compact(&self, pages: &mut CpuPages, items: &[CompactItem<'_>]) -> Result<()> {
-        pages::compact(self.exec(), pages, items)
+    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
+        select::select(budget, items)
+    }
+
+    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {
+        KeptLists::new(lens, lists)
+    }
+
+    fn kept(&self, kept: &KeptLists) -> Result<Vec<Vec<u32>>> {
+        Ok(kept.lists().to_vec())
+    }
+
+    fn compact(&self, pages: &mut CpuPages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
+        pages::compact(self.exec(), pages, heads, kept)
     }
 
     fn rotate_keys(&self, pages: &mut CpuPages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

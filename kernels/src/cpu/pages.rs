@@ -7,8 +7,9 @@ use super::SimdLevel;
 use super::exp::sin_cos;
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::pool::Pool;
-use crate::backend::{CompactItem, HeadPages, KvType, PageId, PageShape, RotateItem};
+use crate::backend::{HeadPages, KvType, PageId, PageShape, RotateItem};
 use crate::error::{Error, Result};
+use crate::select::KeptLists;
 
 /// Slots of one page.
 pub(crate) const SLOTS: usize = PageShape::SLOTS;
@@ -328,26 +329,17 @@ fn for_items(exec: Exec<'_>, items: usize, apart: bool, task: &(dyn Fn(usize) + 
 }
 
 /// See [`crate::Backend::compact`].
-pub(crate) fn compact(exec: Exec<'_>, pages: &mut CpuPages, items: &[CompactItem<'_>]) -> Result<()> {
+pub(crate) fn compact(exec: Exec<'_>, pages: &mut CpuPages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
     let op = "compact";
-    for item in items {
-        pages.check(op, &item.slots, item.slots.len)?;
-        for (i, &slot) in item.keep.iter().enumerate() {
-            let (index, len) = (slot as usize, item.slots.len);
-            if index >= len {
-                return Err(Error::Index { op, what: "kept slot", index, len });
-            }
-            if i > 0 && item.keep[i - 1] >= slot {
-                return Err(Error::Index { op, what: "kept slot (not increasing)", index, len });
-            }
-        }
+    kept.check(op, heads)?;
+    for head in heads {
+        pages.check(op, head, head.len)?;
     }
-    let apart = disjoint(items.iter().map(|item| &item.slots.pages[..item.slots.len.div_ceil(SLOTS)]));
+    let apart = disjoint(heads.iter().map(|head| &head.pages[..head.len.div_ceil(SLOTS)]));
     let writer = pages.writer();
-    for_items(exec, items.len(), apart, &|i| {
-        let item = &items[i];
-        // SAFETY: tables were checked, and items run at the same time only when they share no page.
-        with_writer!(&writer, w => unsafe { w.compact(item.slots.pages, item.keep) });
+    for_items(exec, heads.len(), apart, &|i| {
+        // SAFETY: tables were checked, lists are within them, and items run at the same time only when they share no page.
+        with_writer!(&writer, w => unsafe { w.compact(heads[i].pages, &kept.lists()[i]) });
     });
     Ok(())
 }

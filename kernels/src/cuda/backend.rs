@@ -1,18 +1,21 @@
 //! [`Backend`] on a device: every method checks its shapes and launches the kernel of the same name.
 
+use super::select::Kept;
 use super::slots::Pages;
 use super::weights::Matrix;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, CompactItem, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape,
-    QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
+    ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::sample::SampleItem;
 
 impl<D: Device> Backend for CudaBackend<D> {
     type Buffer = Buffer<D>;
     type Matrix = Matrix<D>;
     type Pages = Pages<D>;
+    type Kept = Kept<D>;
 
     fn name(&self) -> String {
         let precision = match self.precision {
@@ -122,6 +125,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.run(Launch { kernel: "gather_rows", grid, threads: 256, shared: 0, args: &args })
     }
 
+    fn sample(&self, logits: &mut Buffer<D>, vocabulary: usize, items: &[SampleItem<'_>]) -> Result<Vec<Option<u32>>> {
+        self.sample_tokens(logits, vocabulary, items)
+    }
+
     fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut Pages<D>, q: &mut Buffer<D>) -> Result<()> {
         self.split(args, pages, q)
     }
@@ -167,8 +174,20 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.score(shape, items)
     }
 
-    fn compact(&self, pages: &mut Pages<D>, items: &[CompactItem<'_>]) -> Result<()> {
-        self.compact_slots(pages, items)
+    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Kept<D>> {
+        self.select_slots(budget, items)
+    }
+
+    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {
+        self.upload_lists(lens, lists)
+    }
+
+    fn kept(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
+        self.download_lists(kept)
+    }
+
+    fn compact(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
+        self.compact_slots(pages, heads, kept)
     }
 
     fn rotate_keys(&self, pages: &mut Pages<D>, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

@@ -3,6 +3,10 @@
 //! Everything runs on one stream, in order. Matrix products of more than eight rows go to cuBLAS where that library is
 //! found (`libcublas`, of the CUDA toolkit), else to our own kernel.
 
+mod timing;
+
+pub use timing::Facts;
+
 use super::{Arg, Device, Launch, Product, at_least};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as blas, sys as blas_sys};
@@ -39,6 +43,8 @@ pub struct Driver {
     module: sys::CUmodule,
     functions: Mutex<HashMap<String, Function>>,
     blas: Option<Blas>,
+    /// What was timed so far, while kernels are timed.
+    spans: Mutex<Option<Vec<timing::Span>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -150,7 +156,7 @@ impl Driver {
         // SAFETY: a fatbin that nvcc wrote, which knows its own length.
         let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }.map_err(failed("load kernels"))?;
         let blas = Blas::open(shared.stream);
-        Ok(Self { shared, name, module, functions: Mutex::default(), blas })
+        Ok(Self { shared, name, module, functions: Mutex::default(), blas, spans: Mutex::default() })
     }
 
     /// Free and total bytes of the GPU's memory.
@@ -301,6 +307,7 @@ impl Device for Driver {
         let mut words: Vec<u64> = launch.args.iter().copied().map(Arg::word).collect();
         let mut args: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
         let [x, y, z] = launch.grid;
+        let span = self.begin_span()?;
         // SAFETY: by the caller's contract; the driver copies the arguments before it returns.
         unsafe {
             cuda::launch_kernel(
@@ -315,7 +322,8 @@ impl Device for Driver {
         .map_err(|error| match failed("launch")(error) {
             Error::Device { op, what } => Error::Device { op, what: format!("{}: {what}", launch.kernel) },
             other => other,
-        })
+        })?;
+        self.end_span(launch.kernel, span)
     }
 
     unsafe fn product(&self, product: &Product) -> Result<bool> {
@@ -324,6 +332,7 @@ impl Device for Driver {
         let &Product { x, w, out, rows, outputs, stride, accumulate } = product;
         let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         let pointer = |address: u64| address as *const c_void;
+        let span = self.begin_span()?;
         let (bf16, single) = (blas_sys::cudaDataType_t::CUDA_R_16BF, blas_sys::cudaDataType_t::CUDA_R_32F);
         // cuBLAS counts columns first: outᵀ [N, T] = w [N, C] · xᵀ, where row-major `w` reads as its transpose.
         // SAFETY: by the caller's contract; alpha and beta are read before the call returns.
@@ -351,6 +360,7 @@ impl Device for Driver {
             )
         }
         .map_err(|error| Error::Device { op: "matmul", what: format!("cuBLAS: {error:?}") })?;
+        self.end_span("cublas", span)?;
         Ok(true)
     }
 }

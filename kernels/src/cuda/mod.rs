@@ -15,6 +15,8 @@ pub mod emulated;
 mod items;
 mod latent;
 mod observe;
+mod sample;
+mod select;
 mod slots;
 mod weights;
 

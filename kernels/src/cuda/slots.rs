@@ -2,7 +2,7 @@
 
 use super::items::{Item, Items, NONE};
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
-use crate::backend::{CompactItem, HeadPages, KvType, PageShape, RotateItem, SplitQkv};
+use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
 
 /// Pages of keys `[32, D]` and values `[32, D]`.
@@ -100,38 +100,6 @@ impl<D: Device> CudaBackend<D> {
                 kv_heads,
                 dim,
             ],
-        })
-    }
-
-    pub(super) fn compact_slots(&self, pages: &Pages<D>, items: &[CompactItem<'_>]) -> Result<()> {
-        let op = "compact";
-        let (mut all, mut keeps) = (Items::default(), Vec::new());
-        for CompactItem { slots, keep } in items {
-            pages.check(op, slots, slots.len)?;
-            let increasing = keep.windows(2).all(|pair| pair[0] < pair[1]);
-            if let Some(&index) = keep.last().filter(|&&last| !increasing || last as usize >= slots.len) {
-                return Err(Error::Index { op, what: "kept slot", index: index as usize, len: slots.len });
-            }
-            let moved = keep.iter().enumerate().position(|(to, &from)| to as u32 != from).unwrap_or(keep.len());
-            if moved == keep.len() {
-                continue;
-            }
-            let (extra, table) = (keeps.len() as u32, all.table(slots, slots.len));
-            keeps.extend_from_slice(keep);
-            let (count, flags) = (keep.len() as u32, moved as u32);
-            all.items.push(Item { len: slots.len as u32, table, extra, count, flags, ..Item::new(&(0..0), 0) });
-        }
-        let mut pack = Pack::default();
-        let (packed, keeps) = (all.pack(&mut pack), pack.push(&keeps));
-        let bytes = pages.shape.head_dim * pages.shape.dtype.bytes();
-        let mut work = self.work();
-        let arg = pack.upload(&self.device, &mut work.stage)?;
-        self.run(Launch {
-            kernel: "compact",
-            grid: [all.items.len() as u32, 1, 1],
-            threads: 256,
-            shared: (2 * PageShape::SLOTS * bytes) as u32,
-            args: &[pages.arg(), arg(packed.items), arg(packed.tables), arg(keeps), Arg::U32(bytes as u32)],
         })
     }
 

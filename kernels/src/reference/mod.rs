@@ -5,13 +5,17 @@
 mod attention;
 mod dequant;
 mod latent;
+mod select;
+mod tokens;
 
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, CompactItem, HeadPages, IndexItem, IndexShape, KvType, ObserveItem,
-    PageId, PageShape, QkvShape, ReadoutItem, RotateItem, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, ObserveItem, PageId, PageShape,
+    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::fixed;
+use crate::sample::{self, SampleItem};
+use crate::select::{KeptLists, check_select};
 
 /// The backend. It keeps no state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -109,6 +113,7 @@ impl Backend for ReferenceBackend {
     type Buffer = Vec<f32>;
     type Matrix = ReferenceMatrix;
     type Pages = ReferencePages;
+    type Kept = KeptLists;
 
     fn name(&self) -> String {
         "reference".to_owned()
@@ -269,6 +274,11 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
+    fn sample(&self, logits: &mut Vec<f32>, vocabulary: usize, items: &[SampleItem<'_>]) -> Result<Vec<Option<u32>>> {
+        sample::check(items, logits.len() / vocabulary.max(1), vocabulary)?;
+        Ok(items.iter().map(|item| tokens::choose(&mut logits[item.row * vocabulary..][..vocabulary], item)).collect())
+    }
+
     fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut ReferencePages, q: &mut Vec<f32>) -> Result<()> {
         let (op, SplitQkv { shape, qkv, rows, cos, sin, qk_norm, items }) = ("split_qkv", args);
         let QkvShape { heads, kv_heads, head_dim } = shape;
@@ -349,12 +359,27 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn compact(&self, pages: &mut ReferencePages, items: &[CompactItem<'_>]) -> Result<()> {
+    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
+        check_select(budget, items)?;
+        let lens: Vec<usize> = items.iter().map(|item| item.scores.len()).collect();
+        KeptLists::new(&lens, &select::select(budget, items))
+    }
+
+    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {
+        KeptLists::new(lens, lists)
+    }
+
+    fn kept(&self, kept: &KeptLists) -> Result<Vec<Vec<u32>>> {
+        Ok(kept.lists().to_vec())
+    }
+
+    fn compact(&self, pages: &mut ReferencePages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
         let op = "compact";
-        for item in items {
-            for (to, &from) in item.keep.iter().enumerate() {
-                let from = pages.entry(op, item.slots.pages, from as usize)?;
-                let to = pages.entry(op, item.slots.pages, to)?;
+        kept.check(op, heads)?;
+        for (head, list) in heads.iter().zip(kept.lists()) {
+            for (to, &from) in list.iter().enumerate() {
+                let from = pages.entry(op, head.pages, from as usize)?;
+                let to = pages.entry(op, head.pages, to)?;
                 pages.keys[to] = pages.keys[from].clone();
                 pages.values[to] = pages.values[from].clone();
             }

@@ -1,6 +1,6 @@
 //! What happens when a sequence reaches a multiple of the stride: score, rank, evict, memorise, compact.
 
-use super::budget::{self, Candidates};
+use super::budget;
 use super::budget_group::Columns;
 use super::cache::SequenceCache;
 use super::contract::{HeadBudget, Positions};
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::exchange::Exchange;
 use crate::policy::HeadView;
 use crate::policy::expected::QueryView;
-use palimpsest_kernels::{Backend, CompactItem, PageShape, Reduce, RotateItem};
+use palimpsest_kernels::{Backend, HeadPages, PageShape, Reduce, RotateItem, SelectItem};
 
 /// What a boundary needs besides the sequence.
 pub struct BoundaryContext<'a, B: Backend> {
@@ -42,9 +42,7 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
         return Ok(());
     }
     if cache.seen > slots as u64 {
-        let keep = rank(cache, ctx, slots)?;
-        memorise(cache, ctx, &keep)?;
-        compact(cache, ctx, &keep)?;
+        evict(cache, ctx, slots)?;
     }
     if cache.policy.forgets_mass() {
         // Below the budget too: the first ranking must not see attention from earlier strides.
@@ -57,22 +55,40 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
     Ok(())
 }
 
-/// The slots every head keeps, protected ones included, increasing.
-fn rank<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<Vec<Vec<u32>>> {
+/// Ranks, hands the losers to the memory, and moves what stays together. Where there is no memory to write, the device goes
+/// from scores to compacted pages without waiting for the host.
+fn evict<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<()> {
+    let kept = choose(cache, ctx, slots)?;
+    let before = if cache.memory.is_some() { Some(ctx.backend.kept(&kept)?) } else { None };
+    if let Some(keep) = &before {
+        memorise(cache, ctx, keep)?;
+    }
+    let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
+    ctx.backend.compact(ctx.pages, &heads, &kept)?;
+    let keep = before.map_or_else(|| ctx.backend.kept(&kept), Ok)?;
+    let terms = cache.policy.terms();
+    for (head, kept) in cache.heads.iter_mut().zip(&keep) {
+        cache.evicted += (head.len() - kept.len()) as u64;
+        head.retain(kept, terms);
+        ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
+    }
+    Ok(())
+}
+
+/// Which slots every head keeps, protected ones included.
+fn choose<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<B::Kept> {
     let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
     let take = slots - sinks as usize - window as usize;
     let window_start = cache.seen.saturating_sub(window);
     let attention = attention(cache, ctx)?;
-    let mut candidates = Vec::with_capacity(cache.heads.len());
-    for (index, head) in cache.heads.iter().enumerate() {
-        let (keys, values) = entries(cache, ctx, index)?;
-        let mut scores = vec![0.0; head.len()];
-        cache.policy.score(&view(cache, ctx, index, (&keys, &values), &attention[index]), &mut scores);
+    let score = |index: usize| scores(cache, ctx, index, &attention[index]);
+    let scores: Vec<_> = (0..cache.heads.len()).map(score).collect::<Result<_>>()?;
+    let items = cache.heads.iter().zip(&scores).map(|(head, scores)| {
         let first = head.positions.partition_point(|&p| p < sinks);
         let last = head.positions.partition_point(|&p| u64::from(p) < window_start).max(first);
-        candidates
-            .push(Candidates { slots: (first as u32..last as u32).collect(), scores: scores[first..last].to_vec() });
-    }
+        SelectItem { scores, candidates: first..last }
+    });
+    let items: Vec<SelectItem<'_>> = items.collect();
     let scope = if cache.policy.comparable() { cache.contract.head_budget } else { HeadBudget::Uniform };
     let columns = Columns { own: cache.kv_heads, first: cache.first_kv_head, total: cache.total_kv_heads };
     let mut sum = |counts: &mut [u64]| {
@@ -82,17 +98,7 @@ fn rank<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slo
         }
         ctx.exchange.sum_counts(counts)
     };
-    let mut keep = budget::select(&candidates, columns, take, scope, &mut sum)?;
-    for ((kept, candidates), head) in keep.iter_mut().zip(&candidates).zip(&cache.heads) {
-        // Protected slots stand before and behind the candidates, so order is kept by concatenation.
-        let first = candidates.slots.first().copied().unwrap_or(head.len() as u32);
-        let last = candidates.slots.last().map_or(first, |s| s + 1);
-        let mut all: Vec<u32> = (0..first).collect();
-        all.append(kept);
-        all.extend(last..head.len() as u32);
-        *kept = all;
-    }
-    Ok(keep)
+    budget::select(ctx.backend, &items, columns, (take, scope), &mut sum)
 }
 
 /// What the policy goes by for every head, one number per slot: attention, over all query heads of the KV head, or what else it
@@ -114,6 +120,19 @@ fn attention<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>
         return sharing::reduce(cache, &expected, Reduce::Sum, ctx.exchange);
     }
     Ok(cache.heads.iter().map(|head| head.mass.first().cloned().unwrap_or_default()).collect())
+}
+
+/// The policy's score of every slot of a head.
+fn scores<B: Backend>(
+    cache: &SequenceCache,
+    ctx: &BoundaryContext<'_, B>,
+    index: usize,
+    attention: &[f32],
+) -> Result<Vec<f32>> {
+    let (keys, values) = entries(cache, ctx, index)?;
+    let mut scores = vec![0.0; cache.heads[index].len()];
+    cache.policy.score(&view(cache, ctx, index, (&keys, &values), attention), &mut scores);
+    Ok(scores)
 }
 
 /// Keys and values of a head, if the policy reads them.
@@ -170,24 +189,6 @@ fn memorise<B: Backend>(cache: &mut SequenceCache, ctx: &BoundaryContext<'_, B>,
         let mut values = keys.clone();
         ctx.backend.read_slots(ctx.pages, head.view(head.len()), &lost, &mut keys, &mut values)?;
         memory.absorb(index, &keys, &values);
-    }
-    Ok(())
-}
-
-fn compact<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>, keep: &[Vec<u32>]) -> Result<()> {
-    let items: Vec<_> = cache
-        .heads
-        .iter()
-        .zip(keep)
-        .filter(|(head, kept)| kept.len() < head.len())
-        .map(|(head, kept)| CompactItem { slots: head.view(head.len()), keep: kept })
-        .collect();
-    ctx.backend.compact(ctx.pages, &items)?;
-    let terms = cache.policy.terms();
-    for (head, kept) in cache.heads.iter_mut().zip(keep) {
-        cache.evicted += (head.len() - kept.len()) as u64;
-        head.retain(kept, terms);
-        ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
     }
     Ok(())
 }

@@ -5,8 +5,10 @@
 //! ties of every head is summed once more. So five small sums per boundary, whatever the number of layers, and the
 //! answer of a single rank, slot for slot.
 
-use super::budget::{Candidates, Ranked, floor_of, ranked, split_best};
+use super::budget::floor_of;
 use crate::error::Result;
+use palimpsest_kernels::SelectItem;
+use palimpsest_kernels::select::{Ranked, ranked, split_best, with_protected};
 
 pub use palimpsest_proto::kv::GROUP_CAP;
 
@@ -25,11 +27,22 @@ pub struct Columns {
 pub type SumCounts<'a> = &'a mut dyn FnMut(&mut [u64]) -> Result<()>;
 
 /// Chooses the slots to keep out of `heads` (layer-major) such that all heads of all ranks keep `take` candidates on
-/// average, the best ones, though no column more than [`GROUP_CAP`] times its share. Returns kept slots, not in order.
-pub(super) fn select(heads: &[Candidates], columns: Columns, take: usize, sum: SumCounts<'_>) -> Result<Vec<Vec<u32>>> {
+/// average, the best ones, though no column more than [`GROUP_CAP`] times its share. Returns all slots that stay.
+pub(super) fn select(
+    heads: &[SelectItem<'_>],
+    columns: Columns,
+    take: usize,
+    sum: SumCounts<'_>,
+) -> Result<Vec<Vec<u32>>> {
+    let chosen = choose(heads, columns, take, sum)?;
+    Ok(heads.iter().zip(chosen).map(|(item, chosen)| with_protected(item, chosen)).collect())
+}
+
+/// The candidates that stay, not in order.
+fn choose(heads: &[SelectItem<'_>], columns: Columns, take: usize, sum: SumCounts<'_>) -> Result<Vec<Vec<u32>>> {
     let layers = heads.len() / columns.own;
     let mut keep = vec![Vec::new(); heads.len()];
-    let slot = |r: &Ranked| heads[r.head as usize].slots[r.index as usize];
+    let slot = |r: &Ranked| r.slot;
     let mut rest = Vec::new();
     let mut num_own = 0;
     for column in 0..columns.own {
@@ -139,14 +152,20 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::{Barrier, Mutex};
 
+    /// All but two slots in front and one behind.
+    fn candidates(head: &[f32]) -> std::ops::Range<usize> {
+        let first = head.len().min(2);
+        first..head.len().saturating_sub(1).max(first)
+    }
+
     /// The slow, obvious version, on one rank: full sorts, one candidate at a time.
-    fn reference(heads: &[Candidates], columns: usize, take: usize) -> Vec<Vec<u32>> {
+    fn reference(heads: &[Vec<f32>], columns: usize, take: usize) -> Vec<Vec<u32>> {
         let mut keep = vec![Vec::new(); heads.len()];
         let mut in_column = vec![0; columns];
         let mut left = take * heads.len();
         let mut all: Vec<(f32, usize, u32)> = Vec::new();
         for (h, head) in heads.iter().enumerate() {
-            all.extend(head.slots.iter().zip(&head.scores).map(|(&s, &v)| (v, h, s)));
+            all.extend(candidates(head).map(|slot| (head[slot], h, slot as u32)));
         }
         all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let floor = (take as f32 * FLOOR_SHARE) as usize;
@@ -163,12 +182,15 @@ mod tests {
                 !wanted
             });
         }
-        keep.iter_mut().for_each(|k| k.sort_unstable());
+        for (kept, head) in keep.iter_mut().zip(heads) {
+            kept.extend((0..head.len()).filter(|slot| !candidates(head).contains(slot)).map(|slot| slot as u32));
+            kept.sort_unstable();
+        }
         keep
     }
 
     /// Heads of `columns` dealt to ranks of these widths, each selecting in a thread of its own.
-    fn on_ranks(heads: &[Candidates], total: usize, take: usize, widths: &[usize]) -> Vec<Vec<u32>> {
+    fn on_ranks(heads: &[Vec<f32>], total: usize, take: usize, widths: &[usize]) -> Vec<Vec<u32>> {
         let (barrier, shared) = (Barrier::new(widths.len()), Mutex::new(Vec::<u64>::new()));
         let mut keep = vec![Vec::new(); heads.len()];
         let found = std::thread::scope(|scope| {
@@ -177,7 +199,10 @@ mod tests {
                 let columns = Columns { own: widths[rank], first, total };
                 let everywhere: Vec<usize> =
                     (0..heads.len()).filter(|h| (first..first + columns.own).contains(&(h % total))).collect();
-                let own: Vec<Candidates> = everywhere.iter().map(|&h| heads[h].clone()).collect();
+                let own: Vec<_> = everywhere
+                    .iter()
+                    .map(|&h| SelectItem { scores: &heads[h], candidates: candidates(&heads[h]) })
+                    .collect();
                 let (barrier, shared) = (&barrier, &shared);
                 scope.spawn(move || {
                     let mut sum = |counts: &mut [u64]| {
@@ -200,8 +225,7 @@ mod tests {
             ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect::<Vec<_>>()
         });
         for (everywhere, slots) in found {
-            for (head, mut slots) in everywhere.into_iter().zip(slots) {
-                slots.sort_unstable();
+            for (head, slots) in everywhere.into_iter().zip(slots) {
                 keep[head] = slots;
             }
         }
@@ -214,10 +238,8 @@ mod tests {
             scores in prop::collection::vec(prop::collection::vec(-3i8..4, 0..24), 12),
             take in 0usize..24,
         ) {
-            let heads: Vec<_> = scores.iter().map(|s| Candidates {
-                slots: (0..s.len() as u32).map(|i| 4 + 3 * i).collect(),
-                scores: s.iter().map(|&v| f32::from(v) * 1.7).collect(),
-            }).collect();
+            let heads: Vec<Vec<f32>> =
+                scores.iter().map(|s| s.iter().map(|&v| f32::from(v) * 1.7).collect()).collect();
             let expected = reference(&heads, 4, take);
             for widths in [&[4][..], &[2, 2], &[2, 1, 1], &[1, 1, 1, 1]] {
                 prop_assert_eq!(&on_ranks(&heads, 4, take, widths), &expected, "{:?}", widths);

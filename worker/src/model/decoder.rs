@@ -5,6 +5,10 @@
 //!                                                    boundary: score ▸ rank ▸ evict ▸ memorise ▸ compact, after the last layer
 //! ```
 
+mod answers;
+
+pub use answers::Answer;
+
 use super::config::ModelConfig;
 use super::weights::Weights;
 use crate::collective::Collective;
@@ -19,7 +23,8 @@ use crate::layers::query::DeviceQueryIndexer;
 use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
 use crate::memory::associative::AssociativeWeights;
-use crate::shard::{self, Shard};
+use crate::shard::Shard;
+use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
@@ -266,12 +271,37 @@ impl<B: Backend> Decoder<B> {
         ends + self.layers.iter().map(|l| l.bytes(&*self.backend)).sum::<usize>()
     }
 
+    /// Bytes of matrices that every step reads whole: all but an embedding that is not the head too.
+    pub fn step_weight_bytes(&self) -> usize {
+        let looked_up = if self.head.is_some() { self.backend.matrix_bytes(&self.embedding) } else { 0 };
+        self.weight_bytes() - looked_up
+    }
+
     /// Reads the tokens of all pieces in one pass and evicts where a piece ends at a boundary. Returns the logits of
     /// each piece, `[rows, V]` flattened.
     ///
     /// # Errors
     /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors leave the sequences unusable.
     pub fn forward(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<Vec<Vec<f32>>> {
+        let answers = self.step(arena, pieces, &vec![None; pieces.len()])?;
+        let logits = |answer| match answer {
+            Answer::Logits(logits) => logits,
+            Answer::Token(_) => unreachable!("no choice was asked for"),
+        };
+        Ok(answers.into_iter().map(logits).collect())
+    }
+
+    /// The same, but for the pieces that bring a choice: it is made where the logits are, and only the token comes back. Such a
+    /// piece asks for [`Logits::Last`]; the row of its choice is filled in here.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn step(
+        &mut self,
+        arena: &mut Arena<B>,
+        pieces: &mut [Piece<'_>],
+        choices: &[Option<SampleItem<'_>>],
+    ) -> Result<Vec<Answer>> {
         let rows = self.check(arena, pieces)?;
         self.exchange.begin_step();
         let logit_rows = pieces.iter().map(|p| wanted_rows(p, 0).len()).sum();
@@ -293,9 +323,9 @@ impl<B: Backend> Decoder<B> {
         }
         drop(spans);
         self.digest_states(pieces)?;
-        let logits = self.logits(pieces)?;
+        let answers = self.answers(pieces, choices)?;
         self.boundaries(arena, pieces)?;
-        Ok(logits)
+        Ok(answers)
     }
 
     /// Everything that can be refused, before anything changes. Returns the rows of the step.
@@ -434,49 +464,6 @@ impl<B: Backend> Decoder<B> {
             self.state_digests.push(xxh3_64(bytemuck::cast_slice(&state)));
         }
         Ok(())
-    }
-
-    fn logits(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<Vec<f32>>> {
-        let mut first = 0;
-        let mut wanted = Vec::new();
-        for piece in pieces {
-            wanted.extend(wanted_rows(piece, first));
-            first += piece.tokens.len();
-        }
-        let all = if wanted.is_empty() { Vec::new() } else { self.logits_of(&wanted)? };
-        let config = &self.config;
-        let mut rest = all.as_slice();
-        let split = |piece: &Piece<'_>| {
-            let (own, after) = rest.split_at(wanted_rows(piece, 0).len() * config.vocabulary);
-            rest = after;
-            own.to_vec()
-        };
-        Ok(pieces.iter().map(split).collect())
-    }
-
-    /// Logits `[rows, V]` after the given rows: each rank multiplies its part of the vocabulary, and all are gathered.
-    fn logits_of(&mut self, wanted: &[usize]) -> Result<Vec<f32>> {
-        let (b, s, config) = (&*self.backend, &mut self.scratch, &self.config);
-        b.gather_rows(&s.x, config.hidden, wanted, &mut s.last)?;
-        b.rms_norm(&s.last, &self.final_norm, config.rms_eps, wanted.len(), &mut s.h)?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        b.matmul(head, &s.h, wanted.len(), None, &mut s.logits)?;
-        let mut own = vec![0.0; wanted.len() * self.shard.vocabulary.len()];
-        b.download(&s.logits, 0, &mut own)?;
-        if self.shard.is_whole() {
-            return Ok(own);
-        }
-        let (vocabulary, world_size) = (config.vocabulary, self.shard.place.world_size);
-        let longest = wanted.len() * vocabulary.div_ceil(world_size);
-        let parts = self.exchange.gather(&own, longest)?;
-        let mut all = vec![0.0; wanted.len() * vocabulary];
-        for (rank, part) in parts.chunks_exact(longest).enumerate() {
-            let columns = shard::even(vocabulary, rank, world_size);
-            for (row, values) in all.chunks_exact_mut(vocabulary).zip(part.chunks_exact(columns.len())) {
-                row[columns.clone()].copy_from_slice(values);
-            }
-        }
-        Ok(all)
     }
 
     fn boundaries(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<()> {

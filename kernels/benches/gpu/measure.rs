@@ -1,0 +1,143 @@
+//! The measurements, over any device that can time itself: `kernels/tests/emulated.rs` runs them at small sizes, so that what
+//! they call is right before a GPU is there. What they print then is no figure of anything.
+
+use palimpsest_kernels::cuda::{CudaBackend, Device, Product};
+use palimpsest_kernels::error::Result;
+use palimpsest_kernels::{AttentionItem, Backend, HeadPages, KvType, PageId, PageShape, QkvShape};
+use serde_json::{Value, json};
+
+/// A device that says how long it takes.
+pub trait Timed: Device {
+    /// Seconds of everything that `work` starts.
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// Seconds of each kernel that `work` starts.
+    fn kernel_seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<(String, f64)>>;
+    /// Copies on the device.
+    fn copy(&self, src: &Self::Memory, dst: &Self::Memory, bytes: usize) -> Result<()>;
+}
+
+/// How much is measured.
+pub struct Sizes {
+    /// Bytes that are copied.
+    pub copy: usize,
+    /// Rows, columns and outputs of a product.
+    pub product: usize,
+    /// Heads of the attention that is measured.
+    pub heads: QkvShape,
+    /// Sequences and slots per head of decode attention.
+    pub decode: &'static [(usize, usize)],
+    /// Sequences, rows and slots per head of prefill attention.
+    pub prefill: &'static [(usize, usize, usize)],
+    /// Runs of each, of which the median counts.
+    pub runs: usize,
+}
+
+impl Sizes {
+    /// Llama-3.1-8B's heads at the points that issue 6 names.
+    #[allow(dead_code, reason = "the test of the measurements has its own sizes")]
+    pub const REAL: Self = Self {
+        copy: 1 << 30,
+        product: 8192,
+        heads: QkvShape { heads: 32, kv_heads: 8, head_dim: 128 },
+        decode: &[(1, 4096), (16, 4096), (64, 4096)],
+        prefill: &[(1, 512, 4608), (4, 512, 4608)],
+        runs: 21,
+    };
+}
+
+/// Measures everything and hands each figure to `report`.
+pub fn all<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, report: &mut dyn FnMut(Value)) -> Result<()> {
+    let copy_rate = copy_rate(backend.device(), sizes)?;
+    report(json!({"kind": "copy", "bytes": sizes.copy, "bytes_per_second": copy_rate}));
+    let product_rate = product_rate(backend, sizes)?;
+    report(json!({"kind": "bf16 product", "size": sizes.product, "flops": product_rate.map(|rate| rate.0),
+                  "by": product_rate.map(|rate| rate.1)}));
+    for &(sequences, slots) in sizes.decode {
+        let seconds = attention(backend, sizes, (sequences, 1, slots))?;
+        let shape = sizes.heads;
+        let bytes = sequences * shape.kv_heads * slots * 2 * shape.head_dim * KvType::F16.bytes();
+        let rate = bytes as f64 / seconds;
+        report(json!({"kind": "decode attention", "sequences": sequences, "slots": slots, "seconds": seconds,
+                      "bytes_per_second": rate, "of_copy": rate / copy_rate}));
+    }
+    for &(sequences, rows, slots) in sizes.prefill {
+        let seconds = attention(backend, sizes, (sequences, rows, slots))?;
+        let pairs: usize = (0..rows).map(|row| slots - rows + row + 1).sum();
+        let flops = (sequences * 4 * sizes.heads.head_dim * sizes.heads.heads * pairs) as f64 / seconds;
+        report(json!({"kind": "prefill attention", "sequences": sequences, "rows": rows, "slots": slots,
+                      "seconds": seconds, "flops": flops, "of_product": product_rate.map(|rate| flops / rate.0)}));
+    }
+    Ok(())
+}
+
+/// Median of `runs` measurements, after one that warms up.
+fn median(runs: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
+    measure()?;
+    let mut seconds = (0..runs).map(|_| measure()).collect::<Result<Vec<f64>>>()?;
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[runs / 2])
+}
+
+/// Bytes read and written per second by copies on the device.
+fn copy_rate<D: Timed>(device: &D, sizes: &Sizes) -> Result<f64> {
+    let (src, dst) = (device.alloc("source", sizes.copy)?, device.alloc("destination", sizes.copy)?);
+    let seconds = median(sizes.runs, || device.seconds(&mut || device.copy(&src, &dst, sizes.copy)))?;
+    Ok(2.0 * sizes.copy as f64 / seconds)
+}
+
+/// Multiply-adds, counted as two, per second of a bf16 product by the vendor's library, and by whom; `None` where there is none.
+fn product_rate<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes) -> Result<Option<(f64, &'static str)>> {
+    let (device, size) = (backend.device(), sizes.product);
+    // Numbers near 1, of two bytes each: a product of zeros draws less power and runs at a higher clock.
+    let noise: Vec<u8> = (0..size * size).flat_map(|i| [(i * 37 % 251) as u8, 0x3f]).collect();
+    let operand = |what| {
+        let memory = device.alloc(what, 2 * size * size)?;
+        device.upload(&noise, &memory, 0)?;
+        Ok(memory)
+    };
+    let (x, w, out) = (operand("x")?, operand("w")?, device.alloc("out", 4 * size * size)?);
+    let [x, w, out] = [&x, &w, &out].map(D::address);
+    let product = Product { x, w, out, rows: size, outputs: size, stride: size, accumulate: false };
+    // SAFETY: all three were allocated here with `size` rows of `size` elements of their types.
+    let multiply = || unsafe { device.product(&product) };
+    if !multiply()? {
+        return Ok(None);
+    }
+    let seconds = median(sizes.runs, || device.seconds(&mut || multiply().map(|_| ())))?;
+    Ok(Some((2.0 * (size as f64).powi(3) / seconds, "cuBLAS")))
+}
+
+/// Median seconds of the kernels of one attention call: `sequences` of `rows` rows over `slots` slots, those of the rows included.
+fn attention<D: Timed>(
+    backend: &CudaBackend<D>,
+    sizes: &Sizes,
+    (sequences, rows, slots): (usize, usize, usize),
+) -> Result<f64> {
+    let QkvShape { heads, kv_heads, head_dim } = sizes.heads;
+    let (count, per_head) = (sequences * kv_heads, slots.div_ceil(PageShape::SLOTS));
+    let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: KvType::F16 }, count * per_head)?;
+    // Pages of a head lie apart, as they do in an arena that has been in use.
+    let tables: Vec<Vec<PageId>> =
+        (0..count).map(|head| (0..per_head).map(|page| PageId((page * count + head) as u32)).collect()).collect();
+    let noise = |len: usize| (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect::<Vec<f32>>();
+    let entries = noise(slots * head_dim);
+    for pages_of in &tables {
+        backend.write_slots(&mut pages, HeadPages { pages: pages_of, len: slots }, 0, &entries, &entries)?;
+    }
+    let items: Vec<_> = tables
+        .iter()
+        .enumerate()
+        .map(|(index, pages)| AttentionItem {
+            rows: index / kv_heads * rows..(index / kv_heads + 1) * rows,
+            kv_head: index % kv_heads,
+            slots: HeadPages { pages, len: slots },
+            first_visible: None,
+            centroids: None,
+        })
+        .collect();
+    let len = sequences * rows * heads * head_dim;
+    let (mut q, mut out) = (backend.alloc(len)?, backend.alloc(len)?);
+    backend.upload(&noise(len), &mut q, 0)?;
+    let mut attend = || backend.attention(sizes.heads, &pages, &q, &items, &mut out);
+    median(sizes.runs, || Ok(backend.device().kernel_seconds(&mut attend)?.iter().map(|kernel| kernel.1).sum()))
+}

@@ -1,0 +1,143 @@
+//! Boundary selection: which slots stay is decided, and stays, on the device; see `kernels/cu/select.cu`.
+
+use super::items::{Item, Items};
+use super::slots::Pages;
+use super::{Arg, CudaBackend, Device, Launch, Pack};
+use crate::backend::{HeadPages, PageShape, SelectBudget, SelectItem};
+use crate::error::{Error, Result};
+use crate::select::{self, KeptLists};
+use bytemuck::Zeroable;
+
+/// Threads of a block that reads scores.
+const THREADS: u32 = 256;
+/// Bytes of `Floor` and of `Cut`.
+const FLOOR_BYTES: usize = 16;
+const CUT_BYTES: usize = 8;
+
+/// Lists of slots that stay and of slots that go, on the device.
+pub struct Kept<D: Device> {
+    /// For each head two counts: slots that stay, and the first that goes. Then those that stay, then those that go, each
+    /// head's from the sum of the lengths before it on.
+    memory: D::Memory,
+    lens: Vec<usize>,
+}
+
+impl<D: Device> Kept<D> {
+    fn total(&self) -> usize {
+        self.lens.iter().sum()
+    }
+
+    /// Counts, lists that stay, lists that go.
+    fn args(&self) -> [Arg; 3] {
+        let base = D::address(&self.memory);
+        let words = |count: usize| Arg::Pointer(base + 4 * count as u64);
+        let heads = 2 * self.lens.len();
+        [words(0), words(heads), words(heads + self.total())]
+    }
+}
+
+impl<D: Device> CudaBackend<D> {
+    fn new_kept(&self, lens: Vec<usize>) -> Result<Kept<D>> {
+        let total: usize = lens.iter().sum();
+        let memory = self.device.alloc("lists of slots", 4 * (2 * lens.len() + 2 * total))?;
+        Ok(Kept { memory, lens })
+    }
+
+    pub(super) fn select_slots(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Kept<D>> {
+        select::check_select(budget, items)?;
+        let kept = self.new_kept(items.iter().map(|item| item.scores.len()).collect())?;
+        let mut all = Items::default();
+        for SelectItem { scores, candidates } in items {
+            let at = all.floats.len() as u32;
+            let (first, count) = (candidates.start as u32, candidates.end as u32);
+            all.items.push(Item { len: scores.len() as u32, first, count, extra: at, output: at, ..Item::zeroed() });
+            all.floats.extend_from_slice(scores);
+        }
+        let mut pack = Pack::default();
+        let packed = all.pack(&mut pack);
+        let heads = items.len() as u32;
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let bytes = items.len() * (FLOOR_BYTES + CUT_BYTES);
+        let floors = work.scratch.address(&self.device, "cuts of heads", bytes)?;
+        let cuts = Arg::Pointer(floors + (items.len() * FLOOR_BYTES) as u64);
+        let (list, scores, floors) = (arg(packed.items), arg(packed.floats), Arg::Pointer(floors));
+        let run = |kernel, blocks, args: &[Arg]| {
+            self.run(Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, shared: 0, args })
+        };
+        let [pools, take, floor] = [budget.pools, budget.take, budget.floor].map(|n| Arg::U32(n as u32));
+        run("select_heads", heads, &[list, scores, floors, floor])?;
+        let blocks = heads.min(budget.pools as u32);
+        run("select_pools", blocks, &[list, scores, floors, cuts, Arg::U32(heads), pools, take])?;
+        let [counts, keeps, losts] = kept.args();
+        run("select_lists", heads, &[list, scores, cuts, counts, keeps, losts])?;
+        drop(work);
+        Ok(kept)
+    }
+
+    pub(super) fn upload_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {
+        let checked = KeptLists::new(lens, lists)?;
+        let kept = self.new_kept(lens.to_vec())?;
+        let mut all = Items::default();
+        let mut chosen = vec![0u8; kept.total()];
+        let mut at = 0;
+        for (&len, list) in lens.iter().zip(checked.lists()) {
+            list.iter().for_each(|&slot| chosen[at + slot as usize] = 1);
+            all.items.push(Item { len: len as u32, extra: at as u32, output: at as u32, ..Item::zeroed() });
+            at += len;
+        }
+        let mut pack = Pack::default();
+        let (packed, chosen) = (all.pack(&mut pack), pack.push(&chosen));
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let [counts, keeps, losts] = kept.args();
+        self.run(Launch {
+            kernel: "keep_lists",
+            grid: [lens.len() as u32, 1, 1],
+            threads: THREADS,
+            shared: 0,
+            args: &[arg(packed.items), arg(chosen), counts, keeps, losts],
+        })?;
+        drop(work);
+        Ok(kept)
+    }
+
+    pub(super) fn download_lists(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
+        let mut words = vec![0u32; 2 * kept.lens.len() + kept.total()];
+        self.device.download(&kept.memory, 0, bytemuck::cast_slice_mut(&mut words))?;
+        let (counts, mut rest) = words.split_at(2 * kept.lens.len());
+        let mut lists = Vec::with_capacity(kept.lens.len());
+        for (count, &len) in counts.chunks_exact(2).zip(&kept.lens) {
+            let (own, after) = rest.split_at(len);
+            let list = own.get(..count[0] as usize);
+            lists.push(list.ok_or(Error::Index { op: "kept", what: "slot", index: count[0] as usize, len })?.to_vec());
+            rest = after;
+        }
+        Ok(lists)
+    }
+
+    pub(super) fn compact_slots(&self, pages: &Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
+        let op = "compact";
+        select::check_lens(op, &kept.lens, heads)?;
+        let (mut all, mut output) = (Items::default(), 0);
+        for head in heads {
+            pages.check(op, head, head.len)?;
+            let table = all.table(head, head.len);
+            all.items.push(Item { len: head.len as u32, table, output, ..Item::zeroed() });
+            output += head.len as u32;
+        }
+        let mut pack = Pack::default();
+        let packed = all.pack(&mut pack);
+        let bytes = pages.shape.head_dim * pages.shape.dtype.bytes();
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let [counts, keeps, _] = kept.args();
+        self.run(Launch {
+            kernel: "compact",
+            grid: [heads.len() as u32, 1, 1],
+            threads: 256,
+            shared: (2 * PageShape::SLOTS * bytes) as u32,
+            args: &[pages.arg(), arg(packed.items), arg(packed.tables), counts, keeps, Arg::U32(bytes as u32)],
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! Sampling by its definition: the whole vocabulary is sorted, and one token after the other passes every filter.
+
+use crate::sample::{LogitEdit, SampleItem, mass};
+
+pub(super) fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
+    if logits.iter().any(|logit| logit.is_nan()) {
+        return None;
+    }
+    for edit in item.edits {
+        let x = &mut logits[edit.token as usize];
+        let has = |flag: u32| edit.flags & flag == flag;
+        *x += if has(LogitEdit::BIAS) { edit.bias } else { -0.0 };
+        if has(LogitEdit::PENALTIES) {
+            *x = if *x > 0.0 { *x / edit.repetition } else { *x * edit.repetition };
+            *x = (*x - edit.frequency) - edit.presence;
+        }
+        if has(LogitEdit::BANNED) {
+            *x = f32::NEG_INFINITY;
+        }
+    }
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+    let top = logits[order[0] as usize];
+    let best = (0..logits.len() as u32).find(|&id| logits[id as usize] == top)?;
+    if item.temperature <= 0.0 {
+        return Some(best);
+    }
+    let tokens = order.iter().map(|&id| (id, mass((logits[id as usize] - top) / item.temperature)));
+    let mut kept: Vec<(u32, u64)> = tokens.take(if item.top_k == 0 { usize::MAX } else { item.top_k }).collect();
+    kept.retain(|&(_, mass)| mass as f64 >= f64::from(item.min_p) * (1u64 << 44) as f64);
+    let total = |kept: &[(u32, u64)]| kept.iter().map(|token| token.1).sum::<u64>();
+    let all = total(&kept);
+    if all == 0 {
+        return Some(best);
+    }
+    let wanted = all as f64 * f64::from(item.top_p);
+    let enough = (1..=kept.len()).find(|&count| total(&kept[..count]) as f64 >= wanted);
+    kept.truncate(enough.unwrap_or(kept.len()));
+    let target = ((u128::from(item.uniform) * u128::from(total(&kept))) >> 53) as u64;
+    let drawn = (1..=kept.len()).find(|&count| total(&kept[..count]) > target)?;
+    Some(kept[drawn - 1].0)
+}

@@ -1,0 +1,99 @@
+//! What an engine on a device answers and keeps, to be compared with the CPU's.
+
+use crate::{EngineOptions, VOCABULARY, contract, engine, engine_on, fixtures, random};
+use palimpsest_kernels::cpu::Activations;
+use palimpsest_kernels::{Backend, KvType};
+use palimpsest_worker::indexer::Indexer;
+use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
+use palimpsest_worker::model::decoder::Logits;
+use palimpsest_worker::runner::Runner;
+use palimpsest_worker::session::Session;
+use std::path::{Path, PathBuf};
+
+/// What an engine says, keeps and has evicted.
+#[derive(Debug, PartialEq)]
+pub struct Outcome {
+    /// Tokens it chose.
+    pub answer: Vec<u32>,
+    /// Positions that each head keeps.
+    pub kept: Vec<Vec<u32>>,
+    /// Entries evicted.
+    pub evicted: u64,
+}
+
+/// Reads `prompt`, then greedily chooses `tokens` more, or reads those `forced` and says what it would have chosen.
+///
+/// # Panics
+/// When the engine refuses or fails.
+pub fn outcome<B: Backend>(
+    mut runner: Runner<B>,
+    contract: &Contract,
+    prompt: &[u32],
+    (tokens, forced): (usize, Option<&[u32]>),
+) -> Outcome {
+    let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+    let mut logits = session.feed(prompt, Logits::Last).expect("a step");
+    let mut answer = Vec::new();
+    for i in 0..tokens {
+        // The first of equals, as the sampler has it.
+        let better = |&a: &usize, &b: &usize| logits[a].total_cmp(&logits[b]).then(b.cmp(&a));
+        let best = (0..logits.len()).max_by(better).expect("a vocabulary") as u32;
+        answer.push(best);
+        logits = session.feed(&[forced.map_or(best, |forced| forced[i])], Logits::Last).expect("a step");
+    }
+    let cache = session.cache();
+    let kept = cache.heads.iter().map(|head| head.positions.clone()).collect();
+    Outcome { answer, kept, evicted: cache.evicted }
+}
+
+/// Tokens without structure, of the smallest vocabulary of the fixtures.
+pub fn prompt(count: usize) -> Vec<u32> {
+    let token = |v: &f32| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32;
+    random(9, count).iter().map(token).collect()
+}
+
+/// One contract for each way through the cache: learned, observing, pairwise; both memories; moved positions.
+pub fn contracts() -> Vec<Contract> {
+    vec![
+        Contract::full(),
+        contract("retention", HeadBudget::Column, 12),
+        Contract { positions: Positions::Compacted, ..contract("retention", HeadBudget::Group, 12) },
+        Contract { memory: "associative".into(), ..contract("query-indexer", HeadBudget::Column, 12) },
+        contract("h2o", HeadBudget::Uniform, 0),
+        contract("snapkv", HeadBudget::Column, 0),
+    ]
+}
+
+/// The CPU's outcome with float activations, the prompt of 90 tokens.
+///
+/// # Panics
+/// When the CPU's engine fails, or evicts nothing under a budget.
+pub fn on_cpu(path: &Path, kv: KvType, indexer: Option<&Indexer>, contract: &Contract, tokens: usize) -> Outcome {
+    let options = EngineOptions { activations: Activations::F32, kv, ..EngineOptions::default() };
+    let want = outcome(engine(path, options, indexer), contract, &prompt(90), (tokens, None));
+    assert!(contract.budget.is_none() || want.evicted > 0, "{contract:?} evicts nothing");
+    want
+}
+
+/// The same on another device, which reads the tokens `forced` where they are given.
+///
+/// # Panics
+/// When the engine fails.
+pub fn on_device<B: Backend>(
+    backend: B,
+    path: &Path,
+    (kv, indexer): (KvType, Option<&Indexer>),
+    contract: &Contract,
+    answer: (usize, Option<&[u32]>),
+) -> Outcome {
+    let options = EngineOptions { kv, ..EngineOptions::default() };
+    outcome(engine_on(backend, path, options, indexer), contract, &prompt(90), answer)
+}
+
+/// The tiny models that come with golden logits: every architecture, and both GGUF quantisations.
+pub fn tiny_configurations() -> Vec<PathBuf> {
+    let models = fixtures().join("models");
+    let file = |name: &str| models.join(name).join("model.gguf");
+    let directories = ["llama", "llama-tied", "mistral", "qwen2", "qwen3"].map(|name| models.join(name));
+    directories.into_iter().chain(["gguf-llama", "gguf-qwen2"].map(file)).collect()
+}

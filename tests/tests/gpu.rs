@@ -1,0 +1,100 @@
+//! Models on a GPU answer as on the CPU, where there is a GPU; and NCCL with one rank. `cargo xtask gpu-check` takes this test
+//! to a machine that has one.
+
+use palimpsest_kernels::KvType;
+use palimpsest_kernels::cuda::driver::Driver;
+use palimpsest_kernels::cuda::{CudaBackend, Precision};
+use palimpsest_kernels::error::Error;
+use palimpsest_tests::devices::{contracts, on_cpu, on_device, tiny_configurations};
+use palimpsest_tests::{contract, tiny_indexer, tiny_model};
+use palimpsest_worker::collective::nccl::NcclCollective;
+use palimpsest_worker::collective::nccl::library::Library;
+use palimpsest_worker::collective::{Collective, CollectiveError, MemoryStore};
+use palimpsest_worker::kv::{Contract, HeadBudget};
+use palimpsest_worker::shard::Place;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const TOKENS: usize = 20;
+
+/// Float throughout, since the CPU's tokens are to come out.
+fn gpu() -> Option<CudaBackend<Driver>> {
+    match Driver::open(0) {
+        Ok(driver) => Some(CudaBackend::new(driver, Precision::F32)),
+        Err(error @ Error::Unavailable(_)) => {
+            println!("SKIPPED: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn every_contract_answers_as_on_the_cpu() {
+    for contract in contracts() {
+        let Some(backend) = gpu() else { return };
+        let (model, indexer) = (tiny_model(1), tiny_indexer(5));
+        let indexer = Some(&indexer);
+        let got = on_device(backend, model.path(), (KvType::F32, indexer), &contract, (TOKENS, None));
+        assert_eq!(got, on_cpu(model.path(), KvType::F32, indexer, &contract, TOKENS), "{contract:?}");
+    }
+}
+
+#[test]
+fn every_tiny_model_answers_as_on_the_cpu() {
+    for path in tiny_configurations() {
+        let Some(backend) = gpu() else { return };
+        let contract = contract("keydiff", HeadBudget::Column, 12);
+        let got = on_device(backend, &path, (KvType::F32, None), &contract, (TOKENS, None));
+        assert_eq!(got, on_cpu(&path, KvType::F32, None, &contract, TOKENS), "{}", path.display());
+    }
+}
+
+/// The default model, with and without evictions.
+#[test]
+fn smollm2_answers_as_on_the_cpu() {
+    let Some(path) = std::env::var_os("PALIMPSEST_TEST_MODEL").map(PathBuf::from) else {
+        println!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file");
+        return;
+    };
+    for contract in [Contract::full(), contract("keydiff", HeadBudget::Column, 0)] {
+        let Some(backend) = gpu() else { return };
+        let got = on_device(backend, &path, (KvType::F32, None), &contract, (TOKENS, None));
+        assert_eq!(got, on_cpu(&path, KvType::F32, None, &contract, TOKENS), "{contract:?}");
+    }
+}
+
+/// NCCL with one rank: it loads, joins, sums, gathers, broadcasts, is aborted, and joins again.
+#[test]
+fn nccl_of_one_rank() {
+    if gpu().is_none() {
+        return;
+    }
+    let library = match Library::open(0) {
+        Ok(library) => Arc::new(library),
+        Err(error) => {
+            println!("SKIPPED: {error:?}");
+            return;
+        }
+    };
+    let soon = || Instant::now() + Duration::from_secs(30);
+    for epoch in ["epoch-1", "epoch-2"] {
+        let store = MemoryStore::default();
+        let end =
+            NcclCollective::connect(library.clone(), Place::ALONE, &store, epoch, soon()).expect("a group of one");
+        let mut values = vec![1.5f32, -2.0, 3.25];
+        end.all_reduce_sum(&mut values, soon()).expect("a sum");
+        assert_eq!(values, [1.5, -2.0, 3.25]);
+        let mut counts = vec![7u64, u64::MAX];
+        end.all_reduce_counts(&mut counts, soon()).expect("counts");
+        assert_eq!(counts, [7, u64::MAX]);
+        let mut all = [0; 5];
+        end.all_gather(b"bytes", &mut all, soon()).expect("a gather");
+        assert_eq!(&all, b"bytes");
+        end.broadcast(&mut all, 0, soon()).expect("a broadcast");
+        end.abort();
+        let after = end.all_reduce_sum(&mut values, soon()).expect_err("it was aborted");
+        assert!(matches!(after, CollectiveError::Aborted), "{after}");
+    }
+}
