@@ -3,9 +3,10 @@
 `palimpsest calibrate` fits scorers to how much attention a key receives while the model repeats the text. That is a stand-in.
 Here the model reads documents with a soft form of the service's eviction inside its own forward pass and answers questions
 on what stood in them: facts that were planted, and sentences of the text as it is. The gradient of the answers' loss, and of
-how far its predictions of the text are from those of the full cache, goes to the scorers. The model's weights stay as they are. The idea of learning retention through the language model's loss is that of Dynamic
-Memory Compression (arXiv 2403.09636) and TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all
-layers, and scorers that are linear in the hidden state are this project's.
+how far its predictions of the text are from those of the full cache, goes to the scorers. The model's weights stay as they
+are. The idea of learning retention through the language model's loss is that of Dynamic Memory Compression (arXiv
+2403.09636) and TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all layers, and scorers that are
+linear in the hidden state are this project's.
 
     pip install torch transformers accelerate gguf safetensors
     python3 calibrate/make_corpus.py CORPUS
@@ -14,7 +15,7 @@ layers, and scorers that are linear in the hidden state are this project's.
     python3 calibrate/tune.py --model MODEL.gguf --corpus PROSE --start start.safetensors --out indexer.safetensors
 
 Documents, wordings, names and kinds of values are not those of the evaluation. Same seed, same documents; sums of floats
-differ between machines. 80 steps took 18 minutes on one shared core, and 7 GiB of memory.
+differ between machines. 160 steps took 70 minutes on one shared core.
 """
 
 import argparse
@@ -169,12 +170,13 @@ def _value(draws):
 class Scorers(torch.nn.Module):
     """`s = w x + b - e^f ln(1 + age / AGE)` per layer and KV head; of `w` and `b` a change is trained, on standardised inputs."""
 
-    def __init__(self, tensors, layers):
+    def __init__(self, tensors, layers, fade=False):
         super().__init__()
         stack = lambda name: torch.tensor([tensors[f"retention.{l}.{name}"].tolist() for l in range(layers)])
         self.weight, self.bias = stack("weight"), stack("bias")
         rates = -stack("rate")
-        self.fade = torch.nn.Parameter(torch.where(rates > 0, rates, RATE).log())
+        # Learned as a logarithm; otherwise as it was, which is 0 after calibration.
+        self.fade = torch.nn.Parameter((torch.where(rates > 0, rates, RATE) if fade else rates).log(), requires_grad=fade)
         self.mean, self.deviation = None, None
         self.change = torch.nn.Parameter(torch.zeros_like(self.weight))
         self.shift = torch.nn.Parameter(torch.zeros_like(self.bias))
@@ -325,17 +327,18 @@ def main():
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fade", action="store_true", help="learn how scores fade with age, too")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
     tensors, documents = load_file(args.start), Documents(tokenizer, args.corpus)
-    scorers = Scorers(tensors, model.config.num_hidden_layers)
+    scorers = Scorers(tensors, model.config.num_hidden_layers, args.fade)
     reader = Reader(model, scorers)
     with torch.no_grad():
         reader.read(*documents.draw(0)[:2], None)
     scorers.standardise([torch.cat(h) for h in reader.hidden])
     linear = {"params": [scorers.change, scorers.shift], "lr": args.rate}
-    rates = {"params": [scorers.fade], "lr": RATE_OF_RATES}
-    optimizer = torch.optim.Adam([linear, rates], betas=(0.9, 0.98))
+    groups = [linear, {"params": [scorers.fade], "lr": RATE_OF_RATES}] if args.fade else [linear]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - 0.9 * step / args.steps))
     # Rates go up in five steps, then down to a tenth.
     recent = []
