@@ -38,20 +38,28 @@ STRIDE = 256
 SINKS = 4
 WINDOW = 12
 # Selectable slots per KV head as a share of the document, drawn for each.
-BUDGET = (0.06, 0.18)
+BUDGET = (0.05, 0.16)
 # Lengths of documents, strides.
-LENGTHS = [3, 4, 4, 8]
+LENGTHS = [4, 8, 8, 16]
 # Share of the documents whose questions are on planted facts; the others' are on their own sentences.
 PLANTED = 0.4
 # How sharply a slot below the threshold is gone, nats of score.
 TEMPERATURE = 0.5
 # Age scale of fading, tokens; that of the service's policy.
 AGE = 256
+# Log of the share by which a slot counts as gone to the memory.
+HALF = -0.6931
 # A rate to start from where the file has none, and how fast its logarithm is learned.
 RATE, RATE_OF_RATES = 1.0, 8e-2
 # Weight of the text, as divergence from the full cache's predictions, beside the answers' loss.
 TEXT_WEIGHT = 4.0
 CLIP = 1.0
+# What is saved is a running mean, since every step sees a single document. A step's share of it.
+AVERAGE = 0.04
+# Share of the documents that are read with a memory of what went; its centroids as a share of the budget.
+WITH_MEMORY, CENTROIDS = 0.6, 1 / 24
+# Slots that a centroid costs: it is kept in f32, slots in f16.
+CENTROID_SLOTS = 2
 # Steps between two saved files, so that an interrupted run is not lost.
 SAVE_EVERY = 20
 NAMES = (
@@ -180,6 +188,13 @@ class Scorers(torch.nn.Module):
         self.mean, self.deviation = None, None
         self.change = torch.nn.Parameter(torch.zeros_like(self.weight))
         self.shift = torch.nn.Parameter(torch.zeros_like(self.bias))
+        self.means = {name: p.detach().clone() for name, p in self.named_parameters()}
+
+    def average(self):
+        """To be called after every step."""
+        for name, p in self.named_parameters():
+            if p.requires_grad:
+                self.means[name].lerp_(p.detach(), AVERAGE)
 
     def standardise(self, hidden):
         self.mean = torch.stack([h.mean(0) for h in hidden])
@@ -196,10 +211,35 @@ class Scorers(torch.nn.Module):
         return scores - self.fade[layer].exp() * torch.log1p(age / AGE)[:, None]
 
     def folded(self):
-        with torch.no_grad():
-            change = self.change / self.deviation[:, None]
-            bias = self.bias + self.shift - (change * self.mean[:, None]).sum(-1)
-            return {"weight": self.weight + change, "bias": bias, "rate": -self.fade.exp()}
+        """Tensors of the averaged scorers for inputs as they are."""
+        change = self.means["change"] / self.deviation[:, None]
+        bias = self.bias + self.means["shift"] - (change * self.mean[:, None]).sum(-1)
+        return {"weight": self.weight + change, "bias": bias, "rate": -self.means["fade"].exp()}
+
+
+class Centroids:
+    """What went from a layer, as the service's `centroid` memory keeps it, but that entries which go together join the
+    centroid that was nearest before any of them came."""
+
+    def __init__(self, kv_heads, slots, dim):
+        self.slots, self.gone = slots, torch.zeros(kv_heads, 0, dtype=torch.bool)
+        self.entries, self.counts = torch.zeros(kv_heads, 2, slots, dim), torch.zeros(kv_heads, slots)
+
+    @torch.no_grad()
+    def absorb(self, keys, values, gone):
+        """`keys` and `values` `[K, n, D]` of all tokens so far, and which of them are gone by now `[K, n]`."""
+        before = F.pad(self.gone, (0, gone.shape[1] - self.gone.shape[1]))
+        self.gone = gone | before
+        for head, new in enumerate(self.gone & ~before):
+            rows, used = torch.stack([keys[head][new], values[head][new]]), int(self.counts[head].count_nonzero())
+            first, rest = rows[:, : self.slots - used], rows[:, self.slots - used :]
+            self.entries[head][:, used : used + first.shape[1]] = first
+            self.counts[head][used : used + first.shape[1]] = 1
+            if rest.shape[1]:
+                nearest = torch.cdist(rest[0], self.entries[head][0]).argmin(-1)
+                sums = (self.entries[head] * self.counts[head][:, None]).index_add(1, nearest, rest)
+                self.counts[head] += torch.bincount(nearest, minlength=self.slots)
+                self.entries[head] = sums / self.counts[head][:, None]
 
 
 class Reader:
@@ -241,27 +281,33 @@ class Reader:
         past[0].append(k)
         past[1].append(project(attention.v_proj, self.kv_heads).transpose(0, 1))
         keys, values = torch.cat(past[0], 1), torch.cat(past[1], 1)
+        left = torch.zeros(self.kv_heads, keys.shape[1] - rows) if gate is None else gate.T
+        if past[2]:
+            keys, values = torch.cat([past[2].entries[:, 0], keys], 1), torch.cat([past[2].entries[:, 1], values], 1)
+            left = torch.cat([past[2].counts.log(), left], 1)
         # Nothing of the attention is kept for the backward pass: it is what grows with the document.
-        read = checkpoint(self._mix, q.reshape(self.kv_heads, -1, rows, self.dim), keys, values, gate, use_reentrant=False)
+        read = checkpoint(self._mix, q.reshape(self.kv_heads, -1, rows, self.dim), keys, values, left, use_reentrant=False)
         return attention.o_proj(read.reshape(self.heads, rows, self.dim).transpose(0, 1).reshape(rows, -1))
 
-    def _mix(self, queries, keys, values, gate):
+    def _mix(self, queries, keys, values, left):
         rows = queries.shape[2]
         logits = torch.einsum("khqd,ksd->khqs", queries, keys) * self.dim**-0.5
-        before = keys.shape[1] - rows
-        left = torch.zeros(self.kv_heads, before) if gate is None else gate.T
         own = torch.full((rows, rows), float("-inf")).triu(1)
         mask = torch.cat([left[:, None, None].expand(-1, 1, rows, -1), own[None, None].expand(self.kv_heads, 1, -1, -1)], -1)
         return torch.einsum("khqs,ksd->khqd", torch.softmax(logits + mask, -1), values)
 
-    def read(self, ids, length, budget):
-        """Hidden states before the output projection; eviction at every boundary up to `length`, none with no budget."""
+    def read(self, ids, length, budget, centroids=0):
+        """Hidden states before the output projection; eviction at every boundary up to `length`, none with no budget.
+        `centroids` is the size of the memory, which pays nothing here."""
         layers = self.model.model.layers
-        past = [([], []) for _ in layers]
+        past = [([], [], centroids and Centroids(self.kv_heads, centroids, self.dim)) for _ in layers]
         scores, self.hidden, out = [[] for _ in layers], [[] for _ in layers], []
         starts = [*range(0, length, STRIDE), length]
         for start, end in zip(starts, [*starts[1:], len(ids)]):
             gates = self._gates(scores, start, budget) if start else None
+            for (keys, values, memory), gate in zip(past, gates or []):
+                if memory:
+                    memory.absorb(torch.cat(keys, 1), torch.cat(values, 1), gate.T < HALF)
             x = self.model.model.embed_tokens(torch.tensor(ids[start:end]))
             tables = self.model.model.rotary_emb(x[None], torch.arange(start, end)[None])
             tables = (tables[0][0], tables[1][0])
@@ -285,16 +331,16 @@ def _threshold(scores, count):
     return (low + high) / 2
 
 
-def losses_of(reader, document, budget):
-    """Nats per token: of the answers; of the text after its first stride, over the full cache; of the full cache's answers."""
+def losses_of(reader, document, budget, centroids):
+    """Nats per token: of the answers; of the text's second half, over the full cache; of the full cache's answers."""
     ids, length, answers = document
-    targets, text = torch.tensor([ids[p] for p in answers]), torch.arange(STRIDE, length)[:: length // 512]
+    targets, text = torch.tensor([ids[p] for p in answers]), torch.arange(length // 2, length)[:: max(1, length // 1024)]
     logits = lambda hidden, at: reader.model.lm_head(hidden[[p - 1 for p in at]])
     with torch.no_grad():
         full = reader.read(ids, length, None)
         wanted = torch.softmax(logits(full, text), -1)
         floor = F.cross_entropy(logits(full, answers), targets)
-    hidden = reader.read(ids, length, budget)
+    hidden = reader.read(ids, length, budget - CENTROID_SLOTS * centroids, centroids)
     said = torch.log_softmax(logits(hidden, text), -1)
     divergence = (torch.special.entr(wanted).sum(-1) + (wanted * said).sum(-1)).mean().neg()
     return F.cross_entropy(logits(hidden, answers), targets), divergence, floor
@@ -314,6 +360,14 @@ def load(path):
     return model, tokenizer
 
 
+def mean_of(paths):
+    """Tensors of the first file, with the mean of all files' `retention` scorers."""
+    first, *others = [load_file(path) for path in paths]
+    for name in [n for n in first if n.startswith("retention.")]:
+        first[name] = sum([other[name] for other in others], first[name]) / len(paths)
+    return first
+
+
 def metadata_of(path):
     with open(path, "rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
@@ -322,15 +376,16 @@ def metadata_of(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ["--model", "--corpus", "--start", "--out"]:
+    for name in ["--model", "--corpus", "--out"]:
         parser.add_argument(name, required=True)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--start", required=True, nargs="+", help="indexer files; of several, the mean of their scorers")
+    parser.add_argument("--steps", type=int, default=80, help="0: only the mean of the files of --start is written")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fade", action="store_true", help="learn how scores fade with age, too")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
-    tensors, documents = load_file(args.start), Documents(tokenizer, args.corpus)
+    tensors, documents = mean_of(args.start), Documents(tokenizer, args.corpus)
     scorers = Scorers(tensors, model.config.num_hidden_layers, args.fade)
     reader = Reader(model, scorers)
     with torch.no_grad():
@@ -339,31 +394,36 @@ def main():
     linear = {"params": [scorers.change, scorers.shift], "lr": args.rate}
     groups = [linear, {"params": [scorers.fade], "lr": RATE_OF_RATES}] if args.fade else [linear]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - 0.9 * step / args.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - 0.9 * step / max(1, args.steps)))
     # Rates go up in five steps, then down to a tenth.
     recent = []
     for step in range(args.steps):
         seed, began = args.seed * 100_003 + step, time.time()
-        document = documents.draw(seed)
-        answers, text, full = losses_of(reader, document, document[1] * random.Random(~seed).uniform(*BUDGET))
+        document, draws = documents.draw(seed), random.Random(~seed)
+        budget = document[1] * draws.uniform(*BUDGET)
+        centroids = max(4, round(budget * CENTROIDS)) if draws.random() < WITH_MEMORY else 0
+        answers, text, full = losses_of(reader, document, budget, centroids)
         optimizer.zero_grad()
         (answers + TEXT_WEIGHT * text).backward()
         torch.nn.utils.clip_grad_norm_(scorers.parameters(), CLIP)
         optimizer.step()
+        scorers.average()
         schedule.step()
         recent = [*recent[-19:], (answers.item(), full.item(), text.item())]
         means = "answers {:.3f} (full cache {:.3f}), text +{:.3f}".format(*(sum(column) / len(recent) for column in zip(*recent)))
         print(f"step {step + 1:4} of {args.steps}: {means} nats a token, {time.time() - began:.1f} s", flush=True)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
+        if (step + 1) % SAVE_EVERY == 0:
             save(scorers, tensors, args, step + 1)
+    save(scorers, tensors, args, args.steps)
 
 
 def save(scorers, tensors, args, steps):
     for name, layers in scorers.folded().items():
         for layer, values in enumerate(layers):
             tensors[f"retention.{layer}.{name}"] = values.clone().numpy()
-    how = f"{steps} of {args.steps} steps of calibrate/tune.py, seed {args.seed}"
-    save_file(tensors, args.out, metadata={**metadata_of(args.start), "tuned": how})
+    start = " and ".join(pathlib.Path(path).stem for path in args.start)
+    how = f"{steps} of {args.steps} steps of calibrate/tune.py, seed {args.seed}, from {start}"
+    save_file(tensors, args.out, metadata={**metadata_of(args.start[0]), "tuned": how})
 
 
 if __name__ == "__main__":
