@@ -51,10 +51,10 @@ __device__ inline void attention_prefill(const AttentionArgs &args, const uint2 
         __syncthreads();
         const half_t *keys = shared + tile % 2 * 2 * PART;
         if (tile < memory) {
-            const float *bias = args.centroids + item.extra + (size_t)2 * item.count * args.dim;
+            const float *counts = args.centroids[item.extra] + (size_t)2 * item.count * args.dim;
             softmax.template step<4>(queries, keys, keys + PART, [&](uint32_t column, int, float logit) {
                 uint32_t r = tile * KEYS + column;
-                return r < item.count ? logit + bias[r] * LOG2_E : -INFINITY;
+                return r < item.count ? logit + log2f(counts[r]) : -INFINITY;
             });
         } else {
             uint32_t base = begin + (tile - memory) * KEYS;

@@ -32,7 +32,7 @@ struct Item {
     uint32_t len;      // slots, those of the rows included
     uint32_t table;    // first page in `tables`
     uint32_t first;    // first entry in `first_visible`, or NONE
-    uint32_t extra;    // first float of centroids, memories or row weights; first entry of lists
+    uint32_t extra;    // latent memory's entry of `states`; first float of row weights; first entry of lists
     uint32_t count;    // centroids, features, entries of lists
     uint32_t output;   // first element of the result
     uint32_t flags;    // see the kernel

@@ -6,6 +6,7 @@
 #include "select.cu"
 #include "sample.cu"
 #include "latent.cu"
+#include "memorise.cu"
 #include "attention_prefill.cu"
 #include "attention_decode.cu"
 #include "attention_exact.cu"

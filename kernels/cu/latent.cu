@@ -7,7 +7,8 @@
 #include "common.cuh"
 
 extern "C" __global__ void readout(const float *features, const float *gates, const float *q, const Item *items,
-                                   const float *states, float *out, uint32_t heads, uint32_t kv_heads, uint32_t dim) {
+                                   const float *const *states, float *out, uint32_t heads, uint32_t kv_heads,
+                                   uint32_t dim) {
     DYNAMIC_SHARED(raw);
     float *phi = reinterpret_cast<float *>(raw);
     __shared__ float partial[32];
@@ -17,7 +18,7 @@ extern "C" __global__ void readout(const float *features, const float *gates, co
     uint32_t row = item.row + blockIdx.x / group, head = item.kv_head * group + blockIdx.x % group;
     size_t at = ((size_t)row * heads + head) * dim;
     // `count` features: sums [f, D], then norms [f].
-    const float *sums = states + item.extra, *norms = sums + (size_t)item.count * dim;
+    const float *sums = states[item.extra], *norms = sums + (size_t)item.count * dim;
     float mass = 0.0f;
     for (uint32_t f = threadIdx.x / 32; f < item.count; f += blockDim.x / 32) {
         float dot = 0.0f;

@@ -4,6 +4,7 @@
 //! page tables and lengths on the host and passes them with each call, so no call needs a host round trip.
 
 use crate::error::Result;
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
 use std::ops::Range;
 
@@ -142,19 +143,6 @@ pub struct SplitItem<'a> {
     pub slots: HeadPages<'a>,
 }
 
-/// Centroids of evicted entries of one KV head, read inside the softmax before the slots.
-///
-/// Centroid `r` contributes logit `scale * <q, key_r> + bias_r`; a dead centroid has bias `-inf`.
-#[derive(Debug, Clone, Copy)]
-pub struct CentroidView<'a> {
-    /// Key centroids `[R, D]`.
-    pub keys: &'a [f32],
-    /// Value centroids `[R, D]`.
-    pub values: &'a [f32],
-    /// Log counts `[R]`.
-    pub bias: &'a [f32],
-}
-
 /// One KV head of one sequence in an attention call.
 #[derive(Debug, Clone)]
 pub struct AttentionItem<'a> {
@@ -167,8 +155,8 @@ pub struct AttentionItem<'a> {
     pub slots: HeadPages<'a>,
     /// First visible slot of each row (`rows.len()` entries) for sliding-window models; `None`: all are visible.
     pub first_visible: Option<&'a [u32]>,
-    /// Memory of evicted entries, if any.
-    pub centroids: Option<CentroidView<'a>>,
+    /// Centroids of evicted entries, read in the same softmax; `None`, and one that holds nothing yet: no such logits.
+    pub centroids: Option<LatentHead>,
 }
 
 /// How attention probabilities are reduced over query rows by [`Backend::observe`].
@@ -191,33 +179,41 @@ pub struct ObserveItem<'a> {
     pub row_weights: Option<&'a [f32]>,
 }
 
-/// Learned part of one layer's associative memory: linear features `phi(z) = features * z` and a gate per KV head.
+/// Learned part of associative memories, of which a call reads one layer: linear features `phi(z) = features * z` and a gate per
+/// KV head.
 ///
 /// Source: IndexMem (arXiv 2605.25475), latent memory.
-#[derive(Debug, Clone, Copy)]
-pub struct AssociativeLayer<'a> {
-    /// `[F, D]`; a memory may use fewer features, then the first ones.
-    pub features: &'a [f32],
-    /// Gates of this rank's KV heads `[K]`.
-    pub gates: &'a [f32],
+pub struct AssociativeLayer<'a, B: Backend + ?Sized> {
+    /// `[layers, F, D]`; a memory may use fewer features, then the first ones.
+    pub features: &'a B::Buffer,
+    /// `F`.
+    pub count: usize,
+    /// Gates of this rank's KV heads `[layers, K]`.
+    pub gates: &'a B::Buffer,
+    /// The layer.
+    pub layer: usize,
 }
 
-impl AssociativeLayer<'_> {
-    /// Smallest denominator of a readout.
-    pub const LEAST_MASS: f32 = 1e-6;
+impl<B: Backend + ?Sized> Clone for AssociativeLayer<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
+
+impl<B: Backend + ?Sized> Copy for AssociativeLayer<'_, B> {}
+
+/// Smallest denominator of [`Backend::readout`].
+pub const LEAST_MASS: f32 = 1e-6;
 
 /// Associative memory of one KV head of one sequence, read by [`Backend::readout`].
 #[derive(Debug, Clone)]
-pub struct ReadoutItem<'a> {
+pub struct ReadoutItem {
     /// Token rows of this sequence in the step.
     pub rows: Range<usize>,
     /// KV head of this rank.
     pub kv_head: usize,
-    /// `A = sum phi(k) v` over evicted entries, `[f, D]`.
-    pub sums: &'a [f32],
-    /// `b = sum phi(k)^2`, `[f]`.
-    pub norms: &'a [f32],
+    /// The memory.
+    pub memory: LatentHead,
 }
 
 /// Heads and width of a pairwise indexer.
@@ -396,13 +392,15 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut [Vec<f32>],
     ) -> Result<()>;
     /// Adds the readout of associative memories to attention outputs: for every query head of an item's KV head
-    /// `out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, LEAST_MASS)`. `q`, `out`: `[T, H, D]`.
+    /// `out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, LEAST_MASS)`. `q`, `out`: `[T, H, D]`. One that holds nothing adds
+    /// nothing.
     fn readout(
         &self,
         shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &Self::Pages,
         q: &Self::Buffer,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Self::Buffer,
     ) -> Result<()>;
     /// Raises the slots' scores to the largest over the new rows of `sum_h weight[h] * relu(<query[h], key>)`, the
@@ -419,6 +417,25 @@ pub trait Backend: Send + Sync + 'static {
     /// Moves kept slots to the front, in order: the `i`-th of a head becomes its slot `i`. The stored bits do not change.
     /// `heads` are those that were chosen from, before the compaction.
     fn compact(&self, pages: &mut Self::Pages, heads: &[HeadPages<'_>], kept: &Self::Kept) -> Result<()>;
+    /// An empty latent memory beside the pages, for `heads` KV heads.
+    fn alloc_latent(&self, pages: &mut Self::Pages, kind: LatentKind, heads: usize) -> Result<LatentId>;
+    /// Gives its memory back; its id may be used again.
+    fn free_latent(&self, pages: &mut Self::Pages, id: LatentId);
+    /// Merges the slots that go into a latent memory, head by head in position order: see [`crate::latent`]. `heads` are those that
+    /// were chosen from, all heads of the memory, before the compaction. `features`: `[layers, F, D]` and `F`, for associative
+    /// memories; heads are layer-major. Nobody waits for it.
+    fn memorise(
+        &self,
+        pages: &mut Self::Pages,
+        id: LatentId,
+        features: Option<(&Self::Buffer, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &Self::Kept,
+    ) -> Result<()>;
+    /// The state of one head of a latent memory.
+    fn read_latent(&self, pages: &Self::Pages, head: LatentHead) -> Result<LatentState>;
+    /// Replaces the state of one head: snapshots coming back.
+    fn write_latent(&self, pages: &mut Self::Pages, head: LatentHead, state: &LatentState) -> Result<()>;
     /// Rotates cached keys by `delta * inv_freq[i]` (`inv_freq`: `[D/2]`), rounding once to the stored type.
     fn rotate_keys(&self, pages: &mut Self::Pages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()>;
     /// Copies keys and values of the listed slots to the host as f32. `keys`, `values`: `[slots.len(), D]`.

@@ -16,13 +16,15 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod fixed;
+pub mod latent;
 pub mod reference;
 pub mod sample;
 pub mod select;
 
 pub use backend::{
-    AssociativeLayer, AttentionItem, Backend, CentroidView, HeadPages, IndexItem, IndexShape, KvType, ObserveItem,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, LEAST_MASS, ObserveItem,
     PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectItem, SplitItem, SplitQkv,
     WeightType, WeightView,
 };
 pub use error::{Error, Result};
+pub use latent::{LatentHead, LatentId, LatentKind, LatentState};

@@ -35,6 +35,12 @@ impl KeptLists {
         &self.lists
     }
 
+    /// Slots of head `index` that go, increasing.
+    pub(crate) fn lost(&self, index: usize) -> Vec<u32> {
+        let mut kept = self.lists[index].iter().peekable();
+        (0..self.lens[index] as u32).filter(|slot| kept.next_if_eq(&slot).is_none()).collect()
+    }
+
     /// Checks that the lists are of these heads.
     pub(crate) fn check(&self, op: &'static str, heads: &[HeadPages<'_>]) -> Result<()> {
         check_lens(op, &self.lens, heads)

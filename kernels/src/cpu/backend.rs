@@ -3,12 +3,13 @@
 use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
-use super::{CpuBackend, attention, elementwise, index, matmul, observe, pages, readout};
+use super::{CpuBackend, attention, elementwise, index, matmul, memorise, observe, pages, readout};
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
     ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::{self, SampleItem};
 use crate::select::{self, KeptLists};
 
@@ -162,12 +163,13 @@ impl Backend for CpuBackend {
     fn readout(
         &self,
         shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &CpuPages,
         q: &Vec<f32>,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        readout::readout(self.exec(), shape, layer, q, items, out)
+        readout::readout(self.exec(), shape, layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
@@ -188,6 +190,35 @@ impl Backend for CpuBackend {
 
     fn compact(&self, pages: &mut CpuPages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
         pages::compact(self.exec(), pages, heads, kept)
+    }
+
+    fn alloc_latent(&self, pages: &mut CpuPages, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        pages.latents_mut().create(kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut CpuPages, id: LatentId) {
+        pages.latents_mut().remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut CpuPages,
+        id: LatentId,
+        features: Option<(&Vec<f32>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
+        let features = features.map(|(values, count)| (&values[..], count));
+        memorise::memorise(self.exec(), pages, id, features, heads, kept)
+    }
+
+    fn read_latent(&self, pages: &CpuPages, head: LatentHead) -> Result<LatentState> {
+        pages.latents().head("read_latent", head).cloned()
+    }
+
+    fn write_latent(&self, pages: &mut CpuPages, head: LatentHead, state: &LatentState) -> Result<()> {
+        let dim = pages.head_dim();
+        pages.latents_mut().write(head, state, dim)
     }
 
     fn rotate_keys(&self, pages: &mut CpuPages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

@@ -9,6 +9,7 @@ use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::pool::Pool;
 use crate::backend::{HeadPages, KvType, PageId, PageShape, RotateItem};
 use crate::error::{Error, Result};
+use crate::latent::{HostLatent, Latents};
 use crate::select::KeptLists;
 
 /// Slots of one page.
@@ -129,6 +130,7 @@ pub struct CpuPages {
     shape: PageShape,
     count: usize,
     data: PageData,
+    latents: Latents<HostLatent>,
 }
 
 /// Evaluates an expression for the arena's element type.
@@ -156,7 +158,7 @@ impl CpuPages {
             KvType::F16 => PageData::F16(Arena::zeroed(len)?),
             KvType::F32 => PageData::F32(Arena::zeroed(len)?),
         };
-        Ok(Self { shape, count, data })
+        Ok(Self { shape, count, data, latents: Latents::default() })
     }
 
     /// `D`.
@@ -167,6 +169,16 @@ impl CpuPages {
     /// The arena.
     pub(crate) fn data(&self) -> &PageData {
         &self.data
+    }
+
+    /// Latent memories beside the pages.
+    pub(crate) fn latents(&self) -> &Latents<HostLatent> {
+        &self.latents
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn latents_mut(&mut self) -> &mut Latents<HostLatent> {
+        &mut self.latents
     }
 
     /// Checks that the page table of `head` covers `len` slots with pages of this arena.

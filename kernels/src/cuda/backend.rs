@@ -9,6 +9,7 @@ use crate::backend::{
     ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
 
 impl<D: Device> Backend for CudaBackend<D> {
@@ -162,12 +163,13 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn readout(
         &self,
         shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &Pages<D>,
         q: &Buffer<D>,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Buffer<D>,
     ) -> Result<()> {
-        self.read_memories(shape, layer, q, items, out)
+        self.read_memories(shape, layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
@@ -188,6 +190,33 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn compact(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
         self.compact_slots(pages, heads, kept)
+    }
+
+    fn alloc_latent(&self, pages: &mut Pages<D>, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        self.new_latent(pages, kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut Pages<D>, id: LatentId) {
+        pages.latents.remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut Pages<D>,
+        id: LatentId,
+        features: Option<(&Buffer<D>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &Kept<D>,
+    ) -> Result<()> {
+        self.merge_slots(pages, id, features, heads, kept)
+    }
+
+    fn read_latent(&self, pages: &Pages<D>, head: LatentHead) -> Result<LatentState> {
+        self.download_state(pages, head)
+    }
+
+    fn write_latent(&self, pages: &mut Pages<D>, head: LatentHead, state: &LatentState) -> Result<()> {
+        self.upload_state(pages, head, state)
     }
 
     fn rotate_keys(&self, pages: &mut Pages<D>, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

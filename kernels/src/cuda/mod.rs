@@ -14,6 +14,7 @@ pub mod driver;
 pub mod emulated;
 mod items;
 mod latent;
+mod memory;
 mod observe;
 mod sample;
 mod select;

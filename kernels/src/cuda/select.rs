@@ -23,12 +23,17 @@ pub struct Kept<D: Device> {
 }
 
 impl<D: Device> Kept<D> {
+    /// Slots of each head.
+    pub(super) fn lens(&self) -> &[usize] {
+        &self.lens
+    }
+
     fn total(&self) -> usize {
         self.lens.iter().sum()
     }
 
     /// Counts, lists that stay, lists that go.
-    fn args(&self) -> [Arg; 3] {
+    pub(super) fn args(&self) -> [Arg; 3] {
         let base = D::address(&self.memory);
         let words = |count: usize| Arg::Pointer(base + 4 * count as u64);
         let heads = 2 * self.lens.len();

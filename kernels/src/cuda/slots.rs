@@ -1,15 +1,18 @@
 //! The slot arena on the device and everything that writes, moves, rotates or copies slots.
 
 use super::items::{Item, Items, NONE};
+use super::memory::Latent;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
 use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
+use crate::latent::Latents;
 
 /// Pages of keys `[32, D]` and values `[32, D]`.
 pub struct Pages<D: Device> {
     pub(super) memory: D::Memory,
     pub(super) shape: PageShape,
     count: usize,
+    pub(super) latents: Latents<Latent<D>>,
 }
 
 impl<D: Device> Pages<D> {
@@ -43,7 +46,8 @@ impl<D: Device> CudaBackend<D> {
         }
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
-        Ok(Pages { memory: self.device.alloc("pages", bytes)?, shape, count })
+        let memory = self.device.alloc("pages", bytes)?;
+        Ok(Pages { memory, shape, count, latents: Latents::default() })
     }
 
     pub(super) fn split(&self, args: SplitQkv<'_, Self>, pages: &Pages<D>, q: &Buffer<D>) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::backend::{
 };
 use crate::error::{Error, Result};
 use crate::fixed;
+use crate::latent::{HostLatent, LatentHead, LatentId, LatentKind, LatentState, Latents};
 use crate::sample::{self, SampleItem};
 use crate::select::{KeptLists, check_select};
 
@@ -33,6 +34,7 @@ pub struct ReferencePages {
     shape: PageShape,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+    latents: Latents<HostLatent>,
 }
 
 impl ReferencePages {
@@ -317,7 +319,7 @@ impl Backend for ReferenceBackend {
 
     fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<ReferencePages> {
         let slots = vec![vec![0.0; shape.head_dim]; count * PageShape::SLOTS];
-        Ok(ReferencePages { shape, keys: slots.clone(), values: slots })
+        Ok(ReferencePages { shape, keys: slots.clone(), values: slots, latents: Latents::default() })
     }
 
     fn attention(
@@ -345,13 +347,13 @@ impl Backend for ReferenceBackend {
     fn readout(
         &self,
         shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &ReferencePages,
         q: &Vec<f32>,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        latent::readout(shape, layer, q, items, out);
-        Ok(())
+        latent::readout(shape, layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
@@ -385,6 +387,33 @@ impl Backend for ReferenceBackend {
             }
         }
         Ok(())
+    }
+
+    fn alloc_latent(&self, pages: &mut ReferencePages, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        pages.latents.create(kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut ReferencePages, id: LatentId) {
+        pages.latents.remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut ReferencePages,
+        id: LatentId,
+        features: Option<(&Vec<f32>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
+        latent::memorise(pages, id, features.map(|(values, count)| (&values[..], count)), heads, kept)
+    }
+
+    fn read_latent(&self, pages: &ReferencePages, head: LatentHead) -> Result<LatentState> {
+        pages.latents.head("read_latent", head).cloned()
+    }
+
+    fn write_latent(&self, pages: &mut ReferencePages, head: LatentHead, state: &LatentState) -> Result<()> {
+        pages.latents.write(head, state, pages.shape.head_dim)
     }
 
     fn rotate_keys(&self, pages: &mut ReferencePages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

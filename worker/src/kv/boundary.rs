@@ -28,6 +28,8 @@ pub struct BoundaryContext<'a, B: Backend> {
     pub trained_length: u64,
     /// Inverse rotary frequencies `[D/2]`.
     pub inv_freq: &'a [f32],
+    /// Features of associative memories, all layers, and how many a layer has.
+    pub features: Option<(&'a B::Buffer, usize)>,
     /// The other ranks.
     pub exchange: &'a mut Exchange,
 }
@@ -55,17 +57,16 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
     Ok(())
 }
 
-/// Ranks, hands the losers to the memory, and moves what stays together. Where there is no memory to write, the device goes
-/// from scores to compacted pages without waiting for the host.
+/// Ranks, hands the losers to the memory, and moves what stays together. The device goes from scores to compacted pages without
+/// waiting for the host, which is then told what stays.
 fn evict<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<()> {
     let kept = choose(cache, ctx, slots)?;
-    let before = if cache.memory.is_some() { Some(ctx.backend.kept(&kept)?) } else { None };
-    if let Some(keep) = &before {
-        memorise(cache, ctx, keep)?;
-    }
     let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
+    if let Some(memory) = &cache.memory {
+        ctx.backend.memorise(ctx.pages, memory.id, ctx.features, &heads, &kept)?;
+    }
     ctx.backend.compact(ctx.pages, &heads, &kept)?;
-    let keep = before.map_or_else(|| ctx.backend.kept(&kept), Ok)?;
+    let keep = ctx.backend.kept(&kept)?;
     let terms = cache.policy.terms();
     for (head, kept) in cache.heads.iter_mut().zip(&keep) {
         cache.evicted += (head.len() - kept.len()) as u64;
@@ -174,23 +175,6 @@ fn view<'a, B: Backend>(
         values,
         queries: QueryView { moments: &head.moments, next: cache.next_rotary, inv_freq: ctx.inv_freq },
     }
-}
-
-/// Hands the losers of every head to the latent memory, in position order.
-fn memorise<B: Backend>(cache: &mut SequenceCache, ctx: &BoundaryContext<'_, B>, keep: &[Vec<u32>]) -> Result<()> {
-    let Some(memory) = cache.memory.as_mut() else { return Ok(()) };
-    for (index, (head, kept)) in cache.heads.iter().zip(keep).enumerate() {
-        let mut kept = kept.iter().peekable();
-        let lost: Vec<u32> = (0..head.len() as u32).filter(|slot| kept.next_if_eq(&slot).is_none()).collect();
-        if lost.is_empty() {
-            continue;
-        }
-        let mut keys = vec![0.0; lost.len() * ctx.head_dim];
-        let mut values = keys.clone();
-        ctx.backend.read_slots(ctx.pages, head.view(head.len()), &lost, &mut keys, &mut values)?;
-        memory.absorb(index, &keys, &values);
-    }
-    Ok(())
 }
 
 /// Re-indexes rotary positions when the next stride would leave the trained range: every head's slots become adjacent

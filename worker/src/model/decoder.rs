@@ -22,7 +22,7 @@ use crate::layers::queries::{self, QueryRows};
 use crate::layers::query::DeviceQueryIndexer;
 use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
-use crate::memory::associative::AssociativeWeights;
+use crate::memory::DeviceAssociative;
 use crate::shard::Shard;
 use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
@@ -48,6 +48,11 @@ impl<B: Backend> Arena<B> {
         let shape = PageShape { head_dim, dtype };
         let count = bytes / shape.bytes();
         Ok(Self { pages: backend.alloc_pages(shape, count)?, pool: PagePool::new(count), shape })
+    }
+
+    /// Takes back all that a sequence holds.
+    pub fn reclaim(&mut self, backend: &B, cache: &mut SequenceCache) {
+        cache.reclaim(backend, &mut self.pages, &mut self.pool);
     }
 }
 
@@ -101,7 +106,7 @@ pub struct Decoder<B: Backend> {
     inv_freq: Vec<f32>,
     scorer: Option<DeviceScorer<B>>,
     query: Option<DeviceQueryIndexer<B>>,
-    associative: Option<Arc<AssociativeWeights>>,
+    associative: Option<DeviceAssociative<B>>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     perturbed: bool,
@@ -235,13 +240,15 @@ impl<B: Backend> Decoder<B> {
         self.scorer = Some(DeviceScorer::load(b, &indexer.retention, hidden, kv_heads.clone())?);
         let query = indexer.query.clone().map(|query| DeviceQueryIndexer::load(b, query, hidden, kv_heads.clone()));
         self.query = query.transpose()?;
-        self.associative = indexer.associative.clone();
+        let associative = indexer.associative.as_ref();
+        let associative = associative.map(|weights| DeviceAssociative::load(b, weights, kv_heads.clone()));
+        self.associative = associative.transpose()?;
         Ok(())
     }
 
-    /// The trained part of the memory `associative`.
-    pub fn associative(&self) -> Option<&Arc<AssociativeWeights>> {
-        self.associative.as_ref()
+    /// Trained features of the memory `associative`, `F`.
+    pub fn features(&self) -> Option<usize> {
+        self.associative.as_ref().map(DeviceAssociative::count)
     }
 
     /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops it.
@@ -424,6 +431,7 @@ impl<B: Backend> Decoder<B> {
             qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
             sliding_window: self.config.sliding_window,
             stride: self.stride,
+            associative: self.associative.as_ref().map(|associative| associative.layer(index)),
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
         let queries = QueryRows {
@@ -475,6 +483,7 @@ impl<B: Backend> Decoder<B> {
             stride: self.stride,
             trained_length: self.config.context_length as u64,
             inv_freq: &self.inv_freq,
+            features: self.associative.as_ref().map(DeviceAssociative::features),
             exchange: &mut self.exchange,
         };
         for piece in pieces {
