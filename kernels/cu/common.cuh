@@ -112,6 +112,12 @@ __device__ inline T *slot_key(T *pages, const uint32_t *table, uint32_t slot, ui
     return pages + ((size_t)table[slot / SLOTS] * 2 * SLOTS + slot % SLOTS) * dim;
 }
 
+// What a policy keeps with a slot, value and position.
+template <class N>
+__device__ inline N *slot_note(N *notes, const uint32_t *table, uint32_t slot) {
+    return notes + (size_t)table[slot / SLOTS] * SLOTS + slot % SLOTS;
+}
+
 // ---- tensor cores and asynchronous copies --------------------------------------------------------------------------
 
 #ifndef PALIMPSEST_EMULATED

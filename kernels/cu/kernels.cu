@@ -3,6 +3,7 @@
 #include "dequantize.cu"
 #include "matmul.cu"
 #include "slots.cu"
+#include "score.cu"
 #include "select.cu"
 #include "sample.cu"
 #include "latent.cu"

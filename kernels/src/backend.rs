@@ -6,6 +6,7 @@
 use crate::error::Result;
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
+use crate::score::{NoteItem, ScoreItem};
 use std::ops::Range;
 
 /// Element type of a weight as stored in a model file. Quantised types come in blocks along the input axis.
@@ -252,11 +253,11 @@ pub struct SelectBudget {
     pub floor: usize,
 }
 
-/// Scored slots of one KV head at a boundary.
-#[derive(Debug, Clone)]
-pub struct SelectItem<'a> {
-    /// One number per slot `[L]`, higher: keep. NaN loses against everything.
-    pub scores: &'a [f32],
+/// Slots of one KV head that are ranked at a boundary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelectHead {
+    /// `L`: its slots.
+    pub len: usize,
     /// Slots that compete; those before and behind stay.
     pub candidates: Range<usize>,
 }
@@ -406,15 +407,25 @@ pub trait Backend: Send + Sync + 'static {
     /// Raises the slots' scores to the largest over the new rows of `sum_h weight[h] * relu(<query[h], key>)`, the
     /// lightning indexer of IndexMem (arXiv 2605.25475).
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()>;
+    /// Keeps a number with each new slot, and its position: `values[row, kv_head]`, `values`: `[T, width]`.
+    fn note(&self, pages: &mut Self::Pages, values: &Self::Buffer, width: usize, items: &[NoteItem<'_>]) -> Result<()>;
+    /// Notes of a head's slots. Slots without one have any.
+    fn read_notes(&self, pages: &Self::Pages, head: HeadPages<'_>) -> Result<Vec<f32>>;
+    /// Scores all slots of all items, one item after the other in `out`, where [`Self::select`] reads them; `at` is the position
+    /// of the last token read.
+    fn score(&self, pages: &Self::Pages, at: u32, items: &[ScoreItem<'_>], out: &mut Self::Buffer) -> Result<()>;
     /// Chooses the slots that stay: every head keeps its best `floor` candidates, then the best of all that are left in a
     /// pool stay until its heads keep `take` on average. Ties go by head, then by slot, smaller first. Nobody waits for the
     /// answer: it is where [`Self::compact`] reads it.
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Self::Kept>;
+    ///
+    /// `scores`: `L` numbers of each head, one after the other, higher: keep. NaN loses against everything.
+    fn select(&self, budget: SelectBudget, scores: &Self::Buffer, heads: &[SelectHead]) -> Result<Self::Kept>;
     /// The same for a choice that the host made: for each head with `lens[i]` slots those that stay, strictly increasing.
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Self::Kept>;
     /// Slots that stay, strictly increasing, for each head.
     fn kept(&self, kept: &Self::Kept) -> Result<Vec<Vec<u32>>>;
-    /// Moves kept slots to the front, in order: the `i`-th of a head becomes its slot `i`. The stored bits do not change.
+    /// Moves kept slots to the front, in order: the `i`-th of a head becomes its slot `i`, its note with it. The stored bits do
+    /// not change.
     /// `heads` are those that were chosen from, before the compaction.
     fn compact(&self, pages: &mut Self::Pages, heads: &[HeadPages<'_>], kept: &Self::Kept) -> Result<()>;
     /// An empty latent memory beside the pages, for `heads` KV heads.

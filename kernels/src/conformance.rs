@@ -12,6 +12,7 @@
 mod cache;
 mod dense;
 mod latent;
+mod score;
 mod select;
 mod tokens;
 
@@ -117,6 +118,8 @@ pub fn run<B: Backend>(backend: &B, kv: KvType, tolerance: Tolerance, seed: u64)
     cache::attention(&mut suite)?;
     cache::boundary(&mut suite)?;
     cache::refusals(&mut suite)?;
+    score::notes(&mut suite)?;
+    score::scores(&mut suite)?;
     select::select(&mut suite)?;
     tokens::sample(&mut suite)?;
     latent::memorise(&mut suite)?;

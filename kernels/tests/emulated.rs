@@ -10,7 +10,8 @@ use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision, Prod
 use palimpsest_kernels::error::Error;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentKind, PageId, PageShape, QkvShape, SelectBudget, SelectItem,
+    AttentionItem, Backend, HeadPages, KvType, LatentKind, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
+    SelectBudget, SelectHead,
 };
 use std::sync::Mutex;
 use std::time::Instant;
@@ -29,7 +30,7 @@ fn check(precision: Precision, kv: KvType, seed: u64) {
     let backend = CudaBackend::new(Emulated::new(seed), precision);
     let outcomes = conformance::run(&backend, kv, tolerance(precision, kv), 3).unwrap_or_else(|e| panic!("{e}"));
     let operations = ["embed", "matmul", "split_qkv", "attention", "observe", "rotate_keys", "memorise", "readout"];
-    for operation in operations.into_iter().chain(["index", "select", "sample"]) {
+    for operation in operations.into_iter().chain(["index", "note", "score", "select", "sample"]) {
         let of = outcomes.iter().filter(|outcome| outcome.case.starts_with(operation));
         let worst = of.map(|outcome| outcome.difference).fold(0.0, f32::max);
         println!("{precision:?} {kv:?}: {operation:<12} {worst:.1e}");
@@ -215,16 +216,18 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let tables: Vec<Vec<PageId>> = (0..4).map(|head| (0..3).map(|page| PageId(head * 3 + page)).collect()).collect();
     let mut pages = backend.alloc_pages(PageShape { head_dim: 16, dtype: KvType::F16 }, 12).expect("pages");
     let heads: Vec<HeadPages<'_>> = tables.iter().map(|pages| HeadPages { pages, len: 90 }).collect();
-    let scores: Vec<Vec<f32>> =
-        (0..4).map(|head| (0..90).map(|slot| ((slot * 31 + head * 7) % 53) as f32).collect()).collect();
-    let items: Vec<_> = scores.iter().map(|scores| SelectItem { scores, candidates: 4..80 }).collect();
+    let rule = ScoreRule::Fading { rate: -0.5, scale: 256.0 };
+    let items: Vec<_> = heads.iter().map(|&slots| ScoreItem { slots, rule }).collect();
+    let ranked = vec![SelectHead { len: 90, candidates: 4..80 }; heads.len()];
+    let mut scores = backend.alloc(4 * 90).expect("scores");
     let kind = LatentKind::Centroids { most: 3 };
     let id = backend.alloc_latent(&mut pages, kind, heads.len()).expect("a memory");
     calls(&backend);
-    let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &items).expect("a choice");
+    backend.score(&pages, 89, &items, &mut scores).expect("scores");
+    let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &scores, &ranked).expect("a choice");
     backend.memorise(&mut pages, id, None, &heads, &kept).expect("a merge");
     backend.compact(&mut pages, &heads, &kept).expect("a compaction");
-    let kernels = ["select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
+    let kernels = ["score_fading", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
     assert_eq!(calls(&backend), kernels);
     let lists = backend.kept(&kept).expect("lists");
     assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));

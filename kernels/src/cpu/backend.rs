@@ -3,14 +3,15 @@
 use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
-use super::{CpuBackend, attention, elementwise, index, matmul, memorise, observe, pages, readout};
+use super::{CpuBackend, attention, elementwise, index, matmul, memorise, notes, observe, pages, readout};
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
-    ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
+    ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::{self, SampleItem};
+use crate::score::{NoteItem, ScoreItem};
 use crate::select::{self, KeptLists};
 
 impl CpuBackend {
@@ -176,8 +177,20 @@ impl Backend for CpuBackend {
         index::index(self.exec(), shape, items)
     }
 
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
-        select::select(budget, items)
+    fn note(&self, pages: &mut CpuPages, values: &Vec<f32>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+        notes::note(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+        notes::read_notes(pages, head)
+    }
+
+    fn score(&self, pages: &CpuPages, at: u32, items: &[ScoreItem<'_>], out: &mut Vec<f32>) -> Result<()> {
+        notes::score(self.exec(), pages, at, items, out)
+    }
+
+    fn select(&self, budget: SelectBudget, scores: &Vec<f32>, heads: &[SelectHead]) -> Result<KeptLists> {
+        select::select(budget, &select::scored(scores, heads)?)
     }
 
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {

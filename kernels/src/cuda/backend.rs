@@ -6,11 +6,12 @@ use super::weights::Matrix;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
-    ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
+    ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
+use crate::score::{NoteItem, ScoreItem};
 
 impl<D: Device> Backend for CudaBackend<D> {
     type Buffer = Buffer<D>;
@@ -173,11 +174,23 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
-        self.score(shape, items)
+        self.score_pairs(shape, items)
     }
 
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Kept<D>> {
-        self.select_slots(budget, items)
+    fn note(&self, pages: &mut Pages<D>, values: &Buffer<D>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+        self.write_notes(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<f32>> {
+        self.download_notes(pages, head)
+    }
+
+    fn score(&self, pages: &Pages<D>, at: u32, items: &[ScoreItem<'_>], out: &mut Buffer<D>) -> Result<()> {
+        self.score_slots(pages, at, items, out)
+    }
+
+    fn select(&self, budget: SelectBudget, scores: &Buffer<D>, heads: &[SelectHead]) -> Result<Kept<D>> {
+        self.select_slots(budget, scores, heads)
     }
 
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {

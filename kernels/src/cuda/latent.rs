@@ -57,7 +57,7 @@ impl<D: Device> CudaBackend<D> {
         })
     }
 
-    pub(super) fn score(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+    pub(super) fn score_pairs(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
         let op = "index";
         let (mut all, mut scores) = (Items::default(), Vec::new());
         for item in items.iter() {

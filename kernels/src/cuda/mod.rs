@@ -17,6 +17,7 @@ mod latent;
 mod memory;
 mod observe;
 mod sample;
+mod score;
 mod select;
 mod slots;
 mod weights;

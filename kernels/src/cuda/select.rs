@@ -2,8 +2,8 @@
 
 use super::items::{Item, Items};
 use super::slots::Pages;
-use super::{Arg, CudaBackend, Device, Launch, Pack};
-use crate::backend::{HeadPages, PageShape, SelectBudget, SelectItem};
+use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least};
+use crate::backend::{HeadPages, PageShape, SelectBudget, SelectHead};
 use crate::error::{Error, Result};
 use crate::select::{self, KeptLists};
 use bytemuck::Zeroable;
@@ -48,25 +48,30 @@ impl<D: Device> CudaBackend<D> {
         Ok(Kept { memory, lens })
     }
 
-    pub(super) fn select_slots(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Kept<D>> {
-        select::check_select(budget, items)?;
-        let kept = self.new_kept(items.iter().map(|item| item.scores.len()).collect())?;
-        let mut all = Items::default();
-        for SelectItem { scores, candidates } in items {
-            let at = all.floats.len() as u32;
+    pub(super) fn select_slots(
+        &self,
+        budget: SelectBudget,
+        scores: &Buffer<D>,
+        heads: &[SelectHead],
+    ) -> Result<Kept<D>> {
+        select::check_select(budget, heads)?;
+        let kept = self.new_kept(heads.iter().map(|head| head.len).collect())?;
+        at_least("select", "scores", scores.len, kept.total())?;
+        let (mut all, mut at) = (Items::default(), 0);
+        for SelectHead { len, candidates } in heads {
             let (first, count) = (candidates.start as u32, candidates.end as u32);
-            all.items.push(Item { len: scores.len() as u32, first, count, extra: at, output: at, ..Item::zeroed() });
-            all.floats.extend_from_slice(scores);
+            all.items.push(Item { len: *len as u32, first, count, extra: at, output: at, ..Item::zeroed() });
+            at += *len as u32;
         }
         let mut pack = Pack::default();
         let packed = all.pack(&mut pack);
-        let heads = items.len() as u32;
+        let (count, heads) = (heads.len(), heads.len() as u32);
         let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
-        let bytes = items.len() * (FLOOR_BYTES + CUT_BYTES);
+        let bytes = count * (FLOOR_BYTES + CUT_BYTES);
         let floors = work.scratch.address(&self.device, "cuts of heads", bytes)?;
-        let cuts = Arg::Pointer(floors + (items.len() * FLOOR_BYTES) as u64);
-        let (list, scores, floors) = (arg(packed.items), arg(packed.floats), Arg::Pointer(floors));
+        let cuts = Arg::Pointer(floors + (count * FLOOR_BYTES) as u64);
+        let (list, scores, floors) = (arg(packed.items), scores.arg(), Arg::Pointer(floors));
         let run = |kernel, blocks, args: &[Arg]| {
             self.run(Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, shared: 0, args })
         };
@@ -137,12 +142,13 @@ impl<D: Device> CudaBackend<D> {
         let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, keeps, _] = kept.args();
+        let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
             kernel: "compact",
             grid: [heads.len() as u32, 1, 1],
             threads: 256,
             shared: (2 * PageShape::SLOTS * bytes) as u32,
-            args: &[pages.arg(), arg(packed.items), arg(packed.tables), counts, keeps, Arg::U32(bytes as u32)],
+            args: &[pages.arg(), pages.notes(), items, tables, counts, keeps, Arg::U32(bytes as u32)],
         })
     }
 }

@@ -7,11 +7,16 @@ use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
 use crate::latent::Latents;
 
+/// Bytes of a note.
+const NOTE_BYTES: usize = 8;
+
 /// Pages of keys `[32, D]` and values `[32, D]`.
 pub struct Pages<D: Device> {
     pub(super) memory: D::Memory,
     pub(super) shape: PageShape,
     count: usize,
+    /// Value and position of every slot.
+    notes: D::Memory,
     pub(super) latents: Latents<Latent<D>>,
 }
 
@@ -28,6 +33,11 @@ impl<D: Device> Pages<D> {
 
     pub(super) fn arg(&self) -> Arg {
         Arg::Pointer(D::address(&self.memory))
+    }
+
+    /// Notes of the slots.
+    pub(super) fn notes(&self) -> Arg {
+        Arg::Pointer(D::address(&self.notes))
     }
 
     /// The kernel of this arena's element type.
@@ -47,7 +57,8 @@ impl<D: Device> CudaBackend<D> {
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
         let memory = self.device.alloc("pages", bytes)?;
-        Ok(Pages { memory, shape, count, latents: Latents::default() })
+        let notes = self.device.alloc("notes", count * PageShape::SLOTS * NOTE_BYTES)?;
+        Ok(Pages { memory, shape, count, notes, latents: Latents::default() })
     }
 
     pub(super) fn split(&self, args: SplitQkv<'_, Self>, pages: &Pages<D>, q: &Buffer<D>) -> Result<()> {

@@ -5,18 +5,20 @@
 mod attention;
 mod dequant;
 mod latent;
+mod score;
 mod select;
 mod tokens;
 
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, ObserveItem, PageId, PageShape,
-    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
+    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::fixed;
 use crate::latent::{HostLatent, LatentHead, LatentId, LatentKind, LatentState, Latents};
 use crate::sample::{self, SampleItem};
-use crate::select::{KeptLists, check_select};
+use crate::score::{NoteItem, ScoreItem};
+use crate::select::{KeptLists, check_select, scored};
 
 /// The backend. It keeps no state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,6 +36,8 @@ pub struct ReferencePages {
     shape: PageShape,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+    /// Value and position.
+    notes: Vec<(f32, u32)>,
     latents: Latents<HostLatent>,
 }
 
@@ -319,7 +323,8 @@ impl Backend for ReferenceBackend {
 
     fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<ReferencePages> {
         let slots = vec![vec![0.0; shape.head_dim]; count * PageShape::SLOTS];
-        Ok(ReferencePages { shape, keys: slots.clone(), values: slots, latents: Latents::default() })
+        let notes = vec![(0.0, 0); slots.len()];
+        Ok(ReferencePages { shape, keys: slots.clone(), values: slots, notes, latents: Latents::default() })
     }
 
     fn attention(
@@ -361,10 +366,23 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
-        check_select(budget, items)?;
-        let lens: Vec<usize> = items.iter().map(|item| item.scores.len()).collect();
-        KeptLists::new(&lens, &select::select(budget, items))
+    fn note(&self, pages: &mut ReferencePages, values: &Vec<f32>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+        score::note(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &ReferencePages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+        let note = |slot| Ok(pages.notes[pages.entry("read_notes", head.pages, slot)?].0);
+        (0..head.len).map(note).collect()
+    }
+
+    fn score(&self, pages: &ReferencePages, at: u32, items: &[ScoreItem<'_>], out: &mut Vec<f32>) -> Result<()> {
+        score::score(pages, at, items, out)
+    }
+
+    fn select(&self, budget: SelectBudget, scores: &Vec<f32>, heads: &[SelectHead]) -> Result<KeptLists> {
+        check_select(budget, heads)?;
+        let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
+        KeptLists::new(&lens, &select::select(budget, &scored(scores, heads)?))
     }
 
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {
@@ -384,6 +402,7 @@ impl Backend for ReferenceBackend {
                 let to = pages.entry(op, head.pages, to)?;
                 pages.keys[to] = pages.keys[from].clone();
                 pages.values[to] = pages.values[from].clone();
+                pages.notes[to] = pages.notes[from];
             }
         }
         Ok(())

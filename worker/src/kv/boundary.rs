@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::exchange::Exchange;
 use crate::policy::HeadView;
 use crate::policy::expected::QueryView;
-use palimpsest_kernels::{Backend, HeadPages, PageShape, Reduce, RotateItem, SelectItem};
+use palimpsest_kernels::{Backend, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead};
 
 /// What a boundary needs besides the sequence.
 pub struct BoundaryContext<'a, B: Backend> {
@@ -30,8 +30,33 @@ pub struct BoundaryContext<'a, B: Backend> {
     pub inv_freq: &'a [f32],
     /// Features of associative memories, all layers, and how many a layer has.
     pub features: Option<(&'a B::Buffer, usize)>,
+    /// Where scores go.
+    pub scores: &'a mut Scores<B>,
     /// The other ranks.
     pub exchange: &'a mut Exchange,
+}
+
+/// Scores of the heads of a sequence, one after the other; grows to the largest number of slots seen.
+pub struct Scores<B: Backend> {
+    buffer: B::Buffer,
+    len: usize,
+}
+
+impl<B: Backend> Scores<B> {
+    /// Room for none.
+    ///
+    /// # Errors
+    /// Those of [`Backend::alloc`].
+    pub fn new(backend: &B) -> Result<Self> {
+        Ok(Self { buffer: backend.alloc(0)?, len: 0 })
+    }
+
+    fn reserve(&mut self, backend: &B, len: usize) -> Result<()> {
+        if len > self.len {
+            (self.buffer, self.len) = (backend.alloc(len)?, len);
+        }
+        Ok(())
+    }
 }
 
 /// Brings the sequence back to its budget, if it stands at a boundary and exceeds it.
@@ -81,15 +106,13 @@ fn choose<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, s
     let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
     let take = slots - sinks as usize - window as usize;
     let window_start = cache.seen.saturating_sub(window);
-    let attention = attention(cache, ctx)?;
-    let score = |index: usize| scores(cache, ctx, index, &attention[index]);
-    let scores: Vec<_> = (0..cache.heads.len()).map(score).collect::<Result<_>>()?;
-    let items = cache.heads.iter().zip(&scores).map(|(head, scores)| {
+    score(cache, ctx)?;
+    let ranked = cache.heads.iter().map(|head| {
         let first = head.positions.partition_point(|&p| p < sinks);
         let last = head.positions.partition_point(|&p| u64::from(p) < window_start).max(first);
-        SelectItem { scores, candidates: first..last }
+        SelectHead { len: head.len(), candidates: first..last }
     });
-    let items: Vec<SelectItem<'_>> = items.collect();
+    let heads: Vec<SelectHead> = ranked.collect();
     let scope = if cache.policy.comparable() { cache.contract.head_budget } else { HeadBudget::Uniform };
     let columns = Columns { own: cache.kv_heads, first: cache.first_kv_head, total: cache.total_kv_heads };
     let mut sum = |counts: &mut [u64]| {
@@ -99,7 +122,28 @@ fn choose<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, s
         }
         ctx.exchange.sum_counts(counts)
     };
-    budget::select(ctx.backend, &items, columns, (take, scope), &mut sum)
+    budget::select(ctx.backend, &ctx.scores.buffer, &heads, columns, (take, scope), &mut sum)
+}
+
+/// Scores of all slots of all heads, on the device: computed there where the policy has a rule for it, else here.
+fn score<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
+    let total = cache.heads.iter().map(|head| head.len()).sum();
+    ctx.scores.reserve(ctx.backend, total)?;
+    let rules: Option<Vec<_>> = (0..cache.heads.len())
+        .map(|index| cache.policy.rule(index / cache.kv_heads, cache.first_kv_head + index % cache.kv_heads))
+        .collect();
+    if let Some(rules) = rules {
+        let heads = cache.heads.iter().zip(rules);
+        let items: Vec<_> = heads.map(|(head, rule)| ScoreItem { slots: head.view(head.len()), rule }).collect();
+        let at = u32::try_from(cache.seen - 1).expect("grow refuses positions beyond 32 bits");
+        return Ok(ctx.backend.score(ctx.pages, at, &items, &mut ctx.scores.buffer)?);
+    }
+    let attention = attention(cache, ctx)?;
+    let mut all = Vec::with_capacity(total);
+    for (index, attention) in attention.iter().enumerate() {
+        all.extend(scores(cache, ctx, index, attention)?);
+    }
+    Ok(ctx.backend.upload(&all, &mut ctx.scores.buffer, 0)?)
 }
 
 /// What the policy goes by for every head, one number per slot: attention, over all query heads of the KV head, or what else it

@@ -36,6 +36,7 @@ struct Bench {
     pool: PagePool,
     inv_freq: Vec<f32>,
     trained_length: u64,
+    scores: Scores<CpuBackend>,
 }
 
 impl Bench {
@@ -44,7 +45,8 @@ impl Bench {
         let backend = CpuBackend::new(options);
         let pages = backend.alloc_pages(PageShape { head_dim: DIM, dtype }, 64).expect("a small arena");
         let inv_freq = (0..DIM / 2).map(|i| 1000f32.powf(-2.0 * i as f32 / DIM as f32)).collect();
-        Self { backend, pages, pool: PagePool::new(64), inv_freq, trained_length }
+        let scores = Scores::new(&backend).expect("room for none");
+        Self { backend, pages, pool: PagePool::new(64), inv_freq, trained_length, scores }
     }
 
     /// Adds one stride of entries to every head; `key` and `value` are functions of (head, position, rotary position).
@@ -64,7 +66,7 @@ impl Bench {
     }
 
     fn pass(&mut self, cache: &mut SequenceCache) {
-        let Self { backend, pages, pool, inv_freq, trained_length } = self;
+        let Self { backend, pages, pool, inv_freq, trained_length, scores } = self;
         let mut ctx = BoundaryContext {
             backend,
             pages,
@@ -74,6 +76,7 @@ impl Bench {
             trained_length: *trained_length,
             inv_freq,
             features: None,
+            scores,
             exchange: &mut Exchange::alone(),
         };
         pass(cache, &mut ctx).expect("a boundary");

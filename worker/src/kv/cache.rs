@@ -209,7 +209,9 @@ impl SequenceCache {
             let mut values = keys.clone();
             backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
             head.moments.iter().for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
-            for v in keys.iter().chain(&values).chain(&head.terms).chain(head.mass.iter().flatten()) {
+            let keeps = self.policy.keeps_notes();
+            let notes = if keeps { backend.read_notes(pages, head.view(head.len()))? } else { Vec::new() };
+            for v in keys.iter().chain(&values).chain(&notes).chain(&head.terms).chain(head.mass.iter().flatten()) {
                 hash.update(&v.to_bits().to_le_bytes());
             }
         }

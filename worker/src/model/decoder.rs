@@ -15,7 +15,7 @@ use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 use crate::indexer::Indexer;
-use crate::kv::boundary::{self, BoundaryContext};
+use crate::kv::boundary::{self, BoundaryContext, Scores};
 use crate::kv::{PagePool, SequenceCache};
 use crate::layers::attention::{AttentionArgs, Span, attend};
 use crate::layers::queries::{self, QueryRows};
@@ -110,6 +110,8 @@ pub struct Decoder<B: Backend> {
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     perturbed: bool,
+    /// Scores of a boundary.
+    scores: Scores<B>,
     scratch: Scratch<B>,
 }
 
@@ -188,6 +190,7 @@ impl<B: Backend> Decoder<B> {
             capture: None,
             state_digests: Vec::new(),
             perturbed: false,
+            scores: Scores::new(&*backend)?,
             scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
             exchange: Exchange::alone(),
             query_units: shard.query_units.clone(),
@@ -410,7 +413,7 @@ impl<B: Backend> Decoder<B> {
         let eps = self.config.rms_eps;
         b.rms_norm(&s.x, &layer.attention_norm, eps, rows, &mut s.h)?;
         if let Some(scorer) = &mut self.scorer {
-            scorer.ingest(b, index, &s.h, rows, spans)?;
+            scorer.ingest(b, index, (&s.h, rows), spans, &mut arena.pages)?;
         }
         if let Some(query) = &mut self.query {
             query.ingest(b, index, &s.h, rows, spans)?;
@@ -484,6 +487,7 @@ impl<B: Backend> Decoder<B> {
             trained_length: self.config.context_length as u64,
             inv_freq: &self.inv_freq,
             features: self.associative.as_ref().map(DeviceAssociative::features),
+            scores: &mut self.scores,
             exchange: &mut self.exchange,
         };
         for piece in pieces {
