@@ -6,14 +6,14 @@ mod measure;
 
 use palimpsest_kernels::conformance::{self, Tolerance};
 use palimpsest_kernels::cuda::emulated::{Emulated, EmulatedMemory};
-use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision, Product};
+use palimpsest_kernels::cuda::recorded::{Call, Recorded};
+use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
 use palimpsest_kernels::error::Error;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
     AttentionItem, Backend, HeadPages, KvType, LatentKind, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
     SelectBudget, SelectHead,
 };
-use std::sync::Mutex;
 use std::time::Instant;
 
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and probability.
@@ -153,60 +153,15 @@ fn the_measurements_run() {
     assert!(figures[2..].iter().all(|figure| figure["seconds"].as_f64() > Some(0.0)), "{figures:?}");
 }
 
-/// The emulated device, noting what it is asked for: kernels by name, and every time the host waits for it.
-struct Recording {
-    device: Emulated,
-    calls: Mutex<Vec<String>>,
+fn recording() -> CudaBackend<Recorded<Emulated>> {
+    CudaBackend::new(Recorded::new(Emulated::new(2)), Precision::Bf16)
 }
 
-impl Recording {
-    fn note(&self, call: &str) {
-        self.calls.lock().expect("no panic").push(call.into());
-    }
-}
-
-impl Device for Recording {
-    type Memory = EmulatedMemory;
-
-    fn name(&self) -> String {
-        self.device.name()
-    }
-
-    fn alloc(&self, what: &'static str, bytes: usize) -> Result<EmulatedMemory, Error> {
-        self.device.alloc(what, bytes)
-    }
-
-    fn address(memory: &EmulatedMemory) -> u64 {
-        Emulated::address(memory)
-    }
-
-    fn upload(&self, src: &[u8], dst: &EmulatedMemory, offset: usize) -> Result<(), Error> {
-        self.device.upload(src, dst, offset)
-    }
-
-    fn download(&self, src: &EmulatedMemory, offset: usize, dst: &mut [u8]) -> Result<(), Error> {
-        self.note("the host waits");
-        self.device.download(src, offset, dst)
-    }
-
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        self.note(launch.kernel);
-        // SAFETY: by the caller's contract.
-        unsafe { self.device.launch(launch) }
-    }
-
-    unsafe fn product(&self, product: &Product) -> Result<bool, Error> {
-        // SAFETY: by the caller's contract.
-        unsafe { self.device.product(product) }
-    }
-}
-
-fn recording() -> CudaBackend<Recording> {
-    CudaBackend::new(Recording { device: Emulated::new(2), calls: Mutex::default() }, Precision::Bf16)
-}
-
-fn calls(backend: &CudaBackend<Recording>) -> Vec<String> {
-    std::mem::take(&mut backend.device().calls.lock().expect("no panic"))
+/// Kernels by name, and every time the host waits.
+fn calls(backend: &CudaBackend<Recorded<Emulated>>) -> Vec<String> {
+    let calls = backend.device().take();
+    let told = calls.iter().filter(|call| matches!(call, Call::Launch { .. } | Call::Wait { .. }));
+    told.map(|call| call.name().to_owned()).collect()
 }
 
 /// From scores to compacted pages the host waits for nothing, and then once.
@@ -231,7 +186,7 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     assert_eq!(calls(&backend), kernels);
     let lists = backend.kept(&kept).expect("lists");
     assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));
-    assert_eq!(calls(&backend), ["the host waits"]);
+    assert_eq!(calls(&backend), ["wait"]);
 }
 
 /// Whatever is asked for of the rows of a step: one kernel, and one wait for four bytes of each row.
@@ -253,7 +208,7 @@ fn tokens_of_a_step_come_back_together() {
         .to_vec();
     calls(&backend);
     let tokens = backend.sample(&mut logits, 50, &items).expect("tokens");
-    assert_eq!(calls(&backend), ["sample", "the host waits"]);
+    assert_eq!(calls(&backend), ["sample", "wait"]);
     // All alike but for the one that is banned. Six of seven do not reach 0.9 of the mass, so the middle of seven is drawn.
     assert_eq!(tokens, [Some(1), Some(4)]);
 }

@@ -3,6 +3,7 @@
 //! Everything runs on one stream, in order. Matrix products of more than eight rows go to cuBLAS where that library is
 //! found (`libcublas`, of the CUDA toolkit), else to our own kernel.
 
+mod staging;
 mod timing;
 
 pub use timing::Facts;
@@ -11,6 +12,7 @@ use super::{Arg, Device, Launch, Product, at_least};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{result as cuda, sys};
+use staging::Staging;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +45,8 @@ pub struct Driver {
     module: sys::CUmodule,
     functions: Mutex<HashMap<String, Function>>,
     blas: Option<Blas>,
+    /// What uploads go through. Who has started a copy from it holds it until the copy is on the stream.
+    staging: Mutex<Staging>,
     /// What was timed so far, while kernels are timed.
     spans: Mutex<Option<Vec<timing::Span>>>,
 }
@@ -156,7 +160,8 @@ impl Driver {
         // SAFETY: a fatbin that nvcc wrote, which knows its own length.
         let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }.map_err(failed("load kernels"))?;
         let blas = Blas::open(shared.stream);
-        Ok(Self { shared, name, module, functions: Mutex::default(), blas, spans: Mutex::default() })
+        let staging = Mutex::new(Staging::new(&shared)?);
+        Ok(Self { shared, name, module, functions: Mutex::default(), blas, staging, spans: Mutex::default() })
     }
 
     /// Free and total bytes of the GPU's memory.
@@ -282,9 +287,8 @@ impl Device for Driver {
             return Ok(());
         }
         self.shared.enter("upload")?;
-        // SAFETY: inside the allocation. The source is pageable, so the driver has copied it when this returns.
-        unsafe { cuda::memcpy_htod_async(dst.address + offset as u64, src, self.shared.stream) }
-            .map_err(failed("upload"))
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        staging.upload(src, dst.address + offset as u64)
     }
 
     fn download(&self, src: &DriverMemory, offset: usize, dst: &mut [u8]) -> Result<()> {
@@ -293,12 +297,15 @@ impl Device for Driver {
             return Ok(());
         }
         self.shared.enter("download")?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: inside the allocation; waited for before the destination is looked at.
         unsafe {
             cuda::memcpy_dtoh_async(dst, src.address + offset as u64, self.shared.stream)
                 .map_err(failed("download"))?;
-            cuda::stream::synchronize(self.shared.stream).map_err(failed("download"))
+            cuda::stream::synchronize(self.shared.stream).map_err(failed("download"))?;
         }
+        staging.waited();
+        Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {

@@ -61,6 +61,14 @@ impl Items {
         first
     }
 
+    /// Adds the page table of `count` slots that follow the first `len` ones of a head; returns where it begins, and how many slots
+    /// of its first page are before them.
+    pub(super) fn table_behind(&mut self, head: &HeadPages<'_>, len: usize, count: usize) -> (u32, u32) {
+        let (page, inside) = (len / PageShape::SLOTS, len % PageShape::SLOTS);
+        let behind = HeadPages { pages: &head.pages[page.min(head.pages.len())..], len: inside };
+        (self.table(&behind, inside + count), inside as u32)
+    }
+
     /// Adds an item of an attention call after checking it.
     pub(super) fn attend<D: Device>(
         &mut self,

@@ -16,6 +16,8 @@ mod items;
 mod latent;
 mod memory;
 mod observe;
+#[cfg(feature = "emulate")]
+pub mod recorded;
 mod sample;
 mod score;
 mod select;

@@ -25,10 +25,9 @@ impl<D: Device> CudaBackend<D> {
                 return Err(Error::Index { op, what: "KV head", index: *kv_head, len: width });
             }
             at_least(op, "values", values.len, rows.end.saturating_mul(width))?;
-            let len = slots.len + rows.len();
-            pages.check(op, slots, len)?;
-            let table = all.table(slots, len);
-            all.items.push(Item { len: slots.len as u32, table, extra: *position, ..Item::new(rows, *kv_head) });
+            pages.check(op, slots, slots.len + rows.len())?;
+            let (table, len) = all.table_behind(slots, slots.len, rows.len());
+            all.items.push(Item { len, table, extra: *position, ..Item::new(rows, *kv_head) });
         }
         let most = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let mut pack = Pack::default();

@@ -83,8 +83,8 @@ impl<D: Device> CudaBackend<D> {
             pages.check(op, &item.slots, len)?;
             let index = all.items.len() as u32;
             item.rows.clone().for_each(|row| owners[row * shape.kv_heads + item.kv_head] = index);
-            let table = all.table(&item.slots, len);
-            all.items.push(Item { len: item.slots.len as u32, table, ..Item::new(&item.rows, item.kv_head) });
+            let (table, len) = all.table_behind(&item.slots, item.slots.len, item.rows.len());
+            all.items.push(Item { len, table, ..Item::new(&item.rows, item.kv_head) });
         }
         let mut pack = Pack::default();
         let (packed, owners) = (all.pack(&mut pack), pack.push(&owners));

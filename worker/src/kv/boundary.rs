@@ -59,17 +59,45 @@ impl<B: Backend> Scores<B> {
     }
 }
 
-/// Brings the sequence back to its budget, if it stands at a boundary and exceeds it.
+/// Starts to bring the sequence back to its budget, if it stands at a boundary and exceeds it: ranks, hands the losers to the memory,
+/// and moves what stays together. Where the policy has a rule for the device, that goes from scores to compacted pages without
+/// waiting for the host. Returns what stays, for [`finish`]; nothing may be done with the sequence before.
 ///
 /// # Errors
 /// Those of the kernels. The sequence must then be dropped: it may be half compacted.
-pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
-    let Some(slots) = cache.contract.exact_slots() else { return Ok(()) };
-    if !cache.seen.is_multiple_of(ctx.stride) {
-        return Ok(());
+pub fn begin<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<Option<B::Kept>> {
+    let Some(slots) = cache.contract.exact_slots() else { return Ok(None) };
+    if !cache.seen.is_multiple_of(ctx.stride) || cache.seen <= slots as u64 {
+        return Ok(None);
     }
-    if cache.seen > slots as u64 {
-        evict(cache, ctx, slots)?;
+    let kept = choose(cache, ctx, slots)?;
+    let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
+    if let Some(memory) = &cache.memory {
+        ctx.backend.memorise(ctx.pages, memory.id, ctx.features, &heads, &kept)?;
+    }
+    ctx.backend.compact(ctx.pages, &heads, &kept)?;
+    Ok(Some(kept))
+}
+
+/// What is left to do here at a boundary, once it is known what stays: waits for it.
+///
+/// # Errors
+/// As [`begin`].
+pub fn finish<B: Backend>(
+    cache: &mut SequenceCache,
+    ctx: &mut BoundaryContext<'_, B>,
+    kept: Option<B::Kept>,
+) -> Result<()> {
+    if let Some(kept) = kept {
+        let terms = cache.policy.terms();
+        for (head, kept) in cache.heads.iter_mut().zip(&ctx.backend.kept(&kept)?) {
+            cache.evicted += (head.len() - kept.len()) as u64;
+            head.retain(kept, terms);
+            ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
+        }
+    }
+    if cache.contract.exact_slots().is_none() || !cache.seen.is_multiple_of(ctx.stride) {
+        return Ok(());
     }
     if cache.policy.forgets_mass() {
         // Below the budget too: the first ranking must not see attention from earlier strides.
@@ -79,25 +107,6 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
         reindex(cache, ctx)?;
     }
     cache.check_integrity();
-    Ok(())
-}
-
-/// Ranks, hands the losers to the memory, and moves what stays together. The device goes from scores to compacted pages without
-/// waiting for the host, which is then told what stays.
-fn evict<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<()> {
-    let kept = choose(cache, ctx, slots)?;
-    let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
-    if let Some(memory) = &cache.memory {
-        ctx.backend.memorise(ctx.pages, memory.id, ctx.features, &heads, &kept)?;
-    }
-    ctx.backend.compact(ctx.pages, &heads, &kept)?;
-    let keep = ctx.backend.kept(&kept)?;
-    let terms = cache.policy.terms();
-    for (head, kept) in cache.heads.iter_mut().zip(&keep) {
-        cache.evicted += (head.len() - kept.len()) as u64;
-        head.retain(kept, terms);
-        ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
-    }
     Ok(())
 }
 

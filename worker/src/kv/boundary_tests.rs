@@ -79,7 +79,8 @@ impl Bench {
             scores,
             exchange: &mut Exchange::alone(),
         };
-        pass(cache, &mut ctx).expect("a boundary");
+        let kept = begin(cache, &mut ctx).expect("a boundary");
+        finish(cache, &mut ctx, kept).expect("a boundary");
     }
 
     fn slots(&self, cache: &SequenceCache, index: usize) -> (Vec<f32>, Vec<f32>) {

@@ -333,8 +333,14 @@ impl<B: Backend> Decoder<B> {
         }
         drop(spans);
         self.digest_states(pieces)?;
+        // The device is given all its work before the host waits for any of it.
+        self.multiply_wanted(pieces)?;
+        let kept: Vec<_> =
+            pieces.iter_mut().map(|p| boundary::begin(p.cache, &mut self.at_boundary(arena))).collect::<Result<_>>()?;
         let answers = self.answers(pieces, choices)?;
-        self.boundaries(arena, pieces)?;
+        for (piece, kept) in pieces.iter_mut().zip(kept) {
+            boundary::finish(piece.cache, &mut self.at_boundary(arena), kept)?;
+        }
         Ok(answers)
     }
 
@@ -477,8 +483,8 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    fn boundaries(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<()> {
-        let mut ctx = BoundaryContext {
+    fn at_boundary<'a>(&'a mut self, arena: &'a mut Arena<B>) -> BoundaryContext<'a, B> {
+        BoundaryContext {
             backend: &*self.backend,
             pages: &mut arena.pages,
             pool: &mut arena.pool,
@@ -489,11 +495,7 @@ impl<B: Backend> Decoder<B> {
             features: self.associative.as_ref().map(DeviceAssociative::features),
             scores: &mut self.scores,
             exchange: &mut self.exchange,
-        };
-        for piece in pieces {
-            boundary::pass(piece.cache, &mut ctx)?;
         }
-        Ok(())
     }
 }
 
