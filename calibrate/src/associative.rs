@@ -324,9 +324,9 @@ mod tests {
         let memory = LatentHead { id: backend.alloc_latent(&mut pages, kind, 1).expect("room"), head: 0 };
         let state = LatentState::Associative(AssociativeState { sums, norms });
         backend.write_latent(&mut pages, memory, &state).expect("fits");
-        let layer = AssociativeLayer { features: &fitted.features, count: 6, gates: &vec![1.0], layer: 0 };
+        let layer = AssociativeLayer { shape, features: &fitted.features, count: 6, gates: &vec![1.0], layer: 0 };
         let items = [ReadoutItem { rows: 0..rows, kv_head: 0, memory }];
-        backend.readout(shape, layer, &pages, &q, &items, &mut out).expect("valid");
+        backend.readout(layer, &pages, &q, &items, &mut out).expect("valid");
         let mut got = vec![0.0; case.queries.len()];
         backend.download(&out, 0, &mut got).expect("fits");
         for (got, want) in got.iter().zip(&want) {

@@ -1,7 +1,7 @@
 // What the two tensor-core attention kernels share: tiles of keys and values, and one step of the online softmax.
 //
 // Query rows of a KV head are pairs (token row i, query head g), row m = i * G + g, so all G heads of a group read the
-// same keys and values once. Logits are in units of log2: the scale and the biases of centroids carry log2(e).
+// same keys and values once. Logits are in units of log2: the scale carries log2(e), a centroid of n entries has log2(n) added.
 #pragma once
 #include "common.cuh"
 

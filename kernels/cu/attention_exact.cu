@@ -1,7 +1,8 @@
 // Attention and observed probabilities in f32 throughout.
 //
 //   attention_exact   f32 caches (parity with the CPU) and heads wider than 128. A block per query row; its four warps
-//                     take centroids and slots in turn, lanes run over D, online softmax per warp, merged at the end.
+//                     take centroids (logits raised by ln n, n entries each) and slots in turn, lanes run over D, online
+//                     softmax per warp, merged at the end.
 //   observe_logits    logits and, per query row, maximum and sum, for the probabilities that policies look at:
 //                     logits [rows*G, len], statistics [rows*G, 2]. A block per query row.
 //   observe_reduce    weight[slot] (+)= over rows and heads of p * row_weight: sum / G or maximum, row by row, so that

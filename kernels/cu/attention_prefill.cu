@@ -1,6 +1,7 @@
 // Attention of many query rows over [centroids | slots in pages | causal tail] in one softmax: prefill.
 //
-//   out[m] = sum_j p[m, j] v[j],  p = softmax(scale * <q[m], k[j]> + bias[j]) over what row m sees
+//   out[m] = sum_j p[m, j] v[j],  p = softmax(scale * <q[m], k[j]> + bias[j]) over what row m sees; bias: ln n of a
+//   centroid that stands for n entries (computed from the count, so that none is no centroid), 0 of a slot
 //   q, out: [T, H, D] f32;  slots: f16;  D up to 128 and a multiple of 8 (padded to DP with zeros in shared memory)
 //
 // A block of four warps takes 64 query rows of one KV head (16 a warp), tiles of 64 slots (two pages) arrive by

@@ -1,6 +1,7 @@
 // Associative memory and pairwise indexer (IndexMem, arXiv 2605.25475).
 //
 //   readout       out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, 1e-6),  phi(q) = features * q
+//                 A state [f, D], then [f], at an address of its own, written by memorise.cu.
 //                 A block per (row, query head): features by warps, then a thread per dimension.
 //   index_scores  score[slot] = max(score[slot], max over rows of sum_h w[h] * relu(<q[h], key>))
 //                 A thread per slot; keys are narrow (8 to 32 values), queries come from the L1 for all threads alike.

@@ -159,12 +159,12 @@ __device__ inline void memorise_associative(MEMORISE_PARAMETERS(T), const float 
 }
 
 #define MEMORISE_KERNELS(NAME, T)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS)                                                     \
+    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS, 4)                                                     \
         memorise_centroids_##NAME(MEMORISE_PARAMETERS(T), uint32_t held) {                                             \
         memorise_centroids(pages, items, tables, states, kept, losts, dim, held);                                      \
     }                                                                                                                  \
     REGISTER_KERNEL(memorise_centroids_##NAME)                                                                         \
-    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS) memorise_associative_##NAME(                        \
+    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS, 4) memorise_associative_##NAME(                        \
         MEMORISE_PARAMETERS(T), const float *features, uint32_t group, uint32_t layer) {                               \
         memorise_associative(pages, items, tables, states, kept, losts, dim, features, group, layer);                  \
     }                                                                                                                  \

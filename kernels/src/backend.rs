@@ -185,6 +185,8 @@ pub struct ObserveItem<'a> {
 ///
 /// Source: IndexMem (arXiv 2605.25475), latent memory.
 pub struct AssociativeLayer<'a, B: Backend + ?Sized> {
+    /// Heads of a layer on this rank.
+    pub shape: QkvShape,
     /// `[layers, F, D]`; a memory may use fewer features, then the first ones.
     pub features: &'a B::Buffer,
     /// `F`.
@@ -397,7 +399,6 @@ pub trait Backend: Send + Sync + 'static {
     /// nothing.
     fn readout(
         &self,
-        shape: QkvShape,
         layer: AssociativeLayer<'_, Self>,
         pages: &Self::Pages,
         q: &Self::Buffer,

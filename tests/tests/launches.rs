@@ -147,7 +147,6 @@ fn a_boundary_adds_waits_at_the_end_alone() {
     let boundary = [
         "upload",
         "score_fading",
-        "alloc",
         "upload",
         "select_heads",
         "select_pools",

@@ -130,16 +130,17 @@ pub(super) fn readout<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
         let (q, mut want) = (suite.random.values(len), suite.random.values(len));
         let case = format!("readout {shape:?}");
         let (device_q, mut out) = (suite.upload(&q)?, suite.upload(&want)?);
-        let weights = AssociativeLayer { features: &features, count: FEATURES, gates: &gates, layer };
-        ReferenceBackend.readout(shape, weights, &arenas.reference, &q, &items, &mut want).named(&case)?;
+        let weights = AssociativeLayer { shape, features: &features, count: FEATURES, gates: &gates, layer };
+        ReferenceBackend.readout(weights, &arenas.reference, &q, &items, &mut want).named(&case)?;
         let (device_features, device_gates) = (suite.upload(&features)?, suite.upload(&gates)?);
-        let weights = AssociativeLayer { features: &device_features, count: FEATURES, gates: &device_gates, layer };
-        suite.backend.readout(shape, weights, &arenas.pages, &device_q, &items, &mut out).named(&case)?;
+        let weights =
+            AssociativeLayer { shape, features: &device_features, count: FEATURES, gates: &device_gates, layer };
+        suite.backend.readout(weights, &arenas.pages, &device_q, &items, &mut out).named(&case)?;
         let got = suite.download(&out, len)?;
         // Denominators may be small, so differences are those of a quotient.
         suite.compare(&case, &got, &want, 10.0 * suite.tolerance.attention)?;
         let mut call = |case, weights, item| {
-            refused(case, suite.backend.readout(shape, weights, &arenas.pages, &device_q, &[item], &mut out))
+            refused(case, suite.backend.readout(weights, &arenas.pages, &device_q, &[item], &mut out))
         };
         call("KV head out of range", weights, ReadoutItem { kv_head: shape.kv_heads, ..items[0].clone() })?;
         let memory = LatentHead { id: LatentId(9), head: 0 };

@@ -163,14 +163,13 @@ impl Backend for CpuBackend {
 
     fn readout(
         &self,
-        shape: QkvShape,
         layer: AssociativeLayer<'_, Self>,
         pages: &CpuPages,
         q: &Vec<f32>,
         items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        readout::readout(self.exec(), shape, layer, (pages, q), items, out)
+        readout::readout(self.exec(), layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {

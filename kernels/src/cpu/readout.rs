@@ -4,7 +4,7 @@ use super::CpuBackend;
 use super::elementwise::at_least;
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::pages::{CpuPages, Exec};
-use crate::backend::{AssociativeLayer, LEAST_MASS, QkvShape, ReadoutItem};
+use crate::backend::{AssociativeLayer, LEAST_MASS, ReadoutItem};
 use crate::error::Result;
 use crate::latent::AssociativeState;
 
@@ -14,13 +14,13 @@ const ROWS: usize = 16;
 /// See [`crate::Backend::readout`].
 pub(crate) fn readout(
     exec: Exec<'_>,
-    shape: QkvShape,
     layer: AssociativeLayer<'_, CpuBackend>,
     (pages, q): (&CpuPages, &[f32]),
     items: &[ReadoutItem],
     out: &mut [f32],
 ) -> Result<()> {
-    let (op, width) = ("readout", shape.heads * shape.head_dim);
+    let (op, shape) = ("readout", layer.shape);
+    let width = shape.heads * shape.head_dim;
     let (size, first_gate) = (layer.count * shape.head_dim, layer.layer * shape.kv_heads);
     at_least(op, "gates", layer.gates.len(), first_gate + shape.kv_heads)?;
     at_least(op, "features", layer.features.len(), (layer.layer + 1) * size)?;

@@ -163,14 +163,13 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn readout(
         &self,
-        shape: QkvShape,
         layer: AssociativeLayer<'_, Self>,
         pages: &Pages<D>,
         q: &Buffer<D>,
         items: &[ReadoutItem],
         out: &mut Buffer<D>,
     ) -> Result<()> {
-        self.read_memories(shape, layer, (pages, q), items, out)
+        self.read_memories(layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {

@@ -3,20 +3,20 @@
 use super::items::{Item, Items};
 use super::slots::Pages;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
-use crate::backend::{AssociativeLayer, IndexItem, IndexShape, QkvShape, ReadoutItem};
+use crate::backend::{AssociativeLayer, IndexItem, IndexShape, ReadoutItem};
 use crate::error::{Error, Result};
 use crate::latent::LatentKind;
 
 impl<D: Device> CudaBackend<D> {
     pub(super) fn read_memories(
         &self,
-        shape: QkvShape,
         layer: AssociativeLayer<'_, Self>,
         (pages, q): (&Pages<D>, &Buffer<D>),
         items: &[ReadoutItem],
         out: &Buffer<D>,
     ) -> Result<()> {
-        let (op, dim) = ("readout", shape.head_dim);
+        let (op, shape) = ("readout", layer.shape);
+        let dim = shape.head_dim;
         let (size, first_gate) = (layer.count * dim, layer.layer * shape.kv_heads);
         at_least(op, "gates", layer.gates.len, first_gate + shape.kv_heads)?;
         at_least(op, "features", layer.features.len, (layer.layer + 1) * size)?;

@@ -148,6 +148,7 @@ pub struct CudaBackend<D: Device> {
     device: D,
     precision: Precision,
     work: Mutex<Work<D>>,
+    spare: select::Spare<D>,
 }
 
 /// Device memory that calls share.
@@ -186,7 +187,12 @@ impl<D: Device> CudaBackend<D> {
     /// A backend over `device`.
     pub fn new(device: D, precision: Precision) -> Self {
         let empty = || Region { memory: None, bytes: 0 };
-        Self { device, precision, work: Mutex::new(Work { stage: empty(), scratch: empty() }) }
+        Self {
+            device,
+            precision,
+            work: Mutex::new(Work { stage: empty(), scratch: empty() }),
+            spare: select::Spare::<D>::default(),
+        }
     }
 
     /// The device.

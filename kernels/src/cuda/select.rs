@@ -7,6 +7,7 @@ use crate::backend::{HeadPages, PageShape, SelectBudget, SelectHead};
 use crate::error::{Error, Result};
 use crate::select::{self, KeptLists};
 use bytemuck::Zeroable;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads of a block that reads scores.
 const THREADS: u32 = 256;
@@ -14,12 +15,22 @@ const THREADS: u32 = 256;
 const FLOOR_BYTES: usize = 16;
 const CUT_BYTES: usize = 8;
 
+/// Memory of lists that nobody needs any more, with its size, to be used again: work is done in order.
+pub(super) type Spare<D> = Arc<Mutex<Vec<(<D as Device>::Memory, usize)>>>;
+
 /// Lists of slots that stay and of slots that go, on the device.
 pub struct Kept<D: Device> {
     /// For each head two counts: slots that stay, and the first that goes. Then those that stay, then those that go, each
-    /// head's from the sum of the lengths before it on.
-    memory: D::Memory,
+    /// head's from the sum of the lengths before it on. There until this is dropped.
+    memory: Option<(D::Memory, usize)>,
     lens: Vec<usize>,
+    spare: Spare<D>,
+}
+
+impl<D: Device> Drop for Kept<D> {
+    fn drop(&mut self) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(self.memory.take());
+    }
 }
 
 impl<D: Device> Kept<D> {
@@ -32,9 +43,13 @@ impl<D: Device> Kept<D> {
         self.lens.iter().sum()
     }
 
+    fn memory(&self) -> &D::Memory {
+        &self.memory.as_ref().expect("there until this is dropped").0
+    }
+
     /// Counts, lists that stay, lists that go.
     pub(super) fn args(&self) -> [Arg; 3] {
-        let base = D::address(&self.memory);
+        let base = D::address(self.memory());
         let words = |count: usize| Arg::Pointer(base + 4 * count as u64);
         let heads = 2 * self.lens.len();
         [words(0), words(heads), words(heads + self.total())]
@@ -44,8 +59,14 @@ impl<D: Device> Kept<D> {
 impl<D: Device> CudaBackend<D> {
     fn new_kept(&self, lens: Vec<usize>) -> Result<Kept<D>> {
         let total: usize = lens.iter().sum();
-        let memory = self.device.alloc("lists of slots", 4 * (2 * lens.len() + 2 * total))?;
-        Ok(Kept { memory, lens })
+        let bytes = (4 * (2 * lens.len() + 2 * total)).next_power_of_two();
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = spare.iter().position(|&(_, size)| size >= bytes);
+        let memory = match found {
+            Some(index) => spare.swap_remove(index),
+            None => (self.device.alloc("lists of slots", bytes)?, bytes),
+        };
+        Ok(Kept { memory: Some(memory), lens, spare: self.spare.clone() })
     }
 
     pub(super) fn select_slots(
@@ -114,7 +135,7 @@ impl<D: Device> CudaBackend<D> {
 
     pub(super) fn download_lists(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
         let mut words = vec![0u32; 2 * kept.lens.len() + kept.total()];
-        self.device.download(&kept.memory, 0, bytemuck::cast_slice_mut(&mut words))?;
+        self.device.download(kept.memory(), 0, bytemuck::cast_slice_mut(&mut words))?;
         let (counts, mut rest) = words.split_at(2 * kept.lens.len());
         let mut lists = Vec::with_capacity(kept.lens.len());
         for (count, &len) in counts.chunks_exact(2).zip(&kept.lens) {

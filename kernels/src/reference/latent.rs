@@ -1,7 +1,7 @@
 //! Latent memories and pairwise indexer by their definitions, in f64.
 
 use super::ReferencePages;
-use crate::backend::{AssociativeLayer, HeadPages, IndexItem, IndexShape, LEAST_MASS, QkvShape, ReadoutItem};
+use crate::backend::{AssociativeLayer, HeadPages, IndexItem, IndexShape, LEAST_MASS, ReadoutItem};
 use crate::error::{Error, Result};
 use crate::latent::{AssociativeState, CentroidState, LatentId, LatentKind, LatentState, check_features};
 use crate::reference::ReferenceBackend;
@@ -12,12 +12,12 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 pub(super) fn readout(
-    shape: QkvShape,
     layer: AssociativeLayer<'_, ReferenceBackend>,
     (pages, q): (&ReferencePages, &[f32]),
     items: &[ReadoutItem],
     out: &mut [f32],
 ) -> Result<()> {
+    let shape = layer.shape;
     let (dim, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let features = &layer.features[layer.layer * layer.count * dim..][..layer.count * dim];
     for item in items {
@@ -80,31 +80,44 @@ pub(super) fn memorise(
     Ok(())
 }
 
+/// A centroid of `count` entries.
+struct Mean {
+    key: Vec<f64>,
+    value: Vec<f64>,
+    count: f64,
+}
+
 /// Every centroid as the mean of the entries that it was given, one after the other.
 fn centroids(old: &CentroidState, most: usize, entries: &[(Vec<f32>, Vec<f32>)]) -> CentroidState {
     let dim = entries[0].0.len();
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
     let rows = old.keys().chunks_exact(dim).zip(old.values().chunks_exact(dim)).zip(old.counts());
-    let mut all: Vec<(Vec<f64>, Vec<f64>, f64)> =
-        rows.map(|((key, value), &count)| (wide(key), wide(value), f64::from(count))).collect();
+    let mean = |((key, value), &count): ((&[f32], &[f32]), &f32)| Mean {
+        key: wide(key),
+        value: wide(value),
+        count: f64::from(count),
+    };
+    let mut all: Vec<Mean> = rows.map(mean).collect();
     for (key, value) in entries {
         let (key, value) = (wide(key), wide(value));
         if all.len() < most {
-            all.push((key, value, 1.0));
+            all.push(Mean { key, value, count: 1.0 });
             continue;
         }
-        let distance =
-            |c: &(Vec<f64>, Vec<f64>, f64)| c.0.iter().zip(&key).map(|(c, k)| (c - k) * (c - k)).sum::<f64>();
+        let distance = |c: &Mean| c.key.iter().zip(&key).map(|(c, k)| (c - k) * (c - k)).sum::<f64>();
         let nearest = (0..all.len()).min_by(|&a, &b| distance(&all[a]).total_cmp(&distance(&all[b]))).expect("one");
-        let (keys, values, count) = &mut all[nearest];
-        let mean =
-            |sum: &mut [f64], x: &[f64], n: f64| sum.iter_mut().zip(x).for_each(|(m, x)| *m = (*m * n + x) / (n + 1.0));
-        mean(keys, &key, *count);
-        mean(values, &value, *count);
+        let Mean { key: keys, value: values, count } = &mut all[nearest];
+        for (m, x) in keys.iter_mut().zip(&key).chain(values.iter_mut().zip(&value)) {
+            *m = (*m * *count + x) / (*count + 1.0);
+        }
         *count += 1.0;
     }
-    let narrow = |of: fn(&(Vec<f64>, Vec<f64>, f64)) -> &[f64]| all.iter().flat_map(of).map(|&x| x as f32).collect();
-    CentroidState::new(narrow(|c| &c.0), narrow(|c| &c.1), narrow(|c| std::slice::from_ref(&c.2)))
+    let narrow = |values: &Vec<f64>| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    CentroidState::new(
+        all.iter().flat_map(|c| narrow(&c.key)).collect(),
+        all.iter().flat_map(|c| narrow(&c.value)).collect(),
+        all.iter().map(|c| c.count as f32).collect(),
+    )
 }
 
 fn associative(old: &AssociativeState, features: &[f32], entries: &[(Vec<f32>, Vec<f32>)]) -> AssociativeState {

@@ -351,14 +351,13 @@ impl Backend for ReferenceBackend {
 
     fn readout(
         &self,
-        shape: QkvShape,
         layer: AssociativeLayer<'_, Self>,
         pages: &ReferencePages,
         q: &Vec<f32>,
         items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        latent::readout(shape, layer, (pages, q), items, out)
+        latent::readout(layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {

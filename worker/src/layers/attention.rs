@@ -164,7 +164,7 @@ fn read_out<B: Backend>(
         }
     }
     match args.associative {
-        Some(weights) if !items.is_empty() => Ok(backend.readout(args.shape, weights, pages, q, &items, out)?),
+        Some(weights) if !items.is_empty() => Ok(backend.readout(weights, pages, q, &items, out)?),
         _ => Ok(()),
     }
 }

@@ -8,7 +8,7 @@
 
 use crate::error::Result;
 use crate::layers::vector;
-use palimpsest_kernels::{AssociativeLayer, Backend};
+use palimpsest_kernels::{AssociativeLayer, Backend, QkvShape};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,9 +59,9 @@ impl<B: Backend> DeviceAssociative<B> {
         self.count
     }
 
-    /// What a readout of a layer reads.
-    pub fn layer(&self, layer: usize) -> AssociativeLayer<'_, B> {
-        AssociativeLayer { features: &self.features, count: self.count, gates: &self.gates, layer }
+    /// What a readout of a layer with these heads reads.
+    pub fn layer(&self, layer: usize, shape: QkvShape) -> AssociativeLayer<'_, B> {
+        AssociativeLayer { shape, features: &self.features, count: self.count, gates: &self.gates, layer }
     }
 
     /// What memories are written with: all features, and `F`.

@@ -440,7 +440,7 @@ impl<B: Backend> Decoder<B> {
             qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
             sliding_window: self.config.sliding_window,
             stride: self.stride,
-            associative: self.associative.as_ref().map(|associative| associative.layer(index)),
+            associative: self.associative.as_ref().map(|memory| memory.layer(index, qkv_shape(&self.shard))),
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
         let queries = QueryRows {
