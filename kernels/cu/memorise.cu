@@ -9,10 +9,14 @@
 //
 // State of a head, f32: keys [R, D], values [R, D], counts [R], a count of 0 for no centroid yet; or A [f, D], b [f].
 //
-// Centroids: a block per head, since each entry needs what the one before it left. A group of eight lanes takes a centroid, 32
-// at a time; keys of the centroids lie in shared memory where they fit, rows eight floats apart from a multiple of 32 banks.
-// Associative: sums of different features do not meet, so a block takes eight features of a head, and entries 32 at a time:
-// first a thread per (entry, feature), then a thread per (feature, dimension). Versions tried: none yet, no GPU has run it.
+// Centroids: a block per head, since each entry needs what the one before it left. A thread takes a centroid, 256 at a time, four
+// dimensions a load; keys of the centroids lie in shared memory where they fit, in rows of D + 4, so that neighbours meet no bank
+// twice. Associative: sums of different features do not meet, so a block takes eight features of a head, and entries 32 at a
+// time: first a thread per (entry, feature), then a thread per (feature, dimension).
+//
+// Versions tried, by counting instructions, as no GPU has run any: eight lanes a centroid, one running sum each, need 5
+// instructions an element and 8 shuffles a centroid; a thread with eight sums needs 3.5 and none. 254 centroids of 128 (the default
+// memory at a budget of 4096) and 512 entries in each of 256 heads are 12.8e9 operations that must stay apart.
 #include "common.cuh"
 
 constexpr uint32_t GROUP = 8;     // running sums, and features of a block
@@ -35,30 +39,43 @@ struct Nearest {
     }
 };
 
+__device__ inline void add_squares(float *part, float4 a, float4 b) {
+    float4 off = {__fadd_rn(a.x, -b.x), __fadd_rn(a.y, -b.y), __fadd_rn(a.z, -b.z), __fadd_rn(a.w, -b.w)};
+    part[0] = __fadd_rn(part[0], __fmul_rn(off.x, off.x));
+    part[1] = __fadd_rn(part[1], __fmul_rn(off.y, off.y));
+    part[2] = __fadd_rn(part[2], __fmul_rn(off.z, off.z));
+    part[3] = __fadd_rn(part[3], __fmul_rn(off.w, off.w));
+}
+
+// The running sums, in order.
+__device__ inline float add_up(const float (&part)[GROUP]) {
+    float sum = part[0];
+#pragma unroll
+    for (uint32_t i = 1; i < GROUP; ++i) sum = __fadd_rn(sum, part[i]);
+    return sum;
+}
+
 // The centroid nearest to `key`; `keys` has rows of `stride`. All threads get it.
 __device__ inline uint32_t nearest_centroid(const float *keys, uint32_t stride, uint32_t most, const float *key,
                                             uint32_t dim, Nearest *found) {
-    uint32_t lane = threadIdx.x % GROUP, warp = threadIdx.x / 32;
+    const float4 *entry = reinterpret_cast<const float4 *>(key);
     Nearest best = {INFINITY, 0};
-    for (uint32_t first = 0; first < most; first += MEMORISE_THREADS / GROUP) {
-        uint32_t r = first + threadIdx.x / GROUP;
-        const float *centroid = keys + (size_t)(r < most ? r : 0) * stride;
-        float part = 0.0f;
-        for (uint32_t d = lane; d < dim; d += GROUP) {
-            float off = __fadd_rn(centroid[d], -key[d]);
-            part = __fadd_rn(part, __fmul_rn(off, off));
+    for (uint32_t r = threadIdx.x; r < most; r += MEMORISE_THREADS) {
+        const float4 *centroid = reinterpret_cast<const float4 *>(keys + (size_t)r * stride);
+        float part[GROUP] = {};
+        for (uint32_t d = 0; d < dim / 4; d += 2) {
+            add_squares(part, centroid[d], entry[d]);
+            add_squares(part + 4, centroid[d + 1], entry[d + 1]);
         }
-        float sum = 0.0f;
-#pragma unroll
-        for (uint32_t i = 0; i < GROUP; ++i) sum = __fadd_rn(sum, __shfl_sync(FULL, part, threadIdx.x % 32 / GROUP * GROUP + i));
-        if (r < most && sum < best.distance) best = {sum, r};
+        float sum = add_up(part);
+        if (sum < best.distance) best = {sum, r};
     }
 #pragma unroll
-    for (int step = 16; step >= (int)GROUP; step /= 2) {
+    for (int step = 16; step > 0; step /= 2) {
         float distance = __shfl_xor_sync(FULL, best.distance, step);
         best.take(distance, __shfl_xor_sync(FULL, best.index, step));
     }
-    if (threadIdx.x % 32 == 0) found[warp] = best;
+    if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = best;
     __syncthreads();
     best = found[0];
     for (uint32_t w = 1; w < MEMORISE_THREADS / 32; ++w) best.take(found[w].distance, found[w].index);
@@ -75,7 +92,7 @@ __device__ inline void memorise_centroids(MEMORISE_PARAMETERS(T), uint32_t held)
     if (lost == 0) return;
     float *state = states[item.extra], *values = state + (size_t)most * dim, *counts = values + (size_t)most * dim;
     float *key = reinterpret_cast<float *>(raw), *keys = held ? key + dim : state;
-    uint32_t stride = held ? dim + GROUP : dim, filled = 0;
+    uint32_t stride = held ? dim + 4 : dim, filled = 0;
     // Counts are positive up to the first centroid that is free.
     while (filled < most && counts[filled] > 0.0f) ++filled;
     if (held)
@@ -137,10 +154,7 @@ __device__ inline void memorise_associative(MEMORISE_PARAMETERS(T), const float 
 #pragma unroll
                 for (uint32_t i = 0; i < GROUP; ++i)
                     part[i] = __fadd_rn(part[i], __fmul_rn(own[f * row + d + i], keys[e * row + d + i]));
-            float sum = part[0];
-#pragma unroll
-            for (uint32_t i = 1; i < GROUP; ++i) sum = __fadd_rn(sum, part[i]);
-            phi[e * GROUP + f] = sum;
+            phi[e * GROUP + f] = add_up(part);
         }
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < count * dim; i += blockDim.x) {
@@ -159,12 +173,12 @@ __device__ inline void memorise_associative(MEMORISE_PARAMETERS(T), const float 
 }
 
 #define MEMORISE_KERNELS(NAME, T)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS, 4)                                                     \
+    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS, 2)                                                     \
         memorise_centroids_##NAME(MEMORISE_PARAMETERS(T), uint32_t held) {                                             \
         memorise_centroids(pages, items, tables, states, kept, losts, dim, held);                                      \
     }                                                                                                                  \
     REGISTER_KERNEL(memorise_centroids_##NAME)                                                                         \
-    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS, 4) memorise_associative_##NAME(                        \
+    extern "C" __global__ void __launch_bounds__(MEMORISE_THREADS, 2) memorise_associative_##NAME(                        \
         MEMORISE_PARAMETERS(T), const float *features, uint32_t group, uint32_t layer) {                               \
         memorise_associative(pages, items, tables, states, kept, losts, dim, features, group, layer);                  \
     }                                                                                                                  \

@@ -3,8 +3,8 @@
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions, SimdLevel};
 use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentKind, LatentState, ObserveItem, PageId, PageShape,
-    QkvShape, Reduce, SplitItem, SplitQkv,
+    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentId, LatentKind, LatentState, ObserveItem, PageId,
+    PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
 };
 use proptest::prelude::*;
 
@@ -69,6 +69,17 @@ fn last_row<'a>(item: &AttentionItem<'a>) -> AttentionItem<'a> {
     }
 }
 
+/// A latent memory that holds the sequence's centroids.
+fn memory(backend: &CpuBackend, pages: &mut <CpuBackend as Backend>::Pages, sequence: &Sequence) -> LatentId {
+    let kind = LatentKind::Centroids { most: 20 };
+    let id = backend.alloc_latent(pages, kind, sequence.shape.kv_heads).expect("fits in memory");
+    for (head, state) in sequence.centroids.iter().enumerate() {
+        let state = LatentState::Centroids(state.clone());
+        backend.write_latent(pages, LatentHead { id, head }, &state).expect("it fits");
+    }
+    id
+}
+
 /// Runs split and attention over `sequences`, in steps that take at most `piece` rows of each; returns the outputs of
 /// each sequence, and the observed weights of its last row.
 fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usize) -> Vec<(Vec<f32>, Vec<Vec<f32>>)> {
@@ -81,16 +92,7 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
     };
     let count = tables.iter().flatten().map(Vec::len).sum();
     let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: kv }, count).expect("fits in memory");
-    let mut memory = |s: &Sequence| {
-        let kind = LatentKind::Centroids { most: 20 };
-        let id = backend.alloc_latent(&mut pages, kind, kv_heads).expect("fits in memory");
-        for (head, state) in s.centroids.iter().enumerate() {
-            let state = LatentState::Centroids(state.clone());
-            backend.write_latent(&mut pages, LatentHead { id, head }, &state).expect("it fits");
-        }
-        id
-    };
-    let memories: Vec<_> = sequences.iter().map(&mut memory).collect();
+    let memories: Vec<_> = sequences.iter().map(|s| memory(backend, &mut pages, s)).collect();
     let mut results: Vec<(Vec<f32>, Vec<Vec<f32>>)> = sequences.iter().map(|_| Default::default()).collect();
     let longest = sequences.iter().map(|s| s.rows).max().expect("at least one sequence");
     for first in (0..longest).step_by(piece) {

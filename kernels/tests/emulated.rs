@@ -141,13 +141,14 @@ fn the_measurements_run() {
         heads: QkvShape { heads: 4, kv_heads: 2, head_dim: 32 },
         decode: &[(1, 40), (3, 600)],
         prefill: &[(2, 40, 70)],
+        boundaries: &[(2, 60, 40, 5)],
         runs: 1,
     };
     let mut figures = Vec::new();
     let backend = CudaBackend::new(Emulated::new(0), Precision::Bf16);
     measure::all(&backend, &sizes, &mut |figure| figures.push(figure)).expect("valid calls");
     let kinds: Vec<_> = figures.iter().filter_map(|figure| figure["kind"].as_str()).collect();
-    let wanted = ["copy", "bf16 product", "decode attention", "decode attention", "prefill attention"];
+    let wanted = ["copy", "bf16 product", "decode attention", "decode attention", "prefill attention", "boundary"];
     assert_eq!(kinds, wanted);
     assert!(figures[1]["flops"].is_null(), "the emulated device has no library for products");
     assert!(figures[2..].iter().all(|figure| figure["seconds"].as_f64() > Some(0.0)), "{figures:?}");

@@ -45,6 +45,7 @@ pub struct Driver {
     module: sys::CUmodule,
     functions: Mutex<HashMap<String, Function>>,
     blas: Option<Blas>,
+    shared_bytes: usize,
     /// What uploads go through. Who has started a copy from it holds it until the copy is on the stream.
     staging: Mutex<Staging>,
     /// What was timed so far, while kernels are timed.
@@ -161,7 +162,21 @@ impl Driver {
         let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }.map_err(failed("load kernels"))?;
         let blas = Blas::open(shared.stream);
         let staging = Mutex::new(Staging::new(&shared)?);
-        Ok(Self { shared, name, module, functions: Mutex::default(), blas, staging, spans: Mutex::default() })
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device exists.
+        let most = unsafe { cuda::device::get_attribute(device, attribute) }.map_err(failed("open"))?;
+        // Static shared memory counts, too; no kernel that asks has more than a KiB.
+        let shared_bytes = (most as usize).saturating_sub(1 << 10);
+        Ok(Self {
+            shared,
+            name,
+            module,
+            functions: Mutex::default(),
+            blas,
+            shared_bytes,
+            staging,
+            spans: Mutex::default(),
+        })
     }
 
     /// Free and total bytes of the GPU's memory.
@@ -261,6 +276,10 @@ impl Device for Driver {
 
     fn name(&self) -> String {
         format!("{}{}", self.name, if self.blas.is_some() { "; cuBLAS" } else { "; without cuBLAS" })
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<DriverMemory> {

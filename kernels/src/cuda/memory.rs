@@ -14,8 +14,8 @@ use bytemuck::Zeroable;
 const THREADS: u32 = 256;
 const GROUP: usize = 8;
 const ENTRIES: usize = 32;
-/// Shared memory that keys of centroids may take: two blocks of them fit on all targets.
-const HELD_BYTES: usize = 64 << 10;
+/// What rows of centroids in shared memory are longer than their keys.
+const PADDING: usize = 4;
 
 /// Memory of one sequence: for each head keys `[R, D]`, values `[R, D]`, counts `[R]`, where a count of 0 is no centroid yet; or `A`
 /// `[f, D]`, `b` `[f]`.
@@ -88,8 +88,8 @@ impl<D: Device> CudaBackend<D> {
                 (pages.kernel("memorise_associative_f16", "memorise_associative_f32"), grid, floats, own)
             }
             _ => {
-                let keys = count * (dim + GROUP);
-                let held = 4 * keys <= HELD_BYTES;
+                let keys = count * (dim + PADDING);
+                let held = 4 * (dim + keys) <= self.device.shared_bytes();
                 let kernel = pages.kernel("memorise_centroids_f16", "memorise_centroids_f32");
                 let floats = dim + if held { keys } else { 0 };
                 (kernel, [heads.len() as u32, 1, 1], floats, vec![Arg::U32(u32::from(held))])

@@ -34,6 +34,8 @@ pub trait Device: Send + Sync + 'static {
 
     /// Name for logs, such as `NVIDIA H100 80GB HBM3`.
     fn name(&self) -> String;
+    /// Bytes of dynamic shared memory that a block without any other may ask for.
+    fn shared_bytes(&self) -> usize;
     /// `bytes` zeroed bytes at a multiple of 16.
     ///
     /// # Errors

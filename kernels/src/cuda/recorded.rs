@@ -82,6 +82,10 @@ impl<D: Device> Device for Recorded<D> {
         self.device.name()
     }
 
+    fn shared_bytes(&self) -> usize {
+        self.device.shared_bytes()
+    }
+
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<D::Memory> {
         self.note(Call::Alloc { what, bytes });
         self.device.alloc(what, bytes)
