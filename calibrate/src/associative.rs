@@ -7,7 +7,7 @@
 use crate::collect::LayerSample;
 use crate::corpus::Draws;
 use crate::gradient::{Adam, Scaling, add_outer, add_product, dot, rows_by_rows, uniform};
-use palimpsest_kernels::AssociativeLayer;
+use palimpsest_kernels::LEAST_MASS;
 use palimpsest_worker::memory::associative::AssociativeLayerWeights;
 
 /// Shape and training of the associative memory.
@@ -64,7 +64,7 @@ struct Readout {
     sums: Vec<f32>,
     /// `b`, `[F]`.
     norms: Vec<f32>,
-    /// Denominators `[rows]`, at least [`AssociativeLayer::LEAST_MASS`].
+    /// Denominators `[rows]`, at least [`LEAST_MASS`].
     mass: Vec<f32>,
     /// The readout without its gate `[rows, D]`.
     out: Vec<f32>,
@@ -112,8 +112,7 @@ impl Case {
             norms.iter_mut().zip(key).for_each(|(norm, phi)| *norm += phi * phi);
         }
         let mass_of = |phi: &[f32]| phi.iter().zip(&norms).map(|(p, n)| p * p * n).sum::<f32>();
-        let mass: Vec<f32> =
-            queries.chunks_exact(count).map(|phi| mass_of(phi).max(AssociativeLayer::LEAST_MASS)).collect();
+        let mass: Vec<f32> = queries.chunks_exact(count).map(|phi| mass_of(phi).max(LEAST_MASS)).collect();
         let mut out = vec![0.0; self.queries.len()];
         add_product(&mut out, &queries, &sums, (count, dim));
         for (row, mass) in out.chunks_exact_mut(dim).zip(&mass) {
@@ -134,7 +133,7 @@ impl Case {
         let mut numerator: Vec<f32> = off.iter().map(|o| 2.0 * unit * gate * o).collect();
         let mut denominator = Vec::with_capacity(mass.len());
         for ((slope, out), mass) in numerator.chunks_exact_mut(dim).zip(out.chunks_exact(dim)).zip(&mass) {
-            let is_free = *mass > AssociativeLayer::LEAST_MASS;
+            let is_free = *mass > LEAST_MASS;
             denominator.push(if is_free { -dot(slope, out) / mass } else { 0.0 });
             slope.iter_mut().for_each(|s| *s /= mass);
         }
@@ -303,8 +302,11 @@ mod tests {
     /// The readout that is trained is the one that the engine computes.
     #[test]
     fn the_readout_is_the_backends() {
+        use palimpsest_kernels::latent::AssociativeState;
         use palimpsest_kernels::reference::ReferenceBackend;
-        use palimpsest_kernels::{Backend, QkvShape, ReadoutItem};
+        use palimpsest_kernels::{
+            AssociativeLayer, Backend, KvType, LatentHead, LatentKind, LatentState, PageShape, QkvShape, ReadoutItem,
+        };
         let kept: Vec<u32> = (0..32).collect();
         let case = Case::new(&document(4), HEADS, 0, 64, &kept);
         let options = AssociativeOptions { features: 6, steps: 0, rate: 1.0 };
@@ -316,9 +318,15 @@ mod tests {
         let buffer = || backend.alloc(case.queries.len()).expect("room");
         let (mut q, mut out) = (buffer(), buffer());
         backend.upload(&case.queries, &mut q, 0).expect("fits");
-        let layer = AssociativeLayer { features: &fitted.features, gates: &[1.0] };
-        let items = [ReadoutItem { rows: 0..rows, kv_head: 0, sums: &sums, norms: &norms }];
-        backend.readout(shape, layer, &q, &items, &mut out).expect("valid");
+        let page = PageShape { head_dim: HEADS.dim, dtype: KvType::F32 };
+        let mut pages = backend.alloc_pages(page, 0).expect("room");
+        let kind = LatentKind::Associative { features: 6 };
+        let memory = LatentHead { id: backend.alloc_latent(&mut pages, kind, 1).expect("room"), head: 0 };
+        let state = LatentState::Associative(AssociativeState { sums, norms });
+        backend.write_latent(&mut pages, memory, &state).expect("fits");
+        let layer = AssociativeLayer { shape, features: &fitted.features, count: 6, gates: &vec![1.0], layer: 0 };
+        let items = [ReadoutItem { rows: 0..rows, kv_head: 0, memory }];
+        backend.readout(layer, &pages, &q, &items, &mut out).expect("valid");
         let mut got = vec![0.0; case.queries.len()];
         backend.download(&out, 0, &mut got).expect("fits");
         for (got, want) in got.iter().zip(&want) {

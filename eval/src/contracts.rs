@@ -60,7 +60,7 @@ impl std::fmt::Display for Budget {
 pub struct EntrySize {
     /// Key and value of one token in one KV head of one layer.
     pub kv: f64,
-    /// What the policy stores with a slot: its terms, and attention by query head.
+    /// What the policy stores with a slot: its terms or note, and attention by query head.
     pub policy: f64,
 }
 
@@ -70,7 +70,10 @@ impl EntrySize {
         let config = runner.decoder().config();
         let page = runner.full_cache_bytes(PageShape::SLOTS) as f64;
         let policy = runner.policies().iter().find(|p| p.name() == policy);
-        let values = policy.map_or(0, |p| p.terms() + usize::from(p.keeps_mass()) * config.heads / config.kv_heads);
+        let values = policy.map_or(0, |p| {
+            let mass = usize::from(p.keeps_mass()) * config.heads / config.kv_heads;
+            p.terms() + usize::from(p.keeps_notes()) + mass
+        });
         Self {
             kv: page / (config.layers * config.kv_heads * PageShape::SLOTS) as f64,
             policy: (values * size_of::<f32>()) as f64,

@@ -1,7 +1,7 @@
 // What the two tensor-core attention kernels share: tiles of keys and values, and one step of the online softmax.
 //
 // Query rows of a KV head are pairs (token row i, query head g), row m = i * G + g, so all G heads of a group read the
-// same keys and values once. Logits are in units of log2: the scale and the biases of centroids carry log2(e).
+// same keys and values once. Logits are in units of log2: the scale carries log2(e), a centroid of n entries has log2(n) added.
 #pragma once
 #include "common.cuh"
 
@@ -9,7 +9,7 @@ struct AttentionArgs {
     const Item *items;
     const uint32_t *tables;
     const uint32_t *first_visible;
-    const float *centroids;  // for each item keys [R, D], values [R, D], biases [R]
+    const float *const *centroids;  // for each item keys [R, D], values [R, D], counts [R]; 0: no centroid
     const half_t *pages;
     const float *q;          // [T, H, D]
     float *out;              // [T, H, D]
@@ -66,7 +66,7 @@ __device__ inline void load_page(const AttentionArgs &args, const Item &item, ui
 template <int DP>
 __device__ inline void load_centroids(const AttentionArgs &args, const Item &item, uint32_t first, half_t *keys,
                                       half_t *values, uint32_t thread, uint32_t threads) {
-    const float *all = args.centroids + item.extra;
+    const float *all = args.centroids[item.extra];
     for (uint32_t i = thread; i < SLOTS * DP / 2; i += threads) {
         uint32_t row = i / (DP / 2), d = i % (DP / 2) * 2;
         bool inside = first + row < item.count && d < args.dim;
@@ -174,6 +174,6 @@ __device__ inline Visible visible(const AttentionArgs &args, const Item &item, u
 }
 
 #define ATTENTION_PARAMETERS                                                                                           \
-    const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *centroids,                  \
+    const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *const *centroids,           \
         const half_t *pages, const float *q, float *out, uint32_t heads, uint32_t kv_heads, uint32_t dim, float scale
 #define ATTENTION_ARGS {items, tables, first_visible, centroids, pages, q, out, heads, kv_heads, dim, scale}

@@ -43,10 +43,10 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
         __syncwarp();
         const half_t *keys = shared + unit / 4 % 2 * 2 * PART;
         if (unit < memory) {
-            const float *bias = args.centroids + item.extra + (size_t)2 * item.count * args.dim;
+            const float *counts = args.centroids[item.extra] + (size_t)2 * item.count * args.dim;
             softmax.template step<2>(queries, keys, keys + PART, [&](uint32_t column, int, float logit) {
                 uint32_t r = unit * SLOTS + column;
-                return r < item.count ? logit + bias[r] * LOG2_E : -INFINITY;
+                return r < item.count ? logit + log2f(counts[r]) : -INFINITY;
             });
         } else {
             uint32_t base = split.y + (unit - memory) * SLOTS;

@@ -1,7 +1,8 @@
 // Attention and observed probabilities in f32 throughout.
 //
 //   attention_exact   f32 caches (parity with the CPU) and heads wider than 128. A block per query row; its four warps
-//                     take centroids and slots in turn, lanes run over D, online softmax per warp, merged at the end.
+//                     take centroids (logits raised by ln n, n entries each) and slots in turn, lanes run over D, online
+//                     softmax per warp, merged at the end.
 //   observe_logits    logits and, per query row, maximum and sum, for the probabilities that policies look at:
 //                     logits [rows*G, len], statistics [rows*G, 2]. A block per query row.
 //   observe_reduce    weight[slot] (+)= over rows and heads of p * row_weight: sum / G or maximum, row by row, so that
@@ -18,7 +19,7 @@ __device__ inline float dot(const float *q, const T *key, uint32_t dim) {
 
 template <class T>
 __device__ inline void attention_exact(const Item *items, const uint32_t *tables, const uint32_t *first_visible,
-                                       const float *centroids, const T *pages, const float *q, float *out,
+                                       const float *const *centroids, const T *pages, const float *q, float *out,
                                        uint32_t heads, uint32_t kv_heads, uint32_t dim) {
     DYNAMIC_SHARED(raw);
     __shared__ float most_of[4], sum_of[4];
@@ -37,10 +38,10 @@ __device__ inline void attention_exact(const Item *items, const uint32_t *tables
         sum = sum * factor + p;
         for (uint32_t d = lane; d < dim; d += 32) values[d] = values[d] * factor + p * to_float(value[d]);
     };
-    const float *keys = centroids + item.extra, *centroid_values = keys + (size_t)item.count * dim;
-    const float *bias = centroid_values + (size_t)item.count * dim;
+    const float *keys = item.count ? centroids[item.extra] : nullptr;
+    const float *centroid_values = keys + (size_t)item.count * dim, *counts = centroid_values + (size_t)item.count * dim;
     for (uint32_t r = warp; r < item.count; r += 4)
-        take(scale * dot(q + at, keys + (size_t)r * dim, dim) + bias[r], centroid_values + (size_t)r * dim);
+        take(scale * dot(q + at, keys + (size_t)r * dim, dim) + logf(counts[r]), centroid_values + (size_t)r * dim);
     uint32_t first = item.first == NONE ? 0 : first_visible[item.first + i], end = item.len - item.rows + i + 1;
     for (uint32_t slot = first + warp; slot < end; slot += 4) {
         const T *key = slot_key(pages, tables + item.table, slot, dim);
@@ -62,7 +63,7 @@ __device__ inline void attention_exact(const Item *items, const uint32_t *tables
 // `output`: first logit of the item; `flags`: first of its query rows in `statistics`.
 template <class T>
 __device__ inline void observe_logits(const Item *items, const uint32_t *tables, const uint32_t *first_visible,
-                                      const float *centroids, const T *pages, const float *q, float *logits,
+                                      const float *const *centroids, const T *pages, const float *q, float *logits,
                                       float *statistics, uint32_t heads, uint32_t kv_heads, uint32_t dim) {
     __shared__ float partial[32];
     const Item item = items[blockIdx.y];
@@ -79,13 +80,13 @@ __device__ inline void observe_logits(const Item *items, const uint32_t *tables,
         if (lane == 0) row[slot] = logit;
         most = fmaxf(most, logit);
     }
-    const float *keys = centroids + item.extra, *bias = keys + (size_t)2 * item.count * dim;
+    const float *keys = item.count ? centroids[item.extra] : nullptr, *counts = keys + (size_t)2 * item.count * dim;
     for (uint32_t r = warp; r < item.count; r += 4)
-        most = fmaxf(most, scale * dot(q, keys + (size_t)r * dim, dim) + bias[r]);
+        most = fmaxf(most, scale * dot(q, keys + (size_t)r * dim, dim) + logf(counts[r]));
     most = block_max(most, partial);
     for (uint32_t slot = threadIdx.x; slot < item.len; slot += 128) sum += expf(row[slot] - most);
     for (uint32_t r = warp; r < item.count; r += 4) {
-        float p = expf(scale * dot(q, keys + (size_t)r * dim, dim) + bias[r] - most);
+        float p = expf(scale * dot(q, keys + (size_t)r * dim, dim) + logf(counts[r]) - most);
         if (lane == 0) sum += p;
     }
     sum = block_sum(sum, partial);
@@ -97,13 +98,13 @@ __device__ inline void observe_logits(const Item *items, const uint32_t *tables,
 
 #define EXACT(NAME, T)                                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) attention_exact_##NAME(                                          \
-        const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *centroids,              \
+        const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *const *centroids,       \
         const T *pages, const float *q, float *out, uint32_t heads, uint32_t kv_heads, uint32_t dim) {                 \
         attention_exact(items, tables, first_visible, centroids, pages, q, out, heads, kv_heads, dim);                 \
     }                                                                                                                  \
     REGISTER_KERNEL(attention_exact_##NAME)                                                                            \
     extern "C" __global__ void __launch_bounds__(128) observe_logits_##NAME(                                           \
-        const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *centroids,              \
+        const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *const *centroids,       \
         const T *pages, const float *q, float *logits, float *statistics, uint32_t heads, uint32_t kv_heads,           \
         uint32_t dim) {                                                                                                \
         observe_logits(items, tables, first_visible, centroids, pages, q, logits, statistics, heads, kv_heads, dim);   \

@@ -1,6 +1,7 @@
 // Attention of many query rows over [centroids | slots in pages | causal tail] in one softmax: prefill.
 //
-//   out[m] = sum_j p[m, j] v[j],  p = softmax(scale * <q[m], k[j]> + bias[j]) over what row m sees
+//   out[m] = sum_j p[m, j] v[j],  p = softmax(scale * <q[m], k[j]> + bias[j]) over what row m sees; bias: ln n of a
+//   centroid that stands for n entries (computed from the count, so that none is no centroid), 0 of a slot
 //   q, out: [T, H, D] f32;  slots: f16;  D up to 128 and a multiple of 8 (padded to DP with zeros in shared memory)
 //
 // A block of four warps takes 64 query rows of one KV head (16 a warp), tiles of 64 slots (two pages) arrive by
@@ -51,10 +52,10 @@ __device__ inline void attention_prefill(const AttentionArgs &args, const uint2 
         __syncthreads();
         const half_t *keys = shared + tile % 2 * 2 * PART;
         if (tile < memory) {
-            const float *bias = args.centroids + item.extra + (size_t)2 * item.count * args.dim;
+            const float *counts = args.centroids[item.extra] + (size_t)2 * item.count * args.dim;
             softmax.template step<4>(queries, keys, keys + PART, [&](uint32_t column, int, float logit) {
                 uint32_t r = tile * KEYS + column;
-                return r < item.count ? logit + bias[r] * LOG2_E : -INFINITY;
+                return r < item.count ? logit + log2f(counts[r]) : -INFINITY;
             });
         } else {
             uint32_t base = begin + (tile - memory) * KEYS;

@@ -32,7 +32,7 @@ struct Item {
     uint32_t len;      // slots, those of the rows included
     uint32_t table;    // first page in `tables`
     uint32_t first;    // first entry in `first_visible`, or NONE
-    uint32_t extra;    // first float of centroids, memories or row weights; first entry of lists
+    uint32_t extra;    // latent memory's entry of `states`; first float of row weights; first entry of lists
     uint32_t count;    // centroids, features, entries of lists
     uint32_t output;   // first element of the result
     uint32_t flags;    // see the kernel
@@ -110,6 +110,12 @@ __device__ inline float block_max(float x, float *partial) {
 template <class T>
 __device__ inline T *slot_key(T *pages, const uint32_t *table, uint32_t slot, uint32_t dim) {
     return pages + ((size_t)table[slot / SLOTS] * 2 * SLOTS + slot % SLOTS) * dim;
+}
+
+// What a policy keeps with a slot, value and position.
+template <class N>
+__device__ inline N *slot_note(N *notes, const uint32_t *table, uint32_t slot) {
+    return notes + (size_t)table[slot / SLOTS] * SLOTS + slot % SLOTS;
 }
 
 // ---- tensor cores and asynchronous copies --------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 // Associative memory and pairwise indexer (IndexMem, arXiv 2605.25475).
 //
 //   readout       out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, 1e-6),  phi(q) = features * q
+//                 A state [f, D], then [f], at an address of its own, written by memorise.cu.
 //                 A block per (row, query head): features by warps, then a thread per dimension.
 //   index_scores  score[slot] = max(score[slot], max over rows of sum_h w[h] * relu(<q[h], key>))
 //                 A thread per slot; keys are narrow (8 to 32 values), queries come from the L1 for all threads alike.
 #include "common.cuh"
 
 extern "C" __global__ void readout(const float *features, const float *gates, const float *q, const Item *items,
-                                   const float *states, float *out, uint32_t heads, uint32_t kv_heads, uint32_t dim) {
+                                   const float *const *states, float *out, uint32_t heads, uint32_t kv_heads,
+                                   uint32_t dim) {
     DYNAMIC_SHARED(raw);
     float *phi = reinterpret_cast<float *>(raw);
     __shared__ float partial[32];
@@ -17,7 +19,7 @@ extern "C" __global__ void readout(const float *features, const float *gates, co
     uint32_t row = item.row + blockIdx.x / group, head = item.kv_head * group + blockIdx.x % group;
     size_t at = ((size_t)row * heads + head) * dim;
     // `count` features: sums [f, D], then norms [f].
-    const float *sums = states + item.extra, *norms = sums + (size_t)item.count * dim;
+    const float *sums = states[item.extra], *norms = sums + (size_t)item.count * dim;
     float mass = 0.0f;
     for (uint32_t f = threadIdx.x / 32; f < item.count; f += blockDim.x / 32) {
         float dot = 0.0f;

@@ -2,7 +2,7 @@
 //
 //   split_qkv     fused rows [T, (H+2K)*D] to queries [T, H, D] and to slots: RMS norm per head (optional), rotary
 //                 position (GPT-NeoX halves), write of keys and values into pages. A warp per head of a row.
-//   compact       kept slot i moves to slot i. A block per head, 32 slots at a time through shared memory: kept slots
+//   compact       kept slot i moves to slot i, its note with it. A block per head, 32 slots at a time through shared memory: kept slots
 //                 increase, so what a later step reads lies behind everything that was written.
 //   rotate_keys   keys by delta * inv_freq. The angle is reduced in f64: positions reach millions, f32 keeps 24 bits.
 //   read_slots, write_slots   between pages and f32 [n, D].
@@ -54,8 +54,8 @@ __device__ inline void split_qkv(const float *qkv, const float *cos, const float
     }
 }
 
-// A thread moves 16 bytes; `bytes` are those of D elements. `counts`, `keeps`: see select.cu.
-extern "C" __global__ void compact(unsigned char *pages, const Item *items, const uint32_t *tables,
+// A thread moves 16 bytes, then the first 32 a note each; `bytes` are those of D elements. `counts`, `keeps`: see select.cu.
+extern "C" __global__ void compact(unsigned char *pages, uint2 *notes, const Item *items, const uint32_t *tables,
                                    const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {
     DYNAMIC_SHARED(shared);
     const Item item = items[blockIdx.x];
@@ -68,7 +68,10 @@ extern "C" __global__ void compact(unsigned char *pages, const Item *items, cons
             const unsigned char *from = slot_key(pages, table, keep[first + slot], bytes) + part * SLOTS * bytes;
             reinterpret_cast<uint4 *>(shared)[i] = reinterpret_cast<const uint4 *>(from)[chunk];
         }
+        uint2 moved = {0, 0};
+        if (threadIdx.x < count) moved = *slot_note(notes, table, keep[first + threadIdx.x]);
         __syncthreads();
+        if (threadIdx.x < count) *slot_note(notes, table, first + threadIdx.x) = moved;
         for (uint32_t i = threadIdx.x; i < count * 2 * chunks; i += blockDim.x) {
             uint32_t slot = i / (2 * chunks), part = i / chunks % 2, chunk = i % chunks;
             unsigned char *to = slot_key(pages, table, first + slot, bytes) + part * SLOTS * bytes;

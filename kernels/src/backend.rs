@@ -4,7 +4,9 @@
 //! page tables and lengths on the host and passes them with each call, so no call needs a host round trip.
 
 use crate::error::Result;
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
+use crate::score::{NoteItem, ScoreItem};
 use std::ops::Range;
 
 /// Element type of a weight as stored in a model file. Quantised types come in blocks along the input axis.
@@ -142,19 +144,6 @@ pub struct SplitItem<'a> {
     pub slots: HeadPages<'a>,
 }
 
-/// Centroids of evicted entries of one KV head, read inside the softmax before the slots.
-///
-/// Centroid `r` contributes logit `scale * <q, key_r> + bias_r`; a dead centroid has bias `-inf`.
-#[derive(Debug, Clone, Copy)]
-pub struct CentroidView<'a> {
-    /// Key centroids `[R, D]`.
-    pub keys: &'a [f32],
-    /// Value centroids `[R, D]`.
-    pub values: &'a [f32],
-    /// Log counts `[R]`.
-    pub bias: &'a [f32],
-}
-
 /// One KV head of one sequence in an attention call.
 #[derive(Debug, Clone)]
 pub struct AttentionItem<'a> {
@@ -167,8 +156,8 @@ pub struct AttentionItem<'a> {
     pub slots: HeadPages<'a>,
     /// First visible slot of each row (`rows.len()` entries) for sliding-window models; `None`: all are visible.
     pub first_visible: Option<&'a [u32]>,
-    /// Memory of evicted entries, if any.
-    pub centroids: Option<CentroidView<'a>>,
+    /// Centroids of evicted entries, read in the same softmax; `None`, and one that holds nothing yet: no such logits.
+    pub centroids: Option<LatentHead>,
 }
 
 /// How attention probabilities are reduced over query rows by [`Backend::observe`].
@@ -191,33 +180,43 @@ pub struct ObserveItem<'a> {
     pub row_weights: Option<&'a [f32]>,
 }
 
-/// Learned part of one layer's associative memory: linear features `phi(z) = features * z` and a gate per KV head.
+/// Learned part of associative memories, of which a call reads one layer: linear features `phi(z) = features * z` and a gate per
+/// KV head.
 ///
 /// Source: IndexMem (arXiv 2605.25475), latent memory.
-#[derive(Debug, Clone, Copy)]
-pub struct AssociativeLayer<'a> {
-    /// `[F, D]`; a memory may use fewer features, then the first ones.
-    pub features: &'a [f32],
-    /// Gates of this rank's KV heads `[K]`.
-    pub gates: &'a [f32],
+pub struct AssociativeLayer<'a, B: Backend + ?Sized> {
+    /// Heads of a layer on this rank.
+    pub shape: QkvShape,
+    /// `[layers, F, D]`; a memory may use fewer features, then the first ones.
+    pub features: &'a B::Buffer,
+    /// `F`.
+    pub count: usize,
+    /// Gates of this rank's KV heads `[layers, K]`.
+    pub gates: &'a B::Buffer,
+    /// The layer.
+    pub layer: usize,
 }
 
-impl AssociativeLayer<'_> {
-    /// Smallest denominator of a readout.
-    pub const LEAST_MASS: f32 = 1e-6;
+impl<B: Backend + ?Sized> Clone for AssociativeLayer<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
+
+impl<B: Backend + ?Sized> Copy for AssociativeLayer<'_, B> {}
+
+/// Smallest denominator of [`Backend::readout`].
+pub const LEAST_MASS: f32 = 1e-6;
 
 /// Associative memory of one KV head of one sequence, read by [`Backend::readout`].
 #[derive(Debug, Clone)]
-pub struct ReadoutItem<'a> {
+pub struct ReadoutItem {
     /// Token rows of this sequence in the step.
     pub rows: Range<usize>,
     /// KV head of this rank.
     pub kv_head: usize,
-    /// `A = sum phi(k) v` over evicted entries, `[f, D]`.
-    pub sums: &'a [f32],
-    /// `b = sum phi(k)^2`, `[f]`.
-    pub norms: &'a [f32],
+    /// The memory.
+    pub memory: LatentHead,
 }
 
 /// Heads and width of a pairwise indexer.
@@ -256,11 +255,11 @@ pub struct SelectBudget {
     pub floor: usize,
 }
 
-/// Scored slots of one KV head at a boundary.
-#[derive(Debug, Clone)]
-pub struct SelectItem<'a> {
-    /// One number per slot `[L]`, higher: keep. NaN loses against everything.
-    pub scores: &'a [f32],
+/// Slots of one KV head that are ranked at a boundary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelectHead {
+    /// `L`: its slots.
+    pub len: usize,
     /// Slots that compete; those before and behind stay.
     pub candidates: Range<usize>,
 }
@@ -396,29 +395,59 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut [Vec<f32>],
     ) -> Result<()>;
     /// Adds the readout of associative memories to attention outputs: for every query head of an item's KV head
-    /// `out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, LEAST_MASS)`. `q`, `out`: `[T, H, D]`.
+    /// `out += gate * (phi(q)^T A) / max((phi(q)^2)^T b, LEAST_MASS)`. `q`, `out`: `[T, H, D]`. One that holds nothing adds
+    /// nothing.
     fn readout(
         &self,
-        shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &Self::Pages,
         q: &Self::Buffer,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Self::Buffer,
     ) -> Result<()>;
     /// Raises the slots' scores to the largest over the new rows of `sum_h weight[h] * relu(<query[h], key>)`, the
     /// lightning indexer of IndexMem (arXiv 2605.25475).
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()>;
+    /// Keeps a number with each new slot, and its position: `values[row, kv_head]`, `values`: `[T, width]`.
+    fn note(&self, pages: &mut Self::Pages, values: &Self::Buffer, width: usize, items: &[NoteItem<'_>]) -> Result<()>;
+    /// Notes of a head's slots. Slots without one have any.
+    fn read_notes(&self, pages: &Self::Pages, head: HeadPages<'_>) -> Result<Vec<f32>>;
+    /// Scores all slots of all items, one item after the other in `out`, where [`Self::select`] reads them; `at` is the position
+    /// of the last token read.
+    fn score(&self, pages: &Self::Pages, at: u32, items: &[ScoreItem<'_>], out: &mut Self::Buffer) -> Result<()>;
     /// Chooses the slots that stay: every head keeps its best `floor` candidates, then the best of all that are left in a
     /// pool stay until its heads keep `take` on average. Ties go by head, then by slot, smaller first. Nobody waits for the
     /// answer: it is where [`Self::compact`] reads it.
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Self::Kept>;
+    ///
+    /// `scores`: `L` numbers of each head, one after the other, higher: keep. NaN loses against everything.
+    fn select(&self, budget: SelectBudget, scores: &Self::Buffer, heads: &[SelectHead]) -> Result<Self::Kept>;
     /// The same for a choice that the host made: for each head with `lens[i]` slots those that stay, strictly increasing.
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Self::Kept>;
     /// Slots that stay, strictly increasing, for each head.
     fn kept(&self, kept: &Self::Kept) -> Result<Vec<Vec<u32>>>;
-    /// Moves kept slots to the front, in order: the `i`-th of a head becomes its slot `i`. The stored bits do not change.
+    /// Moves kept slots to the front, in order: the `i`-th of a head becomes its slot `i`, its note with it. The stored bits do
+    /// not change.
     /// `heads` are those that were chosen from, before the compaction.
     fn compact(&self, pages: &mut Self::Pages, heads: &[HeadPages<'_>], kept: &Self::Kept) -> Result<()>;
+    /// An empty latent memory beside the pages, for `heads` KV heads.
+    fn alloc_latent(&self, pages: &mut Self::Pages, kind: LatentKind, heads: usize) -> Result<LatentId>;
+    /// Gives its memory back; its id may be used again.
+    fn free_latent(&self, pages: &mut Self::Pages, id: LatentId);
+    /// Merges the slots that go into a latent memory, head by head in position order: see [`crate::latent`]. `heads` are those that
+    /// were chosen from, all heads of the memory, before the compaction. `features`: `[layers, F, D]` and `F`, for associative
+    /// memories; heads are layer-major. Nobody waits for it.
+    fn memorise(
+        &self,
+        pages: &mut Self::Pages,
+        id: LatentId,
+        features: Option<(&Self::Buffer, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &Self::Kept,
+    ) -> Result<()>;
+    /// The state of one head of a latent memory.
+    fn read_latent(&self, pages: &Self::Pages, head: LatentHead) -> Result<LatentState>;
+    /// Replaces the state of one head: snapshots coming back.
+    fn write_latent(&self, pages: &mut Self::Pages, head: LatentHead, state: &LatentState) -> Result<()>;
     /// Rotates cached keys by `delta * inv_freq[i]` (`inv_freq`: `[D/2]`), rounding once to the stored type.
     fn rotate_keys(&self, pages: &mut Self::Pages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()>;
     /// Copies keys and values of the listed slots to the host as f32. `keys`, `values`: `[slots.len(), D]`.

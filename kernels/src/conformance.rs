@@ -12,11 +12,13 @@
 mod cache;
 mod dense;
 mod latent;
+mod score;
 mod select;
 mod tokens;
 
 use crate::backend::{Backend, HeadPages, KvType, PageId, PageShape};
 use crate::error::Error;
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::reference::{ReferenceBackend, ReferencePages};
 
 /// Largest accepted differences. A difference is divided by the larger of 1 and the largest reference value of its
@@ -116,8 +118,11 @@ pub fn run<B: Backend>(backend: &B, kv: KvType, tolerance: Tolerance, seed: u64)
     cache::attention(&mut suite)?;
     cache::boundary(&mut suite)?;
     cache::refusals(&mut suite)?;
+    score::notes(&mut suite)?;
+    score::scores(&mut suite)?;
     select::select(&mut suite)?;
     tokens::sample(&mut suite)?;
+    latent::memorise(&mut suite)?;
     latent::readout(&mut suite)?;
     latent::index(&mut suite)?;
     Ok(suite.outcomes)
@@ -265,6 +270,23 @@ impl<B: Backend> Arenas<B> {
         let head = HeadPages { pages: &self.tables[index], len };
         suite.backend.write_slots(&mut self.pages, head, 0, &keys, &values).named("write_slots")?;
         ReferenceBackend.write_slots(&mut self.reference, head, 0, &keys, &values).named("write_slots")
+    }
+
+    /// An empty latent memory in both arenas, which give it one id.
+    fn latent(&mut self, suite: &Suite<'_, B>, kind: LatentKind, heads: usize) -> Check<LatentId> {
+        let id = suite.backend.alloc_latent(&mut self.pages, kind, heads).named("alloc_latent")?;
+        let twin = ReferenceBackend.alloc_latent(&mut self.reference, kind, heads).named("alloc_latent")?;
+        if id == twin {
+            Ok(id)
+        } else {
+            Err(Failure::Length { case: "id".into(), got: id.0 as usize, want: twin.0 as usize })
+        }
+    }
+
+    /// Writes one state to both.
+    fn write_state(&mut self, suite: &Suite<'_, B>, head: LatentHead, state: &LatentState) -> Check {
+        suite.backend.write_latent(&mut self.pages, head, state).named("write_latent")?;
+        ReferenceBackend.write_latent(&mut self.reference, head, state).named("write_latent")
     }
 
     /// Compares the first `len` slots of head `index`.

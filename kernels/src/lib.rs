@@ -16,13 +16,18 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod fixed;
+pub mod latent;
 pub mod reference;
 pub mod sample;
+pub mod score;
 pub mod select;
 
 pub use backend::{
-    AssociativeLayer, AttentionItem, Backend, CentroidView, HeadPages, IndexItem, IndexShape, KvType, ObserveItem,
-    PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectItem, SplitItem, SplitQkv,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, LEAST_MASS, ObserveItem,
+    PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectHead, SplitItem, SplitQkv,
     WeightType, WeightView,
 };
 pub use error::{Error, Result};
+pub use latent::{LatentHead, LatentId, LatentKind, LatentState};
+pub use score::{NoteItem, ScoreItem, ScoreRule};
+pub use select::SelectItem;

@@ -1,8 +1,36 @@
 //! Which slots stay at a boundary, on the host: what the CPU's [`Backend::select`](crate::Backend::select) does, and parts of
 //! it for budgets that are pooled over more than one rank.
 
-use crate::backend::{HeadPages, SelectBudget, SelectItem};
+use crate::backend::{HeadPages, SelectBudget, SelectHead};
 use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// Scored slots of one KV head at a boundary, on the host.
+#[derive(Debug, Clone)]
+pub struct SelectItem<'a> {
+    /// One number per slot `[L]`, higher: keep. NaN loses against everything.
+    pub scores: &'a [f32],
+    /// Slots that compete; those before and behind stay.
+    pub candidates: Range<usize>,
+}
+
+/// Heads with their part of `scores`, which are those of all heads, one after the other.
+///
+/// # Errors
+/// [`Error::Shape`] when there are fewer scores than slots.
+pub fn scored<'a>(scores: &'a [f32], heads: &[SelectHead]) -> Result<Vec<SelectItem<'a>>> {
+    let want = heads.iter().map(|head| head.len).sum();
+    if scores.len() < want {
+        return Err(Error::Shape { op: "select", what: "scores", got: scores.len(), want });
+    }
+    let mut rest = scores;
+    let item = |head: &SelectHead| {
+        let (own, others) = rest.split_at(head.len);
+        rest = others;
+        SelectItem { scores: own, candidates: head.candidates.clone() }
+    };
+    Ok(heads.iter().map(item).collect())
+}
 
 /// Slots that stay, increasing, of heads with `lens` slots.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,6 +63,12 @@ impl KeptLists {
         &self.lists
     }
 
+    /// Slots of head `index` that go, increasing.
+    pub(crate) fn lost(&self, index: usize) -> Vec<u32> {
+        let mut kept = self.lists[index].iter().peekable();
+        (0..self.lens[index] as u32).filter(|slot| kept.next_if_eq(&slot).is_none()).collect()
+    }
+
     /// Checks that the lists are of these heads.
     pub(crate) fn check(&self, op: &'static str, heads: &[HeadPages<'_>]) -> Result<()> {
         check_lens(op, &self.lens, heads)
@@ -53,20 +87,17 @@ pub(crate) fn check_lens(op: &'static str, lens: &[usize], heads: &[HeadPages<'_
 }
 
 /// Checks the arguments of `select`.
-pub(crate) fn check_select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<()> {
+pub(crate) fn check_select(budget: SelectBudget, heads: &[SelectHead]) -> Result<()> {
     let op = "select";
     if budget.floor > budget.take {
         return Err(Error::Index { op, what: "floor", index: budget.floor, len: budget.take + 1 });
     }
-    if budget.pools == 0 || !items.len().is_multiple_of(budget.pools) {
-        return Err(Error::Multiple { op, what: "heads", got: items.len(), multiple: budget.pools });
+    if budget.pools == 0 || !heads.len().is_multiple_of(budget.pools) {
+        return Err(Error::Multiple { op, what: "heads", got: heads.len(), multiple: budget.pools });
     }
-    let outside =
-        |item: &&SelectItem<'_>| item.candidates.start > item.candidates.end || item.candidates.end > item.scores.len();
-    match items.iter().find(outside) {
-        Some(item) => {
-            Err(Error::Index { op, what: "candidate", index: item.candidates.end, len: item.scores.len() + 1 })
-        }
+    let outside = |head: &&SelectHead| head.candidates.start > head.candidates.end || head.candidates.end > head.len;
+    match heads.iter().find(outside) {
+        Some(head) => Err(Error::Index { op, what: "candidate", index: head.candidates.end, len: head.len + 1 }),
         None => Ok(()),
     }
 }
@@ -126,7 +157,8 @@ pub fn with_protected(item: &SelectItem<'_>, mut chosen: Vec<u32>) -> Vec<u32> {
 /// # Errors
 /// A floor above the mean, candidates that are not slots, heads that do not fill the pools.
 pub fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
-    check_select(budget, items)?;
+    let head = |item: &SelectItem<'_>| SelectHead { len: item.scores.len(), candidates: item.candidates.clone() };
+    check_select(budget, &items.iter().map(head).collect::<Vec<_>>())?;
     let mut chosen = vec![Vec::new(); items.len()];
     for pool in 0..budget.pools {
         let heads = (pool..items.len()).step_by(budget.pools);
@@ -162,13 +194,14 @@ mod tests {
             pools in 0usize..3,
         ) {
             let heads: Vec<Vec<f32>> = scores.iter().map(|s| s.iter().map(|&v| f32::from(v)).collect()).collect();
-            let items: Vec<_> =
-                heads.iter().map(|scores| SelectItem { scores, candidates: scores.len().min(3)..scores.len() }).collect();
+            let item = |scores: &Vec<f32>| SelectHead { len: scores.len(), candidates: scores.len().min(3)..scores.len() };
+            let (flat, heads): (Vec<f32>, Vec<_>) = (heads.concat(), heads.iter().map(item).collect());
+            let items = scored(&flat, &heads).expect("as many as slots");
             let pools = [6, 2, 1][pools];
             let floor = if pools == 6 { take } else { take * 15 / 100 };
             let budget = SelectBudget { pools, take, floor };
             let got = select(budget, &items).expect("valid arguments");
-            let want = ReferenceBackend.select(budget, &items).expect("valid arguments");
+            let want = ReferenceBackend.select(budget, &flat, &heads).expect("valid arguments");
             prop_assert_eq!(got, want);
         }
     }

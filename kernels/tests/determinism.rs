@@ -1,9 +1,10 @@
 //! Same bits for any number of threads, either instruction set, any batch, and however a sequence is cut into pieces.
 
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions, SimdLevel};
+use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::{
-    AttentionItem, Backend, CentroidView, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce,
-    SplitItem, SplitQkv,
+    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentId, LatentKind, LatentState, ObserveItem, PageId,
+    PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
 };
 use proptest::prelude::*;
 
@@ -29,8 +30,8 @@ struct Sequence {
     cos: Vec<f32>,
     sin: Vec<f32>,
     window: Option<usize>,
-    /// Keys, values and biases of each KV head's centroids.
-    centroids: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)>,
+    /// Each KV head's centroids.
+    centroids: Vec<CentroidState>,
 }
 
 impl Sequence {
@@ -47,7 +48,8 @@ impl Sequence {
                 .map(|head| {
                     let count = 5 * (seed as usize % 3);
                     let len = count * shape.head_dim;
-                    (values(len, seed + 10 + head), values(len, seed + 20 + head), values(count, seed + 30 + head))
+                    let counts = values(count, seed + 30 + head).iter().map(|x| 1.0 + x.abs()).collect();
+                    CentroidState::new(values(len, seed + 10 + head), values(len, seed + 20 + head), counts)
                 })
                 .collect(),
         }
@@ -55,11 +57,6 @@ impl Sequence {
 
     fn first_visible(&self, rows: std::ops::Range<usize>) -> Option<Vec<u32>> {
         self.window.map(|window| rows.map(|row| (row + 1).saturating_sub(window) as u32).collect())
-    }
-
-    fn centroids(&self, head: usize) -> Option<CentroidView<'_>> {
-        let (keys, values, bias) = &self.centroids[head];
-        (!bias.is_empty()).then_some(CentroidView { keys, values, bias })
     }
 }
 
@@ -70,6 +67,17 @@ fn last_row<'a>(item: &AttentionItem<'a>) -> AttentionItem<'a> {
         first_visible: item.first_visible.map(|first| &first[first.len() - 1..]),
         ..item.clone()
     }
+}
+
+/// A latent memory that holds the sequence's centroids.
+fn memory(backend: &CpuBackend, pages: &mut <CpuBackend as Backend>::Pages, sequence: &Sequence) -> LatentId {
+    let kind = LatentKind::Centroids { most: 20 };
+    let id = backend.alloc_latent(pages, kind, sequence.shape.kv_heads).expect("fits in memory");
+    for (head, state) in sequence.centroids.iter().enumerate() {
+        let state = LatentState::Centroids(state.clone());
+        backend.write_latent(pages, LatentHead { id, head }, &state).expect("it fits");
+    }
+    id
 }
 
 /// Runs split and attention over `sequences`, in steps that take at most `piece` rows of each; returns the outputs of
@@ -84,6 +92,7 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
     };
     let count = tables.iter().flatten().map(Vec::len).sum();
     let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: kv }, count).expect("fits in memory");
+    let memories: Vec<_> = sequences.iter().map(|s| memory(backend, &mut pages, s)).collect();
     let mut results: Vec<(Vec<f32>, Vec<Vec<f32>>)> = sequences.iter().map(|_| Default::default()).collect();
     let longest = sequences.iter().map(|s| s.rows).max().expect("at least one sequence");
     for first in (0..longest).step_by(piece) {
@@ -114,7 +123,7 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
                 kv_head,
                 slots: HeadPages { pages: &tables[i][kv_head], len: part.end },
                 first_visible: firsts[i].as_deref(),
-                centroids: sequences[i].centroids(kv_head),
+                centroids: Some(LatentHead { id: memories[i], head: kv_head }),
             }));
         }
         let mut out = backend.alloc(start * heads * head_dim).expect("fits in memory");

@@ -6,13 +6,14 @@ mod measure;
 
 use palimpsest_kernels::conformance::{self, Tolerance};
 use palimpsest_kernels::cuda::emulated::{Emulated, EmulatedMemory};
-use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision, Product};
+use palimpsest_kernels::cuda::recorded::{Call, Recorded};
+use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
 use palimpsest_kernels::error::Error;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, PageId, PageShape, QkvShape, SelectBudget, SelectItem,
+    AttentionItem, Backend, HeadPages, KvType, LatentKind, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
+    SelectBudget, SelectHead,
 };
-use std::sync::Mutex;
 use std::time::Instant;
 
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and probability.
@@ -28,9 +29,8 @@ fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
 fn check(precision: Precision, kv: KvType, seed: u64) {
     let backend = CudaBackend::new(Emulated::new(seed), precision);
     let outcomes = conformance::run(&backend, kv, tolerance(precision, kv), 3).unwrap_or_else(|e| panic!("{e}"));
-    for operation in
-        ["embed", "matmul", "split_qkv", "attention", "observe", "rotate_keys", "readout", "index", "select", "sample"]
-    {
+    let operations = ["embed", "matmul", "split_qkv", "attention", "observe", "rotate_keys", "memorise", "readout"];
+    for operation in operations.into_iter().chain(["index", "note", "score", "select", "sample"]) {
         let of = outcomes.iter().filter(|outcome| outcome.case.starts_with(operation));
         let worst = of.map(|outcome| outcome.difference).fold(0.0, f32::max);
         println!("{precision:?} {kv:?}: {operation:<12} {worst:.1e}");
@@ -141,72 +141,28 @@ fn the_measurements_run() {
         heads: QkvShape { heads: 4, kv_heads: 2, head_dim: 32 },
         decode: &[(1, 40), (3, 600)],
         prefill: &[(2, 40, 70)],
+        boundaries: &[(2, 60, 40, 5)],
         runs: 1,
     };
     let mut figures = Vec::new();
     let backend = CudaBackend::new(Emulated::new(0), Precision::Bf16);
     measure::all(&backend, &sizes, &mut |figure| figures.push(figure)).expect("valid calls");
     let kinds: Vec<_> = figures.iter().filter_map(|figure| figure["kind"].as_str()).collect();
-    let wanted = ["copy", "bf16 product", "decode attention", "decode attention", "prefill attention"];
+    let wanted = ["copy", "bf16 product", "decode attention", "decode attention", "prefill attention", "boundary"];
     assert_eq!(kinds, wanted);
     assert!(figures[1]["flops"].is_null(), "the emulated device has no library for products");
     assert!(figures[2..].iter().all(|figure| figure["seconds"].as_f64() > Some(0.0)), "{figures:?}");
 }
 
-/// The emulated device, noting what it is asked for: kernels by name, and every time the host waits for it.
-struct Recording {
-    device: Emulated,
-    calls: Mutex<Vec<String>>,
+fn recording() -> CudaBackend<Recorded<Emulated>> {
+    CudaBackend::new(Recorded::new(Emulated::new(2)), Precision::Bf16)
 }
 
-impl Recording {
-    fn note(&self, call: &str) {
-        self.calls.lock().expect("no panic").push(call.into());
-    }
-}
-
-impl Device for Recording {
-    type Memory = EmulatedMemory;
-
-    fn name(&self) -> String {
-        self.device.name()
-    }
-
-    fn alloc(&self, what: &'static str, bytes: usize) -> Result<EmulatedMemory, Error> {
-        self.device.alloc(what, bytes)
-    }
-
-    fn address(memory: &EmulatedMemory) -> u64 {
-        Emulated::address(memory)
-    }
-
-    fn upload(&self, src: &[u8], dst: &EmulatedMemory, offset: usize) -> Result<(), Error> {
-        self.device.upload(src, dst, offset)
-    }
-
-    fn download(&self, src: &EmulatedMemory, offset: usize, dst: &mut [u8]) -> Result<(), Error> {
-        self.note("the host waits");
-        self.device.download(src, offset, dst)
-    }
-
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        self.note(launch.kernel);
-        // SAFETY: by the caller's contract.
-        unsafe { self.device.launch(launch) }
-    }
-
-    unsafe fn product(&self, product: &Product) -> Result<bool, Error> {
-        // SAFETY: by the caller's contract.
-        unsafe { self.device.product(product) }
-    }
-}
-
-fn recording() -> CudaBackend<Recording> {
-    CudaBackend::new(Recording { device: Emulated::new(2), calls: Mutex::default() }, Precision::Bf16)
-}
-
-fn calls(backend: &CudaBackend<Recording>) -> Vec<String> {
-    std::mem::take(&mut backend.device().calls.lock().expect("no panic"))
+/// Kernels by name, and every time the host waits.
+fn calls(backend: &CudaBackend<Recorded<Emulated>>) -> Vec<String> {
+    let calls = backend.device().take();
+    let told = calls.iter().filter(|call| matches!(call, Call::Launch { .. } | Call::Wait { .. }));
+    told.map(|call| call.name().to_owned()).collect()
 }
 
 /// From scores to compacted pages the host waits for nothing, and then once.
@@ -216,16 +172,22 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let tables: Vec<Vec<PageId>> = (0..4).map(|head| (0..3).map(|page| PageId(head * 3 + page)).collect()).collect();
     let mut pages = backend.alloc_pages(PageShape { head_dim: 16, dtype: KvType::F16 }, 12).expect("pages");
     let heads: Vec<HeadPages<'_>> = tables.iter().map(|pages| HeadPages { pages, len: 90 }).collect();
-    let scores: Vec<Vec<f32>> =
-        (0..4).map(|head| (0..90).map(|slot| ((slot * 31 + head * 7) % 53) as f32).collect()).collect();
-    let items: Vec<_> = scores.iter().map(|scores| SelectItem { scores, candidates: 4..80 }).collect();
+    let rule = ScoreRule::Fading { rate: -0.5, scale: 256.0 };
+    let items: Vec<_> = heads.iter().map(|&slots| ScoreItem { slots, rule }).collect();
+    let ranked = vec![SelectHead { len: 90, candidates: 4..80 }; heads.len()];
+    let mut scores = backend.alloc(4 * 90).expect("scores");
+    let kind = LatentKind::Centroids { most: 3 };
+    let id = backend.alloc_latent(&mut pages, kind, heads.len()).expect("a memory");
     calls(&backend);
-    let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &items).expect("a choice");
+    backend.score(&pages, 89, &items, &mut scores).expect("scores");
+    let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &scores, &ranked).expect("a choice");
+    backend.memorise(&mut pages, id, None, &heads, &kept).expect("a merge");
     backend.compact(&mut pages, &heads, &kept).expect("a compaction");
-    assert_eq!(calls(&backend), ["select_heads", "select_pools", "select_lists", "compact"]);
+    let kernels = ["score_fading", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
+    assert_eq!(calls(&backend), kernels);
     let lists = backend.kept(&kept).expect("lists");
     assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));
-    assert_eq!(calls(&backend), ["the host waits"]);
+    assert_eq!(calls(&backend), ["wait"]);
 }
 
 /// Whatever is asked for of the rows of a step: one kernel, and one wait for four bytes of each row.
@@ -247,7 +209,7 @@ fn tokens_of_a_step_come_back_together() {
         .to_vec();
     calls(&backend);
     let tokens = backend.sample(&mut logits, 50, &items).expect("tokens");
-    assert_eq!(calls(&backend), ["sample", "the host waits"]);
+    assert_eq!(calls(&backend), ["sample", "wait"]);
     // All alike but for the one that is banned. Six of seven do not reach 0.9 of the mass, so the middle of seven is drawn.
     assert_eq!(tokens, [Some(1), Some(4)]);
 }

@@ -6,7 +6,7 @@ use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
-use crate::memory::{self, MemoryShape};
+use crate::memory::{self, Memory};
 use crate::model::decoder::{Answer, Arena, Capture, Decoder, Logits, Piece};
 use crate::policy::{self, Policy, QueryIndexer, Retention};
 use crate::sampler::{Choice, Sampler};
@@ -201,7 +201,7 @@ impl<B: Backend> Runner<B> {
             outputs.clear();
             for mut a in admitted {
                 self.traces.end(a.step.sequence);
-                a.sequence.cache.reclaim(&mut self.arena.pool);
+                self.arena.reclaim(&**self.decoder.backend(), &mut a.sequence.cache);
             }
         }
         let order: HashMap<u64, usize> = plan.sequences.iter().enumerate().map(|(i, s)| (s.sequence, i)).collect();
@@ -219,7 +219,7 @@ impl<B: Backend> Runner<B> {
     fn reclaim(&mut self, id: u64) {
         self.traces.end(id);
         if let Some(mut sequence) = self.sequences.remove(&id) {
-            sequence.cache.reclaim(&mut self.arena.pool);
+            self.arena.reclaim(&**self.decoder.backend(), &mut sequence.cache);
         }
     }
 
@@ -245,7 +245,7 @@ impl<B: Backend> Runner<B> {
             bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
         };
         if let Some(what) = problem {
-            sequence.cache.reclaim(&mut self.arena.pool);
+            self.arena.reclaim(&**self.decoder.backend(), &mut sequence.cache);
             return Err(refuse(what));
         }
         let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
@@ -254,9 +254,9 @@ impl<B: Backend> Runner<B> {
         Ok(sequence)
     }
 
-    fn create(&self, init: &internal::SequenceInit) -> Result<Sequence> {
+    fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
         let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
-        let cache = new_cache(&self.decoder, self.arena.shape.dtype, contract, &self.policies)?;
+        let cache = new_cache(&self.decoder, &mut self.arena, contract, &self.policies)?;
         let sampler = Sampler::new(init.sampling.clone().unwrap_or_default(), init.banned.clone());
         Ok(Sequence { cache, sampler, prompt_tokens: init.prompt_tokens })
     }
@@ -315,10 +315,11 @@ impl<B: Backend> Runner<B> {
 /// An empty cache for one sequence under `contract`.
 ///
 /// # Errors
-/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small.
+/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small; those of the kernels when the
+/// device has no room for the memory.
 pub fn new_cache<B: Backend>(
     decoder: &Decoder<B>,
-    kv: KvType,
+    arena: &mut Arena<B>,
     contract: Contract,
     policies: &[Arc<dyn Policy>],
 ) -> Result<SequenceCache> {
@@ -330,14 +331,13 @@ pub fn new_cache<B: Backend>(
     cache.query_heads = decoder.shard().heads() / kv_heads.len();
     cache.sharing = decoder.shard().sharing(config);
     cache.leads = decoder.shard().leads;
-    let shape = MemoryShape {
-        layers: config.layers,
-        kv_heads: kv_heads.clone(),
-        head_dim: config.head_dim,
-        entry_bytes: 2 * config.head_dim * kv.bytes(),
-    };
+    let entry_bytes = 2 * config.head_dim * arena.shape.dtype.bytes();
     let (name, entries) = (&cache.contract.memory, cache.contract.memory_slots);
-    cache.memory = memory::create(name, entries, &shape, decoder.associative())?;
+    if let Some(kind) = memory::kind(name, entries, (entry_bytes, config.head_dim), decoder.features())? {
+        let heads = cache.heads.len();
+        let id = decoder.backend().alloc_latent(&mut arena.pages, kind, heads)?;
+        cache.memory = Some(Memory { id, kind, bytes: 4 * heads * kind.head_values(config.head_dim) });
+    }
     Ok(cache)
 }
 

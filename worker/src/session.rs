@@ -25,7 +25,7 @@ impl<'a, B: Backend> Session<'a, B> {
     /// # Errors
     /// See [`new_cache`].
     pub fn open(runner: &'a mut Runner<B>, contract: Contract) -> Result<Self> {
-        let cache = new_cache(&runner.decoder, runner.arena.shape.dtype, contract, &runner.policies)?;
+        let cache = new_cache(&runner.decoder, &mut runner.arena, contract, &runner.policies)?;
         Ok(Self { runner, cache })
     }
 
@@ -84,8 +84,8 @@ impl<'a, B: Backend> Session<'a, B> {
     /// See [`new_cache`].
     pub fn restart(&mut self) -> Result<()> {
         let Runner { decoder, arena, policies, .. } = &mut *self.runner;
-        self.cache.reclaim(&mut arena.pool);
-        self.cache = new_cache(decoder, arena.shape.dtype, self.cache.contract.clone(), policies)?;
+        arena.reclaim(&**decoder.backend(), &mut self.cache);
+        self.cache = new_cache(decoder, arena, self.cache.contract.clone(), policies)?;
         Ok(())
     }
 
@@ -126,7 +126,8 @@ impl<'a, B: Backend> Session<'a, B> {
 
 impl<B: Backend> Drop for Session<'_, B> {
     fn drop(&mut self) {
-        self.cache.reclaim(&mut self.runner.arena.pool);
+        let Runner { decoder, arena, .. } = &mut *self.runner;
+        arena.reclaim(&**decoder.backend(), &mut self.cache);
     }
 }
 
@@ -142,7 +143,7 @@ impl<'a, B: Backend> Batch<'a, B> {
     /// # Errors
     /// See [`new_cache`].
     pub fn open(runner: &'a mut Runner<B>, contract: &Contract, count: usize) -> Result<Self> {
-        let one = || new_cache(&runner.decoder, runner.arena.shape.dtype, contract.clone(), &runner.policies);
+        let mut one = || new_cache(&runner.decoder, &mut runner.arena, contract.clone(), &runner.policies);
         let caches = (0..count).map(|_| one()).collect::<Result<_>>()?;
         Ok(Self { runner, caches })
     }
@@ -178,6 +179,7 @@ impl<'a, B: Backend> Batch<'a, B> {
 
 impl<B: Backend> Drop for Batch<'_, B> {
     fn drop(&mut self) {
-        self.caches.iter_mut().for_each(|cache| cache.reclaim(&mut self.runner.arena.pool));
+        let Runner { decoder, arena, .. } = &mut *self.runner;
+        self.caches.iter_mut().for_each(|cache| arena.reclaim(&**decoder.backend(), cache));
     }
 }

@@ -3,7 +3,10 @@
 
 use palimpsest_kernels::cuda::{CudaBackend, Device, Product};
 use palimpsest_kernels::error::Result;
-use palimpsest_kernels::{AttentionItem, Backend, HeadPages, KvType, PageId, PageShape, QkvShape};
+use palimpsest_kernels::{
+    AttentionItem, Backend, HeadPages, KvType, LatentKind, NoteItem, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
+    SelectBudget, SelectHead,
+};
 use serde_json::{Value, json};
 
 /// A device that says how long it takes.
@@ -28,6 +31,8 @@ pub struct Sizes {
     pub decode: &'static [(usize, usize)],
     /// Sequences, rows and slots per head of prefill attention.
     pub prefill: &'static [(usize, usize, usize)],
+    /// Layers, slots that a head keeps, slots that it has beyond them, and centroids, of a boundary of one sequence.
+    pub boundaries: &'static [(usize, usize, usize, usize)],
     /// Runs of each, of which the median counts.
     pub runs: usize,
 }
@@ -41,6 +46,8 @@ impl Sizes {
         heads: QkvShape { heads: 32, kv_heads: 8, head_dim: 128 },
         decode: &[(1, 4096), (16, 4096), (64, 4096)],
         prefill: &[(1, 512, 4608), (4, 512, 4608)],
+        // The default contract: an eighth of the budget pays for centroids, two entries for one.
+        boundaries: &[(32, 4096 - 512, 512, 254)],
         runs: 21,
     };
 }
@@ -67,7 +74,63 @@ pub fn all<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, report: &mut dyn F
         report(json!({"kind": "prefill attention", "sequences": sequences, "rows": rows, "slots": slots,
                       "seconds": seconds, "flops": flops, "of_product": product_rate.map(|rate| flops / rate.0)}));
     }
+    for &(layers, keep, stride, centroids) in sizes.boundaries {
+        let kernels = boundary(backend, sizes, (layers, keep, stride, centroids))?;
+        let seconds: f64 = kernels.iter().map(|kernel| kernel.1).sum();
+        report(json!({"kind": "boundary", "layers": layers, "keep": keep, "stride": stride, "centroids": centroids,
+                      "seconds": seconds, "kernels": kernels}));
+    }
     Ok(())
+}
+
+/// Page tables of `count` heads with `per_head` pages each, which lie apart, as they do in an arena that has been in use.
+fn scattered(count: usize, per_head: usize) -> Vec<Vec<PageId>> {
+    (0..count).map(|head| (0..per_head).map(|page| PageId((page * count + head) as u32)).collect()).collect()
+}
+
+fn noise(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
+/// Seconds of each kernel of a boundary of the default policy and memory, in the run whose sum is the median.
+fn boundary<D: Timed>(
+    backend: &CudaBackend<D>,
+    sizes: &Sizes,
+    (layers, keep, stride, most): (usize, usize, usize, usize),
+) -> Result<Vec<(String, f64)>> {
+    let QkvShape { kv_heads, head_dim, .. } = sizes.heads;
+    let (count, len) = (layers * kv_heads, keep + stride);
+    let tables = scattered(count, len.div_ceil(PageShape::SLOTS));
+    let shape = PageShape { head_dim, dtype: KvType::F16 };
+    let mut pages = backend.alloc_pages(shape, count * tables[0].len())?;
+    let heads: Vec<HeadPages<'_>> = tables.iter().map(|pages| HeadPages { pages, len }).collect();
+    let (mut notes, mut scores) = (backend.alloc(len * kv_heads)?, backend.alloc(len * count)?);
+    backend.upload(&noise(len * kv_heads), &mut notes, 0)?;
+    for (index, head) in heads.iter().enumerate() {
+        let entries = noise(len * head_dim + index);
+        backend.write_slots(&mut pages, *head, 0, &entries[index..], &entries[index..])?;
+        let slots = HeadPages { len: 0, ..*head };
+        let item = NoteItem { rows: 0..len, kv_head: index % kv_heads, slots, position: 0 };
+        backend.note(&mut pages, &notes, kv_heads, &[item])?;
+    }
+    let id = backend.alloc_latent(&mut pages, LatentKind::Centroids { most }, count)?;
+    let rule = ScoreRule::Fading { rate: -0.1, scale: 256.0 };
+    let items: Vec<_> = heads.iter().map(|&slots| ScoreItem { slots, rule }).collect();
+    let budget = SelectBudget { pools: kv_heads, take: keep, floor: keep * 15 / 100 };
+    let ranked = vec![SelectHead { len, candidates: 0..len }; count];
+    let mut pass = || {
+        backend.score(&pages, len as u32 - 1, &items, &mut scores)?;
+        let kept = backend.select(budget, &scores, &ranked)?;
+        backend.memorise(&mut pages, id, None, &heads, &kept)?;
+        backend.compact(&mut pages, &heads, &kept)
+    };
+    // The first one fills the memory.
+    pass()?;
+    let runs = (0..sizes.runs).map(|_| backend.device().kernel_seconds(&mut pass)).collect::<Result<Vec<_>>>()?;
+    let total = |run: &Vec<(String, f64)>| run.iter().map(|kernel| kernel.1).sum::<f64>();
+    let mut order: Vec<usize> = (0..runs.len()).collect();
+    order.sort_by(|&a, &b| total(&runs[a]).total_cmp(&total(&runs[b])));
+    Ok(runs[order[order.len() / 2]].clone())
 }
 
 /// Median of `runs` measurements, after one that warms up.
@@ -116,10 +179,7 @@ fn attention<D: Timed>(
     let QkvShape { heads, kv_heads, head_dim } = sizes.heads;
     let (count, per_head) = (sequences * kv_heads, slots.div_ceil(PageShape::SLOTS));
     let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: KvType::F16 }, count * per_head)?;
-    // Pages of a head lie apart, as they do in an arena that has been in use.
-    let tables: Vec<Vec<PageId>> =
-        (0..count).map(|head| (0..per_head).map(|page| PageId((page * count + head) as u32)).collect()).collect();
-    let noise = |len: usize| (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect::<Vec<f32>>();
+    let tables = scattered(count, per_head);
     let entries = noise(slots * head_dim);
     for pages_of in &tables {
         backend.write_slots(&mut pages, HeadPages { pages: pages_of, len: slots }, 0, &entries, &entries)?;

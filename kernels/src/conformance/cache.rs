@@ -2,9 +2,10 @@
 
 use super::{Arenas, Check, Named, Suite, refused};
 use crate::backend::{
-    AttentionItem, Backend, CentroidView, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce,
-    RotateItem, SplitItem, SplitQkv,
+    AttentionItem, Backend, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce, RotateItem, SplitItem,
+    SplitQkv,
 };
+use crate::latent::{CentroidState, LatentHead, LatentId, LatentKind, LatentState};
 use crate::reference::ReferenceBackend;
 
 /// Head layouts: of one head, grouped by 2, 3, 4, 7 and 8, of SmolLM2 and of wider heads.
@@ -124,27 +125,31 @@ pub(super) fn attention<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     Ok(())
 }
 
-/// Keys, values and biases of centroids, for `[sequence][KV head]` in a row.
-struct Centroids(Vec<(Vec<f32>, Vec<f32>, Vec<f32>)>);
-
-impl Centroids {
-    fn new<B: Backend>(suite: &mut Suite<'_, B>, shape: QkvShape, batch: &[Sequence]) -> Self {
-        let mut all = Vec::new();
-        for sequence in batch {
-            for _ in 0..shape.kv_heads {
-                let len = sequence.centroids * shape.head_dim;
-                let mut bias: Vec<f32> = suite.random.values(sequence.centroids);
-                bias.iter_mut().skip(1).step_by(3).for_each(|bias| *bias = f32::NEG_INFINITY);
-                all.push((suite.random.values(len), suite.random.values(len), bias));
-            }
+/// A memory for every sequence but some without centroids; some have room for more, some hold nothing.
+fn memories<B: Backend>(
+    suite: &mut Suite<'_, B>,
+    arenas: &mut Arenas<B>,
+    shape: QkvShape,
+    batch: &[Sequence],
+) -> Check<Vec<Option<LatentId>>> {
+    let mut ids = Vec::new();
+    for (s, sequence) in batch.iter().enumerate() {
+        let (count, kv_heads) = (sequence.centroids, shape.kv_heads);
+        if count == 0 && s % 2 == 0 {
+            ids.push(None);
+            continue;
         }
-        Self(all)
+        let id = arenas.latent(suite, LatentKind::Centroids { most: count + s + 1 }, kv_heads)?;
+        for head in 0..kv_heads {
+            let (keys, values) =
+                (suite.random.values(count * shape.head_dim), suite.random.values(count * shape.head_dim));
+            let counts = (0..count).map(|_| 1.0 + suite.random.below(30) as f32).collect();
+            let state = LatentState::Centroids(CentroidState::new(keys, values, counts));
+            arenas.write_state(suite, LatentHead { id, head }, &state)?;
+        }
+        ids.push(Some(id));
     }
-
-    fn view(&self, index: usize) -> Option<CentroidView<'_>> {
-        let (keys, values, bias) = &self.0[index];
-        (!bias.is_empty()).then_some(CentroidView { keys, values, bias })
-    }
+    Ok(ids)
 }
 
 fn attention_case<B: Backend>(suite: &mut Suite<'_, B>, shape: QkvShape, batch: &[Sequence]) -> Check {
@@ -154,7 +159,7 @@ fn attention_case<B: Backend>(suite: &mut Suite<'_, B>, shape: QkvShape, batch: 
     for (head, &len) in lens.iter().enumerate() {
         arenas.fill(suite, head, len)?;
     }
-    let centroids = Centroids::new(suite, shape, batch);
+    let memories = memories(suite, &mut arenas, shape, batch)?;
     let firsts: Vec<Option<Vec<u32>>> = batch
         .iter()
         .map(|s| {
@@ -169,7 +174,7 @@ fn attention_case<B: Backend>(suite: &mut Suite<'_, B>, shape: QkvShape, batch: 
             kv_head,
             slots: arenas.head(s * kv_heads + kv_head, sequence.slots),
             first_visible: firsts[s].as_deref(),
-            centroids: centroids.view(s * kv_heads + kv_head),
+            centroids: memories[s].map(|id| LatentHead { id, head: kv_head }),
         }));
         start += sequence.rows;
     }
@@ -262,6 +267,9 @@ pub(super) fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     let rotate = [RotateItem { slots: head(&good, 40), delta: &zeros[..39] }];
     refused("delta of another length", backend.rotate_keys(&mut pages, &rotate, &zeros[..8]))?;
     let item = AttentionItem { rows: 0..2, kv_head: 0, slots: head(&good, 40), first_visible: None, centroids: None };
+    let memory = backend.alloc_latent(&mut pages, LatentKind::Centroids { most: 2 }, 1).named("alloc_latent")?;
+    let associative =
+        backend.alloc_latent(&mut pages, LatentKind::Associative { features: 2 }, 1).named("alloc_latent")?;
     let (q, mut out) = (suite.upload(&zeros[..64])?, suite.upload(&zeros[..64])?);
     let mut attend = |name, item| refused(name, backend.attention(shape, &pages, &q, &[item], &mut out));
     attend("more rows than slots", AttentionItem { slots: head(&good, 1), ..item.clone() })?;
@@ -269,6 +277,8 @@ pub(super) fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     attend("KV head out of range", AttentionItem { kv_head: 1, ..item.clone() })?;
     attend("attended page out of range", AttentionItem { slots: head(&bad, 40), ..item.clone() })?;
     attend("row that sees nothing", AttentionItem { first_visible: Some(&[0, 40]), ..item.clone() })?;
-    let view = CentroidView { keys: &zeros[..16], values: &zeros[..15], bias: &zeros[..1] };
-    attend("centroids of another size", AttentionItem { centroids: Some(view), ..item })
+    let with = |id, head| AttentionItem { centroids: Some(LatentHead { id, head }), ..item.clone() };
+    attend("a memory that is not there", with(LatentId(9), 0))?;
+    attend("a head that a memory has not", with(memory, 1))?;
+    attend("centroids of an associative memory", with(associative, 0))
 }

@@ -1,7 +1,7 @@
 //! Boundary selection: slot for slot what sorting gives, ties and NaN included.
 
 use super::{Check, Failure, Named, Random, Suite, refused};
-use crate::backend::{Backend, SelectBudget, SelectItem};
+use crate::backend::{Backend, SelectBudget, SelectHead};
 use crate::reference::ReferenceBackend;
 
 /// Scores of one head and its candidates.
@@ -23,13 +23,14 @@ fn head(random: &mut Random, len: usize, coarse: bool) -> Head {
 }
 
 fn check<B: Backend>(suite: &mut Suite<'_, B>, budget: SelectBudget, heads: &[Head]) -> Check {
-    let items: Vec<SelectItem<'_>> =
-        heads.iter().map(|(scores, candidates)| SelectItem { scores, candidates: candidates.clone() }).collect();
-    let lens: Vec<usize> = items.iter().map(|item| item.scores.len()).collect();
+    let scores: Vec<f32> = heads.iter().flat_map(|(scores, _)| scores.iter().copied()).collect();
+    let head = |(scores, candidates): &Head| SelectHead { len: scores.len(), candidates: candidates.clone() };
+    let heads: Vec<SelectHead> = heads.iter().map(head).collect();
+    let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
     let case = format!("select {budget:?} of {lens:?}");
-    let kept = ReferenceBackend.select(budget, &items).named(&case)?;
+    let kept = ReferenceBackend.select(budget, &scores, &heads).named(&case)?;
     let want = ReferenceBackend.kept(&kept).named(&case)?;
-    let kept = suite.backend.select(budget, &items).named(&case)?;
+    let kept = suite.backend.select(budget, &suite.upload(&scores)?, &heads).named(&case)?;
     compare(suite, &case, &suite.backend.kept(&kept).named(&case)?, &want)?;
     let case = format!("keep_lists of {lens:?}");
     let kept = suite.backend.keep_lists(&lens, &want).named(&case)?;
@@ -59,14 +60,16 @@ pub(super) fn select<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
         }
     }
     check(suite, SelectBudget { pools: 1, take: 3, floor: 0 }, &[])?;
-    let scores = [1.0; 4];
-    let item = |candidates| [SelectItem { scores: &scores, candidates }];
+    let scores = suite.upload(&[1.0; 4])?;
+    let item = |candidates| [SelectHead { len: 4, candidates }];
     let budget = SelectBudget { pools: 1, take: 2, floor: 1 };
     let backend = suite.backend;
-    refused("candidates past the slots", backend.select(budget, &item(0..5)))?;
-    refused("a floor above the mean", backend.select(SelectBudget { floor: 3, ..budget }, &item(0..4)))?;
-    refused("heads that fill no pool", backend.select(SelectBudget { pools: 2, ..budget }, &item(0..4)))?;
-    refused("no pool", backend.select(SelectBudget { pools: 0, ..budget }, &item(0..4)))?;
+    refused("candidates past the slots", backend.select(budget, &scores, &item(0..5)))?;
+    refused("a floor above the mean", backend.select(SelectBudget { floor: 3, ..budget }, &scores, &item(0..4)))?;
+    refused("heads that fill no pool", backend.select(SelectBudget { pools: 2, ..budget }, &scores, &item(0..4)))?;
+    refused("no pool", backend.select(SelectBudget { pools: 0, ..budget }, &scores, &item(0..4)))?;
+    let longer = [SelectHead { len: 5, candidates: 0..4 }];
+    refused("fewer scores than slots", backend.select(budget, &scores, &longer))?;
     refused("kept slot missing", backend.keep_lists(&[40], &[vec![3, 40]]))?;
     refused("kept slots not increasing", backend.keep_lists(&[40], &[vec![3, 3]]))?;
     refused("lists of other heads", backend.keep_lists(&[40, 2], &[vec![3]]))

@@ -14,8 +14,9 @@ use super::attention_block::{
 use super::elementwise::{at_least, check_item};
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::pages::{Arena, CpuPages, Element, Exec, SLOTS, with_arena};
-use crate::backend::{AttentionItem, CentroidView, QkvShape};
+use crate::backend::{AttentionItem, QkvShape};
 use crate::error::{Error, Result};
+use crate::latent::CentroidView;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -57,6 +58,8 @@ pub(crate) struct Call<'a, T> {
 pub(crate) struct Head<'a, T> {
     pub(crate) call: Call<'a, T>,
     pub(crate) item: &'a AttentionItem<'a>,
+    /// Memory of evicted entries, unless it holds nothing.
+    centroids: Option<CentroidView<'a>>,
     /// `G`.
     pub(crate) group: usize,
     /// Units of centroids.
@@ -74,13 +77,14 @@ pub(crate) enum Unit<T> {
 }
 
 impl<'a, T: Element> Head<'a, T> {
-    pub(crate) fn new(call: Call<'a, T>, item: &'a AttentionItem<'a>) -> Self {
+    pub(crate) fn new(call: Call<'a, T>, (item, centroids): (&'a AttentionItem<'a>, Option<CentroidView<'a>>)) -> Self {
         let first = item.first_visible.and_then(|first| first.iter().min()).map_or(0, |&slot| slot as usize);
         Self {
             call,
             item,
+            centroids,
             group: call.shape.heads / call.shape.kv_heads,
-            centroid_units: item.centroids.map_or(0, |view| view.bias.len().div_ceil(CHUNK)),
+            centroid_units: centroids.map_or(0, |view| view.bias.len().div_ceil(CHUNK)),
             first_chunk: first / CHUNK,
         }
     }
@@ -108,7 +112,7 @@ impl<'a, T: Element> Head<'a, T> {
     /// What query row `row` sees of a unit.
     pub(crate) fn visible(&self, unit: usize, row: usize) -> Visible {
         if unit < self.centroid_units {
-            let all = self.item.centroids.map_or(0, |view| view.bias.len());
+            let all = self.centroids.map_or(0, |view| view.bias.len());
             return Visible { first: 0, end: (all - unit * CHUNK).min(CHUNK) };
         }
         let (i, base) = (row / self.group, self.base(unit));
@@ -154,7 +158,7 @@ impl<'a, T: Element> Head<'a, T> {
     pub(crate) fn load(&self, unit: usize, widen: bool, scratch: &mut Vec<f32>, bias: &mut [f32; CHUNK]) -> Unit<T> {
         let dim = self.call.shape.head_dim;
         let page_len = 2 * SLOTS * dim;
-        if let (true, Some(view)) = (unit < self.centroid_units, self.item.centroids) {
+        if let (true, Some(view)) = (unit < self.centroid_units, self.centroids) {
             scratch.resize(CHUNK_PAGES * page_len + 16, 0.0);
             return Unit::Single(stage_centroids(view, unit * CHUNK, dim, scratch, bias));
         }
@@ -230,14 +234,14 @@ impl<T: Element> Kernel for Widen<'_, T> {
     }
 }
 
-/// Checks the items of an attention call; `rows` is the number of rows of `q`.
-pub(crate) fn check(
+/// Checks an item of an attention call and finds its centroids; `rows` is the number of rows of `q`.
+pub(crate) fn check<'a>(
     op: &'static str,
     shape: QkvShape,
-    pages: &CpuPages,
+    pages: &'a CpuPages,
     rows: usize,
     item: &AttentionItem<'_>,
-) -> Result<()> {
+) -> Result<Option<CentroidView<'a>>> {
     let QkvShape { heads, kv_heads, head_dim } = shape;
     if head_dim != pages.head_dim() {
         return Err(Error::Shape { op, what: "a slot of the pages", got: pages.head_dim(), want: head_dim });
@@ -259,15 +263,7 @@ pub(crate) fn check(
             }
         }
     }
-    if let Some(CentroidView { keys, values, bias }) = item.centroids {
-        let want = bias.len() * head_dim;
-        for (what, got) in [("centroid keys", keys.len()), ("centroid values", values.len())] {
-            if got != want {
-                return Err(Error::Shape { op, what, got, want });
-            }
-        }
-    }
-    Ok(())
+    pages.latents().centroids(op, item.centroids)
 }
 
 /// Whether no two items of one KV head share a row.
@@ -292,15 +288,17 @@ pub(crate) fn attention(
         return Ok(());
     }
     let rows = (q.len() / width).min(out.len() / width);
-    items.iter().try_for_each(|item| check("attention", shape, pages, rows, item))?;
+    let centroids: Vec<_> =
+        items.iter().map(|item| check("attention", shape, pages, rows, item)).collect::<Result<_>>()?;
+    let heads: Vec<_> = items.iter().zip(centroids).collect();
     let out = Shared::new(out);
     with_arena!(pages.data(), arena => {
         let call = Call { exec, shape, arena, q };
         if rows_apart(items) {
-            run(call, items, out);
+            run(call, &heads, out);
         } else {
             // Not what the contract asks for: in order, the later item wins.
-            items.iter().for_each(|item| run(call, std::slice::from_ref(item), out));
+            heads.iter().for_each(|head| run(call, std::slice::from_ref(head), out));
         }
     });
     Ok(())
@@ -321,9 +319,9 @@ struct Partials {
     units: usize,
 }
 
-fn run<T: Element>(call: Call<'_, T>, items: &[AttentionItem<'_>], out: Shared<'_, f32>) {
+fn run<T: Element>(call: Call<'_, T>, items: &[(&AttentionItem<'_>, Option<CentroidView<'_>>)], out: Shared<'_, f32>) {
     let dim = call.shape.head_dim;
-    let heads: Vec<Head<'_, T>> = items.iter().map(|item| Head::new(call, item)).collect();
+    let heads: Vec<Head<'_, T>> = items.iter().map(|&item| Head::new(call, item)).collect();
     let (mut tasks, mut merges, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let few = heads.iter().filter(|head| (1..=FEW).contains(&head.rows()));
     let per_task = few.map(|head| head.units_to(head.rows() - 1)).sum::<usize>() / (4 * call.exec.pool.threads());

@@ -3,13 +3,15 @@
 use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
-use super::{CpuBackend, attention, elementwise, index, matmul, observe, pages, readout};
+use super::{CpuBackend, attention, elementwise, index, matmul, memorise, notes, observe, pages, readout};
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
-    ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
+    ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::{self, SampleItem};
+use crate::score::{NoteItem, ScoreItem};
 use crate::select::{self, KeptLists};
 
 impl CpuBackend {
@@ -161,21 +163,33 @@ impl Backend for CpuBackend {
 
     fn readout(
         &self,
-        shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &CpuPages,
         q: &Vec<f32>,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        readout::readout(self.exec(), shape, layer, q, items, out)
+        readout::readout(self.exec(), layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
         index::index(self.exec(), shape, items)
     }
 
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
-        select::select(budget, items)
+    fn note(&self, pages: &mut CpuPages, values: &Vec<f32>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+        notes::note(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+        notes::read_notes(pages, head)
+    }
+
+    fn score(&self, pages: &CpuPages, at: u32, items: &[ScoreItem<'_>], out: &mut Vec<f32>) -> Result<()> {
+        notes::score(self.exec(), pages, at, items, out)
+    }
+
+    fn select(&self, budget: SelectBudget, scores: &Vec<f32>, heads: &[SelectHead]) -> Result<KeptLists> {
+        select::select(budget, &select::scored(scores, heads)?)
     }
 
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {
@@ -188,6 +202,35 @@ impl Backend for CpuBackend {
 
     fn compact(&self, pages: &mut CpuPages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
         pages::compact(self.exec(), pages, heads, kept)
+    }
+
+    fn alloc_latent(&self, pages: &mut CpuPages, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        pages.latents_mut().create(kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut CpuPages, id: LatentId) {
+        pages.latents_mut().remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut CpuPages,
+        id: LatentId,
+        features: Option<(&Vec<f32>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
+        let features = features.map(|(values, count)| (&values[..], count));
+        memorise::memorise(self.exec(), pages, id, features, heads, kept)
+    }
+
+    fn read_latent(&self, pages: &CpuPages, head: LatentHead) -> Result<LatentState> {
+        pages.latents().head("read_latent", head).cloned()
+    }
+
+    fn write_latent(&self, pages: &mut CpuPages, head: LatentHead, state: &LatentState) -> Result<()> {
+        let dim = pages.head_dim();
+        pages.latents_mut().write(head, state, dim)
     }
 
     fn rotate_keys(&self, pages: &mut CpuPages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

@@ -17,6 +17,8 @@ pub(crate) mod lanes;
 pub(crate) mod matmul;
 mod matmul_f32;
 mod matmul_int8;
+mod memorise;
+mod notes;
 pub(crate) mod observe;
 pub mod pack;
 pub mod pages;

@@ -10,6 +10,7 @@ use super::lanes::Shared;
 use super::pages::{CpuPages, Element, Exec, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
 use crate::error::{Error, Result};
+use crate::latent::CentroidView;
 use std::ops::Range;
 
 /// Query rows that are packed at a time.
@@ -29,13 +30,14 @@ pub(crate) fn observe(
         return Err(Error::Shape { op, what: "out", got: out.len(), want: items.len() });
     }
     let rows = q.len() / (shape.heads * shape.head_dim).max(1);
+    let mut centroids = Vec::with_capacity(items.len());
     for item in items {
-        check(op, shape, pages, rows, &item.attend)?;
+        centroids.push(check(op, shape, pages, rows, &item.attend)?);
         if let Some(weights) = item.row_weights {
             at_least(op, "row_weights", weights.len(), item.attend.rows.len())?;
         }
     }
-    with_arena!(pages.data(), arena => run(Call { exec, shape, arena, q }, items, out));
+    with_arena!(pages.data(), arena => run(Call { exec, shape, arena, q }, items, &centroids, out));
     Ok(())
 }
 
@@ -46,8 +48,14 @@ struct Task {
     first: usize,
 }
 
-fn run<T: Element>(call: Call<'_, T>, items: &[ObserveItem<'_>], out: &mut [Vec<f32>]) {
-    let heads: Vec<Head<'_, T>> = items.iter().map(|item| Head::new(call, &item.attend)).collect();
+fn run<T: Element>(
+    call: Call<'_, T>,
+    items: &[ObserveItem<'_>],
+    centroids: &[Option<CentroidView<'_>>],
+    out: &mut [Vec<f32>],
+) {
+    let heads: Vec<Head<'_, T>> =
+        items.iter().zip(centroids).map(|(item, centroids)| Head::new(call, (&item.attend, *centroids))).collect();
     let (mut by_rows, mut by_units, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let mut firsts = Vec::with_capacity(heads.len());
     for (head, item) in heads.iter().enumerate() {

@@ -6,9 +6,11 @@
 use super::SimdLevel;
 use super::exp::sin_cos;
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
+use super::notes::Notes;
 use super::pool::Pool;
 use crate::backend::{HeadPages, KvType, PageId, PageShape, RotateItem};
 use crate::error::{Error, Result};
+use crate::latent::{HostLatent, Latents};
 use crate::select::KeptLists;
 
 /// Slots of one page.
@@ -129,6 +131,8 @@ pub struct CpuPages {
     shape: PageShape,
     count: usize,
     data: PageData,
+    notes: Notes,
+    latents: Latents<HostLatent>,
 }
 
 /// Evaluates an expression for the arena's element type.
@@ -156,7 +160,7 @@ impl CpuPages {
             KvType::F16 => PageData::F16(Arena::zeroed(len)?),
             KvType::F32 => PageData::F32(Arena::zeroed(len)?),
         };
-        Ok(Self { shape, count, data })
+        Ok(Self { shape, count, data, notes: Notes::zeroed(count), latents: Latents::default() })
     }
 
     /// `D`.
@@ -167,6 +171,26 @@ impl CpuPages {
     /// The arena.
     pub(crate) fn data(&self) -> &PageData {
         &self.data
+    }
+
+    /// Notes beside the pages.
+    pub(crate) fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn notes_mut(&mut self) -> &mut Notes {
+        &mut self.notes
+    }
+
+    /// Latent memories beside the pages.
+    pub(crate) fn latents(&self) -> &Latents<HostLatent> {
+        &self.latents
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn latents_mut(&mut self) -> &mut Latents<HostLatent> {
+        &mut self.latents
     }
 
     /// Checks that the page table of `head` covers `len` slots with pages of this arena.
@@ -341,6 +365,7 @@ pub(crate) fn compact(exec: Exec<'_>, pages: &mut CpuPages, heads: &[HeadPages<'
         // SAFETY: tables were checked, lists are within them, and items run at the same time only when they share no page.
         with_writer!(&writer, w => unsafe { w.compact(heads[i].pages, &kept.lists()[i]) });
     });
+    heads.iter().zip(kept.lists()).for_each(|(head, keep)| pages.notes.compact(head.pages, keep));
     Ok(())
 }
 

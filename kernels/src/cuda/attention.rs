@@ -103,8 +103,8 @@ impl<D: Device> CudaBackend<D> {
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let scale = Arg::F32(std::f32::consts::LOG2_E / (shape.head_dim as f32).sqrt());
-        let (first, floats) = (arg(packed.first_visible), arg(packed.floats));
-        let common = [items, tables, first, floats, pages.arg(), q.arg(), out.arg(), heads, kv_heads, dim, scale];
+        let (first, states) = (arg(packed.first_visible), arg(packed.states));
+        let common = [items, tables, first, states, pages.arg(), q.arg(), out.arg(), heads, kv_heads, dim, scale];
         // Two stages of keys and values; a row is 16 bytes longer than its halves.
         let stages = |slots: usize| 2 * 2 * slots * (padded + 8) * 2;
         self.run(Launch {
@@ -148,13 +148,13 @@ impl<D: Device> CudaBackend<D> {
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));
-        let (first, floats) = (arg(packed.first_visible), arg(packed.floats));
+        let (first, states) = (arg(packed.first_visible), arg(packed.states));
         self.run(Launch {
             kernel: pages.kernel("attention_exact_f16", "attention_exact_f32"),
             grid: [rows * (shape.heads / shape.kv_heads) as u32, all.items.len() as u32, 1],
             threads: 128,
             shared: (4 * shape.head_dim * 4) as u32,
-            args: &[items, tables, first, floats, pages.arg(), q.arg(), out.arg(), heads, kv_heads, dim],
+            args: &[items, tables, first, states, pages.arg(), q.arg(), out.arg(), heads, kv_heads, dim],
         })
     }
 }

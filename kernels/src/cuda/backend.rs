@@ -6,10 +6,12 @@ use super::weights::Matrix;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
-    ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
+    ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
+use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
+use crate::score::{NoteItem, ScoreItem};
 
 impl<D: Device> Backend for CudaBackend<D> {
     type Buffer = Buffer<D>;
@@ -161,21 +163,33 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn readout(
         &self,
-        shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &Pages<D>,
         q: &Buffer<D>,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Buffer<D>,
     ) -> Result<()> {
-        self.read_memories(shape, layer, q, items, out)
+        self.read_memories(layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
-        self.score(shape, items)
+        self.score_pairs(shape, items)
     }
 
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Kept<D>> {
-        self.select_slots(budget, items)
+    fn note(&self, pages: &mut Pages<D>, values: &Buffer<D>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+        self.write_notes(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<f32>> {
+        self.download_notes(pages, head)
+    }
+
+    fn score(&self, pages: &Pages<D>, at: u32, items: &[ScoreItem<'_>], out: &mut Buffer<D>) -> Result<()> {
+        self.score_slots(pages, at, items, out)
+    }
+
+    fn select(&self, budget: SelectBudget, scores: &Buffer<D>, heads: &[SelectHead]) -> Result<Kept<D>> {
+        self.select_slots(budget, scores, heads)
     }
 
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {
@@ -188,6 +202,33 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn compact(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
         self.compact_slots(pages, heads, kept)
+    }
+
+    fn alloc_latent(&self, pages: &mut Pages<D>, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        self.new_latent(pages, kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut Pages<D>, id: LatentId) {
+        pages.latents.remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut Pages<D>,
+        id: LatentId,
+        features: Option<(&Buffer<D>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &Kept<D>,
+    ) -> Result<()> {
+        self.merge_slots(pages, id, features, heads, kept)
+    }
+
+    fn read_latent(&self, pages: &Pages<D>, head: LatentHead) -> Result<LatentState> {
+        self.download_state(pages, head)
+    }
+
+    fn write_latent(&self, pages: &mut Pages<D>, head: LatentHead, state: &LatentState) -> Result<()> {
+        self.upload_state(pages, head, state)
     }
 
     fn rotate_keys(&self, pages: &mut Pages<D>, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

@@ -3,6 +3,7 @@
 //! Everything runs on one stream, in order. Matrix products of more than eight rows go to cuBLAS where that library is
 //! found (`libcublas`, of the CUDA toolkit), else to our own kernel.
 
+mod staging;
 mod timing;
 
 pub use timing::Facts;
@@ -11,6 +12,7 @@ use super::{Arg, Device, Launch, Product, at_least};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{result as cuda, sys};
+use staging::Staging;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +45,9 @@ pub struct Driver {
     module: sys::CUmodule,
     functions: Mutex<HashMap<String, Function>>,
     blas: Option<Blas>,
+    shared_bytes: usize,
+    /// What uploads go through. Who has started a copy from it holds it until the copy is on the stream.
+    staging: Mutex<Staging>,
     /// What was timed so far, while kernels are timed.
     spans: Mutex<Option<Vec<timing::Span>>>,
 }
@@ -156,7 +161,22 @@ impl Driver {
         // SAFETY: a fatbin that nvcc wrote, which knows its own length.
         let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }.map_err(failed("load kernels"))?;
         let blas = Blas::open(shared.stream);
-        Ok(Self { shared, name, module, functions: Mutex::default(), blas, spans: Mutex::default() })
+        let staging = Mutex::new(Staging::new(&shared)?);
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device exists.
+        let most = unsafe { cuda::device::get_attribute(device, attribute) }.map_err(failed("open"))?;
+        // Static shared memory counts, too; no kernel that asks has more than a KiB.
+        let shared_bytes = (most as usize).saturating_sub(1 << 10);
+        Ok(Self {
+            shared,
+            name,
+            module,
+            functions: Mutex::default(),
+            blas,
+            shared_bytes,
+            staging,
+            spans: Mutex::default(),
+        })
     }
 
     /// Free and total bytes of the GPU's memory.
@@ -258,6 +278,10 @@ impl Device for Driver {
         format!("{}{}", self.name, if self.blas.is_some() { "; cuBLAS" } else { "; without cuBLAS" })
     }
 
+    fn shared_bytes(&self) -> usize {
+        self.shared_bytes
+    }
+
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<DriverMemory> {
         self.shared.enter("alloc")?;
         let size = bytes.max(16);
@@ -282,9 +306,8 @@ impl Device for Driver {
             return Ok(());
         }
         self.shared.enter("upload")?;
-        // SAFETY: inside the allocation. The source is pageable, so the driver has copied it when this returns.
-        unsafe { cuda::memcpy_htod_async(dst.address + offset as u64, src, self.shared.stream) }
-            .map_err(failed("upload"))
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        staging.upload(src, dst.address + offset as u64)
     }
 
     fn download(&self, src: &DriverMemory, offset: usize, dst: &mut [u8]) -> Result<()> {
@@ -293,12 +316,15 @@ impl Device for Driver {
             return Ok(());
         }
         self.shared.enter("download")?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: inside the allocation; waited for before the destination is looked at.
         unsafe {
             cuda::memcpy_dtoh_async(dst, src.address + offset as u64, self.shared.stream)
                 .map_err(failed("download"))?;
-            cuda::stream::synchronize(self.shared.stream).map_err(failed("download"))
+            cuda::stream::synchronize(self.shared.stream).map_err(failed("download"))?;
         }
+        staging.waited();
+        Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {

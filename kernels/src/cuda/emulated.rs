@@ -96,6 +96,11 @@ impl Device for Emulated {
         "emulated on the host".into()
     }
 
+    /// What the least of the GPUs that kernels are compiled for has, those of compute capability 8.6.
+    fn shared_bytes(&self) -> usize {
+        99 << 10
+    }
+
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<EmulatedMemory> {
         let out_of_memory = || Error::OutOfMemory { what, bytes };
         let layout = EmulatedMemory::layout(bytes).ok_or_else(out_of_memory)?;

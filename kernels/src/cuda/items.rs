@@ -4,6 +4,7 @@ use super::slots::Pages;
 use super::{Device, Pack, Part};
 use crate::backend::{AttentionItem, HeadPages, PageShape, QkvShape};
 use crate::error::{Error, Result};
+use crate::latent::LatentKind;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
@@ -39,6 +40,8 @@ pub(super) struct Items {
     pub(super) tables: Vec<u32>,
     pub(super) first_visible: Vec<u32>,
     pub(super) floats: Vec<f32>,
+    /// Addresses of latent memories.
+    pub(super) states: Vec<u64>,
 }
 
 /// [`Items`] in a [`Pack`].
@@ -47,6 +50,7 @@ pub(super) struct Packed {
     pub(super) tables: Part,
     pub(super) first_visible: Part,
     pub(super) floats: Part,
+    pub(super) states: Part,
 }
 
 impl Items {
@@ -55,6 +59,14 @@ impl Items {
         let first = self.tables.len() as u32;
         self.tables.extend(head.pages[..slots.div_ceil(PageShape::SLOTS)].iter().map(|page| page.0));
         first
+    }
+
+    /// Adds the page table of `count` slots that follow the first `len` ones of a head; returns where it begins, and how many slots
+    /// of its first page are before them.
+    pub(super) fn table_behind(&mut self, head: &HeadPages<'_>, len: usize, count: usize) -> (u32, u32) {
+        let (page, inside) = (len / PageShape::SLOTS, len % PageShape::SLOTS);
+        let behind = HeadPages { pages: &head.pages[page.min(head.pages.len())..], len: inside };
+        (self.table(&behind, inside + count), inside as u32)
     }
 
     /// Adds an item of an attention call after checking it.
@@ -88,14 +100,13 @@ impl Items {
             item.first = self.first_visible.len() as u32;
             self.first_visible.extend_from_slice(first);
         }
-        if let Some(view) = attend.centroids {
-            let want = view.bias.len() * shape.head_dim;
-            super::exactly(op, "centroid keys", view.keys.len(), want)?;
-            super::exactly(op, "centroid values", view.values.len(), want)?;
-            // Pairs of values are read as one.
-            self.floats.resize(self.floats.len().next_multiple_of(4), 0.0);
-            (item.extra, item.count) = (self.floats.len() as u32, view.bias.len() as u32);
-            self.floats.extend(view.keys.iter().chain(view.values).chain(view.bias));
+        if let Some(head) = attend.centroids {
+            let (latent, address) = pages.latent(op, head)?;
+            let LatentKind::Centroids { most } = latent.kind else {
+                return Err(Error::Index { op, what: "centroids of an associative memory", index: 0, len: 0 });
+            };
+            (item.extra, item.count) = (self.states.len() as u32, most as u32);
+            self.states.push(address);
         }
         item.table = self.table(&attend.slots, len);
         self.items.push(item);
@@ -109,6 +120,7 @@ impl Items {
             tables: pack.push(&self.tables),
             first_visible: pack.push(&self.first_visible),
             floats: pack.push(&self.floats),
+            states: pack.push(&self.states),
         }
     }
 }

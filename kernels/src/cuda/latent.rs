@@ -1,21 +1,25 @@
 //! Readout of associative memories, and scores of pairwise indexers.
 
 use super::items::{Item, Items};
+use super::slots::Pages;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
-use crate::backend::{AssociativeLayer, IndexItem, IndexShape, QkvShape, ReadoutItem};
+use crate::backend::{AssociativeLayer, IndexItem, IndexShape, ReadoutItem};
 use crate::error::{Error, Result};
+use crate::latent::LatentKind;
 
 impl<D: Device> CudaBackend<D> {
     pub(super) fn read_memories(
         &self,
-        shape: QkvShape,
-        layer: AssociativeLayer<'_>,
-        q: &Buffer<D>,
-        items: &[ReadoutItem<'_>],
+        layer: AssociativeLayer<'_, Self>,
+        (pages, q): (&Pages<D>, &Buffer<D>),
+        items: &[ReadoutItem],
         out: &Buffer<D>,
     ) -> Result<()> {
-        let (op, dim) = ("readout", shape.head_dim);
-        at_least(op, "gates", layer.gates.len(), shape.kv_heads)?;
+        let (op, shape) = ("readout", layer.shape);
+        let dim = shape.head_dim;
+        let (size, first_gate) = (layer.count * dim, layer.layer * shape.kv_heads);
+        at_least(op, "gates", layer.gates.len, first_gate + shape.kv_heads)?;
+        at_least(op, "features", layer.features.len, (layer.layer + 1) * size)?;
         let mut all = Items::default();
         for item in items {
             let values = item.rows.end.saturating_mul(shape.heads * dim);
@@ -24,33 +28,36 @@ impl<D: Device> CudaBackend<D> {
             if item.kv_head >= shape.kv_heads {
                 return Err(Error::Index { op, what: "KV head", index: item.kv_head, len: shape.kv_heads });
             }
-            exactly(op, "sums", item.sums.len(), item.norms.len() * dim)?;
-            at_least(op, "features", layer.features.len(), item.sums.len())?;
-            let extra = all.floats.len() as u32;
-            all.floats.extend(item.sums.iter().chain(item.norms));
-            let count = item.norms.len() as u32;
-            all.items.push(Item { extra, count, ..Item::new(&item.rows, item.kv_head) });
+            let (latent, address) = pages.latent(op, item.memory)?;
+            let LatentKind::Associative { features } = latent.kind else {
+                return Err(Error::Index { op, what: "features of centroids", index: 0, len: 0 });
+            };
+            at_least(op, "features", layer.count, features)?;
+            let extra = all.states.len() as u32;
+            all.states.push(address);
+            all.items.push(Item { extra, count: features as u32, ..Item::new(&item.rows, item.kv_head) });
         }
         let group = (shape.heads / shape.kv_heads) as u32;
         let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let most = all.items.iter().map(|item| item.count).max().unwrap_or(0);
         let mut pack = Pack::default();
         let packed = all.pack(&mut pack);
-        let (features, gates) = (pack.push(layer.features), pack.push(layer.gates));
         let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, dim].map(|n| Arg::U32(n as u32));
-        let (items, states) = (arg(packed.items), arg(packed.floats));
+        let (items, states) = (arg(packed.items), arg(packed.states));
+        let float = |buffer: &Buffer<D>, at: usize| Arg::Pointer(buffer.address() + 4 * at as u64);
+        let (features, gates) = (float(layer.features, layer.layer * size), float(layer.gates, first_gate));
         self.run(Launch {
             kernel: "readout",
             grid: [rows * group, all.items.len() as u32, 1],
             threads: 128,
             shared: most.max(1) * 4,
-            args: &[arg(features), arg(gates), q.arg(), items, states, out.arg(), heads, kv_heads, dim],
+            args: &[features, gates, q.arg(), items, states, out.arg(), heads, kv_heads, dim],
         })
     }
 
-    pub(super) fn score(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+    pub(super) fn score_pairs(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
         let op = "index";
         let (mut all, mut scores) = (Items::default(), Vec::new());
         for item in items.iter() {

@@ -14,8 +14,12 @@ pub mod driver;
 pub mod emulated;
 mod items;
 mod latent;
+mod memory;
 mod observe;
+#[cfg(feature = "emulate")]
+pub mod recorded;
 mod sample;
+mod score;
 mod select;
 mod slots;
 mod weights;
@@ -30,6 +34,8 @@ pub trait Device: Send + Sync + 'static {
 
     /// Name for logs, such as `NVIDIA H100 80GB HBM3`.
     fn name(&self) -> String;
+    /// Bytes of dynamic shared memory that a block without any other may ask for.
+    fn shared_bytes(&self) -> usize;
     /// `bytes` zeroed bytes at a multiple of 16.
     ///
     /// # Errors
@@ -144,6 +150,7 @@ pub struct CudaBackend<D: Device> {
     device: D,
     precision: Precision,
     work: Mutex<Work<D>>,
+    spare: select::Spare<D>,
 }
 
 /// Device memory that calls share.
@@ -182,7 +189,12 @@ impl<D: Device> CudaBackend<D> {
     /// A backend over `device`.
     pub fn new(device: D, precision: Precision) -> Self {
         let empty = || Region { memory: None, bytes: 0 };
-        Self { device, precision, work: Mutex::new(Work { stage: empty(), scratch: empty() }) }
+        Self {
+            device,
+            precision,
+            work: Mutex::new(Work { stage: empty(), scratch: empty() }),
+            spare: select::Spare::<D>::default(),
+        }
     }
 
     /// The device.

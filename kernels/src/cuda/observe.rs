@@ -86,13 +86,13 @@ impl<D: Device> CudaBackend<D> {
         let most_rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0) * group;
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
         let (count, items) = (all.items.len() as u32, arg(packed.items));
-        let (tables, first, floats) = (arg(packed.tables), arg(packed.first_visible), arg(packed.floats));
+        let (tables, first, states) = (arg(packed.tables), arg(packed.first_visible), arg(packed.states));
         self.run(Launch {
             kernel: pages.kernel("observe_logits_f16", "observe_logits_f32"),
             grid: [most_rows, count, 1],
             threads: 128,
             shared: 0,
-            args: &[items, tables, first, floats, pages.arg(), q.arg(), to_logits, statistics, heads, kv_heads, dim],
+            args: &[items, tables, first, states, pages.arg(), q.arg(), to_logits, statistics, heads, kv_heads, dim],
         })?;
         self.run(Launch {
             kernel: "observe_reduce",

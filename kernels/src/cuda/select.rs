@@ -2,11 +2,12 @@
 
 use super::items::{Item, Items};
 use super::slots::Pages;
-use super::{Arg, CudaBackend, Device, Launch, Pack};
-use crate::backend::{HeadPages, PageShape, SelectBudget, SelectItem};
+use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least};
+use crate::backend::{HeadPages, PageShape, SelectBudget, SelectHead};
 use crate::error::{Error, Result};
 use crate::select::{self, KeptLists};
 use bytemuck::Zeroable;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads of a block that reads scores.
 const THREADS: u32 = 256;
@@ -14,22 +15,41 @@ const THREADS: u32 = 256;
 const FLOOR_BYTES: usize = 16;
 const CUT_BYTES: usize = 8;
 
+/// Memory of lists that nobody needs any more, with its size, to be used again: work is done in order.
+pub(super) type Spare<D> = Arc<Mutex<Vec<(<D as Device>::Memory, usize)>>>;
+
 /// Lists of slots that stay and of slots that go, on the device.
 pub struct Kept<D: Device> {
     /// For each head two counts: slots that stay, and the first that goes. Then those that stay, then those that go, each
-    /// head's from the sum of the lengths before it on.
-    memory: D::Memory,
+    /// head's from the sum of the lengths before it on. There until this is dropped.
+    memory: Option<(D::Memory, usize)>,
     lens: Vec<usize>,
+    spare: Spare<D>,
+}
+
+impl<D: Device> Drop for Kept<D> {
+    fn drop(&mut self) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(self.memory.take());
+    }
 }
 
 impl<D: Device> Kept<D> {
+    /// Slots of each head.
+    pub(super) fn lens(&self) -> &[usize] {
+        &self.lens
+    }
+
     fn total(&self) -> usize {
         self.lens.iter().sum()
     }
 
+    fn memory(&self) -> &D::Memory {
+        &self.memory.as_ref().expect("there until this is dropped").0
+    }
+
     /// Counts, lists that stay, lists that go.
-    fn args(&self) -> [Arg; 3] {
-        let base = D::address(&self.memory);
+    pub(super) fn args(&self) -> [Arg; 3] {
+        let base = D::address(self.memory());
         let words = |count: usize| Arg::Pointer(base + 4 * count as u64);
         let heads = 2 * self.lens.len();
         [words(0), words(heads), words(heads + self.total())]
@@ -39,29 +59,40 @@ impl<D: Device> Kept<D> {
 impl<D: Device> CudaBackend<D> {
     fn new_kept(&self, lens: Vec<usize>) -> Result<Kept<D>> {
         let total: usize = lens.iter().sum();
-        let memory = self.device.alloc("lists of slots", 4 * (2 * lens.len() + 2 * total))?;
-        Ok(Kept { memory, lens })
+        let bytes = (4 * (2 * lens.len() + 2 * total)).next_power_of_two();
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = spare.iter().position(|&(_, size)| size >= bytes);
+        let memory = match found {
+            Some(index) => spare.swap_remove(index),
+            None => (self.device.alloc("lists of slots", bytes)?, bytes),
+        };
+        Ok(Kept { memory: Some(memory), lens, spare: self.spare.clone() })
     }
 
-    pub(super) fn select_slots(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<Kept<D>> {
-        select::check_select(budget, items)?;
-        let kept = self.new_kept(items.iter().map(|item| item.scores.len()).collect())?;
-        let mut all = Items::default();
-        for SelectItem { scores, candidates } in items {
-            let at = all.floats.len() as u32;
+    pub(super) fn select_slots(
+        &self,
+        budget: SelectBudget,
+        scores: &Buffer<D>,
+        heads: &[SelectHead],
+    ) -> Result<Kept<D>> {
+        select::check_select(budget, heads)?;
+        let kept = self.new_kept(heads.iter().map(|head| head.len).collect())?;
+        at_least("select", "scores", scores.len, kept.total())?;
+        let (mut all, mut at) = (Items::default(), 0);
+        for SelectHead { len, candidates } in heads {
             let (first, count) = (candidates.start as u32, candidates.end as u32);
-            all.items.push(Item { len: scores.len() as u32, first, count, extra: at, output: at, ..Item::zeroed() });
-            all.floats.extend_from_slice(scores);
+            all.items.push(Item { len: *len as u32, first, count, extra: at, output: at, ..Item::zeroed() });
+            at += *len as u32;
         }
         let mut pack = Pack::default();
         let packed = all.pack(&mut pack);
-        let heads = items.len() as u32;
+        let (count, heads) = (heads.len(), heads.len() as u32);
         let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
-        let bytes = items.len() * (FLOOR_BYTES + CUT_BYTES);
+        let bytes = count * (FLOOR_BYTES + CUT_BYTES);
         let floors = work.scratch.address(&self.device, "cuts of heads", bytes)?;
-        let cuts = Arg::Pointer(floors + (items.len() * FLOOR_BYTES) as u64);
-        let (list, scores, floors) = (arg(packed.items), arg(packed.floats), Arg::Pointer(floors));
+        let cuts = Arg::Pointer(floors + (count * FLOOR_BYTES) as u64);
+        let (list, scores, floors) = (arg(packed.items), scores.arg(), Arg::Pointer(floors));
         let run = |kernel, blocks, args: &[Arg]| {
             self.run(Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, shared: 0, args })
         };
@@ -104,7 +135,7 @@ impl<D: Device> CudaBackend<D> {
 
     pub(super) fn download_lists(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
         let mut words = vec![0u32; 2 * kept.lens.len() + kept.total()];
-        self.device.download(&kept.memory, 0, bytemuck::cast_slice_mut(&mut words))?;
+        self.device.download(kept.memory(), 0, bytemuck::cast_slice_mut(&mut words))?;
         let (counts, mut rest) = words.split_at(2 * kept.lens.len());
         let mut lists = Vec::with_capacity(kept.lens.len());
         for (count, &len) in counts.chunks_exact(2).zip(&kept.lens) {
@@ -132,12 +163,13 @@ impl<D: Device> CudaBackend<D> {
         let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, keeps, _] = kept.args();
+        let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
             kernel: "compact",
             grid: [heads.len() as u32, 1, 1],
             threads: 256,
             shared: (2 * PageShape::SLOTS * bytes) as u32,
-            args: &[pages.arg(), arg(packed.items), arg(packed.tables), counts, keeps, Arg::U32(bytes as u32)],
+            args: &[pages.arg(), pages.notes(), items, tables, counts, keeps, Arg::U32(bytes as u32)],
         })
     }
 }

@@ -1,15 +1,23 @@
 //! The slot arena on the device and everything that writes, moves, rotates or copies slots.
 
 use super::items::{Item, Items, NONE};
+use super::memory::Latent;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
 use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
+use crate::latent::Latents;
+
+/// Bytes of a note.
+const NOTE_BYTES: usize = 8;
 
 /// Pages of keys `[32, D]` and values `[32, D]`.
 pub struct Pages<D: Device> {
     pub(super) memory: D::Memory,
     pub(super) shape: PageShape,
     count: usize,
+    /// Value and position of every slot.
+    notes: D::Memory,
+    pub(super) latents: Latents<Latent<D>>,
 }
 
 impl<D: Device> Pages<D> {
@@ -25,6 +33,11 @@ impl<D: Device> Pages<D> {
 
     pub(super) fn arg(&self) -> Arg {
         Arg::Pointer(D::address(&self.memory))
+    }
+
+    /// Notes of the slots.
+    pub(super) fn notes(&self) -> Arg {
+        Arg::Pointer(D::address(&self.notes))
     }
 
     /// The kernel of this arena's element type.
@@ -43,7 +56,9 @@ impl<D: Device> CudaBackend<D> {
         }
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
-        Ok(Pages { memory: self.device.alloc("pages", bytes)?, shape, count })
+        let memory = self.device.alloc("pages", bytes)?;
+        let notes = self.device.alloc("notes", count * PageShape::SLOTS * NOTE_BYTES)?;
+        Ok(Pages { memory, shape, count, notes, latents: Latents::default() })
     }
 
     pub(super) fn split(&self, args: SplitQkv<'_, Self>, pages: &Pages<D>, q: &Buffer<D>) -> Result<()> {
@@ -68,8 +83,8 @@ impl<D: Device> CudaBackend<D> {
             pages.check(op, &item.slots, len)?;
             let index = all.items.len() as u32;
             item.rows.clone().for_each(|row| owners[row * shape.kv_heads + item.kv_head] = index);
-            let table = all.table(&item.slots, len);
-            all.items.push(Item { len: item.slots.len as u32, table, ..Item::new(&item.rows, item.kv_head) });
+            let (table, len) = all.table_behind(&item.slots, item.slots.len, item.rows.len());
+            all.items.push(Item { len, table, ..Item::new(&item.rows, item.kv_head) });
         }
         let mut pack = Pack::default();
         let (packed, owners) = (all.pack(&mut pack), pack.push(&owners));

@@ -29,7 +29,7 @@ fn probabilities(
     let scale = 1.0 / (dim as f64).sqrt();
     let q = &q[offset(shape, item, i, g)..][..dim];
     let mut centroids = Vec::new();
-    if let Some(view) = item.centroids {
+    if let Some(view) = pages.latents.centroids(op, item.centroids)? {
         for (key, &bias) in view.keys.chunks_exact(dim).zip(view.bias) {
             centroids.push(scale * dot(q, key) + f64::from(bias));
         }
@@ -70,7 +70,7 @@ pub(super) fn attention(
             for g in 0..shape.heads / shape.kv_heads {
                 let row = probabilities("attention", shape, pages, q, item, (i, g))?;
                 let mut sum = vec![0.0; dim];
-                if let Some(view) = item.centroids {
+                if let Some(view) = pages.latents.centroids("attention", item.centroids)? {
                     for (p, value) in row.centroids.iter().zip(view.values.chunks_exact(dim)) {
                         sum.iter_mut().zip(value).for_each(|(sum, &v)| *sum += p * f64::from(v));
                     }

@@ -5,17 +5,20 @@
 mod attention;
 mod dequant;
 mod latent;
+mod score;
 mod select;
 mod tokens;
 
 use crate::backend::{
     AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, ObserveItem, PageId, PageShape,
-    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectItem, SplitQkv, WeightView,
+    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::fixed;
+use crate::latent::{HostLatent, LatentHead, LatentId, LatentKind, LatentState, Latents};
 use crate::sample::{self, SampleItem};
-use crate::select::{KeptLists, check_select};
+use crate::score::{NoteItem, ScoreItem};
+use crate::select::{KeptLists, check_select, scored};
 
 /// The backend. It keeps no state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,6 +36,9 @@ pub struct ReferencePages {
     shape: PageShape,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+    /// Value and position.
+    notes: Vec<(f32, u32)>,
+    latents: Latents<HostLatent>,
 }
 
 impl ReferencePages {
@@ -317,7 +323,8 @@ impl Backend for ReferenceBackend {
 
     fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<ReferencePages> {
         let slots = vec![vec![0.0; shape.head_dim]; count * PageShape::SLOTS];
-        Ok(ReferencePages { shape, keys: slots.clone(), values: slots })
+        let notes = vec![(0.0, 0); slots.len()];
+        Ok(ReferencePages { shape, keys: slots.clone(), values: slots, notes, latents: Latents::default() })
     }
 
     fn attention(
@@ -344,14 +351,13 @@ impl Backend for ReferenceBackend {
 
     fn readout(
         &self,
-        shape: QkvShape,
-        layer: AssociativeLayer<'_>,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &ReferencePages,
         q: &Vec<f32>,
-        items: &[ReadoutItem<'_>],
+        items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        latent::readout(shape, layer, q, items, out);
-        Ok(())
+        latent::readout(layer, (pages, q), items, out)
     }
 
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
@@ -359,10 +365,23 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn select(&self, budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
-        check_select(budget, items)?;
-        let lens: Vec<usize> = items.iter().map(|item| item.scores.len()).collect();
-        KeptLists::new(&lens, &select::select(budget, items))
+    fn note(&self, pages: &mut ReferencePages, values: &Vec<f32>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+        score::note(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &ReferencePages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+        let note = |slot| Ok(pages.notes[pages.entry("read_notes", head.pages, slot)?].0);
+        (0..head.len).map(note).collect()
+    }
+
+    fn score(&self, pages: &ReferencePages, at: u32, items: &[ScoreItem<'_>], out: &mut Vec<f32>) -> Result<()> {
+        score::score(pages, at, items, out)
+    }
+
+    fn select(&self, budget: SelectBudget, scores: &Vec<f32>, heads: &[SelectHead]) -> Result<KeptLists> {
+        check_select(budget, heads)?;
+        let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
+        KeptLists::new(&lens, &select::select(budget, &scored(scores, heads)?))
     }
 
     fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {
@@ -382,9 +401,37 @@ impl Backend for ReferenceBackend {
                 let to = pages.entry(op, head.pages, to)?;
                 pages.keys[to] = pages.keys[from].clone();
                 pages.values[to] = pages.values[from].clone();
+                pages.notes[to] = pages.notes[from];
             }
         }
         Ok(())
+    }
+
+    fn alloc_latent(&self, pages: &mut ReferencePages, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        pages.latents.create(kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut ReferencePages, id: LatentId) {
+        pages.latents.remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut ReferencePages,
+        id: LatentId,
+        features: Option<(&Vec<f32>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
+        latent::memorise(pages, id, features.map(|(values, count)| (&values[..], count)), heads, kept)
+    }
+
+    fn read_latent(&self, pages: &ReferencePages, head: LatentHead) -> Result<LatentState> {
+        pages.latents.head("read_latent", head).cloned()
+    }
+
+    fn write_latent(&self, pages: &mut ReferencePages, head: LatentHead, state: &LatentState) -> Result<()> {
+        pages.latents.write(head, state, pages.shape.head_dim)
     }
 
     fn rotate_keys(&self, pages: &mut ReferencePages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {

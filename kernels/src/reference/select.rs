@@ -1,6 +1,7 @@
 //! Boundary selection by its definition: full sorts, one candidate at a time.
 
-use crate::backend::{SelectBudget, SelectItem};
+use crate::backend::SelectBudget;
+use crate::select::SelectItem;
 
 /// For each head the slots that stay, increasing.
 pub(super) fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<u32>> {

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::exchange::Exchange;
 use crate::policy::HeadView;
 use crate::policy::expected::QueryView;
-use palimpsest_kernels::{Backend, HeadPages, PageShape, Reduce, RotateItem, SelectItem};
+use palimpsest_kernels::{Backend, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead};
 
 /// What a boundary needs besides the sequence.
 pub struct BoundaryContext<'a, B: Backend> {
@@ -28,21 +28,76 @@ pub struct BoundaryContext<'a, B: Backend> {
     pub trained_length: u64,
     /// Inverse rotary frequencies `[D/2]`.
     pub inv_freq: &'a [f32],
+    /// Features of associative memories, all layers, and how many a layer has.
+    pub features: Option<(&'a B::Buffer, usize)>,
+    /// Where scores go.
+    pub scores: &'a mut Scores<B>,
     /// The other ranks.
     pub exchange: &'a mut Exchange,
 }
 
-/// Brings the sequence back to its budget, if it stands at a boundary and exceeds it.
+/// Scores of the heads of a sequence, one after the other; grows to the largest number of slots seen.
+pub struct Scores<B: Backend> {
+    buffer: B::Buffer,
+    len: usize,
+}
+
+impl<B: Backend> Scores<B> {
+    /// Room for none.
+    ///
+    /// # Errors
+    /// Those of [`Backend::alloc`].
+    pub fn new(backend: &B) -> Result<Self> {
+        Ok(Self { buffer: backend.alloc(0)?, len: 0 })
+    }
+
+    fn reserve(&mut self, backend: &B, len: usize) -> Result<()> {
+        if len > self.len {
+            (self.buffer, self.len) = (backend.alloc(len)?, len);
+        }
+        Ok(())
+    }
+}
+
+/// Starts to bring the sequence back to its budget, if it stands at a boundary and exceeds it: ranks, hands the losers to the memory,
+/// and moves what stays together. Where the policy has a rule for the device, that goes from scores to compacted pages without
+/// waiting for the host. Returns what stays, for [`finish`]; nothing may be done with the sequence before.
 ///
 /// # Errors
 /// Those of the kernels. The sequence must then be dropped: it may be half compacted.
-pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
-    let Some(slots) = cache.contract.exact_slots() else { return Ok(()) };
-    if !cache.seen.is_multiple_of(ctx.stride) {
-        return Ok(());
+pub fn begin<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<Option<B::Kept>> {
+    let Some(slots) = cache.contract.exact_slots() else { return Ok(None) };
+    if !cache.seen.is_multiple_of(ctx.stride) || cache.seen <= slots as u64 {
+        return Ok(None);
     }
-    if cache.seen > slots as u64 {
-        evict(cache, ctx, slots)?;
+    let kept = choose(cache, ctx, slots)?;
+    let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
+    if let Some(memory) = &cache.memory {
+        ctx.backend.memorise(ctx.pages, memory.id, ctx.features, &heads, &kept)?;
+    }
+    ctx.backend.compact(ctx.pages, &heads, &kept)?;
+    Ok(Some(kept))
+}
+
+/// What is left to do here at a boundary, once it is known what stays: waits for it.
+///
+/// # Errors
+/// As [`begin`].
+pub fn finish<B: Backend>(
+    cache: &mut SequenceCache,
+    ctx: &mut BoundaryContext<'_, B>,
+    kept: Option<B::Kept>,
+) -> Result<()> {
+    if let Some(kept) = kept {
+        let terms = cache.policy.terms();
+        for (head, kept) in cache.heads.iter_mut().zip(&ctx.backend.kept(&kept)?) {
+            cache.evicted += (head.len() - kept.len()) as u64;
+            head.retain(kept, terms);
+            ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
+        }
+    }
+    if cache.contract.exact_slots().is_none() || !cache.seen.is_multiple_of(ctx.stride) {
+        return Ok(());
     }
     if cache.policy.forgets_mass() {
         // Below the budget too: the first ranking must not see attention from earlier strides.
@@ -55,40 +110,18 @@ pub fn pass<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_,
     Ok(())
 }
 
-/// Ranks, hands the losers to the memory, and moves what stays together. Where there is no memory to write, the device goes
-/// from scores to compacted pages without waiting for the host.
-fn evict<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<()> {
-    let kept = choose(cache, ctx, slots)?;
-    let before = if cache.memory.is_some() { Some(ctx.backend.kept(&kept)?) } else { None };
-    if let Some(keep) = &before {
-        memorise(cache, ctx, keep)?;
-    }
-    let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
-    ctx.backend.compact(ctx.pages, &heads, &kept)?;
-    let keep = before.map_or_else(|| ctx.backend.kept(&kept), Ok)?;
-    let terms = cache.policy.terms();
-    for (head, kept) in cache.heads.iter_mut().zip(&keep) {
-        cache.evicted += (head.len() - kept.len()) as u64;
-        head.retain(kept, terms);
-        ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
-    }
-    Ok(())
-}
-
 /// Which slots every head keeps, protected ones included.
 fn choose<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, slots: usize) -> Result<B::Kept> {
     let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
     let take = slots - sinks as usize - window as usize;
     let window_start = cache.seen.saturating_sub(window);
-    let attention = attention(cache, ctx)?;
-    let score = |index: usize| scores(cache, ctx, index, &attention[index]);
-    let scores: Vec<_> = (0..cache.heads.len()).map(score).collect::<Result<_>>()?;
-    let items = cache.heads.iter().zip(&scores).map(|(head, scores)| {
+    score(cache, ctx)?;
+    let ranked = cache.heads.iter().map(|head| {
         let first = head.positions.partition_point(|&p| p < sinks);
         let last = head.positions.partition_point(|&p| u64::from(p) < window_start).max(first);
-        SelectItem { scores, candidates: first..last }
+        SelectHead { len: head.len(), candidates: first..last }
     });
-    let items: Vec<SelectItem<'_>> = items.collect();
+    let heads: Vec<SelectHead> = ranked.collect();
     let scope = if cache.policy.comparable() { cache.contract.head_budget } else { HeadBudget::Uniform };
     let columns = Columns { own: cache.kv_heads, first: cache.first_kv_head, total: cache.total_kv_heads };
     let mut sum = |counts: &mut [u64]| {
@@ -98,7 +131,28 @@ fn choose<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>, s
         }
         ctx.exchange.sum_counts(counts)
     };
-    budget::select(ctx.backend, &items, columns, (take, scope), &mut sum)
+    budget::select(ctx.backend, &ctx.scores.buffer, &heads, columns, (take, scope), &mut sum)
+}
+
+/// Scores of all slots of all heads, on the device: computed there where the policy has a rule for it, else here.
+fn score<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
+    let total = cache.heads.iter().map(|head| head.len()).sum();
+    ctx.scores.reserve(ctx.backend, total)?;
+    let rules: Option<Vec<_>> = (0..cache.heads.len())
+        .map(|index| cache.policy.rule(index / cache.kv_heads, cache.first_kv_head + index % cache.kv_heads))
+        .collect();
+    if let Some(rules) = rules {
+        let heads = cache.heads.iter().zip(rules);
+        let items: Vec<_> = heads.map(|(head, rule)| ScoreItem { slots: head.view(head.len()), rule }).collect();
+        let at = u32::try_from(cache.seen - 1).expect("grow refuses positions beyond 32 bits");
+        return Ok(ctx.backend.score(ctx.pages, at, &items, &mut ctx.scores.buffer)?);
+    }
+    let attention = attention(cache, ctx)?;
+    let mut all = Vec::with_capacity(total);
+    for (index, attention) in attention.iter().enumerate() {
+        all.extend(scores(cache, ctx, index, attention)?);
+    }
+    Ok(ctx.backend.upload(&all, &mut ctx.scores.buffer, 0)?)
 }
 
 /// What the policy goes by for every head, one number per slot: attention, over all query heads of the KV head, or what else it
@@ -174,23 +228,6 @@ fn view<'a, B: Backend>(
         values,
         queries: QueryView { moments: &head.moments, next: cache.next_rotary, inv_freq: ctx.inv_freq },
     }
-}
-
-/// Hands the losers of every head to the latent memory, in position order.
-fn memorise<B: Backend>(cache: &mut SequenceCache, ctx: &BoundaryContext<'_, B>, keep: &[Vec<u32>]) -> Result<()> {
-    let Some(memory) = cache.memory.as_mut() else { return Ok(()) };
-    for (index, (head, kept)) in cache.heads.iter().zip(keep).enumerate() {
-        let mut kept = kept.iter().peekable();
-        let lost: Vec<u32> = (0..head.len() as u32).filter(|slot| kept.next_if_eq(&slot).is_none()).collect();
-        if lost.is_empty() {
-            continue;
-        }
-        let mut keys = vec![0.0; lost.len() * ctx.head_dim];
-        let mut values = keys.clone();
-        ctx.backend.read_slots(ctx.pages, head.view(head.len()), &lost, &mut keys, &mut values)?;
-        memory.absorb(index, &keys, &values);
-    }
-    Ok(())
 }
 
 /// Re-indexes rotary positions when the next stride would leave the trained range: every head's slots become adjacent

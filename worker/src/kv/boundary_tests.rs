@@ -4,13 +4,12 @@
 use super::*;
 use crate::exchange::Exchange;
 use crate::kv::{Contract, HeadBudget};
-use crate::memory::{Memory, Readout};
+use crate::memory::Memory;
 use crate::policy::{self, Policy, splitmix};
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
-use palimpsest_kernels::{AttentionItem, CentroidView, KvType, QkvShape};
+use palimpsest_kernels::{AttentionItem, KvType, LatentHead, LatentKind, LatentState, QkvShape};
 use proptest::prelude::*;
-use std::sync::{Arc, Mutex};
-use xxhash_rust::xxh3::Xxh3;
+use std::sync::Arc;
 
 const LAYERS: usize = 2;
 const KV_HEADS: usize = 2;
@@ -37,6 +36,7 @@ struct Bench {
     pool: PagePool,
     inv_freq: Vec<f32>,
     trained_length: u64,
+    scores: Scores<CpuBackend>,
 }
 
 impl Bench {
@@ -45,7 +45,8 @@ impl Bench {
         let backend = CpuBackend::new(options);
         let pages = backend.alloc_pages(PageShape { head_dim: DIM, dtype }, 64).expect("a small arena");
         let inv_freq = (0..DIM / 2).map(|i| 1000f32.powf(-2.0 * i as f32 / DIM as f32)).collect();
-        Self { backend, pages, pool: PagePool::new(64), inv_freq, trained_length }
+        let scores = Scores::new(&backend).expect("room for none");
+        Self { backend, pages, pool: PagePool::new(64), inv_freq, trained_length, scores }
     }
 
     /// Adds one stride of entries to every head; `key` and `value` are functions of (head, position, rotary position).
@@ -65,7 +66,7 @@ impl Bench {
     }
 
     fn pass(&mut self, cache: &mut SequenceCache) {
-        let Self { backend, pages, pool, inv_freq, trained_length } = self;
+        let Self { backend, pages, pool, inv_freq, trained_length, scores } = self;
         let mut ctx = BoundaryContext {
             backend,
             pages,
@@ -74,9 +75,12 @@ impl Bench {
             stride: STRIDE,
             trained_length: *trained_length,
             inv_freq,
+            features: None,
+            scores,
             exchange: &mut Exchange::alone(),
         };
-        pass(cache, &mut ctx).expect("a boundary");
+        let kept = begin(cache, &mut ctx).expect("a boundary");
+        finish(cache, &mut ctx, kept).expect("a boundary");
     }
 
     fn slots(&self, cache: &SequenceCache, index: usize) -> (Vec<f32>, Vec<f32>) {
@@ -90,32 +94,29 @@ impl Bench {
     }
 }
 
-/// Positions that a memory was given, per head.
-type Lost = Arc<Mutex<Vec<Vec<u32>>>>;
+/// A memory that has room for all that a test evicts keeps each entry as a centroid: what it was given, in order.
+fn recorder(bench: &mut Bench) -> Memory {
+    let kind = LatentKind::Centroids { most: 256 };
+    let id = bench.backend.alloc_latent(&mut bench.pages, kind, LAYERS * KV_HEADS).expect("room");
+    Memory { id, kind, bytes: 0 }
+}
 
-/// Writes down what it is given.
-struct Recorder(Lost);
-
-impl Memory for Recorder {
-    fn absorb(&mut self, head: usize, keys: &[f32], values: &[f32]) {
-        let mut lost = self.0.lock().expect("no test panics while it holds this");
-        for (key, value) in keys.chunks_exact(DIM).zip(values.chunks_exact(DIM)) {
+/// Positions of the entries that the memory was given, per head.
+fn recorded(bench: &Bench, memory: &Memory) -> Vec<Vec<u32>> {
+    let of_head = |head: usize| {
+        let state = bench.backend.read_latent(&bench.pages, LatentHead { id: memory.id, head }).expect("a head");
+        let LatentState::Centroids(state) = state else { panic!("centroids") };
+        assert!(state.counts().iter().all(|&n| n == 1.0), "the recorder has room for all");
+        let mut lost = Vec::new();
+        for (key, value) in state.keys().chunks_exact(DIM).zip(state.values().chunks_exact(DIM)) {
             let position = key[0] as u32;
             assert_eq!(key, marked_key(head, position));
             assert_eq!(value, noise(2, head, position));
-            lost[head].push(position);
+            lost.push(position);
         }
-    }
-    fn centroids(&self, _head: usize) -> Option<CentroidView<'_>> {
-        None
-    }
-    fn readout(&self, _head: usize) -> Option<Readout<'_>> {
-        None
-    }
-    fn bytes(&self) -> usize {
-        0
-    }
-    fn digest(&self, _hash: &mut Xxh3) {}
+        lost
+    };
+    (0..LAYERS * KV_HEADS).map(of_head).collect()
 }
 
 /// Scores that do their worst: protected slots rank lowest, others NaN or infinite.
@@ -194,13 +195,13 @@ proptest! {
         let contract = contract(sinks + window + room, sinks, window, HeadBudget::ALL[scope]);
         let context = format!("{} under {contract:?}", policy.name());
         let mut cache = SequenceCache::new(LAYERS, KV_HEADS, contract, policy.clone());
-        let lost: Lost = Arc::new(Mutex::new(vec![Vec::new(); LAYERS * KV_HEADS]));
-        cache.memory = Some(Box::new(Recorder(lost.clone())));
+        let memory = recorder(&mut bench);
+        cache.memory = Some(Memory { ..memory });
         for _ in 0..strides {
-            let before: Vec<usize> = lost.lock().expect("unpoisoned").iter().map(Vec::len).collect();
+            let before: Vec<usize> = recorded(&bench, &memory).iter().map(Vec::len).collect();
             bench.fill(&mut cache, &|head, position, _| marked_key(head, position));
             bench.pass(&mut cache);
-            check(&cache, &lost.lock().expect("unpoisoned"), &before, &context);
+            check(&cache, &recorded(&bench, &memory), &before, &context);
             for index in 0..cache.heads.len() {
                 let (keys, values) = bench.slots(&cache, index);
                 let held = &cache.heads[index].positions;
@@ -212,7 +213,7 @@ proptest! {
             }
         }
         let pages = bench.pool.total();
-        cache.reclaim(&mut bench.pool);
+        cache.reclaim(&bench.backend, &mut bench.pages, &mut bench.pool);
         prop_assert_eq!(bench.pool.free(), pages);
     }
 }

@@ -8,7 +8,8 @@
 use super::budget_group::{self, Columns, SumCounts};
 use super::contract::HeadBudget;
 use crate::error::Result;
-use palimpsest_kernels::{Backend, SelectBudget, SelectItem};
+use palimpsest_kernels::select::scored;
+use palimpsest_kernels::{Backend, SelectBudget, SelectHead};
 
 /// Share of the mean evictable slots that every head keeps for itself under a pooled budget (method section 9).
 pub const FLOOR_SHARE: f32 = 0.15;
@@ -19,13 +20,14 @@ pub fn floor_of(take: usize) -> usize {
 }
 
 /// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer * columns.own + kv_head`), `take` the
-/// mean number of candidates that a head may keep. `sum` is called for [`HeadBudget::Group`] alone.
+/// mean number of candidates that a head may keep, `scores` one number for each of its slots. `sum` is called for [`HeadBudget::Group`] alone.
 ///
 /// # Errors
 /// Those of the kernels and of `sum`.
 pub fn select<B: Backend>(
     backend: &B,
-    heads: &[SelectItem<'_>],
+    scores: &B::Buffer,
+    heads: &[SelectHead],
     columns: Columns,
     (take, scope): (usize, HeadBudget),
     sum: SumCounts<'_>,
@@ -34,9 +36,12 @@ pub fn select<B: Backend>(
         HeadBudget::Uniform => SelectBudget { pools: heads.len(), take, floor: take },
         HeadBudget::Column => SelectBudget { pools: columns.own, take, floor: floor_of(take) },
         HeadBudget::Group => {
-            let lens: Vec<usize> = heads.iter().map(|head| head.scores.len()).collect();
-            return Ok(backend.keep_lists(&lens, &budget_group::select(heads, columns, take, sum)?)?);
+            let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
+            let mut all = vec![0.0; lens.iter().sum()];
+            backend.download(scores, 0, &mut all)?;
+            let items = scored(&all, heads)?;
+            return Ok(backend.keep_lists(&lens, &budget_group::select(&items, columns, take, sum)?)?);
         }
     };
-    Ok(backend.select(budget, heads)?)
+    Ok(backend.select(budget, scores, heads)?)
 }

@@ -6,7 +6,7 @@ use super::sharing::Sharing;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::policy::Policy;
-use palimpsest_kernels::{Backend, HeadPages, PageId, PageShape};
+use palimpsest_kernels::{Backend, HeadPages, LatentHead, PageId, PageShape};
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -92,7 +92,7 @@ pub struct SequenceCache {
     /// Scores slots.
     pub policy: Arc<dyn Policy>,
     /// What remains of evicted entries.
-    pub memory: Option<Box<dyn Memory>>,
+    pub memory: Option<Memory>,
 }
 
 impl SequenceCache {
@@ -150,13 +150,20 @@ impl SequenceCache {
         Ok(())
     }
 
-    /// Returns every page to the pool.
-    pub fn reclaim(&mut self, pool: &mut PagePool) {
+    /// Returns every page to the pool, and the latent memory to the device.
+    pub fn reclaim<B: Backend>(&mut self, backend: &B, pages: &mut B::Pages, pool: &mut PagePool) {
         for head in &mut self.heads {
             pool.give_back(&mut head.pages, 0);
         }
         self.heads.clear();
-        self.memory = None;
+        if let Some(memory) = self.memory.take() {
+            backend.free_latent(pages, memory.id);
+        }
+    }
+
+    /// The latent memory, once there is something in it.
+    pub fn filled_memory(&self) -> Option<&Memory> {
+        self.memory.as_ref().filter(|_| self.evicted > 0)
     }
 
     /// Slots over all heads.
@@ -171,7 +178,7 @@ impl SequenceCache {
 
     /// Bytes of latent memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory.as_ref().map_or(0, |m| m.bytes() as u64)
+        self.memory.as_ref().map_or(0, |memory| memory.bytes as u64)
     }
 
     /// Digest of which positions are held: equal on every machine that made equal decisions.
@@ -190,7 +197,7 @@ impl SequenceCache {
     /// Digest of everything the next token depends on, keys and values included.
     ///
     /// # Errors
-    /// Those of [`Backend::read_slots`].
+    /// Those of [`Backend::read_slots`] and [`Backend::read_latent`].
     pub fn digest<B: Backend>(&self, backend: &B, pages: &B::Pages, head_dim: usize) -> Result<u64> {
         let mut hash = Xxh3::new();
         hash.update(&self.decision_digest().to_le_bytes());
@@ -202,12 +209,17 @@ impl SequenceCache {
             let mut values = keys.clone();
             backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
             head.moments.iter().for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
-            for v in keys.iter().chain(&values).chain(&head.terms).chain(head.mass.iter().flatten()) {
+            let keeps = self.policy.keeps_notes();
+            let notes = if keeps { backend.read_notes(pages, head.view(head.len()))? } else { Vec::new() };
+            for v in keys.iter().chain(&values).chain(&notes).chain(&head.terms).chain(head.mass.iter().flatten()) {
                 hash.update(&v.to_bits().to_le_bytes());
             }
         }
         if let Some(memory) = &self.memory {
-            memory.digest(&mut hash);
+            for head in 0..self.heads.len() {
+                let state = backend.read_latent(pages, LatentHead { id: memory.id, head })?;
+                state.all().for_each(|v| hash.update(&v.to_bits().to_le_bytes()));
+            }
         }
         Ok(hash.digest())
     }

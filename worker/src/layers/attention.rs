@@ -5,7 +5,9 @@ use crate::error::Result;
 use crate::kv::SequenceCache;
 use crate::model::weights::LayerWeights;
 use crate::policy::Observe;
-use palimpsest_kernels::{AttentionItem, Backend, ObserveItem, QkvShape, ReadoutItem, SplitItem, SplitQkv};
+use palimpsest_kernels::{
+    AssociativeLayer, AttentionItem, Backend, ObserveItem, QkvShape, ReadoutItem, SplitItem, SplitQkv,
+};
 use std::ops::Range;
 
 /// Attention weights of one layer.
@@ -92,6 +94,8 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub sliding_window: Option<usize>,
     /// `E`: stride of the boundaries.
     pub stride: u64,
+    /// The layer's part of trained associative memories.
+    pub associative: Option<AssociativeLayer<'a, B>>,
 }
 
 /// Rotates and stores the step's keys and values, attends, and observes attention for the policies that ask for it.
@@ -139,7 +143,7 @@ pub fn attend<B: Backend>(
         .map(|(i, span, h)| attention_item(span, head_index(h), h, visible[i].as_deref()))
         .collect();
     backend.attention(args.shape, pages, q, &items, out)?;
-    read_out(backend, args, spans, q, out)?;
+    read_out(backend, args, spans, (pages, q), out)?;
     observe(backend, args, spans, pages, q)
 }
 
@@ -148,23 +152,20 @@ fn read_out<B: Backend>(
     backend: &B,
     args: &AttentionArgs<'_, B>,
     spans: &[Span<'_>],
-    q: &B::Buffer,
+    (pages, q): (&B::Pages, &B::Buffer),
     out: &mut B::Buffer,
 ) -> Result<()> {
-    let kv_heads = args.shape.kv_heads;
-    let (mut items, mut weights) = (Vec::new(), None);
+    let (kv_heads, mut items) = (args.shape.kv_heads, Vec::new());
     for span in spans {
-        let Some(memory) = &span.cache.memory else { continue };
+        let Some(memory) = span.cache.filled_memory() else { continue };
         for kv_head in 0..kv_heads {
-            let Some(found) = memory.readout(args.layer * kv_heads + kv_head) else { continue };
-            // The same for all sequences: they come from the model's one indexer.
-            weights = Some(found.weights);
-            items.push(ReadoutItem { rows: span.rows.clone(), kv_head, sums: found.sums, norms: found.norms });
+            let Some(memory) = memory.readout(args.layer * kv_heads + kv_head) else { continue };
+            items.push(ReadoutItem { rows: span.rows.clone(), kv_head, memory });
         }
     }
-    match weights {
-        Some(weights) => Ok(backend.readout(args.shape, weights, q, &items, out)?),
-        None => Ok(()),
+    match args.associative {
+        Some(weights) if !items.is_empty() => Ok(backend.readout(weights, pages, q, &items, out)?),
+        _ => Ok(()),
     }
 }
 
@@ -175,7 +176,7 @@ fn attention_item<'a>(
     first_visible: Option<&'a [u32]>,
 ) -> AttentionItem<'a> {
     let head = &span.cache.heads[index];
-    let centroids = span.cache.memory.as_ref().and_then(|m| m.centroids(index));
+    let centroids = span.cache.filled_memory().and_then(|memory| memory.centroids(index));
     AttentionItem { rows: span.rows.clone(), kv_head, slots: head.view(head.len()), first_visible, centroids }
 }
 

@@ -3,9 +3,8 @@
 use super::vector;
 use crate::error::Result;
 use crate::layers::attention::Span;
-use crate::policy::Ingest;
-use crate::policy::retention::{LayerScorer, TERMS};
-use palimpsest_kernels::{Backend, WeightType, WeightView};
+use crate::policy::retention::LayerScorer;
+use palimpsest_kernels::{Backend, NoteItem, WeightType, WeightView};
 use std::ops::Range;
 
 /// The retention scorers' weights on the device.
@@ -13,7 +12,6 @@ pub struct DeviceScorer<B: Backend> {
     layers: Vec<(B::Matrix, B::Buffer)>,
     kv_heads: Range<usize>,
     out: B::Buffer,
-    host: Vec<f32>,
     rows: usize,
 }
 
@@ -32,11 +30,11 @@ impl<B: Backend> DeviceScorer<B> {
             Ok((backend.load_matrix(&[view])?, vector(backend, &layer.bias[kv_heads.clone()])?))
         };
         let layers = layers.iter().map(pack).collect::<Result<_>>()?;
-        Ok(Self { layers, kv_heads, out: backend.alloc(0)?, host: Vec::new(), rows: 0 })
+        Ok(Self { layers, kv_heads, out: backend.alloc(0)?, rows: 0 })
     }
 
-    /// Stores the terms of the step's new slots of `layer`, for the sequences whose policy wants them. `hidden`:
-    /// `[T, E]`, normalised.
+    /// Notes with the step's new slots of `layer` what they are worth, for the sequences whose policy wants it. `hidden`:
+    /// `[T, E]`, normalised. It stays on the device.
     ///
     /// # Errors
     /// Those of the kernels.
@@ -44,35 +42,29 @@ impl<B: Backend> DeviceScorer<B> {
         &mut self,
         backend: &B,
         layer: usize,
-        hidden: &B::Buffer,
-        rows: usize,
-        spans: &mut [Span<'_>],
+        (hidden, rows): (&B::Buffer, usize),
+        spans: &[Span<'_>],
+        pages: &mut B::Pages,
     ) -> Result<()> {
-        if !spans.iter().any(|s| matches!(s.cache.policy.ingest(), Ingest::Retention)) {
+        let kv_heads = self.kv_heads.len();
+        let mut items = Vec::new();
+        for span in spans.iter().filter(|span| span.cache.policy.keeps_notes()) {
+            let position = u32::try_from(span.first_position()).expect("grow refuses positions beyond 32 bits");
+            items.extend((0..kv_heads).map(|kv_head| {
+                let head = &span.cache.heads[layer * kv_heads + kv_head];
+                let slots = head.view(head.len() - span.rows.len());
+                NoteItem { rows: span.rows.clone(), kv_head, slots, position }
+            }));
+        }
+        if items.is_empty() {
             return Ok(());
         }
-        let kv_heads = self.kv_heads.len();
         if rows > self.rows {
             self.out = backend.alloc(rows * kv_heads)?;
             self.rows = rows;
         }
         let (matrix, bias) = &self.layers[layer];
         backend.matmul(matrix, hidden, rows, Some(bias), &mut self.out)?;
-        self.host.resize(rows * kv_heads, 0.0);
-        backend.download(&self.out, 0, &mut self.host)?;
-        for span in spans {
-            if !matches!(span.cache.policy.ingest(), Ingest::Retention) {
-                continue;
-            }
-            let count = span.rows.len();
-            for local in 0..kv_heads {
-                let head = &mut span.cache.heads[layer * kv_heads + local];
-                let old = head.len() - count;
-                for (i, terms) in head.terms[old * TERMS..].iter_mut().enumerate() {
-                    *terms = self.host[(span.rows.start + i) * kv_heads + local];
-                }
-            }
-        }
-        Ok(())
+        Ok(backend.note(pages, &self.out, kv_heads, &items)?)
     }
 }

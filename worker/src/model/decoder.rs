@@ -15,14 +15,14 @@ use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 use crate::indexer::Indexer;
-use crate::kv::boundary::{self, BoundaryContext};
+use crate::kv::boundary::{self, BoundaryContext, Scores};
 use crate::kv::{PagePool, SequenceCache};
 use crate::layers::attention::{AttentionArgs, Span, attend};
 use crate::layers::queries::{self, QueryRows};
 use crate::layers::query::DeviceQueryIndexer;
 use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
-use crate::memory::associative::AssociativeWeights;
+use crate::memory::DeviceAssociative;
 use crate::shard::Shard;
 use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
@@ -48,6 +48,11 @@ impl<B: Backend> Arena<B> {
         let shape = PageShape { head_dim, dtype };
         let count = bytes / shape.bytes();
         Ok(Self { pages: backend.alloc_pages(shape, count)?, pool: PagePool::new(count), shape })
+    }
+
+    /// Takes back all that a sequence holds.
+    pub fn reclaim(&mut self, backend: &B, cache: &mut SequenceCache) {
+        cache.reclaim(backend, &mut self.pages, &mut self.pool);
     }
 }
 
@@ -101,10 +106,12 @@ pub struct Decoder<B: Backend> {
     inv_freq: Vec<f32>,
     scorer: Option<DeviceScorer<B>>,
     query: Option<DeviceQueryIndexer<B>>,
-    associative: Option<Arc<AssociativeWeights>>,
+    associative: Option<DeviceAssociative<B>>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     perturbed: bool,
+    /// Scores of a boundary.
+    scores: Scores<B>,
     scratch: Scratch<B>,
 }
 
@@ -183,6 +190,7 @@ impl<B: Backend> Decoder<B> {
             capture: None,
             state_digests: Vec::new(),
             perturbed: false,
+            scores: Scores::new(&*backend)?,
             scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
             exchange: Exchange::alone(),
             query_units: shard.query_units.clone(),
@@ -235,13 +243,15 @@ impl<B: Backend> Decoder<B> {
         self.scorer = Some(DeviceScorer::load(b, &indexer.retention, hidden, kv_heads.clone())?);
         let query = indexer.query.clone().map(|query| DeviceQueryIndexer::load(b, query, hidden, kv_heads.clone()));
         self.query = query.transpose()?;
-        self.associative = indexer.associative.clone();
+        let associative = indexer.associative.as_ref();
+        let associative = associative.map(|weights| DeviceAssociative::load(b, weights, kv_heads.clone()));
+        self.associative = associative.transpose()?;
         Ok(())
     }
 
-    /// The trained part of the memory `associative`.
-    pub fn associative(&self) -> Option<&Arc<AssociativeWeights>> {
-        self.associative.as_ref()
+    /// Trained features of the memory `associative`, `F`.
+    pub fn features(&self) -> Option<usize> {
+        self.associative.as_ref().map(DeviceAssociative::count)
     }
 
     /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops it.
@@ -323,8 +333,14 @@ impl<B: Backend> Decoder<B> {
         }
         drop(spans);
         self.digest_states(pieces)?;
+        // The device is given all its work before the host waits for any of it.
+        self.multiply_wanted(pieces)?;
+        let kept: Vec<_> =
+            pieces.iter_mut().map(|p| boundary::begin(p.cache, &mut self.at_boundary(arena))).collect::<Result<_>>()?;
         let answers = self.answers(pieces, choices)?;
-        self.boundaries(arena, pieces)?;
+        for (piece, kept) in pieces.iter_mut().zip(kept) {
+            boundary::finish(piece.cache, &mut self.at_boundary(arena), kept)?;
+        }
         Ok(answers)
     }
 
@@ -403,7 +419,7 @@ impl<B: Backend> Decoder<B> {
         let eps = self.config.rms_eps;
         b.rms_norm(&s.x, &layer.attention_norm, eps, rows, &mut s.h)?;
         if let Some(scorer) = &mut self.scorer {
-            scorer.ingest(b, index, &s.h, rows, spans)?;
+            scorer.ingest(b, index, (&s.h, rows), spans, &mut arena.pages)?;
         }
         if let Some(query) = &mut self.query {
             query.ingest(b, index, &s.h, rows, spans)?;
@@ -424,6 +440,7 @@ impl<B: Backend> Decoder<B> {
             qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
             sliding_window: self.config.sliding_window,
             stride: self.stride,
+            associative: self.associative.as_ref().map(|memory| memory.layer(index, qkv_shape(&self.shard))),
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
         let queries = QueryRows {
@@ -466,8 +483,8 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    fn boundaries(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<()> {
-        let mut ctx = BoundaryContext {
+    fn at_boundary<'a>(&'a mut self, arena: &'a mut Arena<B>) -> BoundaryContext<'a, B> {
+        BoundaryContext {
             backend: &*self.backend,
             pages: &mut arena.pages,
             pool: &mut arena.pool,
@@ -475,12 +492,10 @@ impl<B: Backend> Decoder<B> {
             stride: self.stride,
             trained_length: self.config.context_length as u64,
             inv_freq: &self.inv_freq,
+            features: self.associative.as_ref().map(DeviceAssociative::features),
+            scores: &mut self.scores,
             exchange: &mut self.exchange,
-        };
-        for piece in pieces {
-            boundary::pass(piece.cache, &mut ctx)?;
         }
-        Ok(())
     }
 }
 

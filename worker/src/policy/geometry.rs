@@ -1,6 +1,7 @@
 //! Policies that score by the keys and values themselves. Their scores are not comparable across heads.
 
 use super::{HeadView, Policy};
+use palimpsest_kernels::ScoreRule;
 
 /// Negative key norm: small keys attract attention (arXiv 2406.11430).
 pub struct KNorm;
@@ -12,13 +13,8 @@ impl Policy for KNorm {
     fn comparable(&self) -> bool {
         false
     }
-    fn reads_slots(&self) -> bool {
-        true
-    }
-    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
-        for (score, key) in scores.iter_mut().zip(head.keys.chunks_exact(head.head_dim)) {
-            *score = -norm(key);
-        }
+    fn rule(&self, _layer: usize, _kv_head: usize) -> Option<ScoreRule> {
+        Some(ScoreRule::KeyNorm)
     }
 }
 
@@ -32,20 +28,8 @@ impl Policy for KeyDiff {
     fn comparable(&self) -> bool {
         false
     }
-    fn reads_slots(&self) -> bool {
-        true
-    }
-    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
-        let mut anchor = vec![0.0f32; head.head_dim];
-        for key in head.keys.chunks_exact(head.head_dim) {
-            let scale = 1.0 / norm(key).max(1e-12);
-            anchor.iter_mut().zip(key).for_each(|(a, &k)| *a += k * scale);
-        }
-        let length = norm(&anchor).max(1e-12);
-        for (score, key) in scores.iter_mut().zip(head.keys.chunks_exact(head.head_dim)) {
-            let dot: f32 = key.iter().zip(&anchor).map(|(k, a)| k * a).sum();
-            *score = -dot / (norm(key).max(1e-12) * length);
-        }
+    fn rule(&self, _layer: usize, _kv_head: usize) -> Option<ScoreRule> {
+        Some(ScoreRule::KeyDirection)
     }
 }
 
@@ -110,8 +94,4 @@ fn spread(part: &[f32], lag: &[f32], dim: usize) -> Vec<f32> {
     let weights: Vec<f32> = all.iter().map(|x| (x - top).exp()).collect();
     let sum: f32 = weights.iter().sum();
     weights.into_iter().map(|w| w / sum).collect()
-}
-
-fn norm(x: &[f32]) -> f32 {
-    x.iter().map(|v| v * v).sum::<f32>().sqrt()
 }

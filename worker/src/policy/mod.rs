@@ -18,7 +18,7 @@ pub(crate) use simple::splitmix;
 pub use simple::{Full, RandomPolicy, Window};
 
 use crate::error::{Error, Result};
-use palimpsest_kernels::Reduce;
+use palimpsest_kernels::{Reduce, ScoreRule};
 use std::sync::Arc;
 
 /// One KV head of one layer at a boundary.
@@ -63,7 +63,7 @@ pub struct Observe {
 pub enum Ingest<'a> {
     /// Nothing.
     Nothing,
-    /// The retention scorer's terms, from the layer's normalised hidden state.
+    /// The retention scorer's notes, from the layer's normalised hidden state.
     Retention,
     /// The pairwise indexer's keys and scores, likewise.
     Query(&'a QueryIndexer),
@@ -110,12 +110,24 @@ pub trait Policy: Send + Sync {
     fn ingest(&self) -> Ingest<'_> {
         Ingest::Nothing
     }
-    /// Values stored per slot.
+    /// Values stored per slot, on the host.
     fn terms(&self) -> usize {
         0
     }
-    /// Writes one score per slot.
-    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]);
+    /// Whether a number is kept with each slot on the device.
+    fn keeps_notes(&self) -> bool {
+        matches!(self.ingest(), Ingest::Retention)
+    }
+    /// How the device scores a head's slots by itself; `None`: [`Self::score`] does, here.
+    fn rule(&self, layer: usize, kv_head: usize) -> Option<ScoreRule> {
+        let _ = (layer, kv_head);
+        None
+    }
+    /// Writes one score per slot. Policies with a rule are not asked; without either, all slots are worth the same.
+    fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
+        let _ = head;
+        scores.fill(0.0);
+    }
 }
 
 /// Policies that need no trained weights.

@@ -12,9 +12,6 @@ impl Policy for Full {
     fn comparable(&self) -> bool {
         false
     }
-    fn score(&self, _head: &HeadView<'_>, scores: &mut [f32]) {
-        scores.fill(0.0);
-    }
 }
 
 /// Sinks and the most recent positions (StreamingLLM, arXiv 2309.17453).

@@ -1,6 +1,8 @@
 //! Scores against the formulas of the papers, written out slowly in f64.
 
+use super::retention::LayerScorer;
 use super::*;
+use crate::indexer::Indexer;
 
 const DIM: usize = 8;
 
@@ -55,10 +57,6 @@ fn close(got: &[f32], want: &[f64]) {
     }
 }
 
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|v| v * v).sum::<f64>().sqrt()
-}
-
 #[test]
 fn window_prefers_the_recent_and_random_ignores_everything_but_the_place() {
     let head = Head::random(1, 40);
@@ -91,26 +89,20 @@ fn snapkv_pools_over_neighbours_with_zeros_beyond_the_ends() {
     }
 }
 
+/// Their formulas are tested where they are: in the kernels.
 #[test]
-fn knorm_is_the_negative_key_norm() {
-    let head = Head::random(4, 50);
-    let want: Vec<f64> = Head::rows(&head.keys).iter().map(|key| -norm(key)).collect();
-    close(&head.scores(&KNorm), &want);
-}
-
-#[test]
-fn keydiff_is_the_negative_cosine_to_the_mean_direction() {
-    let head = Head::random(5, 50);
-    let keys = Head::rows(&head.keys);
-    let anchor: Vec<f64> =
-        (0..DIM).map(|d| keys.iter().map(|key| key[d] / norm(key)).sum::<f64>() / keys.len() as f64).collect();
-    let cosine =
-        |key: &Vec<f64>| key.iter().zip(&anchor).map(|(k, a)| k * a).sum::<f64>() / (norm(key) * norm(&anchor));
-    let want: Vec<f64> = keys.iter().map(|key| -cosine(key)).collect();
-    close(&head.scores(&KeyDiff), &want);
-    // A head whose keys are all zero has no direction; its scores are still numbers.
-    let zero = Head { keys: vec![0.0; 50 * DIM], ..Head::random(5, 50) };
-    assert!(zero.scores(&KeyDiff).iter().all(|s| s.is_finite()));
+fn policies_of_keys_and_notes_are_scored_on_the_device() {
+    assert_eq!(KNorm.rule(0, 0), Some(ScoreRule::KeyNorm));
+    assert_eq!(KeyDiff.rule(1, 2), Some(ScoreRule::KeyDirection));
+    assert!(!KNorm.reads_slots() && !KeyDiff.reads_slots(), "nothing is downloaded for them");
+    let layer = |rate: [f32; 2]| LayerScorer { weight: vec![0.5; 6], bias: vec![0.5, 1.0], rate: rate.to_vec() };
+    let (query, associative, metadata) = (None, None, Default::default());
+    let retention = vec![layer([0.0, 0.0]), layer([-1.0, -0.5])];
+    let indexer = Indexer { kv_heads: 2, hidden: 3, retention, query, associative, metadata };
+    let policy = Retention::new(Arc::new(indexer));
+    assert_eq!(policy.rule(1, 1), Some(ScoreRule::Fading { rate: -0.5, scale: retention::AGE }));
+    assert!(policy.keeps_notes() && policy.terms() == 0);
+    assert_eq!(Window.rule(0, 0), None);
 }
 
 /// Softmax over `rows` of the standard deviation across channels, channels scaled to the range they have in `lag`.

@@ -244,6 +244,8 @@ impl Report {
             most("8B decode, 1 sequence, time over floor", 1.25, self.decode_over_floor(1)),
             most("8B decode, 64 sequences, time over floor", 1.4, self.decode_over_floor(64)),
             most("prefill: slowest eighth of strides over fastest, from 8K on", 1.05, self.stride_spread()),
+            most("8B, scoring, eviction and memory, of prefill", 0.03, self.boundary_of_prefill()),
+            most("8B, 64 sequences, the same, of decode", 0.02, self.boundary_of_decode(64)),
         ]
     }
 
@@ -253,6 +255,22 @@ impl Report {
         let point = self.figures("decode").find(|point| point["sequences"] == sequences)?;
         let seconds = sequences as f64 / point["tokens_per_second"].as_f64()?;
         Some(seconds / (point["step_bytes"].as_f64()? / bandwidth))
+    }
+
+    /// Time of a boundary's kernels over the median stride of the longest prefill.
+    fn boundary_of_prefill(&self) -> Option<f64> {
+        let seconds = self.figures("boundary").next()?["seconds"].as_f64()?;
+        let longest = self.figures("prefill").max_by_key(|point| point["depth"].as_u64())?;
+        let mut strides: Vec<f64> = longest["stride_seconds"].as_array()?.iter().filter_map(Value::as_f64).collect();
+        strides.sort_by(f64::total_cmp);
+        Some(seconds / strides.get(strides.len() / 2)?)
+    }
+
+    /// The same over decoding as many tokens as there are between two boundaries, each sequence with its own.
+    fn boundary_of_decode(&self, sequences: u64) -> Option<f64> {
+        let boundary = self.figures("boundary").next()?;
+        let point = self.figures("decode").find(|point| point["sequences"] == sequences)?;
+        Some(boundary["seconds"].as_f64()? * point["tokens_per_second"].as_f64()? / boundary["stride"].as_f64()?)
     }
 
     /// Medians of eighths of the longest prefill, from position 8192 on: the largest over the smallest.
@@ -319,7 +337,8 @@ mod tests {
         let kernels = r#"{"kind": "copy", "bytes_per_second": 4e12}
 {"kind": "decode attention", "sequences": 1, "of_copy": 0.2}
 {"kind": "decode attention", "sequences": 64, "of_copy": 0.9}
-{"kind": "prefill attention", "sequences": 1, "of_product": 0.5}"#;
+{"kind": "prefill attention", "sequences": 1, "of_product": 0.5}
+{"kind": "boundary", "stride": 512, "seconds": 0.022}"#;
         let decode = r#"{"kind": "decode", "sequences": 1, "tokens_per_second": 200.0, "step_bytes": 16e9}"#;
         let strides: Vec<f64> = (0..64).map(|i| if i < 16 { 9.0 } else { 1.0 + f64::from(i / 32) * 0.1 }).collect();
         let prefill = json!({"kind": "prefill", "depth": 32768, "stride_seconds": strides}).to_string();
@@ -334,6 +353,9 @@ mod tests {
         assert_eq!(found[3], (None, false));
         // The first 8192 positions do not count.
         assert!(found[4].0.is_some_and(|got| (got - 1.1).abs() < 1e-9) && !found[4].1, "{found:?}");
+        // 22 ms beside a stride of 1.1 s; decode was not measured with 64 sequences.
+        assert!(found[5].0.is_some_and(|got| (got - 0.02).abs() < 1e-9) && found[5].1, "{found:?}");
+        assert_eq!(found[6], (None, false));
         assert!(report.markdown().contains("\"64 values\""));
     }
 

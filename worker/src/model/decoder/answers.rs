@@ -16,20 +16,27 @@ pub enum Answer {
 }
 
 impl<B: Backend> Decoder<B> {
-    pub(super) fn answers(&mut self, pieces: &[Piece<'_>], choices: &[Option<SampleItem<'_>>]) -> Result<Vec<Answer>> {
-        let (mut first, mut wanted, mut ranges) = (0, Vec::new(), Vec::with_capacity(pieces.len()));
+    /// Starts the product that logits come from.
+    pub(super) fn multiply_wanted(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
+        let (mut first, mut wanted) = (0, Vec::new());
         for piece in pieces {
-            let rows = wanted_rows(piece, first);
-            ranges.push(wanted.len()..wanted.len() + rows.len());
-            wanted.extend(rows);
+            wanted.extend(wanted_rows(piece, first));
             first += piece.tokens.len();
         }
-        if !wanted.is_empty() {
-            self.multiply_head(&wanted)?;
+        if wanted.is_empty() { Ok(()) } else { self.multiply_head(&wanted) }
+    }
+
+    /// What each piece gets of the logits, which were computed: waits for it.
+    pub(super) fn answers(&mut self, pieces: &[Piece<'_>], choices: &[Option<SampleItem<'_>>]) -> Result<Vec<Answer>> {
+        let (mut rows, mut ranges) = (0, Vec::with_capacity(pieces.len()));
+        for piece in pieces {
+            let first = rows;
+            rows += wanted_rows(piece, 0).len();
+            ranges.push(first..rows);
         }
         let vocabulary = self.config.vocabulary;
         if !self.shard.is_whole() {
-            let mut all = if wanted.is_empty() { Vec::new() } else { self.gather_logits(wanted.len())? };
+            let mut all = if rows == 0 { Vec::new() } else { self.gather_logits(rows)? };
             let answer = |(range, choice): (&std::ops::Range<usize>, &Option<SampleItem<'_>>)| {
                 let own = &mut all[range.start * vocabulary..range.end * vocabulary];
                 match choice {

@@ -1,0 +1,143 @@
+//! Latent memories: their state stays on the device, slots that go are merged into it there; see `kernels/cu/memorise.cu`.
+
+use super::items::{Item, Items};
+use super::select::Kept;
+use super::slots::Pages;
+use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, exactly};
+use crate::backend::HeadPages;
+use crate::error::{Error, Result};
+use crate::latent::{AssociativeState, CentroidState, LatentHead, LatentId, LatentKind, LatentState, check_features};
+use crate::select;
+use bytemuck::Zeroable;
+
+/// Threads of a block, features of one, and entries at a time: `kernels/cu/memorise.cu`.
+const THREADS: u32 = 256;
+const GROUP: usize = 8;
+const ENTRIES: usize = 32;
+/// What rows of centroids in shared memory are longer than their keys.
+const PADDING: usize = 4;
+
+/// Memory of one sequence: for each head keys `[R, D]`, values `[R, D]`, counts `[R]`, where a count of 0 is no centroid yet; or `A`
+/// `[f, D]`, `b` `[f]`.
+pub(super) struct Latent<D: Device> {
+    memory: D::Memory,
+    pub(super) kind: LatentKind,
+    heads: usize,
+    /// Values from one head to the next.
+    stride: usize,
+}
+
+impl<D: Device> Pages<D> {
+    /// A head's memory, and the address of its state.
+    pub(super) fn latent(&self, op: &'static str, head: LatentHead) -> Result<(&Latent<D>, u64)> {
+        let latent = self.latents.get(op, head.id)?;
+        if head.head >= latent.heads {
+            return Err(Error::Index { op, what: "latent head", index: head.head, len: latent.heads });
+        }
+        Ok((latent, D::address(&latent.memory) + 4 * (head.head * latent.stride) as u64))
+    }
+}
+
+impl<D: Device> CudaBackend<D> {
+    pub(super) fn new_latent(&self, pages: &mut Pages<D>, kind: LatentKind, heads: usize) -> Result<LatentId> {
+        kind.check("alloc_latent")?;
+        // Pairs of values are read as one.
+        let stride = kind.head_values(pages.shape.head_dim).next_multiple_of(4);
+        let memory = self.device.alloc("latent memory", 4 * heads * stride)?;
+        Ok(pages.latents.insert(Latent { memory, kind, heads, stride }))
+    }
+
+    pub(super) fn merge_slots(
+        &self,
+        pages: &Pages<D>,
+        id: LatentId,
+        features: Option<(&Buffer<D>, usize)>,
+        heads: &[HeadPages<'_>],
+        kept: &Kept<D>,
+    ) -> Result<()> {
+        let (op, dim) = ("memorise", pages.shape.head_dim);
+        select::check_lens(op, kept.lens(), heads)?;
+        let latent = pages.latents.get(op, id)?;
+        exactly(op, "heads", heads.len(), latent.heads)?;
+        let sizes = features.map(|(values, count)| (values.len, count));
+        let (group, layer) = check_features(latent.kind, heads.len(), sizes, dim)?;
+        let count = match latent.kind {
+            LatentKind::Centroids { most } => most,
+            LatentKind::Associative { features } => features,
+        };
+        let (mut all, mut output) = (Items::default(), 0);
+        for (index, head) in heads.iter().enumerate() {
+            pages.check(op, head, head.len)?;
+            let (len, table, extra) = (head.len as u32, all.table(head, head.len), index as u32);
+            all.states.push(pages.latent(op, LatentHead { id, head: index })?.1);
+            all.items.push(Item { len, table, extra, count: count as u32, output, ..Item::zeroed() });
+            output += len;
+        }
+        let mut pack = Pack::default();
+        let packed = all.pack(&mut pack);
+        let mut work = self.work();
+        let arg = pack.upload(&self.device, &mut work.stage)?;
+        let [counts, _, losts] = kept.args();
+        let (items, tables, states) = (arg(packed.items), arg(packed.tables), arg(packed.states));
+        let common = [pages.arg(), items, tables, states, counts, losts, Arg::U32(dim as u32)];
+        let (kernel, grid, shared, own) = match (latent.kind, features) {
+            (LatentKind::Associative { .. }, Some((values, _))) => {
+                let floats = GROUP * (dim + 1) + ENTRIES * (2 * dim + 1 + GROUP);
+                let own = vec![values.arg(), Arg::U32(group as u32), Arg::U32(layer as u32)];
+                let grid = [count.div_ceil(GROUP) as u32, heads.len() as u32, 1];
+                (pages.kernel("memorise_associative_f16", "memorise_associative_f32"), grid, floats, own)
+            }
+            _ => {
+                let keys = count * (dim + PADDING);
+                let held = 4 * (dim + keys) <= self.device.shared_bytes();
+                let kernel = pages.kernel("memorise_centroids_f16", "memorise_centroids_f32");
+                let floats = dim + if held { keys } else { 0 };
+                (kernel, [heads.len() as u32, 1, 1], floats, vec![Arg::U32(u32::from(held))])
+            }
+        };
+        let args = [&common[..], &own].concat();
+        self.run(Launch { kernel, grid, threads: THREADS, shared: 4 * shared as u32, args: &args })
+    }
+
+    pub(super) fn download_state(&self, pages: &Pages<D>, head: LatentHead) -> Result<LatentState> {
+        let (latent, _) = pages.latent("read_latent", head)?;
+        let dim = pages.shape.head_dim;
+        let mut values = vec![0.0f32; latent.kind.head_values(dim)];
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        self.device.download(&latent.memory, 4 * head.head * latent.stride, bytes)?;
+        Ok(match latent.kind {
+            LatentKind::Centroids { most } => {
+                let counts = &values[2 * most * dim..];
+                let count = counts.iter().take_while(|&&n| n > 0.0).count();
+                let part = |first: usize| values[first..first + count * dim].to_vec();
+                LatentState::Centroids(CentroidState::new(part(0), part(most * dim), counts[..count].to_vec()))
+            }
+            LatentKind::Associative { features } => {
+                let norms = values.split_off(features * dim);
+                LatentState::Associative(AssociativeState { sums: values, norms })
+            }
+        })
+    }
+
+    pub(super) fn upload_state(&self, pages: &Pages<D>, head: LatentHead, state: &LatentState) -> Result<()> {
+        let op = "write_latent";
+        let (latent, _) = pages.latent(op, head)?;
+        let dim = pages.shape.head_dim;
+        state.check(op, latent.kind, dim)?;
+        let mut values = vec![0.0f32; latent.kind.head_values(dim)];
+        let mut put = |first: usize, from: &[f32]| values[first..first + from.len()].copy_from_slice(from);
+        match (state, latent.kind) {
+            (LatentState::Centroids(state), LatentKind::Centroids { most }) => {
+                put(0, state.keys());
+                put(most * dim, state.values());
+                put(2 * most * dim, state.counts());
+            }
+            (LatentState::Associative(state), LatentKind::Associative { features }) => {
+                put(0, &state.sums);
+                put(features * dim, &state.norms);
+            }
+            _ => unreachable!("checked above"),
+        }
+        self.device.upload(bytemuck::cast_slice(&values), &latent.memory, 4 * head.head * latent.stride)
+    }
+}

@@ -1,0 +1,108 @@
+//! What a slot is worth by what lies with it on the device: the scores that [`Backend::select`](crate::Backend::select) ranks by,
+//! and how the CPU computes them.
+//!
+//! A *note* is a number that a policy keeps with a slot, beside the slot's absolute position. It moves with the slot when the head
+//! is compacted. All sums run from the first on, in f32; the CUDA kernels (`kernels/cu/score.cu`) add alike.
+
+use crate::backend::HeadPages;
+use std::ops::Range;
+
+/// How the slots of a head are scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ScoreRule {
+    /// `note + rate * ln(1 + age / scale)`, where age is the distance from the slot's position to the last one read; the note
+    /// alone without a rate.
+    Fading {
+        /// At most 0.
+        rate: f32,
+        /// Tokens, above 0.
+        scale: f32,
+    },
+    /// `-|k|` (arXiv 2406.11430).
+    KeyNorm,
+    /// Negative cosine to the mean direction of the head's keys (KeyDiff, arXiv 2504.15364); norms are at least 1e-12.
+    KeyDirection,
+}
+
+/// One KV head whose slots are scored.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoreItem<'a> {
+    /// Its slots.
+    pub slots: HeadPages<'a>,
+    /// By what.
+    pub rule: ScoreRule,
+}
+
+/// Notes of new slots of one KV head of one sequence.
+#[derive(Debug, Clone)]
+pub struct NoteItem<'a> {
+    /// Token rows of this sequence in the step.
+    pub rows: Range<usize>,
+    /// KV head of this rank: the column of the notes.
+    pub kv_head: usize,
+    /// The head's slots; row `rows.start + i` belongs to slot `slots.len + i`.
+    pub slots: HeadPages<'a>,
+    /// Absolute position of the first row; the others follow.
+    pub position: u32,
+}
+
+/// Smallest norm that is divided by.
+const LEAST_NORM: f32 = 1e-12;
+
+fn norm(x: &[f32]) -> f32 {
+    x.iter().map(|v| v * v).sum::<f32>().sqrt()
+}
+
+/// [`ScoreRule::Fading`]; `notes` and `positions` of the slots.
+pub(crate) fn fading((rate, scale): (f32, f32), at: u32, slots: impl Iterator<Item = (f32, u32)>, scores: &mut [f32]) {
+    for (score, (note, position)) in scores.iter_mut().zip(slots) {
+        let age = at.saturating_sub(position) as f32;
+        *score = if rate == 0.0 { note } else { note + rate * (age / scale).ln_1p() };
+    }
+}
+
+/// [`ScoreRule::KeyNorm`] of keys `[L, D]`.
+pub(crate) fn key_norm(keys: &[f32], dim: usize, scores: &mut [f32]) {
+    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
+        *score = -norm(key);
+    }
+}
+
+/// [`ScoreRule::KeyDirection`] of keys `[L, D]`.
+pub(crate) fn key_direction(keys: &[f32], dim: usize, scores: &mut [f32]) {
+    let mut anchor = vec![0.0f32; dim];
+    for key in keys.chunks_exact(dim) {
+        let scale = 1.0 / norm(key).max(LEAST_NORM);
+        anchor.iter_mut().zip(key).for_each(|(a, &k)| *a += k * scale);
+    }
+    let length = norm(&anchor).max(LEAST_NORM);
+    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
+        let dot: f32 = key.iter().zip(&anchor).map(|(k, a)| k * a).sum();
+        *score = -dot / (norm(key).max(LEAST_NORM) * length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_fade_with_age_by_a_power_law() {
+        let score = |rate| {
+            let mut scores = [0.0; 2];
+            fading((rate, 256.0), 9192, [(-3.0, 1000), (2.0, 9192)].into_iter(), &mut scores);
+            scores
+        };
+        // 8,192 tokens are 32 times the scale.
+        let [old, new] = score(-1.0);
+        assert!((old - (-3.0 - 33f32.ln())).abs() < 1e-5 && new == 2.0, "{old} {new}");
+        assert_eq!(score(0.0), [-3.0, 2.0], "without a rate nothing fades");
+    }
+
+    #[test]
+    fn a_head_whose_keys_are_zero_has_no_direction_and_its_scores_are_numbers() {
+        let mut scores = [f32::NAN; 50];
+        key_direction(&[0.0; 50 * 8], 8, &mut scores);
+        assert!(scores.iter().all(|s| s.is_finite()));
+    }
+}
