@@ -4,18 +4,24 @@
 Here the model reads documents with a soft form of the service's eviction inside its own forward pass and answers questions
 on what stood in them: facts that were planted, and sentences of the text as it is. The gradient of the answers' loss, and of
 how far its predictions of the text are from those of the full cache, goes to the scorers. The model's weights stay as they
-are. The idea of learning retention through the language model's loss is that of Dynamic Memory Compression (arXiv
-2403.09636) and TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all layers, and scorers that are
-linear in the hidden state are this project's.
+are. Some documents are read with a memory of what went, so that scorers learn what it makes up for. The idea of learning
+retention through the language model's loss is that of Dynamic Memory Compression (arXiv 2403.09636) and TRIM-KV (arXiv
+2512.03324); stride boundaries, one threshold per KV head over all layers, and scorers that are linear in the hidden state
+are this project's.
 
     pip install torch transformers accelerate gguf safetensors
     python3 calibrate/make_corpus.py CORPUS
     palimpsest calibrate --corpus CORPUS --documents 48 --out start.safetensors
-    python3 calibrate/make_corpus.py --prose PROSE
-    python3 calibrate/tune.py --model MODEL.gguf --corpus PROSE --start start.safetensors --out indexer.safetensors
+    python3 calibrate/make_corpus.py --prose CORPUS
+    python3 calibrate/tune.py --model MODEL.gguf --corpus CORPUS --start start.safetensors --out tuned.safetensors
+    python3 calibrate/tune.py --model MODEL.gguf --corpus CORPUS --start start.safetensors tuned.safetensors --steps 0 \
+        --out indexer.safetensors
+
+The last line takes the mean: scorers are linear and started from one another, and their mean keeps more of what is asked for
+in other ways than either (EVALUATION.md).
 
 Documents, wordings, names and kinds of values are not those of the evaluation. Same seed, same documents; sums of floats
-differ between machines. 160 steps took 70 minutes on one shared core.
+differ between machines. A step takes half a minute on one shared core and up to 16 GB.
 """
 
 import argparse
