@@ -68,6 +68,7 @@ pub fn bundle(args: &[&str]) -> Result<()> {
         let program = program.with_context(|| format!("cargo built no {target} of {package}"))?;
         run(Command::new("strip").arg("-o").arg(folder.join("bin").join(name)).arg(program))?;
     }
+    ensure_kernels(&folder.join("bin/palimpsest"))?;
     let models = folder.join("fixtures");
     fs::create_dir_all(&models)?;
     run(Command::new("cp").args(["-r", "tests/fixtures/models"]).arg(&models))?;
@@ -88,6 +89,20 @@ pub fn bundle(args: &[&str]) -> Result<()> {
         );
     }
     println!("    there: tar -xzf {NAME}.tar.gz && {NAME}/gpu-check.sh --minutes 9 --out report");
+    Ok(())
+}
+
+/// A build from before nvcc was installed has no kernels, and would say so only over there.
+fn ensure_kernels(program: &Path) -> Result<()> {
+    let mut asked = Command::new(program);
+    asked.args("bench decode --model random:smollm2-135m --device cuda:0 --depths 16 --tokens 1".split(' '));
+    let said = asked.output().with_context(|| program.display().to_string())?;
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    ensure!(
+        !said.contains("without CUDA kernels"),
+        "{} has no kernels; `cargo clean --package palimpsest-kernels` (with --release, too) and try again",
+        program.display()
+    );
     Ok(())
 }
 

@@ -46,8 +46,11 @@ pub fn install_compiler() -> Result<()> {
     }
     tools::python_packages("nvcc", &NVCC_PACKAGES)?;
     ensure!(nvcc::find(Path::new(".")).is_some(), "pip installed no nvcc that runs here: set NVCC or CUDA_HOME");
-    // Its build script ran without nvcc and has no reason of its own to run again.
-    run(&mut cargo_with(&["clean", "--package", "palimpsest-kernels"]))
+    // Its build script ran without nvcc and has no reason of its own to run again, in any profile.
+    for profile in ["dev", "release"] {
+        run(&mut cargo_with(&["clean", "--profile", profile, "--package", "palimpsest-kernels"]))?;
+    }
+    Ok(())
 }
 
 /// Compiles, and compares registers and spills with the table.
