@@ -59,6 +59,11 @@ impl<B: Backend> Scores<B> {
     }
 }
 
+/// Slots that a head may keep on average, if the sequence is bounded and stands at a boundary.
+fn bound(cache: &SequenceCache, stride: u64) -> Option<usize> {
+    cache.contract.exact_slots().filter(|_| cache.seen.is_multiple_of(stride))
+}
+
 /// Starts to bring the sequence back to its budget, if it stands at a boundary and exceeds it: ranks, hands the losers to the memory,
 /// and moves what stays together. Where the policy has a rule for the device, that goes from scores to compacted pages without
 /// waiting for the host. Returns what stays, for [`finish`]; nothing may be done with the sequence before.
@@ -66,10 +71,7 @@ impl<B: Backend> Scores<B> {
 /// # Errors
 /// Those of the kernels. The sequence must then be dropped: it may be half compacted.
 pub fn begin<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<Option<B::Kept>> {
-    let Some(slots) = cache.contract.exact_slots() else { return Ok(None) };
-    if !cache.seen.is_multiple_of(ctx.stride) || cache.seen <= slots as u64 {
-        return Ok(None);
-    }
+    let Some(slots) = bound(cache, ctx.stride).filter(|&slots| cache.seen > slots as u64) else { return Ok(None) };
     let kept = choose(cache, ctx, slots)?;
     let heads: Vec<HeadPages<'_>> = cache.heads.iter().map(|head| head.view(head.len())).collect();
     if let Some(memory) = &cache.memory {
@@ -96,7 +98,7 @@ pub fn finish<B: Backend>(
             ctx.pool.give_back(&mut head.pages, head.positions.len().div_ceil(PageShape::SLOTS));
         }
     }
-    if cache.contract.exact_slots().is_none() || !cache.seen.is_multiple_of(ctx.stride) {
+    if bound(cache, ctx.stride).is_none() {
         return Ok(());
     }
     if cache.policy.forgets_mass() {
