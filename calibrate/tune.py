@@ -33,6 +33,7 @@ import struct
 import sys
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
@@ -46,19 +47,23 @@ WINDOW = 12
 # Selectable slots per KV head as a share of the document, drawn for each.
 BUDGET = (0.05, 0.16)
 # Lengths of documents, strides.
-LENGTHS = [4, 8, 8, 16]
+LENGTHS = [8, 8, 8, 16]
 # Share of the documents whose questions are on planted facts; the others' are on their own sentences.
 PLANTED = 0.4
 # How sharply a slot below the threshold is gone, nats of score.
 TEMPERATURE = 0.5
-# Age scale of fading, tokens; that of the service's policy.
+# Age scale, tokens; that of the service's policy.
 AGE = 256
 # Log of the share by which a slot counts as gone to the memory.
 HALF = -0.6931
-# A rate to start from where the file has none, and how fast its logarithm is learned.
-RATE, RATE_OF_RATES = 1.0, 8e-2
+# Where a second scorer starts: nats that it loses in `AGE` tokens, and nats that it is given ahead.
+RATE, OFFSET = 1.0, 2.0
+# Where the gains of centroids start, nats: what suits all heads best that are given the same.
+GAIN = 0.75
+# How much faster biases, rates and gains are learned than weights.
+SINGLE = 15
 # Weight of the text, as divergence from the full cache's predictions, beside the answers' loss.
-TEXT_WEIGHT = 4.0
+TEXT_WEIGHT = 6.0
 CLIP = 1.0
 # What is saved is a running mean, since every step sees a single document. A step's share of it.
 AVERAGE = 0.04
@@ -182,15 +187,20 @@ def _value(draws):
 
 
 class Scorers(torch.nn.Module):
-    """`s = w x + b - e^f ln(1 + age / AGE)` per layer and KV head; of `w` and `b` a change is trained, on standardised inputs."""
+    """`max(m, n - e^f age / AGE)` per layer and KV head, `m` and `n` linear in the hidden state; `m` alone without a second scorer.
+    Of both a change is trained, on standardised inputs."""
 
-    def __init__(self, tensors, layers, fade=False):
+    def __init__(self, tensors, layers):
         super().__init__()
-        stack = lambda name: torch.tensor([tensors[f"retention.{l}.{name}"].tolist() for l in range(layers)])
+        self.parts = [p for p in ["", "recent."] if f"retention.0.{p}weight" in tensors]
+        stack = lambda name: torch.stack([_stacked(tensors, layers, part + name) for part in self.parts])
+        # [parts, layers, K, E] and [parts, layers, K].
         self.weight, self.bias = stack("weight"), stack("bias")
-        rates = -stack("rate")
-        # Learned as a logarithm; otherwise as it was, which is 0 after calibration.
-        self.fade = torch.nn.Parameter((torch.where(rates > 0, rates, RATE) if fade else rates).log(), requires_grad=fade)
+        self.fade = torch.nn.Parameter((-stack("rate")[-1]).clamp(min=1e-3).log())
+        has_gains = "centroid.0.gain" in tensors
+        gains = torch.tensor([tensors[f"centroid.{layer}.gain"].tolist() for layer in range(layers)]) if has_gains else None
+        # [layers, K]: nats by which the memory's centroids count for more than their entries' number.
+        self.gain = torch.nn.Parameter(torch.full(self.bias.shape[1:], GAIN) if gains is None else gains)
         self.mean, self.deviation = None, None
         self.change = torch.nn.Parameter(torch.zeros_like(self.weight))
         self.shift = torch.nn.Parameter(torch.zeros_like(self.bias))
@@ -199,28 +209,40 @@ class Scorers(torch.nn.Module):
     def average(self):
         """To be called after every step."""
         for name, p in self.named_parameters():
-            if p.requires_grad:
-                self.means[name].lerp_(p.detach(), AVERAGE)
+            self.means[name].lerp_(p.detach(), AVERAGE)
 
     def standardise(self, hidden):
         self.mean = torch.stack([h.mean(0) for h in hidden])
         self.deviation = torch.stack([h.std(0) + 1e-3 for h in hidden])
 
     def forward(self, layer, x):
-        start = F.linear(x, self.weight[layer], self.bias[layer])
-        if self.mean is None:
-            return start
-        return start + F.linear((x - self.mean[layer]) / self.deviation[layer], self.change[layer], self.shift[layer])
+        """Scores of new tokens, `[n, K, parts]`."""
+        flat = lambda t: t[:, layer].flatten(0, 1)
+        scores = F.linear(x, flat(self.weight), flat(self.bias))
+        if self.mean is not None:
+            scores = scores + F.linear((x - self.mean[layer]) / self.deviation[layer], flat(self.change), flat(self.shift))
+        return scores.unflatten(-1, (len(self.parts), -1)).transpose(-1, -2)
 
     def faded(self, layer, scores, age):
         """`[n, K]` scores of tokens that are `age` `[n]` old."""
-        return scores - self.fade[layer].exp() * torch.log1p(age / AGE)[:, None]
+        if len(self.parts) == 1:
+            return scores[..., 0]
+        return torch.maximum(scores[..., 0], scores[..., 1] - self.fade[layer].exp() * (age / AGE)[:, None])
 
     def folded(self):
-        """Tensors of the averaged scorers for inputs as they are."""
-        change = self.means["change"] / self.deviation[:, None]
-        bias = self.bias + self.means["shift"] - (change * self.mean[:, None]).sum(-1)
-        return {"weight": self.weight + change, "bias": bias, "rate": -self.means["fade"].exp()}
+        """Averaged tensors by their names without the layer, scorers for inputs as they are."""
+        tensors = {"centroid.gain": self.means["gain"].clamp(min=0)}
+        for index, part in enumerate(self.parts):
+            change = self.means["change"][index] / self.deviation[:, None]
+            bias = self.bias[index] + self.means["shift"][index] - (change * self.mean[:, None]).sum(-1)
+            rate = -self.means["fade"].exp() if part else torch.zeros_like(bias)
+            values = {"weight": self.weight[index] + change, "bias": bias, "rate": rate}
+            tensors |= {f"retention.{part}{name}": value for name, value in values.items()}
+        return tensors
+
+
+def _stacked(tensors, layers, name):
+    return torch.tensor([tensors[f"retention.{layer}.{name}"].tolist() for layer in range(layers)])
 
 
 class Centroids:
@@ -278,7 +300,7 @@ class Reader:
         gate = lambda s: torch.cat([edge(SINKS), F.logsigmoid((s - thresholds) / TEMPERATURE), edge(WINDOW)])
         return [gate(s) for s in candidates]
 
-    def _attend(self, attention, x, past, gate, tables):
+    def _attend(self, attention, x, past, gate, tables, gain):
         rows, project = len(x), lambda linear, heads: linear(x).view(rows, heads, self.dim)
         q, k = project(attention.q_proj, self.heads), project(attention.k_proj, self.kv_heads)
         if hasattr(attention, "q_norm"):
@@ -290,7 +312,9 @@ class Reader:
         left = torch.zeros(self.kv_heads, keys.shape[1] - rows) if gate is None else gate.T
         if past[2]:
             keys, values = torch.cat([past[2].entries[:, 0], keys], 1), torch.cat([past[2].entries[:, 1], values], 1)
-            left = torch.cat([past[2].counts.log(), left], 1)
+            counts = past[2].counts
+            # One of one entry is that entry; of many, their mean has less attention than they had.
+            left = torch.cat([counts.log() + gain[:, None] * (1 - 1 / counts.clamp(min=1)), left], 1)
         # Nothing of the attention is kept for the backward pass: it is what grows with the document.
         read = checkpoint(self._mix, q.reshape(self.kv_heads, -1, rows, self.dim), keys, values, left, use_reentrant=False)
         return attention.o_proj(read.reshape(self.heads, rows, self.dim).transpose(0, 1).reshape(rows, -1))
@@ -321,7 +345,7 @@ class Reader:
                 h = self._norm(layer.input_layernorm, x)
                 self.hidden[index].append(h.detach())
                 scores[index].append(self.scorers(index, h))
-                x = x + self._attend(layer.self_attn, h, past[index], gates and gates[index], tables)
+                x = x + self._attend(layer.self_attn, h, past[index], gates and gates[index], tables, self.scorers.gain[index])
                 x = x + layer.mlp(self._norm(layer.post_attention_layernorm, x))
             out.append(self._norm(self.model.model.norm, x))
         return torch.cat(out)
@@ -367,11 +391,21 @@ def load(path):
 
 
 def mean_of(paths):
-    """Tensors of the first file, with the mean of all files' `retention` scorers."""
+    """Tensors of the first file, with the mean of all files' scorers and gains."""
     first, *others = [load_file(path) for path in paths]
-    for name in [n for n in first if n.startswith("retention.")]:
+    for name in [n for n in first if n.startswith(("retention.", "centroid."))]:
         first[name] = sum([other[name] for other in others], first[name]) / len(paths)
     return first
+
+
+def with_second(tensors, path, layers):
+    """`tensors` and, as their second scorer, the first one of `path`, which starts with so much in hand that it matters."""
+    other = load_file(path)
+    for layer in range(layers):
+        tensors[f"retention.{layer}.recent.weight"] = other[f"retention.{layer}.weight"]
+        tensors[f"retention.{layer}.recent.bias"] = other[f"retention.{layer}.bias"] + np.float32(OFFSET)
+        tensors[f"retention.{layer}.recent.rate"] = np.full_like(other[f"retention.{layer}.rate"], -RATE)
+    return tensors
 
 
 def metadata_of(path):
@@ -388,18 +422,20 @@ def main():
     parser.add_argument("--steps", type=int, default=80, help="0: only the mean of the files of --start is written")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--fade", action="store_true", help="learn how scores fade with age, too")
+    parser.add_argument("--second", help="indexer file whose scorers a second scorer starts from, of what is in use now and passes")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
-    tensors, documents = mean_of(args.start), Documents(tokenizer, args.corpus)
-    scorers = Scorers(tensors, model.config.num_hidden_layers, args.fade)
+    tensors, documents, layers = mean_of(args.start), Documents(tokenizer, args.corpus), model.config.num_hidden_layers
+    if args.second:
+        tensors = with_second(tensors, args.second, layers)
+    scorers = Scorers(tensors, layers)
     reader = Reader(model, scorers)
     with torch.no_grad():
         reader.read(*documents.draw(0)[:2], None)
     scorers.standardise([torch.cat(h) for h in reader.hidden])
-    linear = {"params": [scorers.change, scorers.shift], "lr": args.rate}
-    groups = [linear, {"params": [scorers.fade], "lr": RATE_OF_RATES}] if args.fade else [linear]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+    # One number for a whole head has to move further than one of many hundred.
+    single = {"params": [scorers.shift, scorers.fade, scorers.gain], "lr": SINGLE * args.rate}
+    optimizer = torch.optim.Adam([{"params": [scorers.change], "lr": args.rate}, single], betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - 0.9 * step / max(1, args.steps)))
     # Rates go up in five steps, then down to a tenth.
     recent = []
@@ -426,10 +462,13 @@ def main():
 def save(scorers, tensors, args, steps):
     for name, layers in scorers.folded().items():
         for layer, values in enumerate(layers):
-            tensors[f"retention.{layer}.{name}"] = values.clone().numpy()
+            kind, rest = name.split(".", 1)
+            tensors[f"{kind}.{layer}.{rest}"] = values.clone().numpy()
     start = " and ".join(pathlib.Path(path).stem for path in args.start)
     how = f"{steps} of {args.steps} steps of calibrate/tune.py, seed {args.seed}, from {start}"
-    save_file(tensors, args.out, metadata={**metadata_of(args.start[0]), "tuned": how})
+    metadata = {**metadata_of(args.start[0]), "tuned": how}
+    metadata |= {"centroid_gain": "1"} | ({"recent": "1"} if len(scorers.parts) == 2 else {})
+    save_file(tensors, args.out, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ impl Sums {
             weight: vec![0.0; self.outputs * (n - 1)],
             bias: vec![0.0; self.outputs],
             rate: vec![0.0; self.outputs],
+            recent: None,
         };
         for k in 0..self.outputs {
             let mut b: Vec<f64> = (0..n).map(|i| self.cross[i * self.outputs + k]).collect();

@@ -1,28 +1,35 @@
 // Scores of slots by what lies with them, and the notes that policies keep there.
 //
 //   note            note of slot len + i = {values[row + i, kv_head], position + i}            values [T, width]
-//   score_fading    note + rate * ln(1 + (at - position) / scale); the note alone without a rate
+//                   or, of two numbers, {f16 of that | f16 of values[row + i, second] << 16, position + i}
+//   score_notes     note + rate * ln(1 + (at - position) / scale), the note alone without a rate; of two numbers
+//                   max(first, second + rate * (at - position) / scale)
 //   score_keys      -|k|, or -<k, m> / (|k| |m|) with m = sum_j k_j / |k_j|                      (KNorm; KeyDiff)
 //   read_notes      notes of a head, in order
 //
 // Sums run from the first on, products and sums rounded apart, as in kernels/src/score.rs: scores of keys have the CPU's bits,
-// faded ones differ by the last bits of the logarithm.
+// those with a logarithm differ by its last bits.
 //
-// A note is 8 bytes of a slot: value, then position. Slots of page p have notes 32 p and on. Notes: a thread per row. Fading: a
-// thread per slot. Keys: a block per head, a thread per slot, but for the mean direction, a thread per dimension over 256
+// A note is 8 bytes of a slot: value, then position. Slots of page p have notes 32 p and on. Notes: a thread per row. Scores by
+// notes: a thread per slot. Keys: a block per head, a thread per slot, but for the mean direction, a thread per dimension over 256
 // slots at a time, whose scales lie in shared memory. Versions tried: none yet, no GPU has run it.
 #include "common.cuh"
 
 constexpr uint32_t SCORE_THREADS = 256;
 constexpr float LEAST_NORM = 1e-12f;
 
-// `len`: slots before those of the rows; `extra`: position of the first row.
+__device__ inline uint32_t half_of(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
+// `len`: slots before those of the rows; `extra`: position of the first row; `output`: column of a second number, or NONE.
 extern "C" __global__ void note(const float *values, uint32_t width, const Item *items, const uint32_t *tables,
                                 uint2 *notes) {
     const Item item = items[blockIdx.y];
-    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < item.rows; i += gridDim.x * blockDim.x)
-        *slot_note(notes, tables + item.table, item.len + i) = {
-            __float_as_uint(values[(size_t)(item.row + i) * width + item.kv_head]), item.extra + i};
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < item.rows; i += gridDim.x * blockDim.x) {
+        const float *row = values + (size_t)(item.row + i) * width;
+        uint32_t value = __float_as_uint(row[item.kv_head]);
+        if (item.output != NONE) value = half_of(row[item.kv_head]) | half_of(row[item.output]) << 16;
+        *slot_note(notes, tables + item.table, item.len + i) = {value, item.extra + i};
+    }
 }
 REGISTER_KERNEL(note)
 
@@ -32,19 +39,22 @@ extern "C" __global__ void read_notes(const uint2 *notes, const uint32_t *table,
 }
 REGISTER_KERNEL(read_notes)
 
-// `extra`: the item's {rate, scale}; `output`: its first score.
-extern "C" __global__ void score_fading(const uint2 *notes, const Item *items, const uint32_t *tables,
+// `extra`: the item's {rate, scale}; `flags`: 1 for notes of two numbers; `output`: its first score.
+extern "C" __global__ void score_notes(const uint2 *notes, const Item *items, const uint32_t *tables,
                                         const float2 *rates, uint32_t at, float *scores) {
     const Item item = items[blockIdx.y];
     const float2 rate = rates[item.extra];
     for (uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x; slot < item.len; slot += gridDim.x * blockDim.x) {
         const uint2 note = *slot_note(notes, tables + item.table, slot);
         float value = __uint_as_float(note.x), age = (float)(at > note.y ? at - note.y : 0u);
-        if (rate.x != 0.0f) value = __fadd_rn(value, __fmul_rn(rate.x, log1pf(__fdiv_rn(age, rate.y))));
+        if (item.flags) {
+            float second = to_float(half_bits(note.x >> 16)), passed = __fmul_rn(rate.x, __fdiv_rn(age, rate.y));
+            value = fmaxf(to_float(half_bits(note.x & 0xffff)), __fadd_rn(second, passed));
+        } else if (rate.x != 0.0f) value = __fadd_rn(value, __fmul_rn(rate.x, log1pf(__fdiv_rn(age, rate.y))));
         scores[item.output + slot] = value;
     }
 }
-REGISTER_KERNEL(score_fading)
+REGISTER_KERNEL(score_notes)
 
 template <class T>
 __device__ inline float key_norm(const T *key, uint32_t dim) {

@@ -408,10 +408,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Raises the slots' scores to the largest over the new rows of `sum_h weight[h] * relu(<query[h], key>)`, the
     /// lightning indexer of IndexMem (arXiv 2605.25475).
     fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()>;
-    /// Keeps a number with each new slot, and its position: `values[row, kv_head]`, `values`: `[T, width]`.
+    /// Keeps a note with each new slot, and its position: `values[row, kv_head]`, as f32, or that and `values[row, second]` as f16;
+    /// `values`: `[T, width]`.
     fn note(&self, pages: &mut Self::Pages, values: &Self::Buffer, width: usize, items: &[NoteItem<'_>]) -> Result<()>;
-    /// Notes of a head's slots. Slots without one have any.
-    fn read_notes(&self, pages: &Self::Pages, head: HeadPages<'_>) -> Result<Vec<f32>>;
+    /// Notes of a head's slots, as they lie there. Slots without one have any.
+    fn read_notes(&self, pages: &Self::Pages, head: HeadPages<'_>) -> Result<Vec<u32>>;
     /// Scores all slots of all items, one item after the other in `out`, where [`Self::select`] reads them; `at` is the position
     /// of the last token read.
     fn score(&self, pages: &Self::Pages, at: u32, items: &[ScoreItem<'_>], out: &mut Self::Buffer) -> Result<()>;

@@ -87,6 +87,18 @@ pub enum Failure {
         /// The reference's.
         want: usize,
     },
+    /// A note is another.
+    #[error("{case}: note {slot} is {got:#010x}, the reference has {want:#010x}")]
+    Note {
+        /// Operation and shape.
+        case: String,
+        /// Slot of the head.
+        slot: usize,
+        /// The backend's.
+        got: u32,
+        /// The reference's.
+        want: u32,
+    },
     /// A bad argument was accepted.
     #[error("{case}: accepted, but it has to be refused")]
     Accepted {

@@ -11,6 +11,7 @@
 //! Entries are taken in position order, so merging them in one call or in several gives the same bits. All sums have one order:
 //! eight running sums over the dimensions, then those in order. The CUDA kernels (`kernels/cu/memorise.cu`) add alike.
 
+pub use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
 
 /// Index of a latent memory in a backend's `Pages`.
@@ -59,96 +60,6 @@ impl LatentKind {
     }
 }
 
-/// Centroids of one KV head.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct CentroidState {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    counts: Vec<f32>,
-    /// Logarithms of the counts.
-    bias: Vec<f32>,
-}
-
-/// Centroids as attention reads them: `r` has logit `scale * <q, key_r> + bias_r`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CentroidView<'a> {
-    /// `[r, D]`.
-    pub(crate) keys: &'a [f32],
-    /// `[r, D]`.
-    pub(crate) values: &'a [f32],
-    /// `[r]`.
-    pub(crate) bias: &'a [f32],
-}
-
-impl CentroidState {
-    /// `r` centroids: means of keys and of values `[r, D]` (post-RoPE) and how many entries each stands for `[r]`, at least 1.
-    pub fn new(keys: Vec<f32>, values: Vec<f32>, counts: Vec<f32>) -> Self {
-        let bias = counts.iter().map(|n| n.ln()).collect();
-        Self { keys, values, counts, bias }
-    }
-
-    /// Means of keys `[r, D]`.
-    pub fn keys(&self) -> &[f32] {
-        &self.keys
-    }
-
-    /// Means of values `[r, D]`.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// Entries that each stands for `[r]`.
-    pub fn counts(&self) -> &[f32] {
-        &self.counts
-    }
-
-    /// `None` while there is no centroid.
-    pub(crate) fn view(&self) -> Option<CentroidView<'_>> {
-        (!self.bias.is_empty()).then_some(CentroidView { keys: &self.keys, values: &self.values, bias: &self.bias })
-    }
-
-    fn absorb(&mut self, most: usize, key: &[f32], value: &[f32]) {
-        if self.counts.len() < most {
-            self.keys.extend_from_slice(key);
-            self.values.extend_from_slice(value);
-            self.counts.push(1.0);
-            self.bias.push(0.0);
-            return;
-        }
-        let dim = key.len();
-        let r = nearest(&self.keys, key);
-        self.counts[r] += 1.0;
-        let n = self.counts[r];
-        self.bias[r] = n.ln();
-        let mean = |centroid: &mut [f32], x: &[f32]| {
-            for (c, &x) in centroid.iter_mut().zip(x) {
-                *c += (x - *c) / n;
-            }
-        };
-        mean(&mut self.keys[r * dim..][..dim], key);
-        mean(&mut self.values[r * dim..][..dim], value);
-    }
-}
-
-/// Index of the centroid nearest to `key` by squared Euclidean distance, the first of equals.
-fn nearest(centroids: &[f32], key: &[f32]) -> usize {
-    let mut best = (f32::INFINITY, 0);
-    for (r, c) in centroids.chunks_exact(key.len()).enumerate() {
-        // Eight running sums let the compiler use vector lanes in a fixed order.
-        let mut lanes = [0.0f32; 8];
-        for (c, k) in c.chunks(8).zip(key.chunks(8)) {
-            for ((lane, c), k) in lanes.iter_mut().zip(c).zip(k) {
-                *lane += (c - k) * (c - k);
-            }
-        }
-        let distance: f32 = lanes.iter().sum();
-        if distance < best.0 {
-            best = (distance, r);
-        }
-    }
-    best.1
-}
-
 /// Associative memory of one KV head; empty before its first entry.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AssociativeState {
@@ -194,12 +105,11 @@ impl LatentState {
     }
 
     /// All values, in a fixed order: what digests hash.
-    pub fn all(&self) -> impl Iterator<Item = &f32> {
-        let (first, second, third) = match self {
-            Self::Centroids(CentroidState { keys, values, counts, .. }) => (keys, values, &counts[..]),
-            Self::Associative(AssociativeState { sums, norms }) => (sums, norms, &[][..]),
-        };
-        first.iter().chain(second).chain(third)
+    pub fn all(&self) -> Vec<f32> {
+        match self {
+            Self::Centroids(state) => [&state.keys()[..], &state.values(), state.counts()].concat(),
+            Self::Associative(AssociativeState { sums, norms }) => [&sums[..], norms].concat(),
+        }
     }
 
     /// Takes in entries `[n, D]` each, in position order. `features`: at least `[f, D]` for associative memories.
@@ -222,9 +132,8 @@ impl LatentState {
         let shape = |what, got, want| if got == want { Ok(()) } else { Err(Error::Shape { op, what, got, want }) };
         match (self, kind) {
             (Self::Centroids(state), LatentKind::Centroids { most }) => {
-                let count = state.counts.len();
-                shape("centroid keys", state.keys.len(), count * dim)?;
-                shape("centroid values", state.values.len(), count * dim)?;
+                let count = state.counts().len();
+                shape("dimension of centroids", state.dim(), if count == 0 { 0 } else { dim })?;
                 if count > most { Err(Error::Shape { op, what: "centroids", got: count, want: most }) } else { Ok(()) }
             }
             (Self::Associative(state), LatentKind::Associative { features }) => {
@@ -298,10 +207,10 @@ impl Latents<HostLatent> {
     }
 
     /// What attention reads; `None` while there is nothing.
-    pub(crate) fn centroids(&self, op: &'static str, head: Option<LatentHead>) -> Result<Option<CentroidView<'_>>> {
+    pub(crate) fn centroids(&self, op: &'static str, head: Option<LatentHead>) -> Result<Option<&CentroidState>> {
         let Some(head) = head else { return Ok(None) };
         match self.head(op, head)? {
-            LatentState::Centroids(state) => Ok(state.view()),
+            LatentState::Centroids(state) => Ok((!state.counts().is_empty()).then_some(state)),
             LatentState::Associative(_) => Err(wrong_kind(op, "centroids of an associative memory")),
         }
     }
@@ -362,7 +271,7 @@ mod tests {
         state.absorb(kind, &[], (&keys, &[1.0, 0.0, 0.0, 2.0, 4.0, 0.0, 1.0, 3.0]), 2);
         let LatentState::Centroids(state) = state else { panic!("centroids") };
         assert_eq!(state.counts(), &[3.0, 1.0]);
-        assert_eq!(state.view().expect("entries were absorbed").bias, &[3f32.ln(), 0.0]);
+        assert_eq!(state.bias(), &[3f32.ln(), 0.0]);
         for (got, want) in state.keys().iter().zip([1.0 / 3.0, 1.0 / 3.0, 10.0, 0.0]) {
             assert!((got - want).abs() < 1e-6);
         }

@@ -11,6 +11,7 @@
 //! that ranks sum does not depend on how many they are either: see [`fixed`].
 
 pub mod backend;
+mod centroids;
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;

@@ -1,10 +1,12 @@
 //! What a slot is worth by what lies with it on the device: the scores that [`Backend::select`](crate::Backend::select) ranks by,
 //! and how the CPU computes them.
 //!
-//! A *note* is a number that a policy keeps with a slot, beside the slot's absolute position. It moves with the slot when the head
-//! is compacted. All sums run from the first on, in f32; the CUDA kernels (`kernels/cu/score.cu`) add alike.
+//! A *note* is what a policy keeps with a slot, beside the slot's absolute position: 32 bits that hold one f32, or two f16. It moves
+//! with the slot when the head is compacted. All sums run from the first on, in f32; the CUDA kernels (`kernels/cu/score.cu`) add alike.
 
 use crate::backend::HeadPages;
+use crate::error::{Error, Result};
+use half::f16;
 use std::ops::Range;
 
 /// How the slots of a head are scored.
@@ -13,6 +15,14 @@ pub enum ScoreRule {
     /// `note + rate * ln(1 + age / scale)`, where age is the distance from the slot's position to the last one read; the note
     /// alone without a rate.
     Fading {
+        /// At most 0.
+        rate: f32,
+        /// Tokens, above 0.
+        scale: f32,
+    },
+    /// `max(first, second + rate * age / scale)` of notes of two numbers: worth as much as the better of two reasons to keep it, of
+    /// which one passes.
+    Either {
         /// At most 0.
         rate: f32,
         /// Tokens, above 0.
@@ -40,10 +50,32 @@ pub struct NoteItem<'a> {
     pub rows: Range<usize>,
     /// KV head of this rank: the column of the notes.
     pub kv_head: usize,
+    /// Column of a second number, for notes of two.
+    pub second: Option<usize>,
     /// The head's slots; row `rows.start + i` belongs to slot `slots.len + i`.
     pub slots: HeadPages<'a>,
     /// Absolute position of the first row; the others follow.
     pub position: u32,
+}
+
+impl NoteItem<'_> {
+    /// Checks that its columns are among `width`.
+    pub(crate) fn check(&self, op: &'static str, width: usize) -> Result<()> {
+        match [Some(self.kv_head), self.second].into_iter().flatten().find(|&column| column >= width) {
+            Some(index) => Err(Error::Index { op, what: "column of notes", index, len: width }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The note of two numbers: the first in the low half.
+pub(crate) fn note_of_two(first: f32, second: f32) -> u32 {
+    u32::from(f16::from_f32(first).to_bits()) | u32::from(f16::from_f32(second).to_bits()) << 16
+}
+
+/// Numbers of a note of two.
+pub(crate) fn two_of_note(note: u32) -> (f32, f32) {
+    (f16::from_bits(note as u16).to_f32(), f16::from_bits((note >> 16) as u16).to_f32())
 }
 
 /// Smallest norm that is divided by.
@@ -54,10 +86,18 @@ fn norm(x: &[f32]) -> f32 {
 }
 
 /// [`ScoreRule::Fading`]; `notes` and `positions` of the slots.
-pub(crate) fn fading((rate, scale): (f32, f32), at: u32, slots: impl Iterator<Item = (f32, u32)>, scores: &mut [f32]) {
+pub(crate) fn fading((rate, scale): (f32, f32), at: u32, slots: impl Iterator<Item = (u32, u32)>, scores: &mut [f32]) {
     for (score, (note, position)) in scores.iter_mut().zip(slots) {
-        let age = at.saturating_sub(position) as f32;
+        let (note, age) = (f32::from_bits(note), at.saturating_sub(position) as f32);
         *score = if rate == 0.0 { note } else { note + rate * (age / scale).ln_1p() };
+    }
+}
+
+/// [`ScoreRule::Either`]; `notes` and `positions` of the slots.
+pub(crate) fn either((rate, scale): (f32, f32), at: u32, slots: impl Iterator<Item = (u32, u32)>, scores: &mut [f32]) {
+    for (score, (note, position)) in scores.iter_mut().zip(slots) {
+        let ((first, second), age) = (two_of_note(note), at.saturating_sub(position) as f32);
+        *score = first.max(second + rate * (age / scale));
     }
 }
 
@@ -90,13 +130,23 @@ mod tests {
     fn notes_fade_with_age_by_a_power_law() {
         let score = |rate| {
             let mut scores = [0.0; 2];
-            fading((rate, 256.0), 9192, [(-3.0, 1000), (2.0, 9192)].into_iter(), &mut scores);
+            let slots = [(-3.0f32, 1000), (2.0, 9192)].map(|(note, position)| (note.to_bits(), position));
+            fading((rate, 256.0), 9192, slots.into_iter(), &mut scores);
             scores
         };
         // 8,192 tokens are 32 times the scale.
         let [old, new] = score(-1.0);
         assert!((old - (-3.0 - 33f32.ln())).abs() < 1e-5 && new == 2.0, "{old} {new}");
         assert_eq!(score(0.0), [-3.0, 2.0], "without a rate nothing fades");
+    }
+
+    #[test]
+    fn of_two_reasons_the_better_counts_and_one_passes() {
+        let mut scores = [0.0; 3];
+        // Ages 0, 256, 2,560: the second falls by a nat in 256 tokens.
+        let slots = [(note_of_two(-3.0, -1.0), 3000), (note_of_two(-3.0, -1.0), 2744), (note_of_two(-3.0, -1.0), 440)];
+        either((-1.0, 256.0), 3000, slots.into_iter(), &mut scores);
+        assert_eq!(scores, [-1.0, -2.0, -3.0]);
     }
 
     #[test]

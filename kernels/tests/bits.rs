@@ -53,27 +53,29 @@ fn after<B: Backend>(backend: &B, shape: PageShape, kind: LatentKind, lens: &[us
     (0..lens.len()).map(|head| backend.read_latent(&pages, LatentHead { id, head }).expect("a head")).collect()
 }
 
-/// Scores of heads by all rules in turn, after notes were kept and one in four slots went.
-fn scores<B: Backend>(backend: &B, shape: PageShape, lens: &[usize], seed: u64) -> Vec<u32> {
+/// Scores of heads by all rules in turn, after notes, of one number or of two, were kept and one in four slots went.
+fn scores<B: Backend>(backend: &B, shape: PageShape, lens: &[usize], (seed, of_two): (u64, bool)) -> Vec<u32> {
     let tables = tables(lens);
     let mut pages = backend.alloc_pages(shape, tables.iter().map(Vec::len).sum()).expect("pages");
     let rows = lens.iter().copied().max().unwrap_or(0);
-    let mut notes = backend.alloc(rows).expect("notes");
-    backend.upload(&values(rows, seed), &mut notes, 0).expect("they fit");
+    let mut notes = backend.alloc(2 * rows).expect("notes");
+    backend.upload(&values(2 * rows, seed), &mut notes, 0).expect("they fit");
     let mut heads: Vec<HeadPages<'_>> = tables.iter().zip(lens).map(|(pages, &len)| HeadPages { pages, len }).collect();
     for (head, slots) in heads.iter().enumerate() {
         let of = |salt| values(slots.len * shape.head_dim, seed + 10 * head as u64 + salt);
         backend.write_slots(&mut pages, *slots, 0, &of(1), &of(2)).expect("they fit");
-        let item = NoteItem { rows: 0..slots.len, kv_head: 0, slots: HeadPages { len: 0, ..*slots }, position: 5 };
-        backend.note(&mut pages, &notes, 1, &[item]).expect("notes");
+        let (rows, second, slots) = (0..slots.len, of_two.then_some(1), HeadPages { len: 0, ..*slots });
+        let item = NoteItem { rows, kv_head: 0, second, slots, position: 5 };
+        backend.note(&mut pages, &notes, 2, &[item]).expect("notes");
     }
     let lists: Vec<Vec<u32>> = lens.iter().map(|&len| (0..len as u32).filter(|slot| slot % 4 != 1).collect()).collect();
     let kept = backend.keep_lists(lens, &lists).expect("lists");
     backend.compact(&mut pages, &heads, &kept).expect("a compaction");
     heads.iter_mut().zip(&lists).for_each(|(head, list)| head.len = list.len());
-    let fading = ScoreRule::Fading { rate: -0.8, scale: 256.0 };
+    let (rate, scale) = (-0.8, 256.0);
+    let by_note = if of_two { ScoreRule::Either { rate, scale } } else { ScoreRule::Fading { rate, scale } };
     let mut all = Vec::new();
-    for rule in [fading, ScoreRule::KeyNorm, ScoreRule::KeyDirection] {
+    for rule in [by_note, ScoreRule::KeyNorm, ScoreRule::KeyDirection] {
         let items: Vec<_> = heads.iter().map(|&slots| ScoreItem { slots, rule }).collect();
         let mut found = vec![0.0; lists.iter().map(Vec::len).sum()];
         let mut out = backend.alloc(found.len()).expect("scores");
@@ -94,7 +96,7 @@ fn emulated(seed: u32) -> CudaBackend<Emulated> {
 
 /// Zeros where a backend has nothing yet.
 fn bits(state: &LatentState, len: usize) -> Vec<u32> {
-    let mut bits: Vec<u32> = state.all().map(|x| (x + 0.0).to_bits()).collect();
+    let mut bits: Vec<u32> = state.all().iter().map(|x| (x + 0.0).to_bits()).collect();
     bits.resize(len.max(bits.len()), 0);
     bits
 }
@@ -118,7 +120,7 @@ proptest! {
         let want = after(&cpu(), shape, kind, &lens, u64::from(seed));
         let got = after(&emulated(seed), shape, kind, &lens, u64::from(seed));
         for (got, want) in got.iter().zip(&want) {
-            let len = got.all().count();
+            let len = got.all().len();
             prop_assert_eq!(bits(got, len), bits(want, len), "{:?} {:?}", kind, shape);
         }
     }
@@ -130,7 +132,9 @@ proptest! {
         f16 in any::<bool>(),
     ) {
         let shape = PageShape { head_dim: 8 * eighths, dtype: if f16 { KvType::F16 } else { KvType::F32 } };
-        let want = scores(&cpu(), shape, &lens, u64::from(seed));
-        prop_assert_eq!(scores(&emulated(seed), shape, &lens, u64::from(seed)), want, "{:?}", shape);
+        for of_two in [false, true] {
+            let how = (u64::from(seed), of_two);
+            prop_assert_eq!(scores(&emulated(seed), shape, &lens, how), scores(&cpu(), shape, &lens, how), "{:?}", shape);
+        }
     }
 }

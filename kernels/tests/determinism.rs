@@ -49,7 +49,7 @@ impl Sequence {
                     let count = 5 * (seed as usize % 3);
                     let len = count * shape.head_dim;
                     let counts = values(count, seed + 30 + head).iter().map(|x| 1.0 + x.abs()).collect();
-                    CentroidState::new(values(len, seed + 10 + head), values(len, seed + 20 + head), counts)
+                    CentroidState::new(&values(len, seed + 10 + head), &values(len, seed + 20 + head), counts)
                 })
                 .collect(),
         }

@@ -183,7 +183,7 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &scores, &ranked).expect("a choice");
     backend.memorise(&mut pages, id, None, &heads, &kept).expect("a merge");
     backend.compact(&mut pages, &heads, &kept).expect("a compaction");
-    let kernels = ["score_fading", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
+    let kernels = ["score_notes", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
     assert_eq!(calls(&backend), kernels);
     let lists = backend.kept(&kept).expect("lists");
     assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));

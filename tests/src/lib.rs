@@ -15,7 +15,7 @@ use palimpsest_worker::model::Model;
 use palimpsest_worker::model::decoder::Decoder;
 use palimpsest_worker::policy;
 use palimpsest_worker::policy::query::{QueryLayer, QueryWeights};
-use palimpsest_worker::policy::retention::LayerScorer;
+use palimpsest_worker::policy::retention::{LayerScorer, RecentScorer};
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::shard::{Place, Shard};
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -121,6 +121,7 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         weight: random(seed ^ l, KV_HEADS * HIDDEN),
         bias: random(seed ^ l ^ 77, KV_HEADS),
         rate: random(seed ^ l ^ 99, KV_HEADS).into_iter().map(|r| -500.0 * r.abs()).collect(),
+        recent: None,
     };
     let (heads, dim, features) = (2, 4, 8);
     let rows = KV_HEADS * QueryWeights::rows(heads, dim);
@@ -147,6 +148,17 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         })),
         metadata: std::collections::HashMap::new(),
     }
+}
+
+/// The same with a second scorer, of what is in use now.
+pub fn tiny_indexer_of_two(seed: u64) -> Indexer {
+    let mut indexer = tiny_indexer(seed);
+    for (l, layer) in (100..).zip(&mut indexer.retention) {
+        let rate = std::mem::replace(&mut layer.rate, vec![0.0; KV_HEADS]);
+        let (weight, bias) = (random(seed ^ l, KV_HEADS * HIDDEN), random(seed ^ l ^ 77, KV_HEADS));
+        layer.recent = Some(RecentScorer { weight, bias, rate });
+    }
+    indexer
 }
 
 /// How an engine under test runs.

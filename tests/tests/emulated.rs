@@ -5,18 +5,24 @@ use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_tests::devices::{Outcome, contracts, on_cpu, on_device, tiny_configurations};
-use palimpsest_tests::{contract, tiny_indexer, tiny_model};
+use palimpsest_tests::{contract, tiny_indexer_of_two, tiny_model};
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget};
 
 const TOKENS: usize = 20;
 
+/// With two scorers, as the built-in file has them.
+fn indexer() -> Indexer {
+    tiny_indexer_of_two(5)
+}
+
 fn wanted(contract: &Contract, kv: KvType) -> Outcome {
-    on_cpu(tiny_model(1).path(), kv, Some(&tiny_indexer(5)), contract, TOKENS)
+    on_cpu(tiny_model(1).path(), kv, Some(&indexer()), contract, TOKENS)
 }
 
 fn emulated(contract: &Contract, kv: KvType, forced: Option<&[u32]>) -> Outcome {
     let backend = CudaBackend::new(Emulated::new(11), Precision::F32);
-    on_device(backend, tiny_model(1).path(), (kv, Some(&tiny_indexer(5))), contract, (TOKENS, forced))
+    on_device(backend, tiny_model(1).path(), (kv, Some(&indexer())), contract, (TOKENS, forced))
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn a_boundary_adds_waits_at_the_end_alone() {
     let calls = run.decode();
     let boundary = [
         "upload",
-        "score_fading",
+        "score_notes",
         "upload",
         "select_heads",
         "select_pools",

@@ -5,8 +5,10 @@ use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
 use palimpsest_tests::{
-    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer, tiny_model,
+    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer,
+    tiny_indexer_of_two, tiny_model,
 };
+use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
@@ -48,8 +50,17 @@ fn contracts() -> Vec<Contract> {
 
 /// Digest of the state and bits of the logits after `prompt`, read in pieces of `piece` tokens.
 fn outcome(path: &Path, options: EngineOptions, contract: &Contract, prompt: &[u32], piece: usize) -> (u64, Vec<u32>) {
-    let indexer = tiny_indexer(5);
-    let mut runner = engine(path, options, Some(&indexer));
+    outcome_with(&tiny_indexer(5), path, options, contract, (prompt, piece))
+}
+
+fn outcome_with(
+    indexer: &Indexer,
+    path: &Path,
+    options: EngineOptions,
+    contract: &Contract,
+    (prompt, piece): (&[u32], usize),
+) -> (u64, Vec<u32>) {
+    let mut runner = engine(path, options, Some(indexer));
     let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
     let mut logits = Vec::new();
     for part in prompt.chunks(piece) {
@@ -73,6 +84,22 @@ fn pieces_and_threads_do_not_change_a_bit() {
                 assert!(got == want, "{contract:?}, {kv:?}: pieces of {piece} on {threads} threads differ");
             }
         }
+    }
+}
+
+#[test]
+fn a_second_scorer_keeps_other_slots_and_the_invariant() {
+    let (model, prompt, options) = (tiny_model(1), tokens(9, 300), EngineOptions::default());
+    let two = tiny_indexer_of_two(5);
+    for head_budget in HeadBudget::ALL {
+        let contract = contract("retention", head_budget, 12);
+        let want = outcome_with(&two, model.path(), options, &contract, (&prompt, STRIDE as usize));
+        for (piece, threads) in [(1, 1), (7, 2), (prompt.len(), 4)] {
+            let options = EngineOptions { threads, ..options };
+            let got = outcome_with(&two, model.path(), options, &contract, (&prompt, piece));
+            assert!(got == want, "{contract:?}: pieces of {piece} on {threads} threads differ");
+        }
+        assert_ne!(want, outcome(model.path(), options, &contract, &prompt, STRIDE as usize), "{contract:?}");
     }
 }
 

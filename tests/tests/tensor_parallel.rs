@@ -5,7 +5,7 @@ use palimpsest_coordinator::text::Tokenizer;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_tests::{
-    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer, tiny_model,
+    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer_of_two, tiny_model,
 };
 use palimpsest_worker::collective::local::LocalGroup;
 use palimpsest_worker::exchange::Calls;
@@ -159,7 +159,7 @@ const EXACT: EngineOptions =
 
 #[test]
 fn every_number_of_ranks_gives_the_answer_of_one() {
-    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
+    let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
     let prompt = tokens(9, 300);
     for contract in contracts() {
         let one = answer(&mut group(model.path(), 1, EXACT, Some(&indexer)), &contract, &prompt, 24);
@@ -270,7 +270,7 @@ fn the_default_model_answers_alike() {
 /// small sums more at a boundary that evicts.
 #[test]
 fn nothing_is_exchanged_beyond_the_usual() {
-    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
+    let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
     let (prompt, answer_tokens) = (tokens(9, 96), 4);
     let steps = 96 / STRIDE + answer_tokens;
     let sums = steps * (1 + 2 * LAYERS as u64);
@@ -294,7 +294,7 @@ fn nothing_is_exchanged_beyond_the_usual() {
 /// the stated cap more.
 #[test]
 fn a_rank_holds_its_heads_share() {
-    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
+    let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
     let prompt = tokens(9, 96);
     for head_budget in HeadBudget::ALL {
         let contract = contract("retention", head_budget, 0);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! retention.{l}.weight [K, E]  .bias [K]  .rate [K]                           policy `retention`, always there
+//! retention.{l}.recent.weight [K, E]  .bias [K]  .rate [K]                    its second scorer, for all layers or none
 //! query.{l}.weight [K*(h*d + d + h), E]  .bias  .norm [K, 4, d]  .offset [K]  policy `query-indexer`
 //! associative.{l}.features [F, D]  .gates [K]                                 memory `associative`
 //! ```
@@ -11,7 +12,7 @@
 use crate::error::{Error, Result};
 use crate::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use crate::policy::query::{QueryLayer, QueryWeights};
-use crate::policy::retention::LayerScorer;
+use crate::policy::retention::{LayerScorer, RecentScorer};
 use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
@@ -83,6 +84,35 @@ impl Reader<'_> {
         Ok(values)
     }
 
+    fn retention(&mut self, layer: usize, kv_heads: usize, hidden: usize) -> Result<LayerScorer> {
+        let two = self.has("recent");
+        let mut part = |name: &str| {
+            let prefix = format!("retention.{layer}.{name}");
+            let weight = self.tensor(format!("{prefix}weight"), &[kv_heads, hidden])?;
+            let bias = self.tensor(format!("{prefix}bias"), &[kv_heads])?;
+            let rate = self.tensor(format!("{prefix}rate"), &[kv_heads])?;
+            match rate.iter().find(|&&rate| rate > 0.0) {
+                Some(rate) => {
+                    Err(Error::Indexer(format!("tensor {prefix}rate holds {rate}: a score cannot rise with age")))
+                }
+                None => Ok((weight, bias, rate)),
+            }
+        };
+        let (weight, bias, rate) = part("")?;
+        if !two {
+            return Ok(LayerScorer { weight, bias, rate, recent: None });
+        }
+        let (second, offset, passing) = part("recent.")?;
+        if rate.iter().any(|&rate| rate != 0.0) {
+            let name = format!("retention.{layer}.rate");
+            return Err(Error::Indexer(format!(
+                "tensor {name} is not 0, but beside a second scorer only that one passes"
+            )));
+        }
+        let recent = Some(RecentScorer { weight: second, bias: offset, rate: passing });
+        Ok(LayerScorer { weight, bias, rate, recent })
+    }
+
     fn query(&mut self, layers: usize, kv_heads: usize, hidden: usize) -> Result<QueryWeights> {
         let (heads, dim) = (self.number("query_heads")?, self.number("query_dim")?);
         let rows = kv_heads.saturating_mul(QueryWeights::rows(heads, dim));
@@ -125,14 +155,7 @@ impl Indexer {
         let mut reader = Reader { file, metadata, read: 0 };
         let (layers, kv_heads, hidden) =
             (reader.number("layers")?, reader.number("kv_heads")?, reader.number("hidden")?);
-        let mut layer = |l: usize| {
-            Ok(LayerScorer {
-                weight: reader.tensor(format!("retention.{l}.weight"), &[kv_heads, hidden])?,
-                bias: reader.tensor(format!("retention.{l}.bias"), &[kv_heads])?,
-                rate: reader.tensor(format!("retention.{l}.rate"), &[kv_heads])?,
-            })
-        };
-        let retention = (0..layers).map(&mut layer).collect::<Result<_>>()?;
+        let retention = (0..layers).map(|l| reader.retention(l, kv_heads, hidden)).collect::<Result<_>>()?;
         let query = if reader.has("query_dim") { Some(reader.query(layers, kv_heads, hidden)?) } else { None };
         let associative = if reader.has("features") { Some(reader.associative(layers, kv_heads)?) } else { None };
         let (found, read) = (reader.file.len(), reader.read);
@@ -160,6 +183,9 @@ impl Indexer {
         set("layers", self.retention.len());
         set("kv_heads", self.kv_heads);
         set("hidden", self.hidden);
+        if self.retention.iter().any(|layer| layer.recent.is_some()) {
+            set("recent", 1);
+        }
         if let Some(query) = &self.query {
             set("query_heads", query.heads);
             set("query_dim", query.dim);
@@ -194,9 +220,15 @@ impl Indexer {
     fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
         let mut all: Vec<(String, Vec<usize>, &[f32])> = Vec::new();
         for (l, layer) in self.retention.iter().enumerate() {
-            all.push((format!("retention.{l}.weight"), vec![self.kv_heads, self.hidden], &layer.weight));
-            all.push((format!("retention.{l}.bias"), vec![self.kv_heads], &layer.bias));
-            all.push((format!("retention.{l}.rate"), vec![self.kv_heads], &layer.rate));
+            let mut push = |name: &str, weight, bias, rate| {
+                all.push((format!("retention.{l}.{name}weight"), vec![self.kv_heads, self.hidden], weight));
+                all.push((format!("retention.{l}.{name}bias"), vec![self.kv_heads], bias));
+                all.push((format!("retention.{l}.{name}rate"), vec![self.kv_heads], rate));
+            };
+            push("", &layer.weight, &layer.bias, &layer.rate);
+            if let Some(recent) = &layer.recent {
+                push("recent.", &recent.weight, &recent.bias, &recent.rate);
+            }
         }
         if let Some(query) = &self.query {
             let rows = self.kv_heads * QueryWeights::rows(query.heads, query.dim);
@@ -254,7 +286,8 @@ mod tests {
     use super::*;
 
     fn indexer() -> Indexer {
-        let scorer = |x: f32| LayerScorer { weight: vec![x; 6], bias: vec![x, 1.0], rate: vec![-1.0, 0.0] };
+        let scorer =
+            |x: f32| LayerScorer { weight: vec![x; 6], bias: vec![x, 1.0], rate: vec![-1.0, 0.0], recent: None };
         let rows = 2 * QueryWeights::rows(2, 4);
         let query = |x: f32| QueryLayer {
             weight: vec![x; rows * 3],
@@ -280,7 +313,12 @@ mod tests {
     #[test]
     fn a_file_comes_back_as_it_was_written() {
         let small = Indexer { query: None, associative: None, ..indexer() };
-        for indexer in [indexer(), small] {
+        let mut two = small.clone();
+        for layer in &mut two.retention {
+            layer.rate = vec![0.0; 2];
+            layer.recent = Some(RecentScorer { weight: vec![3.0; 6], bias: vec![0.5; 2], rate: vec![-2.0; 2] });
+        }
+        for indexer in [indexer(), small, two] {
             let back = Indexer::parse(&indexer.to_bytes().expect("fits the format")).expect("just written");
             assert_eq!((&back.retention, &back.query), (&indexer.retention, &indexer.query));
             assert_eq!(back.associative, indexer.associative);
@@ -301,6 +339,15 @@ mod tests {
         nan.retention[1].weight[0] = f32::NAN;
         let error = Indexer::parse(&nan.to_bytes().expect("fits")).unwrap_err();
         assert!(error.to_string().contains("retention.1.weight"), "{error}");
+        let mut rising = indexer();
+        rising.retention[1].rate[0] = 0.5;
+        let error = Indexer::parse(&rising.to_bytes().expect("fits")).unwrap_err();
+        assert!(error.to_string().contains("cannot rise"), "{error}");
+        let mut both = indexer();
+        let second = RecentScorer { weight: vec![3.0; 6], bias: vec![0.5; 2], rate: vec![-2.0; 2] };
+        both.retention.iter_mut().for_each(|layer| layer.recent = Some(second.clone()));
+        let error = Indexer::parse(&both.to_bytes().expect("fits")).unwrap_err();
+        assert!(error.to_string().contains("only that one passes"), "{error}");
         // A part that the metadata does not know of, and a number that no memory holds.
         let text = String::from_utf8_lossy(&bytes).replace("query_dim", "query_dIm");
         assert_eq!(text.len(), String::from_utf8_lossy(&bytes).len());

@@ -110,7 +110,7 @@ fn boundary<D: Timed>(
         let entries = noise(len * head_dim + index);
         backend.write_slots(&mut pages, *head, 0, &entries[index..], &entries[index..])?;
         let slots = HeadPages { len: 0, ..*head };
-        let item = NoteItem { rows: 0..len, kv_head: index % kv_heads, slots, position: 0 };
+        let item = NoteItem { rows: 0..len, kv_head: index % kv_heads, second: None, slots, position: 0 };
         backend.note(&mut pages, &notes, kv_heads, &[item])?;
     }
     let id = backend.alloc_latent(&mut pages, LatentKind::Centroids { most }, count)?;

@@ -56,8 +56,8 @@ fn compare_state<B: Backend>(suite: &mut Suite<'_, B>, case: &str, arenas: &Aren
     match (&got, &want) {
         (LatentState::Centroids(got), LatentState::Centroids(want)) => {
             suite.compare(&format!("{case}, counts"), got.counts(), want.counts(), 0.0)?;
-            suite.compare(&format!("{case}, keys"), got.keys(), want.keys(), allowed)?;
-            suite.compare(&format!("{case}, values"), got.values(), want.values(), allowed)
+            suite.compare(&format!("{case}, keys"), &got.keys(), &want.keys(), allowed)?;
+            suite.compare(&format!("{case}, values"), &got.values(), &want.values(), allowed)
         }
         (LatentState::Associative(got), LatentState::Associative(want)) => {
             let zeros = |values: &[f32], len: usize| if values.is_empty() { vec![0.0; len] } else { values.to_vec() };
@@ -92,7 +92,7 @@ fn memorise_refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     let one = backend.alloc_latent(pages, LatentKind::Centroids { most: 2 }, 1).named("alloc_latent")?;
     refused("a memory with fewer heads", backend.memorise(pages, one, None, &heads, &kept))?;
     let state = |keys: usize, counts: usize| {
-        LatentState::Centroids(CentroidState::new(vec![0.0; keys], vec![0.0; keys], vec![1.0; counts]))
+        LatentState::Centroids(CentroidState::new(&vec![0.0; keys], &vec![0.0; keys], vec![1.0; counts]))
     };
     let first = LatentHead { id: one, head: 0 };
     refused("more centroids than there is room", backend.write_latent(pages, first, &state(48, 3)))?;

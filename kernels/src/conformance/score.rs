@@ -1,6 +1,6 @@
 //! Notes that move with their slots, and scores.
 
-use super::{Arenas, Check, Named, Suite, refused};
+use super::{Arenas, Check, Failure, Named, Suite, refused};
 use crate::backend::{Backend, HeadPages, PageId};
 use crate::reference::ReferenceBackend;
 use crate::score::{NoteItem, ScoreItem, ScoreRule};
@@ -9,8 +9,13 @@ use crate::score::{NoteItem, ScoreItem, ScoreRule};
 const KV_HEADS: usize = 2;
 const SEQUENCES: [(usize, usize); 5] = [(0, 0), (0, 1), (31, 34), (0, 300), (63, 64)];
 
-/// Gives every slot of `SEQUENCES` a note, as two steps would.
-fn annotate<B: Backend>(suite: &mut Suite<'_, B>, arenas: &mut Arenas<B>, tables: &[Vec<PageId>]) -> Check {
+/// Gives every slot of `SEQUENCES` a note, of one number or of two, as two steps would.
+fn annotate<B: Backend>(
+    suite: &mut Suite<'_, B>,
+    arenas: &mut Arenas<B>,
+    tables: &[Vec<PageId>],
+    of_two: bool,
+) -> Check {
     for first_step in [true, false] {
         let (mut items, mut start) = (Vec::new(), 0);
         for (sequence, &(before, after)) in SEQUENCES.iter().enumerate() {
@@ -18,6 +23,7 @@ fn annotate<B: Backend>(suite: &mut Suite<'_, B>, arenas: &mut Arenas<B>, tables
             items.extend((0..KV_HEADS).map(|kv_head| NoteItem {
                 rows: start..start + rows,
                 kv_head,
+                second: of_two.then_some(KV_HEADS - kv_head),
                 slots: HeadPages { pages: &tables[sequence * KV_HEADS + kv_head], len },
                 position: (1000 * sequence + len) as u32,
             }));
@@ -40,17 +46,27 @@ fn compare<B: Backend>(suite: &mut Suite<'_, B>, case: &str, arenas: &Arenas<B>,
     for (index, &len) in lens.iter().enumerate() {
         let got = suite.backend.read_notes(&arenas.pages, arenas.head(index, len)).named("read_notes")?;
         let want = ReferenceBackend.read_notes(&arenas.reference, arenas.head(index, len)).named("read_notes")?;
-        suite.compare(case, &got, &want, 0.0)?;
+        if got.len() != want.len() {
+            return Err(Failure::Length { case: case.into(), got: got.len(), want: want.len() });
+        }
+        if let Some(slot) = got.iter().zip(&want).position(|(got, want)| got != want) {
+            return Err(Failure::Note { case: case.into(), slot, got: got[slot], want: want[slot] });
+        }
     }
     Ok(())
 }
 
 /// `note`, `read_notes`, and what `compact` does to them.
 pub(super) fn notes<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
+    notes_of(suite, false)?;
+    notes_of(suite, true)
+}
+
+fn notes_of<B: Backend>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
     let lens = lens();
     let mut arenas = Arenas::new(suite, 8, &lens)?;
     let tables = arenas.tables.clone();
-    annotate(suite, &mut arenas, &tables)?;
+    annotate(suite, &mut arenas, &tables, of_two)?;
     compare(suite, "note", &arenas, &lens)?;
     let list = |len: usize, random: &mut super::Random| (0..len as u32).filter(|_| random.below(3) > 0).collect();
     let lists: Vec<Vec<u32>> = lens.iter().map(|&len| list(len, &mut suite.random)).collect();
@@ -66,15 +82,17 @@ pub(super) fn notes<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
 /// `score` by every rule, heads of different rules in one call.
 pub(super) fn scores<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     let lens = lens();
-    for dim in [8, 48, 128] {
+    let (fading, either) =
+        (|rate| ScoreRule::Fading { rate, scale: 256.0 }, |rate| ScoreRule::Either { rate, scale: 256.0 });
+    for (dim, of_two) in [8, 48, 128].into_iter().flat_map(|dim| [(dim, false), (dim, true)]) {
         let mut arenas = Arenas::new(suite, dim, &lens)?;
         let tables = arenas.tables.clone();
         for (head, &len) in lens.iter().enumerate() {
             arenas.fill(suite, head, len)?;
         }
-        annotate(suite, &mut arenas, &tables)?;
-        let fading = |rate| ScoreRule::Fading { rate, scale: 256.0 };
-        let rules = [fading(-0.7), ScoreRule::KeyNorm, fading(0.0), ScoreRule::KeyDirection];
+        annotate(suite, &mut arenas, &tables, of_two)?;
+        let by_note = if of_two { [either(-0.7), either(0.0)] } else { [fading(-0.7), fading(0.0)] };
+        let rules = [by_note[0], ScoreRule::KeyNorm, by_note[1], ScoreRule::KeyDirection];
         for first in 0..rules.len() {
             let heads = tables.iter().zip(&lens).map(|(pages, &len)| HeadPages { pages, len });
             let rule = |(i, slots)| ScoreItem { slots, rule: rules[(first + i) % rules.len()] };
@@ -97,10 +115,12 @@ fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     let mut arenas = Arenas::new(suite, 8, &[40])?;
     let (table, bad) = (arenas.tables[0].clone(), [PageId(1), PageId(9)]);
     let values = suite.upload(&[0.0; 6])?;
-    let item = NoteItem { rows: 0..3, kv_head: 1, slots: HeadPages { pages: &table, len: 30 }, position: 7 };
+    let item =
+        NoteItem { rows: 0..3, kv_head: 1, second: None, slots: HeadPages { pages: &table, len: 30 }, position: 7 };
     let mut note = |case, item| refused(case, backend.note(&mut arenas.pages, &values, 2, &[item]));
     note("rows past the notes", NoteItem { rows: 1..4, ..item.clone() })?;
     note("KV head past the notes", NoteItem { kv_head: 2, ..item.clone() })?;
+    note("second number past the notes", NoteItem { second: Some(2), ..item.clone() })?;
     note("noted page out of range", NoteItem { slots: HeadPages { pages: &bad, len: 30 }, ..item.clone() })?;
     note("noted slots past the table", NoteItem { slots: HeadPages { pages: &table, len: 62 }, ..item })?;
     let mut out = suite.upload(&[0.0; 40])?;

@@ -15,8 +15,8 @@ use super::elementwise::{at_least, check_item};
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::pages::{Arena, CpuPages, Element, Exec, SLOTS, with_arena};
 use crate::backend::{AttentionItem, QkvShape};
+use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
-use crate::latent::CentroidView;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -59,7 +59,7 @@ pub(crate) struct Head<'a, T> {
     pub(crate) call: Call<'a, T>,
     pub(crate) item: &'a AttentionItem<'a>,
     /// Memory of evicted entries, unless it holds nothing.
-    centroids: Option<CentroidView<'a>>,
+    centroids: Option<&'a CentroidState>,
     /// `G`.
     pub(crate) group: usize,
     /// Units of centroids.
@@ -72,19 +72,22 @@ pub(crate) struct Head<'a, T> {
 pub(crate) enum Unit<T> {
     /// In the pages.
     Stored(ChunkPages<T>),
-    /// In scratch memory, or in pages of f32.
+    /// In scratch memory, in pages of f32, or in those of centroids.
     Single(ChunkPages<f32>),
 }
 
 impl<'a, T: Element> Head<'a, T> {
-    pub(crate) fn new(call: Call<'a, T>, (item, centroids): (&'a AttentionItem<'a>, Option<CentroidView<'a>>)) -> Self {
+    pub(crate) fn new(
+        call: Call<'a, T>,
+        (item, centroids): (&'a AttentionItem<'a>, Option<&'a CentroidState>),
+    ) -> Self {
         let first = item.first_visible.and_then(|first| first.iter().min()).map_or(0, |&slot| slot as usize);
         Self {
             call,
             item,
             centroids,
             group: call.shape.heads / call.shape.kv_heads,
-            centroid_units: centroids.map_or(0, |view| view.bias.len().div_ceil(CHUNK)),
+            centroid_units: centroids.map_or(0, |view| view.bias().len().div_ceil(CHUNK)),
             first_chunk: first / CHUNK,
         }
     }
@@ -112,7 +115,7 @@ impl<'a, T: Element> Head<'a, T> {
     /// What query row `row` sees of a unit.
     pub(crate) fn visible(&self, unit: usize, row: usize) -> Visible {
         if unit < self.centroid_units {
-            let all = self.centroids.map_or(0, |view| view.bias.len());
+            let all = self.centroids.map_or(0, |view| view.bias().len());
             return Visible { first: 0, end: (all - unit * CHUNK).min(CHUNK) };
         }
         let (i, base) = (row / self.group, self.base(unit));
@@ -153,14 +156,18 @@ impl<'a, T: Element> Head<'a, T> {
         }
     }
 
-    /// The pages of a unit, as f32 in `scratch` when they hold centroids or when `widen` asks for it. Also fills the
+    /// The pages of a unit, as f32 in `scratch` when `widen` asks for it; those of centroids are f32. Also fills the
     /// biases of centroids, in units of log2.
     pub(crate) fn load(&self, unit: usize, widen: bool, scratch: &mut Vec<f32>, bias: &mut [f32; CHUNK]) -> Unit<T> {
         let dim = self.call.shape.head_dim;
         let page_len = 2 * SLOTS * dim;
         if let (true, Some(view)) = (unit < self.centroid_units, self.centroids) {
-            scratch.resize(CHUNK_PAGES * page_len + 16, 0.0);
-            return Unit::Single(stage_centroids(view, unit * CHUNK, dim, scratch, bias));
+            let mut single = [std::ptr::null(); CHUNK_PAGES];
+            let pages = view.pages().chunks_exact(page_len).skip(unit * CHUNK_PAGES);
+            single.iter_mut().zip(pages).for_each(|(single, page)| *single = page.as_ptr());
+            let biases = bias.iter_mut().zip(&view.bias()[unit * CHUNK..]);
+            biases.for_each(|(to, bias)| *to = bias * std::f32::consts::LOG2_E);
+            return Unit::Single(single);
         }
         let (first, used) = (self.base(unit) / SLOTS, self.item.slots.len.div_ceil(SLOTS));
         let mut stored = [std::ptr::null(); CHUNK_PAGES];
@@ -177,34 +184,6 @@ impl<'a, T: Element> Head<'a, T> {
         scratch.resize(CHUNK_PAGES * page_len + 16, 0.0);
         Unit::Single(dispatch(self.call.exec.level, Widen { pages: stored, page_len, scratch }))
     }
-}
-
-/// Copies up to 128 centroids into the layout of pages, and their biases.
-fn stage_centroids(
-    view: CentroidView<'_>,
-    first: usize,
-    dim: usize,
-    scratch: &mut [f32],
-    bias: &mut [f32; CHUNK],
-) -> ChunkPages<f32> {
-    let count = (view.bias.len() - first).min(CHUNK);
-    let mut pages = [std::ptr::null(); CHUNK_PAGES];
-    for (index, (page, out)) in pages.iter_mut().zip(scratch.chunks_exact_mut(2 * SLOTS * dim)).enumerate() {
-        let slots = count.saturating_sub(index * SLOTS).min(SLOTS);
-        let from = (first + index * SLOTS).min(view.bias.len()) * dim;
-        let (keys, values) = out.split_at_mut(SLOTS * dim);
-        values[..slots * dim].copy_from_slice(&view.values[from..from + slots * dim]);
-        for (slot, key) in view.keys[from..from + slots * dim].chunks_exact(dim).enumerate() {
-            for (out, key) in keys[slot..].iter_mut().step_by(SLOTS).zip(key) {
-                *out = *key;
-            }
-        }
-        *page = out.as_ptr();
-    }
-    for (out, bias) in bias.iter_mut().zip(&view.bias[first..first + count]) {
-        *out = bias * std::f32::consts::LOG2_E;
-    }
-    pages
 }
 
 /// Widens the pages of a chunk to f32.
@@ -241,7 +220,7 @@ pub(crate) fn check<'a>(
     pages: &'a CpuPages,
     rows: usize,
     item: &AttentionItem<'_>,
-) -> Result<Option<CentroidView<'a>>> {
+) -> Result<Option<&'a CentroidState>> {
     let QkvShape { heads, kv_heads, head_dim } = shape;
     if head_dim != pages.head_dim() {
         return Err(Error::Shape { op, what: "a slot of the pages", got: pages.head_dim(), want: head_dim });
@@ -319,7 +298,7 @@ struct Partials {
     units: usize,
 }
 
-fn run<T: Element>(call: Call<'_, T>, items: &[(&AttentionItem<'_>, Option<CentroidView<'_>>)], out: Shared<'_, f32>) {
+fn run<T: Element>(call: Call<'_, T>, items: &[(&AttentionItem<'_>, Option<&CentroidState>)], out: Shared<'_, f32>) {
     let dim = call.shape.head_dim;
     let heads: Vec<Head<'_, T>> = items.iter().map(|&item| Head::new(call, item)).collect();
     let (mut tasks, mut merges, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);

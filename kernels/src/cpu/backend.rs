@@ -180,7 +180,7 @@ impl Backend for CpuBackend {
         notes::note(pages, values, width, items)
     }
 
-    fn read_notes(&self, pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+    fn read_notes(&self, pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<u32>> {
         notes::read_notes(pages, head)
     }
 

@@ -3,11 +3,11 @@
 use super::elementwise::at_least;
 use super::pages::{CpuPages, Exec, SLOTS, read_slots};
 use crate::backend::{HeadPages, PageId};
-use crate::error::{Error, Result};
-use crate::score::{NoteItem, ScoreItem, ScoreRule, fading, key_direction, key_norm};
+use crate::error::Result;
+use crate::score::{NoteItem, ScoreItem, ScoreRule, either, fading, key_direction, key_norm, note_of_two};
 use std::sync::Mutex;
 
-/// Value (its bits) and position of every slot of an arena: slot `s` of page `p` at `p * 32 + s`.
+/// Note and position of every slot of an arena: slot `s` of page `p` at `p * 32 + s`.
 pub(crate) struct Notes(Vec<[u32; 2]>);
 
 impl Notes {
@@ -20,9 +20,9 @@ impl Notes {
         table[slot / SLOTS].0 as usize * SLOTS + slot % SLOTS
     }
 
-    fn get(&self, table: &[PageId], slot: usize) -> (f32, u32) {
-        let [value, position] = self.0[Self::at(table, slot)];
-        (f32::from_bits(value), position)
+    fn get(&self, table: &[PageId], slot: usize) -> (u32, u32) {
+        let [note, position] = self.0[Self::at(table, slot)];
+        (note, position)
     }
 
     /// Moves the notes of slots `keep` to the front.
@@ -37,24 +37,23 @@ impl Notes {
 pub(crate) fn note(pages: &mut CpuPages, values: &[f32], width: usize, items: &[NoteItem<'_>]) -> Result<()> {
     let op = "note";
     for item in items {
-        if item.kv_head >= width {
-            return Err(Error::Index { op, what: "KV head", index: item.kv_head, len: width });
-        }
+        item.check(op, width)?;
         at_least(op, "values", values.len(), item.rows.end.saturating_mul(width))?;
         pages.check(op, &item.slots, item.slots.len + item.rows.len())?;
     }
     let notes = pages.notes_mut();
-    for NoteItem { rows, kv_head, slots, position } in items {
+    for NoteItem { rows, kv_head, second, slots, position } in items {
         for (i, row) in rows.clone().enumerate() {
-            let value = values[row * width + kv_head].to_bits();
-            notes.0[Notes::at(slots.pages, slots.len + i)] = [value, position + i as u32];
+            let first = values[row * width + kv_head];
+            let note = second.map_or(first.to_bits(), |second| note_of_two(first, values[row * width + second]));
+            notes.0[Notes::at(slots.pages, slots.len + i)] = [note, position + i as u32];
         }
     }
     Ok(())
 }
 
 /// See [`crate::Backend::read_notes`].
-pub(crate) fn read_notes(pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+pub(crate) fn read_notes(pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<u32>> {
     pages.check("read_notes", &head, head.len)?;
     Ok((0..head.len).map(|slot| pages.notes().get(head.pages, slot).0).collect())
 }
@@ -74,9 +73,11 @@ pub(crate) fn score(exec: Exec<'_>, pages: &CpuPages, at: u32, items: &[ScoreIte
     exec.run(tasks.len(), want * dim, &|index| {
         let ScoreItem { slots, rule } = items[index];
         let mut scores = tasks[index].lock().expect("no task panics");
-        if let ScoreRule::Fading { rate, scale } = rule {
-            let notes = (0..slots.len).map(|slot| pages.notes().get(slots.pages, slot));
-            return fading((rate, scale), at, notes, &mut scores);
+        let notes = (0..slots.len).map(|slot| pages.notes().get(slots.pages, slot));
+        match rule {
+            ScoreRule::Fading { rate, scale } => return fading((rate, scale), at, notes, &mut scores),
+            ScoreRule::Either { rate, scale } => return either((rate, scale), at, notes, &mut scores),
+            ScoreRule::KeyNorm | ScoreRule::KeyDirection => {}
         }
         let all: Vec<u32> = (0..slots.len as u32).collect();
         let (mut keys, mut values) = (vec![0.0; slots.len * dim], vec![0.0; slots.len * dim]);

@@ -9,8 +9,8 @@ use super::elementwise::at_least;
 use super::lanes::Shared;
 use super::pages::{CpuPages, Element, Exec, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
+use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
-use crate::latent::CentroidView;
 use std::ops::Range;
 
 /// Query rows that are packed at a time.
@@ -51,7 +51,7 @@ struct Task {
 fn run<T: Element>(
     call: Call<'_, T>,
     items: &[ObserveItem<'_>],
-    centroids: &[Option<CentroidView<'_>>],
+    centroids: &[Option<&CentroidState>],
     out: &mut [Vec<f32>],
 ) {
     let heads: Vec<Head<'_, T>> =

@@ -180,7 +180,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.write_notes(pages, values, width, items)
     }
 
-    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<f32>> {
+    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<u32>> {
         self.download_notes(pages, head)
     }
 

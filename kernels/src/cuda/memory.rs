@@ -109,7 +109,7 @@ impl<D: Device> CudaBackend<D> {
             LatentKind::Centroids { most } => {
                 let counts = &values[2 * most * dim..];
                 let count = counts.iter().take_while(|&&n| n > 0.0).count();
-                let part = |first: usize| values[first..first + count * dim].to_vec();
+                let part = |first: usize| &values[first..first + count * dim];
                 LatentState::Centroids(CentroidState::new(part(0), part(most * dim), counts[..count].to_vec()))
             }
             LatentKind::Associative { features } => {
@@ -128,8 +128,8 @@ impl<D: Device> CudaBackend<D> {
         let mut put = |first: usize, from: &[f32]| values[first..first + from.len()].copy_from_slice(from);
         match (state, latent.kind) {
             (LatentState::Centroids(state), LatentKind::Centroids { most }) => {
-                put(0, state.keys());
-                put(most * dim, state.values());
+                put(0, &state.keys());
+                put(most * dim, &state.values());
                 put(2 * most * dim, state.counts());
             }
             (LatentState::Associative(state), LatentKind::Associative { features }) => {

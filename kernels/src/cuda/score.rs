@@ -1,10 +1,10 @@
 //! Notes of slots, and scores by them and by keys, which stay on the device; see `kernels/cu/score.cu`.
 
-use super::items::{Item, Items};
+use super::items::{Item, Items, NONE};
 use super::slots::Pages;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least};
 use crate::backend::HeadPages;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::score::{NoteItem, ScoreItem, ScoreRule};
 use bytemuck::Zeroable;
 
@@ -20,14 +20,13 @@ impl<D: Device> CudaBackend<D> {
         items: &[NoteItem<'_>],
     ) -> Result<()> {
         let (op, mut all) = ("note", Items::default());
-        for NoteItem { rows, kv_head, slots, position } in items {
-            if *kv_head >= width {
-                return Err(Error::Index { op, what: "KV head", index: *kv_head, len: width });
-            }
+        for item @ NoteItem { rows, kv_head, second, slots, position } in items {
+            item.check(op, width)?;
             at_least(op, "values", values.len, rows.end.saturating_mul(width))?;
             pages.check(op, slots, slots.len + rows.len())?;
             let (table, len) = all.table_behind(slots, slots.len, rows.len());
-            all.items.push(Item { len, table, extra: *position, ..Item::new(rows, *kv_head) });
+            let output = second.map_or(NONE, |column| column as u32);
+            all.items.push(Item { len, table, extra: *position, output, ..Item::new(rows, *kv_head) });
         }
         let most = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let mut pack = Pack::default();
@@ -44,9 +43,9 @@ impl<D: Device> CudaBackend<D> {
         })
     }
 
-    pub(super) fn download_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<f32>> {
+    pub(super) fn download_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<u32>> {
         pages.check("read_notes", &head, head.len)?;
-        let mut notes = vec![0.0f32; head.len];
+        let mut notes = vec![0u32; head.len];
         if notes.is_empty() {
             return Ok(notes);
         }
@@ -83,8 +82,9 @@ impl<D: Device> CudaBackend<D> {
             let (len, table) = (slots.len as u32, all.table(slots, slots.len));
             let item = Item { len, table, output, ..Item::zeroed() };
             match *rule {
-                ScoreRule::Fading { rate, scale } => {
-                    all.items.push(Item { extra: rates.len() as u32, ..item });
+                ScoreRule::Fading { rate, scale } | ScoreRule::Either { rate, scale } => {
+                    let flags = u32::from(matches!(rule, ScoreRule::Either { .. }));
+                    all.items.push(Item { extra: rates.len() as u32, flags, ..item });
                     rates.push([rate, scale]);
                 }
                 ScoreRule::KeyNorm => by_keys.push(item),
@@ -100,7 +100,7 @@ impl<D: Device> CudaBackend<D> {
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables, dim) = (arg(packed.items), arg(packed.tables), pages.shape.head_dim);
         self.run(Launch {
-            kernel: "score_fading",
+            kernel: "score_notes",
             grid: [longest.div_ceil(THREADS), all.items.len() as u32, 1],
             threads: THREADS,
             shared: 0,

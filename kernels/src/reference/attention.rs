@@ -30,7 +30,7 @@ fn probabilities(
     let q = &q[offset(shape, item, i, g)..][..dim];
     let mut centroids = Vec::new();
     if let Some(view) = pages.latents.centroids(op, item.centroids)? {
-        for (key, &bias) in view.keys.chunks_exact(dim).zip(view.bias) {
+        for (key, &bias) in view.keys().chunks_exact(dim).zip(view.bias()) {
             centroids.push(scale * dot(q, key) + f64::from(bias));
         }
     }
@@ -71,7 +71,7 @@ pub(super) fn attention(
                 let row = probabilities("attention", shape, pages, q, item, (i, g))?;
                 let mut sum = vec![0.0; dim];
                 if let Some(view) = pages.latents.centroids("attention", item.centroids)? {
-                    for (p, value) in row.centroids.iter().zip(view.values.chunks_exact(dim)) {
+                    for (p, value) in row.centroids.iter().zip(view.values().chunks_exact(dim)) {
                         sum.iter_mut().zip(value).for_each(|(sum, &v)| *sum += p * f64::from(v));
                     }
                 }

@@ -91,7 +91,8 @@ struct Mean {
 fn centroids(old: &CentroidState, most: usize, entries: &[(Vec<f32>, Vec<f32>)]) -> CentroidState {
     let dim = entries[0].0.len();
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-    let rows = old.keys().chunks_exact(dim).zip(old.values().chunks_exact(dim)).zip(old.counts());
+    let (keys, values) = (old.keys(), old.values());
+    let rows = keys.chunks_exact(dim).zip(values.chunks_exact(dim)).zip(old.counts());
     let mean = |((key, value), &count): ((&[f32], &[f32]), &f32)| Mean {
         key: wide(key),
         value: wide(value),
@@ -114,8 +115,8 @@ fn centroids(old: &CentroidState, most: usize, entries: &[(Vec<f32>, Vec<f32>)])
     }
     let narrow = |values: &Vec<f64>| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     CentroidState::new(
-        all.iter().flat_map(|c| narrow(&c.key)).collect(),
-        all.iter().flat_map(|c| narrow(&c.value)).collect(),
+        &all.iter().flat_map(|c| narrow(&c.key)).collect::<Vec<f32>>(),
+        &all.iter().flat_map(|c| narrow(&c.value)).collect::<Vec<f32>>(),
         all.iter().map(|c| c.count as f32).collect(),
     )
 }

@@ -37,7 +37,7 @@ pub struct ReferencePages {
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
     /// Value and position.
-    notes: Vec<(f32, u32)>,
+    notes: Vec<(u32, u32)>,
     latents: Latents<HostLatent>,
 }
 
@@ -323,7 +323,7 @@ impl Backend for ReferenceBackend {
 
     fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<ReferencePages> {
         let slots = vec![vec![0.0; shape.head_dim]; count * PageShape::SLOTS];
-        let notes = vec![(0.0, 0); slots.len()];
+        let notes = vec![(0, 0); slots.len()];
         Ok(ReferencePages { shape, keys: slots.clone(), values: slots, notes, latents: Latents::default() })
     }
 
@@ -369,7 +369,7 @@ impl Backend for ReferenceBackend {
         score::note(pages, values, width, items)
     }
 
-    fn read_notes(&self, pages: &ReferencePages, head: HeadPages<'_>) -> Result<Vec<f32>> {
+    fn read_notes(&self, pages: &ReferencePages, head: HeadPages<'_>) -> Result<Vec<u32>> {
         let note = |slot| Ok(pages.notes[pages.entry("read_notes", head.pages, slot)?].0);
         (0..head.len).map(note).collect()
     }

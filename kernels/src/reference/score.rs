@@ -1,18 +1,19 @@
 //! Notes and scores by their definitions, in f64.
 
 use super::ReferencePages;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::score::{NoteItem, ScoreItem, ScoreRule};
 
 pub(super) fn note(pages: &mut ReferencePages, values: &[f32], width: usize, items: &[NoteItem<'_>]) -> Result<()> {
     let op = "note";
-    for NoteItem { rows, kv_head, slots, position } in items {
-        if *kv_head >= width {
-            return Err(Error::Index { op, what: "KV head", index: *kv_head, len: width });
-        }
+    for item @ NoteItem { rows, kv_head, second, slots, position } in items {
+        item.check(op, width)?;
         for (i, row) in rows.clone().enumerate() {
             let entry = pages.entry(op, slots.pages, slots.len + i)?;
-            pages.notes[entry] = (values[row * width + kv_head], position + i as u32);
+            let value = |column: usize| values[row * width + column];
+            let half = |column: usize| u32::from(half::f16::from_f32(value(column)).to_bits());
+            let note = second.map_or(value(*kv_head).to_bits(), |second| half(second) << 16 | half(*kv_head));
+            pages.notes[entry] = (note, position + i as u32);
         }
     }
     Ok(())
@@ -33,7 +34,14 @@ pub(super) fn score(pages: &ReferencePages, at: u32, items: &[ScoreItem<'_>], ou
             ScoreRule::Fading { rate, scale } => scores.extend(entries.iter().map(|&entry| {
                 let (note, position) = pages.notes[entry];
                 let age = f64::from(at.saturating_sub(position));
-                (f64::from(note) + f64::from(rate) * (age / f64::from(scale)).ln_1p()) as f32
+                (f64::from(f32::from_bits(note)) + f64::from(rate) * (age / f64::from(scale)).ln_1p()) as f32
+            })),
+            ScoreRule::Either { rate, scale } => scores.extend(entries.iter().map(|&entry| {
+                let (note, position) = pages.notes[entry];
+                let half = |bits: u32| half::f16::from_bits((bits & 0xffff) as u16).to_f64();
+                let faded =
+                    half(note >> 16) + f64::from(rate) * f64::from(at.saturating_sub(position)) / f64::from(scale);
+                half(note).max(faded) as f32
             })),
             ScoreRule::KeyNorm => scores.extend(keys.iter().map(|key| -norm(key) as f32)),
             ScoreRule::KeyDirection => {

@@ -211,14 +211,15 @@ impl SequenceCache {
             head.moments.iter().for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
             let keeps = self.policy.keeps_notes();
             let notes = if keeps { backend.read_notes(pages, head.view(head.len()))? } else { Vec::new() };
-            for v in keys.iter().chain(&values).chain(&notes).chain(&head.terms).chain(head.mass.iter().flatten()) {
+            notes.iter().for_each(|note| hash.update(&note.to_le_bytes()));
+            for v in keys.iter().chain(&values).chain(&head.terms).chain(head.mass.iter().flatten()) {
                 hash.update(&v.to_bits().to_le_bytes());
             }
         }
         if let Some(memory) = &self.memory {
             for head in 0..self.heads.len() {
                 let state = backend.read_latent(pages, LatentHead { id: memory.id, head })?;
-                state.all().for_each(|v| hash.update(&v.to_bits().to_le_bytes()));
+                state.all().iter().for_each(|v| hash.update(&v.to_bits().to_le_bytes()));
             }
         }
         Ok(hash.digest())

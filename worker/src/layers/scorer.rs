@@ -9,8 +9,11 @@ use std::ops::Range;
 
 /// The retention scorers' weights on the device.
 pub struct DeviceScorer<B: Backend> {
+    /// Weights `[K, E]` and biases, or `[2K, E]`: those of the second scorer behind the first's.
     layers: Vec<(B::Matrix, B::Buffer)>,
     kv_heads: Range<usize>,
+    /// Scorers of a KV head.
+    scorers: usize,
     out: B::Buffer,
     rows: usize,
 }
@@ -21,16 +24,20 @@ impl<B: Backend> DeviceScorer<B> {
     /// # Errors
     /// Those of the kernels.
     pub fn load(backend: &B, layers: &[LayerScorer], hidden: usize, kv_heads: Range<usize>) -> Result<Self> {
+        let cols = hidden;
         let pack = |layer: &LayerScorer| -> Result<_> {
-            let cols = hidden;
-            let weight = &layer.weight[kv_heads.start * cols..kv_heads.end * cols];
-            let bytes: Vec<u8> = weight.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let rows = kv_heads.len();
-            let view = WeightView { dtype: WeightType::F32, rows, cols, bytes: &bytes };
-            Ok((backend.load_matrix(&[view])?, vector(backend, &layer.bias[kv_heads.clone()])?))
+            let second = layer.recent.as_ref().map(|recent| (&recent.weight, &recent.bias));
+            let (mut bytes, mut biases) = (Vec::new(), Vec::new());
+            for (weight, bias) in [Some((&layer.weight, &layer.bias)), second].into_iter().flatten() {
+                bytes.extend_from_slice(bytemuck::cast_slice(&weight[kv_heads.start * cols..kv_heads.end * cols]));
+                biases.extend_from_slice(&bias[kv_heads.clone()]);
+            }
+            let view = WeightView { dtype: WeightType::F32, rows: biases.len(), cols, bytes: &bytes };
+            Ok((backend.load_matrix(&[view])?, vector(backend, &biases)?))
         };
+        let scorers = if layers.iter().any(|layer| layer.recent.is_some()) { 2 } else { 1 };
         let layers = layers.iter().map(pack).collect::<Result<_>>()?;
-        Ok(Self { layers, kv_heads, out: backend.alloc(0)?, rows: 0 })
+        Ok(Self { layers, kv_heads, scorers, out: backend.alloc(0)?, rows: 0 })
     }
 
     /// Notes with the step's new slots of `layer` what they are worth, for the sequences whose policy wants it. `hidden`:
@@ -46,25 +53,26 @@ impl<B: Backend> DeviceScorer<B> {
         spans: &[Span<'_>],
         pages: &mut B::Pages,
     ) -> Result<()> {
-        let kv_heads = self.kv_heads.len();
+        let (kv_heads, width) = (self.kv_heads.len(), self.scorers * self.kv_heads.len());
         let mut items = Vec::new();
         for span in spans.iter().filter(|span| span.cache.policy.keeps_notes()) {
             let position = u32::try_from(span.first_position()).expect("grow refuses positions beyond 32 bits");
             items.extend((0..kv_heads).map(|kv_head| {
                 let head = &span.cache.heads[layer * kv_heads + kv_head];
                 let slots = head.view(head.len() - span.rows.len());
-                NoteItem { rows: span.rows.clone(), kv_head, slots, position }
+                let second = (self.scorers == 2).then_some(kv_heads + kv_head);
+                NoteItem { rows: span.rows.clone(), kv_head, second, slots, position }
             }));
         }
         if items.is_empty() {
             return Ok(());
         }
         if rows > self.rows {
-            self.out = backend.alloc(rows * kv_heads)?;
+            self.out = backend.alloc(rows * width)?;
             self.rows = rows;
         }
         let (matrix, bias) = &self.layers[layer];
         backend.matmul(matrix, hidden, rows, Some(bias), &mut self.out)?;
-        Ok(backend.note(pages, &self.out, kv_heads, &items)?)
+        Ok(backend.note(pages, &self.out, width, &items)?)
     }
 }

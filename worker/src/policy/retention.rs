@@ -6,6 +6,10 @@
 //! attention probability, so scores of different heads and layers are comparable and budgets may be pooled; a term in
 //! the logarithm of the age is then a power law of attention over distance, which goes on gently at lengths beyond those
 //! trained on, where the published term, linear in the age, would leave nothing old.
+//!
+//! Text needs what is recent, questions may need what is old, and one number per token has to choose. A file may therefore
+//! hold two scorers: `s_j(t) = max(m_j, n_j + r (t - j) / AGE)`. A token stays for the better of two reasons: that it may be
+//! asked for at any time, or that it is in use now, which passes. Here the age is linear, since nothing old hangs on it.
 
 use super::{Ingest, Policy};
 use crate::indexer::Indexer;
@@ -22,8 +26,31 @@ pub struct LayerScorer {
     pub weight: Vec<f32>,
     /// `[K]`.
     pub bias: Vec<f32>,
-    /// `[K]`: `r`, at most 0.
+    /// `[K]`: `r`, at most 0; 0 beside a scorer of what is in use.
     pub rate: Vec<f32>,
+    /// `n`, where a file has two scorers.
+    pub recent: Option<RecentScorer>,
+}
+
+/// Weights of one layer's scorer of what is in use now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecentScorer {
+    /// `[K, E]`.
+    pub weight: Vec<f32>,
+    /// `[K]`.
+    pub bias: Vec<f32>,
+    /// `[K]`: nats for every [`AGE`] tokens, at most 0.
+    pub rate: Vec<f32>,
+}
+
+impl LayerScorer {
+    /// How a head's notes are turned into scores.
+    pub fn rule(&self, kv_head: usize) -> ScoreRule {
+        match &self.recent {
+            Some(recent) => ScoreRule::Either { rate: recent.rate[kv_head], scale: AGE },
+            None => ScoreRule::Fading { rate: self.rate[kv_head], scale: AGE },
+        }
+    }
 }
 
 /// Ranks by trained scorers.
@@ -52,6 +79,6 @@ impl Policy for Retention {
         Ingest::Retention
     }
     fn rule(&self, layer: usize, kv_head: usize) -> Option<ScoreRule> {
-        Some(ScoreRule::Fading { rate: self.indexer.retention[layer].rate[kv_head], scale: AGE })
+        Some(self.indexer.retention[layer].rule(kv_head))
     }
 }
