@@ -106,19 +106,26 @@ fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
 fn print(report: &[LayerReport]) -> Agreement {
     let best = TOP_SHARE * 100.0;
     println!(
-        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %, attention given back"
+        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %; attention given back by the \
+         memories, by centroids without and with gains"
     );
-    println!("layer  retention      query-indexer  associative");
+    println!("layer  retention      query-indexer  associative  centroid");
     let (mut retention, mut query, mut explained) = (Agreement::default(), Agreement::default(), 0.0);
+    let mut centroids = [0.0; 2];
     let pair = |a: &Agreement| format!("{:.3}  {:.3}", a.rank_correlation, a.recall);
     for (layer, r) in report.iter().enumerate() {
         let of_query = r.query.as_ref().map_or("-".into(), pair);
         let given_back = r.explained.map_or("-".into(), |share| format!("{share:.3}"));
-        println!("{layer:>5}  {:<13}  {of_query:<13}  {given_back}", pair(&r.retention));
+        let by_centroids = r.centroids.map_or("-".into(), |[plain, gained]| format!("{plain:.3}  {gained:.3}"));
+        println!("{layer:>5}  {:<13}  {of_query:<13}  {given_back:<11}  {by_centroids}", pair(&r.retention));
         retention.add(r.retention, report.len());
         query.add(r.query.unwrap_or_default(), report.len());
         explained += r.explained.unwrap_or_default() / report.len() as f64;
+        for (mean, share) in centroids.iter_mut().zip(r.centroids.unwrap_or_default()) {
+            *mean += share / report.len() as f64;
+        }
     }
-    println!(" mean  {:<13}  {:<13}  {explained:.3}", pair(&retention), pair(&query));
+    let [plain, gained] = centroids;
+    println!(" mean  {:<13}  {:<13}  {explained:<11.3}  {plain:.3}  {gained:.3}", pair(&retention), pair(&query));
     retention
 }

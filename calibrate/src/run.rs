@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::associative::{self, AssociativeOptions, Case, Heads};
+use crate::centroid;
 use crate::collect::{self, LayerSample};
 use crate::fit::{self, Sums};
 use crate::query::{self, QueryOptions};
@@ -105,16 +106,16 @@ pub fn calibrate<B: Backend>(
         queries.extend(query);
         reports.push(report);
     }
-    let memory = match options.memory {
+    let (memory, gains) = match options.memory {
         Some(memory) => {
             let layers = fit_memory(&samples, is_held_out, shape, &scorers, (memory, options.seed), progress)?;
-            for (report, (_, explained)) in reports.iter_mut().zip(&layers) {
-                report.explained = Some(*explained);
+            for (report, fitted) in reports.iter_mut().zip(&layers) {
+                (report.explained, report.centroids) = (Some(fitted.explained), Some(fitted.centroids));
             }
-            let layers = layers.into_iter().map(|(layer, _)| layer).collect();
-            Some(AssociativeWeights { features: memory.features, head_dim: heads.dim, layers })
+            let (layers, gains) = layers.into_iter().map(|fitted| (fitted.associative, fitted.gains)).unzip();
+            (Some(AssociativeWeights { features: memory.features, head_dim: heads.dim, layers }), Some(gains))
         }
-        None => None,
+        None => (None, None),
     };
     let query = options.query.map(|query| QueryWeights { heads: query.heads, dim: query.dim, layers: queries });
     let indexer = Indexer {
@@ -122,6 +123,7 @@ pub fn calibrate<B: Backend>(
         hidden: shape.hidden,
         retention: scorers,
         query: query.map(Arc::new),
+        gains,
         associative: memory.map(Arc::new),
         metadata: HashMap::new(),
     };
@@ -225,7 +227,17 @@ fn kept(sampled: &Sampled, shape: Shape, scorers: &[LayerScorer], boundary: usiz
     Ok(kept.lists().to_vec())
 }
 
-/// Fitted layers, each with the share of the missing attention that it gives back on held-out documents.
+/// Memories of one layer, and what they give back on held-out documents.
+struct FittedMemories {
+    associative: AssociativeLayerWeights,
+    /// Share of the missing attention.
+    explained: f64,
+    /// Of the `centroid` memory.
+    gains: Vec<f32>,
+    /// Share of the missing attention that it gives back without gains, and with them.
+    centroids: [f64; 2],
+}
+
 fn fit_memory(
     samples: &[Sampled],
     is_held_out: impl Fn(usize) -> bool,
@@ -233,7 +245,7 @@ fn fit_memory(
     scorers: &[LayerScorer],
     (options, seed): (AssociativeOptions, u64),
     progress: Progress<'_>,
-) -> Result<Vec<(AssociativeLayerWeights, f64)>> {
+) -> Result<Vec<FittedMemories>> {
     let mut evictions = Vec::new();
     for (index, sampled) in samples.iter().enumerate().filter(|(_, sampled)| sampled.with_attention) {
         // An eighth of the document comes after the eviction.
@@ -252,7 +264,10 @@ fn fit_memory(
         }
         let fitted = associative::fit(&train, shape.heads, options, seed.wrapping_add(layer as u64));
         let explained = associative::explained(&fitted, &held_out, shape.heads);
-        Ok((fitted, explained))
+        let gains = centroid::fit(&train, shape.heads);
+        let centroids =
+            [vec![0.0; gains.len()], gains.clone()].map(|g| centroid::explained(&g, &held_out, shape.heads));
+        Ok(FittedMemories { associative: fitted, explained, gains, centroids })
     })
 }
 
