@@ -18,8 +18,6 @@
 constexpr uint32_t SCORE_THREADS = 256;
 constexpr float LEAST_NORM = 1e-12f;
 
-__device__ inline uint32_t half_of(float x) { return __half_as_ushort(__float2half_rn(x)); }
-
 // `len`: slots before those of the rows; `extra`: position of the first row; `output`: column of a second number, or NONE.
 extern "C" __global__ void note(const float *values, uint32_t width, const Item *items, const uint32_t *tables,
                                 uint2 *notes) {
@@ -27,7 +25,7 @@ extern "C" __global__ void note(const float *values, uint32_t width, const Item 
     for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < item.rows; i += gridDim.x * blockDim.x) {
         const float *row = values + (size_t)(item.row + i) * width;
         uint32_t value = __float_as_uint(row[item.kv_head]);
-        if (item.output != NONE) value = half_of(row[item.kv_head]) | half_of(row[item.output]) << 16;
+        if (item.output != NONE) value = pack_half(row[item.kv_head], row[item.output]);
         *slot_note(notes, tables + item.table, item.len + i) = {value, item.extra + i};
     }
 }

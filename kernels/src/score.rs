@@ -68,9 +68,10 @@ impl NoteItem<'_> {
     }
 }
 
-/// The note of two numbers: the first in the low half.
+/// The note of two numbers, which end at f16's largest: the first in the low half.
 pub(crate) fn note_of_two(first: f32, second: f32) -> u32 {
-    u32::from(f16::from_f32(first).to_bits()) | u32::from(f16::from_f32(second).to_bits()) << 16
+    let half = |x: f32| u32::from(f16::from_f32(x.clamp(-f16::MAX.to_f32(), f16::MAX.to_f32())).to_bits());
+    half(first) | half(second) << 16
 }
 
 /// Numbers of a note of two.
