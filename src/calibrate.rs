@@ -106,26 +106,19 @@ fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
 fn print(report: &[LayerReport]) -> Agreement {
     let best = TOP_SHARE * 100.0;
     println!(
-        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %; attention given back by the \
-         memories, by centroids without and with gains"
+        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %, attention given back"
     );
-    println!("layer  retention      query-indexer  associative  centroid");
+    println!("layer  retention      query-indexer  associative");
     let (mut retention, mut query, mut explained) = (Agreement::default(), Agreement::default(), 0.0);
-    let mut centroids = [0.0; 2];
     let pair = |a: &Agreement| format!("{:.3}  {:.3}", a.rank_correlation, a.recall);
     for (layer, r) in report.iter().enumerate() {
         let of_query = r.query.as_ref().map_or("-".into(), pair);
         let given_back = r.explained.map_or("-".into(), |share| format!("{share:.3}"));
-        let by_centroids = r.centroids.map_or("-".into(), |[plain, gained]| format!("{plain:.3}  {gained:.3}"));
-        println!("{layer:>5}  {:<13}  {of_query:<13}  {given_back:<11}  {by_centroids}", pair(&r.retention));
+        println!("{layer:>5}  {:<13}  {of_query:<13}  {given_back}", pair(&r.retention));
         retention.add(r.retention, report.len());
         query.add(r.query.unwrap_or_default(), report.len());
         explained += r.explained.unwrap_or_default() / report.len() as f64;
-        for (mean, share) in centroids.iter_mut().zip(r.centroids.unwrap_or_default()) {
-            *mean += share / report.len() as f64;
-        }
     }
-    let [plain, gained] = centroids;
-    println!(" mean  {:<13}  {:<13}  {explained:<11.3}  {plain:.3}  {gained:.3}", pair(&retention), pair(&query));
+    println!(" mean  {:<13}  {:<13}  {explained:.3}", pair(&retention), pair(&query));
     retention
 }

@@ -48,10 +48,6 @@ pub struct Case {
     queries: Vec<f32>,
     /// Full attention less bounded attention `[rows, D]`.
     missing: Vec<f32>,
-    /// Bounded attention `[rows, D]`.
-    bounded: Vec<f32>,
-    /// Logarithm of the sum of its exponentials `[rows]`.
-    mass: Vec<f32>,
     /// Evicted keys `[m, D]`.
     keys: Vec<f32>,
     /// Evicted values `[m, D]`.
@@ -85,48 +81,23 @@ impl Case {
         stays[..boundary].fill(false);
         kept.iter().for_each(|slot| stays[*slot as usize] = true);
         let (mut queries, mut missing) = (Vec::new(), Vec::new());
-        let (mut outputs, mut mass) = (Vec::new(), Vec::new());
         for t in boundary..tokens {
             for g in 0..group {
                 let query = &sample.queries[(t * kv_heads * group + kv_head * group + g) * dim..][..dim];
-                let (full, _) = attend(query, &keys[..(t + 1) * dim], values, |_| true);
-                let (bounded, sum) = attend(query, &keys[..(t + 1) * dim], values, |j| stays[j]);
+                let full = attend(query, &keys[..(t + 1) * dim], values, |_| true);
+                let bounded = attend(query, &keys[..(t + 1) * dim], values, |j| stays[j]);
                 queries.extend_from_slice(query);
                 missing.extend(full.iter().zip(&bounded).map(|(f, b)| f - b));
-                outputs.extend(bounded);
-                mass.push(sum);
             }
         }
         let evicted = |from: &[f32]| -> Vec<f32> {
             let rows = from.chunks_exact(dim).zip(&stays).filter(|(_, stays)| !**stays);
             rows.flat_map(|(row, _)| row.iter().copied()).collect()
         };
-        let (keys, values) = (evicted(keys), evicted(values));
-        Self { dim, queries, missing, bounded: outputs, mass, keys, values }
+        Self { dim, queries, missing, keys: evicted(keys), values: evicted(values) }
     }
 
-    /// Queries `[rows, D]`.
-    pub fn queries(&self) -> &[f32] {
-        &self.queries
-    }
-
-    /// Full attention less bounded attention `[rows, D]`.
-    pub fn missing(&self) -> &[f32] {
-        &self.missing
-    }
-
-    /// For each row the bounded attention `[D]` and the logarithm of the sum of its exponentials.
-    pub fn kept(&self) -> impl Iterator<Item = (&[f32], f32)> {
-        self.bounded.chunks_exact(self.dim).zip(self.mass.iter().copied())
-    }
-
-    /// Keys and values that went `[m, D]`.
-    pub fn evicted(&self) -> (&[f32], &[f32]) {
-        (&self.keys, &self.values)
-    }
-
-    /// Whether nothing went, or nobody asks.
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.keys.is_empty() || self.queries.is_empty()
     }
 
@@ -191,8 +162,8 @@ impl Case {
     }
 }
 
-/// Softmax attention of one query over the entries that `visible` lets through, and the logarithm of the sum of exponentials.
-fn attend(query: &[f32], keys: &[f32], values: &[f32], visible: impl Fn(usize) -> bool) -> (Vec<f32>, f32) {
+/// Softmax attention of one query over the entries that `visible` lets through.
+fn attend(query: &[f32], keys: &[f32], values: &[f32], visible: impl Fn(usize) -> bool) -> Vec<f32> {
     let dim = query.len();
     let scale = 1.0 / (dim as f32).sqrt();
     let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale;
@@ -206,7 +177,7 @@ fn attend(query: &[f32], keys: &[f32], values: &[f32], visible: impl Fn(usize) -
         out.iter_mut().zip(&values[j * dim..]).for_each(|(o, v)| *o += weight * v);
     }
     out.iter_mut().for_each(|o| *o /= sum);
-    (out, max + sum.ln())
+    out
 }
 
 /// Fits one layer. `cases`: every document's KV heads, in order, `K` a document. A few channels of keys are far larger
@@ -219,8 +190,6 @@ pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64)
         dim,
         queries: scaling.standardised(&case.queries),
         missing: case.missing.clone(),
-        bounded: Vec::new(),
-        mass: Vec::new(),
         keys: scaling.standardised(&case.keys),
         values: case.values.clone(),
     };

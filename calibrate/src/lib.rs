@@ -7,13 +7,12 @@
 //! ```
 //! [`fit`]: linear scorers (policy `retention`) by ridge regression; linear is enough once targets are per KV head (method
 //! section 6.7). [`query`]: the paper's pairwise indexer. [`associative`]: the paper's memory. The latter two by gradients of
-//! their own few parameters. [`centroid`]: the gains of the `centroid` memory, by trying. The model's weights are never touched and nothing is propagated back through it.
+//! their own few parameters. The model's weights are never touched and nothing is propagated back through it.
 //!
 //! Deterministic by seed, up to the processor's vector width. Resumable: samples of documents that were read stay on disk.
 #![forbid(unsafe_code)]
 
 pub mod associative;
-pub mod centroid;
 pub mod collect;
 pub mod corpus;
 pub mod fit;

@@ -9,8 +9,6 @@ pub struct LayerReport {
     pub query: Option<Agreement>,
     /// Share of what eviction took from attention outputs (squared) that the associative memory gives back, if trained.
     pub explained: Option<f64>,
-    /// The same of the `centroid` memory: without gains, and with those that were fitted.
-    pub centroids: Option<[f64; 2]>,
 }
 
 /// Agreement of scores and targets.

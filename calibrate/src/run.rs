@@ -2,7 +2,6 @@
 
 use crate::Result;
 use crate::associative::{self, AssociativeOptions, Case, Heads};
-use crate::centroid;
 use crate::collect::{self, LayerSample};
 use crate::fit::{self, Sums};
 use crate::query::{self, QueryOptions};
@@ -106,16 +105,16 @@ pub fn calibrate<B: Backend>(
         queries.extend(query);
         reports.push(report);
     }
-    let (memory, gains) = match options.memory {
+    let memory = match options.memory {
         Some(memory) => {
             let layers = fit_memory(&samples, is_held_out, shape, &scorers, (memory, options.seed), progress)?;
-            for (report, fitted) in reports.iter_mut().zip(&layers) {
-                (report.explained, report.centroids) = (Some(fitted.explained), Some(fitted.centroids));
+            for (report, (_, explained)) in reports.iter_mut().zip(&layers) {
+                report.explained = Some(*explained);
             }
-            let (layers, gains) = layers.into_iter().map(|fitted| (fitted.associative, fitted.gains)).unzip();
-            (Some(AssociativeWeights { features: memory.features, head_dim: heads.dim, layers }), Some(gains))
+            let layers = layers.into_iter().map(|(layer, _)| layer).collect();
+            Some(AssociativeWeights { features: memory.features, head_dim: heads.dim, layers })
         }
-        None => (None, None),
+        None => None,
     };
     let query = options.query.map(|query| QueryWeights { heads: query.heads, dim: query.dim, layers: queries });
     let indexer = Indexer {
@@ -123,7 +122,6 @@ pub fn calibrate<B: Backend>(
         hidden: shape.hidden,
         retention: scorers,
         query: query.map(Arc::new),
-        gains,
         associative: memory.map(Arc::new),
         metadata: HashMap::new(),
     };
@@ -227,17 +225,7 @@ fn kept(sampled: &Sampled, shape: Shape, scorers: &[LayerScorer], boundary: usiz
     Ok(kept.lists().to_vec())
 }
 
-/// Memories of one layer, and what they give back on held-out documents.
-struct FittedMemories {
-    associative: AssociativeLayerWeights,
-    /// Share of the missing attention.
-    explained: f64,
-    /// Of the `centroid` memory.
-    gains: Vec<f32>,
-    /// Share of the missing attention that it gives back without gains, and with them.
-    centroids: [f64; 2],
-}
-
+/// Fitted layers, each with the share of the missing attention that it gives back on held-out documents.
 fn fit_memory(
     samples: &[Sampled],
     is_held_out: impl Fn(usize) -> bool,
@@ -245,7 +233,7 @@ fn fit_memory(
     scorers: &[LayerScorer],
     (options, seed): (AssociativeOptions, u64),
     progress: Progress<'_>,
-) -> Result<Vec<FittedMemories>> {
+) -> Result<Vec<(AssociativeLayerWeights, f64)>> {
     let mut evictions = Vec::new();
     for (index, sampled) in samples.iter().enumerate().filter(|(_, sampled)| sampled.with_attention) {
         // An eighth of the document comes after the eviction.
@@ -264,10 +252,7 @@ fn fit_memory(
         }
         let fitted = associative::fit(&train, shape.heads, options, seed.wrapping_add(layer as u64));
         let explained = associative::explained(&fitted, &held_out, shape.heads);
-        let gains = centroid::fit(&train, shape.heads);
-        let centroids =
-            [vec![0.0; gains.len()], gains.clone()].map(|g| centroid::explained(&g, &held_out, shape.heads));
-        Ok(FittedMemories { associative: fitted, explained, gains, centroids })
+        Ok((fitted, explained))
     })
 }
 

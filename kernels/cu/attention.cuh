@@ -9,7 +9,7 @@ struct AttentionArgs {
     const Item *items;
     const uint32_t *tables;
     const uint32_t *first_visible;
-    const float *const *centroids;  // for each item keys [R, D], values [R, D], counts [R], gain; 0: no centroid
+    const float *const *centroids;  // for each item keys [R, D], values [R, D], counts [R]; 0: no centroid
     const half_t *pages;
     const float *q;          // [T, H, D]
     float *out;              // [T, H, D]

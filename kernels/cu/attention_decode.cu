@@ -46,7 +46,7 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
             const float *counts = args.centroids[item.extra] + (size_t)2 * item.count * args.dim;
             softmax.template step<2>(queries, keys, keys + PART, [&](uint32_t column, int, float logit) {
                 uint32_t r = unit * SLOTS + column;
-                return r < item.count ? logit + LOG2_E * centroid_bias(counts, item.count, r) : -INFINITY;
+                return r < item.count ? logit + log2f(counts[r]) : -INFINITY;
             });
         } else {
             uint32_t base = split.y + (unit - memory) * SLOTS;

@@ -41,7 +41,7 @@ __device__ inline void attention_exact(const Item *items, const uint32_t *tables
     const float *keys = item.count ? centroids[item.extra] : nullptr;
     const float *centroid_values = keys + (size_t)item.count * dim, *counts = centroid_values + (size_t)item.count * dim;
     for (uint32_t r = warp; r < item.count; r += 4)
-        take(scale * dot(q + at, keys + (size_t)r * dim, dim) + centroid_bias(counts, item.count, r), centroid_values + (size_t)r * dim);
+        take(scale * dot(q + at, keys + (size_t)r * dim, dim) + logf(counts[r]), centroid_values + (size_t)r * dim);
     uint32_t first = item.first == NONE ? 0 : first_visible[item.first + i], end = item.len - item.rows + i + 1;
     for (uint32_t slot = first + warp; slot < end; slot += 4) {
         const T *key = slot_key(pages, tables + item.table, slot, dim);
@@ -82,11 +82,11 @@ __device__ inline void observe_logits(const Item *items, const uint32_t *tables,
     }
     const float *keys = item.count ? centroids[item.extra] : nullptr, *counts = keys + (size_t)2 * item.count * dim;
     for (uint32_t r = warp; r < item.count; r += 4)
-        most = fmaxf(most, scale * dot(q, keys + (size_t)r * dim, dim) + centroid_bias(counts, item.count, r));
+        most = fmaxf(most, scale * dot(q, keys + (size_t)r * dim, dim) + logf(counts[r]));
     most = block_max(most, partial);
     for (uint32_t slot = threadIdx.x; slot < item.len; slot += 128) sum += expf(row[slot] - most);
     for (uint32_t r = warp; r < item.count; r += 4) {
-        float p = expf(scale * dot(q, keys + (size_t)r * dim, dim) + centroid_bias(counts, item.count, r) - most);
+        float p = expf(scale * dot(q, keys + (size_t)r * dim, dim) + logf(counts[r]) - most);
         if (lane == 0) sum += p;
     }
     sum = block_sum(sum, partial);

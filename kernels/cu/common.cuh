@@ -118,13 +118,6 @@ __device__ inline N *slot_note(N *notes, const uint32_t *table, uint32_t slot) {
     return notes + (size_t)table[slot / SLOTS] * SLOTS + slot % SLOTS;
 }
 
-// What is added to the logit of a centroid of n entries: ln n + gain (1 - 1/n), see kernels/src/centroids.rs; -inf where there is
-// none yet. The gain lies behind the counts of all `most`.
-__device__ inline float centroid_bias(const float *counts, uint32_t most, uint32_t r) {
-    float n = counts[r];
-    return n > 1.0f ? logf(n) + counts[most] * (1.0f - 1.0f / n) : logf(n);
-}
-
 // ---- tensor cores and asynchronous copies --------------------------------------------------------------------------
 
 #ifndef PALIMPSEST_EMULATED

@@ -7,7 +7,7 @@
 // Entries are taken in slot order, as kernels/src/latent.rs takes them, and every sum has its order: eight running sums over the
 // dimensions, then those from the first on, products and sums rounded apart. So states have the CPU's bits.
 //
-// State of a head, f32: keys [R, D], values [R, D], counts [R], a count of 0 for no centroid yet, gain; or A [f, D], b [f].
+// State of a head, f32: keys [R, D], values [R, D], counts [R], a count of 0 for no centroid yet; or A [f, D], b [f].
 //
 // Centroids: a block per head, since each entry needs what the one before it left. A thread takes a centroid, 256 at a time, four
 // dimensions a load; keys of the centroids lie in shared memory where they fit, in rows of D + 4, so that neighbours meet no bank

@@ -1,10 +1,5 @@
 //! Centroids of one KV head, laid out as attention reads them: pages of [`PageShape::SLOTS`] centroids, `[D][32]` keys, then
 //! `[32][D]` values, in f32. A decode step reads every page it has, so nothing is copied for it.
-//!
-//! A centroid of `n` entries has logit `scale * <q, key> + ln n + gain (1 - 1/n)`. By Jensen's inequality the mean of keys gets
-//! less attention than the entries together had: `ln sum_i exp(<q, k_i>) >= ln n + <q, mean>`, and the more they differ, the
-//! less. What is missing is about the same for all queries of a head, so it is a number of the head, the *gain*; of a single
-//! entry nothing is missing.
 
 use crate::backend::PageShape;
 
@@ -18,10 +13,8 @@ pub struct CentroidState {
     /// Whole pages; zero where no centroid is.
     pages: Vec<f32>,
     counts: Vec<f32>,
-    /// What is added to logits.
+    /// Logarithms of the counts.
     bias: Vec<f32>,
-    /// Nats, at least 0.
-    gain: f32,
 }
 
 impl CentroidState {
@@ -40,23 +33,6 @@ impl CentroidState {
         state
     }
 
-    /// None yet, but the head's gain: nats that a centroid of many entries is worth beyond their number.
-    pub fn with_gain(gain: f32) -> Self {
-        Self { gain, ..Self::default() }
-    }
-
-    /// The same centroids with another gain.
-    pub fn gained(mut self, gain: f32) -> Self {
-        self.gain = gain;
-        self.bias = self.counts.iter().map(|&n| bias(n, gain)).collect();
-        self
-    }
-
-    /// The head's gain, nats.
-    pub fn gain(&self) -> f32 {
-        self.gain
-    }
-
     /// Means of keys `[r, D]`.
     pub fn keys(&self) -> Vec<f32> {
         let key = |r: usize| (0..self.dim).map(move |d| self.pages[self.first_key(r) + d * SLOTS]);
@@ -73,7 +49,7 @@ impl CentroidState {
         &self.counts
     }
 
-    /// What is added to logits `[r]`: `ln n + gain (1 - 1/n)`.
+    /// Logarithms of the counts `[r]`, which are added to logits.
     pub fn bias(&self) -> &[f32] {
         &self.bias
     }
@@ -103,21 +79,21 @@ impl CentroidState {
             self.pages.resize(self.pages.len() + 2 * SLOTS * self.dim, 0.0);
         }
         self.counts.push(count);
-        self.bias.push(bias(count, self.gain));
+        self.bias.push(count.ln());
         let (first_key, first_value) = (self.first_key(r), self.first_value(r));
         self.pages[first_key..].iter_mut().step_by(SLOTS).zip(key).for_each(|(to, k)| *to = *k);
         self.pages[first_value..][..value.len()].copy_from_slice(value);
     }
 
     /// Takes in an entry `[D]` each: as a centroid of its own while there are fewer than `most`, else into the nearest.
-    pub fn absorb(&mut self, most: usize, key: &[f32], value: &[f32]) {
+    pub(crate) fn absorb(&mut self, most: usize, key: &[f32], value: &[f32]) {
         if self.counts.len() < most {
             return self.push(key, value, 1.0);
         }
         let r = self.nearest(key);
         self.counts[r] += 1.0;
         let n = self.counts[r];
-        self.bias[r] = bias(n, self.gain);
+        self.bias[r] = n.ln();
         let mean = |centroid: &mut f32, x: f32| *centroid += (x - *centroid) / n;
         let (first_key, first_value) = (self.first_key(r), self.first_value(r));
         self.pages[first_key..].iter_mut().step_by(SLOTS).zip(key).for_each(|(c, &k)| mean(c, k));
@@ -147,10 +123,6 @@ impl CentroidState {
     }
 }
 
-fn bias(count: f32, gain: f32) -> f32 {
-    count.ln() + gain * (1.0 - 1.0 / count)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,28 +137,6 @@ mod tests {
             assert_eq!((state.keys(), state.values(), state.counts()), (keys, values, &counts[..]));
             assert_eq!(state.pages.len(), usize::from(count).div_ceil(32) * 2 * 32 * 12);
         }
-    }
-
-    /// Against the mass that the entries had, for keys that differ.
-    #[test]
-    fn a_gain_makes_up_for_what_the_mean_of_keys_loses() {
-        let keys: Vec<f32> = (0..64u8).flat_map(|i| [f32::from(i % 5) - 2.0, f32::from(i % 7) - 3.0]).collect();
-        let mass = |q: [f32; 2]| keys.chunks(2).map(|k| (q[0] * k[0] + q[1] * k[1]).exp()).sum::<f32>().ln();
-        let mut state = CentroidState::with_gain(0.75);
-        keys.chunks(2).for_each(|key| state.absorb(1, key, key));
-        let mean = state.keys();
-        let queries = [[0.5, 0.3], [-0.4, 0.4], [0.2, -0.5]];
-        let error = |bias: f32| {
-            let off = |q: &[f32; 2]| (q[0] * mean[0] + q[1] * mean[1] + bias - mass(*q)).abs();
-            queries.iter().map(off).sum::<f32>()
-        };
-        assert!(
-            error(state.bias()[0]) < 0.5 * error(64f32.ln()),
-            "{} of {}",
-            error(state.bias()[0]),
-            error(64f32.ln())
-        );
-        assert_eq!(CentroidState::new(&[1.0], &[1.0], vec![1.0]).gained(3.0).bias(), [0.0], "one entry is itself");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Centroids: IndexMem++ compressed memory pool (method section 3.8), online form. Each of the first entries is a centroid; a
 //! later one moves the nearest centroid, by squared Euclidean distance of keys, to the mean of all that it stands for. A centroid
-//! of `n` entries is read with `ln n` added to its logit, and a gain of the head's (see [`CentroidState`]).
+//! of `n` entries is read with `ln n` added to its logit.
 //!
 //! Associative: IndexMem (arXiv 2605.25475), latent memory. `phi(z) = features * z`; `A += phi(k) v^T`, `b += phi(k)^2`, read
 //! by [`Backend::readout`](crate::Backend::readout).
@@ -43,10 +43,10 @@ pub enum LatentKind {
 }
 
 impl LatentKind {
-    /// f32 values of one KV head: keys, values, counts and the gain, or `A` and `b`.
+    /// f32 values of one KV head: keys, values and counts, or `A` and `b`.
     pub const fn head_values(self, head_dim: usize) -> usize {
         match self {
-            Self::Centroids { most } => most * (2 * head_dim + 1) + 1,
+            Self::Centroids { most } => most * (2 * head_dim + 1),
             Self::Associative { features } => features * (head_dim + 1),
         }
     }
@@ -107,7 +107,7 @@ impl LatentState {
     /// All values, in a fixed order: what digests hash.
     pub fn all(&self) -> Vec<f32> {
         match self {
-            Self::Centroids(state) => [&state.keys()[..], &state.values(), state.counts(), &[state.gain()]].concat(),
+            Self::Centroids(state) => [&state.keys()[..], &state.values(), state.counts()].concat(),
             Self::Associative(AssociativeState { sums, norms }) => [&sums[..], norms].concat(),
         }
     }

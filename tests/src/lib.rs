@@ -140,7 +140,6 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         kv_heads: KV_HEADS,
         hidden: HIDDEN,
         retention: layers.clone().map(layer).collect(),
-        gains: None,
         query: Some(Arc::new(QueryWeights { heads, dim, layers: layers.clone().map(query).collect() })),
         associative: Some(Arc::new(AssociativeWeights {
             features,
@@ -151,7 +150,7 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
     }
 }
 
-/// The same with a second scorer, of what is in use now, and gains of centroids.
+/// The same with a second scorer, of what is in use now.
 pub fn tiny_indexer_of_two(seed: u64) -> Indexer {
     let mut indexer = tiny_indexer(seed);
     for (l, layer) in (100..).zip(&mut indexer.retention) {
@@ -159,8 +158,6 @@ pub fn tiny_indexer_of_two(seed: u64) -> Indexer {
         let (weight, bias) = (random(seed ^ l, KV_HEADS * HIDDEN), random(seed ^ l ^ 77, KV_HEADS));
         layer.recent = Some(RecentScorer { weight, bias, rate });
     }
-    indexer.gains = Some((0..LAYERS as u64).map(|l| random(seed ^ l ^ 31, KV_HEADS)).collect());
-    indexer.gains.iter_mut().flatten().flatten().for_each(|gain| *gain = gain.abs());
     indexer
 }
 

@@ -4,7 +4,6 @@
 //! retention.{l}.weight [K, E]  .bias [K]  .rate [K]                           policy `retention`, always there
 //! retention.{l}.recent.weight [K, E]  .bias [K]  .rate [K]                    its second scorer, for all layers or none
 //! query.{l}.weight [K*(h*d + d + h), E]  .bias  .norm [K, 4, d]  .offset [K]  policy `query-indexer`
-//! centroid.{l}.gain [K]                                                       memory `centroid`, 0 without
 //! associative.{l}.features [F, D]  .gates [K]                                 memory `associative`
 //! ```
 //! safetensors, f32 but for the large `query.{l}.weight` in f16; shapes stand in the metadata, too, so that a file for another
@@ -24,8 +23,6 @@ use xxhash_rust::xxh3::Xxh3;
 pub const FORMAT: &str = "palimpsest-indexer-1";
 /// Most entries that a shape in the metadata may have, far above any model.
 const MOST: usize = 1 << 24;
-/// Largest gain of a centroid, nats: beyond it one of two entries would count as thousands.
-const MOST_GAIN: f32 = 8.0;
 
 /// What was trained for one model.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,9 +33,6 @@ pub struct Indexer {
     pub hidden: usize,
     /// Query-independent scorers, one per decoder layer.
     pub retention: Vec<LayerScorer>,
-    /// Gains of the `centroid` memory's heads, nats (see [`CentroidState`](palimpsest_kernels::latent::CentroidState)): `[K]` for each
-    /// decoder layer.
-    pub gains: Option<Vec<Vec<f32>>>,
     /// The paper's pairwise indexer.
     pub query: Option<Arc<QueryWeights>>,
     /// The paper's latent memory.
@@ -119,20 +113,6 @@ impl Reader<'_> {
         Ok(LayerScorer { weight, bias, rate, recent })
     }
 
-    fn gains(&mut self, layers: usize, kv_heads: usize) -> Result<Vec<Vec<f32>>> {
-        let layer = |l: usize| {
-            let name = format!("centroid.{l}.gain");
-            let gains = self.tensor(name.clone(), &[kv_heads])?;
-            match gains.iter().find(|&&gain| !(0.0..=MOST_GAIN).contains(&gain)) {
-                Some(gain) => {
-                    Err(Error::Indexer(format!("tensor {name} holds {gain}, 0 to {MOST_GAIN} nats expected")))
-                }
-                None => Ok(gains),
-            }
-        };
-        (0..layers).map(layer).collect()
-    }
-
     fn query(&mut self, layers: usize, kv_heads: usize, hidden: usize) -> Result<QueryWeights> {
         let (heads, dim) = (self.number("query_heads")?, self.number("query_dim")?);
         let rows = kv_heads.saturating_mul(QueryWeights::rows(heads, dim));
@@ -176,7 +156,6 @@ impl Indexer {
         let (layers, kv_heads, hidden) =
             (reader.number("layers")?, reader.number("kv_heads")?, reader.number("hidden")?);
         let retention = (0..layers).map(|l| reader.retention(l, kv_heads, hidden)).collect::<Result<_>>()?;
-        let gains = if reader.has("centroid_gain") { Some(reader.gains(layers, kv_heads)?) } else { None };
         let query = if reader.has("query_dim") { Some(reader.query(layers, kv_heads, hidden)?) } else { None };
         let associative = if reader.has("features") { Some(reader.associative(layers, kv_heads)?) } else { None };
         let (found, read) = (reader.file.len(), reader.read);
@@ -188,7 +167,6 @@ impl Indexer {
             kv_heads,
             hidden,
             retention,
-            gains,
             query: query.map(Arc::new),
             associative: associative.map(Arc::new),
             metadata,
@@ -207,9 +185,6 @@ impl Indexer {
         set("hidden", self.hidden);
         if self.retention.iter().any(|layer| layer.recent.is_some()) {
             set("recent", 1);
-        }
-        if self.gains.is_some() {
-            set("centroid_gain", 1);
         }
         if let Some(query) = &self.query {
             set("query_heads", query.heads);
@@ -254,9 +229,6 @@ impl Indexer {
             if let Some(recent) = &layer.recent {
                 push("recent.", &recent.weight, &recent.bias, &recent.rate);
             }
-        }
-        for (l, gains) in self.gains.iter().flatten().enumerate() {
-            all.push((format!("centroid.{l}.gain"), vec![self.kv_heads], gains));
         }
         if let Some(query) = &self.query {
             let rows = self.kv_heads * QueryWeights::rows(query.heads, query.dim);
@@ -328,7 +300,6 @@ mod tests {
             kv_heads: 2,
             hidden: 3,
             retention: vec![scorer(0.5), scorer(2.0)],
-            gains: Some(vec![vec![0.5, 0.0], vec![1.5, 2.0]]),
             query: Some(Arc::new(QueryWeights { heads: 2, dim: 4, layers: vec![query(0.125), query(0.25)] })),
             associative: Some(Arc::new(AssociativeWeights {
                 features: 3,
@@ -341,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_file_comes_back_as_it_was_written() {
-        let small = Indexer { gains: None, query: None, associative: None, ..indexer() };
+        let small = Indexer { query: None, associative: None, ..indexer() };
         let mut two = small.clone();
         for layer in &mut two.retention {
             layer.rate = vec![0.0; 2];
@@ -350,7 +321,7 @@ mod tests {
         for indexer in [indexer(), small, two] {
             let back = Indexer::parse(&indexer.to_bytes().expect("fits the format")).expect("just written");
             assert_eq!((&back.retention, &back.query), (&indexer.retention, &indexer.query));
-            assert_eq!((&back.gains, &back.associative), (&indexer.gains, &indexer.associative));
+            assert_eq!(back.associative, indexer.associative);
             assert_eq!(back.metadata["seed"], "7");
             assert!(back.check(2, 2, (3, 8)).is_ok());
             assert!(back.check(2, 4, (3, 8)).unwrap_err().to_string().contains("4"));
@@ -372,10 +343,6 @@ mod tests {
         rising.retention[1].rate[0] = 0.5;
         let error = Indexer::parse(&rising.to_bytes().expect("fits")).unwrap_err();
         assert!(error.to_string().contains("cannot rise"), "{error}");
-        let mut drowned = indexer();
-        drowned.gains = Some(vec![vec![0.0; 2], vec![0.0, 9.0]]);
-        let error = Indexer::parse(&drowned.to_bytes().expect("fits")).unwrap_err();
-        assert!(error.to_string().contains("centroid.1.gain holds 9"), "{error}");
         let mut both = indexer();
         let second = RecentScorer { weight: vec![3.0; 6], bias: vec![0.5; 2], rate: vec![-2.0; 2] };
         both.retention.iter_mut().for_each(|layer| layer.recent = Some(second.clone()));

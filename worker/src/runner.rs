@@ -11,9 +11,8 @@ use crate::model::decoder::{Answer, Arena, Capture, Decoder, Logits, Piece};
 use crate::policy::{self, Policy, QueryIndexer, Retention};
 use crate::sampler::{Choice, Sampler};
 use crate::trace::Traces;
-use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
-use palimpsest_kernels::{Backend, KvType, LatentHead, LatentKind, LatentState, PageShape};
+use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::internal::v1 as internal;
 use palimpsest_proto::v1;
 use prost::Message;
@@ -337,12 +336,6 @@ pub fn new_cache<B: Backend>(
     if let Some(kind) = memory::kind(name, entries, (entry_bytes, config.head_dim), decoder.features())? {
         let heads = cache.heads.len();
         let id = decoder.backend().alloc_latent(&mut arena.pages, kind, heads)?;
-        if matches!(kind, LatentKind::Centroids { .. }) {
-            for (head, &gain) in decoder.gains().iter().enumerate().filter(|(_, gain)| **gain > 0.0) {
-                let state = LatentState::Centroids(CentroidState::with_gain(gain));
-                decoder.backend().write_latent(&mut arena.pages, LatentHead { id, head }, &state)?;
-            }
-        }
         cache.memory = Some(Memory { id, kind, bytes: 4 * heads * kind.head_values(config.head_dim) });
     }
     Ok(cache)

@@ -144,7 +144,7 @@ fn memories<B: Backend>(
             let (keys, values) =
                 (suite.random.values(count * shape.head_dim), suite.random.values(count * shape.head_dim));
             let counts = (0..count).map(|_| 1.0 + suite.random.below(30) as f32).collect();
-            let state = LatentState::Centroids(CentroidState::new(&keys, &values, counts).gained(0.25 * head as f32));
+            let state = LatentState::Centroids(CentroidState::new(&keys, &values, counts));
             arenas.write_state(suite, LatentHead { id, head }, &state)?;
         }
         ids.push(Some(id));

@@ -17,8 +17,8 @@ const ENTRIES: usize = 32;
 /// What rows of centroids in shared memory are longer than their keys.
 const PADDING: usize = 4;
 
-/// Memory of one sequence: for each head keys `[R, D]`, values `[R, D]`, counts `[R]`, where a count of 0 is no centroid yet, and
-/// the gain; or `A` `[f, D]`, `b` `[f]`.
+/// Memory of one sequence: for each head keys `[R, D]`, values `[R, D]`, counts `[R]`, where a count of 0 is no centroid yet; or `A`
+/// `[f, D]`, `b` `[f]`.
 pub(super) struct Latent<D: Device> {
     memory: D::Memory,
     pub(super) kind: LatentKind,
@@ -108,10 +108,9 @@ impl<D: Device> CudaBackend<D> {
         Ok(match latent.kind {
             LatentKind::Centroids { most } => {
                 let counts = &values[2 * most * dim..];
-                let count = counts[..most].iter().take_while(|&&n| n > 0.0).count();
+                let count = counts.iter().take_while(|&&n| n > 0.0).count();
                 let part = |first: usize| &values[first..first + count * dim];
-                let state = CentroidState::new(part(0), part(most * dim), counts[..count].to_vec());
-                LatentState::Centroids(state.gained(counts[most]))
+                LatentState::Centroids(CentroidState::new(part(0), part(most * dim), counts[..count].to_vec()))
             }
             LatentKind::Associative { features } => {
                 let norms = values.split_off(features * dim);
@@ -125,15 +124,6 @@ impl<D: Device> CudaBackend<D> {
         let (latent, _) = pages.latent(op, head)?;
         let dim = pages.shape.head_dim;
         state.check(op, latent.kind, dim)?;
-        if let (LatentState::Centroids(state), LatentKind::Centroids { most }) = (state, latent.kind)
-            && state.counts().is_empty()
-        {
-            // Where there are no centroids nobody reads their keys and values.
-            let mut behind = vec![0.0f32; most + 1];
-            behind[most] = state.gain();
-            let at = 4 * (head.head * latent.stride + 2 * most * dim);
-            return self.device.upload(bytemuck::cast_slice(&behind), &latent.memory, at);
-        }
         let mut values = vec![0.0f32; latent.kind.head_values(dim)];
         let mut put = |first: usize, from: &[f32]| values[first..first + from.len()].copy_from_slice(from);
         match (state, latent.kind) {
@@ -141,7 +131,6 @@ impl<D: Device> CudaBackend<D> {
                 put(0, &state.keys());
                 put(most * dim, &state.values());
                 put(2 * most * dim, state.counts());
-                put(most * (2 * dim + 1), &[state.gain()]);
             }
             (LatentState::Associative(state), LatentKind::Associative { features }) => {
                 put(0, &state.sums);

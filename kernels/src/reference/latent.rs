@@ -119,7 +119,6 @@ fn centroids(old: &CentroidState, most: usize, entries: &[(Vec<f32>, Vec<f32>)])
         &all.iter().flat_map(|c| narrow(&c.value)).collect::<Vec<f32>>(),
         all.iter().map(|c| c.count as f32).collect(),
     )
-    .gained(old.gain())
 }
 
 fn associative(old: &AssociativeState, features: &[f32], entries: &[(Vec<f32>, Vec<f32>)]) -> AssociativeState {

@@ -107,8 +107,6 @@ pub struct Decoder<B: Backend> {
     scorer: Option<DeviceScorer<B>>,
     query: Option<DeviceQueryIndexer<B>>,
     associative: Option<DeviceAssociative<B>>,
-    /// Gains of centroids of this rank's heads, layer-major; empty: 0.
-    gains: Vec<f32>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     perturbed: bool,
@@ -189,7 +187,6 @@ impl<B: Backend> Decoder<B> {
             scorer: None,
             query: None,
             associative: None,
-            gains: Vec::new(),
             capture: None,
             state_digests: Vec::new(),
             perturbed: false,
@@ -249,18 +246,12 @@ impl<B: Backend> Decoder<B> {
         let associative = indexer.associative.as_ref();
         let associative = associative.map(|weights| DeviceAssociative::load(b, weights, kv_heads.clone()));
         self.associative = associative.transpose()?;
-        self.gains = indexer.gains.iter().flatten().flat_map(|layer| layer[kv_heads.clone()].to_vec()).collect();
         Ok(())
     }
 
     /// Trained features of the memory `associative`, `F`.
     pub fn features(&self) -> Option<usize> {
         self.associative.as_ref().map(DeviceAssociative::count)
-    }
-
-    /// Trained gains of the memory `centroid`, one for each of this rank's heads, or none.
-    pub fn gains(&self) -> &[f32] {
-        &self.gains
     }
 
     /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops it.

@@ -97,9 +97,9 @@ fn policies_of_keys_and_notes_are_scored_on_the_device() {
     assert!(!KNorm.reads_slots() && !KeyDiff.reads_slots(), "nothing is downloaded for them");
     let layer =
         |rate: [f32; 2]| LayerScorer { weight: vec![0.5; 6], bias: vec![0.5, 1.0], rate: rate.to_vec(), recent: None };
-    let (gains, query, associative, metadata) = (None, None, None, Default::default());
+    let (query, associative, metadata) = (None, None, Default::default());
     let retention = vec![layer([0.0, 0.0]), layer([-1.0, -0.5])];
-    let indexer = Indexer { kv_heads: 2, hidden: 3, retention, gains, query, associative, metadata };
+    let indexer = Indexer { kv_heads: 2, hidden: 3, retention, query, associative, metadata };
     let policy = Retention::new(Arc::new(indexer));
     assert_eq!(policy.rule(1, 1), Some(ScoreRule::Fading { rate: -0.5, scale: retention::AGE }));
     let recent = RecentScorer { weight: vec![0.25; 6], bias: vec![2.0; 2], rate: vec![-3.0, -0.25] };
