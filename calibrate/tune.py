@@ -18,7 +18,8 @@ are this project's.
         --out indexer.safetensors
 
 The last line takes the mean: scorers are linear and started from one another, and their mean keeps more of what is asked for
-in other ways than either (EVALUATION.md).
+in other ways than either (EVALUATION.md). `--second start.safetensors` gives every head a second scorer, whose score passes with
+age: a token stays for the better of two reasons, that it may be asked for at any time, or that it is in use now.
 
 Documents, wordings, names and kinds of values are not those of the evaluation. Same seed, same documents; sums of floats
 differ between machines. A step takes half a minute on one shared core and up to 16 GB.
@@ -58,9 +59,7 @@ AGE = 256
 HALF = -0.6931
 # Where a second scorer starts: nats that it loses in `AGE` tokens, and nats that it is given ahead.
 RATE, OFFSET = 1.0, 2.0
-# Where the gains of centroids start, nats: what suits all heads best that are given the same.
-GAIN = 0.75
-# How much faster biases, rates and gains are learned than weights.
+# How much faster biases and rates are learned than weights.
 SINGLE = 15
 # Weight of the text, as divergence from the full cache's predictions, beside the answers' loss.
 TEXT_WEIGHT = 6.0
@@ -197,10 +196,6 @@ class Scorers(torch.nn.Module):
         # [parts, layers, K, E] and [parts, layers, K].
         self.weight, self.bias = stack("weight"), stack("bias")
         self.fade = torch.nn.Parameter((-stack("rate")[-1]).clamp(min=1e-3).log())
-        has_gains = "centroid.0.gain" in tensors
-        gains = torch.tensor([tensors[f"centroid.{layer}.gain"].tolist() for layer in range(layers)]) if has_gains else None
-        # [layers, K]: nats by which the memory's centroids count for more than their entries' number.
-        self.gain = torch.nn.Parameter(torch.full(self.bias.shape[1:], GAIN) if gains is None else gains)
         self.mean, self.deviation = None, None
         self.change = torch.nn.Parameter(torch.zeros_like(self.weight))
         self.shift = torch.nn.Parameter(torch.zeros_like(self.bias))
@@ -230,14 +225,13 @@ class Scorers(torch.nn.Module):
         return torch.maximum(scores[..., 0], scores[..., 1] - self.fade[layer].exp() * (age / AGE)[:, None])
 
     def folded(self):
-        """Averaged tensors by their names without the layer, scorers for inputs as they are."""
-        tensors = {"centroid.gain": self.means["gain"].clamp(min=0)}
+        """Tensors of the averaged scorers for inputs as they are, by the ends of their names."""
+        tensors = {}
         for index, part in enumerate(self.parts):
             change = self.means["change"][index] / self.deviation[:, None]
             bias = self.bias[index] + self.means["shift"][index] - (change * self.mean[:, None]).sum(-1)
             rate = -self.means["fade"].exp() if part else torch.zeros_like(bias)
-            values = {"weight": self.weight[index] + change, "bias": bias, "rate": rate}
-            tensors |= {f"retention.{part}{name}": value for name, value in values.items()}
+            tensors |= {part + "weight": self.weight[index] + change, part + "bias": bias, part + "rate": rate}
         return tensors
 
 
@@ -300,7 +294,7 @@ class Reader:
         gate = lambda s: torch.cat([edge(SINKS), F.logsigmoid((s - thresholds) / TEMPERATURE), edge(WINDOW)])
         return [gate(s) for s in candidates]
 
-    def _attend(self, attention, x, past, gate, tables, gain):
+    def _attend(self, attention, x, past, gate, tables):
         rows, project = len(x), lambda linear, heads: linear(x).view(rows, heads, self.dim)
         q, k = project(attention.q_proj, self.heads), project(attention.k_proj, self.kv_heads)
         if hasattr(attention, "q_norm"):
@@ -312,9 +306,7 @@ class Reader:
         left = torch.zeros(self.kv_heads, keys.shape[1] - rows) if gate is None else gate.T
         if past[2]:
             keys, values = torch.cat([past[2].entries[:, 0], keys], 1), torch.cat([past[2].entries[:, 1], values], 1)
-            counts = past[2].counts
-            # One of one entry is that entry; of many, their mean has less attention than they had.
-            left = torch.cat([counts.log() + gain[:, None] * (1 - 1 / counts.clamp(min=1)), left], 1)
+            left = torch.cat([past[2].counts.log(), left], 1)
         # Nothing of the attention is kept for the backward pass: it is what grows with the document.
         read = checkpoint(self._mix, q.reshape(self.kv_heads, -1, rows, self.dim), keys, values, left, use_reentrant=False)
         return attention.o_proj(read.reshape(self.heads, rows, self.dim).transpose(0, 1).reshape(rows, -1))
@@ -345,7 +337,7 @@ class Reader:
                 h = self._norm(layer.input_layernorm, x)
                 self.hidden[index].append(h.detach())
                 scores[index].append(self.scorers(index, h))
-                x = x + self._attend(layer.self_attn, h, past[index], gates and gates[index], tables, self.scorers.gain[index])
+                x = x + self._attend(layer.self_attn, h, past[index], gates and gates[index], tables)
                 x = x + layer.mlp(self._norm(layer.post_attention_layernorm, x))
             out.append(self._norm(self.model.model.norm, x))
         return torch.cat(out)
@@ -391,9 +383,9 @@ def load(path):
 
 
 def mean_of(paths):
-    """Tensors of the first file, with the mean of all files' scorers and gains."""
+    """Tensors of the first file, with the mean of all files' `retention` scorers."""
     first, *others = [load_file(path) for path in paths]
-    for name in [n for n in first if n.startswith(("retention.", "centroid."))]:
+    for name in [n for n in first if n.startswith("retention.")]:
         first[name] = sum([other[name] for other in others], first[name]) / len(paths)
     return first
 
@@ -434,7 +426,7 @@ def main():
         reader.read(*documents.draw(0)[:2], None)
     scorers.standardise([torch.cat(h) for h in reader.hidden])
     # One number for a whole head has to move further than one of many hundred.
-    single = {"params": [scorers.shift, scorers.fade, scorers.gain], "lr": SINGLE * args.rate}
+    single = {"params": [scorers.shift, scorers.fade], "lr": SINGLE * args.rate}
     optimizer = torch.optim.Adam([{"params": [scorers.change], "lr": args.rate}, single], betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - 0.9 * step / max(1, args.steps)))
     # Rates go up in five steps, then down to a tenth.
@@ -462,13 +454,11 @@ def main():
 def save(scorers, tensors, args, steps):
     for name, layers in scorers.folded().items():
         for layer, values in enumerate(layers):
-            kind, rest = name.split(".", 1)
-            tensors[f"{kind}.{layer}.{rest}"] = values.clone().numpy()
+            tensors[f"retention.{layer}.{name}"] = values.clone().numpy()
     start = " and ".join(pathlib.Path(path).stem for path in args.start)
     how = f"{steps} of {args.steps} steps of calibrate/tune.py, seed {args.seed}, from {start}"
     metadata = {**metadata_of(args.start[0]), "tuned": how}
-    metadata |= {"centroid_gain": "1"} | ({"recent": "1"} if len(scorers.parts) == 2 else {})
-    save_file(tensors, args.out, metadata=metadata)
+    save_file(tensors, args.out, metadata={**metadata, "recent": "1"} if len(scorers.parts) == 2 else metadata)
 
 
 if __name__ == "__main__":
