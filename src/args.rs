@@ -71,6 +71,9 @@ pub struct ModelArgs {
     /// Tokens between two evictions.
     #[arg(long, env = "PALIMPSEST_STRIDE", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
     pub stride: u32,
+    /// On a GPU, capture steps of decoding as graphs: the same kernels, started by one call of the driver.
+    #[arg(long, env = "PALIMPSEST_CUDA_GRAPHS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub cuda_graphs: bool,
     /// Trained indexer file; the default model has one built in.
     #[arg(long, env = "PALIMPSEST_INDEXER")]
     pub indexer: Option<PathBuf>,

@@ -105,7 +105,7 @@ pub fn gpu(args: &ModelArgs, ordinal: usize, path: &Path, tp: usize) -> anyhow::
             term::bytes(cache as u64)
         );
     }
-    Ok(CudaBackend::new(driver, precision))
+    Ok(CudaBackend::new(driver, precision).with_graphs(args.cuda_graphs))
 }
 
 /// Opens one part of the model at `path`.

@@ -17,6 +17,7 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
     DYNAMIC_SHARED(raw);
     constexpr uint32_t PART = SLOTS * ROW<DP>;
     const uint4 split = splits[blockIdx.x];
+    if (split.x == NONE) return;  // the list ended before: kernels/src/cuda/queue.rs
     const Item item = args.items[split.x];
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = args.heads / args.kv_heads;
     half_t *shared = reinterpret_cast<half_t *>(raw) + warp * 4 * PART;
@@ -122,6 +123,7 @@ DECODE(128)
 extern "C" __global__ void attention_merge(const Item *items, const uint4 *merges, const float *partials, float *out,
                                            uint32_t heads, uint32_t kv_heads, uint32_t dim, uint32_t padded) {
     const uint4 merge = merges[blockIdx.y];
+    if (merge.x == NONE) return;
     const Item item = items[merge.x];
     uint32_t row = blockIdx.x, group = heads / kv_heads, result = 16 * padded + 32;
     if (row >= item.rows * group) return;

@@ -273,6 +273,17 @@ pub struct RotateItem<'a> {
     pub delta: &'a [f32],
 }
 
+/// What is known of a step of decoding before it begins.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeStep<'a> {
+    /// Sequences, which are the rows of the step.
+    pub rows: usize,
+    /// `K`, of this rank.
+    pub kv_heads: usize,
+    /// For each layer, slots that the KV heads of its sequences may hold until their next boundaries.
+    pub slots: &'a [Vec<usize>],
+}
+
 /// A device with the operations of a decoder layer and of the bounded cache.
 ///
 /// Calls are synchronous for the caller's purposes: a later call sees the effects of an earlier one, and `download`
@@ -289,6 +300,21 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Name for logs and reports, such as `cpu (avx2, 2 threads, int8 activations)`.
     fn name(&self) -> String;
+
+    /// Begins a step of decoding: one token of each of `step.rows` sequences. A device may put off what it is asked for until
+    /// [`Self::end_decode`], or until the host waits for something, so as to start all of it as one; results are the same. Returns the
+    /// rows that calls of the step are to be made with, `step.rows` or a few more: those beyond belong to no sequence and no item,
+    /// and what buffers hold of them is not used. `None`: steps are not put off, and nothing changes.
+    fn begin_decode(&self, step: &DecodeStep<'_>) -> Option<usize> {
+        let _ = step;
+        None
+    }
+    /// Ends it: all that was asked for is started.
+    fn end_decode(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Ends a step that failed: what was put off is dropped.
+    fn cancel_decode(&self) {}
 
     /// A zeroed array of `len` values.
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;

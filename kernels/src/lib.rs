@@ -24,9 +24,9 @@ pub mod score;
 pub mod select;
 
 pub use backend::{
-    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, LEAST_MASS, ObserveItem,
-    PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectHead, SplitItem, SplitQkv,
-    WeightType, WeightView,
+    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, KvType, LEAST_MASS,
+    ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectHead, SplitItem,
+    SplitQkv, WeightType, WeightView,
 };
 pub use error::{Error, Result};
 pub use latent::{LatentHead, LatentId, LatentKind, LatentState};

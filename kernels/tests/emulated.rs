@@ -48,7 +48,7 @@ fn singles_for_parity() {
 }
 
 /// Launches a kernel of `cu/emulated/faulty.h` that is wrong in one way.
-fn faulty(kernel: &str, bytes: usize) -> Result<Vec<u8>, Error> {
+fn faulty(kernel: &'static str, bytes: usize) -> Result<Vec<u8>, Error> {
     let device = Emulated::new(5);
     let memory = device.alloc("test", bytes)?;
     let args = [Arg::Pointer(Emulated::address(&memory))];
@@ -63,7 +63,7 @@ fn faulty(kernel: &str, bytes: usize) -> Result<Vec<u8>, Error> {
 /// What the emulated device is there to find, it finds.
 #[test]
 fn faults_are_found() {
-    let fault = |kernel, bytes| faulty(kernel, bytes).expect_err(kernel).to_string();
+    let fault = |kernel: &'static str, bytes| faulty(kernel, bytes).expect_err(kernel).to_string();
     let divergent = fault("faulty_barrier", 256);
     assert!(divergent.contains("__syncthreads") || divergent.contains("barrier"), "{divergent}");
     let lanes = fault("faulty_shuffle", 256);

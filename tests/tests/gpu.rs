@@ -41,6 +41,23 @@ fn every_contract_answers_as_on_the_cpu() {
     }
 }
 
+/// Steps of decoding that are captured as graphs, and the same started kernel by kernel: the same tokens, slots and evictions.
+#[test]
+fn graphs_answer_as_launches_do() {
+    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
+    // Two boundaries at least, and several replays between them.
+    let (contract, tokens) = (contract("retention", HeadBudget::Column, 12), 48);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let run = |graphs| {
+            let Ok(driver) = Driver::open(0) else { return None };
+            let backend = CudaBackend::new(driver, precision).with_graphs(graphs);
+            Some(on_device(backend, model.path(), (KvType::F16, Some(&indexer)), &contract, (tokens, None)))
+        };
+        let Some(plain) = run(false) else { return println!("SKIPPED: no GPU is here") };
+        assert_eq!(run(true), Some(plain), "{precision:?}");
+    }
+}
+
 #[test]
 fn every_tiny_model_answers_as_on_the_cpu() {
     for path in tiny_configurations() {

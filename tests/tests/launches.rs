@@ -33,20 +33,26 @@ struct Run {
     sequences: u64,
     seen: usize,
     next: Vec<u32>,
+    /// Bytes that the sequences hold.
+    held: u64,
 }
 
 impl Run {
-    /// After `count` tokens, read in whole strides.
-    fn after(count: usize, sequences: u64) -> Self {
-        let backend = CudaBackend::new(Recorded::new(Emulated::new(0)), Precision::Bf16);
+    /// After `count` tokens, read in whole strides; with graphs or without.
+    fn after(count: usize, sequences: u64, graphs: bool) -> Self {
+        let backend = CudaBackend::new(Recorded::new(Emulated::new(0)), Precision::Bf16).with_graphs(graphs);
         let options = EngineOptions { kv: KvType::F16, ..EngineOptions::default() };
         let runner = engine_on(backend, tiny_model(1).path(), options, Some(&tiny_indexer(5)));
-        let mut run = Self { runner, sequences, seen: 0, next: Vec::new() };
+        let mut run = Self { runner, sequences, seen: 0, next: Vec::new(), held: 0 };
         for part in prompt(count).chunks(STRIDE as usize) {
             run.step(&vec![part.to_vec(); sequences as usize]);
         }
-        run.runner.decoder().backend().device().take();
+        run.device().take();
         run
+    }
+
+    fn device(&self) -> &Device {
+        self.runner.decoder().backend().device()
     }
 
     fn step(&mut self, tokens: &[Vec<u32>]) {
@@ -71,13 +77,25 @@ impl Run {
         assert_eq!(output.error, "");
         self.seen += tokens[0].len();
         self.next = output.sequences.iter().map(|out| out.token.expect("a token")).collect();
+        self.held = output.sequences.iter().map(|out| out.cache.expect("a cache").held_bytes).sum();
     }
 
     /// One token for each sequence; returns what the device was asked for.
     fn decode(&mut self) -> Vec<Call> {
         let tokens: Vec<Vec<u32>> = self.next.iter().map(|&token| vec![token]).collect();
         self.step(&tokens);
-        self.runner.decoder().backend().device().take()
+        self.device().take()
+    }
+
+    /// Whether the last step ended at a boundary.
+    fn at_boundary(&self) -> bool {
+        self.seen.is_multiple_of(STRIDE as usize)
+    }
+
+    /// Digests of all that the sequences' next tokens depend on.
+    fn digests(&self) -> Vec<u64> {
+        let digest = |id| self.runner.digest(id).expect("readable").expect("a live sequence");
+        (0..self.sequences).map(digest).collect()
     }
 }
 
@@ -93,20 +111,28 @@ fn names(calls: &[Call]) -> Vec<&str> {
     [&names[..first + layer], &names[end..]].concat()
 }
 
-const LAYER: [&str; 22] = [
+/// Launches alone.
+fn launches(calls: Vec<Call>) -> Vec<Call> {
+    calls.into_iter().filter(|call| matches!(call, Call::Launch { .. })).collect()
+}
+
+fn count(calls: &[Call], name: &str) -> usize {
+    calls.iter().filter(|call| call.name() == name).count()
+}
+
+/// All descriptors in one upload; angles go to their buffers, token ids to the embedding.
+const BEFORE: [&str; 4] = ["upload", "put_words", "put_words", "embed"];
+const LAYER: [&str; 19] = [
     "rms_norm",
     // The scorer, whose output is noted with the slots.
     "fill_bias",
     "cast_rows",
     "gemv_bf16_2",
-    "upload",
     "note",
     // Queries, keys and values.
     "cast_rows",
     "gemv_bf16_2",
-    "upload",
     "split_qkv_f16",
-    "upload",
     "attention_decode_16",
     "cast_rows",
     "gemv_bf16_2",
@@ -119,30 +145,25 @@ const LAYER: [&str; 22] = [
     "gemv_bf16_2",
     "add",
 ];
-/// Angles, token ids; the rows of which logits are wanted.
-const BEFORE: [&str; 4] = ["upload", "upload", "upload", "embed"];
-const LOGITS: [&str; 5] = ["upload", "gather_rows", "rms_norm", "cast_rows", "gemv_bf16_2"];
+const LOGITS: [&str; 4] = ["gather_rows", "rms_norm", "cast_rows", "gemv_bf16_2"];
 
-/// A step of decoding waits once, at its end, for the tokens; nothing is allocated.
+/// A step of decoding uploads once, at its beginning, and waits once, at its end, for the tokens; nothing is allocated.
 #[test]
-fn a_step_waits_for_its_tokens_alone() {
-    let mut run = Run::after(96, 2);
+fn a_step_uploads_once_and_waits_for_its_tokens_alone() {
+    let mut run = Run::after(96, 2, false);
+    run.decode();
     let calls = run.decode();
-    let want = [&BEFORE[..], &LAYER, &LOGITS, &["upload", "sample", "wait"]].concat();
-    assert_eq!(names(&calls), want);
+    assert_eq!(names(&calls), [&BEFORE[..], &LAYER, &LOGITS, &["sample", "wait"]].concat());
     assert_eq!(calls.last(), Some(&Call::Wait { bytes: 2 * 4 }), "four bytes of each sequence");
-    let uploaded = |call: &Call| if let Call::Upload { bytes } = call { *bytes } else { 0 };
-    println!(
-        "a step of 2 sequences: {} calls, {} bytes uploaded",
-        calls.len(),
-        calls.iter().map(uploaded).sum::<usize>()
-    );
+    let Call::Upload { bytes } = calls[0] else { panic!("{:?}", calls[0]) };
+    println!("a step of 2 sequences: {} calls, {bytes} bytes uploaded", calls.len());
 }
 
 /// At a boundary, too, everything is started before the host waits: for the tokens, and then for what each sequence keeps.
 #[test]
 fn a_boundary_adds_waits_at_the_end_alone() {
-    let mut run = Run::after(96 + 15, 2);
+    let mut run = Run::after(96 + 14, 2, false);
+    run.decode();
     let calls = run.decode();
     let boundary = [
         "upload",
@@ -156,18 +177,71 @@ fn a_boundary_adds_waits_at_the_end_alone() {
         "upload",
         "compact",
     ];
-    let want =
-        [&BEFORE[..], &LAYER, &LOGITS, &boundary, &boundary, &["upload", "sample", "wait", "wait", "wait"]].concat();
-    assert_eq!(names(&calls), want);
+    let end = ["upload", "sample", "wait", "wait", "wait"];
+    assert_eq!(names(&calls), [&BEFORE[..], &LAYER, &LOGITS, &boundary, &boundary, &end].concat());
     // The memory is read from now on, and nothing else changes.
-    assert_eq!(names(&run.decode()), [&BEFORE[..], &LAYER, &LOGITS, &["upload", "sample", "wait"]].concat());
+    assert_eq!(names(&run.decode()), [&BEFORE[..], &LAYER, &LOGITS, &["sample", "wait"]].concat());
 }
 
-/// Steps that fill no page ask for the very same kernels, grids and arguments: only what was uploaded differs. A captured graph
-/// of the first could be launched for the second.
+/// All steps of a bucket ask for the very same kernels, grids and arguments, whatever they upload: as sequences grow, where pages are
+/// added and after evictions, with three sequences as with four.
 #[test]
-fn steps_alike_differ_in_what_they_upload_alone() {
-    let mut run = Run::after(96 + 4, 2);
-    let first = run.decode();
-    assert!((0..3).all(|_| run.decode() == first));
+fn steps_of_a_bucket_launch_the_same() {
+    let mut run = Run::after(96, 4, false);
+    let first = launches(run.decode());
+    let (mut strides, mut grown) = (0, 0);
+    while strides < 4 {
+        run.sequences = if strides < 2 { 4 } else { 3 };
+        run.next.truncate(run.sequences as usize);
+        let before = run.held;
+        let calls = run.decode();
+        if run.at_boundary() {
+            strides += 1;
+            continue;
+        }
+        assert_eq!(["upload", "wait", "alloc"].map(|name| count(&calls, name)), [1, 1, 0], "token {}", run.seen);
+        grown += usize::from(run.held > before);
+        assert!(launches(calls) == first, "token {}", run.seen);
+    }
+    assert!(grown > 2, "pages were added in {grown} steps that are no boundary");
+}
+
+/// Call by call, put off, and replayed from graphs, steps give the same tokens and leave the same bits.
+#[test]
+fn graphs_answer_as_plain_steps_do() {
+    let mut plain = Run::after(90, 3, false);
+    // Who looks at every layer has the steps carried out call by call.
+    plain.runner.capture(Some(Box::new(|_| ())));
+    let mut others = [Run::after(90, 3, false), Run::after(90, 3, true)];
+    let mut replayed = 0;
+    for token in 0..40 {
+        let calls = plain.decode();
+        assert!(count(&calls, "upload") > LAYERS, "call by call");
+        for run in &mut others {
+            let calls = run.decode();
+            assert_eq!(run.next, plain.next, "token {token}");
+            let names: Vec<_> = calls.iter().map(Call::name).collect();
+            replayed += usize::from(names == ["upload", "replay", "wait"]);
+        }
+    }
+    // Twice a list of launches is seen before it is replayed alone, and three steps end at a boundary.
+    assert_eq!(replayed, 40 - 2 - 3);
+    plain.runner.capture(None);
+    assert!(others.iter().all(|run| run.digests() == plain.digests()));
+}
+
+/// Where nothing can be captured, steps are started launch by launch.
+#[test]
+fn a_capture_that_fails_changes_nothing() {
+    let (mut run, mut plain) = (Run::after(90, 3, true), Run::after(90, 3, false));
+    run.device().refuse_captures();
+    let mut refused = 0;
+    for _ in 0..20 {
+        let calls = run.decode();
+        plain.decode();
+        refused += count(&calls, "capture");
+        assert_eq!((count(&calls, "replay"), &run.next), (0, &plain.next));
+    }
+    assert_eq!(refused, 1, "it is tried once");
+    assert_eq!(run.digests(), plain.digests());
 }

@@ -1,19 +1,21 @@
 //! Attention: tensor-core kernels for f16 caches, split over slots for few query rows; f32 throughout for f32 caches.
 
 use super::items::{Items, NONE};
+use super::queue::Shape;
 use super::slots::Pages;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
 use crate::backend::{AttentionItem, KvType, QkvShape};
 use crate::error::Result;
 
 /// Slots of a split: `SPLIT` of `kernels/cu/attention_decode.cu`.
-const SPLIT: usize = 512;
+pub(super) const SPLIT: usize = 512;
 /// Query rows of a decode block, and of a prefill block.
 const DECODE_ROWS: usize = 16;
 const PREFILL_ROWS: usize = 64;
 
+type Width = (usize, &'static str, &'static str);
 /// Head dimensions that the tensor-core kernels are compiled for: padded size, prefill kernel, decode kernel.
-const WIDTHS: [(usize, &str, &str); 5] = [
+const WIDTHS: [Width; 5] = [
     (16, "attention_prefill_16", "attention_decode_16"),
     (32, "attention_prefill_32", "attention_decode_32"),
     (64, "attention_prefill_64", "attention_decode_64"),
@@ -61,6 +63,16 @@ impl Tiles {
         }
         tiles
     }
+
+    /// Goes on to the sizes of a step's bucket, with blocks that have nothing to do. Splits beyond those of the bucket would be a
+    /// mistake of the caller's and change nothing but the list of launches.
+    fn pad(&mut self, bucket: Shape, items: usize) {
+        let splits = self.splits.len().max(bucket.splits);
+        let merges = if bucket.merges { items.max(bucket.items) } else { self.merges.len() };
+        self.splits.resize(splits, [NONE, 0, NONE, 0]);
+        self.merges.resize(merges.max(self.merges.len()), [NONE, 0, 0, 0]);
+        self.partials = self.partials.max(if bucket.merges { splits } else { 0 });
+    }
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -81,8 +93,8 @@ impl<D: Device> CudaBackend<D> {
         items.iter().try_for_each(|item| all.attend(op, shape, pages, item))?;
         let width = WIDTHS.iter().find(|width| width.0 >= shape.head_dim);
         match width.filter(|_| pages.shape.dtype == KvType::F16) {
-            Some(&width) => self.attend_tiles(shape, pages, q, &all, (width, out)),
-            None => self.attend_exact(shape, pages, q, &all, out),
+            Some(&width) => self.attend_tiles(shape, pages, q, &mut all, (width, out)),
+            None => self.attend_exact(shape, pages, q, &mut all, out),
         }
     }
 
@@ -91,14 +103,18 @@ impl<D: Device> CudaBackend<D> {
         shape: QkvShape,
         pages: &Pages<D>,
         q: &Buffer<D>,
-        all: &Items,
-        ((padded, prefill, decode), out): ((usize, &str, &str), &Buffer<D>),
+        all: &mut Items,
+        ((padded, prefill, decode), out): (Width, &Buffer<D>),
     ) -> Result<()> {
-        let tiles = Tiles::new(shape, all);
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
-        let parts = (pack.push(&tiles.prefill), pack.push(&tiles.splits), pack.push(&tiles.merges));
+        let mut tiles = Tiles::new(shape, all);
+        let count = all.items.len();
         let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        let packed = all.pack(&mut pack);
+        if let Some(bucket) = pack.shape {
+            tiles.pad(bucket, count);
+        }
+        let parts = (pack.push(&tiles.prefill), pack.push(&tiles.splits), pack.push(&tiles.merges));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
@@ -138,20 +154,20 @@ impl<D: Device> CudaBackend<D> {
         shape: QkvShape,
         pages: &Pages<D>,
         q: &Buffer<D>,
-        all: &Items,
+        all: &mut Items,
         out: &Buffer<D>,
     ) -> Result<()> {
         let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
         let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        let packed = all.pack(&mut pack);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         let (first, states) = (arg(packed.first_visible), arg(packed.states));
         self.run(Launch {
             kernel: pages.kernel("attention_exact_f16", "attention_exact_f32"),
-            grid: [rows * (shape.heads / shape.kv_heads) as u32, all.items.len() as u32, 1],
+            grid: [rows * (shape.heads / shape.kv_heads) as u32, packed.count, 1],
             threads: 128,
             shared: (4 * shape.head_dim * 4) as u32,
             args: &[items, tables, first, states, pages.arg(), q.arg(), out.arg(), heads, kv_heads, dim],

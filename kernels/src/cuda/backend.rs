@@ -1,17 +1,21 @@
 //! [`Backend`] on a device: every method checks its shapes and launches the kernel of the same name.
 
+use super::attention::SPLIT;
 use super::select::Kept;
 use super::slots::Pages;
 use super::weights::Matrix;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
-    ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape,
+    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
 use crate::score::{NoteItem, ScoreItem};
+
+/// Values of an upload that goes with a step's descriptors, at most.
+const PUT_WORDS: usize = 1 << 20;
 
 impl<D: Device> Backend for CudaBackend<D> {
     type Buffer = Buffer<D>;
@@ -24,7 +28,19 @@ impl<D: Device> Backend for CudaBackend<D> {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
         };
-        format!("cuda {precision} ({})", self.device.name())
+        format!("cuda {precision} ({})", self.device.device.name())
+    }
+
+    fn begin_decode(&self, step: &DecodeStep<'_>) -> Option<usize> {
+        self.device.open(step, SPLIT)
+    }
+
+    fn end_decode(&self) -> Result<()> {
+        self.device.close()
+    }
+
+    fn cancel_decode(&self) {
+        self.device.forget();
     }
 
     fn alloc(&self, len: usize) -> Result<Buffer<D>> {
@@ -34,7 +50,18 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn upload(&self, src: &[f32], dst: &mut Buffer<D>, offset: usize) -> Result<()> {
         at_least("upload", "dst", dst.len, offset.saturating_add(src.len()))?;
-        self.device.upload(bytemuck::cast_slice(src), &dst.memory, offset * 4)
+        let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        if pack.shape.is_none() || src.len() > PUT_WORDS {
+            drop(work);
+            return self.device.upload(bytemuck::cast_slice(src), &dst.memory, offset * 4);
+        }
+        let values = pack.push(src);
+        let from = pack.upload(&self.device, &mut work.stage)?(values);
+        let to = Arg::Pointer(dst.address() + 4 * offset as u64);
+        let grid = [src.len().div_ceil(256) as u32, 1, 1];
+        let args = [from, Arg::U32(src.len() as u32), to];
+        self.run(Launch { kernel: "put_words", grid, threads: 256, shared: 0, args: &args })
     }
 
     fn download(&self, src: &Buffer<D>, offset: usize, dst: &mut [f32]) -> Result<()> {
@@ -118,9 +145,9 @@ impl<D: Device> Backend for CudaBackend<D> {
             return Err(Error::Index { op, what: "row", index, len });
         }
         let list: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        let mut pack = Pack::default();
-        let list = pack.push(&list);
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let list = pack.push(&list);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let args = [x.arg(), Arg::U32(width as u32), arg(list), out.arg()];
         let grid = [rows.len() as u32, 1, 1];

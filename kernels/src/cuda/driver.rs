@@ -3,12 +3,14 @@
 //! Everything runs on one stream, in order. Matrix products of more than eight rows go to cuBLAS where that library is
 //! found (`libcublas`, of the CUDA toolkit), else to our own kernel.
 
+mod graph;
 mod staging;
 mod timing;
 
+pub use graph::Graph;
 pub use timing::Facts;
 
-use super::{Arg, Device, Launch, Product, at_least};
+use super::{Arg, Command, Device, Launch, Product, at_least};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{result as cuda, sys};
@@ -66,7 +68,14 @@ struct Shared {
     stream: sys::CUstream,
 }
 
-struct Blas(blas_sys::cublasHandle_t);
+struct Blas {
+    handle: blas_sys::cublasHandle_t,
+    /// What products use beside their matrices. From memory of its own, cuBLAS allocates nothing while a step is captured.
+    workspace: sys::CUdeviceptr,
+}
+
+/// Bytes of that: what NVIDIA recommends for Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
 
 // SAFETY: handles of the driver and of cuBLAS may be used from any thread that makes the context current, which every
 // call does; the backend's lock keeps calls of one handle apart.
@@ -229,8 +238,11 @@ impl Drop for Driver {
         // SAFETY: made in `open`, dropped once; a stream that is waited for uses neither.
         unsafe {
             let _ = cuda::stream::synchronize(self.shared.stream);
-            if let Some(Blas(handle)) = self.blas.take() {
+            if let Some(Blas { handle, workspace }) = self.blas.take() {
                 let _ = blas::destroy_handle(handle);
+                if workspace != 0 {
+                    let _ = cuda::free_async(workspace, self.shared.stream);
+                }
             }
             let _ = cuda::module::unload(self.module);
         }
@@ -244,9 +256,18 @@ impl Blas {
             return None;
         }
         let handle = blas::create_handle().ok()?;
-        // SAFETY: both were just made; the two libraries name the stream's type each for itself.
-        unsafe { blas::set_stream(handle, stream.cast()) }.ok()?;
-        Some(Self(handle))
+        // SAFETY: freed on the same stream when the driver is dropped.
+        let workspace = unsafe { cuda::malloc_async(stream, WORKSPACE_BYTES) }.unwrap_or(0);
+        let bytes = if workspace == 0 { 0 } else { WORKSPACE_BYTES };
+        // SAFETY: all were just made; the two libraries name the stream's type each for itself. Setting the stream would take the
+        // workspace back, so it comes first. Without memory, cuBLAS goes on with its own.
+        unsafe {
+            blas::set_stream(handle, stream.cast()).ok()?;
+            if bytes > 0 {
+                blas_sys::cublasSetWorkspace_v2(handle, workspace as *mut c_void, bytes).result().ok()?;
+            }
+        }
+        Some(Self { handle, workspace })
     }
 }
 
@@ -273,6 +294,7 @@ fn capability(device: sys::CUdevice) -> Result<(i32, i32)> {
 
 impl Device for Driver {
     type Memory = DriverMemory;
+    type Graph = Graph;
 
     fn name(&self) -> String {
         format!("{}{}", self.name, if self.blas.is_some() { "; cuBLAS" } else { "; without cuBLAS" })
@@ -352,8 +374,14 @@ impl Device for Driver {
         self.end_span(launch.kernel, span)
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<bool> {
-        let Some(Blas(handle)) = self.blas else { return Ok(false) };
+    fn has_products(&self) -> bool {
+        self.has_blas()
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        let Some(Blas { handle, .. }) = self.blas else {
+            return Err(Error::Device { op: "matmul", what: "there is no cuBLAS".into() });
+        };
         self.shared.enter("matmul")?;
         let &Product { x, w, out, rows, outputs, stride, accumulate } = product;
         let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
@@ -386,7 +414,19 @@ impl Device for Driver {
             )
         }
         .map_err(|error| Error::Device { op: "matmul", what: format!("cuBLAS: {error:?}") })?;
-        self.end_span("cublas", span)?;
-        Ok(true)
+        self.end_span("cublas", span)
+    }
+
+    fn captures(&self) -> bool {
+        !self.times_kernels()
+    }
+
+    unsafe fn capture(&self, commands: &[Command]) -> Result<Graph> {
+        // SAFETY: by the caller's contract.
+        Graph::of(&self.shared, || commands.iter().try_for_each(|command| unsafe { command.start(self) }))
+    }
+
+    unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        graph.start()
     }
 }

@@ -1,6 +1,6 @@
 //! The emulated twin of [`Device`]: the kernels of `kernels/cu`, compiled for the host. See `kernels/cu/emulated`.
 
-use super::{Arg, Device, Launch, Product, at_least};
+use super::{Arg, Command, Device, Launch, Product, at_least};
 use crate::error::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
@@ -91,6 +91,8 @@ impl Drop for EmulatedMemory {
 
 impl Device for Emulated {
     type Memory = EmulatedMemory;
+    /// What a graph does is to start its commands again.
+    type Graph = Vec<Command>;
 
     fn name(&self) -> String {
         "emulated on the host".into()
@@ -163,7 +165,24 @@ impl Device for Emulated {
         self.check_guards(op).map_err(|error| failed(format!("{}: {error}", launch.kernel)))
     }
 
-    unsafe fn product(&self, _: &Product) -> Result<bool> {
-        Ok(false)
+    fn has_products(&self) -> bool {
+        false
+    }
+
+    unsafe fn product(&self, _: &Product) -> Result<()> {
+        Err(Error::Device { op: "matmul", what: "the emulated device has no library for products".into() })
+    }
+
+    fn captures(&self) -> bool {
+        true
+    }
+
+    unsafe fn capture(&self, commands: &[Command]) -> Result<Vec<Command>> {
+        Ok(commands.to_vec())
+    }
+
+    unsafe fn replay(&self, graph: &Vec<Command>) -> Result<()> {
+        // SAFETY: by the caller's contract.
+        graph.iter().try_for_each(|command| unsafe { command.start(self) })
     }
 }

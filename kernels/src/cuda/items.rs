@@ -47,6 +47,8 @@ pub(super) struct Items {
 /// [`Items`] in a [`Pack`].
 pub(super) struct Packed {
     pub(super) items: Part,
+    /// Items, padding included.
+    pub(super) count: u32,
     pub(super) tables: Part,
     pub(super) first_visible: Part,
     pub(super) floats: Part,
@@ -113,14 +115,20 @@ impl Items {
         Ok(())
     }
 
-    /// Packs all arrays.
-    pub(super) fn pack(&self, pack: &mut Pack) -> Packed {
+    /// Packs all arrays. In a step, items and what has at most one entry for each are padded to the bucket's number of items, with items
+    /// of no rows and no slots, which kernels do nothing for.
+    pub(super) fn pack(&mut self, pack: &mut Pack) -> Packed {
+        let (tables, first_table) = pack.push_any(&self.tables);
+        self.items.iter_mut().for_each(|item| item.table += first_table as u32);
+        let count = pack.items(self.items.len());
+        let entries = if pack.shape.is_some() { count } else { 0 };
         Packed {
-            items: pack.push(&self.items),
-            tables: pack.push(&self.tables),
-            first_visible: pack.push(&self.first_visible),
+            items: pack.push_padded(&self.items, count, Item::new(&(0..0), 0)),
+            count: count as u32,
+            tables,
+            first_visible: pack.push_padded(&self.first_visible, entries, 0),
             floats: pack.push(&self.floats),
-            states: pack.push(&self.states),
+            states: pack.push_padded(&self.states, entries, 0),
         }
     }
 }

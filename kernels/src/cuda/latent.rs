@@ -40,9 +40,9 @@ impl<D: Device> CudaBackend<D> {
         let group = (shape.heads / shape.kv_heads) as u32;
         let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let most = all.items.iter().map(|item| item.count).max().unwrap_or(0);
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
         let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        let packed = all.pack(&mut pack);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, dim].map(|n| Arg::U32(n as u32));
         let (items, states) = (arg(packed.items), arg(packed.states));
@@ -50,7 +50,7 @@ impl<D: Device> CudaBackend<D> {
         let (features, gates) = (float(layer.features, layer.layer * size), float(layer.gates, first_gate));
         self.run(Launch {
             kernel: "readout",
-            grid: [rows * group, all.items.len() as u32, 1],
+            grid: [rows * group, packed.count, 1],
             threads: 128,
             shared: most.max(1) * 4,
             args: &[features, gates, q.arg(), items, states, out.arg(), heads, kv_heads, dim],
@@ -75,9 +75,9 @@ impl<D: Device> CudaBackend<D> {
             return Ok(());
         }
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let packed = all.pack(&mut pack);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut scores);
         let to = work.scratch.address(&self.device, "indexer scores", bytes.len())?;

@@ -3,7 +3,7 @@
 use super::items::{Item, Items};
 use super::select::Kept;
 use super::slots::Pages;
-use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, exactly};
+use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, exactly};
 use crate::backend::HeadPages;
 use crate::error::{Error, Result};
 use crate::latent::{AssociativeState, CentroidState, LatentHead, LatentId, LatentKind, LatentState, check_features};
@@ -20,7 +20,7 @@ const PADDING: usize = 4;
 /// Memory of one sequence: for each head keys `[R, D]`, values `[R, D]`, counts `[R]`, where a count of 0 is no centroid yet; or `A`
 /// `[f, D]`, `b` `[f]`.
 pub(super) struct Latent<D: Device> {
-    memory: D::Memory,
+    memory: Held<D>,
     pub(super) kind: LatentKind,
     heads: usize,
     /// Values from one head to the next.
@@ -34,7 +34,7 @@ impl<D: Device> Pages<D> {
         if head.head >= latent.heads {
             return Err(Error::Index { op, what: "latent head", index: head.head, len: latent.heads });
         }
-        Ok((latent, D::address(&latent.memory) + 4 * (head.head * latent.stride) as u64))
+        Ok((latent, latent.memory.address() + 4 * (head.head * latent.stride) as u64))
     }
 }
 
@@ -73,9 +73,9 @@ impl<D: Device> CudaBackend<D> {
             all.items.push(Item { len, table, extra, count: count as u32, output, ..Item::zeroed() });
             output += len;
         }
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let packed = all.pack(&mut pack);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, _, losts] = kept.args();
         let (items, tables, states) = (arg(packed.items), arg(packed.tables), arg(packed.states));
@@ -89,7 +89,7 @@ impl<D: Device> CudaBackend<D> {
             }
             _ => {
                 let keys = count * (dim + PADDING);
-                let held = 4 * (dim + keys) <= self.device.shared_bytes();
+                let held = 4 * (dim + keys) <= self.device.device.shared_bytes();
                 let kernel = pages.kernel("memorise_centroids_f16", "memorise_centroids_f32");
                 let floats = dim + if held { keys } else { 0 };
                 (kernel, [heads.len() as u32, 1, 1], floats, vec![Arg::U32(u32::from(held))])

@@ -4,7 +4,8 @@
 //! same kernel sources on the host, every CUDA thread as a fiber, so the conformance suite covers what the kernels
 //! compute, their barriers and their indexing where there is no GPU. What it cannot show is speed.
 //!
-//! A call packs its descriptors (items, page tables, lengths) into one upload and launches over all items at once.
+//! A call packs its descriptors (items, page tables, lengths) into one upload and launches over all items at once. In a step
+//! of decoding both are put off until its end, so that it is one upload and one graph ([`queue`]).
 //! Calls of one backend take turns: they share the device memory for descriptors and for partial results.
 
 mod attention;
@@ -16,6 +17,8 @@ mod items;
 mod latent;
 mod memory;
 mod observe;
+mod pack;
+mod queue;
 #[cfg(feature = "emulate")]
 pub mod recorded;
 mod sample;
@@ -25,12 +28,17 @@ mod slots;
 mod weights;
 
 use crate::error::{Error, Result};
+use pack::{Pack, Part};
+pub use queue::{Command, bucket};
+use queue::{Held, Queue};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Memory and launches of one device. Calls take effect in order; `download` returns finished values.
 pub trait Device: Send + Sync + 'static {
     /// Memory on the device; freed when dropped.
     type Memory: Send + Sync;
+    /// Commands that were captured, to be started as one.
+    type Graph: Send;
 
     /// Name for logs, such as `NVIDIA H100 80GB HBM3`.
     fn name(&self) -> String;
@@ -61,21 +69,41 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Device`].
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
-    /// The product of bf16 matrices by the vendor's library; `false` where there is none, and nothing was done.
+    /// Whether there is a vendor's library for products.
+    fn has_products(&self) -> bool;
+    /// The product of bf16 matrices by the vendor's library.
     ///
     /// # Safety
     /// The addresses are of matrices of the sizes given, on this device.
     ///
     /// # Errors
+    /// [`Error::Device`], also where there is no library.
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+    /// Whether commands can be captured now. Not while kernels are timed one by one.
+    fn captures(&self) -> bool;
+    /// Captures commands as a graph. None of them is started.
+    ///
+    /// # Safety
+    /// As [`Command::start`], for all of them, whenever the graph is replayed.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; the device goes on as before.
+    unsafe fn capture(&self, commands: &[Command]) -> Result<Self::Graph>;
+    /// Starts the commands of a graph, in order.
+    ///
+    /// # Safety
+    /// As [`Command::start`], for all of them.
+    ///
+    /// # Errors
     /// [`Error::Device`].
-    unsafe fn product(&self, product: &Product) -> Result<bool>;
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 }
 
 /// A kernel with its grid and arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
     /// Function of `kernels/cu`.
-    pub kernel: &'a str,
+    pub kernel: &'static str,
     /// Blocks.
     pub grid: [u32; 3],
     /// Threads of a block, a multiple of 32.
@@ -99,6 +127,13 @@ pub enum Arg {
     F32(f32),
 }
 
+impl PartialEq for Arg {
+    /// Whether a kernel that takes an argument of this type reads the same bits.
+    fn eq(&self, other: &Self) -> bool {
+        self.word() == other.word()
+    }
+}
+
 impl Arg {
     /// The argument's bytes, first in an eight-byte word.
     fn word(self) -> u64 {
@@ -117,7 +152,7 @@ impl Arg {
 }
 
 /// `out[rows, outputs] (+)= x[rows, cols] · w[outputs, cols]ᵀ`, bf16 in, f32 out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Product {
     /// Address of `x`, rows of `stride` elements.
     pub x: u64,
@@ -147,7 +182,7 @@ pub enum Precision {
 
 /// The backend over a device.
 pub struct CudaBackend<D: Device> {
-    device: D,
+    device: Queue<D>,
     precision: Precision,
     work: Mutex<Work<D>>,
     spare: select::Spare<D>,
@@ -163,12 +198,12 @@ struct Work<D: Device> {
 
 /// Device memory that grows to the largest size asked for.
 struct Region<D: Device> {
-    memory: Option<D::Memory>,
+    memory: Option<Held<D>>,
     bytes: usize,
 }
 
 impl<D: Device> Region<D> {
-    fn address(&mut self, device: &D, what: &'static str, bytes: usize) -> Result<u64> {
+    fn address(&mut self, device: &Queue<D>, what: &'static str, bytes: usize) -> Result<u64> {
         if bytes > self.bytes || self.memory.is_none() {
             let grown = bytes.max(1 << 20).checked_next_power_of_two().unwrap_or(bytes);
             // The old one goes first: together they might not fit.
@@ -177,10 +212,10 @@ impl<D: Device> Region<D> {
             self.memory = Some(device.alloc(what, grown)?);
             self.bytes = grown;
         }
-        Ok(self.memory.as_ref().map_or(0, D::address))
+        Ok(self.memory.as_ref().map_or(0, Held::address))
     }
 
-    fn memory(&self) -> Result<&D::Memory> {
+    fn memory(&self) -> Result<&Held<D>> {
         self.memory.as_ref().ok_or(Error::Device { op: "download", what: "nothing was computed".into() })
     }
 }
@@ -190,16 +225,24 @@ impl<D: Device> CudaBackend<D> {
     pub fn new(device: D, precision: Precision) -> Self {
         let empty = || Region { memory: None, bytes: 0 };
         Self {
-            device,
+            device: Queue::new(device),
             precision,
             work: Mutex::new(Work { stage: empty(), scratch: empty() }),
             spare: select::Spare::<D>::default(),
         }
     }
 
+    /// The same; whether steps of decoding are captured as graphs, which they are unless this says no. Either way the same
+    /// kernels run with the same arguments.
+    #[must_use]
+    pub fn with_graphs(self, wanted: bool) -> Self {
+        self.device.want_graphs(wanted);
+        self
+    }
+
     /// The device.
     pub fn device(&self) -> &D {
-        &self.device
+        &self.device.device
     }
 
     fn work(&self) -> MutexGuard<'_, Work<D>> {
@@ -213,14 +256,14 @@ impl<D: Device> CudaBackend<D> {
             return Ok(());
         }
         // SAFETY: every caller is in this module, passes the arguments that the kernel declares, and has checked buffer
-        // lengths and page tables against the grid.
+        // lengths and page tables against the grid; all memory of this backend is `Held`.
         unsafe { self.device.launch(&launch) }
     }
 }
 
 /// Array of f32 on a device.
 pub struct Buffer<D: Device> {
-    memory: D::Memory,
+    memory: Held<D>,
     len: usize,
 }
 
@@ -237,38 +280,11 @@ impl<D: Device> Buffer<D> {
 
     /// Address of the first value, for libraries that work on device memory.
     pub fn address(&self) -> u64 {
-        D::address(&self.memory)
+        self.memory.address()
     }
 
     fn arg(&self) -> Arg {
         Arg::Pointer(self.address())
-    }
-}
-
-/// Descriptors of one call, packed for one upload.
-#[derive(Default)]
-struct Pack {
-    bytes: Vec<u8>,
-}
-
-/// Where an array begins in a [`Pack`].
-#[derive(Debug, Clone, Copy)]
-struct Part(usize);
-
-impl Pack {
-    fn push<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Part {
-        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
-        let part = Part(self.bytes.len());
-        self.bytes.extend_from_slice(bytemuck::cast_slice(values));
-        part
-    }
-
-    /// Uploads everything; the result turns parts into arguments.
-    fn upload<D: Device>(mut self, device: &D, stage: &mut Region<D>) -> Result<impl Fn(Part) -> Arg + use<D>> {
-        self.bytes.resize(self.bytes.len().next_multiple_of(16).max(16), 0);
-        let base = stage.address(device, "descriptors", self.bytes.len())?;
-        device.upload(&self.bytes, stage.memory()?, 0)?;
-        Ok(move |part: Part| Arg::Pointer(base + part.0 as u64))
     }
 }
 

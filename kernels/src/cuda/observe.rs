@@ -70,10 +70,10 @@ impl<D: Device> CudaBackend<D> {
             out.resize(item.attend.slots.len, 0.0);
             weights.extend_from_slice(out);
         }
-        let mut pack = Pack::default();
+        let mut work = self.work();
+        let mut pack = Pack::new();
         let packed = all.pack(&mut pack);
         let (reductions, rows) = (pack.push(&reductions), pack.push(&row_weights));
-        let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         // Weights, then statistics, then logits.
         let (weight_bytes, statistic_bytes) = (weights.len() * 4, query_rows as usize * 8);

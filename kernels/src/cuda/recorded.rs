@@ -1,7 +1,8 @@
 //! A device that writes down what it is asked for, and asks another one: for tests of what a step launches, copies and waits for.
 
-use super::{Arg, Device, Launch, Product};
-use crate::error::Result;
+use super::{Arg, Command, Device, Launch, Product};
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Something that a device was asked for.
@@ -33,6 +34,13 @@ pub enum Call {
         /// Arguments, eight bytes each.
         args: Vec<u64>,
     },
+    /// Commands that were made a graph.
+    Capture {
+        /// How many.
+        commands: usize,
+    },
+    /// A graph that was started.
+    Replay,
     /// A product that the vendor's library was asked for.
     Product {
         /// Rows and columns of the result.
@@ -49,6 +57,8 @@ impl Call {
             Self::Wait { .. } => "wait",
             Self::Launch { kernel, .. } => kernel,
             Self::Product { .. } => "product",
+            Self::Capture { .. } => "capture",
+            Self::Replay => "replay",
         }
     }
 }
@@ -57,12 +67,19 @@ impl Call {
 pub struct Recorded<D> {
     device: D,
     calls: Mutex<Vec<Call>>,
+    /// A fault for tests: see [`Self::refuse_captures`].
+    refuses: AtomicBool,
 }
 
 impl<D: Device> Recorded<D> {
     /// Records what `device` is asked for from now on.
     pub fn new(device: D) -> Self {
-        Self { device, calls: Mutex::default() }
+        Self { device, calls: Mutex::default(), refuses: AtomicBool::new(false) }
+    }
+
+    /// A fault for tests: no capture succeeds from now on.
+    pub fn refuse_captures(&self) {
+        self.refuses.store(true, Ordering::Relaxed);
     }
 
     /// Calls since the last time this was asked.
@@ -77,6 +94,7 @@ impl<D: Device> Recorded<D> {
 
 impl<D: Device> Device for Recorded<D> {
     type Memory = D::Memory;
+    type Graph = D::Graph;
 
     fn name(&self) -> String {
         self.device.name()
@@ -113,7 +131,30 @@ impl<D: Device> Device for Recorded<D> {
         unsafe { self.device.launch(launch) }
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<bool> {
+    fn has_products(&self) -> bool {
+        self.device.has_products()
+    }
+
+    fn captures(&self) -> bool {
+        self.device.captures()
+    }
+
+    unsafe fn capture(&self, commands: &[Command]) -> Result<D::Graph> {
+        self.note(Call::Capture { commands: commands.len() });
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(Error::Device { op: "capture", what: "refused, as was asked".into() });
+        }
+        // SAFETY: by the caller's contract.
+        unsafe { self.device.capture(commands) }
+    }
+
+    unsafe fn replay(&self, graph: &D::Graph) -> Result<()> {
+        self.note(Call::Replay);
+        // SAFETY: by the caller's contract.
+        unsafe { self.device.replay(graph) }
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
         self.note(Call::Product { shape: [product.rows, product.outputs] });
         // SAFETY: by the caller's contract.
         unsafe { self.device.product(product) }

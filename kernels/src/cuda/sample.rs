@@ -45,14 +45,17 @@ impl<D: Device> CudaBackend<D> {
             });
             edits.extend_from_slice(item.edits);
         }
-        let mut pack = Pack::default();
-        let (samples, edits) = (pack.push(&samples), pack.push(&edits));
         let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        let (edits, first_edit) = pack.push_any(&edits);
+        samples.iter_mut().for_each(|sample| sample.first_edit += first_edit as u32);
+        let rows = pack.shape.map_or(items.len(), |shape| items.len().max(shape.rows));
+        let samples = pack.push_padded(&samples, rows, Sample { row: NONE, ..Sample::zeroed() });
         let arg = pack.upload(&self.device, &mut work.stage)?;
-        let to = work.scratch.address(&self.device, "sampled tokens", 4 * items.len())?;
+        let to = work.scratch.address(&self.device, "sampled tokens", 4 * rows)?;
         self.run(Launch {
             kernel: "sample",
-            grid: [items.len() as u32, 1, 1],
+            grid: [rows as u32, 1, 1],
             threads: 512,
             shared: 0,
             args: &[logits.arg(), Arg::U32(vocabulary as u32), arg(samples), arg(edits), Arg::Pointer(to)],

@@ -29,14 +29,14 @@ impl<D: Device> CudaBackend<D> {
             all.items.push(Item { len, table, extra: *position, output, ..Item::new(rows, *kv_head) });
         }
         let most = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
         let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        let packed = all.pack(&mut pack);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
             kernel: "note",
-            grid: [most.div_ceil(64), all.items.len() as u32, 1],
+            grid: [most.div_ceil(64), packed.count, 1],
             threads: 64,
             shared: 0,
             args: &[values.arg(), Arg::U32(width as u32), items, tables, pages.notes()],
@@ -51,9 +51,9 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut all = Items::default();
         all.table(&head, head.len);
-        let mut pack = Pack::default();
-        let packed = all.pack(&mut pack);
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let packed = all.pack(&mut pack);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let to = work.scratch.address(&self.device, "notes read", 4 * head.len)?;
         self.run(Launch {
@@ -93,10 +93,10 @@ impl<D: Device> CudaBackend<D> {
             output += len;
         }
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
-        let mut pack = Pack::default();
+        let mut work = self.work();
+        let mut pack = Pack::new();
         let packed = all.pack(&mut pack);
         let (rates, keyed) = (pack.push(&rates), pack.push(&by_keys));
-        let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables, dim) = (arg(packed.items), arg(packed.tables), pages.shape.head_dim);
         self.run(Launch {

@@ -2,7 +2,7 @@
 
 use super::items::{Item, Items};
 use super::slots::Pages;
-use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least};
+use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, at_least};
 use crate::backend::{HeadPages, PageShape, SelectBudget, SelectHead};
 use crate::error::{Error, Result};
 use crate::select::{self, KeptLists};
@@ -16,13 +16,13 @@ const FLOOR_BYTES: usize = 16;
 const CUT_BYTES: usize = 8;
 
 /// Memory of lists that nobody needs any more, with its size, to be used again: work is done in order.
-pub(super) type Spare<D> = Arc<Mutex<Vec<(<D as Device>::Memory, usize)>>>;
+pub(super) type Spare<D> = Arc<Mutex<Vec<(Held<D>, usize)>>>;
 
 /// Lists of slots that stay and of slots that go, on the device.
 pub struct Kept<D: Device> {
     /// For each head two counts: slots that stay, and the first that goes. Then those that stay, then those that go, each
     /// head's from the sum of the lengths before it on. There until this is dropped.
-    memory: Option<(D::Memory, usize)>,
+    memory: Option<(Held<D>, usize)>,
     lens: Vec<usize>,
     spare: Spare<D>,
 }
@@ -43,13 +43,13 @@ impl<D: Device> Kept<D> {
         self.lens.iter().sum()
     }
 
-    fn memory(&self) -> &D::Memory {
+    fn memory(&self) -> &Held<D> {
         &self.memory.as_ref().expect("there until this is dropped").0
     }
 
     /// Counts, lists that stay, lists that go.
     pub(super) fn args(&self) -> [Arg; 3] {
-        let base = D::address(self.memory());
+        let base = self.memory().address();
         let words = |count: usize| Arg::Pointer(base + 4 * count as u64);
         let heads = 2 * self.lens.len();
         [words(0), words(heads), words(heads + self.total())]
@@ -84,10 +84,10 @@ impl<D: Device> CudaBackend<D> {
             all.items.push(Item { len: *len as u32, first, count, extra: at, output: at, ..Item::zeroed() });
             at += *len as u32;
         }
-        let mut pack = Pack::default();
+        let mut work = self.work();
+        let mut pack = Pack::new();
         let packed = all.pack(&mut pack);
         let (count, heads) = (heads.len(), heads.len() as u32);
-        let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes = count * (FLOOR_BYTES + CUT_BYTES);
         let floors = work.scratch.address(&self.device, "cuts of heads", bytes)?;
@@ -117,9 +117,9 @@ impl<D: Device> CudaBackend<D> {
             all.items.push(Item { len: len as u32, extra: at as u32, output: at as u32, ..Item::zeroed() });
             at += len;
         }
-        let mut pack = Pack::default();
-        let (packed, chosen) = (all.pack(&mut pack), pack.push(&chosen));
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let (packed, chosen) = (all.pack(&mut pack), pack.push(&chosen));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, keeps, losts] = kept.args();
         self.run(Launch {
@@ -157,10 +157,10 @@ impl<D: Device> CudaBackend<D> {
             all.items.push(Item { len: head.len as u32, table, output, ..Item::zeroed() });
             output += head.len as u32;
         }
-        let mut pack = Pack::default();
+        let mut work = self.work();
+        let mut pack = Pack::new();
         let packed = all.pack(&mut pack);
         let bytes = pages.shape.head_dim * pages.shape.dtype.bytes();
-        let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, keeps, _] = kept.args();
         let (items, tables) = (arg(packed.items), arg(packed.tables));

@@ -2,7 +2,7 @@
 
 use super::items::{Item, Items, NONE};
 use super::memory::Latent;
-use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least, exactly};
+use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, at_least, exactly};
 use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
 use crate::latent::Latents;
@@ -12,11 +12,11 @@ const NOTE_BYTES: usize = 8;
 
 /// Pages of keys `[32, D]` and values `[32, D]`.
 pub struct Pages<D: Device> {
-    pub(super) memory: D::Memory,
+    pub(super) memory: Held<D>,
     pub(super) shape: PageShape,
     count: usize,
     /// Value and position of every slot.
-    notes: D::Memory,
+    notes: Held<D>,
     pub(super) latents: Latents<Latent<D>>,
 }
 
@@ -32,12 +32,12 @@ impl<D: Device> Pages<D> {
     }
 
     pub(super) fn arg(&self) -> Arg {
-        Arg::Pointer(D::address(&self.memory))
+        Arg::Pointer(self.memory.address())
     }
 
     /// Notes of the slots.
     pub(super) fn notes(&self) -> Arg {
-        Arg::Pointer(D::address(&self.notes))
+        Arg::Pointer(self.notes.address())
     }
 
     /// The kernel of this arena's element type.
@@ -86,9 +86,9 @@ impl<D: Device> CudaBackend<D> {
             let (table, len) = all.table_behind(&item.slots, item.slots.len, item.rows.len());
             all.items.push(Item { len, table, ..Item::new(&item.rows, item.kv_head) });
         }
-        let mut pack = Pack::default();
-        let (packed, owners) = (all.pack(&mut pack), pack.push(&owners));
         let mut work = self.work();
+        let mut pack = Pack::of_step(&self.device);
+        let (packed, owners) = (all.pack(&mut pack), pack.push(&owners));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (q_norm, k_norm, eps) =
             qk_norm.map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |(q, k, eps)| (q.arg(), k.arg(), eps));
@@ -129,10 +129,10 @@ impl<D: Device> CudaBackend<D> {
             all.floats.extend_from_slice(delta);
             all.items.push(Item { len: slots.len as u32, table, extra, ..Item::new(&(0..0), 0) });
         }
-        let mut pack = Pack::default();
+        let mut work = self.work();
+        let mut pack = Pack::new();
         let (packed, inv_freq) = (all.pack(&mut pack), pack.push(inv_freq));
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
-        let mut work = self.work();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables, deltas) = (arg(packed.items), arg(packed.tables), arg(packed.floats));
         let dim = Arg::U32(pages.shape.head_dim as u32);
@@ -164,9 +164,9 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut all = Items::default();
         all.table(&head, head.len);
-        let mut pack = Pack::default();
-        let (packed, list) = (all.pack(&mut pack), pack.push(slots));
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let (packed, list) = (all.pack(&mut pack), pack.push(slots));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes = size_of_val(keys);
         let out = work.scratch.address(&self.device, "slots read", 2 * bytes)?;
@@ -199,9 +199,9 @@ impl<D: Device> CudaBackend<D> {
         pages.check(op, &head, first + count)?;
         let mut all = Items::default();
         all.table(&head, first + count);
-        let mut pack = Pack::default();
-        let (packed, keys, values) = (all.pack(&mut pack), pack.push(keys), pack.push(values));
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let (packed, keys, values) = (all.pack(&mut pack), pack.push(keys), pack.push(values));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (first, dim) = (Arg::U32(first as u32), Arg::U32(dim as u32));
         self.run(Launch {

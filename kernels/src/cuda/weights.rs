@@ -1,6 +1,6 @@
 //! Weight matrices on the device, and products with them.
 
-use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, Product, at_least};
+use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, Precision, Product, at_least};
 use crate::backend::{Backend, WeightType, WeightView};
 use crate::error::{Error, Result};
 use crate::fixed;
@@ -8,7 +8,7 @@ use crate::fixed;
 /// A matrix of `rows` outputs by `cols` inputs in bf16 or f32, as the backend's [`Precision`] says. Rows are padded with
 /// zeros to a multiple of eight elements.
 pub struct Matrix<D: Device> {
-    memory: D::Memory,
+    memory: Held<D>,
     rows: usize,
     cols: usize,
     stride: usize,
@@ -67,7 +67,7 @@ impl<D: Device> CudaBackend<D> {
         let bytes = rows.checked_mul(stride).and_then(|len| len.checked_mul(element));
         let too_large = Error::OutOfMemory { what: "a weight matrix", bytes: usize::MAX };
         let memory = self.device.alloc("a weight matrix", bytes.ok_or(too_large)?)?;
-        let mut to = D::address(&memory);
+        let mut to = memory.address();
         for part in parts {
             let row_bytes = part.dtype.bytes(cols).unwrap_or(0).max(1);
             for chunk in part.bytes.chunks((CHUNK / row_bytes).max(1) * row_bytes) {
@@ -100,9 +100,9 @@ impl<D: Device> CudaBackend<D> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.rows) {
             return Err(Error::Index { op, what: "token id", index: id as usize, len: table.rows });
         }
-        let mut pack = Pack::default();
-        let ids_part = pack.push(ids);
         let mut work = self.work();
+        let mut pack = Pack::new();
+        let ids_part = pack.push(ids);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         self.run(Launch {
             kernel: "embed",
@@ -110,7 +110,7 @@ impl<D: Device> CudaBackend<D> {
             threads: 256,
             shared: 0,
             args: &[
-                Arg::Pointer(D::address(&table.memory)),
+                Arg::Pointer(table.memory.address()),
                 Arg::U32(u32::from(self.precision == Precision::F32)),
                 Arg::U32(table.stride as u32),
                 Arg::U32(table.cols as u32),
@@ -139,7 +139,7 @@ impl<D: Device> CudaBackend<D> {
             let args = [bias.arg(), Arg::U32(outputs as u32), out.arg()];
             self.run(Launch { kernel: "fill_bias", grid: [rows as u32, 1, 1], threads: 256, shared: 0, args: &args })?;
         }
-        let (w, accumulate) = (D::address(&matrix.memory), bias.is_some());
+        let (w, accumulate) = (matrix.memory.address(), bias.is_some());
         match self.precision {
             Precision::Bf16 => {
                 let stride = matrix.stride;
@@ -219,7 +219,7 @@ impl<D: Device> CudaBackend<D> {
             let grid = [outputs.div_ceil(4) as u32, 1, 1];
             return self.run(Launch { kernel, grid, threads: 128, shared: 0, args: &args });
         }
-        // SAFETY: `multiply` checked the sizes of all three.
+        // SAFETY: `multiply` checked the sizes of all three, which are `Held`.
         if unsafe { self.device.product(product) }? {
             return Ok(());
         }

@@ -6,6 +6,7 @@
 //! ```
 
 mod answers;
+mod decode;
 
 pub use answers::Answer;
 
@@ -315,7 +316,27 @@ impl<B: Backend> Decoder<B> {
         let rows = self.check(arena, pieces)?;
         self.exchange.begin_step();
         let logit_rows = pieces.iter().map(|p| wanted_rows(p, 0).len()).sum();
-        self.reserve(rows, logit_rows)?;
+        let Some(padded) = self.begin_decode(pieces) else {
+            self.reserve(rows, logit_rows)?;
+            return self.carry_out(arena, pieces, choices, rows);
+        };
+        let reserved = self.reserve(padded, padded);
+        let answers = reserved.and_then(|()| self.carry_out(arena, pieces, choices, padded));
+        match &answers {
+            Ok(_) => self.backend.end_decode()?,
+            Err(_) => self.backend.cancel_decode(),
+        }
+        answers
+    }
+
+    /// The step itself, with `rows` rows: more than the pieces have where the device pads them.
+    fn carry_out(
+        &mut self,
+        arena: &mut Arena<B>,
+        pieces: &mut [Piece<'_>],
+        choices: &[Option<SampleItem<'_>>],
+        rows: usize,
+    ) -> Result<Vec<Answer>> {
         let mut spans = Vec::with_capacity(pieces.len());
         let mut ids = Vec::with_capacity(rows);
         for piece in pieces.iter_mut() {
@@ -323,7 +344,9 @@ impl<B: Backend> Decoder<B> {
             spans.push(Span { cache: piece.cache, rows: ids.len()..ids.len() + piece.tokens.len() });
             ids.extend_from_slice(piece.tokens);
         }
-        self.rotary(&spans)?;
+        // Rows beyond are computed like the others and read by nobody. Their token is any, at any position.
+        ids.resize(rows, 0);
+        self.rotary(&spans, rows)?;
         self.embed(&ids)?;
         if std::mem::take(&mut self.perturbed) {
             self.perturb(rows)?;
@@ -334,7 +357,11 @@ impl<B: Backend> Decoder<B> {
         drop(spans);
         self.digest_states(pieces)?;
         // The device is given all its work before the host waits for any of it.
-        self.multiply_wanted(pieces)?;
+        self.multiply_wanted(pieces, rows)?;
+        if pieces.iter().any(|piece| piece.cache.seen.is_multiple_of(self.stride)) {
+            // What a boundary does depends on the sequence, not on the bucket.
+            self.backend.end_decode()?;
+        }
         let kept: Vec<_> =
             pieces.iter_mut().map(|p| boundary::begin(p.cache, &mut self.at_boundary(arena))).collect::<Result<_>>()?;
         let answers = self.answers(pieces, choices)?;
@@ -405,8 +432,9 @@ impl<B: Backend> Decoder<B> {
         Ok(self.backend.upload(&values, &mut self.scratch.x, 0)?)
     }
 
-    fn rotary(&mut self, spans: &[Span<'_>]) -> Result<()> {
+    fn rotary(&mut self, spans: &[Span<'_>], rows: usize) -> Result<()> {
         let positions = spans.iter().flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
+        let positions = positions.chain(std::iter::repeat(0)).take(rows);
         let (cos, sin) = &mut self.scratch.host;
         rope::angles(positions, &self.inv_freq, cos, sin);
         self.backend.upload(cos, &mut self.scratch.cos, 0)?;

@@ -130,10 +130,14 @@ impl Driver {
         unsafe { cuda::memcpy_dtod_async(dst.address, src.address, bytes, self.shared.stream) }.map_err(failed("copy"))
     }
 
+    /// Whether kernels are timed one by one.
+    pub(super) fn times_kernels(&self) -> bool {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Begins the span of a kernel where kernels are timed.
     pub(super) fn begin_span(&self) -> Result<Option<Event>> {
-        let wanted = self.spans.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        wanted.then(|| Event::now(&self.shared)).transpose()
+        self.times_kernels().then(|| Event::now(&self.shared)).transpose()
     }
 
     /// Ends what [`Self::begin_span`] began.

@@ -16,12 +16,16 @@ pub enum Answer {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Starts the product that logits come from.
-    pub(super) fn multiply_wanted(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
+    /// Starts the product that logits come from. A step of `rows` rows, more than the pieces have, wants as many, as all steps of its
+    /// bucket do.
+    pub(super) fn multiply_wanted(&mut self, pieces: &[Piece<'_>], rows: usize) -> Result<()> {
         let (mut first, mut wanted) = (0, Vec::new());
         for piece in pieces {
             wanted.extend(wanted_rows(piece, first));
             first += piece.tokens.len();
+        }
+        if rows > first {
+            wanted.resize(rows, 0);
         }
         if wanted.is_empty() { Ok(()) } else { self.multiply_head(&wanted) }
     }

@@ -1,0 +1,66 @@
+//! Commands captured from the stream: a step of decoding is started by one call of the driver instead of hundreds.
+//!
+//! Only launches are captured. Copies stay outside: what a step uploads is longer or shorter, and the host waits for its answer.
+
+use super::{Shared, cuda, failed, sys};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// A graph that can be started on the stream, again and again, once at a time as the stream is in order.
+pub struct Graph {
+    executable: sys::CUgraphExec,
+    shared: Arc<Shared>,
+}
+
+// SAFETY: a graph may be used from any thread that makes its context current, which every call does, one at a time: the backend
+// keeps it behind its lock.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// What `start` starts on the stream, captured instead of carried out. The stream goes on as before, whatever happens.
+    pub(super) fn of(shared: &Arc<Shared>, start: impl FnOnce() -> Result<()>) -> Result<Self> {
+        shared.enter("capture")?;
+        // Other threads may allocate and copy meanwhile: that is no concern of this capture.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `shared`.
+        unsafe { cuda::stream::begin_capture(shared.stream, mode) }.map_err(failed("capture"))?;
+        let started = start();
+        // Ends the capture also when something could not be started: a stream that captures carries nothing out.
+        // SAFETY: it was begun above, by this thread.
+        let captured = unsafe { cuda::stream::end_capture(shared.stream) }.map_err(failed("capture"));
+        let captured = captured?;
+        if let Err(error) = started {
+            if !captured.is_null() {
+                // SAFETY: it was just made, and nothing else has it.
+                let _ = unsafe { cuda::graph::destroy(captured) };
+            }
+            return Err(error);
+        }
+        if captured.is_null() {
+            return Err(Error::Device { op: "capture", what: "the driver made no graph".into() });
+        }
+        // SAFETY: the graph was just made, and is not used after it was destroyed.
+        let executable = unsafe {
+            let made = cuda::graph::instantiate(captured, sys::CUgraphInstantiate_flags(0));
+            let _ = cuda::graph::destroy(captured);
+            made.map_err(failed("capture"))?
+        };
+        Ok(Self { executable, shared: shared.clone() })
+    }
+
+    /// Starts it on the stream.
+    pub(super) fn start(&self) -> Result<()> {
+        self.shared.enter("replay")?;
+        // SAFETY: both live as long as this.
+        unsafe { cuda::graph::launch(self.executable, self.shared.stream) }.map_err(failed("replay"))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.shared.enter("close").is_ok() {
+            // SAFETY: made in `of`, dropped once; the driver keeps what the stream has not finished.
+            let _ = unsafe { cuda::graph::exec_destroy(self.executable) };
+        }
+    }
+}
