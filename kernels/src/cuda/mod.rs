@@ -5,7 +5,7 @@
 //! compute, their barriers and their indexing where there is no GPU. What it cannot show is speed.
 //!
 //! A call packs its descriptors (items, page tables, lengths) into one upload and launches over all items at once. In a step
-//! of decoding both are put off until its end, so that it is one upload and one graph ([`queue`]).
+//! of decoding both are put off until its end, so that it is one upload and one graph (`queue.rs`).
 //! Calls of one backend take turns: they share the device memory for descriptors and for partial results.
 
 mod attention;
