@@ -39,7 +39,7 @@ REGISTER_KERNEL(read_notes)
 
 // `extra`: the item's {rate, scale}; `flags`: 1 for notes of two numbers; `output`: its first score.
 extern "C" __global__ void score_notes(const uint2 *notes, const Item *items, const uint32_t *tables,
-                                        const float2 *rates, uint32_t at, float *scores) {
+                                       const float2 *rates, uint32_t at, float *scores) {
     const Item item = items[blockIdx.y];
     const float2 rate = rates[item.extra];
     for (uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x; slot < item.len; slot += gridDim.x * blockDim.x) {
@@ -48,7 +48,9 @@ extern "C" __global__ void score_notes(const uint2 *notes, const Item *items, co
         if (item.flags) {
             float second = to_float(half_bits(note.x >> 16)), passed = __fmul_rn(rate.x, __fdiv_rn(age, rate.y));
             value = fmaxf(to_float(half_bits(note.x & 0xffff)), __fadd_rn(second, passed));
-        } else if (rate.x != 0.0f) value = __fadd_rn(value, __fmul_rn(rate.x, log1pf(__fdiv_rn(age, rate.y))));
+        } else if (rate.x != 0.0f) {
+            value = __fadd_rn(value, __fmul_rn(rate.x, log1pf(__fdiv_rn(age, rate.y))));
+        }
         scores[item.output + slot] = value;
     }
 }
