@@ -23,7 +23,8 @@ impl CentroidState {
     pub fn new(keys: &[f32], values: &[f32], counts: Vec<f32>) -> Self {
         let dim = keys.len() / counts.len().max(1);
         let mut state = Self { dim, ..Self::default() };
-        if keys.len() != dim * counts.len() || values.len() != keys.len() {
+        let rowless = dim == 0 && !counts.is_empty();
+        if rowless || keys.len() != dim * counts.len() || values.len() != keys.len() {
             // No whole number of rows: counts without pages, which `check` names.
             return Self { counts, ..Self::default() };
         }
