@@ -121,6 +121,7 @@ pub fn open_part<B: Backend>(
         model: path,
         name: if is_path { String::new() } else { args.model.clone() },
         kv: match args.kv_type {
+            KvTypeArg::Q8 => KvType::Q8,
             KvTypeArg::F16 => KvType::F16,
             KvTypeArg::F32 => KvType::F32,
         },
