@@ -6,7 +6,7 @@
 //   silu_mul      out[t, f] = silu(gu[t, f]) * gu[t, F + f]     gu [T, 2F], out [T, F]
 //   gather_rows   out[i] = x[rows[i]]
 //   fill_bias     out[t, n] = bias[n], before a product that adds to it
-//   put_words     out = from, as bits: what came with a step's descriptors goes to its buffer
+//   put_words     out = from, as bits (no address: zeros): what came with a step's descriptors goes to its buffer
 //   cast_rows     bf16 of f32 rows, padded with zeros to `stride`: the left side of bf16 products
 //
 // All are bound by memory: a block per row (or 256 values), neighbouring threads on neighbouring values, four values a
@@ -69,7 +69,7 @@ REGISTER_KERNEL(fill_bias)
 
 extern "C" __global__ void put_words(const uint32_t *from, uint32_t count, uint32_t *out) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) out[i] = from[i];
+    if (i < count) out[i] = from == nullptr ? 0u : from[i];
 }
 REGISTER_KERNEL(put_words)
 

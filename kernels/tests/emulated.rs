@@ -9,10 +9,11 @@ use palimpsest_kernels::cuda::emulated::{Emulated, EmulatedMemory};
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
 use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
 use palimpsest_kernels::error::Error;
+use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentKind, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
-    SelectBudget, SelectHead,
+    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentKind, LatentState, PageId, PageShape, QkvShape,
+    ScoreItem, ScoreRule, SelectBudget, SelectHead,
 };
 use std::time::Instant;
 
@@ -163,6 +164,47 @@ fn calls(backend: &CudaBackend<Recorded<Emulated>>) -> Vec<String> {
     let calls = backend.device().take();
     let told = calls.iter().filter(|call| matches!(call, Call::Launch { .. } | Call::Wait { .. }));
     told.map(|call| call.name().to_owned()).collect()
+}
+
+/// Room for latent memories is allocated once; what fits by its size is given a place, whatever came and went before, and what is moved
+/// for it keeps its bits. What does not fit is refused with numbers.
+#[test]
+fn latent_memories_share_the_room_that_was_reserved() {
+    let backend = recording();
+    let mut pages = backend.alloc_pages(PageShape { head_dim: 16, dtype: KvType::F16 }, 4).expect("pages");
+    // 33 values of a centroid, so 144 bytes of a head with one.
+    let kind = LatentKind::Centroids { most: 1 };
+    backend.reserve_latents(&mut pages, 7 * 144).expect("room");
+    let state = |seed: f32| {
+        let part = |salt: f32| (0..16u8).map(|i| seed + salt * f32::from(i)).collect::<Vec<f32>>();
+        LatentState::Centroids(CentroidState::new(&part(0.5), &part(0.25), vec![seed]))
+    };
+    let sizes = [2, 1, 3, 1];
+    let ids = sizes.map(|heads| backend.alloc_latent(&mut pages, kind, heads).expect("a memory"));
+    for (i, (&id, heads)) in ids.iter().zip(sizes).enumerate() {
+        for head in 0..heads {
+            let state = state((10 * i + head + 1) as f32);
+            backend.write_latent(&mut pages, LatentHead { id, head }, &state).expect("a state");
+        }
+    }
+    let full = backend.alloc_latent(&mut pages, kind, 1).expect_err("there is no room");
+    assert!(matches!(full, Error::OutOfMemory { bytes: 144, .. }), "{full}");
+    backend.free_latent(&mut pages, ids[1]);
+    backend.free_latent(&mut pages, ids[3]);
+    backend.device().take();
+    // Two gaps of one head each: the memory between them moves.
+    let late = backend.alloc_latent(&mut pages, kind, 2).expect("room for two heads");
+    for (id, first, heads) in [(ids[0], 1, 2), (ids[2], 21, 3)] {
+        for head in 0..heads {
+            let got = backend.read_latent(&pages, LatentHead { id, head }).expect("a state");
+            assert_eq!(got, state((first + head) as f32), "head {head} of {id:?}");
+        }
+    }
+    let empty = backend.read_latent(&pages, LatentHead { id: late, head: 1 }).expect("a state");
+    assert_eq!(empty, LatentState::empty(kind), "what was there before is gone");
+    let allocated = backend.device().take().into_iter().filter(|call| call.name() == "alloc");
+    let what: Vec<_> = allocated.collect();
+    assert!(matches!(what[..], [Call::Alloc { what: "latent memories that move", .. }]), "{what:?}");
 }
 
 /// From scores to compacted pages the host waits for nothing, and then once.

@@ -21,6 +21,7 @@ mod pack;
 mod queue;
 #[cfg(feature = "emulate")]
 pub mod recorded;
+mod room;
 mod sample;
 mod score;
 mod select;

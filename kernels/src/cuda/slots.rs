@@ -2,13 +2,11 @@
 
 use super::items::{Item, Items, NONE};
 use super::memory::Latent;
+use super::room::Room;
 use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, at_least, exactly};
 use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
 use crate::latent::Latents;
-
-/// Bytes of a note.
-const NOTE_BYTES: usize = 8;
 
 /// Pages of keys `[32, D]` and values `[32, D]`.
 pub struct Pages<D: Device> {
@@ -18,6 +16,8 @@ pub struct Pages<D: Device> {
     /// Value and position of every slot.
     notes: Held<D>,
     pub(super) latents: Latents<Latent<D>>,
+    /// Where they lie, once room was reserved.
+    pub(super) room: Option<Room<D>>,
 }
 
 impl<D: Device> Pages<D> {
@@ -57,8 +57,8 @@ impl<D: Device> CudaBackend<D> {
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
         let memory = self.device.alloc("pages", bytes)?;
-        let notes = self.device.alloc("notes", count * PageShape::SLOTS * NOTE_BYTES)?;
-        Ok(Pages { memory, shape, count, notes, latents: Latents::default() })
+        let notes = self.device.alloc("notes", count * PageShape::SLOTS * PageShape::NOTE_BYTES)?;
+        Ok(Pages { memory, shape, count, notes, latents: Latents::default(), room: None })
     }
 
     pub(super) fn split(&self, args: SplitQkv<'_, Self>, pages: &Pages<D>, q: &Buffer<D>) -> Result<()> {
