@@ -104,6 +104,7 @@ pub fn gpu(args: &ModelArgs, ordinal: usize, path: &Path, place: Place) -> anyho
 
 fn kv_type(args: &ModelArgs) -> KvType {
     match args.kv_type {
+        KvTypeArg::Q8 => KvType::Q8,
         KvTypeArg::F16 => KvType::F16,
         KvTypeArg::F32 => KvType::F32,
     }

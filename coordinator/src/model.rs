@@ -156,6 +156,7 @@ pub fn geometry(info: &ModelInfo, world_size: u32) -> Geometry {
         total_kv_heads: u64::from(info.kv_heads),
         head_dim: u64::from(info.head_dim),
         element_bytes: u64::from(info.kv_element_bytes),
+        scale_bytes: u64::from(info.kv_scale_bytes),
         stride: u64::from(info.stride),
     }
 }

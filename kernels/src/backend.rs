@@ -75,6 +75,11 @@ pub enum KvType {
     F32,
     /// IEEE half: the default.
     F16,
+    /// 8-bit integers, half the bytes of [`Self::F16`]: each key and each value, once rotated, has a scale `s` of its own, the
+    /// largest half with `127 s <= max |x|` (at most the largest half there is), and is stored as `x / s` rounded to the nearest
+    /// integer, ties to even, within -127 and 127; NaN, and all of a vector whose scale is 0, as 0. It stands for integer times
+    /// scale, which f32 holds exactly, so that what was read and is written again has the same bits.
+    Q8,
 }
 
 impl KvType {
@@ -83,11 +88,26 @@ impl KvType {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
+            Self::Q8 => 1,
         }
+    }
+
+    /// Bytes that a key or a value has beside its elements.
+    pub const fn scale_bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 => 0,
+            Self::Q8 => 2,
+        }
+    }
+
+    /// Bytes of one slot: a key and a value of `head_dim` elements.
+    pub const fn slot_bytes(self, head_dim: usize) -> usize {
+        2 * (head_dim * self.bytes() + self.scale_bytes())
     }
 }
 
-/// Geometry of the slot arena. A page holds the keys and values of [`PageShape::SLOTS`] slots of one KV head.
+/// Geometry of the slot arena. A page holds the keys and values of [`PageShape::SLOTS`] slots of one KV head, and the scales of
+/// all keys and then of all values behind them where the type has scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageShape {
     /// `D`.
@@ -110,7 +130,7 @@ impl PageShape {
 
     /// Bytes of one page, keys and values.
     pub const fn bytes(&self) -> usize {
-        Self::SLOTS * 2 * self.head_dim * self.dtype.bytes()
+        Self::SLOTS * self.dtype.slot_bytes(self.head_dim)
     }
 }
 

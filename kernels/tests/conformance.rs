@@ -11,7 +11,7 @@ fn check(simd: SimdLevel, threads: usize, activations: Activations) {
     // arithmetic has unit tests of its own.
     let matmul_quantised = if activations == Activations::Int8 { 0.06 } else { 1e-5 };
     let tolerance = Tolerance { matmul_quantised, ..Tolerance::default() };
-    for kv in [KvType::F32, KvType::F16] {
+    for kv in [KvType::F32, KvType::F16, KvType::Q8] {
         let outcomes = conformance::run(&backend, kv, tolerance, 1 + threads as u64).unwrap_or_else(|e| panic!("{e}"));
         for operation in ["rms_norm", "silu_mul", "split_qkv", "attention", "observe", "rotate_keys", "matmul"] {
             let of: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.case.starts_with(operation)).collect();

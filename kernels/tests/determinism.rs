@@ -157,7 +157,7 @@ const SMOL: QkvShape = QkvShape { heads: 9, kv_heads: 3, head_dim: 64 };
 #[test]
 fn pieces_of_any_size_give_the_same_bits() {
     let backend = backend(SimdLevel::detect(), 2);
-    for kv in [KvType::F16, KvType::F32] {
+    for kv in [KvType::Q8, KvType::F16, KvType::F32] {
         for seed in [0, 1, 2] {
             let sequence = [Sequence::new(SMOL, 601, seed)];
             let once = bits(&forward(&backend, kv, &sequence, 601));
@@ -174,14 +174,14 @@ fn pieces_of_any_size_give_the_same_bits() {
 #[test]
 fn threads_and_instructions_do_not_matter() {
     let sequence = [Sequence::new(SMOL, 300, 1), Sequence::new(SMOL, 140, 2)];
-    for piece in [1, 130] {
-        let want = bits(&forward(&backend(SimdLevel::detect(), 1), KvType::F16, &sequence, piece));
+    for (piece, kv) in [(1, KvType::F16), (130, KvType::F16), (1, KvType::Q8), (130, KvType::Q8)] {
+        let want = bits(&forward(&backend(SimdLevel::detect(), 1), kv, &sequence, piece));
         for threads in [2, 4] {
-            let got = bits(&forward(&backend(SimdLevel::detect(), threads), KvType::F16, &sequence, piece));
-            assert!(want == got, "{threads} threads, pieces of {piece}");
+            let got = bits(&forward(&backend(SimdLevel::detect(), threads), kv, &sequence, piece));
+            assert!(want == got, "{threads} threads, pieces of {piece}, {kv:?}");
         }
-        let got = bits(&forward(&backend(SimdLevel::Portable, 2), KvType::F16, &sequence, piece));
-        assert!(want == got, "portable, pieces of {piece}");
+        let got = bits(&forward(&backend(SimdLevel::Portable, 2), kv, &sequence, piece));
+        assert!(want == got, "portable, pieces of {piece}, {kv:?}");
     }
 }
 
@@ -211,11 +211,13 @@ proptest! {
         piece in 1usize..280,
         seed in 0u32..6,
         threads in 1usize..4,
+        scaled in any::<bool>(),
     ) {
+        let kv = if scaled { KvType::Q8 } else { KvType::F16 };
         let shape = QkvShape { heads: group * kv_heads, kv_heads, head_dim: 8 * eighths };
         let sequence = [Sequence::new(shape, rows, seed)];
-        let once = bits(&forward(&backend(SimdLevel::detect(), 1), KvType::F16, &sequence, rows));
-        let cut = bits(&forward(&backend(SimdLevel::detect(), threads), KvType::F16, &sequence, piece));
+        let once = bits(&forward(&backend(SimdLevel::detect(), 1), kv, &sequence, rows));
+        let cut = bits(&forward(&backend(SimdLevel::detect(), threads), kv, &sequence, piece));
         prop_assert!(once == cut);
     }
 

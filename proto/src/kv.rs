@@ -59,6 +59,8 @@ pub struct Geometry {
     pub head_dim: u64,
     /// Bytes of one stored element.
     pub element_bytes: u64,
+    /// Bytes that a key or a value has beside its elements.
+    pub scale_bytes: u64,
     /// Tokens between two boundaries.
     pub stride: u64,
 }
@@ -66,7 +68,7 @@ pub struct Geometry {
 impl Geometry {
     /// Bytes of one entry (key and value) of one KV head.
     pub const fn entry_bytes(&self) -> u64 {
-        2 * self.head_dim * self.element_bytes
+        2 * (self.head_dim * self.element_bytes + self.scale_bytes)
     }
 
     /// Bytes of one page with the notes of its entries.
@@ -142,8 +144,15 @@ pub const fn smallest_budget(sinks: u32, window: u32, memory_slots: u32) -> u32 
 mod tests {
     use super::*;
 
-    const G: Geometry =
-        Geometry { layers: 30, kv_heads: 3, total_kv_heads: 3, head_dim: 64, element_bytes: 2, stride: 256 };
+    const G: Geometry = Geometry {
+        layers: 30,
+        kv_heads: 3,
+        total_kv_heads: 3,
+        head_dim: 64,
+        element_bytes: 2,
+        scale_bytes: 0,
+        stride: 256,
+    };
 
     fn contract(policy: &str, head_budget: &str, budget: u32) -> KvContract {
         KvContract { policy: policy.into(), head_budget: head_budget.into(), budget, ..Default::default() }

@@ -75,7 +75,7 @@ fn pieces_and_threads_do_not_change_a_bit() {
     // Three boundaries beyond the budget, ending between two; past the trained length of 256.
     let prompt = tokens(9, 300);
     for contract in contracts() {
-        for kv in [KvType::F16, KvType::F32] {
+        for kv in [KvType::Q8, KvType::F16, KvType::F32] {
             let options = EngineOptions { kv, ..Default::default() };
             let want = outcome(model.path(), options, &contract, &prompt, STRIDE as usize);
             for (piece, threads) in [(1, 1), (7, 2), (64, 4), (prompt.len(), 2)] {
@@ -187,15 +187,18 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
     let model = tiny_model(2);
     let prompt = tokens(4, 400);
     let indexer = tiny_indexer(5);
-    for contract in contracts().into_iter().skip(1) {
-        let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
+    for (index, contract) in contracts().into_iter().enumerate().skip(1) {
+        let kv = if index % 2 == 0 { KvType::F16 } else { KvType::Q8 };
+        let options = EngineOptions { kv, ..Default::default() };
+        let mut runner = engine(model.path(), options, Some(&indexer));
         let wire = wire(&contract);
         let geometry = palimpsest_proto::kv::Geometry {
             layers: LAYERS as u64,
             kv_heads: KV_HEADS as u64,
             total_kv_heads: KV_HEADS as u64,
             head_dim: HEAD_DIM as u64,
-            element_bytes: 2,
+            element_bytes: kv.bytes() as u64,
+            scale_bytes: kv.scale_bytes() as u64,
             stride: STRIDE,
         };
         let reserved = palimpsest_proto::kv::reserved_bytes(&wire, &geometry, 1 << 40);

@@ -78,6 +78,7 @@ impl<B: Backend> Rank<B> {
             info.name = options.name;
         }
         info.kv_element_bytes = options.kv.bytes() as u32;
+        info.kv_scale_bytes = options.kv.scale_bytes() as u32;
         info.stride = options.stride;
         info.memories = memories;
         let device = runner.decoder().backend().name();
@@ -162,6 +163,7 @@ fn model_info(
         vocabulary: config.vocabulary as u64,
         parameters: config.parameters,
         kv_element_bytes: 0,
+        kv_scale_bytes: 0,
         stride: 0,
         tokenizer: tokenizer.tokenizer_json.into(),
         chat_template: tokenizer.chat_template.unwrap_or_default(),

@@ -336,7 +336,7 @@ pub fn new_cache<B: Backend>(
     cache.query_heads = decoder.shard().heads() / kv_heads.len();
     cache.sharing = decoder.shard().sharing(config);
     cache.leads = decoder.shard().leads;
-    let entry_bytes = 2 * config.head_dim * arena.shape.dtype.bytes();
+    let entry_bytes = arena.shape.dtype.slot_bytes(config.head_dim);
     let (name, entries) = (&cache.contract.memory, cache.contract.memory_slots);
     if let Some(kind) = memory::kind(name, entries, (entry_bytes, config.head_dim), decoder.features())? {
         let heads = cache.heads.len();

@@ -136,6 +136,7 @@ pub fn model() -> ModelInfo {
         vocabulary: VOCABULARY,
         parameters: 0,
         kv_element_bytes: 2,
+        kv_scale_bytes: 0,
         stride: 16,
         tokenizer: byte_level_tokenizer().into(),
         chat_template: template.into(),

@@ -112,10 +112,12 @@ fn a_full_cache_too_large_for_the_arena_never_fits() {
     // A memory that pages would have room for, and the part of memories has not.
     let memory = kv(|k| {
         (k.policy, k.memory) = ("window".into(), "associative".into());
-        (k.budget, k.memory_slots) = (100_000, Some(80_000));
+        (k.budget, k.memory_slots) = (4096, Some(3000));
     });
-    let error = check(memory).unwrap_err();
-    assert!(error.reason == Reason::NeverFits && error.message.contains("10240000 bytes of latent memory"), "{error}");
+    let mut small = model();
+    small.room.latent = 300_000;
+    let error = validate(memory, None, Instant::now(), &small, &config()).unwrap_err();
+    assert!(error.reason == Reason::NeverFits && error.message.contains("384000 bytes of latent memory"), "{error}");
     assert_eq!(bounded.warnings, ["positions reach 900001, beyond the trained range of 512"]);
 }
 

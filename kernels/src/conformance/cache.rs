@@ -25,6 +25,8 @@ fn stored<B: Backend>(suite: &Suite<'_, B>) -> f32 {
         KvType::F32 => suite.tolerance.elementwise,
         // One unit in the last place of a half, where the f32 values lie on different sides of a tie.
         KvType::F16 => 1.0 / 1024.0,
+        // One step, likewise, and as much for all elements together where the scale is another.
+        KvType::Q8 => 1.5 / 127.0,
     }
 }
 

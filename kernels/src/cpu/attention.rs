@@ -9,11 +9,12 @@
 //! ```
 
 use super::attention_block::{
-    Accumulate, BLOCK, CHUNK, CHUNK_PAGES, ChunkPages, Finish, Logits, Merge, State, Visible, with_block,
+    Accumulate, BLOCK, CHUNK, CHUNK_PAGES, Chunk, ChunkPages, Finish, Logits, Merge, State, Visible, with_block,
 };
+use super::element::{Element, page_len};
 use super::elementwise::{at_least, check_item};
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
-use super::pages::{Arena, CpuPages, Element, Exec, SLOTS, with_arena};
+use super::pages::{Arena, CpuPages, Exec, SLOTS, with_arena};
 use crate::backend::{AttentionItem, QkvShape};
 use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
@@ -71,9 +72,9 @@ pub(crate) struct Head<'a, T> {
 /// Where the keys of a unit are.
 pub(crate) enum Unit<T> {
     /// In the pages.
-    Stored(ChunkPages<T>),
+    Stored(Chunk<T>),
     /// In scratch memory, in pages of f32, or in those of centroids.
-    Single(ChunkPages<f32>),
+    Single(Chunk<f32>),
 }
 
 impl<'a, T: Element> Head<'a, T> {
@@ -148,7 +149,7 @@ impl<'a, T: Element> Head<'a, T> {
 
     /// First page of a unit of slots; null past the end.
     fn first_page(&self, unit: usize) -> *const T {
-        let page_len = 2 * SLOTS * self.call.shape.head_dim;
+        let page_len = page_len::<T>(self.call.shape.head_dim);
         match self.item.slots.pages[..self.item.slots.len.div_ceil(SLOTS)].get(self.base(unit) / SLOTS) {
             // SAFETY: the page table was checked for `slots.len` slots.
             Some(id) => unsafe { self.call.arena.start().add(id.0 as usize * page_len) },
@@ -160,35 +161,50 @@ impl<'a, T: Element> Head<'a, T> {
     /// biases of centroids, in units of log2.
     pub(crate) fn load(&self, unit: usize, widen: bool, scratch: &mut Vec<f32>, bias: &mut [f32; CHUNK]) -> Unit<T> {
         let dim = self.call.shape.head_dim;
-        let page_len = 2 * SLOTS * dim;
+        let single_len = page_len::<f32>(dim);
         if let (true, Some(view)) = (unit < self.centroid_units, self.centroids) {
-            let mut single = [std::ptr::null(); CHUNK_PAGES];
-            let pages = view.pages().chunks_exact(page_len).skip(unit * CHUNK_PAGES);
-            single.iter_mut().zip(pages).for_each(|(single, page)| *single = page.as_ptr());
+            let mut pages = [std::ptr::null(); CHUNK_PAGES];
+            let of_unit = view.pages().chunks_exact(single_len).skip(unit * CHUNK_PAGES);
+            pages.iter_mut().zip(of_unit).for_each(|(to, page)| *to = page.as_ptr());
             let biases = bias.iter_mut().zip(&view.bias()[unit * CHUNK..]);
             biases.for_each(|(to, bias)| *to = bias * std::f32::consts::LOG2_E);
-            return Unit::Single(single);
+            return Unit::Single(Chunk { pages, scales: None });
         }
-        let (first, used) = (self.base(unit) / SLOTS, self.item.slots.len.div_ceil(SLOTS));
-        let mut stored = [std::ptr::null(); CHUNK_PAGES];
-        for (page, id) in stored.iter_mut().zip(&self.item.slots.pages[first.min(used)..used]) {
-            // SAFETY: the page table was checked for `slots.len` slots.
-            *page = unsafe { self.call.arena.start().add(id.0 as usize * page_len) };
-        }
+        let stored = self.stored(unit);
         if !widen {
             return Unit::Stored(stored);
         }
-        if let Some(single) = T::as_single(stored[0]).map(|_| stored.map(<*const T>::cast::<f32>)) {
-            return Unit::Single(single);
+        let Chunk { pages, scales } = stored;
+        if T::as_single(pages[0]).is_some() {
+            return Unit::Single(Chunk { pages: pages.map(<*const T>::cast::<f32>), scales });
         }
-        scratch.resize(CHUNK_PAGES * page_len + 16, 0.0);
-        Unit::Single(dispatch(self.call.exec.level, Widen { pages: stored, page_len, scratch }))
+        scratch.resize(CHUNK_PAGES * single_len + 16, 0.0);
+        let pages = dispatch(self.call.exec.level, Widen { pages, page_len: single_len, scratch });
+        Unit::Single(Chunk { pages, scales })
+    }
+
+    /// The pages of a unit of slots, as they are.
+    fn stored(&self, unit: usize) -> Chunk<T> {
+        let (dim, pages) = (self.call.shape.head_dim, &self.item.slots.pages);
+        let (first, used) = (self.base(unit) / SLOTS, self.item.slots.len.div_ceil(SLOTS));
+        let mut chunk = Chunk { pages: [std::ptr::null(); CHUNK_PAGES], scales: None };
+        let mut scales = [std::ptr::null(); CHUNK_PAGES];
+        for ((page, scales), id) in chunk.pages.iter_mut().zip(&mut scales).zip(&pages[first.min(used)..used]) {
+            // SAFETY: the page table was checked for `slots.len` slots; scales, if any, follow keys and values.
+            unsafe {
+                *page = self.call.arena.start().add(id.0 as usize * page_len::<T>(dim));
+                *scales = page.add(2 * SLOTS * dim).cast::<u16>();
+            }
+        }
+        chunk.scales = T::SCALED.then_some(scales);
+        chunk
     }
 }
 
-/// Widens the pages of a chunk to f32.
+/// Widens the elements of a chunk to f32, without scales.
 struct Widen<'a, T> {
     pages: ChunkPages<T>,
+    /// Elements of a page but for scales.
     page_len: usize,
     scratch: &'a mut [f32],
 }
@@ -381,11 +397,11 @@ fn accumulate<T: Element>(
     for unit in units {
         let mut bias = [0.0; CHUNK];
         match head.load(unit, widen, pages, &mut bias) {
-            Unit::Stored(pages) => {
+            Unit::Stored(chunk) => {
                 let next = (!widen).then(|| head.first_page(unit + 1));
-                blocks(head, rows.clone(), unit, (pages, &bias, next), q, &mut state);
+                blocks(head, rows.clone(), unit, (chunk, &bias, next), q, &mut state);
             }
-            Unit::Single(pages) => blocks(head, rows.clone(), unit, (pages, &bias, None), q, &mut state),
+            Unit::Single(chunk) => blocks(head, rows.clone(), unit, (chunk, &bias, None), q, &mut state),
         }
     }
 }
@@ -395,7 +411,7 @@ fn blocks<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
     unit: usize,
-    (pages, bias, next): (ChunkPages<U>, &[f32; CHUNK], Option<*const U>),
+    (chunk, bias, next): (Chunk<U>, &[f32; CHUNK], Option<*const U>),
     q: &[f32],
     state: &mut State<'_>,
 ) {
@@ -412,7 +428,7 @@ fn blocks<T: Element, U: Element>(
             continue;
         }
         let values = block.start * dim..block.end * dim;
-        let logits = Logits { q: &q[values.clone()], dim, pages, visible, bias, next };
+        let logits = Logits { q: &q[values.clone()], dim, chunk, visible, bias, next };
         let state = State {
             max: &mut state.max[block.clone()],
             sum: &mut state.sum[block.clone()],

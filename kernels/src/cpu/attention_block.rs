@@ -7,9 +7,10 @@
 //!
 //! Logits are in units of log2: the query is scaled by `log2(e) / sqrt(D)` when it is packed.
 
+use super::element::Element;
 use super::exp::exp2;
 use super::lanes::{Kernel, Lanes, WIDTH};
-use super::pages::{Element, SLOTS};
+use super::pages::SLOTS;
 
 /// Pages of one chunk.
 pub(crate) const CHUNK_PAGES: usize = 4;
@@ -29,6 +30,33 @@ pub(crate) struct Visible {
 /// sees may be null.
 pub(crate) type ChunkPages<T> = [*const T; CHUNK_PAGES];
 
+/// Where the keys and values of a chunk are.
+#[derive(Clone, Copy)]
+pub(crate) struct Chunk<T> {
+    pub(crate) pages: ChunkPages<T>,
+    /// Scales of 32 keys and of 32 values for each page, in halves, where elements are multiples of them. Logits and weights
+    /// are scaled, not elements: the same bits whether the elements were widened before or not.
+    pub(crate) scales: Option<ChunkPages<u16>>,
+}
+
+impl<T> Chunk<T> {
+    /// Multiplies columns of `row` with the scales of their keys, or with those of their values.
+    ///
+    /// # Safety
+    /// The pages of the columns are readable.
+    #[inline(always)]
+    unsafe fn scale<L: Lanes>(&self, row: &mut [f32; CHUNK], columns: std::ops::Range<usize>, values: bool) {
+        let Some(scales) = self.scales else { return };
+        for column in columns.step_by(WIDTH) {
+            // SAFETY: 64 halves a page, by the caller's contract.
+            let scale =
+                unsafe { L::load_f16(scales[column / SLOTS].add(column % SLOTS + if values { SLOTS } else { 0 })) };
+            let row = &mut row[column..column + WIDTH];
+            L::from_slice(row, 0.0).mul(scale).write(row);
+        }
+    }
+}
+
 /// Running softmax of the rows of a block.
 pub(crate) struct State<'a> {
     /// Largest logit of each row; `-inf` before the first chunk.
@@ -43,7 +71,7 @@ pub(crate) struct State<'a> {
 pub(crate) struct Logits<'a, T> {
     pub(crate) q: &'a [f32],
     pub(crate) dim: usize,
-    pub(crate) pages: ChunkPages<T>,
+    pub(crate) chunk: Chunk<T>,
     /// What each row sees; its length is `M`.
     pub(crate) visible: &'a [Visible],
     /// Added to the logit of each slot; for centroids.
@@ -75,9 +103,13 @@ impl<T: Element> Logits<'_, T> {
         let region = self.region();
         debug_assert!(self.visible.len() == M && self.q.len() >= M * self.dim);
         for column in region.clone().step_by(N * WIDTH) {
-            let page = self.pages[column / SLOTS];
+            let page = self.chunk.pages[column / SLOTS];
             // SAFETY: the page is readable by contract, and `column % SLOTS + N * 8 <= 32`.
             unsafe { self.products::<L, M, N>(page.add(column % SLOTS), column, tile) };
+        }
+        for row in &mut tile[..M] {
+            // SAFETY: the pages of the region are readable by contract.
+            unsafe { self.chunk.scale::<L>(row, region.clone(), false) };
         }
         for (row, seen) in tile.iter_mut().zip(self.visible) {
             if let Some(bias) = self.bias {
@@ -102,7 +134,7 @@ impl<T: Element> Logits<'_, T> {
     ) {
         let q = self.q.as_ptr();
         let ahead = self.next.is_some() && column.is_multiple_of(SLOTS);
-        let next = match self.pages.get(column / SLOTS + 1) {
+        let next = match self.chunk.pages.get(column / SLOTS + 1) {
             Some(&page) => page,
             None => self.next.unwrap_or(std::ptr::null()),
         };
@@ -216,6 +248,8 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Accumulate<'_, T, M,
             // A row that sees nothing keeps weights of zero: `-inf` minus zero.
             let finite = if max[m] == f32::NEG_INFINITY { 0.0 } else { max[m] };
             sum[m] = exponentials::<L>(row, finite);
+            // SAFETY: as above.
+            unsafe { self.logits.chunk.scale::<L>(&mut tile[m], region.clone(), true) };
         }
         let mut factors = [(1.0, 0.0); M];
         for m in 0..M {
@@ -253,7 +287,7 @@ impl<T: Element, const M: usize, const N: usize> Accumulate<'_, T, M, N> {
         let last = self.logits.visible.iter().map(|row| row.end).max().unwrap_or(0);
         let mut sums = [[L::splat(0.0); V]; M];
         for first in region.step_by(SLOTS) {
-            let page = self.logits.pages[first / SLOTS];
+            let page = self.logits.chunk.pages[first / SLOTS];
             for slot in first..last.min(first + SLOTS) {
                 // SAFETY: the slot's page is readable, its values follow the keys; rows of the tile are CHUNK apart.
                 unsafe {

@@ -21,6 +21,11 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `src .. src + 8` is readable.
     unsafe fn load_f16(src: *const u16) -> Self;
+    /// Eight integers from `src`.
+    ///
+    /// # Safety
+    /// `src .. src + 8` is readable.
+    unsafe fn load_i8(src: *const i8) -> Self;
     /// Eight values to `dst`.
     ///
     /// # Safety
@@ -134,6 +139,11 @@ impl Lanes for Plain {
         Self(bits.map(|x| half::f16::from_bits(x).to_f32()))
     }
     #[inline(always)]
+    unsafe fn load_i8(src: *const i8) -> Self {
+        // SAFETY: the caller keeps eight values readable; the read is unaligned.
+        Self(unsafe { src.cast::<[i8; WIDTH]>().read_unaligned() }.map(f32::from))
+    }
+    #[inline(always)]
     unsafe fn store(self, dst: *mut f32) {
         // SAFETY: the caller keeps eight values writable; the write is unaligned.
         unsafe { dst.cast::<[f32; WIDTH]>().write_unaligned(self.0) }
@@ -209,6 +219,10 @@ mod avx2 {
         #[inline(always)]
         unsafe fn load_f16(src: *const u16) -> Self {
             Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(src.cast())) })
+        }
+        #[inline(always)]
+        unsafe fn load_i8(src: *const i8) -> Self {
+            Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.cast()))) })
         }
         #[inline(always)]
         unsafe fn store(self, dst: *mut f32) {

@@ -10,6 +10,7 @@ pub(crate) mod simd_avx2;
 pub(crate) mod attention;
 pub(crate) mod attention_block;
 mod backend;
+pub(crate) mod element;
 pub(crate) mod elementwise;
 pub(crate) mod exp;
 pub(crate) mod index;

@@ -2,12 +2,11 @@
 //! in parallel over rows; then the probabilities, in parallel over slots, so that each slot adds its rows in order.
 
 use super::attention::{Call, Head, Unit, check, with_scratch};
-use super::attention_block::{
-    BLOCK, CHUNK, ChunkPages, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
-};
+use super::attention_block::{BLOCK, CHUNK, Chunk, LogitTile, Logits, Normalise, Probabilities, Visible, with_block};
+use super::element::Element;
 use super::elementwise::at_least;
 use super::lanes::Shared;
-use super::pages::{CpuPages, Element, Exec, with_arena};
+use super::pages::{CpuPages, Exec, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
 use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
@@ -118,8 +117,8 @@ fn normalise<T: Element>(head: &Head<'_, T>, rows: Range<usize>, state: &mut [f3
         for unit in 0..head.units_to(rows.end - 1) {
             let mut bias = [0.0; CHUNK];
             match head.load(unit, true, &mut scratch.pages, &mut bias) {
-                Unit::Stored(pages) => normalise_unit(head, rows.clone(), unit, (pages, &bias), &scratch.q, (max, sum)),
-                Unit::Single(pages) => normalise_unit(head, rows.clone(), unit, (pages, &bias), &scratch.q, (max, sum)),
+                Unit::Stored(chunk) => normalise_unit(head, rows.clone(), unit, (chunk, &bias), &scratch.q, (max, sum)),
+                Unit::Single(chunk) => normalise_unit(head, rows.clone(), unit, (chunk, &bias), &scratch.q, (max, sum)),
             }
         }
     });
@@ -129,7 +128,7 @@ fn normalise_unit<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
     unit: usize,
-    (pages, bias): (ChunkPages<U>, &[f32; CHUNK]),
+    (chunk, bias): (Chunk<U>, &[f32; CHUNK]),
     q: &[f32],
     (max, sum): (&mut [f32], &mut [f32]),
 ) {
@@ -139,7 +138,7 @@ fn normalise_unit<T: Element, U: Element>(
         let block = first..rows.len().min(first + BLOCK);
         let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end) else { continue };
         let q = &q[block.start * dim..block.end * dim];
-        let logits = Logits { q, dim, pages, visible: &visible[..block.len()], bias, next: None };
+        let logits = Logits { q, dim, chunk, visible: &visible[..block.len()], bias, next: None };
         let (max, sum) = (&mut max[block.clone()], &mut sum[block.clone()]);
         with_block!(head.call.exec.level, block.len(), Normalise<U> { logits, max, sum });
     }
@@ -149,16 +148,16 @@ fn normalise_unit<T: Element, U: Element>(
 fn reduce<T: Element>(head: &Head<'_, T>, unit: usize, wanted: &ObserveItem<'_>, state: &[f32], out: &mut [f32]) {
     with_scratch(|scratch| {
         let mut bias = [0.0; CHUNK];
-        let pages = head.load(unit, true, &mut scratch.pages, &mut bias);
+        let unit_pages = head.load(unit, true, &mut scratch.pages, &mut bias);
         let (reduce, row_weights) = (wanted.reduce, wanted.row_weights);
         let mut into = Reduction { reduce, row_weights, group: head.group, row: [0.0; CHUNK], out };
         for first in (0..head.rows()).step_by(TILE) {
             let rows = first..head.rows().min(first + TILE);
             head.pack(rows.clone(), &mut scratch.q);
             let state = state[2 * first..2 * rows.end].split_at(rows.len());
-            match &pages {
-                Unit::Stored(pages) => reduce_tile(head, rows, (unit, *pages), &scratch.q, state, &mut into),
-                Unit::Single(pages) => reduce_tile(head, rows, (unit, *pages), &scratch.q, state, &mut into),
+            match &unit_pages {
+                Unit::Stored(chunk) => reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into),
+                Unit::Single(chunk) => reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into),
             }
         }
     });
@@ -167,7 +166,7 @@ fn reduce<T: Element>(head: &Head<'_, T>, unit: usize, wanted: &ObserveItem<'_>,
 fn reduce_tile<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
-    (unit, pages): (usize, ChunkPages<U>),
+    (unit, chunk): (usize, Chunk<U>),
     q: &[f32],
     (max, sum): (&[f32], &[f32]),
     into: &mut Reduction<'_>,
@@ -178,7 +177,7 @@ fn reduce_tile<T: Element, U: Element>(
         let block = first..rows.len().min(first + BLOCK);
         let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end) else { continue };
         let q = &q[block.start * dim..block.end * dim];
-        let logits = Logits { q, dim, pages, visible: &visible[..block.len()], bias: None, next: None };
+        let logits = Logits { q, dim, chunk, visible: &visible[..block.len()], bias: None, next: None };
         let (max, sum, probabilities) = (&max[block.clone()], &sum[block.clone()], &mut tile);
         let region = with_block!(
             head.call.exec.level,

@@ -1,9 +1,11 @@
 //! The slot arena and everything that only moves or rotates slots.
 //!
 //! A page holds 32 slots: keys as `[D][32]`, so that eight slots are one vector and a dot product runs over `D` in
-//! order, then values as `[32][D]`. The arena is zeroed by the operating system: a page costs memory once written.
+//! order, then values as `[32][D]`, then, for scaled elements, the scales of 32 keys and of 32 values. The arena is zeroed by
+//! the operating system: a page costs memory once written.
 
 use super::SimdLevel;
+use super::element::{Element, page_len, scale};
 use super::exp::sin_cos;
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
 use super::notes::Notes;
@@ -34,58 +36,6 @@ impl Exec<'_> {
     }
 }
 
-/// Stored element of the arena.
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
-    /// Eight elements as f32.
-    ///
-    /// # Safety
-    /// `src .. src + 8` is readable.
-    unsafe fn load<L: Lanes>(src: *const Self) -> L;
-    /// Eight elements from f32, rounded once.
-    ///
-    /// # Safety
-    /// `dst .. dst + 8` is writable.
-    unsafe fn store<L: Lanes>(lanes: L, dst: *mut Self);
-    /// The pointer itself where no conversion is needed.
-    fn as_single(src: *const Self) -> Option<*const f32>;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(src: *const Self) -> L {
-        // SAFETY: by the caller's contract.
-        unsafe { L::load(src) }
-    }
-    #[inline(always)]
-    unsafe fn store<L: Lanes>(lanes: L, dst: *mut Self) {
-        // SAFETY: by the caller's contract.
-        unsafe { lanes.store(dst) }
-    }
-    fn as_single(src: *const Self) -> Option<*const f32> {
-        Some(src)
-    }
-}
-
-/// IEEE half bits. Values beyond the range are stored as the largest half: an infinity in a slot that a row does not
-/// see would turn its weight of zero into NaN.
-impl Element for u16 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(src: *const Self) -> L {
-        // SAFETY: by the caller's contract.
-        unsafe { L::load_f16(src) }
-    }
-    #[inline(always)]
-    unsafe fn store<L: Lanes>(lanes: L, dst: *mut Self) {
-        let largest = half::f16::MAX.to_f32();
-        let lanes = L::splat(-largest).max(L::splat(largest).min(lanes));
-        // SAFETY: by the caller's contract.
-        unsafe { lanes.store_f16(dst) }
-    }
-    fn as_single(_: *const Self) -> Option<*const f32> {
-        None
-    }
-}
-
 /// Zeroed memory whose first element lies on a cache line.
 pub(crate) struct Arena<T> {
     values: Vec<T>,
@@ -104,7 +54,7 @@ impl<T: Element> Arena<T> {
             return Err(too_large());
         }
         // SAFETY: allocated by the global allocator with the layout of `total` elements, and all-zero bits are a
-        // valid u16 and f32, the only elements there are.
+        // valid value of every element type.
         let values = unsafe { Vec::from_raw_parts(start, total, total) };
         let first = values.as_ptr().align_offset(64);
         Ok(Self { values, first: if first < spare { first } else { 0 } })
@@ -120,8 +70,9 @@ impl<T: Element> Arena<T> {
     }
 }
 
-/// Pages of either element type.
+/// Pages of any element type.
 pub(crate) enum PageData {
+    Q8(Arena<i8>),
     F16(Arena<u16>),
     F32(Arena<f32>),
 }
@@ -139,6 +90,7 @@ pub struct CpuPages {
 macro_rules! with_arena {
     ($data:expr, $arena:ident => $body:expr) => {
         match $data {
+            $crate::cpu::pages::PageData::Q8($arena) => $body,
             $crate::cpu::pages::PageData::F16($arena) => $body,
             $crate::cpu::pages::PageData::F32($arena) => $body,
         }
@@ -154,9 +106,10 @@ impl CpuPages {
             return Err(Error::Multiple { op, what: "head_dim", got: shape.head_dim, multiple: WIDTH });
         }
         let too_large = Error::OutOfMemory { what: "pages", bytes: usize::MAX };
-        let page = shape.head_dim.checked_mul(2 * SLOTS);
+        let page = shape.head_dim.checked_mul(4 * SLOTS).map(|_| shape.bytes() / shape.dtype.bytes());
         let Some(len) = page.and_then(|page| page.checked_mul(count)) else { return Err(too_large) };
         let data = match shape.dtype {
+            KvType::Q8 => PageData::Q8(Arena::zeroed(len)?),
             KvType::F16 => PageData::F16(Arena::zeroed(len)?),
             KvType::F32 => PageData::F32(Arena::zeroed(len)?),
         };
@@ -209,14 +162,16 @@ impl CpuPages {
     pub(crate) fn writer(&mut self) -> PageWriter<'_> {
         let dim = self.shape.head_dim;
         match &mut self.data {
+            PageData::Q8(arena) => PageWriter::Q8(Writer { arena: arena.shared(), dim }),
             PageData::F16(arena) => PageWriter::F16(Writer { arena: arena.shared(), dim }),
             PageData::F32(arena) => PageWriter::F32(Writer { arena: arena.shared(), dim }),
         }
     }
 }
 
-/// [`Writer`] of either element type.
+/// [`Writer`] of any element type.
 pub(crate) enum PageWriter<'a> {
+    Q8(Writer<'a, i8>),
     F16(Writer<'a, u16>),
     F32(Writer<'a, f32>),
 }
@@ -225,6 +180,7 @@ pub(crate) enum PageWriter<'a> {
 macro_rules! with_writer {
     ($writer:expr, $name:ident => $body:expr) => {
         match $writer {
+            $crate::cpu::pages::PageWriter::Q8($name) => $body,
             $crate::cpu::pages::PageWriter::F16($name) => $body,
             $crate::cpu::pages::PageWriter::F32($name) => $body,
         }
@@ -233,13 +189,19 @@ macro_rules! with_writer {
 pub(crate) use with_writer;
 
 /// Element of a slot's first key; the others follow at distance [`SLOTS`].
-fn key_offset(dim: usize, pages: &[PageId], slot: usize) -> usize {
-    pages[slot / SLOTS].0 as usize * 2 * SLOTS * dim + slot % SLOTS
+fn key_offset<T: Element>(dim: usize, pages: &[PageId], slot: usize) -> usize {
+    pages[slot / SLOTS].0 as usize * page_len::<T>(dim) + slot % SLOTS
 }
 
 /// Element of a slot's first value; the others follow.
-fn value_offset(dim: usize, pages: &[PageId], slot: usize) -> usize {
-    (pages[slot / SLOTS].0 as usize * 2 * SLOTS + SLOTS + slot % SLOTS) * dim
+fn value_offset<T: Element>(dim: usize, pages: &[PageId], slot: usize) -> usize {
+    pages[slot / SLOTS].0 as usize * page_len::<T>(dim) + (SLOTS + slot % SLOTS) * dim
+}
+
+/// Element where the scale of a slot's key is stored, of scaled elements; that of its value is [`SLOTS`] halves behind.
+fn scale_offset<T: Element>(dim: usize, pages: &[PageId], slot: usize) -> usize {
+    let half = size_of::<u16>() / size_of::<T>();
+    pages[slot / SLOTS].0 as usize * page_len::<T>(dim) + 2 * SLOTS * dim + slot % SLOTS * half
 }
 
 /// Scattered writes to the pages of heads. All methods are unsafe in the same way: page tables were checked with
@@ -252,12 +214,21 @@ pub(crate) struct Writer<'a, T> {
 impl<T: Element> Writer<'_, T> {
     unsafe fn key(&self, pages: &[PageId], slot: usize) -> *mut T {
         // SAFETY: the page exists by the contract of the type.
-        unsafe { self.arena.start().add(key_offset(self.dim, pages, slot)) }
+        unsafe { self.arena.start().add(key_offset::<T>(self.dim, pages, slot)) }
     }
 
     unsafe fn value(&self, pages: &[PageId], slot: usize) -> *mut T {
         // SAFETY: the page exists by the contract of the type.
-        unsafe { self.arena.start().add(value_offset(self.dim, pages, slot)) }
+        unsafe { self.arena.start().add(value_offset::<T>(self.dim, pages, slot)) }
+    }
+
+    /// The scales of key and value; only scaled elements have them.
+    unsafe fn scales(&self, pages: &[PageId], slot: usize) -> (*mut u16, *mut u16) {
+        // SAFETY: the page exists by the contract of the type, and of scaled elements it ends with two halves a slot.
+        unsafe {
+            let key = self.arena.start().add(scale_offset::<T>(self.dim, pages, slot)).cast::<u16>();
+            (key, key.add(SLOTS))
+        }
     }
 
     /// Writes one slot from f32, `D` values each.
@@ -266,14 +237,38 @@ impl<T: Element> Writer<'_, T> {
     /// See [`Writer`].
     #[inline(always)]
     pub(crate) unsafe fn write<L: Lanes>(&self, pages: &[PageId], slot: usize, key: &[f32], value: &[f32]) {
-        assert!(key.len() == self.dim && value.len() == self.dim, "a slot holds D keys and D values");
+        assert!(value.len() == self.dim, "a slot holds D values");
+        let scale = if T::SCALED { scale::<L>(value) } else { half::f16::ONE };
         // SAFETY: the slot's page exists and is ours; `D` is a multiple of eight, so all vectors lie inside.
         unsafe {
-            let (keys, values) = (self.key(pages, slot), self.value(pages, slot));
+            if T::SCALED {
+                *self.scales(pages, slot).1 = scale.to_bits();
+            }
+            let values = self.value(pages, slot);
             for d in (0..self.dim).step_by(WIDTH) {
-                T::store(L::load(value.as_ptr().add(d)), values.add(d));
+                T::store(L::load(value.as_ptr().add(d)), scale.to_f32(), values.add(d));
+            }
+            self.write_key::<L>(pages, slot, key);
+        }
+    }
+
+    /// Writes the key of one slot from f32, `D` values.
+    ///
+    /// # Safety
+    /// See [`Writer`].
+    #[inline(always)]
+    unsafe fn write_key<L: Lanes>(&self, pages: &[PageId], slot: usize, key: &[f32]) {
+        assert!(key.len() == self.dim, "a slot holds a key of D elements");
+        let scale = if T::SCALED { scale::<L>(key) } else { half::f16::ONE };
+        // SAFETY: as in `write`.
+        unsafe {
+            if T::SCALED {
+                *self.scales(pages, slot).0 = scale.to_bits();
+            }
+            let keys = self.key(pages, slot);
+            for d in (0..self.dim).step_by(WIDTH) {
                 let mut lanes = [T::default(); WIDTH];
-                T::store(L::load(key.as_ptr().add(d)), lanes.as_mut_ptr());
+                T::store(L::load(key.as_ptr().add(d)), scale.to_f32(), lanes.as_mut_ptr());
                 for (i, &x) in lanes.iter().enumerate() {
                     *keys.add((d + i) * SLOTS) = x;
                 }
@@ -302,9 +297,31 @@ impl<T: Element> Writer<'_, T> {
                 }
                 for (i, &slot) in moved.iter().enumerate() {
                     self.value(pages, slot as usize).copy_to(self.value(pages, first + i), self.dim);
+                    if T::SCALED {
+                        let (from, to) = (self.scales(pages, slot as usize), self.scales(pages, first + i));
+                        (*to.0, *to.1) = (*from.0, *from.1);
+                    }
                 }
             }
             first = end;
+        }
+    }
+
+    /// Rotates the keys of slots `0 .. delta.len()`, slot by slot: a scale is known only when all of a key is.
+    #[inline(always)]
+    unsafe fn rotate_scaled<L: Lanes>(&self, pages: &[PageId], delta: &[f32], inv_freq: &[f32]) {
+        let half = self.dim / 2;
+        let (mut key, mut value) = (vec![0.0; self.dim], vec![0.0; self.dim]);
+        for (slot, &tokens) in delta.iter().enumerate().filter(|(_, tokens)| **tokens != 0.0) {
+            // SAFETY: by the contract of the type.
+            unsafe { read_slot::<T, L>(self.arena.start(), self.dim, pages, slot, (&mut key, &mut value)) };
+            for (i, &frequency) in inv_freq[..half].iter().enumerate() {
+                let (sin, cos) = sin_cos(f64::from(tokens) * f64::from(frequency));
+                let (x, y) = (key[i], key[i + half]);
+                (key[i], key[i + half]) = (x * cos - y * sin, y * cos + x * sin);
+            }
+            // SAFETY: by the contract of the type.
+            unsafe { self.write_key::<L>(pages, slot, &key) };
         }
     }
 
@@ -312,6 +329,10 @@ impl<T: Element> Writer<'_, T> {
     #[inline(always)]
     unsafe fn rotate<L: Lanes>(&self, pages: &[PageId], delta: &[f32], inv_freq: &[f32]) {
         let half = self.dim / 2;
+        if T::SCALED {
+            // SAFETY: by the contract of the type.
+            return unsafe { self.rotate_scaled::<L>(pages, delta, inv_freq) };
+        }
         for (page, delta) in delta.chunks(SLOTS).enumerate() {
             if delta.iter().all(|&tokens| tokens == 0.0) {
                 continue;
@@ -331,8 +352,8 @@ impl<T: Element> Writer<'_, T> {
                     for lane in (0..SLOTS).step_by(WIDTH) {
                         let (s, c) = (L::load(sin.as_ptr().add(lane)), L::load(cos.as_ptr().add(lane)));
                         let (x, y) = (T::load::<L>(low.add(lane)), T::load::<L>(high.add(lane)));
-                        T::store(x.mul(c).sub(y.mul(s)), low.add(lane));
-                        T::store(y.mul(c).add(x.mul(s)), high.add(lane));
+                        T::store(x.mul(c).sub(y.mul(s)), 1.0, low.add(lane));
+                        T::store(y.mul(c).add(x.mul(s)), 1.0, high.add(lane));
                     }
                 }
             }
@@ -472,15 +493,21 @@ unsafe fn read_slot<T: Element, L: Lanes>(
 ) {
     // SAFETY: by the caller's contract; `dim` is a multiple of eight, so all vectors lie inside.
     unsafe {
-        let keys = start.add(key_offset(dim, table, slot));
-        let values = start.add(value_offset(dim, table, slot));
+        let keys = start.add(key_offset::<T>(dim, table, slot));
+        let values = start.add(value_offset::<T>(dim, table, slot));
+        let (mut key_scale, mut value_scale) = (1.0, 1.0);
+        if T::SCALED {
+            let scales = start.add(scale_offset::<T>(dim, table, slot)).cast::<u16>();
+            key_scale = half::f16::from_bits(*scales).to_f32();
+            value_scale = half::f16::from_bits(*scales.add(SLOTS)).to_f32();
+        }
         for d in (0..dim).step_by(WIDTH) {
-            T::load::<L>(values.add(d)).store(value.as_mut_ptr().add(d));
+            T::load::<L>(values.add(d)).mul(L::splat(value_scale)).store(value.as_mut_ptr().add(d));
             let mut lanes = [T::default(); WIDTH];
             for (i, x) in lanes.iter_mut().enumerate() {
                 *x = *keys.add((d + i) * SLOTS);
             }
-            T::load::<L>(lanes.as_ptr()).store(key.as_mut_ptr().add(d));
+            T::load::<L>(lanes.as_ptr()).mul(L::splat(key_scale)).store(key.as_mut_ptr().add(d));
         }
     }
 }

@@ -45,6 +45,7 @@ impl<D: Device> Pages<D> {
         match self.shape.dtype {
             KvType::F16 => f16,
             KvType::F32 => f32,
+            KvType::Q8 => unreachable!("`new_pages` refuses it"),
         }
     }
 }
@@ -53,6 +54,10 @@ impl<D: Device> CudaBackend<D> {
     pub(super) fn new_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
         if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(8) {
             return Err(Error::Multiple { op: "alloc_pages", what: "head_dim", got: shape.head_dim, multiple: 8 });
+        }
+        if shape.dtype == KvType::Q8 {
+            let text = "caches of 8 bits are built for the CPU only: choose --kv-type f16 on a GPU";
+            return Err(Error::Unavailable(text.into()));
         }
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;

@@ -19,6 +19,7 @@ use crate::latent::{HostLatent, LatentHead, LatentId, LatentKind, LatentState, L
 use crate::sample::{self, SampleItem};
 use crate::score::{NoteItem, ScoreItem};
 use crate::select::{KeptLists, check_select, scored};
+use std::sync::LazyLock;
 
 /// The backend. It keeps no state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,6 +42,10 @@ pub struct ReferencePages {
     latents: Latents<HostLatent>,
 }
 
+/// All halves from 0 on, in order.
+static HALVES: LazyLock<Vec<f32>> =
+    LazyLock::new(|| (0..=half::f16::MAX.to_bits()).map(|bits| half::f16::from_bits(bits).to_f32()).collect());
+
 impl ReferencePages {
     /// Entry of slot `slot` of a head.
     fn entry(&self, op: &'static str, table: &[PageId], slot: usize) -> Result<usize> {
@@ -53,20 +58,27 @@ impl ReferencePages {
         Ok(page * PageShape::SLOTS + slot % PageShape::SLOTS)
     }
 
-    /// `x` as the arena stores it: halves are rounded to nearest, ties to even, and saturate.
-    fn round(&self, x: f32) -> f32 {
+    /// A key or a value as the arena stores it: halves are rounded to nearest, ties to even, and saturate.
+    fn round(&self, x: &[f32]) -> Vec<f32> {
         match self.shape.dtype {
-            KvType::F32 => x,
+            KvType::F32 => x.to_vec(),
             KvType::F16 => {
                 let largest = half::f16::MAX.to_f32();
-                half::f16::from_f32(x.clamp(-largest, largest)).to_f32()
+                x.iter().map(|x| half::f16::from_f32(x.clamp(-largest, largest)).to_f32()).collect()
+            }
+            KvType::Q8 => {
+                let most = x.iter().map(|x| x.abs()).fold(0.0, f32::max) / 127.0;
+                let scale = HALVES[HALVES.partition_point(|scale| *scale <= most) - 1];
+                let integer =
+                    |x: f32| if scale == 0.0 { 0.0 } else { (x / scale).round_ties_even().clamp(-127.0, 127.0) };
+                x.iter().map(|&x| integer(x) * scale).collect()
             }
         }
     }
 
     fn write(&mut self, entry: usize, key: &[f32], value: &[f32]) {
-        self.keys[entry] = key.iter().map(|&x| self.round(x)).collect();
-        self.values[entry] = value.iter().map(|&x| self.round(x)).collect();
+        self.keys[entry] = self.round(key);
+        self.values[entry] = self.round(value);
     }
 }
 
@@ -442,7 +454,7 @@ impl Backend for ReferenceBackend {
                 let cos: Vec<f64> = angles.iter().map(|angle| angle.cos()).collect();
                 let sin: Vec<f64> = angles.iter().map(|angle| angle.sin()).collect();
                 let key = rotate(&pages.keys[entry], &cos, &sin);
-                pages.keys[entry] = key.iter().map(|&x| pages.round(x)).collect();
+                pages.keys[entry] = pages.round(&key);
             }
         }
         Ok(())

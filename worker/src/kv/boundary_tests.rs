@@ -291,4 +291,7 @@ fn reindexed_keys_attend_as_if_rotated_freshly() {
     // Each rotation rounds the keys once to half precision.
     let half = reindexing_error(KvType::F16);
     assert!(half < 5e-3, "f16 cache: {half}");
+    // Half a step of 1/127 each time.
+    let eight = reindexing_error(KvType::Q8);
+    assert!(eight < 5e-2, "8-bit cache: {eight}");
 }
