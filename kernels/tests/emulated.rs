@@ -5,6 +5,7 @@
 mod measure;
 
 use palimpsest_kernels::conformance::{self, Tolerance};
+use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
 use palimpsest_kernels::cuda::emulated::{Emulated, EmulatedMemory};
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
 use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
@@ -20,7 +21,8 @@ use std::time::Instant;
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and probability.
 fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
     let exact = Tolerance::default();
-    let attention = if kv == KvType::F16 { 4e-3 } else { exact.attention };
+    // What is 8-bit becomes halves.
+    let attention = if kv == KvType::F32 { exact.attention } else { 4e-3 };
     match precision {
         Precision::F32 => Tolerance { attention, ..exact },
         Precision::Bf16 => Tolerance { attention, embed: 1.0 / 256.0, matmul: 0.02, matmul_quantised: 0.02, ..exact },
@@ -44,8 +46,47 @@ fn halves_on_tensor_cores() {
 }
 
 #[test]
+fn eight_bits_on_tensor_cores() {
+    check(Precision::Bf16, KvType::Q8, 3);
+}
+
+#[test]
 fn singles_for_parity() {
     check(Precision::F32, KvType::F32, 7);
+}
+
+/// Slots of 8 bits have the CPU's integers and scales, whatever is written, and keep them when they move.
+#[test]
+fn eight_bits_are_those_of_the_cpu() {
+    fn written<B: Backend>(backend: &B) -> [Vec<u32>; 2] {
+        let (dim, count) = (24, 70);
+        let table: Vec<PageId> = [4, 0, 3].map(PageId).to_vec();
+        let mut pages = backend.alloc_pages(PageShape { head_dim: dim, dtype: KvType::Q8 }, 5).expect("pages");
+        let odd = [f32::NAN, f32::INFINITY, -70000.0, -0.0, 1e-9, 6e-8, 127.0 * 65504.0, 1.0];
+        let value = |i: usize, salt: usize| match (i / dim) % 7 {
+            0 => odd[(i + salt) % odd.len()],
+            1 => 0.0,
+            scale => ((i * 7919 + salt * 104_729) % 20011) as f32 / 10000.0 * 10f32.powi(3 * scale as i32 - 14) - 1e-4,
+        };
+        let values = |salt| (0..count * dim).map(|i| value(i, salt)).collect::<Vec<f32>>();
+        let head = |len| HeadPages { pages: &table, len };
+        backend.write_slots(&mut pages, head(count), 0, &values(1), &values(2)).expect("a write");
+        let read = |pages: &B::Pages, len: usize| {
+            let (mut keys, mut values) = (vec![0.0; len * dim], vec![0.0; len * dim]);
+            let all: Vec<u32> = (0..len as u32).collect();
+            backend.read_slots(pages, head(len), &all, &mut keys, &mut values).expect("a read");
+            keys.into_iter().chain(values).map(f32::to_bits).collect()
+        };
+        let before = read(&pages, count);
+        let keep: Vec<u32> = (0..count as u32).filter(|slot| slot % 5 != 2).collect();
+        let kept = backend.keep_lists(&[count], std::slice::from_ref(&keep)).expect("lists");
+        backend.compact(&mut pages, &[head(count)], &kept).expect("a compaction");
+        [before, read(&pages, keep.len())]
+    }
+    let cpu = written(&CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() }));
+    for seed in [0, 5] {
+        assert!(written(&CudaBackend::new(Emulated::new(seed), Precision::Bf16)) == cpu, "seed {seed}");
+    }
 }
 
 /// Launches a kernel of `cu/emulated/faulty.h` that is wrong in one way.
@@ -225,7 +266,8 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &scores, &ranked).expect("a choice");
     backend.memorise(&mut pages, id, None, &heads, &kept).expect("a merge");
     backend.compact(&mut pages, &heads, &kept).expect("a compaction");
-    let kernels = ["score_notes", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
+    let kernels =
+        ["score_notes", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact_f16"];
     assert_eq!(calls(&backend), kernels);
     let lists = backend.kept(&kept).expect("lists");
     assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));

@@ -175,7 +175,7 @@ fn a_boundary_adds_waits_at_the_end_alone() {
         "upload",
         "memorise_centroids_f16",
         "upload",
-        "compact",
+        "compact_f16",
     ];
     let end = ["upload", "sample", "wait", "wait", "wait"];
     assert_eq!(names(&calls), [&BEFORE[..], &LAYER, &LOGITS, &boundary, &boundary, &end].concat());

@@ -169,12 +169,18 @@ impl<D: Device> CudaBackend<D> {
                 let floats = GROUP * (dim + 1) + ENTRIES * (2 * dim + 1 + GROUP);
                 let own = vec![values.arg(), Arg::U32(group as u32), Arg::U32(layer as u32)];
                 let grid = [count.div_ceil(GROUP) as u32, heads.len() as u32, 1];
-                (pages.kernel("memorise_associative_f16", "memorise_associative_f32"), grid, floats, own)
+                (
+                    pages.kernel(["memorise_associative_q8", "memorise_associative_f16", "memorise_associative_f32"]),
+                    grid,
+                    floats,
+                    own,
+                )
             }
             _ => {
                 let keys = count * (dim + PADDING);
                 let held = 4 * (dim + keys) <= self.device.device.shared_bytes();
-                let kernel = pages.kernel("memorise_centroids_f16", "memorise_centroids_f32");
+                let kernel =
+                    pages.kernel(["memorise_centroids_q8", "memorise_centroids_f16", "memorise_centroids_f32"]);
                 let floats = dim + if held { keys } else { 0 };
                 (kernel, [heads.len() as u32, 1, 1], floats, vec![Arg::U32(u32::from(held))])
             }

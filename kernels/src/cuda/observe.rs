@@ -88,7 +88,7 @@ impl<D: Device> CudaBackend<D> {
         let (count, items) = (all.items.len() as u32, arg(packed.items));
         let (tables, first, states) = (arg(packed.tables), arg(packed.first_visible), arg(packed.states));
         self.run(Launch {
-            kernel: pages.kernel("observe_logits_f16", "observe_logits_f32"),
+            kernel: pages.kernel(["observe_logits_q8", "observe_logits_f16", "observe_logits_f32"]),
             grid: [most_rows, count, 1],
             threads: 128,
             shared: 0,

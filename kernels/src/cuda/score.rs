@@ -107,7 +107,7 @@ impl<D: Device> CudaBackend<D> {
             args: &[pages.notes(), items, tables, arg(rates), Arg::U32(at), out.arg()],
         })?;
         self.run(Launch {
-            kernel: pages.kernel("score_keys_f16", "score_keys_f32"),
+            kernel: pages.kernel(["score_keys_q8", "score_keys_f16", "score_keys_f32"]),
             grid: [by_keys.len() as u32, 1, 1],
             threads: THREADS,
             shared: 4 * dim as u32,

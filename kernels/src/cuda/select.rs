@@ -165,7 +165,7 @@ impl<D: Device> CudaBackend<D> {
         let [counts, keeps, _] = kept.args();
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
-            kernel: "compact",
+            kernel: pages.kernel(["compact_q8", "compact_f16", "compact_f32"]),
             grid: [heads.len() as u32, 1, 1],
             threads: 256,
             shared: (2 * PageShape::SLOTS * bytes) as u32,

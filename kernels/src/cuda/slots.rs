@@ -8,7 +8,7 @@ use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
 use crate::latent::Latents;
 
-/// Pages of keys `[32, D]` and values `[32, D]`.
+/// Pages of keys `[32, D]` and values `[32, D]`, of 8-bit integers also their scales, `[32]` each.
 pub struct Pages<D: Device> {
     pub(super) memory: Held<D>,
     pub(super) shape: PageShape,
@@ -41,11 +41,11 @@ impl<D: Device> Pages<D> {
     }
 
     /// The kernel of this arena's element type.
-    pub(super) fn kernel(&self, f16: &'static str, f32: &'static str) -> &'static str {
+    pub(super) fn kernel(&self, [q8, f16, f32]: [&'static str; 3]) -> &'static str {
         match self.shape.dtype {
+            KvType::Q8 => q8,
             KvType::F16 => f16,
             KvType::F32 => f32,
-            KvType::Q8 => unreachable!("`new_pages` refuses it"),
         }
     }
 }
@@ -54,10 +54,6 @@ impl<D: Device> CudaBackend<D> {
     pub(super) fn new_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
         if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(8) {
             return Err(Error::Multiple { op: "alloc_pages", what: "head_dim", got: shape.head_dim, multiple: 8 });
-        }
-        if shape.dtype == KvType::Q8 {
-            let text = "caches of 8 bits are built for the CPU only: choose --kv-type f16 on a GPU";
-            return Err(Error::Unavailable(text.into()));
         }
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
@@ -100,7 +96,7 @@ impl<D: Device> CudaBackend<D> {
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
-            kernel: pages.kernel("split_qkv_f16", "split_qkv_f32"),
+            kernel: pages.kernel(["split_qkv_q8", "split_qkv_f16", "split_qkv_f32"]),
             grid: [rows as u32, (shape.heads + shape.kv_heads).div_ceil(4) as u32, 1],
             threads: 128,
             shared: 0,
@@ -142,7 +138,7 @@ impl<D: Device> CudaBackend<D> {
         let (items, tables, deltas) = (arg(packed.items), arg(packed.tables), arg(packed.floats));
         let dim = Arg::U32(pages.shape.head_dim as u32);
         self.run(Launch {
-            kernel: pages.kernel("rotate_keys_f16", "rotate_keys_f32"),
+            kernel: pages.kernel(["rotate_keys_q8", "rotate_keys_f16", "rotate_keys_f32"]),
             grid: [longest.min(1024), all.items.len() as u32, 1],
             threads: 64,
             shared: 0,
@@ -177,7 +173,7 @@ impl<D: Device> CudaBackend<D> {
         let out = work.scratch.address(&self.device, "slots read", 2 * bytes)?;
         let (to_keys, to_values) = (Arg::Pointer(out), Arg::Pointer(out + bytes as u64));
         self.run(Launch {
-            kernel: pages.kernel("read_slots_f16", "read_slots_f32"),
+            kernel: pages.kernel(["read_slots_q8", "read_slots_f16", "read_slots_f32"]),
             grid: [slots.len() as u32, 1, 1],
             threads: 64,
             shared: 0,
@@ -210,7 +206,7 @@ impl<D: Device> CudaBackend<D> {
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (first, dim) = (Arg::U32(first as u32), Arg::U32(dim as u32));
         self.run(Launch {
-            kernel: pages.kernel("write_slots_f16", "write_slots_f32"),
+            kernel: pages.kernel(["write_slots_q8", "write_slots_f16", "write_slots_f32"]),
             grid: [count as u32, 1, 1],
             threads: 64,
             shared: 0,
