@@ -105,24 +105,24 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
     }
 }
 
-#define DECODE(DP, NAME, T)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+#define DECODE(DP, NAME, T, BLOCKS)                                                                                            \
+    extern "C" __global__ void __launch_bounds__ BLOCKS                                                                  \
         attention_decode##NAME(ATTENTION_PARAMETERS, const uint4 *splits, float *partials) {                           \
         AttentionArgs args = ATTENTION_ARGS;                                                                           \
         attention_decode<DP, T>(args, splits, partials);                                                               \
     }                                                                                                                  \
     REGISTER_KERNEL(attention_decode##NAME)
 
-DECODE(16, _16, half_t)
-DECODE(16, _16_q8, eight_t)
-DECODE(32, _32, half_t)
-DECODE(32, _32_q8, eight_t)
-DECODE(64, _64, half_t)
-DECODE(64, _64_q8, eight_t)
-DECODE(96, _96, half_t)
-DECODE(96, _96_q8, eight_t)
-DECODE(128, _128, half_t)
-DECODE(128, _128_q8, eight_t)
+DECODE(16, _16, half_t, (128))
+DECODE(16, _16_q8, eight_t, (128, 2))
+DECODE(32, _32, half_t, (128))
+DECODE(32, _32_q8, eight_t, (128, 2))
+DECODE(64, _64, half_t, (128))
+DECODE(64, _64_q8, eight_t, (128, 2))
+DECODE(96, _96, half_t, (128))
+DECODE(96, _96_q8, eight_t, (128, 2))
+DECODE(128, _128, half_t, (128))
+DECODE(128, _128_q8, eight_t, (128, 2))
 
 // merges: {item, first partial result, number of them}; a block per (query row, item), a thread per dimension.
 extern "C" __global__ void attention_merge(const Item *items, const uint4 *merges, const float *partials, float *out,

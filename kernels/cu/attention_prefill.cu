@@ -82,20 +82,20 @@ __device__ inline void attention_prefill(const AttentionArgs &args, const uint2 
     }
 }
 
-#define PREFILL(DP, NAME, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(128) attention_prefill##NAME(ATTENTION_PARAMETERS, const uint2 *tiles) { \
+#define PREFILL(DP, NAME, T, BLOCKS)                                                                                           \
+    extern "C" __global__ void __launch_bounds__ BLOCKS attention_prefill##NAME(ATTENTION_PARAMETERS, const uint2 *tiles) { \
         AttentionArgs args = ATTENTION_ARGS;                                                                           \
         attention_prefill<DP, T>(args, tiles);                                                                         \
     }                                                                                                                  \
     REGISTER_KERNEL(attention_prefill##NAME)
 
-PREFILL(16, _16, half_t)
-PREFILL(16, _16_q8, eight_t)
-PREFILL(32, _32, half_t)
-PREFILL(32, _32_q8, eight_t)
-PREFILL(64, _64, half_t)
-PREFILL(64, _64_q8, eight_t)
-PREFILL(96, _96, half_t)
-PREFILL(96, _96_q8, eight_t)
-PREFILL(128, _128, half_t)
-PREFILL(128, _128_q8, eight_t)
+PREFILL(16, _16, half_t, (128))
+PREFILL(16, _16_q8, eight_t, (128, 2))
+PREFILL(32, _32, half_t, (128))
+PREFILL(32, _32_q8, eight_t, (128, 2))
+PREFILL(64, _64, half_t, (128))
+PREFILL(64, _64_q8, eight_t, (128, 2))
+PREFILL(96, _96, half_t, (128))
+PREFILL(96, _96_q8, eight_t, (128, 2))
+PREFILL(128, _128, half_t, (128))
+PREFILL(128, _128_q8, eight_t, (128, 2))

@@ -129,8 +129,11 @@ COMPACT(f32, uint4, float)
 template <class T>
 __device__ inline void rotate_keys(T *pages, const Item *items, const uint32_t *tables, const float *deltas,
                                    const float *inv_freq, uint32_t dim) {
+    DYNAMIC_SHARED(raw);
     __shared__ float partial[32];
     const Item item = items[blockIdx.y];
+    // Of each thread's own elements.
+    float2 *pairs = reinterpret_cast<float2 *>(raw);
     uint32_t half = dim / 2;
     for (uint32_t slot = blockIdx.x; slot < item.len; slot += gridDim.x) {
         float delta = deltas[item.extra + slot];
@@ -146,20 +149,19 @@ __device__ inline void rotate_keys(T *pages, const Item *items, const uint32_t *
             float a = to_float(key[i]) * before, b = to_float(key[i + half]) * before;
             return make_float2(a * c - b * s, b * c + a * s);
         };
+        float most = 0.0f;
+        for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
+            pairs[i] = rotated(i);
+            most = fmaxf(most, fmaxf(fabsf(pairs[i].x), fabsf(pairs[i].y)));
+        }
         if (SCALED<T>) {
-            float most = 0.0f;
-            for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
-                float2 pair = rotated(i);
-                most = fmaxf(most, fmaxf(fabsf(pair.x), fabsf(pair.y)));
-            }
             half_t of_key = scale_of(block_max(most, partial));
             scale = to_float(of_key);
             if (threadIdx.x == 0) *slot_scales(pages, tables + item.table, slot, dim) = of_key;
         }
         for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
-            float2 pair = rotated(i);
-            store_scaled(key + i, pair.x, scale);
-            store_scaled(key + i + half, pair.y, scale);
+            store_scaled(key + i, pairs[i].x, scale);
+            store_scaled(key + i + half, pairs[i].y, scale);
         }
     }
 }

@@ -40,8 +40,8 @@ pub struct Footprint {
 /// What is allowed for: descriptors, the library's workspace, a piece of a file's weights, captured graphs, trained scorers.
 const ALLOWANCE: usize = 256 << 20;
 /// Lists of slots that stay and go at a boundary, scores and partial attention, for each slot of the pages: 8 bytes of lists, a quarter
-/// more where sizes are rounded up, and what one sequence or one layer needs of the others.
-const SLOT_BYTES: usize = 12;
+/// more where sizes are rounded up, what one sequence or one layer needs of the others, and page tables.
+const SLOT_BYTES: usize = 13;
 
 impl Footprint {
     /// Of `shard`, with weights and products of `element_bytes` an element.

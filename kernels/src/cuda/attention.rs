@@ -34,7 +34,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new(shape: QkvShape, all: &Items) -> Self {
+    fn new(shape: QkvShape, all: &Items<'_>) -> Self {
         let mut tiles = Self::default();
         let group = shape.heads / shape.kv_heads;
         for (index, item) in all.items.iter().enumerate() {
@@ -104,7 +104,7 @@ impl<D: Device> CudaBackend<D> {
         shape: QkvShape,
         pages: &Pages<D>,
         q: &Buffer<D>,
-        all: &mut Items,
+        all: &mut Items<'_>,
         ((padded, prefill, decode), out): (Width, &Buffer<D>),
     ) -> Result<()> {
         let [prefill, decode] = [prefill, decode].map(|kernels| kernels[usize::from(pages.shape.dtype == KvType::Q8)]);
@@ -112,7 +112,7 @@ impl<D: Device> CudaBackend<D> {
         let count = all.items.len();
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         if let Some(bucket) = pack.shape {
             tiles.pad(bucket, count);
         }
@@ -156,13 +156,13 @@ impl<D: Device> CudaBackend<D> {
         shape: QkvShape,
         pages: &Pages<D>,
         q: &Buffer<D>,
-        all: &mut Items,
+        all: &mut Items<'_>,
         out: &Buffer<D>,
     ) -> Result<()> {
         let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));

@@ -159,7 +159,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, _, losts] = kept.args();
         let (items, tables, states) = (arg(packed.items), arg(packed.tables), arg(packed.states));

@@ -26,6 +26,7 @@ mod sample;
 mod score;
 mod select;
 mod slots;
+mod tables;
 mod weights;
 
 use crate::error::{Error, Result};

@@ -72,7 +72,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let (reductions, rows) = (pack.push(&reductions), pack.push(&row_weights));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         // Weights, then statistics, then logits.

@@ -58,6 +58,7 @@ impl<D: Device> CudaBackend<D> {
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
         let memory = self.device.alloc("pages", bytes)?;
+        self.device.reserve_tables(count)?;
         let notes = self.device.alloc("notes", count * PageShape::SLOTS * PageShape::NOTE_BYTES)?;
         Ok(Pages { memory, shape, count, notes, latents: Latents::default(), room: None })
     }
@@ -84,12 +85,12 @@ impl<D: Device> CudaBackend<D> {
             pages.check(op, &item.slots, len)?;
             let index = all.items.len() as u32;
             item.rows.clone().for_each(|row| owners[row * shape.kv_heads + item.kv_head] = index);
-            let (table, len) = all.table_behind(&item.slots, item.slots.len, item.rows.len());
+            let (table, len) = all.known(&item.slots, item.slots.len, len);
             all.items.push(Item { len, table, ..Item::new(&item.rows, item.kv_head) });
         }
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let (packed, owners) = (all.pack(&mut pack), pack.push(&owners));
+        let (packed, owners) = (all.pack(&mut pack, &self.device), pack.push(&owners));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (q_norm, k_norm, eps) =
             qk_norm.map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |(q, k, eps)| (q.arg(), k.arg(), eps));
@@ -132,7 +133,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, inv_freq) = (all.pack(&mut pack), pack.push(inv_freq));
+        let (packed, inv_freq) = (all.pack(&mut pack, &self.device), pack.push(inv_freq));
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables, deltas) = (arg(packed.items), arg(packed.tables), arg(packed.floats));
@@ -141,7 +142,7 @@ impl<D: Device> CudaBackend<D> {
             kernel: pages.kernel(["rotate_keys_q8", "rotate_keys_f16", "rotate_keys_f32"]),
             grid: [longest.min(1024), all.items.len() as u32, 1],
             threads: 64,
-            shared: 0,
+            shared: 4 * pages.shape.head_dim as u32,
             args: &[pages.arg(), items, tables, deltas, arg(inv_freq), dim],
         })
     }
@@ -167,7 +168,7 @@ impl<D: Device> CudaBackend<D> {
         all.table(&head, head.len);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, list) = (all.pack(&mut pack), pack.push(slots));
+        let (packed, list) = (all.pack(&mut pack, &self.device), pack.push(slots));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes = size_of_val(keys);
         let out = work.scratch.address(&self.device, "slots read", 2 * bytes)?;
@@ -202,7 +203,7 @@ impl<D: Device> CudaBackend<D> {
         all.table(&head, first + count);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, keys, values) = (all.pack(&mut pack), pack.push(keys), pack.push(values));
+        let (packed, keys, values) = (all.pack(&mut pack, &self.device), pack.push(keys), pack.push(values));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (first, dim) = (Arg::U32(first as u32), Arg::U32(dim as u32));
         self.run(Launch {
