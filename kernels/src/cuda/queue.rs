@@ -249,6 +249,11 @@ impl<D: Device> Queue<D> {
 
     /// Starts what was put off so far.
     fn flush(&self) -> Result<()> {
+        // Changes of tables that did not arrive would never be missed.
+        self.start().inspect_err(|_| self.state().tables.forget())
+    }
+
+    fn start(&self) -> Result<()> {
         let State { step, stage, graphs, tables, array } = &mut *self.state();
         let Some(step) = step else { return Ok(()) };
         if step.commands.is_empty() {
@@ -263,9 +268,7 @@ impl<D: Device> Queue<D> {
         bytes.extend_from_slice(&tail);
         let base = stage.address(self, "descriptors of a step", bytes.len().max(16))?;
         if !bytes.is_empty() {
-            let uploaded = self.device.upload(&bytes, stage.memory()?.memory(), 0);
-            // Changes that do not arrive are not known to be missing.
-            uploaded.inspect_err(|_| tables.forget())?;
+            self.device.upload(&bytes, stage.memory()?.memory(), 0)?;
         }
         for command in &mut commands {
             let Command::Launch { args, .. } = command else { continue };
@@ -279,8 +282,7 @@ impl<D: Device> Queue<D> {
         }
         // SAFETY: the commands were made by `launch` and `product`, whose callers vouch for them; the memory that they name is
         // there, by `Held`.
-        let started = unsafe { graphs.start(&self.device, commands) };
-        started.inspect_err(|_| tables.forget())
+        unsafe { graphs.start(&self.device, commands) }
     }
 
     /// Zeroed memory.
