@@ -4,6 +4,7 @@ use crate::pull::{DEFAULT_MODEL, PullOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use palimpsest_proto::v1;
 use palimpsest_tls::{ClientFiles, ClusterFiles};
+use palimpsest_worker::model::decoder::CacheBytes;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -65,9 +66,13 @@ pub struct ModelArgs {
     /// Element type of cached keys and values; q8 holds twice the entries of f16 in the same memory.
     #[arg(long, env = "PALIMPSEST_KV_TYPE", value_enum, default_value = "f16")]
     pub kv_type: KvTypeArg,
-    /// MiB for the caches of all sequences; memory is used as sequences need it.
+    /// MiB for the caches of all sequences: pages with notes, and latent memories. A CPU uses it as sequences need it, a GPU sets it
+    /// aside at start.
     #[arg(long, env = "PALIMPSEST_KV_MEMORY_MIB", default_value_t = 2048)]
     pub kv_memory_mib: usize,
+    /// MiB of these for latent memories, the rest is for pages; an eighth when not given, enough for default contracts.
+    #[arg(long, env = "PALIMPSEST_LATENT_MEMORY_MIB")]
+    pub latent_memory_mib: Option<usize>,
     /// Tokens between two evictions.
     #[arg(long, env = "PALIMPSEST_STRIDE", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
     pub stride: u32,
@@ -77,6 +82,14 @@ pub struct ModelArgs {
     /// Trained indexer file; the default model has one built in.
     #[arg(long, env = "PALIMPSEST_INDEXER")]
     pub indexer: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// What the caches of all sequences may take.
+    pub fn cache(&self) -> CacheBytes {
+        let bytes = |mib: usize| mib.saturating_mul(1 << 20);
+        CacheBytes::of(bytes(self.kv_memory_mib), self.latent_memory_mib.map(bytes))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -290,14 +290,14 @@ async fn bind(args: &WorkerArgs) -> anyhow::Result<Bound> {
 /// Loads this rank's part of the model.
 fn open(args: WorkerArgs, place: Place) -> anyhow::Result<Loaded> {
     let path = pull::pull(&crate::args::pull_options(&args.model.model))?;
-    let (model, kv, tp, diverging) = (&args.model, &args.kv, args.tp, args.inject_divergence);
+    let (model, kv, diverging) = (&args.model, &args.kv, args.inject_divergence);
     match model.device {
         DeviceArg::Cpu => {
             let cpu = embedded::cpu(model, model.threads);
             loaded_on(place, embedded::open_part(cpu, model, kv, path, place)?, diverging)
         }
         DeviceArg::Cuda(ordinal) => {
-            let gpu = embedded::gpu(model, ordinal, &path, tp)?;
+            let gpu = embedded::gpu(model, ordinal, &path, place)?;
             loaded_on(place, embedded::open_part(gpu, model, kv, path, place)?, diverging)
         }
     }

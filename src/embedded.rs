@@ -11,10 +11,11 @@ use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::internal::v1::RankInfo;
 use palimpsest_worker::collective::local::LocalGroup;
+use palimpsest_worker::footprint::{Footprint, StepSize};
 use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::model::Model;
 use palimpsest_worker::rank::{Rank, RankOptions};
-use palimpsest_worker::shard::Place;
+use palimpsest_worker::shard::{Place, Shard};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -62,13 +63,14 @@ pub fn open_ranks(args: &ModelArgs, kv: &KvArgs, tp: usize) -> anyhow::Result<Ra
         DeviceArg::Cpu => {
             let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
             let threads = (args.threads.unwrap_or(cores) / tp).max(1);
-            let args = ModelArgs { kv_memory_mib: args.kv_memory_mib.div_ceil(tp), ..args.clone() };
+            let latent_memory_mib = args.latent_memory_mib.map(|mib| mib.div_ceil(tp));
+            let args = ModelArgs { kv_memory_mib: args.kv_memory_mib.div_ceil(tp), latent_memory_mib, ..args.clone() };
             let open = |place| open_part(cpu(&args, Some(threads)), &args, kv, path.clone(), place);
             Ok(Ranks::Cpu(places.map(open).collect::<anyhow::Result<_>>()?))
         }
         DeviceArg::Cuda(first) => {
             let open =
-                |place: Place| open_part(gpu(args, first + place.rank, &path, tp)?, args, kv, path.clone(), place);
+                |place: Place| open_part(gpu(args, first + place.rank, &path, place)?, args, kv, path.clone(), place);
             Ok(Ranks::Cuda(places.map(open).collect::<anyhow::Result<_>>()?))
         }
     }
@@ -84,28 +86,28 @@ pub fn cpu(args: &ModelArgs, threads: Option<usize>) -> CpuBackend {
 }
 
 /// GPU `ordinal`, when the model's part and its cache fit into what is free: said before anything is loaded.
-pub fn gpu(args: &ModelArgs, ordinal: usize, path: &Path, tp: usize) -> anyhow::Result<Gpu> {
+pub fn gpu(args: &ModelArgs, ordinal: usize, path: &Path, place: Place) -> anyhow::Result<Gpu> {
     let driver = Driver::open(ordinal)?;
     // Activations of products stay float where the operator asks for that, and so do weights.
     let (precision, bytes) = match args.activations {
         ActivationsArg::Int8 => (Precision::Bf16, 2),
         ActivationsArg::F32 => (Precision::F32, 4),
     };
-    let parameters = Model::open(path)?.config().parameters as usize;
-    let weights = parameters.saturating_mul(bytes) / tp.max(1);
-    let cache = args.kv_memory_mib.saturating_mul(1 << 20);
+    let model = Model::open(path)?;
+    let shard = Shard::new(model.config(), place)?;
+    let (cache, step) = ((args.cache(), kv_type(args)), StepSize::usual(args.stride as usize));
     let (free, total) = driver.memory()?;
-    if weights.saturating_add(cache) > free {
-        bail!(
-            "cuda:{ordinal} has {} free of {}; the model needs about {} and its cache {}: choose a smaller --kv-memory-mib, \
-             or more GPUs",
-            term::bytes(free as u64),
-            term::bytes(total as u64),
-            term::bytes(weights as u64),
-            term::bytes(cache as u64)
-        );
-    }
+    let needed = Footprint::of(model.config(), &shard, bytes, cache, step);
+    needed.check(free, total).with_context(|| format!("cuda:{ordinal}"))?;
     Ok(CudaBackend::new(driver, precision).with_graphs(args.cuda_graphs))
+}
+
+fn kv_type(args: &ModelArgs) -> KvType {
+    match args.kv_type {
+        KvTypeArg::Q8 => KvType::Q8,
+        KvTypeArg::F16 => KvType::F16,
+        KvTypeArg::F32 => KvType::F32,
+    }
 }
 
 /// Opens one part of the model at `path`.
@@ -120,15 +122,12 @@ pub fn open_part<B: Backend>(
     let options = RankOptions {
         model: path,
         name: if is_path { String::new() } else { args.model.clone() },
-        kv: match args.kv_type {
-            KvTypeArg::Q8 => KvType::Q8,
-            KvTypeArg::F16 => KvType::F16,
-            KvTypeArg::F32 => KvType::F32,
-        },
-        arena_bytes: args.kv_memory_mib.saturating_mul(1 << 20),
+        kv: kv_type(args),
+        cache: args.cache(),
         stride: args.stride,
         indexer: indexer(args)?,
         default_kv: kv.wire(),
+        step: matches!(args.device, DeviceArg::Cuda(_)).then(|| StepSize::usual(args.stride as usize)),
         place,
     };
     let bar = term::progress(100, "loading");

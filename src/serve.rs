@@ -13,7 +13,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let ranks = tokio::task::block_in_place(|| embedded::open_ranks(&args.model, &args.kv, args.tp.into()))?;
     let config = front.config(&args.front);
     let device = ranks.infos()[0].device.clone();
-    let arena = term::bytes(ranks.infos().iter().map(|info| info.kv_arena_bytes).sum());
+    let arena = term::bytes(ranks.infos().iter().map(|info| info.kv_arena_bytes + info.kv_latent_bytes).sum());
     let parts = if args.tp > 1 { format!("{} ranks, each ", args.tp) } else { String::new() };
     let coordinator = embedded::start(ranks, config)?;
     if !coordinator.ready().await {

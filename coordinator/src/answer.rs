@@ -73,7 +73,7 @@ impl Answer {
             seed: request.sampling.seed(),
             prompt_tokens: request.prompt.len() as u64,
             kv: Some(request.kv.clone()),
-            reserved_bytes: request.cost.bytes,
+            reserved_bytes: request.cost.bytes(),
         });
         Self {
             detokenizer: Detokenizer::new(model.tokenizer.clone(), &request.prompt),

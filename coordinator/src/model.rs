@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use palimpsest_proto::{
     internal::v1::{ModelInfo, RankInfo},
-    kv::Geometry,
+    kv::{Geometry, PAGE_SLOTS},
     v1,
 };
 
+use crate::scheduler::Cost;
 use crate::text::{self, ChatTemplate, Tokenizer};
 
 /// Why ranks do not make a group.
@@ -54,8 +55,8 @@ pub struct ServedModel {
     pub world_size: u32,
     /// What one rank holds.
     pub geometry: Geometry,
-    /// Arena of the smallest rank, in bytes.
-    pub arena_bytes: u64,
+    /// Cache of the smallest rank.
+    pub room: Cost,
     /// Of all ranks alike.
     pub digest: Vec<u8>,
     /// The model's tokenizer.
@@ -70,8 +71,9 @@ impl ServedModel {
     /// # Errors
     /// See [`Error`].
     pub fn new(ranks: Vec<RankInfo>) -> Result<Self, Error> {
-        let (count, arena_bytes) = (ranks.len(), ranks.iter().map(|rank| rank.kv_arena_bytes).min());
-        let arena_bytes = arena_bytes.ok_or(Error::NoRanks)?;
+        let count = ranks.len();
+        let least = |bytes: fn(&RankInfo) -> u64| ranks.iter().map(bytes).min().ok_or(Error::NoRanks);
+        let room = Cost { pages: least(|rank| rank.kv_arena_bytes)?, latent: least(|rank| rank.kv_latent_bytes)? };
         for (index, rank) in ranks.iter().enumerate() {
             if rank.rank as usize != index || rank.world_size as usize != count {
                 return Err(Error::Ranks { index, count, rank: rank.rank, world_size: rank.world_size });
@@ -100,7 +102,7 @@ impl ServedModel {
         Ok(Self {
             world_size: first.world_size,
             geometry: geometry(&info, first.world_size),
-            arena_bytes,
+            room,
             digest: first.digest.to_vec(),
             tokenizer: Arc::new(Tokenizer::from_bytes(&info.tokenizer)?),
             template,
@@ -114,7 +116,7 @@ impl ServedModel {
     /// As [`Self::new`], and [`Error::OtherModel`].
     pub fn check_successor(&self, ranks: Vec<RankInfo>) -> Result<(), Error> {
         let next = Self::new(ranks)?;
-        let same = next.digest == self.digest && next.geometry == self.geometry && next.arena_bytes >= self.arena_bytes;
+        let same = next.digest == self.digest && next.geometry == self.geometry && self.room.fits(&next.room);
         same.then_some(()).ok_or(Error::OtherModel)
     }
 
@@ -130,8 +132,8 @@ impl ServedModel {
 
     /// Strides of tokens that a cache that keeps everything would hold in the memory of the fullest rank.
     pub fn full_cache_strides(&self) -> u64 {
-        let heads = self.geometry.layers * self.geometry.kv_heads;
-        self.arena_bytes / (heads * self.geometry.entry_bytes() * self.geometry.stride)
+        let pages = self.geometry.heads() * self.geometry.stride.div_ceil(PAGE_SLOTS);
+        self.room.pages / (pages * self.geometry.page_bytes())
     }
 
     /// Token ids of a conversation.

@@ -77,7 +77,7 @@ impl Service {
                 max_tokens = request.max_tokens,
                 budget = request.kv.budget,
                 policy = %request.kv.policy,
-                reserved_bytes = request.cost.bytes,
+                reserved_bytes = request.cost.bytes(),
                 "accepted"
             );
             if let Some(caller) = caller {

@@ -10,7 +10,7 @@ struct AttentionArgs {
     const uint32_t *tables;
     const uint32_t *first_visible;
     const float *const *centroids;  // for each item keys [R, D], values [R, D], counts [R]; 0: no centroid
-    const half_t *pages;
+    const void *pages;  // of the kernel's element type
     const float *q;          // [T, H, D]
     float *out;              // [T, H, D]
     uint32_t heads, kv_heads, dim;
@@ -46,12 +46,12 @@ __device__ inline void load_queries(const AttentionArgs &args, const Item &item,
 
 // Rows of one page, or zeros: keys to `to`, values `rows` rows further. `threads` of them, this is number `thread`.
 template <int DP>
-__device__ inline void load_page(const AttentionArgs &args, const Item &item, uint32_t first_slot, half_t *keys,
-                                 half_t *values, uint32_t thread, uint32_t threads) {
+__device__ inline void load_page(const half_t *pages, const AttentionArgs &args, const Item &item, uint32_t first_slot,
+                                 half_t *keys, half_t *values, uint32_t thread, uint32_t threads) {
     constexpr uint32_t CHUNKS = DP / 8;
     bool exists = first_slot < item.len;
-    const half_t *page = args.pages;
-    if (exists) page = slot_key(args.pages, args.tables + item.table, first_slot, args.dim);
+    const half_t *page = pages;
+    if (exists) page = slot_key(pages, args.tables + item.table, first_slot, args.dim);
     for (uint32_t i = thread; i < SLOTS * CHUNKS; i += threads) {
         uint32_t row = i / CHUNKS, d = i % CHUNKS * 8;
         // A page's slots beyond the last are zero or stale, and finite: halves saturate.
@@ -59,6 +59,36 @@ __device__ inline void load_page(const AttentionArgs &args, const Item &item, ui
         const half_t *from = page + (inside ? (size_t)row * args.dim + d : 0);
         copy_async(keys + row * ROW<DP> + d, from, inside ? 16 : 0);
         copy_async(values + row * ROW<DP> + d, inside ? from + (size_t)SLOTS * args.dim : page, inside ? 16 : 0);
+    }
+}
+
+// Halves of one row's eight integers, from `at` on.
+__device__ inline uint4 scale_eight(const eight_t *at, float scale) {
+    uint2 words = *reinterpret_cast<const uint2 *>(at);
+    auto element = [&](uint32_t word, uint32_t i) { return (float)(eight_t)(word >> 8 * i & 0xff) * scale; };
+    auto pair = [&](uint32_t word, uint32_t i) { return pack_half(element(word, i), element(word, i + 1)); };
+    return make_uint4(pair(words.x, 0), pair(words.x, 2), pair(words.y, 0), pair(words.y, 2));
+}
+
+// The same for pages of integers: they become halves on their way, rounded once, so these copies are not asynchronous.
+template <int DP>
+__device__ inline void load_page(const eight_t *pages, const AttentionArgs &args, const Item &item, uint32_t first_slot,
+                                 half_t *keys, half_t *values, uint32_t thread, uint32_t threads) {
+    constexpr uint32_t CHUNKS = DP / 8;
+    bool exists = first_slot < item.len;
+    const uint32_t *table = args.tables + item.table;
+    for (uint32_t i = thread; i < SLOTS * CHUNKS; i += threads) {
+        uint32_t row = i / CHUNKS, d = i % CHUNKS * 8;
+        uint4 key = make_uint4(0, 0, 0, 0), value = key;
+        if (exists && d < args.dim) {
+            // Slots beyond the last are in the same page.
+            const eight_t *from = slot_key(pages, table, first_slot, args.dim) + (size_t)row * args.dim + d;
+            const half_t *scales = slot_scales(pages, table, first_slot, args.dim) + row;
+            key = scale_eight(from, to_float(scales[0]));
+            value = scale_eight(from + (size_t)SLOTS * args.dim, to_float(scales[SLOTS]));
+        }
+        *reinterpret_cast<uint4 *>(keys + row * ROW<DP> + d) = key;
+        *reinterpret_cast<uint4 *>(values + row * ROW<DP> + d) = value;
     }
 }
 
@@ -175,5 +205,5 @@ __device__ inline Visible visible(const AttentionArgs &args, const Item &item, u
 
 #define ATTENTION_PARAMETERS                                                                                           \
     const Item *items, const uint32_t *tables, const uint32_t *first_visible, const float *const *centroids,           \
-        const half_t *pages, const float *q, float *out, uint32_t heads, uint32_t kv_heads, uint32_t dim, float scale
+        const void *pages, const float *q, float *out, uint32_t heads, uint32_t kv_heads, uint32_t dim, float scale
 #define ATTENTION_ARGS {items, tables, first_visible, centroids, pages, q, out, heads, kv_heads, dim, scale}

@@ -12,7 +12,7 @@ constexpr uint32_t SPLIT = 512;  // Backend: kernels/src/cuda/attention.rs
 
 // splits: {item, first slot, partial result or NONE, 1 when the split reads the centroids}
 // partial results: [16][DP] weighted values, [16] maxima, [16] sums
-template <int DP>
+template <int DP, class T>
 __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *splits, float *partials) {
     DYNAMIC_SHARED(raw);
     constexpr uint32_t PART = SLOTS * ROW<DP>;
@@ -31,7 +31,7 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
     auto load = [&](uint32_t unit) {
         half_t *keys = shared + unit / 4 % 2 * 2 * PART;
         if (unit < memory) load_centroids<DP>(args, item, unit * SLOTS, keys, keys + PART, lane, 32);
-        else load_page<DP>(args, item, split.y + (unit - memory) * SLOTS, keys, keys + PART, lane, 32);
+        else load_page<DP>(static_cast<const T *>(args.pages), args, item, split.y + (unit - memory) * SLOTS, keys, keys + PART, lane, 32);
     };
     Softmax<DP> softmax;
     softmax.clear();
@@ -105,19 +105,24 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
     }
 }
 
-#define DECODE(DP)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(128)                                                                  \
-        attention_decode_##DP(ATTENTION_PARAMETERS, const uint4 *splits, float *partials) {                            \
+#define DECODE(DP, NAME, T, BLOCKS)                                                                                            \
+    extern "C" __global__ void __launch_bounds__ BLOCKS                                                                  \
+        attention_decode##NAME(ATTENTION_PARAMETERS, const uint4 *splits, float *partials) {                           \
         AttentionArgs args = ATTENTION_ARGS;                                                                           \
-        attention_decode<DP>(args, splits, partials);                                                                  \
+        attention_decode<DP, T>(args, splits, partials);                                                               \
     }                                                                                                                  \
-    REGISTER_KERNEL(attention_decode_##DP)
+    REGISTER_KERNEL(attention_decode##NAME)
 
-DECODE(16)
-DECODE(32)
-DECODE(64)
-DECODE(96)
-DECODE(128)
+DECODE(16, _16, half_t, (128))
+DECODE(16, _16_q8, eight_t, (128, 2))
+DECODE(32, _32, half_t, (128))
+DECODE(32, _32_q8, eight_t, (128, 2))
+DECODE(64, _64, half_t, (128))
+DECODE(64, _64_q8, eight_t, (128, 2))
+DECODE(96, _96, half_t, (128))
+DECODE(96, _96_q8, eight_t, (128, 2))
+DECODE(128, _128, half_t, (128))
+DECODE(128, _128_q8, eight_t, (128, 2))
 
 // merges: {item, first partial result, number of them}; a block per (query row, item), a thread per dimension.
 extern "C" __global__ void attention_merge(const Item *items, const uint4 *merges, const float *partials, float *out,

@@ -31,21 +31,22 @@ __device__ inline void attention_exact(const Item *items, const uint32_t *tables
     float scale = 1.0f / sqrtf((float)dim), most = -INFINITY, sum = 0.0f;
     float *values = reinterpret_cast<float *>(raw) + warp * dim;
     for (uint32_t d = lane; d < dim; d += 32) values[d] = 0.0f;
-    auto take = [&](float logit, auto value) {
+    auto take = [&](float logit, auto value, float unit) {
         if (logit == -INFINITY) return;
         float next = fmaxf(most, logit), factor = expf(most - next), p = expf(logit - next);
         most = next;
         sum = sum * factor + p;
-        for (uint32_t d = lane; d < dim; d += 32) values[d] = values[d] * factor + p * to_float(value[d]);
+        for (uint32_t d = lane; d < dim; d += 32) values[d] = values[d] * factor + p * (to_float(value[d]) * unit);
     };
     const float *keys = item.count ? centroids[item.extra] : nullptr;
     const float *centroid_values = keys + (size_t)item.count * dim, *counts = centroid_values + (size_t)item.count * dim;
     for (uint32_t r = warp; r < item.count; r += 4)
-        take(scale * dot(q + at, keys + (size_t)r * dim, dim) + logf(counts[r]), centroid_values + (size_t)r * dim);
+        take(scale * dot(q + at, keys + (size_t)r * dim, dim) + logf(counts[r]), centroid_values + (size_t)r * dim, 1.0f);
     uint32_t first = item.first == NONE ? 0 : first_visible[item.first + i], end = item.len - item.rows + i + 1;
     for (uint32_t slot = first + warp; slot < end; slot += 4) {
         const T *key = slot_key(pages, tables + item.table, slot, dim);
-        take(scale * dot(q + at, key, dim), key + SLOTS * dim);
+        float2 units = read_scales(pages, tables + item.table, slot, dim);
+        take(scale * (dot(q + at, key, dim) * units.x), key + SLOTS * dim, units.y);
     }
     if (lane == 0) most_of[warp] = most, sum_of[warp] = sum;
     __syncthreads();
@@ -76,7 +77,9 @@ __device__ inline void observe_logits(const Item *items, const uint32_t *tables,
     float *row = logits + item.output + (size_t)m * item.len;
     for (uint32_t slot = warp; slot < item.len; slot += 4) {
         bool seen = slot >= first && slot < end;
-        float logit = seen ? scale * dot(q, slot_key(pages, tables + item.table, slot, dim), dim) : -INFINITY;
+        float unit = read_scales(pages, tables + item.table, slot, dim).x;
+        float logit = dot(q, slot_key(pages, tables + item.table, slot, dim), dim) * unit;
+        logit = seen ? scale * logit : -INFINITY;
         if (lane == 0) row[slot] = logit;
         most = fmaxf(most, logit);
     }
@@ -111,6 +114,7 @@ __device__ inline void observe_logits(const Item *items, const uint32_t *tables,
     }                                                                                                                  \
     REGISTER_KERNEL(observe_logits_##NAME)
 
+EXACT(q8, eight_t)
 EXACT(f16, half_t)
 EXACT(f32, float)
 

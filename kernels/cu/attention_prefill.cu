@@ -11,7 +11,7 @@
 // Bytes: keys and values once for each 64 query rows, from the L2. Tiles before any row's window are not read.
 #include "attention.cuh"
 
-template <int DP>
+template <int DP, class T>
 __device__ inline void attention_prefill(const AttentionArgs &args, const uint2 *tiles) {
     DYNAMIC_SHARED(raw);
     half_t *shared = reinterpret_cast<half_t *>(raw);
@@ -37,7 +37,7 @@ __device__ inline void attention_prefill(const AttentionArgs &args, const uint2 
             if (tile < memory)
                 load_centroids<DP>(args, item, tile * KEYS + page * SLOTS, keys + at, values + at, threadIdx.x, 128);
             else
-                load_page<DP>(args, item, begin + (tile - memory) * KEYS + page * SLOTS, keys + at, values + at,
+                load_page<DP>(static_cast<const T *>(args.pages), args, item, begin + (tile - memory) * KEYS + page * SLOTS, keys + at, values + at,
                               threadIdx.x, 128);
         }
     };
@@ -82,15 +82,20 @@ __device__ inline void attention_prefill(const AttentionArgs &args, const uint2 
     }
 }
 
-#define PREFILL(DP)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(128) attention_prefill_##DP(ATTENTION_PARAMETERS, const uint2 *tiles) { \
+#define PREFILL(DP, NAME, T, BLOCKS)                                                                                           \
+    extern "C" __global__ void __launch_bounds__ BLOCKS attention_prefill##NAME(ATTENTION_PARAMETERS, const uint2 *tiles) { \
         AttentionArgs args = ATTENTION_ARGS;                                                                           \
-        attention_prefill<DP>(args, tiles);                                                                            \
+        attention_prefill<DP, T>(args, tiles);                                                                         \
     }                                                                                                                  \
-    REGISTER_KERNEL(attention_prefill_##DP)
+    REGISTER_KERNEL(attention_prefill##NAME)
 
-PREFILL(16)
-PREFILL(32)
-PREFILL(64)
-PREFILL(96)
-PREFILL(128)
+PREFILL(16, _16, half_t, (128))
+PREFILL(16, _16_q8, eight_t, (128, 2))
+PREFILL(32, _32, half_t, (128))
+PREFILL(32, _32_q8, eight_t, (128, 2))
+PREFILL(64, _64, half_t, (128))
+PREFILL(64, _64_q8, eight_t, (128, 2))
+PREFILL(96, _96, half_t, (128))
+PREFILL(96, _96_q8, eight_t, (128, 2))
+PREFILL(128, _128, half_t, (128))
+PREFILL(128, _128_q8, eight_t, (128, 2))

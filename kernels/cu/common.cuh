@@ -106,10 +106,56 @@ __device__ inline float block_max(float x, float *partial) {
 
 // ---- slots ---------------------------------------------------------------------------------------------------------
 
-// A page is keys [32][D], then values [32][D].
+// A page is keys [32][D], then values [32][D]; of 8-bit integers also the scales of 32 keys and of 32 values, in halves, which
+// all elements of a key or a value are multiples of (KvType::Q8 in kernels/src/backend.rs).
+typedef int8_t eight_t;
+template <class T>
+constexpr bool SCALED = sizeof(T) == 1;
+__device__ inline float to_float(eight_t x) { return (float)x; }
+// An integer. Nothing stores one without its scale.
+__device__ inline void store(eight_t *at, float x) { *at = (eight_t)x; }
+
+// Elements of a page.
+template <class T>
+__device__ inline size_t page_len(uint32_t dim) {
+    return (size_t)2 * SLOTS * dim + (SCALED<T> ? 2 * SLOTS * sizeof(half_t) : 0);
+}
+
 template <class T>
 __device__ inline T *slot_key(T *pages, const uint32_t *table, uint32_t slot, uint32_t dim) {
-    return pages + ((size_t)table[slot / SLOTS] * 2 * SLOTS + slot % SLOTS) * dim;
+    return pages + (size_t)table[slot / SLOTS] * page_len<T>(dim) + (size_t)(slot % SLOTS) * dim;
+}
+
+// Scale of a slot's key; that of its value lies SLOTS further. For scaled types only.
+template <class T>
+__device__ inline half_t *slot_scales(T *pages, const uint32_t *table, uint32_t slot, uint32_t dim) {
+    const T *page = pages + (size_t)table[slot / SLOTS] * page_len<T>(dim);
+    return (half_t *)(page + (size_t)2 * SLOTS * dim) + slot % SLOTS;
+}
+
+// What elements of a slot's key and of its value are multiplied with.
+template <class T>
+__device__ inline float2 read_scales(const T *pages, const uint32_t *table, uint32_t slot, uint32_t dim) {
+    if (!SCALED<T>) return make_float2(1.0f, 1.0f);
+    const half_t *scales = slot_scales(pages, table, slot, dim);
+    return make_float2(to_float(scales[0]), to_float(scales[SLOTS]));
+}
+
+// The largest half with 127 s <= max.
+__device__ inline half_t scale_of(float max) {
+    float want = fminf(__fdiv_rn(max, 127.0f), HALF_MAX);
+    half_t near;
+    store(&near, want);
+    // Halves above zero are in the order of their bits.
+    return to_float(near) > want ? half_bits((uint16_t)(*reinterpret_cast<uint16_t *>(&near) - 1)) : near;
+}
+
+// Stores one element; `scale` counts for scaled types.
+template <class T>
+__device__ inline void store_scaled(T *at, float x, float scale) {
+    if (!SCALED<T>) return store(at, x);
+    bool none = scale == 0.0f || x != x;
+    store(at, none ? 0.0f : fminf(fmaxf(rintf(__fdiv_rn(x, scale)), -127.0f), 127.0f));
 }
 
 // What a policy keeps with a slot, value and position.

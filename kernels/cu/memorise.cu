@@ -100,7 +100,8 @@ __device__ inline void memorise_centroids(MEMORISE_PARAMETERS(T), uint32_t held)
     __syncthreads();
     for (uint32_t i = 0; i < lost; ++i) {
         const T *entry = slot_key(pages, tables + item.table, losts[item.output + i], dim);
-        for (uint32_t d = threadIdx.x; d < dim; d += blockDim.x) key[d] = to_float(entry[d]);
+        float2 scale = read_scales(pages, tables + item.table, losts[item.output + i], dim);
+        for (uint32_t d = threadIdx.x; d < dim; d += blockDim.x) key[d] = to_float(entry[d]) * scale.x;
         __syncthreads();
         uint32_t r = filled < most ? filled : nearest_centroid(keys, stride, most, key, dim, found);
         float n = filled < most ? 1.0f : __fadd_rn(counts[r], 1.0f);
@@ -110,7 +111,7 @@ __device__ inline void memorise_centroids(MEMORISE_PARAMETERS(T), uint32_t held)
         };
         for (uint32_t d = threadIdx.x; d < dim; d += blockDim.x) {
             mean(keys + (size_t)r * stride + d, key[d]);
-            mean(values + (size_t)r * dim + d, to_float(entry[SLOTS * dim + d]));
+            mean(values + (size_t)r * dim + d, to_float(entry[SLOTS * dim + d]) * scale.y);
         }
         // All have read the count, the key and what was found.
         __syncthreads();
@@ -143,8 +144,9 @@ __device__ inline void memorise_associative(MEMORISE_PARAMETERS(T), const float 
         for (uint32_t i = threadIdx.x; i < entries * dim; i += blockDim.x) {
             uint32_t e = i / dim, d = i % dim;
             const T *entry = slot_key(pages, tables + item.table, losts[item.output + begin + e], dim);
-            keys[e * row + d] = to_float(entry[d]);
-            values[i] = to_float(entry[SLOTS * dim + d]);
+            float2 scale = read_scales(pages, tables + item.table, losts[item.output + begin + e], dim);
+            keys[e * row + d] = to_float(entry[d]) * scale.x;
+            values[i] = to_float(entry[SLOTS * dim + d]) * scale.y;
         }
         __syncthreads();
         uint32_t e = threadIdx.x / GROUP, f = threadIdx.x % GROUP;
@@ -184,5 +186,6 @@ __device__ inline void memorise_associative(MEMORISE_PARAMETERS(T), const float 
     }                                                                                                                  \
     REGISTER_KERNEL(memorise_associative_##NAME)
 
+MEMORISE_KERNELS(q8, eight_t)
 MEMORISE_KERNELS(f16, half_t)
 MEMORISE_KERNELS(f32, float)

@@ -6,7 +6,8 @@
 //   silu_mul      out[t, f] = silu(gu[t, f]) * gu[t, F + f]     gu [T, 2F], out [T, F]
 //   gather_rows   out[i] = x[rows[i]]
 //   fill_bias     out[t, n] = bias[n], before a product that adds to it
-//   put_words     out = from, as bits: what came with a step's descriptors goes to its buffer
+//   put_tables    changes of page tables, {place, page} each: `header` has the first one and how many there are
+//   put_words     out = from, as bits (no address: zeros): what came with a step's descriptors goes to its buffer
 //   cast_rows     bf16 of f32 rows, padded with zeros to `stride`: the left side of bf16 products
 //
 // All are bound by memory: a block per row (or 256 values), neighbouring threads on neighbouring values, four values a
@@ -67,9 +68,17 @@ extern "C" __global__ void fill_bias(const float *bias, uint32_t outputs, float 
 }
 REGISTER_KERNEL(fill_bias)
 
+extern "C" __global__ void put_tables(uint32_t *tables, const uint32_t *header, const uint2 *changes) {
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < header[1]; i += gridDim.x * blockDim.x) {
+        uint2 change = changes[header[0] + i];
+        tables[change.x] = change.y;
+    }
+}
+REGISTER_KERNEL(put_tables)
+
 extern "C" __global__ void put_words(const uint32_t *from, uint32_t count, uint32_t *out) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) out[i] = from[i];
+    if (i < count) out[i] = from == nullptr ? 0u : from[i];
 }
 REGISTER_KERNEL(put_words)
 

@@ -57,9 +57,12 @@ extern "C" __global__ void score_notes(const uint2 *notes, const Item *items, co
 REGISTER_KERNEL(score_notes)
 
 template <class T>
-__device__ inline float key_norm(const T *key, uint32_t dim) {
+__device__ inline float key_norm(const T *key, float scale, uint32_t dim) {
     float sum = 0.0f;
-    for (uint32_t d = 0; d < dim; ++d) sum = __fadd_rn(sum, __fmul_rn(to_float(key[d]), to_float(key[d])));
+    for (uint32_t d = 0; d < dim; ++d) {
+        float x = to_float(key[d]) * scale;
+        sum = __fadd_rn(sum, __fmul_rn(x, x));
+    }
     return __fsqrt_rn(sum);
 }
 
@@ -75,25 +78,29 @@ __device__ inline void score_keys(const T *pages, const Item *items, const uint3
     for (uint32_t first = 0; first < item.len; first += SCORE_THREADS) {
         uint32_t slot = first + threadIdx.x, count = min(SCORE_THREADS, item.len - first);
         if (slot < item.len) {
-            float norm = key_norm(slot_key(pages, table, slot, dim), dim);
+            float scale = read_scales(pages, table, slot, dim).x;
+            float norm = key_norm(slot_key(pages, table, slot, dim), scale, dim);
             out[slot] = item.flags ? norm : -norm;
             scales[threadIdx.x] = __fdiv_rn(1.0f, fmaxf(norm, LEAST_NORM));
         }
         __syncthreads();
         for (uint32_t d = threadIdx.x; item.flags && d < dim; d += blockDim.x) {
             float sum = mean[d];
-            for (uint32_t i = 0; i < count; ++i)
-                sum = __fadd_rn(sum, __fmul_rn(to_float(slot_key(pages, table, first + i, dim)[d]), scales[i]));
+            for (uint32_t i = 0; i < count; ++i) {
+                float x = to_float(slot_key(pages, table, first + i, dim)[d]);
+                x *= read_scales(pages, table, first + i, dim).x;
+                sum = __fadd_rn(sum, __fmul_rn(x, scales[i]));
+            }
             mean[d] = sum;
         }
         __syncthreads();
     }
     if (!item.flags) return;
-    float length = fmaxf(key_norm(mean, dim), LEAST_NORM);
+    float length = fmaxf(key_norm(mean, 1.0f, dim), LEAST_NORM);
     for (uint32_t slot = threadIdx.x; slot < item.len; slot += blockDim.x) {
         const T *key = slot_key(pages, table, slot, dim);
-        float dot = 0.0f;
-        for (uint32_t d = 0; d < dim; ++d) dot = __fadd_rn(dot, __fmul_rn(to_float(key[d]), mean[d]));
+        float dot = 0.0f, scale = read_scales(pages, table, slot, dim).x;
+        for (uint32_t d = 0; d < dim; ++d) dot = __fadd_rn(dot, __fmul_rn(to_float(key[d]) * scale, mean[d]));
         out[slot] = __fdiv_rn(-dot, __fmul_rn(fmaxf(out[slot], LEAST_NORM), length));
     }
 }
@@ -105,5 +112,6 @@ __device__ inline void score_keys(const T *pages, const Item *items, const uint3
     }                                                                                                                  \
     REGISTER_KERNEL(score_keys_##NAME)
 
+SCORE_KERNELS(q8, eight_t)
 SCORE_KERNELS(f16, half_t)
 SCORE_KERNELS(f32, float)

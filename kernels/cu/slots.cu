@@ -4,6 +4,7 @@
 //                 position (GPT-NeoX halves), write of keys and values into pages. A warp per head of a row.
 //   compact       kept slot i moves to slot i, its note with it. A block per head, 32 slots at a time through shared memory: kept slots
 //                 increase, so what a later step reads lies behind everything that was written.
+//                 Scales of 8-bit slots move along.
 //   rotate_keys   keys by delta * inv_freq. The angle is reduced in f64: positions reach millions, f32 keeps 24 bits.
 //   read_slots, write_slots   between pages and f32 [n, D].
 #include "common.cuh"
@@ -26,80 +27,141 @@ __device__ inline void split_qkv(const float *qkv, const float *cos, const float
         inverse = 1.0f / sqrtf(warp_sum(squares) / (float)dim + eps);
     }
     T *key = nullptr, *value = nullptr;
-    if (head >= heads) {
-        uint32_t owner = owners[t * kv_heads + (head - heads)];
-        if (owner == NONE) return;
-        const Item &item = items[owner];
-        key = slot_key(pages, tables + item.table, item.len + t - item.row, dim);
-        value = key + SLOTS * dim;
-        const float *from = row + (heads + kv_heads + item.kv_head) * dim;
-        for (uint32_t i = lane; i < dim; i += 32) store(value + i, from[i]);
-    }
-    for (uint32_t i = lane; i < half; i += 32) {
+    float2 scale = {1.0f, 1.0f};
+    auto rotated = [&](uint32_t i) {
         float a = x[i], b = x[i + half];
         if (weight != nullptr) {
             a = a * inverse * weight[i];
             b = b * inverse * weight[i + half];
         }
         float c = cos[(size_t)t * half + i], s = sin[(size_t)t * half + i];
-        float low = a * c - b * s, high = b * c + a * s;
+        return make_float2(a * c - b * s, b * c + a * s);
+    };
+    if (head >= heads) {
+        uint32_t owner = owners[t * kv_heads + (head - heads)];
+        if (owner == NONE) return;
+        const Item &item = items[owner];
+        uint32_t slot = item.len + t - item.row;
+        key = slot_key(pages, tables + item.table, slot, dim);
+        value = key + SLOTS * dim;
+        const float *from = row + (heads + kv_heads + item.kv_head) * dim;
+        if (SCALED<T>) {
+            float2 most = {0.0f, 0.0f};
+            for (uint32_t i = lane; i < half; i += 32) {
+                float2 pair = rotated(i);
+                most.x = fmaxf(most.x, fmaxf(fabsf(pair.x), fabsf(pair.y)));
+                most.y = fmaxf(most.y, fmaxf(fabsf(from[i]), fabsf(from[i + half])));
+            }
+            half_t of_key = scale_of(warp_max(most.x)), of_value = scale_of(warp_max(most.y));
+            scale = make_float2(to_float(of_key), to_float(of_value));
+            half_t *scales = slot_scales(pages, tables + item.table, slot, dim);
+            if (lane == 0) scales[0] = of_key, scales[SLOTS] = of_value;
+        }
+        for (uint32_t i = lane; i < dim; i += 32) store_scaled(value + i, from[i], scale.y);
+    }
+    for (uint32_t i = lane; i < half; i += 32) {
+        float2 pair = rotated(i);
         if (head < heads) {
             float *to = q + ((size_t)t * heads + head) * dim;
-            to[i] = low;
-            to[i + half] = high;
+            to[i] = pair.x;
+            to[i + half] = pair.y;
         } else {
-            store(key + i, low);
-            store(key + i + half, high);
+            store_scaled(key + i, pair.x, scale.x);
+            store_scaled(key + i + half, pair.y, scale.x);
         }
     }
 }
 
-// A thread moves 16 bytes, then the first 32 a note each; `bytes` are those of D elements. `counts`, `keeps`: see select.cu.
-extern "C" __global__ void compact(unsigned char *pages, uint2 *notes, const Item *items, const uint32_t *tables,
-                                   const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {
+// A thread moves a chunk of C, then the first 32 a note and two scales each; `bytes` are those of D elements. `counts`, `keeps`: see
+// select.cu.
+template <class C, class T>
+__device__ inline void compact_slots(T *pages, uint2 *notes, const Item *items, const uint32_t *tables,
+                                     const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {
     DYNAMIC_SHARED(shared);
     const Item item = items[blockIdx.x];
     const uint32_t *table = tables + item.table, *keep = keeps + item.output;
-    uint32_t chunks = bytes / 16, kept = counts[2 * blockIdx.x];
+    uint32_t chunks = bytes / sizeof(C), kept = counts[2 * blockIdx.x], dim = bytes / sizeof(T);
     for (uint32_t first = counts[2 * blockIdx.x + 1]; first < kept; first += SLOTS) {
         uint32_t count = min(SLOTS, kept - first);
         for (uint32_t i = threadIdx.x; i < count * 2 * chunks; i += blockDim.x) {
             uint32_t slot = i / (2 * chunks), part = i / chunks % 2, chunk = i % chunks;
-            const unsigned char *from = slot_key(pages, table, keep[first + slot], bytes) + part * SLOTS * bytes;
-            reinterpret_cast<uint4 *>(shared)[i] = reinterpret_cast<const uint4 *>(from)[chunk];
+            const T *from = slot_key(pages, table, keep[first + slot], dim) + part * SLOTS * dim;
+            reinterpret_cast<C *>(shared)[i] = reinterpret_cast<const C *>(from)[chunk];
         }
         uint2 moved = {0, 0};
-        if (threadIdx.x < count) moved = *slot_note(notes, table, keep[first + threadIdx.x]);
+        half_t scale[2] = {};
+        if (threadIdx.x < count) {
+            moved = *slot_note(notes, table, keep[first + threadIdx.x]);
+            if (SCALED<T>) {
+                const half_t *from = slot_scales(pages, table, keep[first + threadIdx.x], dim);
+                scale[0] = from[0], scale[1] = from[SLOTS];
+            }
+        }
         __syncthreads();
-        if (threadIdx.x < count) *slot_note(notes, table, first + threadIdx.x) = moved;
+        if (threadIdx.x < count) {
+            *slot_note(notes, table, first + threadIdx.x) = moved;
+            if (SCALED<T>) {
+                half_t *to = slot_scales(pages, table, first + threadIdx.x, dim);
+                to[0] = scale[0], to[SLOTS] = scale[1];
+            }
+        }
         for (uint32_t i = threadIdx.x; i < count * 2 * chunks; i += blockDim.x) {
             uint32_t slot = i / (2 * chunks), part = i / chunks % 2, chunk = i % chunks;
-            unsigned char *to = slot_key(pages, table, first + slot, bytes) + part * SLOTS * bytes;
-            reinterpret_cast<uint4 *>(to)[chunk] = reinterpret_cast<const uint4 *>(shared)[i];
+            T *to = slot_key(pages, table, first + slot, dim) + part * SLOTS * dim;
+            reinterpret_cast<C *>(to)[chunk] = reinterpret_cast<const C *>(shared)[i];
         }
         __syncthreads();
     }
 }
-REGISTER_KERNEL(compact)
+
+// Slots of 16-byte chunks; a row of integers has eight bytes at least.
+#define COMPACT(NAME, C, T)                                                                                            \
+    extern "C" __global__ void compact_##NAME(T *pages, uint2 *notes, const Item *items, const uint32_t *tables,       \
+                                              const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {         \
+        compact_slots<C>(pages, notes, items, tables, counts, keeps, bytes);                                           \
+    }                                                                                                                  \
+    REGISTER_KERNEL(compact_##NAME)
+
+COMPACT(q8, uint2, eight_t)
+COMPACT(f16, uint4, half_t)
+COMPACT(f32, uint4, float)
 
 template <class T>
 __device__ inline void rotate_keys(T *pages, const Item *items, const uint32_t *tables, const float *deltas,
                                    const float *inv_freq, uint32_t dim) {
+    DYNAMIC_SHARED(raw);
+    __shared__ float partial[32];
     const Item item = items[blockIdx.y];
+    // Of each thread's own elements.
+    float2 *pairs = reinterpret_cast<float2 *>(raw);
     uint32_t half = dim / 2;
     for (uint32_t slot = blockIdx.x; slot < item.len; slot += gridDim.x) {
         float delta = deltas[item.extra + slot];
         // Stays as it is, bit by bit.
         if (delta == 0.0f) continue;
         T *key = slot_key(pages, tables + item.table, slot, dim);
-        for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
+        float before = read_scales(pages, tables + item.table, slot, dim).x, scale = 1.0f;
+        auto rotated = [&](uint32_t i) {
             double angle = (double)delta * (double)inv_freq[i];
             double turns = rint(angle * 0.15915494309189535);
             float s, c;
             sincosf((float)(angle - turns * 6.283185307179586), &s, &c);
-            float a = to_float(key[i]), b = to_float(key[i + half]);
-            store(key + i, a * c - b * s);
-            store(key + i + half, b * c + a * s);
+            float a = to_float(key[i]) * before, b = to_float(key[i + half]) * before;
+            return make_float2(a * c - b * s, b * c + a * s);
+        };
+        float most = 0.0f;
+        for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
+            pairs[i] = rotated(i);
+            most = fmaxf(most, fmaxf(fabsf(pairs[i].x), fabsf(pairs[i].y)));
+        }
+        if (SCALED<T>) {
+            half_t of_key = scale_of(block_max(most, partial));
+            scale = to_float(of_key);
+            if (threadIdx.x == 0) *slot_scales(pages, tables + item.table, slot, dim) = of_key;
+        }
+        for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
+            store_scaled(key + i, pairs[i].x, scale);
+            store_scaled(key + i + half, pairs[i].y, scale);
         }
     }
 }
@@ -108,19 +170,32 @@ template <class T>
 __device__ inline void read_slots(const T *pages, const uint32_t *table, const uint32_t *slots, uint32_t dim,
                                   float *keys, float *values) {
     const T *key = slot_key(pages, table, slots[blockIdx.x], dim);
+    float2 scale = read_scales(pages, table, slots[blockIdx.x], dim);
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
-        keys[(size_t)blockIdx.x * dim + i] = to_float(key[i]);
-        values[(size_t)blockIdx.x * dim + i] = to_float(key[SLOTS * dim + i]);
+        keys[(size_t)blockIdx.x * dim + i] = to_float(key[i]) * scale.x;
+        values[(size_t)blockIdx.x * dim + i] = to_float(key[SLOTS * dim + i]) * scale.y;
     }
 }
 
 template <class T>
 __device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t first, uint32_t dim, const float *keys,
                                    const float *values) {
+    __shared__ float partial[32];
     T *key = slot_key(pages, table, first + blockIdx.x, dim);
+    keys += (size_t)blockIdx.x * dim, values += (size_t)blockIdx.x * dim;
+    float2 scale = {1.0f, 1.0f};
+    if (SCALED<T>) {
+        float2 most = {0.0f, 0.0f};
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x)
+            most = make_float2(fmaxf(most.x, fabsf(keys[i])), fmaxf(most.y, fabsf(values[i])));
+        half_t of_key = scale_of(block_max(most.x, partial)), of_value = scale_of(block_max(most.y, partial));
+        scale = make_float2(to_float(of_key), to_float(of_value));
+        half_t *scales = slot_scales(pages, table, first + blockIdx.x, dim);
+        if (threadIdx.x == 0) scales[0] = of_key, scales[SLOTS] = of_value;
+    }
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
-        store(key + i, keys[(size_t)blockIdx.x * dim + i]);
-        store(key + SLOTS * dim + i, values[(size_t)blockIdx.x * dim + i]);
+        store_scaled(key + i, keys[i], scale.x);
+        store_scaled(key + SLOTS * dim + i, values[i], scale.y);
     }
 }
 
@@ -148,5 +223,6 @@ __device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t fir
     }                                                                                                                  \
     REGISTER_KERNEL(write_slots_##NAME)
 
+SLOT_KERNELS(q8, eight_t)
 SLOT_KERNELS(f16, half_t)
 SLOT_KERNELS(f32, float)

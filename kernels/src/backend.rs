@@ -129,6 +129,14 @@ impl PageShape {
     /// `P`: slots of one page.
     pub const SLOTS: usize = 32;
 
+    /// Bytes of a note, which a policy may keep with a slot.
+    pub const NOTE_BYTES: usize = 8;
+
+    /// Bytes that a page costs: keys, values and the notes of its slots.
+    pub const fn cost(&self) -> usize {
+        self.bytes() + Self::SLOTS * Self::NOTE_BYTES
+    }
+
     /// Bytes of one page, keys and values.
     pub const fn bytes(&self) -> usize {
         Self::SLOTS * self.dtype.slot_bytes(self.head_dim)
@@ -485,6 +493,12 @@ pub trait Backend: Send + Sync + 'static {
     /// not change.
     /// `heads` are those that were chosen from, before the compaction.
     fn compact(&self, pages: &mut Self::Pages, heads: &[HeadPages<'_>], kept: &Self::Kept) -> Result<()>;
+    /// Sets `bytes` aside for latent memories, before the first of them. A device that allocates when it starts and never after takes
+    /// all of them from there, and refuses what does not fit; one that commits memory as it is used does nothing.
+    fn reserve_latents(&self, pages: &mut Self::Pages, bytes: usize) -> Result<()> {
+        let _ = (pages, bytes);
+        Ok(())
+    }
     /// An empty latent memory beside the pages, for `heads` KV heads.
     fn alloc_latent(&self, pages: &mut Self::Pages, kind: LatentKind, heads: usize) -> Result<LatentId>;
     /// Gives its memory back; its id may be used again.

@@ -177,10 +177,13 @@ impl<T> Latents<T> {
     }
 
     /// An id that is not in use changes nothing.
-    pub(crate) fn remove(&mut self, id: LatentId) {
-        if let Some(entry) = self.0.get_mut(id.0 as usize) {
-            *entry = None;
-        }
+    pub(crate) fn remove(&mut self, id: LatentId) -> Option<T> {
+        self.0.get_mut(id.0 as usize).and_then(Option::take)
+    }
+
+    /// All of them.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.0.iter_mut().flatten()
     }
 
     pub(crate) fn get(&self, op: &'static str, id: LatentId) -> Result<&T> {

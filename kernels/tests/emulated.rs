@@ -5,21 +5,24 @@
 mod measure;
 
 use palimpsest_kernels::conformance::{self, Tolerance};
+use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
 use palimpsest_kernels::cuda::emulated::{Emulated, EmulatedMemory};
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
 use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
 use palimpsest_kernels::error::Error;
+use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentKind, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
-    SelectBudget, SelectHead,
+    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentKind, LatentState, PageId, PageShape, QkvShape,
+    ScoreItem, ScoreRule, SelectBudget, SelectHead,
 };
 use std::time::Instant;
 
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and probability.
 fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
     let exact = Tolerance::default();
-    let attention = if kv == KvType::F16 { 4e-3 } else { exact.attention };
+    // What is 8-bit becomes halves.
+    let attention = if kv == KvType::F32 { exact.attention } else { 4e-3 };
     match precision {
         Precision::F32 => Tolerance { attention, ..exact },
         Precision::Bf16 => Tolerance { attention, embed: 1.0 / 256.0, matmul: 0.02, matmul_quantised: 0.02, ..exact },
@@ -43,8 +46,47 @@ fn halves_on_tensor_cores() {
 }
 
 #[test]
+fn eight_bits_on_tensor_cores() {
+    check(Precision::Bf16, KvType::Q8, 3);
+}
+
+#[test]
 fn singles_for_parity() {
     check(Precision::F32, KvType::F32, 7);
+}
+
+/// Slots of 8 bits have the CPU's integers and scales, whatever is written, and keep them when they move.
+#[test]
+fn eight_bits_are_those_of_the_cpu() {
+    fn written<B: Backend>(backend: &B) -> [Vec<u32>; 2] {
+        let (dim, count) = (24, 70);
+        let table: Vec<PageId> = [4, 0, 3].map(PageId).to_vec();
+        let mut pages = backend.alloc_pages(PageShape { head_dim: dim, dtype: KvType::Q8 }, 5).expect("pages");
+        let odd = [f32::NAN, f32::INFINITY, -70000.0, -0.0, 1e-9, 6e-8, 127.0 * 65504.0, 1.0];
+        let value = |i: usize, salt: usize| match (i / dim) % 7 {
+            0 => odd[(i + salt) % odd.len()],
+            1 => 0.0,
+            scale => ((i * 7919 + salt * 104_729) % 20011) as f32 / 10000.0 * 10f32.powi(3 * scale as i32 - 14) - 1e-4,
+        };
+        let values = |salt| (0..count * dim).map(|i| value(i, salt)).collect::<Vec<f32>>();
+        let head = |len| HeadPages { pages: &table, len };
+        backend.write_slots(&mut pages, head(count), 0, &values(1), &values(2)).expect("a write");
+        let read = |pages: &B::Pages, len: usize| {
+            let (mut keys, mut values) = (vec![0.0; len * dim], vec![0.0; len * dim]);
+            let all: Vec<u32> = (0..len as u32).collect();
+            backend.read_slots(pages, head(len), &all, &mut keys, &mut values).expect("a read");
+            keys.into_iter().chain(values).map(f32::to_bits).collect()
+        };
+        let before = read(&pages, count);
+        let keep: Vec<u32> = (0..count as u32).filter(|slot| slot % 5 != 2).collect();
+        let kept = backend.keep_lists(&[count], std::slice::from_ref(&keep)).expect("lists");
+        backend.compact(&mut pages, &[head(count)], &kept).expect("a compaction");
+        [before, read(&pages, keep.len())]
+    }
+    let cpu = written(&CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() }));
+    for seed in [0, 5] {
+        assert!(written(&CudaBackend::new(Emulated::new(seed), Precision::Bf16)) == cpu, "seed {seed}");
+    }
 }
 
 /// Launches a kernel of `cu/emulated/faulty.h` that is wrong in one way.
@@ -165,6 +207,47 @@ fn calls(backend: &CudaBackend<Recorded<Emulated>>) -> Vec<String> {
     told.map(|call| call.name().to_owned()).collect()
 }
 
+/// Room for latent memories is allocated once; what fits by its size is given a place, whatever came and went before, and what is moved
+/// for it keeps its bits. What does not fit is refused with numbers.
+#[test]
+fn latent_memories_share_the_room_that_was_reserved() {
+    let backend = recording();
+    let mut pages = backend.alloc_pages(PageShape { head_dim: 16, dtype: KvType::F16 }, 4).expect("pages");
+    // 33 values of a centroid, so 144 bytes of a head with one.
+    let kind = LatentKind::Centroids { most: 1 };
+    backend.reserve_latents(&mut pages, 7 * 144).expect("room");
+    let state = |seed: f32| {
+        let part = |salt: f32| (0..16u8).map(|i| seed + salt * f32::from(i)).collect::<Vec<f32>>();
+        LatentState::Centroids(CentroidState::new(&part(0.5), &part(0.25), vec![seed]))
+    };
+    let sizes = [2, 1, 3, 1];
+    let ids = sizes.map(|heads| backend.alloc_latent(&mut pages, kind, heads).expect("a memory"));
+    for (i, (&id, heads)) in ids.iter().zip(sizes).enumerate() {
+        for head in 0..heads {
+            let state = state((10 * i + head + 1) as f32);
+            backend.write_latent(&mut pages, LatentHead { id, head }, &state).expect("a state");
+        }
+    }
+    let full = backend.alloc_latent(&mut pages, kind, 1).expect_err("there is no room");
+    assert!(matches!(full, Error::OutOfMemory { bytes: 144, .. }), "{full}");
+    backend.free_latent(&mut pages, ids[1]);
+    backend.free_latent(&mut pages, ids[3]);
+    backend.device().take();
+    // Two gaps of one head each: the memory between them moves.
+    let late = backend.alloc_latent(&mut pages, kind, 2).expect("room for two heads");
+    for (id, first, heads) in [(ids[0], 1, 2), (ids[2], 21, 3)] {
+        for head in 0..heads {
+            let got = backend.read_latent(&pages, LatentHead { id, head }).expect("a state");
+            assert_eq!(got, state((first + head) as f32), "head {head} of {id:?}");
+        }
+    }
+    let empty = backend.read_latent(&pages, LatentHead { id: late, head: 1 }).expect("a state");
+    assert_eq!(empty, LatentState::empty(kind), "what was there before is gone");
+    let allocated = backend.device().take().into_iter().filter(|call| call.name() == "alloc");
+    let what: Vec<_> = allocated.collect();
+    assert!(matches!(what[..], [Call::Alloc { what: "latent memories that move", .. }]), "{what:?}");
+}
+
 /// From scores to compacted pages the host waits for nothing, and then once.
 #[test]
 fn a_boundary_is_decided_and_carried_out_without_the_host() {
@@ -183,7 +266,8 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let kept = backend.select(SelectBudget { pools: 2, take: 20, floor: 3 }, &scores, &ranked).expect("a choice");
     backend.memorise(&mut pages, id, None, &heads, &kept).expect("a merge");
     backend.compact(&mut pages, &heads, &kept).expect("a compaction");
-    let kernels = ["score_notes", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact"];
+    let kernels =
+        ["score_notes", "select_heads", "select_pools", "select_lists", "memorise_centroids_f16", "compact_f16"];
     assert_eq!(calls(&backend), kernels);
     let lists = backend.kept(&kept).expect("lists");
     assert_eq!(lists.iter().map(Vec::len).sum::<usize>(), 4 * (14 + 20));

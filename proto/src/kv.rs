@@ -36,6 +36,13 @@ pub const fn default_memory(budget: u32) -> u32 {
 /// Under the head budget `group` no KV head index keeps more than this many times (numerator, denominator) its share of
 /// the evictable slots, which bounds what a rank can be asked to hold.
 pub const GROUP_CAP: (u64, u64) = (3, 2);
+/// Bytes of the note that a policy may keep with an entry. Every page has room for those of its entries.
+pub const NOTE_BYTES: u64 = 8;
+/// Latent memories get one part in so many of a rank's cache, where its operator does not say: enough for contracts that leave the
+/// share of the memory to [`default_memory`].
+pub const LATENT_SHARE: u64 = 8;
+/// Latent memory of a KV head is allocated in multiples of this many bytes.
+const LATENT_UNIT: u64 = 16;
 /// Policy that evicts nothing.
 pub const FULL: &str = "full";
 
@@ -64,9 +71,9 @@ impl Geometry {
         2 * (self.head_dim * self.element_bytes + self.scale_bytes)
     }
 
-    /// Bytes of one page.
+    /// Bytes of one page with the notes of its entries.
     pub const fn page_bytes(&self) -> u64 {
-        PAGE_SLOTS * self.entry_bytes()
+        PAGE_SLOTS * (self.entry_bytes() + NOTE_BYTES)
     }
 
     /// Bytes of a token in a cache that keeps everything.
@@ -111,13 +118,21 @@ pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u6
 
 /// Bytes of latent memory of one sequence on one rank.
 pub fn memory_bytes(contract: &KvContract, geometry: &Geometry) -> u64 {
-    geometry.heads() * u64::from(contract.memory_slots.unwrap_or(0)) * geometry.entry_bytes()
+    if contract.policy == FULL {
+        return 0;
+    }
+    let of_head = u64::from(contract.memory_slots.unwrap_or(0)) * geometry.entry_bytes();
+    geometry.heads() * of_head.next_multiple_of(LATENT_UNIT)
+}
+
+/// Bytes of all pages that a sequence of at most `max_tokens` tokens can ever hold on one rank, notes included.
+pub fn page_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
+    reserved_pages(contract, geometry, max_tokens) * geometry.page_bytes()
 }
 
 /// Bytes that a sequence reserves on one rank: its pages and its latent memory.
 pub fn reserved_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
-    let memory = if contract.policy == FULL { 0 } else { memory_bytes(contract, geometry) };
-    reserved_pages(contract, geometry, max_tokens) * geometry.page_bytes() + memory
+    page_bytes(contract, geometry, max_tokens) + memory_bytes(contract, geometry)
 }
 
 /// Smallest budget that leaves one slot to the policy.
@@ -148,7 +163,7 @@ mod tests {
         let c = contract("window", "uniform", 1024);
         assert_eq!(reserved_bytes(&c, &G, 100_000), reserved_bytes(&c, &G, 10_000_000));
         assert_eq!(reserved_bytes(&c, &G, 100_000), 90 * 40 * G.page_bytes());
-        assert_eq!(reserved_bytes(&contract("full", "", 0), &G, 64), G.token_bytes() * 64);
+        assert_eq!(reserved_bytes(&contract("full", "", 0), &G, 64), (G.token_bytes() + 90 * NOTE_BYTES) * 64);
     }
 
     #[test]
@@ -169,6 +184,20 @@ mod tests {
             let used = first.div_ceil(32) + (G.layers - 2) * rest.div_ceil(32) + last.div_ceil(32);
             assert!(used <= pages, "{used} pages used, {pages} reserved at skew {skew}");
         }
+    }
+
+    /// What the share of latent memories is for: default memories never wait for it, since pages run out first.
+    #[test]
+    fn an_eighth_is_enough_for_default_memories() {
+        for budget in [16, 64, 511, 512, 1024, 4096, 1 << 20] {
+            for head_budget in ["uniform", "column"] {
+                let memory_slots = Some(default_memory(budget));
+                let c = KvContract { memory_slots, ..contract("retention", head_budget, budget) };
+                let (latent, pages) = (memory_bytes(&c, &G), page_bytes(&c, &G, 1 << 40));
+                assert!(latent * (LATENT_SHARE - 1) <= pages, "budget {budget}: {latent} beside {pages}");
+            }
+        }
+        assert_eq!(memory_bytes(&KvContract { memory_slots: Some(9), ..contract("full", "", 0) }, &G), 0);
     }
 
     #[test]

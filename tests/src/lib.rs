@@ -12,7 +12,7 @@ use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_worker::model::Model;
-use palimpsest_worker::model::decoder::Decoder;
+use palimpsest_worker::model::decoder::{CacheBytes, Decoder};
 use palimpsest_worker::policy;
 use palimpsest_worker::policy::query::{QueryLayer, QueryWeights};
 use palimpsest_worker::policy::retention::{LayerScorer, RecentScorer};
@@ -201,7 +201,8 @@ pub fn engine_on<B: Backend>(backend: B, path: &Path, options: EngineOptions, in
     let shard = Shard::new(model.config(), options.place).expect("a model that can be split so");
     let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride, &mut |_| {})
         .expect("weights that load");
-    let mut runner = Runner::new(decoder, options.kv, 64 << 20, policy::heuristics()).expect("an arena");
+    let mut runner =
+        Runner::new(decoder, options.kv, CacheBytes::of(64 << 20, None), policy::heuristics()).expect("an arena");
     if let Some(indexer) = indexer {
         runner.set_indexer(Arc::new(indexer.clone())).expect("a indexer of this shape");
     }

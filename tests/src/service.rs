@@ -8,6 +8,7 @@ use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};
 use palimpsest_worker::indexer::Indexer;
+use palimpsest_worker::model::decoder::CacheBytes;
 use palimpsest_worker::rank::{Rank, RankOptions};
 use palimpsest_worker::shard::Place;
 use std::path::Path;
@@ -33,10 +34,11 @@ pub async fn serve(path: &Path, indexer: Option<Indexer>, arena_bytes: usize, co
         model: path.to_owned(),
         name: "tiny".into(),
         kv: KvType::F16,
-        arena_bytes,
+        cache: CacheBytes::of(arena_bytes, None),
         stride: crate::STRIDE as u32,
         indexer,
         default_kv: KvContract { budget: 48, ..Default::default() },
+        step: None,
         place: Place::ALONE,
     };
     let backend = CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() });

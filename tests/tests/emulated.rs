@@ -5,9 +5,13 @@ use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_tests::devices::{Outcome, contracts, on_cpu, on_device, tiny_configurations};
-use palimpsest_tests::{contract, tiny_indexer_of_two, tiny_model};
+use palimpsest_tests::{EngineOptions, contract, engine_on, tiny_indexer_of_two, tiny_model};
+use palimpsest_worker::footprint::{Footprint, StepSize};
 use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget};
+use palimpsest_worker::model::Model;
+use palimpsest_worker::model::decoder::CacheBytes;
+use palimpsest_worker::shard::{Place, Shard};
 
 const TOKENS: usize = 20;
 
@@ -43,21 +47,41 @@ fn every_tiny_model_answers_as_on_the_cpu() {
     }
 }
 
-/// Queries and probabilities in f16 on tensor cores: a random model amplifies their rounding, so both read the same tokens
+/// Queries and probabilities in f16 on tensor cores, of f16 caches and of 8-bit ones: a random model amplifies their rounding, so both read the same tokens
 /// and are compared in what they would have chosen and in what they kept.
 #[test]
 fn tensor_cores_choose_nearly_the_same() {
-    for contract in contracts() {
-        let want = wanted(&contract, KvType::F16);
-        let got = emulated(&contract, KvType::F16, Some(&want.answer));
+    for (contract, kv) in contracts().into_iter().flat_map(|c| [(c.clone(), KvType::F16), (c, KvType::Q8)]) {
+        let want = wanted(&contract, kv);
+        let got = emulated(&contract, kv, Some(&want.answer));
         let same = got.answer.iter().zip(&want.answer).filter(|(got, want)| got == want).count();
         let both = |(got, want): (&Vec<u32>, &Vec<u32>)| got.iter().filter(|p| want.binary_search(p).is_ok()).count();
         let kept: usize = got.kept.iter().zip(&want.kept).map(both).sum();
         let all: usize = want.kept.iter().map(Vec::len).sum();
-        println!("{} {}: {same} of {TOKENS} tokens, {kept} of {all} entries", contract.policy, contract.memory);
+        println!("{kv:?} {} {}: {same} of {TOKENS} tokens, {kept} of {all} entries", contract.policy, contract.memory);
         // Where policies rank what is nearly equal, one other slot changes a random model's next choices.
         let (least_same, least_kept) = (0.6, 0.95);
-        assert!(same as f64 >= least_same * TOKENS as f64, "{contract:?}: {same} of {TOKENS} tokens");
-        assert!(kept as f64 >= least_kept * all as f64, "{contract:?}: {kept} of {all} entries");
+        assert!(same as f64 >= least_same * TOKENS as f64, "{contract:?}: {same} of {TOKENS} tokens, {kv:?}");
+        assert!(kept as f64 >= least_kept * all as f64, "{contract:?}: {kept} of {all} entries, {kv:?}");
+    }
+}
+
+/// What a GPU's memory is checked for before anything is loaded is what is loaded then, whatever part of a model.
+#[test]
+fn weights_are_counted_as_they_are_loaded() {
+    let whole = tiny_configurations().into_iter().map(|path| (path, Place::ALONE));
+    let tiny = tiny_model(1);
+    // Blocks of quantised weights are wider than a rank's part of the fixtures.
+    let parts = (0..3).map(|rank| (tiny.path().to_owned(), Place { rank, world_size: 3 }));
+    for (path, place) in whole.chain(parts) {
+        let model = Model::open(&path).expect("a model");
+        let shard = Shard::new(model.config(), place).expect("a part");
+        for (precision, bytes) in [(Precision::Bf16, 2), (Precision::F32, 4)] {
+            let options = EngineOptions { place, ..EngineOptions::default() };
+            let runner = engine_on(CudaBackend::new(Emulated::new(0), precision), &path, options, None);
+            let cache = (CacheBytes::of(64 << 20, None), KvType::F16);
+            let counted = Footprint::of(model.config(), &shard, bytes, cache, StepSize::usual(16));
+            assert_eq!(counted.weights, runner.decoder().weight_bytes(), "{} {place:?}", path.display());
+        }
     }
 }

@@ -8,7 +8,7 @@ use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
 use palimpsest_tests::devices::prompt;
-use palimpsest_tests::{EngineOptions, LAYERS, STRIDE, engine_on, tiny_indexer, tiny_model};
+use palimpsest_tests::{EngineOptions, KV_HEADS, LAYERS, STRIDE, engine_on, tiny_indexer, tiny_model};
 use palimpsest_worker::runner::Runner;
 
 type Device = Recorded<Emulated>;
@@ -35,15 +35,20 @@ struct Run {
     next: Vec<u32>,
     /// Bytes that the sequences hold.
     held: u64,
+    contract: KvContract,
 }
 
 impl Run {
     /// After `count` tokens, read in whole strides; with graphs or without.
     fn after(count: usize, sequences: u64, graphs: bool) -> Self {
+        Self::under(default_contract(), count, sequences, graphs)
+    }
+
+    fn under(contract: KvContract, count: usize, sequences: u64, graphs: bool) -> Self {
         let backend = CudaBackend::new(Recorded::new(Emulated::new(0)), Precision::Bf16).with_graphs(graphs);
         let options = EngineOptions { kv: KvType::F16, ..EngineOptions::default() };
         let runner = engine_on(backend, tiny_model(1).path(), options, Some(&tiny_indexer(5)));
-        let mut run = Self { runner, sequences, seen: 0, next: Vec::new(), held: 0 };
+        let mut run = Self { runner, sequences, seen: 0, next: Vec::new(), held: 0, contract };
         for part in prompt(count).chunks(STRIDE as usize) {
             run.step(&vec![part.to_vec(); sequences as usize]);
         }
@@ -59,7 +64,7 @@ impl Run {
         let step = |(id, tokens): (u64, &Vec<u32>)| SequenceStep {
             sequence: id,
             init: (self.seen == 0).then(|| SequenceInit {
-                kv: Some(default_contract()),
+                kv: Some(self.contract.clone()),
                 sampling: Some(Sampling { temperature: Some(0.8), seed: Some(id), ..Default::default() }),
                 max_tokens: 1000,
                 banned: Vec::new(),
@@ -120,8 +125,8 @@ fn count(calls: &[Call], name: &str) -> usize {
     calls.iter().filter(|call| call.name() == name).count()
 }
 
-/// All descriptors in one upload; angles go to their buffers, token ids to the embedding.
-const BEFORE: [&str; 4] = ["upload", "put_words", "put_words", "embed"];
+/// All descriptors in one upload, with what is new of page tables; angles go to their buffers, token ids to the embedding.
+const BEFORE: [&str; 5] = ["upload", "put_tables", "put_words", "put_words", "embed"];
 const LAYER: [&str; 19] = [
     "rms_norm",
     // The scorer, whose output is noted with the slots.
@@ -159,6 +164,42 @@ fn a_step_uploads_once_and_waits_for_its_tokens_alone() {
     println!("a step of 2 sequences: {} calls, {bytes} bytes uploaded", calls.len());
 }
 
+fn uploaded(calls: &[Call]) -> usize {
+    let bytes = |call: &Call| if let Call::Upload { bytes } = call { *bytes } else { 0 };
+    calls.iter().map(bytes).sum()
+}
+
+/// Page tables stay on the device: however many slots sequences hold, a step uploads as much, and eight bytes more for each page that
+/// was added since the last one.
+#[test]
+fn page_tables_are_uploaded_once() {
+    let heads = 2 * LAYERS * KV_HEADS;
+    let mut quiet = Vec::new();
+    // Their rows have eight and sixteen entries: a longer row is written whole.
+    for count in [160, 416] {
+        let full = KvContract { policy: "full".into(), ..Default::default() };
+        let mut run = Run::under(full, count, 2, false);
+        let (first, next) = (uploaded(&run.decode()), uploaded(&run.decode()));
+        assert_eq!(first - next, 8 * heads * (count / 32 + 1), "whole tables, once");
+        let (mut grown, mut steps) = (0, 0);
+        while steps < 60 {
+            let before = run.seen;
+            let bytes = uploaded(&run.decode());
+            if run.at_boundary() {
+                continue;
+            }
+            steps += 1;
+            let added = before.is_multiple_of(32);
+            grown += usize::from(added);
+            assert_eq!(bytes - next, if added { 8 * heads } else { 0 }, "token {}", run.seen);
+        }
+        assert_eq!(grown, 2);
+        quiet.push(next);
+    }
+    assert_eq!(quiet[0], quiet[1], "whatever the slots");
+    println!("a step of 2 sequences that adds no page uploads {} bytes", quiet[0]);
+}
+
 /// At a boundary, too, everything is started before the host waits: for the tokens, and then for what each sequence keeps.
 #[test]
 fn a_boundary_adds_waits_at_the_end_alone() {
@@ -175,7 +216,7 @@ fn a_boundary_adds_waits_at_the_end_alone() {
         "upload",
         "memorise_centroids_f16",
         "upload",
-        "compact",
+        "compact_f16",
     ];
     let end = ["upload", "sample", "wait", "wait", "wait"];
     assert_eq!(names(&calls), [&BEFORE[..], &LAYER, &LOGITS, &boundary, &boundary, &end].concat());

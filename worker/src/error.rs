@@ -31,6 +31,19 @@ pub enum Error {
         /// Pages left.
         free: usize,
     },
+    /// The device has less memory free than the rank takes; nothing was loaded.
+    #[error(
+        "the device has {} free of {}; the weights take {}, the cache {} and workspaces {}: choose a smaller --kv-memory-mib, or more GPUs",
+        gib(*free), gib(*total), gib(needed.weights), gib(needed.cache), gib(needed.workspaces)
+    )]
+    DoesNotFit {
+        /// What the rank takes.
+        needed: crate::footprint::Footprint,
+        /// Bytes free.
+        free: usize,
+        /// Bytes of the device.
+        total: usize,
+    },
     /// A contract that this rank cannot keep.
     #[error("KV contract: {0}")]
     Contract(String),
@@ -43,4 +56,8 @@ pub enum Error {
     /// The model cannot be split into so many parts.
     #[error(transparent)]
     Shard(#[from] crate::shard::ShardError),
+}
+
+fn gib(bytes: usize) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
 }

@@ -8,6 +8,7 @@
 pub mod collective;
 pub mod error;
 pub mod exchange;
+pub mod footprint;
 pub mod indexer;
 pub mod kv;
 pub mod layers;

@@ -1,11 +1,12 @@
 //! Opening a rank: a model file becomes a [`Runner`] and the [`RankInfo`] that tells the coordinator what it is.
 
 use crate::error::{Error, Result};
+use crate::footprint::StepSize;
 use crate::indexer::Indexer;
 use crate::memory;
 use crate::model::Model;
 use crate::model::config::ModelConfig;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{CacheBytes, Decoder};
 use crate::model::tokenizer::TokenizerFiles;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
@@ -26,14 +27,17 @@ pub struct RankOptions {
     pub name: String,
     /// Element type of cached keys and values.
     pub kv: KvType,
-    /// Bytes of the slot arena.
-    pub arena_bytes: usize,
+    /// Bytes of the cache.
+    pub cache: CacheBytes,
     /// Tokens between two boundaries.
     pub stride: u32,
     /// Trained scorers and memories.
     pub indexer: Option<Indexer>,
     /// Contract of requests that do not say.
     pub default_kv: KvContract,
+    /// The largest step that memory is allocated for at start. `None`: it is allocated when steps come, for devices that commit memory
+    /// as it is used.
+    pub step: Option<StepSize>,
     /// Which part of the model this rank holds.
     pub place: Place,
 }
@@ -59,9 +63,12 @@ impl<B: Backend> Rank<B> {
         let model = Model::open(&options.model)?;
         let shard = Shard::new(model.config(), place)?;
         let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride.into(), progress)?;
-        let mut runner = Runner::new(decoder, options.kv, options.arena_bytes, policy::heuristics())?;
+        let mut runner = Runner::new(decoder, options.kv, options.cache, policy::heuristics())?;
         if let Some(indexer) = &options.indexer {
             runner.set_indexer(Arc::new(indexer.clone()))?;
+        }
+        if let Some(step) = options.step {
+            runner.decoder.reserve(step.rows, step.logit_rows)?;
         }
         let tokenizer = model.tokenizer()?;
         let default_kv = default_contract(&options, runner.policies())?;
@@ -81,6 +88,7 @@ impl<B: Backend> Rank<B> {
             world_size: place.world_size as u32,
             model: Some(info),
             kv_arena_bytes: runner.arena_bytes() as u64,
+            kv_latent_bytes: runner.latent_bytes() as u64,
             device,
             digest: digest.to_le_bytes().to_vec().into(),
             epoch: 0,

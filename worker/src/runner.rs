@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::indexer::Indexer;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::{self, Memory};
-use crate::model::decoder::{Answer, Arena, Capture, Decoder, Logits, Piece};
+use crate::model::decoder::{Answer, Arena, CacheBytes, Capture, Decoder, Logits, Piece};
 use crate::policy::{self, Policy, QueryIndexer, Retention};
 use crate::sampler::{Choice, Sampler};
 use crate::trace::Traces;
@@ -53,12 +53,12 @@ struct Admitted<'a> {
 }
 
 impl<B: Backend> Runner<B> {
-    /// A runner with an arena of `arena_bytes`.
+    /// A runner whose sequences share a cache of `bytes`.
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(decoder: Decoder<B>, kv: KvType, arena_bytes: usize, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
-        let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, arena_bytes)?;
+    pub fn new(decoder: Decoder<B>, kv: KvType, bytes: CacheBytes, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
+        let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, bytes)?;
         Ok(Self {
             traces: Traces::new(decoder.shard().place.rank),
             decoder,
@@ -124,7 +124,7 @@ impl<B: Backend> Runner<B> {
         config.layers
             * self.decoder.shard().kv_heads.len()
             * tokens.div_ceil(PageShape::SLOTS)
-            * self.arena.shape.bytes()
+            * self.arena.shape.cost()
     }
 
     /// Element type of the slot arena.
@@ -132,9 +132,14 @@ impl<B: Backend> Runner<B> {
         self.arena.shape.dtype
     }
 
-    /// Bytes of the slot arena.
+    /// Bytes of the slot arena, notes included.
     pub fn arena_bytes(&self) -> usize {
-        self.arena.pool.total() * self.arena.shape.bytes()
+        self.arena.pool.total() * self.arena.shape.cost()
+    }
+
+    /// Bytes that latent memories may take beside it.
+    pub fn latent_bytes(&self) -> usize {
+        self.arena.latent_bytes
     }
 
     /// Digest of a live sequence's whole state, for tests and divergence checks.
@@ -289,7 +294,7 @@ impl<B: Backend> Runner<B> {
             .collect();
         let answers = self.decoder.step(&mut self.arena, &mut pieces, &choices)?;
         drop(pieces);
-        let page_bytes = self.arena.shape.bytes() as u64;
+        let page_bytes = self.arena.shape.cost() as u64;
         let outputs = admitted.iter().zip(answers).map(|(a, answer)| output(a, answer, page_bytes));
         Ok(outputs.collect())
     }

@@ -86,7 +86,7 @@ impl State {
             busy: or(config.busy_prefill_tokens, stride),
             idle: or(config.idle_prefill_tokens, 4 * stride),
         };
-        let limits = Limits { stride, max_running: config.max_running.max(1), tokens, arena_bytes: model.arena_bytes };
+        let limits = Limits { stride, max_running: config.max_running.max(1), tokens, room: model.room };
         Self {
             scheduler: Scheduler::new(limits, Epoch(config.first_epoch)),
             live: BTreeMap::new(),
@@ -106,7 +106,7 @@ impl State {
             admission,
             wake,
             metrics,
-            capacity_bytes: model.arena_bytes,
+            capacity_bytes: model.room.bytes(),
             replacement: None,
             told_lost: None,
             orphaned: false,

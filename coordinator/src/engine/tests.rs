@@ -402,7 +402,7 @@ async fn memory_is_never_over_committed_and_64_streams_say_what_they_say_alone()
     let config = Config { max_running: 64, ..config() };
     let mut script = Script::endless(0, 1);
     // Room for about 20 of them; the fake rank refuses plans that reserve more than its arena.
-    script.rank.kv_arena_bytes = 20 * 4 * 3 * 1024;
+    script.rank.kv_arena_bytes = 20 * 4 * 3 * (1024 + 256);
     let (coordinator, _) = start_with(config, vec![script]).await;
     let mut alone = Vec::new();
     for tokens in 1..=64 {

@@ -17,7 +17,7 @@ use palimpsest_proto::{
         Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, Lead, ModelInfo, RankInfo, SequenceInit,
         SequenceOutput, SequenceStep, StepOutput, StepPlan, WatchRequest, worker_server::Worker,
     },
-    kv::{FULL, Geometry, reserved_bytes},
+    kv::{FULL, Geometry},
     v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob},
 };
 use tokio::{
@@ -28,6 +28,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::RankChannel;
+use crate::scheduler::{Capacity, Cost};
 
 /// Token ids below this are the bytes of the fake model's tokenizer.
 pub const BYTE_TOKENS: u32 = 256;
@@ -97,6 +98,7 @@ impl Script {
             world_size,
             model: Some(model()),
             kv_arena_bytes: 64 << 20,
+            kv_latent_bytes: 8 << 20,
             device: "fake".into(),
             digest: b"fake"[..].into(),
             epoch: 0,
@@ -312,9 +314,10 @@ impl State {
             sequences.push(output);
         }
         let geometry = geometry(&script.rank);
-        let reserved: u64 = self.held.values().map(|held| cost(held, &geometry)).sum();
-        if reserved > script.rank.kv_arena_bytes {
-            return Err(format!("{reserved} bytes reserved in an arena of {}", script.rank.kv_arena_bytes));
+        let mut capacity =
+            Capacity::new(Cost { pages: script.rank.kv_arena_bytes, latent: script.rank.kv_latent_bytes });
+        if let Some(held) = self.held.values().find(|held| !capacity.take(cost(held, &geometry))) {
+            return Err(format!("{:?} does not fit beside {} bytes reserved", held.init.kv, capacity.reserved_bytes()));
         }
         Ok(StepOutput { epoch: plan.epoch, step: plan.step, sequences, digest, error: String::new(), seconds: 0.0 })
     }
@@ -383,8 +386,8 @@ fn retention(held: &Held, rank: &RankInfo, stride: u64) -> RetentionReport {
     RetentionReport { heads: heads.map(|(layer, kv)| head(layer, kv)).collect() }
 }
 
-fn cost(held: &Held, geometry: &Geometry) -> u64 {
-    held.init.kv.as_ref().map_or(0, |kv| reserved_bytes(kv, geometry, held.init.max_tokens))
+fn cost(held: &Held, geometry: &Geometry) -> Cost {
+    held.init.kv.as_ref().map_or(Cost::default(), |kv| Cost::of(kv, geometry, held.init.max_tokens))
 }
 
 fn geometry(rank: &RankInfo) -> Geometry {

@@ -102,13 +102,17 @@ pub(super) fn validate(asked: &KvContract, model: &ServedModel, config: &Config)
 /// Cost of a sequence, if an empty arena holds it.
 pub(super) fn cost(kv: &KvContract, model: &ServedModel, total: u64) -> Result<Cost, RequestError> {
     let cost = Cost::of(kv, &model.geometry, total);
-    if cost.bytes <= model.arena_bytes {
+    if cost.fits(&model.room) {
         return Ok(cost);
     }
-    let advice = if kv.policy == FULL { "use a bounded policy or fewer tokens" } else { "lower kv.budget" };
+    let (what, need, have, advice) = match kv.policy.as_str() {
+        FULL => ("pages", cost.pages, model.room.pages, "use a bounded policy or fewer tokens"),
+        _ if cost.pages > model.room.pages => ("pages", cost.pages, model.room.pages, "lower kv.budget"),
+        _ => ("latent memory", cost.latent, model.room.latent, "lower kv.memory_slots"),
+    };
     let message = format!(
-        "policy {:?} with {total} tokens reserves {} bytes on each rank, whose arena has {}: {advice}",
-        kv.policy, cost.bytes, model.arena_bytes
+        "policy {:?} with {total} tokens reserves {need} bytes of {what} on each rank, which has {have}: {advice}",
+        kv.policy
     );
     Err(RequestError::new(Reason::NeverFits, message))
 }

@@ -99,13 +99,25 @@ fn a_full_cache_too_large_for_the_arena_never_fits() {
     let mut request = kv(|k| k.policy = "full".into());
     request.stopping = Some(Stopping { max_tokens: Some(900_000), ..Default::default() });
     let error = check(request).unwrap_err();
-    // 4 heads of 28126 pages of 32 entries of 32 bytes
+    // 4 heads of 28126 pages of 32 entries of 32 bytes and a note of 8
     assert_eq!(error.reason, Reason::NeverFits);
-    assert!(error.message.contains("reserves 115204096 bytes") && error.message.contains("67108864"), "{error}");
+    assert!(
+        error.message.contains("reserves 144005120 bytes of pages") && error.message.contains("67108864"),
+        "{error}"
+    );
     let mut bounded = kv(|k| k.policy = "window".into());
     bounded.stopping = Some(Stopping { max_tokens: Some(900_000), ..Default::default() });
     let bounded = check(bounded).unwrap();
-    assert_eq!(bounded.cost.bytes, 4 * 3 * 32 * 32, "64 + 16 entries are 3 pages a head");
+    assert_eq!(bounded.cost.bytes(), 4 * 3 * 32 * (32 + 8), "64 + 16 entries are 3 pages a head");
+    // A memory that pages would have room for, and the part of memories has not.
+    let memory = kv(|k| {
+        (k.policy, k.memory) = ("window".into(), "associative".into());
+        (k.budget, k.memory_slots) = (4096, Some(3000));
+    });
+    let mut small = model();
+    small.room.latent = 300_000;
+    let error = validate(memory, None, Instant::now(), &small, &config()).unwrap_err();
+    assert!(error.reason == Reason::NeverFits && error.message.contains("384000 bytes of latent memory"), "{error}");
     assert_eq!(bounded.warnings, ["positions reach 900001, beyond the trained range of 512"]);
 }
 

@@ -8,57 +8,69 @@ use palimpsest_proto::{
     v1::KvContract,
 };
 
-/// Bytes that a sequence reserves on each rank: whole pages and latent memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Bytes of a rank's cache: what a sequence reserves of it, or all there are. A rank sets pages and latent memories apart when it
+/// starts, so each has to fit by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
-    /// Pages of the slot arena.
+    /// Pages of slots, with their notes.
     pub pages: u64,
-    /// Pages and latent memory together, in bytes.
-    pub bytes: u64,
+    /// Latent memories.
+    pub latent: u64,
 }
 
 impl Cost {
     /// Cost of a sequence of at most `max_tokens` tokens under `contract` on a rank of this `geometry`.
     pub fn of(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> Self {
-        Self {
-            pages: kv::reserved_pages(contract, geometry, max_tokens),
-            bytes: kv::reserved_bytes(contract, geometry, max_tokens),
-        }
+        Self { pages: kv::page_bytes(contract, geometry, max_tokens), latent: kv::memory_bytes(contract, geometry) }
+    }
+
+    /// Both together.
+    pub const fn bytes(&self) -> u64 {
+        self.pages + self.latent
+    }
+
+    /// Whether `room` holds it.
+    pub const fn fits(&self, room: &Self) -> bool {
+        self.pages <= room.pages && self.latent <= room.latent
     }
 }
 
-/// The arena of the smallest rank, and what of it is reserved.
+/// The cache of the smallest rank, and what of it is reserved.
 #[derive(Debug, Clone)]
 pub struct Capacity {
-    arena_bytes: u64,
-    reserved_bytes: u64,
+    room: Cost,
+    reserved: Cost,
 }
 
 impl Capacity {
-    /// An empty arena of this many bytes.
-    pub const fn new(arena_bytes: u64) -> Self {
-        Self { arena_bytes, reserved_bytes: 0 }
+    /// An empty cache of this size.
+    pub const fn new(room: Cost) -> Self {
+        Self { room, reserved: Cost { pages: 0, latent: 0 } }
     }
 
     /// Reserves `cost` if it fits now.
     #[must_use]
     pub fn take(&mut self, cost: Cost) -> bool {
-        let fits = cost.bytes <= self.arena_bytes - self.reserved_bytes;
+        let Self { room, reserved } = self;
+        let free = Cost { pages: room.pages - reserved.pages, latent: room.latent - reserved.latent };
+        let fits = cost.fits(&free);
         if fits {
-            self.reserved_bytes += cost.bytes;
+            reserved.pages += cost.pages;
+            reserved.latent += cost.latent;
         }
         fits
     }
 
     /// Gives back what [`Self::take`] reserved.
     pub fn give(&mut self, cost: Cost) {
-        assert!(cost.bytes <= self.reserved_bytes, "a cost is given back once, by the sequence that took it");
-        self.reserved_bytes -= cost.bytes;
+        assert!(cost.fits(&self.reserved), "a cost is given back once, by the sequence that took it");
+        self.reserved.pages -= cost.pages;
+        self.reserved.latent -= cost.latent;
     }
 
     /// Bytes reserved now.
     pub const fn reserved_bytes(&self) -> u64 {
-        self.reserved_bytes
+        self.reserved.bytes()
     }
 }
 
@@ -68,13 +80,14 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_taken() {
-        let cost = |bytes| Cost { pages: 1, bytes };
-        let mut capacity = Capacity::new(100);
-        assert!(capacity.take(cost(60)));
-        assert!(!capacity.take(cost(41)));
-        assert!(capacity.take(cost(40)));
-        capacity.give(cost(60));
-        assert_eq!(capacity.reserved_bytes(), 40);
-        assert!(!Capacity::new(10).take(cost(u64::MAX)));
+        let cost = |pages, latent| Cost { pages, latent };
+        let mut capacity = Capacity::new(cost(100, 10));
+        assert!(capacity.take(cost(60, 4)));
+        assert!(!capacity.take(cost(41, 0)));
+        assert!(!capacity.take(cost(1, 7)), "pages do not make room for memories");
+        assert!(capacity.take(cost(40, 6)));
+        capacity.give(cost(60, 4));
+        assert_eq!(capacity.reserved_bytes(), 46);
+        assert!(!Capacity::new(cost(10, 0)).take(cost(u64::MAX, 0)));
     }
 }

@@ -38,8 +38,8 @@ pub struct Limits {
     pub max_running: usize,
     /// Prefill tokens of one step; both at least 1.
     pub tokens: TokenBudget,
-    /// Arena of the smallest rank, in bytes.
-    pub arena_bytes: u64,
+    /// Cache of the smallest rank.
+    pub room: Cost,
 }
 
 /// A sequence as it arrives.
@@ -173,7 +173,7 @@ impl Scheduler {
         assert!(limits.stride > 0 && limits.max_running > 0 && limits.tokens.busy > 0 && limits.tokens.idle > 0);
         Self {
             limits,
-            capacity: Capacity::new(limits.arena_bytes),
+            capacity: Capacity::new(limits.room),
             epoch,
             step: 0,
             in_flight: false,

@@ -13,13 +13,13 @@ fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
         max_new_tokens: new,
         stop_ids: [].into(),
         init: SequenceInit::default(),
-        cost: Cost { pages: 1, bytes },
+        cost: Cost { pages: bytes, latent: 0 },
         retention_report: false,
     }
 }
 
 fn limits(stride: u64, max_running: usize, busy: u64, idle: u64) -> Limits {
-    Limits { stride, max_running, tokens: TokenBudget { busy, idle }, arena_bytes: 100 }
+    Limits { stride, max_running, tokens: TokenBudget { busy, idle }, room: Cost { pages: 100, latent: 0 } }
 }
 
 /// What a group must see: the rules of the contract, kept independently of the scheduler.
@@ -69,7 +69,7 @@ impl Group {
             output.sequences.push(SequenceOutput { sequence: id, token, ..Default::default() });
         }
         assert!(self.held.len() <= limits.max_running);
-        assert!(self.held.values().map(|(_, bytes)| bytes).sum::<u64>() <= limits.arena_bytes, "over-committed");
+        assert!(self.held.values().map(|(_, bytes)| bytes).sum::<u64>() <= limits.room.pages, "over-committed");
         output
     }
 }

@@ -1,11 +1,11 @@
 //! What the kernels reach on a GPU, beside what the GPU reaches: `cargo bench -p palimpsest-kernels --bench gpu -- kernels`.
 //!
-//! Prints JSON lines. `identify` says what the GPU is, `kernels` measures. `cargo xtask gpu-check` runs both.
+//! Prints JSON lines. `embedded` says whether this build has kernels, `identify` what the GPU is, `kernels` measures. `cargo xtask gpu-check` runs both.
 
 mod measure;
 
 use measure::{Sizes, Timed};
-use palimpsest_kernels::cuda::driver::{Driver, DriverMemory};
+use palimpsest_kernels::cuda::driver::{Driver, DriverMemory, has_kernels};
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::error::Result;
 use std::process::ExitCode;
@@ -25,6 +25,10 @@ impl Timed for Driver {
 }
 
 fn run(part: &str) -> Result<()> {
+    if part == "embedded" {
+        println!("{}", serde_json::json!({"kind": "kernels", "embedded": has_kernels()}));
+        return Ok(());
+    }
     let driver = Driver::open(0)?;
     let facts = driver.facts()?;
     println!(

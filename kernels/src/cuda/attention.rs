@@ -1,4 +1,4 @@
-//! Attention: tensor-core kernels for f16 caches, split over slots for few query rows; f32 throughout for f32 caches.
+//! Attention: tensor-core kernels for f16 and 8-bit caches, split over slots for few query rows; f32 throughout for f32 caches.
 
 use super::items::{Items, NONE};
 use super::queue::Shape;
@@ -13,14 +13,15 @@ pub(super) const SPLIT: usize = 512;
 const DECODE_ROWS: usize = 16;
 const PREFILL_ROWS: usize = 64;
 
-type Width = (usize, &'static str, &'static str);
-/// Head dimensions that the tensor-core kernels are compiled for: padded size, prefill kernel, decode kernel.
+type Width = (usize, [&'static str; 2], [&'static str; 2]);
+/// Head dimensions that the tensor-core kernels are compiled for: padded size, prefill kernels and decode kernels, of
+/// halves and of 8-bit integers.
 const WIDTHS: [Width; 5] = [
-    (16, "attention_prefill_16", "attention_decode_16"),
-    (32, "attention_prefill_32", "attention_decode_32"),
-    (64, "attention_prefill_64", "attention_decode_64"),
-    (96, "attention_prefill_96", "attention_decode_96"),
-    (128, "attention_prefill_128", "attention_decode_128"),
+    (16, ["attention_prefill_16", "attention_prefill_16_q8"], ["attention_decode_16", "attention_decode_16_q8"]),
+    (32, ["attention_prefill_32", "attention_prefill_32_q8"], ["attention_decode_32", "attention_decode_32_q8"]),
+    (64, ["attention_prefill_64", "attention_prefill_64_q8"], ["attention_decode_64", "attention_decode_64_q8"]),
+    (96, ["attention_prefill_96", "attention_prefill_96_q8"], ["attention_decode_96", "attention_decode_96_q8"]),
+    (128, ["attention_prefill_128", "attention_prefill_128_q8"], ["attention_decode_128", "attention_decode_128_q8"]),
 ];
 
 /// What blocks work on: see the kernels.
@@ -33,7 +34,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new(shape: QkvShape, all: &Items) -> Self {
+    fn new(shape: QkvShape, all: &Items<'_>) -> Self {
         let mut tiles = Self::default();
         let group = shape.heads / shape.kv_heads;
         for (index, item) in all.items.iter().enumerate() {
@@ -92,7 +93,7 @@ impl<D: Device> CudaBackend<D> {
         let mut all = Items::default();
         items.iter().try_for_each(|item| all.attend(op, shape, pages, item))?;
         let width = WIDTHS.iter().find(|width| width.0 >= shape.head_dim);
-        match width.filter(|_| pages.shape.dtype == KvType::F16) {
+        match width.filter(|_| pages.shape.dtype != KvType::F32) {
             Some(&width) => self.attend_tiles(shape, pages, q, &mut all, (width, out)),
             None => self.attend_exact(shape, pages, q, &mut all, out),
         }
@@ -103,14 +104,15 @@ impl<D: Device> CudaBackend<D> {
         shape: QkvShape,
         pages: &Pages<D>,
         q: &Buffer<D>,
-        all: &mut Items,
+        all: &mut Items<'_>,
         ((padded, prefill, decode), out): (Width, &Buffer<D>),
     ) -> Result<()> {
+        let [prefill, decode] = [prefill, decode].map(|kernels| kernels[usize::from(pages.shape.dtype == KvType::Q8)]);
         let mut tiles = Tiles::new(shape, all);
         let count = all.items.len();
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         if let Some(bucket) = pack.shape {
             tiles.pad(bucket, count);
         }
@@ -154,19 +156,19 @@ impl<D: Device> CudaBackend<D> {
         shape: QkvShape,
         pages: &Pages<D>,
         q: &Buffer<D>,
-        all: &mut Items,
+        all: &mut Items<'_>,
         out: &Buffer<D>,
     ) -> Result<()> {
         let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         let (first, states) = (arg(packed.first_visible), arg(packed.states));
         self.run(Launch {
-            kernel: pages.kernel("attention_exact_f16", "attention_exact_f32"),
+            kernel: pages.kernel(["attention_exact_q8", "attention_exact_f16", "attention_exact_f32"]),
             grid: [rows * (shape.heads / shape.kv_heads) as u32, packed.count, 1],
             threads: 128,
             shared: (4 * shape.head_dim * 4) as u32,

@@ -231,12 +231,16 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.compact_slots(pages, heads, kept)
     }
 
+    fn reserve_latents(&self, pages: &mut Pages<D>, bytes: usize) -> Result<()> {
+        self.reserve_room(pages, bytes)
+    }
+
     fn alloc_latent(&self, pages: &mut Pages<D>, kind: LatentKind, heads: usize) -> Result<LatentId> {
         self.new_latent(pages, kind, heads)
     }
 
     fn free_latent(&self, pages: &mut Pages<D>, id: LatentId) {
-        pages.latents.remove(id);
+        pages.free(id);
     }
 
     fn memorise(

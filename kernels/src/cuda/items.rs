@@ -1,7 +1,8 @@
 //! What is passed to kernels for each KV head of each sequence: `struct Item` of `kernels/cu/common.cuh`.
 
 use super::slots::Pages;
-use super::{Device, Pack, Part};
+use super::tables::Table;
+use super::{Device, Pack, Part, Queue};
 use crate::backend::{AttentionItem, HeadPages, PageShape, QkvShape};
 use crate::error::{Error, Result};
 use crate::latent::LatentKind;
@@ -35,9 +36,11 @@ impl Item {
 
 /// Items of a call and the arrays that they point into.
 #[derive(Default)]
-pub(super) struct Items {
+pub(super) struct Items<'a> {
     pub(super) items: Vec<Item>,
     pub(super) tables: Vec<u32>,
+    /// Tables that may be on the device already, by the index that items have for theirs; then there are no others.
+    known: Vec<Table<'a>>,
     pub(super) first_visible: Vec<u32>,
     pub(super) floats: Vec<f32>,
     /// Addresses of latent memories.
@@ -55,7 +58,7 @@ pub(super) struct Packed {
     pub(super) states: Part,
 }
 
-impl Items {
+impl<'a> Items<'a> {
     /// Adds the page table of `slots` slots of a head; returns where it begins.
     pub(super) fn table(&mut self, head: &HeadPages<'_>, slots: usize) -> u32 {
         let first = self.tables.len() as u32;
@@ -63,12 +66,12 @@ impl Items {
         first
     }
 
-    /// Adds the page table of `count` slots that follow the first `len` ones of a head; returns where it begins, and how many slots
-    /// of its first page are before them.
-    pub(super) fn table_behind(&mut self, head: &HeadPages<'_>, len: usize, count: usize) -> (u32, u32) {
-        let (page, inside) = (len / PageShape::SLOTS, len % PageShape::SLOTS);
-        let behind = HeadPages { pages: &head.pages[page.min(head.pages.len())..], len: inside };
-        (self.table(&behind, inside + count), inside as u32)
+    /// Adds the page table of `slots` slots of a head of which a call begins with slot `first`; returns its index, and how many slots
+    /// of the page that it begins with are before that.
+    pub(super) fn known(&mut self, head: &HeadPages<'a>, first: usize, slots: usize) -> (u32, u32) {
+        let pages = &head.pages[..slots.div_ceil(PageShape::SLOTS)];
+        self.known.push(Table { pages, skip: (first / PageShape::SLOTS).min(pages.len()) });
+        (self.known.len() as u32 - 1, (first % PageShape::SLOTS) as u32)
     }
 
     /// Adds an item of an attention call after checking it.
@@ -77,7 +80,7 @@ impl Items {
         op: &'static str,
         shape: QkvShape,
         pages: &Pages<D>,
-        attend: &AttentionItem<'_>,
+        attend: &AttentionItem<'a>,
     ) -> Result<()> {
         let (rows, len) = (attend.rows.len(), attend.slots.len);
         if attend.kv_head >= shape.kv_heads {
@@ -110,16 +113,15 @@ impl Items {
             (item.extra, item.count) = (self.states.len() as u32, most as u32);
             self.states.push(address);
         }
-        item.table = self.table(&attend.slots, len);
+        item.table = self.known(&attend.slots, 0, len).0;
         self.items.push(item);
         Ok(())
     }
 
     /// Packs all arrays. In a step, items and what has at most one entry for each are padded to the bucket's number of items, with items
     /// of no rows and no slots, which kernels do nothing for.
-    pub(super) fn pack(&mut self, pack: &mut Pack) -> Packed {
-        let (tables, first_table) = pack.push_any(&self.tables);
-        self.items.iter_mut().for_each(|item| item.table += first_table as u32);
+    pub(super) fn pack<D: Device>(&mut self, pack: &mut Pack, queue: &Queue<D>) -> Packed {
+        let tables = self.place_tables(pack, queue);
         let count = pack.items(self.items.len());
         let entries = if pack.shape.is_some() { count } else { 0 };
         Packed {
@@ -130,5 +132,26 @@ impl Items {
             floats: pack.push(&self.floats),
             states: pack.push_padded(&self.states, entries, 0),
         }
+    }
+
+    /// Gives items the places of their tables, on the device where a step has them there, else in what is uploaded.
+    fn place_tables<D: Device>(&mut self, pack: &mut Pack, queue: &Queue<D>) -> Part {
+        if pack.shape.is_some()
+            && !self.known.is_empty()
+            && let Some((places, address)) = queue.place(&self.known)
+        {
+            self.items.iter_mut().for_each(|item| item.table = places[item.table as usize]);
+            return Part::Resident(address);
+        }
+        let mut begins = Vec::with_capacity(self.known.len());
+        for Table { pages, skip } in &self.known {
+            begins.push(self.tables.len() as u32);
+            self.tables.extend(pages[*skip..].iter().map(|page| page.0));
+        }
+        let (tables, first) = pack.push_any(&self.tables);
+        for item in &mut self.items {
+            item.table = begins.get(item.table as usize).copied().unwrap_or(item.table) + first as u32;
+        }
+        tables
     }
 }

@@ -42,7 +42,7 @@ impl<D: Device> CudaBackend<D> {
         let most = all.items.iter().map(|item| item.count).max().unwrap_or(0);
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, dim].map(|n| Arg::U32(n as u32));
         let (items, states) = (arg(packed.items), arg(packed.states));
@@ -77,7 +77,7 @@ impl<D: Device> CudaBackend<D> {
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut scores);
         let to = work.scratch.address(&self.device, "indexer scores", bytes.len())?;

@@ -21,10 +21,12 @@ mod pack;
 mod queue;
 #[cfg(feature = "emulate")]
 pub mod recorded;
+mod room;
 mod sample;
 mod score;
 mod select;
 mod slots;
+mod tables;
 mod weights;
 
 use crate::error::{Error, Result};

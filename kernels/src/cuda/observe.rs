@@ -72,7 +72,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let (reductions, rows) = (pack.push(&reductions), pack.push(&row_weights));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         // Weights, then statistics, then logits.
@@ -88,7 +88,7 @@ impl<D: Device> CudaBackend<D> {
         let (count, items) = (all.items.len() as u32, arg(packed.items));
         let (tables, first, states) = (arg(packed.tables), arg(packed.first_visible), arg(packed.states));
         self.run(Launch {
-            kernel: pages.kernel("observe_logits_f16", "observe_logits_f32"),
+            kernel: pages.kernel(["observe_logits_q8", "observe_logits_f16", "observe_logits_f32"]),
             grid: [most_rows, count, 1],
             threads: 128,
             shared: 0,

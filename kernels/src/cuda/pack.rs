@@ -21,6 +21,8 @@ pub(super) enum Part {
     Fixed(usize),
     /// At the beginning of the step's tail, whatever calls before put there.
     Tail,
+    /// At this address, since an earlier step or with this one.
+    Resident(u64),
 }
 
 impl Pack {
@@ -93,6 +95,7 @@ impl Pack {
         Ok(move |part: Part| match part {
             Part::Fixed(place) => Arg::Pointer(base + place as u64),
             Part::Tail => Arg::Pointer(TAIL),
+            Part::Resident(address) => Arg::Pointer(address),
         })
     }
 }

@@ -4,15 +4,16 @@
 //! a list. The first call that the host must wait for, or the end, starts all of it:
 //!
 //! ```text
-//! one upload   [ fixed: arrays whose sizes the bucket alone determines | tail: page tables and edits, as long as they are ]
+//! one upload   [ fixed: arrays whose sizes the bucket alone determines | tail: changes of page tables and edits, as long as they are ]
 //! launches     kernels, grids and arguments: addresses of buffers, places in `fixed`, the beginning of `tail`
 //! ```
 //!
-//! A page that is added to a sequence, or a sequence that joins its batch bucket, changes what is uploaded and no launch. A list of
+//! Page tables lie on the device (`tables.rs`). A page that is added to a sequence, or a sequence that joins its batch bucket, changes what is uploaded and no launch. A list of
 //! launches that was seen before is captured as a graph and replayed from then on. A graph is replayed for the very list that
 //! it was captured from and for no other, so it cannot compute anything else than the launches would have. Where the device cannot
 //! capture, the launches are started one by one.
 
+use super::tables::{ENTRIES_PER_PAGE, Table, Tables};
 use super::{Arg, Device, Launch, Product, Region};
 use crate::backend::DecodeStep;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Lists of launches that are remembered; the one that was not used for longest makes room.
 const MOST_GRAPHS: usize = 64;
+/// Blocks that write changes of page tables: two of each sequence of a large batch, where all heads take a page at once.
+const PUT_BLOCKS: u32 = 64;
 /// Marks an address in a list of launches as a place in the step's descriptors; no device has such addresses.
 const STAGED: u64 = 1 << 63;
 /// The beginning of the tail.
@@ -118,6 +121,21 @@ struct Step {
     fixed: Vec<u8>,
     tail: Vec<u8>,
     commands: Vec<Command>,
+    /// Whether any of them reads page tables that stay on the device.
+    resident: bool,
+}
+
+impl Step {
+    /// The kernel that puts changes where `tables` are, the same in all steps of the bucket; the changes go to the tail.
+    fn put_tables(&mut self, changes: &[[u32; 2]], tables: u64) -> Command {
+        self.tail.resize(self.tail.len().next_multiple_of(8), 0);
+        let header = [(self.tail.len() / 8) as u32, changes.len() as u32, 0, 0];
+        self.tail.extend_from_slice(bytemuck::cast_slice(changes));
+        let place = STAGED | self.fixed.len() as u64;
+        self.fixed.extend_from_slice(bytemuck::cast_slice(&header));
+        let args = [tables, place, TAIL].map(Arg::Pointer).to_vec();
+        Command::Launch { kernel: "put_tables", grid: [PUT_BLOCKS, 1, 1], threads: 256, shared: 0, args }
+    }
 }
 
 /// Lists of launches, and their graphs.
@@ -131,6 +149,9 @@ struct State<D: Device> {
     step: Option<Step>,
     stage: Region<D>,
     graphs: Graphs<D>,
+    tables: Tables,
+    /// Where they are.
+    array: Region<D>,
 }
 
 /// A device that can put off what it is asked for.
@@ -176,7 +197,8 @@ impl<D: Device> Drop for Held<D> {
 impl<D: Device> Queue<D> {
     pub(super) fn new(device: D) -> Self {
         let graphs = Graphs { known: Vec::new(), wanted: true };
-        let state = State { step: None, stage: Region { memory: None, bytes: 0 }, graphs };
+        let empty = || Region { memory: None, bytes: 0 };
+        let state = State { step: None, stage: empty(), graphs, tables: Tables::default(), array: empty() };
         Self { device, state: Mutex::new(state), yard: Arc::new(Yard(Mutex::new(None))) }
     }
 
@@ -196,7 +218,10 @@ impl<D: Device> Queue<D> {
         let rows = bucket(step.rows)?;
         let shape = Shape::new(rows, step, split);
         self.yard.lock().get_or_insert_default();
-        self.state().step = Some(Step { shape, fixed: Vec::new(), tail: Vec::new(), commands: Vec::new() });
+        let mut state = self.state();
+        state.tables.begin();
+        let (fixed, tail, commands) = (Vec::new(), Vec::new(), Vec::new());
+        state.step = Some(Step { shape, fixed, tail, commands, resident: false });
         Some(rows)
     }
 
@@ -212,17 +237,31 @@ impl<D: Device> Queue<D> {
 
     /// Drops what was put off. From now on everything takes effect at once.
     pub(super) fn forget(&self) {
-        self.state().step = None;
+        let mut state = self.state();
+        state.step = None;
+        if !state.tables.take_changes().is_empty() {
+            state.tables.forget();
+        }
+        drop(state);
         let parked = self.yard.lock().take();
         drop(parked);
     }
 
     /// Starts what was put off so far.
     fn flush(&self) -> Result<()> {
-        let State { step, stage, graphs } = &mut *self.state();
+        // Changes of tables that did not arrive would never be missed.
+        self.start().inspect_err(|_| self.state().tables.forget())
+    }
+
+    fn start(&self) -> Result<()> {
+        let State { step, stage, graphs, tables, array } = &mut *self.state();
         let Some(step) = step else { return Ok(()) };
         if step.commands.is_empty() {
             return Ok(());
+        }
+        let mut commands = std::mem::take(&mut step.commands);
+        if std::mem::take(&mut step.resident) {
+            commands.insert(0, step.put_tables(&tables.take_changes(), array.address(self, "page tables", 0)?));
         }
         let (mut bytes, tail) = (std::mem::take(&mut step.fixed), std::mem::take(&mut step.tail));
         let begin = bytes.len() as u64;
@@ -231,7 +270,6 @@ impl<D: Device> Queue<D> {
         if !bytes.is_empty() {
             self.device.upload(&bytes, stage.memory()?.memory(), 0)?;
         }
-        let mut commands = std::mem::take(&mut step.commands);
         for command in &mut commands {
             let Command::Launch { args, .. } = command else { continue };
             for arg in args {
@@ -313,6 +351,30 @@ impl<D: Device> Queue<D> {
     /// Sizes of the step's bucket, and bytes of its tail so far, where calls are put off.
     pub(super) fn shape(&self) -> Option<(Shape, usize)> {
         self.state().step.as_ref().map(|step| (step.shape, step.tail.len()))
+    }
+
+    /// Makes room for the page tables of an arena of `pages` pages.
+    ///
+    /// # Errors
+    /// Those of [`Device::alloc`].
+    pub(super) fn reserve_tables(&self, pages: usize) -> Result<()> {
+        let entries = pages.saturating_mul(ENTRIES_PER_PAGE);
+        let State { tables, array, .. } = &mut *self.state();
+        if entries > tables.capacity() {
+            array.memory = None;
+            let memory = self.alloc("page tables", 4 * entries)?;
+            (*array, *tables) = (Region { memory: Some(memory), bytes: 4 * entries }, Tables::new(entries));
+        }
+        Ok(())
+    }
+
+    /// Where the tables of a call of the step lie on the device, and the address that they count from; `None`: not there.
+    pub(super) fn place(&self, known: &[Table<'_>]) -> Option<(Vec<u32>, u64)> {
+        let State { step, tables, array, .. } = &mut *self.state();
+        let (step, memory) = (step.as_mut()?, array.memory.as_ref()?);
+        let places = tables.place(known)?;
+        step.resident = true;
+        Some((places, memory.address()))
     }
 
     /// Moves a call's descriptors to those of the step; returns the address that its launches find the fixed ones at. `None`:

@@ -24,14 +24,14 @@ impl<D: Device> CudaBackend<D> {
             item.check(op, width)?;
             at_least(op, "values", values.len, rows.end.saturating_mul(width))?;
             pages.check(op, slots, slots.len + rows.len())?;
-            let (table, len) = all.table_behind(slots, slots.len, rows.len());
+            let (table, len) = all.known(slots, slots.len, slots.len + rows.len());
             let output = second.map_or(NONE, |column| column as u32);
             all.items.push(Item { len, table, extra: *position, output, ..Item::new(rows, *kv_head) });
         }
         let most = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
@@ -53,7 +53,7 @@ impl<D: Device> CudaBackend<D> {
         all.table(&head, head.len);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let to = work.scratch.address(&self.device, "notes read", 4 * head.len)?;
         self.run(Launch {
@@ -95,7 +95,7 @@ impl<D: Device> CudaBackend<D> {
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let (rates, keyed) = (pack.push(&rates), pack.push(&by_keys));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables, dim) = (arg(packed.items), arg(packed.tables), pages.shape.head_dim);
@@ -107,7 +107,7 @@ impl<D: Device> CudaBackend<D> {
             args: &[pages.notes(), items, tables, arg(rates), Arg::U32(at), out.arg()],
         })?;
         self.run(Launch {
-            kernel: pages.kernel("score_keys_f16", "score_keys_f32"),
+            kernel: pages.kernel(["score_keys_q8", "score_keys_f16", "score_keys_f32"]),
             grid: [by_keys.len() as u32, 1, 1],
             threads: THREADS,
             shared: 4 * dim as u32,

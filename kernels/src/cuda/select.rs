@@ -86,7 +86,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let (count, heads) = (heads.len(), heads.len() as u32);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes = count * (FLOOR_BYTES + CUT_BYTES);
@@ -119,7 +119,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, chosen) = (all.pack(&mut pack), pack.push(&chosen));
+        let (packed, chosen) = (all.pack(&mut pack, &self.device), pack.push(&chosen));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, keeps, losts] = kept.args();
         self.run(Launch {
@@ -159,13 +159,13 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let packed = all.pack(&mut pack);
+        let packed = all.pack(&mut pack, &self.device);
         let bytes = pages.shape.head_dim * pages.shape.dtype.bytes();
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let [counts, keeps, _] = kept.args();
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
-            kernel: "compact",
+            kernel: pages.kernel(["compact_q8", "compact_f16", "compact_f32"]),
             grid: [heads.len() as u32, 1, 1],
             threads: 256,
             shared: (2 * PageShape::SLOTS * bytes) as u32,

@@ -2,15 +2,13 @@
 
 use super::items::{Item, Items, NONE};
 use super::memory::Latent;
+use super::room::Room;
 use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, at_least, exactly};
 use crate::backend::{HeadPages, KvType, PageShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result};
 use crate::latent::Latents;
 
-/// Bytes of a note.
-const NOTE_BYTES: usize = 8;
-
-/// Pages of keys `[32, D]` and values `[32, D]`.
+/// Pages of keys `[32, D]` and values `[32, D]`, of 8-bit integers also their scales, `[32]` each.
 pub struct Pages<D: Device> {
     pub(super) memory: Held<D>,
     pub(super) shape: PageShape,
@@ -18,6 +16,8 @@ pub struct Pages<D: Device> {
     /// Value and position of every slot.
     notes: Held<D>,
     pub(super) latents: Latents<Latent<D>>,
+    /// Where they lie, once room was reserved.
+    pub(super) room: Option<Room<D>>,
 }
 
 impl<D: Device> Pages<D> {
@@ -41,11 +41,11 @@ impl<D: Device> Pages<D> {
     }
 
     /// The kernel of this arena's element type.
-    pub(super) fn kernel(&self, f16: &'static str, f32: &'static str) -> &'static str {
+    pub(super) fn kernel(&self, [q8, f16, f32]: [&'static str; 3]) -> &'static str {
         match self.shape.dtype {
+            KvType::Q8 => q8,
             KvType::F16 => f16,
             KvType::F32 => f32,
-            KvType::Q8 => unreachable!("`new_pages` refuses it"),
         }
     }
 }
@@ -55,15 +55,12 @@ impl<D: Device> CudaBackend<D> {
         if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(8) {
             return Err(Error::Multiple { op: "alloc_pages", what: "head_dim", got: shape.head_dim, multiple: 8 });
         }
-        if shape.dtype == KvType::Q8 {
-            let text = "caches of 8 bits are built for the CPU only: choose --kv-type f16 on a GPU";
-            return Err(Error::Unavailable(text.into()));
-        }
         let bytes = count.checked_mul(shape.bytes());
         let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
         let memory = self.device.alloc("pages", bytes)?;
-        let notes = self.device.alloc("notes", count * PageShape::SLOTS * NOTE_BYTES)?;
-        Ok(Pages { memory, shape, count, notes, latents: Latents::default() })
+        self.device.reserve_tables(count)?;
+        let notes = self.device.alloc("notes", count * PageShape::SLOTS * PageShape::NOTE_BYTES)?;
+        Ok(Pages { memory, shape, count, notes, latents: Latents::default(), room: None })
     }
 
     pub(super) fn split(&self, args: SplitQkv<'_, Self>, pages: &Pages<D>, q: &Buffer<D>) -> Result<()> {
@@ -88,19 +85,19 @@ impl<D: Device> CudaBackend<D> {
             pages.check(op, &item.slots, len)?;
             let index = all.items.len() as u32;
             item.rows.clone().for_each(|row| owners[row * shape.kv_heads + item.kv_head] = index);
-            let (table, len) = all.table_behind(&item.slots, item.slots.len, item.rows.len());
+            let (table, len) = all.known(&item.slots, item.slots.len, len);
             all.items.push(Item { len, table, ..Item::new(&item.rows, item.kv_head) });
         }
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
-        let (packed, owners) = (all.pack(&mut pack), pack.push(&owners));
+        let (packed, owners) = (all.pack(&mut pack, &self.device), pack.push(&owners));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (q_norm, k_norm, eps) =
             qk_norm.map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |(q, k, eps)| (q.arg(), k.arg(), eps));
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
-            kernel: pages.kernel("split_qkv_f16", "split_qkv_f32"),
+            kernel: pages.kernel(["split_qkv_q8", "split_qkv_f16", "split_qkv_f32"]),
             grid: [rows as u32, (shape.heads + shape.kv_heads).div_ceil(4) as u32, 1],
             threads: 128,
             shared: 0,
@@ -136,16 +133,16 @@ impl<D: Device> CudaBackend<D> {
         }
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, inv_freq) = (all.pack(&mut pack), pack.push(inv_freq));
+        let (packed, inv_freq) = (all.pack(&mut pack, &self.device), pack.push(inv_freq));
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (items, tables, deltas) = (arg(packed.items), arg(packed.tables), arg(packed.floats));
         let dim = Arg::U32(pages.shape.head_dim as u32);
         self.run(Launch {
-            kernel: pages.kernel("rotate_keys_f16", "rotate_keys_f32"),
+            kernel: pages.kernel(["rotate_keys_q8", "rotate_keys_f16", "rotate_keys_f32"]),
             grid: [longest.min(1024), all.items.len() as u32, 1],
             threads: 64,
-            shared: 0,
+            shared: 4 * pages.shape.head_dim as u32,
             args: &[pages.arg(), items, tables, deltas, arg(inv_freq), dim],
         })
     }
@@ -171,13 +168,13 @@ impl<D: Device> CudaBackend<D> {
         all.table(&head, head.len);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, list) = (all.pack(&mut pack), pack.push(slots));
+        let (packed, list) = (all.pack(&mut pack, &self.device), pack.push(slots));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes = size_of_val(keys);
         let out = work.scratch.address(&self.device, "slots read", 2 * bytes)?;
         let (to_keys, to_values) = (Arg::Pointer(out), Arg::Pointer(out + bytes as u64));
         self.run(Launch {
-            kernel: pages.kernel("read_slots_f16", "read_slots_f32"),
+            kernel: pages.kernel(["read_slots_q8", "read_slots_f16", "read_slots_f32"]),
             grid: [slots.len() as u32, 1, 1],
             threads: 64,
             shared: 0,
@@ -206,11 +203,11 @@ impl<D: Device> CudaBackend<D> {
         all.table(&head, first + count);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, keys, values) = (all.pack(&mut pack), pack.push(keys), pack.push(values));
+        let (packed, keys, values) = (all.pack(&mut pack, &self.device), pack.push(keys), pack.push(values));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (first, dim) = (Arg::U32(first as u32), Arg::U32(dim as u32));
         self.run(Launch {
-            kernel: pages.kernel("write_slots_f16", "write_slots_f32"),
+            kernel: pages.kernel(["write_slots_q8", "write_slots_f16", "write_slots_f32"]),
             grid: [count as u32, 1, 1],
             threads: 64,
             shared: 0,

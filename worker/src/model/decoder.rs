@@ -27,6 +27,7 @@ use crate::memory::DeviceAssociative;
 use crate::shard::Shard;
 use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
+use palimpsest_proto::kv;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -38,17 +39,38 @@ pub struct Arena<B: Backend> {
     pub pool: PagePool,
     /// Page geometry.
     pub shape: PageShape,
+    /// Bytes that latent memories may take.
+    pub latent_bytes: usize,
+}
+
+/// What a rank's cache may take. Fixed at start: neither part makes room for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheBytes {
+    /// Pages of slots, with their notes.
+    pub pages: usize,
+    /// Latent memories.
+    pub latent: usize,
+}
+
+impl CacheBytes {
+    /// Divides `all`: memories get `latent` of it, or [`kv::LATENT_SHARE`] where that is not said.
+    pub fn of(all: usize, latent: Option<usize>) -> Self {
+        let latent = latent.unwrap_or(all / kv::LATENT_SHARE as usize).min(all);
+        Self { pages: all - latent, latent }
+    }
 }
 
 impl<B: Backend> Arena<B> {
-    /// An arena of as many pages as fit into `bytes`.
+    /// An arena of as many pages, with notes, as fit into what `bytes` leaves beside latent memories.
     ///
     /// # Errors
-    /// Those of [`Backend::alloc_pages`].
-    pub fn new(backend: &B, head_dim: usize, dtype: KvType, bytes: usize) -> Result<Self> {
+    /// Those of [`Backend::alloc_pages`] and [`Backend::reserve_latents`].
+    pub fn new(backend: &B, head_dim: usize, dtype: KvType, bytes: CacheBytes) -> Result<Self> {
         let shape = PageShape { head_dim, dtype };
-        let count = bytes / shape.bytes();
-        Ok(Self { pages: backend.alloc_pages(shape, count)?, pool: PagePool::new(count), shape })
+        let count = bytes.pages / shape.cost();
+        let mut pages = backend.alloc_pages(shape, count)?;
+        backend.reserve_latents(&mut pages, bytes.latent)?;
+        Ok(Self { pages, pool: PagePool::new(count), shape, latent_bytes: bytes.latent })
     }
 
     /// Takes back all that a sequence holds.
@@ -395,7 +417,11 @@ impl<B: Backend> Decoder<B> {
         Ok(pieces.iter().map(|p| p.tokens.len()).sum())
     }
 
-    fn reserve(&mut self, rows: usize, logit_rows: usize) -> Result<()> {
+    /// Room for activations of a step of `rows` rows, of which `logit_rows` want logits; a larger step makes more.
+    ///
+    /// # Errors
+    /// Those of [`Backend::alloc`].
+    pub fn reserve(&mut self, rows: usize, logit_rows: usize) -> Result<()> {
         let s = &self.scratch;
         if rows > s.rows || logit_rows > s.logit_rows {
             let (rows, logit_rows) = (rows.max(s.rows), logit_rows.max(s.logit_rows));

@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::goals::{self, Goal};
+
 /// Lines of a stage's output that go into the report.
 const TAIL: usize = 12;
 
@@ -141,15 +143,6 @@ pub struct Report {
     pub stages: Vec<Ended>,
 }
 
-/// A figure that the issue asks for.
-#[derive(Debug, PartialEq)]
-struct Target {
-    name: &'static str,
-    want: String,
-    got: Option<f64>,
-    met: bool,
-}
-
 impl Report {
     /// Stages that did not pass.
     pub fn bad(&self) -> Vec<String> {
@@ -171,12 +164,10 @@ impl Report {
 
     fn json(&self) -> Value {
         let Machine { date, gpu, libraries } = &self.machine;
-        let targets = self.targets().into_iter();
         json!({
             "bundle": self.manifest, "date": date, "gpu": gpu, "libraries": libraries, "minutes": self.minutes,
             "passed": self.bad().is_empty(), "stages": self.stages.iter().map(Ended::json).collect::<Vec<_>>(),
-            "targets": targets.map(|t| json!({"name": t.name, "want": t.want, "got": t.got, "met": t.met}))
-                .collect::<Vec<_>>(),
+            "goals": goals::all(self).iter().map(Goal::json).collect::<Vec<_>>(),
         })
     }
 
@@ -199,10 +190,9 @@ impl Report {
             let _ =
                 writeln!(text, "| {name} | {what} | {} | {seconds:.1} | {} |", outcome.word(), cell(outcome.reason()));
         }
-        text += "\n| figure | wanted | measured | met |\n|---|---|---|---|\n";
-        for Target { name, want, got, met } in self.targets() {
-            let got = got.map_or_else(|| "not measured".into(), |got| format!("{got:.3}"));
-            let _ = writeln!(text, "| {name} | {want} | {got} | {} |", if met { "yes" } else { "no" });
+        text += "\n## Goals of issue 6\n\n| goal | wanted | measured | verdict |\n|---|---|---|---|\n";
+        for goal in goals::all(self) {
+            let _ = writeln!(text, "| {} | {} | {} | {} |", goal.name, goal.want, cell(&goal.measured()), goal.word());
         }
         for stage in &self.stages {
             if !stage.figures.is_empty() {
@@ -215,77 +205,6 @@ impl Report {
             }
         }
         text
-    }
-
-    fn figures(&self, kind: &str) -> impl Iterator<Item = &Value> {
-        self.stages.iter().flat_map(|stage| &stage.figures).filter(move |figure| figure["kind"] == kind)
-    }
-
-    /// The issue's figures that this run can tell.
-    fn targets(&self) -> Vec<Target> {
-        let least = |name, bound: f64, got: Option<f64>| Target {
-            name,
-            want: format!("at least {bound}"),
-            got,
-            met: got.is_some_and(|got| got >= bound),
-        };
-        let most = |name, bound: f64, got: Option<f64>| Target {
-            name,
-            want: format!("at most {bound}"),
-            got,
-            met: got.is_some_and(|got| got <= bound),
-        };
-        let attention = |kind, key: &str, sequences: u64| {
-            self.figures(kind).find(|figure| figure["sequences"] == sequences).and_then(|figure| figure[key].as_f64())
-        };
-        vec![
-            least("decode attention, 64 x 4096, of copy bandwidth", 0.85, attention("decode attention", "of_copy", 64)),
-            least("prefill attention, stride 512, of bf16 rate", 0.6, attention("prefill attention", "of_product", 1)),
-            most("8B decode, 1 sequence, time over floor", 1.25, self.decode_over_floor(1)),
-            most("8B decode, 64 sequences, time over floor", 1.4, self.decode_over_floor(64)),
-            most("prefill: slowest eighth of strides over fastest, from 8K on", 1.05, self.stride_spread()),
-            most("8B, scoring, eviction and memory, of prefill", 0.03, self.boundary_of_prefill()),
-            most("8B, 64 sequences, the same, of decode", 0.02, self.boundary_of_decode(64)),
-        ]
-    }
-
-    /// Time of a step over that of reading once, at the measured copy bandwidth, what it must read.
-    fn decode_over_floor(&self, sequences: u64) -> Option<f64> {
-        let bandwidth = self.figures("copy").next()?["bytes_per_second"].as_f64()?;
-        let point = self.figures("decode").find(|point| point["sequences"] == sequences)?;
-        let seconds = sequences as f64 / point["tokens_per_second"].as_f64()?;
-        Some(seconds / (point["step_bytes"].as_f64()? / bandwidth))
-    }
-
-    /// Time of a boundary's kernels over the median stride of the longest prefill.
-    fn boundary_of_prefill(&self) -> Option<f64> {
-        let seconds = self.figures("boundary").next()?["seconds"].as_f64()?;
-        let longest = self.figures("prefill").max_by_key(|point| point["depth"].as_u64())?;
-        let mut strides: Vec<f64> = longest["stride_seconds"].as_array()?.iter().filter_map(Value::as_f64).collect();
-        strides.sort_by(f64::total_cmp);
-        Some(seconds / strides.get(strides.len() / 2)?)
-    }
-
-    /// The same over decoding as many tokens as there are between two boundaries, each sequence with its own.
-    fn boundary_of_decode(&self, sequences: u64) -> Option<f64> {
-        let boundary = self.figures("boundary").next()?;
-        let point = self.figures("decode").find(|point| point["sequences"] == sequences)?;
-        Some(boundary["seconds"].as_f64()? * point["tokens_per_second"].as_f64()? / boundary["stride"].as_f64()?)
-    }
-
-    /// Medians of eighths of the longest prefill, from position 8192 on: the largest over the smallest.
-    fn stride_spread(&self) -> Option<f64> {
-        let longest = self.figures("prefill").max_by_key(|point| point["depth"].as_u64())?;
-        let (depth, strides) = (longest["depth"].as_u64()? as usize, longest["stride_seconds"].as_array()?);
-        let seconds: Vec<f64> = strides.iter().filter_map(Value::as_f64).collect();
-        let flat = seconds.get(8192 * seconds.len() / depth.max(1)..)?;
-        let medians = flat.chunks((flat.len() / 8).max(1)).map(|part| {
-            let mut part = part.to_vec();
-            part.sort_by(f64::total_cmp);
-            part[part.len() / 2]
-        });
-        let (least, most) = medians.fold((f64::INFINITY, 0.0f64), |(a, b), x| (a.min(x), b.max(x)));
-        (most > 0.0).then_some(most / least)
     }
 }
 
@@ -323,40 +242,15 @@ mod tests {
         ]);
         assert_eq!(report.bad(), ["device (failed)", "conformance (not run)"]);
         let (text, json) = (report.markdown(), report.json());
-        assert_eq!(text.matches(missing).count(), 4, "in the table and in the ends: {text}");
+        assert_eq!(text.matches(missing).count(), 5, "in both tables and in the ends: {text}");
         assert!(
             text.contains("GPU and driver: none found") && text.contains("abc, with uncommitted changes"),
             "{text}"
         );
         assert_eq!((&json["passed"], &json["stages"][1]["outcome"]), (&json!(false), &json!("NOT RUN")));
-        assert!(text.contains("| not measured | no |") && json["targets"][0]["got"].is_null());
-    }
-
-    #[test]
-    fn targets_are_computed_from_what_was_measured() {
-        let kernels = r#"{"kind": "copy", "bytes_per_second": 4e12}
-{"kind": "decode attention", "sequences": 1, "of_copy": 0.2}
-{"kind": "decode attention", "sequences": 64, "of_copy": 0.9}
-{"kind": "prefill attention", "sequences": 1, "of_product": 0.5}
-{"kind": "boundary", "stride": 512, "seconds": 0.022}"#;
-        let decode = r#"{"kind": "decode", "sequences": 1, "tokens_per_second": 200.0, "step_bytes": 16e9}"#;
-        let strides: Vec<f64> = (0..64).map(|i| if i < 16 { 9.0 } else { 1.0 + f64::from(i / 32) * 0.1 }).collect();
-        let prefill = json!({"kind": "prefill", "depth": 32768, "stride_seconds": strides}).to_string();
-        let all =
-            [("k", kernels), ("d", decode), ("p", prefill.as_str())].map(|(name, text)| ended(name, text, Some(0)));
-        let report = report(all.to_vec());
-        assert!(report.bad().is_empty());
-        let found: Vec<_> = report.targets().into_iter().map(|target| (target.got, target.met)).collect();
-        assert_eq!(found[..2], [(Some(0.9), true), (Some(0.5), false)]);
-        // 5 ms against a floor of 4 ms.
-        assert!(found[2].0.is_some_and(|got| (got - 1.25).abs() < 1e-9), "{found:?}");
-        assert_eq!(found[3], (None, false));
-        // The first 8192 positions do not count.
-        assert!(found[4].0.is_some_and(|got| (got - 1.1).abs() < 1e-9) && !found[4].1, "{found:?}");
-        // 22 ms beside a stride of 1.1 s; decode was not measured with 64 sequences.
-        assert!(found[5].0.is_some_and(|got| (got - 0.02).abs() < 1e-9) && found[5].1, "{found:?}");
-        assert_eq!(found[6], (None, false));
-        assert!(report.markdown().contains("\"64 values\""));
+        assert!(text.contains("| not measured: stage `kernels` was not tried | not measured |"), "{text}");
+        let goals = json["goals"].as_array().expect("a list");
+        assert!(goals.iter().all(|goal| goal["verdict"] == "not measured"), "{goals:?}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn stages() -> Vec<Stage> {
             &format!("bin/models-check {tests} smollm2"),
         ),
         stage("decode, 1 sequence", "8B, budget 4096", 60, &decode(1, 4096)),
-        stage("decode, 64 sequences", "8B, budget 4096", 60, &decode(64, 38 << 10)),
+        stage("decode, 64 sequences", "8B, budget 4096", 60, &decode(64, 43 << 10)),
         stage("prefill to 32K", "8B, stride 512: is the time of a stride flat", 60, &prefill(32 << 10)),
         stage("NCCL", "a group of one rank", 25, &format!("bin/models-check {tests} nccl")),
         stage(
