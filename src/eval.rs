@@ -324,7 +324,7 @@ pub fn open(model: &ModelArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String
     let rank = embedded::open_rank(model, &KvArgs::none())?;
     let info = rank.info.model.as_ref().context("a rank reports its model")?;
     let side = side(info)?;
-    let mut name = format!("{}, {:?} activations, {:?} KV", info.name, model.activations, model.kv_type);
+    let mut name = format!("{}, {:?} activations", info.name, model.activations);
     if let Some(path) = &model.indexer {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let digest: String = Sha256::digest(&bytes).iter().take(4).map(|b| format!("{b:02x}")).collect();
