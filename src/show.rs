@@ -107,11 +107,11 @@ fn shape(args: &ShowArgs, rank: &Rank<CpuBackend>) -> anyhow::Result<CacheShape>
     Ok(CacheShape {
         policy: args.policy.clone(),
         memory: args.memory.clone(),
-        memory_slots: None,
         head_budget,
         budget: Some(budget),
         sinks: 4,
-        window: None,
+        kv_type: rank.runner.kv_type().name().into(),
+        ..CacheShape::full()
     })
 }
 

@@ -1,7 +1,7 @@
 //! From what a grid names (a budget or a share of the prompt) to a KV contract, and back to what was really held.
 
 use crate::{Error, Result};
-use palimpsest_kernels::{Backend, PageShape};
+use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::kv::{default_memory, default_window};
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions, SequenceCache};
 use palimpsest_worker::runner::Runner;
@@ -60,6 +60,8 @@ impl std::fmt::Display for Budget {
 pub struct EntrySize {
     /// Key and value of one token in one KV head of one layer.
     pub kv: f64,
+    /// The same in the cache that shares are shares of: one of 16 bits, or of f32 where caches are.
+    pub full: f64,
     /// What the policy stores with a slot: its terms or note, and attention by query head.
     pub policy: f64,
 }
@@ -68,21 +70,22 @@ impl EntrySize {
     /// Under a policy, by name; an unknown one stores nothing.
     pub fn of<B: Backend>(runner: &Runner<B>, policy: &str) -> Self {
         let config = runner.decoder().config();
-        let page = runner.full_cache_bytes(PageShape::SLOTS) as f64;
+        let kv = runner.kv_type().slot_bytes(config.head_dim);
         let policy = runner.policies().iter().find(|p| p.name() == policy);
         let values = policy.map_or(0, |p| {
             let mass = usize::from(p.keeps_mass()) * config.heads / config.kv_heads;
             p.terms() + usize::from(p.keeps_notes()) + mass
         });
         Self {
-            kv: page / (config.layers * config.kv_heads * PageShape::SLOTS) as f64,
+            kv: kv as f64,
+            full: kv.max(KvType::F16.slot_bytes(config.head_dim)) as f64,
             policy: (values * size_of::<f32>()) as f64,
         }
     }
 
-    /// A slot in entries of the full cache, at least 1.
+    /// A slot in entries of the full cache.
     pub fn slot(self) -> f64 {
-        1.0 + self.policy / self.kv
+        (self.kv + self.policy) / self.full
     }
 }
 
@@ -103,6 +106,13 @@ pub struct CacheShape {
     pub sinks: u32,
     /// Protected last positions; `None`: a sixteenth of the budget, 8 to 128.
     pub window: Option<u32>,
+    /// Element type of keys and values ([`KvType::name`]).
+    #[serde(default = "halves")]
+    pub kv_type: String,
+}
+
+fn halves() -> String {
+    KvType::F16.name().into()
 }
 
 impl CacheShape {
@@ -116,7 +126,19 @@ impl CacheShape {
             budget: None,
             sinks: 0,
             window: None,
+            kv_type: halves(),
         }
+    }
+
+    /// Of all samples of one thing those of the cache that others are compared with: everything is kept, in halves, or as `self`
+    /// keeps it where halves were not measured.
+    pub fn full_of<'a, T>(&self, samples: &'a [T], cache: impl Fn(&T) -> &Self) -> Vec<&'a T> {
+        let kept = |kv_type: &str| {
+            let full = Self { kv_type: kv_type.into(), ..Self::full() };
+            samples.iter().filter(|sample| *cache(sample) == full).collect::<Vec<_>>()
+        };
+        let found = kept(&halves());
+        if found.is_empty() { kept(&self.kv_type) } else { found }
     }
 
     /// Name of the line it belongs to in tables and plots: all but the budget.
@@ -130,6 +152,9 @@ impl CacheShape {
             if let Some(slots) = self.memory_slots {
                 name += &format!(" {slots}");
             }
+        }
+        if self.kv_type != halves() {
+            name += &format!(", {}", self.kv_type);
         }
         name
     }
@@ -175,14 +200,14 @@ pub fn held(cache: &SequenceCache, size: EntrySize) -> f64 {
 }
 
 fn held_entries(slots: u64, memory_bytes: u64, heads: usize, size: EntrySize) -> f64 {
-    (slots as f64 * size.slot() + memory_bytes as f64 / size.kv) / heads as f64
+    (slots as f64 * size.slot() + memory_bytes as f64 / size.full) / heads as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PLAIN: EntrySize = EntrySize { kv: 256.0, policy: 0.0 };
+    const PLAIN: EntrySize = EntrySize { kv: 256.0, full: 256.0, policy: 0.0 };
 
     fn shape(budget: Budget, memory: &str) -> CacheShape {
         let budget = Some(budget);
@@ -209,6 +234,9 @@ mod tests {
         assert_eq!(entries, 185 - 42);
         let held = held_entries(6 * u64::from(entries + 42), 0, 6, size);
         assert!((208.0..=209.0).contains(&held), "{held}");
+        // Of 8 bits 136 bytes, which a share of a cache of 16 bits pays for.
+        let eight = share.contract(2090, 42, EntrySize { kv: 132.0, policy: 4.0, ..PLAIN }).expect("fits");
+        assert_eq!(eight.budget, Some(393 - 42));
         let named = shape(Budget::Entries(100), "none").contract(2090, 42, size).expect("fits");
         assert_eq!(named.budget, Some(100), "entries are what a request asks for");
     }

@@ -1,6 +1,7 @@
 //! Retrieval over a grid of tasks, lengths and caches.
 
-use crate::contracts::{Budget, CacheShape, FULL};
+use crate::caches::Caches;
+use crate::contracts::CacheShape;
 use crate::headline::{self, Headline};
 use crate::oracle::Foresight;
 use crate::prompt::Protocol;
@@ -10,7 +11,6 @@ use crate::store::{Store, write_lines};
 use crate::tasks::{Material, Task};
 use crate::{Error, Progress, Result, TextSide, report};
 use palimpsest_kernels::Backend;
-use palimpsest_worker::kv::HeadBudget;
 use palimpsest_worker::policy::oracle::Oracle;
 use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
@@ -26,77 +26,6 @@ pub enum Metric {
     /// RULER's string match on the greedily decoded text, see [`crate::tasks::Question::score`].
     #[serde(alias = "recall")]
     Match,
-}
-
-/// Caches to compare: the product of its parts, less what would be the same twice.
-#[derive(Debug, Clone)]
-pub struct Caches {
-    /// Policies; `full` is measured once. `POLICY+MEMORY` has that memory alone.
-    pub policies: Vec<String>,
-    /// Latent memories of the policies that name none.
-    pub memories: Vec<String>,
-    /// See [`CacheShape::memory_slots`].
-    pub memory_slots: Vec<Option<u32>>,
-    /// Head budgets; policies whose scores cannot be compared get `uniform` alone.
-    pub head_budgets: Vec<String>,
-    /// Budgets.
-    pub budgets: Vec<Budget>,
-    /// Protected first positions.
-    pub sinks: u32,
-    /// See [`CacheShape::window`].
-    pub window: Option<u32>,
-}
-
-impl Caches {
-    /// The policies without their memories.
-    pub fn policy_names(&self) -> impl Iterator<Item = &str> {
-        self.policies.iter().map(|name| name.split_once('+').map_or(&**name, |(policy, _)| policy))
-    }
-
-    /// Every cache once. `comparable` tells whether a policy's scores may be pooled.
-    ///
-    /// # Errors
-    /// [`Error::Spec`] for a bounded policy without a budget.
-    pub fn shapes(&self, comparable: &dyn Fn(&str) -> bool) -> Result<Vec<CacheShape>> {
-        let mut shapes = Vec::new();
-        let mut add = |shape: CacheShape| {
-            if !shapes.contains(&shape) {
-                shapes.push(shape);
-            }
-        };
-        for name in &self.policies {
-            let (policy, memory) =
-                name.split_once('+').map_or((&**name, None), |(p, m)| (p, Some(vec![m.to_string()])));
-            let memories = memory.as_ref().unwrap_or(&self.memories);
-            if policy == FULL {
-                add(CacheShape::full());
-                continue;
-            }
-            if self.budgets.is_empty() {
-                return Err(Error::Spec(format!("policy `{policy}` needs a budget: give --shares or --budgets")));
-            }
-            for head_budget in &self.head_budgets {
-                let pooled = comparable(policy);
-                let head_budget = if pooled { head_budget.clone() } else { HeadBudget::Uniform.name().into() };
-                for memory in memories {
-                    for slots in &self.memory_slots {
-                        for budget in &self.budgets {
-                            add(CacheShape {
-                                policy: policy.into(),
-                                memory: memory.clone(),
-                                memory_slots: if memory == "none" { None } else { *slots },
-                                head_budget: head_budget.clone(),
-                                budget: Some(*budget),
-                                sinks: self.sinks,
-                                window: self.window,
-                            });
-                        }
-                    }
-                }
-            }
-        }
-        Ok(shapes)
-    }
 }
 
 /// What to measure.
@@ -319,9 +248,23 @@ fn product(settings: &[Setting], shapes: &[CacheShape]) -> Vec<Cell> {
     settings.iter().flat_map(of).collect()
 }
 
+/// And, before them, those of other element types that were measured as often in earlier runs.
+fn with_other_types(cells: &[Cell], known: &[SampleResult], rounds: usize) -> Vec<Cell> {
+    let mut all: Vec<Cell> = Vec::new();
+    for sample in known.iter().filter(|k| cells.iter().all(|c| c.cache.kv_type != k.cell.cache.kv_type)) {
+        let same = known.iter().filter(|k| k.cell == sample.cell).count();
+        if same >= rounds && cells.iter().any(|c| c.setting == sample.cell.setting) && !all.contains(&sample.cell) {
+            all.push(sample.cell.clone());
+        }
+    }
+    all.extend_from_slice(cells);
+    all
+}
+
 /// Aggregates the first `rounds` samples of every cell and writes everything but the samples.
 fn conclude(out: &Path, cells: &[Cell], known: &[SampleResult], rounds: usize) -> Result<Outcome> {
     let known: Vec<SampleResult> = known.iter().filter(|k| k.index < rounds).cloned().collect();
+    let cells = &with_other_types(cells, &known, rounds);
     let of = |cell: &Cell| CellResult::of(cell, &known.iter().filter(|k| k.cell == *cell).collect::<Vec<_>>());
     let cells_found: Vec<CellResult> = cells.iter().map(of).collect();
     let headlines = headline::headlines(cells, &known);
@@ -345,7 +288,7 @@ fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheSha
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
-    spec.caches.shapes(&comparable)
+    spec.caches.shapes(runner.kv_type(), &comparable)
 }
 
 fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec) -> Result<Vec<Setting>> {
@@ -383,45 +326,58 @@ fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::caches::tests::caches;
+    use crate::contracts::Budget;
+    use palimpsest_kernels::KvType;
 
-    fn caches() -> Caches {
-        let list = |names: &[&str]| names.iter().map(|n| (*n).to_string()).collect::<Vec<_>>();
-        Caches {
-            policies: list(&["full", "tova", "retention"]),
-            memories: list(&["none", "centroid"]),
-            memory_slots: vec![Some(16), Some(32)],
-            head_budgets: list(&["uniform", "column"]),
-            budgets: vec![Budget::Entries(512), Budget::Share(1000)],
-            sinks: 4,
-            window: None,
+    #[test]
+    fn caches_of_other_types_stand_beside_these_and_are_compared_with_the_full_cache_of_halves() {
+        let (full, mut own) = (CacheShape::full(), caches().shapes(KvType::Q8, &|_| true).expect("a grid").remove(1));
+        own.budget = Some(Budget::Share(1000));
+        assert!(own.line().ends_with(", q8"), "{}", own.line());
+        let cell = |cache: &CacheShape| Cell { setting: setting(), cache: cache.clone() };
+        let samples = [sample_of(cell(&full), 0.5), sample_of(cell(&own), 0.25)];
+        let cells = with_other_types(&[cell(&own)], &samples, 1);
+        assert_eq!(cells, [cell(&full), cell(&own)]);
+        assert_eq!(with_other_types(&[cell(&own)], &samples, 2), [cell(&own)], "full was not measured twice");
+        let found = headline::headlines(&cells, &samples);
+        assert_eq!(found.iter().map(|l| l.of_full).collect::<Vec<_>>(), [Some(1.0), Some(0.5)]);
+        // Alone, they are compared with a full cache of their own.
+        let own_full = CacheShape { kv_type: "q8".into(), ..full };
+        let samples = [sample_of(cell(&own_full), 1.0), sample_of(cell(&own), 0.25)];
+        let found = headline::headlines(&[cell(&own)], &samples);
+        assert_eq!(found[0].of_full, Some(0.25));
+    }
+
+    fn sample_of(cell: Cell, score: f64) -> SampleResult {
+        SampleResult {
+            cell,
+            index: 0,
+            score,
+            exact: false,
+            loglik: -1.0,
+            held: 100.0,
+            share: 0.1,
+            prompt_tokens: 1000,
+            tail_tokens: 10,
+            contract_budget: None,
+            contract_window: 0,
+            contract_memory_slots: 0,
+            expected: String::new(),
+            decoded: None,
+            seconds: [0.0; 3],
         }
     }
 
     #[test]
-    fn no_cache_is_measured_twice() {
-        let shapes = caches().shapes(&|name| name == "retention").expect("a grid");
-        let count = |policy: &str| shapes.iter().filter(|s| s.policy == policy).count();
-        // Budgets times (no memory, two sizes of it), times head budgets where they differ.
-        assert_eq!((count("full"), count("tova"), count("retention")), (1, 2 * 3, 2 * 3 * 2));
-        let one = Caches {
-            policies: vec!["tova+centroid".into(), "retention".into()],
-            memories: vec!["none".into()],
-            ..caches()
-        };
-        let shapes = one.shapes(&|_| false).expect("a grid");
-        let memories =
-            |policy: &str| shapes.iter().filter(|s| s.policy == policy).map(|s| &*s.memory).collect::<Vec<_>>();
-        assert_eq!((memories("tova"), memories("retention")), (vec!["centroid"; 4], vec!["none"; 2]));
-        let none = Caches { budgets: Vec::new(), ..caches() };
-        assert!(none.shapes(&|_| true).is_err());
-    }
-
-    #[test]
     fn records_round_trip() {
-        let cache = caches().shapes(&|_| true).expect("a grid").pop().expect("a shape");
+        let cache = caches().shapes(KvType::F16, &|_| true).expect("a grid").pop().expect("a shape");
         let cell = Cell { setting: setting(), cache };
         let json = serde_json::to_string(&cell).expect("JSON");
         assert_eq!(serde_json::from_str::<Cell>(&json).expect("a cell"), cell);
+        let before = json.replace(r#","kv_type":"f16""#, "");
+        assert_ne!(before, json);
+        assert_eq!(serde_json::from_str::<Cell>(&before).expect("a record of before there were others"), cell);
     }
 
     pub(crate) fn setting() -> Setting {

@@ -73,17 +73,14 @@ pub fn headlines(cells: &[Cell], samples: &[SampleResult]) -> Vec<Headline> {
 }
 
 fn pairs(setting: &Setting, cache: &CacheShape, samples: &[SampleResult]) -> Vec<Pair> {
-    let of = |cache: &CacheShape| {
-        let cache = cache.clone();
-        samples.iter().filter(move |s| s.cell.setting == *setting && s.cell.cache == cache)
-    };
-    let full: Vec<&SampleResult> = of(&CacheShape::full()).collect();
-    of(cache)
-        .filter_map(|own| {
-            let full = full.iter().find(|f| f.index == own.index)?;
-            Some(Pair { score: own.score, full: full.score, loss: own.loglik - full.loglik, share: own.share })
-        })
-        .collect()
+    let samples: Vec<&SampleResult> = samples.iter().filter(|s| s.cell.setting == *setting).collect();
+    let full = cache.full_of(&samples, |s| &s.cell.cache);
+    let own = samples.iter().filter(|s| s.cell.cache == *cache);
+    own.filter_map(|own| {
+        let full = full.iter().find(|f| f.index == own.index)?;
+        Some(Pair { score: own.score, full: full.score, loss: own.loglik - full.loglik, share: own.share })
+    })
+    .collect()
 }
 
 fn line(settings: &[&Setting], cache: &CacheShape, strata: &[Vec<Pair>]) -> Headline {

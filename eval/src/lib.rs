@@ -12,6 +12,7 @@
 //! Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", 2024.
 #![forbid(unsafe_code)]
 
+pub mod caches;
 pub mod contracts;
 pub mod draws;
 pub mod grid;

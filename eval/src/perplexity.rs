@@ -1,7 +1,7 @@
 //! Next-token loss of prose per position, streamed under a bounded cache, against the full one.
 
+use crate::caches::Caches;
 use crate::contracts::{CacheShape, EntrySize, FULL, held};
-use crate::grid::Caches;
 use crate::stats::{log_probability, mean_and_error};
 use crate::store::{Store, write, write_lines};
 use crate::{Error, Progress, Result, TextSide};
@@ -137,7 +137,7 @@ fn cells<B: Backend>(runner: &Runner<B>, spec: &PerplexitySpec, digest: &str, fo
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
-    let shapes = spec.caches.shapes(&comparable)?;
+    let shapes = spec.caches.shapes(runner.kv_type(), &comparable)?;
     let mut cells = Vec::new();
     for &length in &spec.lengths {
         if length < 2 || length > found {
@@ -195,15 +195,18 @@ fn window<B: Backend>(runner: &mut Runner<B>, cell: &LossCell, index: usize, ids
 }
 
 fn aggregate(cell: &LossCell, known: &[LossSample]) -> Vec<LossResult> {
-    let full = LossCell { cache: CacheShape::full(), ..cell.clone() };
-    let of = |cell: &LossCell, index: usize| known.iter().find(|k| k.cell == *cell && k.index == index);
+    let comparable: Vec<&LossSample> =
+        known.iter().filter(|k| LossCell { cache: cell.cache.clone(), ..k.cell.clone() } == *cell).collect();
+    let full = cell.cache.full_of(&comparable, |k| &k.cell.cache);
+    let own: Vec<_> = comparable.iter().filter(|k| k.cell == *cell).collect();
     let bucket = |(b, (start, end)): (usize, (usize, usize))| {
         let mut losses = Vec::new();
         let mut above = Vec::new();
         for index in 0..cell.windows {
-            let Some(sample) = of(cell, index) else { continue };
+            let Some(sample) = own.iter().find(|k| k.index == index) else { continue };
             losses.push(sample.buckets[b].loss);
-            above.extend(of(&full, index).map(|f| sample.buckets[b].loss - f.buckets[b].loss));
+            let full = full.iter().find(|k| k.index == index);
+            above.extend(full.map(|f| sample.buckets[b].loss - f.buckets[b].loss));
         }
         let (loss, loss_error) = mean_and_error(&losses);
         let (difference, above_full_error) = mean_and_error(&above);

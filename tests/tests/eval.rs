@@ -1,7 +1,8 @@
 //! The evaluation end to end on a tiny model whose tokens are bytes: what is written, that a run goes on where it stopped,
 //! and that a cache with room for everything loses nothing.
 
-use palimpsest_eval::grid::{Caches, GridSpec, Metric, Outcome, SampleResult};
+use palimpsest_eval::caches::Caches;
+use palimpsest_eval::grid::{GridSpec, Metric, Outcome, SampleResult};
 use palimpsest_eval::haystack::Prose;
 use palimpsest_eval::longbench::File;
 use palimpsest_eval::measure;

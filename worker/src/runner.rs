@@ -127,6 +127,11 @@ impl<B: Backend> Runner<B> {
             * self.arena.shape.cost()
     }
 
+    /// Element type of the slot arena.
+    pub fn kv_type(&self) -> KvType {
+        self.arena.shape.dtype
+    }
+
     /// Bytes of the slot arena, notes included.
     pub fn arena_bytes(&self) -> usize {
         self.arena.pool.total() * self.arena.shape.cost()
