@@ -150,16 +150,18 @@ pub fn table(lines: &[Headline]) -> String {
             of.2,
         );
         for l in own {
-            let of_full = match (l.of_full, l.of_full_interval, l.budget) {
-                (Some(share), Some((low, high)), Some(_)) => {
+            let itself = l.budget.is_none() && l.of_full_interval.is_none_or(|interval| interval == (1.0, 1.0));
+            let of_full = match (l.of_full, l.of_full_interval) {
+                (Some(_), _) if itself => "100".into(),
+                (Some(share), Some((low, high))) => {
                     format!("{:.0} [{:.0}, {:.0}]", share * 100.0, low * 100.0, high * 100.0)
                 }
-                (Some(_), _, None) => "100".into(),
                 _ => "-".into(),
             };
-            let loss = match l.budget {
-                Some(_) => format!("{:+.2} [{:+.2}, {:+.2}]", l.loss, l.loss_interval.0, l.loss_interval.1),
-                None => "0".into(),
+            let loss = if itself {
+                "0".into()
+            } else {
+                format!("{:+.2} [{:+.2}, {:+.2}]", l.loss, l.loss_interval.0, l.loss_interval.1)
             };
             let budget = l.budget.map_or("all".to_string(), |b| b.to_string());
             let (score, held) = (l.score * 100.0, l.share * 100.0);
