@@ -63,7 +63,7 @@ pub struct ModelArgs {
     /// Activations in products with quantised weights: 8-bit (fast) or float (exact).
     #[arg(long, env = "PALIMPSEST_ACTIVATIONS", value_enum, default_value = "int8")]
     pub activations: ActivationsArg,
-    /// Element type of cached keys and values; q8 holds twice the entries of f16 in the same memory.
+    /// Element type of cached keys and values; q8 holds nearly twice the entries of f16 in the same memory.
     #[arg(long, env = "PALIMPSEST_KV_TYPE", value_enum, default_value = "f16")]
     pub kv_type: KvTypeArg,
     /// MiB for the caches of all sequences: pages with notes, and latent memories. A CPU uses it as sequences need it, a GPU sets it

@@ -150,7 +150,8 @@ pub fn table(lines: &[Headline]) -> String {
             of.2,
         );
         for l in own {
-            let itself = l.budget.is_none() && l.of_full_interval.is_none_or(|interval| interval == (1.0, 1.0));
+            // No sample differs in the least: it is the cache that others are compared with.
+            let itself = l.budget.is_none() && l.loss_interval == (0.0, 0.0);
             let of_full = match (l.of_full, l.of_full_interval) {
                 (Some(_), _) if itself => "100".into(),
                 (Some(share), Some((low, high))) => {

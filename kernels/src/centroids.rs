@@ -2,8 +2,6 @@
 //! `[32][D]` values, in f32. A decode step reads every page it has, so nothing is copied for it.
 
 use crate::backend::PageShape;
-use crate::cpu::SimdLevel;
-use crate::cpu::lanes::{Kernel, Lanes, WIDTH, dispatch};
 
 const SLOTS: usize = PageShape::SLOTS;
 
@@ -105,51 +103,20 @@ impl CentroidState {
 
     /// Index of the centroid nearest to `key` by squared Euclidean distance, the first of equals.
     fn nearest(&self, key: &[f32]) -> usize {
-        dispatch(SimdLevel::detect(), Nearest { state: self, key })
-    }
-}
-
-/// Arguments of [`CentroidState::nearest`].
-struct Nearest<'a> {
-    state: &'a CentroidState,
-    key: &'a [f32],
-}
-
-impl Nearest<'_> {
-    /// Squared distances of the eight centroids from `column` of a page on: eight running sums over the dimensions, then those in
-    /// order, which is the sum that the CUDA kernel makes.
-    #[inline(always)]
-    fn distances<L: Lanes>(&self, page: &[f32], column: usize) -> [f32; WIDTH] {
-        let square = |row: usize, key: f32| {
-            let difference = L::from_slice(&page[row * SLOTS + column..][..WIDTH], 0.0).sub(L::splat(key));
-            difference.mul(difference)
-        };
-        let mut sums = [L::splat(0.0); 8];
-        let (eights, rest) = self.key.as_chunks::<8>();
-        for (i, key) in eights.iter().enumerate() {
-            for (d, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.add(square(8 * i + d, key[d]));
+        let mut best = (f32::INFINITY, 0);
+        for (page, first) in self.pages.chunks_exact(2 * SLOTS * self.dim).zip((0..).step_by(SLOTS)) {
+            // Eight running sums over the dimensions, then those in order: the sum that the CUDA kernel makes, here for
+            // all centroids of a page side by side.
+            let mut sums = [[0.0f32; SLOTS]; 8];
+            for (d, (keys, k)) in page.chunks_exact(SLOTS).zip(key).enumerate() {
+                for (sum, c) in sums[d % 8].iter_mut().zip(keys) {
+                    *sum += (c - k) * (c - k);
+                }
             }
-        }
-        for (d, (sum, &key)) in sums.iter_mut().zip(rest).enumerate() {
-            *sum = sum.add(square(8 * eights.len() + d, key));
-        }
-        let [first, others @ ..] = sums;
-        others.into_iter().fold(first, L::add).to_array()
-    }
-}
-
-impl Kernel for Nearest<'_> {
-    type Output = usize;
-    #[inline(always)]
-    fn run<L: Lanes>(self) -> usize {
-        let (count, mut best) = (self.state.counts.len(), (f32::INFINITY, 0));
-        for (page, first) in self.state.pages.chunks_exact(2 * SLOTS * self.state.dim).zip((0..).step_by(SLOTS)) {
-            for column in (0..SLOTS).step_by(WIDTH).take_while(|column| first + column < count) {
-                for (distance, r) in self.distances::<L>(page, column).into_iter().zip(first + column..count) {
-                    if distance < best.0 {
-                        best = (distance, r);
-                    }
+            for r in first..self.counts.len().min(first + SLOTS) {
+                let distance: f32 = sums.iter().map(|sums| sums[r - first]).sum();
+                if distance < best.0 {
+                    best = (distance, r);
                 }
             }
         }
@@ -178,10 +145,7 @@ mod tests {
         let keys: Vec<f32> = (0..70u8).flat_map(|r| [f32::from(r / 2); 9]).collect();
         let state = CentroidState::new(&keys, &keys, vec![1.0; 70]);
         for r in 0..35u8 {
-            let (key, want) = ([f32::from(r) + 0.2; 9], 2 * usize::from(r));
-            for level in [SimdLevel::detect(), SimdLevel::Portable] {
-                assert_eq!(dispatch(level, Nearest { state: &state, key: &key }), want);
-            }
+            assert_eq!(state.nearest(&[f32::from(r) + 0.2; 9]), 2 * usize::from(r));
         }
     }
 }

@@ -47,8 +47,8 @@ fn every_tiny_model_answers_as_on_the_cpu() {
     }
 }
 
-/// Queries and probabilities in f16 on tensor cores, of f16 caches and of 8-bit ones: a random model amplifies their rounding, so both read the same tokens
-/// and are compared in what they would have chosen and in what they kept.
+/// Queries and probabilities in f16 on tensor cores, of f16 caches and of 8-bit ones: a random model amplifies their rounding, so both
+/// read the same tokens and are compared in what they would have chosen and in what they kept.
 #[test]
 fn tensor_cores_choose_nearly_the_same() {
     for (contract, kv) in contracts().into_iter().flat_map(|c| [(c.clone(), KvType::F16), (c, KvType::Q8)]) {

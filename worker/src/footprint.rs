@@ -8,6 +8,10 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::CacheBytes;
 use crate::shard::Shard;
 use palimpsest_kernels::{KvType, PageShape};
+use palimpsest_proto::kv;
+
+// A coordinator admits by the first, a rank allocates by the second.
+const _: () = assert!(kv::NOTE_BYTES == PageShape::NOTE_BYTES as u64 && kv::PAGE_SLOTS == PageShape::SLOTS as u64);
 
 /// Sizes of a step that memory is set aside for. A larger one allocates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +53,7 @@ impl Footprint {
         config: &ModelConfig,
         shard: &Shard,
         element_bytes: usize,
-        (cache, kv): (CacheBytes, KvType),
+        (cache, dtype): (CacheBytes, KvType),
         step: StepSize,
     ) -> Self {
         let (query, key) = (shard.query_rows().len(), shard.key_rows().len());
@@ -62,7 +66,7 @@ impl Footprint {
         let row = 2 * hidden + (query + 2 * key) + 2 * query + 3 * ffn + config.head_dim;
         let activations = 4 * step.rows * row + 4 * step.logit_rows * (hidden + shard.vocabulary.len());
         let cast = (step.rows * hidden.max(query).max(ffn) * element_bytes).next_power_of_two();
-        let page = PageShape { head_dim: config.head_dim, dtype: kv };
+        let page = PageShape { head_dim: config.head_dim, dtype };
         let slots = cache.pages / page.cost() * PageShape::SLOTS;
         let workspaces = activations + cast + SLOT_BYTES * slots + ALLOWANCE;
         Self { weights, cache: cache.pages + cache.latent, workspaces }

@@ -8,10 +8,10 @@
 //! launches     kernels, grids and arguments: addresses of buffers, places in `fixed`, the beginning of `tail`
 //! ```
 //!
-//! Page tables lie on the device (`tables.rs`). A page that is added to a sequence, or a sequence that joins its batch bucket, changes what is uploaded and no launch. A list of
-//! launches that was seen before is captured as a graph and replayed from then on. A graph is replayed for the very list that
-//! it was captured from and for no other, so it cannot compute anything else than the launches would have. Where the device cannot
-//! capture, the launches are started one by one.
+//! Page tables lie on the device (`tables.rs`). A page that is added to a sequence, or a sequence that joins its batch bucket, changes
+//! what is uploaded and no launch. A list of launches that was seen before is captured as a graph and replayed from then on. A graph is
+//! replayed for the very list that it was captured from and for no other, so it cannot compute anything else than the launches would
+//! have. Where the device cannot capture, the launches are started one by one.
 
 use super::tables::{ENTRIES_PER_PAGE, Table, Tables};
 use super::{Arg, Device, Launch, Product, Region};
