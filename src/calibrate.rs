@@ -1,7 +1,7 @@
-//! `palimpsest calibrate`: trains the indexer of a model from text, forward-only.
+//! `palimpsest calibrate`: trains the indexer of a model from text: fits scorers, then tunes them end to end.
 
 use crate::args::{CalibrateArgs, KvArgs, TargetArg};
-use crate::{embedded, term};
+use crate::{embedded, pull, term};
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use palimpsest_calibrate::associative::AssociativeOptions;
@@ -9,24 +9,60 @@ use palimpsest_calibrate::corpus;
 use palimpsest_calibrate::query::QueryOptions;
 use palimpsest_calibrate::report::{Agreement, LayerReport, TOP_SHARE};
 use palimpsest_calibrate::run::{self, Options, Stage};
+use palimpsest_calibrate::tune::{
+    self,
+    documents::{Documents, Turns},
+};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_proto::internal::v1::ModelInfo;
+use palimpsest_proto::v1::{Chat, ChatMessage};
+use palimpsest_worker::indexer::Indexer;
+use palimpsest_worker::model::Model;
+use palimpsest_worker::model::tokenizer::TokenizerFiles;
 use palimpsest_worker::reconstruct::{INSTRUCTION, Target};
 use std::collections::HashMap;
+use std::path::PathBuf;
 
-/// Trains, reports on held-out documents, writes the indexer.
+/// Fits scorers or reads those to start from, tunes them, writes the indexer.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     ensure!(
         args.holdout >= 2 && args.documents >= args.holdout,
         "--documents must be at least --holdout, that at least 2"
     );
+    ensure!(args.tune_rate > 0.0 && args.tune_rate < 1.0, "--tune-rate must be above 0 and below 1, try 0.002");
     let text = corpus::read_directory(&args.corpus)?;
+    let model_file = pull::pull(&crate::args::pull_options(&args.model.model))?;
+    let model = Model::open(&model_file)?;
+    let tokenizer = tokenizers::Tokenizer::from_bytes(model.tokenizer()?.tokenizer_json)
+        .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
+    let turns = turns(&model.tokenizer()?)?;
+    let samples = args.samples.clone().unwrap_or_else(|| args.out.with_extension("samples"));
+    let mut indexer = match &args.start[..] {
+        [] => fit(args, &text, (&tokenizer, &turns.opening), samples.clone())?,
+        files => start(files, &model)?,
+    };
+    if args.tune > 0 {
+        let documents = Documents::new(&text, &tokenizer, &turns, args.model.stride as usize)?;
+        tune(args, &model, &mut indexer, &documents)?;
+    }
+    std::fs::write(&args.out, indexer.to_bytes()?).with_context(|| format!("cannot write {}", args.out.display()))?;
+    println!("{}", args.out.display());
+    if args.samples.is_none() && args.start.is_empty() {
+        std::fs::remove_dir_all(&samples).with_context(|| format!("cannot delete {}", samples.display()))?;
+    }
+    Ok(())
+}
+
+/// Scorers that predict attention, and the paper's two pieces; reports on held-out documents.
+fn fit(
+    args: &CalibrateArgs,
+    text: &str,
+    (tokenizer, prefix): (&tokenizers::Tokenizer, &str),
+    samples: PathBuf,
+) -> anyhow::Result<Indexer> {
     let mut rank = embedded::open_rank(&args.model, &KvArgs::none())?;
     let info = rank.info.model.take().context("a rank reports its model")?;
-    let tokenizer = tokenizers::Tokenizer::from_bytes(&info.tokenizer)
-        .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
-    let prefix = user_prefix(&info)?;
-    let documents = corpus::documents(&text, &tokenizer, &prefix, (args.documents, args.tokens), args.seed)?;
+    let documents = corpus::documents(text, tokenizer, prefix, (args.documents, args.tokens), args.seed)?;
     let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
     let features = AssociativeOptions::default().features.min(info.head_dim as usize * 2);
     let options = Options {
@@ -39,7 +75,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
             TargetArg::Attention => Target::Attention,
             TargetArg::Surprisal => Target::Surprisal,
         },
-        samples: args.samples.clone().unwrap_or_else(|| args.out.with_extension("samples")),
+        samples,
     };
     let mut bar: Option<(Stage, ProgressBar)> = None;
     let model = format!("{} {:016x}", info.name, rank.info.digest);
@@ -55,12 +91,51 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     indexer.metadata = metadata(args, &info);
     indexer.metadata.insert("held_out_rank_correlation".into(), format!("{:.3}", mean.rank_correlation));
     indexer.metadata.insert("held_out_recall".into(), format!("{:.3}", mean.recall));
-    std::fs::write(&args.out, indexer.to_bytes()?).with_context(|| format!("cannot write {}", args.out.display()))?;
-    println!("{}", args.out.display());
-    if args.samples.is_none() {
-        std::fs::remove_dir_all(&options.samples)
-            .with_context(|| format!("cannot delete {}", options.samples.display()))?;
-    }
+    Ok(indexer)
+}
+
+/// The mean of the scorers of some files, with everything else of the first.
+fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
+    let read = |path: &PathBuf| -> anyhow::Result<Indexer> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read the indexer {}", path.display()))?;
+        let (indexer, config) = (Indexer::parse(&bytes)?, model.config());
+        let check = indexer.check(config.layers, config.kv_heads, (config.hidden, config.head_dim));
+        check.with_context(|| path.display().to_string())?;
+        Ok(indexer)
+    };
+    let indexers = files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut mean = tune::mean_of(indexers)?;
+    let stems = files.iter().filter_map(|file| file.file_stem()).map(|stem| stem.to_string_lossy());
+    mean.metadata.insert("start".into(), stems.collect::<Vec<_>>().join(" and "));
+    Ok(mean)
+}
+
+/// Gives every head a second scorer and tunes both.
+fn tune(args: &CalibrateArgs, model: &Model, indexer: &mut Indexer, documents: &Documents<'_>) -> anyhow::Result<()> {
+    tune::add_second(&mut indexer.retention);
+    let stride = args.model.stride as usize;
+    let (steps, rate, seed) = (args.tune, args.tune_rate, args.seed);
+    let options = tune::Options { steps, rate, seed, stride, state: args.out.with_extension("tuning") };
+    let backend = embedded::cpu(&args.model, args.model.threads);
+    let model = tune::model::Model::load(&backend, model.weights())?;
+    let bar = term::progress(steps as u64, "tuning");
+    let losses = tune::tune(&model, indexer, documents, &options, &mut |progress| {
+        bar.set_position(progress.done as u64);
+        tracing::info!(
+            done = progress.done,
+            of = progress.of,
+            answers = progress.losses.answers,
+            answers_full_cache = progress.losses.full,
+            text_over_full_cache = progress.losses.text,
+            "tuning, nats per token"
+        );
+    })?;
+    bar.finish_and_clear();
+    println!(
+        "tuned on {steps} documents; the last ones: answers {:.3} nats a token (full cache {:.3}), text {:.3} over the full cache",
+        losses.answers, losses.full, losses.text
+    );
+    indexer.metadata.insert("tuned".into(), format!("{steps} documents, seed {seed}, rate {rate}"));
     Ok(())
 }
 
@@ -72,15 +147,25 @@ fn name(stage: Stage) -> &'static str {
     }
 }
 
-/// What the chat template puts before a user's text, so that training sees documents where requests have them.
-fn user_prefix(info: &ModelInfo) -> anyhow::Result<String> {
-    if info.chat_template.is_empty() {
-        return Ok(String::new());
-    }
-    const MARK: &str = "PALIMPSEST-MARK";
-    let template = ChatTemplate::new(&info.chat_template, &info.bos_token, &info.eos_token)?;
-    let text = template.render(&crate::generate::question(MARK.into(), ""))?;
-    Ok(text.split(MARK).next().unwrap_or_default().to_string())
+/// What the chat template puts around texts, so that training sees documents where requests have them.
+fn turns(files: &TokenizerFiles) -> anyhow::Result<Turns> {
+    let Some(source) = files.chat_template.as_deref().filter(|source| !source.is_empty()) else {
+        return Ok(Turns::default());
+    };
+    const FIRST: &str = "PALIMPSEST-MARK-1";
+    const ANSWER: &str = "PALIMPSEST-MARK-2";
+    const SECOND: &str = "PALIMPSEST-MARK-3";
+    let token = |token: &Option<String>| token.clone().unwrap_or_default();
+    let template = ChatTemplate::new(source, &token(&files.bos_token), &token(&files.eos_token))?;
+    let message = |(role, content): (&str, &str)| ChatMessage { role: role.into(), content: content.into() };
+    let messages = [("user", FIRST), ("assistant", ANSWER), ("user", SECOND)].map(message);
+    let text = template.render(&Chat { messages: messages.into(), answer_prefix: String::new() })?;
+    let between = |after: &str, before: &str| {
+        let start = text.find(after).map(|at| at + after.len());
+        let inner = start.and_then(|start| text[start..].split_once(before)).map(|(inner, _)| inner.to_string());
+        inner.context("the model's chat template leaves out messages")
+    };
+    Ok(Turns { opening: between("", FIRST)?, answer: between(FIRST, ANSWER)?, next: between(ANSWER, SECOND)? })
 }
 
 fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {

@@ -140,12 +140,12 @@ fn table(draws: &mut Draws) -> String {
     (0..150).map(|_| row(draws)).collect()
 }
 
-fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoding = tokenizer.encode(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
     Ok(encoding.get_ids().to_vec())
 }
 
-fn floor_char(text: &str, at: usize) -> usize {
+pub(crate) fn floor_char(text: &str, at: usize) -> usize {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {
         at -= 1;

@@ -9,21 +9,36 @@ pub struct Adam {
     first: Vec<f32>,
     second: Vec<f32>,
     steps: i32,
+    decay: (f32, f32),
 }
 
 impl Adam {
-    const DECAY: (f32, f32) = (0.9, 0.999);
     const EPSILON: f32 = 1e-8;
 
     /// For `len` parameters.
     pub fn new(len: usize) -> Self {
-        Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0 }
+        Self::with_decay(len, (0.9, 0.999))
+    }
+
+    /// Which remembers gradients, and their squares, for longer or shorter.
+    pub fn with_decay(len: usize, decay: (f32, f32)) -> Self {
+        Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0, decay }
+    }
+
+    /// Running means of gradients and of their squares.
+    pub fn moments(&self) -> (&[f32], &[f32]) {
+        (&self.first, &self.second)
+    }
+
+    /// Goes on from moments after `steps` steps.
+    pub fn resume(&mut self, first: Vec<f32>, second: Vec<f32>, steps: usize) {
+        (self.first, self.second, self.steps) = (first, second, steps as i32);
     }
 
     /// One step of size `rate` against `gradient`.
     pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32], rate: f32) {
         self.steps += 1;
-        let (keep_first, keep_second) = Self::DECAY;
+        let (keep_first, keep_second) = self.decay;
         let unbias = |keep: f32| 1.0 / (1.0 - keep.powi(self.steps));
         let (of_first, of_second) = (unbias(keep_first), unbias(keep_second));
         let moments = self.first.iter_mut().zip(&mut self.second);

@@ -21,6 +21,7 @@ pub mod query;
 pub mod report;
 pub mod run;
 pub mod store;
+pub mod tune;
 
 use std::path::PathBuf;
 
@@ -49,6 +50,12 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] palimpsest_worker::Error),
+    /// Files that have no mean.
+    #[error("some of the indexers have one scorer for each KV head, others two: start from those of one kind")]
+    Scorers,
+    /// The autograd library failed.
+    #[error("tuning: {0}")]
+    Tensor(#[from] candle_core::Error),
     /// The regression has no solution: the hidden states do not vary enough.
     #[error("layer {layer}: the normal equations are singular; use more or more varied text")]
     Singular {

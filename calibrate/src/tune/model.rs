@@ -1,0 +1,234 @@
+//! The model whose scorers are tuned, in candle: a second implementation of the decoder, in f32, whose own weights get no
+//! gradients. Tested against the engine's decoder.
+
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use palimpsest_kernels::Backend;
+use palimpsest_worker::model::config::ModelConfig;
+use palimpsest_worker::model::weight_data::WeightData;
+use palimpsest_worker::model::weights::{LayerWeights, Weights};
+use palimpsest_worker::shard::Shard;
+
+/// A matrix `[N, M]` that no gradient is taken of, and its bias `[N]`.
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `x Wᵀ + b`: `[n, M]` to `[n, N]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.apply_op1(Product(self.weight.clone()))?;
+        self.bias.as_ref().map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
+    }
+}
+
+/// candle's own product takes gradients of both sides, which for fixed weights is half the work of the backward pass for nothing.
+struct Product(Tensor);
+
+impl CustomOp1 for Product {
+    fn name(&self) -> &'static str {
+        "product with fixed weights"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = Tensor::from_slice(contiguous(storage, layout)?, layout.shape(), &Device::Cpu)?;
+        let y = x.matmul(&self.0.t()?)?;
+        Ok((CpuStorage::F32(y.flatten_all()?.to_vec1()?), y.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, slope: &Tensor) -> Result<Option<Tensor>> {
+        slope.matmul(&self.0).map(Some)
+    }
+}
+
+/// The values of a tensor that lies in one piece.
+pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let values = storage.as_slice::<f32>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&values[start..end]),
+        None => candle_core::bail!("a tensor of shape {:?} does not lie in one piece", layout.shape()),
+    }
+}
+
+/// One decoder layer.
+pub struct LayerModel {
+    attn_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    q_norm: Option<Tensor>,
+    k_norm: Option<Tensor>,
+    o: Linear,
+    ffn_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// A model with fixed weights.
+pub struct Model {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its layers.
+    pub layers: Vec<LayerModel>,
+    embedding: Tensor,
+    final_norm: Tensor,
+    /// `None`: tied to the embedding.
+    head: Option<Linear>,
+    inv_freq: Vec<f32>,
+}
+
+/// Cosines and sines `[n, 1, D/2]` of some positions.
+pub type Angles = (Tensor, Tensor);
+
+/// What a layer's attention works with: the normalised hidden states `[n, E]`, queries `[K, g, n, D]` and keys and values
+/// `[2, K, n, D]`, queries and keys rotated.
+pub struct Projected {
+    /// What scorers see.
+    pub hidden: Tensor,
+    /// Queries by KV head.
+    pub queries: Tensor,
+    /// Keys and values.
+    pub entries: Tensor,
+}
+
+impl Model {
+    /// Dequantises all weights: 4 bytes for each.
+    ///
+    /// # Errors
+    /// Those of the weights and of the kernels.
+    pub fn load<B: Backend>(backend: &B, weights: &Weights) -> crate::Result<Self> {
+        let config = weights.config().clone();
+        let whole = Shard::whole(&config);
+        let matrix = |data: WeightData<'_>| dequantised(backend, &data);
+        let layer = |index| {
+            let layer = weights.layer(index, &whole).map_err(worker)?;
+            LayerModel::load(&matrix, layer)
+        };
+        let head = weights.output(&whole).map_err(worker)?;
+        Ok(Self {
+            layers: (0..config.layers).map(layer).collect::<crate::Result<_>>()?,
+            embedding: matrix(weights.embedding(&whole).map_err(worker)?)?,
+            final_norm: vector(weights.final_norm().map_err(worker)?)?,
+            head: head.map(|data| Ok::<_, crate::Error>(Linear { weight: matrix(data)?, bias: None })).transpose()?,
+            inv_freq: config.rope.inv_freq(),
+            config,
+        })
+    }
+
+    /// Embeddings `[n, E]`.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        self.embedding.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
+    }
+
+    /// Rotary angles of positions.
+    pub fn angles(&self, positions: std::ops::Range<usize>) -> Result<Angles> {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let shape = (positions.len(), 1, self.inv_freq.len());
+        palimpsest_worker::layers::rope::angles(positions.map(|p| p as u64), &self.inv_freq, &mut cos, &mut sin);
+        Ok((Tensor::from_vec(cos, shape, &Device::Cpu)?, Tensor::from_vec(sin, shape, &Device::Cpu)?))
+    }
+
+    /// Logits `[n, V]` after the last layer's output `[n, E]`.
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let hidden = self.norm(x, &self.final_norm)?;
+        match &self.head {
+            Some(head) => head.forward(&hidden),
+            None => hidden.apply_op1(Product(self.embedding.clone())),
+        }
+    }
+
+    fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let variance = x.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
+        let inverse = (variance + f64::from(self.config.rms_eps))?.sqrt()?.recip()?;
+        x.broadcast_mul(&inverse)?.broadcast_mul(weight)
+    }
+
+    /// Normalised hidden states that enter a layer's attention. `x`: `[n, E]`.
+    pub fn attention_input(&self, layer: &LayerModel, x: &Tensor) -> Result<Tensor> {
+        self.norm(x, &layer.attn_norm)
+    }
+
+    /// What comes before a layer's attention. `x`: `[n, E]`.
+    pub fn project(&self, layer: &LayerModel, x: &Tensor, angles: &Angles) -> Result<Projected> {
+        let (rows, config) = (x.dim(0)?, &self.config);
+        let heads = |linear: &Linear, hidden: &Tensor, heads: usize, norm: &Option<Tensor>| {
+            let y = linear.forward(hidden)?.reshape((rows, heads, config.head_dim))?;
+            norm.as_ref().map_or(Ok(y.clone()), |norm| self.norm(&y, norm))
+        };
+        let hidden = self.attention_input(layer, x)?;
+        let q = rotated(&heads(&layer.q, &hidden, config.heads, &layer.q_norm)?, angles)?;
+        let k = rotated(&heads(&layer.k, &hidden, config.kv_heads, &layer.k_norm)?, angles)?;
+        let v = heads(&layer.v, &hidden, config.kv_heads, &None)?;
+        let group = config.heads / config.kv_heads;
+        let queries = q.transpose(0, 1)?.contiguous()?.reshape((config.kv_heads, group, rows, config.head_dim))?;
+        let entries = Tensor::stack(&[k.transpose(0, 1)?.contiguous()?, v.transpose(0, 1)?.contiguous()?], 0)?;
+        Ok(Projected { hidden, queries, entries })
+    }
+
+    /// What comes after it. `read`: `[n, H * D]`.
+    pub fn finish(&self, layer: &LayerModel, x: &Tensor, read: &Tensor) -> Result<Tensor> {
+        let x = (x + layer.o.forward(read)?)?;
+        let hidden = self.norm(&x, &layer.ffn_norm)?;
+        let act = (layer.gate.forward(&hidden)?.silu()? * layer.up.forward(&hidden)?)?;
+        x + layer.down.forward(&act)?
+    }
+}
+
+impl LayerModel {
+    fn load(matrix: &dyn Fn(WeightData<'_>) -> crate::Result<Tensor>, layer: LayerWeights<'_>) -> crate::Result<Self> {
+        let linear = |data, bias: Option<Vec<f32>>| -> crate::Result<Linear> {
+            Ok(Linear { weight: matrix(data)?, bias: bias.map(vector).transpose()? })
+        };
+        Ok(Self {
+            attn_norm: vector(layer.attn_norm)?,
+            q: linear(layer.q, layer.q_bias)?,
+            k: linear(layer.k, layer.k_bias)?,
+            v: linear(layer.v, layer.v_bias)?,
+            q_norm: layer.q_norm.map(vector).transpose()?,
+            k_norm: layer.k_norm.map(vector).transpose()?,
+            o: linear(layer.o, None)?,
+            ffn_norm: vector(layer.ffn_norm)?,
+            gate: linear(layer.gate, None)?,
+            up: linear(layer.up, None)?,
+            down: linear(layer.down, None)?,
+        })
+    }
+}
+
+/// Rotates pairs `(i, i + D/2)` of `[n, heads, D]`.
+fn rotated(x: &Tensor, (cos, sin): &Angles) -> Result<Tensor> {
+    let half = x.dim(2)? / 2;
+    let (first, second) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+    let (first, second) = (first.contiguous()?, second.contiguous()?);
+    let turned = [
+        (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?,
+        (second.broadcast_mul(cos)? + first.broadcast_mul(sin)?)?,
+    ];
+    Tensor::cat(&turned, 2)
+}
+
+fn vector(values: Vec<f32>) -> crate::Result<Tensor> {
+    let len = values.len();
+    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+}
+
+/// The engine knows all types of weights: its embedding lookup gives any rows of a matrix as they are.
+fn dequantised<B: Backend>(backend: &B, data: &WeightData<'_>) -> crate::Result<Tensor> {
+    let (rows, cols) = (data.rows, data.cols);
+    let read = || {
+        let matrix = backend.load_matrix(&[data.view()])?;
+        let mut buffer = backend.alloc(rows * cols)?;
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        backend.embed(&matrix, &ids, &mut buffer)?;
+        let mut values = vec![0.0; rows * cols];
+        backend.download(&buffer, 0, &mut values)?;
+        Ok(values)
+    };
+    let values = read().map_err(|error: palimpsest_kernels::Error| worker(error))?;
+    Ok(Tensor::from_vec(values, (rows, cols), &Device::Cpu)?)
+}
+
+fn worker(error: impl Into<palimpsest_worker::Error>) -> crate::Error {
+    crate::Error::Engine(error.into())
+}
