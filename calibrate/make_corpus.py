@@ -1,6 +1,6 @@
-"""Text that every Python and Debian carries, as a corpus for `palimpsest calibrate` and for `tune.py`.
+"""Text that every Python and Debian carries, as a corpus for `palimpsest calibrate`.
 
-The default model's indexer was calibrated on Python's own reference topics, Perl's manual pages and licence texts, and tuned on
+The default model's indexer was fitted on Python's own reference topics, Perl's manual pages and licence texts, and tuned on
 prose with names, dates and numbers that Debian packages carry (they are downloaded, not installed). The GNU GPL 3 is left
 out, because `quickstart` and the evaluation read it, and so is the King James Bible, on which prose is measured.
 

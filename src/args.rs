@@ -40,7 +40,7 @@ pub enum Command {
     Health(HealthArgs),
     /// Measure this engine.
     Bench(BenchArgs),
-    /// Train the indexer of a model from text, forward-only.
+    /// Train the indexer of a model from text.
     Calibrate(CalibrateArgs),
     /// Measure retrieval and perplexity under eviction.
     Eval(Box<crate::eval::EvalArgs>),
@@ -564,10 +564,11 @@ pub struct CalibrateArgs {
     /// What scorers learn to predict: the largest attention of a repetition, or that weighed by each token's surprisal.
     #[arg(long, value_enum, default_value = "attention")]
     pub target: TargetArg,
-    /// Documents that the fitted scorers are then tuned on end to end, so that they keep what answers and text need; about a minute
-    /// each for a model of 135M weights on two cores, and 4 bytes of memory for each weight. 0: they stay as fitted.
-    #[arg(long, default_value_t = 60)]
-    pub tune: usize,
+    /// Documents that the fitted scorers are then tuned on end to end, so that they keep what answers and text need: about a minute
+    /// each for a model of 135M weights on two cores, and 4 bytes of memory for each weight. 0: they stay as fitted. Without it, 60
+    /// for a model of up to a billion weights, 0 for a larger one.
+    #[arg(long)]
+    pub tune: Option<usize>,
     /// How fast tuning changes the scorers, at its highest.
     #[arg(long, default_value_t = 2e-3)]
     pub tune_rate: f32,

@@ -23,6 +23,10 @@ use palimpsest_worker::reconstruct::{INSTRUCTION, Target};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+/// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is tuned unasked.
+const TUNE_STEPS: usize = 60;
+const TUNED_UNASKED: u64 = 1_000_000_000;
+
 /// Fits scorers or reads those to start from, tunes them, writes the indexer.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     ensure!(
@@ -41,9 +45,13 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         [] => fit(args, &text, (&tokenizer, &turns.opening), samples.clone())?,
         files => start(files, &model)?,
     };
-    if args.tune > 0 {
+    let steps = args.tune.unwrap_or(if model.config().parameters <= TUNED_UNASKED { TUNE_STEPS } else { 0 });
+    if steps > 0 {
         let documents = Documents::new(&text, &tokenizer, &turns, args.model.stride as usize)?;
-        tune(args, &model, &mut indexer, &documents)?;
+        tune(args, steps, &model, &mut indexer, &documents)?;
+    }
+    if args.tune.is_none() && steps == 0 {
+        println!("not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}");
     }
     std::fs::write(&args.out, indexer.to_bytes()?).with_context(|| format!("cannot write {}", args.out.display()))?;
     println!("{}", args.out.display());
@@ -111,10 +119,16 @@ fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
 }
 
 /// Gives every head a second scorer and tunes both.
-fn tune(args: &CalibrateArgs, model: &Model, indexer: &mut Indexer, documents: &Documents<'_>) -> anyhow::Result<()> {
+fn tune(
+    args: &CalibrateArgs,
+    steps: usize,
+    model: &Model,
+    indexer: &mut Indexer,
+    documents: &Documents<'_>,
+) -> anyhow::Result<()> {
     tune::add_second(&mut indexer.retention);
     let stride = args.model.stride as usize;
-    let (steps, rate, seed) = (args.tune, args.tune_rate, args.seed);
+    let (rate, seed) = (args.tune_rate, args.seed);
     let options = tune::Options { steps, rate, seed, stride, state: args.out.with_extension("tuning") };
     let backend = embedded::cpu(&args.model, args.model.threads);
     let model = tune::model::Model::load(&backend, model.weights())?;

@@ -1,6 +1,5 @@
 //! Gradient descent for a few thousand parameters: Adam and the products that gradients are made of. The two small models
-//! that are trained here have gradients of a page each, which finite differences check; an autograd library would double
-//! the time it takes to build this program.
+//! that are trained over it, [`crate::query`] and [`crate::associative`], have gradients of a page each, which finite differences check.
 
 use crate::corpus::Draws;
 

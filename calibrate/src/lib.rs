@@ -1,4 +1,4 @@
-//! Trains what a model's bounded cache needs, on an ordinary machine, forward-only.
+//! Trains what a model's bounded cache needs, on an ordinary machine.
 //!
 //! ```text
 //! documents ▸ read: hidden states x, queries, keys and values of every layer
@@ -7,7 +7,8 @@
 //! ```
 //! [`fit`]: linear scorers (policy `retention`) by ridge regression; linear is enough once targets are per KV head (method
 //! section 6.7). [`query`]: the paper's pairwise indexer. [`associative`]: the paper's memory. The latter two by gradients of
-//! their own few parameters. The model's weights are never touched and nothing is propagated back through it.
+//! their own few parameters, and nothing is propagated back through the model. [`tune`]: the linear scorers once more, end to end, with
+//! soft eviction in the model's forward pass. The model's weights are never touched.
 //!
 //! Deterministic by seed, up to the processor's vector width. Resumable: samples of documents that were read stay on disk.
 #![forbid(unsafe_code)]

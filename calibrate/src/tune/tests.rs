@@ -173,18 +173,18 @@ fn a_few_steps_lower_the_loss_and_are_folded_into_the_file() {
     assert!(recent.rate.iter().all(|&rate| rate < 0.0));
 }
 
+/// Sentences with names and numbers.
+fn tides(count: usize) -> String {
+    let sentence = |n: usize| format!("In {} old Ann-{n} of Port {} was late. ", 1800 + n % 90, n % 7);
+    (0..count).map(sentence).collect()
+}
+
 #[test]
 fn documents_repeat_by_seed_and_their_answers_stand_in_them() {
-    let files = palimpsest_worker::model::random::tokenizer();
-    let tokenizer = tokenizers::Tokenizer::from_bytes(&files.tokenizer_json).expect("a tokenizer of bytes");
-    let sentence = |n: usize| {
-        format!(
-            "In {} the keeper Ann-{n} of Harbour {} wrote down that tide number {n} came late. ",
-            1800 + n % 90,
-            n % 7
-        )
-    };
-    let text: String = (0..4000).map(sentence).collect();
+    let opened = palimpsest_worker::model::Model::open(Path::new("random:smollm2-135m")).expect("a shape");
+    let tokenizer = opened.tokenizer().expect("bytes").tokenizer_json;
+    let tokenizer = tokenizers::Tokenizer::from_bytes(&tokenizer).expect("whole");
+    let text = tides(4000);
     let turns = Turns { opening: "<s>user ".into(), ..Turns::default() };
     let stride = 64;
     let documents = Documents::new(&text, &tokenizer, &turns, stride).expect("enough text");
@@ -248,4 +248,65 @@ fn a_tuning_that_was_interrupted_goes_on_with_the_same_result() {
     let bytes = std::fs::read(directory.path().join("state")).expect("saved");
     std::fs::write(directory.path().join("state"), &bytes[..bytes.len() / 2]).expect("written");
     assert_eq!(state.load(&mut resumed), None, "cut short");
+}
+
+/// From documents to a file's scorers, on a model of random weights whose tokens are bytes; interrupted once.
+#[test]
+fn a_whole_tuning_repeats_and_survives_an_interruption() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+    std::fs::write(directory.path().join("config.json"), shape).expect("written");
+    let path = format!("random:{}", directory.path().display());
+    let opened = palimpsest_worker::model::Model::open(Path::new(&path)).expect("a shape");
+    let model = Model::load(&backend(), opened.weights()).expect("it can be read");
+    let tokenizer = opened.tokenizer().expect("bytes").tokenizer_json;
+    let tokenizer = tokenizers::Tokenizer::from_bytes(&tokenizer).expect("whole");
+    let (text, turns) = (tides(4000), Turns::default());
+    let documents = Documents::new(&text, &tokenizer, &turns, STRIDE).expect("enough text");
+    let options =
+        |name: &str| Options { steps: 6, rate: 1e-2, seed: 5, stride: STRIDE, state: directory.path().join(name) };
+    let start = || {
+        let scorer = LayerScorer { weight: vec![0.1; 64], bias: vec![-1.0; 2], rate: vec![0.0; 2], recent: None };
+        let mut retention = vec![scorer; 2];
+        add_second(&mut retention);
+        let metadata = std::collections::HashMap::new();
+        Indexer { kv_heads: 2, hidden: 32, retention, query: None, associative: None, metadata }
+    };
+    let run = |options: &Options, indexer: &mut Indexer, seen: &mut Vec<usize>| {
+        tune(&model, indexer, &documents, options, &mut |progress| seen.push(progress.done)).expect("it can be tuned")
+    };
+    let (mut whole, mut seen) = (start(), Vec::new());
+    let losses = run(&options("whole"), &mut whole, &mut seen);
+    assert_eq!(seen, [1, 2, 3, 4, 5, 6]);
+    assert!(losses.answers > 0.0 && losses.full > 0.0 && losses.text >= 0.0, "{losses:?}");
+    assert!(whole.retention != start().retention && !directory.path().join("whole").exists());
+    // Ends in the sixth step, after the state of the fifth was saved.
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut stop = |progress: Progress| assert!(progress.done < 6, "interrupted");
+        let _ = tune(&model, &mut start(), &documents, &options("cut"), &mut stop);
+    }));
+    assert!(ended.is_err() && directory.path().join("cut").exists());
+    let (mut resumed, mut seen) = (start(), Vec::new());
+    run(&options("cut"), &mut resumed, &mut seen);
+    assert_eq!(seen, [6]);
+    assert_eq!(resumed.retention, whole.retention);
+}
+
+#[test]
+fn means_are_of_files_of_one_kind() {
+    let indexer = |x: f32, two: bool| {
+        let mut retention = vec![LayerScorer { weight: vec![x; 3], bias: vec![x], rate: vec![0.0], recent: None }];
+        if two {
+            add_second(&mut retention);
+        }
+        let metadata = std::collections::HashMap::new();
+        Indexer { kv_heads: 1, hidden: 3, retention, query: None, associative: None, metadata }
+    };
+    let mean = mean_of(vec![indexer(1.0, true), indexer(4.0, true)]).expect("of one kind");
+    assert_eq!(mean.retention[0].weight, [2.5; 3]);
+    assert_eq!(mean.retention[0].recent.as_ref().expect("two").bias, [2.5 + OFFSET]);
+    assert!(matches!(mean_of(vec![indexer(1.0, true), indexer(1.0, false)]), Err(crate::Error::Scorers)));
+    assert!(mean_of(Vec::new()).is_err());
 }

@@ -111,7 +111,7 @@ fn drawn(count: usize) -> Vec<u8> {
 }
 
 /// A tokenizer of single bytes.
-pub fn tokenizer() -> TokenizerFiles {
+pub(super) fn tokenizer() -> TokenizerFiles {
     let vocabulary: Map<String, Value> =
         byte_symbols().into_iter().enumerate().map(|(id, symbol)| (symbol.to_string(), id.into())).collect();
     let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
