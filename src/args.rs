@@ -154,7 +154,7 @@ pub struct KvArgs {
     /// Latent memory of evicted entries.
     #[arg(long, env = "PALIMPSEST_MEMORY")]
     pub memory: Option<String>,
-    /// Head budgets: uniform, column or group.
+    /// Head budgets: uniform, column, layer or group.
     #[arg(long)]
     pub head_budget: Option<String>,
     /// First positions that are never evicted.

@@ -66,7 +66,7 @@ pub struct CommonArgs {
     /// Entries of the budget that pay for memory; an eighth of it when not given, a sixteenth below 512.
     #[arg(long, value_delimiter = ',')]
     pub memory_slots: Vec<u32>,
-    /// Head budgets: uniform, column, group.
+    /// Head budgets: uniform, column, layer, group.
     #[arg(long, value_delimiter = ',', default_value = "uniform")]
     pub head_budgets: Vec<String>,
     /// Shares of the prompt that may be held when the answer begins, question and memory counted.

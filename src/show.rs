@@ -49,7 +49,7 @@ pub struct ShowArgs {
     /// Latent memory.
     #[arg(long, default_value = "none")]
     pub memory: String,
-    /// Head budgets: uniform, column, group.
+    /// Head budgets: uniform, column, layer, group.
     #[arg(long, default_value = "column")]
     pub head_budget: String,
     /// Share of the prompt that may be held when the answer begins.

@@ -166,7 +166,11 @@ impl CacheShape {
     pub fn contract(&self, prompt: usize, tail: usize, size: EntrySize) -> Result<Contract> {
         let Some(budget) = self.budget else { return Ok(Contract::full()) };
         let head_budget = HeadBudget::ALL.into_iter().find(|h| h.name() == self.head_budget).ok_or_else(|| {
-            Error::Spec(format!("head budget `{}` is not one of uniform, column, group", self.head_budget))
+            Error::Spec(format!(
+                "head budget `{}` is not one of {}",
+                self.head_budget,
+                HeadBudget::ALL.map(HeadBudget::name).join(", ")
+            ))
         })?;
         let entries = budget.entries(prompt, tail, size);
         let memory_slots =

@@ -102,12 +102,12 @@ pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u6
     } else {
         let protected = u64::from(contract.sinks.unwrap_or(DEFAULT_SINKS) + contract.window.unwrap_or(DEFAULT_WINDOW));
         let evictable = retained.saturating_sub(protected) * heads;
-        // Slots of other ranks' heads may come here, up to the cap.
-        let evictable = if contract.head_budget == "group" && geometry.kv_heads < geometry.total_kv_heads {
-            let all = evictable / geometry.kv_heads * geometry.total_kv_heads;
-            all.min((evictable * GROUP_CAP.0).div_ceil(GROUP_CAP.1) + geometry.kv_heads)
-        } else {
-            evictable
+        // Slots of other ranks' heads may come here: all of them, or up to the cap.
+        let all = evictable / geometry.kv_heads * geometry.total_kv_heads;
+        let evictable = match contract.head_budget.as_str() {
+            "layer" => all,
+            "group" => all.min((evictable * GROUP_CAP.0).div_ceil(GROUP_CAP.1) + geometry.kv_heads),
+            _ => evictable,
         };
         let retained = evictable + retained.min(protected) * heads;
         // sum of ceil(n_i / s) <= sum(n_i) / s + number of heads
@@ -210,6 +210,8 @@ mod tests {
         for head_budget in ["uniform", "column"] {
             assert_eq!(3 * of(1, head_budget), alone(head_budget));
         }
+        // One head of a layer may get all of it.
+        assert!(of(1, "layer") > alone("layer") - 200 && of(3, "layer") == alone("column"), "{}", of(1, "layer"));
         // Pooled over the model: at most half more.
         let (share, most) = (alone("group") / 3, of(1, "group"));
         assert!(most > share && most <= share * 3 / 2 + 1, "{share} {most}");

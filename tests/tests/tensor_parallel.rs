@@ -266,7 +266,7 @@ fn the_default_model_answers_alike() {
     }
 }
 
-/// One sum after the embedding, two in every layer, one gather of logits where some are wanted; pooled over the model, five
+/// One sum after the embedding, two in every layer, one gather of logits where some are wanted; where ranks share a pool, five
 /// small sums more at a boundary that evicts.
 #[test]
 fn nothing_is_exchanged_beyond_the_usual() {
@@ -279,7 +279,7 @@ fn nothing_is_exchanged_beyond_the_usual() {
         let many =
             answer(&mut group(model.path(), 3, EXACT, Some(&indexer)), &contract, &prompt, answer_tokens as usize);
         // Budget 40: boundaries at 48, 64, 80 and 96 evict.
-        let counts = if head_budget == HeadBudget::Group { 4 * 5 } else { 0 };
+        let counts = if head_budget.spans_ranks() { 4 * 5 } else { 0 };
         let usual = Calls { sums, gathers: 1 + answer_tokens, counts };
         assert_eq!(many.calls, vec![usual; 3], "{head_budget:?}");
     }
@@ -291,7 +291,7 @@ fn nothing_is_exchanged_beyond_the_usual() {
 }
 
 /// With pools of one KV head index a rank holds what its own heads hold in a whole model; pooled over the model, at most
-/// the stated cap more.
+/// the stated cap more; pooled over each layer, what the pools leave it.
 #[test]
 fn a_rank_holds_its_heads_share() {
     let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
@@ -309,11 +309,15 @@ fn a_rank_holds_its_heads_share() {
             // The answer's token came after the last boundary.
             let held = own - LAYERS;
             let (share, protected) = (40 * LAYERS, 10 * LAYERS);
-            if head_budget == HeadBudget::Group {
-                assert!(held <= protected + (share - protected) * 3 / 2, "{held} entries of KV head {kv_head}");
-            } else {
-                assert_eq!(held, share, "{head_budget:?}, KV head {kv_head}");
-            }
+            let most = match head_budget {
+                HeadBudget::Uniform | HeadBudget::Column => {
+                    assert_eq!(held, share, "{head_budget:?}, KV head {kv_head}");
+                    continue;
+                }
+                HeadBudget::Layer => protected + (share - protected) * KV_HEADS,
+                HeadBudget::Group => protected + (share - protected) * 3 / 2,
+            };
+            assert!(held <= most, "{head_budget:?}: {held} entries of KV head {kv_head}");
         }
     }
 }

@@ -5,7 +5,7 @@
 use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
-use crate::kv::{Contract, HeadBudget, SequenceCache};
+use crate::kv::{Contract, SequenceCache};
 use crate::memory::{self, Memory};
 use crate::model::decoder::{Answer, Arena, CacheBytes, Capture, Decoder, Logits, Piece};
 use crate::policy::{self, Policy, QueryIndexer, Retention};
@@ -313,8 +313,8 @@ impl<B: Backend> Runner<B> {
             hash.update(&output.sequence.to_le_bytes());
             hash.update(&output.token.unwrap_or(u32::MAX).to_le_bytes());
             let cache = self.sequences.get(&output.sequence).map(|s| &s.cache);
-            // Pooled over the model, ranks evict different numbers; otherwise every KV head evicts the same.
-            if let Some(cache) = cache.filter(|cache| cache.contract.head_budget != HeadBudget::Group) {
+            // Where ranks share a pool they evict different numbers; otherwise every KV head evicts the same.
+            if let Some(cache) = cache.filter(|cache| !cache.contract.head_budget.spans_ranks()) {
                 hash.update(&(cache.evicted / shard.kv_heads.len() as u64).to_le_bytes());
             }
         }

@@ -154,7 +154,7 @@ pub fn tune(
         recent.push_front(step(&reader, &mut scorers, documents, seed, rate(options, done))?);
         recent.truncate(SHOWN);
         done += 1;
-        if done % SAVE_EVERY == 0 {
+        if done.is_multiple_of(SAVE_EVERY) {
             state.save(&scorers, done)?;
         }
         progress(Progress { done, of: options.steps, losses: mean(&recent) });

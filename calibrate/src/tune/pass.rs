@@ -116,11 +116,11 @@ impl Reader<'_> {
         let (model, layers) = (self.model, self.model.layers.len());
         let mut states: Vec<Vec<Tensor>> = vec![Vec::new(); layers + 1];
         let mut pasts: Vec<Past> = (0..layers).map(|_| Past::default()).collect();
-        let mut evictor = eviction.map(|(scorers, budget)| Evictor::new(self, scorers, budget)).transpose()?;
+        let evictor = eviction.map(|(scorers, budget)| Evictor::new(self, scorers, budget)).transpose()?;
         let mut boundaries = Vec::new();
         for rows in self.segments(document) {
             let mut gates = None;
-            if let Some(evictor) = evictor.as_mut().filter(|evictor| evictor.evicts(rows.start)) {
+            if let Some(evictor) = evictor.as_ref().filter(|evictor| evictor.evicts(rows.start)) {
                 let (boundary, left) = evictor.boundary(rows.start, &mut pasts)?;
                 boundaries.push(boundary);
                 gates = Some(left);

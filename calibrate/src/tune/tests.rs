@@ -196,7 +196,7 @@ fn documents_repeat_by_seed_and_their_answers_stand_in_them() {
     for seed in 0..24 {
         let drawn = documents.draw(seed).expect("it can be drawn");
         assert_eq!(drawn, documents.draw(seed).expect("again"));
-        assert!(drawn.length % stride == 0 && drawn.length < drawn.ids.len());
+        assert!(drawn.length.is_multiple_of(stride) && drawn.length < drawn.ids.len());
         let read = plain(&drawn.ids[..drawn.length]);
         planted += usize::from(
             ["code", "badge", "serial", "Let ", "Parcel", "Remember", "ledger", "password"]

@@ -10,7 +10,7 @@ use palimpsest_proto::{
 use crate::{config::Config, model::ServedModel, scheduler::Cost};
 
 const NONE: &str = "none";
-const HEAD_BUDGETS: [&str; 3] = ["uniform", "column", "group"];
+const HEAD_BUDGETS: [&str; 4] = ["uniform", "column", "layer", "group"];
 const POSITIONS: [&str; 2] = ["absolute", "compacted"];
 
 /// The contract with every default filled in, not yet checked.

@@ -77,7 +77,7 @@ fn every_bad_field_has_its_reason_and_its_numbers() {
         (stopping(|s| s.max_tokens = Some(1_000_000)), Reason::TooLong, "are 1000001, over the limit of 1000000"),
         (kv(|k| k.policy = "lru".into()), Reason::BadContract, "use one of: full, window, random, retention"),
         (kv(|k| k.memory = "disk".into()), Reason::BadContract, "use one of: none, associative"),
-        (kv(|k| k.head_budget = "layer".into()), Reason::BadContract, "uniform, column, group"),
+        (kv(|k| k.head_budget = "row".into()), Reason::BadContract, "uniform, column, layer, group"),
         (kv(|k| k.positions = "rope".into()), Reason::BadContract, "absolute, compacted"),
         (kv(|k| (k.budget, k.window) = (100, Some(128))), Reason::BadContract, "kv.budget is 100, the least is 133"),
         (kv(|k| (k.budget, k.sinks) = (4, None)), Reason::BadContract, "kv.budget is 4, the least is 5"),

@@ -172,6 +172,12 @@ fn check(cache: &SequenceCache, lost: &[Vec<u32>], before: &[usize], context: &s
                 assert_eq!(count, full * LAYERS, "{context}: column {column}");
             }
         }
+        HeadBudget::Layer => {
+            for layer in 0..LAYERS {
+                let count = held(&mut (layer * KV_HEADS..(layer + 1) * KV_HEADS));
+                assert_eq!(count, full * KV_HEADS, "{context}: layer {layer}");
+            }
+        }
         HeadBudget::Group => assert_eq!(held(&mut (0..LAYERS * KV_HEADS)), full * LAYERS * KV_HEADS, "{context}"),
     }
     assert_eq!(cache.evicted as usize, lost.iter().map(Vec::len).sum::<usize>(), "{context}: evictions are counted");
@@ -185,7 +191,7 @@ proptest! {
         sinks in 0u32..6,
         window in 1u32..40,
         room in 1u32..30,
-        scope in 0usize..3,
+        scope in 0usize..HeadBudget::ALL.len(),
         strides in 1usize..8,
     ) {
         let mut policies = policy::heuristics();

@@ -3,9 +3,9 @@
 //! Candidates are the slots that are neither sinks nor in the window. Every head first keeps its own best `floor`
 //! candidates; the rest of the pool's slots go to the best remaining candidates of the pool. Ties are broken by layer,
 //! then KV head, then position, smaller first, so the answer depends on the scores alone. A pool that stays on a rank is
-//! [`Backend::select`]'s work; one over all ranks is in [`budget_group`].
+//! [`Backend::select`]'s work; those over all ranks are in [`budget_group`].
 
-use super::budget_group::{self, Columns, SumCounts};
+use super::budget_group::{self, Columns, Pool, SumCounts};
 use super::contract::HeadBudget;
 use crate::error::Result;
 use palimpsest_kernels::select::scored;
@@ -20,7 +20,8 @@ pub fn floor_of(take: usize) -> usize {
 }
 
 /// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer * columns.own + kv_head`), `take` the
-/// mean number of candidates that a head may keep, `scores` one number for each of its slots. `sum` is called for [`HeadBudget::Group`] alone.
+/// mean number of candidates that a head may keep, `scores` one number for each of its slots. `sum` is called for
+/// pools over all ranks alone: [`HeadBudget::Layer`] and [`HeadBudget::Group`].
 ///
 /// # Errors
 /// Those of the kernels and of `sum`.
@@ -32,16 +33,21 @@ pub fn select<B: Backend>(
     (take, scope): (usize, HeadBudget),
     sum: SumCounts<'_>,
 ) -> Result<B::Kept> {
-    let budget = match scope {
-        HeadBudget::Uniform => SelectBudget { pools: heads.len(), take, floor: take },
-        HeadBudget::Column => SelectBudget { pools: columns.own, take, floor: floor_of(take) },
-        HeadBudget::Group => {
-            let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
-            let mut all = vec![0.0; lens.iter().sum()];
-            backend.download(scores, 0, &mut all)?;
-            let items = scored(&all, heads)?;
-            return Ok(backend.keep_lists(&lens, &budget_group::select(&items, columns, take, sum)?)?);
+    let pool = match scope {
+        HeadBudget::Uniform => {
+            let budget = SelectBudget { pools: heads.len(), take, floor: take };
+            return Ok(backend.select(budget, scores, heads)?);
         }
+        HeadBudget::Column => {
+            let budget = SelectBudget { pools: columns.own, take, floor: floor_of(take) };
+            return Ok(backend.select(budget, scores, heads)?);
+        }
+        HeadBudget::Layer => Pool::Layer,
+        HeadBudget::Group => Pool::Model,
     };
-    Ok(backend.select(budget, scores, heads)?)
+    let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
+    let mut all = vec![0.0; lens.iter().sum()];
+    backend.download(scores, 0, &mut all)?;
+    let items = scored(&all, heads)?;
+    Ok(backend.keep_lists(&lens, &budget_group::select(&items, columns, (take, pool), sum)?)?)
 }

@@ -1,7 +1,7 @@
-//! Budgets pooled over all KV heads of all layers, across ranks: one exact threshold, found by radix select.
+//! Budgets pooled over the KV heads of all ranks, of a layer or of all of them: exact thresholds, found by radix select.
 //!
 //! Every rank counts its candidates by eight bits of their score's key at a time; the summed histograms tell each rank
-//! the same threshold. Ties at the threshold go in the order of layer, KV head and position, for which the number of
+//! the same thresholds. Ties at a threshold go in the order of layer, KV head and position, for which the number of
 //! ties of every head is summed once more. So five small sums per boundary, whatever the number of layers, and the
 //! answer of a single rank, slot for slot.
 
@@ -9,6 +9,7 @@ use super::budget::floor_of;
 use crate::error::Result;
 use palimpsest_kernels::SelectItem;
 use palimpsest_kernels::select::{Ranked, ranked, split_best, with_protected};
+use std::cmp::Ordering;
 
 pub use palimpsest_proto::kv::GROUP_CAP;
 
@@ -23,60 +24,107 @@ pub struct Columns {
     pub total: usize,
 }
 
+/// Heads that share a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pool {
+    /// Those of a layer: AdaKV's allocation (arXiv 2407.11550), with its safeguard as our floor.
+    Layer,
+    /// All, though no column gets more than [`GROUP_CAP`] times its share.
+    Model,
+}
+
+/// The pools of a boundary.
+struct Pools {
+    of: Pool,
+    columns: Columns,
+    layers: usize,
+}
+
+impl Pools {
+    fn count(&self) -> usize {
+        match self.of {
+            Pool::Layer => self.layers,
+            Pool::Model => 1,
+        }
+    }
+
+    fn of_layer(&self, layer: usize) -> usize {
+        match self.of {
+            Pool::Layer => layer,
+            Pool::Model => 0,
+        }
+    }
+
+    /// That of a head of this rank.
+    fn of_head(&self, head: usize) -> usize {
+        self.of_layer(head / self.columns.own)
+    }
+
+    /// Heads of a pool, on all ranks.
+    fn heads(&self) -> usize {
+        self.layers * self.columns.total / self.count()
+    }
+}
+
 /// Adds counts of all ranks.
 pub type SumCounts<'a> = &'a mut dyn FnMut(&mut [u64]) -> Result<()>;
 
-/// Chooses the slots to keep out of `heads` (layer-major) such that all heads of all ranks keep `take` candidates on
-/// average, the best ones, though no column more than [`GROUP_CAP`] times its share. Returns all slots that stay.
+/// Chooses the slots to keep out of `heads` (layer-major) such that the heads of a pool keep `take` candidates on average, the best ones,
+/// on all ranks together. Returns all slots that stay.
 pub(super) fn select(
     heads: &[SelectItem<'_>],
     columns: Columns,
-    take: usize,
+    (take, pool): (usize, Pool),
     sum: SumCounts<'_>,
 ) -> Result<Vec<Vec<u32>>> {
-    let chosen = choose(heads, columns, take, sum)?;
+    let chosen = choose(heads, columns, (take, pool), sum)?;
     Ok(heads.iter().zip(chosen).map(|(item, chosen)| with_protected(item, chosen)).collect())
 }
 
 /// The candidates that stay, not in order.
-fn choose(heads: &[SelectItem<'_>], columns: Columns, take: usize, sum: SumCounts<'_>) -> Result<Vec<Vec<u32>>> {
-    let layers = heads.len() / columns.own;
+fn choose(
+    heads: &[SelectItem<'_>],
+    columns: Columns,
+    (take, pool): (usize, Pool),
+    sum: SumCounts<'_>,
+) -> Result<Vec<Vec<u32>>> {
+    let pools = Pools { of: pool, columns, layers: heads.len() / columns.own };
     let mut keep = vec![Vec::new(); heads.len()];
     let slot = |r: &Ranked| r.slot;
     let mut rest = Vec::new();
-    let mut num_own = 0;
+    let mut num_own = vec![0; pools.count()];
     for column in 0..columns.own {
-        let mut pool = Vec::new();
-        let mut room = cap(take, layers);
+        let mut others = Vec::new();
+        let mut room = cap(take, pools.layers);
         for head in (column..heads.len()).step_by(columns.own) {
             let mut all = ranked(&heads[head], head);
             let own = split_best(&mut all, floor_of(take));
             keep[head].extend(all[..own].iter().map(slot));
-            pool.extend_from_slice(&all[own..]);
+            others.extend_from_slice(&all[own..]);
             room -= own;
-            num_own += own;
+            num_own[pools.of_head(head)] += own as u64;
         }
-        let survivors = split_best(&mut pool, room);
-        rest.extend_from_slice(&pool[..survivors]);
+        let survivors = if pool == Pool::Model { split_best(&mut others, room) } else { others.len() };
+        rest.extend_from_slice(&others[..survivors]);
     }
-    let total = take * layers * columns.total;
-    let Some(threshold) = threshold(&rest, num_own, total, sum)? else {
-        rest.iter().for_each(|r| keep[r.head as usize].push(slot(r)));
-        return Ok(keep);
+    let thresholds = thresholds(&rest, &pools, (&num_own, take * pools.heads()), sum)?;
+    let mut room = match thresholds.iter().any(Option::is_some) {
+        true => room_for_ties(&rest, &pools, &thresholds, sum)?,
+        false => Vec::new(),
     };
-    let mut room = room_for_ties(&rest, &threshold, columns, layers, sum)?;
     rest.sort_unstable();
     for r in &rest {
-        let wanted = match r.key().cmp(&threshold.key) {
-            std::cmp::Ordering::Greater => true,
-            std::cmp::Ordering::Equal if room[r.head as usize] > 0 => {
-                room[r.head as usize] -= 1;
+        let head = r.head as usize;
+        let wanted = match thresholds[pools.of_head(head)].as_ref().map(|threshold| r.key().cmp(&threshold.key)) {
+            None | Some(Ordering::Greater) => true,
+            Some(Ordering::Equal) if room[head] > 0 => {
+                room[head] -= 1;
                 true
             }
-            _ => false,
+            Some(_) => false,
         };
         if wanted {
-            keep[r.head as usize].push(slot(r));
+            keep[head].push(slot(r));
         }
     }
     Ok(keep)
@@ -93,56 +141,76 @@ struct Threshold {
     ties: u64,
 }
 
-/// `None`: every candidate is kept.
-fn threshold(rest: &[Ranked], num_own: usize, total: usize, sum: SumCounts<'_>) -> Result<Option<Threshold>> {
+/// Of every pool, `None` where every candidate is kept. `num_own`: what the floors took of each on this rank; `total`: what the heads of a
+/// pool keep.
+fn thresholds(
+    rest: &[Ranked],
+    pools: &Pools,
+    (num_own, total): (&[u64], usize),
+    sum: SumCounts<'_>,
+) -> Result<Vec<Option<Threshold>>> {
     const BITS: u32 = 8;
     const BINS: usize = 1 << BITS;
-    let (mut prefix, mut left) = (0u32, 0u64);
+    let start = || Some(Threshold { key: 0, ties: 0 });
+    let mut found: Vec<Option<Threshold>> = num_own.iter().map(|_| start()).collect();
     for shift in (0..u32::BITS).step_by(BITS as usize).rev() {
-        // The last count is of what the floors took, which the first round needs.
-        let mut counts = vec![0u64; BINS + 1];
-        let is_in_prefix = |key: u32| shift + BITS == u32::BITS || (key ^ prefix) >> (shift + BITS) == 0;
-        for r in rest.iter().filter(|r| is_in_prefix(r.key())) {
-            counts[(r.key() >> shift) as usize % BINS] += 1;
-        }
-        counts[BINS] = num_own as u64;
-        sum(&mut counts)?;
-        if shift + BITS == u32::BITS {
-            left = total as u64 - counts[BINS];
-            if counts[..BINS].iter().sum::<u64>() <= left {
-                return Ok(None);
+        let is_first = shift + BITS == u32::BITS;
+        // The last count of a pool is of what the floors took, which the first round needs.
+        let mut counts = vec![0u64; found.len() * (BINS + 1)];
+        for r in rest {
+            let pool = pools.of_head(r.head as usize);
+            let is_in_prefix = |at: &Threshold| is_first || (r.key() ^ at.key) >> (shift + BITS) == 0;
+            if found[pool].as_ref().is_some_and(is_in_prefix) {
+                counts[pool * (BINS + 1) + (r.key() >> shift) as usize % BINS] += 1;
             }
         }
-        let mut digit = BINS - 1;
-        while counts[digit] < left {
-            left -= counts[digit];
-            digit -= 1;
+        counts.chunks_exact_mut(BINS + 1).zip(num_own).for_each(|(counts, &own)| counts[BINS] = own);
+        sum(&mut counts)?;
+        for (threshold, counts) in found.iter_mut().zip(counts.chunks_exact(BINS + 1)) {
+            let Some(at) = threshold else { continue };
+            if is_first {
+                at.ties = total as u64 - counts[BINS];
+                if counts[..BINS].iter().sum::<u64>() <= at.ties {
+                    *threshold = None;
+                    continue;
+                }
+            }
+            let mut digit = BINS - 1;
+            while counts[digit] < at.ties {
+                at.ties -= counts[digit];
+                digit -= 1;
+            }
+            at.key |= (digit as u32) << shift;
         }
-        prefix |= (digit as u32) << shift;
+        if found.iter().all(Option::is_none) {
+            break;
+        }
     }
-    Ok(Some(Threshold { key: prefix, ties: left }))
+    Ok(found)
 }
 
 /// How many ties each head of this rank keeps.
 fn room_for_ties(
     rest: &[Ranked],
-    threshold: &Threshold,
-    columns: Columns,
-    layers: usize,
+    pools: &Pools,
+    thresholds: &[Option<Threshold>],
     sum: SumCounts<'_>,
 ) -> Result<Vec<u64>> {
-    let everywhere = |head: usize| head / columns.own * columns.total + columns.first + head % columns.own;
-    let mut ties = vec![0u64; layers * columns.total];
-    for r in rest.iter().filter(|r| r.key() == threshold.key) {
-        ties[everywhere(r.head as usize)] += 1;
+    let Columns { own, first, total } = pools.columns;
+    let everywhere = |head: usize| head / own * total + first + head % own;
+    let mut ties = vec![0u64; pools.layers * total];
+    for r in rest {
+        let threshold = thresholds[pools.of_head(r.head as usize)].as_ref();
+        ties[everywhere(r.head as usize)] += u64::from(threshold.is_some_and(|threshold| r.key() == threshold.key));
     }
     sum(&mut ties)?;
-    let mut left = threshold.ties;
-    for count in &mut ties {
-        *count = (*count).min(left);
-        left -= *count;
+    let mut left: Vec<u64> = thresholds.iter().map(|threshold| threshold.as_ref().map_or(0, |t| t.ties)).collect();
+    for (index, count) in ties.iter_mut().enumerate() {
+        let left = &mut left[pools.of_layer(index / total)];
+        *count = (*count).min(*left);
+        *left -= *count;
     }
-    Ok((0..layers * columns.own).map(|head| ties[everywhere(head)]).collect())
+    Ok((0..pools.layers * own).map(|head| ties[everywhere(head)]).collect())
 }
 
 #[cfg(test)]
@@ -159,10 +227,15 @@ mod tests {
     }
 
     /// The slow, obvious version, on one rank: full sorts, one candidate at a time.
-    fn reference(heads: &[Vec<f32>], columns: usize, take: usize) -> Vec<Vec<u32>> {
+    fn reference(heads: &[Vec<f32>], columns: usize, (take, pool): (usize, Pool)) -> Vec<Vec<u32>> {
         let mut keep = vec![Vec::new(); heads.len()];
         let mut in_column = vec![0; columns];
-        let mut left = take * heads.len();
+        let layers = heads.len() / columns;
+        let mut left = match pool {
+            Pool::Layer => vec![take * columns; layers],
+            Pool::Model => vec![take * heads.len()],
+        };
+        let pool_of = |head: usize| if pool == Pool::Layer { head / columns } else { 0 };
         let mut all: Vec<(f32, usize, u32)> = Vec::new();
         for (h, head) in heads.iter().enumerate() {
             all.extend(candidates(head).map(|slot| (head[slot], h, slot as u32)));
@@ -172,11 +245,12 @@ mod tests {
         for pass in 0..2 {
             all.retain(|&(_, h, s)| {
                 let room: &mut Vec<u32> = &mut keep[h];
-                let fits = left > 0 && in_column[h % columns] < cap(take, heads.len() / columns);
+                let is_capped = pool == Pool::Model && in_column[h % columns] >= cap(take, layers);
+                let fits = left[pool_of(h)] > 0 && !is_capped;
                 let wanted = fits && (pass == 1 || room.len() < floor);
                 if wanted {
                     room.push(s);
-                    left -= 1;
+                    left[pool_of(h)] -= 1;
                     in_column[h % columns] += 1;
                 }
                 !wanted
@@ -190,7 +264,7 @@ mod tests {
     }
 
     /// Heads of `columns` dealt to ranks of these widths, each selecting in a thread of its own.
-    fn on_ranks(heads: &[Vec<f32>], total: usize, take: usize, widths: &[usize]) -> Vec<Vec<u32>> {
+    fn on_ranks(heads: &[Vec<f32>], total: usize, take: (usize, Pool), widths: &[usize]) -> Vec<Vec<u32>> {
         let (barrier, shared) = (Barrier::new(widths.len()), Mutex::new(Vec::<u64>::new()));
         let mut keep = vec![Vec::new(); heads.len()];
         let found = std::thread::scope(|scope| {
@@ -240,9 +314,11 @@ mod tests {
         ) {
             let heads: Vec<Vec<f32>> =
                 scores.iter().map(|s| s.iter().map(|&v| f32::from(v) * 1.7).collect()).collect();
-            let expected = reference(&heads, 4, take);
-            for widths in [&[4][..], &[2, 2], &[2, 1, 1], &[1, 1, 1, 1]] {
-                prop_assert_eq!(&on_ranks(&heads, 4, take, widths), &expected, "{:?}", widths);
+            for pool in [Pool::Layer, Pool::Model] {
+                let expected = reference(&heads, 4, (take, pool));
+                for widths in [&[4][..], &[2, 2], &[2, 1, 1], &[1, 1, 1, 1]] {
+                    prop_assert_eq!(&on_ranks(&heads, 4, (take, pool), widths), &expected, "{:?} {:?}", pool, widths);
+                }
             }
         }
     }

@@ -10,21 +10,29 @@ pub enum HeadBudget {
     Uniform,
     /// Slots of one KV head index are pooled over all layers.
     Column,
+    /// Slots are pooled over the KV heads of each layer.
+    Layer,
     /// Slots are pooled over all layers and KV heads.
     Group,
 }
 
 impl HeadBudget {
     /// Every variant.
-    pub const ALL: [Self; 3] = [Self::Uniform, Self::Column, Self::Group];
+    pub const ALL: [Self; 4] = [Self::Uniform, Self::Column, Self::Layer, Self::Group];
 
     /// Wire name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Uniform => "uniform",
             Self::Column => "column",
+            Self::Layer => "layer",
             Self::Group => "group",
         }
+    }
+
+    /// Whether ranks share a pool, so that each may hold another number of slots.
+    pub const fn spans_ranks(self) -> bool {
+        matches!(self, Self::Layer | Self::Group)
     }
 }
 
@@ -91,12 +99,11 @@ impl Contract {
         if wire.policy == cost::FULL {
             return Ok(Self::full());
         }
-        let head_budget = match wire.head_budget.as_str() {
-            "uniform" => HeadBudget::Uniform,
-            "column" => HeadBudget::Column,
-            "group" => HeadBudget::Group,
-            other => return Err(Error::Contract(format!("head_budget `{other}` is not uniform, column or group"))),
-        };
+        let asked = &wire.head_budget;
+        let head_budget = HeadBudget::ALL.into_iter().find(|head_budget| head_budget.name() == asked);
+        let names = HeadBudget::ALL.map(HeadBudget::name).join(", ");
+        let refused = || Error::Contract(format!("head_budget `{asked}` is not one of {names}"));
+        let head_budget = head_budget.ok_or_else(refused)?;
         let positions = match wire.positions.as_str() {
             "absolute" | "" => Positions::Absolute,
             "compacted" => Positions::Compacted,

@@ -11,9 +11,8 @@
 //! grow with neither context nor budget: `1 + D + D (D + 1) / 2` numbers of 8 bytes for each query head.
 //!
 //! Scores are attention probabilities weighted by the length of the value, and AdaKV (arXiv 2407.11550) pools them over the
-//! heads of a layer with a floor of a fifth of the mean. Ours are pooled by `column` or `group` with that of
-//! [`crate::kv::budget::FLOOR_SHARE`]; a pool of one layer's heads is not offered, because under tensor parallelism it
-//! would have to be agreed on between ranks layer by layer.
+//! heads of a layer with a floor of a fifth of the mean. That is the head budget `layer` here, with the floor of
+//! [`crate::kv::budget::FLOOR_SHARE`]; `column` and `group` pool them, too.
 
 use super::{HeadView, Policy};
 
