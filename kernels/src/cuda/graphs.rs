@@ -163,3 +163,137 @@ impl<D: Device> Graphs<D> {
         unsafe { device.replay(graph) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::{Launch, Product, Sum};
+    use crate::sums::{SumElement, Summand};
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    /// A device that writes down what it starts.
+    #[derive(Default)]
+    struct Log {
+        calls: Mutex<Vec<&'static str>>,
+        refuses: bool,
+    }
+
+    impl Log {
+        fn note(&self, call: &'static str) -> Result<()> {
+            self.calls.lock().expect("no panic").push(call);
+            Ok(())
+        }
+    }
+
+    impl Device for Log {
+        type Memory = ();
+        type Graph = ();
+
+        fn name(&self) -> String {
+            String::new()
+        }
+        fn shared_bytes(&self) -> usize {
+            0
+        }
+        fn alloc(&self, _: &'static str, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn address((): &()) -> u64 {
+            0
+        }
+        fn upload(&self, _: &[u8], (): &(), _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn download(&self, (): &(), _: usize, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        unsafe fn launch(&self, _: &Launch<'_>) -> Result<()> {
+            self.note("launch")
+        }
+        fn has_products(&self) -> bool {
+            false
+        }
+        unsafe fn product(&self, _: &Product) -> Result<()> {
+            self.note("product")
+        }
+        fn join_sums(&self, _: Option<Arc<dyn DeviceSums>>) {}
+        unsafe fn sum(&self, _: &Sum) -> Result<()> {
+            self.note("sum")
+        }
+        fn captures(&self) -> bool {
+            true
+        }
+        unsafe fn capture(&self, _: &[Command]) -> Result<()> {
+            self.note("capture")?;
+            if self.refuses { Err(Error::Device { op: "capture", what: "refused".into() }) } else { Ok(()) }
+        }
+        unsafe fn replay(&self, (): &()) -> Result<()> {
+            self.note("replay")
+        }
+    }
+
+    /// Another rank that says what is written for it.
+    struct Other(Mutex<Vec<u64>>);
+
+    impl DeviceSums for Other {
+        fn set_deadline(&self, _: Instant) {}
+        fn all_reduce(&self, _: Summand<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn check(&self) -> Result<()> {
+            Ok(())
+        }
+        fn gather(&self, word: u64) -> Result<Vec<u64>> {
+            Ok(vec![word, self.0.lock().expect("no panic").remove(0)])
+        }
+    }
+
+    fn list(address: u64) -> Vec<Command> {
+        vec![Command::Sum(Sum { address, count: 1, element: SumElement::U64 })]
+    }
+
+    /// What the device is asked for when the other rank says all of `told`.
+    fn step(graphs: &mut Graphs<Log>, device: &Log, address: u64, told: &[u64]) -> Vec<&'static str> {
+        let other = Arc::new(Other(Mutex::new(told.to_vec())));
+        graphs.sums = Some(other.clone());
+        // SAFETY: the device starts nothing.
+        unsafe { graphs.start(device, list(address)) }.expect("nothing fails");
+        assert!(other.0.lock().expect("no panic").is_empty(), "it is asked as often as it answers");
+        std::mem::take(&mut device.calls.lock().expect("no panic"))
+    }
+
+    #[test]
+    fn ranks_replay_graphs_of_one_capture_or_none() {
+        let (mut graphs, device) = (Graphs::default(), Log::default());
+        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN]), ["sum"], "a list that is new here");
+        assert_eq!(step(&mut graphs, &device, 1, &[NEW]), ["sum"], "a list that is new there");
+        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "replay"]);
+        assert_eq!(step(&mut graphs, &device, 1, &[2]), ["replay"]);
+        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "replay"], "another list there");
+        assert_eq!(step(&mut graphs, &device, 1, &[2, 1]), ["capture", "replay"], "a graph of another capture there");
+        assert_eq!(step(&mut graphs, &device, 1, &[4]), ["replay"]);
+        assert_eq!(step(&mut graphs, &device, 2, &[4]), ["sum"], "another list here");
+        assert_eq!(step(&mut graphs, &device, 2, &[4, 0]), ["capture", "sum"], "what was captured here was not there");
+        assert_eq!(step(&mut graphs, &device, 2, &[NEW]), ["sum"], "from then on it says so");
+    }
+
+    #[test]
+    fn another_group_captures_anew() {
+        let (mut graphs, device) = (Graphs::default(), Log::default());
+        step(&mut graphs, &device, 1, &[KNOWN]);
+        step(&mut graphs, &device, 1, &[KNOWN, 1]);
+        graphs.join_sums(None);
+        assert_eq!(step(&mut graphs, &device, 1, &[NEW]), ["sum"]);
+        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "replay"]);
+        assert_eq!(step(&mut graphs, &device, 1, &[2]), ["replay"], "captures are counted anew");
+    }
+
+    #[test]
+    fn who_cannot_capture_keeps_the_others_from_it() {
+        let (mut graphs, device) = (Graphs::default(), Log { refuses: true, ..Log::default() });
+        step(&mut graphs, &device, 1, &[NEW]);
+        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "sum"]);
+        assert_eq!(step(&mut graphs, &device, 1, &[2]), ["sum"]);
+    }
+}
