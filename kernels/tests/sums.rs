@@ -71,7 +71,8 @@ impl DeviceSums for Other {
                 own.iter_mut().zip(&*other).for_each(|(own, other)| *own = own.wrapping_add(*other));
             }
             SumElement::F32 => {
-                let (own, other): (&mut [f32], _) = (bytemuck::cast_slice_mut(bytes), self.floats.lock().expect("held"));
+                let (own, other): (&mut [f32], _) =
+                    (bytemuck::cast_slice_mut(bytes), self.floats.lock().expect("held"));
                 assert_eq!(own.len(), other.len());
                 own.iter_mut().zip(&*other).for_each(|(own, other)| *own += other);
             }

@@ -144,8 +144,10 @@ fn a_step_of_a_group_is_one_list_with_its_sums() {
         assert_eq!(boundaries, 2);
         // Between a product and its sum is one kernel, behind the sum another.
         let names = names(&told.steps[1].0);
-        let around: Vec<[&str; 3]> =
-            (1..names.len() - 1).filter(|&i| names[i] == "sum").map(|i| [names[i - 1], names[i], names[i + 1]]).collect();
+        let around: Vec<[&str; 3]> = (1..names.len() - 1)
+            .filter(|&i| names[i] == "sum")
+            .map(|i| [names[i - 1], names[i], names[i + 1]])
+            .collect();
         assert_eq!(around[0][..2], ["embed", "sum"]);
         assert!(around[1..].iter().all(|around| *around == ["to_fixed", "sum", "from_fixed"]), "{around:?}");
     }

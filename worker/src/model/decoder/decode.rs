@@ -18,7 +18,11 @@ impl<B: Backend> Decoder<B> {
                 && !matches!(policy.ingest(), Ingest::Query(_))
         };
         let alone = self.shard.is_whole() && self.exchange.collective().is_none();
-        if !(alone || self.exchange.sums_on_device()) || self.capture.is_some() || self.perturbed || !pieces.iter().all(on_device) {
+        if !(alone || self.exchange.sums_on_device())
+            || self.capture.is_some()
+            || self.perturbed
+            || !pieces.iter().all(on_device)
+        {
             return None;
         }
         let kv_heads = self.shard.kv_heads.len();
