@@ -6,6 +6,8 @@ use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
+use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
+use palimpsest_proto::v1::{KvContract, Sampling};
 use palimpsest_tests::devices::prompt;
 use palimpsest_tests::{EngineOptions, LAYERS, STRIDE, contract, engine_on, tiny_indexer_of_two, tiny_model};
 use palimpsest_worker::collective::local::LocalGroup;
@@ -29,7 +31,8 @@ const SUMS: usize = 1 + 2 * LAYERS;
 
 /// Ends whose sums stay on the device.
 fn on_device(world_size: usize) -> Ends {
-    let ends = connect(vec![Arc::new(Fake::default()); world_size], Duration::from_secs(30));
+    let library = Arc::new(Fake::default());
+    let ends = connect(vec![library; world_size], Duration::from_secs(30));
     ends.into_iter().map(|end| Arc::new(end.expect("all came")) as Arc<dyn Collective>).collect()
 }
 
@@ -225,4 +228,40 @@ fn an_epoch_that_is_ended_ends_the_step() {
         alone.join().expect("a rank").expect_err("the epoch was ended")
     });
     assert!(matches!(failed, Error::Collective(CollectiveError::Aborted)), "{failed}");
+}
+
+/// A rank whose hidden states are other ones, as a damaged memory would have them, is found by its digest. What it was asked to do for
+/// that, the others did not do, and still their steps have the same sums.
+#[test]
+fn a_rank_that_diverges_keeps_step() {
+    const DIVERGES: u64 = 8;
+    let mut ranks = group(on_device(2), Precision::Bf16, true);
+    ranks[1].diverge_at(vec![DIVERGES]);
+    let digests = |runner: &mut Runner<Backend>| -> Vec<u64> {
+        let mut seen = 0;
+        let pieces = prompt(48).chunks(STRIDE as usize).map(<[u32]>::to_vec).collect::<Vec<_>>();
+        let mut step = |(number, tokens): (usize, Vec<u32>)| {
+            let init = (number == 0).then(|| SequenceInit {
+                kv: Some(KvContract { policy: "full".into(), ..Default::default() }),
+                sampling: Some(Sampling { temperature: Some(0.0), ..Default::default() }),
+                max_tokens: 100,
+                prompt_tokens: 100,
+                ..Default::default()
+            });
+            let (count, position) = (tokens.len(), seen);
+            seen += count as u64;
+            let sequence = SequenceStep { sequence: 1, init, tokens, position, sample: true, ..Default::default() };
+            let plan = StepPlan { epoch: 1, step: number as u64, sequences: vec![sequence], release: Vec::new() };
+            let output = runner.execute(&plan);
+            assert_eq!(output.error, "", "step {number}");
+            output.digest
+        };
+        pieces.into_iter().chain((0..8).map(|token| vec![token])).enumerate().map(&mut step).collect()
+    };
+    let told: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = ranks.iter_mut().map(|runner| scope.spawn(|| digests(runner))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
+    });
+    let same = told[0].iter().zip(&told[1]).take_while(|(one, other)| one == other).count();
+    assert_eq!((same as u64 + 1, told[0].len()), (DIVERGES, 11));
 }

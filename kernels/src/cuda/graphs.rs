@@ -57,9 +57,10 @@ impl<D: Device> Graphs<D> {
     /// As [`Command::start`], for all of them.
     pub(super) unsafe fn start(&mut self, device: &D, commands: Vec<Command>) -> Result<()> {
         let has_sums = commands.iter().any(Command::is_sum);
-        // SAFETY: by the caller's contract.
         let replayed = match self.sums.clone().filter(|_| has_sums) {
+            // SAFETY: by the caller's contract.
             Some(sums) => unsafe { self.replay_together(device, &*sums, &commands) }?,
+            // SAFETY: by the caller's contract.
             None => unsafe { self.replay_alone(device, &commands) },
         };
         if replayed {
@@ -98,11 +99,13 @@ impl<D: Device> Graphs<D> {
         if !self.wanted || !device.captures() || !self.recall(commands) {
             return false;
         }
-        // SAFETY: by the caller's contract.
-        let replayed = match &self.known[0].graph {
-            Some((_, graph)) => unsafe { device.replay(graph) },
-            None => unsafe { self.capture(device, commands, 0).and_then(|()| self.replay(device)) },
+        let captured = match self.known[0].graph {
+            Some(_) => Ok(()),
+            // SAFETY: by the caller's contract.
+            None => unsafe { self.capture(device, commands, 0) },
         };
+        // SAFETY: by the caller's contract.
+        let replayed = captured.and_then(|()| unsafe { self.replay(device) });
         replayed.inspect_err(|error| self.give_up(error)).is_ok()
     }
 

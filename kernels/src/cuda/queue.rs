@@ -268,7 +268,7 @@ impl<D: Device> Queue<D> {
     /// Those of the device.
     pub(super) fn upload(&self, src: &[u8], dst: &Held<D>, offset: usize) -> Result<()> {
         self.flush()?;
-        self.device.upload(src, dst.memory(), offset)
+        self.watched(self.device.upload(src, dst.memory(), offset))
     }
 
     /// Copies from the device, after what was put off.

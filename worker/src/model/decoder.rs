@@ -443,12 +443,14 @@ impl<B: Backend> Decoder<B> {
         self.exchange.embed(&*self.backend, &self.embedding, &local, self.config.hidden, x)
     }
 
-    /// Changes one value of each row, after the sum that makes them the same on all ranks.
+    /// Changes one value of each row, after the sum that makes them the same on all ranks. What it asks the device for, other ranks do not;
+    /// where the step is put off, it stays one list all the same.
     fn perturb(&mut self, rows: usize) -> Result<()> {
         let mut values = vec![0.0; rows * self.config.hidden];
-        self.backend.download(&self.scratch.x, 0, &mut values)?;
-        values.chunks_exact_mut(self.config.hidden).for_each(|row| row[0] += 0.25);
-        Ok(self.backend.upload(&values, &mut self.scratch.x, 0)?)
+        values.chunks_exact_mut(self.config.hidden).for_each(|row| row[0] = 0.25);
+        let mut change = self.backend.alloc(values.len())?;
+        self.backend.upload(&values, &mut change, 0)?;
+        Ok(self.backend.add(&mut self.scratch.x, &change, values.len())?)
     }
 
     fn rotary(&mut self, spans: &[Span<'_>], rows: usize) -> Result<()> {

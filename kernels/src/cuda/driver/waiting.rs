@@ -63,25 +63,86 @@ impl Shared {
             return Ok(());
         }
         let Some(sums) = self.sums.joined() else { return Ok(()) };
-        for asked in 0u32.. {
+        let is_done = || {
             // SAFETY: the stream lives as long as this.
             match unsafe { sys::cuStreamQuery(self.stream) } {
-                sys::CUresult::CUDA_ERROR_NOT_READY => {}
-                result => {
-                    result.result().map_err(failed("wait"))?;
-                    self.sums.under_way.store(false, Ordering::Release);
-                    return Ok(());
-                }
+                sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+                result => result.result().map(|()| true).map_err(failed("wait")),
             }
-            if asked >= EAGER || asked % ASKED == 0 {
-                sums.check()?;
-            }
-            if asked >= EAGER {
-                std::thread::sleep(PAUSE);
-            } else {
-                std::hint::spin_loop();
-            }
-        }
+        };
+        wait_until(is_done, &*sums)?;
+        self.sums.under_way.store(false, Ordering::Release);
         Ok(())
+    }
+}
+
+/// Asks until it is done, or the sums will not be.
+fn wait_until(mut is_done: impl FnMut() -> Result<bool>, sums: &dyn DeviceSums) -> Result<()> {
+    let mut asked = 0;
+    while !is_done()? {
+        if asked >= EAGER || asked % ASKED == 0 {
+            sums.check()?;
+        }
+        if asked < EAGER {
+            asked += 1;
+            std::hint::spin_loop();
+        } else {
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::sums::Summand;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
+
+    /// Sums that fail after so many questions.
+    struct Failing(AtomicUsize);
+
+    impl DeviceSums for Failing {
+        fn set_deadline(&self, _: Instant) {}
+        fn all_reduce(&self, _: Summand<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn check(&self) -> Result<()> {
+            let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            left.map(|_| ()).map_err(|_| Error::Sums("a rank is gone".into()))
+        }
+        fn gather(&self, word: u64) -> Result<Vec<u64>> {
+            Ok(vec![word])
+        }
+    }
+
+    #[test]
+    fn a_stream_that_ends_is_waited_for() {
+        for asked in [0, 1, 1000, EAGER + 3] {
+            let mut left = asked;
+            let is_done = || {
+                left = left.saturating_sub(1);
+                Ok(left == 0)
+            };
+            wait_until(is_done, &Failing(AtomicUsize::new(usize::MAX))).expect("it ends");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_hangs_in_a_sum_is_given_up() {
+        // While it is asked without a pause, and after that.
+        for questions in [0, 5, EAGER as usize / ASKED as usize + 4] {
+            let error = wait_until(|| Ok(false), &Failing(AtomicUsize::new(questions))).expect_err("it never ends");
+            assert!(matches!(&error, Error::Sums(cause) if cause.to_string() == "a rank is gone"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_fails_says_so() {
+        let lost = || Err(Error::Device { op: "wait", what: "lost".into() });
+        let error = wait_until(lost, &Failing(AtomicUsize::new(usize::MAX))).expect_err("it failed");
+        assert!(matches!(error, Error::Device { .. }), "{error}");
     }
 }

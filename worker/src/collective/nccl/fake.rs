@@ -20,13 +20,15 @@ const LAZY_POLLS: u64 = 3;
 pub struct Fake {
     /// As [`Api::version`] says it.
     pub version: u32,
+    /// Held as long as captured graphs are to name communicators: NCCL gives none back before.
+    pub graphs: Mutex<()>,
     groups: Mutex<HashMap<UniqueId, Arc<Mutex<Group>>>>,
     ids: AtomicU64,
 }
 
 impl Default for Fake {
     fn default() -> Self {
-        Self { version: 23_003, groups: Mutex::default(), ids: AtomicU64::new(1) }
+        Self { version: 23_003, graphs: Mutex::default(), groups: Mutex::default(), ids: AtomicU64::new(1) }
     }
 }
 
@@ -161,6 +163,7 @@ impl Api for Fake {
     }
 
     fn abort(&self, comm: FakeComm) {
+        let _graphs = self.graphs.lock().expect("no test panics while it holds this");
         comm.group(|group| {
             group.gone = group.gone.or(Some(comm.place.rank));
             // What this rank brought to a collective that is not complete goes with it.

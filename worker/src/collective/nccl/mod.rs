@@ -259,6 +259,21 @@ mod tests {
         conformance::run_device_sums(&make);
     }
 
+    /// The engine drops its graphs when it is told of the end, so nobody may wait for the library's end before.
+    #[test]
+    fn an_end_does_not_wait_for_graphs() {
+        let fake = Arc::new(Fake::default());
+        let mut ends = connect(vec![fake.clone(), fake.clone()], Duration::from_secs(10)).into_iter();
+        let (one, other) = (ends.next().expect("two").expect("joined"), ends.next().expect("two").expect("joined"));
+        let graphs = fake.graphs.lock().expect("held");
+        one.abort();
+        let soon = || Instant::now() + Duration::from_secs(10);
+        assert_eq!(one.all_reduce_counts(&mut [1], soon()), Err(CollectiveError::Aborted));
+        drop(graphs);
+        let told = other.all_reduce_counts(&mut [1], soon());
+        assert!(matches!(told, Err(CollectiveError::PeerGone(_))), "{told:?}");
+    }
+
     #[test]
     fn versions_that_differ_are_named() {
         let (a, b) = (Arc::new(Fake::default()), Arc::new(Fake::of_version(22_803)));
