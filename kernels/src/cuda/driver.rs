@@ -13,7 +13,7 @@ pub use timing::Facts;
 
 use super::{Arg, Command, Device, Launch, Product, Sum, at_least};
 use crate::error::{Error, Result};
-use crate::sums::{DeviceSums, Summand};
+use crate::sums::DeviceSums;
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{result as cuda, sys};
 use staging::Staging;
@@ -429,15 +429,8 @@ impl Device for Driver {
     }
 
     unsafe fn sum(&self, sum: &Sum) -> Result<()> {
-        self.shared.enter("sum")?;
-        let none = || Error::Device { op: "sum", what: "no ranks were joined".into() };
-        let sums = self.shared.sums.joined().ok_or_else(none)?;
-        let span = self.begin_span()?;
-        // SAFETY: by the caller's contract; the stream is that of the context which was just made current.
-        let summand = unsafe { Summand::on_stream(sum.element, sum.address, sum.count, self.shared.stream as u64) };
-        self.shared.sums.begin();
-        sums.all_reduce(summand)?;
-        self.end_span("sum", span)
+        // SAFETY: by the caller's contract.
+        unsafe { self.put_sum(sum) }
     }
 
     fn captures(&self) -> bool {

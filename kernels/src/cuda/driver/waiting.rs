@@ -1,12 +1,13 @@
-//! Waiting for the stream, which does not end by itself when a rank has died in the middle of a sum.
+//! Sums over ranks on the stream, and waiting for it: it does not end by itself when a rank has died in the middle of a sum.
 //!
 //! NCCL's kernel spins on the GPU until its peers have come; only an abort of the communicator, by whoever connects the ranks, ends
 //! it. So while sums are under way the stream is asked again and again, and so are they: a thread that sleeps in the driver could
 //! be told of nothing.
 
-use super::{Shared, cuda, failed, sys};
-use crate::error::Result;
-use crate::sums::DeviceSums;
+use super::{Driver, Shared, cuda, failed, sys};
+use crate::cuda::Sum;
+use crate::error::{Error, Result};
+use crate::sums::{DeviceSums, Summand};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,6 +41,27 @@ impl Sums {
     /// A sum is put on the stream, or a graph that has some.
     pub(super) fn begin(&self) {
         self.under_way.store(true, Ordering::Release);
+    }
+}
+
+impl Driver {
+    /// Puts a sum on the stream.
+    ///
+    /// # Safety
+    /// As [`Device::sum`](crate::cuda::Device::sum).
+    ///
+    /// # Errors
+    /// As [`Device::sum`](crate::cuda::Device::sum).
+    pub(super) unsafe fn put_sum(&self, sum: &Sum) -> Result<()> {
+        self.shared.enter("sum")?;
+        let none = || Error::Device { op: "sum", what: "no ranks were joined".into() };
+        let sums = self.shared.sums.joined().ok_or_else(none)?;
+        let span = self.begin_span()?;
+        // SAFETY: by the caller's contract; the stream is that of the context which was just made current.
+        let summand = unsafe { Summand::on_stream(sum.element, sum.address, sum.count, self.shared.stream as u64) };
+        self.shared.sums.begin();
+        sums.all_reduce(summand)?;
+        self.end_span("sum", span)
     }
 }
 
@@ -96,8 +118,6 @@ fn wait_until(mut is_done: impl FnMut() -> Result<bool>, sums: &dyn DeviceSums) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
-    use crate::sums::Summand;
     use std::sync::atomic::AtomicUsize;
     use std::time::Instant;
 
