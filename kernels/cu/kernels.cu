@@ -2,6 +2,7 @@
 #include "rows.cu"
 #include "dequantize.cu"
 #include "matmul.cu"
+#include "fixed.cu"
 #include "slots.cu"
 #include "score.cu"
 #include "select.cu"

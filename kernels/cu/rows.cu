@@ -1,6 +1,7 @@
 // Operations on rows of activations, all f32: embedding, RMS norm, sums, SwiGLU, gather.
 //
 //   embed         out[t] = table[ids[t]]                       table [V, stride], bf16 or f32; out [T, E]
+//                 NONE: negative zeros, which change nothing that is added to them, not even the sign of a zero
 //   rms_norm      out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w  [R, E]
 //   add           x += y
 //   silu_mul      out[t, f] = silu(gu[t, f]) * gu[t, F + f]     gu [T, 2F], out [T, F]
@@ -16,10 +17,12 @@
 
 extern "C" __global__ void embed(const void *table, uint32_t is_f32, uint32_t stride, uint32_t cols, const uint32_t *ids,
                                  float *out) {
-    size_t from = (size_t)ids[blockIdx.x] * stride, to = (size_t)blockIdx.x * cols;
+    uint32_t id = ids[blockIdx.x];
+    size_t from = (size_t)id * stride, to = (size_t)blockIdx.x * cols;
     for (uint32_t c = threadIdx.x; c < cols; c += blockDim.x)
-        out[to + c] = is_f32 ? static_cast<const float *>(table)[from + c]
-                             : to_float(static_cast<const bf16_t *>(table)[from + c]);
+        out[to + c] = id == NONE ? -0.0f
+                      : is_f32   ? static_cast<const float *>(table)[from + c]
+                                 : to_float(static_cast<const bf16_t *>(table)[from + c]);
 }
 REGISTER_KERNEL(embed)
 

@@ -3,11 +3,13 @@
 //! Shapes use the axis legend of the crate. A backend owns its memory (`Buffer`, `Matrix`, `Pages`); the engine holds
 //! page tables and lengths on the host and passes them with each call, so no call needs a host round trip.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
 use crate::score::{NoteItem, ScoreItem};
+use crate::sums::DeviceSums;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Element type of a weight as stored in a model file. Quantised types come in blocks along the input axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -403,6 +405,31 @@ pub trait Backend: Send + Sync + 'static {
         ends: &[usize],
         out: &mut [i64],
     ) -> Result<()>;
+    /// Takes sums over ranks from now on from `sums`, `None`: from nobody. Whether the device can put them between its kernels; where
+    /// it cannot, nothing changes, and sums go through the host ([`Self::matmul_share`]).
+    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) -> bool {
+        let _ = sums;
+        false
+    }
+    /// [`Self::matmul_units`] of this rank's columns, summed over the ranks that joined, on the device: the bits that
+    /// [`Self::matmul_share`] and a sum on the host give. `out`: `[T, N]`. After [`Self::join_sums`] said yes.
+    fn matmul_sum(
+        &self,
+        matrix: &Self::Matrix,
+        x: &Self::Buffer,
+        rows: usize,
+        ends: &[usize],
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        let _ = (matrix, x, rows, ends, out);
+        Err(Error::Unavailable(format!("{} has no sums over ranks", self.name())))
+    }
+    /// [`Self::embed`] where each rank has some rows of the table, on the device as [`Self::matmul_sum`]: `ids` count from the
+    /// rank's first row, and are `None` where another rank has it. One rank has each. `out`: `[T, E]`.
+    fn embed_sum(&self, table: &Self::Matrix, ids: &[Option<u32>], out: &mut Self::Buffer) -> Result<()> {
+        let _ = (table, ids, out);
+        Err(Error::Unavailable(format!("{} has no sums over ranks", self.name())))
+    }
     /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`, rows of `weight`'s length.
     fn rms_norm(
         &self,

@@ -61,4 +61,7 @@ pub enum Error {
         /// The device's words.
         what: String,
     },
+    /// A sum over ranks failed, or its epoch was ended: the device is whole, and the group has to form anew.
+    #[error(transparent)]
+    Sums(Box<dyn std::error::Error + Send + Sync>),
 }

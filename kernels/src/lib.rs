@@ -22,6 +22,7 @@ pub mod reference;
 pub mod sample;
 pub mod score;
 pub mod select;
+pub mod sums;
 
 pub use backend::{
     AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, KvType, LEAST_MASS,

@@ -3,6 +3,7 @@
 use crate::{EngineOptions, VOCABULARY, contract, engine, engine_on, fixtures, random};
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_kernels::{Backend, KvType};
+use palimpsest_worker::error::Error;
 use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
@@ -99,4 +100,25 @@ pub fn tiny_configurations() -> Vec<PathBuf> {
     let file = |name: &str| models.join(name).join("model.gguf");
     let directories = ["llama", "llama-tied", "mistral", "qwen2", "qwen3"].map(|name| models.join(name));
     directories.into_iter().chain(["gguf-llama", "gguf-qwen2"].map(file)).collect()
+}
+
+/// A rank's greedy answer of `tokens` tokens to the prompt of 90, and the bits of their logits. Unlike [`outcome`] it may fail, as where
+/// another rank dies.
+///
+/// # Errors
+/// Those of the engine.
+pub fn answer<B: Backend>(
+    runner: &mut Runner<B>,
+    contract: &Contract,
+    tokens: usize,
+) -> Result<Vec<(u32, Vec<u32>)>, Error> {
+    let mut session = Session::open(runner, contract.clone())?;
+    let mut logits = session.feed(&prompt(90), Logits::Last)?;
+    let mut told = Vec::new();
+    for _ in 0..tokens {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0) as u32;
+        told.push((best, logits.iter().map(|logit| logit.to_bits()).collect()));
+        logits = session.feed(&[best], Logits::Last)?;
+    }
+    Ok(told)
 }

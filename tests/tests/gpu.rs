@@ -1,5 +1,8 @@
-//! Models on a GPU answer as on the CPU, where there is a GPU; and NCCL with one rank. `cargo xtask gpu-check` takes this test
-//! to a machine that has one.
+//! Models on a GPU answer as on the CPU, where there is a GPU; and NCCL with one rank and with two. `cargo xtask gpu-check` takes this
+//! test to a machine that has one.
+
+#[path = "gpu/ranks.rs"]
+mod ranks;
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::driver::Driver;

@@ -8,7 +8,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// A kernel refused its operands or the device failed.
     #[error(transparent)]
-    Kernel(#[from] palimpsest_kernels::Error),
+    Kernel(palimpsest_kernels::Error),
     /// The model cannot be opened.
     #[error(transparent)]
     Model(#[from] crate::model::Error),
@@ -56,6 +56,15 @@ pub enum Error {
     /// The model cannot be split into so many parts.
     #[error(transparent)]
     Shard(#[from] crate::shard::ShardError),
+}
+
+impl From<palimpsest_kernels::Error> for Error {
+    /// A sum over ranks that failed on the device is a collective that failed.
+    fn from(error: palimpsest_kernels::Error) -> Self {
+        use palimpsest_kernels::Error::Sums;
+        let Sums(cause) = error else { return Self::Kernel(error) };
+        cause.downcast().map_or_else(|cause| Self::Kernel(Sums(cause)), |error| Self::Collective(*error))
+    }
 }
 
 fn gib(bytes: usize) -> String {

@@ -4,10 +4,14 @@
 //! where a token is sampled. At a boundary that evicts, budgets pooled over the whole model add five small sums; where ranks share
 //! KV heads, policies that look at attention add one gather for all layers, and a count for its length. Alone, a rank exchanges nothing. The two sums per layer
 //! are of integers ([`palimpsest_kernels::fixed`]), so that they do not depend on the number of ranks.
+//!
+//! Where both the device and the communicator can, the sums of a step's layers and of its embedding stay on the device
+//! ([`palimpsest_kernels::sums`]). All else is the host's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use palimpsest_kernels::sums::DeviceSums;
 use palimpsest_kernels::{Backend, fixed};
 
 use crate::collective::Collective;
@@ -16,6 +20,8 @@ use crate::error::Result;
 /// Collectives of one decoder, within the deadline of the present step.
 pub struct Exchange {
     collective: Option<Arc<dyn Collective>>,
+    /// Those that the device has joined.
+    sums: Option<Arc<dyn DeviceSums>>,
     limit: Duration,
     deadline: Instant,
     calls: Calls,
@@ -43,6 +49,7 @@ impl Exchange {
     pub fn alone() -> Self {
         Self {
             collective: None,
+            sums: None,
             limit: STEP_LIMIT,
             deadline: Instant::now(),
             calls: Calls::default(),
@@ -52,9 +59,17 @@ impl Exchange {
         }
     }
 
-    /// Exchanges over `collective` from now on.
-    pub fn join(&mut self, collective: Arc<dyn Collective>) {
+    /// Exchanges over `collective` from now on, for a rank that computes on `backend`.
+    pub fn join<B: Backend>(&mut self, backend: &B, collective: Arc<dyn Collective>) {
+        let sums = collective.clone().device_sums();
+        let joined = backend.join_sums(sums.clone());
+        self.sums = sums.filter(|_| joined);
         self.collective = Some(collective);
+    }
+
+    /// Whether the sums of layers and embeddings stay on the device.
+    pub fn sums_on_device(&self) -> bool {
+        self.sums.is_some()
     }
 
     /// The communicator, if the rank is not alone.
@@ -65,6 +80,9 @@ impl Exchange {
     /// Starts the clock of a step.
     pub fn begin_step(&mut self) {
         self.deadline = Instant::now() + self.limit;
+        if let Some(sums) = &self.sums {
+            sums.set_deadline(self.deadline);
+        }
     }
 
     /// Collectives called so far.
@@ -86,6 +104,10 @@ impl Exchange {
         out: &mut B::Buffer,
     ) -> Result<()> {
         let Some(collective) = &self.collective else { return Ok(backend.matmul_units(matrix, x, rows, units, out)?) };
+        if self.sums.is_some() {
+            self.calls.sums += 1;
+            return Ok(backend.matmul_sum(matrix, x, rows, units, out)?);
+        }
         self.shares.resize(rows * width, 0);
         backend.matmul_share(matrix, x, rows, units, &mut self.shares)?;
         self.calls.sums += 1;
@@ -94,6 +116,35 @@ impl Exchange {
         self.mine.clear();
         self.mine.extend(self.shares.iter().map(|&sum| fixed::to_f32(sum)));
         Ok(backend.upload(&self.mine, out, 0)?)
+    }
+
+    /// Rows of a table of `width` columns, of which this rank has some: `ids` count from its first one, `None` where another rank has the
+    /// row. The sum has them all: `[T, width]` into `out`.
+    ///
+    /// # Errors
+    /// Those of the collective and of the device.
+    pub fn embed<B: Backend>(
+        &mut self,
+        backend: &B,
+        table: &B::Matrix,
+        ids: &[Option<u32>],
+        width: usize,
+        out: &mut B::Buffer,
+    ) -> Result<()> {
+        if self.sums.is_some() {
+            self.calls.sums += 1;
+            return Ok(backend.embed_sum(table, ids, out)?);
+        }
+        let local: Vec<u32> = ids.iter().map(|id| id.unwrap_or(0)).collect();
+        backend.embed(table, &local, out)?;
+        let mut values = vec![0.0; ids.len() * width];
+        backend.download(out, 0, &mut values)?;
+        for (row, _) in values.chunks_exact_mut(width).zip(ids).filter(|(_, id)| id.is_none()) {
+            // Negative zero changes nothing that is added to it, not even the sign of a zero.
+            row.fill(-0.0);
+        }
+        self.sum(&mut values)?;
+        Ok(backend.upload(&values, out, 0)?)
     }
 
     /// Sums values over all ranks, in rank order.

@@ -66,9 +66,11 @@ impl Footprint {
         let row = 2 * hidden + (query + 2 * key) + 2 * query + 3 * ffn + config.head_dim;
         let activations = 4 * step.rows * row + 4 * step.logit_rows * (hidden + shard.vocabulary.len());
         let cast = (step.rows * hidden.max(query).max(ffn) * element_bytes).next_power_of_two();
+        // A row-parallel product in fixed point.
+        let sums = if shard.is_whole() { 0 } else { (8 * step.rows * hidden).next_power_of_two() };
         let page = PageShape { head_dim: config.head_dim, dtype };
         let slots = cache.pages / page.cost() * PageShape::SLOTS;
-        let workspaces = activations + cast + SLOT_BYTES * slots + ALLOWANCE;
+        let workspaces = activations + cast + sums + SLOT_BYTES * slots + ALLOWANCE;
         Self { weights, cache: cache.pages + cache.latent, workspaces }
     }
 

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
 use crate::score::{NoteItem, ScoreItem};
+use crate::sums::DeviceSums;
+use std::sync::Arc;
 
 /// Values of an upload that goes with a step's descriptors, at most.
 const PUT_WORDS: usize = 1 << 20;
@@ -112,6 +114,26 @@ impl<D: Device> Backend for CudaBackend<D> {
         out: &mut [i64],
     ) -> Result<()> {
         self.multiply_share(matrix, x, rows, ends, out)
+    }
+
+    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) -> bool {
+        self.device.join_sums(sums);
+        true
+    }
+
+    fn matmul_sum(
+        &self,
+        matrix: &Matrix<D>,
+        x: &Buffer<D>,
+        rows: usize,
+        ends: &[usize],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.multiply_sum(matrix, x, rows, ends, out)
+    }
+
+    fn embed_sum(&self, table: &Matrix<D>, ids: &[Option<u32>], out: &mut Buffer<D>) -> Result<()> {
+        self.embed_sum_rows(table, ids, out)
     }
 
     fn rms_norm(&self, x: &Buffer<D>, weight: &Buffer<D>, eps: f32, rows: usize, out: &mut Buffer<D>) -> Result<()> {

@@ -6,12 +6,14 @@
 mod graph;
 mod staging;
 mod timing;
+mod waiting;
 
 pub use graph::Graph;
 pub use timing::Facts;
 
-use super::{Arg, Command, Device, Launch, Product, at_least};
+use super::{Arg, Command, Device, Launch, Product, Sum, at_least};
 use crate::error::{Error, Result};
+use crate::sums::DeviceSums;
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::{result as cuda, sys};
 use staging::Staging;
@@ -66,6 +68,7 @@ struct Shared {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    sums: waiting::Sums,
 }
 
 struct Blas {
@@ -166,7 +169,7 @@ impl Driver {
         // SAFETY: the context was just retained.
         unsafe { cuda::ctx::set_current(context) }.map_err(failed("open"))?;
         let stream = cuda::stream::create(cuda::stream::StreamKind::NonBlocking).map_err(failed("open"))?;
-        let shared = Arc::new(Shared { device, context, stream });
+        let shared = Arc::new(Shared { device, context, stream, sums: waiting::Sums::default() });
         // SAFETY: a fatbin that nvcc wrote, which knows its own length.
         let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }.map_err(failed("load kernels"))?;
         let blas = Blas::open(shared.stream);
@@ -235,6 +238,8 @@ impl Drop for Driver {
         if self.shared.enter("close").is_err() {
             return;
         }
+        // A sum that does not come to an end fails here, which ends it.
+        let _ = self.shared.wait("close");
         // SAFETY: made in `open`, dropped once; a stream that is waited for uses neither.
         unsafe {
             let _ = cuda::stream::synchronize(self.shared.stream);
@@ -339,6 +344,8 @@ impl Device for Driver {
         }
         self.shared.enter("download")?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // A copy to pageable memory returns only when it is done, and nothing gets it out of the driver until then.
+        self.shared.wait_for_sums()?;
         // SAFETY: inside the allocation; waited for before the destination is looked at.
         unsafe {
             cuda::memcpy_dtoh_async(dst, src.address + offset as u64, self.shared.stream)
@@ -417,13 +424,24 @@ impl Device for Driver {
         self.end_span("cublas", span)
     }
 
+    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) {
+        self.shared.sums.join(sums);
+    }
+
+    unsafe fn sum(&self, sum: &Sum) -> Result<()> {
+        // SAFETY: by the caller's contract.
+        unsafe { self.put_sum(sum) }
+    }
+
     fn captures(&self) -> bool {
         !self.times_kernels()
     }
 
     unsafe fn capture(&self, commands: &[Command]) -> Result<Graph> {
+        let has_sums = commands.iter().any(Command::is_sum);
         // SAFETY: by the caller's contract.
-        Graph::of(&self.shared, || commands.iter().try_for_each(|command| unsafe { command.start(self) }))
+        let start = || commands.iter().try_for_each(|command| unsafe { command.start(self) });
+        Graph::of(&self.shared, has_sums, start)
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The emulated twin of [`Device`]: the kernels of `kernels/cu`, compiled for the host. See `kernels/cu/emulated`.
 
-use super::{Arg, Command, Device, Launch, Product, at_least};
+use super::{Arg, Command, Device, Launch, Product, Sum, at_least};
 use crate::error::{Error, Result};
+use crate::sums::{DeviceSums, Summand};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -33,13 +34,14 @@ pub struct Emulated {
     seed: u64,
     launches: AtomicU64,
     live: Live,
+    sums: Mutex<Option<Arc<dyn DeviceSums>>>,
 }
 
 impl Emulated {
     /// A device whose blocks, warps and lanes run in an order drawn from `seed`; 0 is their natural order. Results that
     /// depend on the seed show a race.
     pub fn new(seed: u64) -> Self {
-        Self { seed, launches: AtomicU64::new(0), live: Live::default() }
+        Self { seed, launches: AtomicU64::new(0), live: Live::default(), sums: Mutex::default() }
     }
 
     /// Kernels started so far.
@@ -171,6 +173,24 @@ impl Device for Emulated {
 
     unsafe fn product(&self, _: &Product) -> Result<()> {
         Err(Error::Device { op: "matmul", what: "the emulated device has no library for products".into() })
+    }
+
+    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) {
+        *self.sums.lock().unwrap_or_else(PoisonError::into_inner) = sums;
+    }
+
+    unsafe fn sum(&self, sum: &Sum) -> Result<()> {
+        let (start, bytes) = (sum.address as usize, sum.count * sum.element.bytes());
+        let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failed = |what: &str| Error::Device { op: "sum", what: what.into() };
+        let sums = sums.ok_or_else(|| failed("no ranks were joined"))?;
+        let inside = |(&address, &len): (&usize, &usize)| address <= start && start + bytes <= address + len;
+        if !self.live.lock().unwrap_or_else(PoisonError::into_inner).iter().any(inside) {
+            return Err(failed("the array is not in the device's memory"));
+        }
+        // SAFETY: inside a live allocation, by the check; the device carries out one call at a time.
+        let array = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, bytes) };
+        sums.all_reduce(Summand::on_host(sum.element, array))
     }
 
     fn captures(&self) -> bool {

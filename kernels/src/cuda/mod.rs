@@ -10,9 +10,11 @@
 
 mod attention;
 mod backend;
+mod command;
 pub mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulated;
+mod graphs;
 mod items;
 mod latent;
 mod memory;
@@ -26,14 +28,17 @@ mod sample;
 mod score;
 mod select;
 mod slots;
+mod sums;
 mod tables;
 mod weights;
 
 use crate::error::{Error, Result};
+use crate::sums::DeviceSums;
+pub use command::{Command, Sum};
 use pack::{Pack, Part};
-pub use queue::{Command, bucket};
+pub use queue::bucket;
 use queue::{Held, Queue};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Memory and launches of one device. Calls take effect in order; `download` returns finished values.
 pub trait Device: Send + Sync + 'static {
@@ -61,7 +66,8 @@ pub trait Device: Send + Sync + 'static {
     /// Copies from byte `offset` to `dst`.
     ///
     /// # Errors
-    /// [`Error::Shape`] past the end, [`Error::Device`] also for a fault of an earlier kernel.
+    /// [`Error::Shape`] past the end, [`Error::Device`] also for a fault of an earlier kernel, [`Error::Sums`] for a sum that does
+    /// not come to an end.
     fn download(&self, src: &Self::Memory, offset: usize, dst: &mut [u8]) -> Result<()>;
     /// Starts a kernel.
     ///
@@ -81,6 +87,16 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Device`], also where there is no library.
     unsafe fn product(&self, product: &Product) -> Result<()>;
+    /// Takes sums over ranks from now on from `sums`. `None`: from nobody.
+    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>);
+    /// Starts a sum over ranks.
+    ///
+    /// # Safety
+    /// The array lies in memory of this device.
+    ///
+    /// # Errors
+    /// [`Error::Sums`], and from then on of every call that waits for it; [`Error::Device`] where there is nobody to sum with.
+    unsafe fn sum(&self, sum: &Sum) -> Result<()>;
     /// Whether commands can be captured now. Not while kernels are timed one by one.
     fn captures(&self) -> bool;
     /// Captures commands as a graph. None of them is started.
@@ -196,6 +212,8 @@ struct Work<D: Device> {
     stage: Region<D>,
     /// Partial results of the call.
     scratch: Region<D>,
+    /// What ranks sum in fixed point.
+    fixed: Region<D>,
 }
 
 /// Device memory that grows to the largest size asked for.
@@ -229,7 +247,7 @@ impl<D: Device> CudaBackend<D> {
         Self {
             device: Queue::new(device),
             precision,
-            work: Mutex::new(Work { stage: empty(), scratch: empty() }),
+            work: Mutex::new(Work { stage: empty(), scratch: empty(), fixed: empty() }),
             spare: select::Spare::<D>::default(),
         }
     }

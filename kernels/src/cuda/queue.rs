@@ -11,16 +11,17 @@
 //! Page tables lie on the device (`tables.rs`). A page that is added to a sequence, or a sequence that joins its batch bucket, changes
 //! what is uploaded and no launch. A list of launches that was seen before is captured as a graph and replayed from then on. A graph is
 //! replayed for the very list that it was captured from and for no other, so it cannot compute anything else than the launches would
-//! have. Where the device cannot capture, the launches are started one by one.
+//! have. Where the device cannot capture, the launches are started one by one (`graphs.rs`).
 
+use super::command::{Command, Sum};
+use super::graphs::Graphs;
 use super::tables::{ENTRIES_PER_PAGE, Table, Tables};
 use super::{Arg, Device, Launch, Product, Region};
 use crate::backend::DecodeStep;
 use crate::error::{Error, Result};
+use crate::sums::DeviceSums;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Lists of launches that are remembered; the one that was not used for longest makes room.
-const MOST_GRAPHS: usize = 64;
 /// Blocks that write changes of page tables: two of each sequence of a large batch, where all heads take a page at once.
 const PUT_BLOCKS: u32 = 64;
 /// Marks an address in a list of launches as a place in the step's descriptors; no device has such addresses.
@@ -46,46 +47,6 @@ pub fn bucket(rows: usize) -> Option<usize> {
 fn coarse(count: usize) -> usize {
     let step = (count.next_power_of_two() / 8).max(1);
     count.next_multiple_of(step)
-}
-
-/// A kernel or product that is started later.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
-    /// A kernel.
-    Launch {
-        /// Function of `kernels/cu`.
-        kernel: &'static str,
-        /// Blocks.
-        grid: [u32; 3],
-        /// Threads of a block.
-        threads: u32,
-        /// Bytes of dynamic shared memory.
-        shared: u32,
-        /// Arguments in order.
-        args: Vec<Arg>,
-    },
-    /// A product by the vendor's library.
-    Product(Product),
-}
-
-impl Command {
-    /// Starts it.
-    ///
-    /// # Safety
-    /// As [`Device::launch`] and [`Device::product`].
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub unsafe fn start<D: Device>(&self, device: &D) -> Result<()> {
-        match self {
-            &Self::Launch { kernel, grid, threads, shared, ref args } => {
-                // SAFETY: by the caller's contract.
-                unsafe { device.launch(&Launch { kernel, grid, threads, shared, args }) }
-            }
-            // SAFETY: by the caller's contract.
-            Self::Product(product) => unsafe { device.product(product) },
-        }
-    }
 }
 
 /// Sizes that all steps of a bucket have in common.
@@ -136,13 +97,6 @@ impl Step {
         let args = [tables, place, TAIL].map(Arg::Pointer).to_vec();
         Command::Launch { kernel: "put_tables", grid: [PUT_BLOCKS, 1, 1], threads: 256, shared: 0, args }
     }
-}
-
-/// Lists of launches, and their graphs.
-struct Graphs<D: Device> {
-    known: Vec<(Vec<Command>, Option<D::Graph>)>,
-    /// Whether lists are captured at all.
-    wanted: bool,
 }
 
 struct State<D: Device> {
@@ -196,7 +150,7 @@ impl<D: Device> Drop for Held<D> {
 
 impl<D: Device> Queue<D> {
     pub(super) fn new(device: D) -> Self {
-        let graphs = Graphs { known: Vec::new(), wanted: true };
+        let graphs = Graphs::default();
         let empty = || Region { memory: None, bytes: 0 };
         let state = State { step: None, stage: empty(), graphs, tables: Tables::default(), array: empty() };
         Self { device, state: Mutex::new(state), yard: Arc::new(Yard(Mutex::new(None))) }
@@ -209,7 +163,7 @@ impl<D: Device> Queue<D> {
 
     /// Captures graphs from now on, or does not.
     pub(super) fn want_graphs(&self, wanted: bool) {
-        self.state().graphs.wanted = wanted;
+        self.state().graphs.want(wanted);
     }
 
     /// Puts off what is asked for from now on; `split`: slots of a run that attention is split into. Returns the rows of the bucket,
@@ -249,8 +203,23 @@ impl<D: Device> Queue<D> {
 
     /// Starts what was put off so far.
     fn flush(&self) -> Result<()> {
-        // Changes of tables that did not arrive would never be missed.
-        self.start().inspect_err(|_| self.state().tables.forget())
+        let started = self.start().inspect_err(|_| self.state().tables.forget());
+        self.watched(started)
+    }
+
+    /// Whoever connects the ranks from now on.
+    pub(super) fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) {
+        self.device.join_sums(sums.clone());
+        self.state().graphs.join_sums(sums);
+    }
+
+    /// Passes a result on. With failed sums go the graphs that contain any: NCCL gives back nothing of a communicator that one of
+    /// them still names.
+    fn watched<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Sums(_)) = &result {
+            self.state().graphs.join_sums(None);
+        }
+        result
     }
 
     fn start(&self) -> Result<()> {
@@ -280,8 +249,8 @@ impl<D: Device> Queue<D> {
                 }
             }
         }
-        // SAFETY: the commands were made by `launch` and `product`, whose callers vouch for them; the memory that they name is
-        // there, by `Held`.
+        // SAFETY: the commands were made by `launch`, `product` and `sum`, whose callers vouch for them; the memory that they name
+        // is there, by `Held`.
         unsafe { graphs.start(&self.device, commands) }
     }
 
@@ -299,7 +268,7 @@ impl<D: Device> Queue<D> {
     /// Those of the device.
     pub(super) fn upload(&self, src: &[u8], dst: &Held<D>, offset: usize) -> Result<()> {
         self.flush()?;
-        self.device.upload(src, dst.memory(), offset)
+        self.watched(self.device.upload(src, dst.memory(), offset))
     }
 
     /// Copies from the device, after what was put off.
@@ -308,7 +277,7 @@ impl<D: Device> Queue<D> {
     /// Those of the device.
     pub(super) fn download(&self, src: &Held<D>, offset: usize, dst: &mut [u8]) -> Result<()> {
         self.flush()?;
-        self.device.download(src.memory(), offset, dst)
+        self.watched(self.device.download(src.memory(), offset, dst))
     }
 
     /// Starts a kernel, or puts it off.
@@ -346,6 +315,22 @@ impl<D: Device> Queue<D> {
         // SAFETY: by the caller's contract.
         unsafe { self.device.product(product) }?;
         Ok(true)
+    }
+
+    /// Starts a sum over ranks, or puts it off.
+    ///
+    /// # Safety
+    /// As [`Device::sum`]; the array is [`Held`].
+    ///
+    /// # Errors
+    /// [`Error::Sums`].
+    pub(super) unsafe fn sum(&self, sum: &Sum) -> Result<()> {
+        if let Some(step) = &mut self.state().step {
+            step.commands.push(Command::Sum(*sum));
+            return Ok(());
+        }
+        // SAFETY: by the caller's contract.
+        self.watched(unsafe { self.device.sum(sum) })
     }
 
     /// Sizes of the step's bucket, and bytes of its tail so far, where calls are put off.
@@ -386,50 +371,6 @@ impl<D: Device> Queue<D> {
         step.fixed.append(fixed);
         step.tail.append(tail);
         Some(address)
-    }
-}
-
-impl<D: Device> Graphs<D> {
-    /// Starts commands, as a graph where this list is known.
-    ///
-    /// # Safety
-    /// As [`Command::start`], for all of them.
-    unsafe fn start(&mut self, device: &D, commands: Vec<Command>) -> Result<()> {
-        if self.wanted && device.captures() {
-            // SAFETY: by the caller's contract.
-            match unsafe { self.replay(device, &commands) } {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!("steps of decoding are not captured, and cost the host more: {error}");
-                    (self.wanted, self.known) = (false, Vec::new());
-                }
-            }
-        }
-        // SAFETY: by the caller's contract.
-        commands.iter().try_for_each(|command| unsafe { command.start(device) })
-    }
-
-    /// Replays the list's graph, which is captured when it comes for the second time: the first time loads the kernels.
-    ///
-    /// # Safety
-    /// As [`Self::start`].
-    unsafe fn replay(&mut self, device: &D, commands: &[Command]) -> Result<bool> {
-        let Some(found) = self.known.iter().position(|(known, _)| known == commands) else {
-            self.known.truncate(MOST_GRAPHS - 1);
-            self.known.insert(0, (commands.to_vec(), None));
-            return Ok(false);
-        };
-        self.known[..=found].rotate_right(1);
-        let (_, graph) = &mut self.known[0];
-        if graph.is_none() {
-            // SAFETY: by the caller's contract.
-            *graph = Some(unsafe { device.capture(commands) }?);
-        }
-        let none = || Error::Device { op: "replay", what: "nothing was captured".into() };
-        // SAFETY: by the caller's contract: the list that the graph was captured from is asked for again.
-        unsafe { device.replay(graph.as_ref().ok_or_else(none)?) }?;
-        Ok(true)
     }
 }
 

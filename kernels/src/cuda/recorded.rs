@@ -1,9 +1,10 @@
 //! A device that writes down what it is asked for, and asks another one: for tests of what a step launches, copies and waits for.
 
-use super::{Arg, Command, Device, Launch, Product};
+use super::{Arg, Command, Device, Launch, Product, Sum};
 use crate::error::{Error, Result};
+use crate::sums::DeviceSums;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Something that a device was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,11 @@ pub enum Call {
         /// Rows and columns of the result.
         shape: [usize; 2],
     },
+    /// A sum over ranks.
+    Sum {
+        /// Its size.
+        bytes: usize,
+    },
 }
 
 impl Call {
@@ -57,6 +63,7 @@ impl Call {
             Self::Wait { .. } => "wait",
             Self::Launch { kernel, .. } => kernel,
             Self::Product { .. } => "product",
+            Self::Sum { .. } => "sum",
             Self::Capture { .. } => "capture",
             Self::Replay => "replay",
         }
@@ -158,5 +165,15 @@ impl<D: Device> Device for Recorded<D> {
         self.note(Call::Product { shape: [product.rows, product.outputs] });
         // SAFETY: by the caller's contract.
         unsafe { self.device.product(product) }
+    }
+
+    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) {
+        self.device.join_sums(sums);
+    }
+
+    unsafe fn sum(&self, sum: &Sum) -> Result<()> {
+        self.note(Call::Sum { bytes: sum.count * sum.element.bytes() });
+        // SAFETY: by the caller's contract.
+        unsafe { self.device.sum(sum) }
     }
 }

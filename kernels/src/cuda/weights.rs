@@ -9,8 +9,8 @@ use crate::fixed;
 /// zeros to a multiple of eight elements.
 pub struct Matrix<D: Device> {
     memory: Held<D>,
-    rows: usize,
-    cols: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
     stride: usize,
 }
 
@@ -100,6 +100,11 @@ impl<D: Device> CudaBackend<D> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.rows) {
             return Err(Error::Index { op, what: "token id", index: id as usize, len: table.rows });
         }
+        self.launch_embed(table, ids, out)
+    }
+
+    /// The kernel, once ids and `out` were checked.
+    pub(super) fn launch_embed(&self, table: &Matrix<D>, ids: &[u32], out: &Buffer<D>) -> Result<()> {
         let mut work = self.work();
         let mut pack = Pack::new();
         let ids_part = pack.push(ids);

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use palimpsest_kernels::sums::{DeviceSums, SumElement, Summand};
+
 use super::{Collective, CollectiveError, Store};
 
 /// Makes the ends of a group of so many ranks, in rank order; every call makes a new group.
@@ -208,6 +210,102 @@ fn a_death_is_noticed(mut group: Vec<Arc<dyn Collective>>) {
         }
         std::thread::sleep(SHORT / 2);
         drop(last);
+    });
+}
+
+/// Runs the suite of [`DeviceSums`], for implementations that sum what lies in the host's memory too.
+///
+/// # Panics
+/// With what is wrong.
+pub fn run_device_sums(make: MakeGroup<'_>) {
+    for world_size in [1, 2, 3, 5] {
+        let group = make(world_size);
+        on_every_rank(&group, sums_of_words_wrap_around);
+        on_every_rank(&group, sums_of_floats_are_those_of_the_collective);
+        on_every_rank(&group, words_are_gathered_in_rank_order);
+    }
+    device_sums_have_a_deadline(&make(2));
+    device_sums_end_with_their_epoch(&make(2));
+}
+
+/// Runs `test` on a thread for each rank.
+fn on_every_rank(group: &[Arc<dyn Collective>], test: fn(&Arc<dyn Collective>)) {
+    std::thread::scope(|scope| {
+        for end in group {
+            scope.spawn(|| test(end));
+        }
+    });
+}
+
+/// The sums of a rank, which have to be done until then.
+fn device_sums(end: &Arc<dyn Collective>, deadline: Instant) -> Arc<dyn DeviceSums> {
+    let sums = end.clone().device_sums().expect("it has some");
+    sums.set_deadline(deadline);
+    sums
+}
+
+fn sum_words(sums: &dyn DeviceSums, words: &mut [u64]) -> Result<(), palimpsest_kernels::Error> {
+    sums.all_reduce(Summand::on_host(SumElement::U64, bytemuck::cast_slice_mut(words)))
+}
+
+fn sums_of_words_wrap_around(end: &Arc<dyn Collective>) {
+    let sums = device_sums(end, soon());
+    for len in &LENGTHS[1..] {
+        let mut words: Vec<u64> = (0..*len as u64).map(|i| u64::MAX - i * end.rank() as u64).collect();
+        sum_words(&*sums, &mut words).expect("a sum");
+        let ranks = 0..end.world_size() as u64;
+        for (i, found) in words.iter().enumerate() {
+            let want = ranks.clone().fold(0u64, |sum, rank| sum.wrapping_add(u64::MAX - i as u64 * rank));
+            assert_eq!(*found, want, "element {i} of {len}");
+        }
+        sums.check().expect("nothing is wrong");
+    }
+}
+
+/// Calls of both kinds come in one order.
+fn sums_of_floats_are_those_of_the_collective(end: &Arc<dyn Collective>) {
+    let sums = device_sums(end, soon());
+    for len in &LENGTHS[1..] {
+        let values: Vec<f32> = (0..*len).map(|i| value(end.rank(), i)).collect();
+        let (mut there, mut here) = (values.clone(), values);
+        sums.all_reduce(Summand::on_host(SumElement::F32, bytemuck::cast_slice_mut(&mut there))).expect("a sum");
+        end.all_reduce_sum(&mut here, soon()).expect("a sum");
+        assert!(there.iter().zip(&here).all(|(there, here)| there.to_bits() == here.to_bits()), "{len} values");
+    }
+}
+
+fn words_are_gathered_in_rank_order(end: &Arc<dyn Collective>) {
+    let gathered = device_sums(end, soon()).gather(7 * end.rank() as u64).expect("words");
+    assert_eq!(gathered, (0..end.world_size() as u64).map(|rank| 7 * rank).collect::<Vec<_>>());
+}
+
+/// What a failed sum says as a collective would.
+fn cause(result: Result<(), palimpsest_kernels::Error>) -> CollectiveError {
+    match crate::error::Error::from(result.expect_err("it cannot succeed")) {
+        crate::error::Error::Collective(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn device_sums_have_a_deadline(group: &[Arc<dyn Collective>]) {
+    let sums = device_sums(&group[0], Instant::now() + SHORT);
+    let error = cause(sum_words(&*sums, &mut [1, 2]));
+    assert!(matches!(error, CollectiveError::Deadline { .. }), "{error}");
+    // A failure is sticky, for whoever waits for the stream too, and whatever the deadline then is.
+    sums.set_deadline(soon());
+    assert_eq!([cause(sum_words(&*sums, &mut [1])), cause(sums.check())], [error.clone(), error]);
+    let waiting = device_sums(&group[1], Instant::now());
+    assert!(waiting.check().is_err(), "who waits for the stream has the same deadline");
+}
+
+fn device_sums_end_with_their_epoch(group: &[Arc<dyn Collective>]) {
+    std::thread::scope(|scope| {
+        let (end, sums) = (&group[1], device_sums(&group[1], soon()));
+        let call = scope.spawn(move || sum_words(&*sums, &mut [0; 64]));
+        std::thread::sleep(SHORT / 2);
+        end.abort();
+        assert_eq!(cause(call.join().expect("the call returns")), CollectiveError::Aborted);
+        assert_eq!(cause(device_sums(end, soon()).check()), CollectiveError::Aborted);
     });
 }
 

@@ -15,7 +15,10 @@ pub mod mesh;
 pub mod nccl;
 pub mod tcp;
 
+use std::sync::Arc;
 use std::time::Instant;
+
+use palimpsest_kernels::sums::DeviceSums;
 
 pub use self::memory_store::MemoryStore;
 
@@ -53,6 +56,12 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// See [`CollectiveError`].
     fn broadcast(&self, bytes: &mut [u8], root: usize, deadline: Instant) -> Result<(), CollectiveError>;
+
+    /// Sums of what lies on a device, for implementations that have any. They count as calls of this communicator: all ranks make them
+    /// in one order with the others.
+    fn device_sums(self: Arc<Self>) -> Option<Arc<dyn DeviceSums>> {
+        None
+    }
 
     /// Ends the epoch on this rank: a call under way on another thread and every later one fail with
     /// [`CollectiveError::Aborted`]. Returns at once; may be called from any thread, more than once.

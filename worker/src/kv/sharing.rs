@@ -76,6 +76,7 @@ mod tests {
     use crate::collective::local::LocalGroup;
     use crate::kv::{Contract, HeadSlots};
     use crate::policy::H2o;
+    use palimpsest_kernels::reference::ReferenceBackend;
     use std::sync::Arc;
 
     const HEADS: usize = 5;
@@ -111,7 +112,7 @@ mod tests {
                 LocalGroup::new(dealt.len()).into_iter().zip(dealt.clone()).map(|(end, (kv_head, first_rank, own))| {
                     std::thread::spawn(move || {
                         let mut exchange = Exchange::alone();
-                        exchange.join(Arc::new(end));
+                        exchange.join(&ReferenceBackend, Arc::new(end));
                         exchange.begin_step();
                         let query_heads = if kv_head == 0 { vec![3, 2] } else { vec![2, 2, 1] };
                         let cache = cache(slots[kv_head], Some(Sharing { first_rank, query_heads }));

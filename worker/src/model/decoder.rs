@@ -230,7 +230,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Exchanges with the other ranks of the group over `collective` from now on.
     pub fn join(&mut self, collective: Arc<dyn Collective>) {
-        self.exchange.join(collective);
+        self.exchange.join(&*self.backend, collective);
     }
 
     /// What this decoder exchanges with other ranks.
@@ -377,9 +377,9 @@ impl<B: Backend> Decoder<B> {
             self.layer(layer, rows, &mut spans, arena)?;
         }
         drop(spans);
-        self.digest_states(pieces)?;
         // The device is given all its work before the host waits for any of it.
         self.multiply_wanted(pieces, rows)?;
+        self.digest_states(pieces)?;
         if pieces.iter().any(|piece| piece.cache.seen.is_multiple_of(self.stride)) {
             // What a boundary does depends on the sequence, not on the bucket.
             self.backend.end_decode()?;
@@ -438,24 +438,19 @@ impl<B: Backend> Decoder<B> {
         }
         let own = &self.shard.vocabulary;
         let is_own = |id: u32| own.contains(&(id as usize));
-        let local: Vec<u32> = ids.iter().map(|&id| if is_own(id) { id - own.start as u32 } else { 0 }).collect();
-        self.backend.embed(&self.embedding, &local, x)?;
-        let mut values = vec![0.0; ids.len() * self.config.hidden];
-        self.backend.download(x, 0, &mut values)?;
-        for (row, _) in values.chunks_exact_mut(self.config.hidden).zip(ids).filter(|(_, id)| !is_own(**id)) {
-            // Negative zero changes nothing that is added to it, not even the sign of a zero.
-            row.fill(-0.0);
-        }
-        self.exchange.sum(&mut values)?;
-        Ok(self.backend.upload(&values, x, 0)?)
+        let local: Vec<Option<u32>> =
+            ids.iter().map(|&id| is_own(id).then(|| (id as usize - own.start) as u32)).collect();
+        self.exchange.embed(&*self.backend, &self.embedding, &local, self.config.hidden, x)
     }
 
-    /// Changes one value of each row, after the sum that makes them the same on all ranks.
+    /// Changes one value of each row, after the sum that makes them the same on all ranks. What it asks the device for, other ranks do not;
+    /// where the step is put off, it stays one list all the same.
     fn perturb(&mut self, rows: usize) -> Result<()> {
         let mut values = vec![0.0; rows * self.config.hidden];
-        self.backend.download(&self.scratch.x, 0, &mut values)?;
-        values.chunks_exact_mut(self.config.hidden).for_each(|row| row[0] += 0.25);
-        Ok(self.backend.upload(&values, &mut self.scratch.x, 0)?)
+        values.chunks_exact_mut(self.config.hidden).for_each(|row| row[0] = 0.25);
+        let mut change = self.backend.alloc(values.len())?;
+        self.backend.upload(&values, &mut change, 0)?;
+        Ok(self.backend.add(&mut self.scratch.x, &change, values.len())?)
     }
 
     fn rotary(&mut self, spans: &[Span<'_>], rows: usize) -> Result<()> {
@@ -527,12 +522,15 @@ impl<B: Backend> Decoder<B> {
         if self.shard.is_whole() {
             return Ok(());
         }
-        let mut state = vec![0.0; self.config.hidden];
+        let hidden = self.config.hidden;
         let mut rows = 0;
-        for piece in pieces {
-            rows += piece.tokens.len();
-            self.backend.download(&self.scratch.x, (rows - 1) * self.config.hidden, &mut state)?;
-            self.state_digests.push(xxh3_64(bytemuck::cast_slice(&state)));
+        // The last rows of single tokens lie side by side: the host waits once for all of them.
+        for pieces in pieces.chunk_by(|_, next| next.tokens.len() == 1) {
+            rows += pieces[0].tokens.len();
+            let mut states = vec![0.0; pieces.len() * hidden];
+            self.backend.download(&self.scratch.x, (rows - 1) * hidden, &mut states)?;
+            self.state_digests.extend(states.chunks_exact(hidden).map(|state| xxh3_64(bytemuck::cast_slice(state))));
+            rows += pieces.len() - 1;
         }
         Ok(())
     }

@@ -65,6 +65,12 @@ fn stages() -> Vec<Stage> {
         stage("prefill to 32K", "8B, stride 512: is the time of a stride flat", 60, &prefill(32 << 10)),
         stage("NCCL", "a group of one rank", 25, &format!("bin/models-check {tests} nccl")),
         stage(
+            "NCCL, two ranks",
+            "processes on one GPU that sum inside captured graphs; one is killed",
+            40,
+            &format!("bin/models-check {tests} two_ranks"),
+        ),
+        stage(
             "memcheck",
             "accesses out of bounds",
             45,

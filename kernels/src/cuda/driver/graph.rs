@@ -1,6 +1,11 @@
 //! Commands captured from the stream: a step of decoding is started by one call of the driver instead of hundreds.
 //!
-//! Only launches are captured. Copies stay outside: what a step uploads is longer or shorter, and the host waits for its answer.
+//! Launches are captured, and sums over ranks between them. Copies stay outside: what a step uploads is longer or shorter, and the host
+//! waits for its answer.
+//!
+//! NCCL takes part in a capture as in a stream: it puts its kernel there, from a thread of its own where its calls do not block. A capture
+//! of mode thread-local forbids other threads nothing, and NCCL relaxes the mode itself around what it allocates. A graph keeps what NCCL
+//! made for it until it is dropped, and a communicator is not given back before: see `Queue::join_sums`. Not yet run on a GPU.
 
 use super::{Shared, cuda, failed, sys};
 use crate::error::{Error, Result};
@@ -9,6 +14,7 @@ use std::sync::Arc;
 /// A graph that can be started on the stream, again and again, once at a time as the stream is in order.
 pub struct Graph {
     executable: sys::CUgraphExec,
+    has_sums: bool,
     shared: Arc<Shared>,
 }
 
@@ -17,8 +23,9 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// What `start` starts on the stream, captured instead of carried out. The stream goes on as before, whatever happens.
-    pub(super) fn of(shared: &Arc<Shared>, start: impl FnOnce() -> Result<()>) -> Result<Self> {
+    /// What `start` starts on the stream, captured instead of carried out; whether there are sums over ranks in it. The stream goes on as
+    /// before, whatever happens.
+    pub(super) fn of(shared: &Arc<Shared>, has_sums: bool, start: impl FnOnce() -> Result<()>) -> Result<Self> {
         shared.enter("capture")?;
         // Other threads may allocate and copy meanwhile: that is no concern of this capture.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -28,7 +35,11 @@ impl Graph {
         // Ends the capture also when something could not be started: a stream that captures carries nothing out.
         // SAFETY: it was begun above, by this thread.
         let captured = unsafe { cuda::stream::end_capture(shared.stream) }.map_err(failed("capture"));
-        let captured = captured?;
+        // What could not be started says more than that nothing was captured then.
+        let captured = match &started {
+            Ok(()) => captured?,
+            Err(_) => captured.unwrap_or(std::ptr::null_mut()),
+        };
         if let Err(error) = started {
             if !captured.is_null() {
                 // SAFETY: it was just made, and nothing else has it.
@@ -45,12 +56,15 @@ impl Graph {
             let _ = cuda::graph::destroy(captured);
             made.map_err(failed("capture"))?
         };
-        Ok(Self { executable, shared: shared.clone() })
+        Ok(Self { executable, has_sums, shared: shared.clone() })
     }
 
     /// Starts it on the stream.
     pub(super) fn start(&self) -> Result<()> {
         self.shared.enter("replay")?;
+        if self.has_sums {
+            self.shared.sums.begin();
+        }
         // SAFETY: both live as long as this.
         unsafe { cuda::graph::launch(self.executable, self.shared.stream) }.map_err(failed("replay"))
     }

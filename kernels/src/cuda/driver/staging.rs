@@ -42,8 +42,7 @@ impl Staging {
         let mut pinned = src;
         if src.len() <= BYTES {
             if !self.room.has(src.len()) {
-                // SAFETY: the stream lives as long as `shared`.
-                unsafe { cuda::stream::synchronize(stream) }.map_err(failed("upload"))?;
+                self.shared.wait("upload")?;
                 self.waited();
             }
             let part = self.room.take(src.len());

@@ -1,5 +1,7 @@
 //! What we use of NCCL, without its pointers: a trait with two twins, the library and one in memory for tests.
 
+use palimpsest_kernels::sums::{SumElement, Summand};
+
 use crate::shard::Place;
 
 /// What ranks of one communicator share.
@@ -23,6 +25,15 @@ impl Element {
             Self::U8 => 1,
             Self::U64 => 8,
             Self::F32 => 4,
+        }
+    }
+}
+
+impl From<SumElement> for Element {
+    fn from(element: SumElement) -> Self {
+        match element {
+            SumElement::F32 => Self::F32,
+            SumElement::U64 => Self::U64,
         }
     }
 }
@@ -78,7 +89,7 @@ pub enum ApiError {
 /// NCCL in non-blocking mode. Of one communicator, one call is made at a time.
 pub trait Api: Send + Sync + 'static {
     /// A communicator and the buffers of its one call under way.
-    type Comm: Send;
+    type Comm: Send + 'static;
 
     /// As `ncclGetVersion` counts: 2.30.3 is 23003.
     ///
@@ -116,7 +127,22 @@ pub trait Api: Send + Sync + 'static {
     /// [`ApiError`].
     fn finish(&self, comm: &Self::Comm, out: &mut [u8]) -> Result<(), ApiError>;
 
-    /// Ends a communicator, whatever it is doing.
+    /// Begins to put a sum on the stream of its array, in place; [`Api::poll`] says when it is there.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    fn enqueue(&self, comm: &Self::Comm, summand: &mut Summand<'_>) -> Result<(), ApiError>;
+
+    /// Ends what [`Self::enqueue`] began, where the array has no stream that would do it.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    fn complete(&self, comm: &Self::Comm, summand: &mut Summand<'_>) -> Result<(), ApiError> {
+        let _ = (comm, summand);
+        Ok(())
+    }
+
+    /// Ends a communicator, whatever it is doing. May take as long as a captured graph names it.
     fn abort(&self, comm: Self::Comm);
 }
 

@@ -1,10 +1,16 @@
-//! The in-memory twin of NCCL: ranks are threads, and nothing is done before it was polled a few times.
+//! The in-memory twin of NCCL, for tests, those of other crates too: ranks are threads, and nothing is done before it was polled a
+//! few times. Its devices are those whose memory is the host's, such as the emulated one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use palimpsest_kernels::sums::{Place as SumPlace, Summand};
+
+use super::NcclCollective;
 use super::api::{Api, ApiError, Call, Element, Operation, UniqueId};
+use crate::collective::{CollectiveError, MemoryStore};
 use crate::shard::Place;
 
 /// Polls that say "in progress" although all is done: callers must not rely on the first.
@@ -12,21 +18,43 @@ const LAZY_POLLS: u64 = 3;
 
 /// Communicators of one process.
 pub struct Fake {
+    /// As [`Api::version`] says it.
     pub version: u32,
+    /// Held as long as captured graphs are to name communicators: NCCL gives none back before.
+    pub graphs: Mutex<()>,
     groups: Mutex<HashMap<UniqueId, Arc<Mutex<Group>>>>,
     ids: AtomicU64,
 }
 
 impl Default for Fake {
     fn default() -> Self {
-        Self { version: 23_003, groups: Mutex::default(), ids: AtomicU64::new(1) }
+        Self { version: 23_003, graphs: Mutex::default(), groups: Mutex::default(), ids: AtomicU64::new(1) }
     }
 }
 
 impl Fake {
+    /// A library of another version.
     pub fn of_version(version: u32) -> Self {
         Self { version, ..Self::default() }
     }
+}
+
+/// Groups as many ranks as there are libraries, each of which comes to one store.
+///
+/// # Panics
+/// When a rank's thread does.
+pub fn connect(fakes: Vec<Arc<Fake>>, limit: Duration) -> Vec<Result<NcclCollective<Fake>, CollectiveError>> {
+    let (store, world_size) = (MemoryStore::default(), fakes.len());
+    std::thread::scope(|scope| {
+        let join = |(rank, fake)| {
+            let store = &store;
+            let place = Place { rank, world_size };
+            let deadline = Instant::now() + limit;
+            scope.spawn(move || NcclCollective::connect(fake, place, store, "epoch-1", deadline))
+        };
+        let threads: Vec<_> = fakes.into_iter().enumerate().map(join).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
 }
 
 struct Group {
@@ -42,6 +70,7 @@ struct Pending {
     taken: usize,
 }
 
+/// A rank's end.
 pub struct FakeComm {
     place: Place,
     group: Arc<Mutex<Group>>,
@@ -124,7 +153,17 @@ impl Api for Fake {
         Ok(())
     }
 
+    fn enqueue(&self, comm: &FakeComm, summand: &mut Summand<'_>) -> Result<(), ApiError> {
+        let call = Call { operation: Operation::AllReduce, element: summand.element().into() };
+        self.start(comm, call, on_host(summand)?)
+    }
+
+    fn complete(&self, comm: &FakeComm, summand: &mut Summand<'_>) -> Result<(), ApiError> {
+        self.finish(comm, on_host(summand)?)
+    }
+
     fn abort(&self, comm: FakeComm) {
+        let _graphs = self.graphs.lock().expect("no test panics while it holds this");
         comm.group(|group| {
             group.gone = group.gone.or(Some(comm.place.rank));
             // What this rank brought to a collective that is not complete goes with it.
@@ -132,6 +171,13 @@ impl Api for Fake {
                 pending.data[comm.place.rank] = None;
             }
         });
+    }
+}
+
+fn on_host<'a>(summand: &'a mut Summand<'_>) -> Result<&'a mut [u8], ApiError> {
+    match summand.place() {
+        SumPlace::Host(bytes) => Ok(bytes),
+        SumPlace::Stream { .. } => Err(ApiError::Unsupported("there is no GPU in memory".into())),
     }
 }
 
@@ -148,7 +194,8 @@ fn sum(element: Element, data: &[&[u8]]) -> Vec<u8> {
                     total.copy_from_slice(&added.to_ne_bytes());
                 }
                 Element::U64 => {
-                    let added = bytemuck::pod_read_unaligned::<u64>(total) + bytemuck::pod_read_unaligned::<u64>(part);
+                    let added =
+                        bytemuck::pod_read_unaligned::<u64>(total).wrapping_add(bytemuck::pod_read_unaligned(part));
                     total.copy_from_slice(&added.to_ne_bytes());
                 }
                 Element::U8 => total[0] += part[0],

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DriverError};
 
+use palimpsest_kernels::sums::{Place as SumPlace, Summand};
+
 use super::api::{Api, ApiError, Call, Element, Operation, UniqueId};
 use crate::shard::Place;
 
@@ -331,6 +333,21 @@ impl Api for Library {
         comm.stream.memcpy_dtoh(&buffer.slice(..out.len()), out).map_err(driver)?;
         // Nothing but this copy is on the stream.
         comm.stream.synchronize().map_err(driver)
+    }
+
+    fn enqueue(&self, comm: &NcclComm, summand: &mut Summand<'_>) -> Result<(), ApiError> {
+        let dtype = data_type(summand.element().into());
+        let SumPlace::Stream { address, count, stream } = summand.place() else {
+            return Err(ApiError::Unsupported("NCCL sums what lies on a GPU".into()));
+        };
+        // Nothing of the calls before is asked for any more: from here on, `poll` is about this call.
+        let mut under_way = comm.call.lock().unwrap_or_else(PoisonError::into_inner);
+        (under_way.result, under_way.done) = (None, None);
+        let (array, queue) = (address as *mut c_void, stream as Stream);
+        // SAFETY: by `Summand`, array and stream are alive and the stream's context is current; the communicator is alive and used
+        // by one thread at a time.
+        let status = unsafe { (self.functions.all_reduce)(array, array, count, dtype, SUM, comm.raw, queue) };
+        self.check(Some(comm.raw), status)
     }
 
     fn abort(&self, comm: NcclComm) {

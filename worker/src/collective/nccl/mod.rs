@@ -4,21 +4,27 @@
 //! NCCL cannot be aborted safely, and NCCL does not notice by itself that a rank of the same host has died. Who does notice,
 //! the coordinator, makes the rank join the next epoch, which aborts this communicator from another thread.
 //!
-//! Sums are NCCL's: taken in an order of its own, the same bits on all ranks. Values go through the host for now: the engine
-//! hands them over as host memory, and they are copied to a buffer on the device and back.
+//! Sums are NCCL's: taken in an order of its own, the same bits on all ranks. Those of a step's layers are put on the engine's own
+//! stream and into its graphs, and nothing of them goes over the host (`sums.rs`). What the host has or asks for, gathers of logits and
+//! sums of counts, is copied to a buffer on the device and back.
+//!
+//! A communicator is given back by a thread of its own: NCCL waits there until no captured graph names it, and the engine, which drops
+//! those graphs, must not wait for that in turn.
 //!
 //! The library is reached through [`Api`], whose in-memory twin has the same non-blocking manners; the conformance suite
 //! runs over that. On a GPU this has not been run yet.
 
 pub mod api;
-#[cfg(test)]
-mod fake;
+pub mod fake;
 #[expect(unsafe_code, reason = "FFI: symbols of a library that is loaded when it is asked for")]
 pub mod library;
+mod sums;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use palimpsest_kernels::sums::DeviceSums;
 
 use self::api::{Api, ApiError, Call, Element, Operation, UniqueId};
 use super::{Collective, CollectiveError, Store, check_gather, check_root};
@@ -40,6 +46,8 @@ pub struct NcclCollective<A: Api> {
     aborted: AtomicBool,
     /// One collective at a time.
     turn: Mutex<()>,
+    /// When sums on the device have to be done.
+    deadline: Mutex<Instant>,
 }
 
 struct State<A: Api> {
@@ -70,7 +78,8 @@ impl<A: Api> NcclCollective<A> {
             id.try_into().map_err(|_| CollectiveError::Mismatch("rank 0 set an id that is not NCCL's".into()))?;
         let comm = api.init(place, &id).map_err(failure)?;
         let state = Mutex::new(State { comm: Some(comm), failed: None });
-        let this = Self { place, api, state, aborted: AtomicBool::new(false), turn: Mutex::new(()) };
+        let (aborted, turn) = (AtomicBool::new(false), Mutex::new(()));
+        let this = Self { place, api, state, aborted, turn, deadline: Mutex::new(deadline) };
         this.wait("ncclCommInitRankConfig", deadline)?;
         Ok(this)
     }
@@ -79,12 +88,18 @@ impl<A: Api> NcclCollective<A> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the communicator. The first error stays.
+    /// Ends the communicator, and does not wait for its end. The first error stays.
     fn fail(&self, error: CollectiveError) -> CollectiveError {
         let mut state = self.state();
         let first = state.failed.get_or_insert(error).clone();
-        if let Some(comm) = state.comm.take() {
-            self.api.abort(comm);
+        let comm = state.comm.take();
+        drop(state);
+        if let Some(comm) = comm {
+            let api = self.api.clone();
+            let ended = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || api.abort(comm));
+            if let Err(error) = ended {
+                tracing::error!(%error, "no thread to end a communicator with: it stays as it is");
+            }
         }
         first
     }
@@ -210,6 +225,10 @@ impl<A: Api> Collective for NcclCollective<A> {
         self.call(Call { operation: Operation::Broadcast { root }, element: Element::U8 }, (&data, bytes), deadline)
     }
 
+    fn device_sums(self: Arc<Self>) -> Option<Arc<dyn DeviceSums>> {
+        Some(self)
+    }
+
     fn abort(&self) {
         self.aborted.store(true, Ordering::Release);
         self.fail(CollectiveError::Aborted);
@@ -224,24 +243,10 @@ impl<A: Api> Drop for NcclCollective<A> {
 
 #[cfg(test)]
 mod tests {
-    use super::fake::Fake;
+    use super::fake::{Fake, connect};
     use super::*;
     use crate::collective::MemoryStore;
     use crate::collective::conformance::{self, Sums};
-
-    fn connect(fakes: Vec<Arc<Fake>>, limit: Duration) -> Vec<Result<NcclCollective<Fake>, CollectiveError>> {
-        let (store, world_size) = (MemoryStore::default(), fakes.len());
-        std::thread::scope(|scope| {
-            let join = |(rank, fake)| {
-                let store = &store;
-                let place = Place { rank, world_size };
-                let deadline = Instant::now() + limit;
-                scope.spawn(move || NcclCollective::connect(fake, place, store, "epoch-1", deadline))
-            };
-            let threads: Vec<_> = fakes.into_iter().enumerate().map(join).collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-        })
-    }
 
     #[test]
     fn conforms() {
@@ -251,6 +256,22 @@ mod tests {
             ends.into_iter().map(|end| Arc::new(end.expect("all came")) as Arc<dyn Collective>).collect()
         };
         conformance::run(&make, Sums::SomeOrder);
+        conformance::run_device_sums(&make);
+    }
+
+    /// The engine drops its graphs when it is told of the end, so nobody may wait for the library's end before.
+    #[test]
+    fn an_end_does_not_wait_for_graphs() {
+        let fake = Arc::new(Fake::default());
+        let mut ends = connect(vec![fake.clone(), fake.clone()], Duration::from_secs(10)).into_iter();
+        let (one, other) = (ends.next().expect("two").expect("joined"), ends.next().expect("two").expect("joined"));
+        let graphs = fake.graphs.lock().expect("held");
+        one.abort();
+        let soon = || Instant::now() + Duration::from_secs(10);
+        assert_eq!(one.all_reduce_counts(&mut [1], soon()), Err(CollectiveError::Aborted));
+        drop(graphs);
+        let told = other.all_reduce_counts(&mut [1], soon());
+        assert!(matches!(told, Err(CollectiveError::PeerGone(_))), "{told:?}");
     }
 
     #[test]

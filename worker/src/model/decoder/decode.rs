@@ -7,7 +7,7 @@ use palimpsest_kernels::{Backend, DecodeStep};
 impl<B: Backend> Decoder<B> {
     /// Begins a step of decoding, where the host has nothing to look at before its end. Returns the rows that it is padded to; `None`:
     /// the step goes call by call, as steps do that read prompts, whose policies work on the host in every layer, or whose sums
-    /// over ranks go through the host.
+    /// over ranks go through the host. All ranks of a group decide alike.
     pub(super) fn begin_decode(&self, pieces: &[Piece<'_>]) -> Option<usize> {
         let on_device = |piece: &Piece<'_>| {
             let policy = &piece.cache.policy;
@@ -18,7 +18,7 @@ impl<B: Backend> Decoder<B> {
                 && !matches!(policy.ingest(), Ingest::Query(_))
         };
         let alone = self.shard.is_whole() && self.exchange.collective().is_none();
-        if !alone || self.capture.is_some() || self.perturbed || !pieces.iter().all(on_device) {
+        if !(alone || self.exchange.sums_on_device()) || self.capture.is_some() || !pieces.iter().all(on_device) {
             return None;
         }
         let kv_heads = self.shard.kv_heads.len();
