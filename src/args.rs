@@ -564,13 +564,13 @@ pub struct CalibrateArgs {
     /// What scorers learn to predict: the largest attention of a repetition, or that weighed by each token's surprisal.
     #[arg(long, value_enum, default_value = "attention")]
     pub target: TargetArg,
-    /// Documents that the fitted scorers are then tuned on end to end, so that they keep what answers and text need: about a minute
-    /// each for a model of 135M weights on two cores, and 4 bytes of memory for each weight. 0: they stay as fitted. Without it, 60
+    /// Documents that the fitted scorers are then tuned on end to end, so that they keep what answers and text need: one to two
+    /// minutes each for a model of 135M weights on two cores, and 4 bytes of memory for each weight. 0: they stay as fitted. Without it, 44
     /// for a model of up to a billion weights, 0 for a larger one.
     #[arg(long)]
     pub tune: Option<usize>,
     /// How fast tuning changes the scorers, at its highest.
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 3e-3)]
     pub tune_rate: f32,
     /// Indexer files to tune instead of fitting scorers; of several, the mean of their scorers.
     #[arg(long, num_args = 1..)]

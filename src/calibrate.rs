@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is tuned unasked.
-const TUNE_STEPS: usize = 60;
+const TUNE_STEPS: usize = 44;
 const TUNED_UNASKED: u64 = 1_000_000_000;
 
 /// Fits scorers or reads those to start from, tunes them, writes the indexer.
@@ -33,7 +33,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         args.holdout >= 2 && args.documents >= args.holdout,
         "--documents must be at least --holdout, that at least 2"
     );
-    ensure!(args.tune_rate > 0.0 && args.tune_rate < 1.0, "--tune-rate must be above 0 and below 1, try 0.002");
+    ensure!(args.tune_rate > 0.0 && args.tune_rate < 1.0, "--tune-rate must be above 0 and below 1, try 0.003");
     let text = corpus::read_directory(&args.corpus)?;
     let model_file = pull::pull(&crate::args::pull_options(&args.model.model))?;
     let model = Model::open(&model_file)?;
