@@ -69,7 +69,7 @@ impl Shared {
     /// Waits until all that was started is done.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device); [`Error::Sums`](crate::Error::Sums) where a sum does not come to an end.
+    /// [`Error::Device`]; [`Error::Sums`] where a sum does not come to an end.
     pub(super) fn wait(&self, op: &'static str) -> Result<()> {
         self.wait_for_sums()?;
         // SAFETY: the stream lives as long as this.
