@@ -21,7 +21,7 @@ use palimpsest_worker::model::Model;
 use palimpsest_worker::model::tokenizer::TokenizerFiles;
 use palimpsest_worker::reconstruct::{INSTRUCTION, Target};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is tuned unasked.
 const TUNE_STEPS: usize = 44;
@@ -41,14 +41,20 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
     let turns = turns(&model.tokenizer()?)?;
     let samples = args.samples.clone().unwrap_or_else(|| args.out.with_extension("samples"));
+    // All that can be wrong with what was given is said before the long work.
+    let steps = args.tune.unwrap_or(if model.config().parameters <= TUNED_UNASKED { TUNE_STEPS } else { 0 });
+    let documents = match steps {
+        0 => None,
+        _ => Some(Documents::new(&text, &tokenizer, &turns, args.model.stride as usize)?),
+    };
+    let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    ensure!(parent.is_none_or(Path::is_dir), "there is no directory for {}", args.out.display());
     let mut indexer = match &args.start[..] {
         [] => fit(args, &text, (&tokenizer, &turns.opening), samples.clone())?,
         files => start(files, &model)?,
     };
-    let steps = args.tune.unwrap_or(if model.config().parameters <= TUNED_UNASKED { TUNE_STEPS } else { 0 });
-    if steps > 0 {
-        let documents = Documents::new(&text, &tokenizer, &turns, args.model.stride as usize)?;
-        tune(args, steps, &model, &mut indexer, &documents)?;
+    if let Some(documents) = &documents {
+        tune(args, steps, &model, &mut indexer, documents)?;
     }
     if args.tune.is_none() && steps == 0 {
         println!("not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}");
