@@ -112,7 +112,8 @@ fn fit(
 fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
     let read = |path: &PathBuf| -> anyhow::Result<Indexer> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read the indexer {}", path.display()))?;
-        let (indexer, config) = (Indexer::parse(&bytes)?, model.config());
+        let indexer = Indexer::parse(&bytes).with_context(|| path.display().to_string())?;
+        let config = model.config();
         let check = indexer.check(config.layers, config.kv_heads, (config.hidden, config.head_dim));
         check.with_context(|| path.display().to_string())?;
         Ok(indexer)
