@@ -71,6 +71,14 @@ pub enum Error {
         /// Reason.
         reason: String,
     },
+    /// The state of a tuning cannot be kept.
+    #[error("the state of the tuning does not fit into {}: {reason}", path.display())]
+    State {
+        /// File.
+        path: PathBuf,
+        /// Reason.
+        reason: String,
+    },
     /// The arena is too small for a document twice.
     #[error("documents of {tokens} tokens need {needed} MiB of cache; raise --kv-memory-mib or lower --tokens")]
     Arena {

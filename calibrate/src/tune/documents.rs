@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 
 /// Lengths of documents, strides.
 const LENGTHS: [usize; 4] = [8, 8, 8, 16];
-/// One document in this many, of five, has planted facts; the others' questions are on their own sentences.
+/// Documents in five that have planted facts; the others' questions are on their own sentences.
 const PLANTED_OF_FIVE: usize = 2;
 /// Questions on a document, at most.
 const QUESTIONS: usize = 4;

@@ -186,8 +186,8 @@ impl Reader<'_> {
         output: &Tensor,
         text_weight: f64,
     ) -> Result<(Losses, Tensor)> {
-        let text: Vec<usize> = (document.length / 2..document.length).collect();
-        let text: Vec<usize> = text.iter().copied().step_by((document.length / TEXT_ROWS).max(1)).collect();
+        let second_half = document.length / 2..document.length;
+        let text: Vec<usize> = second_half.step_by((document.length / TEXT_ROWS).max(1)).collect();
         let mut losses = Losses::default();
         let mut slopes = output.zeros_like()?;
         let mut add = |at: &[usize], weight: f64, loss: Loss<'_>| -> Result<(f64, f64)> {

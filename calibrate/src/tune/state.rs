@@ -57,7 +57,7 @@ impl State {
     /// Writes the state. A crash leaves the last one.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Sample`] when the file format cannot hold it.
+    /// [`Error::Io`]; [`Error::State`] when the file format cannot hold it.
     pub fn save(&self, scorers: &Scorers, steps: usize) -> Result<()> {
         let mut arrays: Vec<(String, &[f32])> = Vec::new();
         for (kind, parameters) in KINDS.iter().zip(&scorers.parameters) {
@@ -67,7 +67,7 @@ impl State {
             arrays.extend(parts.map(|(part, values)| (format!("{kind}.{part}"), values)));
         }
         let bad =
-            |error: safetensors::SafeTensorError| Error::Sample { path: self.path.clone(), reason: error.to_string() };
+            |error: safetensors::SafeTensorError| Error::State { path: self.path.clone(), reason: error.to_string() };
         let mut views = Vec::new();
         for (name, values) in &arrays {
             let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));

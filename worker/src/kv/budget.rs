@@ -33,15 +33,10 @@ pub fn select<B: Backend>(
     (take, scope): (usize, HeadBudget),
     sum: SumCounts<'_>,
 ) -> Result<B::Kept> {
+    let on_rank = |pools, floor| Ok(backend.select(SelectBudget { pools, take, floor }, scores, heads)?);
     let pool = match scope {
-        HeadBudget::Uniform => {
-            let budget = SelectBudget { pools: heads.len(), take, floor: take };
-            return Ok(backend.select(budget, scores, heads)?);
-        }
-        HeadBudget::Column => {
-            let budget = SelectBudget { pools: columns.own, take, floor: floor_of(take) };
-            return Ok(backend.select(budget, scores, heads)?);
-        }
+        HeadBudget::Uniform => return on_rank(heads.len(), take),
+        HeadBudget::Column => return on_rank(columns.own, floor_of(take)),
         HeadBudget::Layer => Pool::Layer,
         HeadBudget::Group => Pool::Model,
     };
