@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is tuned unasked.
-const TUNE_STEPS: usize = 44;
+const TUNE_STEPS: usize = 104;
 const TUNED_UNASKED: u64 = 1_000_000_000;
 
 /// Fits scorers or reads those to start from, tunes them, writes the indexer.

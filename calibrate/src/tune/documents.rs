@@ -7,10 +7,19 @@ use crate::corpus::{Draws, encode, floor_char};
 use crate::{Error, Result};
 use tokenizers::Tokenizer;
 
-/// Lengths of documents, strides.
-const LENGTHS: [usize; 4] = [8, 8, 8, 16];
-/// Documents in five that have planted facts; the others' questions are on their own sentences.
-const PLANTED_OF_FIVE: usize = 2;
+/// What is drawn.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Lengths, strides.
+    pub lengths: [usize; 4],
+    /// Documents in five that have planted facts; the others' questions are on their own sentences.
+    pub planted_of_five: usize,
+}
+
+/// Cheap ones that mostly ask for planted facts, to begin with.
+pub const SHORT: Kind = Kind { lengths: [4; 4], planted_of_five: 4 };
+/// Those of the lengths that are served.
+pub const LONG: Kind = Kind { lengths: [8, 8, 8, 16], planted_of_five: 2 };
 /// Questions on a document, at most.
 const QUESTIONS: usize = 4;
 /// Characters that surely hold a token's worth of text, and those that a document is cut from.
@@ -93,7 +102,7 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// [`Error::TooShort`] when the longest document would not fit into it twice.
     pub fn new(text: &'a str, tokenizer: &'a Tokenizer, turns: &'a Turns, stride: usize) -> Result<Self> {
-        let longest = LENGTHS.iter().max().map_or(0, |strides| strides * stride);
+        let longest = LONG.lengths.iter().max().map_or(0, |strides| strides * stride);
         if text.len() < 2 * CHARACTERS.1 * longest {
             let found = encode(tokenizer, text)?.len();
             return Err(Error::TooShort { found, needed: 2 * CHARACTERS.1 * longest / 4 });
@@ -101,19 +110,19 @@ impl<'a> Documents<'a> {
         Ok(Self { text, tokenizer, turns, stride })
     }
 
-    /// The document of `seed`.
+    /// The document of a kind and a seed.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].
-    pub fn draw(&self, seed: u64) -> Result<Document> {
+    pub fn draw(&self, kind: Kind, seed: u64) -> Result<Document> {
         let mut draws = Draws::new(seed);
-        let length = self.stride * *pick(&mut draws, &LENGTHS);
+        let length = self.stride * *pick(&mut draws, &kind.lengths);
         loop {
             let start = floor_char(self.text, draws.between(0, self.text.len() - CHARACTERS.1 * length));
             let passage = &self.text[start..floor_char(self.text, start + CHARACTERS.0 * length)];
             let mut passage = encode(self.tokenizer, passage)?;
             passage.truncate(length);
-            let (ids, questions) = if draws.between(1, 5) <= PLANTED_OF_FIVE {
+            let (ids, questions) = if draws.between(1, 5) <= kind.planted_of_five {
                 self.planted(&mut draws, &passage, length)?
             } else {
                 self.recalls(&mut draws, &passage, length)?

@@ -6,6 +6,9 @@
 //! predictions of the text are from those of the full cache, goes to the scorers. The model's weights stay as they are. Some
 //! documents are read with a memory of what went, so that scorers learn what it makes up for.
 //!
+//! Short documents come first. They cost a third, mostly ask for facts, and what a fact looks like does not depend on how long
+//! its document is; then documents of the lengths that are served, in which the text weighs more.
+//!
 //! The idea of learning retention through the language model's loss is that of Dynamic Memory Compression (arXiv 2403.09636) and
 //! TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all layers, two linear scorers for each and the
 //! memory in the loop are this project's.
@@ -22,7 +25,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-use self::documents::Documents;
+use self::documents::{Documents, Kind, LONG, SHORT};
 use self::model::Model;
 use self::pass::{Budget, Losses, Reader};
 use self::scorers::{Protected, Scorers};
@@ -46,8 +49,11 @@ const SLOTS_PER_CENTROID: f32 = 24.0;
 const LEAST_CENTROIDS: usize = 4;
 /// Slots that a centroid costs: it is kept in f32, slots in f16.
 const CENTROID_SLOTS: f32 = 2.0;
-/// Weight of the text beside the answers.
-const TEXT_WEIGHT: f64 = 6.0;
+/// A part of the tuning: its documents, and the weight of the text beside the answers.
+type Part = (Kind, f64);
+const PARTS: [Part; 2] = [(SHORT, 2.0), (LONG, 6.0)];
+/// Share of the documents that are in the first part.
+const FIRST: (usize, usize) = (4, 7);
 /// Where a second scorer starts: nats that it loses in 256 tokens, and nats that it is given ahead.
 const RATE: f32 = 1.0;
 const OFFSET: f32 = 2.0;
@@ -140,7 +146,7 @@ pub fn tune(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Losses> {
     let reader = Reader { model, stride: options.stride, protected: PROTECTED };
-    let sample = documents.draw(options.seed.wrapping_mul(SEEDS).wrapping_sub(1))?;
+    let sample = documents.draw(LONG, options.seed.wrapping_mul(SEEDS).wrapping_sub(1))?;
     let states = reader.read_full(&sample)?.states;
     let inputs = model.layers.iter().zip(&states).map(|(layer, x)| model.attention_input(layer, x));
     let inputs = inputs.collect::<candle_core::Result<Vec<_>>>()?;
@@ -151,7 +157,8 @@ pub fn tune(
     let mut recent = VecDeque::new();
     while done < options.steps {
         let seed = options.seed.wrapping_mul(SEEDS).wrapping_add(done as u64);
-        recent.push_front(step(&reader, &mut scorers, documents, seed, rate(options, done))?);
+        let part = PARTS[usize::from(done >= first(options.steps))];
+        recent.push_front(step(&reader, &mut scorers, (documents, part), seed, rate(options, done))?);
         recent.truncate(SHOWN);
         done += 1;
         if done.is_multiple_of(SAVE_EVERY) {
@@ -165,25 +172,38 @@ pub fn tune(
 }
 
 /// One document.
-fn step(reader: &Reader<'_>, scorers: &mut Scorers, documents: &Documents<'_>, seed: u64, rate: f32) -> Result<Losses> {
-    let (document, mut draws) = (documents.draw(seed)?, Draws::new(!seed));
+fn step(
+    reader: &Reader<'_>,
+    scorers: &mut Scorers,
+    (documents, (kind, text_weight)): (&Documents<'_>, Part),
+    seed: u64,
+    rate: f32,
+) -> Result<Losses> {
+    let (document, mut draws) = (documents.draw(kind, seed)?, Draws::new(!seed));
     let slots = document.length as f32 * draws.between(BUDGET.0, BUDGET.1) as f32 / 1000.0;
     let with_memory = draws.between(1, 100) <= WITH_MEMORY;
     let centroids = if with_memory { LEAST_CENTROIDS.max((slots / SLOTS_PER_CENTROID).round() as usize) } else { 0 };
     let budget = Budget { slots: slots - CENTROID_SLOTS * centroids as f32, centroids };
     let full = reader.read_full(&document)?;
     let reading = reader.read_evicting(&document, scorers, budget)?;
-    let (losses, slopes) = reader.losses(&document, full.output(), reading.output(), TEXT_WEIGHT)?;
+    let (losses, slopes) = reader.losses(&document, full.output(), reading.output(), text_weight)?;
     drop(full);
     let gradient = reader.backward(&document, scorers, &reading, slopes)?;
     scorers.step(gradient, rate);
     Ok(losses)
 }
 
-/// Rises for some steps, then falls to a tenth.
+/// Documents of the first part.
+fn first(steps: usize) -> usize {
+    steps * FIRST.0 / FIRST.1
+}
+
+/// Rises for some steps, stays, and in the second part falls to a tenth.
 fn rate(options: &Options, step: usize) -> f32 {
     let rise = ((step + 1) as f32 / WARM_UP).min(1.0);
-    options.rate * rise * (1.0 - (1.0 - LAST_RATE) * step as f32 / options.steps.max(1) as f32)
+    let first = first(options.steps);
+    let passed = step.saturating_sub(first) as f32 / (options.steps - first).max(1) as f32;
+    options.rate * rise * (1.0 - (1.0 - LAST_RATE) * passed)
 }
 
 fn mean(losses: &VecDeque<Losses>) -> Losses {

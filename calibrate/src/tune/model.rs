@@ -1,12 +1,14 @@
 //! The model whose scorers are tuned, in candle: a second implementation of the decoder, in f32, whose own weights get no
 //! gradients. Tested against the engine's decoder.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::Backend;
+use palimpsest_kernels::cpu::{SimdLevel, sigmoids};
 use palimpsest_worker::model::config::ModelConfig;
 use palimpsest_worker::model::weight_data::WeightData;
 use palimpsest_worker::model::weights::{LayerWeights, Weights};
 use palimpsest_worker::shard::Shard;
+use rayon::prelude::*;
 
 /// A matrix `[N, M]` that no gradient is taken of, and its bias `[N]`.
 pub struct Linear {
@@ -38,6 +40,59 @@ impl CustomOp1 for Product {
 
     fn bwd(&self, _: &Tensor, _: &Tensor, slope: &Tensor) -> Result<Option<Tensor>> {
         slope.matmul(&self.0).map(Some)
+    }
+}
+
+/// `silu(gate) * up`: candle's own `silu` runs on one thread, value by value.
+struct SiluMul;
+
+impl SiluMul {
+    /// Values that a thread takes at a time.
+    const PART: usize = 1 << 14;
+
+    fn sigmoids(gate: &[f32]) -> Vec<f32> {
+        let (level, mut values) = (SimdLevel::detect(), gate.to_vec());
+        values.par_chunks_mut(Self::PART).for_each(|values| sigmoids(level, values));
+        values
+    }
+}
+
+impl CustomOp2 for SiluMul {
+    fn name(&self) -> &'static str {
+        "silu times"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        of_gate: &Layout,
+        up: &CpuStorage,
+        of_up: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (contiguous(gate, of_gate)?, contiguous(up, of_up)?);
+        let mut out = Self::sigmoids(gate);
+        let parts = out.par_chunks_mut(Self::PART).zip(gate.par_chunks(Self::PART)).zip(up.par_chunks(Self::PART));
+        parts.for_each(|((out, gate), up)| {
+            out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out *= gate * up);
+        });
+        Ok((CpuStorage::F32(out), of_gate.shape().clone()))
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, slope: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let (gates, mut of_gate, mut of_up) = (values(gate)?, values(up)?, values(slope)?);
+        let shares = Self::sigmoids(&gates);
+        let parts = of_gate.par_chunks_mut(Self::PART).zip(of_up.par_chunks_mut(Self::PART));
+        let fixed = shares.par_chunks(Self::PART).zip(gates.par_chunks(Self::PART));
+        parts.zip(fixed).for_each(|((of_gate, of_up), (shares, gates))| {
+            let slopes = of_gate.iter_mut().zip(of_up).zip(shares.iter().zip(gates));
+            slopes.for_each(|((up, slope), (share, gate))| {
+                let silu = share * gate;
+                (*up, *slope) = (*slope * *up * (share + silu * (1.0 - share)), *slope * silu);
+            });
+        });
+        let tensor = |values| Tensor::from_vec(values, gate.shape(), &Device::Cpu).map(Some);
+        Ok((tensor(of_gate)?, tensor(of_up)?))
     }
 }
 
@@ -170,7 +225,7 @@ impl Model {
     pub fn finish(&self, layer: &LayerModel, x: &Tensor, read: &Tensor) -> Result<Tensor> {
         let x = (x + layer.o.forward(read)?)?;
         let hidden = self.norm(&x, &layer.ffn_norm)?;
-        let act = (layer.gate.forward(&hidden)?.silu()? * layer.up.forward(&hidden)?)?;
+        let act = layer.gate.forward(&hidden)?.apply_op2(&layer.up.forward(&hidden)?, SiluMul)?;
         x + layer.down.forward(&act)?
     }
 }

@@ -6,6 +6,7 @@ use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use std::path::Path;
 
 const STRIDE: usize = 16;
+const TEXT_WEIGHT: f64 = 6.0;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
@@ -194,8 +195,9 @@ fn documents_repeat_by_seed_and_their_answers_stand_in_them() {
     };
     let mut planted = 0;
     for seed in 0..24 {
-        let drawn = documents.draw(seed).expect("it can be drawn");
-        assert_eq!(drawn, documents.draw(seed).expect("again"));
+        let drawn = documents.draw(LONG, seed).expect("it can be drawn");
+        assert_eq!(drawn, documents.draw(LONG, seed).expect("again"));
+        assert_eq!(documents.draw(SHORT, seed).expect("it can be drawn").length, 4 * stride);
         assert!(drawn.length.is_multiple_of(stride) && drawn.length < drawn.ids.len());
         let read = plain(&drawn.ids[..drawn.length]);
         planted += usize::from(
@@ -292,6 +294,15 @@ fn a_whole_tuning_repeats_and_survives_an_interruption() {
     run(&options("cut"), &mut resumed, &mut seen);
     assert_eq!(seen, [6]);
     assert_eq!(resumed.retention, whole.retention);
+}
+
+#[test]
+fn the_rate_rises_stays_and_falls() {
+    let options = |steps| Options { steps, rate: 1.0, seed: 0, stride: STRIDE, state: PathBuf::new() };
+    let rates: Vec<f32> = (0..70).map(|step| rate(&options(70), step)).collect();
+    assert!(rates[0] == 0.2 && rates[4..=40].iter().all(|&rate| rate == 1.0), "{rates:?}");
+    assert!(rates[40..].is_sorted_by(|a, b| a > b) && (0.1..0.14).contains(&rates[69]), "{rates:?}");
+    assert!((0..2).all(|step| rate(&options(2), step) > 0.0));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Exponentials with the same bits on every lane type: polynomials after Cephes (`exp2f.c`, `expf.c`, S. L. Moshier),
 //! relative error below 3e-7.
 
-use super::lanes::Lanes;
+use super::SimdLevel;
+use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
 
 /// `1.5 * 2^23`: adding it rounds to an integer and leaves that integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
@@ -37,6 +38,47 @@ pub(crate) fn exp<L: Lanes>(x: L) -> L {
     p.shift_exponent(t).zero_below(x, -87.0)
 }
 
+struct ExpMinus<'a>(&'a mut [f32], f32);
+
+impl Kernel for ExpMinus<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> f32 {
+        let Self(values, most) = self;
+        let (most, mut sum) = (L::splat(most), L::splat(0.0));
+        for values in values.chunks_mut(WIDTH) {
+            // Lanes beyond the end add nothing.
+            let e = exp(L::from_slice(values, f32::NEG_INFINITY).sub(most));
+            sum = sum.add(e);
+            e.write(values);
+        }
+        sum.sum()
+    }
+}
+
+/// `e^(x - most)` in place; returns their sum. No `x` is above `most`, which is finite.
+pub fn exp_minus(level: SimdLevel, values: &mut [f32], most: f32) -> f32 {
+    dispatch(level, ExpMinus(values, most))
+}
+
+struct Sigmoids<'a>(&'a mut [f32]);
+
+impl Kernel for Sigmoids<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        for values in self.0.chunks_mut(WIDTH) {
+            let x = L::from_slice(values, 0.0);
+            L::splat(1.0).div(L::splat(1.0).add(exp(L::splat(0.0).sub(x)))).write(values);
+        }
+    }
+}
+
+/// `1 / (1 + e^-x)` in place.
+pub fn sigmoids(level: SimdLevel, values: &mut [f32]) {
+    dispatch(level, Sigmoids(values));
+}
+
 /// Sine and cosine of an angle of at most a few million radians: reduction in f64, Taylor polynomials on
 /// `[-pi/4, pi/4]`, absolute error below 1e-7. Plain arithmetic without branches, so that loops over it vectorise.
 #[inline(always)]
@@ -57,8 +99,6 @@ pub(crate) fn sin_cos(angle: f64) -> (f32, f32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SimdLevel;
-    use super::super::lanes::{Kernel, Lanes, WIDTH, dispatch};
     use super::*;
 
     struct Both([f32; WIDTH]);
@@ -94,6 +134,26 @@ mod tests {
         let edge =
             dispatch(SimdLevel::detect(), Both([0.0, -0.0, f32::NEG_INFINITY, f32::NAN, -1e30, -126.0, -127.0, 1.0]));
         assert_eq!(edge.0, [1.0, 1.0, 0.0, 0.0, 0.0, f32::MIN_POSITIVE, 0.0, 2.0]);
+    }
+
+    #[test]
+    fn exponentials_and_sigmoids_of_slices_are_those_of_the_standard_library() {
+        for len in [1, 7, 8, 9, 203] {
+            let x: Vec<f32> = (0..len).map(|i| ((i * 37) % 101) as f32 * 0.4 - 40.0).collect();
+            let (mut e, mut s) = (x.clone(), x.clone());
+            let sum = exp_minus(SimdLevel::detect(), &mut e, 0.5);
+            sigmoids(SimdLevel::detect(), &mut s);
+            let want: Vec<f64> = x.iter().map(|&x| (f64::from(x) - 0.5).exp()).collect();
+            assert!((f64::from(sum) / want.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{len}: {sum}");
+            for (i, want) in want.iter().enumerate() {
+                assert!((f64::from(e[i]) / want - 1.0).abs() < 1e-5, "{}: {} is not {want}", x[i], e[i]);
+                let want = 1.0 / (1.0 + (-f64::from(x[i])).exp());
+                assert!((f64::from(s[i]) / want - 1.0).abs() < 1e-5, "{}: {} is not {want}", x[i], s[i]);
+            }
+        }
+        let mut hidden = [f32::NEG_INFINITY, 1.0];
+        assert_eq!(exp_minus(SimdLevel::detect(), &mut hidden, 1.0), 1.0);
+        assert_eq!(hidden, [0.0, 1.0]);
     }
 
     #[test]

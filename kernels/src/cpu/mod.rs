@@ -32,6 +32,7 @@ mod matmul_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use exp::{exp_minus, sigmoids};
 pub use pool::Pool;
 pub use simd::SimdLevel;
 
