@@ -13,11 +13,12 @@
 //! TRIM-KV (arXiv 2512.03324); stride boundaries, one threshold per KV head over all layers, two linear scorers for each and the
 //! memory in the loop are this project's.
 //!
-//! [`documents`] ▸ [`pass`] (over [`model`], [`attention`], [`centroids`], by candle's autograd) ▸ [`scorers`] ▸ [`state`] on disk
+//! [`documents`] ▸ [`pass`] (over [`model`], [`attention`], [`centroids`], by candle's autograd) ▸ [`losses`] ▸ [`scorers`] ▸ [`state`] on disk
 
 pub mod attention;
 pub mod centroids;
 pub mod documents;
+pub mod losses;
 pub mod model;
 pub mod pass;
 pub mod scorers;
@@ -26,8 +27,9 @@ pub mod state;
 mod tests;
 
 use self::documents::{Documents, Kind, LONG, SHORT};
+use self::losses::Losses;
 use self::model::Model;
-use self::pass::{Budget, Losses, Reader};
+use self::pass::{Budget, Reader};
 use self::scorers::{Protected, Scorers};
 use self::state::State;
 use crate::Result;
@@ -186,7 +188,7 @@ fn step(
     let budget = Budget { slots: slots - CENTROID_SLOTS * centroids as f32, centroids };
     let full = reader.read_full(&document)?;
     let reading = reader.read_evicting(&document, scorers, budget)?;
-    let (losses, slopes) = reader.losses(&document, full.output(), reading.output(), text_weight)?;
+    let (losses, slopes) = Losses::of(reader.model, &document, (full.output(), reading.output()), text_weight)?;
     drop(full);
     let gradient = reader.backward(&document, scorers, &reading, slopes)?;
     scorers.step(gradient, rate);

@@ -11,16 +11,11 @@ use super::attention::{Seen, attend};
 use super::centroids::{Centroids, Snapshot};
 use super::model::Model;
 use super::scorers::{LayerVars, Protected, Scorers, threshold};
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use std::ops::Range;
 
 /// Logarithm of the share by which a slot counts as gone to the memory.
 const HALF: f32 = -std::f32::consts::LN_2;
-/// Rows whose logits are in memory at a time.
-const LOGIT_ROWS: usize = 256;
-/// Positions of the text at which predictions are compared, at most.
-const TEXT_ROWS: usize = 1024;
-
 /// Tokens to read and to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
@@ -63,20 +58,6 @@ impl Reading {
         self.states.last().expect("a model has layers")
     }
 }
-
-/// Mean nats per token.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Losses {
-    /// Of the answers.
-    pub answers: f64,
-    /// Of the answers with the full cache.
-    pub full: f64,
-    /// Divergence of the text's predictions from those with the full cache.
-    pub text: f64,
-}
-
-/// Sum of a loss over positions whose predictions have these logits, and its floor: those with the full cache come last.
-type Loss<'a> = &'a dyn Fn(&[usize], &Tensor, &Tensor) -> Result<(Tensor, f64)>;
 
 /// Reads documents.
 pub struct Reader<'a> {
@@ -173,52 +154,6 @@ impl Reader<'_> {
         let queries = queries.contiguous()?.reshape((kv_heads, group * rows, dim))?;
         let read = attend(&queries, &entries, &left, seen)?;
         read.reshape((kv_heads * group, rows, dim))?.transpose(0, 1)?.contiguous()?.reshape((rows, ()))
-    }
-
-    /// Losses of a reading, and their slopes at its last layer's output `[n, E]`, the text weighed by `text_weight`.
-    ///
-    /// # Errors
-    /// Those of candle.
-    pub fn losses(
-        &self,
-        document: &Document,
-        full: &Tensor,
-        output: &Tensor,
-        text_weight: f64,
-    ) -> Result<(Losses, Tensor)> {
-        let second_half = document.length / 2..document.length;
-        let text: Vec<usize> = second_half.step_by((document.length / TEXT_ROWS).max(1)).collect();
-        let mut losses = Losses::default();
-        let mut slopes = output.zeros_like()?;
-        let mut add = |at: &[usize], weight: f64, loss: Loss<'_>| -> Result<(f64, f64)> {
-            let (mut sums, count) = ((0.0, 0.0), at.len() as f64);
-            for at in at.chunks(LOGIT_ROWS) {
-                let before: Vec<u32> = at.iter().map(|&position| position as u32 - 1).collect();
-                let before = Tensor::new(before, &Device::Cpu)?;
-                let rows = Var::from_tensor(&output.index_select(&before, 0)?)?;
-                let (found, floor) =
-                    loss(at, &self.model.logits(&rows)?, &self.model.logits(&full.index_select(&before, 0)?)?)?;
-                sums = (sums.0 + f64::from(found.to_scalar::<f32>()?), sums.1 + floor);
-                let grads = (found * (weight / count))?.backward()?;
-                let slope = grads.get(&rows).expect("logits depend on their rows");
-                slopes = slopes.index_add(&before, slope, 0)?;
-            }
-            Ok((sums.0 / count, sums.1 / count))
-        };
-        (losses.answers, losses.full) = add(&document.answers, 1.0, &|at, logits, full| {
-            let targets: Vec<u32> = at.iter().map(|&position| document.ids[position]).collect();
-            let targets = Tensor::new(targets, &Device::Cpu)?.unsqueeze(1)?;
-            let surprisal = |logits: &Tensor| (log_sum_exp(logits)? - logits.gather(&targets, 1)?)?.sum_all();
-            Ok((surprisal(logits)?, f64::from(surprisal(full)?.to_scalar::<f32>()?)))
-        })?;
-        (losses.text, _) = add(&text, text_weight, &|_, logits, full| {
-            let wanted = full.broadcast_sub(&log_sum_exp(full)?)?;
-            let shares = wanted.exp()?;
-            let entropy = (&shares * wanted)?.sum_keepdim(D::Minus1)?;
-            let crossed = (log_sum_exp(logits)? - (shares * logits)?.sum_keepdim(D::Minus1)?)?;
-            Ok(((crossed + entropy)?.sum_all()?, 0.0))
-        })?;
-        Ok((losses, slopes))
     }
 
     /// The gradient of the scorers' parameters, by kind, all layers. `slopes`: of the last layer's output `[n, E]`.
@@ -360,10 +295,4 @@ fn append(all: &mut Option<Tensor>, new: &Tensor, dim: usize) -> Result<()> {
         None => new.clone(),
     });
     Ok(())
-}
-
-/// `[n, V]` to `[n, 1]`.
-fn log_sum_exp(logits: &Tensor) -> Result<Tensor> {
-    let most = logits.max_keepdim(D::Minus1)?.detach();
-    logits.broadcast_sub(&most)?.exp()?.sum_keepdim(D::Minus1)?.log()? + most
 }

@@ -86,7 +86,7 @@ fn replayed(
     full: &candle_core::Tensor,
 ) -> f64 {
     let output = reader.replay(document, scorers, reading).expect("it reads");
-    let (losses, _) = reader.losses(document, full, &output, TEXT_WEIGHT).expect("finite");
+    let (losses, _) = Losses::of(reader.model, document, (full, &output), TEXT_WEIGHT).expect("finite");
     losses.answers + TEXT_WEIGHT * losses.text
 }
 
@@ -100,7 +100,7 @@ fn gradients_agree_with_finite_differences() {
         let budget = Budget { slots: 9.0, centroids };
         let reading = reader.read_evicting(&document, &scorers, budget).expect("it reads");
         let full = full.output();
-        let (losses, slopes) = reader.losses(&document, full, reading.output(), TEXT_WEIGHT).expect("finite");
+        let (losses, slopes) = Losses::of(&model, &document, (full, reading.output()), TEXT_WEIGHT).expect("finite");
         assert!(losses.text > 1e-6, "{name}: eviction costs something: {losses:?}");
         let again = replayed(&reader, &document, &scorers, &reading, full);
         assert!(
@@ -144,7 +144,8 @@ fn a_few_steps_lower_the_loss_and_are_folded_into_the_file() {
     let mut losses = Vec::new();
     for _ in 0..12 {
         let reading = reader.read_evicting(&document, &scorers, budget).expect("it reads");
-        let (found, slopes) = reader.losses(&document, full.output(), reading.output(), TEXT_WEIGHT).expect("finite");
+        let (found, slopes) =
+            Losses::of(&model, &document, (full.output(), reading.output()), TEXT_WEIGHT).expect("finite");
         losses.push(found.text * TEXT_WEIGHT + found.answers);
         let gradient = reader.backward(&document, &scorers, &reading, slopes).expect("finite");
         scorers.step(gradient, 0.05);
