@@ -6,9 +6,14 @@
 //! ```
 
 mod answers;
+mod arena;
 mod decode;
+mod scratch;
 
 pub use answers::Answer;
+pub use arena::{Arena, CacheBytes};
+
+use self::scratch::Scratch;
 
 use super::config::ModelConfig;
 use super::weights::Weights;
@@ -16,8 +21,8 @@ use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 use crate::indexer::Indexer;
+use crate::kv::SequenceCache;
 use crate::kv::boundary::{self, BoundaryContext, Scores};
-use crate::kv::{PagePool, SequenceCache};
 use crate::layers::attention::{AttentionArgs, Span, attend};
 use crate::layers::queries::{self, QueryRows};
 use crate::layers::query::DeviceQueryIndexer;
@@ -26,58 +31,9 @@ use crate::layers::{Layer, rope, stack, vector};
 use crate::memory::DeviceAssociative;
 use crate::shard::Shard;
 use palimpsest_kernels::sample::SampleItem;
-use palimpsest_kernels::{Backend, KvType, PageShape, QkvShape};
-use palimpsest_proto::kv;
+use palimpsest_kernels::{Backend, PageShape, QkvShape};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// The slot arena of a rank: device pages and their free list.
-pub struct Arena<B: Backend> {
-    /// Device memory.
-    pub pages: B::Pages,
-    /// Free pages.
-    pub pool: PagePool,
-    /// Page geometry.
-    pub shape: PageShape,
-    /// Bytes that latent memories may take.
-    pub latent_bytes: usize,
-}
-
-/// What a rank's cache may take. Fixed at start: neither part makes room for the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheBytes {
-    /// Pages of slots, with their notes.
-    pub pages: usize,
-    /// Latent memories.
-    pub latent: usize,
-}
-
-impl CacheBytes {
-    /// Divides `all`: memories get `latent` of it, or [`kv::LATENT_SHARE`] where that is not said.
-    pub fn of(all: usize, latent: Option<usize>) -> Self {
-        let latent = latent.unwrap_or(all / kv::LATENT_SHARE as usize).min(all);
-        Self { pages: all - latent, latent }
-    }
-}
-
-impl<B: Backend> Arena<B> {
-    /// An arena of as many pages, with notes, as fit into what `bytes` leaves beside latent memories.
-    ///
-    /// # Errors
-    /// Those of [`Backend::alloc_pages`] and [`Backend::reserve_latents`].
-    pub fn new(backend: &B, head_dim: usize, dtype: KvType, bytes: CacheBytes) -> Result<Self> {
-        let shape = PageShape { head_dim, dtype };
-        let count = bytes.pages / shape.cost();
-        let mut pages = backend.alloc_pages(shape, count)?;
-        backend.reserve_latents(&mut pages, bytes.latent)?;
-        Ok(Self { pages, pool: PagePool::new(count), shape, latent_bytes: bytes.latent })
-    }
-
-    /// Takes back all that a sequence holds.
-    pub fn reclaim(&mut self, backend: &B, cache: &mut SequenceCache) {
-        cache.reclaim(backend, &mut self.pages, &mut self.pool);
-    }
-}
 
 /// Which logits a piece wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,47 +92,6 @@ pub struct Decoder<B: Backend> {
     /// Scores of a boundary.
     scores: Scores<B>,
     scratch: Scratch<B>,
-}
-
-/// Activations of a step; they grow to the largest step seen, which the plan bounds.
-struct Scratch<B: Backend> {
-    rows: usize,
-    x: B::Buffer,
-    h: B::Buffer,
-    qkv: B::Buffer,
-    q: B::Buffer,
-    attended: B::Buffer,
-    gate_up: B::Buffer,
-    act: B::Buffer,
-    cos: B::Buffer,
-    sin: B::Buffer,
-    host: (Vec<f32>, Vec<f32>),
-    logit_rows: usize,
-    last: B::Buffer,
-    logits: B::Buffer,
-}
-
-impl<B: Backend> Scratch<B> {
-    fn new(backend: &B, config: &ModelConfig, shard: &Shard, (rows, logit_rows): (usize, usize)) -> Result<Self> {
-        let (heads, dim, ffn) = (shard.heads() * config.head_dim, config.head_dim, shard.ffn.len());
-        let alloc = |width: usize| backend.alloc(rows * width);
-        Ok(Self {
-            rows,
-            x: alloc(config.hidden)?,
-            h: alloc(config.hidden)?,
-            qkv: alloc(heads + 2 * shard.kv_heads.len() * dim)?,
-            q: alloc(heads)?,
-            attended: alloc(heads)?,
-            gate_up: alloc(2 * ffn)?,
-            act: alloc(ffn)?,
-            cos: alloc(dim / 2)?,
-            sin: alloc(dim / 2)?,
-            host: (Vec::new(), Vec::new()),
-            logit_rows,
-            last: backend.alloc(logit_rows * config.hidden)?,
-            logits: backend.alloc(logit_rows * shard.vocabulary.len())?,
-        })
-    }
 }
 
 impl<B: Backend> Decoder<B> {

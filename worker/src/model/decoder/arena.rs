@@ -1,0 +1,54 @@
+//! What a rank's cache may take, and its device memory.
+
+use crate::error::Result;
+use crate::kv::{PagePool, SequenceCache};
+use palimpsest_kernels::{Backend, KvType, PageShape};
+use palimpsest_proto::kv;
+
+/// The slot arena of a rank: device pages and their free list.
+pub struct Arena<B: Backend> {
+    /// Device memory.
+    pub pages: B::Pages,
+    /// Free pages.
+    pub pool: PagePool,
+    /// Page geometry.
+    pub shape: PageShape,
+    /// Bytes that latent memories may take.
+    pub latent_bytes: usize,
+}
+
+/// What a rank's cache may take. Fixed at start: neither part makes room for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheBytes {
+    /// Pages of slots, with their notes.
+    pub pages: usize,
+    /// Latent memories.
+    pub latent: usize,
+}
+
+impl CacheBytes {
+    /// Divides `all`: memories get `latent` of it, or [`kv::LATENT_SHARE`] where that is not said.
+    pub fn of(all: usize, latent: Option<usize>) -> Self {
+        let latent = latent.unwrap_or(all / kv::LATENT_SHARE as usize).min(all);
+        Self { pages: all - latent, latent }
+    }
+}
+
+impl<B: Backend> Arena<B> {
+    /// An arena of as many pages, with notes, as fit into what `bytes` leaves beside latent memories.
+    ///
+    /// # Errors
+    /// Those of [`Backend::alloc_pages`] and [`Backend::reserve_latents`].
+    pub fn new(backend: &B, head_dim: usize, dtype: KvType, bytes: CacheBytes) -> Result<Self> {
+        let shape = PageShape { head_dim, dtype };
+        let count = bytes.pages / shape.cost();
+        let mut pages = backend.alloc_pages(shape, count)?;
+        backend.reserve_latents(&mut pages, bytes.latent)?;
+        Ok(Self { pages, pool: PagePool::new(count), shape, latent_bytes: bytes.latent })
+    }
+
+    /// Takes back all that a sequence holds.
+    pub fn reclaim(&mut self, backend: &B, cache: &mut SequenceCache) {
+        cache.reclaim(backend, &mut self.pages, &mut self.pool);
+    }
+}
