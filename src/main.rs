@@ -26,6 +26,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
     let cli = Cli::parse();
+    end_quietly_when_nobody_reads();
     init_tracing(&cli);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,6 +59,20 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(*args),
         Command::Inspect(args) => inspect::run(&args),
     }
+}
+
+/// `println!` panics when the reader of a pipe has gone, as `head` does when it has enough: no fault of ours, and an end with the
+/// code that a process has which the signal for this (SIGPIPE, which Rust ignores) ended.
+fn end_quietly_when_nobody_reads() {
+    const CODE: i32 = 128 + 13;
+    let of_faults = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(CODE);
+        }
+        of_faults(panic);
+    }));
 }
 
 /// Few threads: the kernels have their own, and this machine's cores are theirs.

@@ -3,6 +3,7 @@
 
 mod group;
 mod idle;
+mod pipes;
 mod ready;
 mod serving;
 mod traces;
