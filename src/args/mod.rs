@@ -195,7 +195,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_enum, default_value = "attention")]
     pub target: TargetArg,
     /// Documents that the fitted scorers are then tuned on end to end, so that they keep what answers and text need: short ones first, a
-    /// quarter of a minute each for a model of 135M weights on two cores, then long ones, a minute each, and 4 bytes of memory for each
+    /// third of a minute each for a model of 135M weights on two cores, then long ones, a minute each, and 4 bytes of memory for each
     /// weight. 0: they stay as fitted. Without it, 104 for a model of up to a billion weights, 0 for a larger one.
     #[arg(long)]
     pub tune: Option<usize>,

@@ -3,7 +3,7 @@
 //! Nothing of it is kept for the backward pass, which computes the probabilities again: they are what grows with the document.
 //! Of an entry that is all but gone nothing is computed, so that the cost grows with what is left of a document.
 
-use super::model::contiguous;
+use super::model::{contiguous, values};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::cpu::{SimdLevel, exp_minus};
 use rayon::prelude::*;
@@ -65,7 +65,7 @@ impl Head {
         let (level, count) = (SimdLevel::detect(), self.kept.len());
         let slots = self.kept.last().map_or(0, |last| last + 1);
         let tokens_before = slots - seen.rows - seen.centroids;
-        let mut weights: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let mut weights = values(&logits)?;
         weights.par_chunks_mut(count).enumerate().for_each(|(index, row)| {
             let own = index % seen.rows;
             let (row, hidden) = row.split_at_mut(count - seen.rows + own + 1);
@@ -90,10 +90,6 @@ impl Head {
 
 fn scale(queries: &Tensor) -> Result<f64> {
     Ok(1.0 / (queries.dim(candle_core::D::Minus1)? as f64).sqrt())
-}
-
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
 }
 
 impl CustomOp3 for Attend {

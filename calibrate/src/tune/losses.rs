@@ -3,7 +3,7 @@
 //! Both are cross entropies, whose slopes at the logits are known: probabilities less those wanted. In one pass over each row of
 //! logits, that is; candle's operations would make a dozen, most of them on one thread.
 
-use super::model::Model;
+use super::model::{Model, values};
 use super::pass::Document;
 use candle_core::{Device, Result, Tensor, Var};
 use palimpsest_kernels::cpu::{SimdLevel, exp_minus};
@@ -47,13 +47,13 @@ impl Losses {
                 let before = Tensor::new(before, &Device::Cpu)?;
                 let rows = Var::from_tensor(&output.index_select(&before, 0)?)?;
                 let logits = model.logits(&rows)?;
-                let full = model.logits(&full.index_select(&before, 0)?)?.flatten_all()?.to_vec1::<f32>()?;
-                let mut values: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+                let full = values(&model.logits(&full.index_select(&before, 0)?)?)?;
+                let mut slopes_of_logits = values(&logits)?;
                 let width = logits.dim(1)?;
-                let pairs = values.par_chunks_mut(width).zip(full.par_chunks(width)).zip(at);
+                let pairs = slopes_of_logits.par_chunks_mut(width).zip(full.par_chunks(width)).zip(at);
                 let found: Vec<(f64, f64)> = pairs.map(|((logits, full), &at)| row(at, logits, full)).collect();
                 sums = found.iter().fold(sums, |sums, found| (sums.0 + found.0, sums.1 + found.1));
-                let of_logits = (Tensor::from_vec(values, logits.shape(), &Device::Cpu)? * (weight / count))?;
+                let of_logits = (Tensor::from_vec(slopes_of_logits, logits.shape(), &Device::Cpu)? * (weight / count))?;
                 let grads = (logits * of_logits)?.sum_all()?.backward()?;
                 slopes = slopes.index_add(&before, grads.get(&rows).expect("logits depend on their rows"), 0)?;
             }

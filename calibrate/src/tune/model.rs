@@ -35,7 +35,7 @@ impl CustomOp1 for Product {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = Tensor::from_slice(contiguous(storage, layout)?, layout.shape(), &Device::Cpu)?;
         let y = x.matmul(&self.0.t()?)?;
-        Ok((CpuStorage::F32(y.flatten_all()?.to_vec1()?), y.shape().clone()))
+        Ok((CpuStorage::F32(values(&y)?), y.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, slope: &Tensor) -> Result<Option<Tensor>> {
@@ -79,7 +79,6 @@ impl CustomOp2 for SiluMul {
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, slope: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         let (gates, mut of_gate, mut of_up) = (values(gate)?, values(up)?, values(slope)?);
         let shares = Self::sigmoids(&gates);
         let parts = of_gate.par_chunks_mut(Self::PART).zip(of_up.par_chunks_mut(Self::PART));
@@ -94,6 +93,11 @@ impl CustomOp2 for SiluMul {
         let tensor = |values| Tensor::from_vec(values, gate.shape(), &Device::Cpu).map(Some);
         Ok((tensor(of_gate)?, tensor(of_up)?))
     }
+}
+
+/// All values of a tensor, row by row.
+pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
 }
 
 /// The values of a tensor that lies in one piece.
