@@ -1,9 +1,10 @@
-//! Compiles `cu/kernels.cu`: with nvcc into the fatbin that the program embeds, and with a C++ compiler into the emulated
-//! device of the tests (feature `emulate`).
+//! Compiles `cu/kernels.cu`: with nvcc into the fatbin that the program embeds, and with a C++
+//! compiler into the emulated device of the tests (feature `emulate`).
 //!
-//! nvcc is looked for in `$NVCC`, `$CUDA_HOME/bin`, `$PATH` and where `cargo xtask kernels` installs it. Without one the
-//! program has no kernels and says so when it is asked for a CUDA device. The fatbin is kept in `target/cuda` under the
-//! digest of its sources, so nothing is compiled twice; ptxas's report of registers and spills lies beside it.
+//! nvcc is looked for in `$NVCC`, `$CUDA_HOME/bin`, `$PATH` and where `cargo xtask kernels`
+//! installs it. Without one the program has no kernels and says so when it is asked for a CUDA
+//! device. The fatbin is kept in `target/cuda` under the digest of its sources, so nothing is
+//! compiled twice; ptxas's report of registers and spills lies beside it.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -32,7 +33,8 @@ fn main() {
         .std("c++17")
         .define("PALIMPSEST_EMULATED", None)
         .file(crate_dir.join("cu/emulated/device.cpp"))
-        // The tests run in the development profile; fibers without optimisation are too slow to wait for.
+        // The tests run in the development profile; fibers without optimisation are too slow to
+        // wait for.
         .opt_level(2)
         .flag("-Wno-unknown-pragmas")
         .flag("-ffp-contract=off")

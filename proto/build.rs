@@ -1,15 +1,25 @@
 //! Compiles the .proto files with protox, so that no protoc is needed.
 
-use std::{env, fs, path::PathBuf};
+use std::path::PathBuf;
+use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["palimpsest/v1/inference.proto", "palimpsest/internal/v1/worker.proto"];
+    let files = [
+        "palimpsest/v1/inference.proto",
+        "palimpsest/internal/v1/worker.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
+    fs::write(
+        out.join("descriptors.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }

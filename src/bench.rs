@@ -1,8 +1,7 @@
 //! `palimpsest bench`: the engine alone, without a server.
 
-use crate::args::BenchRun;
-use crate::embedded::{self, Ranks};
-use crate::term;
+use std::time::Instant;
+
 use anyhow::{Context, ensure};
 use palimpsest_coordinator::request::with_defaults;
 use palimpsest_kernels::Backend;
@@ -10,7 +9,10 @@ use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::rank::Rank;
 use palimpsest_worker::session::{Batch, Session};
-use std::time::Instant;
+
+use crate::args::BenchRun;
+use crate::embedded::{self, Ranks};
+use crate::term;
 
 /// One measured point.
 struct Point {
@@ -34,8 +36,16 @@ pub fn run(kind: &'static str, run: &BenchRun) -> anyhow::Result<()> {
     }
 }
 
-fn run_on<B: Backend>(kind: &'static str, run: &BenchRun, rank: &mut Rank<B>) -> anyhow::Result<()> {
-    let info = rank.info.model.as_ref().context("a rank reports its model")?;
+fn run_on<B: Backend>(
+    kind: &'static str,
+    run: &BenchRun,
+    rank: &mut Rank<B>,
+) -> anyhow::Result<()> {
+    let info = rank
+        .info
+        .model
+        .as_ref()
+        .context("a rank reports its model")?;
     let contract = Contract::parse(&with_defaults(&run.kv.wire(), info))?;
     for &depth in &run.depths {
         let mut points = Vec::new();
@@ -58,13 +68,17 @@ fn measure<B: Backend>(
     reset_peak();
     let vocabulary = rank.runner.decoder().config().vocabulary as u32;
     // Token ids without structure: the engine's time does not depend on what they say.
-    let prompt: Vec<u32> = (0..depth as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocabulary).collect();
+    let prompt: Vec<u32> = (0..depth as u32)
+        .map(|i| i.wrapping_mul(2_654_435_761) % vocabulary)
+        .collect();
     let sequences = if kind == "decode" { run.sequences } else { 1 };
     let (tokens_per_second, stride_seconds) = match kind {
         "decode" => (decode(rank, run, contract, &prompt)?, Vec::new()),
         _ => prefill(rank, contract, &prompt)?,
     };
-    let held = contract.exact_slots().map_or(depth, |slots| slots.min(depth));
+    let held = contract
+        .exact_slots()
+        .map_or(depth, |slots| slots.min(depth));
     let cache_bytes = sequences as usize * rank.runner.full_cache_bytes(held);
     let step_bytes = (rank.runner.decoder().step_weight_bytes() + cache_bytes) as u64;
     Ok(Point {
@@ -76,12 +90,20 @@ fn measure<B: Backend>(
         tokens_per_second,
         step_bytes,
         peak_rss_bytes: peak_bytes(),
-        stride_seconds: if run.strides { stride_seconds } else { Vec::new() },
+        stride_seconds: if run.strides {
+            stride_seconds
+        } else {
+            Vec::new()
+        },
     })
 }
 
 /// Tokens per second, and seconds of every stride.
-fn prefill<B: Backend>(rank: &mut Rank<B>, contract: &Contract, prompt: &[u32]) -> anyhow::Result<(f64, Vec<f64>)> {
+fn prefill<B: Backend>(
+    rank: &mut Rank<B>,
+    contract: &Contract,
+    prompt: &[u32],
+) -> anyhow::Result<(f64, Vec<f64>)> {
     let mut session = Session::open(&mut rank.runner, contract.clone())?;
     let bar = term::progress(prompt.len() as u64, "prefill");
     let (mut stride_seconds, mut read) = (Vec::new(), 0);
@@ -89,20 +111,41 @@ fn prefill<B: Backend>(rank: &mut Rank<B>, contract: &Contract, prompt: &[u32]) 
     for piece in prompt.chunks(session.stride()) {
         let piece_started = Instant::now();
         read += piece.len();
-        session.feed(piece, if read == prompt.len() { Logits::Last } else { Logits::None })?;
+        session.feed(
+            piece,
+            if read == prompt.len() {
+                Logits::Last
+            } else {
+                Logits::None
+            },
+        )?;
         stride_seconds.push(piece_started.elapsed().as_secs_f64());
         bar.inc(piece.len() as u64);
     }
     bar.finish_and_clear();
-    Ok((prompt.len() as f64 / started.elapsed().as_secs_f64(), stride_seconds))
+    Ok((
+        prompt.len() as f64 / started.elapsed().as_secs_f64(),
+        stride_seconds,
+    ))
 }
 
 /// Tokens per second of all sequences together.
-fn decode<B: Backend>(rank: &mut Rank<B>, run: &BenchRun, contract: &Contract, prompt: &[u32]) -> anyhow::Result<f64> {
+fn decode<B: Backend>(
+    rank: &mut Rank<B>,
+    run: &BenchRun,
+    contract: &Contract,
+    prompt: &[u32],
+) -> anyhow::Result<f64> {
     let mut batch = Batch::open(&mut rank.runner, contract, run.sequences as usize)?;
     if run.assume_context {
-        let fits = contract.exact_slots().is_none_or(|slots| prompt.len() <= slots);
-        ensure!(fits, "--assume-context is for contexts within the budget, not for {} tokens", prompt.len());
+        let fits = contract
+            .exact_slots()
+            .is_none_or(|slots| prompt.len() <= slots);
+        ensure!(
+            fits,
+            "--assume-context is for contexts within the budget, not for {} tokens",
+            prompt.len()
+        );
         batch.assume(prompt.len())?;
         // What grows to the size of a step grows now.
         batch.feed(&prompt[..1])?;
@@ -117,7 +160,15 @@ fn decode<B: Backend>(rank: &mut Rank<B>, run: &BenchRun, contract: &Contract, p
 }
 
 fn print(point: &Point, json: bool) {
-    let Point { kind, depth, sequences, policy, tokens_per_second, peak_rss_bytes, .. } = point;
+    let Point {
+        kind,
+        depth,
+        sequences,
+        policy,
+        tokens_per_second,
+        peak_rss_bytes,
+        ..
+    } = point;
     if json {
         let line = serde_json::json!({
             "kind": kind, "depth": depth, "sequences": sequences, "budget": point.budget, "policy": policy,
@@ -130,7 +181,8 @@ fn print(point: &Point, json: bool) {
     let budget = point.budget.map_or("all".to_string(), |b| b.to_string());
     let peak = term::bytes(*peak_rss_bytes);
     println!(
-        "{kind:>8} {sequences:>3} x depth {depth:>7} budget {budget:>6} {policy:>12} {tokens_per_second:>9.1} tokens/s  peak {peak}"
+        "{kind:>8} {sequences:>3} x depth {depth:>7} budget {budget:>6} {policy:>12} \
+         {tokens_per_second:>9.1} tokens/s  peak {peak}"
     );
     for (i, seconds) in point.stride_seconds.iter().enumerate() {
         println!("         stride {i:>5} {:>9.2} ms", seconds * 1e3);
@@ -146,6 +198,8 @@ fn reset_peak() {
 fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
+    let kib = line
+        .and_then(|l| l.split_whitespace().next())
+        .and_then(|n| n.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }

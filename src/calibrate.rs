@@ -1,7 +1,9 @@
-//! `palimpsest calibrate`: trains the indexer of a model from text: fits scorers, then tunes them end to end.
+//! `palimpsest calibrate`: trains the indexer of a model from text: fits scorers, then tunes them
+//! end to end.
 
-use crate::args::{CalibrateArgs, KvArgs, TargetArg};
-use crate::{embedded, pull, term};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use palimpsest_calibrate::associative::AssociativeOptions;
@@ -9,10 +11,8 @@ use palimpsest_calibrate::corpus;
 use palimpsest_calibrate::query::QueryOptions;
 use palimpsest_calibrate::report::{Agreement, LayerReport, TOP_SHARE};
 use palimpsest_calibrate::run::{self, Options, Stage};
-use palimpsest_calibrate::tune::{
-    self,
-    documents::{Documents, Turns},
-};
+use palimpsest_calibrate::tune::documents::{Documents, Turns};
+use palimpsest_calibrate::tune::{self};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_proto::v1::{Chat, ChatMessage};
@@ -20,10 +20,12 @@ use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::model::Model;
 use palimpsest_worker::model::tokenizer::TokenizerFiles;
 use palimpsest_worker::reconstruct::{INSTRUCTION, Target};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
-/// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is tuned unasked.
+use crate::args::{CalibrateArgs, KvArgs, TargetArg};
+use crate::{embedded, pull, term};
+
+/// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is
+/// tuned unasked.
 const TUNE_STEPS: usize = 104;
 const TUNED_UNASKED: u64 = 1_000_000_000;
 
@@ -33,22 +35,46 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         args.holdout >= 2 && args.documents >= args.holdout,
         "--documents must be at least --holdout, that at least 2"
     );
-    ensure!(args.tune_rate > 0.0 && args.tune_rate < 1.0, "--tune-rate must be above 0 and below 1, try 0.003");
+    ensure!(
+        args.tune_rate > 0.0 && args.tune_rate < 1.0,
+        "--tune-rate must be above 0 and below 1, try 0.003"
+    );
     let text = corpus::read_directory(&args.corpus)?;
     let model_file = pull::pull(&crate::args::pull_options(&args.model.model))?;
     let model = Model::open(&model_file)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(model.tokenizer()?.tokenizer_json)
         .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
     let turns = turns(&model.tokenizer()?)?;
-    let samples = args.samples.clone().unwrap_or_else(|| args.out.with_extension("samples"));
+    let samples = args
+        .samples
+        .clone()
+        .unwrap_or_else(|| args.out.with_extension("samples"));
     // All that can be wrong with what was given is said before the long work.
-    let steps = args.tune.unwrap_or(if model.config().parameters <= TUNED_UNASKED { TUNE_STEPS } else { 0 });
+    let steps = args
+        .tune
+        .unwrap_or(if model.config().parameters <= TUNED_UNASKED {
+            TUNE_STEPS
+        } else {
+            0
+        });
     let documents = match steps {
         0 => None,
-        _ => Some(Documents::new(&text, &tokenizer, &turns, args.model.stride as usize)?),
+        _ => Some(Documents::new(
+            &text,
+            &tokenizer,
+            &turns,
+            args.model.stride as usize,
+        )?),
     };
-    let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
-    ensure!(parent.is_none_or(Path::is_dir), "there is no directory for {}", args.out.display());
+    let parent = args
+        .out
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    ensure!(
+        parent.is_none_or(Path::is_dir),
+        "there is no directory for {}",
+        args.out.display()
+    );
     let mut indexer = match &args.start[..] {
         [] => fit(args, &text, (&tokenizer, &turns.opening), samples.clone())?,
         files => start(files, &model)?,
@@ -57,12 +83,16 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         tune(args, steps, &model, &mut indexer, documents)?;
     }
     if args.tune.is_none() && steps == 0 {
-        println!("not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}");
+        println!(
+            "not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}"
+        );
     }
-    std::fs::write(&args.out, indexer.to_bytes()?).with_context(|| format!("cannot write {}", args.out.display()))?;
+    std::fs::write(&args.out, indexer.to_bytes()?)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
     println!("{}", args.out.display());
     if args.samples.is_none() && args.start.is_empty() {
-        std::fs::remove_dir_all(&samples).with_context(|| format!("cannot delete {}", samples.display()))?;
+        std::fs::remove_dir_all(&samples)
+            .with_context(|| format!("cannot delete {}", samples.display()))?;
     }
     Ok(())
 }
@@ -76,15 +106,26 @@ fn fit(
 ) -> anyhow::Result<Indexer> {
     let mut rank = embedded::open_rank(&args.model, &KvArgs::none())?;
     let info = rank.info.model.take().context("a rank reports its model")?;
-    let documents = corpus::documents(text, tokenizer, prefix, (args.documents, args.tokens), args.seed)?;
+    let documents = corpus::documents(
+        text,
+        tokenizer,
+        prefix,
+        (args.documents, args.tokens),
+        args.seed,
+    )?;
     let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
-    let features = AssociativeOptions::default().features.min(info.head_dim as usize * 2);
+    let features = AssociativeOptions::default()
+        .features
+        .min(info.head_dim as usize * 2);
     let options = Options {
         holdout: args.holdout,
         ridge: args.ridge,
         seed: args.seed,
         query: Some(QueryOptions::default()),
-        memory: Some(AssociativeOptions { features, ..AssociativeOptions::default() }),
+        memory: Some(AssociativeOptions {
+            features,
+            ..AssociativeOptions::default()
+        }),
         target: match args.target {
             TargetArg::Attention => Target::Attention,
             TargetArg::Surprisal => Target::Surprisal,
@@ -93,35 +134,55 @@ fn fit(
     };
     let mut bar: Option<(Stage, ProgressBar)> = None;
     let model = format!("{} {:016x}", info.name, rank.info.digest);
-    let (mut indexer, report) =
-        run::calibrate(&mut rank.runner, (&documents, instruction), &model, &options, &mut |stage, done, of| {
+    let (mut indexer, report) = run::calibrate(
+        &mut rank.runner,
+        (&documents, instruction),
+        &model,
+        &options,
+        &mut |stage, done, of| {
             if bar.as_ref().is_none_or(|(shown, _)| *shown != stage) {
                 bar = Some((stage, term::progress(of as u64, name(stage))));
             }
-            bar.iter().for_each(|(_, bar)| bar.set_position(done as u64));
-        })?;
+            bar.iter()
+                .for_each(|(_, bar)| bar.set_position(done as u64));
+        },
+    )?;
     bar.iter().for_each(|(_, bar)| bar.finish_and_clear());
     let mean = print(&report);
     indexer.metadata = metadata(args, &info);
-    indexer.metadata.insert("held_out_rank_correlation".into(), format!("{:.3}", mean.rank_correlation));
-    indexer.metadata.insert("held_out_recall".into(), format!("{:.3}", mean.recall));
+    indexer.metadata.insert(
+        "held_out_rank_correlation".into(),
+        format!("{:.3}", mean.rank_correlation),
+    );
+    indexer
+        .metadata
+        .insert("held_out_recall".into(), format!("{:.3}", mean.recall));
     Ok(indexer)
 }
 
 /// The mean of the scorers of some files, with everything else of the first.
 fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
     let read = |path: &PathBuf| -> anyhow::Result<Indexer> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read the indexer {}", path.display()))?;
+        let bytes = std::fs::read(path)
+            .with_context(|| format!("cannot read the indexer {}", path.display()))?;
         let indexer = Indexer::parse(&bytes).with_context(|| path.display().to_string())?;
         let config = model.config();
-        let check = indexer.check(config.layers, config.kv_heads, (config.hidden, config.head_dim));
+        let check = indexer.check(
+            config.layers,
+            config.kv_heads,
+            (config.hidden, config.head_dim),
+        );
         check.with_context(|| path.display().to_string())?;
         Ok(indexer)
     };
     let indexers = files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     let mut mean = tune::mean_of(indexers)?;
-    let stems = files.iter().filter_map(|file| file.file_stem()).map(|stem| stem.to_string_lossy());
-    mean.metadata.insert("start".into(), stems.collect::<Vec<_>>().join(" and "));
+    let stems = files
+        .iter()
+        .filter_map(|file| file.file_stem())
+        .map(|stem| stem.to_string_lossy());
+    mean.metadata
+        .insert("start".into(), stems.collect::<Vec<_>>().join(" and "));
     Ok(mean)
 }
 
@@ -136,7 +197,13 @@ fn tune(
     tune::add_second(&mut indexer.retention);
     let stride = args.model.stride as usize;
     let (rate, seed) = (args.tune_rate, args.seed);
-    let options = tune::Options { steps, rate, seed, stride, state: args.out.with_extension("tuning") };
+    let options = tune::Options {
+        steps,
+        rate,
+        seed,
+        stride,
+        state: args.out.with_extension("tuning"),
+    };
     let backend = embedded::cpu(&args.model, args.model.threads);
     let model = tune::model::Model::load(&backend, model.weights())?;
     let bar = term::progress(steps as u64, "tuning");
@@ -153,10 +220,14 @@ fn tune(
     })?;
     bar.finish_and_clear();
     println!(
-        "tuned on {steps} documents; the last ones: answers {:.3} nats a token (full cache {:.3}), text {:.3} over the full cache",
+        "tuned on {steps} documents; the last ones: answers {:.3} nats a token (full cache \
+         {:.3}), text {:.3} over the full cache",
         losses.answers, losses.full, losses.text
     );
-    indexer.metadata.insert("tuned".into(), format!("{steps} documents, seed {seed}, rate {rate}"));
+    indexer.metadata.insert(
+        "tuned".into(),
+        format!("{steps} documents, seed {seed}, rate {rate}"),
+    );
     Ok(())
 }
 
@@ -168,9 +239,14 @@ fn name(stage: Stage) -> &'static str {
     }
 }
 
-/// What the chat template puts around texts, so that training sees documents where requests have them.
+/// What the chat template puts around texts, so that training sees documents where requests have
+/// them.
 fn turns(files: &TokenizerFiles) -> anyhow::Result<Turns> {
-    let Some(source) = files.chat_template.as_deref().filter(|source| !source.is_empty()) else {
+    let Some(source) = files
+        .chat_template
+        .as_deref()
+        .filter(|source| !source.is_empty())
+    else {
         return Ok(Turns::default());
     };
     const FIRST: &str = "PALIMPSEST-MARK-1";
@@ -178,15 +254,27 @@ fn turns(files: &TokenizerFiles) -> anyhow::Result<Turns> {
     const SECOND: &str = "PALIMPSEST-MARK-3";
     let token = |token: &Option<String>| token.clone().unwrap_or_default();
     let template = ChatTemplate::new(source, &token(&files.bos_token), &token(&files.eos_token))?;
-    let message = |(role, content): (&str, &str)| ChatMessage { role: role.into(), content: content.into() };
+    let message = |(role, content): (&str, &str)| ChatMessage {
+        role: role.into(),
+        content: content.into(),
+    };
     let messages = [("user", FIRST), ("assistant", ANSWER), ("user", SECOND)].map(message);
-    let text = template.render(&Chat { messages: messages.into(), answer_prefix: String::new() })?;
+    let text = template.render(&Chat {
+        messages: messages.into(),
+        answer_prefix: String::new(),
+    })?;
     let between = |after: &str, before: &str| {
         let start = text.find(after).map(|at| at + after.len());
-        let inner = start.and_then(|start| text[start..].split_once(before)).map(|(inner, _)| inner.to_string());
+        let inner = start
+            .and_then(|start| text[start..].split_once(before))
+            .map(|(inner, _)| inner.to_string());
         inner.context("the model's chat template leaves out messages")
     };
-    Ok(Turns { opening: between("", FIRST)?, answer: between(FIRST, ANSWER)?, next: between(ANSWER, SECOND)? })
+    Ok(Turns {
+        opening: between("", FIRST)?,
+        answer: between(FIRST, ANSWER)?,
+        next: between(ANSWER, SECOND)?,
+    })
 }
 
 fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
@@ -195,8 +283,12 @@ fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
         (
             "target",
             match args.target {
-                TargetArg::Attention => "ln max attention while the context is repeated".to_string(),
-                TargetArg::Surprisal => "ln max surprisal-weighted attention while the context is repeated".to_string(),
+                TargetArg::Attention => {
+                    "ln max attention while the context is repeated".to_string()
+                }
+                TargetArg::Surprisal => {
+                    "ln max surprisal-weighted attention while the context is repeated".to_string()
+                }
             },
         ),
         ("documents", args.documents.to_string()),
@@ -205,26 +297,40 @@ fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
         ("ridge", args.ridge.to_string()),
         ("stride", args.model.stride.to_string()),
     ];
-    entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    entries
+        .into_iter()
+        .map(|(key, value)| (key.to_string(), value))
+        .collect()
 }
 
 /// Prints a row per layer; returns the scorers' means.
 fn print(report: &[LayerReport]) -> Agreement {
     let best = TOP_SHARE * 100.0;
     println!(
-        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %, attention given back"
+        "on held-out documents: rank correlation with the target, recall of its best {best:.0} %, \
+         attention given back"
     );
     println!("layer  retention      query-indexer  associative");
-    let (mut retention, mut query, mut explained) = (Agreement::default(), Agreement::default(), 0.0);
+    let (mut retention, mut query, mut explained) =
+        (Agreement::default(), Agreement::default(), 0.0);
     let pair = |a: &Agreement| format!("{:.3}  {:.3}", a.rank_correlation, a.recall);
     for (layer, r) in report.iter().enumerate() {
         let of_query = r.query.as_ref().map_or("-".into(), pair);
-        let given_back = r.explained.map_or("-".into(), |share| format!("{share:.3}"));
-        println!("{layer:>5}  {:<13}  {of_query:<13}  {given_back}", pair(&r.retention));
+        let given_back = r
+            .explained
+            .map_or("-".into(), |share| format!("{share:.3}"));
+        println!(
+            "{layer:>5}  {:<13}  {of_query:<13}  {given_back}",
+            pair(&r.retention)
+        );
         retention.add(r.retention, report.len());
         query.add(r.query.unwrap_or_default(), report.len());
         explained += r.explained.unwrap_or_default() / report.len() as f64;
     }
-    println!(" mean  {:<13}  {:<13}  {explained:.3}", pair(&retention), pair(&query));
+    println!(
+        " mean  {:<13}  {:<13}  {explained:.3}",
+        pair(&retention),
+        pair(&query)
+    );
     retention
 }

@@ -1,24 +1,25 @@
 //! `palimpsest eval`: retrieval and next-token loss under bounded caches.
 
-use crate::args::{KvArgs, ModelArgs};
-use crate::{embedded, generate, term};
+use std::path::PathBuf;
+
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
 use palimpsest_eval::caches::Caches;
 use palimpsest_eval::grid::{GridSpec, Metric, run_grid};
 use palimpsest_eval::haystack::Prose;
-use palimpsest_eval::headline;
 use palimpsest_eval::longbench::File;
 use palimpsest_eval::perplexity::{self, PerplexitySpec};
 use palimpsest_eval::prompt::Protocol;
 use palimpsest_eval::tasks::{Material, Task, TaskGroup, qa};
-use palimpsest_eval::{Budget, Error, TextSide, report};
+use palimpsest_eval::{Budget, Error, TextSide, headline, report};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_worker::rank::Rank;
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+
+use crate::args::{KvArgs, ModelArgs};
+use crate::{embedded, generate, term};
 
 /// The text without --text.
 const DEFAULT_TEXT: &str = include_str!("../assets/gpl-3.0.txt");
@@ -63,7 +64,8 @@ pub struct CommonArgs {
     /// Latent memories.
     #[arg(long, value_delimiter = ',', default_value = "none")]
     pub memories: Vec<String>,
-    /// Entries of the budget that pay for memory; an eighth of it when not given, a sixteenth below 512.
+    /// Entries of the budget that pay for memory; an eighth of it when not given, a sixteenth
+    /// below 512.
     #[arg(long, value_delimiter = ',')]
     pub memory_slots: Vec<u32>,
     /// Head budgets: uniform, column, layer, group.
@@ -78,7 +80,8 @@ pub struct CommonArgs {
     /// First positions that are never evicted.
     #[arg(long, default_value_t = 4)]
     pub sinks: u32,
-    /// Last positions that are never evicted at a boundary; a sixteenth of the budget, 8 to 128, when not given.
+    /// Last positions that are never evicted at a boundary; a sixteenth of the budget, 8 to 128,
+    /// when not given.
     #[arg(long)]
     pub window: Option<u32>,
     /// Samples of every cell.
@@ -90,9 +93,15 @@ pub struct CommonArgs {
 pub struct RulerArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Tasks: single_1 to single_3, multikey_1 to multikey_3, multivalue, multiquery, vt (vt_1 to vt_8: that many hops), cwe,
-    /// fwe, qa_1, qa_2, recall (sentences of --text itself); or groups of them: niah, words, qa, all (all but qa and recall).
-    #[arg(long, alias = "tasks", value_delimiter = ',', default_value = "single_1,single_2,multikey_1")]
+    /// Tasks: single_1 to single_3, multikey_1 to multikey_3, multivalue, multiquery, vt (vt_1 to
+    /// vt_8: that many hops), cwe, fwe, qa_1, qa_2, recall (sentences of --text itself); or groups
+    /// of them: niah, words, qa, all (all but qa and recall).
+    #[arg(
+        long,
+        alias = "tasks",
+        value_delimiter = ',',
+        default_value = "single_1,single_2,multikey_1"
+    )]
     pub task: Vec<TaskGroup>,
     /// File of questions for qa_1 (in SQuAD's format) or qa_2 (in HotpotQA's), may be given twice.
     #[arg(long)]
@@ -119,8 +128,8 @@ pub struct NiahArgs {
 pub struct LongbenchArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Directory with LongBench's files, a `DATASET.jsonl` for each dataset. Contexts longer than --lengths are cut from their
-    /// middle.
+    /// Directory with LongBench's files, a `DATASET.jsonl` for each dataset. Contexts longer than
+    /// --lengths are cut from their middle.
     #[arg(long)]
     pub data: PathBuf,
     /// Datasets; all that are there when not given.
@@ -136,11 +145,12 @@ pub struct AskingArgs {
     /// Whether the question is known when the context is evicted.
     #[arg(long, value_enum, default_value = "agnostic")]
     pub protocol: ProtocolArg,
-    /// What counts: the answer is in the decoded text (RULER's), or the decoded text is the expected answer.
+    /// What counts: the answer is in the decoded text (RULER's), or the decoded text is the
+    /// expected answer.
     #[arg(long, value_enum, default_value = "match")]
     pub metric: MetricArg,
-    /// Ask for every key of a multi-key context in turn, after one reading: more answers at little cost. A sample is then the
-    /// mean over its questions.
+    /// Ask for every key of a multi-key context in turn, after one reading: more answers at little
+    /// cost. A sample is then the mean over its questions.
     #[arg(long)]
     pub every_key: bool,
     /// Minutes after which no further sample is begun, so that all cells have as many.
@@ -187,7 +197,9 @@ pub struct Side {
 
 impl TextSide for Side {
     fn encode(&self, text: &str) -> palimpsest_eval::Result<Vec<u32>> {
-        self.tokenizer.encode(text, false).map_err(|e| Error::Text(e.to_string()))
+        self.tokenizer
+            .encode(text, false)
+            .map_err(|e| Error::Text(e.to_string()))
     }
 
     fn decode(&self, ids: &[u32]) -> String {
@@ -198,7 +210,9 @@ impl TextSide for Side {
         match &self.template {
             Some(template) => {
                 let chat = generate::question(user.into(), answer_prefix);
-                template.render(&chat).map_err(|e| Error::Text(e.to_string()))
+                template
+                    .render(&chat)
+                    .map_err(|e| Error::Text(e.to_string()))
             }
             // A base model: the answer goes on where the question ends.
             None => Ok(format!("{user}\n{answer_prefix}")),
@@ -220,22 +234,37 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
                     tasks.push(task);
                 }
             }
-            let corpus = |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
+            let corpus =
+                |path: &PathBuf| -> anyhow::Result<_> { Ok(qa::Corpus::parse(&read(path)?)?) };
             let qa = ruler.qa.iter().map(corpus).collect::<Result<_, _>>()?;
-            let material = Material { qa, ..material(&ruler.common)? };
+            let material = Material {
+                qa,
+                ..material(&ruler.common)?
+            };
             grid(&ruler.common, &material, (tasks, vec![None]), &ruler.asking)
         }
         EvalKind::Niah(niah) => {
             let depths = niah.depths.iter().map(|d| Some(*d)).collect();
-            grid(&niah.common, &material(&niah.common)?, (vec![niah.task], depths), &niah.asking)
+            grid(
+                &niah.common,
+                &material(&niah.common)?,
+                (vec![niah.task], depths),
+                &niah.asking,
+            )
         }
         EvalKind::Longbench(args) => {
             let (longbench, left) = File::read_all(&args.data, &args.datasets)?;
             for name in left {
                 eprintln!("left out: {name}");
             }
-            let tasks = longbench.iter().map(|file| Task::Long(file.dataset())).collect();
-            let material = Material { longbench, ..material(&args.common)? };
+            let tasks = longbench
+                .iter()
+                .map(|file| Task::Long(file.dataset()))
+                .collect();
+            let material = Material {
+                longbench,
+                ..material(&args.common)?
+            };
             grid(&args.common, &material, (tasks, vec![None]), &args.asking)
         }
         EvalKind::Show(args) => crate::show::run(&args),
@@ -272,12 +301,23 @@ fn grid(
         max_tokens: asking.max_tokens,
     };
     let bar = term::progress(1, "evaluating");
-    let results = run_grid(&mut rank.runner, &side, material, &spec, &common.out, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    })?;
+    let results = run_grid(
+        &mut rank.runner,
+        &side,
+        material,
+        &spec,
+        &common.out,
+        &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    )?;
     bar.finish_and_clear();
-    print!("{}{}", headline::table(&results.headlines), report::table(&results.cells));
+    print!(
+        "{}{}",
+        headline::table(&results.headlines),
+        report::table(&results.cells)
+    );
     Ok(())
 }
 
@@ -286,13 +326,25 @@ fn loss(common: &CommonArgs) -> anyhow::Result<()> {
     let prose = Prose::new(&text)?;
     let (mut rank, side, model) = open(&common.model)?;
     let caches = caches(common, &rank)?;
-    let spec = PerplexitySpec { model, lengths: common.lengths.clone(), caches, samples: common.samples };
+    let spec = PerplexitySpec {
+        model,
+        lengths: common.lengths.clone(),
+        caches,
+        samples: common.samples,
+    };
     let bar = term::progress(1, "evaluating");
     let source = (&*text, prose.digest());
-    let results = perplexity::run(&mut rank.runner, &side, source, &spec, &common.out, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    })?;
+    let results = perplexity::run(
+        &mut rank.runner,
+        &side,
+        source,
+        &spec,
+        &common.out,
+        &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    )?;
     bar.finish_and_clear();
     print!("{}", perplexity::table(&results));
     Ok(())
@@ -300,7 +352,11 @@ fn loss(common: &CommonArgs) -> anyhow::Result<()> {
 
 /// The text, and no file.
 fn material(common: &CommonArgs) -> anyhow::Result<Material> {
-    Ok(Material { prose: prose(&common.text)?, qa: Vec::new(), longbench: Vec::new() })
+    Ok(Material {
+        prose: prose(&common.text)?,
+        qa: Vec::new(),
+        longbench: Vec::new(),
+    })
 }
 
 /// Sentences of the files, or of the text without --text.
@@ -312,7 +368,11 @@ fn text(files: &[PathBuf]) -> anyhow::Result<String> {
     if files.is_empty() {
         return Ok(DEFAULT_TEXT.into());
     }
-    Ok(files.iter().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
+    Ok(files
+        .iter()
+        .map(read)
+        .collect::<Result<Vec<_>, _>>()?
+        .join("\n"))
 }
 
 fn read(path: &PathBuf) -> anyhow::Result<String> {
@@ -322,12 +382,21 @@ fn read(path: &PathBuf) -> anyhow::Result<String> {
 /// The rank, its text side, and the name that records give to model and indexer together.
 pub fn open(model: &ModelArgs) -> anyhow::Result<(Rank<CpuBackend>, Side, String)> {
     let rank = embedded::open_rank(model, &KvArgs::none())?;
-    let info = rank.info.model.as_ref().context("a rank reports its model")?;
+    let info = rank
+        .info
+        .model
+        .as_ref()
+        .context("a rank reports its model")?;
     let side = side(info)?;
     let mut name = format!("{}, {:?} activations", info.name, model.activations);
     if let Some(path) = &model.indexer {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let digest: String = Sha256::digest(&bytes).iter().take(4).map(|b| format!("{b:02x}")).collect();
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let digest: String = Sha256::digest(&bytes)
+            .iter()
+            .take(4)
+            .map(|b| format!("{b:02x}"))
+            .collect();
         name += &format!(", indexer {digest}");
     }
     Ok((rank, side, name))
@@ -337,19 +406,40 @@ fn side(info: &ModelInfo) -> anyhow::Result<Side> {
     let template = if info.chat_template.is_empty() {
         None
     } else {
-        Some(ChatTemplate::new(&info.chat_template, &info.bos_token, &info.eos_token)?)
+        Some(ChatTemplate::new(
+            &info.chat_template,
+            &info.bos_token,
+            &info.eos_token,
+        )?)
     };
-    Ok(Side { tokenizer: Tokenizer::from_bytes(&info.tokenizer)?, template, eos_ids: info.eos_ids.clone() })
+    Ok(Side {
+        tokenizer: Tokenizer::from_bytes(&info.tokenizer)?,
+        template,
+        eos_ids: info.eos_ids.clone(),
+    })
 }
 
 fn caches(common: &CommonArgs, rank: &Rank<CpuBackend>) -> anyhow::Result<Caches> {
-    let mut budgets = common.shares.iter().map(|s| Budget::share(*s)).collect::<Result<Vec<_>, _>>()?;
+    let mut budgets = common
+        .shares
+        .iter()
+        .map(|s| Budget::share(*s))
+        .collect::<Result<Vec<_>, _>>()?;
     budgets.extend(common.budgets.iter().map(|b| Budget::Entries(*b)));
     let mut policies = common.policies.clone();
     if policies.is_empty() {
-        policies = rank.runner.policies().iter().map(|p| p.name().to_string()).collect();
+        policies = rank
+            .runner
+            .policies()
+            .iter()
+            .map(|p| p.name().to_string())
+            .collect();
     }
-    let slots = common.memory_slots.iter().map(|s| Some(*s)).collect::<Vec<_>>();
+    let slots = common
+        .memory_slots
+        .iter()
+        .map(|s| Some(*s))
+        .collect::<Vec<_>>();
     Ok(Caches {
         policies,
         memories: common.memories.clone(),

@@ -1,14 +1,19 @@
 //! `palimpsest generate`: a client of the public API.
 
-use crate::args::{ClientTlsArgs, GenerateArgs};
-use anyhow::{Context, bail};
-use palimpsest_proto::error::REASON_KEY;
-use palimpsest_proto::v1::{self, generate_event::Event, generate_request::Input, inference_client::InferenceClient};
-use palimpsest_tls::{ClientTls, Connector};
 use std::io::{Read, Write};
 use std::time::Duration;
+
+use anyhow::{Context, bail};
+use palimpsest_proto::error::REASON_KEY;
+use palimpsest_proto::v1::generate_event::Event;
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::inference_client::InferenceClient;
+use palimpsest_proto::v1::{self};
+use palimpsest_tls::{ClientTls, Connector};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::args::{ClientTlsArgs, GenerateArgs};
 
 /// Largest event taken from a server: a retention report of a long request.
 const MAX_EVENT_BYTES: usize = 256 << 20;
@@ -19,11 +24,13 @@ pub async fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let client = connect(&args.server, &args.tls).await?;
     let mut request = tonic::Request::new(request);
     if let Some(seconds) = args.timeout {
-        request.set_timeout(Duration::try_from_secs_f64(seconds).context("--timeout is not a time")?);
+        request
+            .set_timeout(Duration::try_from_secs_f64(seconds).context("--timeout is not a time")?);
     }
     if let Some(key) = &args.api_key {
-        let mut value: AsciiMetadataValue =
-            format!("Bearer {key}").parse().context("the API key has characters that no header can carry")?;
+        let mut value: AsciiMetadataValue = format!("Bearer {key}")
+            .parse()
+            .context("the API key has characters that no header can carry")?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
     }
@@ -36,8 +43,14 @@ pub async fn run(args: GenerateArgs) -> anyhow::Result<()> {
 }
 
 /// Opens a channel to a server for its requests.
-pub async fn connect(server: &str, tls: &ClientTlsArgs) -> anyhow::Result<InferenceClient<Channel>> {
-    Ok(InferenceClient::new(channel(server, tls).await?).max_decoding_message_size(MAX_EVENT_BYTES))
+pub async fn connect(
+    server: &str,
+    tls: &ClientTlsArgs,
+) -> anyhow::Result<InferenceClient<Channel>> {
+    Ok(
+        InferenceClient::new(channel(server, tls).await?)
+            .max_decoding_message_size(MAX_EVENT_BYTES),
+    )
 }
 
 /// Opens a channel to a server.
@@ -61,19 +74,22 @@ pub async fn channel(server: &str, tls: &ClientTlsArgs) -> anyhow::Result<Channe
         .connect_with_connector(Connector::new(tls))
         .await
         .map_err(|error| anyhow::anyhow!("{}", cause(&error)))
-        .with_context(|| format!("no server answers at {server}; start one with `palimpsest serve`"))
+        .with_context(|| {
+            format!("no server answers at {server}; start one with `palimpsest serve`")
+        })
 }
 
 fn request(args: &GenerateArgs) -> anyhow::Result<v1::GenerateRequest> {
     let mut text = match &args.prompt_file {
         Some(path) if path.as_os_str() == "-" => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("standard input is not UTF-8 text")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("standard input is not UTF-8 text")?;
             text
         }
-        Some(path) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {} as UTF-8 text", path.display()))?
-        }
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {} as UTF-8 text", path.display()))?,
         None => String::new(),
     };
     if let Some(prompt) = &args.prompt {
@@ -82,7 +98,11 @@ fn request(args: &GenerateArgs) -> anyhow::Result<v1::GenerateRequest> {
         }
         text.push_str(prompt);
     }
-    let input = if args.raw { Input::Text(text) } else { Input::Chat(question(text, &args.answer_prefix)) };
+    let input = if args.raw {
+        Input::Text(text)
+    } else {
+        Input::Chat(question(text, &args.answer_prefix))
+    };
     Ok(v1::GenerateRequest {
         input: Some(input),
         sampling: Some(v1::Sampling {
@@ -92,7 +112,11 @@ fn request(args: &GenerateArgs) -> anyhow::Result<v1::GenerateRequest> {
             seed: args.seed,
             ..Default::default()
         }),
-        stopping: Some(v1::Stopping { max_tokens: args.max_tokens, stop: args.stop.clone(), ignore_eos: false }),
+        stopping: Some(v1::Stopping {
+            max_tokens: args.max_tokens,
+            stop: args.stop.clone(),
+            ignore_eos: false,
+        }),
         kv: Some(args.kv.wire()),
         ..Default::default()
     })
@@ -100,8 +124,14 @@ fn request(args: &GenerateArgs) -> anyhow::Result<v1::GenerateRequest> {
 
 /// One user message.
 pub fn question(content: String, answer_prefix: &str) -> v1::Chat {
-    let message = v1::ChatMessage { role: "user".into(), content };
-    v1::Chat { messages: vec![message], answer_prefix: answer_prefix.into() }
+    let message = v1::ChatMessage {
+        role: "user".into(),
+        content,
+    };
+    v1::Chat {
+        messages: vec![message],
+        answer_prefix: answer_prefix.into(),
+    }
 }
 
 /// Sends a request and prints its deltas, or every event as JSON; returns the last event.
@@ -110,7 +140,11 @@ pub async fn stream(
     request: impl tonic::IntoRequest<v1::GenerateRequest>,
     json: bool,
 ) -> anyhow::Result<v1::Finished> {
-    let mut events = client.generate(request).await.map_err(explain)?.into_inner();
+    let mut events = client
+        .generate(request)
+        .await
+        .map_err(explain)?
+        .into_inner();
     let mut out = std::io::stdout();
     while let Some(event) = events.message().await.map_err(explain)? {
         if json {
@@ -134,8 +168,12 @@ pub async fn stream(
 }
 
 /// The innermost cause, which says more than the transport's own words.
-fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
-    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
+fn cause<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source())
+        .last()
+        .unwrap_or(error)
 }
 
 fn explain(status: tonic::Status) -> anyhow::Error {
@@ -143,17 +181,27 @@ fn explain(status: tonic::Status) -> anyhow::Error {
     if let Some(why) = palimpsest_tls::explain(&status) {
         return anyhow::anyhow!("the connection ended: {why}");
     }
-    let reason = status.metadata().get(REASON_KEY).and_then(|v| v.to_str().ok()).unwrap_or("unclassified");
+    let reason = status
+        .metadata()
+        .get(REASON_KEY)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("unclassified");
     anyhow::anyhow!("{} [{reason}, {:?}]", status.message(), status.code())
 }
 
 /// What a request cost, for people.
 pub fn summary(usage: &v1::Usage) -> String {
-    let rate = |tokens: u64, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+    let rate = |tokens: u64, seconds: f64| {
+        if seconds > 0.0 {
+            tokens as f64 / seconds
+        } else {
+            0.0
+        }
+    };
     let decoded = usage.generated_tokens.saturating_sub(1);
     let mut text = format!(
-        "{} prompt tokens in {:.2} s ({:.0}/s), {} generated ({:.0}/s), first token after {:.2} s\n\
-         cache {} held, {} if nothing were evicted; {} entries per head held, {} evicted",
+        "{} prompt tokens in {:.2} s ({:.0}/s), {} generated ({:.0}/s), first token after {:.2} \
+         s\ncache {} held, {} if nothing were evicted; {} entries per head held, {} evicted",
         usage.prompt_tokens,
         usage.prefill_seconds,
         rate(usage.prompt_tokens, usage.prefill_seconds),
@@ -182,7 +230,9 @@ fn json_event(event: &v1::GenerateEvent) -> serde_json::Value {
             "seed": s.seed, "prompt_tokens": s.prompt_tokens, "reserved_bytes": s.reserved_bytes,
             "kv": s.kv.as_ref().map(json_contract),
         }),
-        Some(Event::Delta(d)) => json!({"event": "delta", "sequence_number": sequence_number, "text": d.text}),
+        Some(Event::Delta(d)) => {
+            json!({"event": "delta", "sequence_number": sequence_number, "text": d.text})
+        }
         Some(Event::Finished(f)) => json!({
             "event": "finished", "sequence_number": sequence_number, "reason": reason(f.reason()), "stop": f.stop,
             "usage": f.usage.as_ref().map(json_usage),

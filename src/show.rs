@@ -1,7 +1,7 @@
 //! `palimpsest eval show`: what is left of a text, as an HTML page.
 
-use crate::args::ModelArgs;
-use crate::eval::{open, prose};
+use std::path::PathBuf;
+
 use anyhow::Context;
 use clap::Args;
 use palimpsest_eval::haystack::Filler;
@@ -12,7 +12,9 @@ use palimpsest_eval::{Budget, CacheShape};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_worker::kv::HeadBudget;
 use palimpsest_worker::rank::Rank;
-use std::path::PathBuf;
+
+use crate::args::ModelArgs;
+use crate::eval::{open, prose};
 
 #[derive(Debug, Args)]
 pub struct ShowArgs {
@@ -33,8 +35,9 @@ pub struct ShowArgs {
     /// Text file for prose, may be given several times; the GNU GPL when not given.
     #[arg(long)]
     pub text: Vec<PathBuf>,
-    /// Tokens of the context, rounded down to a multiple of the stride; a longer document is cut from its middle. Of a document
-    /// all that the model was trained for when not given, 2048 of a task.
+    /// Tokens of the context, rounded down to a multiple of the stride; a longer document is cut
+    /// from its middle. Of a document all that the model was trained for when not given, 2048 of a
+    /// task.
     #[arg(long)]
     pub length: Option<usize>,
     /// Seed of the task.
@@ -67,33 +70,75 @@ pub struct ShowArgs {
 pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let (mut rank, side, model) = open(&args.model)?;
     let document = match &args.document {
-        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
+        ),
         None => None,
     };
-    let material = Material { prose: prose(&args.text)?, qa: Vec::new(), longbench: Vec::new() };
+    let material = Material {
+        prose: prose(&args.text)?,
+        qa: Vec::new(),
+        longbench: Vec::new(),
+    };
     let stride = rank.runner.decoder().stride() as usize;
     let (question, length) = match &document {
         Some(text) => {
-            let most = rank.runner.decoder().config().context_length.saturating_sub(stride + args.max_tokens);
-            (own(text, args.question.as_deref().unwrap_or_default()), args.length.unwrap_or(most))
+            let most = rank
+                .runner
+                .decoder()
+                .config()
+                .context_length
+                .saturating_sub(stride + args.max_tokens);
+            (
+                own(text, args.question.as_deref().unwrap_or_default()),
+                args.length.unwrap_or(most),
+            )
         }
         None => {
             let length = args.length.unwrap_or(2048);
-            let draw = Draw { seed: args.seed, index: args.sample, depth: None, length, key: 0 };
+            let draw = Draw {
+                seed: args.seed,
+                index: args.sample,
+                depth: None,
+                length,
+                key: 0,
+            };
             (tasks::question(args.task, &material, draw)?, length)
         }
     };
-    let prompt = prompt::build(&side, &question, (length / stride * stride, stride), Protocol::Agnostic)?;
+    let prompt = prompt::build(
+        &side,
+        &question,
+        (length / stride * stride, stride),
+        Protocol::Agnostic,
+    )?;
     let shape = shape(args, &rank)?;
-    let shown = show::look(&mut rank.runner, &side, (&shape, &model), &prompt, args.max_tokens)?;
+    let shown = show::look(
+        &mut rank.runner,
+        &side,
+        (&shape, &model),
+        &prompt,
+        args.max_tokens,
+    )?;
     let asked = Asked {
         question: question.question.clone(),
         answer_prefix: question.answer_prefix.clone(),
-        expected: if document.is_some() { Vec::new() } else { question.answers.clone() },
+        expected: if document.is_some() {
+            Vec::new()
+        } else {
+            question.answers.clone()
+        },
     };
     let page = show::html(&side, &shown, &asked);
-    std::fs::write(&args.out, page).with_context(|| format!("cannot write {}", args.out.display()))?;
-    println!("{}{}\n{}", asked.answer_prefix, shown.answer, args.out.display());
+    std::fs::write(&args.out, page)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    println!(
+        "{}{}\n{}",
+        asked.answer_prefix,
+        shown.answer,
+        args.out.display()
+    );
     Ok(())
 }
 
@@ -102,8 +147,15 @@ fn shape(args: &ShowArgs, rank: &Rank<CpuBackend>) -> anyhow::Result<CacheShape>
         return Ok(CacheShape::full());
     }
     let policy = palimpsest_worker::policy::find(rank.runner.policies(), &args.policy)?;
-    let head_budget = if policy.comparable() { args.head_budget.clone() } else { HeadBudget::Uniform.name().into() };
-    let budget = args.budget.map_or_else(|| Budget::share(args.share), |entries| Ok(Budget::Entries(entries)))?;
+    let head_budget = if policy.comparable() {
+        args.head_budget.clone()
+    } else {
+        HeadBudget::Uniform.name().into()
+    };
+    let budget = args.budget.map_or_else(
+        || Budget::share(args.share),
+        |entries| Ok(Budget::Entries(entries)),
+    )?;
     Ok(CacheShape {
         policy: args.policy.clone(),
         memory: args.memory.clone(),

@@ -4,9 +4,12 @@ use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 
-/// Either of them switches traces on. The other variables of the standard (headers, timeout, sampler, service name) are
-/// honoured as well.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+/// Either of them switches traces on. The other variables of the standard (headers, timeout,
+/// sampler, service name) are honoured as well.
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
 
 /// Sends what is left when it is dropped.
 pub struct Traces(SdkTracerProvider);
@@ -19,7 +22,8 @@ impl Drop for Traces {
     }
 }
 
-/// Starts to export, if a collector is named. Needs a tokio runtime; what cannot be sent is dropped and logged.
+/// Starts to export, if a collector is named. Needs a tokio runtime; what cannot be sent is dropped
+/// and logged.
 ///
 /// # Errors
 /// If the variables cannot be used.
@@ -34,7 +38,10 @@ pub fn start() -> anyhow::Result<Option<Traces>> {
     if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
         resource = resource.with_service_name("palimpsest");
     }
-    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource.build())
+        .build();
     opentelemetry::global::set_tracer_provider(provider.clone());
     Ok(Some(Traces(provider)))
 }

@@ -12,6 +12,9 @@ fn gloo() {
     for file in ["mod.rs", "shim.h", "shim.cc"] {
         println!("cargo:rerun-if-changed={dir}/{file}");
     }
-    cxx_build::bridge(format!("{dir}/mod.rs")).file(format!("{dir}/shim.cc")).std("c++17").compile("palimpsest-gloo");
+    cxx_build::bridge(format!("{dir}/mod.rs"))
+        .file(format!("{dir}/shim.cc"))
+        .std("c++17")
+        .compile("palimpsest-gloo");
     println!("cargo:rustc-link-lib=gloo");
 }

@@ -1,14 +1,16 @@
 //! Fits the associative memory: what its readout should add is what attention lost by the eviction.
 //!
-//! Source: IndexMem (arXiv 2605.25475), second training stage: the mean squared error between the gated readout and the
-//! difference of full and bounded attention. Unlike there, writes are causal: a query learns from what was evicted at a
-//! boundary before it. Every step trains some number of the first features, so that a memory may use fewer than all.
+//! Source: IndexMem (arXiv 2605.25475), second training stage: the mean squared error between the
+//! gated readout and the difference of full and bounded attention. Unlike there, writes are causal:
+//! a query learns from what was evicted at a boundary before it. Every step trains some number of
+//! the first features, so that a memory may use fewer than all.
+
+use palimpsest_kernels::LEAST_MASS;
+use palimpsest_worker::memory::associative::AssociativeLayerWeights;
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;
 use crate::gradient::{Adam, Scaling, add_outer, add_product, dot, rows_by_rows, uniform};
-use palimpsest_kernels::LEAST_MASS;
-use palimpsest_worker::memory::associative::AssociativeLayerWeights;
 
 /// Shape and training of the associative memory.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +25,11 @@ pub struct AssociativeOptions {
 
 impl Default for AssociativeOptions {
     fn default() -> Self {
-        Self { features: 128, steps: 300, rate: 1e-2 }
+        Self {
+            features: 128,
+            steps: 300,
+            rate: 1e-2,
+        }
     }
 }
 
@@ -71,9 +77,20 @@ struct Readout {
 }
 
 impl Case {
-    /// What KV head `kv_head` lost when the entries before `boundary` that are not in `kept` were evicted.
-    pub fn new(sample: &LayerSample, heads: Heads, kv_head: usize, boundary: usize, kept: &[u32]) -> Self {
-        let Heads { kv_heads, group, dim } = heads;
+    /// What KV head `kv_head` lost when the entries before `boundary` that are not in `kept` were
+    /// evicted.
+    pub fn new(
+        sample: &LayerSample,
+        heads: Heads,
+        kv_head: usize,
+        boundary: usize,
+        kept: &[u32],
+    ) -> Self {
+        let Heads {
+            kv_heads,
+            group,
+            dim,
+        } = heads;
         let tokens = sample.queries.len() / (kv_heads * group * dim);
         let keys = &sample.keys[kv_head * tokens * dim..][..tokens * dim];
         let values = &sample.values[kv_head * tokens * dim..][..tokens * dim];
@@ -83,7 +100,8 @@ impl Case {
         let (mut queries, mut missing) = (Vec::new(), Vec::new());
         for t in boundary..tokens {
             for g in 0..group {
-                let query = &sample.queries[(t * kv_heads * group + kv_head * group + g) * dim..][..dim];
+                let query =
+                    &sample.queries[(t * kv_heads * group + kv_head * group + g) * dim..][..dim];
                 let full = attend(query, &keys[..(t + 1) * dim], values, |_| true);
                 let bounded = attend(query, &keys[..(t + 1) * dim], values, |j| stays[j]);
                 queries.extend_from_slice(query);
@@ -91,10 +109,19 @@ impl Case {
             }
         }
         let evicted = |from: &[f32]| -> Vec<f32> {
-            let rows = from.chunks_exact(dim).zip(&stays).filter(|(_, stays)| !**stays);
+            let rows = from
+                .chunks_exact(dim)
+                .zip(&stays)
+                .filter(|(_, stays)| !**stays);
             rows.flat_map(|(row, _)| row.iter().copied()).collect()
         };
-        Self { dim, queries, missing, keys: evicted(keys), values: evicted(values) }
+        Self {
+            dim,
+            queries,
+            missing,
+            keys: evicted(keys),
+            values: evicted(values),
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -109,38 +136,79 @@ impl Case {
         add_outer(&mut sums, &keys, &self.values, (count, dim));
         let mut norms = vec![0.0; count];
         for key in keys.chunks_exact(count) {
-            norms.iter_mut().zip(key).for_each(|(norm, phi)| *norm += phi * phi);
+            norms
+                .iter_mut()
+                .zip(key)
+                .for_each(|(norm, phi)| *norm += phi * phi);
         }
         let mass_of = |phi: &[f32]| phi.iter().zip(&norms).map(|(p, n)| p * p * n).sum::<f32>();
-        let mass: Vec<f32> = queries.chunks_exact(count).map(|phi| mass_of(phi).max(LEAST_MASS)).collect();
+        let mass: Vec<f32> = queries
+            .chunks_exact(count)
+            .map(|phi| mass_of(phi).max(LEAST_MASS))
+            .collect();
         let mut out = vec![0.0; self.queries.len()];
         add_product(&mut out, &queries, &sums, (count, dim));
         for (row, mass) in out.chunks_exact_mut(dim).zip(&mass) {
             row.iter_mut().for_each(|o| *o /= mass);
         }
-        Readout { keys, queries, sums, norms, mass, out }
+        Readout {
+            keys,
+            queries,
+            sums,
+            norms,
+            mass,
+            out,
+        }
     }
 
-    /// Mean squared error of the gated readout in units of `energy`, and its gradient, added to those of the features and
-    /// of the gate.
-    fn loss(&self, features: &[f32], gate: f32, energy: f32, slopes: (&mut [f32], &mut f32)) -> f64 {
+    /// Mean squared error of the gated readout in units of `energy`, and its gradient, added to
+    /// those of the features and of the gate.
+    fn loss(
+        &self,
+        features: &[f32],
+        gate: f32,
+        energy: f32,
+        slopes: (&mut [f32], &mut f32),
+    ) -> f64 {
         let (dim, count) = (self.dim, features.len() / self.dim);
-        let Readout { keys, queries, sums, norms, mass, out } = self.readout(features);
+        let Readout {
+            keys,
+            queries,
+            sums,
+            norms,
+            mass,
+            out,
+        } = self.readout(features);
         let unit = 1.0 / (out.len() as f32 * energy);
-        let off: Vec<f32> = out.iter().zip(&self.missing).map(|(o, m)| gate * o - m).collect();
+        let off: Vec<f32> = out
+            .iter()
+            .zip(&self.missing)
+            .map(|(o, m)| gate * o - m)
+            .collect();
         *slopes.1 += 2.0 * unit * dot(&off, &out);
         // With respect to numerators `[rows, D]` and denominators `[rows]`.
         let mut numerator: Vec<f32> = off.iter().map(|o| 2.0 * unit * gate * o).collect();
         let mut denominator = Vec::with_capacity(mass.len());
-        for ((slope, out), mass) in numerator.chunks_exact_mut(dim).zip(out.chunks_exact(dim)).zip(&mass) {
+        for ((slope, out), mass) in numerator
+            .chunks_exact_mut(dim)
+            .zip(out.chunks_exact(dim))
+            .zip(&mass)
+        {
             let is_free = *mass > LEAST_MASS;
-            denominator.push(if is_free { -dot(slope, out) / mass } else { 0.0 });
+            denominator.push(if is_free {
+                -dot(slope, out) / mass
+            } else {
+                0.0
+            });
             slope.iter_mut().for_each(|s| *s /= mass);
         }
         // Back to `phi` of queries, to `A` and to `b`.
         let mut of_queries = rows_by_rows(&numerator, &sums, dim);
         let mut of_norms = vec![0.0; count];
-        let rows = of_queries.chunks_exact_mut(count).zip(queries.chunks_exact(count)).zip(&denominator);
+        let rows = of_queries
+            .chunks_exact_mut(count)
+            .zip(queries.chunks_exact(count))
+            .zip(&denominator);
         for ((slope, phi), denominator) in rows {
             for f in 0..count {
                 slope[f] += 2.0 * phi[f] * denominator * norms[f];
@@ -151,7 +219,10 @@ impl Case {
         add_outer(&mut of_sums, &queries, &numerator, (count, dim));
         // Back to `phi` of keys, then to the features.
         let mut of_keys = rows_by_rows(&self.values, &of_sums, dim);
-        for (slope, phi) in of_keys.chunks_exact_mut(count).zip(keys.chunks_exact(count)) {
+        for (slope, phi) in of_keys
+            .chunks_exact_mut(count)
+            .zip(keys.chunks_exact(count))
+        {
             for f in 0..count {
                 slope[f] += 2.0 * phi[f] * of_norms[f];
             }
@@ -163,26 +234,46 @@ impl Case {
 }
 
 /// Softmax attention of one query over the entries that `visible` lets through.
-fn attend(query: &[f32], keys: &[f32], values: &[f32], visible: impl Fn(usize) -> bool) -> Vec<f32> {
+fn attend(
+    query: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    visible: impl Fn(usize) -> bool,
+) -> Vec<f32> {
     let dim = query.len();
     let scale = 1.0 / (dim as f32).sqrt();
     let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale;
-    let logits: Vec<(usize, f32)> =
-        keys.chunks_exact(dim).enumerate().filter(|(j, _)| visible(*j)).map(|(j, key)| (j, dot(key))).collect();
-    let max = logits.iter().map(|(_, l)| *l).fold(f32::NEG_INFINITY, f32::max);
+    let logits: Vec<(usize, f32)> = keys
+        .chunks_exact(dim)
+        .enumerate()
+        .filter(|(j, _)| visible(*j))
+        .map(|(j, key)| (j, dot(key)))
+        .collect();
+    let max = logits
+        .iter()
+        .map(|(_, l)| *l)
+        .fold(f32::NEG_INFINITY, f32::max);
     let (mut out, mut sum) = (vec![0.0; dim], 0.0);
     for (j, logit) in logits {
         let weight = (logit - max).exp();
         sum += weight;
-        out.iter_mut().zip(&values[j * dim..]).for_each(|(o, v)| *o += weight * v);
+        out.iter_mut()
+            .zip(&values[j * dim..])
+            .for_each(|(o, v)| *o += weight * v);
     }
     out.iter_mut().for_each(|o| *o /= sum);
     out
 }
 
-/// Fits one layer. `cases`: every document's KV heads, in order, `K` a document. A few channels of keys are far larger
-/// than the others, so channels are scaled for training, and the features take that in at the end.
-pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64) -> AssociativeLayerWeights {
+/// Fits one layer. `cases`: every document's KV heads, in order, `K` a document. A few channels of
+/// keys are far larger than the others, so channels are scaled for training, and the features take
+/// that in at the end.
+pub fn fit(
+    cases: &[Case],
+    heads: Heads,
+    options: AssociativeOptions,
+    seed: u64,
+) -> AssociativeLayerWeights {
     let mut draws = Draws::new(seed);
     let dim = heads.dim;
     let scaling = Scaling::of(cases.iter().map(|case| &case.keys[..]), dim).without_means();
@@ -194,24 +285,44 @@ pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64)
         values: case.values.clone(),
     };
     let cases: Vec<Case> = cases.iter().map(scaled).collect();
-    // Features learn from most documents and gates from the rest, so that a gate knows how well features generalise.
+    // Features learn from most documents and gates from the rest, so that a gate knows how well
+    // features generalise.
     let documents = (cases.len() / heads.kv_heads).div_ceil(GATES_EVERY).max(1);
-    let (for_gates, for_features) = cases.split_at(documents.min(cases.len() / heads.kv_heads) * heads.kv_heads);
-    let cases = if for_features.is_empty() { for_gates } else { for_features };
-    let mut features = uniform(&mut draws, options.features * dim, 1.0 / (dim as f32).sqrt());
+    let (for_gates, for_features) =
+        cases.split_at(documents.min(cases.len() / heads.kv_heads) * heads.kv_heads);
+    let cases = if for_features.is_empty() {
+        for_gates
+    } else {
+        for_features
+    };
+    let mut features = uniform(
+        &mut draws,
+        options.features * dim,
+        1.0 / (dim as f32).sqrt(),
+    );
     let mut gates = best_gates(cases, heads, &features);
     // A gate of 0 has no gradient for the features.
     gates.iter_mut().for_each(|gate| *gate = gate.max(1e-3));
     let values: usize = cases.iter().map(|case| case.missing.len()).sum();
-    let energy = cases.iter().map(|case| dot(&case.missing, &case.missing)).sum::<f32>() / values.max(1) as f32;
+    let energy = cases
+        .iter()
+        .map(|case| dot(&case.missing, &case.missing))
+        .sum::<f32>()
+        / values.max(1) as f32;
     let (mut of_features, mut of_gates) = (Adam::new(features.len()), Adam::new(gates.len()));
     let documents = cases.len() / heads.kv_heads;
     for step in 0..if energy > 0.0 { options.steps } else { 0 } {
-        // All features in one step of four; else the first half of them, the first quarter and so on.
+        // All features in one step of four; else the first half of them, the first quarter and so
+        // on.
         let used = (options.features >> draws.between(0, 3)).max(1) * dim;
-        let (mut feature_slopes, mut gate_slopes) = (vec![0.0; features.len()], vec![0.0; gates.len()]);
+        let (mut feature_slopes, mut gate_slopes) =
+            (vec![0.0; features.len()], vec![0.0; gates.len()]);
         let document = &cases[step % documents * heads.kv_heads..][..heads.kv_heads];
-        for (kv_head, case) in document.iter().enumerate().filter(|(_, case)| !case.is_empty()) {
+        for (kv_head, case) in document
+            .iter()
+            .enumerate()
+            .filter(|(_, case)| !case.is_empty())
+        {
             let slopes = (&mut feature_slopes[..used], &mut gate_slopes[kv_head]);
             case.loss(&features[..used], gates[kv_head], energy, slopes);
         }
@@ -224,28 +335,52 @@ pub fn fit(cases: &[Case], heads: Heads, options: AssociativeOptions, seed: u64)
     AssociativeLayerWeights { features, gates }
 }
 
-/// The gates that leave the least error with these features; none is negative, since a memory that only does harm is off.
+/// The gates that leave the least error with these features; none is negative, since a memory that
+/// only does harm is off.
 fn best_gates(cases: &[Case], heads: Heads, features: &[f32]) -> Vec<f32> {
     let (mut along, mut energy) = (vec![0.0; heads.kv_heads], vec![0.0; heads.kv_heads]);
-    for (index, case) in cases.iter().enumerate().filter(|(_, case)| !case.is_empty()) {
+    for (index, case) in cases
+        .iter()
+        .enumerate()
+        .filter(|(_, case)| !case.is_empty())
+    {
         let out = case.readout(features).out;
         along[index % heads.kv_heads] += f64::from(dot(&out, &case.missing));
         energy[index % heads.kv_heads] += f64::from(dot(&out, &out));
     }
-    along.iter().zip(&energy).map(|(a, e)| if *e > 0.0 { (a / e).max(0.0) as f32 } else { 0.0 }).collect()
+    along
+        .iter()
+        .zip(&energy)
+        .map(|(a, e)| {
+            if *e > 0.0 {
+                (a / e).max(0.0) as f32
+            } else {
+                0.0
+            }
+        })
+        .collect()
 }
 
-/// Share of what eviction took from attention outputs (squared) that the readout gives back, over all cases.
+/// Share of what eviction took from attention outputs (squared) that the readout gives back, over
+/// all cases.
 pub fn explained(layer: &AssociativeLayerWeights, cases: &[Case], heads: Heads) -> f64 {
     let (mut left, mut energy) = (0.0, 0.0);
-    for (index, case) in cases.iter().enumerate().filter(|(_, case)| !case.is_empty()) {
+    for (index, case) in cases
+        .iter()
+        .enumerate()
+        .filter(|(_, case)| !case.is_empty())
+    {
         let gate = layer.gates[index % heads.kv_heads];
         for (out, missing) in case.readout(&layer.features).out.iter().zip(&case.missing) {
             left += f64::from((gate * out - missing).powi(2));
             energy += f64::from(missing * missing);
         }
     }
-    if energy > 0.0 { 1.0 - left / energy } else { 0.0 }
+    if energy > 0.0 {
+        1.0 - left / energy
+    } else {
+        0.0
+    }
 }
 
 #[cfg(test)]
@@ -253,13 +388,18 @@ mod tests {
     use super::*;
     use crate::gradient::testing;
 
-    const HEADS: Heads = Heads { kv_heads: 2, group: 2, dim: 8 };
+    const HEADS: Heads = Heads {
+        kv_heads: 2,
+        group: 2,
+        dim: 8,
+    };
 
     /// Keys of a few kinds whose values depend on the kind: what a linear memory can hold.
     fn document(seed: u64) -> LayerSample {
         let tokens = 96;
         let mut draws = Draws::new(seed);
-        let mut values = |n: usize, size: f32| (0..n).map(|_| draws.signed() * size).collect::<Vec<f32>>();
+        let mut values =
+            |n: usize, size: f32| (0..n).map(|_| draws.signed() * size).collect::<Vec<f32>>();
         let mut sample = LayerSample {
             queries: values(tokens * HEADS.kv_heads * HEADS.group * HEADS.dim, 3.0),
             keys: values(HEADS.kv_heads * tokens * HEADS.dim, 0.3),
@@ -267,7 +407,9 @@ mod tests {
         };
         for (token, key) in sample.keys.chunks_exact_mut(HEADS.dim).enumerate() {
             key[token % 4] += 3.0;
-            sample.values.extend((0..HEADS.dim).map(|d| if d == token % 4 { 2.0 } else { 0.1 }));
+            sample
+                .values
+                .extend((0..HEADS.dim).map(|d| if d == token % 4 { 2.0 } else { 0.1 }));
         }
         sample
     }
@@ -276,18 +418,27 @@ mod tests {
         let kept: Vec<u32> = (0..64).filter(|t| t % 4 != 1).collect();
         let case = |seed| {
             let document = document(seed);
-            (0..2).map(|k| Case::new(&document, HEADS, k, 64, &kept)).collect::<Vec<_>>()
+            (0..2)
+                .map(|k| Case::new(&document, HEADS, k, 64, &kept))
+                .collect::<Vec<_>>()
         };
         seeds.flat_map(case).collect()
     }
 
     #[test]
     fn training_gives_back_some_of_what_eviction_took_on_a_new_document() {
-        let options = AssociativeOptions { features: 8, steps: 300, rate: 1e-2 };
+        let options = AssociativeOptions {
+            features: 8,
+            steps: 300,
+            rate: 1e-2,
+        };
         let fitted = fit(&cases(0..4), HEADS, options, 1);
         let share = explained(&fitted, &cases(9..10), HEADS);
         assert!(share > 0.1, "{share} of the missing energy");
-        let off = AssociativeLayerWeights { gates: vec![0.0; 2], ..fitted };
+        let off = AssociativeLayerWeights {
+            gates: vec![0.0; 2],
+            ..fitted
+        };
         assert_eq!(explained(&off, &cases(9..10), HEADS), 0.0);
     }
 
@@ -305,32 +456,69 @@ mod tests {
         use palimpsest_kernels::latent::AssociativeState;
         use palimpsest_kernels::reference::ReferenceBackend;
         use palimpsest_kernels::{
-            AssociativeLayer, Backend, KvType, LatentHead, LatentKind, LatentState, PageShape, QkvShape, ReadoutItem,
+            AssociativeLayer, Backend, KvType, LatentHead, LatentKind, LatentState, PageShape,
+            QkvShape, ReadoutItem,
         };
         let kept: Vec<u32> = (0..32).collect();
         let case = Case::new(&document(4), HEADS, 0, 64, &kept);
-        let options = AssociativeOptions { features: 6, steps: 0, rate: 1.0 };
+        let options = AssociativeOptions {
+            features: 6,
+            steps: 0,
+            rate: 1.0,
+        };
         let fitted = fit(&cases(0..1), HEADS, options, 2);
-        let Readout { sums, norms, out: want, .. } = case.readout(&fitted.features);
+        let Readout {
+            sums,
+            norms,
+            out: want,
+            ..
+        } = case.readout(&fitted.features);
         let rows = case.queries.len() / HEADS.dim / HEADS.group;
-        let shape = QkvShape { heads: HEADS.group, kv_heads: 1, head_dim: HEADS.dim };
+        let shape = QkvShape {
+            heads: HEADS.group,
+            kv_heads: 1,
+            head_dim: HEADS.dim,
+        };
         let backend = ReferenceBackend;
         let buffer = || backend.alloc(case.queries.len()).expect("room");
         let (mut q, mut out) = (buffer(), buffer());
         backend.upload(&case.queries, &mut q, 0).expect("fits");
-        let page = PageShape { head_dim: HEADS.dim, dtype: KvType::F32 };
+        let page = PageShape {
+            head_dim: HEADS.dim,
+            dtype: KvType::F32,
+        };
         let mut pages = backend.alloc_pages(page, 0).expect("room");
         let kind = LatentKind::Associative { features: 6 };
-        let memory = LatentHead { id: backend.alloc_latent(&mut pages, kind, 1).expect("room"), head: 0 };
+        let memory = LatentHead {
+            id: backend.alloc_latent(&mut pages, kind, 1).expect("room"),
+            head: 0,
+        };
         let state = LatentState::Associative(AssociativeState { sums, norms });
-        backend.write_latent(&mut pages, memory, &state).expect("fits");
-        let layer = AssociativeLayer { shape, features: &fitted.features, count: 6, gates: &vec![1.0], layer: 0 };
-        let items = [ReadoutItem { rows: 0..rows, kv_head: 0, memory }];
-        backend.readout(layer, &pages, &q, &items, &mut out).expect("valid");
+        backend
+            .write_latent(&mut pages, memory, &state)
+            .expect("fits");
+        let layer = AssociativeLayer {
+            shape,
+            features: &fitted.features,
+            count: 6,
+            gates: &vec![1.0],
+            layer: 0,
+        };
+        let items = [ReadoutItem {
+            rows: 0..rows,
+            kv_head: 0,
+            memory,
+        }];
+        backend
+            .readout(layer, &pages, &q, &items, &mut out)
+            .expect("valid");
         let mut got = vec![0.0; case.queries.len()];
         backend.download(&out, 0, &mut got).expect("fits");
         for (got, want) in got.iter().zip(&want) {
-            assert!((got - want).abs() < 1e-4 * want.abs().max(1.0), "{got} is not {want}");
+            assert!(
+                (got - want).abs() < 1e-4 * want.abs().max(1.0),
+                "{got} is not {want}"
+            );
         }
     }
 

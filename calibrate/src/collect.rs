@@ -1,10 +1,13 @@
-//! Forward passes: what every layer computes for a document, and the attention its keys receive while it is repeated.
+//! Forward passes: what every layer computes for a document, and the attention its keys receive
+//! while it is repeated.
 
-use crate::{Error, Result};
+use std::sync::{Arc, Mutex};
+
 use palimpsest_kernels::Backend;
 use palimpsest_worker::reconstruct::Reconstruction;
 use palimpsest_worker::runner::Runner;
-use std::sync::{Arc, Mutex};
+
+use crate::{Error, Result};
 
 /// What one document teaches, per decoder layer.
 #[derive(Debug, Default, PartialEq)]
@@ -22,7 +25,8 @@ pub struct LayerSample {
     pub hidden: Vec<f32>,
     /// Logarithms of the reconstruction target `[n, K]`.
     pub targets: Vec<f32>,
-    /// Queries, rotated `[n, H, D]`. Empty unless the memory learns from this document, as are keys and values.
+    /// Queries, rotated `[n, H, D]`. Empty unless the memory learns from this document, as are
+    /// keys and values.
     pub queries: Vec<f32>,
     /// Keys, rotated `[K, n, D]`.
     pub keys: Vec<f32>,
@@ -43,7 +47,10 @@ pub fn sample<B: Backend>(
     let config = runner.decoder().config().clone();
     let needed = runner.full_cache_bytes(reconstruction.positions(document.len()));
     if needed > runner.arena_bytes() {
-        return Err(Error::Arena { tokens: document.len(), needed: needed >> 20 });
+        return Err(Error::Arena {
+            tokens: document.len(),
+            needed: needed >> 20,
+        });
     }
     let layers = Arc::new(Mutex::new(vec![LayerSample::default(); config.layers]));
     let sink = layers.clone();
@@ -79,5 +86,8 @@ pub fn sample<B: Backend>(
             layers[layer].targets[position * config.kv_heads + kv_head] = score;
         }
     }
-    Ok(Sample { len: document.len(), layers })
+    Ok(Sample {
+        len: document.len(),
+        layers,
+    })
 }

@@ -1,16 +1,18 @@
 //! Training documents: real text with facts planted in it, and tables of facts.
 //!
-//! The facts use words and phrasings of their own. None of them is a template, key or value of the evaluation in `eval/`,
-//! so no test data is trained on.
+//! The facts use words and phrasings of their own. None of them is a template, key or value of the
+//! evaluation in `eval/`, so no test data is trained on.
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
-use std::path::{Path, PathBuf};
-use tokenizers::Tokenizer;
 
 /// Words that keys are made of.
 const NAMES: [&str; 18] = [
-    "amber", "birch", "cobalt", "dune", "ember", "fjord", "glade", "harbor", "iris", "jade", "kelp", "lotus", "maple",
-    "nectar", "onyx", "pearl", "quartz", "raven",
+    "amber", "birch", "cobalt", "dune", "ember", "fjord", "glade", "harbor", "iris", "jade",
+    "kelp", "lotus", "maple", "nectar", "onyx", "pearl", "quartz", "raven",
 ];
 /// Share of bytes that may be control characters before a file counts as binary.
 const BINARY_SHARE: usize = 100;
@@ -64,7 +66,10 @@ pub fn read_directory(dir: &Path) -> Result<String> {
     let mut text = String::new();
     for file in files {
         let bytes = std::fs::read(&file).map_err(io(&file))?;
-        let control = bytes.iter().filter(|b| **b < 32 && !b"\n\r\t\x0c".contains(b)).count();
+        let control = bytes
+            .iter()
+            .filter(|b| **b < 32 && !b"\n\r\t\x0c".contains(b))
+            .count();
         if control * BINARY_SHARE <= bytes.len() {
             text.push_str(&String::from_utf8_lossy(&bytes));
             text.push('\n');
@@ -73,8 +78,8 @@ pub fn read_directory(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// `count` documents of at most `tokens` tokens each, as token ids; one in three plain text, one in four a table of facts,
-/// the rest text with planted facts.
+/// `count` documents of at most `tokens` tokens each, as token ids; one in three plain text, one in
+/// four a table of facts, the rest text with planted facts.
 ///
 /// # Errors
 /// [`Error::TooShort`] when the text does not give one document, [`Error::Tokenizer`].
@@ -89,7 +94,10 @@ pub fn documents(
     let span = tokens * 14;
     if text.len() < 2 * span {
         let found = encode(tokenizer, text)?.len();
-        return Err(Error::TooShort { found, needed: 2 * span / 4 });
+        return Err(Error::TooShort {
+            found,
+            needed: 2 * span / 4,
+        });
     }
     let mut draws = Draws::new(seed);
     let mut documents = Vec::with_capacity(count);
@@ -98,7 +106,9 @@ pub fn documents(
         let passage = &text[start..floor_char(text, start + span)];
         let mut ids = encode(tokenizer, passage)?;
         ids.truncate(tokens);
-        let passage = tokenizer.decode(&ids, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let passage = tokenizer
+            .decode(&ids, false)
+            .map_err(|e| Error::Tokenizer(e.to_string()))?;
         let body = match index % 12 {
             3 | 7 | 11 => table(&mut draws),
             0 | 6 | 9 => passage,
@@ -124,11 +134,29 @@ fn plant(passage: &str, draws: &mut Draws) -> String {
 fn fact(draws: &mut Draws) -> String {
     let (a, b) = (draws.name(), draws.name());
     match draws.between(0, 4) {
-        0 => format!("Locker {a} opens with the code {}", draws.between(1000, 99_999_999)),
-        1 => format!("{a} was assigned room {} on floor {b}", draws.between(100, 99_999)),
-        2 => format!("Record {}: {a} owes {b} {} coins", draws.between(100, 999), draws.between(10, 999_999)),
-        3 => format!("Let {a}{} be {}", draws.between(1, 99), draws.between(100, 9_999_999)),
-        _ => format!("Parcel {a}-{b} weighs {} grams and goes to dock {}", draws.between(10, 99_999), draws.name()),
+        0 => format!(
+            "Locker {a} opens with the code {}",
+            draws.between(1000, 99_999_999)
+        ),
+        1 => format!(
+            "{a} was assigned room {} on floor {b}",
+            draws.between(100, 99_999)
+        ),
+        2 => format!(
+            "Record {}: {a} owes {b} {} coins",
+            draws.between(100, 999),
+            draws.between(10, 999_999)
+        ),
+        3 => format!(
+            "Let {a}{} be {}",
+            draws.between(1, 99),
+            draws.between(100, 9_999_999)
+        ),
+        _ => format!(
+            "Parcel {a}-{b} weighs {} grams and goes to dock {}",
+            draws.between(10, 99_999),
+            draws.name()
+        ),
     }
 }
 
@@ -141,7 +169,9 @@ fn table(draws: &mut Draws) -> String {
 }
 
 pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
+    let encoding = tokenizer
+        .encode(text, false)
+        .map_err(|e| Error::Tokenizer(e.to_string()))?;
     Ok(encoding.get_ids().to_vec())
 }
 
@@ -164,8 +194,14 @@ mod tests {
         std::fs::write(dir.path().join("a.md"), "first").expect("written");
         std::fs::write(dir.path().join("c.txt"), [0u8; 64]).expect("written");
         std::fs::write(dir.path().join("d.bin"), "not text").expect("written");
-        assert_eq!(read_directory(dir.path()).expect("readable"), "first\nsecond\n");
-        assert!(matches!(read_directory(&dir.path().join("none")), Err(Error::Io { .. })));
+        assert_eq!(
+            read_directory(dir.path()).expect("readable"),
+            "first\nsecond\n"
+        );
+        assert!(matches!(
+            read_directory(&dir.path().join("none")),
+            Err(Error::Io { .. })
+        ));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Ridge regression per layer by normal equations, in double precision.
 
-use crate::collect::LayerSample;
-use crate::{Error, Result};
 use palimpsest_worker::policy::retention::LayerScorer;
 
-/// Sums of one layer: `XᵀX` (lower triangle) and `XᵀY` over all rows, with a constant input appended to `x`.
+use crate::collect::LayerSample;
+use crate::{Error, Result};
+
+/// Sums of one layer: `XᵀX` (lower triangle) and `XᵀY` over all rows, with a constant input
+/// appended to `x`.
 #[derive(Clone)]
 pub struct Sums {
     inputs: usize,
@@ -18,13 +20,22 @@ impl Sums {
     /// Empty sums for `hidden` inputs and `outputs` targets.
     pub fn new(hidden: usize, outputs: usize) -> Self {
         let inputs = hidden + 1;
-        Self { inputs, outputs, gram: vec![0.0; inputs * inputs], cross: vec![0.0; inputs * outputs], rows: 0 }
+        Self {
+            inputs,
+            outputs,
+            gram: vec![0.0; inputs * inputs],
+            cross: vec![0.0; inputs * outputs],
+            rows: 0,
+        }
     }
 
     /// Adds the rows of a document.
     pub fn add(&mut self, sample: &LayerSample) {
         let width = self.inputs - 1;
-        let rows = sample.hidden.chunks_exact(width).zip(sample.targets.chunks_exact(self.outputs));
+        let rows = sample
+            .hidden
+            .chunks_exact(width)
+            .zip(sample.targets.chunks_exact(self.outputs));
         let mut x = vec![1.0f32; self.inputs];
         // Single-precision products of one document, summed over documents in double precision.
         let mut gram = vec![0.0f32; self.inputs * self.inputs];
@@ -40,10 +51,14 @@ impl Sums {
             }
             self.rows += 1;
         }
-        self.gram.iter_mut().zip(&gram).for_each(|(sum, &g)| *sum += f64::from(g));
+        self.gram
+            .iter_mut()
+            .zip(&gram)
+            .for_each(|(sum, &g)| *sum += f64::from(g));
     }
 
-    /// Weights that minimise squared error plus `ridge` times their squared norm, the constant not penalised.
+    /// Weights that minimise squared error plus `ridge` times their squared norm, the constant not
+    /// penalised.
     ///
     /// # Errors
     /// [`Error::Singular`].
@@ -77,7 +92,8 @@ impl Sums {
     }
 }
 
-/// Cholesky factor of the lower triangle, in place; `None` when the matrix is not positive definite.
+/// Cholesky factor of the lower triangle, in place; `None` when the matrix is not positive
+/// definite.
 fn cholesky(a: &mut [f64], n: usize) -> Option<()> {
     for i in 0..n {
         for j in 0..=i {
@@ -115,7 +131,11 @@ pub fn predict(scorer: &LayerScorer, hidden: &[f32], kv_heads: usize) -> Vec<f32
     let mut scores = Vec::with_capacity(hidden.len() / width * kv_heads);
     for x in hidden.chunks_exact(width) {
         for k in 0..kv_heads {
-            let dot: f32 = x.iter().zip(&scorer.weight[k * width..][..width]).map(|(x, w)| x * w).sum();
+            let dot: f32 = x
+                .iter()
+                .zip(&scorer.weight[k * width..][..width])
+                .map(|(x, w)| x * w)
+                .sum();
             scores.push(dot + scorer.bias[k]);
         }
     }
@@ -132,7 +152,9 @@ mod tests {
         let mut draws = Draws::new(3);
         let (inputs, outputs, rows) = (5, 2, 200);
         let value = |draws: &mut Draws| draws.between(0, 2000) as f32 / 1000.0 - 1.0;
-        let truth: Vec<f32> = (0..outputs * (inputs + 1)).map(|_| value(&mut draws)).collect();
+        let truth: Vec<f32> = (0..outputs * (inputs + 1))
+            .map(|_| value(&mut draws))
+            .collect();
         let hidden: Vec<f32> = (0..rows * inputs).map(|_| value(&mut draws)).collect();
         let targets = hidden
             .chunks_exact(inputs)
@@ -144,7 +166,11 @@ mod tests {
                 })
             })
             .collect();
-        let sample = LayerSample { hidden, targets, ..LayerSample::default() };
+        let sample = LayerSample {
+            hidden,
+            targets,
+            ..LayerSample::default()
+        };
         let mut sums = Sums::new(inputs, outputs);
         sums.add(&sample);
         let scorer = sums.solve(1e-9, 0).expect("regular");
@@ -155,15 +181,27 @@ mod tests {
             assert!((scorer.bias[k] - truth[k * (inputs + 1) + inputs]).abs() < 1e-4);
         }
         let predicted = predict(&scorer, &sample.hidden, outputs);
-        assert!(predicted.iter().zip(&sample.targets).all(|(p, y)| (p - y).abs() < 1e-3));
+        assert!(
+            predicted
+                .iter()
+                .zip(&sample.targets)
+                .all(|(p, y)| (p - y).abs() < 1e-3)
+        );
     }
 
     #[test]
     fn equal_rows_without_ridge_are_singular() {
-        let sample = LayerSample { hidden: vec![1.0; 12], targets: vec![0.0; 4], ..LayerSample::default() };
+        let sample = LayerSample {
+            hidden: vec![1.0; 12],
+            targets: vec![0.0; 4],
+            ..LayerSample::default()
+        };
         let mut sums = Sums::new(3, 1);
         sums.add(&sample);
-        assert!(matches!(sums.solve(0.0, 2), Err(Error::Singular { layer: 2 })));
+        assert!(matches!(
+            sums.solve(0.0, 2),
+            Err(Error::Singular { layer: 2 })
+        ));
         assert!(sums.solve(1.0, 2).is_ok());
     }
 }

@@ -1,5 +1,6 @@
-//! Gradient descent for a few thousand parameters: Adam and the products that gradients are made of. The two small models
-//! that are trained over it, [`crate::query`] and [`crate::associative`], have gradients of a page each, which finite differences check.
+//! Gradient descent for a few thousand parameters: Adam and the products that gradients are made
+//! of. The two small models that are trained over it, [`crate::query`] and [`crate::associative`],
+//! have gradients of a page each, which finite differences check.
 
 use crate::corpus::Draws;
 
@@ -21,7 +22,12 @@ impl Adam {
 
     /// Which remembers gradients, and their squares, for longer or shorter.
     pub fn with_decay(len: usize, decay: (f32, f32)) -> Self {
-        Self { first: vec![0.0; len], second: vec![0.0; len], steps: 0, decay }
+        Self {
+            first: vec![0.0; len],
+            second: vec![0.0; len],
+            steps: 0,
+            decay,
+        }
     }
 
     /// Running means of gradients and of their squares.
@@ -67,33 +73,53 @@ impl Scaling {
             rows += 1.0;
         }
         let rows = f64::max(rows, 1.0);
-        let moments = || sums.iter().zip(&squares).map(|(sum, square)| (sum / rows, square / rows));
+        let moments = || {
+            sums.iter()
+                .zip(&squares)
+                .map(|(sum, square)| (sum / rows, square / rows))
+        };
         // A channel that never changes says nothing, and stays as it is.
         let inverse = |(mean, square): (f64, f64)| {
             let deviation = (square - mean * mean).max(0.0).sqrt();
-            if deviation > 1e-6 { (1.0 / deviation) as f32 } else { 1.0 }
+            if deviation > 1e-6 {
+                (1.0 / deviation) as f32
+            } else {
+                1.0
+            }
         };
-        Self { mean: moments().map(|(mean, _)| mean as f32).collect(), inverse: moments().map(inverse).collect() }
+        Self {
+            mean: moments().map(|(mean, _)| mean as f32).collect(),
+            inverse: moments().map(inverse).collect(),
+        }
     }
 
     /// The same, but means are not subtracted: for maps without a constant.
     pub fn without_means(self) -> Self {
-        Self { mean: vec![0.0; self.mean.len()], ..self }
+        Self {
+            mean: vec![0.0; self.mean.len()],
+            ..self
+        }
     }
 
     /// Rows with every channel standardised.
     pub fn standardised(&self, rows: &[f32]) -> Vec<f32> {
         let row = |row: &[f32]| {
             let moments = self.mean.iter().zip(&self.inverse);
-            row.iter().zip(moments).map(|(x, (mean, inverse))| (x - mean) * inverse).collect::<Vec<f32>>()
+            row.iter()
+                .zip(moments)
+                .map(|(x, (mean, inverse))| (x - mean) * inverse)
+                .collect::<Vec<f32>>()
         };
         rows.chunks_exact(self.mean.len()).flat_map(row).collect()
     }
 
-    /// Makes weights for standardised inputs into weights for the inputs themselves. `bias`: one value per row.
+    /// Makes weights for standardised inputs into weights for the inputs themselves. `bias`: one
+    /// value per row.
     pub fn fold(&self, weight: &mut [f32], mut bias: Option<&mut Vec<f32>>) {
         for (index, row) in weight.chunks_exact_mut(self.mean.len()).enumerate() {
-            row.iter_mut().zip(&self.inverse).for_each(|(w, inverse)| *w *= inverse);
+            row.iter_mut()
+                .zip(&self.inverse)
+                .for_each(|(w, inverse)| *w *= inverse);
             if let Some(bias) = &mut bias {
                 bias[index] -= dot(row, &self.mean);
             }
@@ -108,13 +134,19 @@ pub fn uniform(draws: &mut Draws, len: usize, bound: f32) -> Vec<f32> {
 
 /// `a · bᵀ`: rows of `a` and of `b` have `width` values.
 pub fn rows_by_rows(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
-    a.chunks_exact(width).flat_map(|a| b.chunks_exact(width).map(move |b| dot(a, b))).collect()
+    a.chunks_exact(width)
+        .flat_map(|a| b.chunks_exact(width).map(move |b| dot(a, b)))
+        .collect()
 }
 
 /// `out += aᵀ · b`: rows of `a` have `inner` values, those of `b` and of `out` `width`.
 pub fn add_outer(out: &mut [f32], a: &[f32], b: &[f32], (inner, width): (usize, usize)) {
     for (a, b) in a.chunks_exact(inner).zip(b.chunks_exact(width)) {
-        for (a, out) in a.iter().zip(out.chunks_exact_mut(width)).filter(|(a, _)| **a != 0.0) {
+        for (a, out) in a
+            .iter()
+            .zip(out.chunks_exact_mut(width))
+            .filter(|(a, _)| **a != 0.0)
+        {
             out.iter_mut().zip(b).for_each(|(out, b)| *out += a * b);
         }
     }
@@ -133,7 +165,10 @@ pub fn add_product(out: &mut [f32], a: &[f32], b: &[f32], (inner, width): (usize
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 8];
     for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a * b);
+        lanes
+            .iter_mut()
+            .zip(a.iter().zip(b))
+            .for_each(|(lane, (a, b))| *lane += a * b);
     }
     lanes.iter().sum()
 }
@@ -141,8 +176,14 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 /// Checks of gradients.
 pub(crate) mod testing {
-    /// Checks `gradient` of `loss` at `parameters` against central differences, every `every`-th parameter.
-    pub fn check(parameters: &mut [f32], gradient: &[f32], every: usize, loss: &mut dyn FnMut(&[f32]) -> f64) {
+    /// Checks `gradient` of `loss` at `parameters` against central differences, every `every`-th
+    /// parameter.
+    pub fn check(
+        parameters: &mut [f32],
+        gradient: &[f32],
+        every: usize,
+        loss: &mut dyn FnMut(&[f32]) -> f64,
+    ) {
         let step = 5e-4;
         let largest = gradient.iter().fold(0.0f32, |m, g| m.max(g.abs()));
         assert!(largest > 0.0, "no gradient at all");
@@ -155,7 +196,11 @@ pub(crate) mod testing {
             let slope = ((moved(at + step) - moved(at - step)) / f64::from(2.0 * step)) as f32;
             parameters[i] = at;
             let off = (slope - gradient[i]).abs();
-            assert!(off < 0.02 * largest, "parameter {i}: gradient {} where differences say {slope}", gradient[i]);
+            assert!(
+                off < 0.02 * largest,
+                "parameter {i}: gradient {} where differences say {slope}",
+                gradient[i]
+            );
         }
     }
 }
@@ -171,7 +216,10 @@ mod tests {
             let gradient = [2.0 * (x[0] - 1.0), 20.0 * (x[1] - 4.0)];
             adam.step(&mut x, &gradient, 0.1 * (1.0 - step as f32 / 500.0));
         }
-        assert!((x[0] - 1.0).abs() < 1e-2 && (x[1] - 4.0).abs() < 1e-2, "{x:?}");
+        assert!(
+            (x[0] - 1.0).abs() < 1e-2 && (x[1] - 4.0).abs() < 1e-2,
+            "{x:?}"
+        );
     }
 
     #[test]
@@ -180,19 +228,32 @@ mod tests {
         let scaling = Scaling::of([&inputs[..3], &inputs[3..]].into_iter(), 3);
         let (mut weight, mut bias) = (vec![0.5, -2.0, 1.0, 3.0, 0.1, -1.0], vec![0.3, -0.7]);
         let standardised = scaling.standardised(&inputs);
-        assert!(standardised.iter().all(|x| x.abs() < 2.0), "{standardised:?}");
+        assert!(
+            standardised.iter().all(|x| x.abs() < 2.0),
+            "{standardised:?}"
+        );
         let apply = |rows: &[f32], weight: &[f32], bias: &[f32]| -> Vec<f32> {
-            rows_by_rows(rows, weight, 3).iter().zip(bias.iter().cycle()).map(|(y, b)| y + b).collect()
+            rows_by_rows(rows, weight, 3)
+                .iter()
+                .zip(bias.iter().cycle())
+                .map(|(y, b)| y + b)
+                .collect()
         };
         let want = apply(&standardised, &weight, &bias);
         scaling.fold(&mut weight, Some(&mut bias));
         let got = apply(&inputs, &weight, &bias);
-        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?} {want:?}");
+        assert!(
+            got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4),
+            "{got:?} {want:?}"
+        );
     }
 
     #[test]
     fn products_are_the_textbook_ones() {
-        let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 2.0, 0.0, 1.0, 1.0]);
+        let (a, b) = (
+            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            [1.0, 0.0, 2.0, 0.0, 1.0, 1.0],
+        );
         assert_eq!(rows_by_rows(&a, &b, 3), [7.0, 5.0, 16.0, 11.0]);
         let mut outer = vec![0.0; 9];
         add_outer(&mut outer, &a, &b, (3, 3));

@@ -6,11 +6,13 @@
 //!           ▸ samples on disk ▸ fits, a layer at a time ▸ held-out report ▸ indexer file
 //! ```
 //! [`fit`]: linear scorers (policy `retention`) by ridge regression; linear is enough once targets are per KV head (method
-//! section 6.7). [`query`]: the paper's pairwise indexer. [`associative`]: the paper's memory. The latter two by gradients of
-//! their own few parameters, and nothing is propagated back through the model. [`tune`]: the linear scorers once more, end to end, with
-//! soft eviction in the model's forward pass. The model's weights are never touched.
+//! section 6.7). [`query`]: the paper's pairwise indexer. [`associative`]: the paper's memory. The
+//! latter two by gradients of their own few parameters, and nothing is propagated back through the
+//! model. [`tune`]: the linear scorers once more, end to end, with soft eviction in the model's
+//! forward pass. The model's weights are never touched.
 //!
-//! Deterministic by seed, up to the processor's vector width. Resumable: samples of documents that were read stay on disk.
+//! Deterministic by seed, up to the processor's vector width. Resumable: samples of documents that
+//! were read stay on disk.
 #![forbid(unsafe_code)]
 
 pub mod associative;
@@ -38,7 +40,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The corpus has too little text.
-    #[error("the corpus holds {found} tokens of text, at least {needed} are needed; add .txt or .md files")]
+    #[error(
+        "the corpus holds {found} tokens of text, at least {needed} are needed; add .txt or .md \
+         files"
+    )]
     TooShort {
         /// Tokens found.
         found: usize,
@@ -52,7 +57,10 @@ pub enum Error {
     #[error(transparent)]
     Engine(#[from] palimpsest_worker::Error),
     /// Files that have no mean.
-    #[error("some of the indexers have one scorer for each KV head, others two: start from those of one kind")]
+    #[error(
+        "some of the indexers have one scorer for each KV head, others two: start from those of \
+         one kind"
+    )]
     Scorers,
     /// The autograd library failed.
     #[error("tuning: {0}")]
@@ -80,7 +88,10 @@ pub enum Error {
         reason: String,
     },
     /// The arena is too small for a document twice.
-    #[error("documents of {tokens} tokens need {needed} MiB of cache; raise --kv-memory-mib or lower --tokens")]
+    #[error(
+        "documents of {tokens} tokens need {needed} MiB of cache; raise --kv-memory-mib or lower \
+         --tokens"
+    )]
     Arena {
         /// Tokens of a document.
         tokens: usize,

@@ -1,12 +1,14 @@
 //! Fits the pairwise indexer to the reconstruction target, a layer at a time.
 //!
-//! An entry's score is the largest it gets from any query, so only the pair that attains it has a gradient: the best query
-//! of every entry is found with the engine's own arithmetic, and gradients of those pairs alone are linear in the length.
+//! An entry's score is the largest it gets from any query, so only the pair that attains it has a
+//! gradient: the best query of every entry is found with the engine's own arithmetic, and gradients
+//! of those pairs alone are linear in the length.
+
+use palimpsest_worker::policy::query::{EPSILON, QueryLayer, QueryWeights};
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;
 use crate::gradient::{Adam, Scaling, add_outer, dot, uniform};
-use palimpsest_worker::policy::query::{EPSILON, QueryLayer, QueryWeights};
 
 /// Entries among the last ones of a document have seen too few queries to learn from.
 const LEAST_QUERIES: usize = 128;
@@ -26,14 +28,29 @@ pub struct QueryOptions {
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { heads: 2, dim: 8, epochs: 5, rate: 3e-3 }
+        Self {
+            heads: 2,
+            dim: 8,
+            epochs: 5,
+            rate: 3e-3,
+        }
     }
 }
 
-/// Fits one layer on all `documents`. Channels of hidden states differ in size by orders of magnitude, which gradient
-/// descent cannot cope with: they are standardised for training, and the weights take that in at the end.
-pub fn fit(documents: &[LayerSample], kv_heads: usize, hidden: usize, options: QueryOptions, seed: u64) -> QueryLayer {
-    let scaling = Scaling::of(documents.iter().map(|document| &document.hidden[..]), hidden);
+/// Fits one layer on all `documents`. Channels of hidden states differ in size by orders of
+/// magnitude, which gradient descent cannot cope with: they are standardised for training, and the
+/// weights take that in at the end.
+pub fn fit(
+    documents: &[LayerSample],
+    kv_heads: usize,
+    hidden: usize,
+    options: QueryOptions,
+    seed: u64,
+) -> QueryLayer {
+    let scaling = Scaling::of(
+        documents.iter().map(|document| &document.hidden[..]),
+        hidden,
+    );
     let standardised = |document: &LayerSample| LayerSample {
         hidden: scaling.standardised(&document.hidden),
         targets: document.targets.clone(),
@@ -49,7 +66,9 @@ pub fn fit(documents: &[LayerSample], kv_heads: usize, hidden: usize, options: Q
         let document = &documents[step % documents.len()];
         let (_, mut gradient) = loss(&weights, document, kv_heads);
         let rate = options.rate * (1.0 - step as f32 / steps as f32);
-        let moved = parts(&mut weights.layers[0]).into_iter().zip(parts(&mut gradient));
+        let moved = parts(&mut weights.layers[0])
+            .into_iter()
+            .zip(parts(&mut gradient));
         for (optimizer, (part, gradient)) in optimizers.iter_mut().zip(moved) {
             optimizer.step(part, gradient, rate);
         }
@@ -61,37 +80,80 @@ pub fn fit(documents: &[LayerSample], kv_heads: usize, hidden: usize, options: Q
 
 /// The arrays of a layer.
 fn parts(layer: &mut QueryLayer) -> [&mut Vec<f32>; 4] {
-    [&mut layer.weight, &mut layer.bias, &mut layer.norm, &mut layer.offset]
+    [
+        &mut layer.weight,
+        &mut layer.bias,
+        &mut layer.norm,
+        &mut layer.offset,
+    ]
 }
 
 /// Weights of one layer before training.
-fn start(documents: &[LayerSample], kv_heads: usize, hidden: usize, options: QueryOptions, seed: u64) -> QueryWeights {
+fn start(
+    documents: &[LayerSample],
+    kv_heads: usize,
+    hidden: usize,
+    options: QueryOptions,
+    seed: u64,
+) -> QueryWeights {
     let QueryOptions { heads, dim, .. } = options;
     let rows = QueryWeights::rows(heads, dim);
     let bound = 1.0 / (hidden as f32).sqrt();
     let weight = uniform(&mut Draws::new(seed), kv_heads * rows * hidden, bound);
     // Head weights begin at 1 after their scaling, so that scores begin as sums of matches.
     let one = ((heads * dim) as f32).sqrt();
-    let bias = (0..kv_heads * rows).map(|i| if i % rows >= (heads + 1) * dim { one } else { 0.0 }).collect();
-    let norm = (0..kv_heads * 4 * dim).map(|i| if i / dim % 2 == 0 { 1.0 } else { 0.0 }).collect();
+    let bias = (0..kv_heads * rows)
+        .map(|i| {
+            if i % rows >= (heads + 1) * dim {
+                one
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    let norm = (0..kv_heads * 4 * dim)
+        .map(|i| if i / dim % 2 == 0 { 1.0 } else { 0.0 })
+        .collect();
     let count: usize = documents.iter().map(|d| d.targets.len() / kv_heads).sum();
     let mean = |k: usize| {
-        let targets = documents.iter().flat_map(|d| d.targets.iter().skip(k).step_by(kv_heads));
+        let targets = documents
+            .iter()
+            .flat_map(|d| d.targets.iter().skip(k).step_by(kv_heads));
         targets.map(|t| f64::from(*t)).sum::<f64>() / count.max(1) as f64
     };
     let offset = (0..kv_heads).map(|k| mean(k) as f32).collect();
-    QueryWeights { heads, dim, layers: vec![QueryLayer { weight, bias, norm, offset }] }
+    QueryWeights {
+        heads,
+        dim,
+        layers: vec![QueryLayer {
+            weight,
+            bias,
+            norm,
+            offset,
+        }],
+    }
 }
 
 /// Score of every entry `[n, K]`: what the engine has after the document's last token.
-pub fn predict(layer: &QueryLayer, options: QueryOptions, hidden: &[f32], kv_heads: usize) -> Vec<f32> {
-    let weights = QueryWeights { heads: options.heads, dim: options.dim, layers: vec![layer.clone()] };
+pub fn predict(
+    layer: &QueryLayer,
+    options: QueryOptions,
+    hidden: &[f32],
+    kv_heads: usize,
+) -> Vec<f32> {
+    let weights = QueryWeights {
+        heads: options.heads,
+        dim: options.dim,
+        layers: vec![layer.clone()],
+    };
     let tokens = hidden.len() / (layer.weight.len() / layer.bias.len());
     let rows = QueryWeights::rows(options.heads, options.dim);
     let mut scores = vec![0.0; tokens * kv_heads];
     for kv_head in 0..kv_heads {
         let mut finished = project(&weights, kv_head, hidden);
-        finished.chunks_exact_mut(rows).for_each(|token| weights.finish(0, kv_head, token));
+        finished
+            .chunks_exact_mut(rows)
+            .for_each(|token| weights.finish(0, kv_head, token));
         for (j, (score, _)) in best_queries(&weights, &finished).into_iter().enumerate() {
             scores[j * kv_heads + kv_head] = score + layer.offset[kv_head];
         }
@@ -106,29 +168,47 @@ fn project(weights: &QueryWeights, kv_head: usize, hidden: &[f32]) -> Vec<f32> {
     let width = layer.weight.len() / layer.bias.len();
     let matrix = &layer.weight[kv_head * rows * width..][..rows * width];
     let bias = &layer.bias[kv_head * rows..][..rows];
-    let token = |x| matrix.chunks_exact(width).zip(bias).map(move |(w, b)| dot(w, x) + b);
+    let token = |x| {
+        matrix
+            .chunks_exact(width)
+            .zip(bias)
+            .map(move |(w, b)| dot(w, x) + b)
+    };
     hidden.chunks_exact(width).flat_map(token).collect()
 }
 
 /// For every entry its largest score and the query that gives it. `tokens`: normalised projections.
 fn best_queries(weights: &QueryWeights, tokens: &[f32]) -> Vec<(f32, usize)> {
     let (heads, dim) = (weights.heads, weights.dim);
-    let tokens: Vec<&[f32]> = tokens.chunks_exact(QueryWeights::rows(heads, dim)).collect();
+    let tokens: Vec<&[f32]> = tokens
+        .chunks_exact(QueryWeights::rows(heads, dim))
+        .collect();
     // Keys by channel, so that vector lanes run over entries.
-    let channels: Vec<Vec<f32>> =
-        (0..dim).map(|d| tokens.iter().map(|token| token[heads * dim + d]).collect()).collect();
+    let channels: Vec<Vec<f32>> = (0..dim)
+        .map(|d| tokens.iter().map(|token| token[heads * dim + d]).collect())
+        .collect();
     let mut best = vec![(f32::NEG_INFINITY, 0); tokens.len()];
     let (mut scores, mut matches) = (vec![0.0f32; tokens.len()], vec![0.0f32; tokens.len()]);
     for (t, token) in tokens.iter().enumerate() {
         // Entry `j` is seen by queries from its own on.
         let seen = t + 1;
         scores[..seen].fill(0.0);
-        for (query, weight) in token.chunks_exact(dim).take(heads).zip(&token[(heads + 1) * dim..]) {
+        for (query, weight) in token
+            .chunks_exact(dim)
+            .take(heads)
+            .zip(&token[(heads + 1) * dim..])
+        {
             matches[..seen].fill(0.0);
             for (q, channel) in query.iter().zip(&channels) {
-                matches[..seen].iter_mut().zip(channel).for_each(|(m, k)| *m += q * k);
+                matches[..seen]
+                    .iter_mut()
+                    .zip(channel)
+                    .for_each(|(m, k)| *m += q * k);
             }
-            scores[..seen].iter_mut().zip(&matches).for_each(|(s, m)| *s += weight * m.max(0.0));
+            scores[..seen]
+                .iter_mut()
+                .zip(&matches)
+                .for_each(|(s, m)| *s += weight * m.max(0.0));
         }
         for (best, score) in best.iter_mut().zip(&scores[..seen]) {
             if *score > best.0 {
@@ -157,17 +237,26 @@ fn loss(weights: &QueryWeights, document: &LayerSample, kv_heads: usize) -> (f64
     for kv_head in 0..kv_heads {
         let raw = project(weights, kv_head, &document.hidden);
         let mut finished = raw.clone();
-        finished.chunks_exact_mut(rows).for_each(|token| weights.finish(0, kv_head, token));
+        finished
+            .chunks_exact_mut(rows)
+            .for_each(|token| weights.finish(0, kv_head, token));
         // Gradient with respect to what `finish` returns.
         let mut upstream = vec![0.0; finished.len()];
-        for (j, (score, t)) in best_queries(weights, &finished).into_iter().take(entries).enumerate() {
+        for (j, (score, t)) in best_queries(weights, &finished)
+            .into_iter()
+            .take(entries)
+            .enumerate()
+        {
             let off = score + layer.offset[kv_head] - document.targets[j * kv_heads + kv_head];
             error += f64::from(off * off) / (entries * kv_heads) as f64;
             let slope = 2.0 * off / (entries * kv_heads) as f32;
             gradient.offset[kv_head] += slope;
             pair_gradient(weights, &finished, (t, j), slope, &mut upstream);
         }
-        let norms = (&layer.norm[kv_head * 4 * dim..][..4 * dim], &mut gradient.norm[kv_head * 4 * dim..][..4 * dim]);
+        let norms = (
+            &layer.norm[kv_head * 4 * dim..][..4 * dim],
+            &mut gradient.norm[kv_head * 4 * dim..][..4 * dim],
+        );
         finish_gradient(weights, &raw, norms, &mut upstream);
         for token in upstream.chunks_exact(rows) {
             let bias = &mut gradient.bias[kv_head * rows..][..rows];
@@ -180,7 +269,13 @@ fn loss(weights: &QueryWeights, document: &LayerSample, kv_heads: usize) -> (f64
 }
 
 /// Adds to `upstream` the gradient of `slope` times the score that query `t` gives entry `j`.
-fn pair_gradient(weights: &QueryWeights, tokens: &[f32], (t, j): (usize, usize), slope: f32, upstream: &mut [f32]) {
+fn pair_gradient(
+    weights: &QueryWeights,
+    tokens: &[f32],
+    (t, j): (usize, usize),
+    slope: f32,
+    upstream: &mut [f32],
+) {
     let (heads, dim) = (weights.heads, weights.dim);
     let rows = QueryWeights::rows(heads, dim);
     let (key_at, weights_at) = (j * rows + heads * dim, t * rows + (heads + 1) * dim);
@@ -198,20 +293,36 @@ fn pair_gradient(weights: &QueryWeights, tokens: &[f32], (t, j): (usize, usize),
     }
 }
 
-/// Turns gradients with respect to normalised projections into those with respect to the `raw` ones, in place, and adds to
-/// those of gains and shifts. `norms`: the norms `[4, d]` and their gradient.
-fn finish_gradient(weights: &QueryWeights, raw: &[f32], norms: (&[f32], &mut [f32]), upstream: &mut [f32]) {
+/// Turns gradients with respect to normalised projections into those with respect to the `raw`
+/// ones, in place, and adds to those of gains and shifts. `norms`: the norms `[4, d]` and their
+/// gradient.
+fn finish_gradient(
+    weights: &QueryWeights,
+    raw: &[f32],
+    norms: (&[f32], &mut [f32]),
+    upstream: &mut [f32],
+) {
     let (heads, dim) = (weights.heads, weights.dim);
     let rows = QueryWeights::rows(heads, dim);
     let scale = 1.0 / ((heads * dim) as f32).sqrt();
     for (raw, upstream) in raw.chunks_exact(rows).zip(upstream.chunks_exact_mut(rows)) {
-        for (index, (x, slope)) in raw.chunks_exact(dim).zip(upstream.chunks_exact_mut(dim)).take(heads + 1).enumerate()
+        for (index, (x, slope)) in raw
+            .chunks_exact(dim)
+            .zip(upstream.chunks_exact_mut(dim))
+            .take(heads + 1)
+            .enumerate()
         {
             // Queries first, the key last.
-            let own = if index < heads { 0..2 * dim } else { 2 * dim..4 * dim };
+            let own = if index < heads {
+                0..2 * dim
+            } else {
+                2 * dim..4 * dim
+            };
             layer_norm_gradient(x, &norms.0[own.clone()], &mut norms.1[own], slope);
         }
-        upstream[(heads + 1) * dim..].iter_mut().for_each(|slope| *slope *= scale);
+        upstream[(heads + 1) * dim..]
+            .iter_mut()
+            .for_each(|slope| *slope *= scale);
     }
 }
 
@@ -242,7 +353,12 @@ mod tests {
     use super::*;
     use crate::gradient::testing;
 
-    const OPTIONS: QueryOptions = QueryOptions { heads: 2, dim: 4, epochs: 60, rate: 1e-2 };
+    const OPTIONS: QueryOptions = QueryOptions {
+        heads: 2,
+        dim: 4,
+        epochs: 60,
+        rate: 1e-2,
+    };
 
     /// Documents whose targets are the scores of a known indexer.
     fn documents(count: usize) -> (Vec<LayerSample>, usize, usize) {
@@ -261,12 +377,21 @@ mod tests {
             hidden,
             ..LayerSample::default()
         };
-        ((0..count).map(|_| sample(values(tokens * hidden))).collect(), kv_heads, hidden)
+        (
+            (0..count)
+                .map(|_| sample(values(tokens * hidden)))
+                .collect(),
+            kv_heads,
+            hidden,
+        )
     }
 
     fn error(layer: &QueryLayer, document: &LayerSample, kv_heads: usize) -> f32 {
         let scores = predict(layer, OPTIONS, &document.hidden, kv_heads);
-        let squares = scores.iter().zip(&document.targets).map(|(s, t)| (s - t) * (s - t));
+        let squares = scores
+            .iter()
+            .zip(&document.targets)
+            .map(|(s, t)| (s - t) * (s - t));
         squares.sum::<f32>() / scores.len() as f32
     }
 
@@ -274,10 +399,25 @@ mod tests {
     fn training_explains_most_of_a_known_indexer_on_a_new_document() {
         let (documents, kv_heads, hidden) = documents(5);
         let (held_out, train) = documents.split_last().expect("five");
-        let before = fit(train, kv_heads, hidden, QueryOptions { epochs: 0, ..OPTIONS }, 3);
+        let before = fit(
+            train,
+            kv_heads,
+            hidden,
+            QueryOptions {
+                epochs: 0,
+                ..OPTIONS
+            },
+            3,
+        );
         let after = fit(train, kv_heads, hidden, OPTIONS, 3);
-        let (before, after) = (error(&before, held_out, kv_heads), error(&after, held_out, kv_heads));
-        assert!(after < 0.3 * before, "{after} after training, {before} before");
+        let (before, after) = (
+            error(&before, held_out, kv_heads),
+            error(&after, held_out, kv_heads),
+        );
+        assert!(
+            after < 0.3 * before,
+            "{after} after training, {before} before"
+        );
     }
 
     #[test]
@@ -287,9 +427,15 @@ mod tests {
         let (loss, _) = loss(&weights, &documents[0], kv_heads);
         let entries = documents[0].targets.len() / kv_heads - LEAST_QUERIES;
         let scores = predict(&weights.layers[0], OPTIONS, &documents[0].hidden, kv_heads);
-        let pairs = scores.iter().zip(&documents[0].targets).take(entries * kv_heads);
+        let pairs = scores
+            .iter()
+            .zip(&documents[0].targets)
+            .take(entries * kv_heads);
         let want = pairs.map(|(s, t)| (s - t) * (s - t)).sum::<f32>() / (entries * kv_heads) as f32;
-        assert!((loss as f32 - want).abs() < 1e-3 * want.max(1.0), "{loss} is not {want}");
+        assert!(
+            (loss as f32 - want).abs() < 1e-3 * want.max(1.0),
+            "{loss} is not {want}"
+        );
     }
 
     #[test]

@@ -7,7 +7,8 @@ pub struct LayerReport {
     pub retention: Agreement,
     /// Of the pairwise indexer, if it was trained.
     pub query: Option<Agreement>,
-    /// Share of what eviction took from attention outputs (squared) that the associative memory gives back, if trained.
+    /// Share of what eviction took from attention outputs (squared) that the associative memory
+    /// gives back, if trained.
     pub explained: Option<f64>,
 }
 
@@ -35,7 +36,14 @@ pub const TOP_SHARE: f64 = 0.15;
 pub fn compare(scores: &[f32], targets: &[f32], kv_heads: usize) -> Agreement {
     let mut report = Agreement::default();
     for k in 0..kv_heads {
-        let column = |values: &[f32]| values.iter().skip(k).step_by(kv_heads).copied().collect::<Vec<f32>>();
+        let column = |values: &[f32]| {
+            values
+                .iter()
+                .skip(k)
+                .step_by(kv_heads)
+                .copied()
+                .collect::<Vec<f32>>()
+        };
         let (a, b) = (ranks(&column(scores)), ranks(&column(targets)));
         report.rank_correlation += correlation(&a, &b) / kv_heads as f64;
         report.recall += recall(&a, &b) / kv_heads as f64;
@@ -59,14 +67,22 @@ fn correlation(a: &[usize], b: &[usize]) -> f64 {
     if a.len() < 2 {
         return 0.0;
     }
-    let squares: f64 = a.iter().zip(b).map(|(&a, &b)| (a as f64 - b as f64).powi(2)).sum();
+    let squares: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| (a as f64 - b as f64).powi(2))
+        .sum();
     1.0 - 6.0 * squares / (n * (n * n - 1.0))
 }
 
 fn recall(a: &[usize], b: &[usize]) -> f64 {
     let top = ((a.len() as f64 * TOP_SHARE) as usize).max(1);
     let least = a.len().saturating_sub(top);
-    let both = a.iter().zip(b).filter(|&(&a, &b)| a >= least && b >= least).count();
+    let both = a
+        .iter()
+        .zip(b)
+        .filter(|&(&a, &b)| a >= least && b >= least)
+        .count();
     both as f64 / top as f64
 }
 

@@ -1,17 +1,21 @@
-//! Samples on disk: a document is read once, and a calibration that was interrupted goes on where it stopped.
+//! Samples on disk: a document is read once, and a calibration that was interrupted goes on where
+//! it stopped.
 //!
-//! One safetensors file per document. Hidden states, queries, keys and values are stored in half precision, targets in
-//! single. Layers are read one at a time, since all documents of one layer are what a fit needs.
+//! One safetensors file per document. Hidden states, queries, keys and values are stored in half
+//! precision, targets in single. Layers are read one at a time, since all documents of one layer
+//! are what a fit needs.
 
-use crate::collect::{LayerSample, Sample};
-use crate::{Error, Result};
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use safetensors::tensor::{Dtype, Metadata, TensorView};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use safetensors::tensor::{Dtype, Metadata, TensorView};
+
+use crate::collect::{LayerSample, Sample};
+use crate::{Error, Result};
 
 /// Key of the metadata entry that says what a sample was made from.
 const SOURCE: &str = "source";
@@ -36,12 +40,18 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(directory: &Path) -> Result<Self> {
-        std::fs::create_dir_all(directory).map_err(|source| Error::Io { path: directory.to_owned(), source })?;
-        Ok(Self { directory: directory.to_owned() })
+        std::fs::create_dir_all(directory).map_err(|source| Error::Io {
+            path: directory.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
     }
 
     fn path(&self, index: usize) -> PathBuf {
-        self.directory.join(format!("document-{index:04}.safetensors"))
+        self.directory
+            .join(format!("document-{index:04}.safetensors"))
     }
 
     /// The sample of document `index`, if it is there, whole, and was made from `source`.
@@ -57,14 +67,30 @@ impl Store {
     /// [`Error::Io`]; [`Error::Sample`] when the file format cannot hold it.
     pub fn save(&self, index: usize, source: &str, sample: &Sample) -> Result<Stored> {
         let path = self.path(index);
-        let io = |source| Error::Io { path: path.clone(), source };
-        let bad = |e: safetensors::SafeTensorError| Error::Sample { path: path.clone(), reason: e.to_string() };
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
+        let bad = |e: safetensors::SafeTensorError| Error::Sample {
+            path: path.clone(),
+            reason: e.to_string(),
+        };
         let mut tensors = Vec::new();
         for (l, layer) in sample.layers.iter().enumerate() {
-            tensors.push((format!("targets.{l}"), Dtype::F32, bytemuck::cast_slice(&layer.targets).to_vec()));
+            tensors.push((
+                format!("targets.{l}"),
+                Dtype::F32,
+                bytemuck::cast_slice(&layer.targets).to_vec(),
+            ));
             let halves = [("hidden", &layer.hidden), ("queries", &layer.queries)];
-            for (name, values) in halves.into_iter().chain([("keys", &layer.keys), ("values", &layer.values)]) {
-                let half: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+            for (name, values) in halves
+                .into_iter()
+                .chain([("keys", &layer.keys), ("values", &layer.values)])
+            {
+                let half: Vec<u8> = values
+                    .iter()
+                    .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+                    .collect();
                 tensors.push((format!("{name}.{l}"), Dtype::F16, half));
             }
         }
@@ -72,7 +98,8 @@ impl Store {
             .iter()
             .map(|(name, dtype, bytes)| {
                 let width = if *dtype == Dtype::F32 { 4 } else { 2 };
-                TensorView::new(*dtype, vec![bytes.len() / width], bytes).map(|view| (name.as_str(), view))
+                TensorView::new(*dtype, vec![bytes.len() / width], bytes)
+                    .map(|view| (name.as_str(), view))
             })
             .collect();
         let metadata = HashMap::from([(SOURCE.to_string(), source.to_string())]);
@@ -88,14 +115,23 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn remove(self) -> Result<()> {
-        std::fs::remove_dir_all(&self.directory).map_err(|source| Error::Io { path: self.directory, source })
+        std::fs::remove_dir_all(&self.directory).map_err(|source| Error::Io {
+            path: self.directory,
+            source,
+        })
     }
 }
 
 impl Stored {
     fn open(path: PathBuf) -> Result<Self> {
-        let io = |source| Error::Io { path: path.clone(), source };
-        let bad = |reason: String| Error::Sample { path: path.clone(), reason };
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
+        let bad = |reason: String| Error::Sample {
+            path: path.clone(),
+            reason,
+        };
         let file = File::open(&path).map_err(io)?;
         let mut len = [0; 8];
         file.read_exact_at(&mut len, 0).map_err(io)?;
@@ -108,11 +144,21 @@ impl Stored {
         file.read_exact_at(&mut bytes, 8).map_err(io)?;
         let tensors: Metadata = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         let start = 8 + header;
-        let end = tensors.tensors().values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+        let end = tensors
+            .tensors()
+            .values()
+            .map(|info| info.data_offsets.1 as u64)
+            .max()
+            .unwrap_or(0);
         if start + end != size {
             return Err(bad("it is cut short".into()));
         }
-        Ok(Self { file, path, tensors, start })
+        Ok(Self {
+            file,
+            path,
+            tensors,
+            start,
+        })
     }
 
     /// One layer.
@@ -131,18 +177,36 @@ impl Stored {
     }
 
     fn tensor(&self, name: &str) -> Result<Vec<f32>> {
-        let bad = |reason: String| Error::Sample { path: self.path.clone(), reason };
-        let info = self.tensors.info(name).ok_or_else(|| bad(format!("it has no tensor {name}")))?;
+        let bad = |reason: String| Error::Sample {
+            path: self.path.clone(),
+            reason,
+        };
+        let info = self
+            .tensors
+            .info(name)
+            .ok_or_else(|| bad(format!("it has no tensor {name}")))?;
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0u8; to - from];
-        let io = |source| Error::Io { path: self.path.clone(), source };
-        self.file.read_exact_at(&mut bytes, self.start + from as u64).map_err(io)?;
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            source,
+        };
+        self.file
+            .read_exact_at(&mut bytes, self.start + from as u64)
+            .map_err(io)?;
         match info.dtype {
-            Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            Dtype::F32 => Ok(bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect()),
             Dtype::F16 => {
-                let bits: Vec<u16> = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+                let bits: Vec<u16> = bytes
+                    .chunks_exact(2)
+                    .map(|b| u16::from_le_bytes([b[0], b[1]]))
+                    .collect();
                 let mut values = vec![0.0; bits.len()];
-                bits.reinterpret_cast::<f16>().convert_to_f32_slice(&mut values);
+                bits.reinterpret_cast::<f16>()
+                    .convert_to_f32_slice(&mut values);
                 Ok(values)
             }
             other => Err(bad(format!("tensor {name} is of type {other:?}"))),
@@ -162,7 +226,10 @@ mod tests {
             keys: vec![x; 4],
             values: vec![-x; 4],
         };
-        Sample { len: 1, layers: vec![layer(1.0), layer(3.0)] }
+        Sample {
+            len: 1,
+            layers: vec![layer(1.0), layer(3.0)],
+        }
     }
 
     #[test]
@@ -171,7 +238,10 @@ mod tests {
         let store = Store::open(directory.path()).expect("created");
         let stored = store.save(3, "a", &sample()).expect("written");
         assert_eq!(stored.layer(1).expect("stored"), sample().layers[1]);
-        assert_eq!(store.find(3, "a").expect("there").layer(0).expect("stored"), sample().layers[0]);
+        assert_eq!(
+            store.find(3, "a").expect("there").layer(0).expect("stored"),
+            sample().layers[0]
+        );
         assert!(store.find(3, "b").is_none(), "made from something else");
         assert!(store.find(2, "a").is_none(), "never written");
         assert!(stored.layer(2).is_err());

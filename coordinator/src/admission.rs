@@ -1,21 +1,24 @@
 //! Admission: a bounded place to wait.
 //!
-//! A [`Permit`] holds a place in the queue, counted in requests and in prompt tokens. It is given back on `Drop`: when the
-//! sequence starts, or whenever its request ends before that. Memory needs no queue of its own: its exact cost is known
-//! before ([`crate::scheduler::Cost`]), and the scheduler starts a sequence only when it is free.
+//! A [`Permit`] holds a place in the queue, counted in requests and in prompt tokens. It is given
+//! back on `Drop`: when the sequence starts, or whenever its request ends before that. Memory needs
+//! no queue of its own: its exact cost is known before ([`crate::scheduler::Cost`]), and the
+//! scheduler starts a sequence only when it is free.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use palimpsest_proto::error::{Reason, RequestError};
 
-use crate::{config::Config, request::ValidRequest};
+use crate::config::Config;
+use crate::request::ValidRequest;
 
 /// Whether new requests are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
     /// No group is ready, and none is known to come.
     Unready,
-    /// A group is about to be ready: it has met and not passed a step yet, or a lost one is being replaced. Requests wait for it.
+    /// A group is about to be ready: it has met and not passed a step yet, or a lost one is being
+    /// replaced. Requests wait for it.
     Waiting,
     /// Requests are taken.
     Open,
@@ -51,8 +54,16 @@ pub struct Permit {
 impl Admission {
     /// An empty queue for a group that has met: requests wait if somebody would replace it.
     pub fn new(config: &Config) -> Self {
-        let gate = if config.regroup_limit.is_zero() { Gate::Unready } else { Gate::Waiting };
-        let state = State { gate, requests: 0, tokens: 0 };
+        let gate = if config.regroup_limit.is_zero() {
+            Gate::Unready
+        } else {
+            Gate::Waiting
+        };
+        let state = State {
+            gate,
+            requests: 0,
+            tokens: 0,
+        };
         Self(Arc::new(Inner {
             max_requests: config.max_queued,
             max_tokens: config.max_queued_tokens,
@@ -72,22 +83,37 @@ impl Admission {
     /// A place for the request.
     ///
     /// # Errors
-    /// `Draining`, `NoReadyGroup`, `QueueFull` with the bound that was met. A prompt larger than the whole queue may wait
-    /// alone.
+    /// `Draining`, `NoReadyGroup`, `QueueFull` with the bound that was met. A prompt larger than
+    /// the whole queue may wait alone.
     pub fn admit(&self, request: &ValidRequest) -> Result<Permit, RequestError> {
         let tokens = request.prompt.len() as u64;
         let (max_requests, max_tokens) = (self.0.max_requests, self.0.max_tokens);
         self.0.with(|state| {
             let refusal = match state.gate {
-                Gate::Draining => Some((Reason::Draining, "the service is shutting down: ask another".to_owned())),
-                Gate::Unready => Some((Reason::NoReadyGroup, "no worker group is ready: try again later".to_owned())),
-                Gate::Open | Gate::Waiting if state.requests >= max_requests => {
-                    Some((Reason::QueueFull, format!("{max_requests} requests wait already: try again later")))
-                }
-                Gate::Open | Gate::Waiting if state.requests > 0 && state.tokens + tokens > max_tokens => Some((
-                    Reason::QueueFull,
-                    format!("{} prompt tokens wait, with {tokens} more the limit of {max_tokens} is passed: try again later", state.tokens),
+                Gate::Draining => Some((
+                    Reason::Draining,
+                    "the service is shutting down: ask another".to_owned(),
                 )),
+                Gate::Unready => Some((
+                    Reason::NoReadyGroup,
+                    "no worker group is ready: try again later".to_owned(),
+                )),
+                Gate::Open | Gate::Waiting if state.requests >= max_requests => Some((
+                    Reason::QueueFull,
+                    format!("{max_requests} requests wait already: try again later"),
+                )),
+                Gate::Open | Gate::Waiting
+                    if state.requests > 0 && state.tokens + tokens > max_tokens =>
+                {
+                    Some((
+                        Reason::QueueFull,
+                        format!(
+                            "{} prompt tokens wait, with {tokens} more the limit of {max_tokens} \
+                             is passed: try again later",
+                            state.tokens
+                        ),
+                    ))
+                }
                 Gate::Open | Gate::Waiting => None,
             };
             if let Some((reason, message)) = refusal {
@@ -95,7 +121,10 @@ impl Admission {
             }
             state.requests += 1;
             state.tokens += tokens;
-            Ok(Permit { inner: self.0.clone(), tokens })
+            Ok(Permit {
+                inner: self.0.clone(),
+                tokens,
+            })
         })
     }
 

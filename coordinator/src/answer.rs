@@ -1,28 +1,25 @@
-//! From sampled tokens to the events of a request. It runs in the request's own task, not in the engine's.
+//! From sampled tokens to the events of a request. It runs in the request's own task, not in the
+//! engine's.
 
 use std::collections::VecDeque;
-
-use palimpsest_proto::{
-    error::RequestError,
-    internal::v1::CacheState,
-    v1::{
-        Delta, FinishReason, Finished, GenerateEvent, RetentionReport, Started, TokenLogprob, Usage,
-        generate_event::Event,
-    },
-};
 use std::sync::Arc;
+
+use palimpsest_proto::error::RequestError;
+use palimpsest_proto::internal::v1::CacheState;
+use palimpsest_proto::v1::generate_event::Event;
+use palimpsest_proto::v1::{
+    Delta, FinishReason, Finished, GenerateEvent, RetentionReport, Started, TokenLogprob, Usage,
+};
 use tokio::time::Instant;
 
-use crate::{
-    ids::RequestId,
-    metrics::Metrics,
-    model::ServedModel,
-    request::ValidRequest,
-    scheduler::Ending,
-    stream::{Reader, Token},
-    text::{Detokenizer, StopStrings},
-    trace::{Ended, RequestSpan},
-};
+use crate::ids::RequestId;
+use crate::metrics::Metrics;
+use crate::model::ServedModel;
+use crate::request::ValidRequest;
+use crate::scheduler::Ending;
+use crate::stream::{Reader, Token};
+use crate::text::{Detokenizer, StopStrings};
+use crate::trace::{Ended, RequestSpan};
 
 /// The events of one request: `Started`, deltas, `Finished`. Dropping it cancels the request.
 #[derive(Debug)]
@@ -115,18 +112,29 @@ impl Answer {
         let event = self.ready.pop_front();
         let sequence_number = self.sent;
         self.sent += 1;
-        Some(Ok(GenerateEvent { event, sequence_number }))
+        Some(Ok(GenerateEvent {
+            event,
+            sequence_number,
+        }))
     }
 
     fn take(&mut self, token: Token) {
         if let Some(last) = self.seen.last {
-            self.metrics.inter_token(token.at.saturating_duration_since(last));
+            self.metrics
+                .inter_token(token.at.saturating_duration_since(last));
         }
         self.seen.take(&token, self.request.prompt.len() as u64);
-        let Token { id, logprob, ended, .. } = token;
-        self.logprobs.extend(logprob.map(|logprob| self.with_bytes(logprob)));
+        let Token {
+            id, logprob, ended, ..
+        } = token;
+        self.logprobs
+            .extend(logprob.map(|logprob| self.with_bytes(logprob)));
         // The end-of-sequence token is no text, whatever the tokenizer thinks of it.
-        let mut text = if ended == Some(Ending::Eos) { String::new() } else { self.detokenizer.push(id) };
+        let mut text = if ended == Some(Ending::Eos) {
+            String::new()
+        } else {
+            self.detokenizer.push(id)
+        };
         if ended.is_some() {
             text.push_str(&self.detokenizer.finish());
         }
@@ -179,8 +187,17 @@ impl Answer {
             FinishReason::Length | FinishReason::Unspecified => "length",
         });
         let fed = self.seen.fed(self.request.prompt.len() as u64);
-        let retention = self.seen.retention.take().map(|(report, at)| grown(report, at, fed));
-        self.ready.push_back(Event::Finished(Finished { reason: reason.into(), usage: Some(usage), stop, retention }));
+        let retention = self
+            .seen
+            .retention
+            .take()
+            .map(|(report, at)| grown(report, at, fed));
+        self.ready.push_back(Event::Finished(Finished {
+            reason: reason.into(),
+            usage: Some(usage),
+            stop,
+            retention,
+        }));
     }
 }
 
@@ -188,7 +205,12 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or("cancelled");
         self.metrics.ended(outcome);
-        let Seen { generated, first, last, .. } = self.seen;
+        let Seen {
+            generated,
+            first,
+            last,
+            ..
+        } = self.seen;
         let ended = Ended {
             request: self.request.id.as_str(),
             model: &self.model.info.name,
@@ -199,7 +221,9 @@ impl Drop for Answer {
             budget: self.request.kv.budget,
             policy: &self.request.kv.policy,
             arrived: self.request.arrived,
-            started: self.started.or_else(|| self.reader.as_ref().and_then(Reader::started)),
+            started: self
+                .started
+                .or_else(|| self.reader.as_ref().and_then(Reader::started)),
             first,
             last,
         };
@@ -226,7 +250,12 @@ impl Seen {
         prompt + self.generated.saturating_sub(1)
     }
 
-    fn usage(&self, request: &ValidRequest, model: &ServedModel, started: Option<Instant>) -> Usage {
+    fn usage(
+        &self,
+        request: &ValidRequest,
+        model: &ServedModel,
+        started: Option<Instant>,
+    ) -> Usage {
         let heads = model.all_heads();
         let mean = |entries: u64| (entries + heads / 2) / heads;
         let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
@@ -250,10 +279,12 @@ impl Seen {
     }
 }
 
-/// A report taken after `at` tokens, as it stands after `fed`: between boundaries every head keeps every new position.
+/// A report taken after `at` tokens, as it stands after `fed`: between boundaries every head keeps
+/// every new position.
 fn grown(mut report: RetentionReport, at: u64, fed: u64) -> RetentionReport {
     for head in &mut report.heads {
-        head.positions.extend((at..fed).map(|position| u32::try_from(position).unwrap_or(u32::MAX)));
+        head.positions
+            .extend((at..fed).map(|position| u32::try_from(position).unwrap_or(u32::MAX)));
     }
     report
 }

@@ -1,12 +1,14 @@
 //! Limits of a coordinator. Nothing here is read from the environment; the binary fills it in.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use palimpsest_tls::Connector;
 
 use crate::keys::ApiKeys;
 
-/// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound here.
+/// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound
+/// here.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Sequences that run at once.
@@ -41,11 +43,14 @@ pub struct Config {
     pub drain_limit: Duration,
     /// Largest message that a client may send, in bytes.
     pub max_message_bytes: usize,
-    /// Time that the requests of a lost group wait for another one, which then goes on with them; zero: they end at once.
+    /// Time that the requests of a lost group wait for another one, which then goes on with them;
+    /// zero: they end at once.
     pub regroup_limit: Duration,
-    /// Time that a request waits which comes while a group is about to be ready or a lost one is being replaced.
+    /// Time that a request waits which comes while a group is about to be ready or a lost one is
+    /// being replaced.
     pub group_wait_limit: Duration,
-    /// Groups that one request may lose. A request that breaks every group must not go on for ever.
+    /// Groups that one request may lose. A request that breaks every group must not go on for
+    /// ever.
     pub max_replays: u32,
     /// Keys that clients must show; `None`: anyone may ask.
     pub keys: Option<Arc<ApiKeys>>,

@@ -18,7 +18,8 @@ impl RequestId {
     /// Longest id that a client may choose, in bytes.
     pub const MAX_BYTES: usize = 128;
 
-    /// The client's id, if it is printable ASCII of at most [`Self::MAX_BYTES`] bytes; a random one for the empty string.
+    /// The client's id, if it is printable ASCII of at most [`Self::MAX_BYTES`] bytes; a random one
+    /// for the empty string.
     pub fn parse(id: &str) -> Option<Self> {
         if id.is_empty() {
             return Some(Self(format!("{:032x}", rand::random::<u128>())));

@@ -1,10 +1,12 @@
 //! API keys: who may ask.
 //!
-//! A file has one line per key: `tenant:sha256`, the digest in hexadecimal digits of the key as clients send it. Keys
-//! themselves are nowhere stored. Lines that are empty or begin with `#` are skipped. Keys are looked up by their digest: how
-//! long that takes says something of digests at most, and a digest leads to no key.
+//! A file has one line per key: `tenant:sha256`, the digest in hexadecimal digits of the key as
+//! clients send it. Keys themselves are nowhere stored. Lines that are empty or begin with `#` are
+//! skipped. Keys are looked up by their digest: how long that takes says something of digests at
+//! most, and a digest leads to no key.
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
+use std::fmt;
 
 use sha2::{Digest, Sha256};
 
@@ -14,7 +16,10 @@ pub struct ApiKeys(HashMap<[u8; 32], String>);
 
 /// A line that is no key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: expected `tenant:sha256` with 64 hexadecimal digits, such as from `printf %s KEY | sha256sum`")]
+#[error(
+    "line {line}: expected `tenant:sha256` with 64 hexadecimal digits, such as from `printf %s \
+     KEY | sha256sum`"
+)]
 pub struct BadLine {
     /// Number of the line, from 1.
     pub line: usize,
@@ -56,7 +61,9 @@ impl ApiKeys {
     /// Whose key stands in an `authorization` header.
     pub fn bearer(&self, header: Option<&str>) -> Option<&str> {
         let (scheme, key) = header?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| self.tenant(key.trim()))?
+        scheme
+            .eq_ignore_ascii_case("bearer")
+            .then(|| self.tenant(key.trim()))?
     }
 }
 
@@ -83,7 +90,14 @@ mod tests {
         let keys = ApiKeys::parse(&format!("# ours\n\nresearch:{SECRET}\n")).unwrap();
         assert_eq!(keys.bearer(Some("Bearer secret")), Some("research"));
         assert_eq!(keys.bearer(Some("bearer  secret")), Some("research"));
-        for bad in [None, Some("secret"), Some("Basic secret"), Some("Bearer"), Some("Bearer Secret"), Some(SECRET)] {
+        for bad in [
+            None,
+            Some("secret"),
+            Some("Basic secret"),
+            Some("Bearer"),
+            Some("Bearer Secret"),
+            Some(SECRET),
+        ] {
             assert_eq!(keys.bearer(bad), None, "{bad:?}");
         }
         assert!(!format!("{keys:?}").contains("2bb8"));
@@ -91,8 +105,16 @@ mod tests {
 
     #[test]
     fn a_line_that_is_no_key_is_named() {
-        for bad in ["secret", "a:secret", &format!("a:{SECRET}0"), &format!("a:{}", "zz".repeat(32))] {
-            assert_eq!(ApiKeys::parse(&format!("# one\n{bad}")).unwrap_err(), BadLine { line: 2 });
+        for bad in [
+            "secret",
+            "a:secret",
+            &format!("a:{SECRET}0"),
+            &format!("a:{}", "zz".repeat(32)),
+        ] {
+            assert_eq!(
+                ApiKeys::parse(&format!("# one\n{bad}")).unwrap_err(),
+                BadLine { line: 2 }
+            );
         }
     }
 }

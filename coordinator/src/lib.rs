@@ -9,9 +9,11 @@
 //!            StepOutput{token ids, digest} ─▶ scheduler ─▶ ring of the request ─▶ answer (text, stop strings) ─▶ client
 //! ```
 //! - One owner: the [`engine`] task owns all sequences; others hold handles.
-//! - Cancelling is dropping: the client's stream goes, its ring's reader goes, the next plan releases the sequence.
+//! - Cancelling is dropping: the client's stream goes, its ring's reader goes, the next plan
+//!   releases the sequence.
 //! - Every queue has a bound and every wait a deadline, in [`Config`].
-//! - Nothing here knows of models, kernels, etcd or processes: ranks are whatever an [`executor::Executor`] reaches.
+//! - Nothing here knows of models, kernels, etcd or processes: ranks are whatever an
+//!   [`executor::Executor`] reaches.
 #![forbid(unsafe_code)]
 
 pub mod admission;
@@ -32,16 +34,26 @@ pub mod stream;
 pub mod text;
 pub mod trace;
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use palimpsest_proto::internal::v1::RankInfo;
 use palimpsest_tls::Incoming;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 pub use self::config::Config;
-use self::{engine::Readiness, executor::Executor, ids::Epoch, metrics::Metrics, model::ServedModel, service::Service};
+use self::engine::Readiness;
+use self::executor::Executor;
+use self::ids::Epoch;
+use self::metrics::Metrics;
+use self::model::ServedModel;
+use self::service::Service;
 
-/// A running coordinator. Dropping it and all its services ends the engine when its requests are done.
+/// A running coordinator. Dropping it and all its services ends the engine when its requests are
+/// done.
 #[derive(Debug, Clone)]
 pub struct Coordinator {
     service: Service,
@@ -57,17 +69,29 @@ pub struct LocalServer {
 }
 
 impl Coordinator {
-    /// Starts a coordinator over a group whose ranks reported `ranks`, in rank order. Needs a tokio runtime. It takes
-    /// requests as soon as the group has passed a first step: see [`Self::ready`].
+    /// Starts a coordinator over a group whose ranks reported `ranks`, in rank order. Needs a tokio
+    /// runtime. It takes requests as soon as the group has passed a first step: see
+    /// [`Self::ready`].
     ///
     /// # Errors
     /// If the ranks do not make a group, or their model's tokenizer or template cannot be used.
-    pub fn build(config: Config, executor: Box<dyn Executor>, ranks: Vec<RankInfo>) -> Result<Self, model::Error> {
+    pub fn build(
+        config: Config,
+        executor: Box<dyn Executor>,
+        ranks: Vec<RankInfo>,
+    ) -> Result<Self, model::Error> {
         let model = ServedModel::new(ranks)?;
         let metrics = Metrics::new();
         metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());
         let engine = engine::start(&config, &model, executor, metrics.clone());
-        Ok(Self { service: Service { model: Arc::new(model), config: Arc::new(config), engine, metrics } })
+        Ok(Self {
+            service: Service {
+                model: Arc::new(model),
+                config: Arc::new(config),
+                engine,
+                metrics,
+            },
+        })
     }
 
     /// For calls within this process, and for other APIs.
@@ -75,14 +99,18 @@ impl Coordinator {
         &self.service
     }
 
-    /// Waits until requests are taken. False if the group failed its first step or the engine has ended.
+    /// Waits until requests are taken. False if the group failed its first step or the engine has
+    /// ended.
     pub async fn ready(&self) -> bool {
         let mut readiness = self.service.engine.readiness();
-        let settled = readiness.wait_for(|readiness| *readiness != Readiness::Starting).await;
+        let settled = readiness
+            .wait_for(|readiness| *readiness != Readiness::Starting)
+            .await;
         settled.is_ok_and(|readiness| *readiness == Readiness::Ready)
     }
 
-    /// Takes another group of the same model, which has joined `epoch`, after one was lost or in place of the present one.
+    /// Takes another group of the same model, which has joined `epoch`, after one was lost or in
+    /// place of the present one.
     ///
     /// # Errors
     /// If the ranks do not make a group that can serve what was admitted.
@@ -110,12 +138,27 @@ impl Coordinator {
     }
 
     /// Serves HTTP until `shutdown`, then drains as [`Self::serve`] does.
-    pub async fn serve_http(&self, incoming: impl Into<Incoming>, shutdown: impl Future<Output = ()> + Send) {
-        api::http::serve(self.service.clone(), incoming.into(), api::http::HttpLimits::default(), shutdown).await;
+    pub async fn serve_http(
+        &self,
+        incoming: impl Into<Incoming>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) {
+        api::http::serve(
+            self.service.clone(),
+            incoming.into(),
+            api::http::HttpLimits::default(),
+            shutdown,
+        )
+        .await;
     }
 
-    /// Serves `/health`, `/readyz` and `/metrics` alone until `shutdown`, for those that show neither key nor certificate.
-    pub async fn serve_probes(&self, incoming: impl Into<Incoming>, shutdown: impl Future<Output = ()> + Send) {
+    /// Serves `/health`, `/readyz` and `/metrics` alone until `shutdown`, for those that show
+    /// neither key nor certificate.
+    pub async fn serve_probes(
+        &self,
+        incoming: impl Into<Incoming>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) {
         api::http::serve_probes(self.service.clone(), incoming.into(), shutdown).await;
     }
 
@@ -135,7 +178,11 @@ impl Coordinator {
             };
             coordinator.serve(listener, shutdown).await
         });
-        Ok(LocalServer { address, stop, task })
+        Ok(LocalServer {
+            address,
+            stop,
+            task,
+        })
     }
 }
 

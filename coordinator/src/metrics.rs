@@ -1,24 +1,18 @@
-//! What a dashboard wants to know. Figures are taken where they arise: when an answer ends, and once per step.
+//! What a dashboard wants to know. Figures are taken where they arise: when an answer ends, and
+//! once per step.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use palimpsest_proto::v1::Usage;
-use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
-    registry::{Registry, Unit},
-};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 
 /// Label of finished requests.
@@ -116,16 +110,27 @@ impl Metrics {
     pub fn cache_config(&self, block_size: u64, blocks: u64) {
         let family = &self.0.cache_config;
         family.clear();
-        family.get_or_create(&CacheConfig { block_size, num_gpu_blocks: blocks }).set(1);
+        family
+            .get_or_create(&CacheConfig {
+                block_size,
+                num_gpu_blocks: blocks,
+            })
+            .set(1);
     }
 
     /// Prometheus' text, in the OpenMetrics format.
     pub fn encode(&self) -> String {
         let inner = &*self.0;
         let busy = inner.running.get() > 0;
-        let since =
-            inner.started.elapsed().saturating_sub(Duration::from_millis(inner.last_step.load(Ordering::Relaxed)));
-        inner.step_age.set(if busy { since.as_secs_f64() } else { 0.0 });
+        let since = inner
+            .started
+            .elapsed()
+            .saturating_sub(Duration::from_millis(
+                inner.last_step.load(Ordering::Relaxed),
+            ));
+        inner
+            .step_age
+            .set(if busy { since.as_secs_f64() } else { 0.0 });
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &inner.registry);
@@ -136,7 +141,10 @@ impl Metrics {
     pub fn step(&self, load: Load) {
         let inner = &*self.0;
         inner.steps.inc();
-        inner.last_step.store(inner.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        inner.last_step.store(
+            inner.started.elapsed().as_millis() as u64,
+            Ordering::Relaxed,
+        );
         self.load(load);
     }
 
@@ -147,7 +155,9 @@ impl Metrics {
         inner.queued.set(load.queued as i64);
         inner.reserved.set(load.reserved_bytes.cast_signed());
         inner.capacity.set(load.capacity_bytes.cast_signed());
-        inner.usage.set(load.reserved_bytes as f64 / load.capacity_bytes.max(1) as f64);
+        inner
+            .usage
+            .set(load.reserved_bytes as f64 / load.capacity_bytes.max(1) as f64);
         inner.epoch.set(load.epoch.cast_signed());
     }
 
@@ -192,28 +202,96 @@ impl Inner {
         let mut seconds = |name: &str, help: &str, metric: &Histogram| {
             own.register_with_unit(name, help, Unit::Seconds, metric.clone());
         };
-        seconds("time_to_first_token", "From arrival to the first token", &self.first_token);
-        seconds("inter_token", "Between two tokens of an answer", &self.inter_token);
+        seconds(
+            "time_to_first_token",
+            "From arrival to the first token",
+            &self.first_token,
+        );
+        seconds(
+            "inter_token",
+            "Between two tokens of an answer",
+            &self.inter_token,
+        );
         seconds("queue", "From arrival to the first step", &self.queue);
-        seconds("prefill", "From the first step to the first token", &self.prefill);
+        seconds(
+            "prefill",
+            "From the first step to the first token",
+            &self.prefill,
+        );
         seconds("decode", "From the first token to the last", &self.decode);
-        own.register("requests", "Requests that have ended", self.requests.clone());
-        own.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
-        own.register("generated_tokens", "Tokens of answers", self.generated_tokens.clone());
-        own.register("evicted_tokens", "Entries evicted, mean per KV head", self.evicted_tokens.clone());
+        own.register(
+            "requests",
+            "Requests that have ended",
+            self.requests.clone(),
+        );
+        own.register(
+            "prompt_tokens",
+            "Tokens of prompts",
+            self.prompt_tokens.clone(),
+        );
+        own.register(
+            "generated_tokens",
+            "Tokens of answers",
+            self.generated_tokens.clone(),
+        );
+        own.register(
+            "evicted_tokens",
+            "Entries evicted, mean per KV head",
+            self.evicted_tokens.clone(),
+        );
         own.register("steps", "Steps of the worker group", self.steps.clone());
-        own.register("requests_running", "Requests that run", self.running.clone());
+        own.register(
+            "requests_running",
+            "Requests that run",
+            self.running.clone(),
+        );
         own.register("requests_queued", "Requests that wait", self.queued.clone());
-        own.register("kv_reserved_bytes", "Cache reserved by requests, on each rank", self.reserved.clone());
-        own.register("kv_capacity_bytes", "Cache that a rank has", self.capacity.clone());
-        own.register("group_epoch", "Epoch of the worker group", self.epoch.clone());
-        own.register("group_ready", "1 while a worker group serves, else 0", self.group_ready.clone());
-        own.register("step_age_seconds", "Since the last step, while requests run", self.step_age.clone());
+        own.register(
+            "kv_reserved_bytes",
+            "Cache reserved by requests, on each rank",
+            self.reserved.clone(),
+        );
+        own.register(
+            "kv_capacity_bytes",
+            "Cache that a rank has",
+            self.capacity.clone(),
+        );
+        own.register(
+            "group_epoch",
+            "Epoch of the worker group",
+            self.epoch.clone(),
+        );
+        own.register(
+            "group_ready",
+            "1 while a worker group serves, else 0",
+            self.group_ready.clone(),
+        );
+        own.register(
+            "step_age_seconds",
+            "Since the last step, while requests run",
+            self.step_age.clone(),
+        );
         // The names that gateways and autoscalers of the Kubernetes Gateway API look for.
-        registry.register("vllm:num_requests_running", "Requests that run", self.running.clone());
-        registry.register("vllm:num_requests_waiting", "Requests that wait", self.queued.clone());
-        registry.register("vllm:kv_cache_usage_perc", "Share of the cache that is reserved", self.usage.clone());
-        registry.register("vllm:cache_config_info", "Tokens of a full cache that fit", self.cache_config.clone());
+        registry.register(
+            "vllm:num_requests_running",
+            "Requests that run",
+            self.running.clone(),
+        );
+        registry.register(
+            "vllm:num_requests_waiting",
+            "Requests that wait",
+            self.queued.clone(),
+        );
+        registry.register(
+            "vllm:kv_cache_usage_perc",
+            "Share of the cache that is reserved",
+            self.usage.clone(),
+        );
+        registry.register(
+            "vllm:cache_config_info",
+            "Tokens of a full cache that fit",
+            self.cache_config.clone(),
+        );
         self.registry = registry;
         self
     }
@@ -226,11 +304,22 @@ mod tests {
     #[test]
     fn figures_are_found_under_their_names() {
         let metrics = Metrics::new();
-        metrics.step(Load { running: 2, queued: 3, reserved_bytes: 10, capacity_bytes: 40, epoch: 7 });
+        metrics.step(Load {
+            running: 2,
+            queued: 3,
+            reserved_bytes: 10,
+            capacity_bytes: 40,
+            epoch: 7,
+        });
         metrics.cache_config(256, 12);
         metrics.group_ready(true);
         metrics.ended("eos");
-        metrics.usage(&Usage { prompt_tokens: 5, evicted_tokens: 4, first_token_seconds: 0.5, ..Default::default() });
+        metrics.usage(&Usage {
+            prompt_tokens: 5,
+            evicted_tokens: 4,
+            first_token_seconds: 0.5,
+            ..Default::default()
+        });
         let text = metrics.encode();
         for line in [
             "palimpsest_requests_running 2",
@@ -245,7 +334,10 @@ mod tests {
             "palimpsest_evicted_tokens_total 4",
             "palimpsest_time_to_first_token_seconds_count 1",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is missing in\n{text}"
+            );
         }
     }
 }

@@ -1,12 +1,11 @@
-//! The model that a worker group serves, as the coordinator needs it: what its ranks report, checked once.
+//! The model that a worker group serves, as the coordinator needs it: what its ranks report,
+//! checked once.
 
 use std::sync::Arc;
 
-use palimpsest_proto::{
-    internal::v1::{ModelInfo, RankInfo},
-    kv::{Geometry, PAGE_SLOTS},
-    v1,
-};
+use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
+use palimpsest_proto::kv::{Geometry, PAGE_SLOTS};
+use palimpsest_proto::v1;
 
 use crate::scheduler::Cost;
 use crate::text::{self, ChatTemplate, Tokenizer};
@@ -72,11 +71,20 @@ impl ServedModel {
     /// See [`Error`].
     pub fn new(ranks: Vec<RankInfo>) -> Result<Self, Error> {
         let count = ranks.len();
-        let least = |bytes: fn(&RankInfo) -> u64| ranks.iter().map(bytes).min().ok_or(Error::NoRanks);
-        let room = Cost { pages: least(|rank| rank.kv_arena_bytes)?, latent: least(|rank| rank.kv_latent_bytes)? };
+        let least =
+            |bytes: fn(&RankInfo) -> u64| ranks.iter().map(bytes).min().ok_or(Error::NoRanks);
+        let room = Cost {
+            pages: least(|rank| rank.kv_arena_bytes)?,
+            latent: least(|rank| rank.kv_latent_bytes)?,
+        };
         for (index, rank) in ranks.iter().enumerate() {
             if rank.rank as usize != index || rank.world_size as usize != count {
-                return Err(Error::Ranks { index, count, rank: rank.rank, world_size: rank.world_size });
+                return Err(Error::Ranks {
+                    index,
+                    count,
+                    rank: rank.rank,
+                    world_size: rank.world_size,
+                });
             }
             if rank.digest != ranks[0].digest {
                 return Err(Error::Digest { rank: rank.rank });
@@ -116,7 +124,9 @@ impl ServedModel {
     /// As [`Self::new`], and [`Error::OtherModel`].
     pub fn check_successor(&self, ranks: Vec<RankInfo>) -> Result<(), Error> {
         let next = Self::new(ranks)?;
-        let same = next.digest == self.digest && next.geometry == self.geometry && self.room.fits(&next.room);
+        let same = next.digest == self.digest
+            && next.geometry == self.geometry
+            && self.room.fits(&next.room);
         same.then_some(()).ok_or(Error::OtherModel)
     }
 
@@ -130,7 +140,8 @@ impl ServedModel {
         self.all_heads() * self.geometry.entry_bytes()
     }
 
-    /// Strides of tokens that a cache that keeps everything would hold in the memory of the fullest rank.
+    /// Strides of tokens that a cache that keeps everything would hold in the memory of the fullest
+    /// rank.
     pub fn full_cache_strides(&self) -> u64 {
         let pages = self.geometry.heads() * self.geometry.stride.div_ceil(PAGE_SLOTS);
         self.room.pages / (pages * self.geometry.page_bytes())
@@ -168,20 +179,40 @@ mod tests {
 
     #[test]
     fn ranks_must_make_a_group() {
-        let ranks = |n: u32| (0..n).map(|rank| Script::endless(rank, n).rank).collect::<Vec<_>>();
+        let ranks = |n: u32| {
+            (0..n)
+                .map(|rank| Script::endless(rank, n).rank)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(ServedModel::new(ranks(2)).unwrap().geometry.kv_heads, 1);
         assert!(matches!(ServedModel::new(vec![]), Err(Error::NoRanks)));
-        assert!(matches!(ServedModel::new(ranks(2)[..1].to_vec()), Err(Error::Ranks { count: 1, world_size: 2, .. })));
+        assert!(matches!(
+            ServedModel::new(ranks(2)[..1].to_vec()),
+            Err(Error::Ranks {
+                count: 1,
+                world_size: 2,
+                ..
+            })
+        ));
         let mut other = ranks(2);
         other[1].digest = b"else"[..].into();
-        assert!(matches!(ServedModel::new(other), Err(Error::Digest { rank: 1 })));
+        assert!(matches!(
+            ServedModel::new(other),
+            Err(Error::Digest { rank: 1 })
+        ));
         let mut flat = ranks(1);
         flat[0].model.as_mut().unwrap().stride = 0;
-        assert!(matches!(ServedModel::new(flat), Err(Error::Incomplete("stride"))));
+        assert!(matches!(
+            ServedModel::new(flat),
+            Err(Error::Incomplete("stride"))
+        ));
         let mut small = ranks(1);
         small[0].kv_arena_bytes -= 1;
         let served = ServedModel::new(ranks(1)).unwrap();
-        assert!(matches!(served.check_successor(small), Err(Error::OtherModel)));
+        assert!(matches!(
+            served.check_successor(small),
+            Err(Error::OtherModel)
+        ));
         served.check_successor(ranks(1)).unwrap();
     }
 }

@@ -1,20 +1,25 @@
-//! From the wire to [`ValidRequest`], the only type that admission takes: every field is checked, every default filled in.
+//! From the wire to [`ValidRequest`], the only type that admission takes: every field is checked,
+//! every default filled in.
 
 mod contract;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use palimpsest_proto::{
-    error::{Reason, RequestError},
-    internal::v1::SpanParent,
-    v1::{Chat, GenerateRequest, KvContract, Sampling, Stopping, generate_request::Input},
-};
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::internal::v1::SpanParent;
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::{Chat, GenerateRequest, KvContract, Sampling, Stopping};
 use tokio::time::Instant;
 
 pub use self::contract::with_defaults;
-use crate::{config::Config, ids::RequestId, model::ServedModel, scheduler::Cost, text};
+use crate::config::Config;
+use crate::ids::RequestId;
+use crate::model::ServedModel;
+use crate::scheduler::Cost;
+use crate::text;
 
 /// Stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -80,11 +85,17 @@ pub fn validate(
 ) -> Result<ValidRequest, RequestError> {
     let limit = validate_deadline(request.deadline_ms, timeout, config)?;
     let id = RequestId::parse(&request.request_id).ok_or_else(|| {
-        let message = format!("request_id must be at most {} printable ASCII characters", RequestId::MAX_BYTES);
+        let message = format!(
+            "request_id must be at most {} printable ASCII characters",
+            RequestId::MAX_BYTES
+        );
         RequestError::new(Reason::BadRequestId, message)
     })?;
     if !request.model.is_empty() && request.model != model.info.name {
-        let message = format!("this server has the model {:?} only: leave `model` empty or name it", model.info.name);
+        let message = format!(
+            "this server has the model {:?} only: leave `model` empty or name it",
+            model.info.name
+        );
         return Err(RequestError::new(Reason::UnknownModel, message));
     }
     let sampling = validate_sampling(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
@@ -95,8 +106,10 @@ pub fn validate(
     let total = prompt.len() as u64 + u64::from(max_tokens);
     if total > config.max_total_tokens {
         let most = config.max_total_tokens;
-        let message =
-            format!("{} prompt tokens and {max_tokens} of answer are {total}, over the limit of {most}", prompt.len());
+        let message = format!(
+            "{} prompt tokens and {max_tokens} of answer are {total}, over the limit of {most}",
+            prompt.len()
+        );
         return Err(RequestError::new(Reason::TooLong, message));
     }
     let cost = contract::cost(&kv, model, total)?;
@@ -118,11 +131,23 @@ pub fn validate(
     })
 }
 
-fn validate_deadline(deadline_ms: u64, timeout: Option<Duration>, config: &Config) -> Result<Duration, RequestError> {
+fn validate_deadline(
+    deadline_ms: u64,
+    timeout: Option<Duration>,
+    config: &Config,
+) -> Result<Duration, RequestError> {
     let own = (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms));
-    let limit = own.into_iter().chain(timeout).chain([config.request_limit]).min().unwrap_or(config.request_limit);
+    let limit = own
+        .into_iter()
+        .chain(timeout)
+        .chain([config.request_limit])
+        .min()
+        .unwrap_or(config.request_limit);
     if limit.is_zero() {
-        return Err(RequestError::new(Reason::DeadlineInQueue, "the deadline had passed when the request came"));
+        return Err(RequestError::new(
+            Reason::DeadlineInQueue,
+            "the deadline had passed when the request came",
+        ));
     }
     Ok(limit)
 }
@@ -136,11 +161,20 @@ fn tokenize(input: Option<Input>, model: &ServedModel) -> Result<Vec<u32>, Reque
         Some(Input::TokenIds(tokens)) => tokens.ids,
     };
     if ids.is_empty() {
-        return Err(RequestError::new(Reason::EmptyPrompt, "the prompt has no tokens: send text, chat or token_ids"));
+        return Err(RequestError::new(
+            Reason::EmptyPrompt,
+            "the prompt has no tokens: send text, chat or token_ids",
+        ));
     }
-    if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| u64::from(**id) >= model.info.vocabulary) {
-        let message =
-            format!("token id {id} at index {index} is not below the vocabulary of {}", model.info.vocabulary);
+    if let Some((index, id)) = ids
+        .iter()
+        .enumerate()
+        .find(|(_, id)| u64::from(**id) >= model.info.vocabulary)
+    {
+        let message = format!(
+            "token id {id} at index {index} is not below the vocabulary of {}",
+            model.info.vocabulary
+        );
         return Err(RequestError::new(Reason::TokenOutOfRange, message));
     }
     Ok(ids)
@@ -152,7 +186,10 @@ fn tokenize(input: Option<Input>, model: &ServedModel) -> Result<Vec<u32>, Reque
 /// `EmptyPrompt` without messages, `BadChat` for what the model's template refuses.
 pub fn encode_chat(chat: &Chat, model: &ServedModel) -> Result<Vec<u32>, RequestError> {
     if chat.messages.is_empty() {
-        return Err(RequestError::new(Reason::EmptyPrompt, "chat.messages is empty: send at least one message"));
+        return Err(RequestError::new(
+            Reason::EmptyPrompt,
+            "chat.messages is empty: send at least one message",
+        ));
     }
     model.encode_chat(chat).map_err(text_error)
 }
@@ -161,7 +198,9 @@ pub fn encode_chat(chat: &Chat, model: &ServedModel) -> Result<Vec<u32>, Request
 pub fn text_error(error: text::Error) -> RequestError {
     let reason = match error {
         text::Error::Render(_) | text::Error::NoTemplate => Reason::BadChat,
-        text::Error::Encode(_) | text::Error::Tokenizer(_) | text::Error::Template(_) => Reason::Internal,
+        text::Error::Encode(_) | text::Error::Tokenizer(_) | text::Error::Template(_) => {
+            Reason::Internal
+        }
     };
     RequestError::new(reason, error.to_string())
 }
@@ -169,32 +208,76 @@ pub fn text_error(error: text::Error) -> RequestError {
 fn validate_sampling(mut sampling: Sampling, vocabulary: u64) -> Result<Sampling, RequestError> {
     let bad = |message: String| Err(RequestError::new(Reason::BadSampling, message));
     let penalty = *sampling.repetition_penalty.get_or_insert(1.0);
-    let (temperature, top_p) = (*sampling.temperature.get_or_insert(0.0), *sampling.top_p.get_or_insert(1.0));
+    let (temperature, top_p) = (
+        *sampling.temperature.get_or_insert(0.0),
+        *sampling.top_p.get_or_insert(1.0),
+    );
     // NaN and the infinities are in none of these ranges.
     let in_range = [
-        ("temperature", temperature, (0.0..=100.0).contains(&temperature), "0 to 100"),
-        ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, up to 1"),
-        ("min_p", sampling.min_p, (0.0..=1.0).contains(&sampling.min_p), "0 to 1"),
-        ("repetition_penalty", penalty, penalty > 0.0 && penalty <= 100.0, "above 0, up to 100"),
-        ("frequency_penalty", sampling.frequency_penalty, sampling.frequency_penalty.abs() <= 2.0, "-2 to 2"),
-        ("presence_penalty", sampling.presence_penalty, sampling.presence_penalty.abs() <= 2.0, "-2 to 2"),
+        (
+            "temperature",
+            temperature,
+            (0.0..=100.0).contains(&temperature),
+            "0 to 100",
+        ),
+        (
+            "top_p",
+            top_p,
+            top_p > 0.0 && top_p <= 1.0,
+            "above 0, up to 1",
+        ),
+        (
+            "min_p",
+            sampling.min_p,
+            (0.0..=1.0).contains(&sampling.min_p),
+            "0 to 1",
+        ),
+        (
+            "repetition_penalty",
+            penalty,
+            penalty > 0.0 && penalty <= 100.0,
+            "above 0, up to 100",
+        ),
+        (
+            "frequency_penalty",
+            sampling.frequency_penalty,
+            sampling.frequency_penalty.abs() <= 2.0,
+            "-2 to 2",
+        ),
+        (
+            "presence_penalty",
+            sampling.presence_penalty,
+            sampling.presence_penalty.abs() <= 2.0,
+            "-2 to 2",
+        ),
     ];
     if let Some((name, value, _, range)) = in_range.iter().find(|(_, _, valid, _)| !valid) {
-        return bad(format!("{name} is {value}, it must be a number in the range {range}"));
+        return bad(format!(
+            "{name} is {value}, it must be a number in the range {range}"
+        ));
     }
     if sampling.logit_bias.len() > MAX_BIASES {
-        return bad(format!("logit_bias has {} entries, over the limit of {MAX_BIASES}", sampling.logit_bias.len()));
+        return bad(format!(
+            "logit_bias has {} entries, over the limit of {MAX_BIASES}",
+            sampling.logit_bias.len()
+        ));
     }
     for (&id, &bias) in &sampling.logit_bias {
         if u64::from(id) >= vocabulary {
-            return bad(format!("logit_bias names token id {id}, which is not below the vocabulary of {vocabulary}"));
+            return bad(format!(
+                "logit_bias names token id {id}, which is not below the vocabulary of {vocabulary}"
+            ));
         }
         if !(-100.0..=100.0).contains(&bias) {
-            return bad(format!("logit_bias of token {id} is {bias}, it must be a number in the range -100 to 100"));
+            return bad(format!(
+                "logit_bias of token {id} is {bias}, it must be a number in the range -100 to 100"
+            ));
         }
     }
     if let Some(count) = sampling.logprobs.filter(|&count| count > MAX_LOGPROBS) {
-        return bad(format!("logprobs is {count}, over the limit of {MAX_LOGPROBS}"));
+        return bad(format!(
+            "logprobs is {count}, over the limit of {MAX_LOGPROBS}"
+        ));
     }
     sampling.seed.get_or_insert_with(rand::random);
     Ok(sampling)
@@ -207,11 +290,17 @@ fn validate_stopping(stopping: &Stopping, config: &Config) -> Result<u32, Reques
         return bad("max_tokens is 0, it must be at least 1".into());
     }
     if stopping.stop.len() > MAX_STOP_STRINGS {
-        return bad(format!("{} stop strings, over the limit of {MAX_STOP_STRINGS}", stopping.stop.len()));
+        return bad(format!(
+            "{} stop strings, over the limit of {MAX_STOP_STRINGS}",
+            stopping.stop.len()
+        ));
     }
     for (index, stop) in stopping.stop.iter().enumerate() {
         if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
-            return bad(format!("stop string {index} has {} bytes, it must have 1 to {MAX_STOP_BYTES}", stop.len()));
+            return bad(format!(
+                "stop string {index} has {} bytes, it must have 1 to {MAX_STOP_BYTES}",
+                stop.len()
+            ));
         }
     }
     Ok(stopping.max_tokens.unwrap_or(config.default_max_tokens))

@@ -1,27 +1,24 @@
 //! What every API offers: a request in, an answer out. The APIs only translate.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use opentelemetry::trace::SpanContext;
-use palimpsest_proto::{
-    error::{Reason, RequestError},
-    v1::{
-        GenerateRequest, GetModelResponse, KvContract, TokenizeRequest, TokenizeResponse, generate_request,
-        tokenize_request,
-    },
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::{
+    GenerateRequest, GetModelResponse, KvContract, TokenizeRequest, TokenizeResponse,
+    generate_request, tokenize_request,
 };
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::{
-    answer::Answer,
-    config::Config,
-    engine::EngineHandle,
-    metrics::Metrics,
-    model::ServedModel,
-    request::{encode_chat, text_error, validate, with_defaults},
-    trace::RequestSpan,
-};
+use crate::answer::Answer;
+use crate::config::Config;
+use crate::engine::EngineHandle;
+use crate::metrics::Metrics;
+use crate::model::ServedModel;
+use crate::request::{encode_chat, text_error, validate, with_defaults};
+use crate::trace::RequestSpan;
 
 /// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
 const INLINE_BYTES: usize = 4096;
@@ -40,11 +37,16 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts a request. `timeout` is the transport's deadline, counted from now. Dropping the answer cancels it.
+    /// Starts a request. `timeout` is the transport's deadline, counted from now. Dropping the
+    /// answer cancels it.
     ///
     /// # Errors
     /// What is wrong with the request, or why it is not taken now.
-    pub async fn generate(&self, request: GenerateRequest, timeout: Option<Duration>) -> Result<Answer, RequestError> {
+    pub async fn generate(
+        &self,
+        request: GenerateRequest,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, RequestError> {
         self.generate_for(None, request, timeout).await
     }
 
@@ -61,13 +63,18 @@ impl Service {
         let arrived = Instant::now();
         let bytes = match &request.input {
             Some(generate_request::Input::Text(text)) => text.len(),
-            Some(generate_request::Input::Chat(chat)) => {
-                chat.messages.iter().map(|message| message.content.len()).sum()
-            }
+            Some(generate_request::Input::Chat(chat)) => chat
+                .messages
+                .iter()
+                .map(|message| message.content.len())
+                .sum(),
             Some(generate_request::Input::TokenIds(_)) | None => 0,
         };
         let (model, config) = (self.model.clone(), self.config.clone());
-        let mut request = blocking(bytes, move || validate(request, timeout, arrived, &model, &config)).await?;
+        let mut request = blocking(bytes, move || {
+            validate(request, timeout, arrived, &model, &config)
+        })
+        .await?;
         let traced = RequestSpan::begin(caller, arrived);
         request.trace = traced.as_ref().map(RequestSpan::parent);
         let span = tracing::info_span!("generate", request = %request.id);
@@ -84,7 +91,13 @@ impl Service {
                 tracing::info!(request = %request.id, trace_id = %caller.trace_id(), "traced");
             }
             match self.engine.submit(request.clone()) {
-                Ok(reader) => Ok(Answer::new(request, self.model.clone(), reader, self.metrics.clone(), traced)),
+                Ok(reader) => Ok(Answer::new(
+                    request,
+                    self.model.clone(),
+                    reader,
+                    self.metrics.clone(),
+                    traced,
+                )),
                 Err(error) => {
                     if let Some(traced) = traced {
                         traced.refused(error.reason.tag());
@@ -101,18 +114,25 @@ impl Service {
     ///
     /// # Errors
     /// `EmptyPrompt`, `BadChat`.
-    pub async fn tokenize(&self, request: TokenizeRequest) -> Result<TokenizeResponse, RequestError> {
+    pub async fn tokenize(
+        &self,
+        request: TokenizeRequest,
+    ) -> Result<TokenizeResponse, RequestError> {
         let Some(input) = request.input else {
             return Err(RequestError::new(Reason::EmptyPrompt, "send text or chat"));
         };
         let model = self.model.clone();
         blocking(usize::MAX, move || {
             let ids = match input {
-                tokenize_request::Input::Text(text) => model.tokenizer.encode(&text, true).map_err(text_error)?,
+                tokenize_request::Input::Text(text) => {
+                    model.tokenizer.encode(&text, true).map_err(text_error)?
+                }
                 tokenize_request::Input::Chat(chat) => encode_chat(&chat, &model)?,
             };
-            let pieces =
-                ids.iter().map(|&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned()).collect();
+            let pieces = ids
+                .iter()
+                .map(|&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned())
+                .collect();
             Ok(TokenizeResponse { ids, pieces })
         })
         .await

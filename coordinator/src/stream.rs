@@ -1,20 +1,18 @@
-//! The ring between the engine and one request's reader: bounded, numbered, and cheap for the engine.
+//! The ring between the engine and one request's reader: bounded, numbered, and cheap for the
+//! engine.
 //!
-//! The engine never waits for a reader. It pauses a sequence whose ring is full, so a slow reader costs
-//! `capacity` tokens of memory and no more; the reader wakes the engine when half of the ring is free again, and when
-//! it goes away.
+//! The engine never waits for a reader. It pauses a sequence whose ring is full, so a slow reader
+//! costs `capacity` tokens of memory and no more; the reader wakes the engine when half of the ring
+//! is free again, and when it goes away.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use palimpsest_proto::{
-    error::{Reason, RequestError},
-    internal::v1::CacheState,
-    v1::{RetentionReport, TokenLogprob},
-};
-use tokio::{sync::Notify, time::Instant};
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::internal::v1::CacheState;
+use palimpsest_proto::v1::{RetentionReport, TokenLogprob};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::scheduler::Ending;
 
@@ -91,21 +89,30 @@ pub fn ring(capacity: usize, engine: Arc<Notify>) -> (Writer, Reader) {
         paused: false,
         reader: ReaderState::Reads,
     };
-    let shared =
-        Arc::new(Shared { capacity: capacity.max(1), state: Mutex::new(state), reader: Notify::new(), engine });
+    let shared = Arc::new(Shared {
+        capacity: capacity.max(1),
+        state: Mutex::new(state),
+        reader: Notify::new(),
+        engine,
+    });
     (Writer(shared.clone()), Reader(shared))
 }
 
 impl Writer {
-    /// The sequence is in a plan. The first time counts; later ones are of other groups, after the first was lost.
+    /// The sequence is in a plan. The first time counts; later ones are of other groups, after the
+    /// first was lost.
     pub fn start(&self, at: Instant) {
         self.0.lock().started.get_or_insert(at);
     }
 
-    /// Adds a token and numbers it. Returns whether the ring is full now: the sequence must pause then.
+    /// Adds a token and numbers it. Returns whether the ring is full now: the sequence must pause
+    /// then.
     pub fn push(&self, mut token: Token) -> bool {
         let mut state = self.0.lock();
-        assert!(state.tokens.len() < self.0.capacity, "a full ring pauses its sequence");
+        assert!(
+            state.tokens.len() < self.0.capacity,
+            "a full ring pauses its sequence"
+        );
         token.number = state.pushed;
         state.pushed += 1;
         if token.ended.is_some() {
@@ -143,7 +150,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.fail(RequestError::new(Reason::Internal, "the engine gave the request up: see the log under its id"));
+        self.fail(RequestError::new(
+            Reason::Internal,
+            "the engine gave the request up: see the log under its id",
+        ));
     }
 }
 
@@ -200,7 +210,15 @@ mod tests {
 
     fn token(id: u32) -> Token {
         let cache = CacheState::default();
-        Token { number: 9, id, logprob: None, cache, retention: None, ended: None, at: Instant::now() }
+        Token {
+            number: 9,
+            id,
+            logprob: None,
+            cache,
+            retention: None,
+            ended: None,
+            at: Instant::now(),
+        }
     }
 
     #[tokio::test]

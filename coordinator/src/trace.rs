@@ -7,34 +7,39 @@
 //!                          ├▶ rank.prefill  of each rank: its first step to the first token
 //!                          └▶ rank.decode   of each rank: the first token to its last step
 //! ```
-//! The request's span begins when the request is accepted, because ranks are told of it. The others are made when the request
-//! has ended, from times that were taken anyway: nothing is traced on the path of a token. Without a global tracer provider
-//! they cost nothing. No attribute holds text of a prompt or an answer.
+//! The request's span begins when the request is accepted, because ranks are told of it. The others
+//! are made when the request has ended, from times that were taken anyway: nothing is traced on the
+//! path of a token. Without a global tracer provider they cost nothing. No attribute holds text of
+//! a prompt or an answer.
 
 use std::time::SystemTime;
 
-use opentelemetry::{
-    Context, KeyValue, global,
-    trace::{
-        Span, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
-        Tracer,
-    },
+use opentelemetry::trace::{
+    Span, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
+    TraceState, Tracer,
 };
+use opentelemetry::{Context, KeyValue, global};
 use palimpsest_proto::internal::v1::SpanParent;
 use tokio::time::Instant;
 
 /// Name of the instrumentation.
 const SCOPE: &str = "palimpsest";
 
-/// The span that a caller names (W3C Trace Context, `traceparent`); `None` if it names none that can be one.
+/// The span that a caller names (W3C Trace Context, `traceparent`); `None` if it names none that
+/// can be one.
 pub fn parent(traceparent: Option<&str>) -> Option<SpanContext> {
     let mut parts = traceparent?.trim().split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (version, trace, span, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let is_hex = |text: &str, digits: usize| {
-        text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        text.len() == digits
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     };
     // Later versions may add parts; 00 has four, and ff is none.
-    let is_known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+    let is_known =
+        is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
     if !is_known || !is_hex(trace, 32) || !is_hex(span, 16) || !is_hex(flags, 2) {
         return None;
     }
@@ -48,7 +53,8 @@ pub fn parent(traceparent: Option<&str>) -> Option<SpanContext> {
 #[derive(Debug)]
 pub(crate) struct RequestSpan {
     context: Context,
-    /// A moment and the time of day then: all times of the request are counted from it, so that phases meet.
+    /// A moment and the time of day then: all times of the request are counted from it, so that
+    /// phases meet.
     anchor: (Instant, SystemTime),
 }
 
@@ -62,9 +68,14 @@ impl RequestSpan {
         };
         let now = SystemTime::now();
         let anchor = (arrived, now.checked_sub(arrived.elapsed()).unwrap_or(now));
-        let builder = SpanBuilder::from_name("request").with_kind(SpanKind::Server).with_start_time(anchor.1);
+        let builder = SpanBuilder::from_name("request")
+            .with_kind(SpanKind::Server)
+            .with_start_time(anchor.1);
         let span = global::tracer(SCOPE).build_with_context(builder, &context);
-        span.is_recording().then(|| Self { context: context.with_span(span), anchor })
+        span.is_recording().then(|| Self {
+            context: context.with_span(span),
+            anchor,
+        })
     }
 
     /// The time of day at `instant`, which is not before the request.
@@ -75,13 +86,21 @@ impl RequestSpan {
     /// What ranks are told of it.
     pub(crate) fn parent(&self) -> SpanParent {
         let span = self.context.span().span_context().clone();
-        let (trace_id, span_id) = (span.trace_id().to_bytes().to_vec(), span.span_id().to_bytes().to_vec());
-        SpanParent { trace_id: trace_id.into(), span_id: span_id.into() }
+        let (trace_id, span_id) = (
+            span.trace_id().to_bytes().to_vec(),
+            span.span_id().to_bytes().to_vec(),
+        );
+        SpanParent {
+            trace_id: trace_id.into(),
+            span_id: span_id.into(),
+        }
     }
 
     /// The request was not taken.
     pub(crate) fn refused(self, why: &'static str) {
-        self.context.span().set_attribute(KeyValue::new("palimpsest.outcome", why));
+        self.context
+            .span()
+            .set_attribute(KeyValue::new("palimpsest.outcome", why));
         self.context.span().set_status(Status::error(why));
     }
 }
@@ -122,7 +141,9 @@ impl Ended<'_> {
             let Some(from) = from else { continue };
             let phase = SpanBuilder::from_name(name).with_start_time(at(from));
             // A phase that never ended ended with the request.
-            tracer.build_with_context(phase, context).end_with_timestamp(until.map_or(end, at));
+            tracer
+                .build_with_context(phase, context)
+                .end_with_timestamp(until.map_or(end, at));
         }
         span.end_with_timestamp(end);
     }
@@ -147,11 +168,22 @@ mod tests {
 
     #[test]
     fn a_parent_is_read_as_the_recommendation_writes_it() {
-        let found = parent(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")).expect("valid");
-        assert_eq!(found.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        let found = parent(Some(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ))
+        .expect("valid");
+        assert_eq!(
+            found.trace_id().to_string(),
+            "4bf92f3577b34da6a3ce929d0e0e4736"
+        );
         assert_eq!(found.span_id().to_string(), "00f067aa0ba902b7");
         assert!(found.is_sampled() && found.is_remote());
-        assert!(parent(Some("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00-more")).is_some());
+        assert!(
+            parent(Some(
+                "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00-more"
+            ))
+            .is_some()
+        );
         for bad in [
             "",
             "00",

@@ -1,57 +1,79 @@
 //! The gRPC API over a real connection and a fake rank.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test says by panicking that it failed"
+)]
 
 use std::time::Duration;
 
-use palimpsest_coordinator::{
-    Config, Coordinator, LocalServer,
-    executor::{
-        ChannelExecutor,
-        fake::{FakeRank, Fault, Script},
-    },
-};
-use palimpsest_proto::{
-    error::REASON_KEY,
-    v1::{
-        Chat, ChatMessage, FinishReason, GenerateRequest, GetModelRequest, KvContract, Sampling, Stopping,
-        TokenizeRequest, generate_event::Event, generate_request::Input, inference_client::InferenceClient,
-        tokenize_request,
-    },
+use palimpsest_coordinator::executor::ChannelExecutor;
+use palimpsest_coordinator::executor::fake::{FakeRank, Fault, Script};
+use palimpsest_coordinator::{Config, Coordinator, LocalServer};
+use palimpsest_proto::error::REASON_KEY;
+use palimpsest_proto::v1::generate_event::Event;
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::inference_client::InferenceClient;
+use palimpsest_proto::v1::{
+    Chat, ChatMessage, FinishReason, GenerateRequest, GetModelRequest, KvContract, Sampling,
+    Stopping, TokenizeRequest, tokenize_request,
 };
 use tokio_stream::StreamExt;
-use tonic::{Code, Request, transport::Channel};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
-use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-};
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 async fn serve(script: Script, config: Config) -> (Coordinator, LocalServer, Channel) {
     let rank = FakeRank::new(script);
     let executor = Box::new(ChannelExecutor::new(vec![rank.spawn()], config.step_limit));
     let coordinator = Coordinator::build(config, executor, vec![rank.info()]).unwrap();
     let server = coordinator.serve_local().await.unwrap();
-    let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap().connect().await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", server.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     (coordinator, server, channel)
 }
 
 fn request(text: &str, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         input: Some(Input::Text(text.into())),
-        stopping: Some(Stopping { max_tokens: Some(max_tokens), ..Default::default() }),
+        stopping: Some(Stopping {
+            max_tokens: Some(max_tokens),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
 
 #[tokio::test]
 async fn generate_tokenize_and_describe() {
-    let (coordinator, server, channel) = serve(Script::saying("Hé 👍", 0, 1), Config::default()).await;
+    let (coordinator, server, channel) =
+        serve(Script::saying("Hé 👍", 0, 1), Config::default()).await;
     assert!(coordinator.ready().await);
     let mut client = InferenceClient::new(channel);
-    let response =
-        client.generate(GenerateRequest { request_id: "id-1".into(), ..request("hello", 40) }).await.unwrap();
-    assert_eq!(response.metadata().get("palimpsest-request-id").unwrap(), "id-1");
-    let events: Vec<_> = response.into_inner().map(|event| event.unwrap()).collect().await;
+    let response = client
+        .generate(GenerateRequest {
+            request_id: "id-1".into(),
+            ..request("hello", 40)
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        response.metadata().get("palimpsest-request-id").unwrap(),
+        "id-1"
+    );
+    let events: Vec<_> = response
+        .into_inner()
+        .map(|event| event.unwrap())
+        .collect()
+        .await;
     let text: String = events
         .iter()
         .filter_map(|event| match &event.event {
@@ -60,20 +82,39 @@ async fn generate_tokenize_and_describe() {
         })
         .collect();
     assert_eq!(text, "Hé 👍");
-    let Some(Event::Finished(finished)) = &events.last().unwrap().event else { panic!("{events:?}") };
+    let Some(Event::Finished(finished)) = &events.last().unwrap().event else {
+        panic!("{events:?}")
+    };
     assert_eq!(finished.reason(), FinishReason::Eos);
 
     let chat = Chat {
-        messages: vec![ChatMessage { role: "user".into(), content: "the hello".into() }],
+        messages: vec![ChatMessage {
+            role: "user".into(),
+            content: "the hello".into(),
+        }],
         answer_prefix: "A".into(),
     };
     let input = Some(tokenize_request::Input::Chat(chat));
-    let tokens = client.tokenize(TokenizeRequest { input }).await.unwrap().into_inner();
-    assert_eq!(tokens.pieces.concat(), "<|im_start|>user\nthe hello<|im_end|>\n<|im_start|>assistant\nA");
+    let tokens = client
+        .tokenize(TokenizeRequest { input })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        tokens.pieces.concat(),
+        "<|im_start|>user\nthe hello<|im_end|>\n<|im_start|>assistant\nA"
+    );
     assert_eq!(tokens.pieces[0], "<|im_start|>");
 
-    let model = client.get_model(GetModelRequest {}).await.unwrap().into_inner();
-    assert_eq!((model.name.as_str(), model.kv_bytes_per_token, model.stride), ("fake", 128, 16));
+    let model = client
+        .get_model(GetModelRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (model.name.as_str(), model.kv_bytes_per_token, model.stride),
+        ("fake", 128, 16)
+    );
     assert_eq!(model.default_kv.unwrap().sinks, Some(4));
     server.shut_down().await;
 }
@@ -83,18 +124,51 @@ async fn errors_carry_their_code_and_their_reason() {
     let (coordinator, server, channel) = serve(Script::endless(0, 1), Config::default()).await;
     assert!(coordinator.ready().await);
     let mut client = InferenceClient::new(channel);
-    let sampling = Sampling { temperature: Some(f32::NAN), ..Default::default() };
-    let full = KvContract { policy: "full".into(), ..Default::default() };
+    let sampling = Sampling {
+        temperature: Some(f32::NAN),
+        ..Default::default()
+    };
+    let full = KvContract {
+        policy: "full".into(),
+        ..Default::default()
+    };
     let rows = [
         (request("", 1), Code::InvalidArgument, "empty_prompt"),
-        (GenerateRequest { model: "other".into(), ..request("x", 1) }, Code::NotFound, "unknown_model"),
-        (GenerateRequest { sampling: Some(sampling), ..request("x", 1) }, Code::InvalidArgument, "bad_sampling"),
+        (
+            GenerateRequest {
+                model: "other".into(),
+                ..request("x", 1)
+            },
+            Code::NotFound,
+            "unknown_model",
+        ),
+        (
+            GenerateRequest {
+                sampling: Some(sampling),
+                ..request("x", 1)
+            },
+            Code::InvalidArgument,
+            "bad_sampling",
+        ),
         (request("x", 0), Code::InvalidArgument, "bad_stopping"),
-        (GenerateRequest { kv: Some(full), ..request("x", 1_000_000) }, Code::InvalidArgument, "never_fits"),
+        (
+            GenerateRequest {
+                kv: Some(full),
+                ..request("x", 1_000_000)
+            },
+            Code::InvalidArgument,
+            "never_fits",
+        ),
     ];
     for (request, code, reason) in rows {
         let status = client.generate(request).await.unwrap_err();
-        assert_eq!((status.code(), status.metadata().get(REASON_KEY).unwrap().to_str().unwrap()), (code, reason));
+        assert_eq!(
+            (
+                status.code(),
+                status.metadata().get(REASON_KEY).unwrap().to_str().unwrap()
+            ),
+            (code, reason)
+        );
     }
     server.shut_down().await;
 }
@@ -106,7 +180,11 @@ async fn the_clients_deadline_is_honoured() {
     assert!(coordinator.ready().await);
     let mut request = Request::new(request("x", 1_000_000));
     request.set_timeout(Duration::from_millis(150));
-    let mut events = InferenceClient::new(channel).generate(request).await.unwrap().into_inner();
+    let mut events = InferenceClient::new(channel)
+        .generate(request)
+        .await
+        .unwrap()
+        .into_inner();
     let status = loop {
         match events.message().await {
             Ok(Some(_)) => {}
@@ -115,19 +193,33 @@ async fn the_clients_deadline_is_honoured() {
         }
     };
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_eq!(status.metadata().get(REASON_KEY).unwrap(), "deadline_in_execution");
+    assert_eq!(
+        status.metadata().get(REASON_KEY).unwrap(),
+        "deadline_in_execution"
+    );
     server.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_client_that_goes_away_frees_its_sequence() {
     let rank = FakeRank::new(Script::endless(0, 1).with_step_time(Duration::from_millis(2)));
-    let executor = Box::new(ChannelExecutor::new(vec![rank.spawn()], Duration::from_secs(5)));
+    let executor = Box::new(ChannelExecutor::new(
+        vec![rank.spawn()],
+        Duration::from_secs(5),
+    ));
     let coordinator = Coordinator::build(Config::default(), executor, vec![rank.info()]).unwrap();
     let server = coordinator.serve_local().await.unwrap();
     assert!(coordinator.ready().await);
-    let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap().connect().await.unwrap();
-    let mut events = InferenceClient::new(channel).generate(request("x", 1_000_000)).await.unwrap().into_inner();
+    let channel = Channel::from_shared(format!("http://{}", server.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut events = InferenceClient::new(channel)
+        .generate(request("x", 1_000_000))
+        .await
+        .unwrap()
+        .into_inner();
     events.message().await.unwrap();
     drop(events);
     let released = async {
@@ -135,16 +227,25 @@ async fn a_client_that_goes_away_frees_its_sequence() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), released).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), released)
+        .await
+        .unwrap();
     server.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_failure_in_mid_stream_is_a_status_behind_the_tokens() {
-    let (coordinator, server, channel) =
-        serve(Script::endless(0, 1).with_fault(4, Fault::Vanish), Config::default()).await;
+    let (coordinator, server, channel) = serve(
+        Script::endless(0, 1).with_fault(4, Fault::Vanish),
+        Config::default(),
+    )
+    .await;
     assert!(coordinator.ready().await);
-    let mut events = InferenceClient::new(channel.clone()).generate(request("x", 100)).await.unwrap().into_inner();
+    let mut events = InferenceClient::new(channel.clone())
+        .generate(request("x", 100))
+        .await
+        .unwrap()
+        .into_inner();
     let mut seen = 0;
     let status = loop {
         match events.message().await {
@@ -159,8 +260,15 @@ async fn a_failure_in_mid_stream_is_a_status_behind_the_tokens() {
 }
 
 async fn health(channel: &Channel, service: &str) -> ServingStatus {
-    let request = HealthCheckRequest { service: service.into() };
-    HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner().status()
+    let request = HealthCheckRequest {
+        service: service.into(),
+    };
+    HealthClient::new(channel.clone())
+        .check(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .status()
 }
 
 #[tokio::test]
@@ -180,8 +288,14 @@ async fn health_follows_the_first_step_and_the_drain() {
     let ended = tokio::spawn(server.shut_down());
     tokio::time::sleep(Duration::from_millis(50)).await;
     let events: Vec<_> = running.collect().await;
-    assert!(events.iter().all(Result::is_ok), "a drain finishes what runs: {events:?}");
-    tokio::time::timeout(Duration::from_secs(8), ended).await.unwrap().unwrap();
+    assert!(
+        events.iter().all(Result::is_ok),
+        "a drain finishes what runs: {events:?}"
+    );
+    tokio::time::timeout(Duration::from_secs(8), ended)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(client.get_model(GetModelRequest {}).await.is_err());
 }
 
@@ -197,9 +311,21 @@ async fn reflection_lists_the_public_services() {
         .await
         .unwrap()
         .into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
-    let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
-    let mut names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    let answer = answers
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .message_response
+        .unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else {
+        panic!("{answer:?}")
+    };
+    let mut names: Vec<_> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
     names.sort();
     assert_eq!(names, ["grpc.health.v1.Health", "palimpsest.v1.Inference"]);
     drop(answers);

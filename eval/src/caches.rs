@@ -1,9 +1,10 @@
 //! Which caches are compared.
 
-use crate::contracts::{Budget, CacheShape, FULL};
-use crate::{Error, Result};
 use palimpsest_kernels::KvType;
 use palimpsest_worker::kv::HeadBudget;
+
+use crate::contracts::{Budget, CacheShape, FULL};
+use crate::{Error, Result};
 
 /// Caches to compare: the product of its parts, less what would be the same twice.
 #[derive(Debug, Clone)]
@@ -27,35 +28,52 @@ pub struct Caches {
 impl Caches {
     /// The policies without their memories.
     pub fn policy_names(&self) -> impl Iterator<Item = &str> {
-        self.policies.iter().map(|name| name.split_once('+').map_or(&**name, |(policy, _)| policy))
+        self.policies
+            .iter()
+            .map(|name| name.split_once('+').map_or(&**name, |(policy, _)| policy))
     }
 
-    /// Every cache once, of elements of `kv_type`. `comparable` tells whether a policy's scores may be pooled.
+    /// Every cache once, of elements of `kv_type`. `comparable` tells whether a policy's scores may
+    /// be pooled.
     ///
     /// # Errors
     /// [`Error::Spec`] for a bounded policy without a budget.
-    pub fn shapes(&self, kv_type: KvType, comparable: &dyn Fn(&str) -> bool) -> Result<Vec<CacheShape>> {
+    pub fn shapes(
+        &self,
+        kv_type: KvType,
+        comparable: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<CacheShape>> {
         let mut shapes = Vec::new();
         let mut add = |shape: CacheShape| {
-            let shape = CacheShape { kv_type: kv_type.name().into(), ..shape };
+            let shape = CacheShape {
+                kv_type: kv_type.name().into(),
+                ..shape
+            };
             if !shapes.contains(&shape) {
                 shapes.push(shape);
             }
         };
         for name in &self.policies {
-            let (policy, memory) =
-                name.split_once('+').map_or((&**name, None), |(p, m)| (p, Some(vec![m.to_string()])));
+            let (policy, memory) = name
+                .split_once('+')
+                .map_or((&**name, None), |(p, m)| (p, Some(vec![m.to_string()])));
             let memories = memory.as_ref().unwrap_or(&self.memories);
             if policy == FULL {
                 add(CacheShape::full());
                 continue;
             }
             if self.budgets.is_empty() {
-                return Err(Error::Spec(format!("policy `{policy}` needs a budget: give --shares or --budgets")));
+                return Err(Error::Spec(format!(
+                    "policy `{policy}` needs a budget: give --shares or --budgets"
+                )));
             }
             for head_budget in &self.head_budgets {
                 let pooled = comparable(policy);
-                let head_budget = if pooled { head_budget.clone() } else { HeadBudget::Uniform.name().into() };
+                let head_budget = if pooled {
+                    head_budget.clone()
+                } else {
+                    HeadBudget::Uniform.name().into()
+                };
                 for memory in memories {
                     for slots in &self.memory_slots {
                         for budget in &self.budgets {
@@ -97,20 +115,36 @@ pub(crate) mod tests {
 
     #[test]
     fn no_cache_is_measured_twice() {
-        let shapes = caches().shapes(KvType::F16, &|name| name == "retention").expect("a grid");
+        let shapes = caches()
+            .shapes(KvType::F16, &|name| name == "retention")
+            .expect("a grid");
         let count = |policy: &str| shapes.iter().filter(|s| s.policy == policy).count();
         // Budgets times (no memory, two sizes of it), times head budgets where they differ.
-        assert_eq!((count("full"), count("tova"), count("retention")), (1, 2 * 3, 2 * 3 * 2));
+        assert_eq!(
+            (count("full"), count("tova"), count("retention")),
+            (1, 2 * 3, 2 * 3 * 2)
+        );
         let one = Caches {
             policies: vec!["tova+centroid".into(), "retention".into()],
             memories: vec!["none".into()],
             ..caches()
         };
         let shapes = one.shapes(KvType::F16, &|_| false).expect("a grid");
-        let memories =
-            |policy: &str| shapes.iter().filter(|s| s.policy == policy).map(|s| &*s.memory).collect::<Vec<_>>();
-        assert_eq!((memories("tova"), memories("retention")), (vec!["centroid"; 4], vec!["none"; 2]));
-        let none = Caches { budgets: Vec::new(), ..caches() };
+        let memories = |policy: &str| {
+            shapes
+                .iter()
+                .filter(|s| s.policy == policy)
+                .map(|s| &*s.memory)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (memories("tova"), memories("retention")),
+            (vec!["centroid"; 4], vec!["none"; 2])
+        );
+        let none = Caches {
+            budgets: Vec::new(),
+            ..caches()
+        };
         assert!(none.shapes(KvType::F16, &|_| true).is_err());
     }
 }

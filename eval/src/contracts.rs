@@ -1,11 +1,13 @@
-//! From what a grid names (a budget or a share of the prompt) to a KV contract, and back to what was really held.
+//! From what a grid names (a budget or a share of the prompt) to a KV contract, and back to what
+//! was really held.
 
-use crate::{Error, Result};
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::kv::{default_memory, default_window};
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions, SequenceCache};
 use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
 
 /// Policy that keeps everything.
 pub const FULL: &str = "full";
@@ -29,12 +31,15 @@ impl Budget {
         if share > 0.0 && share <= 1.0 {
             Ok(Self::Share((share * 1e4).round() as u32))
         } else {
-            Err(Error::Spec(format!("share {share} is not above 0 and at most 1")))
+            Err(Error::Spec(format!(
+                "share {share} is not above 0 and at most 1"
+            )))
         }
     }
 
-    /// Entries per KV head for a prompt of `prompt` tokens of which `tail` follow the last boundary. A share is one of bytes: a
-    /// policy that stores something with every slot gets fewer slots for it.
+    /// Entries per KV head for a prompt of `prompt` tokens of which `tail` follow the last
+    /// boundary. A share is one of bytes: a policy that stores something with every slot gets fewer
+    /// slots for it.
     pub fn entries(self, prompt: usize, tail: usize, size: EntrySize) -> u32 {
         match self {
             Self::Entries(entries) => entries,
@@ -60,7 +65,8 @@ impl std::fmt::Display for Budget {
 pub struct EntrySize {
     /// Key and value of one token in one KV head of one layer.
     pub kv: f64,
-    /// The same in the cache that shares are shares of: one of 16 bits, or of f32 where caches are.
+    /// The same in the cache that shares are shares of: one of 16 bits, or of f32 where caches
+    /// are.
     pub full: f64,
     /// What the policy stores with a slot: its terms or note, and attention by query head.
     pub policy: f64,
@@ -130,15 +136,25 @@ impl CacheShape {
         }
     }
 
-    /// Of all samples of one thing those of the cache that others are compared with: everything is kept, in halves, or as `self`
-    /// keeps it where halves were not measured.
+    /// Of all samples of one thing those of the cache that others are compared with: everything is
+    /// kept, in halves, or as `self` keeps it where halves were not measured.
     pub fn full_of<'a, T>(&self, samples: &'a [T], cache: impl Fn(&T) -> &Self) -> Vec<&'a T> {
         let kept = |kv_type: &str| {
-            let full = Self { kv_type: kv_type.into(), ..Self::full() };
-            samples.iter().filter(|sample| *cache(sample) == full).collect::<Vec<_>>()
+            let full = Self {
+                kv_type: kv_type.into(),
+                ..Self::full()
+            };
+            samples
+                .iter()
+                .filter(|sample| *cache(sample) == full)
+                .collect::<Vec<_>>()
         };
         let found = kept(&halves());
-        if found.is_empty() { kept(&self.kv_type) } else { found }
+        if found.is_empty() {
+            kept(&self.kv_type)
+        } else {
+            found
+        }
     }
 
     /// Name of the line it belongs to in tables and plots: all but the budget.
@@ -164,23 +180,36 @@ impl CacheShape {
     /// # Errors
     /// [`Error::Spec`] names what does not fit.
     pub fn contract(&self, prompt: usize, tail: usize, size: EntrySize) -> Result<Contract> {
-        let Some(budget) = self.budget else { return Ok(Contract::full()) };
-        let head_budget = HeadBudget::ALL.into_iter().find(|h| h.name() == self.head_budget).ok_or_else(|| {
-            Error::Spec(format!(
-                "head budget `{}` is not one of {}",
-                self.head_budget,
-                HeadBudget::ALL.map(HeadBudget::name).join(", ")
-            ))
-        })?;
+        let Some(budget) = self.budget else {
+            return Ok(Contract::full());
+        };
+        let head_budget = HeadBudget::ALL
+            .into_iter()
+            .find(|h| h.name() == self.head_budget)
+            .ok_or_else(|| {
+                Error::Spec(format!(
+                    "head budget `{}` is not one of {}",
+                    self.head_budget,
+                    HeadBudget::ALL.map(HeadBudget::name).join(", ")
+                ))
+            })?;
         let entries = budget.entries(prompt, tail, size);
-        let memory_slots =
-            if self.memory == "none" { 0 } else { self.memory_slots.unwrap_or_else(|| default_memory(entries)) };
+        let memory_slots = if self.memory == "none" {
+            0
+        } else {
+            self.memory_slots.unwrap_or_else(|| default_memory(entries))
+        };
         let window = self.window.unwrap_or_else(|| default_window(entries));
-        let smallest = self.sinks.saturating_add(window).saturating_add(memory_slots).saturating_add(1);
+        let smallest = self
+            .sinks
+            .saturating_add(window)
+            .saturating_add(memory_slots)
+            .saturating_add(1);
         if entries < smallest {
             return Err(Error::Spec(format!(
-                "{budget} of {prompt} tokens leaves {entries} entries after {tail} tokens of question; {smallest} are \
-                 needed (sinks {} + window {window} + memory {memory_slots} + 1)",
+                "{budget} of {prompt} tokens leaves {entries} entries after {tail} tokens of \
+                 question; {smallest} are needed (sinks {} + window {window} + memory \
+                 {memory_slots} + 1)",
                 self.sinks
             )));
         }
@@ -197,10 +226,15 @@ impl CacheShape {
     }
 }
 
-/// Mean entries per KV head that a sequence holds, at the size of a full cache's: slots, the tail among them, with what the
-/// policy stores, and latent memory.
+/// Mean entries per KV head that a sequence holds, at the size of a full cache's: slots, the tail
+/// among them, with what the policy stores, and latent memory.
 pub fn held(cache: &SequenceCache, size: EntrySize) -> f64 {
-    held_entries(cache.held_entries(), cache.memory_bytes(), cache.heads.len(), size)
+    held_entries(
+        cache.held_entries(),
+        cache.memory_bytes(),
+        cache.heads.len(),
+        size,
+    )
 }
 
 fn held_entries(slots: u64, memory_bytes: u64, heads: usize, size: EntrySize) -> f64 {
@@ -211,45 +245,93 @@ fn held_entries(slots: u64, memory_bytes: u64, heads: usize, size: EntrySize) ->
 mod tests {
     use super::*;
 
-    const PLAIN: EntrySize = EntrySize { kv: 256.0, full: 256.0, policy: 0.0 };
+    const PLAIN: EntrySize = EntrySize {
+        kv: 256.0,
+        full: 256.0,
+        policy: 0.0,
+    };
 
     fn shape(budget: Budget, memory: &str) -> CacheShape {
         let budget = Some(budget);
-        CacheShape { policy: "window".into(), memory: memory.into(), budget, sinks: 4, ..CacheShape::full() }
+        CacheShape {
+            policy: "window".into(),
+            memory: memory.into(),
+            budget,
+            sinks: 4,
+            ..CacheShape::full()
+        }
     }
 
     #[test]
     fn a_share_counts_the_tail() {
-        let contract = shape(Budget::share(0.1).expect("a share"), "none").contract(2090, 42, PLAIN).expect("fits");
+        let contract = shape(Budget::share(0.1).expect("a share"), "none")
+            .contract(2090, 42, PLAIN)
+            .expect("fits");
         // 209 entries when the answer begins, 42 of them read after the boundary.
         assert_eq!(contract.budget, Some(209 - 42));
         assert_eq!((contract.window, contract.memory_slots), (167 / 16, 0));
-        let contract = shape(Budget::Entries(1024), "centroid").contract(2090, 42, PLAIN).expect("fits");
-        assert_eq!((contract.budget, contract.window, contract.memory_slots), (Some(1024), 64, 128));
-        assert_eq!(CacheShape::full().contract(2090, 42, PLAIN).expect("always"), Contract::full());
+        let contract = shape(Budget::Entries(1024), "centroid")
+            .contract(2090, 42, PLAIN)
+            .expect("fits");
+        assert_eq!(
+            (contract.budget, contract.window, contract.memory_slots),
+            (Some(1024), 64, 128)
+        );
+        assert_eq!(
+            CacheShape::full()
+                .contract(2090, 42, PLAIN)
+                .expect("always"),
+            Contract::full()
+        );
     }
 
     #[test]
     fn a_policy_pays_for_what_it_stores_with_slots() {
-        let size = EntrySize { policy: 32.0, ..PLAIN };
+        let size = EntrySize {
+            policy: 32.0,
+            ..PLAIN
+        };
         let share = shape(Budget::share(0.1).expect("a share"), "none");
-        let entries = share.contract(2090, 42, size).expect("fits").budget.expect("bounded");
+        let entries = share
+            .contract(2090, 42, size)
+            .expect("fits")
+            .budget
+            .expect("bounded");
         // 209 entries of 256 bytes are 185 slots of 288.
         assert_eq!(entries, 185 - 42);
         let held = held_entries(6 * u64::from(entries + 42), 0, 6, size);
         assert!((208.0..=209.0).contains(&held), "{held}");
         // Of 8 bits 136 bytes, which a share of a cache of 16 bits pays for.
-        let eight = share.contract(2090, 42, EntrySize { kv: 132.0, policy: 4.0, ..PLAIN }).expect("fits");
+        let eight = share
+            .contract(
+                2090,
+                42,
+                EntrySize {
+                    kv: 132.0,
+                    policy: 4.0,
+                    ..PLAIN
+                },
+            )
+            .expect("fits");
         assert_eq!(eight.budget, Some(393 - 42));
-        let named = shape(Budget::Entries(100), "none").contract(2090, 42, size).expect("fits");
-        assert_eq!(named.budget, Some(100), "entries are what a request asks for");
+        let named = shape(Budget::Entries(100), "none")
+            .contract(2090, 42, size)
+            .expect("fits");
+        assert_eq!(
+            named.budget,
+            Some(100),
+            "entries are what a request asks for"
+        );
     }
 
     #[test]
     fn a_share_below_the_tail_is_refused_with_the_numbers() {
         let error = shape(Budget::share(0.02).expect("a share"), "none").contract(2090, 42, PLAIN);
         let message = error.expect_err("41 entries for 42 tokens").to_string();
-        assert!(message.contains("2 % of 2090 tokens leaves 0 entries"), "{message}");
+        assert!(
+            message.contains("2 % of 2090 tokens leaves 0 entries"),
+            "{message}"
+        );
         for bad in [0.0, -0.1, 1.01, f64::NAN] {
             assert!(Budget::share(bad).is_err());
         }

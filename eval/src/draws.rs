@@ -24,7 +24,8 @@ impl Draws {
         x ^ x >> 31
     }
 
-    /// Uniform in `0..bound`; `bound` is at least 1. The bias of the remainder is below 2^-40 for the bounds in use.
+    /// Uniform in `0..bound`; `bound` is at least 1. The bias of the remainder is below 2^-40 for
+    /// the bounds in use.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }

@@ -1,5 +1,13 @@
 //! Retrieval over a grid of tasks, lengths and caches.
 
+use std::path::Path;
+use std::time::Instant;
+
+use palimpsest_kernels::Backend;
+use palimpsest_worker::policy::oracle::Oracle;
+use palimpsest_worker::runner::Runner;
+use serde::{Deserialize, Serialize};
+
 use crate::caches::Caches;
 use crate::contracts::CacheShape;
 use crate::headline::{self, Headline};
@@ -10,12 +18,6 @@ use crate::stats::{mean_and_error, wilson};
 use crate::store::{Store, write_lines};
 use crate::tasks::{Material, Task};
 use crate::{Error, Progress, Result, TextSide, report};
-use palimpsest_kernels::Backend;
-use palimpsest_worker::policy::oracle::Oracle;
-use palimpsest_worker::runner::Runner;
-use serde::{Deserialize, Serialize};
-use std::path::Path;
-use std::time::Instant;
 
 /// When an answer counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +53,8 @@ pub struct GridSpec {
     pub seed: u64,
     /// Minutes after which no further sample is begun; what all cells have is reported.
     pub minutes: Option<f64>,
-    /// Whether every key of a multi-key context is asked for in turn, after one reading. A sample is still a context, and what
-    /// it gives is the mean over its questions.
+    /// Whether every key of a multi-key context is asked for in turn, after one reading. A sample
+    /// is still a context, and what it gives is the mean over its questions.
     pub every_key: bool,
     /// Tokens decoded at most where text is decoded; `None`: RULER's number for each task.
     pub max_tokens: Option<usize>,
@@ -167,21 +169,33 @@ impl CellResult {
     /// Aggregates a cell's samples.
     pub fn of(cell: &Cell, samples: &[&SampleResult]) -> Self {
         let n = samples.len();
-        let mean = |of: fn(&SampleResult) -> f64| mean_and_error(&samples.iter().map(|s| of(s)).collect::<Vec<_>>());
+        let mean = |of: fn(&SampleResult) -> f64| {
+            mean_and_error(&samples.iter().map(|s| of(s)).collect::<Vec<_>>())
+        };
         let accuracy = mean(|s| s.score).0;
         let (accuracy_low, accuracy_high) = wilson(accuracy, n);
         let (loglik, loglik_error) = mean(|s| s.loglik);
         let share = mean(|s| s.share).0;
-        Self { cell: cell.clone(), n, accuracy, accuracy_low, accuracy_high, loglik, loglik_error, share }
+        Self {
+            cell: cell.clone(),
+            n,
+            accuracy,
+            accuracy_low,
+            accuracy_high,
+            loglik,
+            loglik_error,
+            share,
+        }
     }
 }
 
-/// Runs what is missing of the grid and writes `samples.jsonl`, `cells.jsonl`, `headline.jsonl`, `table.md` and plots to
-/// `out`. All cells
+/// Runs what is missing of the grid and writes `samples.jsonl`, `cells.jsonl`, `headline.jsonl`,
+/// `table.md` and plots to `out`. All cells
 /// get sample 0 before any gets sample 1, so a run that is cut off compares like with like.
 ///
 /// # Errors
-/// Those of the rank, the text side and the files; [`Error::Spec`] for what cannot be, before anything is measured.
+/// Those of the rank, the text side and the files; [`Error::Spec`] for what cannot be, before
+/// anything is measured.
 pub fn run_grid<B: Backend>(
     runner: &mut Runner<B>,
     side: &dyn TextSide,
@@ -196,24 +210,36 @@ pub fn run_grid<B: Backend>(
     let settings = settings(runner, material, spec)?;
     let (mut store, mut known) = Store::open::<SampleResult>(&out.join("samples.jsonl"))?;
     let limit = |setting: &Setting| -> Result<usize> {
-        Ok(material.available(setting.task)?.map_or(spec.samples, |all| all.min(spec.samples)))
+        Ok(material
+            .available(setting.task)?
+            .map_or(spec.samples, |all| all.min(spec.samples)))
     };
-    // What cannot be asked should fail now, not after an hour. Documents of their own length are all looked at.
+    // What cannot be asked should fail now, not after an hour. Documents of their own length are
+    // all looked at.
     let mut total = 0;
     for setting in &settings {
         let samples = limit(setting)?;
         total += (samples * shapes.len()) as u64;
-        let looked_at = if material.available(setting.task)?.is_some() { samples } else { 1 };
+        let looked_at = if material.available(setting.task)?.is_some() {
+            samples
+        } else {
+            1
+        };
         for index in 0..looked_at {
             let (_, prompts) = compose(side, material, setting, index)?;
-            shapes.iter().try_for_each(|shape| contract(runner, shape, &prompts).map(|_| ()))?;
+            shapes
+                .iter()
+                .try_for_each(|shape| contract(runner, shape, &prompts).map(|_| ()))?;
         }
     }
     let (started, mut done, mut rounds) = (Instant::now(), 0, 0);
     for index in 0..spec.samples {
         // A round takes about as long as those before it.
         let minutes = started.elapsed().as_secs_f64() / 60.0;
-        if spec.minutes.is_some_and(|most| index > 0 && minutes * (1.0 + 1.0 / index as f64) > most) {
+        if spec
+            .minutes
+            .is_some_and(|most| index > 0 && minutes * (1.0 + 1.0 / index as f64) > most)
+        {
             break;
         }
         for setting in &settings {
@@ -222,9 +248,14 @@ pub fn run_grid<B: Backend>(
             }
             let (questions, prompts) = compose(side, material, setting, index)?;
             for shape in &shapes {
-                let cell = Cell { setting: setting.clone(), cache: shape.clone() };
+                let cell = Cell {
+                    setting: setting.clone(),
+                    cache: shape.clone(),
+                };
                 if !known.iter().any(|k| k.index == index && k.cell == cell) {
-                    if let Some(foresight) = foresight.as_mut().filter(|_| shape.policy == Oracle::NAME) {
+                    if let Some(foresight) =
+                        foresight.as_mut().filter(|_| shape.policy == Oracle::NAME)
+                    {
                         foresight.look(runner, &prompts[0])?;
                     }
                     let sample = sample(runner, side, cell, index, (&questions, &prompts))?;
@@ -243,7 +274,10 @@ pub fn run_grid<B: Backend>(
 fn product(settings: &[Setting], shapes: &[CacheShape]) -> Vec<Cell> {
     let of = |setting: &Setting| {
         let setting = setting.clone();
-        shapes.iter().map(move |shape| Cell { setting: setting.clone(), cache: shape.clone() })
+        shapes.iter().map(move |shape| Cell {
+            setting: setting.clone(),
+            cache: shape.clone(),
+        })
     };
     settings.iter().flat_map(of).collect()
 }
@@ -251,9 +285,16 @@ fn product(settings: &[Setting], shapes: &[CacheShape]) -> Vec<Cell> {
 /// And, before them, those of other element types that were measured as often in earlier runs.
 fn with_other_types(cells: &[Cell], known: &[SampleResult], rounds: usize) -> Vec<Cell> {
     let mut all: Vec<Cell> = Vec::new();
-    for sample in known.iter().filter(|k| cells.iter().all(|c| c.cache.kv_type != k.cell.cache.kv_type)) {
+    for sample in known.iter().filter(|k| {
+        cells
+            .iter()
+            .all(|c| c.cache.kv_type != k.cell.cache.kv_type)
+    }) {
         let same = known.iter().filter(|k| k.cell == sample.cell).count();
-        if same >= rounds && cells.iter().any(|c| c.setting == sample.cell.setting) && !all.contains(&sample.cell) {
+        if same >= rounds
+            && cells.iter().any(|c| c.setting == sample.cell.setting)
+            && !all.contains(&sample.cell)
+        {
             all.push(sample.cell.clone());
         }
     }
@@ -265,13 +306,21 @@ fn with_other_types(cells: &[Cell], known: &[SampleResult], rounds: usize) -> Ve
 fn conclude(out: &Path, cells: &[Cell], known: &[SampleResult], rounds: usize) -> Result<Outcome> {
     let known: Vec<SampleResult> = known.iter().filter(|k| k.index < rounds).cloned().collect();
     let cells = &with_other_types(cells, &known, rounds);
-    let of = |cell: &Cell| CellResult::of(cell, &known.iter().filter(|k| k.cell == *cell).collect::<Vec<_>>());
+    let of = |cell: &Cell| {
+        CellResult::of(
+            cell,
+            &known.iter().filter(|k| k.cell == *cell).collect::<Vec<_>>(),
+        )
+    };
     let cells_found: Vec<CellResult> = cells.iter().map(of).collect();
     let headlines = headline::headlines(cells, &known);
     write_lines(&out.join("cells.jsonl"), &cells_found)?;
     write_lines(&out.join("headline.jsonl"), &headlines)?;
     report::write_all(out, &cells_found, &headlines)?;
-    Ok(Outcome { cells: cells_found, headlines })
+    Ok(Outcome {
+        cells: cells_found,
+        headlines,
+    })
 }
 
 /// What a grid gave.
@@ -287,19 +336,32 @@ fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheSha
     for policy in spec.caches.policy_names() {
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
-    let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
+    let comparable = |name: &str| {
+        runner
+            .policies()
+            .iter()
+            .any(|p| p.name() == name && p.comparable())
+    };
     spec.caches.shapes(runner.kv_type(), &comparable)
 }
 
-fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec) -> Result<Vec<Setting>> {
+fn settings<B: Backend>(
+    runner: &Runner<B>,
+    material: &Material,
+    spec: &GridSpec,
+) -> Result<Vec<Setting>> {
     let stride = runner.decoder().stride() as usize;
     if spec.every_key && spec.protocol != Protocol::Agnostic {
-        return Err(Error::Spec("every key is asked for of one context: that takes the protocol agnostic".into()));
+        return Err(Error::Spec(
+            "every key is asked for of one context: that takes the protocol agnostic".into(),
+        ));
     }
     let mut settings = Vec::new();
     for &length in &spec.lengths {
         if length < stride {
-            return Err(Error::Spec(format!("length {length} is below the stride of {stride} tokens")));
+            return Err(Error::Spec(format!(
+                "length {length} is below the stride of {stride} tokens"
+            )));
         }
         for &task in &spec.tasks {
             for &depth in &spec.depths {
@@ -325,25 +387,45 @@ fn settings<B: Backend>(runner: &Runner<B>, material: &Material, spec: &GridSpec
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use palimpsest_kernels::KvType;
+
     use super::*;
     use crate::caches::tests::caches;
     use crate::contracts::Budget;
-    use palimpsest_kernels::KvType;
 
     #[test]
     fn caches_of_other_types_stand_beside_these_and_are_compared_with_the_full_cache_of_halves() {
-        let (full, mut own) = (CacheShape::full(), caches().shapes(KvType::Q8, &|_| true).expect("a grid").remove(1));
+        let (full, mut own) = (
+            CacheShape::full(),
+            caches()
+                .shapes(KvType::Q8, &|_| true)
+                .expect("a grid")
+                .remove(1),
+        );
         own.budget = Some(Budget::Share(1000));
         assert!(own.line().ends_with(", q8"), "{}", own.line());
-        let cell = |cache: &CacheShape| Cell { setting: setting(), cache: cache.clone() };
+        let cell = |cache: &CacheShape| Cell {
+            setting: setting(),
+            cache: cache.clone(),
+        };
         let samples = [sample_of(cell(&full), 0.5), sample_of(cell(&own), 0.25)];
         let cells = with_other_types(&[cell(&own)], &samples, 1);
         assert_eq!(cells, [cell(&full), cell(&own)]);
-        assert_eq!(with_other_types(&[cell(&own)], &samples, 2), [cell(&own)], "full was not measured twice");
+        assert_eq!(
+            with_other_types(&[cell(&own)], &samples, 2),
+            [cell(&own)],
+            "full was not measured twice"
+        );
         let found = headline::headlines(&cells, &samples);
-        assert_eq!(found.iter().map(|l| l.of_full).collect::<Vec<_>>(), [Some(1.0), Some(0.5)]);
+        assert_eq!(
+            found.iter().map(|l| l.of_full).collect::<Vec<_>>(),
+            [Some(1.0), Some(0.5)]
+        );
         // Alone, they are compared with a full cache of their own.
-        let own_full = CacheShape { kv_type: "q8".into(), ..full };
+        let own_full = CacheShape {
+            kv_type: "q8".into(),
+            ..full
+        };
         let samples = [sample_of(cell(&own_full), 1.0), sample_of(cell(&own), 0.25)];
         let found = headline::headlines(&[cell(&own)], &samples);
         assert_eq!(found[0].of_full, Some(0.25));
@@ -371,13 +453,23 @@ pub(crate) mod tests {
 
     #[test]
     fn records_round_trip() {
-        let cache = caches().shapes(KvType::F16, &|_| true).expect("a grid").pop().expect("a shape");
-        let cell = Cell { setting: setting(), cache };
+        let cache = caches()
+            .shapes(KvType::F16, &|_| true)
+            .expect("a grid")
+            .pop()
+            .expect("a shape");
+        let cell = Cell {
+            setting: setting(),
+            cache,
+        };
         let json = serde_json::to_string(&cell).expect("JSON");
         assert_eq!(serde_json::from_str::<Cell>(&json).expect("a cell"), cell);
         let before = json.replace(r#","kv_type":"f16""#, "");
         assert_ne!(before, json);
-        assert_eq!(serde_json::from_str::<Cell>(&before).expect("a record of before there were others"), cell);
+        assert_eq!(
+            serde_json::from_str::<Cell>(&before).expect("a record of before there were others"),
+            cell
+        );
     }
 
     pub(crate) fn setting() -> Setting {

@@ -1,8 +1,14 @@
-//! One number a cache: the mean over tasks, as a share of what the full cache reaches on the same prompts.
+//! One number a cache: the mean over tasks, as a share of what the full cache reaches on the same
+//! prompts.
 //!
-//! Intervals are a paired bootstrap (Efron and Tibshirani, "An introduction to the bootstrap", 1993): samples are drawn again
-//! within each task, the same ones for the cache and for the full one. With fewer than about ten samples a task they are
-//! too narrow, and say nothing where all samples agree.
+//! Intervals are a paired bootstrap (Efron and Tibshirani, "An introduction to the bootstrap",
+//! 1993): samples are drawn again within each task, the same ones for the cache and for the full
+//! one. With fewer than about ten samples a task they are too narrow, and say nothing where all
+//! samples agree.
+
+use std::fmt::Write;
+
+use serde::Serialize;
 
 use crate::contracts::{Budget, CacheShape};
 use crate::draws::Draws;
@@ -10,8 +16,6 @@ use crate::grid::{Cell, SampleResult, Setting};
 use crate::prompt::Protocol;
 use crate::report::distinct;
 use crate::tasks::Task;
-use serde::Serialize;
-use std::fmt::Write;
 
 /// Times that the samples are drawn again.
 const DRAWS: usize = 2000;
@@ -61,9 +65,16 @@ pub fn headlines(cells: &[Cell], samples: &[SampleResult]) -> Vec<Headline> {
     let group = |s: &Setting| (s.model.clone(), s.length, s.protocol);
     let mut found = Vec::new();
     for of in distinct(cells.iter().map(|c| group(&c.setting))) {
-        let settings: Vec<&Setting> = distinct(cells.iter().map(|c| &c.setting).filter(|s| group(s) == of));
-        for cache in distinct(cells.iter().filter(|c| group(&c.setting) == of).map(|c| &c.cache)) {
-            let strata: Vec<Vec<Pair>> = settings.iter().map(|s| pairs(s, cache, samples)).collect();
+        let settings: Vec<&Setting> =
+            distinct(cells.iter().map(|c| &c.setting).filter(|s| group(s) == of));
+        for cache in distinct(
+            cells
+                .iter()
+                .filter(|c| group(&c.setting) == of)
+                .map(|c| &c.cache),
+        ) {
+            let strata: Vec<Vec<Pair>> =
+                settings.iter().map(|s| pairs(s, cache, samples)).collect();
             if strata.iter().all(|pairs| !pairs.is_empty()) {
                 found.push(line(&settings, cache, &strata));
             }
@@ -73,12 +84,20 @@ pub fn headlines(cells: &[Cell], samples: &[SampleResult]) -> Vec<Headline> {
 }
 
 fn pairs(setting: &Setting, cache: &CacheShape, samples: &[SampleResult]) -> Vec<Pair> {
-    let samples: Vec<&SampleResult> = samples.iter().filter(|s| s.cell.setting == *setting).collect();
+    let samples: Vec<&SampleResult> = samples
+        .iter()
+        .filter(|s| s.cell.setting == *setting)
+        .collect();
     let full = cache.full_of(&samples, |s| &s.cell.cache);
     let own = samples.iter().filter(|s| s.cell.cache == *cache);
     own.filter_map(|own| {
         let full = full.iter().find(|f| f.index == own.index)?;
-        Some(Pair { score: own.score, full: full.score, loss: own.loglik - full.loglik, share: own.share })
+        Some(Pair {
+            score: own.score,
+            full: full.score,
+            loss: own.loglik - full.loglik,
+            share: own.share,
+        })
     })
     .collect()
 }
@@ -89,10 +108,15 @@ fn line(settings: &[&Setting], cache: &CacheShape, strata: &[Vec<Pair>]) -> Head
     let (mut ratios, mut losses) = (Vec::with_capacity(DRAWS), Vec::with_capacity(DRAWS));
     let mut draws = Draws::new(&[strata.len() as u64]);
     for _ in 0..DRAWS {
-        let again: Vec<Vec<usize>> =
-            strata.iter().map(|pairs| pairs.iter().map(|_| draws.below(pairs.len())).collect()).collect();
-        let again: Vec<Vec<Pair>> =
-            strata.iter().zip(&again).map(|(pairs, chosen)| chosen.iter().map(|&i| pairs[i]).collect()).collect();
+        let again: Vec<Vec<usize>> = strata
+            .iter()
+            .map(|pairs| pairs.iter().map(|_| draws.below(pairs.len())).collect())
+            .collect();
+        let again: Vec<Vec<Pair>> = strata
+            .iter()
+            .zip(&again)
+            .map(|(pairs, chosen)| chosen.iter().map(|&i| pairs[i]).collect())
+            .collect();
         let all = |of: fn(&Pair) -> f64| mean_of_means(&again, of, |pairs, i| &pairs[i]);
         let (score, full) = (all(|p| p.score), all(|p| p.full));
         if full > 0.0 {
@@ -119,8 +143,14 @@ fn line(settings: &[&Setting], cache: &CacheShape, strata: &[Vec<Pair>]) -> Head
 }
 
 /// Mean over the strata of the mean within each.
-fn mean_of_means(strata: &[Vec<Pair>], of: fn(&Pair) -> f64, at: fn(&[Pair], usize) -> &Pair) -> f64 {
-    let mean = |pairs: &Vec<Pair>| (0..pairs.len()).map(|i| of(at(pairs, i))).sum::<f64>() / pairs.len() as f64;
+fn mean_of_means(
+    strata: &[Vec<Pair>],
+    of: fn(&Pair) -> f64,
+    at: fn(&[Pair], usize) -> &Pair,
+) -> f64 {
+    let mean = |pairs: &Vec<Pair>| {
+        (0..pairs.len()).map(|i| of(at(pairs, i))).sum::<f64>() / pairs.len() as f64
+    };
     strata.iter().map(mean).sum::<f64>() / strata.len() as f64
 }
 
@@ -128,7 +158,12 @@ fn mean_of_means(strata: &[Vec<Pair>], of: fn(&Pair) -> f64, at: fn(&[Pair], usi
 fn interval(values: &mut [f64]) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1) as f64;
-    let at = |part: f64| values.get((part * last).round() as usize).copied().unwrap_or(f64::NAN);
+    let at = |part: f64| {
+        values
+            .get((part * last).round() as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
     (at(0.025), at(0.975))
 }
 
@@ -136,14 +171,18 @@ fn interval(values: &mut [f64]) -> (f64, f64) {
 pub fn table(lines: &[Headline]) -> String {
     let mut text = String::new();
     for of in distinct(lines.iter().map(|l| (l.length, l.protocol, &l.model))) {
-        let own: Vec<&Headline> = lines.iter().filter(|l| (l.length, l.protocol, &l.model) == of).collect();
+        let own: Vec<&Headline> = lines
+            .iter()
+            .filter(|l| (l.length, l.protocol, &l.model) == of)
+            .collect();
         let tasks: Vec<String> = own[0].tasks.iter().map(ToString::to_string).collect();
         let n = own.iter().map(|l| l.n).min().unwrap_or(0);
         let _ = writeln!(
             text,
-            "### Mean over {}: {} tokens, {}\n\n{}; at least {n} samples a line. Of full: share of the full cache's score on the \
-             same prompts, percent [95 %, paired bootstrap]. Loss: log-likelihood per answer token less the full cache's, \
-             nats.\n\n| cache | budget | score | of full | loss | held |\n|---|---|---|---|---|---|",
+            "### Mean over {}: {} tokens, {}\n\n{}; at least {n} samples a line. Of full: share \
+             of the full cache's score on the same prompts, percent [95 %, paired bootstrap]. \
+             Loss: log-likelihood per answer token less the full cache's, nats.\n\n| cache | \
+             budget | score | of full | loss | held |\n|---|---|---|---|---|---|",
             tasks.join(", "),
             of.0,
             of.1.name(),
@@ -155,18 +194,30 @@ pub fn table(lines: &[Headline]) -> String {
             let of_full = match (l.of_full, l.of_full_interval) {
                 (Some(_), _) if itself => "100".into(),
                 (Some(share), Some((low, high))) => {
-                    format!("{:.0} [{:.0}, {:.0}]", share * 100.0, low * 100.0, high * 100.0)
+                    format!(
+                        "{:.0} [{:.0}, {:.0}]",
+                        share * 100.0,
+                        low * 100.0,
+                        high * 100.0
+                    )
                 }
                 _ => "-".into(),
             };
             let loss = if itself {
                 "0".into()
             } else {
-                format!("{:+.2} [{:+.2}, {:+.2}]", l.loss, l.loss_interval.0, l.loss_interval.1)
+                format!(
+                    "{:+.2} [{:+.2}, {:+.2}]",
+                    l.loss, l.loss_interval.0, l.loss_interval.1
+                )
             };
             let budget = l.budget.map_or("all".to_string(), |b| b.to_string());
             let (score, held) = (l.score * 100.0, l.share * 100.0);
-            let _ = writeln!(text, "| {} | {budget} | {score:.0} | {of_full} | {loss} | {held:.1} % |", l.cache);
+            let _ = writeln!(
+                text,
+                "| {} | {budget} | {score:.0} | {of_full} | {loss} | {held:.1} % |",
+                l.cache
+            );
         }
         text.push('\n');
     }
@@ -178,24 +229,57 @@ mod tests {
     use super::*;
 
     fn pair(score: f64, full: f64) -> Pair {
-        Pair { score, full, loss: score - full, share: 0.25 }
+        Pair {
+            score,
+            full,
+            loss: score - full,
+            share: 0.25,
+        }
     }
 
     #[test]
     fn tasks_weigh_alike_and_pairs_stay_together() {
         let setting = crate::grid::tests::setting();
-        // All of six samples and one of three: the mean over tasks is 2/3, over samples it would be 7/9.
-        let strata = [vec![pair(1.0, 1.0); 6], vec![pair(1.0, 1.0), pair(0.0, 1.0), pair(0.0, 1.0)]];
-        let shape = CacheShape { budget: Some(Budget::Share(2500)), ..CacheShape::full() };
+        // All of six samples and one of three: the mean over tasks is 2/3, over samples it would be
+        // 7/9.
+        let strata = [
+            vec![pair(1.0, 1.0); 6],
+            vec![pair(1.0, 1.0), pair(0.0, 1.0), pair(0.0, 1.0)],
+        ];
+        let shape = CacheShape {
+            budget: Some(Budget::Share(2500)),
+            ..CacheShape::full()
+        };
         let l = line(&[&setting, &setting], &shape, &strata);
-        assert!((l.score - 2.0 / 3.0).abs() < 1e-12 && (l.of_full.expect("full > 0") - 2.0 / 3.0).abs() < 1e-12);
+        assert!(
+            (l.score - 2.0 / 3.0).abs() < 1e-12
+                && (l.of_full.expect("full > 0") - 2.0 / 3.0).abs() < 1e-12
+        );
         let (low, high) = l.of_full_interval.expect("full > 0");
         // The second task can be all wrong or all right; the first is always right.
-        assert!((low - 0.5).abs() < 1e-12 && (high - 1.0).abs() < 1e-12, "{low} {high}");
+        assert!(
+            (low - 0.5).abs() < 1e-12 && (high - 1.0).abs() < 1e-12,
+            "{low} {high}"
+        );
         // A cache that differs from the full one nowhere has no spread, whatever the samples.
-        let same = line(&[&setting], &shape, &[vec![pair(0.0, 0.0), pair(1.0, 1.0), pair(1.0, 1.0), pair(1.0, 1.0)]]);
-        assert_eq!((same.of_full, same.of_full_interval), (Some(1.0), Some((1.0, 1.0))));
-        assert_eq!(line(&[&setting], &shape, &[vec![pair(0.0, 0.0)]]).of_full, None);
+        let same = line(
+            &[&setting],
+            &shape,
+            &[vec![
+                pair(0.0, 0.0),
+                pair(1.0, 1.0),
+                pair(1.0, 1.0),
+                pair(1.0, 1.0),
+            ]],
+        );
+        assert_eq!(
+            (same.of_full, same.of_full_interval),
+            (Some(1.0), Some((1.0, 1.0)))
+        );
+        assert_eq!(
+            line(&[&setting], &shape, &[vec![pair(0.0, 0.0)]]).of_full,
+            None
+        );
     }
 
     #[test]

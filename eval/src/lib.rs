@@ -1,11 +1,12 @@
-//! Offline evaluation of a rank: retrieval tasks after RULER, LongBench, and next-token loss on prose, over lengths, budgets,
-//! policies, memories and head budgets.
+//! Offline evaluation of a rank: retrieval tasks after RULER, LongBench, and next-token loss on
+//! prose, over lengths, budgets, policies, memories and head budgets.
 //!
 //! ```text
 //! tasks ▸ prompt (context | question | answer) ▸ measure on a Session ▸ samples.jsonl ▸ cells ▸ table.md, *.svg
 //! ```
-//! Everything is a function of the seed: sample `i` of a task and length is the same text for every policy and budget, so
-//! differences between cells are paired. A run that was cut off goes on where it stopped.
+//! Everything is a function of the seed: sample `i` of a task and length is the same text for every
+//! policy and budget, so differences between cells are paired. A run that was cut off goes on where
+//! it stopped.
 //!
 //! LongBench is read from its own files and measured the same way.
 //!
@@ -31,10 +32,10 @@ pub mod stats;
 pub mod store;
 pub mod tasks;
 
+use std::path::PathBuf;
+
 pub use contracts::{Budget, CacheShape};
 pub use grid::{Cell, CellResult, GridSpec, Outcome, run_grid};
-
-use std::path::PathBuf;
 
 /// Result of an evaluation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -49,7 +50,10 @@ pub enum Error {
     #[error("the model's text side: {0}")]
     Text(String),
     /// The prompt does not fit the wanted length.
-    #[error("a context of {length} tokens is too short: what must be in it takes {needed}; ask for a greater length")]
+    #[error(
+        "a context of {length} tokens is too short: what must be in it takes {needed}; ask for a \
+         greater length"
+    )]
     TooShort {
         /// Tokens wanted.
         length: usize,
@@ -92,9 +96,11 @@ pub enum Error {
     },
 }
 
-/// Between text and token ids. The caller implements it, so that this crate needs no tokenizer of its own.
+/// Between text and token ids. The caller implements it, so that this crate needs no tokenizer of
+/// its own.
 pub trait TextSide {
-    /// Token ids of `text`; markers of the chat template become control tokens, nothing is added around the text.
+    /// Token ids of `text`; markers of the chat template become control tokens, nothing is added
+    /// around the text.
     ///
     /// # Errors
     /// [`Error::Text`].

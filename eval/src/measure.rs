@@ -1,15 +1,17 @@
 //! One prompt under one contract.
 
-use crate::contracts::{EntrySize, held};
-use crate::prompt::Prompt;
-use crate::stats::{argmax, log_probability};
-use crate::{Error, Result, TextSide};
+use std::time::Instant;
+
 use palimpsest_kernels::Backend;
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::session::{Mark, Session};
-use std::time::Instant;
+
+use crate::contracts::{EntrySize, held};
+use crate::prompt::Prompt;
+use crate::stats::{argmax, log_probability};
+use crate::{Error, Result, TextSide};
 
 /// How a greedily decoded answer is judged.
 pub struct Decoding<'a> {
@@ -19,7 +21,8 @@ pub struct Decoding<'a> {
     pub limit: usize,
     /// Score of a text, from 0 to 1.
     pub score: &'a dyn Fn(&str) -> f64,
-    /// Whether the score can fall when text is added at the end, so that every answer must be decoded to its end.
+    /// Whether the score can fall when text is added at the end, so that every answer must be
+    /// decoded to its end.
     pub whole: bool,
 }
 
@@ -28,19 +31,22 @@ pub struct Decoding<'a> {
 pub struct Measured {
     /// Mean log-likelihood per answer token, nats, teacher-forced.
     pub loglik: f64,
-    /// Whether greedy decoding gives the expected answer: at every token of it the expected one is the most likely.
+    /// Whether greedy decoding gives the expected answer: at every token of it the expected one is
+    /// the most likely.
     pub exact: bool,
     /// Mean entries per KV head when the first answer token is produced, latent memory included.
     pub held: f64,
-    /// What was decoded, and its score; `None` when the expected answer is decoded, which needs no second pass.
+    /// What was decoded, and its score; `None` when the expected answer is decoded, which needs no
+    /// second pass.
     pub decoded: Option<(String, f64)>,
     /// Seconds: reading the prompt, the expected answer, decoding.
     pub seconds: [f64; 3],
 }
 
-/// Reads the context that all prompts share once, and for each of them the rest; scores the expected answer, and decodes one
-/// greedily unless that has shown that it is the expected one. Nothing is read twice, unless an answer reaches the next
-/// boundary. `decodings`: one for each prompt, or none.
+/// Reads the context that all prompts share once, and for each of them the rest; scores the
+/// expected answer, and decodes one greedily unless that has shown that it is the expected one.
+/// Nothing is read twice, unless an answer reaches the next boundary. `decodings`: one for each
+/// prompt, or none.
 ///
 /// # Errors
 /// Those of the rank; [`Error::NotANumber`].
@@ -51,8 +57,13 @@ pub fn measure<B: Backend>(
     decodings: &[Decoding<'_>],
 ) -> Result<Vec<Measured>> {
     let mut started = Instant::now();
-    let Some(context) = prompts.first().map(|prompt| &*prompt.context) else { return Ok(Vec::new()) };
-    debug_assert!(prompts.iter().all(|prompt| prompt.context == context), "prompts share their context");
+    let Some(context) = prompts.first().map(|prompt| &*prompt.context) else {
+        return Ok(Vec::new());
+    };
+    debug_assert!(
+        prompts.iter().all(|prompt| prompt.context == context),
+        "prompts share their context"
+    );
     let mut session = Session::open(runner, contract.clone())?;
     session.feed(context, Logits::None)?;
     let mark = session.mark();
@@ -71,7 +82,8 @@ pub fn measure<B: Backend>(
 fn go_back<B: Backend>(session: &mut Session<'_, B>, mark: &Mark, read: &[&[u32]]) -> Result<()> {
     if !session.rewind(mark) {
         session.restart()?;
-        read.iter().try_for_each(|tokens| session.feed(tokens, Logits::None).map(|_| ()))?;
+        read.iter()
+            .try_for_each(|tokens| session.feed(tokens, Logits::None).map(|_| ()))?;
     }
     Ok(())
 }
@@ -91,9 +103,17 @@ fn ask<B: Backend>(
     let read_seconds = started.elapsed().as_secs_f64();
     let mark = session.mark();
     let given = &prompt.answer[..prompt.answer.len() - 1];
-    let rest = if given.is_empty() { Vec::new() } else { session.feed(given, Logits::All)? };
+    let rest = if given.is_empty() {
+        Vec::new()
+    } else {
+        session.feed(given, Logits::All)?
+    };
     let (mut sum, mut exact) = (0.0, true);
-    for (&token, logits) in prompt.answer.iter().zip(first.chunks(vocabulary).chain(rest.chunks(vocabulary))) {
+    for (&token, logits) in prompt
+        .answer
+        .iter()
+        .zip(first.chunks(vocabulary).chain(rest.chunks(vocabulary)))
+    {
         let (log_probability, best) = log_probability(logits, token);
         sum += log_probability;
         exact &= best;
@@ -110,11 +130,22 @@ fn ask<B: Backend>(
         }
     };
     let all = started.elapsed().as_secs_f64();
-    let seconds = [read_seconds, forced_seconds, all - read_seconds - forced_seconds];
-    Ok(Measured { loglik: sum / prompt.answer.len() as f64, exact, held, decoded, seconds })
+    let seconds = [
+        read_seconds,
+        forced_seconds,
+        all - read_seconds - forced_seconds,
+    ];
+    Ok(Measured {
+        loglik: sum / prompt.answer.len() as f64,
+        exact,
+        held,
+        decoded,
+        seconds,
+    })
 }
 
-/// Answers greedily, up to the limit or the model's end of the answer, or as soon as nothing can be gained any more.
+/// Answers greedily, up to the limit or the model's end of the answer, or as soon as nothing can be
+/// gained any more.
 fn greedy<B: Backend>(
     session: &mut Session<'_, B>,
     mut logits: Vec<f32>,
@@ -122,7 +153,9 @@ fn greedy<B: Backend>(
 ) -> Result<(String, f64)> {
     let mut answer = Vec::new();
     let (mut text, mut score) = (String::new(), 0.0);
-    let done = |answer: &[u32], score: f64| answer.len() >= decoding.limit || (score >= 1.0 && !decoding.whole);
+    let done = |answer: &[u32], score: f64| {
+        answer.len() >= decoding.limit || (score >= 1.0 && !decoding.whole)
+    };
     while !done(&answer, score) {
         let token = argmax(&logits) as u32;
         if decoding.side.ends(token) {

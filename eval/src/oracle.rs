@@ -1,12 +1,15 @@
-//! The upper bound: scores read off a repetition of the context, two passes before the measured one. Cheating on purpose.
+//! The upper bound: scores read off a repetition of the context, two passes before the measured
+//! one. Cheating on purpose.
 
-use crate::prompt::Prompt;
-use crate::{Error, Result, TextSide};
+use std::sync::{Arc, RwLock};
+
 use palimpsest_kernels::Backend;
 use palimpsest_worker::policy::oracle::{Oracle, ScoreTable};
 use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction, Target};
 use palimpsest_worker::runner::Runner;
-use std::sync::{Arc, RwLock};
+
+use crate::prompt::Prompt;
+use crate::{Error, Result, TextSide};
 
 /// Fills the oracle's table, once per prompt.
 pub struct Foresight {
@@ -28,11 +31,16 @@ impl Foresight {
         if !policies.any(|p| p == Oracle::NAME) {
             return Ok(None);
         }
-        let reconstruction = Reconstruction::new(runner, side.encode(INSTRUCTION)?, Target::default());
+        let reconstruction =
+            Reconstruction::new(runner, side.encode(INSTRUCTION)?, Target::default());
         let oracle = Oracle::default();
         let table = oracle.table();
         runner.add_policy(Arc::new(oracle));
-        Ok(Some(Self { table, context: Vec::new(), reconstruction }))
+        Ok(Some(Self {
+            table,
+            context: Vec::new(),
+            reconstruction,
+        }))
     }
 
     /// Looks ahead for `prompt`, unless it did so last.
@@ -46,11 +54,15 @@ impl Foresight {
         let needed = runner.full_cache_bytes(self.reconstruction.positions(prompt.context.len()));
         if needed > runner.arena_bytes() {
             let mib = needed.div_ceil(1 << 20);
-            return Err(Error::Spec(format!("the oracle reads a context twice: raise --kv-memory-mib to {mib}")));
+            return Err(Error::Spec(format!(
+                "the oracle reads a context twice: raise --kv-memory-mib to {mib}"
+            )));
         }
         let mut session = self.reconstruction.open(runner)?;
         let weights = self.reconstruction.read(&mut session, &prompt.context)?;
-        let found = self.reconstruction.repeat(&mut session, &prompt.context, weights)?;
+        let found = self
+            .reconstruction
+            .repeat(&mut session, &prompt.context, weights)?;
         session.close();
         *self.table.write().expect("no reader panics") = found;
         self.context.clone_from(&prompt.context);

@@ -1,17 +1,19 @@
 //! Next-token loss of prose per position, streamed under a bounded cache, against the full one.
 
-use crate::caches::Caches;
-use crate::contracts::{CacheShape, EntrySize, FULL, held};
-use crate::stats::{log_probability, mean_and_error};
-use crate::store::{Store, write, write_lines};
-use crate::{Error, Progress, Result, TextSide};
+use std::fmt::Write;
+use std::path::Path;
+
 use palimpsest_kernels::Backend;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::session::Session;
 use serde::{Deserialize, Serialize};
-use std::fmt::Write;
-use std::path::Path;
+
+use crate::caches::Caches;
+use crate::contracts::{CacheShape, EntrySize, FULL, held};
+use crate::stats::{log_probability, mean_and_error};
+use crate::store::{Store, write, write_lines};
+use crate::{Error, Progress, Result, TextSide};
 
 /// Tokens whose logits are held at once; the state does not depend on it.
 const PIECE: usize = 32;
@@ -96,10 +98,12 @@ pub struct LossResult {
     pub above_full_error: Option<f64>,
 }
 
-/// Measures what is missing and writes `perplexity.jsonl`, `perplexity_cells.jsonl` and `perplexity.md` to `out`.
+/// Measures what is missing and writes `perplexity.jsonl`, `perplexity_cells.jsonl` and
+/// `perplexity.md` to `out`.
 ///
 /// # Errors
-/// Those of the rank, the text side and the files; [`Error::Prose`] for a text shorter than a window.
+/// Those of the rank, the text side and the files; [`Error::Prose`] for a text shorter than a
+/// window.
 pub fn run<B: Backend>(
     runner: &mut Runner<B>,
     side: &dyn TextSide,
@@ -126,22 +130,39 @@ pub fn run<B: Backend>(
             progress(done, total);
         }
     }
-    let results: Vec<LossResult> = cells.iter().flat_map(|cell| aggregate(cell, &known)).collect();
+    let results: Vec<LossResult> = cells
+        .iter()
+        .flat_map(|cell| aggregate(cell, &known))
+        .collect();
     write_lines(&out.join("perplexity_cells.jsonl"), &results)?;
     write(&out.join("perplexity.md"), &table(&results))?;
     Ok(results)
 }
 
-fn cells<B: Backend>(runner: &Runner<B>, spec: &PerplexitySpec, digest: &str, found: usize) -> Result<Vec<LossCell>> {
+fn cells<B: Backend>(
+    runner: &Runner<B>,
+    spec: &PerplexitySpec,
+    digest: &str,
+    found: usize,
+) -> Result<Vec<LossCell>> {
     for policy in spec.caches.policy_names() {
         palimpsest_worker::policy::find(runner.policies(), policy)?;
     }
-    let comparable = |name: &str| runner.policies().iter().any(|p| p.name() == name && p.comparable());
+    let comparable = |name: &str| {
+        runner
+            .policies()
+            .iter()
+            .any(|p| p.name() == name && p.comparable())
+    };
     let shapes = spec.caches.shapes(runner.kv_type(), &comparable)?;
     let mut cells = Vec::new();
     for &length in &spec.lengths {
         if length < 2 || length > found {
-            return Err(Error::Prose { found, needed: length.max(2), unit: "tokens" });
+            return Err(Error::Prose {
+                found,
+                needed: length.max(2),
+                unit: "tokens",
+            });
         }
         for cache in &shapes {
             cache.contract(length, 0, EntrySize::of(runner, &cache.policy))?;
@@ -169,7 +190,12 @@ fn edges(length: usize) -> Vec<(usize, usize)> {
     edges
 }
 
-fn window<B: Backend>(runner: &mut Runner<B>, cell: &LossCell, index: usize, ids: &[u32]) -> Result<LossSample> {
+fn window<B: Backend>(
+    runner: &mut Runner<B>,
+    cell: &LossCell,
+    index: usize,
+    ids: &[u32],
+) -> Result<LossSample> {
     let size = EntrySize::of(runner, &cell.cache.policy);
     let vocabulary = runner.decoder().config().vocabulary;
     let mut session = Session::open(runner, cell.cache.contract(cell.length, 0, size)?)?;
@@ -179,7 +205,12 @@ fn window<B: Backend>(runner: &mut Runner<B>, cell: &LossCell, index: usize, ids
         let piece = &ids[first..(first + PIECE).min(ids.len() - 1)];
         let logits = session.feed(piece, Logits::All)?;
         let next = &ids[first + 1..];
-        losses.extend(logits.chunks(vocabulary).zip(next).map(|(logits, &next)| -log_probability(logits, next).0));
+        losses.extend(
+            logits
+                .chunks(vocabulary)
+                .zip(next)
+                .map(|(logits, &next)| -log_probability(logits, next).0),
+        );
     }
     let held = held(session.cache(), size);
     session.close();
@@ -188,22 +219,40 @@ fn window<B: Backend>(runner: &mut Runner<B>, cell: &LossCell, index: usize, ids
     }
     let bucket = |(start, end): (usize, usize)| {
         let own = &losses[start.saturating_sub(1)..end - 1];
-        Bucket { start, end, loss: mean_and_error(own).0 }
+        Bucket {
+            start,
+            end,
+            loss: mean_and_error(own).0,
+        }
     };
     let buckets = edges(ids.len()).into_iter().map(bucket).collect();
-    Ok(LossSample { cell: cell.clone(), index, buckets, held })
+    Ok(LossSample {
+        cell: cell.clone(),
+        index,
+        buckets,
+        held,
+    })
 }
 
 fn aggregate(cell: &LossCell, known: &[LossSample]) -> Vec<LossResult> {
-    let comparable: Vec<&LossSample> =
-        known.iter().filter(|k| LossCell { cache: cell.cache.clone(), ..k.cell.clone() } == *cell).collect();
+    let comparable: Vec<&LossSample> = known
+        .iter()
+        .filter(|k| {
+            LossCell {
+                cache: cell.cache.clone(),
+                ..k.cell.clone()
+            } == *cell
+        })
+        .collect();
     let full = cell.cache.full_of(&comparable, |k| &k.cell.cache);
     let own: Vec<_> = comparable.iter().filter(|k| k.cell == *cell).collect();
     let bucket = |(b, (start, end)): (usize, (usize, usize))| {
         let mut losses = Vec::new();
         let mut above = Vec::new();
         for index in 0..cell.windows {
-            let Some(sample) = own.iter().find(|k| k.index == index) else { continue };
+            let Some(sample) = own.iter().find(|k| k.index == index) else {
+                continue;
+            };
             losses.push(sample.buckets[b].loss);
             let full = full.iter().find(|k| k.index == index);
             above.extend(full.map(|f| sample.buckets[b].loss - f.buckets[b].loss));
@@ -211,9 +260,22 @@ fn aggregate(cell: &LossCell, known: &[LossSample]) -> Vec<LossResult> {
         let (loss, loss_error) = mean_and_error(&losses);
         let (difference, above_full_error) = mean_and_error(&above);
         let above_full = (!above.is_empty()).then_some(difference);
-        LossResult { cell: cell.clone(), start, end, n: losses.len(), loss, loss_error, above_full, above_full_error }
+        LossResult {
+            cell: cell.clone(),
+            start,
+            end,
+            n: losses.len(),
+            loss,
+            loss_error,
+            above_full,
+            above_full_error,
+        }
     };
-    edges(cell.length).into_iter().enumerate().map(bucket).collect()
+    edges(cell.length)
+        .into_iter()
+        .enumerate()
+        .map(bucket)
+        .collect()
 }
 
 /// A Markdown table per length: a row per cache, a column per bucket of positions.
@@ -224,26 +286,39 @@ pub fn table(results: &[LossResult]) -> String {
     for length in lengths {
         let of: Vec<&LossResult> = results.iter().filter(|r| r.cell.length == length).collect();
         let edges = edges(length);
-        let names: Vec<String> = edges.iter().map(|(start, end)| format!("{start}-{end}")).collect();
+        let names: Vec<String> = edges
+            .iter()
+            .map(|(start, end)| format!("{start}-{end}"))
+            .collect();
         let n = of.iter().map(|r| r.n).min().unwrap_or(0);
         let _ = writeln!(
             text,
-            "### Next-token loss, windows of {length} tokens, n = {n}\n\nNats per token by position; bounded caches: \
-             above the full cache ± standard error over windows.\n\n| cache | budget | {} |\n|---|---|{}",
+            "### Next-token loss, windows of {length} tokens, n = {n}\n\nNats per token by \
+             position; bounded caches: above the full cache ± standard error over windows.\n\n| \
+             cache | budget | {} |\n|---|---|{}",
             names.join(" | "),
             "---|".repeat(names.len())
         );
         for row in of.chunks(edges.len()) {
             let show = |r: &&LossResult| match r.above_full {
                 Some(above) if r.cell.cache.policy != FULL => {
-                    format!("{above:+.3}{}", r.above_full_error.map_or(String::new(), |e| format!(" ± {e:.3}")))
+                    format!(
+                        "{above:+.3}{}",
+                        r.above_full_error
+                            .map_or(String::new(), |e| format!(" ± {e:.3}"))
+                    )
                 }
                 _ => format!("{:.3}", r.loss),
             };
             let cells: Vec<String> = row.iter().map(show).collect();
             let cache = &row[0].cell.cache;
             let budget = cache.budget.map_or("all".to_string(), |b| b.to_string());
-            let _ = writeln!(text, "| {} | {budget} | {} |", cache.line(), cells.join(" | "));
+            let _ = writeln!(
+                text,
+                "| {} | {budget} | {} |",
+                cache.line(),
+                cells.join(" | ")
+            );
         }
         text.push('\n');
     }
@@ -256,7 +331,10 @@ mod tests {
 
     #[test]
     fn buckets_cover_every_position_once() {
-        assert_eq!(edges(1500), [(0, 256), (256, 512), (512, 1024), (1024, 1500)]);
+        assert_eq!(
+            edges(1500),
+            [(0, 256), (256, 512), (512, 1024), (1024, 1500)]
+        );
         assert_eq!(edges(256), [(0, 256)]);
         for length in [2, 255, 257, 4096] {
             let covered: usize = edges(length).iter().map(|(start, end)| end - start).sum();
@@ -274,18 +352,32 @@ mod tests {
             stride: 16,
             cache,
         };
-        let window = CacheShape { policy: "window".into(), ..CacheShape::full() };
+        let window = CacheShape {
+            policy: "window".into(),
+            ..CacheShape::full()
+        };
         let sample = |cache: &CacheShape, index: usize, loss: f64| LossSample {
             cell: cell(cache.clone()),
             index,
-            buckets: vec![Bucket { start: 0, end: 100, loss }],
+            buckets: vec![Bucket {
+                start: 0,
+                end: 100,
+                loss,
+            }],
             held: 1.0,
         };
         let full = CacheShape::full();
         let mut known = vec![sample(&full, 0, 3.0), sample(&full, 1, 5.0)];
-        known.extend([sample(&window, 0, 3.25), sample(&window, 1, 5.75), sample(&window, 2, 9.0)]);
+        known.extend([
+            sample(&window, 0, 3.25),
+            sample(&window, 1, 5.75),
+            sample(&window, 2, 9.0),
+        ]);
         let result = aggregate(&cell(window), &known).remove(0);
         assert_eq!((result.n, result.loss), (3, 6.0));
-        assert_eq!((result.above_full, result.above_full_error), (Some(0.5), Some(0.25)));
+        assert_eq!(
+            (result.above_full, result.above_full_error),
+            (Some(0.5), Some(0.25))
+        );
     }
 }

@@ -1,14 +1,15 @@
 //! One sample of a cell: the questions on one context, under one cache.
 
+use palimpsest_kernels::Backend;
+use palimpsest_worker::kv::Contract;
+use palimpsest_worker::runner::Runner;
+
 use crate::contracts::{CacheShape, EntrySize};
 use crate::grid::{Cell, Metric, SampleResult, Setting};
 use crate::measure::{self, Decoding};
 use crate::prompt::{self, Prompt};
 use crate::tasks::{self, Draw, Material, Question};
 use crate::{Result, TextSide};
-use palimpsest_kernels::Backend;
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::runner::Runner;
 
 /// The questions on sample `index` of a setting, and their prompts, which share their context.
 ///
@@ -22,9 +23,20 @@ pub fn compose<'a>(
 ) -> Result<(Vec<Question<'a>>, Vec<Prompt>)> {
     let depth = setting.depth.map(|d| f64::from(d) / 100.0);
     let of = |key: usize| {
-        let draw = Draw { seed: setting.seed, index, depth, length: setting.length, key };
+        let draw = Draw {
+            seed: setting.seed,
+            index,
+            depth,
+            length: setting.length,
+            key,
+        };
         let question = tasks::question(setting.task, material, draw)?;
-        let mut prompt = prompt::build(side, &question, (setting.length, setting.stride), setting.protocol)?;
+        let mut prompt = prompt::build(
+            side,
+            &question,
+            (setting.length, setting.stride),
+            setting.protocol,
+        )?;
         if question.judge.needs_all() {
             // Summaries may be longer than what is decoded.
             prompt.answer.truncate(setting.max_tokens);
@@ -39,7 +51,11 @@ pub fn compose<'a>(
 ///
 /// # Errors
 /// Those of [`CacheShape::contract`].
-pub fn contract<B: Backend>(runner: &Runner<B>, shape: &CacheShape, prompts: &[Prompt]) -> Result<Contract> {
+pub fn contract<B: Backend>(
+    runner: &Runner<B>,
+    shape: &CacheShape,
+    prompts: &[Prompt],
+) -> Result<Contract> {
     let tail = prompts.iter().map(|p| p.tail.len()).max().unwrap_or(0);
     let context = prompts.first().map_or(0, |p| p.context.len());
     shape.contract(context + tail, tail, EntrySize::of(runner, &shape.policy))
@@ -57,7 +73,10 @@ pub fn sample<B: Backend>(
     (questions, prompts): (&[Question<'_>], &[Prompt]),
 ) -> Result<SampleResult> {
     let contract = contract(runner, &cell.cache, prompts)?;
-    let scores: Vec<_> = questions.iter().map(|question| |text: &str| question.score(text)).collect();
+    let scores: Vec<_> = questions
+        .iter()
+        .map(|question| |text: &str| question.score(text))
+        .collect();
     let decode = |(question, score): (&Question<'_>, _)| Decoding {
         side,
         limit: cell.setting.max_tokens,
@@ -66,17 +85,32 @@ pub fn sample<B: Backend>(
     };
     let decodings: Vec<Decoding<'_>> = match cell.setting.metric {
         Metric::Exact => Vec::new(),
-        Metric::Match => questions.iter().zip(&scores).map(|(q, s)| decode((q, s as &dyn Fn(&str) -> f64))).collect(),
+        Metric::Match => questions
+            .iter()
+            .zip(&scores)
+            .map(|(q, s)| decode((q, s as &dyn Fn(&str) -> f64)))
+            .collect(),
     };
     let measured = measure::measure(runner, &contract, prompts, &decodings)?;
-    let mean = |of: &dyn Fn(usize) -> f64| (0..measured.len()).map(of).sum::<f64>() / measured.len() as f64;
+    let mean = |of: &dyn Fn(usize) -> f64| {
+        (0..measured.len()).map(of).sum::<f64>() / measured.len() as f64
+    };
     let exact = |i: usize| f64::from(u8::from(measured[i].exact));
     let seconds = |stage: usize| measured.iter().map(|m| m.seconds[stage]).sum();
-    let texts: Vec<&str> = measured.iter().filter_map(|m| m.decoded.as_ref()).map(|(text, _)| text.as_str()).collect();
+    let texts: Vec<&str> = measured
+        .iter()
+        .filter_map(|m| m.decoded.as_ref())
+        .map(|(text, _)| text.as_str())
+        .collect();
     let expected: Vec<&str> = questions.iter().map(|q| q.expected.as_str()).collect();
     Ok(SampleResult {
         index,
-        score: mean(&|i| measured[i].decoded.as_ref().map_or(exact(i), |(_, score)| *score)),
+        score: mean(&|i| {
+            measured[i]
+                .decoded
+                .as_ref()
+                .map_or(exact(i), |(_, score)| *score)
+        }),
         exact: measured.iter().all(|m| m.exact),
         loglik: mean(&|i| measured[i].loglik),
         held: mean(&|i| measured[i].held),

@@ -1,14 +1,17 @@
-//! A document as one HTML file, each token shaded by how many heads still hold it when the answer begins.
+//! A document as one HTML file, each token shaded by how many heads still hold it when the answer
+//! begins.
+
+use std::fmt::Write;
+
+use palimpsest_kernels::Backend;
+use palimpsest_worker::model::decoder::Logits;
+use palimpsest_worker::runner::Runner;
+use palimpsest_worker::session::Session;
 
 use crate::contracts::{CacheShape, EntrySize, held};
 use crate::prompt::Prompt;
 use crate::stats::argmax;
 use crate::{Result, TextSide};
-use palimpsest_kernels::Backend;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
-use std::fmt::Write;
 
 /// Steps of the shading.
 const STEPS: usize = 20;
@@ -49,13 +52,21 @@ pub fn look<B: Backend>(
     prompt: &Prompt,
     limit: usize,
 ) -> Result<Shown> {
-    let (size, layers) = (EntrySize::of(runner, &cache.policy), runner.decoder().config().layers);
+    let (size, layers) = (
+        EntrySize::of(runner, &cache.policy),
+        runner.decoder().config().layers,
+    );
     let contract = cache.contract(prompt.len(), prompt.tail.len(), size)?;
     let mut session = Session::open(runner, contract)?;
     session.feed(&prompt.context, Logits::None)?;
     let mut logits = session.feed(&prompt.tail, Logits::Last)?;
     let held = held(session.cache(), size);
-    let heads = session.cache().heads.iter().map(|head| head.positions.clone()).collect();
+    let heads = session
+        .cache()
+        .heads
+        .iter()
+        .map(|head| head.positions.clone())
+        .collect();
     let mut answer = Vec::new();
     while answer.len() < limit {
         let token = argmax(&logits) as u32;
@@ -68,7 +79,9 @@ pub fn look<B: Backend>(
     Ok(Shown {
         model: model.into(),
         cache: cache.line(),
-        budget: cache.budget.map_or("everything".into(), |budget| budget.to_string()),
+        budget: cache
+            .budget
+            .map_or("everything".into(), |budget| budget.to_string()),
         prompt: prompt.context.iter().chain(&prompt.tail).copied().collect(),
         context: prompt.context.len(),
         layers,
@@ -93,7 +106,11 @@ pub struct Asked {
 fn pieces(side: &dyn TextSide, ids: &[u32]) -> Vec<(usize, usize, String)> {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < ids.len() {
-        let whole = |count: &usize| !side.decode(&ids[at..at + count]).contains(char::REPLACEMENT_CHARACTER);
+        let whole = |count: &usize| {
+            !side
+                .decode(&ids[at..at + count])
+                .contains(char::REPLACEMENT_CHARACTER)
+        };
         let count = (1..=PIECES.min(ids.len() - at)).find(whole).unwrap_or(1);
         found.push((at, count, side.decode(&ids[at..at + count])));
         at += count;
@@ -109,7 +126,11 @@ fn marked(pieces: &[(usize, usize, String)], wanted: &[String]) -> Vec<bool> {
         text.push_str(piece);
     }
     let mut marks = vec![false; pieces.len()];
-    for (start, found) in wanted.iter().filter(|w| !w.is_empty()).flat_map(|w| text.match_indices(w.as_str())) {
+    for (start, found) in wanted
+        .iter()
+        .filter(|w| !w.is_empty())
+        .flat_map(|w| text.match_indices(w.as_str()))
+    {
         let first = starts.partition_point(|s| *s <= start) - 1;
         let last = starts.partition_point(|s| *s < start + found.len());
         marks[first..last].fill(true);
@@ -120,35 +141,64 @@ fn marked(pieces: &[(usize, usize, String)], wanted: &[String]) -> Vec<bool> {
 /// The page. It needs nothing beside itself; without scripts it shows all heads together.
 pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
     let mut counts = vec![0usize; shown.prompt.len()];
-    shown.heads.iter().flatten().for_each(|&position| counts[position as usize] += 1);
+    shown
+        .heads
+        .iter()
+        .flatten()
+        .for_each(|&position| counts[position as usize] += 1);
     let pieces = pieces(side, &shown.prompt);
     let marks = marked(&pieces, &asked.expected);
     let mut body = String::new();
     for ((at, count, text), mark) in pieces.iter().zip(marks) {
         if *at >= shown.context && at - shown.context < *count {
-            body.push_str("<hr><p class=\"note\">Read after the last boundary, held whole until the next one:</p>");
+            body.push_str(
+                "<hr><p class=\"note\">Read after the last boundary, held whole until the next \
+                 one:</p>",
+            );
         }
         let kept: usize = counts[*at..at + count].iter().sum();
         let step = (kept * STEPS).div_ceil(shown.heads.len() * count);
-        let class = if mark { format!("k{step} asked") } else { format!("k{step}") };
-        let text = if text.is_empty() { "\u{b7}".to_string() } else { escape(text) };
+        let class = if mark {
+            format!("k{step} asked")
+        } else {
+            format!("k{step}")
+        };
+        let text = if text.is_empty() {
+            "\u{b7}".to_string()
+        } else {
+            escape(text)
+        };
         let _ = write!(body, "<i class=\"{class}\" data-t=\"{at}\">{text}</i>");
     }
     let share = shown.held / shown.prompt.len() as f64 * 100.0;
     let gone = counts.iter().filter(|c| **c == 0).count();
     let facts = [
         ("cache", format!("{}, {}", shown.cache, shown.budget)),
-        ("held", format!("{:.0} entries per KV head, {share:.1} %", shown.held)),
-        ("in no head", format!("{gone} of {} tokens", shown.prompt.len())),
+        (
+            "held",
+            format!("{:.0} entries per KV head, {share:.1} %", shown.held),
+        ),
+        (
+            "in no head",
+            format!("{gone} of {} tokens", shown.prompt.len()),
+        ),
         ("model", shown.model.clone()),
     ];
-    let facts: String = facts.iter().map(|(k, v)| format!("<div><dt>{k}</dt><dd>{}</dd></div>", escape(v))).collect();
+    let facts: String = facts
+        .iter()
+        .map(|(k, v)| format!("<div><dt>{k}</dt><dd>{}</dd></div>", escape(v)))
+        .collect();
     let expected = if asked.expected.is_empty() {
         String::new()
     } else {
-        format!("<p><b>Expected</b> {}</p>", escape(&asked.expected.join(", ")))
+        format!(
+            "<p><b>Expected</b> {}</p>",
+            escape(&asked.expected.join(", "))
+        )
     };
-    let rules: String = (0..=STEPS).map(|k| format!(".k{k}{{--k:{:.0}%}}", strength(k) * 100.0)).collect();
+    let rules: String = (0..=STEPS)
+        .map(|k| format!(".k{k}{{--k:{:.0}%}}", strength(k) * 100.0))
+        .collect();
     TEMPLATE
         .replace("@RULES@", &rules)
         .replace("@FACTS@", &facts)
@@ -164,7 +214,8 @@ pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
         .replace("@BODY@", &body)
 }
 
-/// Which head holds what: a bit for each head and position, least significant first, as hexadecimal digits.
+/// Which head holds what: a bit for each head and position, least significant first, as hexadecimal
+/// digits.
 fn bits(shown: &Shown) -> String {
     let bytes = shown.prompt.len().div_ceil(8);
     let mut all = vec![0u8; bytes * shown.heads.len()];
@@ -173,17 +224,22 @@ fn bits(shown: &Shown) -> String {
             all[head * bytes + position as usize / 8] |= 1 << (position % 8);
         }
     }
-    all.iter().fold(String::with_capacity(2 * all.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    all.iter()
+        .fold(String::with_capacity(2 * all.len()), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
-/// How strong the shade of a step is. Small shares are the common ones, so they get more than their part.
+/// How strong the shade of a step is. Small shares are the common ones, so they get more than their
+/// part.
 fn strength(step: usize) -> f64 {
     (step as f64 / STEPS as f64).powf(0.7)
 }
@@ -196,7 +252,9 @@ mod tests {
     use crate::prompt::tests::Words;
 
     fn shown(side: &Words) -> Shown {
-        let prompt = side.encode("one <two> three four\nfive six ").expect("words");
+        let prompt = side
+            .encode("one <two> three four\nfive six ")
+            .expect("words");
         Shown {
             model: "m".into(),
             cache: "window".into(),
@@ -204,7 +262,12 @@ mod tests {
             prompt,
             context: 4,
             layers: 2,
-            heads: vec![vec![0, 3, 4, 5], vec![0, 2, 4, 5], vec![0, 3, 4, 5], vec![0, 1, 4, 5]],
+            heads: vec![
+                vec![0, 3, 4, 5],
+                vec![0, 2, 4, 5],
+                vec![0, 3, 4, 5],
+                vec![0, 1, 4, 5],
+            ],
             held: 4.0,
             answer: "<b>".into(),
         }
@@ -213,7 +276,11 @@ mod tests {
     #[test]
     fn tokens_are_shaded_by_the_heads_that_hold_them() {
         let side = Words::default();
-        let asked = Asked { question: "Q & A?".into(), answer_prefix: "It is".into(), expected: vec!["three".into()] };
+        let asked = Asked {
+            question: "Q & A?".into(),
+            answer_prefix: "It is".into(),
+            expected: vec!["three".into()],
+        };
         let page = html(&side, &shown(&side), &asked);
         for part in [
             "<i class=\"k20\" data-t=\"0\">one </i>",

@@ -3,8 +3,9 @@
 /// Standard normal quantile of a two-sided 95 % interval.
 const Z95: f64 = 1.959_963_984_540_054;
 
-/// 95 % interval of a proportion from `n` trials with mean `p` (Wilson, "Probable inference, the law of succession, and
-/// statistical inference", 1927). For fractions within a trial, which vary less than 0 and 1, it is wider than needed.
+/// 95 % interval of a proportion from `n` trials with mean `p` (Wilson, "Probable inference, the
+/// law of succession, and statistical inference", 1927). For fractions within a trial, which vary
+/// less than 0 and 1, it is wider than needed.
 pub fn wilson(p: f64, n: usize) -> (f64, f64) {
     if n == 0 {
         return (0.0, 1.0);
@@ -15,7 +16,8 @@ pub fn wilson(p: f64, n: usize) -> (f64, f64) {
     ((centre - half).max(0.0), (centre + half).min(1.0))
 }
 
-/// Mean and standard error of the mean; the error is `None` below two values, the mean 0 without any.
+/// Mean and standard error of the mean; the error is `None` below two values, the mean 0 without
+/// any.
 pub fn mean_and_error(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     if values.is_empty() {
@@ -29,8 +31,8 @@ pub fn mean_and_error(values: &[f64]) -> (f64, Option<f64>) {
     (mean, Some((variance / n).sqrt()))
 }
 
-/// Natural logarithm of the softmax probability of `token`, and whether it is the greatest logit (the first of equal ones).
-/// NaN logits give NaN.
+/// Natural logarithm of the softmax probability of `token`, and whether it is the greatest logit
+/// (the first of equal ones). NaN logits give NaN.
 pub fn log_probability(logits: &[f32], token: u32) -> (f64, bool) {
     let token = token as usize;
     let best = argmax(logits);
@@ -60,10 +62,14 @@ mod tests {
 
     #[test]
     fn wilson_matches_published_values() {
-        // Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3.
-        for (r, n, low, high) in
-            [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
-        {
+        // Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I,
+        // method 3.
+        for (r, n, low, high) in [
+            (81, 263, 0.2553, 0.3662),
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+        ] {
             let (l, h) = wilson(f64::from(r) / n as f64, n);
             close(l, low);
             close(h, high);

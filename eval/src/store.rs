@@ -1,10 +1,12 @@
 //! JSON lines on disk: what lets a run go on where it stopped.
 
-use crate::{Error, Result};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
 
 /// Wraps an I/O error with the path.
 pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
@@ -19,14 +21,18 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates a file and reads what is in it. A last line without its end, left by a run that was killed, is
-    /// removed.
+    /// Opens or creates a file and reads what is in it. A last line without its end, left by a run
+    /// that was killed, is removed.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Record`] for a line that is none of this kind.
     pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>)> {
         let mut options = std::fs::OpenOptions::new();
-        let file = options.create(true).append(true).open(path).map_err(io(path))?;
+        let file = options
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(io(path))?;
         let text = std::fs::read_to_string(path).map_err(io(path))?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         if whole < text.len() {
@@ -39,8 +45,18 @@ impl Store {
                 message: e.to_string(),
             })
         };
-        let records = text[..whole].lines().enumerate().map(parse).collect::<Result<_>>()?;
-        Ok((Self { path: path.into(), file }, records))
+        let records = text[..whole]
+            .lines()
+            .enumerate()
+            .map(parse)
+            .collect::<Result<_>>()?;
+        Ok((
+            Self {
+                path: path.into(),
+                file,
+            },
+            records,
+        ))
     }
 
     /// Appends a record and hands it to the system.
@@ -91,6 +107,9 @@ mod tests {
         let (_, records) = Store::open::<u32>(&path).expect("readable");
         assert_eq!(records, [1, 2, 4]);
         std::fs::write(&path, "1\nx\n2\n").expect("written");
-        assert!(matches!(Store::open::<u32>(&path), Err(Error::Record { line: 2, .. })));
+        assert!(matches!(
+            Store::open::<u32>(&path),
+            Err(Error::Record { line: 2, .. })
+        ));
     }
 }

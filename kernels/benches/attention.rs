@@ -1,14 +1,22 @@
-//! Attention of SmolLM2-135M's heads: `cargo bench -p palimpsest-kernels --bench attention`. Prints a table.
+//! Attention of SmolLM2-135M's heads: `cargo bench -p palimpsest-kernels --bench attention`. Prints
+//! a table.
 //!
-//! Prefill counts `4 * D` operations per (query head, row, visible slot). Decode reads keys and values of 30 layers.
+//! Prefill counts `4 * D` operations per (query head, row, visible slot). Decode reads keys and
+//! values of 30 layers.
+
+use std::time::Instant;
 
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
+    AttentionItem, Backend, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce,
+    SplitItem, SplitQkv,
 };
-use std::time::Instant;
 
-const SHAPE: QkvShape = QkvShape { heads: 9, kv_heads: 3, head_dim: 64 };
+const SHAPE: QkvShape = QkvShape {
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+};
 const LAYERS: usize = 30;
 
 /// Median seconds of a call, over `runs` runs after one for warming up, and the fastest.
@@ -47,15 +55,32 @@ fn arena(
     slots: usize,
 ) -> (<CpuBackend as Backend>::Pages, Vec<Vec<PageId>>) {
     let per_head = slots.div_ceil(PageShape::SLOTS);
-    let shape = PageShape { head_dim: SHAPE.head_dim, dtype: kv };
-    let mut pages = backend.alloc_pages(shape, heads * per_head).expect("room for the pages");
-    let tables: Vec<Vec<PageId>> =
-        (0..heads).map(|head| (0..per_head).map(|page| PageId((page * heads + head) as u32)).collect()).collect();
+    let shape = PageShape {
+        head_dim: SHAPE.head_dim,
+        dtype: kv,
+    };
+    let mut pages = backend
+        .alloc_pages(shape, heads * per_head)
+        .expect("room for the pages");
+    let tables: Vec<Vec<PageId>> = (0..heads)
+        .map(|head| {
+            (0..per_head)
+                .map(|page| PageId((page * heads + head) as u32))
+                .collect()
+        })
+        .collect();
     for (head, table) in tables.iter().enumerate() {
-        let (keys, values) =
-            (noise(slots * SHAPE.head_dim, head as u32), noise(slots * SHAPE.head_dim, 77 + head as u32));
-        let table = HeadPages { pages: table, len: slots };
-        backend.write_slots(&mut pages, table, 0, &keys, &values).expect("slots fit");
+        let (keys, values) = (
+            noise(slots * SHAPE.head_dim, head as u32),
+            noise(slots * SHAPE.head_dim, 77 + head as u32),
+        );
+        let table = HeadPages {
+            pages: table,
+            len: slots,
+        };
+        backend
+            .write_slots(&mut pages, table, 0, &keys, &values)
+            .expect("slots fit");
     }
     (pages, tables)
 }
@@ -79,38 +104,61 @@ fn prefill(backend: &CpuBackend, threads: usize, kv: KvType, rows: usize, slots:
     let items = items(&tables, rows, slots);
     let len = rows * SHAPE.heads * SHAPE.head_dim;
     let (q, mut out) = (noise(len, 5), vec![0.0; len]);
-    let (seconds, best) = time(25, || backend.attention(SHAPE, &pages, &q, &items, &mut out).expect("valid call"));
+    let (seconds, best) = time(25, || {
+        backend
+            .attention(SHAPE, &pages, &q, &items, &mut out)
+            .expect("valid call")
+    });
     let pairs: usize = (0..rows).map(|row| slots - rows + row + 1).sum();
     let flops = (4 * SHAPE.head_dim * SHAPE.heads * pairs) as f64;
     println!(
-        "{threads} threads  {kv:?}  attention {rows:>4} rows x {slots:>5} slots  {:>8.3} ms  {:>6.1} GFLOP/s per thread (best {:.1})",
+        "{threads} threads  {kv:?}  attention {rows:>4} rows x {slots:>5} slots  {:>8.3} ms  \
+         {:>6.1} GFLOP/s per thread (best {:.1})",
         seconds * 1e3,
         flops / seconds / threads as f64 / 1e9,
         flops / best / threads as f64 / 1e9
     );
-    let items: Vec<_> =
-        items.into_iter().map(|attend| ObserveItem { attend, reduce: Reduce::Sum, row_weights: None }).collect();
+    let items: Vec<_> = items
+        .into_iter()
+        .map(|attend| ObserveItem {
+            attend,
+            reduce: Reduce::Sum,
+            row_weights: None,
+        })
+        .collect();
     let mut weights = vec![Vec::new(); items.len()];
-    let seconds = median(7, || backend.observe(SHAPE, &pages, &q, &items, &mut weights).expect("valid call"));
-    println!("{threads} threads  {kv:?}  observe   {rows:>4} rows x {slots:>5} slots  {:>8.3} ms", seconds * 1e3);
+    let seconds = median(7, || {
+        backend
+            .observe(SHAPE, &pages, &q, &items, &mut weights)
+            .expect("valid call")
+    });
+    println!(
+        "{threads} threads  {kv:?}  observe   {rows:>4} rows x {slots:>5} slots  {:>8.3} ms",
+        seconds * 1e3
+    );
 }
 
 fn decode(backend: &CpuBackend, threads: usize, kv: KvType, slots: usize) {
     let (pages, tables) = arena(backend, kv, SHAPE.kv_heads * LAYERS, slots);
-    let layers: Vec<Vec<AttentionItem<'_>>> =
-        tables.chunks(SHAPE.kv_heads).map(|tables| items(tables, 1, slots)).collect();
+    let layers: Vec<Vec<AttentionItem<'_>>> = tables
+        .chunks(SHAPE.kv_heads)
+        .map(|tables| items(tables, 1, slots))
+        .collect();
     let len = SHAPE.heads * SHAPE.head_dim;
     let (q, mut out) = (noise(len, 5), vec![0.0; len]);
     // Layer by layer, so that a call is shorter than the system's time slice on a busy machine.
     let mut layer = 0;
     let (seconds, best) = time(40 * LAYERS, || {
-        backend.attention(SHAPE, &pages, &q, &layers[layer % LAYERS], &mut out).expect("valid call");
+        backend
+            .attention(SHAPE, &pages, &q, &layers[layer % LAYERS], &mut out)
+            .expect("valid call");
         layer += 1;
     });
     let (seconds, best) = (seconds * LAYERS as f64, best * LAYERS as f64);
     let bytes = (LAYERS * SHAPE.kv_heads * slots * 2 * SHAPE.head_dim * kv.bytes()) as f64;
     println!(
-        "{threads} threads  {kv:?}  decode {slots:>5} slots x {LAYERS} layers  {:>8.3} ms per token (best {:.3})  {:>6.1} GB/s",
+        "{threads} threads  {kv:?}  decode {slots:>5} slots x {LAYERS} layers  {:>8.3} ms per \
+         token (best {:.3})  {:>6.1} GB/s",
         seconds * 1e3,
         best * 1e3,
         bytes / seconds / 1e9
@@ -122,22 +170,60 @@ fn elementwise(backend: &CpuBackend, threads: usize, rows: usize) {
     let items: Vec<_> = tables
         .iter()
         .enumerate()
-        .map(|(kv_head, pages)| SplitItem { rows: 0..rows, kv_head, slots: HeadPages { pages, len: 1280 - rows } })
+        .map(|(kv_head, pages)| SplitItem {
+            rows: 0..rows,
+            kv_head,
+            slots: HeadPages {
+                pages,
+                len: 1280 - rows,
+            },
+        })
         .collect();
     let half = SHAPE.head_dim / 2;
-    let (qkv, cos, sin) = (noise(rows * SHAPE.width(), 1), noise(rows * half, 2), noise(rows * half, 3));
+    let (qkv, cos, sin) = (
+        noise(rows * SHAPE.width(), 1),
+        noise(rows * half, 2),
+        noise(rows * half, 3),
+    );
     let mut q = vec![0.0; rows * SHAPE.heads * SHAPE.head_dim];
     let seconds = median(41, || {
-        let args = SplitQkv { shape: SHAPE, qkv: &qkv, rows, cos: &cos, sin: &sin, qk_norm: None, items: &items };
-        backend.split_qkv(args, &mut pages, &mut q).expect("valid call");
+        let args = SplitQkv {
+            shape: SHAPE,
+            qkv: &qkv,
+            rows,
+            cos: &cos,
+            sin: &sin,
+            qk_norm: None,
+            items: &items,
+        };
+        backend
+            .split_qkv(args, &mut pages, &mut q)
+            .expect("valid call");
     });
-    println!("{threads} threads  F16  split_qkv {rows:>4} rows  {:>8.4} ms", seconds * 1e3);
+    println!(
+        "{threads} threads  F16  split_qkv {rows:>4} rows  {:>8.4} ms",
+        seconds * 1e3
+    );
     let (x, mut out) = (noise(rows * 3072, 4), vec![0.0; rows * 1536]);
-    let seconds = median(41, || backend.silu_mul(&x, rows, 1536, &mut out).expect("valid call"));
-    println!("{threads} threads       silu_mul  {rows:>4} rows x 1536  {:>8.4} ms", seconds * 1e3);
+    let seconds = median(41, || {
+        backend
+            .silu_mul(&x, rows, 1536, &mut out)
+            .expect("valid call")
+    });
+    println!(
+        "{threads} threads       silu_mul  {rows:>4} rows x 1536  {:>8.4} ms",
+        seconds * 1e3
+    );
     let (weight, mut out) = (noise(576, 5), vec![0.0; rows * 576]);
-    let seconds = median(41, || backend.rms_norm(&x, &weight, 1e-5, rows, &mut out).expect("valid call"));
-    println!("{threads} threads       rms_norm  {rows:>4} rows x 576   {:>8.4} ms", seconds * 1e3);
+    let seconds = median(41, || {
+        backend
+            .rms_norm(&x, &weight, 1e-5, rows, &mut out)
+            .expect("valid call")
+    });
+    println!(
+        "{threads} threads       rms_norm  {rows:>4} rows x 576   {:>8.4} ms",
+        seconds * 1e3
+    );
 }
 
 fn main() {
@@ -145,7 +231,10 @@ fn main() {
     let part = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     for threads in [1, 2] {
-        let backend = CpuBackend::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() });
+        let backend = CpuBackend::new(CpuOptions {
+            threads: Some(threads),
+            ..CpuOptions::default()
+        });
         println!("{}", backend.name());
         for kv in [KvType::F16, KvType::F32] {
             if wanted("prefill") {

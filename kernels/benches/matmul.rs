@@ -1,13 +1,15 @@
 //! Matrix products: `cargo bench -p palimpsest-kernels --bench matmul [-- FILTER]`. Prints a table.
 //!
-//! GMAC/s counts multiply-adds, GB/s the packed weights read once per call. Decode rows cycle through enough matrices
-//! to exceed the last-level cache, as the layers of a model do. Every figure is the best of 60 runs of 2 ms or more:
-//! on a shared machine the best run is the one with the fewest interruptions.
+//! GMAC/s counts multiply-adds, GB/s the packed weights read once per call. Decode rows cycle
+//! through enough matrices to exceed the last-level cache, as the layers of a model do. Every
+//! figure is the best of 60 runs of 2 ms or more: on a shared machine the best run is the one with
+//! the fewest interruptions.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, Pool};
 use palimpsest_kernels::{Backend, WeightType, WeightView};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 /// Weights cycled through, in bytes.
 const WORKING_SET: usize = 96 << 20;
@@ -24,7 +26,9 @@ struct Case {
 }
 
 fn noise(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+    *state = state
+        .wrapping_mul(0x5851_f42d_4c95_7f2d)
+        .wrapping_add(0x1405_7b7e_f767_814f);
     *state >> 33
 }
 
@@ -32,7 +36,9 @@ fn noise(state: &mut u64) -> u64 {
 fn weights(case: &Case) -> Vec<u8> {
     let (per_block, size) = case.dtype.block();
     let mut state = 7;
-    let mut bytes: Vec<u8> = (0..case.rows * case.cols / per_block * size).map(|_| noise(&mut state) as u8).collect();
+    let mut bytes: Vec<u8> = (0..case.rows * case.cols / per_block * size)
+        .map(|_| noise(&mut state) as u8)
+        .collect();
     let small = [0x00, 0x1c];
     for block in bytes.chunks_exact_mut(size) {
         match case.dtype {
@@ -52,17 +58,26 @@ fn weights(case: &Case) -> Vec<u8> {
 
 fn measure(backend: &CpuBackend, case: &Case) {
     let bytes = weights(case);
-    let view = WeightView { dtype: case.dtype, rows: case.rows, cols: case.cols, bytes: &bytes };
+    let view = WeightView {
+        dtype: case.dtype,
+        rows: case.rows,
+        cols: case.cols,
+        bytes: &bytes,
+    };
     let first = backend.load_matrix(&[view]).expect("valid weights");
     let packed = backend.matrix_bytes(&first);
     let mut matrices = vec![first];
     while matrices.len() * packed < WORKING_SET {
         matrices.push(backend.load_matrix(&[view]).expect("valid weights"));
     }
-    let ends: Option<Vec<usize>> = case.unit.map(|unit| (1..=case.cols / unit).map(|end| end * unit).collect());
+    let ends: Option<Vec<usize>> = case
+        .unit
+        .map(|unit| (1..=case.cols / unit).map(|end| end * unit).collect());
     for rows in [1, 8, 64, 256] {
         let mut state = 3;
-        let x: Vec<f32> = (0..rows * case.cols).map(|_| noise(&mut state) as f32 / (1u64 << 30) as f32 - 1.0).collect();
+        let x: Vec<f32> = (0..rows * case.cols)
+            .map(|_| noise(&mut state) as f32 / (1u64 << 30) as f32 - 1.0)
+            .collect();
         let mut out = vec![0.0; rows * case.rows];
         let (mut best, mut next) = (f64::INFINITY, 0);
         for _ in 0..RUNS {
@@ -81,7 +96,10 @@ fn measure(backend: &CpuBackend, case: &Case) {
         let macs = (rows * case.rows * case.cols) as f64;
         println!(
             "{:<10} {:>6} x {:<6} {:<5} rows {rows:<4} {:>10.1} us {:>8.1} GMAC/s {:>7.2} GB/s",
-            case.unit.map_or(case.name.to_string(), |unit| format!("{} /{unit}", case.name)),
+            case.unit.map_or(case.name.to_string(), |unit| format!(
+                "{} /{unit}",
+                case.name
+            )),
             case.rows,
             case.cols,
             format!("{:?}", case.dtype),
@@ -92,7 +110,8 @@ fn measure(backend: &CpuBackend, case: &Case) {
     }
 }
 
-/// Best mean seconds of a fork-join region in which every thread meets all others and does nothing else.
+/// Best mean seconds of a fork-join region in which every thread meets all others and does nothing
+/// else.
 fn region_seconds(threads: usize) -> f64 {
     let pool = Pool::new(threads);
     let mean = |_| {
@@ -112,9 +131,21 @@ fn region_seconds(threads: usize) -> f64 {
 }
 
 fn main() {
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    let case = |name, dtype, rows, cols| Case { name, dtype, rows, cols, unit: None };
-    let units = |unit, case| Case { unit: Some(unit), ..case };
+    let filter = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with('-'))
+        .unwrap_or_default();
+    let case = |name, dtype, rows, cols| Case {
+        name,
+        dtype,
+        rows,
+        cols,
+        unit: None,
+    };
+    let units = |unit, case| Case {
+        unit: Some(unit),
+        ..case
+    };
     let cases = [
         case("qkv", WeightType::Q4_1, 960, 576),
         case("o", WeightType::Q4_1, 576, 576),
@@ -139,12 +170,23 @@ fn main() {
         case("wide", WeightType::Q4K, 4096, 14336),
     ];
     let most = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let modes = [Activations::Int8, Activations::F32].map(|mode| [1, most].map(|threads| (mode, threads)));
+    let modes =
+        [Activations::Int8, Activations::F32].map(|mode| [1, most].map(|threads| (mode, threads)));
     for (activations, threads) in modes.into_iter().flatten() {
-        let backend = CpuBackend::new(CpuOptions { activations, threads: Some(threads), simd: None });
+        let backend = CpuBackend::new(CpuOptions {
+            activations,
+            threads: Some(threads),
+            simd: None,
+        });
         let title = backend.name();
-        println!("{title}, {:.2} us for all threads to meet", region_seconds(threads) * 1e6);
-        for case in cases.iter().filter(|case| format!("{title} {} {:?}", case.name, case.dtype).contains(&filter)) {
+        println!(
+            "{title}, {:.2} us for all threads to meet",
+            region_seconds(threads) * 1e6
+        );
+        for case in cases
+            .iter()
+            .filter(|case| format!("{title} {} {:?}", case.name, case.dtype).contains(&filter))
+        {
             measure(&backend, case);
         }
     }

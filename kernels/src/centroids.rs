@@ -1,5 +1,6 @@
-//! Centroids of one KV head, laid out as attention reads them: pages of [`PageShape::SLOTS`] centroids, `[D][32]` keys, then
-//! `[32][D]` values, in f32. A decode step reads every page it has, so nothing is copied for it.
+//! Centroids of one KV head, laid out as attention reads them: pages of [`PageShape::SLOTS`]
+//! centroids, `[D][32]` keys, then `[32][D]` values, in f32. A decode step reads every page it has,
+//! so nothing is copied for it.
 
 use crate::backend::PageShape;
 
@@ -18,17 +19,28 @@ pub struct CentroidState {
 }
 
 impl CentroidState {
-    /// `r` centroids: means of keys and of values `[r, D]` (post-RoPE) and how many entries each stands for `[r]`, at least 1.
-    /// Unequal lengths are refused where the state is written ([`Backend::write_latent`](crate::Backend::write_latent)).
+    /// `r` centroids: means of keys and of values `[r, D]` (post-RoPE) and how many entries each
+    /// stands for `[r]`, at least 1. Unequal lengths are refused where the state is written
+    /// ([`Backend::write_latent`](crate::Backend::write_latent)).
     pub fn new(keys: &[f32], values: &[f32], counts: Vec<f32>) -> Self {
         let dim = keys.len() / counts.len().max(1);
-        let mut state = Self { dim, ..Self::default() };
+        let mut state = Self {
+            dim,
+            ..Self::default()
+        };
         let rowless = dim == 0 && !counts.is_empty();
         if rowless || keys.len() != dim * counts.len() || values.len() != keys.len() {
             // No whole number of rows: counts without pages, which `check` names.
-            return Self { counts, ..Self::default() };
+            return Self {
+                counts,
+                ..Self::default()
+            };
         }
-        for ((key, value), &count) in keys.chunks_exact(dim.max(1)).zip(values.chunks_exact(dim.max(1))).zip(&counts) {
+        for ((key, value), &count) in keys
+            .chunks_exact(dim.max(1))
+            .zip(values.chunks_exact(dim.max(1)))
+            .zip(&counts)
+        {
             state.push(key, value, count);
         }
         state
@@ -42,7 +54,10 @@ impl CentroidState {
 
     /// Means of values `[r, D]`.
     pub fn values(&self) -> Vec<f32> {
-        (0..self.counts.len()).flat_map(|r| &self.pages[self.first_value(r)..][..self.dim]).copied().collect()
+        (0..self.counts.len())
+            .flat_map(|r| &self.pages[self.first_value(r)..][..self.dim])
+            .copied()
+            .collect()
     }
 
     /// Entries that each stands for `[r]`.
@@ -77,16 +92,22 @@ impl CentroidState {
         self.dim = key.len();
         let r = self.counts.len();
         if r.is_multiple_of(SLOTS) {
-            self.pages.resize(self.pages.len() + 2 * SLOTS * self.dim, 0.0);
+            self.pages
+                .resize(self.pages.len() + 2 * SLOTS * self.dim, 0.0);
         }
         self.counts.push(count);
         self.bias.push(count.ln());
         let (first_key, first_value) = (self.first_key(r), self.first_value(r));
-        self.pages[first_key..].iter_mut().step_by(SLOTS).zip(key).for_each(|(to, k)| *to = *k);
+        self.pages[first_key..]
+            .iter_mut()
+            .step_by(SLOTS)
+            .zip(key)
+            .for_each(|(to, k)| *to = *k);
         self.pages[first_value..][..value.len()].copy_from_slice(value);
     }
 
-    /// Takes in an entry `[D]` each: as a centroid of its own while there are fewer than `most`, else into the nearest.
+    /// Takes in an entry `[D]` each: as a centroid of its own while there are fewer than `most`,
+    /// else into the nearest.
     pub(crate) fn absorb(&mut self, most: usize, key: &[f32], value: &[f32]) {
         if self.counts.len() < most {
             return self.push(key, value, 1.0);
@@ -97,16 +118,27 @@ impl CentroidState {
         self.bias[r] = n.ln();
         let mean = |centroid: &mut f32, x: f32| *centroid += (x - *centroid) / n;
         let (first_key, first_value) = (self.first_key(r), self.first_value(r));
-        self.pages[first_key..].iter_mut().step_by(SLOTS).zip(key).for_each(|(c, &k)| mean(c, k));
-        self.pages[first_value..].iter_mut().zip(value).for_each(|(c, &v)| mean(c, v));
+        self.pages[first_key..]
+            .iter_mut()
+            .step_by(SLOTS)
+            .zip(key)
+            .for_each(|(c, &k)| mean(c, k));
+        self.pages[first_value..]
+            .iter_mut()
+            .zip(value)
+            .for_each(|(c, &v)| mean(c, v));
     }
 
     /// Index of the centroid nearest to `key` by squared Euclidean distance, the first of equals.
     fn nearest(&self, key: &[f32]) -> usize {
         let mut best = (f32::INFINITY, 0);
-        for (page, first) in self.pages.chunks_exact(2 * SLOTS * self.dim).zip((0..).step_by(SLOTS)) {
-            // Eight running sums over the dimensions, then those in order: the sum that the CUDA kernel makes, here for
-            // all centroids of a page side by side.
+        for (page, first) in self
+            .pages
+            .chunks_exact(2 * SLOTS * self.dim)
+            .zip((0..).step_by(SLOTS))
+        {
+            // Eight running sums over the dimensions, then those in order: the sum that the CUDA
+            // kernel makes, here for all centroids of a page side by side.
             let mut sums = [[0.0f32; SLOTS]; 8];
             for (d, (keys, k)) in page.chunks_exact(SLOTS).zip(key).enumerate() {
                 for (sum, c) in sums[d % 8].iter_mut().zip(keys) {
@@ -130,13 +162,23 @@ mod tests {
 
     #[test]
     fn what_was_put_in_comes_out_in_order_across_pages() {
-        let rows = |len: u16, step: u16| (0..len).map(|i| f32::from(i * step % 997)).collect::<Vec<f32>>();
+        let rows = |len: u16, step: u16| {
+            (0..len)
+                .map(|i| f32::from(i * step % 997))
+                .collect::<Vec<f32>>()
+        };
         for count in [1u16, 31, 32, 33, 70] {
             let (keys, values) = (rows(count * 12, 7), rows(count * 12, 11));
             let counts: Vec<f32> = (1..=count).map(f32::from).collect();
             let state = CentroidState::new(&keys, &values, counts.clone());
-            assert_eq!((state.keys(), state.values(), state.counts()), (keys, values, &counts[..]));
-            assert_eq!(state.pages.len(), usize::from(count).div_ceil(32) * 2 * 32 * 12);
+            assert_eq!(
+                (state.keys(), state.values(), state.counts()),
+                (keys, values, &counts[..])
+            );
+            assert_eq!(
+                state.pages.len(),
+                usize::from(count).div_ceil(32) * 2 * 32 * 12
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! One suite for all backends: random shapes (empty, one, odd, ragged, across pages and tiles) against
-//! [`ReferenceBackend`].
+//! One suite for all backends: random shapes (empty, one, odd, ragged, across pages and tiles)
+//! against [`ReferenceBackend`].
 //!
 //! ```no_run
 //! use palimpsest_kernels::{KvType, conformance, cpu::{CpuBackend, CpuOptions}};
@@ -21,8 +21,8 @@ use crate::error::Error;
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::reference::{ReferenceBackend, ReferencePages};
 
-/// Largest accepted differences. A difference is divided by the larger of 1 and the largest reference value of its
-/// array, for `matmul` by the root mean square of the reference values.
+/// Largest accepted differences. A difference is divided by the larger of 1 and the largest
+/// reference value of its array, for `matmul` by the root mean square of the reference values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// Norms, activations, rotations.
@@ -39,7 +39,13 @@ pub struct Tolerance {
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self { elementwise: 2e-6, embed: 2e-6, attention: 4e-6, matmul: 1e-5, matmul_quantised: 1e-5 }
+        Self {
+            elementwise: 2e-6,
+            embed: 2e-6,
+            attention: 4e-6,
+            matmul: 1e-5,
+            matmul_quantised: 1e-5,
+        }
     }
 }
 
@@ -62,7 +68,10 @@ impl std::fmt::Display for Outcome {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// A value is too far off.
-    #[error("{case}: value {index} is {got}, the reference says {want}; difference {difference:.2e} > {allowed:.2e}")]
+    #[error(
+        "{case}: value {index} is {got}, the reference says {want}; difference {difference:.2e} > \
+         {allowed:.2e}"
+    )]
     Differs {
         /// Operation and shape.
         case: String,
@@ -118,8 +127,19 @@ pub enum Failure {
 type Check<T = ()> = Result<T, Failure>;
 
 /// Runs every case on `backend`; `seed` chooses the values. Returns the differences measured.
-pub fn run<B: Backend>(backend: &B, kv: KvType, tolerance: Tolerance, seed: u64) -> Result<Vec<Outcome>, Failure> {
-    let mut suite = Suite { backend, kv, tolerance, random: Random(seed), outcomes: Vec::new() };
+pub fn run<B: Backend>(
+    backend: &B,
+    kv: KvType,
+    tolerance: Tolerance,
+    seed: u64,
+) -> Result<Vec<Outcome>, Failure> {
+    let mut suite = Suite {
+        backend,
+        kv,
+        tolerance,
+        random: Random(seed),
+        outcomes: Vec::new(),
+    };
     dense::buffers(&mut suite)?;
     dense::norms(&mut suite)?;
     dense::elementwise(&mut suite)?;
@@ -152,17 +172,27 @@ struct Suite<'a, B: Backend> {
 impl<B: Backend> Suite<'_, B> {
     /// An array on the device.
     fn upload(&self, values: &[f32]) -> Check<B::Buffer> {
-        let refused = |error| Failure::Refused { case: format!("upload of {}", values.len()), error };
+        let refused = |error| Failure::Refused {
+            case: format!("upload of {}", values.len()),
+            error,
+        };
         let mut buffer = self.backend.alloc(values.len()).map_err(refused)?;
-        self.backend.upload(values, &mut buffer, 0).map_err(refused)?;
+        self.backend
+            .upload(values, &mut buffer, 0)
+            .map_err(refused)?;
         Ok(buffer)
     }
 
     /// The first `len` values of an array on the device.
     fn download(&self, buffer: &B::Buffer, len: usize) -> Check<Vec<f32>> {
         let mut values = vec![f32::NAN; len];
-        let refused = |error| Failure::Refused { case: format!("download of {len}"), error };
-        self.backend.download(buffer, 0, &mut values).map_err(refused)?;
+        let refused = |error| Failure::Refused {
+            case: format!("download of {len}"),
+            error,
+        };
+        self.backend
+            .download(buffer, 0, &mut values)
+            .map_err(refused)?;
         Ok(values)
     }
 
@@ -173,20 +203,45 @@ impl<B: Backend> Suite<'_, B> {
     }
 
     /// Compares arrays; differences are divided by `scale`.
-    fn compare_scaled(&mut self, case: &str, got: &[f32], want: &[f32], allowed: f32, scale: f32) -> Check {
+    fn compare_scaled(
+        &mut self,
+        case: &str,
+        got: &[f32],
+        want: &[f32],
+        allowed: f32,
+        scale: f32,
+    ) -> Check {
         if got.len() != want.len() {
-            return Err(Failure::Length { case: case.to_owned(), got: got.len(), want: want.len() });
+            return Err(Failure::Length {
+                case: case.to_owned(),
+                got: got.len(),
+                want: want.len(),
+            });
         }
         let mut worst = 0.0f32;
         for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
-            let difference = if got.to_bits() == want.to_bits() { 0.0 } else { (got - want).abs() / scale };
+            let difference = if got.to_bits() == want.to_bits() {
+                0.0
+            } else {
+                (got - want).abs() / scale
+            };
             let fits = difference <= allowed;
             if !fits {
-                return Err(Failure::Differs { case: case.to_owned(), index, got, want, difference, allowed });
+                return Err(Failure::Differs {
+                    case: case.to_owned(),
+                    index,
+                    got,
+                    want,
+                    difference,
+                    allowed,
+                });
             }
             worst = worst.max(difference);
         }
-        self.outcomes.push(Outcome { case: case.to_owned(), difference: worst });
+        self.outcomes.push(Outcome {
+            case: case.to_owned(),
+            difference: worst,
+        });
         Ok(())
     }
 }
@@ -198,7 +253,10 @@ trait Named<T> {
 
 impl<T> Named<T> for Result<T, Error> {
     fn named(self, case: &str) -> Check<T> {
-        self.map_err(|error| Failure::Refused { case: case.to_owned(), error })
+        self.map_err(|error| Failure::Refused {
+            case: case.to_owned(),
+            error,
+        })
     }
 }
 
@@ -206,7 +264,9 @@ impl<T> Named<T> for Result<T, Error> {
 fn refused<T>(case: &str, result: Result<T, Error>) -> Check {
     match result {
         Err(_) => Ok(()),
-        Ok(_) => Err(Failure::Accepted { case: case.to_owned() }),
+        Ok(_) => Err(Failure::Accepted {
+            case: case.to_owned(),
+        }),
     }
 }
 
@@ -229,7 +289,9 @@ impl Random {
 
     /// Nearly normal, mean 0, variance 1: the sum of four uniforms.
     fn value(&mut self) -> f32 {
-        let sum: f32 = (0..4).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5).sum();
+        let sum: f32 = (0..4)
+            .map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5)
+            .sum();
         sum * 3.0f32.sqrt()
     }
 
@@ -258,61 +320,131 @@ struct Arenas<B: Backend> {
 impl<B: Backend> Arenas<B> {
     /// One table per entry of `slots`, for that many slots.
     fn new(suite: &mut Suite<'_, B>, dim: usize, slots: &[usize]) -> Check<Self> {
-        let shape = PageShape { head_dim: dim, dtype: suite.kv };
-        let counts: Vec<usize> = slots.iter().map(|slots| slots.div_ceil(PageShape::SLOTS)).collect();
-        let mut order = suite.random.shuffled(counts.iter().sum::<usize>() + 1).into_iter().map(PageId);
-        let tables: Vec<Vec<PageId>> = counts.iter().map(|&count| order.by_ref().take(count).collect()).collect();
+        let shape = PageShape {
+            head_dim: dim,
+            dtype: suite.kv,
+        };
+        let counts: Vec<usize> = slots
+            .iter()
+            .map(|slots| slots.div_ceil(PageShape::SLOTS))
+            .collect();
+        let mut order = suite
+            .random
+            .shuffled(counts.iter().sum::<usize>() + 1)
+            .into_iter()
+            .map(PageId);
+        let tables: Vec<Vec<PageId>> = counts
+            .iter()
+            .map(|&count| order.by_ref().take(count).collect())
+            .collect();
         let count = counts.iter().sum::<usize>() + 1;
         Ok(Self {
             dim,
-            pages: suite.backend.alloc_pages(shape, count).named("alloc_pages")?,
-            reference: ReferenceBackend.alloc_pages(shape, count).named("alloc_pages")?,
+            pages: suite
+                .backend
+                .alloc_pages(shape, count)
+                .named("alloc_pages")?,
+            reference: ReferenceBackend
+                .alloc_pages(shape, count)
+                .named("alloc_pages")?,
             tables,
         })
     }
 
     /// Head `index` with `len` slots.
     fn head(&self, index: usize, len: usize) -> HeadPages<'_> {
-        HeadPages { pages: &self.tables[index], len }
+        HeadPages {
+            pages: &self.tables[index],
+            len,
+        }
     }
 
     /// Writes random entries to the first `len` slots of head `index`.
     fn fill(&mut self, suite: &mut Suite<'_, B>, index: usize, len: usize) -> Check {
-        let (keys, values) = (suite.random.values(len * self.dim), suite.random.values(len * self.dim));
-        let head = HeadPages { pages: &self.tables[index], len };
-        suite.backend.write_slots(&mut self.pages, head, 0, &keys, &values).named("write_slots")?;
-        ReferenceBackend.write_slots(&mut self.reference, head, 0, &keys, &values).named("write_slots")
+        let (keys, values) = (
+            suite.random.values(len * self.dim),
+            suite.random.values(len * self.dim),
+        );
+        let head = HeadPages {
+            pages: &self.tables[index],
+            len,
+        };
+        suite
+            .backend
+            .write_slots(&mut self.pages, head, 0, &keys, &values)
+            .named("write_slots")?;
+        ReferenceBackend
+            .write_slots(&mut self.reference, head, 0, &keys, &values)
+            .named("write_slots")
     }
 
     /// An empty latent memory in both arenas, which give it one id.
     fn latent(&mut self, suite: &Suite<'_, B>, kind: LatentKind, heads: usize) -> Check<LatentId> {
-        let id = suite.backend.alloc_latent(&mut self.pages, kind, heads).named("alloc_latent")?;
-        let twin = ReferenceBackend.alloc_latent(&mut self.reference, kind, heads).named("alloc_latent")?;
+        let id = suite
+            .backend
+            .alloc_latent(&mut self.pages, kind, heads)
+            .named("alloc_latent")?;
+        let twin = ReferenceBackend
+            .alloc_latent(&mut self.reference, kind, heads)
+            .named("alloc_latent")?;
         if id == twin {
             Ok(id)
         } else {
-            Err(Failure::Length { case: "id".into(), got: id.0 as usize, want: twin.0 as usize })
+            Err(Failure::Length {
+                case: "id".into(),
+                got: id.0 as usize,
+                want: twin.0 as usize,
+            })
         }
     }
 
     /// Writes one state to both.
-    fn write_state(&mut self, suite: &Suite<'_, B>, head: LatentHead, state: &LatentState) -> Check {
-        suite.backend.write_latent(&mut self.pages, head, state).named("write_latent")?;
-        ReferenceBackend.write_latent(&mut self.reference, head, state).named("write_latent")
+    fn write_state(
+        &mut self,
+        suite: &Suite<'_, B>,
+        head: LatentHead,
+        state: &LatentState,
+    ) -> Check {
+        suite
+            .backend
+            .write_latent(&mut self.pages, head, state)
+            .named("write_latent")?;
+        ReferenceBackend
+            .write_latent(&mut self.reference, head, state)
+            .named("write_latent")
     }
 
     /// Compares the first `len` slots of head `index`.
-    fn compare(&self, suite: &mut Suite<'_, B>, case: &str, index: usize, len: usize, allowed: f32) -> Check {
+    fn compare(
+        &self,
+        suite: &mut Suite<'_, B>,
+        case: &str,
+        index: usize,
+        len: usize,
+        allowed: f32,
+    ) -> Check {
         let slots: Vec<u32> = (0..len as u32).collect();
         let zeros = vec![0.0; len * self.dim];
         let (mut keys, mut values) = (zeros.clone(), zeros.clone());
         suite
             .backend
-            .read_slots(&self.pages, self.head(index, len), &slots, &mut keys, &mut values)
+            .read_slots(
+                &self.pages,
+                self.head(index, len),
+                &slots,
+                &mut keys,
+                &mut values,
+            )
             .named("read_slots")?;
         let (mut want_keys, mut want_values) = (zeros.clone(), zeros);
         ReferenceBackend
-            .read_slots(&self.reference, self.head(index, len), &slots, &mut want_keys, &mut want_values)
+            .read_slots(
+                &self.reference,
+                self.head(index, len),
+                &slots,
+                &mut want_keys,
+                &mut want_values,
+            )
             .named("read_slots")?;
         suite.compare(&format!("{case}, keys"), &keys, &want_keys, allowed)?;
         suite.compare(&format!("{case}, values"), &values, &want_values, 0.0)

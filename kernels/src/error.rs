@@ -3,7 +3,8 @@
 /// Result of a kernel call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An operation that could not be carried out. Shapes and names are kept, so that the message says what to change.
+/// An operation that could not be carried out. Shapes and names are kept, so that the message says
+/// what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An argument does not have the size that the operation's shape implies.
@@ -53,7 +54,8 @@ pub enum Error {
     /// There is no such device, or this build or machine cannot use it. The text says what to do.
     #[error("{0}")]
     Unavailable(String),
-    /// The device failed in mid-operation, or a kernel did. What it held is lost; a process that wants to go on starts anew.
+    /// The device failed in mid-operation, or a kernel did. What it held is lost; a process that
+    /// wants to go on starts anew.
     #[error("{op}: the device failed: {what}")]
     Device {
         /// Operation or kernel.
@@ -61,7 +63,8 @@ pub enum Error {
         /// The device's words.
         what: String,
     },
-    /// A sum over ranks failed, or its epoch was ended: the device is whole, and the group has to form anew.
+    /// A sum over ranks failed, or its epoch was ended: the device is whole, and the group has to
+    /// form anew.
     #[error(transparent)]
     Sums(Box<dyn std::error::Error + Send + Sync>),
 }

@@ -1,15 +1,18 @@
-//! Latent memories: what remains of slots that go at a boundary. Their state lies with the pages of an arena, on the device; here
-//! is what it looks like from the host, and how the CPU merges slots into it.
+//! Latent memories: what remains of slots that go at a boundary. Their state lies with the pages of
+//! an arena, on the device; here is what it looks like from the host, and how the CPU merges slots
+//! into it.
 //!
-//! Centroids: IndexMem++ compressed memory pool (method section 3.8), online form. Each of the first entries is a centroid; a
-//! later one moves the nearest centroid, by squared Euclidean distance of keys, to the mean of all that it stands for. A centroid
-//! of `n` entries is read with `ln n` added to its logit.
+//! Centroids: IndexMem++ compressed memory pool (method section 3.8), online form. Each of the
+//! first entries is a centroid; a later one moves the nearest centroid, by squared Euclidean
+//! distance of keys, to the mean of all that it stands for. A centroid of `n` entries is read with
+//! `ln n` added to its logit.
 //!
-//! Associative: IndexMem (arXiv 2605.25475), latent memory. `phi(z) = features * z`; `A += phi(k) v^T`, `b += phi(k)^2`, read
-//! by [`Backend::readout`](crate::Backend::readout).
+//! Associative: IndexMem (arXiv 2605.25475), latent memory. `phi(z) = features * z`; `A += phi(k)
+//! v^T`, `b += phi(k)^2`, read by [`Backend::readout`](crate::Backend::readout).
 //!
-//! Entries are taken in position order, so merging them in one call or in several gives the same bits. All sums have one order:
-//! eight running sums over the dimensions, then those in order. The CUDA kernels (`kernels/cu/memorise.cu`) add alike.
+//! Entries are taken in position order, so merging them in one call or in several gives the same
+//! bits. All sums have one order: eight running sums over the dimensions, then those in order. The
+//! CUDA kernels (`kernels/cu/memorise.cu`) add alike.
 
 pub use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
@@ -53,8 +56,18 @@ impl LatentKind {
 
     pub(crate) fn check(self, op: &'static str) -> Result<()> {
         match self {
-            Self::Centroids { most: 0 } => Err(Error::Shape { op, what: "centroids", got: 0, want: 1 }),
-            Self::Associative { features: 0 } => Err(Error::Shape { op, what: "features", got: 0, want: 1 }),
+            Self::Centroids { most: 0 } => Err(Error::Shape {
+                op,
+                what: "centroids",
+                got: 0,
+                want: 1,
+            }),
+            Self::Associative { features: 0 } => Err(Error::Shape {
+                op,
+                what: "features",
+                got: 0,
+                want: 1,
+            }),
             _ => Ok(()),
         }
     }
@@ -77,10 +90,15 @@ impl AssociativeState {
             // Eight running sums let the compiler use vector lanes in a fixed order.
             let mut lanes = [0.0f32; 8];
             for (f, k) in feature.chunks(8).zip(key.chunks(8)) {
-                lanes.iter_mut().zip(f.iter().zip(k)).for_each(|(lane, (f, k))| *lane += f * k);
+                lanes
+                    .iter_mut()
+                    .zip(f.iter().zip(k))
+                    .for_each(|(lane, (f, k))| *lane += f * k);
             }
             let phi: f32 = lanes.iter().sum();
-            row.iter_mut().zip(value).for_each(|(sum, v)| *sum += phi * v);
+            row.iter_mut()
+                .zip(value)
+                .for_each(|(sum, v)| *sum += phi * v);
             *norm += phi * phi;
         }
     }
@@ -112,29 +130,65 @@ impl LatentState {
         }
     }
 
-    /// Takes in entries `[n, D]` each, in position order. `features`: at least `[f, D]` for associative memories.
-    pub(crate) fn absorb(&mut self, kind: LatentKind, features: &[f32], (keys, values): (&[f32], &[f32]), dim: usize) {
-        if let (Self::Associative(state), LatentKind::Associative { features }) = (&mut *self, kind) {
+    /// Takes in entries `[n, D]` each, in position order. `features`: at least `[f, D]` for
+    /// associative memories.
+    pub(crate) fn absorb(
+        &mut self,
+        kind: LatentKind,
+        features: &[f32],
+        (keys, values): (&[f32], &[f32]),
+        dim: usize,
+    ) {
+        if let (Self::Associative(state), LatentKind::Associative { features }) = (&mut *self, kind)
+        {
             state.sums.resize(features * dim, 0.0);
             state.norms.resize(features, 0.0);
         }
         for (key, value) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)) {
             match (&mut *self, kind) {
-                (Self::Centroids(state), LatentKind::Centroids { most }) => state.absorb(most, key, value),
+                (Self::Centroids(state), LatentKind::Centroids { most }) => {
+                    state.absorb(most, key, value)
+                }
                 (Self::Associative(state), _) => state.absorb(features, key, value),
-                (Self::Centroids(_), LatentKind::Associative { .. }) => unreachable!("checked when it was written"),
+                (Self::Centroids(_), LatentKind::Associative { .. }) => {
+                    unreachable!("checked when it was written")
+                }
             }
         }
     }
 
     /// Checks that it fits a memory of `kind`.
     pub(crate) fn check(&self, op: &'static str, kind: LatentKind, dim: usize) -> Result<()> {
-        let shape = |what, got, want| if got == want { Ok(()) } else { Err(Error::Shape { op, what, got, want }) };
+        let shape = |what, got, want| {
+            if got == want {
+                Ok(())
+            } else {
+                Err(Error::Shape {
+                    op,
+                    what,
+                    got,
+                    want,
+                })
+            }
+        };
         match (self, kind) {
             (Self::Centroids(state), LatentKind::Centroids { most }) => {
                 let count = state.counts().len();
-                shape("dimension of centroids", state.dim(), if count == 0 { 0 } else { dim })?;
-                if count > most { Err(Error::Shape { op, what: "centroids", got: count, want: most }) } else { Ok(()) }
+                shape(
+                    "dimension of centroids",
+                    state.dim(),
+                    if count == 0 { 0 } else { dim },
+                )?;
+                if count > most {
+                    Err(Error::Shape {
+                        op,
+                        what: "centroids",
+                        got: count,
+                        want: most,
+                    })
+                } else {
+                    Ok(())
+                }
             }
             (Self::Associative(state), LatentKind::Associative { features }) => {
                 let want = if state.norms.is_empty() { 0 } else { features };
@@ -148,7 +202,12 @@ impl LatentState {
 }
 
 fn wrong_kind(op: &'static str, what: &'static str) -> Error {
-    Error::Index { op, what, index: 0, len: 0 }
+    Error::Index {
+        op,
+        what,
+        index: 0,
+        len: 0,
+    }
 }
 
 /// Memory of one sequence on the host.
@@ -168,7 +227,11 @@ impl<T> Default for Latents<T> {
 
 impl<T> Latents<T> {
     pub(crate) fn insert(&mut self, latent: T) -> LatentId {
-        let free = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
+        let free = self
+            .0
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.0.len());
         if free == self.0.len() {
             self.0.push(None);
         }
@@ -188,12 +251,28 @@ impl<T> Latents<T> {
 
     pub(crate) fn get(&self, op: &'static str, id: LatentId) -> Result<&T> {
         let (index, len) = (id.0 as usize, self.0.len());
-        self.0.get(index).and_then(Option::as_ref).ok_or(Error::Index { op, what: "latent memory", index, len })
+        self.0
+            .get(index)
+            .and_then(Option::as_ref)
+            .ok_or(Error::Index {
+                op,
+                what: "latent memory",
+                index,
+                len,
+            })
     }
 
     pub(crate) fn get_mut(&mut self, op: &'static str, id: LatentId) -> Result<&mut T> {
         let (index, len) = (id.0 as usize, self.0.len());
-        self.0.get_mut(index).and_then(Option::as_mut).ok_or(Error::Index { op, what: "latent memory", index, len })
+        self.0
+            .get_mut(index)
+            .and_then(Option::as_mut)
+            .ok_or(Error::Index {
+                op,
+                what: "latent memory",
+                index,
+                len,
+            })
     }
 }
 
@@ -201,25 +280,43 @@ impl Latents<HostLatent> {
     /// An empty memory.
     pub(crate) fn create(&mut self, kind: LatentKind, heads: usize) -> Result<LatentId> {
         kind.check("alloc_latent")?;
-        Ok(self.insert(HostLatent { kind, heads: vec![LatentState::empty(kind); heads] }))
+        Ok(self.insert(HostLatent {
+            kind,
+            heads: vec![LatentState::empty(kind); heads],
+        }))
     }
 
     pub(crate) fn head(&self, op: &'static str, head: LatentHead) -> Result<&LatentState> {
         let heads = &self.get(op, head.id)?.heads;
-        heads.get(head.head).ok_or(Error::Index { op, what: "latent head", index: head.head, len: heads.len() })
+        heads.get(head.head).ok_or(Error::Index {
+            op,
+            what: "latent head",
+            index: head.head,
+            len: heads.len(),
+        })
     }
 
     /// What attention reads; `None` while there is nothing.
-    pub(crate) fn centroids(&self, op: &'static str, head: Option<LatentHead>) -> Result<Option<&CentroidState>> {
+    pub(crate) fn centroids(
+        &self,
+        op: &'static str,
+        head: Option<LatentHead>,
+    ) -> Result<Option<&CentroidState>> {
         let Some(head) = head else { return Ok(None) };
         match self.head(op, head)? {
             LatentState::Centroids(state) => Ok((!state.counts().is_empty()).then_some(state)),
-            LatentState::Associative(_) => Err(wrong_kind(op, "centroids of an associative memory")),
+            LatentState::Associative(_) => {
+                Err(wrong_kind(op, "centroids of an associative memory"))
+            }
         }
     }
 
     /// What a readout reads.
-    pub(crate) fn associative(&self, op: &'static str, head: LatentHead) -> Result<&AssociativeState> {
+    pub(crate) fn associative(
+        &self,
+        op: &'static str,
+        head: LatentHead,
+    ) -> Result<&AssociativeState> {
         match self.head(op, head)? {
             LatentState::Associative(state) => Ok(state),
             LatentState::Centroids(_) => Err(wrong_kind(op, "features of centroids")),
@@ -227,7 +324,12 @@ impl Latents<HostLatent> {
     }
 
     /// Replaces the state of a head.
-    pub(crate) fn write(&mut self, head: LatentHead, state: &LatentState, dim: usize) -> Result<()> {
+    pub(crate) fn write(
+        &mut self,
+        head: LatentHead,
+        state: &LatentState,
+        dim: usize,
+    ) -> Result<()> {
         let op = "write_latent";
         self.head(op, head)?;
         let latent = self.get_mut(op, head.id)?;
@@ -237,8 +339,9 @@ impl Latents<HostLatent> {
     }
 }
 
-/// What [`Backend::memorise`](crate::Backend::memorise) checks of its features, `[layers, F, D]` in a buffer of `len` values, for
-/// a memory of `heads` heads: returns heads of a layer, and values of a layer's features (0 without any).
+/// What [`Backend::memorise`](crate::Backend::memorise) checks of its features, `[layers, F, D]` in
+/// a buffer of `len` values, for a memory of `heads` heads: returns heads of a layer, and values of
+/// a layer's features (0 without any).
 pub(crate) fn check_features(
     kind: LatentKind,
     heads: usize,
@@ -246,18 +349,35 @@ pub(crate) fn check_features(
     dim: usize,
 ) -> Result<(usize, usize)> {
     let op = "memorise";
-    let LatentKind::Associative { features: used } = kind else { return Ok((heads.max(1), 0)) };
+    let LatentKind::Associative { features: used } = kind else {
+        return Ok((heads.max(1), 0));
+    };
     let (len, count) = features.unwrap_or((0, 0));
     if count < used {
-        return Err(Error::Shape { op, what: "features", got: count, want: used });
+        return Err(Error::Shape {
+            op,
+            what: "features",
+            got: count,
+            want: used,
+        });
     }
     let layer = count * dim;
     let layers = len / layer;
     if layers == 0 || !len.is_multiple_of(layer) {
-        return Err(Error::Multiple { op, what: "values of features", got: len, multiple: layer });
+        return Err(Error::Multiple {
+            op,
+            what: "values of features",
+            got: len,
+            multiple: layer,
+        });
     }
     if !heads.is_multiple_of(layers) {
-        return Err(Error::Multiple { op, what: "heads", got: heads, multiple: layers });
+        return Err(Error::Multiple {
+            op,
+            what: "heads",
+            got: heads,
+            multiple: layers,
+        });
     }
     Ok(((heads / layers).max(1), layer))
 }
@@ -271,8 +391,15 @@ mod tests {
         let kind = LatentKind::Centroids { most: 2 };
         let mut state = LatentState::empty(kind);
         let keys = [0.0, 0.0, 10.0, 0.0, 1.0, 0.0, 0.0, 1.0];
-        state.absorb(kind, &[], (&keys, &[1.0, 0.0, 0.0, 2.0, 4.0, 0.0, 1.0, 3.0]), 2);
-        let LatentState::Centroids(state) = state else { panic!("centroids") };
+        state.absorb(
+            kind,
+            &[],
+            (&keys, &[1.0, 0.0, 0.0, 2.0, 4.0, 0.0, 1.0, 3.0]),
+            2,
+        );
+        let LatentState::Centroids(state) = state else {
+            panic!("centroids")
+        };
         assert_eq!(state.counts(), &[3.0, 1.0]);
         assert_eq!(state.bias(), &[3f32.ln(), 0.0]);
         for (got, want) in state.keys().iter().zip([1.0 / 3.0, 1.0 / 3.0, 10.0, 0.0]) {
@@ -286,10 +413,15 @@ mod tests {
     #[test]
     fn absorbing_in_one_call_or_several_gives_the_same_bits() {
         let entries: Vec<f32> = (0..64u16).map(|i| f32::from(i * 37 % 101) / 7.0).collect();
-        for kind in [LatentKind::Centroids { most: 3 }, LatentKind::Associative { features: 2 }] {
+        for kind in [
+            LatentKind::Centroids { most: 3 },
+            LatentKind::Associative { features: 2 },
+        ] {
             let (mut whole, mut parts) = (LatentState::empty(kind), LatentState::empty(kind));
             whole.absorb(kind, &entries[..8], (&entries, &entries), 4);
-            entries.chunks(4).for_each(|e| parts.absorb(kind, &entries[..8], (e, e), 4));
+            entries
+                .chunks(4)
+                .for_each(|e| parts.absorb(kind, &entries[..8], (e, e), 4));
             assert_eq!(whole, parts);
         }
     }
@@ -300,9 +432,17 @@ mod tests {
         let mut state = LatentState::empty(kind);
         // The third feature is not in use.
         let features = [2.0, 0.0, 0.0, 2.0, 9.0, 9.0];
-        state.absorb(kind, &features, (&[1.0, 0.0, 0.0, 3.0], &[5.0, 7.0, 1.0, 2.0]), 2);
+        state.absorb(
+            kind,
+            &features,
+            (&[1.0, 0.0, 0.0, 3.0], &[5.0, 7.0, 1.0, 2.0]),
+            2,
+        );
         // phi of the keys: (2, 0) and (0, 6).
-        let want = AssociativeState { sums: vec![10.0, 14.0, 6.0, 12.0], norms: vec![4.0, 36.0] };
+        let want = AssociativeState {
+            sums: vec![10.0, 14.0, 6.0, 12.0],
+            norms: vec![4.0, 36.0],
+        };
         assert_eq!(state, LatentState::Associative(want));
     }
 
@@ -314,9 +454,19 @@ mod tests {
         let second = latents.create(kind, 2).expect("a memory");
         assert_ne!(first, second);
         latents.remove(first);
-        assert!(latents.head("test", LatentHead { id: first, head: 0 }).is_err());
+        assert!(
+            latents
+                .head("test", LatentHead { id: first, head: 0 })
+                .is_err()
+        );
         assert_eq!(latents.create(kind, 1).expect("a memory"), first);
-        assert!(latents.head("test", LatentHead { id: first, head: 1 }).is_err());
-        latents.create(LatentKind::Centroids { most: 0 }, 1).expect_err("no centroid at all");
+        assert!(
+            latents
+                .head("test", LatentHead { id: first, head: 1 })
+                .is_err()
+        );
+        latents
+            .create(LatentKind::Centroids { most: 0 }, 1)
+            .expect_err("no centroid at all");
     }
 }

@@ -1,14 +1,15 @@
 //! Tensor kernels behind one [`Backend`] trait.
 //!
 //! # Axis legend
-//! `T` token rows of a step · `H` query heads · `K` KV heads · `G = H/K` query heads of one KV head · `D` head dim ·
-//! `E` hidden size · `F` feed-forward size · `V` vocabulary · `P` slots of one page · `L` slots of one KV head.
-//! Arrays are row-major, innermost axis last.
+//! `T` token rows of a step · `H` query heads · `K` KV heads · `G = H/K` query heads of one KV head
+//! · `D` head dim · `E` hidden size · `F` feed-forward size · `V` vocabulary · `P` slots of one
+//! page · `L` slots of one KV head. Arrays are row-major, innermost axis last.
 //!
 //! # The determinism contract
-//! Every output element is reduced in an order that depends only on its own inputs: never on how many rows share the
-//! call, on how a sequence was cut into pieces, on the number of threads, or on the instruction set that was found. A product
-//! that ranks sum does not depend on how many they are either: see [`fixed`].
+//! Every output element is reduced in an order that depends only on its own inputs: never on how
+//! many rows share the call, on how a sequence was cut into pieces, on the number of threads, or on
+//! the instruction set that was found. A product that ranks sum does not depend on how many they
+//! are either: see [`fixed`].
 
 pub mod backend;
 mod centroids;
@@ -25,9 +26,9 @@ pub mod select;
 pub mod sums;
 
 pub use backend::{
-    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, KvType, LEAST_MASS,
-    ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem, SelectBudget, SelectHead, SplitItem,
-    SplitQkv, WeightType, WeightView,
+    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, KvType,
+    LEAST_MASS, ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem,
+    SelectBudget, SelectHead, SplitItem, SplitQkv, WeightType, WeightView,
 };
 pub use error::{Error, Result};
 pub use latent::{LatentHead, LatentId, LatentKind, LatentState};

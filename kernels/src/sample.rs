@@ -1,11 +1,15 @@
-//! Choosing the next token, on the host: what [`Backend::sample`](crate::Backend::sample) means, bit for bit.
+//! Choosing the next token, on the host: what [`Backend::sample`](crate::Backend::sample) means,
+//! bit for bit.
 //!
-//! Best first is falling logit, then rising token. Every filter keeps a prefix of that order, and probabilities are integers
-//! ([`mass`]), so they add up to the same sum in any order: a device that adds in another one draws the same token.
+//! Best first is falling logit, then rising token. Every filter keeps a prefix of that order, and
+//! probabilities are integers ([`mass`]), so they add up to the same sum in any order: a device
+//! that adds in another one draws the same token.
+
+use std::cmp::Ordering;
+
+use bytemuck::{Pod, Zeroable};
 
 use crate::error::{Error, Result};
-use bytemuck::{Pod, Zeroable};
-use std::cmp::Ordering;
 
 /// How the next token of one row of logits is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +30,8 @@ pub struct SampleItem<'a> {
     pub edits: &'a [LogitEdit],
 }
 
-/// Changes of one token's logit: bias, penalties (as in OpenAI's API; repetition as in CTRL, arXiv 1909.05858), ban.
+/// Changes of one token's logit: bias, penalties (as in OpenAI's API; repetition as in CTRL, arXiv
+/// 1909.05858), ban.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct LogitEdit {
@@ -54,7 +59,11 @@ impl LogitEdit {
 
     /// No change of `token`.
     pub fn none(token: u32) -> Self {
-        Self { token, repetition: 1.0, ..Self::zeroed() }
+        Self {
+            token,
+            repetition: 1.0,
+            ..Self::zeroed()
+        }
     }
 
     fn apply(&self, logit: f32) -> f32 {
@@ -63,15 +72,24 @@ impl LogitEdit {
             x += self.bias;
         }
         if self.flags & Self::PENALTIES != 0 {
-            x = if x > 0.0 { x / self.repetition } else { x * self.repetition };
+            x = if x > 0.0 {
+                x / self.repetition
+            } else {
+                x * self.repetition
+            };
             x -= self.frequency;
             x -= self.presence;
         }
-        if self.flags & Self::BANNED != 0 { f32::NEG_INFINITY } else { x }
+        if self.flags & Self::BANNED != 0 {
+            f32::NEG_INFINITY
+        } else {
+            x
+        }
     }
 }
 
-/// `floor(2^44 exp(x))` for `x <= 0`, made of operations that round the same on every device; 0 below -31 and for NaN.
+/// `floor(2^44 exp(x))` for `x <= 0`, made of operations that round the same on every device; 0
+/// below -31 and for NaN.
 pub fn mass(x: f32) -> u64 {
     /// 1.5 * 2^52: adding it rounds to an integer.
     const ROUND: f64 = 6_755_399_441_055_744.0;
@@ -84,7 +102,9 @@ pub fn mass(x: f32) -> u64 {
     }
     let n = (x * std::f64::consts::LOG2_E + ROUND) - ROUND;
     let r = (x - n * LN_2[0]) - n * LN_2[1];
-    let p = (1..=13).rev().fold(1.0, |p, k| 1.0 + (r * p) / f64::from(k));
+    let p = (1..=13)
+        .rev()
+        .fold(1.0, |p, k| 1.0 + (r * p) / f64::from(k));
     // 2^(n + 44), by its bits.
     let power = f64::from_bits(((1023 + 44 + n as i64) as u64) << 52);
     (p * power) as u64
@@ -101,10 +121,24 @@ pub(crate) fn check(items: &[SampleItem<'_>], rows: usize, vocabulary: usize) ->
     let mut seen = vec![false; rows];
     for item in items {
         if item.row >= rows || std::mem::replace(&mut seen[item.row], true) {
-            return Err(Error::Index { op, what: "row (or twice)", index: item.row, len: rows });
+            return Err(Error::Index {
+                op,
+                what: "row (or twice)",
+                index: item.row,
+                len: rows,
+            });
         }
-        if let Some(edit) = item.edits.iter().find(|edit| edit.token as usize >= vocabulary) {
-            return Err(Error::Index { op, what: "edited token", index: edit.token as usize, len: vocabulary });
+        if let Some(edit) = item
+            .edits
+            .iter()
+            .find(|edit| edit.token as usize >= vocabulary)
+        {
+            return Err(Error::Index {
+                op,
+                what: "edited token",
+                index: edit.token as usize,
+                len: vocabulary,
+            });
         }
     }
     Ok(())
@@ -120,12 +154,20 @@ pub fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
         *logit = edit.apply(*logit);
     }
     let best = argmax(logits);
-    Some(if item.temperature > 0.0 { draw(logits, best, item) } else { best })
+    Some(if item.temperature > 0.0 {
+        draw(logits, best, item)
+    } else {
+        best
+    })
 }
 
 fn draw(logits: &[f32], best: u32, item: &SampleItem<'_>) -> u32 {
     let top = logits[best as usize];
-    let limit = if item.top_k == 0 { logits.len() } else { item.top_k };
+    let limit = if item.top_k == 0 {
+        logits.len()
+    } else {
+        item.top_k
+    };
     let least = least_mass(item.min_p);
     // Without top-k what has no mass need not be sorted: it cannot be drawn.
     let mut kept: Vec<(u32, u64)> = Vec::new();
@@ -149,10 +191,14 @@ fn draw(logits: &[f32], best: u32, item: &SampleItem<'_>) -> u32 {
     kept[kept.partition_point(|&(_, sum)| sum <= target)].0
 }
 
-/// Token ids by falling logit, ties to the smaller id; at least the best `count` are in order and nothing else is
-/// returned.
+/// Token ids by falling logit, ties to the smaller id; at least the best `count` are in order and
+/// nothing else is returned.
 pub fn best_first(logits: &[f32], count: usize) -> Vec<u32> {
-    let order = |a: &u32, b: &u32| -> Ordering { logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)) };
+    let order = |a: &u32, b: &u32| -> Ordering {
+        logits[*b as usize]
+            .total_cmp(&logits[*a as usize])
+            .then(a.cmp(b))
+    };
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     if count > 0 && count < ids.len() {
         ids.select_nth_unstable_by(count - 1, order);
@@ -179,13 +225,24 @@ mod tests {
 
     #[test]
     fn masses_are_those_of_exp() {
-        assert_eq!((mass(0.0), mass(-0.0), mass(f32::NEG_INFINITY), mass(f32::NAN)), (1 << 44, 1 << 44, 0, 0));
+        assert_eq!(
+            (
+                mass(0.0),
+                mass(-0.0),
+                mass(f32::NEG_INFINITY),
+                mass(f32::NAN)
+            ),
+            (1 << 44, 1 << 44, 0, 0)
+        );
         let mut last = u64::MAX;
         for i in 0..40_000 {
             let x = -(i as f32) / 1250.0;
             let (got, want) = (mass(x), f64::from(x).exp() * (1u64 << 44) as f64);
             if x > -31.0 {
-                assert!((got as f64 - want).abs() <= 1.0 + want * 1e-14, "{x}: {got}, {want}");
+                assert!(
+                    (got as f64 - want).abs() <= 1.0 + want * 1e-14,
+                    "{x}: {got}, {want}"
+                );
             }
             assert!(got <= last, "{x}");
             last = got;

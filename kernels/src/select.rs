@@ -1,9 +1,11 @@
-//! Which slots stay at a boundary, on the host: what the CPU's [`Backend::select`](crate::Backend::select) does, and parts of
-//! it for budgets that are pooled over more than one rank.
+//! Which slots stay at a boundary, on the host: what the CPU's
+//! [`Backend::select`](crate::Backend::select) does, and parts of it for budgets that are pooled
+//! over more than one rank.
+
+use std::ops::Range;
 
 use crate::backend::{HeadPages, SelectBudget, SelectHead};
 use crate::error::{Error, Result};
-use std::ops::Range;
 
 /// Scored slots of one KV head at a boundary, on the host.
 #[derive(Debug, Clone)]
@@ -21,13 +23,21 @@ pub struct SelectItem<'a> {
 pub fn scored<'a>(scores: &'a [f32], heads: &[SelectHead]) -> Result<Vec<SelectItem<'a>>> {
     let want = heads.iter().map(|head| head.len).sum();
     if scores.len() < want {
-        return Err(Error::Shape { op: "select", what: "scores", got: scores.len(), want });
+        return Err(Error::Shape {
+            op: "select",
+            what: "scores",
+            got: scores.len(),
+            want,
+        });
     }
     let mut rest = scores;
     let item = |head: &SelectHead| {
         let (own, others) = rest.split_at(head.len);
         rest = others;
-        SelectItem { scores: own, candidates: head.candidates.clone() }
+        SelectItem {
+            scores: own,
+            candidates: head.candidates.clone(),
+        }
     };
     Ok(heads.iter().map(item).collect())
 }
@@ -43,19 +53,36 @@ impl KeptLists {
     /// Lists that were checked.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of heads, [`Error::Index`] for a slot that is not there or not in order.
+    /// [`Error::Shape`] for another number of heads, [`Error::Index`] for a slot that is not there
+    /// or not in order.
     pub fn new(lens: &[usize], lists: &[Vec<u32>]) -> Result<Self> {
         let op = "keep_lists";
         if lens.len() != lists.len() {
-            return Err(Error::Shape { op, what: "heads", got: lists.len(), want: lens.len() });
+            return Err(Error::Shape {
+                op,
+                what: "heads",
+                got: lists.len(),
+                want: lens.len(),
+            });
         }
         for (&len, list) in lens.iter().zip(lists) {
             let increasing = list.windows(2).all(|pair| pair[0] < pair[1]);
-            if let Some(&index) = list.last().filter(|&&last| !increasing || last as usize >= len) {
-                return Err(Error::Index { op, what: "kept slot", index: index as usize, len });
+            if let Some(&index) = list
+                .last()
+                .filter(|&&last| !increasing || last as usize >= len)
+            {
+                return Err(Error::Index {
+                    op,
+                    what: "kept slot",
+                    index: index as usize,
+                    len,
+                });
             }
         }
-        Ok(Self { lens: lens.to_vec(), lists: lists.to_vec() })
+        Ok(Self {
+            lens: lens.to_vec(),
+            lists: lists.to_vec(),
+        })
     }
 
     /// The lists.
@@ -66,7 +93,9 @@ impl KeptLists {
     /// Slots of head `index` that go, increasing.
     pub(crate) fn lost(&self, index: usize) -> Vec<u32> {
         let mut kept = self.lists[index].iter().peekable();
-        (0..self.lens[index] as u32).filter(|slot| kept.next_if_eq(&slot).is_none()).collect()
+        (0..self.lens[index] as u32)
+            .filter(|slot| kept.next_if_eq(&slot).is_none())
+            .collect()
     }
 
     /// Checks that the lists are of these heads.
@@ -78,10 +107,20 @@ impl KeptLists {
 /// Checks that heads have the lengths that lists were made for.
 pub(crate) fn check_lens(op: &'static str, lens: &[usize], heads: &[HeadPages<'_>]) -> Result<()> {
     if lens.len() != heads.len() {
-        return Err(Error::Shape { op, what: "heads", got: heads.len(), want: lens.len() });
+        return Err(Error::Shape {
+            op,
+            what: "heads",
+            got: heads.len(),
+            want: lens.len(),
+        });
     }
     match heads.iter().zip(lens).find(|(head, len)| head.len != **len) {
-        Some((head, &want)) => Err(Error::Shape { op, what: "slots of a head", got: head.len, want }),
+        Some((head, &want)) => Err(Error::Shape {
+            op,
+            what: "slots of a head",
+            got: head.len,
+            want,
+        }),
         None => Ok(()),
     }
 }
@@ -90,14 +129,31 @@ pub(crate) fn check_lens(op: &'static str, lens: &[usize], heads: &[HeadPages<'_
 pub(crate) fn check_select(budget: SelectBudget, heads: &[SelectHead]) -> Result<()> {
     let op = "select";
     if budget.floor > budget.take {
-        return Err(Error::Index { op, what: "floor", index: budget.floor, len: budget.take + 1 });
+        return Err(Error::Index {
+            op,
+            what: "floor",
+            index: budget.floor,
+            len: budget.take + 1,
+        });
     }
     if budget.pools == 0 || !heads.len().is_multiple_of(budget.pools) {
-        return Err(Error::Multiple { op, what: "heads", got: heads.len(), multiple: budget.pools });
+        return Err(Error::Multiple {
+            op,
+            what: "heads",
+            got: heads.len(),
+            multiple: budget.pools,
+        });
     }
-    let outside = |head: &&SelectHead| head.candidates.start > head.candidates.end || head.candidates.end > head.len;
+    let outside = |head: &&SelectHead| {
+        head.candidates.start > head.candidates.end || head.candidates.end > head.len
+    };
     match heads.iter().find(outside) {
-        Some(head) => Err(Error::Index { op, what: "candidate", index: head.candidates.end, len: head.len + 1 }),
+        Some(head) => Err(Error::Index {
+            op,
+            what: "candidate",
+            index: head.candidates.end,
+            len: head.len + 1,
+        }),
         None => Ok(()),
     }
 }
@@ -109,7 +165,11 @@ fn key(score: f32) -> u32 {
     }
     // -0.0 and 0.0 are one score.
     let bits = (score + 0.0).to_bits();
-    if bits >> 31 == 0 { bits | 0x8000_0000 } else { !bits }
+    if bits >> 31 == 0 {
+        bits | 0x8000_0000
+    } else {
+        !bits
+    }
 }
 
 /// One candidate in a pool. The derived order is ascending in rank: best first.
@@ -131,7 +191,11 @@ impl Ranked {
 
 /// The candidates of head `head`.
 pub fn ranked(item: &SelectItem<'_>, head: usize) -> Vec<Ranked> {
-    let rank = |slot: usize| Ranked { inverted_key: !key(item.scores[slot]), head: head as u32, slot: slot as u32 };
+    let rank = |slot: usize| Ranked {
+        inverted_key: !key(item.scores[slot]),
+        head: head as u32,
+        slot: slot as u32,
+    };
     item.candidates.clone().map(rank).collect()
 }
 
@@ -149,7 +213,10 @@ pub fn with_protected(item: &SelectItem<'_>, mut chosen: Vec<u32>) -> Vec<u32> {
     chosen.sort_unstable();
     // Protected slots stand before and behind the candidates, so order is kept by concatenation.
     let behind = item.candidates.end as u32..item.scores.len() as u32;
-    (0..item.candidates.start as u32).chain(chosen).chain(behind).collect()
+    (0..item.candidates.start as u32)
+        .chain(chosen)
+        .chain(behind)
+        .collect()
 }
 
 /// See [`Backend::select`](crate::Backend::select).
@@ -157,7 +224,10 @@ pub fn with_protected(item: &SelectItem<'_>, mut chosen: Vec<u32>) -> Vec<u32> {
 /// # Errors
 /// A floor above the mean, candidates that are not slots, heads that do not fill the pools.
 pub fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptLists> {
-    let head = |item: &SelectItem<'_>| SelectHead { len: item.scores.len(), candidates: item.candidates.clone() };
+    let head = |item: &SelectItem<'_>| SelectHead {
+        len: item.scores.len(),
+        candidates: item.candidates.clone(),
+    };
     check_select(budget, &items.iter().map(head).collect::<Vec<_>>())?;
     let mut chosen = vec![Vec::new(); items.len()];
     for pool in 0..budget.pools {
@@ -172,19 +242,26 @@ pub fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Result<KeptList
             rest.extend_from_slice(&ranked[own..]);
         }
         let pooled = split_best(&mut rest, left);
-        rest[..pooled].iter().for_each(|r| chosen[r.head as usize].push(r.slot));
+        rest[..pooled]
+            .iter()
+            .for_each(|r| chosen[r.head as usize].push(r.slot));
     }
     let lens = items.iter().map(|item| item.scores.len()).collect();
-    let lists = items.iter().zip(chosen).map(|(item, chosen)| with_protected(item, chosen)).collect();
+    let lists = items
+        .iter()
+        .zip(chosen)
+        .map(|(item, chosen)| with_protected(item, chosen))
+        .collect();
     Ok(KeptLists { lens, lists })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::backend::Backend;
     use crate::reference::ReferenceBackend;
-    use proptest::prelude::*;
 
     proptest! {
         #[test]
@@ -208,7 +285,16 @@ mod tests {
 
     #[test]
     fn keys_are_ordered_and_nan_loses() {
-        let order = [f32::NAN, f32::NEG_INFINITY, -2.0, -1e-30, 0.0, 1e-30, 3.0, f32::INFINITY];
+        let order = [
+            f32::NAN,
+            f32::NEG_INFINITY,
+            -2.0,
+            -1e-30,
+            0.0,
+            1e-30,
+            3.0,
+            f32::INFINITY,
+        ];
         for pair in order.windows(2) {
             assert!(key(pair[0]) < key(pair[1]), "{pair:?}");
         }

@@ -1,11 +1,14 @@
-//! Sums over the ranks of a group that stay on the device: what a backend asks of whoever connects the ranks.
+//! Sums over the ranks of a group that stay on the device: what a backend asks of whoever connects
+//! the ranks.
 //!
-//! A backend puts an all-reduce between its kernels, on the same stream, so that neither the host nor the bus sees the values and
-//! a step of decoding is one graph with its sums inside. Who carries it out (NCCL, in `worker`) knows nothing of backends, and
-//! backends know nothing of ranks: they meet in [`DeviceSums`].
+//! A backend puts an all-reduce between its kernels, on the same stream, so that neither the host
+//! nor the bus sees the values and a step of decoding is one graph with its sums inside. Who
+//! carries it out (NCCL, in `worker`) knows nothing of backends, and backends know nothing of
+//! ranks: they meet in [`DeviceSums`].
+
+use std::time::Instant;
 
 use crate::error::Result;
-use std::time::Instant;
 
 /// Type of the values that are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +39,9 @@ pub struct Summand<'a> {
 /// Where an array lies, and when it may be read and written.
 #[derive(Debug)]
 pub enum Place<'a> {
-    /// On a CUDA device, in the order of a stream. Only this crate makes one, and vouches for it: the stream (`CUstream`) is
-    /// alive, its context is the calling thread's, and `count` elements from `address` on stay allocated until the stream has come by.
+    /// On a CUDA device, in the order of a stream. Only this crate makes one, and vouches for it:
+    /// the stream (`CUstream`) is alive, its context is the calling thread's, and `count` elements
+    /// from `address` on stay allocated until the stream has come by.
     Stream {
         /// Where it begins.
         address: u64,
@@ -53,16 +57,34 @@ pub enum Place<'a> {
 impl<'a> Summand<'a> {
     /// An array in the host's memory, whole elements.
     pub fn on_host(element: SumElement, bytes: &'a mut [u8]) -> Self {
-        debug_assert!(bytes.len().is_multiple_of(element.bytes()), "whole elements");
-        Self { element, place: Place::Host(bytes) }
+        debug_assert!(
+            bytes.len().is_multiple_of(element.bytes()),
+            "whole elements"
+        );
+        Self {
+            element,
+            place: Place::Host(bytes),
+        }
     }
 
     /// An array that a stream gets to.
     ///
     /// # Safety
     /// As [`Place::Stream`] says, of `count` elements.
-    pub(crate) unsafe fn on_stream(element: SumElement, address: u64, count: usize, stream: u64) -> Self {
-        Self { element, place: Place::Stream { address, count, stream } }
+    pub(crate) unsafe fn on_stream(
+        element: SumElement,
+        address: u64,
+        count: usize,
+        stream: u64,
+    ) -> Self {
+        Self {
+            element,
+            place: Place::Stream {
+                address,
+                count,
+                stream,
+            },
+        }
     }
 
     /// Type of its values.
@@ -73,7 +95,15 @@ impl<'a> Summand<'a> {
     /// Where it lies.
     pub fn place(&mut self) -> Place<'_> {
         match &mut self.place {
-            &mut Place::Stream { address, count, stream } => Place::Stream { address, count, stream },
+            &mut Place::Stream {
+                address,
+                count,
+                stream,
+            } => Place::Stream {
+                address,
+                count,
+                stream,
+            },
             Place::Host(bytes) => Place::Host(bytes),
         }
     }
@@ -81,27 +111,29 @@ impl<'a> Summand<'a> {
 
 /// All-reduces of arrays on a device, over the ranks of one epoch of a group.
 ///
-/// The contract is that of collectives: every rank makes the same calls in the same order with the same sizes. The first failure
-/// is sticky, and every call fails from then on with the same [`Error::Sums`](crate::Error::Sums).
+/// The contract is that of collectives: every rank makes the same calls in the same order with the
+/// same sizes. The first failure is sticky, and every call fails from then on with the same
+/// [`Error::Sums`](crate::Error::Sums).
 pub trait DeviceSums: Send + Sync {
     /// What is asked for from now on has to be done by then.
     fn set_deadline(&self, deadline: Instant);
 
-    /// Puts the sum of an array over all ranks on its stream, behind what is there; returns when it is there, which is not when it
-    /// is done. A stream that is being captured captures it.
+    /// Puts the sum of an array over all ranks on its stream, behind what is there; returns when it
+    /// is there, which is not when it is done. A stream that is being captured captures it.
     ///
     /// # Errors
     /// [`Error::Sums`](crate::Error::Sums).
     fn all_reduce(&self, summand: Summand<'_>) -> Result<()>;
 
-    /// Whether sums that are on a stream may still come to an end: whoever waits for the stream asks, for a kernel of NCCL waits for
-    /// a dead rank as long as nobody ends it. Never waits.
+    /// Whether sums that are on a stream may still come to an end: whoever waits for the stream
+    /// asks, for a kernel of NCCL waits for a dead rank as long as nobody ends it. Never waits.
     ///
     /// # Errors
     /// [`Error::Sums`](crate::Error::Sums), also when the deadline has passed.
     fn check(&self) -> Result<()>;
 
-    /// One word of every rank, in rank order, over the host: for what all ranks have to do alike, such as to capture a step.
+    /// One word of every rank, in rank order, over the host: for what all ranks have to do alike,
+    /// such as to capture a step.
     ///
     /// # Errors
     /// [`Error::Sums`](crate::Error::Sums).

@@ -1,23 +1,51 @@
-//! The CPU backend against the reference, at every instruction set, number of threads, cache type and precision.
+//! The CPU backend against the reference, at every instruction set, number of threads, cache type
+//! and precision.
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::conformance::{self, Outcome, Tolerance};
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, SimdLevel};
 
 fn check(simd: SimdLevel, threads: usize, activations: Activations) {
-    let backend = CpuBackend::new(CpuOptions { threads: Some(threads), activations, simd: Some(simd) });
-    // One scale per 32 inputs of unit variance rounds each by 0.5 % of the root mean square; the largest of the
-    // suite's outputs, over weights of uneven scales, are measured to be off by up to 4.7 %. The exact integer
-    // arithmetic has unit tests of its own.
-    let matmul_quantised = if activations == Activations::Int8 { 0.06 } else { 1e-5 };
-    let tolerance = Tolerance { matmul_quantised, ..Tolerance::default() };
+    let backend = CpuBackend::new(CpuOptions {
+        threads: Some(threads),
+        activations,
+        simd: Some(simd),
+    });
+    // One scale per 32 inputs of unit variance rounds each by 0.5 % of the root mean square; the
+    // largest of the suite's outputs, over weights of uneven scales, are measured to be off by up
+    // to 4.7 %. The exact integer arithmetic has unit tests of its own.
+    let matmul_quantised = if activations == Activations::Int8 {
+        0.06
+    } else {
+        1e-5
+    };
+    let tolerance = Tolerance {
+        matmul_quantised,
+        ..Tolerance::default()
+    };
     for kv in [KvType::F32, KvType::F16, KvType::Q8] {
-        let outcomes = conformance::run(&backend, kv, tolerance, 1 + threads as u64).unwrap_or_else(|e| panic!("{e}"));
-        for operation in ["rms_norm", "silu_mul", "split_qkv", "attention", "observe", "rotate_keys", "matmul"] {
-            let of: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.case.starts_with(operation)).collect();
-            let worst = of.iter().map(|outcome| outcome.difference).fold(0.0, f32::max);
+        let outcomes = conformance::run(&backend, kv, tolerance, 1 + threads as u64)
+            .unwrap_or_else(|e| panic!("{e}"));
+        for operation in [
+            "rms_norm",
+            "silu_mul",
+            "split_qkv",
+            "attention",
+            "observe",
+            "rotate_keys",
+            "matmul",
+        ] {
+            let of: Vec<&Outcome> = outcomes
+                .iter()
+                .filter(|outcome| outcome.case.starts_with(operation))
+                .collect();
+            let worst = of
+                .iter()
+                .map(|outcome| outcome.difference)
+                .fold(0.0, f32::max);
             println!(
-                "{simd:?} {threads} threads {activations:?} {kv:?}: {operation:<12} {worst:.1e} in {} cases",
+                "{simd:?} {threads} threads {activations:?} {kv:?}: {operation:<12} {worst:.1e} \
+                 in {} cases",
                 of.len()
             );
         }
@@ -54,12 +82,20 @@ fn portable_four_threads() {
     check(SimdLevel::Portable, 4, Activations::F32);
 }
 
-/// The suite has to notice a backend that is slightly wrong: here by a tolerance below what rounding allows.
+/// The suite has to notice a backend that is slightly wrong: here by a tolerance below what
+/// rounding allows.
 #[test]
 fn the_suite_can_fail() {
     let backend = CpuBackend::new(CpuOptions::default());
-    let strict = Tolerance { attention: 1e-9, ..Tolerance::default() };
-    let strict = Tolerance { matmul_quantised: 1.0, ..strict };
-    let failure = conformance::run(&backend, KvType::F16, strict, 1).expect_err("rounding differs from f64");
+    let strict = Tolerance {
+        attention: 1e-9,
+        ..Tolerance::default()
+    };
+    let strict = Tolerance {
+        matmul_quantised: 1.0,
+        ..strict
+    };
+    let failure =
+        conformance::run(&backend, KvType::F16, strict, 1).expect_err("rounding differs from f64");
     assert!(failure.to_string().contains("attention"), "{failure}");
 }

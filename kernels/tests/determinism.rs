@@ -1,22 +1,30 @@
-//! Same bits for any number of threads, either instruction set, any batch, and however a sequence is cut into pieces.
+//! Same bits for any number of threads, either instruction set, any batch, and however a sequence
+//! is cut into pieces.
 
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions, SimdLevel};
 use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentId, LatentKind, LatentState, ObserveItem, PageId,
-    PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
+    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentId, LatentKind, LatentState,
+    ObserveItem, PageId, PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
 };
 use proptest::prelude::*;
 
 fn backend(simd: SimdLevel, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads: Some(threads), simd: Some(simd), ..CpuOptions::default() })
+    CpuBackend::new(CpuOptions {
+        threads: Some(threads),
+        simd: Some(simd),
+        ..CpuOptions::default()
+    })
 }
 
 /// Values in about -2..2, from a multiplicative hash of index and seed.
 fn values(len: usize, seed: u32) -> Vec<f32> {
     (0..len as u32)
         .map(|i| {
-            let x = (i ^ seed.rotate_left(16)).wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b);
+            let x = (i ^ seed.rotate_left(16))
+                .wrapping_mul(0x9e37_79b9)
+                .rotate_left(13)
+                .wrapping_mul(0x85eb_ca6b);
             (x >> 8) as f32 / (1 << 22) as f32 - 2.0
         })
         .collect()
@@ -48,15 +56,25 @@ impl Sequence {
                 .map(|head| {
                     let count = 5 * (seed as usize % 3);
                     let len = count * shape.head_dim;
-                    let counts = values(count, seed + 30 + head).iter().map(|x| 1.0 + x.abs()).collect();
-                    CentroidState::new(&values(len, seed + 10 + head), &values(len, seed + 20 + head), counts)
+                    let counts = values(count, seed + 30 + head)
+                        .iter()
+                        .map(|x| 1.0 + x.abs())
+                        .collect();
+                    CentroidState::new(
+                        &values(len, seed + 10 + head),
+                        &values(len, seed + 20 + head),
+                        counts,
+                    )
                 })
                 .collect(),
         }
     }
 
     fn first_visible(&self, rows: std::ops::Range<usize>) -> Option<Vec<u32>> {
-        self.window.map(|window| rows.map(|row| (row + 1).saturating_sub(window) as u32).collect())
+        self.window.map(|window| {
+            rows.map(|row| (row + 1).saturating_sub(window) as u32)
+                .collect()
+        })
     }
 }
 
@@ -70,33 +88,77 @@ fn last_row<'a>(item: &AttentionItem<'a>) -> AttentionItem<'a> {
 }
 
 /// A latent memory that holds the sequence's centroids.
-fn memory(backend: &CpuBackend, pages: &mut <CpuBackend as Backend>::Pages, sequence: &Sequence) -> LatentId {
+fn memory(
+    backend: &CpuBackend,
+    pages: &mut <CpuBackend as Backend>::Pages,
+    sequence: &Sequence,
+) -> LatentId {
     let kind = LatentKind::Centroids { most: 20 };
-    let id = backend.alloc_latent(pages, kind, sequence.shape.kv_heads).expect("fits in memory");
+    let id = backend
+        .alloc_latent(pages, kind, sequence.shape.kv_heads)
+        .expect("fits in memory");
     for (head, state) in sequence.centroids.iter().enumerate() {
         let state = LatentState::Centroids(state.clone());
-        backend.write_latent(pages, LatentHead { id, head }, &state).expect("it fits");
+        backend
+            .write_latent(pages, LatentHead { id, head }, &state)
+            .expect("it fits");
     }
     id
 }
 
-/// Runs split and attention over `sequences`, in steps that take at most `piece` rows of each; returns the outputs of
-/// each sequence, and the observed weights of its last row.
-fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usize) -> Vec<(Vec<f32>, Vec<Vec<f32>>)> {
+/// Runs split and attention over `sequences`, in steps that take at most `piece` rows of each;
+/// returns the outputs of each sequence, and the observed weights of its last row.
+fn forward(
+    backend: &CpuBackend,
+    kv: KvType,
+    sequences: &[Sequence],
+    piece: usize,
+) -> Vec<(Vec<f32>, Vec<Vec<f32>>)> {
     let shape = sequences[0].shape;
-    let QkvShape { heads, kv_heads, head_dim } = shape;
+    let QkvShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
     let tables: Vec<Vec<Vec<PageId>>> = {
         let mut next = 0..;
-        let mut table = |s: &Sequence| next.by_ref().take(s.rows.div_ceil(PageShape::SLOTS)).map(PageId).collect();
-        sequences.iter().map(|s| (0..kv_heads).map(|_| table(s)).collect()).collect()
+        let mut table = |s: &Sequence| {
+            next.by_ref()
+                .take(s.rows.div_ceil(PageShape::SLOTS))
+                .map(PageId)
+                .collect()
+        };
+        sequences
+            .iter()
+            .map(|s| (0..kv_heads).map(|_| table(s)).collect())
+            .collect()
     };
     let count = tables.iter().flatten().map(Vec::len).sum();
-    let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: kv }, count).expect("fits in memory");
-    let memories: Vec<_> = sequences.iter().map(|s| memory(backend, &mut pages, s)).collect();
-    let mut results: Vec<(Vec<f32>, Vec<Vec<f32>>)> = sequences.iter().map(|_| Default::default()).collect();
-    let longest = sequences.iter().map(|s| s.rows).max().expect("at least one sequence");
+    let mut pages = backend
+        .alloc_pages(
+            PageShape {
+                head_dim,
+                dtype: kv,
+            },
+            count,
+        )
+        .expect("fits in memory");
+    let memories: Vec<_> = sequences
+        .iter()
+        .map(|s| memory(backend, &mut pages, s))
+        .collect();
+    let mut results: Vec<(Vec<f32>, Vec<Vec<f32>>)> =
+        sequences.iter().map(|_| Default::default()).collect();
+    let longest = sequences
+        .iter()
+        .map(|s| s.rows)
+        .max()
+        .expect("at least one sequence");
     for first in (0..longest).step_by(piece) {
-        let parts: Vec<_> = sequences.iter().map(|s| first.min(s.rows)..(first + piece).min(s.rows)).collect();
+        let parts: Vec<_> = sequences
+            .iter()
+            .map(|s| first.min(s.rows)..(first + piece).min(s.rows))
+            .collect();
         let (mut qkv, mut cos, mut sin) = (Vec::new(), Vec::new(), Vec::new());
         let (mut splits, mut starts) = (Vec::new(), Vec::new());
         let (mut start, half) = (0, head_dim / 2);
@@ -107,37 +169,78 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
             splits.extend(tables.iter().enumerate().map(|(kv_head, pages)| SplitItem {
                 rows: start..start + part.len(),
                 kv_head,
-                slots: HeadPages { pages, len: part.start },
+                slots: HeadPages {
+                    pages,
+                    len: part.start,
+                },
             }));
             starts.push(start);
             start += part.len();
         }
-        let mut q = backend.alloc(start * heads * head_dim).expect("fits in memory");
-        let args = SplitQkv { shape, qkv: &qkv, rows: start, cos: &cos, sin: &sin, qk_norm: None, items: &splits };
-        backend.split_qkv(args, &mut pages, &mut q).expect("valid arguments");
-        let firsts: Vec<_> = sequences.iter().zip(&parts).map(|(s, part)| s.first_visible(part.clone())).collect();
+        let mut q = backend
+            .alloc(start * heads * head_dim)
+            .expect("fits in memory");
+        let args = SplitQkv {
+            shape,
+            qkv: &qkv,
+            rows: start,
+            cos: &cos,
+            sin: &sin,
+            qk_norm: None,
+            items: &splits,
+        };
+        backend
+            .split_qkv(args, &mut pages, &mut q)
+            .expect("valid arguments");
+        let firsts: Vec<_> = sequences
+            .iter()
+            .zip(&parts)
+            .map(|(s, part)| s.first_visible(part.clone()))
+            .collect();
         let mut items = Vec::new();
         for (i, part) in parts.iter().enumerate() {
             items.extend((0..kv_heads).map(|kv_head| AttentionItem {
                 rows: starts[i]..starts[i] + part.len(),
                 kv_head,
-                slots: HeadPages { pages: &tables[i][kv_head], len: part.end },
+                slots: HeadPages {
+                    pages: &tables[i][kv_head],
+                    len: part.end,
+                },
                 first_visible: firsts[i].as_deref(),
-                centroids: Some(LatentHead { id: memories[i], head: kv_head }),
+                centroids: Some(LatentHead {
+                    id: memories[i],
+                    head: kv_head,
+                }),
             }));
         }
-        let mut out = backend.alloc(start * heads * head_dim).expect("fits in memory");
-        backend.attention(shape, &pages, &q, &items, &mut out).expect("valid arguments");
-        for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+        let mut out = backend
+            .alloc(start * heads * head_dim)
+            .expect("fits in memory");
+        backend
+            .attention(shape, &pages, &q, &items, &mut out)
+            .expect("valid arguments");
+        for (i, part) in parts
+            .iter()
+            .enumerate()
+            .filter(|(_, part)| !part.is_empty())
+        {
             let width = heads * head_dim;
-            results[i].0.extend_from_slice(&out[starts[i] * width..(starts[i] + part.len()) * width]);
+            results[i]
+                .0
+                .extend_from_slice(&out[starts[i] * width..(starts[i] + part.len()) * width]);
             if part.end == sequences[i].rows {
                 let own = items[i * kv_heads..(i + 1) * kv_heads].iter();
                 let own: Vec<_> = own
-                    .map(|item| ObserveItem { attend: last_row(item), reduce: Reduce::Sum, row_weights: None })
+                    .map(|item| ObserveItem {
+                        attend: last_row(item),
+                        reduce: Reduce::Sum,
+                        row_weights: None,
+                    })
                     .collect();
                 let mut observed = vec![Vec::new(); kv_heads];
-                backend.observe(shape, &pages, &q, &own, &mut observed).expect("valid arguments");
+                backend
+                    .observe(shape, &pages, &q, &own, &mut observed)
+                    .expect("valid arguments");
                 results[i].1 = observed;
             }
         }
@@ -148,11 +251,20 @@ fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usiz
 fn bits(results: &[(Vec<f32>, Vec<Vec<f32>>)]) -> Vec<Vec<u32>> {
     results
         .iter()
-        .map(|(out, observed)| out.iter().chain(observed.iter().flatten()).map(|x| x.to_bits()).collect())
+        .map(|(out, observed)| {
+            out.iter()
+                .chain(observed.iter().flatten())
+                .map(|x| x.to_bits())
+                .collect()
+        })
         .collect()
 }
 
-const SMOL: QkvShape = QkvShape { heads: 9, kv_heads: 3, head_dim: 64 };
+const SMOL: QkvShape = QkvShape {
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+};
 
 #[test]
 fn pieces_of_any_size_give_the_same_bits() {
@@ -174,13 +286,33 @@ fn pieces_of_any_size_give_the_same_bits() {
 #[test]
 fn threads_and_instructions_do_not_matter() {
     let sequence = [Sequence::new(SMOL, 300, 1), Sequence::new(SMOL, 140, 2)];
-    for (piece, kv) in [(1, KvType::F16), (130, KvType::F16), (1, KvType::Q8), (130, KvType::Q8)] {
-        let want = bits(&forward(&backend(SimdLevel::detect(), 1), kv, &sequence, piece));
+    for (piece, kv) in [
+        (1, KvType::F16),
+        (130, KvType::F16),
+        (1, KvType::Q8),
+        (130, KvType::Q8),
+    ] {
+        let want = bits(&forward(
+            &backend(SimdLevel::detect(), 1),
+            kv,
+            &sequence,
+            piece,
+        ));
         for threads in [2, 4] {
-            let got = bits(&forward(&backend(SimdLevel::detect(), threads), kv, &sequence, piece));
+            let got = bits(&forward(
+                &backend(SimdLevel::detect(), threads),
+                kv,
+                &sequence,
+                piece,
+            ));
             assert!(want == got, "{threads} threads, pieces of {piece}, {kv:?}");
         }
-        let got = bits(&forward(&backend(SimdLevel::Portable, 2), kv, &sequence, piece));
+        let got = bits(&forward(
+            &backend(SimdLevel::Portable, 2),
+            kv,
+            &sequence,
+            piece,
+        ));
         assert!(want == got, "portable, pieces of {piece}, {kv:?}");
     }
 }
@@ -188,12 +320,19 @@ fn threads_and_instructions_do_not_matter() {
 #[test]
 fn a_sequence_alone_or_in_a_batch() {
     let backend = backend(SimdLevel::detect(), 2);
-    let all: Vec<Sequence> =
-        [(400, 5), (1, 6), (77, 7), (130, 8)].into_iter().map(|(rows, seed)| Sequence::new(SMOL, rows, seed)).collect();
+    let all: Vec<Sequence> = [(400, 5), (1, 6), (77, 7), (130, 8)]
+        .into_iter()
+        .map(|(rows, seed)| Sequence::new(SMOL, rows, seed))
+        .collect();
     for piece in [1, 33, 256] {
         let batch = bits(&forward(&backend, KvType::F16, &all, piece));
         for (i, sequence) in all.iter().enumerate() {
-            let alone = bits(&forward(&backend, KvType::F16, std::slice::from_ref(sequence), piece));
+            let alone = bits(&forward(
+                &backend,
+                KvType::F16,
+                std::slice::from_ref(sequence),
+                piece,
+            ));
             assert!(alone[0] == batch[i], "sequence {i}, pieces of {piece}");
         }
     }
@@ -255,10 +394,18 @@ fn resident() -> Option<usize> {
 fn an_untouched_arena_costs_no_memory() {
     let backend = backend(SimdLevel::detect(), 1);
     let before = resident();
-    let shape = PageShape { head_dim: 64, dtype: KvType::F16 };
-    let pages = backend.alloc_pages(shape, (2 << 30) / shape.bytes()).unwrap();
+    let shape = PageShape {
+        head_dim: 64,
+        dtype: KvType::F16,
+    };
+    let pages = backend
+        .alloc_pages(shape, (2 << 30) / shape.bytes())
+        .unwrap();
     if let (Some(before), Some(after)) = (before, resident()) {
-        assert!(after.saturating_sub(before) < 512 << 10, "{before} kB became {after} kB");
+        assert!(
+            after.saturating_sub(before) < 512 << 10,
+            "{before} kB became {after} kB"
+        );
     }
     drop(pages);
     let error = backend.alloc_pages(shape, usize::MAX / 2);

@@ -1,33 +1,66 @@
 //! Sums over ranks on the emulated device have the bits of those on the host.
 #![cfg(feature = "emulate")]
 
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
 use palimpsest_kernels::sums::{DeviceSums, Place, SumElement, Summand};
 use palimpsest_kernels::{Backend, Error, Result, WeightType, WeightView, fixed};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 /// Runs one of the kernels of `fixed.cu`.
 fn converted<T: bytemuck::Pod, U: bytemuck::Pod>(kernel: &'static str, values: &[T]) -> Vec<U> {
-    let (device, len, mut out) = (Emulated::new(3), values.len(), vec![U::zeroed(); values.len()]);
+    let (device, len, mut out) = (
+        Emulated::new(3),
+        values.len(),
+        vec![U::zeroed(); values.len()],
+    );
     let from = device.alloc("values", size_of_val(values)).expect("memory");
     let to = device.alloc("out", size_of_val(&out[..])).expect("memory");
-    device.upload(bytemuck::cast_slice(values), &from, 0).expect("a copy");
+    device
+        .upload(bytemuck::cast_slice(values), &from, 0)
+        .expect("a copy");
     let [from_arg, to_arg] = [&from, &to].map(|memory| Arg::Pointer(Emulated::address(memory)));
     let args = [from_arg, Arg::U64(len as u64), to_arg];
     let grid = [len.div_ceil(256) as u32, 1, 1];
     // SAFETY: both arrays hold `len` values of the kernel's types.
-    unsafe { device.launch(&Launch { kernel, grid, threads: 256, shared: 0, args: &args }) }.expect("a kernel");
-    device.download(&to, 0, bytemuck::cast_slice_mut(&mut out)).expect("a copy");
+    unsafe {
+        device.launch(&Launch {
+            kernel,
+            grid,
+            threads: 256,
+            shared: 0,
+            args: &args,
+        })
+    }
+    .expect("a kernel");
+    device
+        .download(&to, 0, bytemuck::cast_slice_mut(&mut out))
+        .expect("a copy");
     out
 }
 
 /// Values between which, and at which, something changes.
 fn edges() -> Vec<f32> {
     let half = 2f32.powi(-28);
-    let mut values = vec![0.0, -0.0, half, 3.0 * half, half * 1.01, 1.0, f32::MIN_POSITIVE, f32::INFINITY, f32::NAN];
-    values.extend([fixed::LIMIT, fixed::LIMIT.next_up(), fixed::LIMIT.next_down(), f32::MAX]);
+    let mut values = vec![
+        0.0,
+        -0.0,
+        half,
+        3.0 * half,
+        half * 1.01,
+        1.0,
+        f32::MIN_POSITIVE,
+        f32::INFINITY,
+        f32::NAN,
+    ];
+    values.extend([
+        fixed::LIMIT,
+        fixed::LIMIT.next_up(),
+        fixed::LIMIT.next_down(),
+        f32::MAX,
+    ]);
     values.extend((0..2000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761))));
     values.extend(values.clone().iter().map(|value| -value));
     values
@@ -36,7 +69,10 @@ fn edges() -> Vec<f32> {
 #[test]
 fn values_become_fixed_point_as_on_the_host() {
     let values = edges();
-    for (value, got) in values.iter().zip(converted::<f32, i64>("to_fixed", &values)) {
+    for (value, got) in values
+        .iter()
+        .zip(converted::<f32, i64>("to_fixed", &values))
+    {
         assert_eq!(got, fixed::from_f32(*value), "{value:e}");
     }
 }
@@ -44,7 +80,16 @@ fn values_become_fixed_point_as_on_the_host() {
 #[test]
 fn sums_become_floats_as_on_the_host() {
     let mut sums: Vec<i64> = edges().into_iter().map(fixed::from_f32).collect();
-    sums.extend([1 << 55, (1 << 55) - 1, -(1 << 55), 1 - (1 << 55), i64::MIN, i64::MAX, (1 << 53) + 1, (1 << 54) + 3]);
+    sums.extend([
+        1 << 55,
+        (1 << 55) - 1,
+        -(1 << 55),
+        1 - (1 << 55),
+        i64::MIN,
+        i64::MAX,
+        (1 << 53) + 1,
+        (1 << 54) + 3,
+    ]);
     sums.extend((1..=255).map(|units| fixed::POISON.wrapping_mul(units).wrapping_sub(units * 7)));
     for (sum, got) in sums.iter().zip(converted::<i64, f32>("from_fixed", &sums)) {
         assert_eq!(got.to_bits(), fixed::to_f32(*sum).to_bits(), "{sum}");
@@ -63,18 +108,29 @@ impl DeviceSums for Other {
 
     fn all_reduce(&self, mut summand: Summand<'_>) -> Result<()> {
         let element = summand.element();
-        let Place::Host(bytes) = summand.place() else { panic!("an emulated device is on the host") };
+        let Place::Host(bytes) = summand.place() else {
+            panic!("an emulated device is on the host")
+        };
         match element {
             SumElement::U64 => {
-                let (own, other): (&mut [i64], _) = (bytemuck::cast_slice_mut(bytes), self.words.lock().expect("held"));
+                let (own, other): (&mut [i64], _) = (
+                    bytemuck::cast_slice_mut(bytes),
+                    self.words.lock().expect("held"),
+                );
                 assert_eq!(own.len(), other.len());
-                own.iter_mut().zip(&*other).for_each(|(own, other)| *own = own.wrapping_add(*other));
+                own.iter_mut()
+                    .zip(&*other)
+                    .for_each(|(own, other)| *own = own.wrapping_add(*other));
             }
             SumElement::F32 => {
-                let (own, other): (&mut [f32], _) =
-                    (bytemuck::cast_slice_mut(bytes), self.floats.lock().expect("held"));
+                let (own, other): (&mut [f32], _) = (
+                    bytemuck::cast_slice_mut(bytes),
+                    self.floats.lock().expect("held"),
+                );
                 assert_eq!(own.len(), other.len());
-                own.iter_mut().zip(&*other).for_each(|(own, other)| *own += other);
+                own.iter_mut()
+                    .zip(&*other)
+                    .for_each(|(own, other)| *own += other);
             }
         }
         Ok(())
@@ -98,27 +154,53 @@ fn a_product_and_its_sum_have_the_bits_of_the_host() {
     const COLS: usize = 40;
     const OUTPUTS: usize = 70;
     let weights: Vec<f32> = (0..OUTPUTS * COLS).map(|i| value(i + 5)).collect();
-    let view = WeightView { dtype: WeightType::F32, rows: OUTPUTS, cols: COLS, bytes: bytemuck::cast_slice(&weights) };
-    for (precision, rows) in [(Precision::F32, 1), (Precision::Bf16, 3), (Precision::Bf16, 11)] {
+    let view = WeightView {
+        dtype: WeightType::F32,
+        rows: OUTPUTS,
+        cols: COLS,
+        bytes: bytemuck::cast_slice(&weights),
+    };
+    for (precision, rows) in [
+        (Precision::F32, 1),
+        (Precision::Bf16, 3),
+        (Precision::Bf16, 11),
+    ] {
         let backend = CudaBackend::new(Emulated::new(1), precision);
         let matrix = backend.load_matrix(&[view]).expect("a matrix");
-        let (mut x, mut out) = (backend.alloc(rows * COLS).expect("x"), backend.alloc(rows * OUTPUTS).expect("out"));
+        let (mut x, mut out) = (
+            backend.alloc(rows * COLS).expect("x"),
+            backend.alloc(rows * OUTPUTS).expect("out"),
+        );
         let mut values: Vec<f32> = (0..rows * COLS).map(value).collect();
         // What is no number on one rank is none in the sum.
         values[COLS / 2] = f32::NAN;
         backend.upload(&values, &mut x, 0).expect("a copy");
         let other = Arc::new(Other::default());
-        let words = (0..rows * OUTPUTS).map(|i| fixed::from_f32(value(i * 3))).collect();
+        let words = (0..rows * OUTPUTS)
+            .map(|i| fixed::from_f32(value(i * 3)))
+            .collect();
         *other.words.lock().expect("held") = words;
         assert!(backend.join_sums(Some(other.clone())), "a CUDA device can");
-        backend.matmul_sum(&matrix, &x, rows, &[COLS], &mut out).expect("a sum");
+        backend
+            .matmul_sum(&matrix, &x, rows, &[COLS], &mut out)
+            .expect("a sum");
         let mut got = vec![0.0; rows * OUTPUTS];
         backend.download(&out, 0, &mut got).expect("a copy");
         let mut shares = vec![0; rows * OUTPUTS];
-        backend.matmul_share(&matrix, &x, rows, &[COLS], &mut shares).expect("a share");
+        backend
+            .matmul_share(&matrix, &x, rows, &[COLS], &mut shares)
+            .expect("a share");
         let sum = |(own, other): (&i64, &i64)| fixed::to_f32(own.wrapping_add(*other)).to_bits();
-        let want: Vec<u32> = shares.iter().zip(&*other.words.lock().expect("held")).map(sum).collect();
-        assert_eq!(got.iter().map(|got| got.to_bits()).collect::<Vec<_>>(), want, "{precision:?}, {rows} rows");
+        let want: Vec<u32> = shares
+            .iter()
+            .zip(&*other.words.lock().expect("held"))
+            .map(sum)
+            .collect();
+        assert_eq!(
+            got.iter().map(|got| got.to_bits()).collect::<Vec<_>>(),
+            want,
+            "{precision:?}, {rows} rows"
+        );
         assert!(got[0].is_nan(), "and so are all of its row");
     }
 }
@@ -126,28 +208,60 @@ fn a_product_and_its_sum_have_the_bits_of_the_host() {
 #[test]
 fn an_embedding_comes_from_the_rank_that_has_it() {
     let table = [1.5f32, -0.0, 3.0, 4.0, 0.0, -6.0];
-    let view = WeightView { dtype: WeightType::F32, rows: 3, cols: 2, bytes: bytemuck::cast_slice(&table) };
+    let view = WeightView {
+        dtype: WeightType::F32,
+        rows: 3,
+        cols: 2,
+        bytes: bytemuck::cast_slice(&table),
+    };
     let backend = CudaBackend::new(Emulated::new(1), Precision::F32);
     let matrix = backend.load_matrix(&[view]).expect("a table");
     let mut out = backend.alloc(6).expect("out");
     let other = Arc::new(Other::default());
     *other.floats.lock().expect("held") = vec![-0.0, -0.0, 7.0, -0.0, -0.0, -0.0];
     backend.join_sums(Some(other));
-    backend.embed_sum(&matrix, &[Some(0), None, Some(2)], &mut out).expect("a sum");
+    backend
+        .embed_sum(&matrix, &[Some(0), None, Some(2)], &mut out)
+        .expect("a sum");
     let mut got = [1.0; 6];
     backend.download(&out, 0, &mut got).expect("a copy");
-    assert_eq!(got.map(f32::to_bits), [1.5f32, -0.0, 7.0, -0.0, 0.0, -6.0].map(f32::to_bits));
-    let refused = backend.embed_sum(&matrix, &[Some(3)], &mut out).expect_err("there are three rows");
-    assert!(matches!(refused, Error::Index { index: 3, len: 3, .. }), "{refused}");
+    assert_eq!(
+        got.map(f32::to_bits),
+        [1.5f32, -0.0, 7.0, -0.0, 0.0, -6.0].map(f32::to_bits)
+    );
+    let refused = backend
+        .embed_sum(&matrix, &[Some(3)], &mut out)
+        .expect_err("there are three rows");
+    assert!(
+        matches!(
+            refused,
+            Error::Index {
+                index: 3,
+                len: 3,
+                ..
+            }
+        ),
+        "{refused}"
+    );
 }
 
 /// A sum for which nobody was joined says so.
 #[test]
 fn who_sums_alone_is_told() {
     let backend = CudaBackend::new(Emulated::new(1), Precision::F32);
-    let view = WeightView { dtype: WeightType::F32, rows: 1, cols: 1, bytes: &1f32.to_le_bytes() };
+    let view = WeightView {
+        dtype: WeightType::F32,
+        rows: 1,
+        cols: 1,
+        bytes: &1f32.to_le_bytes(),
+    };
     let matrix = backend.load_matrix(&[view]).expect("a table");
     let mut out = backend.alloc(1).expect("out");
-    let refused = backend.embed_sum(&matrix, &[Some(0)], &mut out).expect_err("nobody was joined");
-    assert!(refused.to_string().contains("no ranks were joined"), "{refused}");
+    let refused = backend
+        .embed_sum(&matrix, &[Some(0)], &mut out)
+        .expect_err("nobody was joined");
+    assert!(
+        refused.to_string().contains("no ranks were joined"),
+        "{refused}"
+    );
 }

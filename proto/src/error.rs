@@ -1,7 +1,7 @@
 //! Error classes and the only mapping of them to gRPC and HTTP codes.
 //!
-//! An error is classified once, nearest its cause, as a [`Reason`]; the reason has a [`Class`]; the class has the codes.
-//! The message is for the client: it says what to do and never holds a prompt.
+//! An error is classified once, nearest its cause, as a [`Reason`]; the reason has a [`Class`]; the
+//! class has the codes. The message is for the client: it says what to do and never holds a prompt.
 
 use tonic::{Code, Status};
 
@@ -129,7 +129,10 @@ pub struct RequestError {
 impl RequestError {
     /// A failure for `reason` with a message for the client.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self {
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -139,10 +142,16 @@ pub const REASON_KEY: &str = "palimpsest-reason";
 impl From<RequestError> for Status {
     fn from(error: RequestError) -> Self {
         let mut status = Self::new(error.reason.class().code(), error.message);
-        status.metadata_mut().insert(REASON_KEY, tonic::metadata::MetadataValue::from_static(error.reason.tag()));
+        status.metadata_mut().insert(
+            REASON_KEY,
+            tonic::metadata::MetadataValue::from_static(error.reason.tag()),
+        );
         if error.reason.class() == Class::CapacityExhausted {
             // Milliseconds, as gRPC retry policies read it.
-            status.metadata_mut().insert("grpc-retry-pushback-ms", tonic::metadata::MetadataValue::from_static("1000"));
+            status.metadata_mut().insert(
+                "grpc-retry-pushback-ms",
+                tonic::metadata::MetadataValue::from_static("1000"),
+            );
         }
         status
     }
@@ -161,7 +170,10 @@ mod tests {
         for &reason in Reason::ALL {
             let status = Status::from(RequestError::new(reason, "text"));
             assert_eq!(status.code(), reason.class().code());
-            assert_eq!(status.metadata().get(REASON_KEY).map(|v| v.as_bytes()), Some(reason.tag().as_bytes()));
+            assert_eq!(
+                status.metadata().get(REASON_KEY).map(|v| v.as_bytes()),
+                Some(reason.tag().as_bytes())
+            );
         }
     }
 }

@@ -1,8 +1,10 @@
-//! What a KV contract costs: a pure function of contract and model, the same on coordinator and rank.
+//! What a KV contract costs: a pure function of contract and model, the same on coordinator and
+//! rank.
 //!
-//! Memory is counted in *pages* of [`PAGE_SLOTS`] entries of one KV head. Between two stride boundaries a head holds its
-//! retained entries and a tail of at most `stride` new ones; a boundary brings it back to the budget. So a bounded
-//! sequence never holds more than `budget + stride` entries per KV head on average, at any length.
+//! Memory is counted in *pages* of [`PAGE_SLOTS`] entries of one KV head. Between two stride
+//! boundaries a head holds its retained entries and a tail of at most `stride` new ones; a boundary
+//! brings it back to the budget. So a bounded sequence never holds more than `budget + stride`
+//! entries per KV head on average, at any length.
 
 use crate::v1::KvContract;
 
@@ -13,8 +15,9 @@ pub const DEFAULT_SINKS: u32 = 4;
 /// Largest default number of protected last positions.
 pub const DEFAULT_WINDOW: u32 = 128;
 
-/// Last positions that a budget of `budget` entries protects by default: a sixteenth, 8 to [`DEFAULT_WINDOW`]. Chosen by
-/// measurement: a learned policy spends these entries better than a window does (EVALUATION.md).
+/// Last positions that a budget of `budget` entries protects by default: a sixteenth, 8 to
+/// [`DEFAULT_WINDOW`]. Chosen by measurement: a learned policy spends these entries better than a
+/// window does (EVALUATION.md).
 pub const fn default_window(budget: u32) -> u32 {
     let share = budget / 16;
     if share < 8 {
@@ -26,20 +29,25 @@ pub const fn default_window(budget: u32) -> u32 {
     }
 }
 
-/// Entries of the budget that pay for a latent memory by default: a smaller share where the budget is small, since there
-/// it takes slots that hold what is asked for (EVALUATION.md).
+/// Entries of the budget that pay for a latent memory by default: a smaller share where the budget
+/// is small, since there it takes slots that hold what is asked for (EVALUATION.md).
 pub const fn default_memory(budget: u32) -> u32 {
-    let share = if budget < 512 { budget / 16 } else { budget / 8 };
+    let share = if budget < 512 {
+        budget / 16
+    } else {
+        budget / 8
+    };
     // What one centroid costs, whatever the head size.
     if share < 4 { 4 } else { share }
 }
-/// Under the head budget `group` no KV head index keeps more than this many times (numerator, denominator) its share of
-/// the evictable slots, which bounds what a rank can be asked to hold.
+/// Under the head budget `group` no KV head index keeps more than this many times (numerator,
+/// denominator) its share of the evictable slots, which bounds what a rank can be asked to hold.
 pub const GROUP_CAP: (u64, u64) = (3, 2);
-/// Bytes of the note that a policy may keep with an entry. Every page has room for those of its entries.
+/// Bytes of the note that a policy may keep with an entry. Every page has room for those of its
+/// entries.
 pub const NOTE_BYTES: u64 = 8;
-/// Latent memories get one part in so many of a rank's cache, where its operator does not say: enough for contracts that leave the
-/// share of the memory to [`default_memory`].
+/// Latent memories get one part in so many of a rank's cache, where its operator does not say:
+/// enough for contracts that leave the share of the memory to [`default_memory`].
 pub const LATENT_SHARE: u64 = 8;
 /// Latent memory of a KV head is allocated in multiples of this many bytes.
 const LATENT_UNIT: u64 = 16;
@@ -96,11 +104,17 @@ pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u6
     if contract.policy == FULL {
         return whole;
     }
-    let retained = u64::from(contract.budget.saturating_sub(contract.memory_slots.unwrap_or(0)));
+    let retained = u64::from(
+        contract
+            .budget
+            .saturating_sub(contract.memory_slots.unwrap_or(0)),
+    );
     let bounded = if contract.head_budget == "uniform" {
         heads * (retained + geometry.stride).div_ceil(PAGE_SLOTS)
     } else {
-        let protected = u64::from(contract.sinks.unwrap_or(DEFAULT_SINKS) + contract.window.unwrap_or(DEFAULT_WINDOW));
+        let protected = u64::from(
+            contract.sinks.unwrap_or(DEFAULT_SINKS) + contract.window.unwrap_or(DEFAULT_WINDOW),
+        );
         let evictable = retained.saturating_sub(protected) * heads;
         // Slots of other ranks' heads may come here: all of them, or up to the cap.
         let all = evictable / geometry.kv_heads * geometry.total_kv_heads;
@@ -125,7 +139,8 @@ pub fn memory_bytes(contract: &KvContract, geometry: &Geometry) -> u64 {
     geometry.heads() * of_head.next_multiple_of(LATENT_UNIT)
 }
 
-/// Bytes of all pages that a sequence of at most `max_tokens` tokens can ever hold on one rank, notes included.
+/// Bytes of all pages that a sequence of at most `max_tokens` tokens can ever hold on one rank,
+/// notes included.
 pub fn page_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
     reserved_pages(contract, geometry, max_tokens) * geometry.page_bytes()
 }
@@ -137,7 +152,10 @@ pub fn reserved_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u6
 
 /// Smallest budget that leaves one slot to the policy.
 pub const fn smallest_budget(sinks: u32, window: u32, memory_slots: u32) -> u32 {
-    sinks.saturating_add(window).saturating_add(memory_slots).saturating_add(1)
+    sinks
+        .saturating_add(window)
+        .saturating_add(memory_slots)
+        .saturating_add(1)
 }
 
 #[cfg(test)]
@@ -155,20 +173,34 @@ mod tests {
     };
 
     fn contract(policy: &str, head_budget: &str, budget: u32) -> KvContract {
-        KvContract { policy: policy.into(), head_budget: head_budget.into(), budget, ..Default::default() }
+        KvContract {
+            policy: policy.into(),
+            head_budget: head_budget.into(),
+            budget,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn a_bounded_sequence_costs_the_same_at_any_length() {
         let c = contract("window", "uniform", 1024);
-        assert_eq!(reserved_bytes(&c, &G, 100_000), reserved_bytes(&c, &G, 10_000_000));
+        assert_eq!(
+            reserved_bytes(&c, &G, 100_000),
+            reserved_bytes(&c, &G, 10_000_000)
+        );
         assert_eq!(reserved_bytes(&c, &G, 100_000), 90 * 40 * G.page_bytes());
-        assert_eq!(reserved_bytes(&contract("full", "", 0), &G, 64), (G.token_bytes() + 90 * NOTE_BYTES) * 64);
+        assert_eq!(
+            reserved_bytes(&contract("full", "", 0), &G, 64),
+            (G.token_bytes() + 90 * NOTE_BYTES) * 64
+        );
     }
 
     #[test]
     fn a_short_sequence_costs_no_more_than_its_tokens() {
-        assert_eq!(reserved_pages(&contract("window", "column", 1024), &G, 31), 90);
+        assert_eq!(
+            reserved_pages(&contract("window", "column", 1024), &G, 31),
+            90
+        );
     }
 
     #[test]
@@ -182,37 +214,66 @@ mod tests {
             let rest = (total - first) / (G.layers - 1);
             let last = total - first - rest * (G.layers - 2);
             let used = first.div_ceil(32) + (G.layers - 2) * rest.div_ceil(32) + last.div_ceil(32);
-            assert!(used <= pages, "{used} pages used, {pages} reserved at skew {skew}");
+            assert!(
+                used <= pages,
+                "{used} pages used, {pages} reserved at skew {skew}"
+            );
         }
     }
 
-    /// What the share of latent memories is for: default memories never wait for it, since pages run out first.
+    /// What the share of latent memories is for: default memories never wait for it, since pages
+    /// run out first.
     #[test]
     fn an_eighth_is_enough_for_default_memories() {
         for budget in [16, 64, 511, 512, 1024, 4096, 1 << 20] {
             for head_budget in ["uniform", "column"] {
                 let memory_slots = Some(default_memory(budget));
-                let c = KvContract { memory_slots, ..contract("retention", head_budget, budget) };
+                let c = KvContract {
+                    memory_slots,
+                    ..contract("retention", head_budget, budget)
+                };
                 let (latent, pages) = (memory_bytes(&c, &G), page_bytes(&c, &G, 1 << 40));
-                assert!(latent * (LATENT_SHARE - 1) <= pages, "budget {budget}: {latent} beside {pages}");
+                assert!(
+                    latent * (LATENT_SHARE - 1) <= pages,
+                    "budget {budget}: {latent} beside {pages}"
+                );
             }
         }
-        assert_eq!(memory_bytes(&KvContract { memory_slots: Some(9), ..contract("full", "", 0) }, &G), 0);
+        assert_eq!(
+            memory_bytes(
+                &KvContract {
+                    memory_slots: Some(9),
+                    ..contract("full", "", 0)
+                },
+                &G
+            ),
+            0
+        );
     }
 
     #[test]
     fn a_rank_reserves_its_share() {
-        let alone = |head_budget| reserved_pages(&contract("retention", head_budget, 1024), &G, 1 << 30);
+        let alone =
+            |head_budget| reserved_pages(&contract("retention", head_budget, 1024), &G, 1 << 30);
         let of = |kv_heads, head_budget| {
             let geometry = Geometry { kv_heads, ..G };
-            reserved_pages(&contract("retention", head_budget, 1024), &geometry, 1 << 30)
+            reserved_pages(
+                &contract("retention", head_budget, 1024),
+                &geometry,
+                1 << 30,
+            )
         };
         for head_budget in ["uniform", "column"] {
             assert_eq!(3 * of(1, head_budget), alone(head_budget));
         }
-        // One head of a layer may get all that is evictable there; what is protected and the tail are each head's own.
+        // One head of a layer may get all that is evictable there; what is protected and the tail
+        // are each head's own.
         assert_eq!(of(3, "layer"), alone("column"));
-        assert!((alone("layer") * 2 / 3..alone("layer")).contains(&of(1, "layer")), "{}", of(1, "layer"));
+        assert!(
+            (alone("layer") * 2 / 3..alone("layer")).contains(&of(1, "layer")),
+            "{}",
+            of(1, "layer")
+        );
         // Pooled over the model: at most half more.
         let (share, most) = (alone("group") / 3, of(1, "group"));
         assert!(most > share && most <= share * 3 / 2 + 1, "{share} {most}");

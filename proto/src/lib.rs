@@ -1,12 +1,16 @@
-//! The contract between Palimpsest's processes: generated messages and services, the cost of a KV contract, and the
-//! error classes. It knows nothing of models, devices or scheduling.
+//! The contract between Palimpsest's processes: generated messages and services, the cost of a KV
+//! contract, and the error classes. It knows nothing of models, devices or scheduling.
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod kv;
 
 /// The public API, `palimpsest.v1`.
-#[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto file")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated; documented in the .proto file"
+)]
 pub mod v1 {
     tonic::include_proto!("palimpsest.v1");
 }
@@ -14,7 +18,11 @@ pub mod v1 {
 /// Coordinator to rank, `palimpsest.internal.v1`.
 pub mod internal {
     /// Version 1.
-    #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto file")]
+    #[allow(
+        missing_docs,
+        clippy::all,
+        reason = "generated; documented in the .proto file"
+    )]
     pub mod v1 {
         tonic::include_proto!("palimpsest.internal.v1");
     }

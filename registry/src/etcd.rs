@@ -2,21 +2,22 @@
 
 mod follow;
 
-use std::{
-    sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
-use palimpsest_tls::{ClientTls, Connector, explain};
-use tokio::{
-    sync::{oneshot, watch},
-    time::{Instant, sleep, timeout},
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
+use palimpsest_tls::{ClientTls, Connector, explain};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 
-use crate::{ANSWER_LIMIT, Claim, GroupRecord, LEASE, RankRecord, RankWatch, Registry, RegistryError, check_group};
+use crate::{
+    ANSWER_LIMIT, Claim, GroupRecord, LEASE, RankRecord, RankWatch, Registry, RegistryError,
+    check_group,
+};
 
 /// How etcd is reached.
 #[derive(Debug, Clone)]
@@ -29,7 +30,8 @@ pub struct EtcdOptions {
     pub tls: Option<ClientTls>,
     /// Prefix of all keys.
     pub root: String,
-    /// Time after which the rank of a process that died without a word is free again; whole seconds, at least one.
+    /// Time after which the rank of a process that died without a word is free again; whole
+    /// seconds, at least one.
     pub lease: Duration,
 }
 
@@ -54,7 +56,9 @@ pub struct EtcdRegistry {
 
 impl std::fmt::Debug for EtcdRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EtcdRegistry").field("endpoints", &self.options.endpoints).finish_non_exhaustive()
+        f.debug_struct("EtcdRegistry")
+            .field("endpoints", &self.options.endpoints)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,7 +68,9 @@ impl EtcdRegistry {
     /// # Errors
     /// [`RegistryError::Unreachable`], [`RegistryError::Denied`].
     pub async fn connect(options: EtcdOptions) -> Result<Self, RegistryError> {
-        let mut connect = ConnectOptions::new().with_connect_timeout(ANSWER_LIMIT).with_timeout(ANSWER_LIMIT);
+        let mut connect = ConnectOptions::new()
+            .with_connect_timeout(ANSWER_LIMIT)
+            .with_timeout(ANSWER_LIMIT);
         if let Some((name, password)) = &options.user {
             connect = connect.with_user(name, password);
         }
@@ -97,7 +103,9 @@ impl EtcdRegistry {
     async fn announced(&self, key: &str) -> Result<(Option<GroupRecord>, i64), RegistryError> {
         let mut client = self.client.kv_client();
         let answer = within(&self.options, client.get(key, None)).await?;
-        let Some(kv) = answer.kvs().first() else { return Ok((None, 0)) };
+        let Some(kv) = answer.kvs().first() else {
+            return Ok((None, 0));
+        };
         Ok((Some(parse(kv.key(), kv.value())?), kv.mod_revision()))
     }
 
@@ -105,34 +113,69 @@ impl EtcdRegistry {
     async fn holder(&self, key: &str) -> Result<Option<RankRecord>, RegistryError> {
         let mut client = self.client.kv_client();
         let answer = within(&self.options, client.get(key, None)).await?;
-        answer.kvs().first().map(|kv| parse(kv.key(), kv.value())).transpose()
+        answer
+            .kvs()
+            .first()
+            .map(|kv| parse(kv.key(), kv.value()))
+            .transpose()
     }
 
-    /// Takes a rank under a new lease, if nobody else has it. Returns the lease, or who has the rank.
-    async fn take(&self, key: &str, record: &RankRecord) -> Result<Result<i64, RankRecord>, RegistryError> {
+    /// Takes a rank under a new lease, if nobody else has it. Returns the lease, or who has the
+    /// rank.
+    async fn take(
+        &self,
+        key: &str,
+        record: &RankRecord,
+    ) -> Result<Result<i64, RankRecord>, RegistryError> {
         let mut client = self.client.clone();
-        let lease =
-            within(&self.options, client.lease_grant(self.options.lease.as_secs().max(1) as i64, None)).await?.id();
+        let lease = within(
+            &self.options,
+            client.lease_grant(self.options.lease.as_secs().max(1) as i64, None),
+        )
+        .await?
+        .id();
         let value = serde_json::to_vec(record).unwrap_or_default();
-        let put = TxnOp::put(key, value.clone(), Some(PutOptions::new().with_lease(lease)));
+        let put = TxnOp::put(
+            key,
+            value.clone(),
+            Some(PutOptions::new().with_lease(lease)),
+        );
         let get = TxnOp::get(key, None);
         let free = Compare::create_revision(key, CompareOp::Equal, 0);
-        let taken =
-            within(&self.options, client.txn(Txn::new().when([free]).and_then([put.clone()]).or_else([get]))).await?;
+        let taken = within(
+            &self.options,
+            client.txn(
+                Txn::new()
+                    .when([free])
+                    .and_then([put.clone()])
+                    .or_else([get]),
+            ),
+        )
+        .await?;
         if taken.succeeded() {
             return Ok(Ok(lease));
         }
-        // Our own record under a lease that we lost track of while etcd was away: it goes under the new one.
+        // Our own record under a lease that we lost track of while etcd was away: it goes under the
+        // new one.
         let own = Compare::value(key, CompareOp::Equal, value);
-        let moved = within(&self.options, client.txn(Txn::new().when([own]).and_then([put]))).await?;
+        let moved = within(
+            &self.options,
+            client.txn(Txn::new().when([own]).and_then([put])),
+        )
+        .await?;
         if moved.succeeded() {
             return Ok(Ok(lease));
         }
         self.revoke(lease).await;
-        let found = taken.op_responses().into_iter().find_map(|response| match response {
-            TxnOpResponse::Get(found) => found.kvs().first().map(|kv| parse(kv.key(), kv.value())),
-            _ => None,
-        });
+        let found = taken
+            .op_responses()
+            .into_iter()
+            .find_map(|response| match response {
+                TxnOpResponse::Get(found) => {
+                    found.kvs().first().map(|kv| parse(kv.key(), kv.value()))
+                }
+                _ => None,
+            });
         match found {
             Some(holder) => Ok(Err(holder?)),
             // Freed between the two: the caller tries again.
@@ -160,7 +203,8 @@ impl EtcdRegistry {
         }
     }
 
-    /// Holds a claim, and takes it again whenever it was lost, until another process has it: that one is returned.
+    /// Holds a claim, and takes it again whenever it was lost, until another process has it: that
+    /// one is returned.
     async fn hold(&self, key: &str, record: &RankRecord, held: &AtomicI64) -> RankRecord {
         loop {
             if let Err(error) = self.keep_alive(held.load(Ordering::SeqCst)).await {
@@ -186,7 +230,12 @@ impl EtcdRegistry {
 
 #[async_trait]
 impl Registry for EtcdRegistry {
-    async fn claim(&self, group: &str, record: RankRecord, limit: Duration) -> Result<Claim, RegistryError> {
+    async fn claim(
+        &self,
+        group: &str,
+        record: RankRecord,
+        limit: Duration,
+    ) -> Result<Claim, RegistryError> {
         check_group(group)?;
         let key = self.key(group, record.rank);
         let deadline = Instant::now() + limit;
@@ -195,7 +244,11 @@ impl Registry for EtcdRegistry {
                 Ok(lease) => break lease,
                 Err(holder) if Instant::now() >= deadline => {
                     let (group, rank) = (group.to_owned(), record.rank);
-                    return Err(RegistryError::RankTaken { group, rank, address: holder.address });
+                    return Err(RegistryError::RankTaken {
+                        group,
+                        rank,
+                        address: holder.address,
+                    });
                 }
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
@@ -207,7 +260,11 @@ impl Registry for EtcdRegistry {
             let held = AtomicI64::new(lease);
             let taken = async {
                 let RankRecord { rank, address, .. } = registry.hold(&key, &record, &held).await;
-                lost.send_replace(Some(RegistryError::RankTaken { group, rank, address }));
+                lost.send_replace(Some(RegistryError::RankTaken {
+                    group,
+                    rank,
+                    address,
+                }));
             };
             tokio::select! {
                 () = taken => return,
@@ -234,21 +291,34 @@ impl Registry for EtcdRegistry {
 
     async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError> {
         check_group(group)?;
-        let (key, value) = (self.epoch_key(group), serde_json::to_vec(&record).unwrap_or_default());
+        let (key, value) = (
+            self.epoch_key(group),
+            serde_json::to_vec(&record).unwrap_or_default(),
+        );
         loop {
             let (found, revision) = self.announced(&key).await?;
             match found {
                 // It arrived after all when we took etcd to be away.
                 Some(found) if found == record => return Ok(()),
                 Some(GroupRecord { epoch: found, .. }) if found >= record.epoch => {
-                    return Err(RegistryError::StaleEpoch { group: group.to_owned(), epoch: record.epoch, found });
+                    return Err(RegistryError::StaleEpoch {
+                        group: group.to_owned(),
+                        epoch: record.epoch,
+                        found,
+                    });
                 }
                 _ => {}
             }
             let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
             let put = TxnOp::put(key.as_str(), value.clone(), None);
             let mut client = self.client.kv_client();
-            if within(&self.options, client.txn(Txn::new().when([unchanged]).and_then([put]))).await?.succeeded() {
+            if within(
+                &self.options,
+                client.txn(Txn::new().when([unchanged]).and_then([put])),
+            )
+            .await?
+            .succeeded()
+            {
                 return Ok(());
             }
         }
@@ -260,16 +330,24 @@ impl Registry for EtcdRegistry {
     }
 }
 
-/// A connection to the first endpoint that answers, made anew to another one when it breaks. etcd's client has no TLS whose
-/// certificates can change.
+/// A connection to the first endpoint that answers, made anew to another one when it breaks. etcd's
+/// client has no TLS whose certificates can change.
 fn encrypted(endpoints: &[String], tls: &ClientTls) -> Result<etcd_client::Channel, RegistryError> {
     let mut addresses = Vec::new();
     for endpoint in endpoints {
-        let bad =
-            || RegistryError::Unreachable { endpoints: endpoint.clone(), why: "it is no https:// address".into() };
+        let bad = || RegistryError::Unreachable {
+            endpoints: endpoint.clone(),
+            why: "it is no https:// address".into(),
+        };
         let uri: tonic::transport::Uri = endpoint.parse().map_err(|_| bad())?;
-        let host = uri.host().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(bad)?;
-        addresses.push((host.trim_matches(['[', ']']).to_owned(), uri.port_u16().unwrap_or(443)));
+        let host = uri
+            .host()
+            .filter(|_| uri.scheme_str() == Some("https"))
+            .ok_or_else(bad)?;
+        addresses.push((
+            host.trim_matches(['[', ']']).to_owned(),
+            uri.port_u16().unwrap_or(443),
+        ));
     }
     let channel = Endpoint::from_static("http://etcd")
         .connect_timeout(ANSWER_LIMIT)
@@ -282,7 +360,13 @@ fn encrypted(endpoints: &[String], tls: &ClientTls) -> Result<etcd_client::Chann
 }
 
 /// What etcd's refusals have in common.
-const DENIALS: [&str; 5] = ["authentication", "user name", "permission denied", "auth token", "auth not enabled"];
+const DENIALS: [&str; 5] = [
+    "authentication",
+    "user name",
+    "permission denied",
+    "auth token",
+    "auth not enabled",
+];
 
 fn parse<T: serde::de::DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, RegistryError> {
     serde_json::from_slice(value).map_err(|error| RegistryError::Corrupt {
@@ -311,15 +395,24 @@ async fn within<T>(
     options: &EtcdOptions,
     answer: impl Future<Output = Result<T, etcd_client::Error>>,
 ) -> Result<T, RegistryError> {
-    let unreachable = |why: String| RegistryError::Unreachable { endpoints: options.endpoints.join(", "), why };
+    let unreachable = |why: String| RegistryError::Unreachable {
+        endpoints: options.endpoints.join(", "),
+        why,
+    };
     match timeout(ANSWER_LIMIT, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        // etcd says so in words: its codes for wrong names, passwords and rights are those of any bad request.
-        Ok(Err(etcd_client::Error::GRpcStatus(status))) if DENIALS.iter().any(|d| status.message().contains(d)) => {
+        // etcd says so in words: its codes for wrong names, passwords and rights are those of any
+        // bad request.
+        Ok(Err(etcd_client::Error::GRpcStatus(status)))
+            if DENIALS.iter().any(|d| status.message().contains(d)) =>
+        {
             Err(RegistryError::Denied(status.message().to_owned()))
         }
         Ok(Err(error)) => Err(unreachable(innermost(&error))),
-        Err(_) => Err(unreachable(format!("nothing within {} s", ANSWER_LIMIT.as_secs()))),
+        Err(_) => Err(unreachable(format!(
+            "nothing within {} s",
+            ANSWER_LIMIT.as_secs()
+        ))),
     }
 }
 

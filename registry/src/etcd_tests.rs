@@ -35,127 +35,254 @@ impl Etcd {
         let (peers, data) = (free_url(), tempfile::tempdir().expect("a directory"));
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(data.path());
-        command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers]);
-        command.args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")]);
-        let spawned = command.args(extra).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null()).spawn();
+        command.args([
+            "--listen-client-urls",
+            &url,
+            "--advertise-client-urls",
+            &url,
+            "--listen-peer-urls",
+            &peers,
+        ]);
+        command.args([
+            "--initial-advertise-peer-urls",
+            &peers,
+            "--initial-cluster",
+            &format!("default={peers}"),
+        ]);
+        let spawned = command
+            .args(extra)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .stdin(Stdio::null())
+            .spawn();
         let Ok(child) = spawned else {
             eprintln!("SKIPPED: no etcd here; `cargo xtask test` installs Debian's etcd-server");
             return None;
         };
-        Some(Self { child, url, _data: data })
+        Some(Self {
+            child,
+            url,
+            _data: data,
+        })
     }
 
     async fn await_clients(&self, options: EtcdOptions) {
         let started = Instant::now();
         while let Err(error) = EtcdRegistry::connect(options.clone()).await {
-            assert!(started.elapsed() < Duration::from_secs(30), "etcd does not start: {error}");
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "etcd does not start: {error}"
+            );
             sleep(Duration::from_millis(50)).await;
         }
     }
 
     fn options(&self) -> EtcdOptions {
-        EtcdOptions { endpoints: vec![self.url.clone()], ..EtcdOptions::default() }
+        EtcdOptions {
+            endpoints: vec![self.url.clone()],
+            ..EtcdOptions::default()
+        }
     }
 
     async fn registry(&self) -> EtcdRegistry {
-        EtcdRegistry::connect(self.options()).await.expect("etcd is there")
+        EtcdRegistry::connect(self.options())
+            .await
+            .expect("etcd is there")
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status();
+        let sent = Command::new("kill")
+            .args([&format!("-{signal}"), &self.child.id().to_string()])
+            .status();
         assert!(sent.expect("kill runs").success());
     }
 }
 
 #[tokio::test]
 async fn conforms() {
-    let Some(etcd) = Etcd::start().await else { return };
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
     conformance::run(&etcd.registry().await).await;
 }
 
 #[tokio::test]
 async fn nobody_there_is_said_in_time() {
-    let options = EtcdOptions { endpoints: vec![free_url()], ..EtcdOptions::default() };
+    let options = EtcdOptions {
+        endpoints: vec![free_url()],
+        ..EtcdOptions::default()
+    };
     let started = Instant::now();
-    let error = EtcdRegistry::connect(options).await.expect_err("nobody listens");
-    assert!(matches!(&error, RegistryError::Unreachable { .. }), "{error}");
-    assert!(started.elapsed() < 3 * ANSWER_LIMIT, "{:?}", started.elapsed());
+    let error = EtcdRegistry::connect(options)
+        .await
+        .expect_err("nobody listens");
+    assert!(
+        matches!(&error, RegistryError::Unreachable { .. }),
+        "{error}"
+    );
+    assert!(
+        started.elapsed() < 3 * ANSWER_LIMIT,
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 /// Leases of outages in tests.
 const SHORT_LEASE: Duration = Duration::from_secs(2);
 
-/// A rank whose lease ran out and whose key another process has claimed is told who has it, and leaves that one alone.
+/// A rank whose lease ran out and whose key another process has claimed is told who has it, and
+/// leaves that one alone.
 #[tokio::test]
 async fn a_rank_that_another_process_took_is_told() {
-    let Some(etcd) = Etcd::start().await else { return };
-    let registry = EtcdRegistry::connect(EtcdOptions { lease: SHORT_LEASE, ..etcd.options() }).await.expect("etcd");
-    let claim = registry.claim("g", RankRecord::new(1, 2, "10.0.0.1:1".into()), LEASE).await.expect("a free rank");
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let registry = EtcdRegistry::connect(EtcdOptions {
+        lease: SHORT_LEASE,
+        ..etcd.options()
+    })
+    .await
+    .expect("etcd");
+    let claim = registry
+        .claim("g", RankRecord::new(1, 2, "10.0.0.1:1".into()), LEASE)
+        .await
+        .expect("a free rank");
     let lost = tokio::spawn(claim.lost());
     // What an outage does to a lease, and who came first after it.
     let mut kv = registry.client.kv_client();
     let found = kv.get(registry.key("g", 1), None).await.expect("an answer");
     let other = RankRecord::new(1, 2, "10.0.0.9:1".into());
     let value = serde_json::to_vec(&other).expect("JSON");
-    registry.client.lease_client().revoke(found.kvs()[0].lease()).await.expect("a lease");
-    kv.put(registry.key("g", 1), value, None).await.expect("a put");
-    let error = timeout(5 * SHORT_LEASE, lost).await.expect("told in time").expect("no panic");
-    assert_eq!(error, RegistryError::RankTaken { group: "g".into(), rank: 1, address: other.address.clone() });
+    registry
+        .client
+        .lease_client()
+        .revoke(found.kvs()[0].lease())
+        .await
+        .expect("a lease");
+    kv.put(registry.key("g", 1), value, None)
+        .await
+        .expect("a put");
+    let error = timeout(5 * SHORT_LEASE, lost)
+        .await
+        .expect("told in time")
+        .expect("no panic");
+    assert_eq!(
+        error,
+        RegistryError::RankTaken {
+            group: "g".into(),
+            rank: 1,
+            address: other.address.clone()
+        }
+    );
     claim.release().await;
     assert_eq!(registry.ranks("g").await, Ok(vec![other]));
 }
 
-/// etcd hangs for longer than a lease: the claim is there again when it is back, and nobody is told that the rank died.
+/// etcd hangs for longer than a lease: the claim is there again when it is back, and nobody is told
+/// that the rank died.
 #[tokio::test]
 async fn a_claim_outlives_an_outage() {
-    let Some(etcd) = Etcd::start().await else { return };
-    let registry = EtcdRegistry::connect(EtcdOptions { lease: SHORT_LEASE, ..etcd.options() }).await.expect("etcd");
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let registry = EtcdRegistry::connect(EtcdOptions {
+        lease: SHORT_LEASE,
+        ..etcd.options()
+    })
+    .await
+    .expect("etcd");
     let record = RankRecord::new(1, 2, "10.0.0.1:1".into());
-    let claim = registry.claim("g", record.clone(), LEASE).await.expect("a free rank");
-    let (lost, mut told) = (tokio::spawn(claim.lost()), registry.watch("g").await.expect("a watch"));
-    assert_eq!(told.next().await, Some(crate::RankEvent::All(vec![record.clone()])));
+    let claim = registry
+        .claim("g", record.clone(), LEASE)
+        .await
+        .expect("a free rank");
+    let (lost, mut told) = (
+        tokio::spawn(claim.lost()),
+        registry.watch("g").await.expect("a watch"),
+    );
+    assert_eq!(
+        told.next().await,
+        Some(crate::RankEvent::All(vec![record.clone()]))
+    );
     etcd.signal("STOP");
     let error = registry.ranks("g").await.expect_err("etcd is stopped");
-    assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    assert!(
+        matches!(error, RegistryError::Unreachable { .. }),
+        "{error}"
+    );
     sleep(SHORT_LEASE + Duration::from_secs(2)).await;
     etcd.signal("CONT");
     let back = Instant::now();
     // Its lease has run out meanwhile, so for a moment it may be missing.
     let mut steady = 0;
     while steady < 10 {
-        assert!(back.elapsed() < Duration::from_secs(30), "the claim does not come back");
-        steady = if registry.ranks("g").await == Ok(vec![record.clone()]) { steady + 1 } else { 0 };
+        assert!(
+            back.elapsed() < Duration::from_secs(30),
+            "the claim does not come back"
+        );
+        steady = if registry.ranks("g").await == Ok(vec![record.clone()]) {
+            steady + 1
+        } else {
+            0
+        };
         sleep(Duration::from_millis(200)).await;
     }
-    assert!(!lost.is_finished(), "a claim that is made again is not lost");
+    assert!(
+        !lost.is_finished(),
+        "a claim that is made again is not lost"
+    );
     claim.release().await;
     assert_eq!(registry.ranks("g").await, Ok(Vec::new()));
     // However often it was told meanwhile, in the end it is told that nobody is there.
     let mut known = [(1, record)].into();
     while !std::collections::BTreeMap::is_empty(&known) {
-        timeout(5 * SHORT_LEASE, told.next()).await.expect("an event in time").expect("an event").apply(&mut known);
+        timeout(5 * SHORT_LEASE, told.next())
+            .await
+            .expect("an event in time")
+            .expect("an event")
+            .apply(&mut known);
     }
 }
 
 #[tokio::test]
 async fn a_wrong_password_is_a_denial() {
-    let Some(etcd) = Etcd::start().await else { return };
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
     let ctl = |args: &[&str]| {
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &etcd.url]).args(args);
-        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &etcd.url])
+            .args(args);
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
     };
     if !ctl(&["user", "add", "root:secret"]) {
         eprintln!("SKIPPED: no etcdctl here; `cargo xtask test` installs Debian's etcd-client");
         return;
     }
     assert!(ctl(&["user", "grant-role", "root", "root"]) && ctl(&["auth", "enable"]));
-    for (user, expected) in [(Some("wrong"), false), (None, false), (Some("secret"), true)] {
+    for (user, expected) in [
+        (Some("wrong"), false),
+        (None, false),
+        (Some("secret"), true),
+    ] {
         let user = user.map(|password| ("root".to_owned(), password.to_owned()));
-        let found = EtcdRegistry::connect(EtcdOptions { user: user.clone(), ..etcd.options() }).await;
+        let found = EtcdRegistry::connect(EtcdOptions {
+            user: user.clone(),
+            ..etcd.options()
+        })
+        .await;
         match found {
             Ok(_) => assert!(expected, "{user:?} is let in"),
-            Err(error) => assert!(!expected && matches!(error, RegistryError::Denied(_)), "{user:?}: {error}"),
+            Err(error) => assert!(
+                !expected && matches!(error, RegistryError::Denied(_)),
+                "{user:?}: {error}"
+            ),
         }
     }
 }
@@ -164,11 +291,18 @@ async fn a_wrong_password_is_a_denial() {
 fn certificates(directory: &std::path::Path) -> [std::path::PathBuf; 3] {
     let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().expect("a key")).expect("a CA");
+    let issuer =
+        rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().expect("a key"))
+            .expect("a CA");
     let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
     let key = rcgen::KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    [("ca", issuer.pem()), ("crt", certificate.pem()), ("key", key.serialize_pem())].map(|(name, text)| {
+    [
+        ("ca", issuer.pem()),
+        ("crt", certificate.pem()),
+        ("key", key.serialize_pem()),
+    ]
+    .map(|(name, text)| {
         let path = directory.join(name);
         std::fs::write(&path, text).expect("a writable directory");
         path
@@ -182,37 +316,92 @@ async fn with_tls_it_conforms_and_strangers_are_refused() {
     let [ca, cert, key] = certificates(directory.path());
     let [ca_arg, cert_arg, key_arg] = [&ca, &cert, &key].map(|path| path.to_str().expect("UTF-8"));
     let url = free_url().replace("http://", "https://");
-    let extra = ["--cert-file", cert_arg, "--key-file", key_arg, "--trusted-ca-file", ca_arg, "--client-cert-auth"];
-    let Some(etcd) = Etcd::spawn(url, &extra) else { return };
+    let extra = [
+        "--cert-file",
+        cert_arg,
+        "--key-file",
+        key_arg,
+        "--trusted-ca-file",
+        ca_arg,
+        "--client-cert-auth",
+    ];
+    let Some(etcd) = Etcd::spawn(url, &extra) else {
+        return;
+    };
     let with = |files: ClientFiles| {
         let tls = Some(ClientTls::open(files).expect("certificates"));
         // The first endpoint is nobody: the next one is taken.
         let endpoints = vec![free_url().replace("http://", "https://"), etcd.url.clone()];
-        EtcdOptions { endpoints, tls, ..EtcdOptions::default() }
+        EtcdOptions {
+            endpoints,
+            tls,
+            ..EtcdOptions::default()
+        }
     };
-    let ours = ClientFiles { ca: Some(ca.clone()), identity: Some((cert, key)) };
+    let ours = ClientFiles {
+        ca: Some(ca.clone()),
+        identity: Some((cert, key)),
+    };
     etcd.await_clients(with(ours.clone())).await;
-    conformance::run(&EtcdRegistry::connect(with(ours)).await.expect("etcd is there")).await;
+    conformance::run(
+        &EtcdRegistry::connect(with(ours))
+            .await
+            .expect("etcd is there"),
+    )
+    .await;
     let strangers = tempfile::tempdir().expect("a directory");
     let [other, ..] = certificates(strangers.path());
-    for (ca, expected) in [(ca, "certificate that it was shown"), (other, "not signed by the CA")] {
-        let files = ClientFiles { ca: Some(ca), identity: None };
-        let error = EtcdRegistry::connect(with(files)).await.expect_err("a stranger").to_string();
-        assert!(error.contains(expected) || error.contains("asks for a client certificate"), "{error}");
+    for (ca, expected) in [
+        (ca, "certificate that it was shown"),
+        (other, "not signed by the CA"),
+    ] {
+        let files = ClientFiles {
+            ca: Some(ca),
+            identity: None,
+        };
+        let error = EtcdRegistry::connect(with(files))
+            .await
+            .expect_err("a stranger")
+            .to_string();
+        assert!(
+            error.contains(expected) || error.contains("asks for a client certificate"),
+            "{error}"
+        );
     }
 }
 
 /// What happened since a revision that etcd has forgotten is not guessed: all is told anew.
 #[tokio::test]
 async fn a_watch_outlives_compaction() {
-    let Some(etcd) = Etcd::start().await else { return };
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
     let registry = etcd.registry().await;
-    let claim = registry.claim("g", RankRecord::new(0, 1, "10.0.0.1:1".into()), LEASE).await.expect("a free rank");
-    let (ranks, revision) = registry.listed(&registry.prefix("g")).await.expect("a list");
-    registry.client.kv_client().compact(revision, None).await.expect("a compaction");
+    let claim = registry
+        .claim("g", RankRecord::new(0, 1, "10.0.0.1:1".into()), LEASE)
+        .await
+        .expect("a free rank");
+    let (ranks, revision) = registry
+        .listed(&registry.prefix("g"))
+        .await
+        .expect("a list");
+    registry
+        .client
+        .kv_client()
+        .compact(revision, None)
+        .await
+        .expect("a compaction");
     let (events, mut told) = tokio::sync::mpsc::channel(4);
-    let gap = timeout(ANSWER_LIMIT, registry.follow_from(&registry.prefix("g"), 1, &events)).await.expect("it ends");
-    assert!(told.try_recv().is_err(), "nothing is told of what etcd has forgotten: {gap:?}");
+    let gap = timeout(
+        ANSWER_LIMIT,
+        registry.follow_from(&registry.prefix("g"), 1, &events),
+    )
+    .await
+    .expect("it ends");
+    assert!(
+        told.try_recv().is_err(),
+        "nothing is told of what etcd has forgotten: {gap:?}"
+    );
     let mut watch = registry.watch("g").await.expect("a watch");
     assert_eq!(watch.next().await, Some(crate::RankEvent::All(ranks)));
     claim.release().await;
@@ -221,10 +410,20 @@ async fn a_watch_outlives_compaction() {
 
 #[tokio::test]
 async fn what_others_wrote_is_named_not_guessed() {
-    let Some(etcd) = Etcd::start().await else { return };
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
     let registry = etcd.registry().await;
     let key = registry.key("g", 0);
-    registry.client.kv_client().put(key.clone(), "not ours", None).await.expect("a put");
+    registry
+        .client
+        .kv_client()
+        .put(key.clone(), "not ours", None)
+        .await
+        .expect("a put");
     let error = registry.ranks("g").await.expect_err("not a record");
-    assert!(matches!(&error, RegistryError::Corrupt { key: found, .. } if *found == key), "{error}");
+    assert!(
+        matches!(&error, RegistryError::Corrupt { key: found, .. } if *found == key),
+        "{error}"
+    );
 }

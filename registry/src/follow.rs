@@ -12,8 +12,9 @@ pub(crate) const WAITING: usize = 16;
 /// What happens to the ranks of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RankEvent {
-    /// All ranks that are claimed, in order: the first event, and again after every gap in what was told (the registry was
-    /// away or has forgotten what happened, or the reader was slow). What happened within the gap is not told.
+    /// All ranks that are claimed, in order: the first event, and again after every gap in what was
+    /// told (the registry was away or has forgotten what happened, or the reader was slow). What
+    /// happened within the gap is not told.
     All(Vec<RankRecord>),
     /// A rank was claimed, or its record was written anew.
     Claimed(RankRecord),
@@ -25,7 +26,12 @@ impl RankEvent {
     /// Brings what was known of a group, by rank, up to date.
     pub fn apply(self, known: &mut BTreeMap<u32, RankRecord>) {
         match self {
-            Self::All(ranks) => *known = ranks.into_iter().map(|record| (record.rank, record)).collect(),
+            Self::All(ranks) => {
+                *known = ranks
+                    .into_iter()
+                    .map(|record| (record.rank, record))
+                    .collect()
+            }
             Self::Claimed(record) => drop(known.insert(record.rank, record)),
             Self::Freed(rank) => drop(known.remove(&rank)),
         }
@@ -42,7 +48,8 @@ impl RankWatch {
         (events, Self(receiver))
     }
 
-    /// The next event; waits for it, as long as the registry is away too. `None` when this process' registry has ended.
+    /// The next event; waits for it, as long as the registry is away too. `None` when this process'
+    /// registry has ended.
     pub async fn next(&mut self) -> Option<RankEvent> {
         self.0.recv().await
     }

@@ -5,10 +5,11 @@
 //! | `{root}/groups/{group}/ranks/{rank}` | [`RankRecord`] as JSON | the rank, if nobody has the key | as long as the rank's lease |
 //! | `{root}/groups/{group}/epoch` | [`GroupRecord`] as JSON | the coordinator, if the epoch is later than the one that stands there | for ever |
 //!
-//! A registry says where ranks are, not whether they live: the coordinator asks it only while it forms a group, and learns
-//! of dead and hung ranks from their beats. So a registry that is away harms no running group. A rank that loses its lease
-//! meanwhile claims its key again, under the same session, as soon as the registry is back; one whose key another process has
-//! claimed by then is told ([`Claim::lost`]), and leaves.
+//! A registry says where ranks are, not whether they live: the coordinator asks it only while it
+//! forms a group, and learns of dead and hung ranks from their beats. So a registry that is away
+//! harms no running group. A rank that loses its lease meanwhile claims its key again, under the
+//! same session, as soon as the registry is back; one whose key another process has claimed by then
+//! is told ([`Claim::lost`]), and leaves.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
@@ -21,10 +22,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 #[cfg(feature = "etcd")]
 pub use self::etcd::{EtcdOptions, EtcdRegistry};
@@ -47,7 +46,12 @@ pub struct RankRecord {
 impl RankRecord {
     /// A record of this process.
     pub fn new(rank: u32, world_size: u32, address: String) -> Self {
-        Self { rank, world_size, address, session: format!("{:016x}", rand::random::<u64>()) }
+        Self {
+            rank,
+            world_size,
+            address,
+            session: format!("{:016x}", rand::random::<u64>()),
+        }
     }
 }
 
@@ -69,12 +73,18 @@ pub struct GroupRecord {
 /// Finds ranks, and lets them be found.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
-    /// Claims a rank of a group for as long as the [`Claim`] lives. When a former holder's lease has not run out yet, waits
-    /// for that, within `limit`.
+    /// Claims a rank of a group for as long as the [`Claim`] lives. When a former holder's lease
+    /// has not run out yet, waits for that, within `limit`.
     ///
     /// # Errors
-    /// [`RegistryError::RankTaken`] by another process that is there; others when the registry cannot be used.
-    async fn claim(&self, group: &str, record: RankRecord, limit: Duration) -> Result<Claim, RegistryError>;
+    /// [`RegistryError::RankTaken`] by another process that is there; others when the registry
+    /// cannot be used.
+    async fn claim(
+        &self,
+        group: &str,
+        record: RankRecord,
+        limit: Duration,
+    ) -> Result<Claim, RegistryError>;
 
     /// The ranks that are claimed, in order.
     ///
@@ -91,8 +101,8 @@ pub trait Registry: Send + Sync + 'static {
     /// Says that a group has formed; once more is as good as once.
     ///
     /// # Errors
-    /// [`RegistryError::StaleEpoch`] when another coordinator formed it as late or later; others when the registry cannot
-    /// be used.
+    /// [`RegistryError::StaleEpoch`] when another coordinator formed it as late or later; others
+    /// when the registry cannot be used.
     async fn announce(&self, group: &str, record: GroupRecord) -> Result<(), RegistryError>;
 
     /// The last incarnation of a group that was announced.
@@ -102,7 +112,8 @@ pub trait Registry: Send + Sync + 'static {
     async fn group(&self, group: &str) -> Result<Option<GroupRecord>, RegistryError>;
 }
 
-/// Keeps a rank claimed. Dropping it gives the rank back in the background; [`Claim::release`] waits for that.
+/// Keeps a rank claimed. Dropping it gives the rank back in the background; [`Claim::release`]
+/// waits for that.
 #[derive(Debug)]
 pub struct Claim {
     keeper: Option<JoinHandle<()>>,
@@ -111,17 +122,29 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn new(keeper: JoinHandle<()>, end: oneshot::Sender<()>, loss: watch::Receiver<Option<RegistryError>>) -> Self {
-        Self { keeper: Some(keeper), end: Some(end), loss }
+    fn new(
+        keeper: JoinHandle<()>,
+        end: oneshot::Sender<()>,
+        loss: watch::Receiver<Option<RegistryError>>,
+    ) -> Self {
+        Self {
+            keeper: Some(keeper),
+            end: Some(end),
+            loss,
+        }
     }
 
-    /// Waits until another process has the rank, and says who: its lease ran out while the registry was away, and that one
-    /// came first. Who hears this must stop serving as the rank. A registry that is away, and a claim that is made again,
-    /// are no loss.
+    /// Waits until another process has the rank, and says who: its lease ran out while the registry
+    /// was away, and that one came first. Who hears this must stop serving as the rank. A registry
+    /// that is away, and a claim that is made again, are no loss.
     pub fn lost(&self) -> impl Future<Output = RegistryError> + Send + 'static {
         let mut loss = self.loss.clone();
         async move {
-            let found = loss.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+            let found = loss
+                .wait_for(Option::is_some)
+                .await
+                .ok()
+                .and_then(|found| found.clone());
             match found {
                 Some(error) => error,
                 // The claim was given back.
@@ -156,7 +179,8 @@ pub enum RegistryError {
     Denied(String),
     /// Another process holds the rank.
     #[error(
-        "rank {rank} of group {group} is held by the process at {address}: stop it, or start this one as another rank"
+        "rank {rank} of group {group} is held by the process at {address}: stop it, or start this \
+         one as another rank"
     )]
     RankTaken {
         /// The group.
@@ -168,7 +192,8 @@ pub enum RegistryError {
     },
     /// Another incarnation of the group is later.
     #[error(
-        "group {group} has formed in epoch {found} already, this is epoch {epoch}: does another coordinator lead it?"
+        "group {group} has formed in epoch {found} already, this is epoch {epoch}: does another \
+         coordinator lead it?"
     )]
     StaleEpoch {
         /// The group.

@@ -1,17 +1,16 @@
 //! A registry within one process.
 
-use std::{
-    collections::BTreeMap,
-    collections::btree_map::Entry,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
+use crate::follow::WAITING;
 use crate::{
-    Claim, GroupRecord, RankEvent, RankRecord, RankWatch, Registry, RegistryError, check_group, follow::WAITING,
+    Claim, GroupRecord, RankEvent, RankRecord, RankWatch, Registry, RegistryError, check_group,
 };
 
 /// A registry in memory; clones share it.
@@ -34,13 +33,21 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { ranks: BTreeMap::new(), groups: BTreeMap::new(), changes: broadcast::channel(WAITING).0 }
+        Self {
+            ranks: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            changes: broadcast::channel(WAITING).0,
+        }
     }
 }
 
 impl State {
     fn ranks_of(&self, group: &str) -> Vec<RankRecord> {
-        self.ranks.iter().filter(|(key, _)| key.0 == group).map(|(_, record)| record.clone()).collect()
+        self.ranks
+            .iter()
+            .filter(|(key, _)| key.0 == group)
+            .map(|(_, record)| record.clone())
+            .collect()
     }
 
     /// Takes the rank, or says who has it.
@@ -50,7 +57,9 @@ impl State {
             Entry::Occupied(held) => return Err(held.get().clone()),
         };
         // Nobody may listen.
-        let _ = self.changes.send((key.0.clone(), RankEvent::Claimed(record.clone())));
+        let _ = self
+            .changes
+            .send((key.0.clone(), RankEvent::Claimed(record.clone())));
         Ok(())
     }
 
@@ -95,16 +104,27 @@ impl Shared {
 
 #[async_trait]
 impl Registry for MemoryRegistry {
-    async fn claim(&self, group: &str, record: RankRecord, limit: Duration) -> Result<Claim, RegistryError> {
+    async fn claim(
+        &self,
+        group: &str,
+        record: RankRecord,
+        limit: Duration,
+    ) -> Result<Claim, RegistryError> {
         check_group(group)?;
         let key = (group.to_owned(), record.rank);
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let freed = self.0.freed.notified();
-            let Err(holder) = self.0.state().take(&key, &record) else { break };
+            let Err(holder) = self.0.state().take(&key, &record) else {
+                break;
+            };
             if tokio::time::timeout_at(deadline, freed).await.is_err() {
                 let (group, rank) = key;
-                return Err(RegistryError::RankTaken { group, rank, address: holder.address });
+                return Err(RegistryError::RankTaken {
+                    group,
+                    rank,
+                    address: holder.address,
+                });
             }
         }
         let (end, ended) = oneshot::channel::<()>();
@@ -139,7 +159,11 @@ impl Registry for MemoryRegistry {
         match state.groups.get(group) {
             Some(found) if *found == record => {}
             Some(&GroupRecord { epoch: found, .. }) if found >= record.epoch => {
-                return Err(RegistryError::StaleEpoch { group: group.to_owned(), epoch: record.epoch, found });
+                return Err(RegistryError::StaleEpoch {
+                    group: group.to_owned(),
+                    epoch: record.epoch,
+                    found,
+                });
             }
             _ => drop(state.groups.insert(group.to_owned(), record)),
         }

@@ -1,10 +1,12 @@
 //! Processes that serve: what they listen on, find each other by, and show to each other.
 
-use super::{CollectiveArg, KvArgs, ModelArgs};
-use clap::Args;
-use palimpsest_tls::{ClientFiles, ClusterFiles};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use clap::Args;
+use palimpsest_tls::{ClientFiles, ClusterFiles};
+
+use super::{CollectiveArg, KvArgs, ModelArgs};
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -24,7 +26,12 @@ pub struct CoordinatorArgs {
     #[command(flatten)]
     pub registry: RegistryArgs,
     /// Addresses of all ranks, in rank order, instead of a registry: host:port,host:port
-    #[arg(long, env = "PALIMPSEST_RANKS", value_delimiter = ',', conflicts_with = "etcd")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_RANKS",
+        value_delimiter = ',',
+        conflicts_with = "etcd"
+    )]
     pub ranks: Vec<String>,
     /// Ranks of the group, when they are found in a registry.
     #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
@@ -59,8 +66,8 @@ pub struct WorkerArgs {
     /// Address to listen on for the coordinator.
     #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
     pub listen: SocketAddr,
-    /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for GPUs. tcp or nccl, by the
-    /// device, when not given.
+    /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for
+    /// GPUs. tcp or nccl, by the device, when not given.
     #[arg(long, env = "PALIMPSEST_COLLECTIVE", value_enum)]
     pub collective: Option<CollectiveArg>,
     /// host:port at which coordinator and other ranks reach this one; --listen when not given.
@@ -69,7 +76,8 @@ pub struct WorkerArgs {
     /// Address of a port without TLS that answers gRPC health checks alone.
     #[arg(long, env = "PALIMPSEST_HEALTH")]
     pub health: Option<SocketAddr>,
-    /// A fault for tests: in these steps, counted from 1, this rank computes something else than the others.
+    /// A fault for tests: in these steps, counted from 1, this rank computes something else than
+    /// the others.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub inject_divergence: Vec<u64>,
     #[command(flatten)]
@@ -78,11 +86,12 @@ pub struct WorkerArgs {
     pub cluster: ClusterTlsArgs,
 }
 
-/// What a process of a cluster shows to the others. With it, coordinator and ranks accept nobody else.
+/// What a process of a cluster shows to the others. With it, coordinator and ranks accept nobody
+/// else.
 #[derive(Debug, Args)]
 pub struct ClusterTlsArgs {
-    /// Certificate chain (PEM) of this process, with the DNS name coordinator.palimpsest.internal or
-    /// worker.palimpsest.internal.
+    /// Certificate chain (PEM) of this process, with the DNS name coordinator.palimpsest.internal
+    /// or worker.palimpsest.internal.
     #[arg(long, env = "PALIMPSEST_CLUSTER_CERT", requires_all = ["cluster_key", "cluster_ca"])]
     pub cluster_cert: Option<PathBuf>,
     /// Key of --cluster-cert.
@@ -96,8 +105,16 @@ pub struct ClusterTlsArgs {
 impl ClusterTlsArgs {
     /// The files, if they were given.
     pub fn files(&self) -> Option<ClusterFiles> {
-        let Self { cluster_cert, cluster_key, cluster_ca } = self;
-        let (cert, key, ca) = (cluster_cert.clone()?, cluster_key.clone()?, cluster_ca.clone()?);
+        let Self {
+            cluster_cert,
+            cluster_key,
+            cluster_ca,
+        } = self;
+        let (cert, key, ca) = (
+            cluster_cert.clone()?,
+            cluster_key.clone()?,
+            cluster_ca.clone()?,
+        );
         Some(ClusterFiles { cert, key, ca })
     }
 }
@@ -105,7 +122,8 @@ impl ClusterTlsArgs {
 /// What a client of a TLS server trusts and shows.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ClientTlsArgs {
-    /// CA (PEM) that the server's certificate must come from; those that this system trusts when not given.
+    /// CA (PEM) that the server's certificate must come from; those that this system trusts when
+    /// not given.
     #[arg(long, env = "PALIMPSEST_CA")]
     pub ca: Option<PathBuf>,
     /// Certificate to show, for servers that ask for one.
@@ -119,7 +137,10 @@ pub struct ClientTlsArgs {
 impl ClientTlsArgs {
     /// The files that were given.
     pub fn files(&self) -> ClientFiles {
-        ClientFiles { ca: self.ca.clone(), identity: self.cert.clone().zip(self.key.clone()) }
+        ClientFiles {
+            ca: self.ca.clone(),
+            identity: self.cert.clone().zip(self.key.clone()),
+        }
     }
 }
 
@@ -138,7 +159,8 @@ pub struct FrontArgs {
     /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
     #[arg(long, env = "PALIMPSEST_API_KEYS_FILE")]
     pub api_keys_file: Option<PathBuf>,
-    /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when the file changes.
+    /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when
+    /// the file changes.
     #[arg(long, env = "PALIMPSEST_TLS_CERT", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
     /// Key of --tls-cert.
@@ -151,7 +173,11 @@ pub struct FrontArgs {
     #[arg(long, env = "PALIMPSEST_HEALTH")]
     pub health: Option<SocketAddr>,
     /// Serve anyone who reaches this address, without keys.
-    #[arg(long, env = "PALIMPSEST_INSECURE_NO_KEYS", conflicts_with = "api_keys_file")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_INSECURE_NO_KEYS",
+        conflicts_with = "api_keys_file"
+    )]
     pub insecure_no_keys: bool,
     /// Sequences that run at once.
     #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]

@@ -3,11 +3,11 @@
 mod cluster;
 mod model;
 
-pub use cluster::*;
-pub use model::*;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+pub use cluster::*;
+pub use model::*;
 
 /// LLM inference with a bounded KV cache.
 #[derive(Debug, Parser)]
@@ -72,7 +72,11 @@ pub struct QuickstartArgs {
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// Server to ask.
-    #[arg(long, env = "PALIMPSEST_SERVER", default_value = "http://127.0.0.1:50051")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_SERVER",
+        default_value = "http://127.0.0.1:50051"
+    )]
     pub server: String,
     /// Sent as a bearer token.
     #[arg(long, env = "PALIMPSEST_API_KEY", hide_env_values = true)]
@@ -150,8 +154,8 @@ pub struct BenchRun {
     /// Sequences that decode together.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub sequences: u32,
-    /// Decode after a context that was not computed: the same time per token, and no wait for a prefill. For contexts
-    /// that fit the budget.
+    /// Decode after a context that was not computed: the same time per token, and no wait for a
+    /// prefill. For contexts that fit the budget.
     #[arg(long)]
     pub assume_context: bool,
     /// Measurements of each point; the median is reported.
@@ -175,8 +179,9 @@ pub struct CalibrateArgs {
     /// Indexer file to write.
     #[arg(long)]
     pub out: PathBuf,
-    /// Directory for what was read of the documents (some GB), kept for the next calibration. Without it, a directory
-    /// beside the output that is deleted when all went well; a calibration that was interrupted goes on from there.
+    /// Directory for what was read of the documents (some GB), kept for the next calibration.
+    /// Without it, a directory beside the output that is deleted when all went well; a calibration
+    /// that was interrupted goes on from there.
     #[arg(long)]
     pub samples: Option<PathBuf>,
     /// Documents.
@@ -191,12 +196,15 @@ pub struct CalibrateArgs {
     /// Strength of the ridge penalty.
     #[arg(long, default_value_t = 3.0)]
     pub ridge: f64,
-    /// What scorers learn to predict: the largest attention of a repetition, or that weighed by each token's surprisal.
+    /// What scorers learn to predict: the largest attention of a repetition, or that weighed by
+    /// each token's surprisal.
     #[arg(long, value_enum, default_value = "attention")]
     pub target: TargetArg,
-    /// Documents that the fitted scorers are then tuned on end to end, so that they keep what answers and text need: short ones first, a
-    /// third of a minute each for a model of 135M weights on two cores, then long ones, a minute each, and 4 bytes of memory for each
-    /// weight. 0: they stay as fitted. Without it, 104 for a model of up to a billion weights, 0 for a larger one.
+    /// Documents that the fitted scorers are then tuned on end to end, so that they keep what
+    /// answers and text need: short ones first, a third of a minute each for a model of 135M
+    /// weights on two cores, then long ones, a minute each, and 4 bytes of memory for each weight.
+    /// 0: they stay as fitted. Without it, 104 for a model of up to a billion weights, 0 for a
+    /// larger one.
     #[arg(long)]
     pub tune: Option<usize>,
     /// How fast tuning changes the scorers, at its highest.

@@ -1,15 +1,18 @@
 //! The model, the device it runs on, and the KV contract of requests.
 
-use crate::pull::{DEFAULT_MODEL, PullOptions};
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use palimpsest_proto::v1;
 use palimpsest_worker::model::decoder::CacheBytes;
-use std::path::PathBuf;
+
+use crate::pull::{DEFAULT_MODEL, PullOptions};
 
 /// Which model, and how it runs.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// A known model's name, a GGUF file, a directory with config.json, or random:SHAPE for random weights.
+    /// A known model's name, a GGUF file, a directory with config.json, or random:SHAPE for random
+    /// weights.
     #[arg(long, env = "PALIMPSEST_MODEL", default_value = DEFAULT_MODEL)]
     pub model: String,
     /// Where the model runs: cpu, or cuda:N for the N-th GPU.
@@ -19,22 +22,30 @@ pub struct ModelArgs {
     #[arg(long, env = "PALIMPSEST_THREADS")]
     pub threads: Option<usize>,
     /// Activations in products with quantised weights: 8-bit (fast) or float (exact).
-    #[arg(long, env = "PALIMPSEST_ACTIVATIONS", value_enum, default_value = "int8")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_ACTIVATIONS",
+        value_enum,
+        default_value = "int8"
+    )]
     pub activations: ActivationsArg,
-    /// Element type of cached keys and values; q8 holds nearly twice the entries of f16 in the same memory.
+    /// Element type of cached keys and values; q8 holds nearly twice the entries of f16 in the
+    /// same memory.
     #[arg(long, env = "PALIMPSEST_KV_TYPE", value_enum, default_value = "f16")]
     pub kv_type: KvTypeArg,
-    /// MiB for the caches of all sequences: pages with notes, and latent memories. A CPU uses it as sequences need it, a GPU sets it
-    /// aside at start.
+    /// MiB for the caches of all sequences: pages with notes, and latent memories. A CPU uses it
+    /// as sequences need it, a GPU sets it aside at start.
     #[arg(long, env = "PALIMPSEST_KV_MEMORY_MIB", default_value_t = 2048)]
     pub kv_memory_mib: usize,
-    /// MiB of these for latent memories, the rest is for pages; an eighth when not given, enough for default contracts.
+    /// MiB of these for latent memories, the rest is for pages; an eighth when not given, enough
+    /// for default contracts.
     #[arg(long, env = "PALIMPSEST_LATENT_MEMORY_MIB")]
     pub latent_memory_mib: Option<usize>,
     /// Tokens between two evictions.
     #[arg(long, env = "PALIMPSEST_STRIDE", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
     pub stride: u32,
-    /// On a GPU, capture steps of decoding as graphs: the same kernels, started by one call of the driver.
+    /// On a GPU, capture steps of decoding as graphs: the same kernels, started by one call of the
+    /// driver.
     #[arg(long, env = "PALIMPSEST_CUDA_GRAPHS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub cuda_graphs: bool,
     /// Trained indexer file; the default model has one built in.
@@ -175,7 +186,11 @@ impl PullArgs {
 
 /// How this process fetches models.
 pub fn pull_options(model: &str) -> PullOptions {
-    PullOptions { model: model.into(), cache_dir: None, progress: crate::term::is_terminal() }
+    PullOptions {
+        model: model.into(),
+        cache_dir: None,
+        progress: crate::term::is_terminal(),
+    }
 }
 
 #[cfg(test)]

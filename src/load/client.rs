@@ -1,7 +1,7 @@
 //! One streamed completion over HTTP, with the time of every piece of text.
 
-use super::sse::{self, EventReader};
-use crate::args::ClientTlsArgs;
+use std::fmt;
+
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -10,8 +10,10 @@ use hyper_util::rt::TokioExecutor;
 use palimpsest_tls::{ClientTls, Connector, TlsError};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::fmt;
 use tokio::time::{Instant, timeout_at};
+
+use super::sse::{self, EventReader};
+use crate::args::ClientTlsArgs;
 
 /// Of an answer that is not a stream: errors, lists of models.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -80,8 +82,8 @@ impl From<sse::Error> for Failure {
 /// A complete answer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Completion {
-    /// When each piece of text came, in order. A piece is one token, or several that the server sent together. An
-    /// answer without text has the time of its end.
+    /// When each piece of text came, in order. A piece is one token, or several that the server
+    /// sent together. An answer without text has the time of its end.
     pub pieces: Vec<Instant>,
     /// When the stream ended.
     pub ended: Option<Instant>,
@@ -131,27 +133,44 @@ impl Client {
     ///
     /// # Errors
     /// When an argument cannot be used; nothing is sent.
-    pub fn new(url: &str, key: Option<&ApiKey>, extra: Option<&str>, tls: &ClientTlsArgs) -> Result<Self, ConfigError> {
-        let base = url.trim_end_matches('/').trim_end_matches("/v1").to_string();
+    pub fn new(
+        url: &str,
+        key: Option<&ApiKey>,
+        extra: Option<&str>,
+        tls: &ClientTlsArgs,
+    ) -> Result<Self, ConfigError> {
+        let base = url
+            .trim_end_matches('/')
+            .trim_end_matches("/v1")
+            .to_string();
         let uri: Uri = base.parse().map_err(|_| ConfigError::Url(url.into()))?;
         let tls = match uri.scheme_str() {
             Some("http") if uri.authority().is_some() => None,
             Some("https") if uri.authority().is_some() => Some(ClientTls::http1(tls.files())?),
-            Some(other) if !other.starts_with("http") => return Err(ConfigError::Scheme(other.into())),
+            Some(other) if !other.starts_with("http") => {
+                return Err(ConfigError::Scheme(other.into()));
+            }
             _ => return Err(ConfigError::Url(url.into())),
         };
         let authorization = key.map(|ApiKey(key)| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| ConfigError::Key)?;
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| ConfigError::Key)?;
             value.set_sensitive(true);
             Ok::<_, ConfigError>(value)
         });
-        let extra: Map<String, Value> =
-            serde_json::from_str(extra.unwrap_or("{}")).map_err(|error| ConfigError::Body(error.to_string()))?;
+        let extra: Map<String, Value> = serde_json::from_str(extra.unwrap_or("{}"))
+            .map_err(|error| ConfigError::Body(error.to_string()))?;
         if let Some(field) = OWN_FIELDS.iter().find(|field| extra.contains_key(**field)) {
             return Err(ConfigError::OwnField(field));
         }
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(Connector::new(tls));
-        Ok(Self { http, base, authorization: authorization.transpose()?, extra })
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+            .build(Connector::new(tls));
+        Ok(Self {
+            http,
+            base,
+            authorization: authorization.transpose()?,
+            extra,
+        })
     }
 
     /// Name of the first model that the server lists.
@@ -173,11 +192,16 @@ impl Client {
                 return Err(refused(response).await);
             }
             let body = collect(response.into_body()).await?;
-            let models: Models = serde_json::from_slice(&body).map_err(|e| Failure::Protocol(e.to_string()))?;
+            let models: Models =
+                serde_json::from_slice(&body).map_err(|e| Failure::Protocol(e.to_string()))?;
             let first = models.data.into_iter().next();
-            first.map(|model| model.id).ok_or_else(|| Failure::Protocol("the list of models is empty".into()))
+            first
+                .map(|model| model.id)
+                .ok_or_else(|| Failure::Protocol("the list of models is empty".into()))
         };
-        timeout_at(deadline, exchange).await.unwrap_or(Err(Failure::Timeout))
+        timeout_at(deadline, exchange)
+            .await
+            .unwrap_or(Err(Failure::Timeout))
     }
 
     /// Streams one completion to its end.
@@ -187,13 +211,17 @@ impl Client {
     pub async fn complete(&self, model: &str, ask: &Ask) -> Result<Completion, Failure> {
         let body = self.body(model, ask);
         let exchange = async {
-            let response = self.send(Method::POST, "/v1/completions", body.into()).await?;
+            let response = self
+                .send(Method::POST, "/v1/completions", body.into())
+                .await?;
             if response.status() != StatusCode::OK {
                 return Err(refused(response).await);
             }
             read_stream(response).await
         };
-        timeout_at(ask.deadline, exchange).await.unwrap_or(Err(Failure::Timeout))
+        timeout_at(ask.deadline, exchange)
+            .await
+            .unwrap_or(Err(Failure::Timeout))
     }
 
     fn body(&self, model: &str, ask: &Ask) -> String {
@@ -209,16 +237,29 @@ impl Client {
         Value::Object(body).to_string()
     }
 
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base));
         request = request.header(CONTENT_TYPE, "application/json");
         if let Some(value) = &self.authorization {
             request = request.header(AUTHORIZATION, value);
         }
-        let request = request.body(Full::new(body)).map_err(|error| Failure::Protocol(error.to_string()))?;
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| Failure::Protocol(error.to_string()))?;
         self.http.request(request).await.map_err(|error| {
             let text = root_cause(&error);
-            if error.is_connect() { Failure::Connect(text) } else { Failure::Protocol(text) }
+            if error.is_connect() {
+                Failure::Connect(text)
+            } else {
+                Failure::Protocol(text)
+            }
         })
     }
 }
@@ -245,9 +286,16 @@ struct Usage {
 }
 
 async fn read_stream(response: Response<Incoming>) -> Result<Completion, Failure> {
-    let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("no content type");
+    let kind = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("no content type");
     if !kind.starts_with("text/event-stream") {
-        return Err(Failure::Protocol(format!("the answer is {}", shortened(kind))));
+        return Err(Failure::Protocol(format!(
+            "the answer is {}",
+            shortened(kind)
+        )));
     }
     let mut body = response.into_body();
     let mut events = EventReader::default();
@@ -255,7 +303,9 @@ async fn read_stream(response: Response<Incoming>) -> Result<Completion, Failure
     while let Some(frame) = body.frame().await {
         let now = Instant::now();
         let frame = frame.map_err(|error| Failure::Truncated(root_cause(&error)))?;
-        let Ok(bytes) = frame.into_data() else { continue };
+        let Ok(bytes) = frame.into_data() else {
+            continue;
+        };
         let mut had_text = false;
         for data in events.push(&bytes)? {
             if data == "[DONE]" {
@@ -278,8 +328,10 @@ async fn read_stream(response: Response<Incoming>) -> Result<Completion, Failure
 impl Completion {
     /// Takes the data of one event and says whether it had text.
     fn add(&mut self, data: &str) -> Result<bool, Failure> {
-        // serde_json's message has a position and no content, so nothing that was generated gets into a report.
-        let chunk: Chunk = serde_json::from_str(data).map_err(|error| Failure::Protocol(error.to_string()))?;
+        // serde_json's message has a position and no content, so nothing that was generated gets
+        // into a report.
+        let chunk: Chunk =
+            serde_json::from_str(data).map_err(|error| Failure::Protocol(error.to_string()))?;
         if let Some(error) = chunk.error {
             return Err(Failure::Stream(message_of(&error)));
         }
@@ -305,22 +357,32 @@ async fn refused(response: Response<Incoming>) -> Failure {
 
 /// `message` of an OpenAI error object, shortened.
 fn message_of(error: &Value) -> String {
-    shortened(error.get("message").and_then(Value::as_str).unwrap_or("no message"))
+    shortened(
+        error
+            .get("message")
+            .and_then(Value::as_str)
+            .unwrap_or("no message"),
+    )
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect()
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_MESSAGE_CHARS)
+        .collect()
 }
 
 async fn collect(body: Incoming) -> Result<Bytes, Failure> {
     let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
-    collected.map(http_body_util::Collected::to_bytes).map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            Failure::Protocol(format!("an answer of more than {MAX_BODY_BYTES} bytes"))
-        } else {
-            Failure::Truncated(error.to_string())
-        }
-    })
+    collected
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                Failure::Protocol(format!("an answer of more than {MAX_BODY_BYTES} bytes"))
+            } else {
+                Failure::Truncated(error.to_string())
+            }
+        })
 }
 
 /// hyper's own texts are layers of "client error (Connect)"; the last one says what happened.
@@ -338,15 +400,27 @@ mod tests {
 
     #[test]
     fn arguments_that_cannot_be_used_are_refused_before_anything_is_sent() {
-        let refused =
-            |url, extra| Client::new(url, None, extra, &ClientTlsArgs::default()).expect_err("refused").to_string();
+        let refused = |url, extra| {
+            Client::new(url, None, extra, &ClientTlsArgs::default())
+                .expect_err("refused")
+                .to_string()
+        };
         assert!(refused("ftp://host", None).contains("only http://"));
-        assert!(refused("127.0.0.1:8000", None).contains("http://"), "{}", refused("127.0.0.1:8000", None));
+        assert!(
+            refused("127.0.0.1:8000", None).contains("http://"),
+            "{}",
+            refused("127.0.0.1:8000", None)
+        );
         assert!(refused("http://host", Some("[]")).contains("object"));
         assert!(refused("http://host", Some(r#"{"stream":false}"#)).contains("`stream`"));
         let newline = ApiKey::from("a\nb".to_string());
         assert!(matches!(
-            Client::new("http://host", Some(&newline), None, &ClientTlsArgs::default()),
+            Client::new(
+                "http://host",
+                Some(&newline),
+                None,
+                &ClientTlsArgs::default()
+            ),
             Err(ConfigError::Key)
         ));
     }
@@ -354,17 +428,31 @@ mod tests {
     #[test]
     fn keys_do_not_print() {
         let key = ApiKey::from("secret".to_string());
-        let client = Client::new("http://host/v1/", Some(&key), None, &ClientTlsArgs::default()).unwrap();
+        let client = Client::new(
+            "http://host/v1/",
+            Some(&key),
+            None,
+            &ClientTlsArgs::default(),
+        )
+        .unwrap();
         assert!(!format!("{key:?} {client:?}").contains("secret"));
         assert_eq!(client.base, "http://host");
     }
 
     #[test]
     fn the_body_has_what_was_asked_and_what_was_merged() {
-        let client =
-            Client::new("http://host", None, Some(r#"{"kv_budget":512,"temperature":0}"#), &ClientTlsArgs::default())
-                .unwrap();
-        let ask = Ask { prompt: "a \"b\"".into(), max_tokens: 9, deadline: Instant::now() };
+        let client = Client::new(
+            "http://host",
+            None,
+            Some(r#"{"kv_budget":512,"temperature":0}"#),
+            &ClientTlsArgs::default(),
+        )
+        .unwrap();
+        let ask = Ask {
+            prompt: "a \"b\"".into(),
+            max_tokens: 9,
+            deadline: Instant::now(),
+        };
         let body: Value = serde_json::from_str(&client.body("m", &ask)).unwrap();
         let expected = json!({
             "kv_budget": 512, "temperature": 0, "model": "m", "prompt": "a \"b\"", "max_tokens": 9, "stream": true,

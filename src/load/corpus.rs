@@ -24,7 +24,8 @@ impl Corpus {
         (!starts.is_empty()).then_some(Self { text, starts })
     }
 
-    /// `num_words` words in the text's own spacing, from a place that `offset` chooses, beginning anew at the end.
+    /// `num_words` words in the text's own spacing, from a place that `offset` chooses, beginning
+    /// anew at the end.
     pub fn prompt(&self, offset: u64, num_words: usize) -> String {
         let mut at = (offset % self.starts.len() as u64) as usize;
         let mut left = num_words.max(1);
@@ -42,15 +43,20 @@ impl Corpus {
     }
 
     fn words(&self, range: Range<usize>) -> &str {
-        let end = self.starts.get(range.end).copied().unwrap_or(self.text.len());
+        let end = self
+            .starts
+            .get(range.end)
+            .copied()
+            .unwrap_or(self.text.len());
         self.text[self.starts[range.start]..end].trim_end()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn cuts_words_in_their_own_spacing_and_wraps() {

@@ -1,14 +1,17 @@
-//! The whole command against servers on a local socket that stream, refuse, stall and speak nonsense.
+//! The whole command against servers on a local socket that stream, refuse, stall and speak
+//! nonsense.
 
-use super::*;
-use clap::Parser;
-use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+
+use clap::Parser;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
+
+use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -49,7 +52,8 @@ async fn server(behaviour: Behaviour) -> (SocketAddr, Asked) {
     (address, asked)
 }
 
-/// One connection, kept for several requests. A client that gives up closes it, which ends the task.
+/// One connection, kept for several requests. A client that gives up closes it, which ends the
+/// task.
 async fn serve(socket: TcpStream, behaviour: Behaviour, asked: Asked) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let (read, mut write) = socket.into_split();
@@ -62,12 +66,20 @@ async fn serve(socket: TcpStream, behaviour: Behaviour, asked: Asked) -> std::io
             }
         }
         let lowercase = head.to_ascii_lowercase();
-        let length = lowercase.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
+        let length = lowercase
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
         let mut body = vec![0; length.unwrap_or(0)];
         read.read_exact(&mut body).await?;
         if head.starts_with("GET /v1/models ") {
             let models = json!({"object": "list", "data": [{"id": "tiny"}, {"id": "other"}]});
-            whole(&mut write, "200 OK", "application/json", &models.to_string()).await?;
+            whole(
+                &mut write,
+                "200 OK",
+                "application/json",
+                &models.to_string(),
+            )
+            .await?;
             continue;
         }
         assert!(head.starts_with("POST /v1/completions "), "{head}");
@@ -79,9 +91,15 @@ async fn serve(socket: TcpStream, behaviour: Behaviour, asked: Asked) -> std::io
     }
 }
 
-async fn whole(write: &mut OwnedWriteHalf, status: &str, kind: &str, body: &str) -> std::io::Result<()> {
+async fn whole(
+    write: &mut OwnedWriteHalf,
+    status: &str,
+    kind: &str,
+    body: &str,
+) -> std::io::Result<()> {
     let length = body.len();
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
     write.write_all(format!("{head}{body}").as_bytes()).await
 }
 
@@ -99,31 +117,54 @@ async fn tokens(write: &mut OwnedWriteHalf, count: u64, gap: Duration) -> std::i
         if i > 0 {
             sleep(gap).await;
         }
-        event(write, &json!({"choices": [{"index": 0, "text": format!(" w{i}"), "finish_reason": null}]}).to_string())
-            .await?;
+        event(
+            write,
+            &json!({"choices": [{"index": 0, "text": format!(" w{i}"), "finish_reason": null}]})
+                .to_string(),
+        )
+        .await?;
     }
     Ok(())
 }
 
 /// Answers one completion; whether the connection stays open.
-async fn answer(write: &mut OwnedWriteHalf, behaviour: Behaviour, body: &Value) -> std::io::Result<bool> {
+async fn answer(
+    write: &mut OwnedWriteHalf,
+    behaviour: Behaviour,
+    body: &Value,
+) -> std::io::Result<bool> {
     let refused = json!({"error": {"message": "the queue is full", "type": "rate_limit_error", "code": "queue_full"}});
     match behaviour {
         Behaviour::Busy => {
-            whole(write, "429 Too Many Requests", "application/json", &refused.to_string()).await?;
+            whole(
+                write,
+                "429 Too Many Requests",
+                "application/json",
+                &refused.to_string(),
+            )
+            .await?;
             return Ok(true);
         }
         Behaviour::NotAStream => {
-            whole(write, "200 OK", "application/json", r#"{"choices":[{"text":"x"}]}"#).await?;
+            whole(
+                write,
+                "200 OK",
+                "application/json",
+                r#"{"choices":[{"text":"x"}]}"#,
+            )
+            .await?;
             return Ok(true);
         }
         Behaviour::NotHttp => {
-            write.write_all(b"\x00\x01 hello, this is no web server\r\n\r\n").await?;
+            write
+                .write_all(b"\x00\x01 hello, this is no web server\r\n\r\n")
+                .await?;
             return Ok(false);
         }
         _ => {}
     }
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     write.write_all(head.as_bytes()).await?;
     match behaviour {
         Behaviour::Garbage => event(write, "{\"choices\": [").await?,
@@ -145,11 +186,14 @@ async fn answer(write: &mut OwnedWriteHalf, behaviour: Behaviour, body: &Value) 
             tokens(write, count, gap).await?;
             let words = body["prompt"].as_str().unwrap().split_whitespace().count();
             // Two tokens a word, so that the generator has something to find out.
-            let usage = json!({"prompt_tokens": 2 * words, "completion_tokens": count, "total_tokens": 0});
+            let usage =
+                json!({"prompt_tokens": 2 * words, "completion_tokens": count, "total_tokens": 0});
             event(write, &json!({"choices": [], "usage": usage}).to_string()).await?;
             event(write, "[DONE]").await?;
         }
-        Behaviour::Busy | Behaviour::NotAStream | Behaviour::NotHttp => unreachable!("answered above"),
+        Behaviour::Busy | Behaviour::NotAStream | Behaviour::NotHttp => {
+            unreachable!("answered above")
+        }
     }
     write.write_all(b"0\r\n\r\n").await?;
     Ok(true)
@@ -162,11 +206,16 @@ struct Line {
 }
 
 fn args(line: &[&str]) -> LoadArgs {
-    Line::try_parse_from(std::iter::once(&"load").chain(line)).map(|line| line.load).unwrap()
+    Line::try_parse_from(std::iter::once(&"load").chain(line))
+        .map(|line| line.load)
+        .unwrap()
 }
 
 /// A run against a server of `behaviour`, with `extra` arguments.
-async fn run_against(behaviour: Behaviour, extra: &[&str]) -> anyhow::Result<(Setting, Measurement, Asked)> {
+async fn run_against(
+    behaviour: Behaviour,
+    extra: &[&str],
+) -> anyhow::Result<(Setting, Measurement, Asked)> {
     let (address, asked) = server(behaviour).await;
     let url = format!("http://{address}");
     let mut line = vec!["--url", &url, "--rate", "100", "--requests", "20"];
@@ -181,7 +230,10 @@ async fn failures_of(behaviour: Behaviour, extra: &[&str]) -> (String, u64, Stri
     let mut line = vec!["--model", "tiny", "--tokens-per-word", "1"];
     line.extend(extra);
     let (_, measured, _) = run_against(behaviour, &line).await.unwrap();
-    assert_eq!((measured.completed, measured.good, measured.finished()), (0, 0, 20));
+    assert_eq!(
+        (measured.completed, measured.good, measured.finished()),
+        (0, 0, 20)
+    );
     assert_eq!(measured.failures.len(), 1, "{:?}", measured.failures);
     let (kind, (count, first)) = measured.failures.into_iter().next().unwrap();
     (kind, count, first)
@@ -189,16 +241,43 @@ async fn failures_of(behaviour: Behaviour, extra: &[&str]) -> (String, u64, Stri
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_streams_is_measured() {
-    let behaviour = Behaviour::Streams { prefill: 60 * MS, gap: 20 * MS };
+    let behaviour = Behaviour::Streams {
+        prefill: 60 * MS,
+        gap: 20 * MS,
+    };
     // The second limit is twice the gap; loose bounds, since the machine may be busy.
-    let extra = ["--slo-ttft-ms", "2000", "--slo-itl-ms", "1000", "--body", r#"{"kv_budget":512}"#];
+    let extra = [
+        "--slo-ttft-ms",
+        "2000",
+        "--slo-itl-ms",
+        "1000",
+        "--body",
+        r#"{"kv_budget":512}"#,
+    ];
     let (setting, measured, asked) = run_against(behaviour, &extra).await.unwrap();
-    assert_eq!((setting.model.as_str(), setting.tokens_per_word), ("tiny", 2.0));
-    assert_eq!((measured.completed, measured.good, measured.failures.len()), (20, 20, 0));
-    assert_eq!((measured.output_tokens, measured.prompt_tokens, measured.uncounted), (100, 600, 0));
+    assert_eq!(
+        (setting.model.as_str(), setting.tokens_per_word),
+        ("tiny", 2.0)
+    );
+    assert_eq!(
+        (measured.completed, measured.good, measured.failures.len()),
+        (20, 20, 0)
+    );
+    assert_eq!(
+        (
+            measured.output_tokens,
+            measured.prompt_tokens,
+            measured.uncounted
+        ),
+        (100, 600, 0)
+    );
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len(), 21, "a first small request and twenty");
-    assert!(asked.iter().all(|(_, body)| body["kv_budget"] == 512 && body["model"] == "tiny"));
+    assert!(
+        asked
+            .iter()
+            .all(|(_, body)| body["kv_budget"] == 512 && body["model"] == "tiny")
+    );
     let first = measured.first_token.percentile_ms(50.0).unwrap();
     assert!((60.0..1000.0).contains(&first), "{first}");
     // Mean, not median: a delayed packet shortens the gap after it.
@@ -209,27 +288,51 @@ async fn a_server_that_streams_is_measured() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_too_slow_are_complete_and_not_good() {
-    let behaviour = Behaviour::Streams { prefill: 30 * MS, gap: 5 * MS };
-    let (_, measured, _) = run_against(behaviour, &["--slo-ttft-ms", "10"]).await.unwrap();
+    let behaviour = Behaviour::Streams {
+        prefill: 30 * MS,
+        gap: 5 * MS,
+    };
+    let (_, measured, _) = run_against(behaviour, &["--slo-ttft-ms", "10"])
+        .await
+        .unwrap();
     assert_eq!((measured.completed, measured.good), (20, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn arrivals_do_not_wait_for_answers() {
-    let behaviour = Behaviour::Streams { prefill: 400 * MS, gap: MS };
-    let (setting, measured, _) = run_against(behaviour, &["--model", "tiny", "--tokens-per-word", "2"]).await.unwrap();
+    let behaviour = Behaviour::Streams {
+        prefill: 400 * MS,
+        gap: MS,
+    };
+    let (setting, measured, _) =
+        run_against(behaviour, &["--model", "tiny", "--tokens-per-word", "2"])
+            .await
+            .unwrap();
     // One after the other would take 20 * 0.4 s.
     let limit = setting.last_arrival_seconds + 4.0;
-    assert!(measured.elapsed.as_secs_f64() < limit, "{:?}", measured.elapsed);
+    assert!(
+        measured.elapsed.as_secs_f64() < limit,
+        "{:?}",
+        measured.elapsed
+    );
     assert_eq!(measured.completed, 20);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_server_is_counted_with_its_reason() {
     let (kind, count, first) = failures_of(Behaviour::Busy, &[]).await;
-    assert_eq!((kind.as_str(), count, first.as_str()), ("http_429", 20, "HTTP 429: the queue is full"));
-    let error = run_against(Behaviour::Busy, &[]).await.map(|_| ()).expect_err("the first small request fails");
-    assert!(format!("{error:#}").contains("--tokens-per-word"), "{error:#}");
+    assert_eq!(
+        (kind.as_str(), count, first.as_str()),
+        ("http_429", 20, "HTTP 429: the queue is full")
+    );
+    let error = run_against(Behaviour::Busy, &[])
+        .await
+        .map(|_| ())
+        .expect_err("the first small request fails");
+    assert!(
+        format!("{error:#}").contains("--tokens-per-word"),
+        "{error:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -250,7 +353,11 @@ async fn nonsense_has_a_name() {
         (Behaviour::FailsMidway, "stream_error"),
     ] {
         let (kind, count, first) = failures_of(behaviour, &[]).await;
-        assert_eq!((kind.as_str(), count), (expected, 20), "{behaviour:?}: {first}");
+        assert_eq!(
+            (kind.as_str(), count),
+            (expected, 20),
+            "{behaviour:?}: {first}"
+        );
     }
 }
 
@@ -260,21 +367,56 @@ async fn nobody_listening_is_found_before_the_run() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let line = ["--url", &url, "--requests", "1"];
-    let error = load(&args(&line), std::future::pending()).await.map(|_| ()).expect_err("nobody listens");
+    let error = load(&args(&line), std::future::pending())
+        .await
+        .map(|_| ())
+        .expect_err("nobody listens");
     assert!(format!("{error:#}").contains("cannot connect"), "{error:#}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_sent_and_stopping_reports_what_there_is() {
-    let (address, asked) = server(Behaviour::Streams { prefill: MS, gap: MS }).await;
+    let (address, asked) = server(Behaviour::Streams {
+        prefill: MS,
+        gap: MS,
+    })
+    .await;
     let url = format!("http://{address}/v1");
-    let mut line = vec!["--url", &url, "--model", "tiny", "--tokens-per-word", "2", "--api-key", "k-1"];
-    line.extend(["--rate", "20", "--requests", "2000", "--output-tokens", "fixed:2"]);
-    let (setting, measured) = load(&args(&line), sleep(Duration::from_secs(1))).await.unwrap();
+    let mut line = vec![
+        "--url",
+        &url,
+        "--model",
+        "tiny",
+        "--tokens-per-word",
+        "2",
+        "--api-key",
+        "k-1",
+    ];
+    line.extend([
+        "--rate",
+        "20",
+        "--requests",
+        "2000",
+        "--output-tokens",
+        "fixed:2",
+    ]);
+    let (setting, measured) = load(&args(&line), sleep(Duration::from_secs(1)))
+        .await
+        .unwrap();
     assert_eq!(setting.requests, 2000);
-    assert!((1..1000).contains(&measured.completed), "{}", measured.completed);
+    assert!(
+        (1..1000).contains(&measured.completed),
+        "{}",
+        measured.completed
+    );
     assert!(measured.failures.is_empty(), "{:?}", measured.failures);
-    assert!(asked.lock().unwrap().iter().all(|(head, _)| head.contains("authorization: Bearer k-1")));
+    assert!(
+        asked
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|(head, _)| head.contains("authorization: Bearer k-1"))
+    );
 }
 
 #[test]

@@ -15,8 +15,9 @@ mod report;
 mod schedule;
 mod sse;
 
-use crate::args::ClientTlsArgs;
-use crate::term;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use anyhow::Context;
 use clap::Args;
 use client::{ApiKey, Ask, Client};
@@ -24,9 +25,10 @@ use corpus::Corpus;
 use measure::{Measurement, Objective};
 use report::{Report, Setting};
 use schedule::{Arrival, Plan, Tokens};
-use std::path::PathBuf;
-use std::time::Duration;
 use tokio::time::Instant;
+
+use crate::args::ClientTlsArgs;
+use crate::term;
 
 /// The text without --text.
 const DEFAULT_TEXT: &str = include_str!("../../assets/gpl-3.0.txt");
@@ -60,7 +62,8 @@ pub struct LoadArgs {
     /// Text that prompts are cut from; the GPL when not given.
     #[arg(long)]
     pub text: Option<PathBuf>,
-    /// Tokens of a word of the text; asked of the server with a first small request when not given.
+    /// Tokens of a word of the text; asked of the server with a first small request when not
+    /// given.
     #[arg(long)]
     pub tokens_per_word: Option<f64>,
     /// A good request has its first token within this many milliseconds of its scheduled time.
@@ -93,18 +96,31 @@ pub struct LoadArgs {
 
 /// A positive number of seconds.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "not a number of seconds".to_string())?;
+    let seconds: f64 = text
+        .trim_end_matches('s')
+        .parse()
+        .map_err(|_| "not a number of seconds".to_string())?;
     let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
-    if duration.is_zero() { Err("must be more than 0".into()) } else { Ok(duration) }
+    if duration.is_zero() {
+        Err("must be more than 0".into())
+    } else {
+        Ok(duration)
+    }
 }
 
 /// Runs the load and prints the report.
 pub async fn run(args: &LoadArgs) -> anyhow::Result<()> {
     let (setting, measured) = load(args, stop_signal()).await?;
-    let report = Report { setting: &setting, measured: &measured };
+    let report = Report {
+        setting: &setting,
+        measured: &measured,
+    };
     if args.json {
         println!("{}", report.json());
-        report.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+        report
+            .warnings()
+            .iter()
+            .for_each(|warning| eprintln!("warning: {warning}"));
     } else {
         print!("{}", report.text());
     }
@@ -112,16 +128,29 @@ pub async fn run(args: &LoadArgs) -> anyhow::Result<()> {
 }
 
 /// Everything but the printing.
-async fn load(args: &LoadArgs, stop: impl Future<Output = ()>) -> anyhow::Result<(Setting, Measurement)> {
+async fn load(
+    args: &LoadArgs,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<(Setting, Measurement)> {
     let arrivals = plan(args).arrivals()?;
-    let client = Client::new(&args.url, args.api_key.as_ref(), args.body.as_deref(), &args.tls)?;
-    let objective = Objective { first_token: limit(args.slo_ttft_ms)?, inter_token: limit(args.slo_itl_ms)? };
+    let client = Client::new(
+        &args.url,
+        args.api_key.as_ref(),
+        args.body.as_deref(),
+        &args.tls,
+    )?;
+    let objective = Objective {
+        first_token: limit(args.slo_ttft_ms)?,
+        inter_token: limit(args.slo_itl_ms)?,
+    };
     let corpus = open_corpus(args)?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {
             let listed = client.first_model(Instant::now() + args.timeout).await;
-            listed.with_context(|| format!("{} does not name a model; give one with --model", args.url))?
+            listed.with_context(|| {
+                format!("{} does not name a model; give one with --model", args.url)
+            })?
         }
     };
     let tokens_per_word = match args.tokens_per_word {
@@ -138,11 +167,28 @@ async fn load(args: &LoadArgs, stop: impl Future<Output = ()>) -> anyhow::Result
         let prompt = corpus.prompt(arrival.text_offset, words);
         async move {
             let deadline = Instant::now() + timeout;
-            client.complete(&model, &Ask { prompt, max_tokens: arrival.output_tokens, deadline }).await
+            client
+                .complete(
+                    &model,
+                    &Ask {
+                        prompt,
+                        max_tokens: arrival.output_tokens,
+                        deadline,
+                    },
+                )
+                .await
         }
     };
     let grows = |measured: &Measurement| bar.set_position(measured.finished());
-    let measured = measure::drive(&arrivals, args.max_in_flight.max(1), objective, send, stop, grows).await;
+    let measured = measure::drive(
+        &arrivals,
+        args.max_in_flight.max(1),
+        objective,
+        send,
+        stop,
+        grows,
+    )
+    .await;
     bar.finish_and_clear();
     Ok((setting, measured))
 }
@@ -159,12 +205,16 @@ fn plan(args: &LoadArgs) -> Plan {
 }
 
 fn limit(ms: Option<f64>) -> anyhow::Result<Option<Duration>> {
-    ms.map(|ms| Duration::try_from_secs_f64(ms / 1e3).with_context(|| format!("{ms} ms is no time limit"))).transpose()
+    ms.map(|ms| {
+        Duration::try_from_secs_f64(ms / 1e3).with_context(|| format!("{ms} ms is no time limit"))
+    })
+    .transpose()
 }
 
 fn open_corpus(args: &LoadArgs) -> anyhow::Result<Corpus> {
     let text = match &args.text {
-        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?,
         None => DEFAULT_TEXT.to_string(),
     };
     Corpus::new(text).context("the text of --text has no words")
@@ -176,7 +226,9 @@ fn setting(args: &LoadArgs, model: &str, tokens_per_word: f64, arrivals: &[Arriv
         model: model.into(),
         rate: args.rate,
         requests: arrivals.len(),
-        last_arrival_seconds: arrivals.last().map_or(0.0, |arrival| arrival.at.as_secs_f64()),
+        last_arrival_seconds: arrivals
+            .last()
+            .map_or(0.0, |arrival| arrival.at.as_secs_f64()),
         seed: args.seed,
         prompt_tokens: args.prompt_tokens.to_string(),
         output_tokens: args.output_tokens.to_string(),
@@ -187,15 +239,30 @@ fn setting(args: &LoadArgs, model: &str, tokens_per_word: f64, arrivals: &[Arriv
     }
 }
 
-/// Tokens per word of the text, by the server's own tokenizer. It also warms the server up and finds a wrong address
-/// before the run.
-async fn probe(client: &Client, model: &str, corpus: &Corpus, timeout: Duration) -> anyhow::Result<f64> {
+/// Tokens per word of the text, by the server's own tokenizer. It also warms the server up and
+/// finds a wrong address before the run.
+async fn probe(
+    client: &Client,
+    model: &str,
+    corpus: &Corpus,
+    timeout: Duration,
+) -> anyhow::Result<f64> {
     let prompt = corpus.prompt(0, PROBE_WORDS);
-    let ask = Ask { prompt, max_tokens: 1, deadline: Instant::now() + timeout };
+    let ask = Ask {
+        prompt,
+        max_tokens: 1,
+        deadline: Instant::now() + timeout,
+    };
     let answer = client.complete(model, &ask).await;
-    let completion = answer.context("a first small request failed; --tokens-per-word leaves it out")?;
-    let tokens = completion.prompt_tokens.context("the server does not count tokens; give --tokens-per-word")?;
-    anyhow::ensure!(tokens > 0, "the server counted no tokens in the first prompt; give --tokens-per-word");
+    let completion =
+        answer.context("a first small request failed; --tokens-per-word leaves it out")?;
+    let tokens = completion
+        .prompt_tokens
+        .context("the server does not count tokens; give --tokens-per-word")?;
+    anyhow::ensure!(
+        tokens > 0,
+        "the server counted no tokens in the first prompt; give --tokens-per-word"
+    );
     Ok(tokens as f64 / PROBE_WORDS as f64)
 }
 

@@ -1,11 +1,13 @@
-//! What is sent and when: decided before the first request, from a seed, so that a run can be repeated.
+//! What is sent and when: decided before the first request, from a seed, so that a run can be
+//! repeated.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution as _, Exp, LogNormal};
-use std::fmt;
-use std::str::FromStr;
-use std::time::Duration;
 
 /// No request has more tokens than this, whatever a distribution's tail says.
 const MAX_TOKENS: u32 = 1 << 22;
@@ -58,8 +60,12 @@ impl Tokens {
             Self::Fixed(n) => n,
             Self::Uniform(low, high) => rng.random_range(low..=high),
             Self::LogNormal { median, sigma } => {
-                let log_normal = LogNormal::new(median.ln(), sigma).expect("parsing checked median and sigma");
-                log_normal.sample(rng).round().clamp(1.0, f64::from(MAX_TOKENS)) as u32
+                let log_normal =
+                    LogNormal::new(median.ln(), sigma).expect("parsing checked median and sigma");
+                log_normal
+                    .sample(rng)
+                    .round()
+                    .clamp(1.0, f64::from(MAX_TOKENS)) as u32
             }
         }
     }
@@ -70,10 +76,21 @@ impl FromStr for Tokens {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let unknown = || Error::Unknown(text.to_string());
-        let number = |part: &str| part.trim().parse::<f64>().map_err(|_| Error::NotANumber(text.to_string()));
+        let number = |part: &str| {
+            part.trim()
+                .parse::<f64>()
+                .map_err(|_| Error::NotANumber(text.to_string()))
+        };
         let count = |part: &str| -> Result<u32, Error> {
-            let n = part.trim().parse::<u32>().map_err(|_| Error::NotANumber(text.to_string()))?;
-            if (1..=MAX_TOKENS).contains(&n) { Ok(n) } else { Err(Error::OutOfRange(f64::from(n))) }
+            let n = part
+                .trim()
+                .parse::<u32>()
+                .map_err(|_| Error::NotANumber(text.to_string()))?;
+            if (1..=MAX_TOKENS).contains(&n) {
+                Ok(n)
+            } else {
+                Err(Error::OutOfRange(f64::from(n)))
+            }
         };
         // A bare number is what most people try first.
         let (kind, rest) = text.split_once(':').unwrap_or(("fixed", text));
@@ -82,7 +99,11 @@ impl FromStr for Tokens {
             "uniform" => {
                 let (low, high) = rest.split_once('-').ok_or_else(unknown)?;
                 let (low, high) = (count(low)?, count(high)?);
-                if low <= high { Ok(Self::Uniform(low, high)) } else { Err(Error::Reversed(low, high)) }
+                if low <= high {
+                    Ok(Self::Uniform(low, high))
+                } else {
+                    Err(Error::Reversed(low, high))
+                }
             }
             "lognormal" => {
                 let (median, sigma) = rest.split_once(',').ok_or_else(unknown)?;
@@ -120,7 +141,8 @@ pub struct Arrival {
     pub prompt_tokens: u32,
     /// Tokens to ask for.
     pub output_tokens: u32,
-    /// Where in the text the prompt begins; random, so that no server answers from a cache of prefixes.
+    /// Where in the text the prompt begins; random, so that no server answers from a cache of
+    /// prefixes.
     pub text_offset: u64,
 }
 
@@ -142,8 +164,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// All arrivals, in order. Times and sizes come from generators of their own, so that two rates send the same
-    /// requests.
+    /// All arrivals, in order. Times and sizes come from generators of their own, so that two rates
+    /// send the same requests.
     ///
     /// # Errors
     /// When the rate is not positive or nothing bounds the run.
@@ -175,21 +197,29 @@ impl Plan {
                 text_offset: sizes.random(),
             });
         }
-        if arrivals.is_empty() { Err(Error::Empty) } else { Ok(arrivals) }
+        if arrivals.is_empty() {
+            Err(Error::Empty)
+        } else {
+            Ok(arrivals)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn plan(rate: f64, requests: usize) -> Plan {
         Plan {
             rate,
             requests: Some(requests),
             duration: None,
-            prompt_tokens: Tokens::LogNormal { median: 300.0, sigma: 0.8 },
+            prompt_tokens: Tokens::LogNormal {
+                median: 300.0,
+                sigma: 0.8,
+            },
             output_tokens: Tokens::Uniform(1, 64),
             seed: 7,
         }
@@ -249,13 +279,16 @@ mod tests {
         }
     }
 
-    /// The mean of n exponential gaps lies within 5 standard errors (1/sqrt(n)) of 1/rate; so does their deviation,
-    /// which equals the mean for a Poisson process and is 0 for an even one.
+    /// The mean of n exponential gaps lies within 5 standard errors (1/sqrt(n)) of 1/rate; so does
+    /// their deviation, which equals the mean for a Poisson process and is 0 for an even one.
     #[test]
     fn gaps_are_exponential() {
         let n = 20_000;
         let arrivals = plan(50.0, n).arrivals().unwrap();
-        let gaps: Vec<f64> = arrivals.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64() * 50.0).collect();
+        let gaps: Vec<f64> = arrivals
+            .windows(2)
+            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64() * 50.0)
+            .collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean - 1.0).abs() < 0.036, "{mean}");
@@ -264,7 +297,12 @@ mod tests {
 
     #[test]
     fn half_of_a_lognormal_lies_below_its_median() {
-        let mut sizes: Vec<u32> = plan(1.0, 4001).arrivals().unwrap().iter().map(|a| a.prompt_tokens).collect();
+        let mut sizes: Vec<u32> = plan(1.0, 4001)
+            .arrivals()
+            .unwrap()
+            .iter()
+            .map(|a| a.prompt_tokens)
+            .collect();
         sizes.sort_unstable();
         assert!((270..330).contains(&sizes[2000]), "{}", sizes[2000]);
         assert!(sizes[4000] > 2000, "a long tail: {}", sizes[4000]);
@@ -274,7 +312,10 @@ mod tests {
     fn another_rate_sends_the_same_requests() {
         let sizes = |rate| {
             let arrivals = plan(rate, 40).arrivals().unwrap();
-            arrivals.iter().map(|a| (a.prompt_tokens, a.output_tokens, a.text_offset)).collect::<Vec<_>>()
+            arrivals
+                .iter()
+                .map(|a| (a.prompt_tokens, a.output_tokens, a.text_offset))
+                .collect::<Vec<_>>()
         };
         assert_eq!(sizes(1.0), sizes(100.0));
     }
@@ -292,10 +333,27 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Tokens>(), Err(error), "{text}");
         }
-        assert!(matches!("lognormal:NaN,1".parse::<Tokens>(), Err(Error::OutOfRange(_))));
+        assert!(matches!(
+            "lognormal:NaN,1".parse::<Tokens>(),
+            Err(Error::OutOfRange(_))
+        ));
         assert_eq!("128".parse(), Ok(Tokens::Fixed(128)));
         assert_eq!(plan(0.0, 1).arrivals(), Err(Error::Rate(0.0)));
-        assert_eq!(Plan { requests: None, ..plan(1.0, 1) }.arrivals(), Err(Error::Endless));
-        assert_eq!(Plan { duration: Some(Duration::ZERO), ..plan(1.0, 1) }.arrivals(), Err(Error::Empty));
+        assert_eq!(
+            Plan {
+                requests: None,
+                ..plan(1.0, 1)
+            }
+            .arrivals(),
+            Err(Error::Endless)
+        );
+        assert_eq!(
+            Plan {
+                duration: Some(Duration::ZERO),
+                ..plan(1.0, 1)
+            }
+            .arrivals(),
+            Err(Error::Empty)
+        );
     }
 }

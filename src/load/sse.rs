@@ -1,4 +1,5 @@
-//! Server-sent events, as far as completions use them: the data of each event, whatever the chunks it came in.
+//! Server-sent events, as far as completions use them: the data of each event, whatever the chunks
+//! it came in.
 
 /// An event longer than this is not a completion's.
 const MAX_EVENT_BYTES: usize = 1 << 20;
@@ -12,8 +13,9 @@ pub enum Error {
     NotUtf8,
 }
 
-/// Takes bytes as they come and gives whole events. Lines end with LF, CRLF or CR; `event`, `id`, `retry` and comments
-/// are read over. Source: the event stream format of the HTML standard, section 9.2.6.
+/// Takes bytes as they come and gives whole events. Lines end with LF, CRLF or CR; `event`, `id`,
+/// `retry` and comments are read over. Source: the event stream format of the HTML standard,
+/// section 9.2.6.
 #[derive(Debug, Default)]
 pub struct EventReader {
     line: Vec<u8>,
@@ -50,7 +52,9 @@ impl EventReader {
         if line.is_empty() {
             let data = std::mem::take(&mut self.data);
             let has_data = std::mem::take(&mut self.has_data);
-            return has_data.then(|| String::from_utf8(data).map_err(|_| Error::NotUtf8)).transpose();
+            return has_data
+                .then(|| String::from_utf8(data).map_err(|_| Error::NotUtf8))
+                .transpose();
         }
         let (name, value) = match line.iter().position(|&byte| byte == b':') {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
@@ -60,7 +64,8 @@ impl EventReader {
             if self.has_data {
                 self.data.push(b'\n');
             }
-            self.data.extend_from_slice(value.strip_prefix(b" ").unwrap_or(value));
+            self.data
+                .extend_from_slice(value.strip_prefix(b" ").unwrap_or(value));
             self.has_data = true;
         }
         Ok(None)
@@ -69,8 +74,9 @@ impl EventReader {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn read(pieces: &[&[u8]]) -> Result<Vec<String>, Error> {
         let mut reader = EventReader::default();
@@ -90,7 +96,10 @@ mod tests {
 
     #[test]
     fn all_line_ends_are_known() {
-        assert_eq!(read(&[b"data: a\r\n\r\ndata: b\r\rdata: c\n\n"]).unwrap(), ["a", "b", "c"]);
+        assert_eq!(
+            read(&[b"data: a\r\n\r\ndata: b\r\rdata: c\n\n"]).unwrap(),
+            ["a", "b", "c"]
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Network namespaces as hosts of their own: a bridge in this one, and a pair of interfaces to each of them.
+//! Network namespaces as hosts of their own: a bridge in this one, and a pair of interfaces to each
+//! of them.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -20,7 +21,11 @@ impl Hosts {
         let bridge = format!("pal{id}x{number}");
         let names = (0..count).map(|host| format!("{bridge}h{host}")).collect();
         // Other runs on this machine take other subnets, mostly.
-        let hosts = Self { bridge, names, subnet: (id % 200) as u8 + number };
+        let hosts = Self {
+            bridge,
+            names,
+            subnet: (id % 200) as u8 + number,
+        };
         match hosts.set_up() {
             Ok(()) => Some(hosts),
             Err(why) => {
@@ -32,15 +37,31 @@ impl Hosts {
 
     fn set_up(&self) -> Result<(), String> {
         ip(&["link", "add", &self.bridge, "type", "bridge"])?;
-        ip(&["addr", "add", &format!("{}/24", self.address(None)), "dev", &self.bridge])?;
+        ip(&[
+            "addr",
+            "add",
+            &format!("{}/24", self.address(None)),
+            "dev",
+            &self.bridge,
+        ])?;
         ip(&["link", "set", &self.bridge, "up"])?;
         for (host, name) in self.names.iter().enumerate() {
             let (outer, inner) = (self.outer(host), format!("{name}i"));
             ip(&["netns", "add", name])?;
-            ip(&["link", "add", &outer, "type", "veth", "peer", "name", &inner])?;
+            ip(&[
+                "link", "add", &outer, "type", "veth", "peer", "name", &inner,
+            ])?;
             ip(&["link", "set", &inner, "netns", name])?;
             ip(&["link", "set", &outer, "master", &self.bridge, "up"])?;
-            ip(&["-n", name, "addr", "add", &format!("{}/24", self.address(Some(host))), "dev", &inner])?;
+            ip(&[
+                "-n",
+                name,
+                "addr",
+                "add",
+                &format!("{}/24", self.address(Some(host))),
+                "dev",
+                &inner,
+            ])?;
             ip(&["-n", name, "link", "set", &inner, "up"])?;
             ip(&["-n", name, "link", "set", "lo", "up"])?;
         }
@@ -53,7 +74,11 @@ impl Hosts {
 
     /// Address of a host, or of this one.
     pub fn address(&self, host: Option<usize>) -> String {
-        format!("10.77.{}.{}", self.subnet, host.map_or(254, |host| host + 1))
+        format!(
+            "10.77.{}.{}",
+            self.subnet,
+            host.map_or(254, |host| host + 1)
+        )
     }
 
     /// Namespace of a host.
@@ -80,7 +105,16 @@ impl Hosts {
         let delay = format!("{milliseconds}ms");
         (0..self.len()).all(|host| {
             let mut tc = Command::new("tc");
-            tc.args(["qdisc", "add", "dev", &self.outer(host), "root", "netem", "delay", &delay]);
+            tc.args([
+                "qdisc",
+                "add",
+                "dev",
+                &self.outer(host),
+                "root",
+                "netem",
+                "delay",
+                &delay,
+            ]);
             tc.output().is_ok_and(|output| output.status.success())
         })
     }
@@ -97,9 +131,16 @@ impl Drop for Hosts {
 }
 
 fn ip(args: &[&str]) -> Result<(), String> {
-    let output = Command::new("ip").args(args).output().map_err(|error| error.to_string())?;
+    let output = Command::new("ip")
+        .args(args)
+        .output()
+        .map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+    Err(format!(
+        "ip {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    ))
 }

@@ -1,4 +1,5 @@
-//! Real processes that are killed, stopped and started again: what a cluster's worst days look like, on a tiny model.
+//! Real processes that are killed, stopped and started again: what a cluster's worst days look
+//! like, on a tiny model.
 
 mod cluster;
 mod etcd;
@@ -24,13 +25,19 @@ const KILLS: usize = 6;
 const NOTICED: Duration = Duration::from_secs(3);
 
 fn prompt(seed: u64, count: usize) -> Vec<u32> {
-    random(seed, count).iter().map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % 255).collect()
+    random(seed, count)
+        .iter()
+        .map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % 255)
+        .collect()
 }
 
-/// A request whose answer depends on every token of its prompt, on its own answer and on what was evicted.
+/// A request whose answer depends on every token of its prompt, on its own answer and on what was
+/// evicted.
 fn request(seed: u64, tokens: usize, answer: u32) -> GenerateRequest {
     GenerateRequest {
-        input: Some(Input::TokenIds(TokenIds { ids: prompt(seed, tokens) })),
+        input: Some(Input::TokenIds(TokenIds {
+            ids: prompt(seed, tokens),
+        })),
         sampling: Some(Sampling {
             temperature: Some(0.7),
             seed: Some(seed),
@@ -38,7 +45,11 @@ fn request(seed: u64, tokens: usize, answer: u32) -> GenerateRequest {
             logprobs: Some(0),
             ..Default::default()
         }),
-        stopping: Some(Stopping { max_tokens: Some(answer), ignore_eos: true, ..Default::default() }),
+        stopping: Some(Stopping {
+            max_tokens: Some(answer),
+            ignore_eos: true,
+            ..Default::default()
+        }),
         kv: Some(KvContract {
             policy: "h2o".into(),
             budget: 40,
@@ -54,7 +65,10 @@ fn request(seed: u64, tokens: usize, answer: u32) -> GenerateRequest {
 async fn three_processes_answer_as_one() {
     let tiny = Tiny::new();
     let alone = Cluster::start(&tiny, 1).await;
-    let groups = [Cluster::start_over("tcp", &tiny, 3).await, Cluster::start_over("gloo", &tiny, 3).await];
+    let groups = [
+        Cluster::start_over("tcp", &tiny, 3).await,
+        Cluster::start_over("gloo", &tiny, 3).await,
+    ];
     for (seed, group) in (0..4).flat_map(|seed| groups.iter().map(move |group| (seed, group))) {
         let asked = request(seed, 30 + 60 * seed as usize, 40);
         let one = ask(&alone.client, asked.clone()).await.expect("an answer");
@@ -62,7 +76,11 @@ async fn three_processes_answer_as_one() {
         assert_eq!(three.tokens, one.tokens, "request {seed}");
         let usage = |answered: &palimpsest_tests::service::Answered| {
             let usage = answered.finished.usage.clone().expect("usage");
-            (usage.held_slots, usage.evicted_tokens, usage.full_cache_bytes)
+            (
+                usage.held_slots,
+                usage.evicted_tokens,
+                usage.full_cache_bytes,
+            )
         };
         assert_eq!(usage(&three), usage(&one), "request {seed}");
     }
@@ -70,13 +88,20 @@ async fn three_processes_answer_as_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_ranks_cost_no_request() {
-    let kills = std::env::var("PALIMPSEST_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
+    let kills = std::env::var("PALIMPSEST_TEST_KILLS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(KILLS);
     let tiny = Tiny::new();
     let mut cluster = Cluster::start(&tiny, 3).await;
     let asked: Vec<_> = (0..3).map(|i| request(100 + i, 200, 120)).collect();
     let ask_all = |client: InferenceClient<Channel>| -> Vec<_> {
         let one = |one: &GenerateRequest| (client.clone(), one.clone());
-        asked.iter().map(one).map(|(client, one)| tokio::spawn(async move { ask(&client, one).await })).collect()
+        asked
+            .iter()
+            .map(one)
+            .map(|(client, one)| tokio::spawn(async move { ask(&client, one).await }))
+            .collect()
     };
     let (begin, mut expected) = (Instant::now(), Vec::new());
     for stream in ask_all(cluster.client.clone()) {
@@ -96,27 +121,44 @@ async fn killed_ranks_cost_no_request() {
         cluster.start_rank(victim);
         for (stream, expected) in streams.into_iter().zip(&expected) {
             let answered = tokio::time::timeout(Duration::from_secs(60), stream).await;
-            let logs = || format!("round {round}: {}\n{}", cluster.coordinator_log(), cluster.rank_log(victim));
+            let logs = || {
+                format!(
+                    "round {round}: {}\n{}",
+                    cluster.coordinator_log(),
+                    cluster.rank_log(victim)
+                )
+            };
             let answered = answered.unwrap_or_else(|_| panic!("a request hangs, {}", logs()));
             let answered = answered.expect("no panic").expect("an answer, by replay");
-            assert_eq!(answered.tokens, *expected, "round {round}: the answer after a replay");
+            assert_eq!(
+                answered.tokens, *expected,
+                "round {round}: the answer after a replay"
+            );
         }
         // Where all was answered before it died, it may be loading still.
         while cluster.loads(victim) == loads[victim] {
-            assert!(killed.elapsed() < Duration::from_secs(60), "rank {victim} does not come back");
+            assert!(
+                killed.elapsed() < Duration::from_secs(60),
+                "rank {victim} does not come back"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         cluster.wait_until_ready().await;
         recoveries.push(killed.elapsed());
         for survivor in (0..3).filter(|&rank| rank != victim) {
-            assert_eq!(cluster.loads(survivor), loads[survivor], "round {round}: survivors keep their weights");
+            assert_eq!(
+                cluster.loads(survivor),
+                loads[survivor],
+                "round {round}: survivors keep their weights"
+            );
         }
         cluster.assert_alive();
     }
     recoveries.sort();
     let at = |share: f64| recoveries[((recoveries.len() - 1) as f64 * share) as usize];
     eprintln!(
-        "{kills} kills: all requests answered and the group ready after {:.2?} (median), {:.2?} (p90), {:.2?} (slowest)",
+        "{kills} kills: all requests answered and the group ready after {:.2?} (median), {:.2?} \
+         (p90), {:.2?} (slowest)",
         at(0.5),
         at(0.9),
         at(1.0)
@@ -128,7 +170,10 @@ async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
     let tiny = Tiny::new();
     let cluster = Cluster::start(&tiny, 3).await;
     let asked = request(5, 100, 400);
-    let expected = ask(&cluster.client, asked.clone()).await.expect("an answer").tokens;
+    let expected = ask(&cluster.client, asked.clone())
+        .await
+        .expect("an answer")
+        .tokens;
     // Slow: stopped for a third of the time, never for as long as a beat may be late.
     let slow = tokio::spawn({
         let (client, asked) = (cluster.client.clone(), asked.clone());
@@ -140,8 +185,16 @@ async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
         cluster.signal(1, "CONT");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert_eq!(slow.await.expect("no panic").expect("an answer").tokens, expected);
-    assert_eq!(cluster.losses(), 0, "a slow rank was declared dead: {}", cluster.coordinator_log());
+    assert_eq!(
+        slow.await.expect("no panic").expect("an answer").tokens,
+        expected
+    );
+    assert_eq!(
+        cluster.losses(),
+        0,
+        "a slow rank was declared dead: {}",
+        cluster.coordinator_log()
+    );
     // Stopped for good, until someone wakes it.
     let client = cluster.client.clone();
     let stream = tokio::spawn(async move { ask(&client, asked).await });
@@ -149,19 +202,41 @@ async fn a_stopped_rank_is_noticed_and_a_slow_one_is_not_dead() {
     cluster.signal(1, "STOP");
     let stopped = Instant::now();
     while cluster.losses() == 0 {
-        assert!(stopped.elapsed() < NOTICED, "not noticed within {NOTICED:?}: {}", cluster.coordinator_log());
+        assert!(
+            stopped.elapsed() < NOTICED,
+            "not noticed within {NOTICED:?}: {}",
+            cluster.coordinator_log()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     eprintln!("a stopped rank was noticed after {:.2?}", stopped.elapsed());
-    assert!(cluster.coordinator_log().contains("rank 1 is gone: no beat"), "{}", cluster.coordinator_log());
+    assert!(
+        cluster
+            .coordinator_log()
+            .contains("rank 1 is gone: no beat"),
+        "{}",
+        cluster.coordinator_log()
+    );
     cluster.signal(1, "CONT");
-    let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
-    assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+    let answered = tokio::time::timeout(Duration::from_secs(60), stream)
+        .await
+        .expect("no request hangs");
+    assert_eq!(
+        answered
+            .expect("no panic")
+            .expect("an answer, by replay")
+            .tokens,
+        expected
+    );
 }
 
 /// The text between two marks, wherever they follow each other.
 fn between<'a>(text: &'a str, (before, after): (&'a str, &'a str)) -> Vec<&'a str> {
-    text.split(before).skip(1).filter_map(|rest| rest.split_once(after)).map(|(found, _)| found).collect()
+    text.split(before)
+        .skip(1)
+        .filter_map(|rest| rest.split_once(after))
+        .map(|(found, _)| found)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,30 +245,63 @@ async fn a_rank_that_computes_otherwise_is_named_within_the_step() {
     // Once, while the first request is answered: it goes on as if nothing had happened.
     let mut once = Cluster::start_diverging(&tiny, 3, 1, "40").await;
     let asked = request(31, 200, 120);
-    let replayed = ask(&once.client, asked.clone()).await.expect("an answer, by replay").tokens;
-    let whole = ask(&once.client, asked.clone()).await.expect("an answer").tokens;
-    assert_eq!(replayed, whole, "nothing of the diverged step reached the client");
+    let replayed = ask(&once.client, asked.clone())
+        .await
+        .expect("an answer, by replay")
+        .tokens;
+    let whole = ask(&once.client, asked.clone())
+        .await
+        .expect("an answer")
+        .tokens;
+    assert_eq!(
+        replayed, whole,
+        "nothing of the diverged step reached the client"
+    );
     assert_eq!(once.losses(), 1, "{}", once.coordinator_log());
     let (told, log) = (once.rank_log(1), once.coordinator_log());
     let diverged = between(&told, ("diverging in epoch 1, step ", ","));
     assert_eq!(diverged.len(), 1, "{told}");
-    assert_eq!(between(&log, ("rank 1 diverged in step ", ":")), diverged, "{log}");
+    assert_eq!(
+        between(&log, ("rank 1 diverged in step ", ":")),
+        diverged,
+        "{log}"
+    );
     once.assert_alive();
-    // Again and again: what ran on it is given up with a reason, and the group is well again afterwards.
+    // Again and again: what ran on it is given up with a reason, and the group is well again
+    // afterwards.
     let steps: Vec<String> = (10..60).step_by(4).map(|step| step.to_string()).collect();
     let often = Cluster::start_diverging(&tiny, 3, 2, &steps.join(",")).await;
-    let error = ask(&often.client, asked.clone()).await.expect_err("no group carries it to the end");
-    assert!([Code::Unavailable, Code::Aborted].contains(&error.code()), "{error}");
+    let error = ask(&often.client, asked.clone())
+        .await
+        .expect_err("no group carries it to the end");
+    assert!(
+        [Code::Unavailable, Code::Aborted].contains(&error.code()),
+        "{error}"
+    );
     let reached = Instant::now();
     while often.rank_log(2).matches("diverging in").count() < steps.len() {
-        assert!(reached.elapsed() < Duration::from_secs(60), "{}", often.rank_log(2));
+        assert!(
+            reached.elapsed() < Duration::from_secs(60),
+            "{}",
+            often.rank_log(2)
+        );
         // It may meet what is left of the faults, too.
         let _ = ask(&often.client, asked.clone()).await;
     }
     let log = often.coordinator_log();
-    assert_eq!(log.matches("rank 2 diverged in step").count(), steps.len(), "{log}");
-    assert!(!log.contains("rank 0 diverged") && !log.contains("rank 1 diverged"), "{log}");
-    assert_eq!(ask(&often.client, asked).await.expect("an answer").tokens, whole);
+    assert_eq!(
+        log.matches("rank 2 diverged in step").count(),
+        steps.len(),
+        "{log}"
+    );
+    assert!(
+        !log.contains("rank 0 diverged") && !log.contains("rank 1 diverged"),
+        "{log}"
+    );
+    assert_eq!(
+        ask(&often.client, asked).await.expect("an answer").tokens,
+        whole
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,21 +310,36 @@ async fn hosts_that_are_cut_off_come_back() {
     let tiny = Tiny::new();
     let mut cluster = Cluster::start_on(&tiny, &hosts).await;
     let asked = request(9, 100, 300);
-    let expected = ask(&cluster.client, asked.clone()).await.expect("an answer").tokens;
+    let expected = ask(&cluster.client, asked.clone())
+        .await
+        .expect("an answer")
+        .tokens;
     let (client, again) = (cluster.client.clone(), asked.clone());
     let stream = tokio::spawn(async move { ask(&client, again).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
     hosts.cut(1);
     let cut = Instant::now();
     while cluster.losses() == 0 {
-        assert!(cut.elapsed() < NOTICED, "not noticed within {NOTICED:?}: {}", cluster.coordinator_log());
+        assert!(
+            cut.elapsed() < NOTICED,
+            "not noticed within {NOTICED:?}: {}",
+            cluster.coordinator_log()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!stream.is_finished(), "a request waits for its group");
     hosts.heal(1);
-    let answered = tokio::time::timeout(Duration::from_secs(60), stream).await.expect("no request hangs");
-    assert_eq!(answered.expect("no panic").expect("an answer, by replay").tokens, expected);
+    let answered = tokio::time::timeout(Duration::from_secs(60), stream)
+        .await
+        .expect("no request hangs");
+    assert_eq!(
+        answered
+            .expect("no panic")
+            .expect("an answer, by replay")
+            .tokens,
+        expected
+    );
     cluster.assert_alive();
     if !hosts.delay(2) {
         eprintln!("SKIPPED: this kernel delays no packets (no netem)");
@@ -224,7 +347,9 @@ async fn hosts_that_are_cut_off_come_back() {
     }
     let losses = cluster.losses();
     let short = request(9, 100, 20);
-    let far = ask(&cluster.client, short).await.expect("an answer, over a slow network");
+    let far = ask(&cluster.client, short)
+        .await
+        .expect("an answer, over a slow network");
     assert_eq!(far.tokens, expected[..20]);
     assert_eq!(cluster.losses(), losses, "a slow network is no failure");
 }
@@ -232,14 +357,41 @@ async fn hosts_that_are_cut_off_come_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ranks_that_do_not_fit_are_refused_by_name() {
     let (tiny, other) = (Tiny::new(), Tiny::with_seed(2));
-    let error = Cluster::start_mixed(&[&tiny, &tiny, &other]).await.map(|_| ()).expect_err("rank 2 is odd");
+    let error = Cluster::start_mixed(&[&tiny, &tiny, &other])
+        .await
+        .map(|_| ())
+        .expect_err("rank 2 is odd");
     assert!(error.contains("rank 2 holds another model"), "{error}");
     let refused = cluster::palimpsest(&["worker", "--rank", "3", "--tp", "3"]);
-    assert!(refused.contains("rank 3 is out of range: a group of 3 has ranks 0 to 2"), "{refused}");
-    let nccl = ["worker", "--rank", "0", "--tp", "2", "--listen", "127.0.0.1:0", "--collective", "nccl"];
+    assert!(
+        refused.contains("rank 3 is out of range: a group of 3 has ranks 0 to 2"),
+        "{refused}"
+    );
+    let nccl = [
+        "worker",
+        "--rank",
+        "0",
+        "--tp",
+        "2",
+        "--listen",
+        "127.0.0.1:0",
+        "--collective",
+        "nccl",
+    ];
     let refused = cluster::palimpsest(&nccl);
-    assert!(refused.contains("--collective nccl is for GPUs"), "{refused}");
-    let refused = cluster::palimpsest(&["worker", "--rank", "0", "--tp", "2", "--listen", "0.0.0.0:0"]);
+    assert!(
+        refused.contains("--collective nccl is for GPUs"),
+        "{refused}"
+    );
+    let refused = cluster::palimpsest(&[
+        "worker",
+        "--rank",
+        "0",
+        "--tp",
+        "2",
+        "--listen",
+        "0.0.0.0:0",
+    ]);
     assert!(refused.contains("--advertise"), "{refused}");
 }
 
@@ -248,16 +400,24 @@ async fn garbage_on_a_ranks_port_harms_nobody() {
     use std::io::Write;
     let tiny = Tiny::new();
     let cluster = Cluster::start(&tiny, 2).await;
-    let expected = ask(&cluster.client, request(3, 50, 20)).await.expect("an answer").tokens;
+    let expected = ask(&cluster.client, request(3, 50, 20))
+        .await
+        .expect("an answer")
+        .tokens;
     for rank in 0..2 {
-        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 5000], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\xff\x04"]
-        {
+        for garbage in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0xff; 5000],
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\xff\x04",
+        ] {
             let mut stream = std::net::TcpStream::connect(cluster.address(rank)).expect("a port");
             // It may be closed on us in mid-write.
             let _ = stream.write_all(garbage);
         }
     }
-    let answered = ask(&cluster.client, request(3, 50, 20)).await.expect("an answer");
+    let answered = ask(&cluster.client, request(3, 50, 20))
+        .await
+        .expect("an answer");
     assert_eq!(answered.tokens, expected);
     assert_eq!(cluster.losses(), 0, "{}", cluster.coordinator_log());
 }

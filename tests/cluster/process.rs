@@ -20,8 +20,18 @@ pub struct Process(pub Child);
 impl Process {
     /// Starts the program, or a program that becomes it, which writes to `log`.
     pub fn spawn(mut command: Command, log: &Path) -> Self {
-        let log = File::options().create(true).append(true).open(log).expect("a log");
-        Self(command.stderr(log).stdin(Stdio::null()).spawn().expect("a process"))
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("a log");
+        Self(
+            command
+                .stderr(log)
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("a process"),
+        )
     }
 
     pub fn signal(&self, signal: &str) {
@@ -52,7 +62,8 @@ impl Process {
 
     /// Whether it gives up by itself.
     pub fn fails_within(&mut self, limit: Duration) -> bool {
-        self.ends_within(limit).is_some_and(|status| !status.success())
+        self.ends_within(limit)
+            .is_some_and(|status| !status.success())
     }
 }
 
@@ -65,8 +76,13 @@ impl Drop for Process {
 
 /// Sends a signal to a process of ours.
 pub fn send(signal: &str, pid: u32) {
-    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
-    assert!(sent.expect("kill runs").success(), "{signal} for process {pid}");
+    let sent = Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status();
+    assert!(
+        sent.expect("kill runs").success(),
+        "{signal} for process {pid}"
+    );
 }
 
 /// A port that was free a moment ago.
@@ -88,18 +104,33 @@ impl Coordinator {
     pub fn start(arguments: &[String], log: PathBuf) -> Self {
         let (listen, probes) = (free_address(), free_address());
         let mut command = Command::new(PROGRAM);
-        command.args(["coordinator", "--listen", &listen, "--no-http", "--health", &probes, "--log", "info"]);
+        command.args([
+            "coordinator",
+            "--listen",
+            &listen,
+            "--no-http",
+            "--health",
+            &probes,
+            "--log",
+            "info",
+        ]);
         command.args(arguments);
         let process = Process::spawn(command, &log);
         let endpoint = Endpoint::from_shared(format!("http://{listen}")).expect("an address");
-        Self { process, channel: endpoint.connect_lazy(), probes, log }
+        Self {
+            process,
+            channel: endpoint.connect_lazy(),
+            probes,
+            log,
+        }
     }
 
     pub fn client(&self) -> InferenceClient<Channel> {
         InferenceClient::new(self.channel.clone())
     }
 
-    /// Waits until health says that requests are served; what it says when it gives up is the error.
+    /// Waits until health says that requests are served; what it says when it gives up is the
+    /// error.
     pub async fn wait_until_served(&mut self) -> Result<(), String> {
         let started = Instant::now();
         while !self.is_ready().await {
@@ -115,7 +146,9 @@ impl Coordinator {
     /// What gRPC's health check says.
     pub async fn is_ready(&self) -> bool {
         let mut health = HealthClient::new(self.channel.clone());
-        let ask = health.check(HealthCheckRequest { service: String::new() });
+        let ask = health.check(HealthCheckRequest {
+            service: String::new(),
+        });
         match tokio::time::timeout(Duration::from_secs(2), ask).await {
             Ok(Ok(answer)) => answer.into_inner().status() == ServingStatus::Serving,
             _ => false,
@@ -135,7 +168,11 @@ impl Coordinator {
     pub async fn says(&self, what: &str) {
         let started = Instant::now();
         while !self.log().contains(what) {
-            assert!(started.elapsed() < PATIENCE, "`{what}` is not said: {}", self.log());
+            assert!(
+                started.elapsed() < PATIENCE,
+                "`{what}` is not said: {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -148,7 +185,13 @@ pub fn get(address: &str, path: &str) -> Option<String> {
 
 /// An answer to a request with a body of JSON, whole; `None` while nobody listens.
 pub fn post(address: &str, path: &str, body: &str) -> Option<String> {
-    request(address, &format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+    request(
+        address,
+        &format!(
+            "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    )
 }
 
 fn request(address: &str, text: &str) -> Option<String> {

@@ -15,38 +15,78 @@ impl Process {
     /// Starts the program with nothing to read and nowhere to write.
     pub fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
-        command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(args)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
         Self(command.spawn().expect("the program runs"))
     }
 
     /// A rank alone at `address`, as soon as its model is loaded.
     pub fn loaded_rank(address: &str, model: &str, env: &[(&str, &str)]) -> Self {
         let rank = Self::start(
-            &["worker", "--rank", "0", "--listen", address, "--model", model, "--threads", "1", "--stride", "16"],
+            &[
+                "worker",
+                "--rank",
+                "0",
+                "--listen",
+                address,
+                "--model",
+                model,
+                "--threads",
+                "1",
+                "--stride",
+                "16",
+            ],
             env,
         );
         await_that(Instant::now(), || {
             let mut health = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
-            health.args(["health", &format!("http://{address}"), "--service", "palimpsest.internal.v1.Worker"]);
-            health.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("the program runs").success()
+            health.args([
+                "health",
+                &format!("http://{address}"),
+                "--service",
+                "palimpsest.internal.v1.Worker",
+            ]);
+            health
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .expect("the program runs")
+                .success()
         });
         rank
     }
 
     /// Time that its threads have run so far, whatever else the machine does.
     pub fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("a process");
-        // The name, in parentheses, may hold spaces; user and system time are fields 14 and 15, in ticks of 1/100 s.
-        let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("a process");
+        // The name, in parentheses, may hold spaces; user and system time are fields 14 and 15, in
+        // ticks of 1/100 s.
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .expect("a name")
+            .1
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = fields[11..13]
+            .iter()
+            .map(|ticks| ticks.parse::<u64>().expect("a number"))
+            .sum();
         Duration::from_millis(ticks * 10)
     }
 
     /// Ends it with SIGTERM.
     pub fn stop(mut self) {
-        let sent = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.0.id().to_string()])
+            .status();
         assert!(sent.expect("kill runs").success());
-        await_that(Instant::now(), || self.0.try_wait().expect("a child").is_some());
+        await_that(Instant::now(), || {
+            self.0.try_wait().expect("a child").is_some()
+        });
     }
 }
 
@@ -67,7 +107,10 @@ pub fn free() -> String {
 /// What `address` answers to a request, head and all; `None` if it does not.
 pub fn ask(address: &str, method: &str, path: &str, headers: &str, body: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
-    let head = format!("{method} {path} HTTP/1.0\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\n{headers}content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

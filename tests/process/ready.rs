@@ -6,8 +6,8 @@ use palimpsest_tests::tiny_model;
 
 use crate::group::{Process, await_that, free, is_ok};
 
-/// From the start of the process until it serves over a rank that is loaded: in time of its own threads, because tests run
-/// beside this one.
+/// From the start of the process until it serves over a rank that is loaded: in time of its own
+/// threads, because tests run beside this one.
 const LIMIT: Duration = Duration::from_secs(1);
 /// The same by the clock.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +21,18 @@ fn a_coordinator_is_ready_within_a_second() {
     for _ in 0..3 {
         let (grpc, http) = (free(), free());
         let started = Instant::now();
-        let coordinator = Process::start(&["coordinator", "--ranks", &rank, "--listen", &grpc, "--http", &http], &[]);
+        let coordinator = Process::start(
+            &[
+                "coordinator",
+                "--ranks",
+                &rank,
+                "--listen",
+                &grpc,
+                "--http",
+                &http,
+            ],
+            &[],
+        );
         let healthy = await_that(started, || is_ok(&http, "/health"));
         let ready = await_that(started, || is_ok(&http, "/readyz"));
         let cpu = coordinator.cpu_time();

@@ -27,15 +27,41 @@ impl Serving {
     pub fn start_with(env: &[(&str, &str)], args: &[&str]) -> Self {
         let model = tiny_model(1);
         let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1", "--log", "info"]);
-        command.args(["--log-json", "--kv-memory-mib", "64", "--stride", &STRIDE.to_string(), "--model"]);
-        command.arg(model.path()).args(args).envs(env.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
+        command.args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--threads",
+            "1",
+            "--log",
+            "info",
+        ]);
+        command.args([
+            "--log-json",
+            "--kv-memory-mib",
+            "64",
+            "--stride",
+            &STRIDE.to_string(),
+            "--model",
+        ]);
+        command
+            .arg(model.path())
+            .args(args)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
-        let mut lines = BufReader::new(child.stderr.take().expect("stderr was requested as a pipe"));
+        let mut lines =
+            BufReader::new(child.stderr.take().expect("stderr was requested as a pipe"));
         let mut log = String::new();
         let http = loop {
             let start = log.len();
-            assert!(lines.read_line(&mut log).expect("text") > 0, "it ended: {log}");
+            assert!(
+                lines.read_line(&mut log).expect("text") > 0,
+                "it ended: {log}"
+            );
             if let Some((_, rest)) = log[start..].split_once(" and http://") {
                 break rest.split_once("/v1").expect("a path").0.to_owned();
             }
@@ -44,21 +70,38 @@ impl Serving {
             let _ = lines.read_to_string(&mut log);
             log
         });
-        Self { child, http, log, _model: model }
+        Self {
+            child,
+            http,
+            log,
+            _model: model,
+        }
     }
 
     /// KiB that the process has in memory.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a figure");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .expect("a process");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("a figure");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("a number")
     }
 
     /// Sends a request whole and reads the answer whole.
     pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.http).expect("a connection");
-        let head = format!("{method} {path} HTTP/1.0\r\nhost: t\r\n{headers}content-length: {}\r\n\r\n", body.len());
-        stream.write_all(format!("{head}{body}").as_bytes()).expect("a request");
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nhost: t\r\n{headers}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .expect("a request");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("text");
         answer
@@ -66,7 +109,9 @@ impl Serving {
 
     /// Ends it with SIGTERM and returns its log.
     pub fn stop(mut self) -> String {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status();
         assert!(sent.expect("kill runs").success());
         let started = Instant::now();
         while self.child.try_wait().expect("a child").is_none() {

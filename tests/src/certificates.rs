@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use palimpsest_tls::{ClusterFiles, Role};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -44,8 +44,10 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
-        std::fs::write(directory.path().join("ca.crt"), issuer.pem()).expect("a writable directory");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"))
+            .expect("a CA");
+        std::fs::write(directory.path().join("ca.crt"), issuer.pem())
+            .expect("a writable directory");
         Self { issuer, directory }
     }
 
@@ -54,15 +56,18 @@ impl Authority {
         self.directory.path().join("ca.crt")
     }
 
-    /// A certificate for `names` (DNS names or addresses), for servers and clients, in files called `file`. Files that are there
-    /// are replaced.
+    /// A certificate for `names` (DNS names or addresses), for servers and clients, in files called
+    /// `file`. Files that are there are replaced.
     ///
     /// # Panics
     /// When a name is none, or the files cannot be written.
     pub fn issue(&self, file: &str, names: &[&str], validity: Validity) -> Identity {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         if validity == Validity::Past {
             params.not_before = date_time_ymd(2000, 1, 1);
             params.not_after = date_time_ymd(2001, 1, 1);
@@ -70,7 +75,10 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let path = |extension: &str| self.directory.path().join(format!("{file}.{extension}"));
-        let identity = Identity { cert: path("crt"), key: path("key") };
+        let identity = Identity {
+            cert: path("crt"),
+            key: path("key"),
+        };
         write(&identity.key, &key.serialize_pem());
         write(&identity.cert, &certificate.pem());
         identity
@@ -84,7 +92,11 @@ impl Authority {
     /// What a process of a cluster in `role` shows.
     pub fn cluster(&self, role: Role) -> ClusterFiles {
         let Identity { cert, key } = self.issue(role.dns_name(), &[role.dns_name()], Validity::Now);
-        ClusterFiles { cert, key, ca: self.ca() }
+        ClusterFiles {
+            cert,
+            key,
+            ca: self.ca(),
+        }
     }
 }
 

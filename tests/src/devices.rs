@@ -1,6 +1,7 @@
 //! What an engine on a device answers and keeps, to be compared with the CPU's.
 
-use crate::{EngineOptions, VOCABULARY, contract, engine, engine_on, fixtures, random};
+use std::path::{Path, PathBuf};
+
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_worker::error::Error;
@@ -9,7 +10,8 @@ use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::session::Session;
-use std::path::{Path, PathBuf};
+
+use crate::{EngineOptions, VOCABULARY, contract, engine, engine_on, fixtures, random};
 
 /// What an engine says, keeps and has evicted.
 #[derive(Debug, PartialEq)]
@@ -22,7 +24,8 @@ pub struct Outcome {
     pub evicted: u64,
 }
 
-/// Reads `prompt`, then greedily chooses `tokens` more, or reads those `forced` and says what it would have chosen.
+/// Reads `prompt`, then greedily chooses `tokens` more, or reads those `forced` and says what it
+/// would have chosen.
 ///
 /// # Panics
 /// When the engine refuses or fails.
@@ -43,11 +46,21 @@ pub fn outcome<B: Backend>(
         let better = |&a: &usize, &b: &usize| logits[a].total_cmp(&logits[b]).then(b.cmp(&a));
         let best = (0..logits.len()).max_by(better).expect("a vocabulary") as u32;
         answer.push(best);
-        logits = session.feed(&[forced.map_or(best, |forced| forced[i])], Logits::Last).expect("a step");
+        logits = session
+            .feed(&[forced.map_or(best, |forced| forced[i])], Logits::Last)
+            .expect("a step");
     }
     let cache = session.cache();
-    let kept = cache.heads.iter().map(|head| head.positions.clone()).collect();
-    Outcome { answer, kept, evicted: cache.evicted }
+    let kept = cache
+        .heads
+        .iter()
+        .map(|head| head.positions.clone())
+        .collect();
+    Outcome {
+        answer,
+        kept,
+        evicted: cache.evicted,
+    }
 }
 
 /// Tokens without structure.
@@ -56,13 +69,20 @@ pub fn prompt(count: usize) -> Vec<u32> {
     random(9, count).iter().map(token).collect()
 }
 
-/// One contract for each way through the cache: learned, observing, pairwise; both memories; moved positions.
+/// One contract for each way through the cache: learned, observing, pairwise; both memories; moved
+/// positions.
 pub fn contracts() -> Vec<Contract> {
     vec![
         Contract::full(),
         contract("retention", HeadBudget::Column, 12),
-        Contract { positions: Positions::Compacted, ..contract("retention", HeadBudget::Group, 12) },
-        Contract { memory: "associative".into(), ..contract("query-indexer", HeadBudget::Column, 12) },
+        Contract {
+            positions: Positions::Compacted,
+            ..contract("retention", HeadBudget::Group, 12)
+        },
+        Contract {
+            memory: "associative".into(),
+            ..contract("query-indexer", HeadBudget::Column, 12)
+        },
         contract("h2o", HeadBudget::Uniform, 0),
         contract("snapkv", HeadBudget::Column, 0),
     ]
@@ -72,10 +92,28 @@ pub fn contracts() -> Vec<Contract> {
 ///
 /// # Panics
 /// When the CPU's engine fails, or evicts nothing under a budget.
-pub fn on_cpu(path: &Path, kv: KvType, indexer: Option<&Indexer>, contract: &Contract, tokens: usize) -> Outcome {
-    let options = EngineOptions { activations: Activations::F32, kv, ..EngineOptions::default() };
-    let want = outcome(engine(path, options, indexer), contract, &prompt(90), (tokens, None));
-    assert!(contract.budget.is_none() || want.evicted > 0, "{contract:?} evicts nothing");
+pub fn on_cpu(
+    path: &Path,
+    kv: KvType,
+    indexer: Option<&Indexer>,
+    contract: &Contract,
+    tokens: usize,
+) -> Outcome {
+    let options = EngineOptions {
+        activations: Activations::F32,
+        kv,
+        ..EngineOptions::default()
+    };
+    let want = outcome(
+        engine(path, options, indexer),
+        contract,
+        &prompt(90),
+        (tokens, None),
+    );
+    assert!(
+        contract.budget.is_none() || want.evicted > 0,
+        "{contract:?} evicts nothing"
+    );
     want
 }
 
@@ -90,20 +128,32 @@ pub fn on_device<B: Backend>(
     contract: &Contract,
     answer: (usize, Option<&[u32]>),
 ) -> Outcome {
-    let options = EngineOptions { kv, ..EngineOptions::default() };
-    outcome(engine_on(backend, path, options, indexer), contract, &prompt(90), answer)
+    let options = EngineOptions {
+        kv,
+        ..EngineOptions::default()
+    };
+    outcome(
+        engine_on(backend, path, options, indexer),
+        contract,
+        &prompt(90),
+        answer,
+    )
 }
 
 /// The tiny models that come with golden logits: every architecture, and both GGUF quantisations.
 pub fn tiny_configurations() -> Vec<PathBuf> {
     let models = fixtures().join("models");
     let file = |name: &str| models.join(name).join("model.gguf");
-    let directories = ["llama", "llama-tied", "mistral", "qwen2", "qwen3"].map(|name| models.join(name));
-    directories.into_iter().chain(["gguf-llama", "gguf-qwen2"].map(file)).collect()
+    let directories =
+        ["llama", "llama-tied", "mistral", "qwen2", "qwen3"].map(|name| models.join(name));
+    directories
+        .into_iter()
+        .chain(["gguf-llama", "gguf-qwen2"].map(file))
+        .collect()
 }
 
-/// A rank's greedy answer of `tokens` tokens to the prompt of 90, and the bits of their logits. Unlike [`outcome`] it may fail, as where
-/// another rank dies.
+/// A rank's greedy answer of `tokens` tokens to the prompt of 90, and the bits of their logits.
+/// Unlike [`outcome`] it may fail, as where another rank dies.
 ///
 /// # Errors
 /// Those of the engine.
@@ -116,7 +166,9 @@ pub fn answer<B: Backend>(
     let mut logits = session.feed(&prompt(90), Logits::Last)?;
     let mut told = Vec::new();
     for _ in 0..tokens {
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0) as u32;
+        let best = (0..logits.len())
+            .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+            .unwrap_or(0) as u32;
         told.push((best, logits.iter().map(|logit| logit.to_bits()).collect()));
         logits = session.feed(&[best], Logits::Last)?;
     }

@@ -1,8 +1,9 @@
 //! Golden files: safetensors written by the scripts in `tests/oracle/`.
 
+use std::path::Path;
+
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
-use std::path::Path;
 
 /// A golden file in memory.
 pub struct Golden(Vec<u8>);
@@ -31,9 +32,14 @@ impl Golden {
     /// When it is missing or of another type.
     pub fn ids(&self, name: &str) -> Vec<u32> {
         let file = SafeTensors::deserialize(&self.0).expect("a golden file");
-        let view = file.tensor(name).unwrap_or_else(|_| panic!("tensor {name}"));
+        let view = file
+            .tensor(name)
+            .unwrap_or_else(|_| panic!("tensor {name}"));
         assert_eq!(view.dtype(), Dtype::I32, "{name}");
-        view.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        view.data()
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
     }
 
     /// An f32 or f16 tensor.
@@ -42,12 +48,20 @@ impl Golden {
     /// When it is missing or of another type.
     pub fn floats(&self, name: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.0).expect("a golden file");
-        let view = file.tensor(name).unwrap_or_else(|_| panic!("tensor {name}"));
+        let view = file
+            .tensor(name)
+            .unwrap_or_else(|_| panic!("tensor {name}"));
         match view.dtype() {
-            Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => {
-                view.data().chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
+            Dtype::F32 => view
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            Dtype::F16 => view
+                .data()
+                .chunks_exact(2)
+                .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
             other => panic!("{name} is {other:?}"),
         }
     }

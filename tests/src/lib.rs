@@ -6,6 +6,10 @@ pub mod devices;
 pub mod golden;
 pub mod service;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_worker::indexer::Indexer;
@@ -19,12 +23,10 @@ use palimpsest_worker::policy::retention::{LayerScorer, RecentScorer};
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::shard::{Place, Shard};
 use safetensors::tensor::{Dtype, TensorView, serialize};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use tempfile::TempDir;
 
-/// Shape of the tiny model: small enough for thousands of steps, large enough that heads and layers differ.
+/// Shape of the tiny model: small enough for thousands of steps, large enough that heads and layers
+/// differ.
 pub const LAYERS: usize = 3;
 /// Hidden size.
 pub const HIDDEN: usize = 64;
@@ -41,10 +43,13 @@ pub const VOCABULARY: usize = 268;
 /// Stride of the tests: boundaries come often.
 pub const STRIDE: u64 = 16;
 
-/// Where the fixtures lie: beside the sources, or where `PALIMPSEST_TEST_FIXTURES` says, for a test that was built elsewhere.
+/// Where the fixtures lie: beside the sources, or where `PALIMPSEST_TEST_FIXTURES` says, for a test
+/// that was built elsewhere.
 pub fn fixtures() -> PathBuf {
-    std::env::var_os("PALIMPSEST_TEST_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from)
+    std::env::var_os("PALIMPSEST_TEST_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"),
+        PathBuf::from,
+    )
 }
 
 /// Uniform pseudo-random values in [-1, 1).
@@ -72,11 +77,18 @@ pub fn tiny_model(seed: u64) -> TempDir {
         "vocab_size": VOCABULARY, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": true, "bos_token_id": 266, "eos_token_id": 267,
     });
-    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).expect("a writable directory");
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(dir.path().join(name), bytes).expect("a writable directory")
+    };
     write("config.json", config.to_string().as_bytes());
     write("model.safetensors", &tensors(seed));
-    write("tokenizer.json", &palimpsest_coordinator::executor::fake::byte_level_tokenizer());
-    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    write(
+        "tokenizer.json",
+        &palimpsest_coordinator::executor::fake::byte_level_tokenizer(),
+    );
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content \
+                    }}<|im_end|>\n{% endfor %}{% if add_generation_prompt \
+                    %}<|im_start|>assistant\n{% endif %}";
     let tokens = serde_json::json!({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": template});
     write("tokenizer_config.json", tokens.to_string().as_bytes());
     dir
@@ -87,8 +99,9 @@ fn tensors(seed: u64) -> Vec<u8> {
     shapes.insert("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN]);
     shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
     for l in 0..LAYERS {
-        let mut add =
-            |name: &str, shape: &[usize]| shapes.insert(format!("model.layers.{l}.{name}.weight"), shape.into());
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.insert(format!("model.layers.{l}.{name}.weight"), shape.into())
+        };
         add("input_layernorm", &[HIDDEN]);
         add("post_attention_layernorm", &[HIDDEN]);
         add("self_attn.q_proj", &[HEADS * HEAD_DIM, HIDDEN]);
@@ -105,12 +118,17 @@ fn tensors(seed: u64) -> Vec<u8> {
         .map(|(i, (name, shape))| {
             let values = random(seed ^ (i as u64 + 1), shape.iter().product());
             let norm = shape.len() == 1;
-            let bytes = values.iter().flat_map(|v| if norm { 1.0 + 0.1 * v } else { 0.3 * v }.to_le_bytes());
+            let bytes = values
+                .iter()
+                .flat_map(|v| if norm { 1.0 + 0.1 * v } else { 0.3 * v }.to_le_bytes());
             (name, shape, bytes.collect())
         })
         .collect();
     let views = stored.iter().map(|(name, shape, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shape and bytes agree"))
+        (
+            name.as_str(),
+            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shape and bytes agree"),
+        )
     });
     serialize(views, None).expect("a valid file")
 }
@@ -120,7 +138,10 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
     let layer = |l: u64| LayerScorer {
         weight: random(seed ^ l, KV_HEADS * HIDDEN),
         bias: random(seed ^ l ^ 77, KV_HEADS),
-        rate: random(seed ^ l ^ 99, KV_HEADS).into_iter().map(|r| -500.0 * r.abs()).collect(),
+        rate: random(seed ^ l ^ 99, KV_HEADS)
+            .into_iter()
+            .map(|r| -500.0 * r.abs())
+            .collect(),
         recent: None,
     };
     let (heads, dim, features) = (2, 4, 8);
@@ -128,7 +149,10 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
     let query = |l: u64| QueryLayer {
         weight: random(seed ^ l ^ 11, rows * HIDDEN),
         bias: random(seed ^ l ^ 13, rows),
-        norm: random(seed ^ l ^ 17, KV_HEADS * 4 * dim).into_iter().map(|v| 1.0 + 0.5 * v).collect(),
+        norm: random(seed ^ l ^ 17, KV_HEADS * 4 * dim)
+            .into_iter()
+            .map(|v| 1.0 + 0.5 * v)
+            .collect(),
         offset: random(seed ^ l ^ 19, KV_HEADS),
     };
     let memory = |l: u64| AssociativeLayerWeights {
@@ -140,7 +164,11 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         kv_heads: KV_HEADS,
         hidden: HIDDEN,
         retention: layers.clone().map(layer).collect(),
-        query: Some(Arc::new(QueryWeights { heads, dim, layers: layers.clone().map(query).collect() })),
+        query: Some(Arc::new(QueryWeights {
+            heads,
+            dim,
+            layers: layers.clone().map(query).collect(),
+        })),
         associative: Some(Arc::new(AssociativeWeights {
             features,
             head_dim: HEAD_DIM,
@@ -155,7 +183,10 @@ pub fn tiny_indexer_of_two(seed: u64) -> Indexer {
     let mut indexer = tiny_indexer(seed);
     for (l, layer) in (100..).zip(&mut indexer.retention) {
         let rate = std::mem::replace(&mut layer.rate, vec![0.0; KV_HEADS]);
-        let (weight, bias) = (random(seed ^ l, KV_HEADS * HIDDEN), random(seed ^ l ^ 77, KV_HEADS));
+        let (weight, bias) = (
+            random(seed ^ l, KV_HEADS * HIDDEN),
+            random(seed ^ l ^ 77, KV_HEADS),
+        );
         layer.recent = Some(RecentScorer { weight, bias, rate });
     }
     indexer
@@ -178,17 +209,31 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: 1, activations: Activations::Int8, kv: KvType::F16, stride: STRIDE, place: Place::ALONE }
+        Self {
+            threads: 1,
+            activations: Activations::Int8,
+            kv: KvType::F16,
+            stride: STRIDE,
+            place: Place::ALONE,
+        }
     }
 }
 
-/// A runner over the model at `path` with an arena of 64 MiB and, for the tiny model, the tiny indexer.
+/// A runner over the model at `path` with an arena of 64 MiB and, for the tiny model, the tiny
+/// indexer.
 ///
 /// # Panics
 /// When the model cannot be opened.
-pub fn engine(path: &Path, options: EngineOptions, indexer: Option<&Indexer>) -> Runner<CpuBackend> {
-    let backend =
-        CpuBackend::new(CpuOptions { threads: Some(options.threads), activations: options.activations, simd: None });
+pub fn engine(
+    path: &Path,
+    options: EngineOptions,
+    indexer: Option<&Indexer>,
+) -> Runner<CpuBackend> {
+    let backend = CpuBackend::new(CpuOptions {
+        threads: Some(options.threads),
+        activations: options.activations,
+        simd: None,
+    });
     engine_on(backend, path, options, indexer)
 }
 
@@ -196,15 +241,33 @@ pub fn engine(path: &Path, options: EngineOptions, indexer: Option<&Indexer>) ->
 ///
 /// # Panics
 /// When the model cannot be opened.
-pub fn engine_on<B: Backend>(backend: B, path: &Path, options: EngineOptions, indexer: Option<&Indexer>) -> Runner<B> {
+pub fn engine_on<B: Backend>(
+    backend: B,
+    path: &Path,
+    options: EngineOptions,
+    indexer: Option<&Indexer>,
+) -> Runner<B> {
     let model = Model::open(path).expect("a model");
     let shard = Shard::new(model.config(), options.place).expect("a model that can be split so");
-    let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride, &mut |_| {})
-        .expect("weights that load");
-    let mut runner =
-        Runner::new(decoder, options.kv, CacheBytes::of(64 << 20, None), policy::heuristics()).expect("an arena");
+    let decoder = Decoder::load(
+        Arc::new(backend),
+        model.weights(),
+        shard,
+        options.stride,
+        &mut |_| {},
+    )
+    .expect("weights that load");
+    let mut runner = Runner::new(
+        decoder,
+        options.kv,
+        CacheBytes::of(64 << 20, None),
+        policy::heuristics(),
+    )
+    .expect("an arena");
     if let Some(indexer) = indexer {
-        runner.set_indexer(Arc::new(indexer.clone())).expect("a indexer of this shape");
+        runner
+            .set_indexer(Arc::new(indexer.clone()))
+            .expect("a indexer of this shape");
     }
     runner
 }

@@ -1,5 +1,7 @@
 //! A coordinator over a rank of this process, served on a loopback port.
 
+use std::path::Path;
+
 use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator, LocalServer};
 use palimpsest_kernels::KvType;
@@ -11,7 +13,6 @@ use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::model::decoder::CacheBytes;
 use palimpsest_worker::rank::{Rank, RankOptions};
 use palimpsest_worker::shard::Place;
-use std::path::Path;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
@@ -25,11 +26,17 @@ pub struct TestService {
     pub client: InferenceClient<Channel>,
 }
 
-/// Serves the model at `path` with strides of [`crate::STRIDE`] tokens and an arena of `arena_bytes`.
+/// Serves the model at `path` with strides of [`crate::STRIDE`] tokens and an arena of
+/// `arena_bytes`.
 ///
 /// # Panics
 /// When any part of it cannot start.
-pub async fn serve(path: &Path, indexer: Option<Indexer>, arena_bytes: usize, config: Config) -> TestService {
+pub async fn serve(
+    path: &Path,
+    indexer: Option<Indexer>,
+    arena_bytes: usize,
+    config: Config,
+) -> TestService {
     let options = RankOptions {
         model: path.to_owned(),
         name: "tiny".into(),
@@ -37,12 +44,19 @@ pub async fn serve(path: &Path, indexer: Option<Indexer>, arena_bytes: usize, co
         cache: CacheBytes::of(arena_bytes, None),
         stride: crate::STRIDE as u32,
         indexer,
-        default_kv: KvContract { budget: 48, ..Default::default() },
+        default_kv: KvContract {
+            budget: 48,
+            ..Default::default()
+        },
         step: None,
         place: Place::ALONE,
     };
-    let backend = CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() });
-    let Rank { info, mut runner } = Rank::open(backend, options, &mut |_| {}).expect("a tiny model");
+    let backend = CpuBackend::new(CpuOptions {
+        threads: Some(1),
+        ..Default::default()
+    });
+    let Rank { info, mut runner } =
+        Rank::open(backend, options, &mut |_| {}).expect("a tiny model");
     let (plans, mut inbox) = mpsc::channel::<(_, tokio::sync::oneshot::Sender<_>)>(1);
     std::thread::spawn(move || {
         while let Some((plan, reply)) = inbox.blocking_recv() {
@@ -50,11 +64,18 @@ pub async fn serve(path: &Path, indexer: Option<Indexer>, arena_bytes: usize, co
         }
     });
     let executor = ChannelExecutor::new(vec![RankChannel { plans }], config.step_limit);
-    let coordinator = Coordinator::build(config, Box::new(executor), vec![info]).expect("a coordinator");
+    let coordinator =
+        Coordinator::build(config, Box::new(executor), vec![info]).expect("a coordinator");
     assert!(coordinator.ready().await, "the warm-up step passes");
     let server = coordinator.serve_local().await.expect("a free port");
-    let client = InferenceClient::connect(format!("http://{}", server.address)).await.expect("a connection");
-    TestService { server, coordinator, client }
+    let client = InferenceClient::connect(format!("http://{}", server.address))
+        .await
+        .expect("a connection");
+    TestService {
+        server,
+        coordinator,
+        client,
+    }
 }
 
 /// Everything a request answered.
@@ -77,7 +98,10 @@ pub struct Answered {
 ///
 /// # Panics
 /// When the stream breaks its own rules: order of events, sequence numbers.
-pub async fn ask(client: &InferenceClient<Channel>, request: GenerateRequest) -> Result<Answered, tonic::Status> {
+pub async fn ask(
+    client: &InferenceClient<Channel>,
+    request: GenerateRequest,
+) -> Result<Answered, tonic::Status> {
     let mut events = client.clone().generate(request).await?.into_inner();
     let (mut started, mut text, mut tokens, mut count) = (None, String::new(), Vec::new(), 0);
     while let Some(event) = events.message().await? {
@@ -91,7 +115,12 @@ pub async fn ask(client: &InferenceClient<Channel>, request: GenerateRequest) ->
                 tokens.extend(delta.tokens.iter().map(|t| t.id));
             }
             Event::Finished(finished) => {
-                return Ok(Answered { started: started.expect("Started comes first"), text, tokens, finished });
+                return Ok(Answered {
+                    started: started.expect("Started comes first"),
+                    text,
+                    tokens,
+                    finished,
+                });
             }
         }
     }

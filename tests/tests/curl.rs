@@ -1,10 +1,11 @@
-//! curl against the HTTP API, held against transcripts in `fixtures/curl`: a command as a reader would type it, and what it
-//! prints.
+//! curl against the HTTP API, held against transcripts in `fixtures/curl`: a command as a reader
+//! would type it, and what it prints.
 //!
-//! A transcript is comment lines (`# `), one command (`$ `, and `> ` before each further line of it), then its output. The
-//! server of the test listens elsewhere than at the address that the command names; times and lengths are masked, and decimals
-//! beyond the third. Everything else must be equal, the text that the tiny model writes too.
-//! `PALIMPSEST_UPDATE_TRANSCRIPTS=1 cargo test -p palimpsest-tests --test curl` writes the outputs anew.
+//! A transcript is comment lines (`# `), one command (`$ `, and `> ` before each further line of
+//! it), then its output. The server of the test listens elsewhere than at the address that the
+//! command names; times and lengths are masked, and decimals beyond the third. Everything else must
+//! be equal, the text that the tiny model writes too. `PALIMPSEST_UPDATE_TRANSCRIPTS=1 cargo test
+//! -p palimpsest-tests --test curl` writes the outputs anew.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,15 +28,33 @@ const KEY: &str = "docs:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97b
 fn replay(transcript: &str, address: &str) -> String {
     let typed = |line: &&str| ["# ", "$ ", "> "].iter().any(|mark| line.starts_with(mark));
     let input: Vec<&str> = transcript.lines().take_while(typed).collect();
-    let command = input.iter().filter_map(|line| line.strip_prefix("$ ").or_else(|| line.strip_prefix("> ")));
-    let command = command.collect::<Vec<_>>().join("\n").replace(ADDRESS, address);
-    let ran = Command::new("sh").args(["-c", &command]).output().expect("sh runs");
+    let command = input
+        .iter()
+        .filter_map(|line| line.strip_prefix("$ ").or_else(|| line.strip_prefix("> ")));
+    let command = command
+        .collect::<Vec<_>>()
+        .join("\n")
+        .replace(ADDRESS, address);
+    let ran = Command::new("sh")
+        .args(["-c", &command])
+        .output()
+        .expect("sh runs");
     let printed = String::from_utf8(ran.stdout).expect("text");
-    assert!(ran.status.success(), "{command}: {}, {}{printed}", ran.status, String::from_utf8_lossy(&ran.stderr));
+    assert!(
+        ran.status.success(),
+        "{command}: {}, {}{printed}",
+        ran.status,
+        String::from_utf8_lossy(&ran.stderr)
+    );
     let mut replayed = input.join("\n") + "\n";
     for line in printed.lines() {
-        let is = |name: &str| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
-        let masked = ["date:", "content-length:"].into_iter().find(|name| is(name));
+        let is = |name: &str| {
+            line.get(..name.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(name))
+        };
+        let masked = ["date:", "content-length:"]
+            .into_iter()
+            .find(|name| is(name));
         replayed.push_str(&masked.map_or_else(|| rounded(line), |name| format!("{name} …")));
         replayed.push('\n');
     }
@@ -70,20 +89,30 @@ fn rounded(line: &str) -> String {
 fn transcripts() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/curl");
     let entries = std::fs::read_dir(directory).expect("a directory");
-    let mut found: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    let mut found: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     found.sort();
     found
 }
 
 async fn started() -> (TestService, String) {
     let keys = Some(Arc::new(ApiKeys::parse(KEY).expect("a key")));
-    let config = Config { keys, max_message_bytes: BODY_LIMIT, ..Config::default() };
+    let config = Config {
+        keys,
+        max_message_bytes: BODY_LIMIT,
+        ..Config::default()
+    };
     let model = tiny_model(1);
     let service = serve(model.path(), None, 16 << 20, config).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let coordinator = service.coordinator.clone();
-    tokio::spawn(async move { coordinator.serve_http(listener, std::future::pending()).await });
+    tokio::spawn(async move {
+        coordinator
+            .serve_http(listener, std::future::pending())
+            .await
+    });
     (service, address)
 }
 
@@ -104,7 +133,10 @@ async fn curl_prints_what_the_transcripts_show() {
             if updating {
                 std::fs::write(file, &replayed).expect("a writable file");
             } else if replayed != transcript {
-                differ.push(format!("{}:\n{transcript}--- it is now:\n{replayed}", file.display()));
+                differ.push(format!(
+                    "{}:\n{transcript}--- it is now:\n{replayed}",
+                    file.display()
+                ));
             }
         }
         assert!(differ.is_empty(), "{}", differ.join("\n"));

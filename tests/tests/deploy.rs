@@ -1,8 +1,10 @@
-//! What deploy/ promises of the coordinator: dashboard and alerts may use deploy/metrics.txt and nothing else.
+//! What deploy/ promises of the coordinator: dashboard and alerts may use deploy/metrics.txt and
+//! nothing else.
+
+use std::collections::BTreeSet;
 
 use palimpsest_coordinator::metrics::{Load, Metrics};
 use palimpsest_proto::v1::Usage;
-use std::collections::BTreeSet;
 
 const LIST: &str = include_str!("../../deploy/metrics.txt");
 
@@ -14,7 +16,9 @@ fn exported() -> BTreeSet<String> {
     metrics.step(Load::default());
     metrics.usage(&Usage::default());
     let text = metrics.encode();
-    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE palimpsest_"));
+    let types = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE palimpsest_"));
     let named = types.map(|line| match line.split_once(' ') {
         Some((name, "counter")) => format!("palimpsest_{name}_total counter"),
         _ => format!("palimpsest_{line}"),
@@ -24,7 +28,10 @@ fn exported() -> BTreeSet<String> {
 
 #[test]
 fn the_list_of_metrics_is_what_the_coordinator_exports() {
-    let listed: BTreeSet<String> =
-        LIST.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect();
+    let listed: BTreeSet<String> = LIST
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
     assert_eq!(listed, exported());
 }

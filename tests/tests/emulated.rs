@@ -1,4 +1,5 @@
-//! The CUDA backend, on the emulated device, answers as the CPU backend does: same tokens, same slots kept.
+//! The CUDA backend, on the emulated device, answers as the CPU backend does: same tokens, same
+//! slots kept.
 #![cfg(feature = "emulate")]
 
 use palimpsest_kernels::KvType;
@@ -26,13 +27,23 @@ fn wanted(contract: &Contract, kv: KvType) -> Outcome {
 
 fn emulated(contract: &Contract, kv: KvType, forced: Option<&[u32]>) -> Outcome {
     let backend = CudaBackend::new(Emulated::new(11), Precision::F32);
-    on_device(backend, tiny_model(1).path(), (kv, Some(&indexer())), contract, (TOKENS, forced))
+    on_device(
+        backend,
+        tiny_model(1).path(),
+        (kv, Some(&indexer())),
+        contract,
+        (TOKENS, forced),
+    )
 }
 
 #[test]
 fn the_emulated_device_answers_as_the_cpu_does() {
     for contract in contracts() {
-        assert_eq!(emulated(&contract, KvType::F32, None), wanted(&contract, KvType::F32), "{contract:?}");
+        assert_eq!(
+            emulated(&contract, KvType::F32, None),
+            wanted(&contract, KvType::F32),
+            "{contract:?}"
+        );
     }
 }
 
@@ -43,45 +54,95 @@ fn every_tiny_model_answers_as_on_the_cpu() {
     for path in tiny_configurations() {
         let backend = CudaBackend::new(Emulated::new(3), Precision::F32);
         let got = on_device(backend, &path, (KvType::F32, None), &contract, (8, None));
-        assert_eq!(got, on_cpu(&path, KvType::F32, None, &contract, 8), "{}", path.display());
+        assert_eq!(
+            got,
+            on_cpu(&path, KvType::F32, None, &contract, 8),
+            "{}",
+            path.display()
+        );
     }
 }
 
-/// Queries and probabilities in f16 on tensor cores, of f16 caches and of 8-bit ones: a random model amplifies their rounding, so both
-/// read the same tokens and are compared in what they would have chosen and in what they kept.
+/// Queries and probabilities in f16 on tensor cores, of f16 caches and of 8-bit ones: a random
+/// model amplifies their rounding, so both read the same tokens and are compared in what they would
+/// have chosen and in what they kept.
 #[test]
 fn tensor_cores_choose_nearly_the_same() {
-    for (contract, kv) in contracts().into_iter().flat_map(|c| [(c.clone(), KvType::F16), (c, KvType::Q8)]) {
+    for (contract, kv) in contracts()
+        .into_iter()
+        .flat_map(|c| [(c.clone(), KvType::F16), (c, KvType::Q8)])
+    {
         let want = wanted(&contract, kv);
         let got = emulated(&contract, kv, Some(&want.answer));
-        let same = got.answer.iter().zip(&want.answer).filter(|(got, want)| got == want).count();
-        let both = |(got, want): (&Vec<u32>, &Vec<u32>)| got.iter().filter(|p| want.binary_search(p).is_ok()).count();
+        let same = got
+            .answer
+            .iter()
+            .zip(&want.answer)
+            .filter(|(got, want)| got == want)
+            .count();
+        let both = |(got, want): (&Vec<u32>, &Vec<u32>)| {
+            got.iter().filter(|p| want.binary_search(p).is_ok()).count()
+        };
         let kept: usize = got.kept.iter().zip(&want.kept).map(both).sum();
         let all: usize = want.kept.iter().map(Vec::len).sum();
-        println!("{kv:?} {} {}: {same} of {TOKENS} tokens, {kept} of {all} entries", contract.policy, contract.memory);
-        // Where policies rank what is nearly equal, one other slot changes a random model's next choices.
+        println!(
+            "{kv:?} {} {}: {same} of {TOKENS} tokens, {kept} of {all} entries",
+            contract.policy, contract.memory
+        );
+        // Where policies rank what is nearly equal, one other slot changes a random model's next
+        // choices.
         let (least_same, least_kept) = (0.6, 0.95);
-        assert!(same as f64 >= least_same * TOKENS as f64, "{contract:?}: {same} of {TOKENS} tokens, {kv:?}");
-        assert!(kept as f64 >= least_kept * all as f64, "{contract:?}: {kept} of {all} entries, {kv:?}");
+        assert!(
+            same as f64 >= least_same * TOKENS as f64,
+            "{contract:?}: {same} of {TOKENS} tokens, {kv:?}"
+        );
+        assert!(
+            kept as f64 >= least_kept * all as f64,
+            "{contract:?}: {kept} of {all} entries, {kv:?}"
+        );
     }
 }
 
-/// What a GPU's memory is checked for before anything is loaded is what is loaded then, whatever part of a model.
+/// What a GPU's memory is checked for before anything is loaded is what is loaded then, whatever
+/// part of a model.
 #[test]
 fn weights_are_counted_as_they_are_loaded() {
-    let whole = tiny_configurations().into_iter().map(|path| (path, Place::ALONE));
+    let whole = tiny_configurations()
+        .into_iter()
+        .map(|path| (path, Place::ALONE));
     let tiny = tiny_model(1);
     // Blocks of quantised weights are wider than a rank's part of the fixtures.
-    let parts = (0..3).map(|rank| (tiny.path().to_owned(), Place { rank, world_size: 3 }));
+    let parts = (0..3).map(|rank| {
+        (
+            tiny.path().to_owned(),
+            Place {
+                rank,
+                world_size: 3,
+            },
+        )
+    });
     for (path, place) in whole.chain(parts) {
         let model = Model::open(&path).expect("a model");
         let shard = Shard::new(model.config(), place).expect("a part");
         for (precision, bytes) in [(Precision::Bf16, 2), (Precision::F32, 4)] {
-            let options = EngineOptions { place, ..EngineOptions::default() };
-            let runner = engine_on(CudaBackend::new(Emulated::new(0), precision), &path, options, None);
+            let options = EngineOptions {
+                place,
+                ..EngineOptions::default()
+            };
+            let runner = engine_on(
+                CudaBackend::new(Emulated::new(0), precision),
+                &path,
+                options,
+                None,
+            );
             let cache = (CacheBytes::of(64 << 20, None), KvType::F16);
             let counted = Footprint::of(model.config(), &shard, bytes, cache, StepSize::usual(16));
-            assert_eq!(counted.weights, runner.decoder().weight_bytes(), "{} {place:?}", path.display());
+            assert_eq!(
+                counted.weights,
+                runner.decoder().weight_bytes(),
+                "{} {place:?}",
+                path.display()
+            );
         }
     }
 }

@@ -1,20 +1,20 @@
-//! The evaluation end to end on a tiny model whose tokens are bytes: what is written, that a run goes on where it stopped,
-//! and that a cache with room for everything loses nothing.
+//! The evaluation end to end on a tiny model whose tokens are bytes: what is written, that a run
+//! goes on where it stopped, and that a cache with room for everything loses nothing.
+
+use std::path::Path;
 
 use palimpsest_eval::caches::Caches;
 use palimpsest_eval::grid::{GridSpec, Metric, Outcome, SampleResult};
 use palimpsest_eval::haystack::Prose;
 use palimpsest_eval::longbench::File;
-use palimpsest_eval::measure;
 use palimpsest_eval::prompt::{self, Protocol};
 use palimpsest_eval::show::{self, Asked};
 use palimpsest_eval::tasks::{self, Draw, Material, Task};
-use palimpsest_eval::{Budget, CacheShape, Result, TextSide, run_grid};
+use palimpsest_eval::{Budget, CacheShape, Result, TextSide, measure, run_grid};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_tests::{EngineOptions, engine, tiny_model};
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::runner::Runner;
-use std::path::Path;
 
 /// A token per byte.
 struct Bytes;
@@ -37,7 +37,11 @@ impl TextSide for Bytes {
 
 fn material() -> Material {
     let prose = Prose::new(&"It was late. Nobody came by. ".repeat(10)).expect("sentences");
-    Material { prose, qa: Vec::new(), longbench: Vec::new() }
+    Material {
+        prose,
+        qa: Vec::new(),
+        longbench: Vec::new(),
+    }
 }
 
 fn spec(tasks: &[Task], policies: &[&str], budgets: &[Budget]) -> GridSpec {
@@ -65,13 +69,20 @@ fn spec(tasks: &[Task], policies: &[&str], budgets: &[Budget]) -> GridSpec {
     }
 }
 
-fn run(runner: &mut Runner<CpuBackend>, material: &Material, spec: &GridSpec, out: &Path) -> Outcome {
+fn run(
+    runner: &mut Runner<CpuBackend>,
+    material: &Material,
+    spec: &GridSpec,
+    out: &Path,
+) -> Outcome {
     run_grid(runner, &Bytes, material, spec, out, &mut |_, _| ()).expect("a grid")
 }
 
 fn samples(out: &Path) -> Vec<SampleResult> {
     let text = std::fs::read_to_string(out.join("samples.jsonl")).expect("written");
-    text.lines().map(|line| serde_json::from_str(line).expect("a sample")).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a sample"))
+        .collect()
 }
 
 #[test]
@@ -81,25 +92,52 @@ fn a_grid_goes_on_where_it_stopped_and_room_for_everything_loses_nothing() {
     let out = tempfile::tempdir().expect("a directory");
     let (roomy, tight) = (Budget::Entries(4000), Budget::Entries(40));
     let tasks = [Task::Single1, Task::Multivalue];
-    let first = run(&mut runner, &material(), &spec(&tasks, &["full", "window"], &[roomy, tight]), out.path());
+    let first = run(
+        &mut runner,
+        &material(),
+        &spec(&tasks, &["full", "window"], &[roomy, tight]),
+        out.path(),
+    );
     let before = samples(out.path());
-    assert_eq!((before.len(), first.cells.len(), first.headlines.len()), (2 * 2 * 3, 2 * 3, 3));
-    let of = |budget: Option<Budget>| first.headlines.iter().find(|h| h.budget == budget).expect("a line");
+    assert_eq!(
+        (before.len(), first.cells.len(), first.headlines.len()),
+        (2 * 2 * 3, 2 * 3, 3)
+    );
+    let of = |budget: Option<Budget>| {
+        first
+            .headlines
+            .iter()
+            .find(|h| h.budget == budget)
+            .expect("a line")
+    };
     assert_eq!((of(None).loss, of(Some(roomy)).loss), (0.0, 0.0));
     assert_eq!(of(None).score, of(Some(roomy)).score);
     assert_ne!(of(Some(tight)).loss, 0.0);
     assert!(of(Some(tight)).share < 0.5 && of(Some(roomy)).share == 1.0 && of(None).n == 4);
     for sample in &before {
         assert_eq!(sample.cell.setting.length, 512, "a multiple of the stride");
-        assert!(sample.decoded.is_some() || sample.exact, "an answer was decoded");
+        assert!(
+            sample.decoded.is_some() || sample.exact,
+            "an answer was decoded"
+        );
     }
     // A policy is added: what is there stays, and is not measured again.
-    let wider = spec(&tasks, &["full", "window", "expected-attention"], &[roomy, tight]);
+    let wider = spec(
+        &tasks,
+        &["full", "window", "expected-attention"],
+        &[roomy, tight],
+    );
     let second = run(&mut runner, &material(), &wider, out.path());
     let after = samples(out.path());
     assert_eq!((after.len(), second.headlines.len()), (2 * 2 * 5, 5));
     assert_eq!(after[..before.len()], before);
-    for name in ["cells.jsonl", "headline.jsonl", "table.md", "accuracy.svg", "loglik.svg"] {
+    for name in [
+        "cells.jsonl",
+        "headline.jsonl",
+        "table.md",
+        "accuracy.svg",
+        "loglik.svg",
+    ] {
         assert!(out.path().join(name).exists(), "no {name}");
     }
 }
@@ -110,14 +148,25 @@ fn protocols_are_different_cells_of_the_same_questions() {
     let mut runner = engine(model.path(), EngineOptions::default(), None);
     let out = tempfile::tempdir().expect("a directory");
     for protocol in Protocol::ALL {
-        let spec = GridSpec { protocol, samples: 1, ..spec(&[Task::Single1], &["full"], &[]) };
+        let spec = GridSpec {
+            protocol,
+            samples: 1,
+            ..spec(&[Task::Single1], &["full"], &[])
+        };
         let outcome = run(&mut runner, &material(), &spec, out.path());
         assert_eq!(outcome.headlines[0].protocol, protocol);
-        assert!(std::fs::read_to_string(out.path().join("table.md")).expect("written").contains(protocol.name()));
+        assert!(
+            std::fs::read_to_string(out.path().join("table.md"))
+                .expect("written")
+                .contains(protocol.name())
+        );
     }
     let all = samples(out.path());
     assert_eq!(all.len(), 3);
-    assert!(all.iter().all(|s| s.expected == all[0].expected && s.loglik.is_finite()));
+    assert!(
+        all.iter()
+            .all(|s| s.expected == all[0].expected && s.loglik.is_finite())
+    );
     assert!(all[0].loglik != all[1].loglik && all[1].loglik != all[2].loglik);
 }
 
@@ -136,20 +185,52 @@ fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
     };
     run(&mut runner, &material(), &every, out.path());
     let sample = samples(out.path()).remove(0);
-    assert_eq!((sample.cell.setting.questions, sample.expected.matches('|').count()), (4, 3));
+    assert_eq!(
+        (
+            sample.cell.setting.questions,
+            sample.expected.matches('|').count()
+        ),
+        (4, 3)
+    );
     let mut loglik = 0.0;
     for key in 0..4 {
-        let draw = Draw { seed: 1, index: 0, depth: None, length: 1024, key };
+        let draw = Draw {
+            seed: 1,
+            index: 0,
+            depth: None,
+            length: 1024,
+            key,
+        };
         let (material, contract) = (material(), Contract::full());
         let question = tasks::question(Task::Multikey1, &material, draw).expect("no file needed");
-        let prompt = prompt::build(&Bytes, &question, (1024, 16), Protocol::Agnostic).expect("fits");
+        let prompt =
+            prompt::build(&Bytes, &question, (1024, 16), Protocol::Agnostic).expect("fits");
         let alone = measure::measure(&mut runner, &contract, &[prompt], &[]).expect("a prompt");
         loglik += alone[0].loglik / 4.0;
     }
-    assert!((sample.loglik - loglik).abs() < 1e-12, "{} {loglik}", sample.loglik);
-    let late = GridSpec { protocol: Protocol::QuestionLast, ..every };
-    let refused = run_grid(&mut runner, &Bytes, &material(), &late, out.path(), &mut |_, _| ());
-    assert!(refused.expect_err("the question is in the context").to_string().contains("agnostic"));
+    assert!(
+        (sample.loglik - loglik).abs() < 1e-12,
+        "{} {loglik}",
+        sample.loglik
+    );
+    let late = GridSpec {
+        protocol: Protocol::QuestionLast,
+        ..every
+    };
+    let refused = run_grid(
+        &mut runner,
+        &Bytes,
+        &material(),
+        &late,
+        out.path(),
+        &mut |_, _| (),
+    );
+    assert!(
+        refused
+            .expect_err("the question is in the context")
+            .to_string()
+            .contains("agnostic")
+    );
 }
 
 #[test]
@@ -166,20 +247,39 @@ fn longbench_is_read_measured_and_scored() {
     let (longbench, left) = File::read_all(data.path(), &[]).expect("a dataset");
     assert!(left.is_empty());
     let task = Task::Long(longbench[0].dataset());
-    let material = Material { longbench, ..material() };
+    let material = Material {
+        longbench,
+        ..material()
+    };
     let model = tiny_model(1);
     let mut runner = engine(model.path(), EngineOptions::default(), None);
     let out = tempfile::tempdir().expect("a directory");
     // More samples are asked for than there are.
-    let spec =
-        GridSpec { lengths: vec![1024], samples: 5, ..spec(&[task], &["full", "window"], &[Budget::Entries(64)]) };
+    let spec = GridSpec {
+        lengths: vec![1024],
+        samples: 5,
+        ..spec(&[task], &["full", "window"], &[Budget::Entries(64)])
+    };
     let outcome = run(&mut runner, &material, &spec, out.path());
     assert_eq!((outcome.cells.len(), outcome.cells[0].n), (2, 2));
     for sample in samples(out.path()) {
-        let draw = Draw { seed: 1, index: sample.index, depth: None, length: 1024, key: 0 };
+        let draw = Draw {
+            seed: 1,
+            index: sample.index,
+            depth: None,
+            length: 1024,
+            key: 0,
+        };
         let question = tasks::question(task, &material, draw).expect("a file");
-        assert_eq!(sample.prompt_tokens - sample.tail_tokens, 1024, "cut to the length asked for");
-        assert_eq!(sample.score, question.score(sample.decoded.as_deref().expect("always decoded")));
+        assert_eq!(
+            sample.prompt_tokens - sample.tail_tokens,
+            1024,
+            "cut to the length asked for"
+        );
+        assert_eq!(
+            sample.score,
+            question.score(sample.decoded.as_deref().expect("always decoded"))
+        );
     }
 }
 
@@ -187,13 +287,32 @@ fn longbench_is_read_measured_and_scored() {
 fn a_page_shows_what_is_held() {
     let model = tiny_model(1);
     let mut runner = engine(model.path(), EngineOptions::default(), None);
-    let (draw, material) = (Draw { seed: 1, index: 0, depth: None, length: 512, key: 0 }, material());
+    let (draw, material) = (
+        Draw {
+            seed: 1,
+            index: 0,
+            depth: None,
+            length: 512,
+            key: 0,
+        },
+        material(),
+    );
     let question = tasks::question(Task::Single1, &material, draw).expect("no file needed");
     let prompt = prompt::build(&Bytes, &question, (512, 16), Protocol::Agnostic).expect("fits");
-    let cache = CacheShape { policy: "window".into(), budget: Some(Budget::Entries(40)), ..CacheShape::full() };
-    let shown = show::look(&mut runner, &Bytes, (&cache, "tiny"), &prompt, 4).expect("a prompt that fits");
+    let cache = CacheShape {
+        policy: "window".into(),
+        budget: Some(Budget::Entries(40)),
+        ..CacheShape::full()
+    };
+    let shown =
+        show::look(&mut runner, &Bytes, (&cache, "tiny"), &prompt, 4).expect("a prompt that fits");
     let tail = prompt.len() % 16;
-    assert!(shown.heads.iter().all(|head| head.len() == 40 + tail && head.contains(&(prompt.len() as u32 - 1))));
+    assert!(
+        shown
+            .heads
+            .iter()
+            .all(|head| head.len() == 40 + tail && head.contains(&(prompt.len() as u32 - 1)))
+    );
     let asked = Asked {
         question: question.question.clone(),
         answer_prefix: question.answer_prefix.clone(),

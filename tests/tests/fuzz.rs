@@ -1,5 +1,6 @@
-//! The endpoints under generated and malformed requests: no panic, no server error, nobody let in without a key, and as many
-//! requests running and bytes reserved afterwards as before. Everything is on loopback and bounded in number and time.
+//! The endpoints under generated and malformed requests: no panic, no server error, nobody let in
+//! without a key, and as many requests running and bytes reserved afterwards as before. Everything
+//! is on loopback and bounded in number and time.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -47,8 +48,17 @@ impl Target {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let http = listener.local_addr().expect("an address");
         let coordinator = service.coordinator.clone();
-        tokio::spawn(async move { coordinator.serve_http(listener, std::future::pending()).await });
-        Self { grpc: service.server.address, service, http, panics }
+        tokio::spawn(async move {
+            coordinator
+                .serve_http(listener, std::future::pending())
+                .await
+        });
+        Self {
+            grpc: service.server.address,
+            service,
+            http,
+            panics,
+        }
     }
 
     /// It serves, nothing runs, nothing is reserved, nothing panicked.
@@ -56,16 +66,29 @@ impl Target {
         let since = Instant::now();
         loop {
             let text = self.service.coordinator.service().metrics.encode();
-            let idle = ["requests_running 0", "requests_queued 0", "kv_reserved_bytes 0"];
-            if idle.iter().all(|line| text.lines().any(|found| found == format!("palimpsest_{line}"))) {
+            let idle = [
+                "requests_running 0",
+                "requests_queued 0",
+                "kv_reserved_bytes 0",
+            ];
+            if idle.iter().all(|line| {
+                text.lines()
+                    .any(|found| found == format!("palimpsest_{line}"))
+            }) {
                 break;
             }
-            assert!(since.elapsed() < Duration::from_secs(20), "something is left: {text}");
+            assert!(
+                since.elapsed() < Duration::from_secs(20),
+                "something is left: {text}"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let (http, key) = (self.http, "authorization: Bearer secret\r\n");
         let body = r#"{"prompt": "a", "max_tokens": 2}"#;
-        let head = format!("POST /v1/completions HTTP/1.0\r\n{key}content-length: {}\r\n\r\n{body}", body.len());
+        let head = format!(
+            "POST /v1/completions HTTP/1.0\r\n{key}content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let answer = exchange(http, head.into_bytes(), PATIENCE).await;
         assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
         assert_eq!(self.panics.load(Ordering::SeqCst), 0, "a panic");
@@ -88,22 +111,57 @@ async fn exchange(address: SocketAddr, bytes: Vec<u8>, silence: Duration) -> Str
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generated_requests_find_no_fault() {
     let Some(packages) = std::env::var_os("PALIMPSEST_TEST_SCHEMATHESIS") else {
-        eprintln!("SKIPPED: set PALIMPSEST_TEST_SCHEMATHESIS to a directory with it, or run `cargo xtask test`");
+        eprintln!(
+            "SKIPPED: set PALIMPSEST_TEST_SCHEMATHESIS to a directory with it, or run `cargo \
+             xtask test`"
+        );
         return;
     };
     let target = Target::start().await;
     let reports = tempfile::tempdir().expect("a directory");
     let mut command = Command::new("python3");
-    command.arg(std::path::Path::new(&packages).join("bin/schemathesis")).env("PYTHONPATH", &packages);
-    command.args(["run", &format!("http://{}/openapi.json", target.http), "--header", "Authorization: Bearer secret"]);
-    command.args(["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"]);
-    command.args(["--checks", "response_schema_conformance,negative_data_rejection,ignored_auth,unsupported_method"]);
-    command.args(["--phases", "examples,coverage,fuzzing", "--max-examples", "60", "--continue-on-failure"]);
+    command
+        .arg(std::path::Path::new(&packages).join("bin/schemathesis"))
+        .env("PYTHONPATH", &packages);
+    command.args([
+        "run",
+        &format!("http://{}/openapi.json", target.http),
+        "--header",
+        "Authorization: Bearer secret",
+    ]);
+    command.args([
+        "--checks",
+        "not_a_server_error,status_code_conformance,content_type_conformance",
+    ]);
+    command.args([
+        "--checks",
+        "response_schema_conformance,negative_data_rejection,ignored_auth,unsupported_method",
+    ]);
+    command.args([
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--max-examples",
+        "60",
+        "--continue-on-failure",
+    ]);
     command.args(["--seed", "7", "--workers", "1"]);
-    command.args(["--request-timeout", "20", "--suppress-health-check", "all", "--no-shrink"]);
+    command.args([
+        "--request-timeout",
+        "20",
+        "--suppress-health-check",
+        "all",
+        "--no-shrink",
+    ]);
     command.current_dir(reports.path());
-    let ran = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("python runs");
-    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let ran = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .expect("no panic")
+        .expect("python runs");
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr)
+    );
     println!("{said}");
     assert!(ran.status.success(), "{said}");
     target.assert_sound().await;
@@ -123,34 +181,60 @@ async fn malformed_messages_floods_and_slow_clients_harm_nobody() {
     ];
     for round in 0..50u64 {
         let noise = random(round, 64).into_iter().flat_map(f32::to_le_bytes);
-        let bytes: Vec<u8> = begins[round as usize % begins.len()].iter().copied().chain(noise).collect();
-        let address = if round % 2 == 0 { target.grpc } else { target.http };
+        let bytes: Vec<u8> = begins[round as usize % begins.len()]
+            .iter()
+            .copied()
+            .chain(noise)
+            .collect();
+        let address = if round % 2 == 0 {
+            target.grpc
+        } else {
+            target.http
+        };
         served += usize::from(exchange(address, bytes, SILENCE).await.contains(" 200 "));
         sent += 1;
     }
     // Oversized bodies, by what they announce and by what they send.
     let huge = format!(
-        "POST /v1/completions HTTP/1.0\r\nauthorization: Bearer secret\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/completions HTTP/1.0\r\nauthorization: Bearer secret\r\ncontent-length: \
+         {}\r\n\r\n",
         u64::MAX
     );
-    served += usize::from(exchange(target.http, huge.into_bytes(), SILENCE).await.contains(" 200 "));
+    served += usize::from(
+        exchange(target.http, huge.into_bytes(), SILENCE)
+            .await
+            .contains(" 200 "),
+    );
     let long = vec![b' '; 3 << 20];
-    let head =
-        format!("POST /tokenize HTTP/1.0\r\nauthorization: Bearer secret\r\ncontent-length: {}\r\n\r\n", long.len());
-    served += usize::from(exchange(target.http, [head.into_bytes(), long].concat(), SILENCE).await.contains(" 200 "));
+    let head = format!(
+        "POST /tokenize HTTP/1.0\r\nauthorization: Bearer secret\r\ncontent-length: {}\r\n\r\n",
+        long.len()
+    );
+    served += usize::from(
+        exchange(target.http, [head.into_bytes(), long].concat(), SILENCE)
+            .await
+            .contains(" 200 "),
+    );
     // Floods of headers: many, and long ones.
     let many: String = (0..5000).map(|i| format!("x-{i}: y\r\n")).collect();
     for headers in [many, format!("x: {}\r\n", "y".repeat(1 << 20))] {
         let head = format!("GET /health HTTP/1.0\r\n{headers}\r\n");
-        served += usize::from(exchange(target.http, head.into_bytes(), SILENCE).await.contains(" 200 "));
+        served += usize::from(
+            exchange(target.http, head.into_bytes(), SILENCE)
+                .await
+                .contains(" 200 "),
+        );
     }
     sent += 4;
     // Clients that never finish a head or a body, all at once.
     let slow: Vec<TcpStream> = (0..200)
         .map(|i| {
             let mut stream = TcpStream::connect(target.http).expect("a connection");
-            let part: &[u8] =
-                if i % 2 == 0 { b"POST /v1/comp" } else { b"POST /tokenize HTTP/1.1\r\ncontent-length: 9\r\n\r\n{" };
+            let part: &[u8] = if i % 2 == 0 {
+                b"POST /v1/comp"
+            } else {
+                b"POST /tokenize HTTP/1.1\r\ncontent-length: 9\r\n\r\n{"
+            };
             let _ = stream.write_all(part);
             stream
         })
@@ -168,25 +252,39 @@ async fn malformed_protobuf(target: &Target) {
     use tonic::codegen::http::uri::PathAndQuery;
     let mut codes = std::collections::BTreeMap::new();
     for round in 0..100u64 {
-        let bytes: Vec<u8> = random(round, 1 + round as usize % 40).into_iter().flat_map(f32::to_le_bytes).collect();
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", target.grpc)).expect("an address");
+        let bytes: Vec<u8> = random(round, 1 + round as usize % 40)
+            .into_iter()
+            .flat_map(f32::to_le_bytes)
+            .collect();
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", target.grpc))
+            .expect("an address");
         let channel = endpoint.connect().await.expect("it listens");
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.expect("ready");
         let method = ["Generate", "Tokenize", "GetModel", "Nothing"][round as usize % 4];
-        let path: PathAndQuery = format!("/palimpsest.v1.Inference/{method}").parse().expect("a path");
+        let path: PathAndQuery = format!("/palimpsest.v1.Inference/{method}")
+            .parse()
+            .expect("a path");
         let mut request = tonic::Request::new(Raw(bytes));
         if round % 8 < 4 {
-            request.metadata_mut().insert("authorization", "Bearer secret".parse().expect("ASCII"));
+            request
+                .metadata_mut()
+                .insert("authorization", "Bearer secret".parse().expect("ASCII"));
         }
         let keyed = request.metadata().contains_key("authorization");
         let answer = grpc.unary::<Raw, Raw, _>(request, path, RawCodec).await;
         let code = answer.map_or_else(|status| status.code(), |_| tonic::Code::Ok);
-        assert!(keyed || code == tonic::Code::Unauthenticated, "{method} without a key: {code:?}");
+        assert!(
+            keyed || code == tonic::Code::Unauthenticated,
+            "{method} without a key: {code:?}"
+        );
         *codes.entry(format!("{code:?}")).or_insert(0) += 1;
     }
     println!("100 malformed protobuf messages: {codes:?}");
-    assert!(!codes.contains_key("Unknown") && codes["Unauthenticated"] == 48, "{codes:?}");
+    assert!(
+        !codes.contains_key("Unknown") && codes["Unauthenticated"] == 48,
+        "{codes:?}"
+    );
 }
 
 /// A message as it is on the wire.
@@ -214,7 +312,11 @@ impl tonic::codec::Encoder for RawCodec {
     type Item = Raw;
     type Error = tonic::Status;
 
-    fn encode(&mut self, item: Raw, buffer: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), tonic::Status> {
+    fn encode(
+        &mut self,
+        item: Raw,
+        buffer: &mut tonic::codec::EncodeBuf<'_>,
+    ) -> Result<(), tonic::Status> {
         prost::bytes::BufMut::put_slice(buffer, &item.0);
         Ok(())
     }
@@ -224,7 +326,10 @@ impl tonic::codec::Decoder for RawCodec {
     type Item = Raw;
     type Error = tonic::Status;
 
-    fn decode(&mut self, buffer: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Raw>, tonic::Status> {
+    fn decode(
+        &mut self,
+        buffer: &mut tonic::codec::DecodeBuf<'_>,
+    ) -> Result<Option<Raw>, tonic::Status> {
         use prost::bytes::Buf;
         let mut bytes = vec![0; buffer.remaining()];
         buffer.copy_to_slice(&mut bytes);

@@ -3,9 +3,13 @@
 use palimpsest_coordinator::Config;
 use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{FinishReason, GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
+use palimpsest_proto::v1::{
+    FinishReason, GenerateRequest, KvContract, Sampling, Stopping, TokenIds,
+};
 use palimpsest_tests::service::{ask, serve};
-use palimpsest_tests::{EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, engine, random, tiny_indexer, tiny_model};
+use palimpsest_tests::{
+    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, engine, random, tiny_indexer, tiny_model,
+};
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
@@ -14,15 +18,29 @@ use tonic::Code;
 const ARENA: usize = 8 << 20;
 
 fn prompt(seed: u64, count: usize) -> Vec<u32> {
-    random(seed, count).iter().map(|v| ((v + 1.0) * 0.5 * 255.0) as u32).collect()
+    random(seed, count)
+        .iter()
+        .map(|v| ((v + 1.0) * 0.5 * 255.0) as u32)
+        .collect()
 }
 
 fn request(ids: &[u32], policy: &str, budget: u32, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         input: Some(Input::TokenIds(TokenIds { ids: ids.to_vec() })),
-        sampling: Some(Sampling { logprobs: Some(0), ..Default::default() }),
-        stopping: Some(Stopping { max_tokens: Some(max_tokens), ignore_eos: true, ..Default::default() }),
-        kv: Some(KvContract { policy: policy.into(), budget, ..Default::default() }),
+        sampling: Some(Sampling {
+            logprobs: Some(0),
+            ..Default::default()
+        }),
+        stopping: Some(Stopping {
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..Default::default()
+        }),
+        kv: Some(KvContract {
+            policy: policy.into(),
+            budget,
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -37,9 +55,12 @@ fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> 
     while tokens.len() < count {
         // The service bans the end of sequence where a request ignores it.
         logits[267] = f32::NEG_INFINITY;
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+        let best =
+            (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
         tokens.push(best.expect("a vocabulary") as u32);
-        logits = session.feed(&tokens[tokens.len() - 1..], Logits::Last).expect("a step");
+        logits = session
+            .feed(&tokens[tokens.len() - 1..], Logits::Last)
+            .expect("a step");
     }
     tokens
 }
@@ -47,9 +68,26 @@ fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_share_steps_answer_as_if_alone() {
     let model = tiny_model(11);
-    let service = serve(model.path(), Some(tiny_indexer(5)), ARENA, Config::default()).await;
-    let policies = ["full", "window", "retention", "h2o", "tova", "random", "keydiff", "snapkv"];
-    let prompts: Vec<_> = (0..policies.len()).map(|i| prompt(40 + i as u64, 20 + 45 * i)).collect();
+    let service = serve(
+        model.path(),
+        Some(tiny_indexer(5)),
+        ARENA,
+        Config::default(),
+    )
+    .await;
+    let policies = [
+        "full",
+        "window",
+        "retention",
+        "h2o",
+        "tova",
+        "random",
+        "keydiff",
+        "snapkv",
+    ];
+    let prompts: Vec<_> = (0..policies.len())
+        .map(|i| prompt(40 + i as u64, 20 + 45 * i))
+        .collect();
     let asked: Vec<_> = policies
         .into_iter()
         .zip(&prompts)
@@ -70,7 +108,13 @@ async fn streams_that_share_steps_answer_as_if_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_says_what_was_held_and_evicted() {
     let model = tiny_model(12);
-    let service = serve(model.path(), Some(tiny_indexer(5)), ARENA, Config::default()).await;
+    let service = serve(
+        model.path(),
+        Some(tiny_indexer(5)),
+        ARENA,
+        Config::default(),
+    )
+    .await;
     let entry = 2 * HEAD_DIM * 2;
     for policy in ["full", "window", "retention"] {
         let mut request = request(&prompt(3, 333), policy, 40, 10);
@@ -79,25 +123,59 @@ async fn usage_says_what_was_held_and_evicted() {
         let usage = answer.finished.usage.expect("usage");
         // The last token is generated, but nothing follows it: it never enters the cache.
         let read = 333 + 10 - 1;
-        assert_eq!((usage.prompt_tokens, usage.generated_tokens), (333, 10), "{policy}");
+        assert_eq!(
+            (usage.prompt_tokens, usage.generated_tokens),
+            (333, 10),
+            "{policy}"
+        );
         assert_eq!(usage.held_slots + usage.evicted_tokens, read, "{policy}");
-        assert!(usage.full_cache_bytes >= read * (LAYERS * KV_HEADS * entry) as u64, "{policy}");
-        assert!(usage.held_bytes <= answer.started.reserved_bytes, "{policy}");
+        assert!(
+            usage.full_cache_bytes >= read * (LAYERS * KV_HEADS * entry) as u64,
+            "{policy}"
+        );
+        assert!(
+            usage.held_bytes <= answer.started.reserved_bytes,
+            "{policy}"
+        );
         if policy == "full" {
             assert_eq!(usage.evicted_tokens, 0);
         } else {
-            // What the budget leaves beside the memory after the boundary at 336, and 6 more. Only the learned policy has
-            // a memory unless the request says so: a sixteenth of a small budget, four entries at least.
+            // What the budget leaves beside the memory after the boundary at 336, and 6 more. Only
+            // the learned policy has a memory unless the request says so: a sixteenth of a small
+            // budget, four entries at least.
             let memory_slots = if policy == "retention" { 4 } else { 0 };
-            assert_eq!(answer.started.kv.as_ref().and_then(|kv| kv.memory_slots), Some(memory_slots), "{policy}");
-            assert_eq!(usage.held_slots, u64::from(40 - memory_slots) + 6, "{policy}");
+            assert_eq!(
+                answer.started.kv.as_ref().and_then(|kv| kv.memory_slots),
+                Some(memory_slots),
+                "{policy}"
+            );
+            assert_eq!(
+                usage.held_slots,
+                u64::from(40 - memory_slots) + 6,
+                "{policy}"
+            );
         }
         let report = answer.finished.retention.expect("the report");
         assert_eq!(report.heads.len(), LAYERS * KV_HEADS);
         let held: usize = report.heads.iter().map(|h| h.positions.len()).sum();
-        assert_eq!(held as u64, usage.held_slots * (LAYERS * KV_HEADS) as u64, "{policy}");
-        assert!(report.heads.iter().all(|h| h.positions.windows(2).all(|p| p[0] < p[1])));
-        assert!(report.heads.iter().all(|h| h.positions.starts_with(&[0, 1, 2, 3])), "sinks are never evicted");
+        assert_eq!(
+            held as u64,
+            usage.held_slots * (LAYERS * KV_HEADS) as u64,
+            "{policy}"
+        );
+        assert!(
+            report
+                .heads
+                .iter()
+                .all(|h| h.positions.windows(2).all(|p| p[0] < p[1]))
+        );
+        assert!(
+            report
+                .heads
+                .iter()
+                .all(|h| h.positions.starts_with(&[0, 1, 2, 3])),
+            "sinks are never evicted"
+        );
     }
     service.server.shut_down().await;
 }
@@ -106,7 +184,13 @@ async fn usage_says_what_was_held_and_evicted() {
 async fn bad_requests_are_named_and_the_service_goes_on() {
     let model = tiny_model(13);
     // Room for 64 pages: a full cache of 400 tokens takes 78, a bounded one fits.
-    let service = serve(model.path(), None, 64 * 32 * 2 * HEAD_DIM * 2, Config::default()).await;
+    let service = serve(
+        model.path(),
+        None,
+        64 * 32 * 2 * HEAD_DIM * 2,
+        Config::default(),
+    )
+    .await;
     let good = || request(&prompt(1, 300), "window", 40, 5);
     type Change = fn(&mut GenerateRequest);
     let bad: [(&str, Code, Change); 9] = [
@@ -114,29 +198,44 @@ async fn bad_requests_are_named_and_the_service_goes_on() {
         ("token_out_of_range", Code::InvalidArgument, |r| {
             r.input = Some(Input::TokenIds(TokenIds { ids: vec![1, 268] }));
         }),
-        ("bad_contract", Code::InvalidArgument, |r| r.kv.as_mut().expect("set").policy = "clairvoyant".into()),
+        ("bad_contract", Code::InvalidArgument, |r| {
+            r.kv.as_mut().expect("set").policy = "clairvoyant".into()
+        }),
         ("bad_contract", Code::InvalidArgument, |r| {
             let kv = r.kv.as_mut().expect("set");
             (kv.budget, kv.sinks, kv.window) = (10, Some(4), Some(8));
         }),
-        ("bad_contract", Code::InvalidArgument, |r| r.kv.as_mut().expect("set").policy = "retention".into()),
-        ("bad_sampling", Code::InvalidArgument, |r| r.sampling.as_mut().expect("set").temperature = Some(f32::NAN)),
-        ("bad_stopping", Code::InvalidArgument, |r| r.stopping.as_mut().expect("set").max_tokens = Some(0)),
+        ("bad_contract", Code::InvalidArgument, |r| {
+            r.kv.as_mut().expect("set").policy = "retention".into()
+        }),
+        ("bad_sampling", Code::InvalidArgument, |r| {
+            r.sampling.as_mut().expect("set").temperature = Some(f32::NAN)
+        }),
+        ("bad_stopping", Code::InvalidArgument, |r| {
+            r.stopping.as_mut().expect("set").max_tokens = Some(0)
+        }),
         ("never_fits", Code::InvalidArgument, |r| {
             r.kv.as_mut().expect("set").policy = "full".into();
             r.stopping.as_mut().expect("set").max_tokens = Some(100);
         }),
-        ("unknown_model", Code::NotFound, |r| r.model = "another".into()),
+        ("unknown_model", Code::NotFound, |r| {
+            r.model = "another".into()
+        }),
     ];
     for (reason, code, change) in bad {
         let mut request = good();
         change(&mut request);
         let status = ask(&service.client, request).await.expect_err(reason);
-        let tag = status.metadata().get(REASON_KEY).and_then(|v| v.to_str().ok());
+        let tag = status
+            .metadata()
+            .get(REASON_KEY)
+            .and_then(|v| v.to_str().ok());
         assert_eq!((tag, status.code()), (Some(reason), code), "{status:?}");
         assert!(!status.message().is_empty());
     }
-    let answer = ask(&service.client, good()).await.expect("the service goes on");
+    let answer = ask(&service.client, good())
+        .await
+        .expect("the service goes on");
     assert_eq!(answer.finished.usage.expect("usage").generated_tokens, 5);
     service.server.shut_down().await;
 }
@@ -159,7 +258,9 @@ async fn a_dropped_stream_returns_its_memory() {
         stream.message().await.expect("an event");
         drop(stream);
     }
-    let answer = ask(&service.client, request(&prompt(2, 20), "full", 0, 150)).await.expect("room again");
+    let answer = ask(&service.client, request(&prompt(2, 20), "full", 0, 150))
+        .await
+        .expect("room again");
     assert_eq!(answer.tokens.len(), 150);
     service.server.shut_down().await;
 }
@@ -174,7 +275,10 @@ async fn a_model_of_random_weights_needs_a_shape_and_nothing_else() {
     let path = std::path::PathBuf::from(format!("random:{}", directory.path().display()));
     let service = serve(&path, None, ARENA, Config::default()).await;
     let mut long = request(&prompt(3, 200), "window", 64, 30);
-    long.stopping = Some(Stopping { max_tokens: Some(30), ..Default::default() });
+    long.stopping = Some(Stopping {
+        max_tokens: Some(30),
+        ..Default::default()
+    });
     let answered = ask(&service.client, long).await.expect("an answer");
     assert_eq!(answered.tokens.len(), 30, "no token ends it");
     let finished = answered.finished;

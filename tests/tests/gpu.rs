@@ -1,8 +1,12 @@
-//! Models on a GPU answer as on the CPU, where there is a GPU; and NCCL with one rank and with two. `cargo xtask gpu-check` takes this
-//! test to a machine that has one.
+//! Models on a GPU answer as on the CPU, where there is a GPU; and NCCL with one rank and with two.
+//! `cargo xtask gpu-check` takes this test to a machine that has one.
 
 #[path = "gpu/ranks.rs"]
 mod ranks;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::driver::Driver;
@@ -15,9 +19,6 @@ use palimpsest_worker::collective::nccl::library::Library;
 use palimpsest_worker::collective::{Collective, CollectiveError, MemoryStore};
 use palimpsest_worker::kv::{Contract, HeadBudget};
 use palimpsest_worker::shard::Place;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 const TOKENS: usize = 20;
 
@@ -39,12 +40,23 @@ fn every_contract_answers_as_on_the_cpu() {
         let Some(backend) = gpu() else { return };
         let (model, indexer) = (tiny_model(1), tiny_indexer(5));
         let indexer = Some(&indexer);
-        let got = on_device(backend, model.path(), (KvType::F32, indexer), &contract, (TOKENS, None));
-        assert_eq!(got, on_cpu(model.path(), KvType::F32, indexer, &contract, TOKENS), "{contract:?}");
+        let got = on_device(
+            backend,
+            model.path(),
+            (KvType::F32, indexer),
+            &contract,
+            (TOKENS, None),
+        );
+        assert_eq!(
+            got,
+            on_cpu(model.path(), KvType::F32, indexer, &contract, TOKENS),
+            "{contract:?}"
+        );
     }
 }
 
-/// Steps of decoding that are captured as graphs, and the same started kernel by kernel: the same tokens, slots and evictions.
+/// Steps of decoding that are captured as graphs, and the same started kernel by kernel: the same
+/// tokens, slots and evictions.
 #[test]
 fn graphs_answer_as_launches_do() {
     let (model, indexer) = (tiny_model(1), tiny_indexer(5));
@@ -52,11 +64,21 @@ fn graphs_answer_as_launches_do() {
     let (contract, tokens) = (contract("retention", HeadBudget::Column, 12), 48);
     for precision in [Precision::F32, Precision::Bf16] {
         let run = |graphs| {
-            let Ok(driver) = Driver::open(0) else { return None };
+            let Ok(driver) = Driver::open(0) else {
+                return None;
+            };
             let backend = CudaBackend::new(driver, precision).with_graphs(graphs);
-            Some(on_device(backend, model.path(), (KvType::F16, Some(&indexer)), &contract, (tokens, None)))
+            Some(on_device(
+                backend,
+                model.path(),
+                (KvType::F16, Some(&indexer)),
+                &contract,
+                (tokens, None),
+            ))
         };
-        let Some(plain) = run(false) else { return println!("SKIPPED: no GPU is here") };
+        let Some(plain) = run(false) else {
+            return println!("SKIPPED: no GPU is here");
+        };
         assert_eq!(run(true), Some(plain), "{precision:?}");
     }
 }
@@ -66,8 +88,19 @@ fn every_tiny_model_answers_as_on_the_cpu() {
     for path in tiny_configurations() {
         let Some(backend) = gpu() else { return };
         let contract = contract("keydiff", HeadBudget::Column, 12);
-        let got = on_device(backend, &path, (KvType::F32, None), &contract, (TOKENS, None));
-        assert_eq!(got, on_cpu(&path, KvType::F32, None, &contract, TOKENS), "{}", path.display());
+        let got = on_device(
+            backend,
+            &path,
+            (KvType::F32, None),
+            &contract,
+            (TOKENS, None),
+        );
+        assert_eq!(
+            got,
+            on_cpu(&path, KvType::F32, None, &contract, TOKENS),
+            "{}",
+            path.display()
+        );
     }
 }
 
@@ -80,8 +113,18 @@ fn smollm2_answers_as_on_the_cpu() {
     };
     for contract in [Contract::full(), contract("keydiff", HeadBudget::Column, 0)] {
         let Some(backend) = gpu() else { return };
-        let got = on_device(backend, &path, (KvType::F32, None), &contract, (TOKENS, None));
-        assert_eq!(got, on_cpu(&path, KvType::F32, None, &contract, TOKENS), "{contract:?}");
+        let got = on_device(
+            backend,
+            &path,
+            (KvType::F32, None),
+            &contract,
+            (TOKENS, None),
+        );
+        assert_eq!(
+            got,
+            on_cpu(&path, KvType::F32, None, &contract, TOKENS),
+            "{contract:?}"
+        );
     }
 }
 
@@ -101,8 +144,8 @@ fn nccl_of_one_rank() {
     let soon = || Instant::now() + Duration::from_secs(30);
     for epoch in ["epoch-1", "epoch-2"] {
         let store = MemoryStore::default();
-        let end =
-            NcclCollective::connect(library.clone(), Place::ALONE, &store, epoch, soon()).expect("a group of one");
+        let end = NcclCollective::connect(library.clone(), Place::ALONE, &store, epoch, soon())
+            .expect("a group of one");
         let mut values = vec![1.5f32, -2.0, 3.25];
         end.all_reduce_sum(&mut values, soon()).expect("a sum");
         assert_eq!(values, [1.5, -2.0, 3.25]);
@@ -110,11 +153,14 @@ fn nccl_of_one_rank() {
         end.all_reduce_counts(&mut counts, soon()).expect("counts");
         assert_eq!(counts, [7, u64::MAX]);
         let mut all = [0; 5];
-        end.all_gather(b"bytes", &mut all, soon()).expect("a gather");
+        end.all_gather(b"bytes", &mut all, soon())
+            .expect("a gather");
         assert_eq!(&all, b"bytes");
         end.broadcast(&mut all, 0, soon()).expect("a broadcast");
         end.abort();
-        let after = end.all_reduce_sum(&mut values, soon()).expect_err("it was aborted");
+        let after = end
+            .all_reduce_sum(&mut values, soon())
+            .expect_err("it was aborted");
         assert!(matches!(after, CollectiveError::Aborted), "{after}");
     }
 }

@@ -1,4 +1,5 @@
-//! What a step asks of a CUDA device, written down by its recorded twin: kernels, copies, and where the host waits.
+//! What a step asks of a CUDA device, written down by its recorded twin: kernels, copies, and where
+//! the host waits.
 #![cfg(feature = "emulate")]
 
 use palimpsest_kernels::KvType;
@@ -8,7 +9,9 @@ use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
 use palimpsest_tests::devices::prompt;
-use palimpsest_tests::{EngineOptions, KV_HEADS, LAYERS, STRIDE, engine_on, tiny_indexer, tiny_model};
+use palimpsest_tests::{
+    EngineOptions, KV_HEADS, LAYERS, STRIDE, engine_on, tiny_indexer, tiny_model,
+};
 use palimpsest_worker::runner::Runner;
 
 type Device = Recorded<Emulated>;
@@ -45,10 +48,26 @@ impl Run {
     }
 
     fn under(contract: KvContract, count: usize, sequences: u64, graphs: bool) -> Self {
-        let backend = CudaBackend::new(Recorded::new(Emulated::new(0)), Precision::Bf16).with_graphs(graphs);
-        let options = EngineOptions { kv: KvType::F16, ..EngineOptions::default() };
-        let runner = engine_on(backend, tiny_model(1).path(), options, Some(&tiny_indexer(5)));
-        let mut run = Self { runner, sequences, seen: 0, next: Vec::new(), held: 0, contract };
+        let backend =
+            CudaBackend::new(Recorded::new(Emulated::new(0)), Precision::Bf16).with_graphs(graphs);
+        let options = EngineOptions {
+            kv: KvType::F16,
+            ..EngineOptions::default()
+        };
+        let runner = engine_on(
+            backend,
+            tiny_model(1).path(),
+            options,
+            Some(&tiny_indexer(5)),
+        );
+        let mut run = Self {
+            runner,
+            sequences,
+            seen: 0,
+            next: Vec::new(),
+            held: 0,
+            contract,
+        };
         for part in prompt(count).chunks(STRIDE as usize) {
             run.step(&vec![part.to_vec(); sequences as usize]);
         }
@@ -65,7 +84,11 @@ impl Run {
             sequence: id,
             init: (self.seen == 0).then(|| SequenceInit {
                 kv: Some(self.contract.clone()),
-                sampling: Some(Sampling { temperature: Some(0.8), seed: Some(id), ..Default::default() }),
+                sampling: Some(Sampling {
+                    temperature: Some(0.8),
+                    seed: Some(id),
+                    ..Default::default()
+                }),
                 max_tokens: 1000,
                 banned: Vec::new(),
                 prompt_tokens: 1000,
@@ -77,12 +100,25 @@ impl Run {
             retention_report: false,
         };
         let sequences = (0..self.sequences).zip(tokens).map(step).collect();
-        let plan = StepPlan { epoch: 1, step: self.seen as u64, sequences, release: Vec::new() };
+        let plan = StepPlan {
+            epoch: 1,
+            step: self.seen as u64,
+            sequences,
+            release: Vec::new(),
+        };
         let output = self.runner.execute(&plan);
         assert_eq!(output.error, "");
         self.seen += tokens[0].len();
-        self.next = output.sequences.iter().map(|out| out.token.expect("a token")).collect();
-        self.held = output.sequences.iter().map(|out| out.cache.expect("a cache").held_bytes).sum();
+        self.next = output
+            .sequences
+            .iter()
+            .map(|out| out.token.expect("a token"))
+            .collect();
+        self.held = output
+            .sequences
+            .iter()
+            .map(|out| out.cache.expect("a cache").held_bytes)
+            .sum();
     }
 
     /// One token for each sequence; returns what the device was asked for.
@@ -99,7 +135,12 @@ impl Run {
 
     /// Digests of all that the sequences' next tokens depend on.
     fn digests(&self) -> Vec<u64> {
-        let digest = |id| self.runner.digest(id).expect("readable").expect("a live sequence");
+        let digest = |id| {
+            self.runner
+                .digest(id)
+                .expect("readable")
+                .expect("a live sequence")
+        };
         (0..self.sequences).map(digest).collect()
     }
 }
@@ -107,25 +148,43 @@ impl Run {
 /// Names in order; what happens alike in every layer once.
 fn names(calls: &[Call]) -> Vec<&str> {
     let names: Vec<&str> = calls.iter().map(Call::name).collect();
-    let first = names.iter().position(|&name| name == "rms_norm").expect("a layer");
-    let last = names.iter().rposition(|&name| name == "silu_mul").expect("a layer");
+    let first = names
+        .iter()
+        .position(|&name| name == "rms_norm")
+        .expect("a layer");
+    let last = names
+        .iter()
+        .rposition(|&name| name == "silu_mul")
+        .expect("a layer");
     // The layers begin alike; after the last activation comes a product and a sum.
-    let end = last + names[last..].iter().position(|&name| name == "add").expect("a sum") + 1;
+    let end = last
+        + names[last..]
+            .iter()
+            .position(|&name| name == "add")
+            .expect("a sum")
+        + 1;
     let layer = (end - first) / LAYERS;
-    assert!((1..LAYERS).all(|l| names[first..first + layer] == names[first + l * layer..][..layer]), "{names:?}");
+    assert!(
+        (1..LAYERS).all(|l| names[first..first + layer] == names[first + l * layer..][..layer]),
+        "{names:?}"
+    );
     [&names[..first + layer], &names[end..]].concat()
 }
 
 /// Launches alone.
 fn launches(calls: Vec<Call>) -> Vec<Call> {
-    calls.into_iter().filter(|call| matches!(call, Call::Launch { .. })).collect()
+    calls
+        .into_iter()
+        .filter(|call| matches!(call, Call::Launch { .. }))
+        .collect()
 }
 
 fn count(calls: &[Call], name: &str) -> usize {
     calls.iter().filter(|call| call.name() == name).count()
 }
 
-/// All descriptors in one upload, with what is new of page tables; angles go to their buffers, token ids to the embedding.
+/// All descriptors in one upload, with what is new of page tables; angles go to their buffers,
+/// token ids to the embedding.
 const BEFORE: [&str; 5] = ["upload", "put_tables", "put_words", "put_words", "embed"];
 const LAYER: [&str; 19] = [
     "rms_norm",
@@ -152,35 +211,61 @@ const LAYER: [&str; 19] = [
 ];
 const LOGITS: [&str; 4] = ["gather_rows", "rms_norm", "cast_rows", "gemv_bf16_2"];
 
-/// A step of decoding uploads once, at its beginning, and waits once, at its end, for the tokens; nothing is allocated.
+/// A step of decoding uploads once, at its beginning, and waits once, at its end, for the tokens;
+/// nothing is allocated.
 #[test]
 fn a_step_uploads_once_and_waits_for_its_tokens_alone() {
     let mut run = Run::after(96, 2, false);
     run.decode();
     let calls = run.decode();
-    assert_eq!(names(&calls), [&BEFORE[..], &LAYER, &LOGITS, &["sample", "wait"]].concat());
-    assert_eq!(calls.last(), Some(&Call::Wait { bytes: 2 * 4 }), "four bytes of each sequence");
-    let Call::Upload { bytes } = calls[0] else { panic!("{:?}", calls[0]) };
-    println!("a step of 2 sequences: {} calls, {bytes} bytes uploaded", calls.len());
+    assert_eq!(
+        names(&calls),
+        [&BEFORE[..], &LAYER, &LOGITS, &["sample", "wait"]].concat()
+    );
+    assert_eq!(
+        calls.last(),
+        Some(&Call::Wait { bytes: 2 * 4 }),
+        "four bytes of each sequence"
+    );
+    let Call::Upload { bytes } = calls[0] else {
+        panic!("{:?}", calls[0])
+    };
+    println!(
+        "a step of 2 sequences: {} calls, {bytes} bytes uploaded",
+        calls.len()
+    );
 }
 
 fn uploaded(calls: &[Call]) -> usize {
-    let bytes = |call: &Call| if let Call::Upload { bytes } = call { *bytes } else { 0 };
+    let bytes = |call: &Call| {
+        if let Call::Upload { bytes } = call {
+            *bytes
+        } else {
+            0
+        }
+    };
     calls.iter().map(bytes).sum()
 }
 
-/// Page tables stay on the device: however many slots sequences hold, a step uploads as much, and eight bytes more for each page that
-/// was added since the last one.
+/// Page tables stay on the device: however many slots sequences hold, a step uploads as much, and
+/// eight bytes more for each page that was added since the last one.
 #[test]
 fn page_tables_are_uploaded_once() {
     let heads = 2 * LAYERS * KV_HEADS;
     let mut quiet = Vec::new();
     // Their rows have eight and sixteen entries: a longer row is written whole.
     for count in [160, 416] {
-        let full = KvContract { policy: "full".into(), ..Default::default() };
+        let full = KvContract {
+            policy: "full".into(),
+            ..Default::default()
+        };
         let mut run = Run::under(full, count, 2, false);
         let (first, next) = (uploaded(&run.decode()), uploaded(&run.decode()));
-        assert_eq!(first - next, 8 * heads * (count / 32 + 1), "whole tables, once");
+        assert_eq!(
+            first - next,
+            8 * heads * (count / 32 + 1),
+            "whole tables, once"
+        );
         let (mut grown, mut steps) = (0, 0);
         while steps < 60 {
             let before = run.seen;
@@ -191,16 +276,25 @@ fn page_tables_are_uploaded_once() {
             steps += 1;
             let added = before.is_multiple_of(32);
             grown += usize::from(added);
-            assert_eq!(bytes - next, if added { 8 * heads } else { 0 }, "token {}", run.seen);
+            assert_eq!(
+                bytes - next,
+                if added { 8 * heads } else { 0 },
+                "token {}",
+                run.seen
+            );
         }
         assert_eq!(grown, 2);
         quiet.push(next);
     }
     assert_eq!(quiet[0], quiet[1], "whatever the slots");
-    println!("a step of 2 sequences that adds no page uploads {} bytes", quiet[0]);
+    println!(
+        "a step of 2 sequences that adds no page uploads {} bytes",
+        quiet[0]
+    );
 }
 
-/// At a boundary, too, everything is started before the host waits: for the tokens, and then for what each sequence keeps.
+/// At a boundary, too, everything is started before the host waits: for the tokens, and then for
+/// what each sequence keeps.
 #[test]
 fn a_boundary_adds_waits_at_the_end_alone() {
     let mut run = Run::after(96 + 14, 2, false);
@@ -219,13 +313,19 @@ fn a_boundary_adds_waits_at_the_end_alone() {
         "compact_f16",
     ];
     let end = ["upload", "sample", "wait", "wait", "wait"];
-    assert_eq!(names(&calls), [&BEFORE[..], &LAYER, &LOGITS, &boundary, &boundary, &end].concat());
+    assert_eq!(
+        names(&calls),
+        [&BEFORE[..], &LAYER, &LOGITS, &boundary, &boundary, &end].concat()
+    );
     // The memory is read from now on, and nothing else changes.
-    assert_eq!(names(&run.decode()), [&BEFORE[..], &LAYER, &LOGITS, &["sample", "wait"]].concat());
+    assert_eq!(
+        names(&run.decode()),
+        [&BEFORE[..], &LAYER, &LOGITS, &["sample", "wait"]].concat()
+    );
 }
 
-/// All steps of a bucket ask for the very same kernels, grids and arguments, whatever they upload: as sequences grow, where pages are
-/// added and after evictions, with three sequences as with four.
+/// All steps of a bucket ask for the very same kernels, grids and arguments, whatever they upload:
+/// as sequences grow, where pages are added and after evictions, with three sequences as with four.
 #[test]
 fn steps_of_a_bucket_launch_the_same() {
     let mut run = Run::after(96, 4, false);
@@ -240,14 +340,23 @@ fn steps_of_a_bucket_launch_the_same() {
             strides += 1;
             continue;
         }
-        assert_eq!(["upload", "wait", "alloc"].map(|name| count(&calls, name)), [1, 1, 0], "token {}", run.seen);
+        assert_eq!(
+            ["upload", "wait", "alloc"].map(|name| count(&calls, name)),
+            [1, 1, 0],
+            "token {}",
+            run.seen
+        );
         grown += usize::from(run.held > before);
         assert!(launches(calls) == first, "token {}", run.seen);
     }
-    assert!(grown > 2, "pages were added in {grown} steps that are no boundary");
+    assert!(
+        grown > 2,
+        "pages were added in {grown} steps that are no boundary"
+    );
 }
 
-/// Call by call, put off, and replayed from graphs, steps give the same tokens and leave the same bits.
+/// Call by call, put off, and replayed from graphs, steps give the same tokens and leave the same
+/// bits.
 #[test]
 fn graphs_answer_as_plain_steps_do() {
     let mut plain = Run::after(90, 3, false);
@@ -265,7 +374,8 @@ fn graphs_answer_as_plain_steps_do() {
             replayed += usize::from(names == ["upload", "replay", "wait"]);
         }
     }
-    // Twice a list of launches is seen before it is replayed alone, and three steps end at a boundary.
+    // Twice a list of launches is seen before it is replayed alone, and three steps end at a
+    // boundary.
     assert_eq!(replayed, 40 - 2 - 3);
     plain.runner.capture(None);
     assert!(others.iter().all(|run| run.digests() == plain.digests()));

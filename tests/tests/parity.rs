@@ -1,4 +1,7 @@
-//! Logits and greedy continuations against Hugging Face transformers in float32: `tests/oracle/` made the golden files.
+//! Logits and greedy continuations against Hugging Face transformers in float32: `tests/oracle/`
+//! made the golden files.
+
+use std::path::Path;
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::Activations;
@@ -6,7 +9,6 @@ use palimpsest_tests::{EngineOptions, engine, fixtures, golden};
 use palimpsest_worker::kv::Contract;
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
-use std::path::Path;
 
 /// Largest difference of any logit: float32 against float32, summed in another order.
 const TOLERANCE: f32 = 2e-4;
@@ -14,15 +16,31 @@ const TOLERANCE: f32 = 2e-4;
 fn check(path: &Path, golden_file: &Path) {
     let golden = golden::read(golden_file);
     let (prompt, logits) = (golden.ids("prompt"), golden.floats("logits"));
-    let exact = EngineOptions { activations: Activations::F32, kv: KvType::F32, ..Default::default() };
+    let exact = EngineOptions {
+        activations: Activations::F32,
+        kv: KvType::F32,
+        ..Default::default()
+    };
     let mut runner = engine(path, exact, None);
     let vocabulary = runner.decoder().config().vocabulary;
     let mut session = Session::open(&mut runner, Contract::full()).expect("the full policy");
     let got = session.feed(&prompt, Logits::All).expect("a forward pass");
     assert_eq!(got.len(), logits.len());
-    for (position, (got, want)) in got.chunks(vocabulary).zip(logits.chunks(vocabulary)).enumerate() {
-        let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
-        assert!(worst <= TOLERANCE, "{}: position {position} is off by {worst}", path.display());
+    for (position, (got, want)) in got
+        .chunks(vocabulary)
+        .zip(logits.chunks(vocabulary))
+        .enumerate()
+    {
+        let worst = got
+            .iter()
+            .zip(want)
+            .map(|(g, w)| (g - w).abs())
+            .fold(0.0, f32::max);
+        assert!(
+            worst <= TOLERANCE,
+            "{}: position {position} is off by {worst}",
+            path.display()
+        );
     }
     let mut next = argmax(&got[got.len() - vocabulary..]);
     for (i, want) in golden.ids("continuation").into_iter().enumerate() {
@@ -32,7 +50,9 @@ fn check(path: &Path, golden_file: &Path) {
 }
 
 fn argmax(logits: &[f32]) -> u32 {
-    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).expect("a vocabulary") as u32
+    (0..logits.len())
+        .max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)))
+        .expect("a vocabulary") as u32
 }
 
 fn check_directory(name: &str) {

@@ -1,5 +1,8 @@
-//! The default model against transformers in float32 on its dequantised weights (`tests/oracle/smollm2_oracle.py`).
-//! `cargo xtask test` fetches the model and sets PALIMPSEST_TEST_MODEL; without it these tests say that they are skipped.
+//! The default model against transformers in float32 on its dequantised weights
+//! (`tests/oracle/smollm2_oracle.py`). `cargo xtask test` fetches the model and sets
+//! PALIMPSEST_TEST_MODEL; without it these tests say that they are skipped.
+
+use std::path::PathBuf;
 
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
@@ -10,14 +13,16 @@ use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::sampler::log_sum_exp;
 use palimpsest_worker::session::Session;
-use std::path::PathBuf;
 
 const PROMPTS: usize = 20;
 
 fn model() -> Option<PathBuf> {
     let path = std::env::var_os("PALIMPSEST_TEST_MODEL").map(PathBuf::from);
     if path.is_none() {
-        eprintln!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file, or run `cargo xtask test`");
+        eprintln!(
+            "SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file, or run `cargo \
+             xtask test`"
+        );
     }
     path
 }
@@ -33,11 +38,13 @@ struct Agreement {
     kl: Vec<f64>,
     /// Positions whose best token agrees, of all.
     top1: (usize, usize),
-    /// Prompts whose greedy continuation agrees, up to a step where the oracle itself is undecided.
+    /// Prompts whose greedy continuation agrees, up to a step where the oracle itself is
+    /// undecided.
     continuations: usize,
 }
 
-/// The oracle's own two best logits may be closer than the noise of 8-bit activations; ours may then choose the other.
+/// The oracle's own two best logits may be closer than the noise of 8-bit activations; ours may
+/// then choose the other.
 fn compare(runner: &mut Runner<CpuBackend>, golden: &Golden, undecided: f32) -> Agreement {
     let vocabulary = runner.decoder().config().vocabulary;
     let mut agreement = Agreement::default();
@@ -54,11 +61,17 @@ fn compare(runner: &mut Runner<CpuBackend>, golden: &Golden, undecided: f32) -> 
             agreement.top1.1 += 1;
         }
         let last = &logits[(prompt.len() - 1) * vocabulary..];
-        agreement.kl.push(kl(&golden.floats(&format!("logprobs.{i}")), last));
+        agreement
+            .kl
+            .push(kl(&golden.floats(&format!("logprobs.{i}")), last));
         let margins = golden.floats(&format!("margins.{i}"));
         let mut next = argmax(last);
         let mut agrees = true;
-        for (want, margin) in golden.ids(&format!("continuation.{i}")).into_iter().zip(margins) {
+        for (want, margin) in golden
+            .ids(&format!("continuation.{i}"))
+            .into_iter()
+            .zip(margins)
+        {
             if next != want {
                 agrees = margin < undecided;
                 break;
@@ -72,7 +85,8 @@ fn compare(runner: &mut Runner<CpuBackend>, golden: &Golden, undecided: f32) -> 
 
 fn kl(oracle_logprobs: &[f32], logits: &[f32]) -> f64 {
     let lse = log_sum_exp(logits);
-    // The oracle is stored in half precision: its probabilities are normalised again before they are compared.
+    // The oracle is stored in half precision: its probabilities are normalised again before they
+    // are compared.
     let oracle_lse = log_sum_exp(oracle_logprobs);
     let term = |(p, q): (&f32, &f32)| {
         let p = f64::from(p - oracle_lse);
@@ -82,7 +96,9 @@ fn kl(oracle_logprobs: &[f32], logits: &[f32]) -> f64 {
 }
 
 fn argmax(logits: &[f32]) -> u32 {
-    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).expect("a vocabulary") as u32
+    (0..logits.len())
+        .max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)))
+        .expect("a vocabulary") as u32
 }
 
 #[test]
@@ -107,10 +123,18 @@ fn float_activations_are_the_float32_model() {
 #[test]
 fn eight_bit_activations_stay_close() {
     let Some(path) = model() else { return };
-    let fast = EngineOptions { threads: 2, stride: 256, ..Default::default() };
+    let fast = EngineOptions {
+        threads: 2,
+        stride: 256,
+        ..Default::default()
+    };
     let found = compare(&mut engine(&path, fast, None), &oracle(), 0.5);
     let mean = found.kl.iter().sum::<f64>() / PROMPTS as f64;
     println!("8-bit activations: mean KL {mean:.2e}, {found:?}");
     assert!(mean <= 0.005, "mean KL {mean}");
-    assert!(found.top1.0 * 100 >= found.top1.1 * 98, "best tokens: {:?}", found.top1);
+    assert!(
+        found.top1.0 * 100 >= found.top1.1 * 98,
+        "best tokens: {:?}",
+        found.top1
+    );
 }

@@ -1,21 +1,25 @@
-//! The invariant everything rests on: the state after N tokens is a function of those tokens. Whatever the pieces, the
-//! threads and the company in a batch, the bits are the same.
+//! The invariant everything rests on: the state after N tokens is a function of those tokens.
+//! Whatever the pieces, the threads and the company in a batch, the bits are the same.
+
+use std::path::Path;
 
 use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
 use palimpsest_tests::{
-    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer,
-    tiny_indexer_of_two, tiny_model,
+    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random,
+    tiny_indexer, tiny_indexer_of_two, tiny_model,
 };
 use palimpsest_worker::indexer::Indexer;
 use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
 use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::session::Session;
-use std::path::Path;
 
 fn tokens(seed: u64, count: usize) -> Vec<u32> {
-    random(seed, count).iter().map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32).collect()
+    random(seed, count)
+        .iter()
+        .map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32)
+        .collect()
 }
 
 /// Every policy with a head budget and a memory that exercise it.
@@ -40,7 +44,10 @@ fn contracts() -> Vec<Contract> {
         all.push(contract(policy, HeadBudget::Column, 12));
     }
     for policy in ["window", "retention"] {
-        all.push(Contract { memory: "associative".into(), ..contract(policy, HeadBudget::Column, 12) });
+        all.push(Contract {
+            memory: "associative".into(),
+            ..contract(policy, HeadBudget::Column, 12)
+        });
     }
     let mut compacted = contract("retention", HeadBudget::Column, 12);
     compacted.positions = Positions::Compacted;
@@ -49,7 +56,13 @@ fn contracts() -> Vec<Contract> {
 }
 
 /// Digest of the state and bits of the logits after `prompt`, read in pieces of `piece` tokens.
-fn outcome(path: &Path, options: EngineOptions, contract: &Contract, prompt: &[u32], piece: usize) -> (u64, Vec<u32>) {
+fn outcome(
+    path: &Path,
+    options: EngineOptions,
+    contract: &Contract,
+    prompt: &[u32],
+    piece: usize,
+) -> (u64, Vec<u32>) {
     outcome_with(&tiny_indexer(5), path, options, contract, (prompt, piece))
 }
 
@@ -66,7 +79,10 @@ fn outcome_with(
     for part in prompt.chunks(piece) {
         logits = session.feed(part, Logits::Last).expect("a step");
     }
-    (session.digest().expect("a digest"), logits.iter().map(|l| l.to_bits()).collect())
+    (
+        session.digest().expect("a digest"),
+        logits.iter().map(|l| l.to_bits()).collect(),
+    )
 }
 
 #[test]
@@ -76,12 +92,18 @@ fn pieces_and_threads_do_not_change_a_bit() {
     let prompt = tokens(9, 300);
     for contract in contracts() {
         for kv in [KvType::Q8, KvType::F16, KvType::F32] {
-            let options = EngineOptions { kv, ..Default::default() };
+            let options = EngineOptions {
+                kv,
+                ..Default::default()
+            };
             let want = outcome(model.path(), options, &contract, &prompt, STRIDE as usize);
             for (piece, threads) in [(1, 1), (7, 2), (64, 4), (prompt.len(), 2)] {
                 let options = EngineOptions { threads, ..options };
                 let got = outcome(model.path(), options, &contract, &prompt, piece);
-                assert!(got == want, "{contract:?}, {kv:?}: pieces of {piece} on {threads} threads differ");
+                assert!(
+                    got == want,
+                    "{contract:?}, {kv:?}: pieces of {piece} on {threads} threads differ"
+                );
             }
         }
     }
@@ -93,13 +115,26 @@ fn a_second_scorer_keeps_other_slots_and_the_invariant() {
     let two = tiny_indexer_of_two(5);
     for head_budget in HeadBudget::ALL {
         let contract = contract("retention", head_budget, 12);
-        let want = outcome_with(&two, model.path(), options, &contract, (&prompt, STRIDE as usize));
+        let want = outcome_with(
+            &two,
+            model.path(),
+            options,
+            &contract,
+            (&prompt, STRIDE as usize),
+        );
         for (piece, threads) in [(1, 1), (7, 2), (prompt.len(), 4)] {
             let options = EngineOptions { threads, ..options };
             let got = outcome_with(&two, model.path(), options, &contract, (&prompt, piece));
-            assert!(got == want, "{contract:?}: pieces of {piece} on {threads} threads differ");
+            assert!(
+                got == want,
+                "{contract:?}: pieces of {piece} on {threads} threads differ"
+            );
         }
-        assert_ne!(want, outcome(model.path(), options, &contract, &prompt, STRIDE as usize), "{contract:?}");
+        assert_ne!(
+            want,
+            outcome(model.path(), options, &contract, &prompt, STRIDE as usize),
+            "{contract:?}"
+        );
     }
 }
 
@@ -113,23 +148,53 @@ fn what_was_read_since_a_mark_can_be_forgotten_until_the_next_boundary() {
         for at in [8 * stride, 8 * stride + 3] {
             let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
             let free = |session: &mut Session<'_, _>| session.cache().held_pages();
-            let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+            let mut session =
+                Session::open(&mut runner, contract.clone()).expect("a valid contract");
             session.feed(&prompt[..at], Logits::None).expect("a step");
-            let (mark, pages, digest) = (session.mark(), free(&mut session), session.digest().expect("a digest"));
-            session.feed(&other[..stride - 4], Logits::None).expect("a step");
-            assert!(session.rewind(&mark), "{contract:?}: no boundary was passed");
-            assert_eq!((free(&mut session), session.digest().expect("a digest")), (pages, digest), "{contract:?}");
+            let (mark, pages, digest) = (
+                session.mark(),
+                free(&mut session),
+                session.digest().expect("a digest"),
+            );
+            session
+                .feed(&other[..stride - 4], Logits::None)
+                .expect("a step");
+            assert!(
+                session.rewind(&mark),
+                "{contract:?}: no boundary was passed"
+            );
+            assert_eq!(
+                (free(&mut session), session.digest().expect("a digest")),
+                (pages, digest),
+                "{contract:?}"
+            );
             let logits = session.feed(&prompt[at..], Logits::Last).expect("a step");
-            let got = (session.digest().expect("a digest"), logits.iter().map(|l| l.to_bits()).collect());
+            let got = (
+                session.digest().expect("a digest"),
+                logits.iter().map(|l| l.to_bits()).collect(),
+            );
             session.close();
-            let want = outcome(model.path(), EngineOptions::default(), &contract, &prompt, prompt.len());
+            let want = outcome(
+                model.path(),
+                EngineOptions::default(),
+                &contract,
+                &prompt,
+                prompt.len(),
+            );
             assert!(got == want, "{contract:?}: what was forgotten left a trace");
             // Beyond a boundary entries may be gone, unless everything is kept.
-            let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+            let mut session =
+                Session::open(&mut runner, contract.clone()).expect("a valid contract");
             session.feed(&prompt[..at], Logits::None).expect("a step");
             let mark = session.mark();
-            session.feed(&other[..stride], Logits::None).expect("a step");
-            assert_eq!(session.rewind(&mark), contract.budget.is_none(), "{contract:?}");
+            session
+                .feed(&other[..stride], Logits::None)
+                .expect("a step");
+            assert_eq!(
+                session.rewind(&mark),
+                contract.budget.is_none(),
+                "{contract:?}"
+            );
         }
     }
 }
@@ -139,13 +204,20 @@ fn different_policies_and_memories_make_different_states() {
     let model = tiny_model(1);
     let prompt = tokens(9, 300);
     let options = EngineOptions::default();
-    let mut digests: Vec<u64> = contracts().iter().map(|c| outcome(model.path(), options, c, &prompt, 16).0).collect();
+    let mut digests: Vec<u64> = contracts()
+        .iter()
+        .map(|c| outcome(model.path(), options, c, &prompt, 16).0)
+        .collect();
     let count = digests.len();
     digests.sort_unstable();
     digests.dedup();
-    // Policies whose scores are not comparable use uniform budgets whatever the contract says: window, knorm, keydiff
-    // and lagkv give the same state for all head budgets.
-    assert_eq!(digests.len(), count - 4 * (HeadBudget::ALL.len() - 1), "states coincide that should not");
+    // Policies whose scores are not comparable use uniform budgets whatever the contract says:
+    // window, knorm, keydiff and lagkv give the same state for all head budgets.
+    assert_eq!(
+        digests.len(),
+        count - 4 * (HeadBudget::ALL.len() - 1),
+        "states coincide that should not"
+    );
 }
 
 #[test]
@@ -154,18 +226,28 @@ fn later_tokens_do_not_change_earlier_logits() {
     let indexer = tiny_indexer(5);
     let (prompt, cut) = (tokens(11, 200), 150);
     let mut other = prompt.clone();
-    other[cut..].iter_mut().for_each(|t| *t = (*t + 1) % VOCABULARY as u32);
-    // Entries go to the memory at boundaries, and the row that is read next sees them: it must not see its own future.
+    other[cut..]
+        .iter_mut()
+        .for_each(|t| *t = (*t + 1) % VOCABULARY as u32);
+    // Entries go to the memory at boundaries, and the row that is read next sees them: it must not
+    // see its own future.
     for contract in contracts() {
         let logits = |tokens: &[u32]| {
             let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
-            let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+            let mut session =
+                Session::open(&mut runner, contract.clone()).expect("a valid contract");
             let logits = session.feed(tokens, Logits::All).expect("a step");
             logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
         };
         let (a, b) = (logits(&prompt), logits(&other));
-        assert!(a[..cut * VOCABULARY] == b[..cut * VOCABULARY], "{contract:?}: a row read tokens after it");
-        assert!(a[cut * VOCABULARY..] != b[cut * VOCABULARY..], "{contract:?}: the tokens were not read at all");
+        assert!(
+            a[..cut * VOCABULARY] == b[..cut * VOCABULARY],
+            "{contract:?}: a row read tokens after it"
+        );
+        assert!(
+            a[cut * VOCABULARY..] != b[cut * VOCABULARY..],
+            "{contract:?}: the tokens were not read at all"
+        );
     }
 }
 
@@ -173,7 +255,13 @@ fn later_tokens_do_not_change_earlier_logits() {
 fn a_budget_that_holds_everything_is_the_full_cache() {
     let model = tiny_model(2);
     let prompt = tokens(3, 100);
-    let full = outcome(model.path(), EngineOptions::default(), &Contract::full(), &prompt, 16);
+    let full = outcome(
+        model.path(),
+        EngineOptions::default(),
+        &Contract::full(),
+        &prompt,
+        16,
+    );
     for policy in ["window", "h2o", "retention"] {
         let mut roomy = contract(policy, HeadBudget::Column, 0);
         roomy.budget = Some(100);
@@ -188,8 +276,15 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
     let prompt = tokens(4, 400);
     let indexer = tiny_indexer(5);
     for (index, contract) in contracts().into_iter().enumerate().skip(1) {
-        let kv = if index % 2 == 0 { KvType::F16 } else { KvType::Q8 };
-        let options = EngineOptions { kv, ..Default::default() };
+        let kv = if index % 2 == 0 {
+            KvType::F16
+        } else {
+            KvType::Q8
+        };
+        let options = EngineOptions {
+            kv,
+            ..Default::default()
+        };
         let mut runner = engine(model.path(), options, Some(&indexer));
         let wire = wire(&contract);
         let geometry = palimpsest_proto::kv::Geometry {
@@ -210,8 +305,14 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
             let cache = session.cache();
             most = most.max(cache.held_pages() * page + cache.memory_bytes());
         }
-        assert!(most <= reserved, "{contract:?}: {most} bytes held, {reserved} reserved");
-        assert!(most * 3 > reserved, "{contract:?}: the reservation of {reserved} is far above {most}");
+        assert!(
+            most <= reserved,
+            "{contract:?}: {most} bytes held, {reserved} reserved"
+        );
+        assert!(
+            most * 3 > reserved,
+            "{contract:?}: the reservation of {reserved} is far above {most}"
+        );
     }
 }
 
@@ -229,21 +330,43 @@ fn wire(contract: &Contract) -> KvContract {
 }
 
 /// Tokens each sequence samples when the sequences share their steps in different ways.
-fn generate(path: &Path, prompts: &[Vec<u32>], contracts: &[Contract], together: bool) -> Vec<(Vec<u32>, u64)> {
+fn generate(
+    path: &Path,
+    prompts: &[Vec<u32>],
+    contracts: &[Contract],
+    together: bool,
+) -> Vec<(Vec<u32>, u64)> {
     let indexer = tiny_indexer(5);
-    let mut runner = engine(path, EngineOptions { threads: 2, ..Default::default() }, Some(&indexer));
+    let mut runner = engine(
+        path,
+        EngineOptions {
+            threads: 2,
+            ..Default::default()
+        },
+        Some(&indexer),
+    );
     let answer = 40;
     let mut states: Vec<(usize, Vec<u32>)> = prompts.iter().map(|_| (0, Vec::new())).collect();
     let mut step = 0;
     let mut digests = vec![0; prompts.len()];
-    let groups: Vec<Vec<usize>> =
-        if together { vec![(0..prompts.len()).collect()] } else { (0..prompts.len()).map(|i| vec![i]).collect() };
+    let groups: Vec<Vec<usize>> = if together {
+        vec![(0..prompts.len()).collect()]
+    } else {
+        (0..prompts.len()).map(|i| vec![i]).collect()
+    };
     for group in groups {
         while group.iter().any(|&i| states[i].1.len() < answer) {
             step += 1;
             let unfinished = group.iter().filter(|&&i| states[i].1.len() < answer);
-            let steps = unfinished.map(|&i| next_step(i, &prompts[i], &contracts[i], &states[i], step)).collect();
-            let plan = StepPlan { epoch: 1, step, sequences: steps, release: Vec::new() };
+            let steps = unfinished
+                .map(|&i| next_step(i, &prompts[i], &contracts[i], &states[i], step))
+                .collect();
+            let plan = StepPlan {
+                epoch: 1,
+                step,
+                sequences: steps,
+                release: Vec::new(),
+            };
             let output = runner.execute(&plan);
             assert_eq!(output.error, "");
             for (out, planned) in output.sequences.iter().zip(&plan.sequences) {
@@ -254,18 +377,29 @@ fn generate(path: &Path, prompts: &[Vec<u32>], contracts: &[Contract], together:
             }
         }
         for &i in &group {
-            digests[i] = runner.digest(i as u64).expect("a digest").expect("a live sequence");
+            digests[i] = runner
+                .digest(i as u64)
+                .expect("a digest")
+                .expect("a live sequence");
         }
     }
     states.into_iter().map(|s| s.1).zip(digests).collect()
 }
 
 /// The next tokens of sequence `i`: up to the boundary, in pieces whose size depends on the step.
-fn next_step(i: usize, prompt: &[u32], contract: &Contract, state: &(usize, Vec<u32>), step: u64) -> SequenceStep {
+fn next_step(
+    i: usize,
+    prompt: &[u32],
+    contract: &Contract,
+    state: &(usize, Vec<u32>),
+    step: u64,
+) -> SequenceStep {
     let (read, answer) = state;
     let all: Vec<u32> = prompt.iter().chain(answer).copied().collect();
     let room = STRIDE as usize - read % STRIDE as usize;
-    let count = room.min(all.len() - read).min(1 + (step as usize * 7 + i) % 16);
+    let count = room
+        .min(all.len() - read)
+        .min(1 + (step as usize * 7 + i) % 16);
     SequenceStep {
         sequence: i as u64,
         init: (*read == 0).then(|| SequenceInit {
@@ -291,7 +425,9 @@ fn next_step(i: usize, prompt: &[u32], contract: &Contract, state: &(usize, Vec<
 #[test]
 fn company_in_a_batch_does_not_change_a_bit() {
     let model = tiny_model(6);
-    let prompts: Vec<_> = (0..8).map(|i| tokens(20 + i, 30 + 37 * i as usize)).collect();
+    let prompts: Vec<_> = (0..8)
+        .map(|i| tokens(20 + i, 30 + 37 * i as usize))
+        .collect();
     let all = contracts();
     let contracts: Vec<_> = (0..8).map(|i| all[i * 5 % all.len()].clone()).collect();
     let alone = generate(model.path(), &prompts, &contracts, false);
@@ -318,13 +454,34 @@ fn what_a_plan_may_not_ask_fails_that_sequence_alone() {
         with(3, &|s| s.tokens.clear()),
         with(4, &|s| s.tokens = vec![1; STRIDE as usize + 1]),
         with(5, &|s| s.init = None),
-        with(6, &|s| s.init.as_mut().expect("first step").kv.as_mut().expect("set").policy = "nonsense".into()),
+        with(6, &|s| {
+            s.init
+                .as_mut()
+                .expect("first step")
+                .kv
+                .as_mut()
+                .expect("set")
+                .policy = "nonsense".into()
+        }),
     ];
-    let output = runner.execute(&StepPlan { epoch: 1, step: 1, sequences, release: Vec::new() });
+    let output = runner.execute(&StepPlan {
+        epoch: 1,
+        step: 1,
+        sequences,
+        release: Vec::new(),
+    });
     assert_eq!(output.error, "");
-    let errors: Vec<bool> = output.sequences.iter().map(|s| !s.error.is_empty()).collect();
+    let errors: Vec<bool> = output
+        .sequences
+        .iter()
+        .map(|s| !s.error.is_empty())
+        .collect();
     assert_eq!(errors, [false, true, true, true, true, true, true]);
-    assert!(output.sequences[6].error.contains("nonsense"), "{}", output.sequences[6].error);
+    assert!(
+        output.sequences[6].error.contains("nonsense"),
+        "{}",
+        output.sequences[6].error
+    );
     // The refused ones hold nothing, and the good one goes on.
     assert!(runner.digest(1).expect("no kernel error").is_none());
     assert!(runner.digest(0).expect("no kernel error").is_some());

@@ -1,11 +1,17 @@
-//! A group of ranks answers as one rank does: same logits, same decisions, same entries, bit for bit, and nothing exchanged
-//! beyond the usual.
+//! A group of ranks answers as one rank does: same logits, same decisions, same entries, bit for
+//! bit, and nothing exchanged beyond the usual.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use palimpsest_coordinator::text::Tokenizer;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_tests::{
-    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random, tiny_indexer_of_two, tiny_model,
+    EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random,
+    tiny_indexer_of_two, tiny_model,
 };
 use palimpsest_worker::collective::local::LocalGroup;
 use palimpsest_worker::exchange::Calls;
@@ -16,10 +22,6 @@ use palimpsest_worker::model::decoder::Logits;
 use palimpsest_worker::runner::Runner;
 use palimpsest_worker::session::Session;
 use palimpsest_worker::shard::Place;
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What a group says and does.
 #[derive(Debug, Default)]
@@ -43,7 +45,12 @@ struct Head {
 }
 
 /// One engine for each rank, which have joined one epoch.
-fn group(path: &Path, world_size: usize, options: EngineOptions, indexer: Option<&Indexer>) -> Vec<Runner<CpuBackend>> {
+fn group(
+    path: &Path,
+    world_size: usize,
+    options: EngineOptions,
+    indexer: Option<&Indexer>,
+) -> Vec<Runner<CpuBackend>> {
     let rank = |(rank, end)| {
         let place = Place { rank, world_size };
         let mut runner = engine(path, EngineOptions { place, ..options }, indexer);
@@ -52,15 +59,27 @@ fn group(path: &Path, world_size: usize, options: EngineOptions, indexer: Option
         }
         runner
     };
-    LocalGroup::new(world_size).into_iter().enumerate().map(rank).collect()
+    LocalGroup::new(world_size)
+        .into_iter()
+        .enumerate()
+        .map(rank)
+        .collect()
 }
 
 /// Reads `prompt` and answers greedily, every rank on a thread of its own.
-fn answer(group: &mut [Runner<CpuBackend>], contract: &Contract, prompt: &[u32], tokens: usize) -> Outcome {
+fn answer(
+    group: &mut [Runner<CpuBackend>],
+    contract: &Contract,
+    prompt: &[u32],
+    tokens: usize,
+) -> Outcome {
     let told: Vec<_> = std::thread::scope(|scope| {
         let rank = |runner| scope.spawn(move || answer_rank(runner, contract, prompt, tokens));
         let threads: Vec<_> = group.iter_mut().map(rank).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a rank"))
+            .collect()
     });
     let mut outcome = Outcome::default();
     for (rank, told) in told.into_iter().enumerate() {
@@ -95,32 +114,56 @@ fn hash_bits(values: &[f32], hash: &mut DefaultHasher) {
     values.iter().for_each(|value| value.to_bits().hash(hash));
 }
 
-fn answer_rank(runner: &mut Runner<CpuBackend>, contract: &Contract, prompt: &[u32], tokens: usize) -> Told {
+fn answer_rank(
+    runner: &mut Runner<CpuBackend>,
+    contract: &Contract,
+    prompt: &[u32],
+    tokens: usize,
+) -> Told {
     let mut session = Session::open(runner, contract.clone()).expect("a valid contract");
     let (mut answer, mut hash) = (Vec::new(), DefaultHasher::new());
     let mut logits = session.feed(prompt, Logits::Last).expect("a step");
     for _ in 0..tokens {
         hash_bits(&logits, &mut hash);
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32;
+        let best = (0..logits.len())
+            .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+            .expect("a vocabulary") as u32;
         answer.push(best);
         logits = session.feed(&[best], Logits::Last).expect("a step");
     }
     hash_bits(&logits, &mut hash);
     let logits = hash.finish();
     let (kv_heads, first) = (session.cache().kv_heads, session.cache().first_kv_head);
-    let positions: Vec<Vec<u32>> = session.cache().heads.iter().map(|head| head.positions.clone()).collect();
+    let positions: Vec<Vec<u32>> = session
+        .cache()
+        .heads
+        .iter()
+        .map(|head| head.positions.clone())
+        .collect();
     let head = |index: usize, positions: &[u32]| {
         let (keys, values) = session.entries(index).expect("entries");
         let mut hash = DefaultHasher::new();
         hash_bits(&keys, &mut hash);
         hash_bits(&values, &mut hash);
-        let head = Head { positions: positions.to_vec(), entries: hash.finish() };
+        let head = Head {
+            positions: positions.to_vec(),
+            entries: hash.finish(),
+        };
         ((index / kv_heads, first + index % kv_heads), head)
     };
-    let heads = positions.iter().enumerate().map(|(index, positions)| head(index, positions)).collect();
+    let heads = positions
+        .iter()
+        .enumerate()
+        .map(|(index, positions)| head(index, positions))
+        .collect();
     let held_pages = session.cache().held_pages();
     session.close();
-    Told { answer, logits, heads, held_pages }
+    Told {
+        answer,
+        logits,
+        heads,
+        held_pages,
+    }
 }
 
 /// Both say and keep the same, bit for bit.
@@ -128,44 +171,83 @@ fn assert_same(one: &Outcome, many: &Outcome, what: &str) {
     assert_eq!(many.answer, one.answer, "{what}");
     assert_eq!(many.kept.len(), one.kept.len(), "{what}");
     for (place, head) in &one.kept {
-        assert_eq!(many.kept[place].positions, head.positions, "layer and KV head {place:?} keep others, {what}");
-        assert_eq!(many.kept[place].entries, head.entries, "layer and KV head {place:?} hold others, {what}");
+        assert_eq!(
+            many.kept[place].positions, head.positions,
+            "layer and KV head {place:?} keep others, {what}"
+        );
+        assert_eq!(
+            many.kept[place].entries, head.entries,
+            "layer and KV head {place:?} hold others, {what}"
+        );
     }
     assert_eq!(many.logits, one.logits, "{what}");
 }
 
 fn tokens(seed: u64, count: usize) -> Vec<u32> {
-    random(seed, count).iter().map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32).collect()
+    random(seed, count)
+        .iter()
+        .map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % VOCABULARY as u32)
+        .collect()
 }
 
 /// Contracts whose scores, memories and positions take different ways through a rank.
 fn contracts() -> Vec<Contract> {
     let mut all = vec![Contract::full(), contract("window", HeadBudget::Uniform, 0)];
-    for policy in ["random", "retention", "query-indexer", "h2o", "snapkv", "keydiff"] {
+    for policy in [
+        "random",
+        "retention",
+        "query-indexer",
+        "h2o",
+        "snapkv",
+        "keydiff",
+    ] {
         all.extend(HeadBudget::ALL.map(|budget| contract(policy, budget, 0)));
     }
-    all.extend(["tova", "expected-attention"].map(|policy| contract(policy, HeadBudget::Column, 0)));
+    all.extend(
+        ["tova", "expected-attention"].map(|policy| contract(policy, HeadBudget::Column, 0)),
+    );
     all.push(contract("retention", HeadBudget::Column, 12));
-    all.push(Contract { memory: "associative".into(), ..contract("retention", HeadBudget::Column, 12) });
+    all.push(Contract {
+        memory: "associative".into(),
+        ..contract("retention", HeadBudget::Column, 12)
+    });
     for budget in HeadBudget::ALL {
-        all.push(Contract { positions: Positions::Compacted, ..contract("retention", budget, 12) });
+        all.push(Contract {
+            positions: Positions::Compacted,
+            ..contract("retention", budget, 12)
+        });
     }
     all
 }
 
 /// Exact arithmetic as far as it goes.
-const EXACT: EngineOptions =
-    EngineOptions { threads: 1, activations: Activations::F32, kv: KvType::F32, stride: STRIDE, place: Place::ALONE };
+const EXACT: EngineOptions = EngineOptions {
+    threads: 1,
+    activations: Activations::F32,
+    kv: KvType::F32,
+    stride: STRIDE,
+    place: Place::ALONE,
+};
 
 #[test]
 fn every_number_of_ranks_gives_the_answer_of_one() {
     let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
     let prompt = tokens(9, 300);
     for contract in contracts() {
-        let one = answer(&mut group(model.path(), 1, EXACT, Some(&indexer)), &contract, &prompt, 24);
+        let one = answer(
+            &mut group(model.path(), 1, EXACT, Some(&indexer)),
+            &contract,
+            &prompt,
+            24,
+        );
         // From 4 on ranks share KV heads, unevenly and evenly.
         for world_size in [2, 3, 4, 6] {
-            let many = answer(&mut group(model.path(), world_size, EXACT, Some(&indexer)), &contract, &prompt, 24);
+            let many = answer(
+                &mut group(model.path(), world_size, EXACT, Some(&indexer)),
+                &contract,
+                &prompt,
+                24,
+            );
             assert_same(&one, &many, &format!("{world_size} ranks, {contract:?}"));
         }
     }
@@ -173,19 +255,23 @@ fn every_number_of_ranks_gives_the_answer_of_one() {
 
 /// The shipped indexer of the default model.
 fn trained() -> Indexer {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/indexers/smollm2-135m-instruct.safetensors");
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../assets/indexers/smollm2-135m-instruct.safetensors"
+    );
     Indexer::parse(&std::fs::read(file).expect("a file of the repository")).expect("an indexer")
 }
 
-/// Prompts over the default model, and their tokens; `PALIMPSEST_TEST_PROMPTS` asks for more, `PALIMPSEST_TEST_RANKS` for some
-/// numbers of ranks only (`2,3`).
+/// Prompts over the default model, and their tokens; `PALIMPSEST_TEST_PROMPTS` asks for more,
+/// `PALIMPSEST_TEST_RANKS` for some numbers of ranks only (`2,3`).
 const PROMPTS: (usize, usize) = (3, 800);
 /// Tokens of the shortest and the longest prompt where more are asked for.
 const LONG_PROMPTS: (usize, usize) = (2048, 8192);
 /// Tokens of an answer.
 const ANSWER_TOKENS: usize = 16;
 
-/// What a prompt is read under: the window, and what was trained for the model with the memories it goes with.
+/// What a prompt is read under: the window, and what was trained for the model with the memories it
+/// goes with.
 fn default_contracts() -> [Contract; 3] {
     let with = |contract: Contract, memory: &str, window| Contract {
         budget: Some(300),
@@ -196,8 +282,16 @@ fn default_contracts() -> [Contract; 3] {
     };
     [
         with(contract("window", HeadBudget::Uniform, 0), "none", 128),
-        with(contract("retention", HeadBudget::Column, 32), "centroid", 64),
-        with(contract("query-indexer", HeadBudget::Column, 32), "associative", 64),
+        with(
+            contract("retention", HeadBudget::Column, 32),
+            "centroid",
+            64,
+        ),
+        with(
+            contract("query-indexer", HeadBudget::Column, 32),
+            "associative",
+            64,
+        ),
     ]
 }
 
@@ -208,66 +302,115 @@ fn default_prompts(text: &[u32], count: Option<usize>) -> Vec<Vec<u32>> {
         Some(count) => shortest + i * (longest - shortest) / count.saturating_sub(1).max(1),
         None => PROMPTS.1,
     };
-    let prompt = |i: usize| text.iter().copied().cycle().skip(379 * i).take(len(i)).collect();
+    let prompt = |i: usize| {
+        text.iter()
+            .copied()
+            .cycle()
+            .skip(379 * i)
+            .take(len(i))
+            .collect()
+    };
     (0..count.unwrap_or(PROMPTS.0)).map(prompt).collect()
 }
 
 #[test]
 fn the_default_model_answers_alike() {
     let Some(path) = std::env::var_os("PALIMPSEST_TEST_MODEL").map(PathBuf::from) else {
-        eprintln!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file, or run `cargo xtask test`");
+        eprintln!(
+            "SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file, or run `cargo \
+             xtask test`"
+        );
         return;
     };
-    let count = std::env::var("PALIMPSEST_TEST_PROMPTS").ok().and_then(|n| n.parse().ok());
+    let count = std::env::var("PALIMPSEST_TEST_PROMPTS")
+        .ok()
+        .and_then(|n| n.parse().ok());
     let sizes = std::env::var("PALIMPSEST_TEST_RANKS").ok();
-    let sizes: Option<Vec<usize>> = sizes.map(|list| list.split(',').map(|n| n.parse().expect("a number")).collect());
+    let sizes: Option<Vec<usize>> = sizes.map(|list| {
+        list.split(',')
+            .map(|n| n.parse().expect("a number"))
+            .collect()
+    });
     let model = Model::open(&path).expect("a model");
-    let tokenizer =
-        Tokenizer::from_bytes(&model.tokenizer().expect("a tokenizer").tokenizer_json).expect("a tokenizer");
-    let text = tokenizer.encode(include_str!("../../assets/gpl-3.0.txt"), false).expect("ids");
-    let (prompts, contracts, indexer) = (default_prompts(&text, count), default_contracts(), trained());
+    let tokenizer = Tokenizer::from_bytes(&model.tokenizer().expect("a tokenizer").tokenizer_json)
+        .expect("a tokenizer");
+    let text = tokenizer
+        .encode(include_str!("../../assets/gpl-3.0.txt"), false)
+        .expect("ids");
+    let (prompts, contracts, indexer) = (
+        default_prompts(&text, count),
+        default_contracts(),
+        trained(),
+    );
     // Threads change no bit; a rank alone has the whole machine.
     let read = |activations, world_size: usize, most: usize| -> Vec<Outcome> {
         let threads = if world_size == 1 { 2 } else { 1 };
-        let options = EngineOptions { stride: 256, threads, activations, ..EXACT };
+        let options = EngineOptions {
+            stride: 256,
+            threads,
+            activations,
+            ..EXACT
+        };
         let mut group = group(&path, world_size, options, Some(&indexer));
         let asked = prompts.iter().zip(contracts.iter().cycle()).take(most);
-        asked.map(|(prompt, contract)| answer(&mut group, contract, prompt, ANSWER_TOKENS)).collect()
+        asked
+            .map(|(prompt, contract)| answer(&mut group, contract, prompt, ANSWER_TOKENS))
+            .collect()
     };
     for activations in [Activations::Int8, Activations::F32] {
         let alone = read(activations, 1, prompts.len());
         // Sharers of a KV head hold its keys and values each.
         for (world_size, most) in [(2, 1.05), (3, 1.05), (4, 1.12), (6, 1.07)] {
-            if sizes.as_ref().is_some_and(|sizes| !sizes.contains(&world_size)) {
+            if sizes
+                .as_ref()
+                .is_some_and(|sizes| !sizes.contains(&world_size))
+            {
                 continue;
             }
-            // Many ranks on few cores wait for each other: unless it was asked for, they read one prompt.
-            let asked = if count.is_none() && world_size > 3 { 1 } else { prompts.len() };
+            // Many ranks on few cores wait for each other: unless it was asked for, they read one
+            // prompt.
+            let asked = if count.is_none() && world_size > 3 {
+                1
+            } else {
+                prompts.len()
+            };
             let many = read(activations, world_size, asked);
             for (index, (one, many)) in alone.iter().zip(&many).enumerate() {
-                let (policy, len) = (&contracts[index % contracts.len()].policy, prompts[index].len());
+                let (policy, len) = (
+                    &contracts[index % contracts.len()].policy,
+                    prompts[index].len(),
+                );
                 let what = format!(
-                    "{world_size} ranks, {activations:?} activations, {policy}, prompt {index} of {len} tokens"
+                    "{world_size} ranks, {activations:?} activations, {policy}, prompt {index} of \
+                     {len} tokens"
                 );
                 assert_same(one, many, &what);
                 let whole = one.weight_bytes[0] as f64 / world_size as f64;
                 for bytes in &many.weight_bytes {
                     let share = *bytes as f64 / whole;
                     let what = "of its share of weights";
-                    assert!((0.95..most).contains(&share), "a rank of {world_size} holds {share} {what}");
+                    assert!(
+                        (0.95..most).contains(&share),
+                        "a rank of {world_size} holds {share} {what}"
+                    );
                 }
             }
-            let entries: usize = many.iter().flat_map(|many| many.kept.values()).map(|head| head.positions.len()).sum();
+            let entries: usize = many
+                .iter()
+                .flat_map(|many| many.kept.values())
+                .map(|head| head.positions.len())
+                .sum();
             let prompts = many.len();
             eprintln!(
-                "{world_size} ranks, {activations:?} activations: {prompts} prompts, {entries} entries, the bits of one rank"
+                "{world_size} ranks, {activations:?} activations: {prompts} prompts, {entries} \
+                 entries, the bits of one rank"
             );
         }
     }
 }
 
-/// One sum after the embedding, two in every layer, one gather of logits where some are wanted; where ranks share a pool, five
-/// small sums more at a boundary that evicts.
+/// One sum after the embedding, two in every layer, one gather of logits where some are wanted;
+/// where ranks share a pool, five small sums more at a boundary that evicts.
 #[test]
 fn nothing_is_exchanged_beyond_the_usual() {
     let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
@@ -276,29 +419,52 @@ fn nothing_is_exchanged_beyond_the_usual() {
     let sums = steps * (1 + 2 * LAYERS as u64);
     for head_budget in HeadBudget::ALL {
         let contract = contract("retention", head_budget, 0);
-        let many =
-            answer(&mut group(model.path(), 3, EXACT, Some(&indexer)), &contract, &prompt, answer_tokens as usize);
+        let many = answer(
+            &mut group(model.path(), 3, EXACT, Some(&indexer)),
+            &contract,
+            &prompt,
+            answer_tokens as usize,
+        );
         // Budget 40: boundaries at 48, 64, 80 and 96 evict.
         let counts = if head_budget.spans_ranks() { 4 * 5 } else { 0 };
-        let usual = Calls { sums, gathers: 1 + answer_tokens, counts };
+        let usual = Calls {
+            sums,
+            gathers: 1 + answer_tokens,
+            counts,
+        };
         assert_eq!(many.calls, vec![usual; 3], "{head_budget:?}");
     }
-    // Sharers of a KV head tell each other what its query heads observed: a gather, and how long it is, at each of these boundaries.
+    // Sharers of a KV head tell each other what its query heads observed: a gather, and how long it
+    // is, at each of these boundaries.
     let contract = contract("h2o", HeadBudget::Column, 0);
-    let many = answer(&mut group(model.path(), 4, EXACT, None), &contract, &prompt, answer_tokens as usize);
-    let usual = Calls { sums, gathers: 1 + answer_tokens + 4, counts: 4 };
+    let many = answer(
+        &mut group(model.path(), 4, EXACT, None),
+        &contract,
+        &prompt,
+        answer_tokens as usize,
+    );
+    let usual = Calls {
+        sums,
+        gathers: 1 + answer_tokens + 4,
+        counts: 4,
+    };
     assert_eq!(many.calls, vec![usual; 4]);
 }
 
-/// With pools of one KV head index a rank holds what its own heads hold in a whole model; pooled over the model, at most
-/// the stated cap more; pooled over each layer, what the pools leave it.
+/// With pools of one KV head index a rank holds what its own heads hold in a whole model; pooled
+/// over the model, at most the stated cap more; pooled over each layer, what the pools leave it.
 #[test]
 fn a_rank_holds_its_heads_share() {
     let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
     let prompt = tokens(9, 96);
     for head_budget in HeadBudget::ALL {
         let contract = contract("retention", head_budget, 0);
-        let many = answer(&mut group(model.path(), KV_HEADS, EXACT, Some(&indexer)), &contract, &prompt, 1);
+        let many = answer(
+            &mut group(model.path(), KV_HEADS, EXACT, Some(&indexer)),
+            &contract,
+            &prompt,
+            1,
+        );
         for kv_head in 0..KV_HEADS {
             let own = many
                 .kept
@@ -317,7 +483,10 @@ fn a_rank_holds_its_heads_share() {
                 HeadBudget::Layer => protected + (share - protected) * KV_HEADS,
                 HeadBudget::Group => protected + (share - protected) * 3 / 2,
             };
-            assert!(held <= most, "{head_budget:?}: {held} entries of KV head {kv_head}");
+            assert!(
+                held <= most,
+                "{head_budget:?}: {held} entries of KV head {kv_head}"
+            );
         }
     }
 }

@@ -1,35 +1,27 @@
 //! The side that connects.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fmt, io};
 
 use hyper::Uri;
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
-    rt::TokioIo,
-};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::timeout,
-};
-use tokio_rustls::{
-    TlsConnector,
-    client::TlsStream,
-    rustls::{ClientConfig, pki_types::ServerName},
-};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::{ClientFiles, ClusterFiles, Role, TlsError, explain, files::role_name, reload::Reloading};
+use crate::files::role_name;
+use crate::reload::Reloading;
+use crate::{ClientFiles, ClusterFiles, Role, TlsError, explain};
 
 const HTTP2: &[u8] = b"h2";
 /// A server's first bytes are waited for this long.
@@ -64,10 +56,15 @@ impl ClientTls {
 
     fn with_protocol(files: ClientFiles, protocol: &'static [u8]) -> Result<Self, TlsError> {
         let config = Reloading::new(files.paths(), move || files.config(protocol))?;
-        Ok(Self { config: Arc::new(config), name: None, awaits_greeting: protocol == HTTP2 })
+        Ok(Self {
+            config: Arc::new(config),
+            name: None,
+            awaits_greeting: protocol == HTTP2,
+        })
     }
 
-    /// A process of a cluster, in the role `own`, which connects to one in the role `other`, wherever that is.
+    /// A process of a cluster, in the role `own`, which connects to one in the role `other`,
+    /// wherever that is.
     ///
     /// # Errors
     /// As [`Self::open`]; also when others would not accept this certificate for `own`.
@@ -75,18 +72,24 @@ impl ClientTls {
         let client = files.client();
         let build = move || files.check(own).and_then(|()| files.client().config(HTTP2));
         let config = Reloading::new(client.paths(), build)?;
-        Ok(Self { config: Arc::new(config), name: Some(role_name(other)), awaits_greeting: true })
+        Ok(Self {
+            config: Arc::new(config),
+            name: Some(role_name(other)),
+            awaits_greeting: true,
+        })
     }
 }
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientTls").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ClientTls")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
-/// Connects for tonic's and hyper's clients: TCP, and TLS where there is any, whatever the scheme of the address. Give tonic
-/// addresses of `http://`, so that it leaves TLS to this.
+/// Connects for tonic's and hyper's clients: TCP, and TLS where there is any, whatever the scheme
+/// of the address. Give tonic addresses of `http://`, so that it leaves TLS to this.
 #[derive(Debug, Clone, Default)]
 pub struct Connector {
     tls: Option<ClientTls>,
@@ -105,16 +108,34 @@ impl Connector {
         Self { tls, targets: None }
     }
 
-    /// Connects to the first of `addresses` that answers, whatever the request says; after a failure to the one behind it.
+    /// Connects to the first of `addresses` that answers, whatever the request says; after a
+    /// failure to the one behind it.
     pub fn to_any_of(addresses: Vec<(String, u16)>, tls: Option<ClientTls>) -> Self {
-        Self { tls, targets: Some(Arc::new(Targets { addresses, next: AtomicUsize::new(0) })) }
+        Self {
+            tls,
+            targets: Some(Arc::new(Targets {
+                addresses,
+                next: AtomicUsize::new(0),
+            })),
+        }
     }
 
     async fn connect(self, uri: Uri) -> io::Result<TokioIo<ClientStream>> {
         let Some(targets) = &self.targets else {
-            let host = uri.host().ok_or_else(|| io::Error::other(format!("`{uri}` names no host")))?;
-            let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-            return self.dial(host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(default)).await;
+            let host = uri
+                .host()
+                .ok_or_else(|| io::Error::other(format!("`{uri}` names no host")))?;
+            let default = if uri.scheme_str() == Some("https") {
+                443
+            } else {
+                80
+            };
+            return self
+                .dial(
+                    host.trim_matches(['[', ']']),
+                    uri.port_u16().unwrap_or(default),
+                )
+                .await;
         };
         let mut failed = io::Error::other("there is no address to connect to");
         for _ in &targets.addresses {
@@ -122,7 +143,9 @@ impl Connector {
             let (host, port) = &targets.addresses[index % targets.addresses.len()];
             match self.dial(host, *port).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) => failed = io::Error::new(error.kind(), format!("{host}:{port}: {error}")),
+                Err(error) => {
+                    failed = io::Error::new(error.kind(), format!("{host}:{port}: {error}"))
+                }
             }
             targets.next.store(index.wrapping_add(1), Ordering::Relaxed);
         }
@@ -133,12 +156,17 @@ impl Connector {
         let stream = TcpStream::connect((host, port)).await?;
         // Tokens and plans are small and must not wait for one another in the socket.
         stream.set_nodelay(true)?;
-        let Some(tls) = &self.tls else { return Ok(TokioIo::new(ClientStream::Plain(stream))) };
+        let Some(tls) = &self.tls else {
+            return Ok(TokioIo::new(ClientStream::Plain(stream)));
+        };
         let name = match &tls.name {
             Some(name) => name.clone(),
-            None => ServerName::try_from(host.to_owned()).map_err(|error| io::Error::other(error.to_string()))?,
+            None => ServerName::try_from(host.to_owned())
+                .map_err(|error| io::Error::other(error.to_string()))?,
         };
-        let shaken = TlsConnector::from(tls.config.get()).connect(name, stream).await;
+        let shaken = TlsConnector::from(tls.config.get())
+            .connect(name, stream)
+            .await;
         let mut stream = ClientStream::Tls(Box::new(shaken.map_err(in_words)?), Vec::new());
         if tls.awaits_greeting {
             stream.await_greeting().await.map_err(in_words)?;
@@ -177,13 +205,18 @@ pub enum ClientStream {
 }
 
 impl ClientStream {
-    /// Reads the first bytes ahead. In TLS 1.3 a client has done its part before the server has looked at its certificate;
-    /// a refusal comes in place of the first bytes, and HTTP/2 would not say whose it was.
+    /// Reads the first bytes ahead. In TLS 1.3 a client has done its part before the server has
+    /// looked at its certificate; a refusal comes in place of the first bytes, and HTTP/2 would not
+    /// say whose it was.
     async fn await_greeting(&mut self) -> io::Result<()> {
-        let Self::Tls(stream, ahead) = self else { return Ok(()) };
+        let Self::Tls(stream, ahead) = self else {
+            return Ok(());
+        };
         let mut first = [0; 64];
         // Silence is no refusal.
-        let Ok(found) = timeout(GREETING_TIME, stream.read(&mut first)).await else { return Ok(()) };
+        let Ok(found) = timeout(GREETING_TIME, stream.read(&mut first)).await else {
+            return Ok(());
+        };
         match found? {
             0 => Err(io::Error::other("the other side closed the connection")),
             length => {
@@ -201,7 +234,11 @@ impl Connection for ClientStream {
 }
 
 impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream, ahead) if ahead.is_empty() => Pin::new(stream).poll_read(cx, buf),
@@ -216,7 +253,11 @@ impl AsyncRead for ClientStream {
 }
 
 impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, buf),

@@ -1,6 +1,9 @@
 //! What is wrong, in words that say what to do.
 
-use std::{error::Error, fmt::Display, io, path::PathBuf};
+use std::error::Error;
+use std::fmt::Display;
+use std::io;
+use std::path::PathBuf;
 
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, InvalidMessage};
 
@@ -61,7 +64,10 @@ pub enum TlsError {
 
 impl TlsError {
     pub(crate) fn unusable(path: &std::path::Path, why: impl Display) -> Self {
-        Self::Unusable { path: path.to_owned(), why: why.to_string() }
+        Self::Unusable {
+            path: path.to_owned(),
+            why: why.to_string(),
+        }
     }
 }
 
@@ -69,8 +75,12 @@ impl TlsError {
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(found) = cause {
-        let inner = found.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = found.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref()));
+        let inner = found
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        let tls = found
+            .downcast_ref()
+            .or_else(|| inner.and_then(|inner| inner.downcast_ref()));
         if let Some(tls) = tls {
             return Some(in_words(tls));
         }
@@ -90,21 +100,31 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
 /// A handshake that failed at our end.
 pub(crate) fn in_words(error: &rustls::Error) -> String {
     use CertificateError::{
-        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
-        NotValidYetContext, UnknownIssuer,
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
+        NotValidYet, NotValidYetContext, UnknownIssuer,
     };
     match error {
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "the other side does not speak TLS: is its address one of http:// and not https://?".into()
+            "the other side does not speak TLS: is its address one of http:// and not https://?"
+                .into()
         }
         rustls::Error::InvalidCertificate(wrong) => match wrong {
             // Of a CA of the same name.
-            UnknownIssuer | BadSignature => "its certificate is not signed by the CA that is trusted here".into(),
+            UnknownIssuer | BadSignature => {
+                "its certificate is not signed by the CA that is trusted here".into()
+            }
             Expired | ExpiredContext { .. } => "its certificate has expired".into(),
             NotValidYet | NotValidYetContext { .. } => "its certificate is not valid yet".into(),
             NotValidForName => "its certificate is for another name".into(),
-            NotValidForNameContext { expected, presented } => {
-                format!("its certificate is for {} and not for {}", presented.join(", "), expected.to_str())
+            NotValidForNameContext {
+                expected,
+                presented,
+            } => {
+                format!(
+                    "its certificate is for {} and not for {}",
+                    presented.join(", "),
+                    expected.to_str()
+                )
             }
             other => format!("its certificate cannot be accepted: {other}"),
         },

@@ -1,20 +1,20 @@
 //! Certificates and keys in PEM files, and rustls' configurations of them.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tokio_rustls::rustls::{
-    self, ClientConfig, InconsistentKeys, RootCertStore, ServerConfig,
-    client::{WebPkiServerVerifier, danger::ServerCertVerifier, verify_server_name},
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
-};
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
+use tokio_rustls::rustls::client::{WebPkiServerVerifier, verify_server_name};
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use tokio_rustls::rustls::{self, ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use x509_parser::certificate::X509Certificate;
 
-use crate::{Role, TlsError, error::in_words};
+use crate::error::in_words;
+use crate::{Role, TlsError};
 
 /// Protocols that are spoken behind TLS, the better one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -33,7 +33,8 @@ pub struct ServerFiles {
 /// What a client trusts, and shows.
 #[derive(Debug, Clone, Default)]
 pub struct ClientFiles {
-    /// Servers must show a certificate of one of these CAs; `None`: of those that this system trusts.
+    /// Servers must show a certificate of one of these CAs; `None`: of those that this system
+    /// trusts.
     pub ca: Option<PathBuf>,
     /// Certificate and key, for servers that ask for them.
     pub identity: Option<(PathBuf, PathBuf)>,
@@ -52,19 +53,27 @@ pub struct ClusterFiles {
 
 impl ServerFiles {
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
+        [&self.cert, &self.key]
+            .into_iter()
+            .chain(&self.client_ca)
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn config(&self) -> Result<ServerConfig, TlsError> {
         let provider = provider();
         let builder = ServerConfig::builder_with_provider(provider.clone());
-        let builder = builder.with_safe_default_protocol_versions().map_err(|e| TlsError::unusable(&self.cert, e))?;
+        let builder = builder
+            .with_safe_default_protocol_versions()
+            .map_err(|e| TlsError::unusable(&self.cert, e))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => builder.with_client_cert_verifier(client_verifier(path, provider)?),
         };
         let (chain, key) = identity(&self.cert, &self.key)?;
-        let mut config = builder.with_single_cert(chain, key).map_err(|e| wrong(e, &self.cert, &self.key))?;
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(|e| wrong(e, &self.cert, &self.key))?;
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
         Ok(config)
     }
@@ -83,13 +92,17 @@ impl ClientFiles {
         };
         let any = self.ca.clone().unwrap_or_default();
         let builder = ClientConfig::builder_with_provider(provider());
-        let builder = builder.with_safe_default_protocol_versions().map_err(|e| TlsError::unusable(&any, e))?;
+        let builder = builder
+            .with_safe_default_protocol_versions()
+            .map_err(|e| TlsError::unusable(&any, e))?;
         let builder = builder.with_root_certificates(roots);
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
                 let (chain, private) = identity(cert, key)?;
-                builder.with_client_auth_cert(chain, private).map_err(|e| wrong(e, cert, key))?
+                builder
+                    .with_client_auth_cert(chain, private)
+                    .map_err(|e| wrong(e, cert, key))?
             }
         };
         config.alpn_protocols = vec![protocol.to_vec()];
@@ -100,12 +113,19 @@ impl ClientFiles {
 impl ClusterFiles {
     pub(crate) fn server(&self) -> ServerFiles {
         let Self { cert, key, ca } = self.clone();
-        ServerFiles { cert, key, client_ca: Some(ca) }
+        ServerFiles {
+            cert,
+            key,
+            client_ca: Some(ca),
+        }
     }
 
     pub(crate) fn client(&self) -> ClientFiles {
         let Self { cert, key, ca } = self.clone();
-        ClientFiles { ca: Some(ca), identity: Some((cert, key)) }
+        ClientFiles {
+            ca: Some(ca),
+            identity: Some((cert, key)),
+        }
     }
 
     /// Finds out before anybody else does whether the others will accept this certificate.
@@ -113,23 +133,34 @@ impl ClusterFiles {
         let provider = provider();
         let (chain, key) = identity(&self.cert, &self.key)?;
         drop(key);
-        let Some((leaf, between)) = chain.split_first() else { return Ok(()) };
+        let Some((leaf, between)) = chain.split_first() else {
+            return Ok(());
+        };
         let refused = |error: rustls::Error| {
             let why = in_words(&error).replacen("its certificate", "the certificate", 1);
             TlsError::unusable(&self.cert, format!("{why} ({})", self.ca.display()))
         };
         let verifier = client_verifier(&self.ca, provider.clone())?;
-        verifier.verify_client_cert(leaf, between, UnixTime::now()).map_err(refused)?;
+        verifier
+            .verify_client_cert(leaf, between, UnixTime::now())
+            .map_err(refused)?;
         let name = role_name(role);
         let parsed = ParsedCertificate::try_from(leaf).map_err(refused)?;
         if verify_server_name(&parsed, &name).is_err() {
-            let why = format!("the certificate must hold the DNS name {}, which says what it is for", role.dns_name());
+            let why = format!(
+                "the certificate must hold the DNS name {}, which says what it is for",
+                role.dns_name()
+            );
             return Err(TlsError::unusable(&self.cert, why));
         }
         if role == Role::Worker {
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&self.ca)?), provider).build();
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&self.ca)?), provider)
+                    .build();
             let verifier = verifier.map_err(|e| TlsError::unusable(&self.ca, e))?;
-            verifier.verify_server_cert(leaf, between, &name, &[], UnixTime::now()).map_err(refused)?;
+            verifier
+                .verify_server_cert(leaf, between, &name, &[], UnixTime::now())
+                .map_err(refused)?;
         }
         Ok(())
     }
@@ -144,15 +175,21 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn client_verifier(ca: &Path, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build();
+fn client_verifier(
+    ca: &Path,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build();
     verifier.map_err(|error| TlsError::unusable(ca, error))
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| TlsError::unusable(path, in_words(&error)))?;
+        roots
+            .add(certificate)
+            .map_err(|error| TlsError::unusable(path, in_words(&error)))?;
     }
     Ok(roots)
 }
@@ -162,22 +199,30 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        let why = found.errors.first().map_or_else(|| "none were found".to_owned(), ToString::to_string);
+        let why = found
+            .errors
+            .first()
+            .map_or_else(|| "none were found".to_owned(), ToString::to_string);
         return Err(TlsError::NoRoots(why));
     }
     Ok(roots)
 }
 
 /// A chain whose first certificate is valid now, and a key.
-fn identity(cert: &Path, key: &Path) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+fn identity(
+    cert: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
     let chain = certificates(cert)?;
     if let Some(leaf) = chain.first() {
         check_time(leaf, cert)?;
     }
     let bytes = read(key)?;
     // Its errors say nothing of the content.
-    let private = PrivateKeyDer::from_pem_slice(&bytes)
-        .map_err(|_| TlsError::Empty { path: key.to_owned(), what: "private key" })?;
+    let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| TlsError::Empty {
+        path: key.to_owned(),
+        what: "private key",
+    })?;
     Ok((chain, private))
 }
 
@@ -186,33 +231,49 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let found = found.map_err(|error| TlsError::unusable(path, error))?;
     if found.is_empty() {
-        return Err(TlsError::Empty { path: path.to_owned(), what: "certificate" });
+        return Err(TlsError::Empty {
+            path: path.to_owned(),
+            what: "certificate",
+        });
     }
     Ok(found)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|error| TlsError::Read { path: path.to_owned(), why: error.to_string() })
+    std::fs::read(path).map_err(|error| TlsError::Read {
+        path: path.to_owned(),
+        why: error.to_string(),
+    })
 }
 
 fn check_time(leaf: &CertificateDer<'_>, path: &Path) -> Result<(), TlsError> {
     use x509_parser::prelude::FromDer;
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| TlsError::unusable(path, error))?;
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|error| TlsError::unusable(path, error))?;
     let (validity, now) = (parsed.validity(), x509_parser::time::ASN1Time::now());
     let what = match () {
         () if now > validity.not_after => "has expired",
         () if now < validity.not_before => "is not valid yet",
         () => return Ok(()),
     };
-    let (from, until) = (validity.not_before.to_string(), validity.not_after.to_string());
-    Err(TlsError::Time { path: path.to_owned(), what, from, until })
+    let (from, until) = (
+        validity.not_before.to_string(),
+        validity.not_after.to_string(),
+    );
+    Err(TlsError::Time {
+        path: path.to_owned(),
+        what,
+        from,
+        until,
+    })
 }
 
 fn wrong(error: rustls::Error, cert: &Path, key: &Path) -> TlsError {
     match error {
-        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-            TlsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() }
-        }
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::Mismatch {
+            cert: cert.to_owned(),
+            key: key.to_owned(),
+        },
         other => TlsError::unusable(key, other),
     }
 }

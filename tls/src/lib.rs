@@ -6,8 +6,9 @@
 //! listener ─▶ Incoming: bounded, time for the handshake, plain text answered ─▶ ServerStream + Peer (who it is)
 //! Connector: TCP, handshake, and what went wrong in words ─▶ ClientStream
 //! ```
-//! The links inside a cluster are mutual and private: both ends show a certificate of the cluster's own CA, whose DNS name
-//! says the [`Role`] and not the host, because ranks have addresses that nobody knows beforehand.
+//! The links inside a cluster are mutual and private: both ends show a certificate of the cluster's
+//! own CA, whose DNS name says the [`Role`] and not the host, because ranks have addresses that
+//! nobody knows beforehand.
 #![forbid(unsafe_code)]
 
 mod client;
@@ -16,12 +17,10 @@ mod files;
 mod reload;
 mod server;
 
-pub use self::{
-    client::{ClientStream, ClientTls, Connector},
-    error::{TlsError, explain},
-    files::{ClientFiles, ClusterFiles, ServerFiles},
-    server::{Incoming, Limits, Peer, ServerStream, ServerTls, only},
-};
+pub use self::client::{ClientStream, ClientTls, Connector};
+pub use self::error::{TlsError, explain};
+pub use self::files::{ClientFiles, ClusterFiles, ServerFiles};
+pub use self::server::{Incoming, Limits, Peer, ServerStream, ServerTls, only};
 
 /// What a process is within a cluster, as its certificate says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,11 @@
-//! Something built from files, built again when they change. Kubernetes replaces the files of a secret while a process runs.
+//! Something built from files, built again when they change. Kubernetes replaces the files of a
+//! secret while a process runs.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::TlsError;
 
@@ -46,8 +45,16 @@ impl<T> Reloading<T> {
     ) -> Result<Self, TlsError> {
         // Before they are read: a change in between is found later.
         let stamps = stamps(&files);
-        let state = State { current: Arc::new(build()?), stamps, looked: Instant::now() };
-        Ok(Self { files, build: Box::new(build), state: Mutex::new(state) })
+        let state = State {
+            current: Arc::new(build()?),
+            stamps,
+            looked: Instant::now(),
+        };
+        Ok(Self {
+            files,
+            build: Box::new(build),
+            state: Mutex::new(state),
+        })
     }
 
     /// What is in force. Files that cannot be used leave what was there before, and a warning.
@@ -63,8 +70,11 @@ impl<T> Reloading<T> {
                         tracing::info!(files = ?self.files, "certificates were read again");
                         state.current = Arc::new(built);
                     }
-                    // Halfway through a replacement, certificate and key differ; the next look finds both.
-                    Err(error) => tracing::warn!(%error, "changed certificates cannot be used; the former stay in use"),
+                    // Halfway through a replacement, certificate and key differ; the next look
+                    // finds both.
+                    Err(error) => {
+                        tracing::warn!(%error, "changed certificates cannot be used; the former stay in use")
+                    }
                 }
             }
         }

@@ -1,32 +1,30 @@
 //! The side that is connected to.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fmt, io};
 
 use futures::stream::{self, Stream};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
-    time::{sleep, timeout},
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{ServerConfig, client::verify_server_name, server::ParsedCertificate},
-    server::TlsStream,
-};
-use tonic::{Request, Status, transport::server::Connected};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+use tonic::{Request, Status};
 
-use crate::{
-    ClusterFiles, Role, ServerFiles, TlsError, error::SPEAKS_TLS, explain, files::role_name, reload::Reloading,
-};
+use crate::error::SPEAKS_TLS;
+use crate::files::role_name;
+use crate::reload::Reloading;
+use crate::{ClusterFiles, Role, ServerFiles, TlsError, explain};
 
 /// First byte of every TLS connection: a handshake record.
 const HANDSHAKE_RECORD: u8 = 22;
@@ -50,10 +48,13 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`]: files that are missing, do not fit each other, or are out of date.
     pub fn open(files: ServerFiles) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(Reloading::new(files.paths(), move || files.config())?)))
+        Ok(Self(Arc::new(Reloading::new(files.paths(), move || {
+            files.config()
+        })?)))
     }
 
-    /// For a process that only others of its cluster may reach: each must show a certificate of the cluster's CA.
+    /// For a process that only others of its cluster may reach: each must show a certificate of the
+    /// cluster's CA.
     ///
     /// # Errors
     /// As [`Self::open`]; also when others would not accept this certificate for `role`.
@@ -81,7 +82,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 4096, handshake_time: Duration::from_secs(10) }
+        Self {
+            connections: 4096,
+            handshake_time: Duration::from_secs(10),
+        }
     }
 }
 
@@ -105,7 +109,13 @@ impl Incoming {
     /// Connections of `listener`, behind TLS if there is any.
     pub fn new(listener: TcpListener, tls: Option<ServerTls>, limits: Limits) -> Self {
         let places = Arc::new(Semaphore::new(limits.connections));
-        Self { listener, tls, limits, places, handshakes: JoinSet::new() }
+        Self {
+            listener,
+            tls,
+            limits,
+            places,
+            handshakes: JoinSet::new(),
+        }
     }
 
     /// Where it listens.
@@ -121,7 +131,8 @@ impl Incoming {
         self.tls.is_some()
     }
 
-    /// The next connection that is ready to be used. May be dropped while it waits: nothing is lost.
+    /// The next connection that is ready to be used. May be dropped while it waits: nothing is
+    /// lost.
     pub async fn accept(&mut self) -> ServerStream {
         loop {
             let (place, stream) = tokio::select! {
@@ -152,12 +163,21 @@ impl Incoming {
 
     /// As a stream, for tonic. It never ends and never fails.
     pub fn into_stream(self) -> impl Stream<Item = io::Result<ServerStream>> + Send {
-        stream::unfold(self, |mut incoming| async move { Some((Ok(incoming.accept().await), incoming)) })
+        stream::unfold(self, |mut incoming| async move {
+            Some((Ok(incoming.accept().await), incoming))
+        })
     }
 }
 
-async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(OwnedSemaphorePermit, TcpStream)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+async fn next(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(OwnedSemaphorePermit, TcpStream)> {
+    let place = places
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((place, stream))
 }
@@ -193,7 +213,8 @@ async fn refuse_plain(mut stream: TcpStream, is_http2: bool) {
     let farewell = async {
         if is_http2 {
             stream.write_all(&SETTINGS).await?;
-            // A client that has sent a request by then relates the reason to it; before, it would drop the reason.
+            // A client that has sent a request by then relates the reason to it; before, it would
+            // drop the reason.
             sleep(REQUEST_TIME).await;
         }
         let answer = if is_http2 { goaway() } else { bad_request() };
@@ -238,14 +259,19 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Whether it may act in `role`. Without TLS nobody can be told from anybody, and the network decides.
+    /// Whether it may act in `role`. Without TLS nobody can be told from anybody, and the network
+    /// decides.
     pub fn is(&self, role: Role) -> bool {
-        self.roles.as_ref().is_none_or(|roles| roles.contains(&role))
+        self.roles
+            .as_ref()
+            .is_none_or(|roles| roles.contains(&role))
     }
 }
 
 /// Lets calls of one role through.
-pub fn only(role: Role) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
+pub fn only(
+    role: Role,
+) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
     move |request| match request.extensions().get::<Peer>() {
         Some(peer) if peer.is(role) => Ok(request),
         _ => Err(Status::permission_denied(format!(
@@ -271,17 +297,45 @@ enum Io {
 
 impl ServerStream {
     fn plain(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
-        let peer = Peer { address: stream.peer_addr().ok(), roles: None };
-        Self { io: Io::Plain(stream), peer, _place: place }
+        let peer = Peer {
+            address: stream.peer_addr().ok(),
+            roles: None,
+        };
+        Self {
+            io: Io::Plain(stream),
+            peer,
+            _place: place,
+        }
     }
 
-    fn encrypted(stream: TlsStream<TcpStream>, address: Option<SocketAddr>, place: OwnedSemaphorePermit) -> Self {
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    fn encrypted(
+        stream: TlsStream<TcpStream>,
+        address: Option<SocketAddr>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        let shown = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(<[_]>::first);
         let parsed = shown.and_then(|shown| ParsedCertificate::try_from(shown).ok());
-        let names =
-            |role: &Role| parsed.as_ref().is_some_and(|parsed| verify_server_name(parsed, &role_name(*role)).is_ok());
-        let roles = [Role::Coordinator, Role::Worker].into_iter().filter(names).collect();
-        Self { io: Io::Tls(Box::new(stream)), peer: Peer { address, roles: Some(roles) }, _place: place }
+        let names = |role: &Role| {
+            parsed
+                .as_ref()
+                .is_some_and(|parsed| verify_server_name(parsed, &role_name(*role)).is_ok())
+        };
+        let roles = [Role::Coordinator, Role::Worker]
+            .into_iter()
+            .filter(names)
+            .collect();
+        Self {
+            io: Io::Tls(Box::new(stream)),
+            peer: Peer {
+                address,
+                roles: Some(roles),
+            },
+            _place: place,
+        }
     }
 }
 
@@ -294,7 +348,11 @@ impl Connected for ServerStream {
 }
 
 impl AsyncRead for ServerStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -303,7 +361,11 @@ impl AsyncRead for ServerStream {
 }
 
 impl AsyncWrite for ServerStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),

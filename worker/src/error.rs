@@ -3,7 +3,8 @@
 /// Result of a rank's operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failed operation of a rank. `Plan` errors concern one sequence; the others of its step are unharmed.
+/// A failed operation of a rank. `Plan` errors concern one sequence; the others of its step are
+/// unharmed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A kernel refused its operands or the device failed.
@@ -62,8 +63,13 @@ impl From<palimpsest_kernels::Error> for Error {
     /// A sum over ranks that failed on the device is a collective that failed.
     fn from(error: palimpsest_kernels::Error) -> Self {
         use palimpsest_kernels::Error::Sums;
-        let Sums(cause) = error else { return Self::Kernel(error) };
-        cause.downcast().map_or_else(|cause| Self::Kernel(Sums(cause)), |error| Self::Collective(*error))
+        let Sums(cause) = error else {
+            return Self::Kernel(error);
+        };
+        cause.downcast().map_or_else(
+            |cause| Self::Kernel(Sums(cause)),
+            |error| Self::Collective(*error),
+        )
     }
 }
 

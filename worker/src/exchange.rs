@@ -1,12 +1,14 @@
 //! What a decoder exchanges with the other ranks of its group in a step.
 //!
-//! Per step: one sum after the embedding, two per layer (attention output, feed-forward output), one gather of logits
-//! where a token is sampled. At a boundary that evicts, budgets pooled over the whole model add five small sums; where ranks share
-//! KV heads, policies that look at attention add one gather for all layers, and a count for its length. Alone, a rank exchanges nothing. The two sums per layer
-//! are of integers ([`palimpsest_kernels::fixed`]), so that they do not depend on the number of ranks.
+//! Per step: one sum after the embedding, two per layer (attention output, feed-forward output),
+//! one gather of logits where a token is sampled. At a boundary that evicts, budgets pooled over
+//! the whole model add five small sums; where ranks share KV heads, policies that look at attention
+//! add one gather for all layers, and a count for its length. Alone, a rank exchanges nothing. The
+//! two sums per layer are of integers ([`palimpsest_kernels::fixed`]), so that they do not depend
+//! on the number of ranks.
 //!
-//! Where both the device and the communicator can, the sums of a step's layers and of its embedding stay on the device
-//! ([`palimpsest_kernels::sums`]). All else is the host's.
+//! Where both the device and the communicator can, the sums of a step's layers and of its embedding
+//! stay on the device ([`palimpsest_kernels::sums`]). All else is the host's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,8 +92,8 @@ impl Exchange {
         self.calls
     }
 
-    /// The product of a row-parallel matrix, summed over all ranks: `[T, N]` into `out`. On the CPU it has the same bits for any
-    /// number of ranks.
+    /// The product of a row-parallel matrix, summed over all ranks: `[T, N]` into `out`. On the CPU
+    /// it has the same bits for any number of ranks.
     ///
     /// # Errors
     /// Those of the collective and of the device.
@@ -103,7 +105,9 @@ impl Exchange {
         (rows, width, units): (usize, usize, &[usize]),
         out: &mut B::Buffer,
     ) -> Result<()> {
-        let Some(collective) = &self.collective else { return Ok(backend.matmul_units(matrix, x, rows, units, out)?) };
+        let Some(collective) = &self.collective else {
+            return Ok(backend.matmul_units(matrix, x, rows, units, out)?);
+        };
         if self.sums.is_some() {
             self.calls.sums += 1;
             return Ok(backend.matmul_sum(matrix, x, rows, units, out)?);
@@ -114,12 +118,13 @@ impl Exchange {
         // Addition of two's complements is that of counts.
         collective.all_reduce_counts(bytemuck::cast_slice_mut(&mut self.shares), self.deadline)?;
         self.mine.clear();
-        self.mine.extend(self.shares.iter().map(|&sum| fixed::to_f32(sum)));
+        self.mine
+            .extend(self.shares.iter().map(|&sum| fixed::to_f32(sum)));
         Ok(backend.upload(&self.mine, out, 0)?)
     }
 
-    /// Rows of a table of `width` columns, of which this rank has some: `ids` count from its first one, `None` where another rank has the
-    /// row. The sum has them all: `[T, width]` into `out`.
+    /// Rows of a table of `width` columns, of which this rank has some: `ids` count from its first
+    /// one, `None` where another rank has the row. The sum has them all: `[T, width]` into `out`.
     ///
     /// # Errors
     /// Those of the collective and of the device.
@@ -139,7 +144,11 @@ impl Exchange {
         backend.embed(table, &local, out)?;
         let mut values = vec![0.0; ids.len() * width];
         backend.download(out, 0, &mut values)?;
-        for (row, _) in values.chunks_exact_mut(width).zip(ids).filter(|(_, id)| id.is_none()) {
+        for (row, _) in values
+            .chunks_exact_mut(width)
+            .zip(ids)
+            .filter(|(_, id)| id.is_none())
+        {
             // Negative zero changes nothing that is added to it, not even the sign of a zero.
             row.fill(-0.0);
         }
@@ -176,7 +185,9 @@ impl Exchange {
     /// # Errors
     /// Those of the collective.
     pub fn max(&mut self, value: u64) -> Result<u64> {
-        let Some(collective) = &self.collective else { return Ok(value) };
+        let Some(collective) = &self.collective else {
+            return Ok(value);
+        };
         let mut all = vec![0; collective.world_size()];
         all[collective.rank()] = value;
         self.sum_counts(&mut all)?;
@@ -192,10 +203,15 @@ impl Exchange {
         self.mine.clear();
         self.mine.extend_from_slice(mine);
         self.mine.resize(len, 0.0);
-        let Some(collective) = &self.collective else { return Ok(&self.mine) };
+        let Some(collective) = &self.collective else {
+            return Ok(&self.mine);
+        };
         self.calls.gathers += 1;
         self.all.resize(len * collective.world_size(), 0.0);
-        let (mine, all) = (bytemuck::cast_slice(&self.mine), bytemuck::cast_slice_mut(&mut self.all));
+        let (mine, all) = (
+            bytemuck::cast_slice(&self.mine),
+            bytemuck::cast_slice_mut(&mut self.all),
+        );
         collective.all_gather(mine, all, self.deadline)?;
         Ok(&self.all)
     }

@@ -1,17 +1,21 @@
 //! What a rank takes of a GPU's memory, counted before anything is loaded.
 //!
-//! Weights and cache are exact. Workspaces are those of the largest usual step: activations, which are allocated when the rank opens,
-//! and what the device keeps besides, for which there is an allowance.
+//! Weights and cache are exact. Workspaces are those of the largest usual step: activations, which
+//! are allocated when the rank opens, and what the device keeps besides, for which there is an
+//! allowance.
+
+use palimpsest_kernels::{KvType, PageShape};
+use palimpsest_proto::kv;
 
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::CacheBytes;
 use crate::shard::Shard;
-use palimpsest_kernels::{KvType, PageShape};
-use palimpsest_proto::kv;
 
 // A coordinator admits by the first, a rank allocates by the second.
-const _: () = assert!(kv::NOTE_BYTES == PageShape::NOTE_BYTES as u64 && kv::PAGE_SLOTS == PageShape::SLOTS as u64);
+const _: () = assert!(
+    kv::NOTE_BYTES == PageShape::NOTE_BYTES as u64 && kv::PAGE_SLOTS == PageShape::SLOTS as u64
+);
 
 /// Sizes of a step that memory is set aside for. A larger one allocates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +27,13 @@ pub struct StepSize {
 }
 
 impl StepSize {
-    /// As coordinators plan them where they are not told otherwise: four strides of prompts, beside as many sequences as a large batch
-    /// has.
+    /// As coordinators plan them where they are not told otherwise: four strides of prompts, beside
+    /// as many sequences as a large batch has.
     pub const fn usual(stride: usize) -> Self {
-        Self { rows: 4 * stride + 64, logit_rows: 64 }
+        Self {
+            rows: 4 * stride + 64,
+            logit_rows: 64,
+        }
     }
 }
 
@@ -41,10 +48,12 @@ pub struct Footprint {
     pub workspaces: usize,
 }
 
-/// What is allowed for: descriptors, the library's workspace, a piece of a file's weights, captured graphs, trained scorers.
+/// What is allowed for: descriptors, the library's workspace, a piece of a file's weights, captured
+/// graphs, trained scorers.
 const ALLOWANCE: usize = 256 << 20;
-/// Lists of slots that stay and go at a boundary, scores and partial attention, for each slot of the pages: 8 bytes of lists, a quarter
-/// more where sizes are rounded up, what one sequence or one layer needs of the others, and page tables.
+/// Lists of slots that stay and go at a boundary, scores and partial attention, for each slot of
+/// the pages: 8 bytes of lists, a quarter more where sizes are rounded up, what one sequence or one
+/// layer needs of the others, and page tables.
 const SLOT_BYTES: usize = 13;
 
 impl Footprint {
@@ -58,25 +67,42 @@ impl Footprint {
     ) -> Self {
         let (query, key) = (shard.query_rows().len(), shard.key_rows().len());
         let (hidden, ffn) = (config.hidden, shard.ffn.len());
-        let matrix = |outputs: usize, inputs: usize| outputs * inputs.next_multiple_of(8) * element_bytes;
-        let layer =
-            matrix(query + 2 * key, hidden) + matrix(hidden, query) + matrix(2 * ffn, hidden) + matrix(hidden, ffn);
+        let matrix =
+            |outputs: usize, inputs: usize| outputs * inputs.next_multiple_of(8) * element_bytes;
+        let layer = matrix(query + 2 * key, hidden)
+            + matrix(hidden, query)
+            + matrix(2 * ffn, hidden)
+            + matrix(hidden, ffn);
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let weights = config.layers * layer + tables * matrix(shard.vocabulary.len(), hidden);
         let row = 2 * hidden + (query + 2 * key) + 2 * query + 3 * ffn + config.head_dim;
-        let activations = 4 * step.rows * row + 4 * step.logit_rows * (hidden + shard.vocabulary.len());
+        let activations =
+            4 * step.rows * row + 4 * step.logit_rows * (hidden + shard.vocabulary.len());
         let cast = (step.rows * hidden.max(query).max(ffn) * element_bytes).next_power_of_two();
         // A row-parallel product in fixed point.
-        let sums = if shard.is_whole() { 0 } else { (8 * step.rows * hidden).next_power_of_two() };
-        let page = PageShape { head_dim: config.head_dim, dtype };
+        let sums = if shard.is_whole() {
+            0
+        } else {
+            (8 * step.rows * hidden).next_power_of_two()
+        };
+        let page = PageShape {
+            head_dim: config.head_dim,
+            dtype,
+        };
         let slots = cache.pages / page.cost() * PageShape::SLOTS;
         let workspaces = activations + cast + sums + SLOT_BYTES * slots + ALLOWANCE;
-        Self { weights, cache: cache.pages + cache.latent, workspaces }
+        Self {
+            weights,
+            cache: cache.pages + cache.latent,
+            workspaces,
+        }
     }
 
     /// All together.
     pub const fn bytes(&self) -> usize {
-        self.weights.saturating_add(self.cache).saturating_add(self.workspaces)
+        self.weights
+            .saturating_add(self.cache)
+            .saturating_add(self.workspaces)
     }
 
     /// Checks that it fits into `free` bytes of a device's `total`.
@@ -84,7 +110,15 @@ impl Footprint {
     /// # Errors
     /// [`Error::DoesNotFit`] with all the numbers.
     pub fn check(self, free: usize, total: usize) -> Result<()> {
-        if self.bytes() <= free { Ok(()) } else { Err(Error::DoesNotFit { needed: self, free, total }) }
+        if self.bytes() <= free {
+            Ok(())
+        } else {
+            Err(Error::DoesNotFit {
+                needed: self,
+                free,
+                total,
+            })
+        }
     }
 }
 
@@ -95,8 +129,14 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_numbers() {
-        let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/llama");
-        let config = Model::open(std::path::Path::new(tiny)).expect("a fixture").config().clone();
+        let tiny = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/models/llama"
+        );
+        let config = Model::open(std::path::Path::new(tiny))
+            .expect("a fixture")
+            .config()
+            .clone();
         // Llama-3.1-8B.
         let config = ModelConfig {
             heads: 32,
@@ -112,17 +152,30 @@ mod tests {
         let shard = Shard::whole(&config);
         let of = |gib: usize| {
             let cache = CacheBytes::of(gib << 30, None);
-            Footprint::of(&config, &shard, 2, (cache, KvType::F16), StepSize::usual(256))
+            Footprint::of(
+                &config,
+                &shard,
+                2,
+                (cache, KvType::F16),
+                StepSize::usual(256),
+            )
         };
         let needed = of(40);
         assert_eq!((needed.weights, needed.cache), (16_059_990_016, 40 << 30));
-        assert!((1 << 30..4 << 30).contains(&needed.workspaces), "{needed:?}");
+        assert!(
+            (1 << 30..4 << 30).contains(&needed.workspaces),
+            "{needed:?}"
+        );
         needed.check(79 << 30, 80 << 30).expect("it fits");
-        let refused = of(63).check(79 << 30, 80 << 30).expect_err("weights and cache alone are as much as is free");
+        let refused = of(63)
+            .check(79 << 30, 80 << 30)
+            .expect_err("weights and cache alone are as much as is free");
         assert!(matches!(refused, Error::DoesNotFit { free, .. } if free == 79 << 30));
         let text = refused.to_string();
         assert!(
-            text.contains("79.0 GiB free of 80.0") && text.contains("63.0 GiB") && text.contains("15.0 GiB"),
+            text.contains("79.0 GiB free of 80.0")
+                && text.contains("63.0 GiB")
+                && text.contains("15.0 GiB"),
             "{text}"
         );
     }

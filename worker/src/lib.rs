@@ -1,8 +1,8 @@
 //! One rank: model, bounded KV cache, eviction, latent memory.
 //!
 //! Rooms, top floor first; a room uses only what stands below it:
-//! `server` (gRPC, device thread, group) ▸ `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv` (boundary, budget, cache) ▸ `policy` · `memory` · `collective` ·
-//! `sampler` · `trace`.
+//! `server` (gRPC, device thread, group) ▸ `runner` ▸ `model` (decoder, files) ▸ `layers` ▸ `kv`
+//! (boundary, budget, cache) ▸ `policy` · `memory` · `collective` · `sampler` · `trace`.
 #![deny(unsafe_code)]
 
 pub mod collective;

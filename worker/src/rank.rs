@@ -1,4 +1,14 @@
-//! Opening a rank: a model file becomes a [`Runner`] and the [`RankInfo`] that tells the coordinator what it is.
+//! Opening a rank: a model file becomes a [`Runner`] and the [`RankInfo`] that tells the
+//! coordinator what it is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use palimpsest_kernels::{Backend, KvType};
+use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
+use palimpsest_proto::v1::KvContract;
+use prost::Message;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
 use crate::footprint::StepSize;
@@ -11,13 +21,6 @@ use crate::model::tokenizer::TokenizerFiles;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
 use crate::shard::{Place, Shard};
-use palimpsest_kernels::{Backend, KvType};
-use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
-use palimpsest_proto::v1::KvContract;
-use prost::Message;
-use std::path::PathBuf;
-use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3;
 
 /// How a rank runs its model.
 pub struct RankOptions {
@@ -35,8 +38,8 @@ pub struct RankOptions {
     pub indexer: Option<Indexer>,
     /// Contract of requests that do not say.
     pub default_kv: KvContract,
-    /// The largest step that memory is allocated for at start. `None`: it is allocated when steps come, for devices that commit memory
-    /// as it is used.
+    /// The largest step that memory is allocated for at start. `None`: it is allocated when steps
+    /// come, for devices that commit memory as it is used.
     pub step: Option<StepSize>,
     /// Which part of the model this rank holds.
     pub place: Place,
@@ -54,7 +57,8 @@ pub struct Rank<B: Backend> {
 pub const DEFAULT_BUDGET: u32 = 1024;
 
 impl<B: Backend> Rank<B> {
-    /// Opens a rank of a group. One that is not alone needs [`Runner::join`] before its first plan. `progress` is called with the fraction of the weights packed.
+    /// Opens a rank of a group. One that is not alone needs [`Runner::join`] before its first plan.
+    /// `progress` is called with the fraction of the weights packed.
     ///
     /// # Errors
     /// What is wrong with the model or the indexer.
@@ -62,7 +66,13 @@ impl<B: Backend> Rank<B> {
         let place = options.place;
         let model = Model::open(&options.model)?;
         let shard = Shard::new(model.config(), place)?;
-        let decoder = Decoder::load(Arc::new(backend), model.weights(), shard, options.stride.into(), progress)?;
+        let decoder = Decoder::load(
+            Arc::new(backend),
+            model.weights(),
+            shard,
+            options.stride.into(),
+            progress,
+        )?;
         let mut runner = Runner::new(decoder, options.kv, options.cache, policy::heuristics())?;
         if let Some(indexer) = &options.indexer {
             runner.set_indexer(Arc::new(indexer.clone()))?;
@@ -73,7 +83,12 @@ impl<B: Backend> Rank<B> {
         let tokenizer = model.tokenizer()?;
         let default_kv = default_contract(&options, runner.policies())?;
         let memories = memories(&options).into_iter().map(str::to_string).collect();
-        let mut info = model_info(runner.decoder().config(), tokenizer, runner.policies(), default_kv);
+        let mut info = model_info(
+            runner.decoder().config(),
+            tokenizer,
+            runner.policies(),
+            default_kv,
+        );
         if !options.name.is_empty() {
             info.name = options.name;
         }
@@ -82,7 +97,12 @@ impl<B: Backend> Rank<B> {
         info.stride = options.stride;
         info.memories = memories;
         let device = runner.decoder().backend().name();
-        let digest = group_digest(&info, model.weights().digest(), options.indexer.as_ref(), &device);
+        let digest = group_digest(
+            &info,
+            model.weights().digest(),
+            options.indexer.as_ref(),
+            &device,
+        );
         let info = RankInfo {
             rank: place.rank as u32,
             world_size: place.world_size as u32,
@@ -112,7 +132,8 @@ fn group_digest(info: &ModelInfo, weights: u64, indexer: Option<&Indexer>, devic
     hash.digest()
 }
 
-/// Fills what the operator left open: the learned policy and its memory where there is one, else the window.
+/// Fills what the operator left open: the learned policy and its memory where there is one, else
+/// the window.
 fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Result<KvContract> {
     let mut kv = options.default_kv.clone();
     if kv.policy.is_empty() {
@@ -124,16 +145,30 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
         kv.budget = DEFAULT_BUDGET;
     }
     if kv.memory.is_empty() {
-        // The memory pays for its bytes beside the learned policy, and not beside the heuristics: EVALUATION.md.
-        kv.memory = if kv.policy == Retention::NAME { "centroid" } else { "none" }.into();
+        // The memory pays for its bytes beside the learned policy, and not beside the heuristics:
+        // EVALUATION.md.
+        kv.memory = if kv.policy == Retention::NAME {
+            "centroid"
+        } else {
+            "none"
+        }
+        .into();
     }
     let memories = memories(options);
     if !memories.contains(&kv.memory.as_str()) {
         let names = memories.join(", ");
-        return Err(Error::Contract(format!("memory `{}` is not one of {names}", kv.memory)));
+        return Err(Error::Contract(format!(
+            "memory `{}` is not one of {names}",
+            kv.memory
+        )));
     }
     if kv.head_budget.is_empty() {
-        kv.head_budget = if policy.comparable() { "column" } else { "uniform" }.into();
+        kv.head_budget = if policy.comparable() {
+            "column"
+        } else {
+            "uniform"
+        }
+        .into();
     }
     if kv.positions.is_empty() {
         kv.positions = "absolute".into();
@@ -143,7 +178,12 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
 
 /// Memories that requests may name.
 fn memories(options: &RankOptions) -> Vec<&'static str> {
-    memory::names(options.indexer.as_ref().is_some_and(|indexer| indexer.associative.is_some()))
+    memory::names(
+        options
+            .indexer
+            .as_ref()
+            .is_some_and(|indexer| indexer.associative.is_some()),
+    )
 }
 
 fn model_info(

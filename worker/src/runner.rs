@@ -1,6 +1,19 @@
-//! The device thread of a rank: it owns the model, the arena and the sequences; a plan goes in, an output comes out.
+//! The device thread of a rank: it owns the model, the arena and the sequences; a plan goes in, an
+//! output comes out.
 //!
-//! The runner never decides. What a plan asks that a sequence's state does not allow fails that sequence alone.
+//! The runner never decides. What a plan asks that a sequence's state does not allow fails that
+//! sequence alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use palimpsest_kernels::sample::{LogitEdit, SampleItem};
+use palimpsest_kernels::{Backend, KvType, PageShape};
+use palimpsest_proto::internal::v1 as internal;
+use palimpsest_proto::v1;
+use prost::Message;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::collective::Collective;
 use crate::error::{Error, Result};
@@ -11,15 +24,6 @@ use crate::model::decoder::{Answer, Arena, CacheBytes, Capture, Decoder, Logits,
 use crate::policy::{self, Policy, QueryIndexer, Retention};
 use crate::sampler::{Choice, Sampler};
 use crate::trace::Traces;
-use palimpsest_kernels::sample::{LogitEdit, SampleItem};
-use palimpsest_kernels::{Backend, KvType, PageShape};
-use palimpsest_proto::internal::v1 as internal;
-use palimpsest_proto::v1;
-use prost::Message;
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Instant;
-use xxhash_rust::xxh3::Xxh3;
 
 /// One sequence on this rank.
 struct Sequence {
@@ -57,7 +61,12 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(decoder: Decoder<B>, kv: KvType, bytes: CacheBytes, policies: Vec<Arc<dyn Policy>>) -> Result<Self> {
+    pub fn new(
+        decoder: Decoder<B>,
+        kv: KvType,
+        bytes: CacheBytes,
+        policies: Vec<Arc<dyn Policy>>,
+    ) -> Result<Self> {
         let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, bytes)?;
         Ok(Self {
             traces: Traces::new(decoder.shard().place.rank),
@@ -93,9 +102,11 @@ impl<B: Backend> Runner<B> {
     /// [`Error::Indexer`] when it was made for another model.
     pub fn set_indexer(&mut self, indexer: Arc<Indexer>) -> Result<()> {
         self.decoder.set_indexer(&indexer)?;
-        self.policies.retain(|p| ![Retention::NAME, QueryIndexer::NAME].contains(&p.name()));
+        self.policies
+            .retain(|p| ![Retention::NAME, QueryIndexer::NAME].contains(&p.name()));
         if let Some(query) = &indexer.query {
-            self.policies.push(Arc::new(QueryIndexer::new(query.clone())));
+            self.policies
+                .push(Arc::new(QueryIndexer::new(query.clone())));
         }
         self.policies.push(Arc::new(Retention::new(indexer)));
         Ok(())
@@ -106,8 +117,8 @@ impl<B: Backend> Runner<B> {
         self.decoder.set_capture(capture);
     }
 
-    /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From here on plans of other
-    /// epochs are refused.
+    /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From
+    /// here on plans of other epochs are refused.
     pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
         let sequences: Vec<u64> = self.sequences.keys().copied().collect();
         sequences.into_iter().for_each(|id| self.reclaim(id));
@@ -149,16 +160,20 @@ impl<B: Backend> Runner<B> {
     pub fn digest(&self, sequence: u64) -> Result<Option<u64>> {
         let backend = &**self.decoder.backend();
         let head_dim = self.arena.shape.head_dim;
-        self.sequences.get(&sequence).map(|s| s.cache.digest(backend, &self.arena.pages, head_dim)).transpose()
+        self.sequences
+            .get(&sequence)
+            .map(|s| s.cache.digest(backend, &self.arena.pages, head_dim))
+            .transpose()
     }
 
-    /// Whether the device has failed. What is on it is gone, the weights too: only a new process can go on.
+    /// Whether the device has failed. What is on it is gone, the weights too: only a new process
+    /// can go on.
     pub fn is_lost(&self) -> bool {
         self.lost
     }
 
-    /// A fault for tests: in these steps of the model, counted from 1 over all epochs, this rank computes something that the
-    /// others do not.
+    /// A fault for tests: in these steps of the model, counted from 1 over all epochs, this rank
+    /// computes something that the others do not.
     pub fn diverge_at(&mut self, steps: Vec<u64>) {
         self.diverge_at = steps;
     }
@@ -167,8 +182,16 @@ impl<B: Backend> Runner<B> {
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();
         if let Some(joined) = self.epoch.filter(|&number| number != plan.epoch) {
-            let error = format!("this rank is in epoch {joined}, the plan is of epoch {}", plan.epoch);
-            return internal::StepOutput { epoch: plan.epoch, step: plan.step, error, ..Default::default() };
+            let error = format!(
+                "this rank is in epoch {joined}, the plan is of epoch {}",
+                plan.epoch
+            );
+            return internal::StepOutput {
+                epoch: plan.epoch,
+                step: plan.step,
+                error,
+                ..Default::default()
+            };
         }
         for id in &plan.release {
             self.reclaim(*id);
@@ -188,13 +211,20 @@ impl<B: Backend> Runner<B> {
         if !admitted.is_empty() {
             self.steps += 1;
             if self.diverge_at.contains(&self.steps) {
-                tracing::warn!("diverging in epoch {}, step {}, as was asked", plan.epoch, plan.step);
+                tracing::warn!(
+                    "diverging in epoch {}, step {}, as was asked",
+                    plan.epoch,
+                    plan.step
+                );
                 self.decoder.perturb_next_step();
             }
             match self.run(&mut admitted) {
                 Ok(done) => outputs.extend(done),
                 Err(failure) => {
-                    self.lost |= matches!(failure, Error::Kernel(palimpsest_kernels::Error::Device { .. }));
+                    self.lost |= matches!(
+                        failure,
+                        Error::Kernel(palimpsest_kernels::Error::Device { .. })
+                    );
                     error = failure.to_string();
                 }
             }
@@ -211,10 +241,16 @@ impl<B: Backend> Runner<B> {
             outputs.clear();
             for mut a in admitted {
                 self.traces.end(a.step.sequence);
-                self.arena.reclaim(&**self.decoder.backend(), &mut a.sequence.cache);
+                self.arena
+                    .reclaim(&**self.decoder.backend(), &mut a.sequence.cache);
             }
         }
-        let order: HashMap<u64, usize> = plan.sequences.iter().enumerate().map(|(i, s)| (s.sequence, i)).collect();
+        let order: HashMap<u64, usize> = plan
+            .sequences
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (s.sequence, i))
+            .collect();
         outputs.sort_by_key(|o| order.get(&o.sequence).copied());
         internal::StepOutput {
             epoch: plan.epoch,
@@ -229,33 +265,46 @@ impl<B: Backend> Runner<B> {
     fn reclaim(&mut self, id: u64) {
         self.traces.end(id);
         if let Some(mut sequence) = self.sequences.remove(&id) {
-            self.arena.reclaim(&**self.decoder.backend(), &mut sequence.cache);
+            self.arena
+                .reclaim(&**self.decoder.backend(), &mut sequence.cache);
         }
     }
 
     /// Takes the sequence out of the table for this step, creating it in its first.
     fn admit(&mut self, step: &internal::SequenceStep) -> Result<Sequence> {
-        let refuse = |what: String| Error::Plan { sequence: step.sequence, what };
+        let refuse = |what: String| Error::Plan {
+            sequence: step.sequence,
+            what,
+        };
         if step.init.is_some() && self.sequences.contains_key(&step.sequence) {
             return Err(refuse("started twice".into()));
         }
         let mut sequence = match &step.init {
             Some(init) => self.create(init)?,
-            None => self.sequences.remove(&step.sequence).ok_or_else(|| refuse("is not known here".into()))?,
+            None => self
+                .sequences
+                .remove(&step.sequence)
+                .ok_or_else(|| refuse("is not known here".into()))?,
         };
         let (seen, count) = (sequence.cache.seen, step.tokens.len() as u64);
         let room = self.decoder.stride() - seen % self.decoder.stride();
         let vocabulary = self.decoder.config().vocabulary;
         let problem = if step.position != seen {
-            Some(format!("plan starts at position {}, the sequence is at {seen}", step.position))
+            Some(format!(
+                "plan starts at position {}, the sequence is at {seen}",
+                step.position
+            ))
         } else if count == 0 || count > room {
-            Some(format!("{count} tokens at position {seen}; a step has 1 to {room}"))
+            Some(format!(
+                "{count} tokens at position {seen}; a step has 1 to {room}"
+            ))
         } else {
             let bad = step.tokens.iter().find(|&&t| t as usize >= vocabulary);
             bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
         };
         if let Some(what) = problem {
-            self.arena.reclaim(&**self.decoder.backend(), &mut sequence.cache);
+            self.arena
+                .reclaim(&**self.decoder.backend(), &mut sequence.cache);
             return Err(refuse(what));
         }
         let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
@@ -267,19 +316,30 @@ impl<B: Backend> Runner<B> {
     fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
         let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
         let cache = new_cache(&self.decoder, &mut self.arena, contract, &self.policies)?;
-        let sampler = Sampler::new(init.sampling.clone().unwrap_or_default(), init.banned.clone());
-        Ok(Sequence { cache, sampler, prompt_tokens: init.prompt_tokens })
+        let sampler = Sampler::new(
+            init.sampling.clone().unwrap_or_default(),
+            init.banned.clone(),
+        );
+        Ok(Sequence {
+            cache,
+            sampler,
+            prompt_tokens: init.prompt_tokens,
+        })
     }
 
     /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
     fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
-        let edits: Vec<Vec<LogitEdit>> = admitted.iter().map(|a| a.sequence.sampler.edits()).collect();
+        let edits: Vec<Vec<LogitEdit>> = admitted
+            .iter()
+            .map(|a| a.sequence.sampler.edits())
+            .collect();
         let choices: Vec<Option<SampleItem<'_>>> = admitted
             .iter()
             .zip(&edits)
             .map(|(a, edits)| {
                 let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
-                // Log-probabilities are the model's own: they need the logits before the edits, here.
+                // Log-probabilities are the model's own: they need the logits before the edits,
+                // here.
                 let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
                 (!here).then(|| a.sequence.sampler.item(edits, position))
             })
@@ -289,19 +349,27 @@ impl<B: Backend> Runner<B> {
             .map(|a| Piece {
                 cache: &mut a.sequence.cache,
                 tokens: &a.step.tokens,
-                logits: if a.step.sample { Logits::Last } else { Logits::None },
+                logits: if a.step.sample {
+                    Logits::Last
+                } else {
+                    Logits::None
+                },
             })
             .collect();
         let answers = self.decoder.step(&mut self.arena, &mut pieces, &choices)?;
         drop(pieces);
         let page_bytes = self.arena.shape.cost() as u64;
-        let outputs = admitted.iter().zip(answers).map(|(a, answer)| output(a, answer, page_bytes));
+        let outputs = admitted
+            .iter()
+            .zip(answers)
+            .map(|(a, answer)| output(a, answer, page_bytes));
         Ok(outputs.collect())
     }
 
-    /// Digest of what must agree on all ranks of a group: the plan, the numbers that every rank has of every sequence
-    /// after the last layer, how much was evicted, and the sampled tokens. Which slots a head keeps is decided by the
-    /// ranks that hold it alone; a wrong decision there reaches all ranks through the next sum.
+    /// Digest of what must agree on all ranks of a group: the plan, the numbers that every rank has
+    /// of every sequence after the last layer, how much was evicted, and the sampled tokens. Which
+    /// slots a head keeps is decided by the ranks that hold it alone; a wrong decision there
+    /// reaches all ranks through the next sum.
     fn step_digest(&self, plan: &internal::StepPlan, outputs: &[internal::SequenceOutput]) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(&plan.encode_to_vec());
@@ -313,7 +381,8 @@ impl<B: Backend> Runner<B> {
             hash.update(&output.sequence.to_le_bytes());
             hash.update(&output.token.unwrap_or(u32::MAX).to_le_bytes());
             let cache = self.sequences.get(&output.sequence).map(|s| &s.cache);
-            // Where ranks share a pool they evict different numbers; otherwise every KV head evicts the same.
+            // Where ranks share a pool they evict different numbers; otherwise every KV head evicts
+            // the same.
             if let Some(cache) = cache.filter(|cache| !cache.contract.head_budget.spans_ranks()) {
                 hash.update(&(cache.evicted / shard.kv_heads.len() as u64).to_le_bytes());
             }
@@ -325,8 +394,8 @@ impl<B: Backend> Runner<B> {
 /// An empty cache for one sequence under `contract`.
 ///
 /// # Errors
-/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small; those of the kernels when the
-/// device has no room for the memory.
+/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small;
+/// those of the kernels when the device has no room for the memory.
 pub fn new_cache<B: Backend>(
     decoder: &Decoder<B>,
     arena: &mut Arena<B>,
@@ -343,16 +412,31 @@ pub fn new_cache<B: Backend>(
     cache.leads = decoder.shard().leads;
     let entry_bytes = arena.shape.dtype.slot_bytes(config.head_dim);
     let (name, entries) = (&cache.contract.memory, cache.contract.memory_slots);
-    if let Some(kind) = memory::kind(name, entries, (entry_bytes, config.head_dim), decoder.features())? {
+    if let Some(kind) = memory::kind(
+        name,
+        entries,
+        (entry_bytes, config.head_dim),
+        decoder.features(),
+    )? {
         let heads = cache.heads.len();
-        let id = decoder.backend().alloc_latent(&mut arena.pages, kind, heads)?;
-        cache.memory = Some(Memory { id, kind, bytes: 4 * heads * kind.head_values(config.head_dim) });
+        let id = decoder
+            .backend()
+            .alloc_latent(&mut arena.pages, kind, heads)?;
+        cache.memory = Some(Memory {
+            id,
+            kind,
+            bytes: 4 * heads * kind.head_values(config.head_dim),
+        });
     }
     Ok(cache)
 }
 
 fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
-    internal::SequenceOutput { sequence, error: error.to_string(), ..Default::default() }
+    internal::SequenceOutput {
+        sequence,
+        error: error.to_string(),
+        ..Default::default()
+    }
 }
 
 fn output(admitted: &Admitted<'_>, answer: Answer, page_bytes: u64) -> internal::SequenceOutput {
@@ -369,7 +453,10 @@ fn output(admitted: &Admitted<'_>, answer: Answer, page_bytes: u64) -> internal:
     };
     if step.sample {
         let choice = match answer {
-            Answer::Token(token) => token.map(|token| Choice { token, logprob: None }),
+            Answer::Token(token) => token.map(|token| Choice {
+                token,
+                logprob: None,
+            }),
             Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
         };
         let Some(choice) = choice else {
@@ -387,10 +474,16 @@ fn output(admitted: &Admitted<'_>, answer: Answer, page_bytes: u64) -> internal:
 
 /// Which positions each head retains.
 pub fn retention(cache: &SequenceCache) -> v1::RetentionReport {
-    let heads = cache.heads.iter().enumerate().map(|(index, head)| v1::HeadRetention {
-        layer: (index / cache.kv_heads) as u32,
-        kv_head: (cache.first_kv_head + index % cache.kv_heads) as u32,
-        positions: head.positions.clone(),
-    });
-    v1::RetentionReport { heads: heads.collect() }
+    let heads = cache
+        .heads
+        .iter()
+        .enumerate()
+        .map(|(index, head)| v1::HeadRetention {
+            layer: (index / cache.kv_heads) as u32,
+            kv_head: (cache.first_kv_head + index % cache.kv_heads) as u32,
+            positions: head.positions.clone(),
+        });
+    v1::RetentionReport {
+        heads: heads.collect(),
+    }
 }

@@ -1,10 +1,13 @@
-//! Choosing the next token: what a request asks for, as the kernels take it ([`palimpsest_kernels::sample`]). Draws are a function
-//! of (seed, position), so a replay or a resumed sequence samples the same.
+//! Choosing the next token: what a request asks for, as the kernels take it
+//! ([`palimpsest_kernels::sample`]). Draws are a function of (seed, position), so a replay or a
+//! resumed sequence samples the same.
 
-use crate::policy::splitmix;
+use std::collections::BTreeMap;
+
 use palimpsest_kernels::sample::{self, LogitEdit, SampleItem};
 use palimpsest_proto::v1::{Sampling, TokenLogprob};
-use std::collections::BTreeMap;
+
+use crate::policy::splitmix;
 
 /// Sampling state of one sequence: its parameters and how often each token occurred.
 pub struct Sampler {
@@ -32,12 +35,18 @@ pub struct Choice {
 impl Sampler {
     /// A sampler for validated parameters; `banned` tokens are never chosen.
     pub fn new(params: Sampling, banned: Vec<u32>) -> Self {
-        Self { params, banned, counts: BTreeMap::new() }
+        Self {
+            params,
+            banned,
+            counts: BTreeMap::new(),
+        }
     }
 
     fn penalised(&self) -> bool {
         let p = &self.params;
-        p.repetition_penalty.unwrap_or(1.0) != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0
+        p.repetition_penalty.unwrap_or(1.0) != 1.0
+            || p.frequency_penalty != 0.0
+            || p.presence_penalty != 0.0
     }
 
     /// Takes note of tokens the sequence has read; `generated` are tokens of the answer.
@@ -60,8 +69,8 @@ impl Sampler {
         self.params.logprobs.is_some()
     }
 
-    /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`; `None` when one of them
-    /// is not a number.
+    /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`;
+    /// `None` when one of them is not a number.
     pub fn sample(&self, logits: &mut [f32], position: u64) -> Option<Choice> {
         let raw_lse = self.params.logprobs.map(|_| log_sum_exp(logits));
         let reported = raw_lse.map(|lse| (lse, self.top(logits)));
@@ -72,14 +81,19 @@ impl Sampler {
             logprob: raw[token as usize] - lse,
             top: top
                 .into_iter()
-                .map(|id| TokenLogprob { id, logprob: raw[id as usize] - lse, ..Default::default() })
+                .map(|id| TokenLogprob {
+                    id,
+                    logprob: raw[id as usize] - lse,
+                    ..Default::default()
+                })
                 .collect(),
             ..Default::default()
         });
         Some(Choice { token, logprob })
     }
 
-    /// How the token for absolute position `position` is chosen, once `edits` are those of [`Self::edits`]. Row 0.
+    /// How the token for absolute position `position` is chosen, once `edits` are those of
+    /// [`Self::edits`]. Row 0.
     pub fn item<'a>(&self, edits: &'a [LogitEdit], position: u64) -> SampleItem<'a> {
         let p = &self.params;
         SampleItem {
@@ -105,14 +119,25 @@ impl Sampler {
         let p = &self.params;
         let mut edits = BTreeMap::new();
         for (&id, &bias) in &p.logit_bias {
-            edits.insert(id, LogitEdit { bias, flags: LogitEdit::BIAS, ..LogitEdit::none(id) });
+            edits.insert(
+                id,
+                LogitEdit {
+                    bias,
+                    flags: LogitEdit::BIAS,
+                    ..LogitEdit::none(id)
+                },
+            );
         }
         for (&id, seen) in &self.counts {
             let edit = edits.entry(id).or_insert_with(|| LogitEdit::none(id));
             edit.flags |= LogitEdit::PENALTIES;
             edit.repetition = p.repetition_penalty.unwrap_or(1.0);
             edit.frequency = seen.generated as f32 * p.frequency_penalty;
-            edit.presence = if seen.generated > 0 { p.presence_penalty } else { 0.0 };
+            edit.presence = if seen.generated > 0 {
+                p.presence_penalty
+            } else {
+                0.0
+            };
         }
         for &id in &self.banned {
             edits.entry(id).or_insert_with(|| LogitEdit::none(id)).flags |= LogitEdit::BANNED;
@@ -154,7 +179,11 @@ mod tests {
 
     #[test]
     fn draws_follow_the_softmax_and_repeat_by_seed() {
-        let s = sampler(Sampling { temperature: Some(1.0), seed: Some(3), ..Default::default() });
+        let s = sampler(Sampling {
+            temperature: Some(1.0),
+            seed: Some(3),
+            ..Default::default()
+        });
         let logits = [0.0f32, 1.0, 2.0, -1.0];
         let mut hits = [0u32; 4];
         let n = 20_000;
@@ -166,7 +195,10 @@ mod tests {
         let lse = log_sum_exp(&logits);
         for (hit, logit) in hits.iter().zip(logits) {
             let want = (logit - lse).exp() * n as f32;
-            assert!((*hit as f32 - want).abs() < 4.0 * want.sqrt() + 1.0, "{hit} drawn, {want} expected");
+            assert!(
+                (*hit as f32 - want).abs() < 4.0 * want.sqrt() + 1.0,
+                "{hit} drawn, {want} expected"
+            );
         }
     }
 
@@ -174,37 +206,92 @@ mod tests {
     fn top_k_top_p_and_min_p_cut_the_tail() {
         let logits = [3.0f32, 2.0, 1.0, 0.0];
         let seen = |params: Sampling| {
-            let s = sampler(Sampling { temperature: Some(1.0), seed: Some(1), ..params });
-            let mut ids: Vec<_> = (0..2000).map(|p| token(&s, &mut logits.clone(), p)).collect();
+            let s = sampler(Sampling {
+                temperature: Some(1.0),
+                seed: Some(1),
+                ..params
+            });
+            let mut ids: Vec<_> = (0..2000)
+                .map(|p| token(&s, &mut logits.clone(), p))
+                .collect();
             ids.sort_unstable();
             ids.dedup();
             ids
         };
-        assert_eq!(seen(Sampling { top_k: 2, ..Default::default() }), [0, 1]);
+        assert_eq!(
+            seen(Sampling {
+                top_k: 2,
+                ..Default::default()
+            }),
+            [0, 1]
+        );
         // 0.644 + 0.237 = 0.88: the third token is needed to reach 0.9
-        assert_eq!(seen(Sampling { top_p: Some(0.9), ..Default::default() }), [0, 1, 2]);
-        assert_eq!(seen(Sampling { top_p: Some(0.0), ..Default::default() }), [0]);
+        assert_eq!(
+            seen(Sampling {
+                top_p: Some(0.9),
+                ..Default::default()
+            }),
+            [0, 1, 2]
+        );
+        assert_eq!(
+            seen(Sampling {
+                top_p: Some(0.0),
+                ..Default::default()
+            }),
+            [0]
+        );
         // exp(-1) = 0.37 passes 0.3, exp(-2) = 0.14 does not
-        assert_eq!(seen(Sampling { min_p: 0.3, ..Default::default() }), [0, 1]);
+        assert_eq!(
+            seen(Sampling {
+                min_p: 0.3,
+                ..Default::default()
+            }),
+            [0, 1]
+        );
         assert_eq!(seen(Sampling::default()), [0, 1, 2, 3]);
     }
 
     #[test]
     fn penalties_and_bias_move_the_choice() {
-        let mut s = sampler(Sampling { frequency_penalty: 0.6, presence_penalty: 0.5, ..Default::default() });
+        let mut s = sampler(Sampling {
+            frequency_penalty: 0.6,
+            presence_penalty: 0.5,
+            ..Default::default()
+        });
         s.observe(&[1], true);
-        assert_eq!(token(&s, &mut [0.0, 1.0], 0), 0, "1.0 - 0.6 - 0.5 is below 0");
-        let mut s = sampler(Sampling { repetition_penalty: Some(2.0), ..Default::default() });
+        assert_eq!(
+            token(&s, &mut [0.0, 1.0], 0),
+            0,
+            "1.0 - 0.6 - 0.5 is below 0"
+        );
+        let mut s = sampler(Sampling {
+            repetition_penalty: Some(2.0),
+            ..Default::default()
+        });
         s.observe(&[1], false);
         assert_eq!(token(&s, &mut [0.6, 1.0], 0), 0, "1.0 / 2 is below 0.6");
-        let s = sampler(Sampling { logit_bias: [(0, 5.0)].into(), ..Default::default() });
+        let s = sampler(Sampling {
+            logit_bias: [(0, 5.0)].into(),
+            ..Default::default()
+        });
         assert_eq!(token(&s, &mut [0.0, 1.0], 0), 0);
-        assert_eq!(token(&Sampler::new(Sampling::default(), vec![1]), &mut [0.0, 1.0], 0), 0);
+        assert_eq!(
+            token(
+                &Sampler::new(Sampling::default(), vec![1]),
+                &mut [0.0, 1.0],
+                0
+            ),
+            0
+        );
     }
 
     #[test]
     fn logprobs_are_those_of_the_model_not_of_the_adjusted_logits() {
-        let s = sampler(Sampling { logprobs: Some(2), logit_bias: [(0, 9.0)].into(), ..Default::default() });
+        let s = sampler(Sampling {
+            logprobs: Some(2),
+            logit_bias: [(0, 9.0)].into(),
+            ..Default::default()
+        });
         let choice = s.sample(&mut [0.0, 1.0, 2.0], 0).expect("numbers");
         let logprob = choice.logprob.expect("asked for");
         let lse = log_sum_exp(&[0.0, 1.0, 2.0]);

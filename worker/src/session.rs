@@ -1,10 +1,11 @@
 //! Sequences driven by hand: what benchmarks, calibration and evaluation use instead of a server.
 
+use palimpsest_kernels::Backend;
+
 use crate::error::Result;
 use crate::kv::{Contract, HeadSlots, SequenceCache};
 use crate::model::decoder::{Logits, Piece};
 use crate::runner::{Runner, new_cache};
-use palimpsest_kernels::Backend;
 
 /// A sequence on a runner that nothing else uses meanwhile.
 pub struct Session<'a, B: Backend> {
@@ -25,7 +26,12 @@ impl<'a, B: Backend> Session<'a, B> {
     /// # Errors
     /// See [`new_cache`].
     pub fn open(runner: &'a mut Runner<B>, contract: Contract) -> Result<Self> {
-        let cache = new_cache(&runner.decoder, &mut runner.arena, contract, &runner.policies)?;
+        let cache = new_cache(
+            &runner.decoder,
+            &mut runner.arena,
+            contract,
+            &runner.policies,
+        )?;
         Ok(Self { runner, cache })
     }
 
@@ -56,9 +62,20 @@ impl<'a, B: Backend> Session<'a, B> {
             let room = stride - self.cache.seen as usize % stride;
             let (piece, after) = rest.split_at(room.min(rest.len()));
             rest = after;
-            let logits = if logits == Logits::Last && !rest.is_empty() { Logits::None } else { logits };
-            let mut pieces = [Piece { cache: &mut self.cache, tokens: piece, logits }];
-            let mut out = self.runner.decoder.forward(&mut self.runner.arena, &mut pieces)?;
+            let logits = if logits == Logits::Last && !rest.is_empty() {
+                Logits::None
+            } else {
+                logits
+            };
+            let mut pieces = [Piece {
+                cache: &mut self.cache,
+                tokens: piece,
+                logits,
+            }];
+            let mut out = self
+                .runner
+                .decoder
+                .forward(&mut self.runner.arena, &mut pieces)?;
             wanted.append(&mut out[0]);
         }
         Ok(wanted)
@@ -74,7 +91,13 @@ impl<'a, B: Backend> Session<'a, B> {
         let size = slots.len() * self.runner.arena.shape.head_dim;
         let (mut keys, mut values) = (vec![0.0; size], vec![0.0; size]);
         let backend = &**self.runner.decoder.backend();
-        backend.read_slots(&self.runner.arena.pages, slots.view(slots.len()), &all, &mut keys, &mut values)?;
+        backend.read_slots(
+            &self.runner.arena.pages,
+            slots.view(slots.len()),
+            &all,
+            &mut keys,
+            &mut values,
+        )?;
         Ok((keys, values))
     }
 
@@ -83,7 +106,12 @@ impl<'a, B: Backend> Session<'a, B> {
     /// # Errors
     /// See [`new_cache`].
     pub fn restart(&mut self) -> Result<()> {
-        let Runner { decoder, arena, policies, .. } = &mut *self.runner;
+        let Runner {
+            decoder,
+            arena,
+            policies,
+            ..
+        } = &mut *self.runner;
         arena.reclaim(&**decoder.backend(), &mut self.cache);
         self.cache = new_cache(decoder, arena, self.cache.contract.clone(), policies)?;
         Ok(())
@@ -91,20 +119,28 @@ impl<'a, B: Backend> Session<'a, B> {
 
     /// The place where the sequence stands.
     pub fn mark(&self) -> Mark {
-        Mark { heads: self.cache.heads.clone(), seen: self.cache.seen, next_rotary: self.cache.next_rotary }
+        Mark {
+            heads: self.cache.heads.clone(),
+            seen: self.cache.seen,
+            next_rotary: self.cache.next_rotary,
+        }
     }
 
-    /// Forgets what was read since `mark`, so that something else can be read in its place. Returns whether it could:
-    /// after an eviction there is no way back, and nothing changes.
+    /// Forgets what was read since `mark`, so that something else can be read in its place. Returns
+    /// whether it could: after an eviction there is no way back, and nothing changes.
     pub fn rewind(&mut self, mark: &Mark) -> bool {
         let stride = self.stride() as u64;
         let cache = &mut self.cache;
-        // Between two boundaries slots are only added at the end, and what changes of the others is in the mark.
+        // Between two boundaries slots are only added at the end, and what changes of the others is
+        // in the mark.
         if cache.contract.exact_slots().is_some() && mark.seen / stride != cache.seen / stride {
             return false;
         }
         for (head, old) in cache.heads.iter_mut().zip(&mark.heads) {
-            self.runner.arena.pool.give_back(&mut head.pages, old.pages.len());
+            self.runner
+                .arena
+                .pool
+                .give_back(&mut head.pages, old.pages.len());
             *head = old.clone();
         }
         (cache.seen, cache.next_rotary) = (mark.seen, mark.next_rotary);
@@ -117,7 +153,11 @@ impl<'a, B: Backend> Session<'a, B> {
     /// Those of the kernels.
     pub fn digest(&self) -> Result<u64> {
         let arena = &self.runner.arena;
-        self.cache.digest(&**self.runner.decoder.backend(), &arena.pages, arena.shape.head_dim)
+        self.cache.digest(
+            &**self.runner.decoder.backend(),
+            &arena.pages,
+            arena.shape.head_dim,
+        )
     }
 
     /// Returns the sequence's memory. Dropping does the same.
@@ -143,21 +183,32 @@ impl<'a, B: Backend> Batch<'a, B> {
     /// # Errors
     /// See [`new_cache`].
     pub fn open(runner: &'a mut Runner<B>, contract: &Contract, count: usize) -> Result<Self> {
-        let mut one = || new_cache(&runner.decoder, &mut runner.arena, contract.clone(), &runner.policies);
+        let mut one = || {
+            new_cache(
+                &runner.decoder,
+                &mut runner.arena,
+                contract.clone(),
+                &runner.policies,
+            )
+        };
         let caches = (0..count).map(|_| one()).collect::<Result<_>>()?;
         Ok(Self { runner, caches })
     }
 
-    /// Gives every sequence `count` slots as if it had read as many tokens, without computing them: their keys and values are
-    /// what the pages hold. The time of a step does not depend on that, what it answers does.
+    /// Gives every sequence `count` slots as if it had read as many tokens, without computing them:
+    /// their keys and values are what the pages hold. The time of a step does not depend on that,
+    /// what it answers does.
     ///
     /// # Errors
     /// [`crate::Error::PagesExhausted`].
     pub fn assume(&mut self, count: usize) -> Result<()> {
-        self.caches.iter_mut().try_for_each(|cache| cache.grow(count, &mut self.runner.arena.pool))
+        self.caches
+            .iter_mut()
+            .try_for_each(|cache| cache.grow(count, &mut self.runner.arena.pool))
     }
 
-    /// Every sequence reads `tokens`, all of them in the same steps; returns the logits after each one's last token.
+    /// Every sequence reads `tokens`, all of them in the same steps; returns the logits after each
+    /// one's last token.
     ///
     /// # Errors
     /// Those of [`crate::model::decoder::Decoder::forward`].
@@ -168,10 +219,24 @@ impl<'a, B: Backend> Batch<'a, B> {
             let seen = self.caches.first().map_or(0, |cache| cache.seen as usize);
             let (piece, after) = rest.split_at((stride - seen % stride).min(rest.len()));
             rest = after;
-            let logits = if rest.is_empty() { Logits::Last } else { Logits::None };
-            let mut pieces: Vec<_> =
-                self.caches.iter_mut().map(|cache| Piece { cache, tokens: piece, logits }).collect();
-            last = self.runner.decoder.forward(&mut self.runner.arena, &mut pieces)?;
+            let logits = if rest.is_empty() {
+                Logits::Last
+            } else {
+                Logits::None
+            };
+            let mut pieces: Vec<_> = self
+                .caches
+                .iter_mut()
+                .map(|cache| Piece {
+                    cache,
+                    tokens: piece,
+                    logits,
+                })
+                .collect();
+            last = self
+                .runner
+                .decoder
+                .forward(&mut self.runner.arena, &mut pieces)?;
         }
         Ok(last)
     }
@@ -180,6 +245,8 @@ impl<'a, B: Backend> Batch<'a, B> {
 impl<B: Backend> Drop for Batch<'_, B> {
     fn drop(&mut self) {
         let Runner { decoder, arena, .. } = &mut *self.runner;
-        self.caches.iter_mut().for_each(|cache| arena.reclaim(&**decoder.backend(), cache));
+        self.caches
+            .iter_mut()
+            .for_each(|cache| arena.reclaim(&**decoder.backend(), cache));
     }
 }

@@ -22,8 +22,16 @@ pub fn run_checks() -> Result<()> {
     // Before anything is built: what is built from here on has kernels.
     kernels::install_compiler()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked"];
-    run(cargo_with(&clippy).args(CLUSTER).args(["--", "-D", "warnings"]))?;
-    let mut doc = cargo_with(&["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]);
+    run(cargo_with(&clippy)
+        .args(CLUSTER)
+        .args(["--", "-D", "warnings"]))?;
+    let mut doc = cargo_with(&[
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--locked",
+        "--document-private-items",
+    ]);
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     deploy_check::check()?;
     kernels::check()
@@ -36,6 +44,9 @@ pub fn run_checks() -> Result<()> {
 pub fn check_third_party() -> Result<()> {
     let deny = tools::cargo_deny()?;
     run(Command::new(deny).args(["--locked", "check", "bans", "licenses", "sources"]))?;
-    println!("    SKIPPED: advisories (their database is a git repository; run `cargo deny check advisories` by hand)");
+    println!(
+        "    SKIPPED: advisories (their database is a git repository; run `cargo deny check \
+         advisories` by hand)"
+    );
     Ok(())
 }

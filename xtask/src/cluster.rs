@@ -1,4 +1,5 @@
-//! `cargo xtask cluster`: etcd, a coordinator and its ranks as processes of this machine, until Ctrl-C.
+//! `cargo xtask cluster`: etcd, a coordinator and its ranks as processes of this machine, until
+//! Ctrl-C.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -30,7 +31,8 @@ impl Drop for Process {
     }
 }
 
-/// Runs the cluster. `args`: `--tp N`, then what goes to every worker (`--model`, `--kv-budget`, …).
+/// Runs the cluster. `args`: `--tp N`, then what goes to every worker (`--model`, `--kv-budget`,
+/// …).
 ///
 /// # Errors
 /// When something cannot be built or started, or when a process ends by itself.
@@ -40,7 +42,13 @@ pub fn run_local(args: &[&str]) -> Result<()> {
         rest => (2, rest),
     };
     tools::install_system_packages()?;
-    run(&mut cargo_with(&["build", "--release", "--locked", "--features", "cluster"]))?;
+    run(&mut cargo_with(&[
+        "build",
+        "--release",
+        "--locked",
+        "--features",
+        "cluster",
+    ]))?;
     let target = crates::target_directory()?;
     let program = target.join("release/palimpsest");
     let mut processes = vec![start_etcd(&target.join(DATA))?];
@@ -48,28 +56,75 @@ pub fn run_local(args: &[&str]) -> Result<()> {
     let (threads, tp_text) = ((cores / usize::from(tp)).max(1).to_string(), tp.to_string());
     for rank in 0..tp {
         let mut worker = Command::new(&program);
-        worker.args(["worker", "--etcd", ETCD, "--tp", &tp_text, "--rank", &rank.to_string(), "--threads", &threads]);
-        worker.args(["--listen", &format!("127.0.0.1:{}", FIRST_RANK_PORT + rank), "--log", "info"]).args(rest);
+        worker.args([
+            "worker",
+            "--etcd",
+            ETCD,
+            "--tp",
+            &tp_text,
+            "--rank",
+            &rank.to_string(),
+            "--threads",
+            &threads,
+        ]);
+        worker
+            .args([
+                "--listen",
+                &format!("127.0.0.1:{}", FIRST_RANK_PORT + rank),
+                "--log",
+                "info",
+            ])
+            .args(rest);
         processes.push(start(&format!("rank {rank}"), &mut worker)?);
     }
     let mut coordinator = Command::new(&program);
-    coordinator.args(["coordinator", "--etcd", ETCD, "--tp", &tp_text, "--log", "info"]);
+    coordinator.args([
+        "coordinator",
+        "--etcd",
+        ETCD,
+        "--tp",
+        &tp_text,
+        "--log",
+        "info",
+    ]);
     processes.push(start("coordinator", &mut coordinator)?);
-    println!("ask with: {} generate --prompt \"…\"; end with Ctrl-C", program.display());
+    println!(
+        "ask with: {} generate --prompt \"…\"; end with Ctrl-C",
+        program.display()
+    );
     wait(&mut processes)
 }
 
 fn start_etcd(data: &Path) -> Result<Process> {
     // Leases of processes that were killed would keep their ranks taken.
     if data.exists() {
-        std::fs::remove_dir_all(data).with_context(|| format!("cannot empty {}", data.display()))?;
+        std::fs::remove_dir_all(data)
+            .with_context(|| format!("cannot empty {}", data.display()))?;
     }
     let mut etcd = Command::new("etcd");
-    etcd.arg("--data-dir").arg(data).args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD]);
-    etcd.args(["--listen-peer-urls", ETCD_PEERS, "--initial-advertise-peer-urls", ETCD_PEERS]);
-    etcd.args(["--initial-cluster", &format!("default={ETCD_PEERS}"), "--log-level", "error"]);
+    etcd.arg("--data-dir").arg(data).args([
+        "--listen-client-urls",
+        ETCD,
+        "--advertise-client-urls",
+        ETCD,
+    ]);
+    etcd.args([
+        "--listen-peer-urls",
+        ETCD_PEERS,
+        "--initial-advertise-peer-urls",
+        ETCD_PEERS,
+    ]);
+    etcd.args([
+        "--initial-cluster",
+        &format!("default={ETCD_PEERS}"),
+        "--log-level",
+        "error",
+    ]);
     let process = start("etcd", &mut etcd)?;
-    let address = ETCD.trim_start_matches("http://").parse().context("etcd's address")?;
+    let address = ETCD
+        .trim_start_matches("http://")
+        .parse()
+        .context("etcd's address")?;
     for _ in 0..200 {
         if std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok() {
             return Ok(process);
@@ -81,17 +136,34 @@ fn start_etcd(data: &Path) -> Result<Process> {
 
 /// Starts a process whose lines are printed behind its name.
 fn start(name: &str, command: &mut Command) -> Result<Process> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    for stream in [child.stdout.take().map(erase), child.stderr.take().map(erase)].into_iter().flatten() {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    for stream in [
+        child.stdout.take().map(erase),
+        child.stderr.take().map(erase),
+    ]
+    .into_iter()
+    .flatten()
+    {
         let name = name.to_owned();
         std::thread::spawn(move || {
-            for line in BufReader::new(stream).lines().map_while(std::result::Result::ok) {
+            for line in BufReader::new(stream)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
                 println!("{name:>12} | {line}");
             }
         });
     }
-    Ok(Process { name: name.to_owned(), child })
+    Ok(Process {
+        name: name.to_owned(),
+        child,
+    })
 }
 
 fn erase<R: std::io::Read + Send + 'static>(stream: R) -> Box<dyn std::io::Read + Send> {

@@ -8,16 +8,33 @@ use serde_json::Value;
 
 use crate::process::{cargo_with, output};
 
-/// Each crate with the crates of ours it may name as a dependency of any kind. `None` stands for all of them.
+/// Each crate with the crates of ours it may name as a dependency of any kind. `None` stands for
+/// all of them.
 const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("palimpsest-proto", Some(&[])),
     ("palimpsest-kernels", Some(&[])),
     ("palimpsest-tls", Some(&[])),
     ("palimpsest-registry", Some(&["palimpsest-tls"])),
-    ("palimpsest-coordinator", Some(&["palimpsest-proto", "palimpsest-registry", "palimpsest-tls"])),
-    ("palimpsest-worker", Some(&["palimpsest-proto", "palimpsest-kernels", "palimpsest-tls"])),
-    ("palimpsest-calibrate", Some(&["palimpsest-worker", "palimpsest-kernels"])),
-    ("palimpsest-eval", Some(&["palimpsest-proto", "palimpsest-worker", "palimpsest-kernels"])),
+    (
+        "palimpsest-coordinator",
+        Some(&["palimpsest-proto", "palimpsest-registry", "palimpsest-tls"]),
+    ),
+    (
+        "palimpsest-worker",
+        Some(&["palimpsest-proto", "palimpsest-kernels", "palimpsest-tls"]),
+    ),
+    (
+        "palimpsest-calibrate",
+        Some(&["palimpsest-worker", "palimpsest-kernels"]),
+    ),
+    (
+        "palimpsest-eval",
+        Some(&[
+            "palimpsest-proto",
+            "palimpsest-worker",
+            "palimpsest-kernels",
+        ]),
+    ),
     ("xtask", Some(&[])),
     ("palimpsest", None),
     ("palimpsest-tests", None),
@@ -29,7 +46,10 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
 /// When `cargo metadata` fails.
 pub fn target_directory() -> Result<PathBuf> {
     let metadata = metadata()?;
-    Ok(metadata["target_directory"].as_str().context("cargo metadata names no target directory")?.into())
+    Ok(metadata["target_directory"]
+        .as_str()
+        .context("cargo metadata names no target directory")?
+        .into())
 }
 
 /// Checks every dependency between crates of the workspace against the table above.
@@ -40,27 +60,56 @@ pub fn check_dependencies() -> Result<()> {
     println!("==> dependencies between crates");
     let crates = dependencies(&metadata()?)?;
     for (name, uses) in &crates {
-        println!("    {name} -> {}", if uses.is_empty() { "none of ours".to_owned() } else { uses.join(", ") });
+        println!(
+            "    {name} -> {}",
+            if uses.is_empty() {
+                "none of ours".to_owned()
+            } else {
+                uses.join(", ")
+            }
+        );
     }
     let broken = violations(&crates);
-    ensure!(broken.is_empty(), "dependencies between crates:\n{}", broken.join("\n"));
+    ensure!(
+        broken.is_empty(),
+        "dependencies between crates:\n{}",
+        broken.join("\n")
+    );
     Ok(())
 }
 
 fn metadata() -> Result<Value> {
-    let json = output(&mut cargo_with(&["metadata", "--no-deps", "--format-version", "1"]))?;
+    let json = output(&mut cargo_with(&[
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+    ]))?;
     serde_json::from_str(&json).context("cargo metadata printed no JSON")
 }
 
 /// Crates of the workspace, each with those of ours it depends on.
 fn dependencies(metadata: &Value) -> Result<BTreeMap<String, Vec<String>>> {
-    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    let name = |value: &Value| value["name"].as_str().map(str::to_owned).context("a package without a name");
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
+    let name = |value: &Value| {
+        value["name"]
+            .as_str()
+            .map(str::to_owned)
+            .context("a package without a name")
+    };
     let mut crates = BTreeMap::new();
     for package in packages {
-        let declared = package["dependencies"].as_array().context("a package without dependencies")?;
+        let declared = package["dependencies"]
+            .as_array()
+            .context("a package without dependencies")?;
         // Only dependencies on this workspace have a path.
-        let mut uses = declared.iter().filter(|it| it["path"].is_string()).map(name).collect::<Result<Vec<_>>>()?;
+        let mut uses = declared
+            .iter()
+            .filter(|it| it["path"].is_string())
+            .map(name)
+            .collect::<Result<Vec<_>>>()?;
         uses.sort();
         uses.dedup();
         crates.insert(name(package)?, uses);
@@ -72,7 +121,9 @@ fn violations(crates: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     let mut broken = Vec::new();
     for (name, uses) in crates {
         match ALLOWED.iter().find(|(known, _)| known == name) {
-            None => broken.push(format!("  {name} is not in the table of xtask/src/crates.rs: add what it may use")),
+            None => broken.push(format!(
+                "  {name} is not in the table of xtask/src/crates.rs: add what it may use"
+            )),
             Some((_, None)) => {}
             Some((_, Some(allowed))) => {
                 let stray = uses.iter().filter(|it| !allowed.contains(&it.as_str()));
@@ -94,15 +145,29 @@ mod tests {
         };
         let outside = r#"{"name": "serde", "path": null}"#;
         let separator = if uses.is_empty() { "" } else { "," };
-        let json =
-            format!(r#"{{"packages": [{{"name": "{name}", "dependencies": [{outside}{separator}{}]}}]}}"#, list(uses));
+        let json = format!(
+            r#"{{"packages": [{{"name": "{name}", "dependencies": [{outside}{separator}{}]}}]}}"#,
+            list(uses)
+        );
         violations(&dependencies(&serde_json::from_str(&json).unwrap()).unwrap())
     }
 
     #[test]
     fn the_arrow_points_one_way() {
-        assert!(violations_of("palimpsest-worker", &["palimpsest-kernels", "palimpsest-proto"]).is_empty());
-        assert!(violations_of("palimpsest", &["palimpsest-coordinator", "palimpsest-worker"]).is_empty());
+        assert!(
+            violations_of(
+                "palimpsest-worker",
+                &["palimpsest-kernels", "palimpsest-proto"]
+            )
+            .is_empty()
+        );
+        assert!(
+            violations_of(
+                "palimpsest",
+                &["palimpsest-coordinator", "palimpsest-worker"]
+            )
+            .is_empty()
+        );
         assert!(violations_of("palimpsest-proto", &[]).is_empty());
         for (name, uses) in [
             ("palimpsest-coordinator", "palimpsest-kernels"),
@@ -110,7 +175,10 @@ mod tests {
             ("palimpsest-kernels", "palimpsest-proto"),
             ("palimpsest-proto", "palimpsest-kernels"),
         ] {
-            assert_eq!(violations_of(name, &[uses]), [format!("  {name} must not depend on {uses}")]);
+            assert_eq!(
+                violations_of(name, &[uses]),
+                [format!("  {name} must not depend on {uses}")]
+            );
         }
     }
 

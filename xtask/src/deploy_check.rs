@@ -1,5 +1,6 @@
-//! `cargo xtask deploy-check`: the manifests in deploy/, rendered, against schemas, against each other, and against the
-//! program they start; some overlays are started, as processes. No cluster is needed, and none is proven to run them.
+//! `cargo xtask deploy-check`: the manifests in deploy/, rendered, against schemas, against each
+//! other, and against the program they start; some overlays are started, as processes. No cluster
+//! is needed, and none is proven to run them.
 
 mod commands;
 mod manifests;
@@ -15,17 +16,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use manifests::Manifests;
 use serde_json::Value;
 
 use crate::process::{output, succeeds};
 use crate::tools;
-use manifests::Manifests;
 
 const DEPLOY: &str = "deploy";
-/// Where base, or an overlay, and components are put together, so that components that no overlay uses are checked as well.
+/// Where base, or an overlay, and components are put together, so that components that no overlay
+/// uses are checked as well.
 const SCRATCH: &str = "target/deploy-check";
 /// The schemas of Kubernetes 1.34, and what reads them.
-const PACKAGES: [&str; 3] = ["kubernetes-validate==1.34.1", "jsonschema==4.26.0", "PyYAML==6.0.3"];
+const PACKAGES: [&str; 3] = [
+    "kubernetes-validate==1.34.1",
+    "jsonschema==4.26.0",
+    "PyYAML==6.0.3",
+];
 /// What this machine can run.
 const STARTED: [&str; 3] = ["dev", "cpu", "dev with tls"];
 const VALIDATE: &str = "deploy/schemas/validate.py";
@@ -41,7 +47,8 @@ pub fn check() -> Result<()> {
         return Ok(());
     }
     let packages = tools::python_packages("deploy", &PACKAGES)?;
-    let readme = fs::read_to_string(Path::new(DEPLOY).join("README.md")).context("deploy/README.md")?;
+    let readme =
+        fs::read_to_string(Path::new(DEPLOY).join("README.md")).context("deploy/README.md")?;
     let names = metrics::Names::read(&Path::new(DEPLOY).join("metrics.txt"))?;
     let program = commands::Program::find()?;
     let mut problems = metrics::dashboard_problems(&names)?;
@@ -49,25 +56,45 @@ pub fn check() -> Result<()> {
     for (name, root) in roots()? {
         let (manifests, mut found) = validated(&packages, &root)?;
         found.extend(pods::problems(&manifests));
-        found.extend(pods::drain_problems(&manifests, pods::drain_limit_seconds()?));
+        found.extend(pods::drain_problems(
+            &manifests,
+            pods::drain_limit_seconds()?,
+        ));
         found.extend(references::problems(&manifests, &readme));
         found.extend(metrics::alert_problems(&manifests, &names));
         found.extend(commands::group_problems(&manifests));
         found.extend(program.problems(&manifests));
-        println!("    {name}: {} objects, {} problems", manifests.len(), found.len());
-        problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
+        println!(
+            "    {name}: {} objects, {} problems",
+            manifests.len(),
+            found.len()
+        );
+        problems.extend(
+            found
+                .into_iter()
+                .map(|problem| format!("{name}: {problem}")),
+        );
         if STARTED.contains(&name.as_str()) {
             runnable.push((name, manifests));
         }
     }
-    ensure!(problems.is_empty(), "deploy/ has problems:\n  {}", problems.join("\n  "));
-    ensure!(runnable.len() == STARTED.len(), "deploy/ has not all of {STARTED:?}");
+    ensure!(
+        problems.is_empty(),
+        "deploy/ has problems:\n  {}",
+        problems.join("\n  ")
+    );
+    ensure!(
+        runnable.len() == STARTED.len(),
+        "deploy/ has not all of {STARTED:?}"
+    );
     if !succeeds(Command::new("etcd").arg("--version")) {
         println!("    SKIPPED: nothing is started, etcd is not installed");
         return Ok(());
     }
     let model = PathBuf::from(output(Command::new(program.path()).arg("pull"))?.trim());
-    runnable.iter().try_for_each(|(name, manifests)| start::overlay(name, manifests, &program, &model))
+    runnable
+        .iter()
+        .try_for_each(|(name, manifests)| start::overlay(name, manifests, &program, &model))
 }
 
 /// What is rendered: a name and a directory with a kustomization.
@@ -79,16 +106,23 @@ fn roots() -> Result<Vec<(String, PathBuf)>> {
     ensure!(!roots.is_empty(), "{DEPLOY}/overlays is empty");
     for component in directories("components")? {
         for (below, components) in stacks(&name_of(&component)) {
-            let name = format!("{} with {}", below.trim_start_matches("overlays/"), components.join(" and "));
+            let name = format!(
+                "{} with {}",
+                below.trim_start_matches("overlays/"),
+                components.join(" and ")
+            );
             let scratch = Path::new(SCRATCH).join(name.replace(' ', "-"));
-            fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+            fs::create_dir_all(&scratch)
+                .with_context(|| format!("cannot create {}", scratch.display()))?;
             let up = "../../..";
-            let components: Vec<String> =
-                components.iter().map(|component| format!("{up}/{DEPLOY}/components/{component}")).collect();
+            let components: Vec<String> = components
+                .iter()
+                .map(|component| format!("{up}/{DEPLOY}/components/{component}"))
+                .collect();
             // The image has no tag in the base: overlays choose it.
             let text = format!(
-                "namespace: palimpsest\nresources: [{up}/{DEPLOY}/{below}]\ncomponents: [{}]\n\
-                 images: [{{name: palimpsest, newTag: check}}]\n",
+                "namespace: palimpsest\nresources: [{up}/{DEPLOY}/{below}]\ncomponents: \
+                 [{}]\nimages: [{{name: palimpsest, newTag: check}}]\n",
                 components.join(", ")
             );
             fs::write(scratch.join("kustomization.yaml"), text)?;
@@ -115,29 +149,46 @@ fn stacks(component: &str) -> Vec<(&'static str, Vec<&str>)> {
 fn directories(kind: &str) -> Result<Vec<PathBuf>> {
     let path = Path::new(DEPLOY).join(kind);
     let entries = fs::read_dir(&path).with_context(|| path.display().to_string())?;
-    let mut directories: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let mut directories: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
     directories.retain(|directory| directory.join("kustomization.yaml").exists());
     directories.sort();
     Ok(directories)
 }
 
 fn name_of(directory: &Path) -> String {
-    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    directory
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// The objects of a kustomization, and what its schemas say against them.
 fn validated(packages: &Path, root: &Path) -> Result<(Manifests, Vec<String>)> {
     let rendered = output(Command::new("kubectl").arg("kustomize").arg(root))?;
     let mut validate = Command::new("python3");
-    validate.arg(VALIDATE).env("PYTHONPATH", packages).stdin(Stdio::piped()).stdout(Stdio::piped());
+    validate
+        .arg(VALIDATE)
+        .env("PYTHONPATH", packages)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = validate.spawn().context("cannot start python3")?;
     // The script reads everything before it writes, so neither side waits for the other.
-    child.stdin.take().expect("stdin was requested as a pipe").write_all(rendered.as_bytes())?;
+    child
+        .stdin
+        .take()
+        .expect("stdin was requested as a pipe")
+        .write_all(rendered.as_bytes())?;
     let answer = child.wait_with_output()?;
     if !answer.status.success() {
         bail!("{VALIDATE} failed: {}", answer.status);
     }
     let mut answer: Value = serde_json::from_slice(&answer.stdout).context(VALIDATE)?;
     let problems = serde_json::from_value(answer["problems"].take())?;
-    Ok((Manifests::new(serde_json::from_value(answer["documents"].take())?), problems))
+    Ok((
+        Manifests::new(serde_json::from_value(answer["documents"].take())?),
+        problems,
+    ))
 }

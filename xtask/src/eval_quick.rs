@@ -1,4 +1,5 @@
-//! `cargo xtask eval-quick`: the headline table of EVALUATION.md in miniature, from the indexer that is shipped.
+//! `cargo xtask eval-quick`: the headline table of EVALUATION.md in miniature, from the indexer
+//! that is shipped.
 
 use std::process::Command;
 
@@ -12,7 +13,8 @@ const PROGRAM: &str = "target/release/palimpsest";
 const OUT: &str = "target/eval-quick";
 /// Minutes of measuring. Building is not counted.
 const MINUTES: &str = "12";
-/// Three needle tasks that the default model can do, the learned policy without and with memory, and the best heuristic.
+/// Three needle tasks that the default model can do, the learned policy without and with memory,
+/// and the best heuristic.
 const ARGS: [&str; 17] = [
     "--task",
     "single_2,single_3,multikey_1",
@@ -38,11 +40,20 @@ const ARGS: [&str; 17] = [
 /// # Errors
 /// When the build, the download of the model or the evaluation fails.
 pub fn run_table(args: &[&str]) -> Result<()> {
-    run(&mut cargo_with(&["build", "--release", "--locked", "--bin", "palimpsest"]))?;
+    run(&mut cargo_with(&[
+        "build",
+        "--release",
+        "--locked",
+        "--bin",
+        "palimpsest",
+    ]))?;
     run(Command::new(PROGRAM).arg("pull"))?;
     // Records of another build would be taken for this one's.
     if std::path::Path::new(OUT).exists() {
         std::fs::remove_dir_all(OUT)?;
     }
-    run(Command::new(PROGRAM).args(["eval", "ruler", "--out", OUT]).args(ARGS).args(args))
+    run(Command::new(PROGRAM)
+        .args(["eval", "ruler", "--out", OUT])
+        .args(ARGS)
+        .args(args))
 }

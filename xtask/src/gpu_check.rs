@@ -1,7 +1,9 @@
-//! `cargo xtask gpu-check`: one bundle that checks and measures the CUDA backend on a machine with a GPU and without Rust.
+//! `cargo xtask gpu-check`: one bundle that checks and measures the CUDA backend on a machine with
+//! a GPU and without Rust.
 //!
-//! What can be built is built here: the program, the conformance suite, the tests of whole models, the benchmark of kernels,
-//! and this very program, which runs there as `gpu-run` and writes the report that is committed under `tests/gpu`.
+//! What can be built is built here: the program, the conformance suite, the tests of whole models,
+//! the benchmark of kernels, and this very program, which runs there as `gpu-run` and writes the
+//! report that is committed under `tests/gpu`.
 
 pub mod goals;
 pub mod report;
@@ -20,7 +22,8 @@ use crate::{crates, kernels};
 
 /// Name of the folder in the archive.
 const NAME: &str = "palimpsest-gpu-check";
-/// Below `target/gpu-check`: cargo's target directory may be elsewhere, the bundle is looked for here.
+/// Below `target/gpu-check`: cargo's target directory may be elsewhere, the bundle is looked for
+/// here.
 const OUT: &str = "target/gpu-check";
 /// What a machine may be handed at most, by those who lend it.
 const CARRIED_BYTES: u64 = 64 << 20;
@@ -32,12 +35,15 @@ const PROGRAMS: [(&str, &str, &str); 5] = [
     ("palimpsest-tests", "gpu:test", "models-check"),
     ("xtask", "xtask", "xtask"),
 ];
-/// Runs the stages; what it says when it cannot start is the first thing that can go wrong over there.
+/// Runs the stages; what it says when it cannot start is the first thing that can go wrong over
+/// there.
 const SCRIPT: &str = "#!/bin/sh
-# Checks and measures the CUDA backend of this bundle: ./gpu-check.sh [--minutes N] [--out DIR] [--model FILE]
+# Checks and measures the CUDA backend of this bundle: ./gpu-check.sh [--minutes N] [--out DIR] \
+                      [--model FILE]
 cd \"$(dirname \"$0\")\" || exit 1
 if ! bin/xtask help > /dev/null; then
-    echo \"the programs of this bundle do not start here: they need the glibc that manifest.json names\" >&2
+    echo \"the programs of this bundle do not start here: they need the glibc that manifest.json \
+                      names\" >&2
     exit 1
 fi
 exec bin/xtask gpu-run \"$@\"
@@ -55,51 +61,74 @@ pub fn bundle(args: &[&str]) -> Result<()> {
     let model = match args {
         [] => None,
         ["--model", file] => Some(Path::new(file)),
-        _ => bail!("usage: cargo xtask gpu-check [--dev] [--model GGUF]; the bundle's gpu-check.sh takes --minutes"),
+        _ => bail!(
+            "usage: cargo xtask gpu-check [--dev] [--model GGUF]; the bundle's gpu-check.sh takes \
+             --minutes"
+        ),
     };
     kernels::check()?;
     let folder = Path::new(OUT).join(NAME);
     if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot empty {}", folder.display()))?;
     }
     fs::create_dir_all(folder.join("bin"))?;
     let built = build(profile)?;
     for (package, target, name) in PROGRAMS {
         let program = built.get(&(package.to_owned(), target.to_owned()));
         let program = program.with_context(|| format!("cargo built no {target} of {package}"))?;
-        run(Command::new("strip").arg("-o").arg(folder.join("bin").join(name)).arg(program))?;
+        run(Command::new("strip")
+            .arg("-o")
+            .arg(folder.join("bin").join(name))
+            .arg(program))?;
     }
     ensure_kernels(&folder.join("bin/kernels-bench"))?;
     let models = folder.join("fixtures");
     fs::create_dir_all(&models)?;
-    run(Command::new("cp").args(["-r", "tests/fixtures/models"]).arg(&models))?;
+    run(Command::new("cp")
+        .args(["-r", "tests/fixtures/models"])
+        .arg(&models))?;
     if let Some(model) = model {
         fs::copy(model, folder.join(stages::MODEL)).with_context(|| model.display().to_string())?;
     }
     fs::write(folder.join("gpu-check.sh"), SCRIPT)?;
-    run(Command::new("chmod").arg("+x").arg(folder.join("gpu-check.sh")))?;
+    run(Command::new("chmod")
+        .arg("+x")
+        .arg(folder.join("gpu-check.sh")))?;
     let manifest = manifest(&folder.join("bin"), profile)?;
     fs::write(folder.join("manifest.json"), format!("{manifest:#}\n"))?;
     let archive = Path::new(OUT).join(format!("{NAME}.tar.gz"));
-    run(Command::new("tar").arg("-C").arg(OUT).arg("-czf").arg(&archive).arg(NAME))?;
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(OUT)
+        .arg("-czf")
+        .arg(&archive)
+        .arg(NAME))?;
     let bytes = fs::metadata(&archive)?.len();
-    println!("    {} of {bytes} bytes, for glibc {} and later", archive.display(), manifest["glibc"]);
+    println!(
+        "    {} of {bytes} bytes, for glibc {} and later",
+        archive.display(),
+        manifest["glibc"]
+    );
     if bytes > CARRIED_BYTES {
         println!(
-            "    more than {CARRIED_BYTES} bytes: leave --model out, or put the file beside gpu-check.sh over there"
+            "    more than {CARRIED_BYTES} bytes: leave --model out, or put the file beside \
+             gpu-check.sh over there"
         );
     }
     println!("    there: tar -xzf {NAME}.tar.gz && {NAME}/gpu-check.sh --minutes 9 --out report");
     Ok(())
 }
 
-/// A build from before nvcc was installed has no kernels, and would say so only over there. All programs are of one build, so the
-/// benchmark's word, a JSON line that needs no driver, goes for all of them.
+/// A build from before nvcc was installed has no kernels, and would say so only over there. All
+/// programs are of one build, so the benchmark's word, a JSON line that needs no driver, goes for
+/// all of them.
 fn ensure_kernels(benchmark: &Path) -> Result<()> {
     let said = output(Command::new(benchmark).arg("embedded"))?;
     ensure!(
         has_kernels(&said)?,
-        "{} has no kernels; `cargo clean --package palimpsest-kernels` (with --release, too) and try again",
+        "{} has no kernels; `cargo clean --package palimpsest-kernels` (with --release, too) and \
+         try again",
         benchmark.display()
     );
     Ok(())
@@ -107,31 +136,69 @@ fn ensure_kernels(benchmark: &Path) -> Result<()> {
 
 /// What `kernels-bench embedded` printed.
 fn has_kernels(said: &str) -> Result<bool> {
-    let fact: Value = serde_json::from_str(said.trim()).with_context(|| format!("no JSON: {said}"))?;
-    fact["embedded"].as_bool().with_context(|| format!("it does not say whether kernels are embedded: {said}"))
+    let fact: Value =
+        serde_json::from_str(said.trim()).with_context(|| format!("no JSON: {said}"))?;
+    fact["embedded"]
+        .as_bool()
+        .with_context(|| format!("it does not say whether kernels are embedded: {said}"))
 }
 
-/// Builds all programs in one go, so that features of dependencies are those of one build; returns where they lie.
+/// Builds all programs in one go, so that features of dependencies are those of one build; returns
+/// where they lie.
 fn build(profile: &str) -> Result<BTreeMap<(String, String), PathBuf>> {
-    let mut cargo =
-        cargo_with(&["build", "--profile", profile, "--locked", "--message-format=json-render-diagnostics"]);
-    cargo.args(["-p", "palimpsest", "-p", "palimpsest-kernels", "-p", "palimpsest-tests", "-p", "xtask"]);
-    cargo.args(["--bin", "palimpsest", "--bin", "xtask", "--test", "gpu", "--bench", "gpu"]);
+    let mut cargo = cargo_with(&[
+        "build",
+        "--profile",
+        profile,
+        "--locked",
+        "--message-format=json-render-diagnostics",
+    ]);
+    cargo.args([
+        "-p",
+        "palimpsest",
+        "-p",
+        "palimpsest-kernels",
+        "-p",
+        "palimpsest-tests",
+        "-p",
+        "xtask",
+    ]);
+    cargo.args([
+        "--bin",
+        "palimpsest",
+        "--bin",
+        "xtask",
+        "--test",
+        "gpu",
+        "--bench",
+        "gpu",
+    ]);
     println!("==> {}", display(&cargo));
     let built = artifacts(&output(&mut cargo)?)?;
-    ensure!(!built.is_empty(), "cargo built no program in {}", crates::target_directory()?.display());
+    ensure!(
+        !built.is_empty(),
+        "cargo built no program in {}",
+        crates::target_directory()?.display()
+    );
     Ok(built)
 }
 
-/// Programs in what cargo prints as JSON, by package and target: `NAME` of a binary, `NAME:test`, `NAME:bench`.
+/// Programs in what cargo prints as JSON, by package and target: `NAME` of a binary, `NAME:test`,
+/// `NAME:bench`.
 fn artifacts(printed: &str) -> Result<BTreeMap<(String, String), PathBuf>> {
     let mut found = BTreeMap::new();
     for line in printed.lines().filter(|line| line.starts_with('{')) {
         let message: Value = serde_json::from_str(line).context("cargo printed what is no JSON")?;
-        let Some(program) = message["executable"].as_str() else { continue };
-        let manifest = message["manifest_path"].as_str().context("an artifact without a manifest")?;
+        let Some(program) = message["executable"].as_str() else {
+            continue;
+        };
+        let manifest = message["manifest_path"]
+            .as_str()
+            .context("an artifact without a manifest")?;
         let package = package_of(Path::new(manifest))?;
-        let name = message["target"]["name"].as_str().context("an artifact without a name")?;
+        let name = message["target"]["name"]
+            .as_str()
+            .context("an artifact without a name")?;
         let target = match message["target"]["kind"][0].as_str() {
             Some("bin") => name.to_owned(),
             Some(kind) => format!("{name}:{kind}"),
@@ -146,7 +213,10 @@ fn artifacts(printed: &str) -> Result<BTreeMap<(String, String), PathBuf>> {
 fn package_of(manifest: &Path) -> Result<String> {
     let folder = manifest.parent().context("a manifest in a folder")?;
     let root = folder.join("Cargo.lock").exists();
-    let name = folder.file_name().context("a folder with a name")?.to_string_lossy();
+    let name = folder
+        .file_name()
+        .context("a folder with a name")?
+        .to_string_lossy();
     Ok(if root {
         "palimpsest".into()
     } else if name == "xtask" {
@@ -159,19 +229,31 @@ fn package_of(manifest: &Path) -> Result<String> {
 /// What the bundle was made of, for the report.
 fn manifest(programs: &Path, profile: &str) -> Result<Value> {
     let commit = output(Command::new("git").args(["rev-parse", "HEAD"]))?;
-    let changed = !output(Command::new("git").args(["status", "--porcelain"]))?.trim().is_empty();
+    let changed = !output(Command::new("git").args(["status", "--porcelain"]))?
+        .trim()
+        .is_empty();
     let mut symbols = String::new();
     for (_, _, name) in PROGRAMS {
-        symbols += &output(Command::new("objdump").arg("-T").arg(programs.join(name)).stderr(Stdio::inherit()))?;
+        symbols += &output(
+            Command::new("objdump")
+                .arg("-T")
+                .arg(programs.join(name))
+                .stderr(Stdio::inherit()),
+        )?;
     }
     let (major, minor) = newest_glibc(&symbols).context("objdump names no version of glibc")?;
-    Ok(json!({"commit": commit.trim(), "changed": changed, "profile": profile, "glibc": format!("{major}.{minor}")}))
+    Ok(
+        json!({"commit": commit.trim(), "changed": changed, "profile": profile, "glibc": format!("{major}.{minor}")}),
+    )
 }
 
 /// The newest version of glibc that symbols are taken from, in what `objdump -T` prints.
 fn newest_glibc(symbols: &str) -> Option<(u32, u32)> {
     let version = |text: &str| {
-        let digits: String = text.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+        let digits: String = text
+            .chars()
+            .take_while(|c| c.is_ascii_digit() || *c == '.')
+            .collect();
         let mut parts = digits.split('.').map(str::parse);
         Some((parts.next()?.ok()?, parts.next()?.ok()?))
     };
@@ -197,7 +279,11 @@ mod tests {
             "not JSON".into(),
         ];
         let found = artifacts(&printed.join("\n")).unwrap();
-        let at = |package: &str, target: &str| found[&(package.to_owned(), target.to_owned())].display().to_string();
+        let at = |package: &str, target: &str| {
+            found[&(package.to_owned(), target.to_owned())]
+                .display()
+                .to_string()
+        };
         assert_eq!(found.len(), 3);
         assert_eq!(at("palimpsest-kernels", "gpu:test"), "/t/gpu-1");
         assert_eq!(at("palimpsest-kernels", "gpu:bench"), "/t/gpu-2");
@@ -214,7 +300,8 @@ mod tests {
 
     #[test]
     fn the_newest_glibc_counts_as_numbers_do() {
-        let printed = "0 DF *UND* (GLIBC_2.9) a\n0 DF *UND* (GLIBC_2.34) b\n0 (GLIBC_2.2.5) c\n(GLIBC_PRIVATE) d";
+        let printed = "0 DF *UND* (GLIBC_2.9) a\n0 DF *UND* (GLIBC_2.34) b\n0 (GLIBC_2.2.5) \
+                       c\n(GLIBC_PRIVATE) d";
         assert_eq!(newest_glibc(printed), Some((2, 34)));
         assert_eq!(newest_glibc("nothing"), None);
     }

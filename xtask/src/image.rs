@@ -1,4 +1,5 @@
-//! `cargo xtask image`: what deploy/Dockerfile.cpu adds to its base, as a root filesystem, made without a container engine.
+//! `cargo xtask image`: what deploy/Dockerfile.cpu adds to its base, as a root filesystem, made
+//! without a container engine.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,14 +16,22 @@ use crate::{crates, tools};
 const ROOT: &str = "image";
 const LIMIT_BYTES: u64 = 60_000_000;
 
-/// Builds the binary as the Dockerfile does, puts it and every library it links into a directory, runs it there as the
-/// only program (as root), and adds the sizes up.
+/// Builds the binary as the Dockerfile does, puts it and every library it links into a directory,
+/// runs it there as the only program (as root), and adds the sizes up.
 ///
 /// # Errors
 /// When something cannot be built or started there, or is larger than the limit.
 pub fn measure() -> Result<()> {
     tools::install_system_packages()?;
-    run(&mut cargo_with(&["build", "--release", "--locked", "--features", "cluster", "--bin", "palimpsest"]))?;
+    run(&mut cargo_with(&[
+        "build",
+        "--release",
+        "--locked",
+        "--features",
+        "cluster",
+        "--bin",
+        "palimpsest",
+    ]))?;
     let target = crates::target_directory()?;
     let (root, binary) = (target.join(ROOT), target.join("release/palimpsest"));
     if root.exists() {
@@ -44,22 +53,38 @@ pub fn measure() -> Result<()> {
         total += size;
     }
     println!("    {total:>12} in all, the limit is {LIMIT_BYTES}");
-    if succeeds(Command::new("chroot").arg(&root).args([inside, "--version"])) {
+    if succeeds(
+        Command::new("chroot")
+            .arg(&root)
+            .args([inside, "--version"]),
+    ) {
         println!("    it runs there");
     } else {
         let is_root = output(Command::new("id").arg("-u"))?.trim() == "0";
-        ensure!(!is_root, "the binary does not run in {}: a library is missing", root.display());
+        ensure!(
+            !is_root,
+            "the binary does not run in {}: a library is missing",
+            root.display()
+        );
         println!("    SKIPPED: only root can run it there");
     }
-    ensure!(total <= LIMIT_BYTES, "the image's content has {total} bytes, the limit is {LIMIT_BYTES}");
+    ensure!(
+        total <= LIMIT_BYTES,
+        "the image's content has {total} bytes, the limit is {LIMIT_BYTES}"
+    );
     Ok(())
 }
 
 /// Files in what `ldd` prints: `name => /path (address)` or `/path (address)`.
 fn libraries(printed: &str) -> BTreeSet<PathBuf> {
     let path = |line: &str| {
-        let place = line.split_once("=> ").map_or(line, |(_, place)| place).trim();
-        place.starts_with('/').then(|| PathBuf::from(place.split(" (").next().unwrap_or(place)))
+        let place = line
+            .split_once("=> ")
+            .map_or(line, |(_, place)| place)
+            .trim();
+        place
+            .starts_with('/')
+            .then(|| PathBuf::from(place.split(" (").next().unwrap_or(place)))
     };
     printed.lines().filter_map(path).collect()
 }
@@ -68,7 +93,11 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
+        if path.is_dir() {
+            found.extend(files(&path)?)
+        } else {
+            found.push(path)
+        }
     }
     found.sort();
     Ok(found)
@@ -80,8 +109,8 @@ mod tests {
 
     #[test]
     fn libraries_are_read_from_what_ldd_prints() {
-        let printed =
-            "\tlinux-vdso.so.1 (0x1)\n\tlibm.so.6 => /lib/libm.so.6 (0x2)\n\t/lib64/ld.so.2 (0x3)\n\tx => not found";
+        let printed = "\tlinux-vdso.so.1 (0x1)\n\tlibm.so.6 => /lib/libm.so.6 \
+                       (0x2)\n\t/lib64/ld.so.2 (0x3)\n\tx => not found";
         let expected = ["/lib/libm.so.6", "/lib64/ld.so.2"].map(PathBuf::from);
         assert_eq!(libraries(printed), BTreeSet::from(expected));
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask kernels`: compiles the CUDA kernels for all targets and holds what ptxas says against a committed table.
-//! It needs a compiler and no GPU, and runs nothing.
+//! `cargo xtask kernels`: compiles the CUDA kernels for all targets and holds what ptxas says
+//! against a committed table. It needs a compiler and no GPU, and runs nothing.
 
 #[path = "../../kernels/build/nvcc.rs"]
 mod nvcc;
@@ -45,10 +45,19 @@ pub fn install_compiler() -> Result<()> {
         return Ok(());
     }
     tools::python_packages("nvcc", &NVCC_PACKAGES)?;
-    ensure!(nvcc::find(Path::new(".")).is_some(), "pip installed no nvcc that runs here: set NVCC or CUDA_HOME");
+    ensure!(
+        nvcc::find(Path::new(".")).is_some(),
+        "pip installed no nvcc that runs here: set NVCC or CUDA_HOME"
+    );
     // Its build script ran without nvcc and has no reason of its own to run again, in any profile.
     for profile in ["dev", "release"] {
-        run(&mut cargo_with(&["clean", "--profile", profile, "--package", "palimpsest-kernels"]))?;
+        run(&mut cargo_with(&[
+            "clean",
+            "--profile",
+            profile,
+            "--package",
+            "palimpsest-kernels",
+        ]))?;
     }
     Ok(())
 }
@@ -56,14 +65,23 @@ pub fn install_compiler() -> Result<()> {
 /// Compiles, and compares registers and spills with the table.
 ///
 /// # Errors
-/// nvcc's errors and warnings, a kernel with spills, or one that needs other registers than the table says.
+/// nvcc's errors and warnings, a kernel with spills, or one that needs other registers than the
+/// table says.
 pub fn check() -> Result<()> {
     println!("==> CUDA kernels");
     let report = compile()?;
-    let committed = std::fs::read_to_string(TABLE).with_context(|| format!("cannot read {TABLE}"))?;
+    let committed =
+        std::fs::read_to_string(TABLE).with_context(|| format!("cannot read {TABLE}"))?;
     let problems = problems(&report, &parse_table(&committed)?);
-    ensure!(problems.is_empty(), "{}\n(`cargo xtask kernels --table` writes {TABLE} anew)", problems.join("\n"));
-    println!("    {} kernels and targets, no spills; compiled only: nothing here runs on a GPU", report.len());
+    ensure!(
+        problems.is_empty(),
+        "{}\n(`cargo xtask kernels --table` writes {TABLE} anew)",
+        problems.join("\n")
+    );
+    println!(
+        "    {} kernels and targets, no spills; compiled only: nothing here runs on a GPU",
+        report.len()
+    );
     Ok(())
 }
 
@@ -73,8 +91,10 @@ pub fn check() -> Result<()> {
 /// Those of [`check`], but for differences from the table.
 pub fn write_table() -> Result<()> {
     let report = compile()?;
-    let mut text =
-        String::from("# Registers of each kernel by target, from ptxas. Written by `cargo xtask kernels --table`.\n");
+    let mut text = String::from(
+        "# Registers of each kernel by target, from ptxas. Written by `cargo xtask kernels \
+         --table`.\n",
+    );
     for ((kernel, target), usage) in &report {
         writeln!(text, "{kernel} {target} {}", usage.registers)?;
     }
@@ -89,22 +109,33 @@ fn compile() -> Result<Report> {
     let compiler = nvcc::find(&root).context("nvcc is gone")?;
     let built = nvcc::compile(&root, &compiler).map_err(|error| anyhow!(error))?;
     let report = parse_report(&std::fs::read_to_string(&built.report)?)?;
-    ensure!(!report.is_empty(), "{} names no kernel", built.report.display());
+    ensure!(
+        !report.is_empty(),
+        "{} names no kernel",
+        built.report.display()
+    );
     Ok(report)
 }
 
 /// The number before `word`.
 fn before(line: &str, word: &str) -> Option<u32> {
-    line[..line.find(word)?].split_whitespace().last()?.parse().ok()
+    line[..line.find(word)?]
+        .split_whitespace()
+        .last()?
+        .parse()
+        .ok()
 }
 
-/// ptxas prints three lines of a kernel: its name and target in quotes, stack and spills, registers.
+/// ptxas prints three lines of a kernel: its name and target in quotes, stack and spills,
+/// registers.
 fn parse_report(text: &str) -> Result<Report> {
     let (mut report, mut kernel, mut local) = (Report::new(), None, 0);
     for line in text.lines() {
         if line.contains("Compiling entry function") {
             let quoted: Vec<&str> = line.split('\'').collect();
-            let [_, name, _, target, ..] = quoted[..] else { bail!("a line of ptxas that is not understood: {line}") };
+            let [_, name, _, target, ..] = quoted[..] else {
+                bail!("a line of ptxas that is not understood: {line}")
+            };
             (kernel, local) = (Some((name.to_owned(), target.to_owned())), 0);
         } else if let Some(stack) = before(line, " bytes stack frame") {
             local = stack + before(line, " bytes spill stores").unwrap_or(0);
@@ -117,10 +148,14 @@ fn parse_report(text: &str) -> Result<Report> {
 }
 
 fn parse_table(text: &str) -> Result<BTreeMap<(String, String), u32>> {
-    let rows = text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let rows = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.trim().is_empty());
     rows.map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [kernel, target, registers] = fields[..] else { bail!("{TABLE}: a row that is not understood: {line}") };
+        let [kernel, target, registers] = fields[..] else {
+            bail!("{TABLE}: a row that is not understood: {line}")
+        };
         Ok(((kernel.to_owned(), target.to_owned()), registers.parse()?))
     })
     .collect()
@@ -130,18 +165,26 @@ fn problems(report: &Report, table: &BTreeMap<(String, String), u32>) -> Vec<Str
     let mut found = Vec::new();
     for ((kernel, target), usage) in report {
         if usage.local > 0 {
-            found.push(format!("{kernel} for {target} uses {} bytes of local memory: registers spill", usage.local));
+            found.push(format!(
+                "{kernel} for {target} uses {} bytes of local memory: registers spill",
+                usage.local
+            ));
         }
         match table.get(&(kernel.clone(), target.clone())) {
             None => found.push(format!("{kernel} for {target} is not in the table")),
             Some(&want) if want != usage.registers => {
-                found.push(format!("{kernel} for {target} uses {} registers, the table says {want}", usage.registers));
+                found.push(format!(
+                    "{kernel} for {target} uses {} registers, the table says {want}",
+                    usage.registers
+                ));
             }
             Some(_) => {}
         }
     }
     let gone = table.keys().filter(|row| !report.contains_key(row));
-    found.extend(gone.map(|(kernel, target)| format!("{kernel} for {target} is in the table and was not compiled")));
+    found.extend(gone.map(|(kernel, target)| {
+        format!("{kernel} for {target} is in the table and was not compiled")
+    }));
     found
 }
 
@@ -162,11 +205,29 @@ ptxas info    : Used 255 registers";
     fn spills_and_changed_registers_are_found() {
         let report = parse_report(REPORT).unwrap();
         let key = |kernel: &str| (kernel.to_owned(), "sm_80".to_owned());
-        assert_eq!(report[&key("add")], Usage { registers: 10, local: 0 });
-        assert_eq!(report[&key("mul")], Usage { registers: 255, local: 12 });
-        let told = problems(&report, &parse_table("# head\nadd sm_80 10\nmul sm_80 250\nold sm_80 9\n").unwrap());
+        assert_eq!(
+            report[&key("add")],
+            Usage {
+                registers: 10,
+                local: 0
+            }
+        );
+        assert_eq!(
+            report[&key("mul")],
+            Usage {
+                registers: 255,
+                local: 12
+            }
+        );
+        let told = problems(
+            &report,
+            &parse_table("# head\nadd sm_80 10\nmul sm_80 250\nold sm_80 9\n").unwrap(),
+        );
         assert_eq!(told.len(), 3, "{told:?}");
-        assert!(told[0].contains("spill") && told[1].contains("250") && told[2].contains("old"), "{told:?}");
+        assert!(
+            told[0].contains("spill") && told[1].contains("250") && told[2].contains("old"),
+            "{told:?}"
+        );
         assert_eq!(problems(&report, &BTreeMap::new()).len(), 3);
         parse_table("add sm_80").unwrap_err();
     }

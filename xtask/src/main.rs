@@ -1,4 +1,5 @@
-//! The project's own chores: `cargo xtask COMMAND`. Everything CI does is one of these, so that it can be repeated by hand.
+//! The project's own chores: `cargo xtask COMMAND`. Everything CI does is one of these, so that it
+//! can be repeated by hand.
 
 #![forbid(unsafe_code)]
 
@@ -24,17 +25,23 @@ use anyhow::{Result, bail};
 const USAGE: &str = "usage: cargo xtask COMMAND
 
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
-  ci                   every other check: format, lints, dependencies, docs, code size, CUDA kernels
+  ci                   every other check: format, lints, dependencies, docs, code size, CUDA \
+                     kernels
   metrics, deny        the code-size part of `ci` alone; the licences part alone
-  kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is none, and check registers
+  kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is \
+                     none, and check registers
                        and spills; --table writes the table that is checked
-  gpu-check [ARGS]     one archive under target/gpu-check that checks and measures the CUDA backend on a machine with a
+  gpu-check [ARGS]     one archive under target/gpu-check that checks and measures the CUDA \
+                     backend on a machine with a
                        GPU and without Rust, and writes a report; tests/gpu/README.md says how
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   image                size of what the CPU image adds to its base: the binary and what it links
-  cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes to the ranks
-  eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes to `palimpsest eval ruler`
-  bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists the arguments";
+  cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes \
+                     to the ranks
+  eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes \
+                     to `palimpsest eval ruler`
+  bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists \
+                     the arguments";
 
 fn main() -> ExitCode {
     match dispatch() {

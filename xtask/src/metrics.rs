@@ -17,7 +17,8 @@ const TARGET_FILE_LINES: usize = 450;
 const MAX_FUNCTION_LINES: usize = 70;
 /// Share of functions, in percent, that may be exceptions.
 const MAX_EXCEPTIONS_PERCENT: usize = 2;
-/// Where `unsafe` may stand: SIMD, the thread pool and kernel launches; the memory map of the weights.
+/// Where `unsafe` may stand: SIMD, the thread pool and kernel launches; the memory map of the
+/// weights.
 const UNSAFE_ALLOWED: &[&str] = &[
     "kernels/",
     "worker/src/model/weights_file.rs",
@@ -36,14 +37,23 @@ struct Report {
     stray_unsafe: Vec<String>,
 }
 
-/// Measures every source file that git tracks or would track, prints the figures, and fails when a rule is broken.
+/// Measures every source file that git tracks or would track, prints the figures, and fails when a
+/// rule is broken.
 ///
 /// # Errors
 /// When a rule is broken, or git or a file cannot be read.
 pub fn check() -> Result<()> {
     println!("==> code size");
     let mut list = Command::new("git");
-    list.args(["ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", "-z", "--"]);
+    list.args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "--deduplicate",
+        "-z",
+        "--",
+    ]);
     let paths = output(list.args(["*.rs", "*.cu", "*.cuh", "*.py", "*.proto"]))?;
     let mut report = Report::default();
     for path in paths.split('\0').filter(|path| !path.is_empty()) {
@@ -54,13 +64,18 @@ pub fn check() -> Result<()> {
     }
     print!("{}", report.summary());
     let broken = report.broken_rules();
-    ensure!(broken.is_empty(), "house rules broken:\n{}", broken.join("\n"));
+    ensure!(
+        broken.is_empty(),
+        "house rules broken:\n{}",
+        broken.join("\n")
+    );
     Ok(())
 }
 
 impl Report {
     fn add(&mut self, path: &str, source: &str) {
-        self.file_lines.insert(path.to_owned(), source.lines().count());
+        self.file_lines
+            .insert(path.to_owned(), source.lines().count());
         if !path.ends_with(".rs") {
             return;
         }
@@ -69,18 +84,25 @@ impl Report {
             self.num_functions += 1;
             if function.num_lines > MAX_FUNCTION_LINES {
                 let (line, name, lines) = (function.line, function.name, function.num_lines);
-                self.long_functions.push(format!("{path}:{line} {name} ({lines} lines)"));
+                self.long_functions
+                    .push(format!("{path}:{line} {name} ({lines} lines)"));
             }
         }
-        if !UNSAFE_ALLOWED.iter().any(|allowed| path.starts_with(allowed)) {
-            self.stray_unsafe.extend(find_word(&code, "unsafe").map(|at| format!("{path}:{}", line_of(&code, at))));
+        if !UNSAFE_ALLOWED
+            .iter()
+            .any(|allowed| path.starts_with(allowed))
+        {
+            self.stray_unsafe.extend(
+                find_word(&code, "unsafe").map(|at| format!("{path}:{}", line_of(&code, at))),
+            );
         }
     }
 
     fn summary(&self) -> String {
         let mut lines: Vec<usize> = self.file_lines.values().copied().collect();
         lines.sort_unstable();
-        let quantile = |percent: usize| lines.get(lines.len() * percent / 100).copied().unwrap_or(0);
+        let quantile =
+            |percent: usize| lines.get(lines.len() * percent / 100).copied().unwrap_or(0);
         let mut text = format!(
             "    {} files, {} lines; file length: median {}, 90th percentile {}, longest {}\n    \
              {} functions, {} over {MAX_FUNCTION_LINES} lines\n",
@@ -103,20 +125,26 @@ impl Report {
     }
 
     fn broken_rules(&self) -> Vec<String> {
-        let too_long = self.file_lines.iter().filter(|(_, lines)| **lines > MAX_FILE_LINES);
-        let mut broken: Vec<String> =
-            too_long.map(|(path, lines)| format!("  {path}: {lines} lines, {MAX_FILE_LINES} at most")).collect();
+        let too_long = self
+            .file_lines
+            .iter()
+            .filter(|(_, lines)| **lines > MAX_FILE_LINES);
+        let mut broken: Vec<String> = too_long
+            .map(|(path, lines)| format!("  {path}: {lines} lines, {MAX_FILE_LINES} at most"))
+            .collect();
         if self.long_functions.len() * 100 > self.num_functions * MAX_EXCEPTIONS_PERCENT {
             let (long, all) = (self.long_functions.len(), self.num_functions);
             broken.push(format!(
-                "  {long} of {all} functions over {MAX_FUNCTION_LINES} lines, {MAX_EXCEPTIONS_PERCENT} % at most"
+                "  {long} of {all} functions over {MAX_FUNCTION_LINES} lines, \
+                 {MAX_EXCEPTIONS_PERCENT} % at most"
             ));
         }
-        broken.extend(
-            self.stray_unsafe
-                .iter()
-                .map(|place| format!("  {place}: `unsafe` outside {}; see CONTRIBUTING.md", UNSAFE_ALLOWED.join(", "))),
-        );
+        broken.extend(self.stray_unsafe.iter().map(|place| {
+            format!(
+                "  {place}: `unsafe` outside {}; see CONTRIBUTING.md",
+                UNSAFE_ALLOWED.join(", ")
+            )
+        }));
         broken
     }
 }
@@ -131,7 +159,9 @@ mod tests {
 
     fn broken(files: &[(&str, String)]) -> Vec<String> {
         let mut report = Report::default();
-        files.iter().for_each(|(path, source)| report.add(path, source));
+        files
+            .iter()
+            .for_each(|(path, source)| report.add(path, source));
         report.broken_rules()
     }
 
@@ -147,7 +177,10 @@ mod tests {
         assert_eq!(broken(&[("a.rs", function(71))]).len(), 1);
         let short = function(3).repeat(49);
         assert!(broken(&[("a.rs", function(71) + &short)]).is_empty());
-        assert_eq!(broken(&[("a.rs", function(71) + &short), ("b.rs", function(71))]).len(), 1);
+        assert_eq!(
+            broken(&[("a.rs", function(71) + &short), ("b.rs", function(71))]).len(),
+            1
+        );
     }
 
     #[test]
@@ -156,6 +189,10 @@ mod tests {
         assert!(broken(&[("kernels/src/cpu/pool.rs", source())]).is_empty());
         let found = broken(&[("coordinator/src/lib.rs", source())]);
         assert_eq!(found.len(), 1);
-        assert!(found[0].contains("coordinator/src/lib.rs:2"), "{}", found[0]);
+        assert!(
+            found[0].contains("coordinator/src/lib.rs:2"),
+            "{}",
+            found[0]
+        );
     }
 }

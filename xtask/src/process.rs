@@ -22,9 +22,18 @@ pub fn cargo_with(args: &[&str]) -> Command {
 /// The command line as a reader would type it.
 pub fn display(command: &Command) -> String {
     let program = PathBuf::from(command.get_program());
-    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
-    std::iter::once(program).chain(args).collect::<Vec<_>>().join(" ")
+    let program = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let args = command
+        .get_args()
+        .map(|arg| arg.to_string_lossy().into_owned());
+    std::iter::once(program)
+        .chain(args)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Runs `command`, announcing it and how long it took.
@@ -34,7 +43,9 @@ pub fn display(command: &Command) -> String {
 pub fn run(command: &mut Command) -> Result<()> {
     let line = announce(command);
     let start = Instant::now();
-    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start `{line}`"))?;
     finish(&line, start, status)
 }
 
@@ -44,7 +55,10 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// As [`run`].
 pub fn output(command: &mut Command) -> Result<String> {
     let line = display(command);
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{line}`"))?;
     if !output.status.success() {
         bail!("`{line}` failed: {}", output.status);
     }
@@ -53,7 +67,10 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 /// Whether `command` can be started and succeeds. Prints nothing.
 pub fn succeeds(command: &mut Command) -> bool {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let quiet = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
 }
 

@@ -1,5 +1,6 @@
-//! Just enough of Rust's lexical structure to measure source files: text without comments and literals, and where
-//! functions begin and end. No parser is needed for that, and none has to be compiled before the checks run.
+//! Just enough of Rust's lexical structure to measure source files: text without comments and
+//! literals, and where functions begin and end. No parser is needed for that, and none has to be
+//! compiled before the checks run.
 
 use std::str::Chars;
 
@@ -14,10 +15,14 @@ pub struct Function {
     pub num_lines: usize,
 }
 
-/// `source` with every character of comments, strings and character literals replaced by a space. Newlines stay, so
-/// line numbers do too.
+/// `source` with every character of comments, strings and character literals replaced by a space.
+/// Newlines stay, so line numbers do too.
 pub fn code_only(source: &str) -> String {
-    let mut lexer = Lexer { rest: source.chars(), code: String::with_capacity(source.len()), previous: ' ' };
+    let mut lexer = Lexer {
+        rest: source.chars(),
+        code: String::with_capacity(source.len()),
+        previous: ' ',
+    };
     while lexer.step() {}
     lexer.code
 }
@@ -33,12 +38,15 @@ impl Lexer<'_> {
     /// Consumes one item. False at the end.
     fn step(&mut self) -> bool {
         let text = self.rest.as_str();
-        let Some(first) = text.chars().next() else { return false };
+        let Some(first) = text.chars().next() else {
+            return false;
+        };
         if text.starts_with("//") {
             self.blank_until(|text| text.starts_with('\n'));
         } else if text.starts_with("/*") {
             self.blank_comment();
-        } else if let Some(num_hashes) = raw_string_hashes(text).filter(|_| !is_word(self.previous)) {
+        } else if let Some(num_hashes) = raw_string_hashes(text).filter(|_| !is_word(self.previous))
+        {
             let end = format!("\"{}", "#".repeat(num_hashes));
             self.blank_until(|text| text.starts_with('"'));
             self.blank(1);
@@ -104,7 +112,10 @@ impl Lexer<'_> {
 
 /// Number of `#` when `text` begins a raw string (`r"`, `br#"`, `cr##"`).
 fn raw_string_hashes(text: &str) -> Option<usize> {
-    let rest = text.strip_prefix(['b', 'c']).unwrap_or(text).strip_prefix('r')?;
+    let rest = text
+        .strip_prefix(['b', 'c'])
+        .unwrap_or(text)
+        .strip_prefix('r')?;
     let after = rest.trim_start_matches('#');
     after.starts_with('"').then_some(rest.len() - after.len())
 }
@@ -125,11 +136,13 @@ fn is_word(character: char) -> bool {
 
 /// Byte offsets at which `word` stands alone in `code`.
 pub fn find_word<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
-        let before = code[..at].chars().next_back();
-        let after = code[at + word.len()..].chars().next();
-        !before.is_some_and(is_word) && !after.is_some_and(is_word)
-    })
+    code.match_indices(word)
+        .map(|(at, _)| at)
+        .filter(move |&at| {
+            let before = code[..at].chars().next_back();
+            let after = code[at + word.len()..].chars().next();
+            !before.is_some_and(is_word) && !after.is_some_and(is_word)
+        })
 }
 
 /// Line of byte offset `at`, from 1.
@@ -137,14 +150,20 @@ pub fn line_of(code: &str, at: usize) -> usize {
     code[..at].matches('\n').count() + 1
 }
 
-/// The functions in `code`, which [`code_only`] has cleaned. Declarations without a body are left out.
+/// The functions in `code`, which [`code_only`] has cleaned. Declarations without a body are left
+/// out.
 pub fn functions(code: &str) -> Vec<Function> {
-    find_word(code, "fn").filter_map(|at| function_at(code, at)).collect()
+    find_word(code, "fn")
+        .filter_map(|at| function_at(code, at))
+        .collect()
 }
 
 fn function_at(code: &str, at: usize) -> Option<Function> {
     let after = code[at + 2..].trim_start();
-    let name: String = after.chars().take_while(|&character| is_word(character)).collect();
+    let name: String = after
+        .chars()
+        .take_while(|&character| is_word(character))
+        .collect();
     if name.is_empty() {
         return None; // the type `fn(…)`, or `fn $name` in a macro
     }
@@ -155,7 +174,11 @@ fn function_at(code: &str, at: usize) -> Option<Function> {
             '{' => depth += 1,
             '}' if depth == 1 => {
                 let num_lines = code[at..body + offset].matches('\n').count() + 1;
-                return Some(Function { name, line: line_of(code, at), num_lines });
+                return Some(Function {
+                    name,
+                    line: line_of(code, at),
+                    num_lines,
+                });
             }
             '}' => depth -= 1,
             _ => {}
@@ -164,7 +187,8 @@ fn function_at(code: &str, at: usize) -> Option<Function> {
     None
 }
 
-/// Offset of the body's opening brace; `None` when a `;` comes first. Types such as `[u8; 4]` may hold one.
+/// Offset of the body's opening brace; `None` when a `;` comes first. Types such as `[u8; 4]` may
+/// hold one.
 fn body_offset(signature: &str) -> Option<usize> {
     let mut depth = 0i32;
     for (offset, character) in signature.char_indices() {
@@ -213,8 +237,16 @@ pub fn outer(f: fn(u8) -> u8, x: [u8; 2]) -> char {
 macro_rules! m { ($name:ident) => { fn $name() {} } }
 ";
         let found = functions(&code_only(source));
-        let outer = Function { name: "outer".to_owned(), line: 4, num_lines: 5 };
-        let inner = Function { name: "inner".to_owned(), line: 5, num_lines: 1 };
+        let outer = Function {
+            name: "outer".to_owned(),
+            line: 4,
+            num_lines: 5,
+        };
+        let inner = Function {
+            name: "inner".to_owned(),
+            line: 5,
+            num_lines: 1,
+        };
         assert_eq!(found, [outer, inner]);
     }
 

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process::{cargo, cargo_with, output, run, run_and_read, succeeds};
 use crate::{crates, tools};
 
-/// Path of the real model, for the tests that need one; without it they print that they are skipped.
+/// Path of the real model, for the tests that need one; without it they print that they are
+/// skipped.
 const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
@@ -45,7 +46,10 @@ fn run_suites(suites: &mut [Command]) -> Result<()> {
     let mut broken = Vec::new();
     for suite in suites {
         let (success, lines) = run_and_read(suite)?;
-        let counts = lines.iter().filter_map(|line| parse_counts(line)).fold(Counts::default(), Counts::plus);
+        let counts = lines
+            .iter()
+            .filter_map(|line| parse_counts(line))
+            .fold(Counts::default(), Counts::plus);
         total = total.plus(counts);
         if !success {
             broken.push(crate::process::display(suite));
@@ -53,7 +57,10 @@ fn run_suites(suites: &mut [Command]) -> Result<()> {
     }
     println!("\n{} passed, {} failed", total.passed, total.failed);
     ensure!(broken.is_empty(), "failed: {}", broken.join("; "));
-    ensure!(total.failed == 0 && total.passed > 0, "no test was executed, or a failure went unreported");
+    ensure!(
+        total.failed == 0 && total.passed > 0,
+        "no test was executed, or a failure went unreported"
+    );
     Ok(())
 }
 
@@ -71,7 +78,10 @@ pub fn run_all(extent: Extent) -> Result<()> {
         let openai = tools::python_packages("openai", &["openai==3.54.0"])?;
         let fuzzer = tools::python_packages("fuzz", &["schemathesis==4.32.5"])?;
         for suite in &mut suites {
-            suite.env(MODEL_VARIABLE, &model).env(OPENAI_VARIABLE, &openai).env(FUZZER_VARIABLE, &fuzzer);
+            suite
+                .env(MODEL_VARIABLE, &model)
+                .env(OPENAI_VARIABLE, &openai)
+                .env(FUZZER_VARIABLE, &fuzzer);
         }
     }
     run_suites(&mut suites)
@@ -80,10 +90,25 @@ pub fn run_all(extent: Extent) -> Result<()> {
 /// nextest where it is installed: it runs the tests of all crates side by side.
 fn main_suite(extent: Extent) -> Command {
     let mut suite = if succeeds(cargo().args(["nextest", "--version"])) {
-        cargo_with(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--no-tests=warn"])
+        cargo_with(&[
+            "nextest",
+            "run",
+            "--workspace",
+            "--locked",
+            "--no-fail-fast",
+            "--no-tests=warn",
+        ])
     } else {
         println!("    cargo-nextest is not installed: using cargo test");
-        cargo_with(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
+        cargo_with(&[
+            "test",
+            "--workspace",
+            "--locked",
+            "--no-fail-fast",
+            "--lib",
+            "--bins",
+            "--tests",
+        ])
     };
     // Clusters need system packages, which the fast run does not install.
     if extent == Extent::All {
@@ -92,45 +117,71 @@ fn main_suite(extent: Extent) -> Command {
     suite
 }
 
-/// Path of the default model, fetched with the program itself. Builds the tests too: with them the features of all
-/// dependencies are those of the test run, which then builds nothing again.
+/// Path of the default model, fetched with the program itself. Builds the tests too: with them the
+/// features of all dependencies are those of the test run, which then builds nothing again.
 fn fetch_model() -> Result<PathBuf> {
     run(cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]).args(CLUSTER))?;
     let program = crates::target_directory()?.join("debug/palimpsest");
-    let stdout = output(Command::new(&program).arg("pull")).context("fetching the default model")?;
-    let path = stdout.lines().map(str::trim).rfind(|line| !line.is_empty()).map(PathBuf::from);
+    let stdout =
+        output(Command::new(&program).arg("pull")).context("fetching the default model")?;
+    let path = stdout
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .map(PathBuf::from);
     match path {
         Some(path) if Path::new(&path).is_file() => Ok(path),
-        _ => bail!("`palimpsest pull` did not print the path of a file as its last line, but {stdout:?}"),
+        _ => bail!(
+            "`palimpsest pull` did not print the path of a file as its last line, but {stdout:?}"
+        ),
     }
 }
 
 impl Counts {
     fn plus(self, other: Self) -> Self {
-        Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+        }
     }
 }
 
-/// The counts in a closing line of nextest (`Summary [ 1.2s] 9 tests run: 8 passed (1 slow), 1 failed, 0 skipped`) or of
-/// cargo test (`test result: ok. 8 passed; 1 failed; …`). Whatever nextest ran and did not pass counts as failed: it
-/// has more words for it (timed out, exec failed).
+/// The counts in a closing line of nextest (`Summary [ 1.2s] 9 tests run: 8 passed (1 slow), 1
+/// failed, 0 skipped`) or of cargo test (`test result: ok. 8 passed; 1 failed; …`). Whatever
+/// nextest ran and did not pass counts as failed: it has more words for it (timed out, exec
+/// failed).
 fn parse_counts(line: &str) -> Option<Counts> {
     let line = strip_escapes(line);
     // Indented, it is what nextest shows of a failed test, which its own closing line counts.
     if let Some(rest) = line.strip_prefix("test result: ") {
-        return Some(Counts { passed: number_before(rest, "passed")?, failed: number_before(rest, "failed")? });
+        return Some(Counts {
+            passed: number_before(rest, "passed")?,
+            failed: number_before(rest, "failed")?,
+        });
     }
     let rest = line.trim().strip_prefix("Summary [")?.split_once(']')?.1;
     let (head, tail) = rest.split_once(" run:")?;
     // `9/12 tests run` when the run was cut short.
-    let num_run: u64 = head.split_whitespace().next()?.split('/').next()?.parse().ok()?;
+    let num_run: u64 = head
+        .split_whitespace()
+        .next()?
+        .split('/')
+        .next()?
+        .parse()
+        .ok()?;
     let passed = number_before(tail, "passed")?;
-    Some(Counts { passed, failed: num_run.saturating_sub(passed) })
+    Some(Counts {
+        passed,
+        failed: num_run.saturating_sub(passed),
+    })
 }
 
 /// The number right before `word`.
 fn number_before(text: &str, word: &str) -> Option<u64> {
-    let words: Vec<&str> = text.split([' ', ',', ';', '(', ')']).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = text
+        .split([' ', ',', ';', '(', ')'])
+        .filter(|word| !word.is_empty())
+        .collect();
     let at = words.iter().position(|candidate| *candidate == word)?;
     words.get(at.checked_sub(1)?)?.parse().ok()
 }
@@ -150,15 +201,23 @@ mod tests {
     #[test]
     fn closing_lines_are_counted() {
         let counts = |passed, failed| Some(Counts { passed, failed });
-        let nextest = "     Summary [   0.512s] 9 tests run: 8 passed (1 slow), 1 failed, 3 skipped";
+        let nextest =
+            "     Summary [   0.512s] 9 tests run: 8 passed (1 slow), 1 failed, 3 skipped";
         assert_eq!(parse_counts(nextest), counts(8, 1));
         assert_eq!(
             parse_counts("     Summary [   0.5s] 4/9 tests run: 3 passed, 1 timed out, 0 skipped"),
             counts(3, 1)
         );
-        assert_eq!(parse_counts("Summary [ 0.0s] 1 test run: 1 passed, 0 skipped"), counts(1, 0));
-        assert_eq!(parse_counts("\u{1b}[32m Summary\u{1b}[0m [ 0.0s] 2 tests run: 2 passed, 0 skipped"), counts(2, 0));
-        let cargo_test = "test result: FAILED. 16 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out";
+        assert_eq!(
+            parse_counts("Summary [ 0.0s] 1 test run: 1 passed, 0 skipped"),
+            counts(1, 0)
+        );
+        assert_eq!(
+            parse_counts("\u{1b}[32m Summary\u{1b}[0m [ 0.0s] 2 tests run: 2 passed, 0 skipped"),
+            counts(2, 0)
+        );
+        let cargo_test =
+            "test result: FAILED. 16 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out";
         assert_eq!(parse_counts(cargo_test), counts(16, 2));
         assert_eq!(parse_counts(&format!("    {cargo_test}")), None);
         assert_eq!(parse_counts("test a_test ... ok"), None);
@@ -176,6 +235,9 @@ mod tests {
         run_suites(&mut [good(), good()]).unwrap();
         run_suites(&mut [good(), script("exit 1")]).unwrap_err();
         run_suites(&mut [script("true")]).unwrap_err();
-        run_suites(&mut [script("echo 'test result: ok. 2 passed; 1 failed; 0 ignored'")]).unwrap_err();
+        run_suites(&mut [script(
+            "echo 'test result: ok. 2 passed; 1 failed; 0 ignored'",
+        )])
+        .unwrap_err();
     }
 }

@@ -1,27 +1,33 @@
-//! Attention of a stride of queries to what is left of all tokens before them, in one softmax, and its gradient.
+//! Attention of a stride of queries to what is left of all tokens before them, in one softmax, and
+//! its gradient.
 //!
-//! Nothing of it is kept for the backward pass, which computes the probabilities again: they are what grows with the document.
-//! Of an entry that is all but gone nothing is computed, so that the cost grows with what is left of a document.
+//! Nothing of it is kept for the backward pass, which computes the probabilities again: they are
+//! what grows with the document. Of an entry that is all but gone nothing is computed, so that the
+//! cost grows with what is left of a document.
 
-use super::model::{contiguous, values};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::cpu::{SimdLevel, exp_minus};
 use rayon::prelude::*;
 
-/// Logarithm of the share of an entry below which it counts as gone. What is lost by that is at most `e^GONE` of the attention that the
-/// full cache pays, and as much of the slopes.
+use super::model::{contiguous, values};
+
+/// Logarithm of the share of an entry below which it counts as gone. What is lost by that is at
+/// most `e^GONE` of the attention that the full cache pays, and as much of the slopes.
 const GONE: f32 = -9.0;
 
-/// `softmax(q kᵀ / sqrt(D) + left) v` for queries `[K, g * n, D]`, keys and values `[2, K, s, D]` and logarithms of what is left
-/// of each entry `[K, s]`. Gives `[K, g * n, D]`.
+/// `softmax(q kᵀ / sqrt(D) + left) v` for queries `[K, g * n, D]`, keys and values `[2, K, s, D]`
+/// and logarithms of what is left of each entry `[K, s]`. Gives `[K, g * n, D]`.
 pub fn attend(queries: &Tensor, entries: &Tensor, left: &Tensor, seen: Seen) -> Result<Tensor> {
-    queries.contiguous()?.apply_op3(&entries.contiguous()?, &left.contiguous()?, Attend(seen))
+    queries
+        .contiguous()?
+        .apply_op3(&entries.contiguous()?, &left.contiguous()?, Attend(seen))
 }
 
 /// Which entries a query sees.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
-    /// `n`: the last entries are the queries' own tokens, each of which sees those before it and itself.
+    /// `n`: the last entries are the queries' own tokens, each of which sees those before it and
+    /// itself.
     pub rows: usize,
     /// Entries at the beginning that are no tokens, and seen by all.
     pub centroids: usize,
@@ -44,19 +50,36 @@ struct Head {
 }
 
 impl Head {
-    fn new(index: usize, queries: &Tensor, (entries, left): (&[f32], &[f32]), seen: Seen) -> Result<Self> {
+    fn new(
+        index: usize,
+        queries: &Tensor,
+        (entries, left): (&[f32], &[f32]),
+        seen: Seen,
+    ) -> Result<Self> {
         let (kv_heads, _, dim) = queries.dims3()?;
         let slots = left.len() / kv_heads;
         let left = &left[index * slots..][..slots];
-        let kept: Vec<usize> = (0..slots).filter(|&slot| left[slot] > GONE || slot + seen.rows >= slots).collect();
+        let kept: Vec<usize> = (0..slots)
+            .filter(|&slot| left[slot] > GONE || slot + seen.rows >= slots)
+            .collect();
         let rows = |part: usize| {
             let all = &entries[(part * kv_heads + index) * slots * dim..][..slots * dim];
-            let rows: Vec<f32> = kept.iter().flat_map(|&slot| &all[slot * dim..][..dim]).copied().collect();
+            let rows: Vec<f32> = kept
+                .iter()
+                .flat_map(|&slot| &all[slot * dim..][..dim])
+                .copied()
+                .collect();
             Tensor::from_vec(rows, (kept.len(), dim), &Device::Cpu)
         };
         let (keys, values) = (rows(0)?, rows(1)?);
         let left = kept.iter().map(|&slot| left[slot]).collect();
-        Ok(Self { kept, left, queries: queries.get(index)?, keys, values })
+        Ok(Self {
+            kept,
+            left,
+            queries: queries.get(index)?,
+            keys,
+            values,
+        })
     }
 
     /// Probabilities `[g * n, m]`.
@@ -66,25 +89,38 @@ impl Head {
         let slots = self.kept.last().map_or(0, |last| last + 1);
         let tokens_before = slots - seen.rows - seen.centroids;
         let mut weights = values(&logits)?;
-        weights.par_chunks_mut(count).enumerate().for_each(|(index, row)| {
-            let own = index % seen.rows;
-            let (row, hidden) = row.split_at_mut(count - seen.rows + own + 1);
-            hidden.fill(0.0);
-            row.iter_mut().zip(&self.left).for_each(|(logit, left)| *logit += left);
-            let passed = seen.window.map_or(0, |window| (tokens_before + own + 1).saturating_sub(window));
-            let from = self.kept.partition_point(|&slot| slot < seen.centroids);
-            let until = self.kept.partition_point(|&slot| slot < seen.centroids + passed);
-            row[from..until].fill(f32::NEG_INFINITY);
-            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let share = 1.0 / exp_minus(level, row, most);
-            row.iter_mut().for_each(|weight| *weight *= share);
-        });
+        weights
+            .par_chunks_mut(count)
+            .enumerate()
+            .for_each(|(index, row)| {
+                let own = index % seen.rows;
+                let (row, hidden) = row.split_at_mut(count - seen.rows + own + 1);
+                hidden.fill(0.0);
+                row.iter_mut()
+                    .zip(&self.left)
+                    .for_each(|(logit, left)| *logit += left);
+                let passed = seen
+                    .window
+                    .map_or(0, |window| (tokens_before + own + 1).saturating_sub(window));
+                let from = self.kept.partition_point(|&slot| slot < seen.centroids);
+                let until = self
+                    .kept
+                    .partition_point(|&slot| slot < seen.centroids + passed);
+                row[from..until].fill(f32::NEG_INFINITY);
+                let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let share = 1.0 / exp_minus(level, row, most);
+                row.iter_mut().for_each(|weight| *weight *= share);
+            });
         Ok(weights)
     }
 
     /// `[g * n, m]`.
     fn matrix(&self, values: Vec<f32>) -> Result<Tensor> {
-        Tensor::from_vec(values, (self.queries.dim(0)?, self.kept.len()), &Device::Cpu)
+        Tensor::from_vec(
+            values,
+            (self.queries.dim(0)?, self.kept.len()),
+            &Device::Cpu,
+        )
     }
 }
 
@@ -106,7 +142,11 @@ impl CustomOp3 for Attend {
         left: &CpuStorage,
         of_left: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let queries = Tensor::from_slice(contiguous(queries, of_queries)?, of_queries.shape(), &Device::Cpu)?;
+        let queries = Tensor::from_slice(
+            contiguous(queries, of_queries)?,
+            of_queries.shape(),
+            &Device::Cpu,
+        )?;
         let (entries, left) = (contiguous(entries, of_entries)?, contiguous(left, of_left)?);
         let mut read = Vec::with_capacity(queries.elem_count());
         for index in 0..queries.dim(0)? {
@@ -136,10 +176,19 @@ impl CustomOp3 for Attend {
             // Slopes of weights, turned into slopes of logits in place.
             let mut slopes = values(&slope.matmul(&head.values.t()?)?)?;
             let count = head.kept.len();
-            slopes.par_chunks_mut(count).zip(weights.par_chunks(count)).for_each(|(row, weights)| {
-                let mean: f32 = row.iter().zip(weights).map(|(slope, weight)| slope * weight).sum();
-                row.iter_mut().zip(weights).for_each(|(slope, weight)| *slope = weight * (*slope - mean));
-            });
+            slopes
+                .par_chunks_mut(count)
+                .zip(weights.par_chunks(count))
+                .for_each(|(row, weights)| {
+                    let mean: f32 = row
+                        .iter()
+                        .zip(weights)
+                        .map(|(slope, weight)| slope * weight)
+                        .sum();
+                    row.iter_mut()
+                        .zip(weights)
+                        .for_each(|(slope, weight)| *slope = weight * (*slope - mean));
+                });
             let (weights, slopes) = (head.matrix(weights)?, head.matrix(slopes)?);
             of_queries.extend(values(&(slopes.matmul(&head.keys)? * scale)?)?);
             let of_keys = values(&(slopes.t()?.matmul(&head.queries)? * scale)?)?;
@@ -151,7 +200,10 @@ impl CustomOp3 for Attend {
                 }
             }
             let sums = values(&slopes.sum(0)?)?;
-            head.kept.iter().zip(sums).for_each(|(&slot, sum)| of_left[index * slots + slot] = sum);
+            head.kept
+                .iter()
+                .zip(sums)
+                .for_each(|(&slot, sum)| of_left[index * slots + slot] = sum);
         }
         let of_queries = Tensor::from_vec(of_queries, queries.shape(), &Device::Cpu)?;
         let of_entries = Tensor::from_vec(of_entries, entries.shape(), &Device::Cpu)?;
@@ -162,9 +214,10 @@ impl CustomOp3 for Attend {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{D, Var};
+
     use super::*;
     use crate::corpus::Draws;
-    use candle_core::{D, Var};
 
     /// In candle's own operations, with masks, over all entries.
     fn plain(queries: &Tensor, entries: &Tensor, left: &Tensor, seen: Seen) -> Result<Tensor> {
@@ -174,12 +227,17 @@ mod tests {
             let is_near = seen.window.is_none_or(|window| slot + window > own);
             slot <= own && (slot < seen.centroids || is_near)
         };
-        let mask = |row: usize| (0..slots).map(move |slot| if sees(row, slot) { 0.0 } else { -1e9f32 });
+        let mask =
+            |row: usize| (0..slots).map(move |slot| if sees(row, slot) { 0.0 } else { -1e9f32 });
         let mask: Vec<f32> = (0..heads_rows).flat_map(mask).collect();
         let mask = Tensor::from_vec(mask, (1, heads_rows, slots), &Device::Cpu)?;
         let logits = (queries.matmul(&entries.get(0)?.t()?.contiguous()?)? * scale(queries)?)?;
-        let logits = logits.broadcast_add(&left.unsqueeze(1)?)?.broadcast_add(&mask)?;
-        let weights = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let logits = logits
+            .broadcast_add(&left.unsqueeze(1)?)?
+            .broadcast_add(&mask)?;
+        let weights = logits
+            .broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?
+            .exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
         weights.matmul(&entries.get(1)?.contiguous()?)
     }
@@ -189,7 +247,9 @@ mod tests {
         let (kv_heads, group, rows, slots, dim) = (2, 3, 5, 23, 8);
         let mut draws = Draws::new(5);
         let mut random = |shape: &[usize]| {
-            let values: Vec<f32> = (0..shape.iter().product()).map(|_| 2.0 * draws.signed()).collect();
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|_| 2.0 * draws.signed())
+                .collect();
             Tensor::from_vec(values, shape, &Device::Cpu)
         };
         for (centroids, window) in [(0, None), (4, None), (4, Some(9)), (0, Some(3))] {
@@ -202,11 +262,19 @@ mod tests {
                     _ => *left - 2.0,
                 });
                 let left = Tensor::from_vec(left.collect(), (kv_heads, slots), &Device::Cpu)?;
-                let inputs = [random(&[kv_heads, group * rows, dim])?, random(&[2, kv_heads, slots, dim])?, left];
+                let inputs = [
+                    random(&[kv_heads, group * rows, dim])?,
+                    random(&[2, kv_heads, slots, dim])?,
+                    left,
+                ];
                 Ok((inputs, random(&[kv_heads, group * rows, dim])?))
             };
             let (inputs, slope) = made().expect("shapes agree");
-            let seen = Seen { rows, centroids, window };
+            let seen = Seen {
+                rows,
+                centroids,
+                window,
+            };
             let run = |f: fn(&Tensor, &Tensor, &Tensor, Seen) -> Result<Tensor>| -> Result<Vec<Vec<f32>>> {
                 let vars = inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
                 let read = f(&vars[0], &vars[1], &vars[2], seen)?;
@@ -214,10 +282,21 @@ mod tests {
                 let slopes = vars.iter().map(|var| values(grads.get(var).expect("it depends on all")));
                 std::iter::once(values(&read)).chain(slopes).collect()
             };
-            let (got, want) = (run(attend).expect("it reads"), run(plain).expect("it reads"));
+            let (got, want) = (
+                run(attend).expect("it reads"),
+                run(plain).expect("it reads"),
+            );
             for (index, (got, want)) in got.iter().zip(&want).enumerate() {
-                let off = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(off < 1e-4, "output or slope {index}, {centroids} centroids, window {window:?}: off by {off}");
+                let off = got
+                    .iter()
+                    .zip(want)
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0.0, f32::max);
+                assert!(
+                    off < 1e-4,
+                    "output or slope {index}, {centroids} centroids, window {window:?}: off by \
+                     {off}"
+                );
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The model whose scorers are tuned, in candle: a second implementation of the decoder, in f32, whose own weights get no
-//! gradients. Tested against the engine's decoder.
+//! The model whose scorers are tuned, in candle: a second implementation of the decoder, in f32,
+//! whose own weights get no gradients. Tested against the engine's decoder.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::Backend;
@@ -20,11 +20,14 @@ impl Linear {
     /// `x Wᵀ + b`: `[n, M]` to `[n, N]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.apply_op1(Product(self.weight.clone()))?;
-        self.bias.as_ref().map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
+        self.bias
+            .as_ref()
+            .map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
     }
 }
 
-/// candle's own product takes gradients of both sides, which for fixed weights is half the work of the backward pass for nothing.
+/// candle's own product takes gradients of both sides, which for fixed weights is half the work of
+/// the backward pass for nothing.
 struct Product(Tensor);
 
 impl CustomOp1 for Product {
@@ -52,7 +55,9 @@ impl SiluMul {
 
     fn sigmoids(gate: &[f32]) -> Vec<f32> {
         let (level, mut values) = (SimdLevel::detect(), gate.to_vec());
-        values.par_chunks_mut(Self::PART).for_each(|values| sigmoids(level, values));
+        values
+            .par_chunks_mut(Self::PART)
+            .for_each(|values| sigmoids(level, values));
         values
     }
 }
@@ -71,25 +76,43 @@ impl CustomOp2 for SiluMul {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (contiguous(gate, of_gate)?, contiguous(up, of_up)?);
         let mut out = Self::sigmoids(gate);
-        let parts = out.par_chunks_mut(Self::PART).zip(gate.par_chunks(Self::PART)).zip(up.par_chunks(Self::PART));
+        let parts = out
+            .par_chunks_mut(Self::PART)
+            .zip(gate.par_chunks(Self::PART))
+            .zip(up.par_chunks(Self::PART));
         parts.for_each(|((out, gate), up)| {
-            out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out *= gate * up);
+            out.iter_mut()
+                .zip(gate)
+                .zip(up)
+                .for_each(|((out, gate), up)| *out *= gate * up);
         });
         Ok((CpuStorage::F32(out), of_gate.shape().clone()))
     }
 
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, slope: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _: &Tensor,
+        slope: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (gates, mut of_gate, mut of_up) = (values(gate)?, values(up)?, values(slope)?);
         let shares = Self::sigmoids(&gates);
-        let parts = of_gate.par_chunks_mut(Self::PART).zip(of_up.par_chunks_mut(Self::PART));
-        let fixed = shares.par_chunks(Self::PART).zip(gates.par_chunks(Self::PART));
-        parts.zip(fixed).for_each(|((of_gate, of_up), (shares, gates))| {
-            let slopes = of_gate.iter_mut().zip(of_up).zip(shares.iter().zip(gates));
-            slopes.for_each(|((up, slope), (share, gate))| {
-                let silu = share * gate;
-                (*up, *slope) = (*slope * *up * (share + silu * (1.0 - share)), *slope * silu);
+        let parts = of_gate
+            .par_chunks_mut(Self::PART)
+            .zip(of_up.par_chunks_mut(Self::PART));
+        let fixed = shares
+            .par_chunks(Self::PART)
+            .zip(gates.par_chunks(Self::PART));
+        parts
+            .zip(fixed)
+            .for_each(|((of_gate, of_up), (shares, gates))| {
+                let slopes = of_gate.iter_mut().zip(of_up).zip(shares.iter().zip(gates));
+                slopes.for_each(|((up, slope), (share, gate))| {
+                    let silu = share * gate;
+                    (*up, *slope) = (*slope * *up * (share + silu * (1.0 - share)), *slope * silu);
+                });
             });
-        });
         let tensor = |values| Tensor::from_vec(values, gate.shape(), &Device::Cpu).map(Some);
         Ok((tensor(of_gate)?, tensor(of_up)?))
     }
@@ -105,7 +128,10 @@ pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result
     let values = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&values[start..end]),
-        None => candle_core::bail!("a tensor of shape {:?} does not lie in one piece", layout.shape()),
+        None => candle_core::bail!(
+            "a tensor of shape {:?} does not lie in one piece",
+            layout.shape()
+        ),
     }
 }
 
@@ -140,8 +166,8 @@ pub struct Model {
 /// Cosines and sines `[n, 1, D/2]` of some positions.
 pub type Angles = (Tensor, Tensor);
 
-/// What a layer's attention works with: the normalised hidden states `[n, E]`, queries `[K, g, n, D]` and keys and values
-/// `[2, K, n, D]`, queries and keys rotated.
+/// What a layer's attention works with: the normalised hidden states `[n, E]`, queries `[K, g, n,
+/// D]` and keys and values `[2, K, n, D]`, queries and keys rotated.
 pub struct Projected {
     /// What scorers see.
     pub hidden: Tensor,
@@ -166,10 +192,19 @@ impl Model {
         };
         let head = weights.output(&whole).map_err(worker)?;
         Ok(Self {
-            layers: (0..config.layers).map(layer).collect::<crate::Result<_>>()?,
+            layers: (0..config.layers)
+                .map(layer)
+                .collect::<crate::Result<_>>()?,
             embedding: matrix(weights.embedding(&whole).map_err(worker)?)?,
             final_norm: vector(weights.final_norm().map_err(worker)?)?,
-            head: head.map(|data| Ok::<_, crate::Error>(Linear { weight: matrix(data)?, bias: None })).transpose()?,
+            head: head
+                .map(|data| {
+                    Ok::<_, crate::Error>(Linear {
+                        weight: matrix(data)?,
+                        bias: None,
+                    })
+                })
+                .transpose()?,
             inv_freq: config.rope.inv_freq(),
             config,
         })
@@ -177,15 +212,24 @@ impl Model {
 
     /// Embeddings `[n, E]`.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        self.embedding.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
+        self.embedding
+            .index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
     }
 
     /// Rotary angles of positions.
     pub fn angles(&self, positions: std::ops::Range<usize>) -> Result<Angles> {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         let shape = (positions.len(), 1, self.inv_freq.len());
-        palimpsest_worker::layers::rope::angles(positions.map(|p| p as u64), &self.inv_freq, &mut cos, &mut sin);
-        Ok((Tensor::from_vec(cos, shape, &Device::Cpu)?, Tensor::from_vec(sin, shape, &Device::Cpu)?))
+        palimpsest_worker::layers::rope::angles(
+            positions.map(|p| p as u64),
+            &self.inv_freq,
+            &mut cos,
+            &mut sin,
+        );
+        Ok((
+            Tensor::from_vec(cos, shape, &Device::Cpu)?,
+            Tensor::from_vec(sin, shape, &Device::Cpu)?,
+        ))
     }
 
     /// Logits `[n, V]` after the last layer's output `[n, E]`.
@@ -199,7 +243,9 @@ impl Model {
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let variance = x.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
-        let inverse = (variance + f64::from(self.config.rms_eps))?.sqrt()?.recip()?;
+        let inverse = (variance + f64::from(self.config.rms_eps))?
+            .sqrt()?
+            .recip()?;
         x.broadcast_mul(&inverse)?.broadcast_mul(weight)
     }
 
@@ -212,32 +258,65 @@ impl Model {
     pub fn project(&self, layer: &LayerModel, x: &Tensor, angles: &Angles) -> Result<Projected> {
         let (rows, config) = (x.dim(0)?, &self.config);
         let heads = |linear: &Linear, hidden: &Tensor, heads: usize, norm: &Option<Tensor>| {
-            let y = linear.forward(hidden)?.reshape((rows, heads, config.head_dim))?;
-            norm.as_ref().map_or(Ok(y.clone()), |norm| self.norm(&y, norm))
+            let y = linear
+                .forward(hidden)?
+                .reshape((rows, heads, config.head_dim))?;
+            norm.as_ref()
+                .map_or(Ok(y.clone()), |norm| self.norm(&y, norm))
         };
         let hidden = self.attention_input(layer, x)?;
-        let q = rotated(&heads(&layer.q, &hidden, config.heads, &layer.q_norm)?, angles)?;
-        let k = rotated(&heads(&layer.k, &hidden, config.kv_heads, &layer.k_norm)?, angles)?;
+        let q = rotated(
+            &heads(&layer.q, &hidden, config.heads, &layer.q_norm)?,
+            angles,
+        )?;
+        let k = rotated(
+            &heads(&layer.k, &hidden, config.kv_heads, &layer.k_norm)?,
+            angles,
+        )?;
         let v = heads(&layer.v, &hidden, config.kv_heads, &None)?;
         let group = config.heads / config.kv_heads;
-        let queries = q.transpose(0, 1)?.contiguous()?.reshape((config.kv_heads, group, rows, config.head_dim))?;
-        let entries = Tensor::stack(&[k.transpose(0, 1)?.contiguous()?, v.transpose(0, 1)?.contiguous()?], 0)?;
-        Ok(Projected { hidden, queries, entries })
+        let queries = q.transpose(0, 1)?.contiguous()?.reshape((
+            config.kv_heads,
+            group,
+            rows,
+            config.head_dim,
+        ))?;
+        let entries = Tensor::stack(
+            &[
+                k.transpose(0, 1)?.contiguous()?,
+                v.transpose(0, 1)?.contiguous()?,
+            ],
+            0,
+        )?;
+        Ok(Projected {
+            hidden,
+            queries,
+            entries,
+        })
     }
 
     /// What comes after it. `read`: `[n, H * D]`.
     pub fn finish(&self, layer: &LayerModel, x: &Tensor, read: &Tensor) -> Result<Tensor> {
         let x = (x + layer.o.forward(read)?)?;
         let hidden = self.norm(&x, &layer.ffn_norm)?;
-        let act = layer.gate.forward(&hidden)?.apply_op2(&layer.up.forward(&hidden)?, SiluMul)?;
+        let act = layer
+            .gate
+            .forward(&hidden)?
+            .apply_op2(&layer.up.forward(&hidden)?, SiluMul)?;
         x + layer.down.forward(&act)?
     }
 }
 
 impl LayerModel {
-    fn load(matrix: &dyn Fn(WeightData<'_>) -> crate::Result<Tensor>, layer: LayerWeights<'_>) -> crate::Result<Self> {
+    fn load(
+        matrix: &dyn Fn(WeightData<'_>) -> crate::Result<Tensor>,
+        layer: LayerWeights<'_>,
+    ) -> crate::Result<Self> {
         let linear = |data, bias: Option<Vec<f32>>| -> crate::Result<Linear> {
-            Ok(Linear { weight: matrix(data)?, bias: bias.map(vector).transpose()? })
+            Ok(Linear {
+                weight: matrix(data)?,
+                bias: bias.map(vector).transpose()?,
+            })
         };
         Ok(Self {
             attn_norm: vector(layer.attn_norm)?,
@@ -272,7 +351,8 @@ fn vector(values: Vec<f32>) -> crate::Result<Tensor> {
     Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
 }
 
-/// The engine knows all types of weights: its embedding lookup gives any rows of a matrix as they are.
+/// The engine knows all types of weights: its embedding lookup gives any rows of a matrix as they
+/// are.
 fn dequantised<B: Backend>(backend: &B, data: &WeightData<'_>) -> crate::Result<Tensor> {
     let (rows, cols) = (data.rows, data.cols);
     let read = || {

@@ -4,15 +4,17 @@
 //! read:      stride by stride, all layers; before each stride: scores ▸ one threshold per KV head over all layers ▸ gates
 //! backward:  the losses' slopes at the last layer's output ▸ layer by layer from the last: the whole document once more
 //! ```
-//! Thresholds and memories are held fixed in the backward pass, and all that layers then exchange is their input, so that only one layer's
-//! intermediate values are in memory at a time.
+//! Thresholds and memories are held fixed in the backward pass, and all that layers then exchange
+//! is their input, so that only one layer's intermediate values are in memory at a time.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::attention::{Seen, attend};
 use super::centroids::{Centroids, Snapshot};
 use super::model::Model;
 use super::scorers::{LayerVars, Protected, Scorers, threshold};
-use candle_core::{DType, Device, Result, Tensor, Var};
-use std::ops::Range;
 
 /// Logarithm of the share by which a slot counts as gone to the memory.
 const HALF: f32 = -std::f32::consts::LN_2;
@@ -71,10 +73,16 @@ pub struct Reader<'a> {
 
 impl Reader<'_> {
     fn segments(&self, document: &Document) -> Vec<Range<usize>> {
-        let mut ends: Vec<usize> = (self.stride..=document.length).step_by(self.stride).collect();
+        let mut ends: Vec<usize> = (self.stride..=document.length)
+            .step_by(self.stride)
+            .collect();
         ends.push(document.ids.len());
         let starts = std::iter::once(0).chain(ends.clone());
-        starts.zip(ends).map(|(start, end)| start..end).filter(|segment| !segment.is_empty()).collect()
+        starts
+            .zip(ends)
+            .map(|(start, end)| start..end)
+            .filter(|segment| !segment.is_empty())
+            .collect()
     }
 
     /// Reads with the full cache.
@@ -89,7 +97,12 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// Those of candle.
-    pub fn read_evicting(&self, document: &Document, scorers: &Scorers, budget: Budget) -> Result<Reading> {
+    pub fn read_evicting(
+        &self,
+        document: &Document,
+        scorers: &Scorers,
+        budget: Budget,
+    ) -> Result<Reading> {
         self.read(document, Some((scorers, budget)))
     }
 
@@ -97,11 +110,16 @@ impl Reader<'_> {
         let (model, layers) = (self.model, self.model.layers.len());
         let mut states: Vec<Vec<Tensor>> = vec![Vec::new(); layers + 1];
         let mut pasts: Vec<Past> = (0..layers).map(|_| Past::default()).collect();
-        let evictor = eviction.map(|(scorers, budget)| Evictor::new(self, scorers, budget)).transpose()?;
+        let evictor = eviction
+            .map(|(scorers, budget)| Evictor::new(self, scorers, budget))
+            .transpose()?;
         let mut boundaries = Vec::new();
         for rows in self.segments(document) {
             let mut gates = None;
-            if let Some(evictor) = evictor.as_ref().filter(|evictor| evictor.evicts(rows.start)) {
+            if let Some(evictor) = evictor
+                .as_ref()
+                .filter(|evictor| evictor.evicts(rows.start))
+            {
                 let (boundary, left) = evictor.boundary(rows.start, &mut pasts)?;
                 boundaries.push(boundary);
                 gates = Some(left);
@@ -116,20 +134,29 @@ impl Reader<'_> {
                 }
                 append(&mut pasts[index].entries, &projected.entries, 2)?;
                 let entries = pasts[index].entries.as_ref().expect("just appended");
-                let memory =
-                    boundaries.last().filter(|_| gates.is_some()).and_then(|b: &Boundary| b.memories.get(index));
-                let read =
-                    self.attend(&projected.queries, entries, gates.as_ref().map(|gates| &gates[index]), memory)?;
+                let memory = boundaries
+                    .last()
+                    .filter(|_| gates.is_some())
+                    .and_then(|b: &Boundary| b.memories.get(index));
+                let read = self.attend(
+                    &projected.queries,
+                    entries,
+                    gates.as_ref().map(|gates| &gates[index]),
+                    memory,
+                )?;
                 x = model.finish(layer, &x, &read)?;
             }
             states[layers].push(x);
         }
-        let states = states.iter().map(|parts| Tensor::cat(parts, 0)).collect::<Result<_>>()?;
+        let states = states
+            .iter()
+            .map(|parts| Tensor::cat(parts, 0))
+            .collect::<Result<_>>()?;
         Ok(Reading { states, boundaries })
     }
 
-    /// What queries `[K, g, n, D]` read, `[n, H * D]`. `entries`: `[2, K, s, D]`, theirs last; `gates`: `[K, s - n]`, `None` where all
-    /// is left.
+    /// What queries `[K, g, n, D]` read, `[n, H * D]`. `entries`: `[2, K, s, D]`, theirs last;
+    /// `gates`: `[K, s - n]`, `None` where all is left.
     fn attend(
         &self,
         queries: &Tensor,
@@ -145,18 +172,28 @@ impl Reader<'_> {
             None => zeros(own)?,
         };
         let mut entries = entries.clone();
-        let mut seen = Seen { rows, centroids: 0, window: self.model.config.sliding_window };
+        let mut seen = Seen {
+            rows,
+            centroids: 0,
+            window: self.model.config.sliding_window,
+        };
         if let Some(memory) = memory {
             seen.centroids = memory.counts.dim(1)?;
             left = Tensor::cat(&[&memory.counts, &left], 1)?;
             entries = Tensor::cat(&[&memory.entries, &entries], 2)?;
         }
-        let queries = queries.contiguous()?.reshape((kv_heads, group * rows, dim))?;
+        let queries = queries
+            .contiguous()?
+            .reshape((kv_heads, group * rows, dim))?;
         let read = attend(&queries, &entries, &left, seen)?;
-        read.reshape((kv_heads * group, rows, dim))?.transpose(0, 1)?.contiguous()?.reshape((rows, ()))
+        read.reshape((kv_heads * group, rows, dim))?
+            .transpose(0, 1)?
+            .contiguous()?
+            .reshape((rows, ()))
     }
 
-    /// The gradient of the scorers' parameters, by kind, all layers. `slopes`: of the last layer's output `[n, E]`.
+    /// The gradient of the scorers' parameters, by kind, all layers. `slopes`: of the last layer's
+    /// output `[n, E]`.
     ///
     /// # Errors
     /// Those of candle.
@@ -175,20 +212,37 @@ impl Reader<'_> {
             let output = self.layer(document, (index, &x), (scorers, &vars), reading, &angles)?;
             let grads = (output * slopes)?.sum_all()?.backward()?;
             by_layer.push(vars.slopes(&grads)?);
-            slopes = grads.get(&x).expect("a layer's output depends on its input").clone();
+            slopes = grads
+                .get(&x)
+                .expect("a layer's output depends on its input")
+                .clone();
         }
-        let of = |kind: usize| by_layer.iter().rev().flat_map(|slopes| slopes[kind].iter().copied()).collect();
+        let of = |kind: usize| {
+            by_layer
+                .iter()
+                .rev()
+                .flat_map(|slopes| slopes[kind].iter().copied())
+                .collect()
+        };
         Ok([of(0), of(1), of(2)])
     }
 
-    /// The last layer's output `[n, E]` with other scorers, at the thresholds and with the memories of a reading.
+    /// The last layer's output `[n, E]` with other scorers, at the thresholds and with the memories
+    /// of a reading.
     #[cfg(test)]
-    pub(super) fn replay(&self, document: &Document, scorers: &Scorers, reading: &Reading) -> Result<Tensor> {
+    pub(super) fn replay(
+        &self,
+        document: &Document,
+        scorers: &Scorers,
+        reading: &Reading,
+    ) -> Result<Tensor> {
         let angles = self.model.angles(0..document.ids.len())?;
         let mut x = self.model.embed(&document.ids)?;
         for index in 0..self.model.layers.len() {
             let vars = scorers.vars(index)?;
-            x = self.layer(document, (index, &x), (scorers, &vars), reading, &angles)?.detach();
+            x = self
+                .layer(document, (index, &x), (scorers, &vars), reading, &angles)?
+                .detach();
         }
         Ok(x)
     }
@@ -207,7 +261,10 @@ impl Reader<'_> {
         let scores = scorers.scores(index, vars, &projected.hidden)?;
         let mut read = Vec::new();
         for rows in self.segments(document) {
-            let boundary = reading.boundaries.iter().find(|boundary| boundary.end == rows.start);
+            let boundary = reading
+                .boundaries
+                .iter()
+                .find(|boundary| boundary.end == rows.start);
             let gates = |boundary: &Boundary| {
                 let candidates = self.protected.candidates(boundary.end);
                 let faded = scorers.faded(vars, &scores, candidates, boundary.end)?;
@@ -246,8 +303,16 @@ struct Evictor<'a> {
 impl<'a> Evictor<'a> {
     fn new(reader: &Reader<'_>, scorers: &'a Scorers, budget: Budget) -> Result<Self> {
         let config = &reader.model.config;
-        let vars = (0..config.layers).map(|layer| scorers.vars(layer)).collect::<Result<_>>()?;
-        Ok(Self { scorers, vars, budget, protected: reader.protected, heads: (config.kv_heads, config.head_dim) })
+        let vars = (0..config.layers)
+            .map(|layer| scorers.vars(layer))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            scorers,
+            vars,
+            budget,
+            protected: reader.protected,
+            heads: (config.kv_heads, config.head_dim),
+        })
     }
 
     fn evicts(&self, end: usize) -> bool {
@@ -256,7 +321,14 @@ impl<'a> Evictor<'a> {
 
     fn score(&self, layer: usize, hidden: &Tensor, past: &mut Past) -> Result<()> {
         // Detached: what is decided here has no gradient.
-        append(&mut past.scores, &self.scorers.scores(layer, &self.vars[layer], hidden)?.detach(), 1)
+        append(
+            &mut past.scores,
+            &self
+                .scorers
+                .scores(layer, &self.vars[layer], hidden)?
+                .detach(),
+            1,
+        )
     }
 
     /// The boundary, and what is left of every token `[K, end]`, by layer.
@@ -265,9 +337,17 @@ impl<'a> Evictor<'a> {
         let candidates = self.protected.candidates(end);
         let faded = |(vars, past): (&LayerVars, &Past)| {
             let scores = past.scores.as_ref().expect("scored as it was read");
-            Ok(self.scorers.faded(vars, scores, candidates.clone(), end)?.detach())
+            Ok(self
+                .scorers
+                .faded(vars, scores, candidates.clone(), end)?
+                .detach())
         };
-        let faded: Vec<Tensor> = self.vars.iter().zip(pasts.iter()).map(faded).collect::<Result<_>>()?;
+        let faded: Vec<Tensor> = self
+            .vars
+            .iter()
+            .zip(pasts.iter())
+            .map(faded)
+            .collect::<Result<_>>()?;
         let pools = Tensor::cat(&faded, 1)?.to_vec2::<f32>()?;
         let wanted = self.budget.slots * pasts.len() as f32;
         let thresholds: Vec<f32> = pools.iter().map(|pool| threshold(pool, wanted)).collect();
@@ -276,16 +356,29 @@ impl<'a> Evictor<'a> {
         let mut memories = Vec::new();
         if self.budget.centroids > 0 {
             for (past, gates) in pasts.iter_mut().zip(&gates) {
-                let memory = past.memory.get_or_insert_with(|| Centroids::new(kv_heads, self.budget.centroids, dim));
+                let memory = past
+                    .memory
+                    .get_or_insert_with(|| Centroids::new(kv_heads, self.budget.centroids, dim));
                 let entries = past.entries.as_ref().expect("read before");
                 let values = |part: usize| entries.get(part)?.flatten_all()?.to_vec1::<f32>();
-                let is_gone: Vec<bool> =
-                    gates.flatten_all()?.to_vec1::<f32>()?.iter().map(|&left| left < HALF).collect();
+                let is_gone: Vec<bool> = gates
+                    .flatten_all()?
+                    .to_vec1::<f32>()?
+                    .iter()
+                    .map(|&left| left < HALF)
+                    .collect();
                 memory.absorb(&values(0)?, &values(1)?, &is_gone);
                 memories.push(memory.snapshot()?);
             }
         }
-        Ok((Boundary { end, thresholds, memories }, gates))
+        Ok((
+            Boundary {
+                end,
+                thresholds,
+                memories,
+            },
+            gates,
+        ))
     }
 }
 

@@ -1,11 +1,13 @@
 //! A tuning on disk, so that one which was interrupted goes on where it stopped.
 
-use super::scorers::Scorers;
-use crate::{Error, Result};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::scorers::Scorers;
+use crate::{Error, Result};
 
 /// Names of the arrays of each kind of parameter.
 const KINDS: [&str; 3] = ["change", "shift", "fade"];
@@ -19,11 +21,14 @@ pub struct State {
 impl State {
     /// At `path`; `source`: digest of what is tuned, and how.
     pub fn new(path: &Path, source: u64) -> Self {
-        Self { path: path.to_owned(), source: format!("{source:016x}") }
+        Self {
+            path: path.to_owned(),
+            source: format!("{source:016x}"),
+        }
     }
 
-    /// Puts the state's values into `scorers`; returns the steps they have behind them. `None`, and nothing changed, where there is no
-    /// state or not of this tuning.
+    /// Puts the state's values into `scorers`; returns the steps they have behind them. `None`, and
+    /// nothing changed, where there is no state or not of this tuning.
     pub fn load(&self, scorers: &mut Scorers) -> Option<usize> {
         let bytes = std::fs::read(&self.path).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
@@ -32,7 +37,11 @@ impl State {
         let file = SafeTensors::deserialize(&bytes).ok()?;
         let read = |name: String, len: usize| -> Option<Vec<f32>> {
             let tensor = file.tensor(&name).ok()?;
-            let values: Vec<f32> = tensor.data().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+            let values: Vec<f32> = tensor
+                .data()
+                .chunks_exact(4)
+                .map(bytemuck::pod_read_unaligned)
+                .collect();
             (values.len() == len).then_some(values)
         };
         if metadata.get("source") != Some(&self.source) {
@@ -44,10 +53,16 @@ impl State {
             .map(|(kind, parameters)| {
                 let len = parameters.values.len();
                 let part = |part: &str| read(format!("{kind}.{part}"), len);
-                Some((part("values")?, part("mean")?, part("first")?, part("second")?))
+                Some((
+                    part("values")?,
+                    part("mean")?,
+                    part("first")?,
+                    part("second")?,
+                ))
             })
             .collect();
-        for (parameters, (values, mean, first, second)) in scorers.parameters.iter_mut().zip(found?) {
+        for (parameters, (values, mean, first, second)) in scorers.parameters.iter_mut().zip(found?)
+        {
             (parameters.values, parameters.mean) = (values, mean);
             parameters.adam.resume(first, second, steps);
         }
@@ -62,20 +77,33 @@ impl State {
         let mut arrays: Vec<(String, &[f32])> = Vec::new();
         for (kind, parameters) in KINDS.iter().zip(&scorers.parameters) {
             let (first, second) = parameters.adam.moments();
-            let parts =
-                [("values", &parameters.values[..]), ("mean", &parameters.mean), ("first", first), ("second", second)];
+            let parts = [
+                ("values", &parameters.values[..]),
+                ("mean", &parameters.mean),
+                ("first", first),
+                ("second", second),
+            ];
             arrays.extend(parts.map(|(part, values)| (format!("{kind}.{part}"), values)));
         }
-        let bad =
-            |error: safetensors::SafeTensorError| Error::State { path: self.path.clone(), reason: error.to_string() };
+        let bad = |error: safetensors::SafeTensorError| Error::State {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        };
         let mut views = Vec::new();
         for (name, values) in &arrays {
-            let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
+            let view =
+                TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
             views.push((name, view.map_err(bad)?));
         }
-        let metadata = HashMap::from([("source".into(), self.source.clone()), ("steps".into(), steps.to_string())]);
+        let metadata = HashMap::from([
+            ("source".into(), self.source.clone()),
+            ("steps".into(), steps.to_string()),
+        ]);
         let bytes = safetensors::serialize(views, Some(metadata)).map_err(bad)?;
-        let io = |source| Error::Io { path: self.path.clone(), source };
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            source,
+        };
         let partial = self.path.with_extension("partial");
         std::fs::write(&partial, bytes).map_err(io)?;
         std::fs::rename(&partial, &self.path).map_err(io)

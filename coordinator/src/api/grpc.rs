@@ -1,23 +1,28 @@
 //! The gRPC API: `palimpsest.v1.Inference`, health and reflection.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
-use palimpsest_proto::{
-    DESCRIPTORS,
-    v1::{
-        GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest, TokenizeResponse,
-        inference_server::{Inference, InferenceServer},
-    },
+use palimpsest_proto::DESCRIPTORS;
+use palimpsest_proto::v1::inference_server::{Inference, InferenceServer};
+use palimpsest_proto::v1::{
+    GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest,
+    TokenizeResponse,
 };
 use palimpsest_tls::Incoming;
 use tokio::sync::watch;
-use tonic::{
-    Request, Response, Status, metadata::MetadataMap, service::interceptor::InterceptedService, transport::Server,
-};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
-use crate::{engine::Readiness, keys::ApiKeys, service::Service, trace};
+use crate::engine::Readiness;
+use crate::keys::ApiKeys;
+use crate::service::Service;
+use crate::trace;
 
 /// Metadata key of a response that names its request.
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
@@ -37,13 +42,27 @@ pub struct GrpcApi(Service);
 impl Inference for GrpcApi {
     type GenerateStream = BoxStream<'static, Result<GenerateEvent, Status>>;
 
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
         let timeout = grpc_timeout(request.metadata())?;
-        let traceparent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+        let traceparent = request
+            .metadata()
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok());
         let parent = trace::parent(traceparent);
-        let answer = self.0.generate_for(parent.as_ref(), request.into_inner(), timeout).await?;
-        let id = answer.request_id().as_str().parse().map_err(|_| Status::internal("request ids are ASCII"))?;
-        // No task and no buffer in between: the connection polls the answer, so its flow control reaches the ring.
+        let answer = self
+            .0
+            .generate_for(parent.as_ref(), request.into_inner(), timeout)
+            .await?;
+        let id = answer
+            .request_id()
+            .as_str()
+            .parse()
+            .map_err(|_| Status::internal("request ids are ASCII"))?;
+        // No task and no buffer in between: the connection polls the answer, so its flow control
+        // reaches the ring.
         let events = stream::unfold(answer, |mut answer| async move {
             let event = answer.next().await?;
             Some((event.map_err(Status::from), answer))
@@ -53,11 +72,17 @@ impl Inference for GrpcApi {
         Ok(response)
     }
 
-    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+    async fn tokenize(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<TokenizeResponse>, Status> {
         Ok(Response::new(self.0.tokenize(request.into_inner()).await?))
     }
 
-    async fn get_model(&self, _: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
+    async fn get_model(
+        &self,
+        _: Request<GetModelRequest>,
+    ) -> Result<Response<GetModelResponse>, Status> {
         Ok(Response::new(self.0.describe()))
     }
 }
@@ -85,7 +110,9 @@ pub async fn serve(
     let limit = service.config.max_message_bytes;
     let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
     let keys = service.config.keys.clone();
-    let api = InterceptedService::new(api, move |request: Request<()>| authorize(keys.as_deref(), request));
+    let api = InterceptedService::new(api, move |request: Request<()>| {
+        authorize(keys.as_deref(), request)
+    });
     let (drained, closing) = watch::channel(false);
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -118,11 +145,14 @@ pub async fn serve(
 
 /// Asks for a key, where keys are. Health and reflection need none: probes have none.
 fn authorize(keys: Option<&ApiKeys>, request: Request<()>) -> Result<Request<()>, Status> {
-    let given = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    let given = request
+        .metadata()
+        .get("authorization")
+        .and_then(|value| value.to_str().ok());
     match keys {
-        Some(keys) if keys.bearer(given).is_none() => {
-            Err(Status::unauthenticated("no valid API key: send the metadata `authorization: Bearer KEY`"))
-        }
+        Some(keys) if keys.bearer(given).is_none() => Err(Status::unauthenticated(
+            "no valid API key: send the metadata `authorization: Bearer KEY`",
+        )),
         _ => Ok(request),
     }
 }
@@ -139,7 +169,11 @@ async fn follow(reporter: HealthReporter, mut readiness: watch::Receiver<Readine
 }
 
 async fn report(reporter: &HealthReporter, readiness: Readiness) {
-    let status = if readiness == Readiness::Ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let status = if readiness == Readiness::Ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
     for name in ["", SERVICE_NAME] {
         reporter.set_service_status(name, status).await;
     }
@@ -147,10 +181,18 @@ async fn report(reporter: &HealthReporter, readiness: Readiness) {
 
 /// The deadline that gRPC clients send along: digits and a unit (gRPC over HTTP/2, "Timeout").
 fn grpc_timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
-    let invalid = || Status::invalid_argument("grpc-timeout must be up to 8 digits and a unit of H, M, S, m, u or n");
+    let Some(value) = metadata.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let invalid = || {
+        Status::invalid_argument(
+            "grpc-timeout must be up to 8 digits and a unit of H, M, S, m, u or n",
+        )
+    };
     let text = value.to_str().map_err(|_| invalid())?;
-    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(invalid)?;
+    let (digits, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(invalid)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(invalid());
     }
@@ -174,15 +216,25 @@ mod tests {
     fn timeouts_are_read_as_the_protocol_writes_them() {
         let parse = |text: &'static str| {
             let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", tonic::metadata::MetadataValue::from_static(text));
+            metadata.insert(
+                "grpc-timeout",
+                tonic::metadata::MetadataValue::from_static(text),
+            );
             grpc_timeout(&metadata)
         };
         assert_eq!(parse("2H").unwrap(), Some(Duration::from_secs(7200)));
         assert_eq!(parse("100m").unwrap(), Some(Duration::from_millis(100)));
-        assert_eq!(parse("99999999n").unwrap(), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(
+            parse("99999999n").unwrap(),
+            Some(Duration::from_nanos(99_999_999))
+        );
         assert_eq!(grpc_timeout(&MetadataMap::new()).unwrap(), None);
         for bad in ["", "S", "1", "1x", "-1S", "123456789S", "1.5S"] {
-            assert_eq!(parse(bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad}");
+            assert_eq!(
+                parse(bad).unwrap_err().code(),
+                tonic::Code::InvalidArgument,
+                "{bad}"
+            );
         }
     }
 }

@@ -6,27 +6,26 @@
 //! readers ─▶ │ ▸ rings ◂ scheduler.on_output ◂─────────────│ ◂ StepOutput
 //!            └─────────────────────────────────────────────┘
 //! ```
-//! While a step is under way the loop goes on taking requests, cancellations and deadlines; only the plan waits.
-//! Detokenisation is not done here but by each request's reader.
+//! While a step is under way the loop goes on taking requests, cancellations and deadlines; only
+//! the plan waits. Detokenisation is not done here but by each request's reader.
 
 mod state;
 
-use std::{pin::pin, sync::Arc};
+use std::pin::pin;
+use std::sync::Arc;
 
 use palimpsest_proto::error::{Reason, RequestError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::state::State;
-use crate::{
-    admission::{Admission, Gate, Permit},
-    config::Config,
-    executor::Executor,
-    ids::Epoch,
-    metrics::Metrics,
-    model::ServedModel,
-    request::ValidRequest,
-    stream::{Reader, Writer, ring},
-};
+use crate::admission::{Admission, Gate, Permit};
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::ids::Epoch;
+use crate::metrics::Metrics;
+use crate::model::ServedModel;
+use crate::request::ValidRequest;
+use crate::stream::{Reader, Writer, ring};
 
 /// Whether an engine serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,49 +74,69 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Hands a request to the engine and returns the reader of its tokens. Dropping the reader cancels the request.
+    /// Hands a request to the engine and returns the reader of its tokens. Dropping the reader
+    /// cancels the request.
     ///
     /// # Errors
     /// As [`Admission::admit`].
     pub fn submit(&self, request: ValidRequest) -> Result<Reader, RequestError> {
         let permit = self.admission.admit(&request)?;
         let (writer, reader) = ring(self.ring_tokens, self.wake.clone());
-        let message = Message::Submit(Box::new(Submission { request, permit, writer }));
-        self.mailbox.try_send(message).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                RequestError::new(Reason::QueueFull, "the engine's mailbox is full: try again later")
-            }
-            mpsc::error::TrySendError::Closed(_) => {
-                RequestError::new(Reason::Draining, "the service has shut down: ask another")
-            }
-        })?;
+        let message = Message::Submit(Box::new(Submission {
+            request,
+            permit,
+            writer,
+        }));
+        self.mailbox
+            .try_send(message)
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => RequestError::new(
+                    Reason::QueueFull,
+                    "the engine's mailbox is full: try again later",
+                ),
+                mpsc::error::TrySendError::Closed(_) => {
+                    RequestError::new(Reason::Draining, "the service has shut down: ask another")
+                }
+            })?;
         Ok(reader)
     }
 
-    /// Gives the engine another group, in place of a lost one or of the present one. It goes on with the requests of the
-    /// former, where `Config::regroup_limit` lets them wait. Returns when the engine has turned to this group: from then on its
-    /// readiness speaks of this one, also if it has been lost again already.
+    /// Gives the engine another group, in place of a lost one or of the present one. It goes on
+    /// with the requests of the former, where `Config::regroup_limit` lets them wait. Returns when
+    /// the engine has turned to this group: from then on its readiness speaks of this one, also if
+    /// it has been lost again already.
     pub async fn replace(&self, executor: Box<dyn Executor>, epoch: Epoch) {
         let (taken, turned) = oneshot::channel();
-        // A closed mailbox or a dropped sender means that the engine has ended: there is nothing to replace.
-        let _ = self.mailbox.send(Message::Replace(Replacement { executor, epoch, taken })).await;
+        // A closed mailbox or a dropped sender means that the engine has ended: there is nothing to
+        // replace.
+        let _ = self
+            .mailbox
+            .send(Message::Replace(Replacement {
+                executor,
+                epoch,
+                taken,
+            }))
+            .await;
         let _ = turned.await;
     }
 
-    /// Tells the engine that its group is lost, and why: a group at rest has no step that would fail. Nothing changes where it
-    /// has none.
+    /// Tells the engine that its group is lost, and why: a group at rest has no step that would
+    /// fail. Nothing changes where it has none.
     pub async fn lose(&self, why: String) {
         // A closed mailbox means that the engine has ended.
         let _ = self.mailbox.send(Message::Lose(why)).await;
     }
 
-    /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine has ended.
+    /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine
+    /// has ended.
     pub async fn drain(&self) {
         self.admission.set_gate(Gate::Draining);
         let _ = self.mailbox.send(Message::Drain).await;
         let mut readiness = self.readiness.clone();
         // An error means that the engine is gone, which is what we wait for.
-        let _ = readiness.wait_for(|readiness| *readiness == Readiness::Ended).await;
+        let _ = readiness
+            .wait_for(|readiness| *readiness == Readiness::Ended)
+            .await;
     }
 
     /// Follows the engine's readiness.
@@ -131,17 +150,34 @@ impl EngineHandle {
     }
 }
 
-/// Starts an engine as a task of the current runtime. It ends when drained, or when the last handle is dropped and its
-/// requests are done.
-pub fn start(config: &Config, model: &ServedModel, executor: Box<dyn Executor>, metrics: Metrics) -> EngineHandle {
+/// Starts an engine as a task of the current runtime. It ends when drained, or when the last handle
+/// is dropped and its requests are done.
+pub fn start(
+    config: &Config,
+    model: &ServedModel,
+    executor: Box<dyn Executor>,
+    metrics: Metrics,
+) -> EngineHandle {
     // Room for every request that admission lets wait, and for commands.
     let (mailbox, inbox) = mpsc::channel(config.max_queued + 16);
     let (readiness, follow) = watch::channel(Readiness::Starting);
     let admission = Admission::new(config);
     let wake = Arc::new(Notify::new());
-    let state = State::new(config, model, readiness, admission.clone(), (wake.clone(), metrics));
+    let state = State::new(
+        config,
+        model,
+        readiness,
+        admission.clone(),
+        (wake.clone(), metrics),
+    );
     tokio::spawn(run(state, inbox, executor));
-    EngineHandle { mailbox, wake, readiness: follow, admission, ring_tokens: config.ring_tokens }
+    EngineHandle {
+        mailbox,
+        wake,
+        readiness: follow,
+        admission,
+        ring_tokens: config.ring_tokens,
+    }
 }
 
 async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box<dyn Executor>) {
@@ -153,7 +189,12 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
         {
             state.lose_group(&why);
         }
-        if let Some(Replacement { executor, epoch, taken }) = state.replacement.take() {
+        if let Some(Replacement {
+            executor,
+            epoch,
+            taken,
+        }) = state.replacement.take()
+        {
             if group.is_some() {
                 state.lose_group("another group was given");
             }

@@ -1,28 +1,24 @@
 //! What the engine knows between two awaits.
 
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
 
-use palimpsest_proto::{
-    error::{Reason, RequestError},
-    internal::v1::{SequenceInit, SequenceOutput, StepOutput, StepPlan},
-    v1::{KvContract, Sampling},
-};
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::internal::v1::{SequenceInit, SequenceOutput, StepOutput, StepPlan};
+use palimpsest_proto::v1::{KvContract, Sampling};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::{Message, Readiness, Replacement, Submission};
-use crate::{
-    admission::{Admission, Gate, Permit},
-    config::Config,
-    ids::{Epoch, RequestId, SequenceId},
-    metrics::{Load, Metrics},
-    model::ServedModel,
-    request::{ValidRequest, with_defaults},
-    scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget},
-    stream::{ReaderState, Token, Writer},
-};
+use crate::admission::{Admission, Gate, Permit};
+use crate::config::Config;
+use crate::ids::{Epoch, RequestId, SequenceId};
+use crate::metrics::{Load, Metrics};
+use crate::model::ServedModel;
+use crate::request::{ValidRequest, with_defaults};
+use crate::scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget};
+use crate::stream::{ReaderState, Token, Writer};
 
 struct Live {
     request: RequestId,
@@ -86,7 +82,12 @@ impl State {
             busy: or(config.busy_prefill_tokens, stride),
             idle: or(config.idle_prefill_tokens, 4 * stride),
         };
-        let limits = Limits { stride, max_running: config.max_running.max(1), tokens, room: model.room };
+        let limits = Limits {
+            stride,
+            max_running: config.max_running.max(1),
+            tokens,
+            room: model.room,
+        };
         Self {
             scheduler: Scheduler::new(limits, Epoch(config.first_epoch)),
             live: BTreeMap::new(),
@@ -130,19 +131,23 @@ impl State {
     /// Asks for a one-token sequence; its success opens the gate.
     pub(super) fn warm_up(&mut self) {
         let id = self.new_sequence();
-        let arrival = Arrival { id, ..self.warm_up_arrival.clone() };
+        let arrival = Arrival {
+            id,
+            ..self.warm_up_arrival.clone()
+        };
         self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
         self.warm_up = Some(id);
         self.report(Readiness::Starting);
     }
 
-    /// Cancels what nobody reads, what is out of time, what is read too slowly and what waited too long for a group;
-    /// resumes what is read again.
+    /// Cancels what nobody reads, what is out of time, what is read too slowly and what waited too
+    /// long for a group; resumes what is read again.
     pub(super) fn tend(&mut self) {
         let now = Instant::now();
         if let Some(loss) = self.loss.take_if(|loss| loss.until <= now) {
             self.give_up(|_| true, &loss.why);
-            // Nobody can tell when there will be a group: what comes now need not wait to be told so.
+            // Nobody can tell when there will be a group: what comes now need not wait to be told
+            // so.
             self.admission.set_gate(Gate::Unready);
         }
         let mut over = Vec::new();
@@ -174,7 +179,13 @@ impl State {
     fn load(&self) -> Load {
         let (queued, running) = self.scheduler.load();
         let reserved_bytes = self.scheduler.reserved_bytes();
-        Load { running, queued, reserved_bytes, capacity_bytes: self.capacity_bytes, epoch: self.epoch }
+        Load {
+            running,
+            queued,
+            reserved_bytes,
+            capacity_bytes: self.capacity_bytes,
+            epoch: self.epoch,
+        }
     }
 
     /// The next plan; its new sequences leave the queue.
@@ -195,8 +206,11 @@ impl State {
         let now = Instant::now();
         let progress = self.scheduler.on_output(&output);
         self.metrics.step(self.load());
-        let mut outputs: HashMap<u64, SequenceOutput> =
-            output.sequences.into_iter().map(|one| (one.sequence, one)).collect();
+        let mut outputs: HashMap<u64, SequenceOutput> = output
+            .sequences
+            .into_iter()
+            .map(|one| (one.sequence, one))
+            .collect();
         for one in progress {
             match one {
                 Progress::Token { id, .. } if Some(id) == self.warm_up => {
@@ -243,13 +257,20 @@ impl State {
                 live.losses += 1;
             }
         }
-        let max_losses = if self.regroup_limit.is_zero() { 0 } else { self.max_replays };
+        let max_losses = if self.regroup_limit.is_zero() {
+            0
+        } else {
+            self.max_replays
+        };
         self.give_up(|live| live.losses > max_losses, why);
         let until = Instant::now() + self.regroup_limit;
         if self.regroup_limit.is_zero() {
             self.admission.set_gate(Gate::Unready);
         } else {
-            self.loss.get_or_insert(Loss { why: why.to_owned(), until });
+            self.loss.get_or_insert(Loss {
+                why: why.to_owned(),
+                until,
+            });
             self.admission.set_gate(Gate::Waiting);
         }
         self.report(Readiness::Lost);
@@ -258,9 +279,16 @@ impl State {
     /// When the loop must look again though nothing happens.
     pub(super) fn next_alarm(&self) -> Option<Instant> {
         let slow = |live: &Live| live.paused.map(|since| since + self.slow_reader_limit);
-        let alarms = self.live.values().flat_map(|live| [Some(live.deadline), live.group_by, slow(live)]).flatten();
+        let alarms = self
+            .live
+            .values()
+            .flat_map(|live| [Some(live.deadline), live.group_by, slow(live)])
+            .flatten();
         let drain = self.drain_until.filter(|_| !self.live.is_empty());
-        alarms.chain(drain).chain(self.loss.as_ref().map(|loss| loss.until)).min()
+        alarms
+            .chain(drain)
+            .chain(self.loss.as_ref().map(|loss| loss.until))
+            .min()
     }
 
     /// Whether a drain has come to its end. Without a group, requests that wait would wait in vain.
@@ -280,7 +308,14 @@ impl State {
         self.readiness.send_replace(Readiness::Ended);
     }
 
-    fn submit(&mut self, Submission { request, permit, writer }: Submission) {
+    fn submit(
+        &mut self,
+        Submission {
+            request,
+            permit,
+            writer,
+        }: Submission,
+    ) {
         let id = self.new_sequence();
         tracing::debug!(request = %request.id, sequence = %id, "queued");
         let arrival = self.arrival(id, &request);
@@ -288,7 +323,15 @@ impl State {
         let (request, deadline) = (request.id, request.deadline);
         let has_group = self.loss.is_none() && self.warm_up.is_none();
         let group_by = (!has_group).then(|| Instant::now() + self.group_wait_limit);
-        let live = Live { request, writer, permit: Some(permit), deadline, paused: None, losses: 0, group_by };
+        let live = Live {
+            request,
+            writer,
+            permit: Some(permit),
+            deadline,
+            paused: None,
+            losses: 0,
+            group_by,
+        };
         self.live.insert(id, live);
     }
 
@@ -317,8 +360,17 @@ impl State {
         }
     }
 
-    fn hand_out(&mut self, id: SequenceId, token: u32, ended: Option<Ending>, output: SequenceOutput, at: Instant) {
-        let Some(live) = self.live.get_mut(&id) else { return };
+    fn hand_out(
+        &mut self,
+        id: SequenceId,
+        token: u32,
+        ended: Option<Ending>,
+        output: SequenceOutput,
+        at: Instant,
+    ) {
+        let Some(live) = self.live.get_mut(&id) else {
+            return;
+        };
         let full = live.writer.push(Token {
             number: 0,
             id: token,
@@ -339,8 +391,12 @@ impl State {
 
     /// Ends requests for which there is no group.
     fn give_up(&mut self, which: impl Fn(&Live) -> bool, why: &str) {
-        let given_up: Vec<_> =
-            self.live.iter().filter(|(_, live)| which(live)).map(|(&id, live)| (id, live.failure(why))).collect();
+        let given_up: Vec<_> = self
+            .live
+            .iter()
+            .filter(|(_, live)| which(live))
+            .map(|(&id, live)| (id, live.failure(why)))
+            .collect();
         for (id, failure) in given_up {
             self.scheduler.on_event(Event::Leave(id));
             self.fail(id, failure);
@@ -355,14 +411,19 @@ impl State {
     }
 
     fn drain(&mut self) {
-        self.drain_until.get_or_insert(Instant::now() + self.drain_limit);
+        self.drain_until
+            .get_or_insert(Instant::now() + self.drain_limit);
         self.admission.set_gate(Gate::Draining);
         self.report(Readiness::Draining);
     }
 
     fn report(&self, readiness: Readiness) {
         self.metrics.group_ready(readiness == Readiness::Ready);
-        let readiness = if self.drain_until.is_some() { Readiness::Draining } else { readiness };
+        let readiness = if self.drain_until.is_some() {
+            Readiness::Draining
+        } else {
+            readiness
+        };
         self.readiness.send_replace(readiness);
     }
 
@@ -374,10 +435,18 @@ impl State {
 
 impl Live {
     /// Why this request must end now, if it must.
-    fn verdict(&self, now: Instant, slow: Duration, drain_until: Option<Instant>) -> Option<RequestError> {
+    fn verdict(
+        &self,
+        now: Instant,
+        slow: Duration,
+        drain_until: Option<Instant>,
+    ) -> Option<RequestError> {
         let waiting = self.permit.is_some();
         if self.writer.reader() == ReaderState::Gone {
-            return Some(RequestError::new(Reason::ClientGone, "the client dropped the stream"));
+            return Some(RequestError::new(
+                Reason::ClientGone,
+                "the client dropped the stream",
+            ));
         }
         if self.group_by.is_some_and(|by| by <= now) {
             let message = "no worker group became ready while the request waited: try again later";
@@ -385,26 +454,41 @@ impl Live {
         }
         if self.deadline <= now {
             let (reason, when) = match waiting {
-                true => (Reason::DeadlineInQueue, "before the request started: ask for less or later"),
-                false => (Reason::DeadlineInExecution, "while tokens were made: allow more time or fewer tokens"),
+                true => (
+                    Reason::DeadlineInQueue,
+                    "before the request started: ask for less or later",
+                ),
+                false => (
+                    Reason::DeadlineInExecution,
+                    "while tokens were made: allow more time or fewer tokens",
+                ),
             };
-            return Some(RequestError::new(reason, format!("the deadline passed {when}")));
+            return Some(RequestError::new(
+                reason,
+                format!("the deadline passed {when}"),
+            ));
         }
         if self.paused.is_some_and(|since| since + slow <= now) && !self.writer.has_room() {
-            let message = format!("the stream was not read for {} s: read faster or ask for less", slow.as_secs_f64());
+            let message = format!(
+                "the stream was not read for {} s: read faster or ask for less",
+                slow.as_secs_f64()
+            );
             return Some(RequestError::new(Reason::SlowReader, message));
         }
         let message = "the service is shutting down and the time to finish is over: ask another";
-        drain_until.filter(|until| *until <= now).map(|_| RequestError::new(Reason::Draining, message))
+        drain_until
+            .filter(|until| *until <= now)
+            .map(|_| RequestError::new(Reason::Draining, message))
     }
 
     /// The group failed; what that means depends on whether the client has seen a token.
     fn failure(&self, why: &str) -> RequestError {
         let count = self.writer.pushed();
         match count {
-            0 if self.group_by.is_some() => {
-                RequestError::new(Reason::NoReadyGroup, format!("no worker group is ready ({why}): try again later"))
-            }
+            0 if self.group_by.is_some() => RequestError::new(
+                Reason::NoReadyGroup,
+                format!("no worker group is ready ({why}): try again later"),
+            ),
             0 => RequestError::new(
                 Reason::RankFailed,
                 format!("the worker group failed before the first token ({why}): try again"),
@@ -417,10 +501,17 @@ impl Live {
     }
 }
 
-/// One token under the default contract: touches every kernel, and fits any arena that serves at all.
+/// One token under the default contract: touches every kernel, and fits any arena that serves at
+/// all.
 fn warm_up_arrival(model: &ServedModel) -> Arrival {
     let kv = with_defaults(&KvContract::default(), &model.info);
-    let token = model.info.eos_ids.first().copied().filter(|&id| u64::from(id) < model.info.vocabulary).unwrap_or(0);
+    let token = model
+        .info
+        .eos_ids
+        .first()
+        .copied()
+        .filter(|&id| u64::from(id) < model.info.vocabulary)
+        .unwrap_or(0);
     let sampling = Sampling {
         temperature: Some(0.0),
         top_p: Some(1.0),

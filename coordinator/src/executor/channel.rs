@@ -1,18 +1,18 @@
 //! Ranks in this process: plans go over channels to their runner threads.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{FuturesUnordered, StreamExt};
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep_until, timeout_at},
-};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Executor, ExecutorError, merge};
 
-/// The coordinator's end of a rank in this process. The runner answers each plan through the sender that came with it.
+/// The coordinator's end of a rank in this process. The runner answers each plan through the sender
+/// that came with it.
 #[derive(Debug, Clone)]
 pub struct RankChannel {
     /// One plan at a time; a capacity of 1 is enough.
@@ -42,14 +42,27 @@ impl Executor for ChannelExecutor {
         let step = plan.step;
         let answers = self.ranks.iter().enumerate().map(|(rank, channel)| {
             let plan = plan.clone();
-            let gone = move || ExecutorError::RankGone { rank, message: "its runner has ended".into() };
+            let gone = move || ExecutorError::RankGone {
+                rank,
+                message: "its runner has ended".into(),
+            };
             async move {
                 let (reply, answer) = oneshot::channel();
                 let exchange = async {
-                    channel.plans.send((plan, reply)).await.map_err(|_| gone())?;
+                    channel
+                        .plans
+                        .send((plan, reply))
+                        .await
+                        .map_err(|_| gone())?;
                     answer.await.map_err(|_| gone())
                 };
-                timeout_at(deadline, exchange).await.unwrap_or(Err(ExecutorError::Timeout { rank, step, seconds }))
+                timeout_at(deadline, exchange)
+                    .await
+                    .unwrap_or(Err(ExecutorError::Timeout {
+                        rank,
+                        step,
+                        seconds,
+                    }))
             }
         });
         let outputs = settle(answers).await?;
@@ -57,16 +70,22 @@ impl Executor for ChannelExecutor {
     }
 }
 
-/// After one rank's error, time for the others to tell theirs: the first to speak was mostly waiting for the one at fault.
+/// After one rank's error, time for the others to tell theirs: the first to speak was mostly
+/// waiting for the one at fault.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// All answers in rank order, or the error that explains most. Does not wait for ranks that wait for a failed one.
-pub(super) async fn settle<F>(answers: impl Iterator<Item = F>) -> Result<Vec<StepOutput>, ExecutorError>
+/// All answers in rank order, or the error that explains most. Does not wait for ranks that wait
+/// for a failed one.
+pub(super) async fn settle<F>(
+    answers: impl Iterator<Item = F>,
+) -> Result<Vec<StepOutput>, ExecutorError>
 where
     F: Future<Output = Result<StepOutput, ExecutorError>>,
 {
-    let mut pending: FuturesUnordered<_> =
-        answers.enumerate().map(|(rank, answer)| async move { (rank, answer.await) }).collect();
+    let mut pending: FuturesUnordered<_> = answers
+        .enumerate()
+        .map(|(rank, answer)| async move { (rank, answer.await) })
+        .collect();
     let mut outputs: Vec<Option<StepOutput>> = (0..pending.len()).map(|_| None).collect();
     let mut failure: Option<ExecutorError> = None;
     let mut give_up = None;
@@ -86,9 +105,11 @@ where
             () = grace => break,
         };
         let error = match answer {
-            Ok(StepOutput { error, step, .. }) if !error.is_empty() => {
-                ExecutorError::RankError { rank, step, message: error }
-            }
+            Ok(StepOutput { error, step, .. }) if !error.is_empty() => ExecutorError::RankError {
+                rank,
+                step,
+                message: error,
+            },
             Ok(output) => {
                 outputs[rank] = Some(output);
                 continue;
@@ -96,7 +117,10 @@ where
             Err(error) => error,
         };
         give_up.get_or_insert(Instant::now() + GRACE);
-        if failure.as_ref().is_none_or(|found| weight(&error) > weight(found)) {
+        if failure
+            .as_ref()
+            .is_none_or(|found| weight(&error) > weight(found))
+        {
             failure = Some(error);
         }
     }

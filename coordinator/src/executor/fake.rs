@@ -1,30 +1,25 @@
 //! A rank without a model: the twin of a worker for tests and for measuring the coordinator alone.
 //!
-//! It checks every plan against the contract between coordinator and ranks, keeps count of what a bounded cache would
-//! hold, and answers with tokens that are a pure function of the sequence so far. It can be told to fail.
+//! It checks every plan against the contract between coordinator and ranks, keeps count of what a
+//! bounded cache would hold, and answers with tokens that are a pure function of the sequence so
+//! far. It can be told to fail.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use palimpsest_proto::{
-    internal::v1::{
-        Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, Lead, ModelInfo, RankInfo, SequenceInit,
-        SequenceOutput, SequenceStep, StepOutput, StepPlan, WatchRequest, worker_server::Worker,
-    },
-    kv::{FULL, Geometry},
-    v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob},
+use palimpsest_proto::internal::v1::worker_server::Worker;
+use palimpsest_proto::internal::v1::{
+    Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, Lead, ModelInfo, RankInfo,
+    SequenceInit, SequenceOutput, SequenceStep, StepOutput, StepPlan, WatchRequest,
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::sleep,
-};
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use palimpsest_proto::kv::{FULL, Geometry};
+use palimpsest_proto::v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::RankChannel;
@@ -77,7 +72,8 @@ impl Script {
     pub fn saying(text: &str, rank: u32, world_size: u32) -> Self {
         let text = text.as_bytes().to_vec();
         let answer = move |tokens: &[u32], prompt: usize| {
-            text.get(tokens.len() - prompt).map_or(IM_END, |&byte| u32::from(byte))
+            text.get(tokens.len() - prompt)
+                .map_or(IM_END, |&byte| u32::from(byte))
         };
         Self::answering(Arc::new(answer), rank, world_size)
     }
@@ -85,7 +81,9 @@ impl Script {
     /// A rank whose model writes letters that depend on all tokens before, and never ends.
     pub fn endless(rank: u32, world_size: u32) -> Self {
         let letters = |tokens: &[u32], _: usize| {
-            let hash = tokens.iter().fold(17u32, |hash, &token| hash.wrapping_mul(31).wrapping_add(token + 1));
+            let hash = tokens.iter().fold(17u32, |hash, &token| {
+                hash.wrapping_mul(31).wrapping_add(token + 1)
+            });
             u32::from(b'a') + (hash >> 8) % 26
         };
         Self::answering(Arc::new(letters), rank, world_size)
@@ -104,7 +102,12 @@ impl Script {
             epoch: 0,
             lead: None,
         };
-        Self { rank, answer, step_time: Duration::ZERO, faults: HashMap::new() }
+        Self {
+            rank,
+            answer,
+            step_time: Duration::ZERO,
+            faults: HashMap::new(),
+        }
     }
 
     /// The same with a fault in plan number `plan`, from 0.
@@ -124,7 +127,9 @@ impl Script {
 
 /// The fake model: 2 layers, 2 KV heads, stride 16, byte-level vocabulary, a ChatML template.
 pub fn model() -> ModelInfo {
-    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content \
+                    }}<|im_end|>\n{% endfor %}{% if add_generation_prompt \
+                    %}<|im_start|>assistant\n{% endif %}";
     ModelInfo {
         name: "fake".into(),
         architecture: "fake".into(),
@@ -143,7 +148,9 @@ pub fn model() -> ModelInfo {
         bos_token: "<|im_start|>".into(),
         eos_token: "<|im_end|>".into(),
         eos_ids: vec![IM_END],
-        policies: ["full", "window", "random", "retention"].map(String::from).into(),
+        policies: ["full", "window", "random", "retention"]
+            .map(String::from)
+            .into(),
         memories: ["none", "associative"].map(String::from).into(),
         default_kv: Some(KvContract {
             budget: 64,
@@ -154,7 +161,8 @@ pub fn model() -> ModelInfo {
     }
 }
 
-/// A `tokenizer.json`: byte-level BPE in which id = byte, a few merges from [`BYTE_TOKENS`] on, two control tokens.
+/// A `tokenizer.json`: byte-level BPE in which id = byte, a few merges from [`BYTE_TOKENS`] on, two
+/// control tokens.
 pub fn byte_level_tokenizer() -> Vec<u8> {
     let mut next = 0x100;
     let mut alphabet: Vec<String> = Vec::new();
@@ -164,17 +172,31 @@ pub fn byte_level_tokenizer() -> Vec<u8> {
         next += u32::from(!plain);
         alphabet.extend(char::from_u32(code).map(String::from));
     }
-    let merges =
-        [("t", "h"), ("th", "e"), ("Ġ", "the"), ("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ã", "©")];
-    let merged = merges.iter().map(|(a, b)| format!("{a}{b}")).chain(["<pad>".into(), "<unused>".into()]);
-    let vocab: serde_json::Map<_, _> =
-        alphabet.iter().cloned().chain(merged).zip((0..).map(|id: u32| id.into())).collect();
+    let merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("Ġ", "the"),
+        ("h", "e"),
+        ("l", "l"),
+        ("he", "ll"),
+        ("hell", "o"),
+        ("Ã", "©"),
+    ];
+    let merged = merges
+        .iter()
+        .map(|(a, b)| format!("{a}{b}"))
+        .chain(["<pad>".into(), "<unused>".into()]);
+    let vocab: serde_json::Map<_, _> = alphabet
+        .iter()
+        .cloned()
+        .chain(merged)
+        .zip((0..).map(|id: u32| id.into()))
+        .collect();
     let control = |id: u32, content: &str| {
         serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true})
     };
-    let byte_level =
-        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let merges: Vec<_> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
     let file = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null,
@@ -212,8 +234,16 @@ impl FakeRank {
 
     /// What the rank reports of itself.
     pub fn info(&self) -> RankInfo {
-        let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        RankInfo { epoch: self.epoch.load(Ordering::SeqCst), lead, ..self.script.rank.clone() }
+        let lead = self
+            .lead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        RankInfo {
+            epoch: self.epoch.load(Ordering::SeqCst),
+            lead,
+            ..self.script.rank.clone()
+        }
     }
 
     /// Whether the rank's beats stop, as those of a process that hangs.
@@ -228,10 +258,14 @@ impl FakeRank {
 
     /// Every plan so far.
     pub fn plans(&self) -> Vec<StepPlan> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    /// Starts the rank in this process and returns the coordinator's end. It ends when that is dropped.
+    /// Starts the rank in this process and returns the coordinator's end. It ends when that is
+    /// dropped.
     pub fn spawn(&self) -> RankChannel {
         let (plans, mut inbox) = mpsc::channel::<(StepPlan, oneshot::Sender<StepOutput>)>(1);
         let rank = self.clone();
@@ -259,7 +293,12 @@ impl FakeRank {
         }
         let fault = self.script.faults.get(&number).copied();
         let (epoch, step) = (plan.epoch, plan.step);
-        let failed = |error: String| StepOutput { epoch, step, error, ..Default::default() };
+        let failed = |error: String| StepOutput {
+            epoch,
+            step,
+            error,
+            ..Default::default()
+        };
         match fault {
             Some(Fault::Error) => return Ok(failed("scripted error".into())),
             Some(Fault::Hang) => std::future::pending().await,
@@ -275,8 +314,11 @@ impl FakeRank {
             Some(Fault::WrongStep) => output.step += 1,
             Some(Fault::FailSequence) => {
                 if let Some(first) = output.sequences.first_mut() {
-                    *first =
-                        SequenceOutput { sequence: first.sequence, error: "scripted".into(), ..Default::default() };
+                    *first = SequenceOutput {
+                        sequence: first.sequence,
+                        error: "scripted".into(),
+                        ..Default::default()
+                    };
                     state.held.remove(&first.sequence);
                 }
             }
@@ -300,32 +342,59 @@ struct State {
 impl State {
     fn execute(&mut self, script: &Script, plan: &StepPlan) -> Result<StepOutput, String> {
         if (plan.epoch, plan.step) <= self.last {
-            return Err(format!("step {} of epoch {} after {:?}", plan.step, plan.epoch, self.last));
+            return Err(format!(
+                "step {} of epoch {} after {:?}",
+                plan.step, plan.epoch, self.last
+            ));
         }
         self.last = (plan.epoch, plan.step);
         for id in &plan.release {
-            self.held.remove(id).ok_or(format!("release of {id}, which holds nothing"))?;
+            self.held
+                .remove(id)
+                .ok_or(format!("release of {id}, which holds nothing"))?;
         }
         let mut digest = plan.step;
         let mut sequences = Vec::new();
         for step in &plan.sequences {
             let output = self.advance(script, step)?;
-            digest = digest.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (step.sequence << 32) ^ u64::from(output.token());
+            digest = digest.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                ^ (step.sequence << 32)
+                ^ u64::from(output.token());
             sequences.push(output);
         }
         let geometry = geometry(&script.rank);
-        let mut capacity =
-            Capacity::new(Cost { pages: script.rank.kv_arena_bytes, latent: script.rank.kv_latent_bytes });
-        if let Some(held) = self.held.values().find(|held| !capacity.take(cost(held, &geometry))) {
-            return Err(format!("{:?} does not fit beside {} bytes reserved", held.init.kv, capacity.reserved_bytes()));
+        let mut capacity = Capacity::new(Cost {
+            pages: script.rank.kv_arena_bytes,
+            latent: script.rank.kv_latent_bytes,
+        });
+        if let Some(held) = self
+            .held
+            .values()
+            .find(|held| !capacity.take(cost(held, &geometry)))
+        {
+            return Err(format!(
+                "{:?} does not fit beside {} bytes reserved",
+                held.init.kv,
+                capacity.reserved_bytes()
+            ));
         }
-        Ok(StepOutput { epoch: plan.epoch, step: plan.step, sequences, digest, error: String::new(), seconds: 0.0 })
+        Ok(StepOutput {
+            epoch: plan.epoch,
+            step: plan.step,
+            sequences,
+            digest,
+            error: String::new(),
+            seconds: 0.0,
+        })
     }
 
     fn advance(&mut self, script: &Script, step: &SequenceStep) -> Result<SequenceOutput, String> {
         let id = step.sequence;
         if let Some(init) = &step.init {
-            let held = Held { init: init.clone(), tokens: Vec::new() };
+            let held = Held {
+                init: init.clone(),
+                tokens: Vec::new(),
+            };
             if self.held.insert(id, held).is_some() {
                 return Err(format!("{id} begins twice"));
             }
@@ -334,31 +403,61 @@ impl State {
         let stride = u64::from(script.rank.model.as_ref().map_or(1, |model| model.stride));
         let position = held.tokens.len() as u64;
         if step.position != position || step.tokens.is_empty() {
-            return Err(format!("{id}: {} tokens at {}, not {position}", step.tokens.len(), step.position));
+            return Err(format!(
+                "{id}: {} tokens at {}, not {position}",
+                step.tokens.len(),
+                step.position
+            ));
         }
         let end = position + step.tokens.len() as u64;
         if position / stride != (end - 1) / stride || end > held.init.max_tokens {
-            return Err(format!("{id}: tokens {position}..{end}, stride {stride}, at most {}", held.init.max_tokens));
+            return Err(format!(
+                "{id}: tokens {position}..{end}, stride {stride}, at most {}",
+                held.init.max_tokens
+            ));
         }
         held.tokens.extend(&step.tokens);
-        let token = step.sample.then(|| (script.answer)(&held.tokens, held.init.prompt_tokens as usize));
-        let wanted = held.init.sampling.as_ref().is_some_and(|sampling| sampling.logprobs.is_some());
-        let logprob = token.filter(|_| wanted).map(|id| TokenLogprob { id, logprob: -0.5, ..Default::default() });
+        let token = step
+            .sample
+            .then(|| (script.answer)(&held.tokens, held.init.prompt_tokens as usize));
+        let wanted = held
+            .init
+            .sampling
+            .as_ref()
+            .is_some_and(|sampling| sampling.logprobs.is_some());
+        let logprob = token.filter(|_| wanted).map(|id| TokenLogprob {
+            id,
+            logprob: -0.5,
+            ..Default::default()
+        });
         let cache = cache(held, &script.rank, stride);
-        let retention = step.retention_report.then(|| retention(held, &script.rank, stride));
-        Ok(SequenceOutput { sequence: id, token, logprob, cache: Some(cache), retention, error: String::new() })
+        let retention = step
+            .retention_report
+            .then(|| retention(held, &script.rank, stride));
+        Ok(SequenceOutput {
+            sequence: id,
+            token,
+            logprob,
+            cache: Some(cache),
+            retention,
+            error: String::new(),
+        })
     }
 }
 
-/// Positions below this, and from the other on, are what a `window` cache holds: the sinks and the last of the budget at
-/// the last boundary, and the tail since.
+/// Positions below this, and from the other on, are what a `window` cache holds: the sinks and the
+/// last of the budget at the last boundary, and the tail since.
 fn held_positions(held: &Held, stride: u64) -> (u64, u64) {
     let contract = held.init.kv.clone().unwrap_or_default();
     let fed = held.tokens.len() as u64;
     let boundary = fed - fed % stride;
     let budget = u64::from(contract.budget - contract.memory_slots.unwrap_or(0));
     let sinks = u64::from(contract.sinks()).min(budget);
-    if contract.policy == FULL || boundary <= budget { (fed, fed) } else { (sinks, boundary - (budget - sinks)) }
+    if contract.policy == FULL || boundary <= budget {
+        (fed, fed)
+    } else {
+        (sinks, boundary - (budget - sinks))
+    }
 }
 
 fn cache(held: &Held, rank: &RankInfo, stride: u64) -> CacheState {
@@ -376,22 +475,33 @@ fn cache(held: &Held, rank: &RankInfo, stride: u64) -> CacheState {
 fn retention(held: &Held, rank: &RankInfo, stride: u64) -> RetentionReport {
     let geometry = geometry(rank);
     let (sinks, recent) = held_positions(held, stride);
-    let positions: Vec<u32> = (0..sinks).chain(recent..held.tokens.len() as u64).map(|at| at as u32).collect();
+    let positions: Vec<u32> = (0..sinks)
+        .chain(recent..held.tokens.len() as u64)
+        .map(|at| at as u32)
+        .collect();
     let head = |layer: u64, head: u64| HeadRetention {
         layer: layer as u32,
         kv_head: rank.rank * geometry.kv_heads as u32 + head as u32,
         positions: positions.clone(),
     };
-    let heads = (0..geometry.layers).flat_map(|layer| (0..geometry.kv_heads).map(move |kv| (layer, kv)));
-    RetentionReport { heads: heads.map(|(layer, kv)| head(layer, kv)).collect() }
+    let heads =
+        (0..geometry.layers).flat_map(|layer| (0..geometry.kv_heads).map(move |kv| (layer, kv)));
+    RetentionReport {
+        heads: heads.map(|(layer, kv)| head(layer, kv)).collect(),
+    }
 }
 
 fn cost(held: &Held, geometry: &Geometry) -> Cost {
-    held.init.kv.as_ref().map_or(Cost::default(), |kv| Cost::of(kv, geometry, held.init.max_tokens))
+    held.init.kv.as_ref().map_or(Cost::default(), |kv| {
+        Cost::of(kv, geometry, held.init.max_tokens)
+    })
 }
 
 fn geometry(rank: &RankInfo) -> Geometry {
-    crate::model::geometry(rank.model.as_ref().unwrap_or(&ModelInfo::default()), rank.world_size)
+    crate::model::geometry(
+        rank.model.as_ref().unwrap_or(&ModelInfo::default()),
+        rank.world_size,
+    )
 }
 
 #[tonic::async_trait]
@@ -405,7 +515,9 @@ impl Worker for FakeRank {
         let mut followed = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
         let term = |lead: &Option<Lead>| lead.as_ref().map_or(0, |lead| lead.term);
         if term(&lead) < term(&followed) {
-            return Err(Status::failed_precondition("it follows another coordinator"));
+            return Err(Status::failed_precondition(
+                "it follows another coordinator",
+            ));
         }
         *followed = lead;
         self.epoch.store(epoch, Ordering::SeqCst);
@@ -417,12 +529,19 @@ impl Worker for FakeRank {
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (beats, stream) = mpsc::channel(1);
         let take_one = |count: u64| count.checked_sub(1);
-        if self.hang_ups.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one).is_ok() {
+        if self
+            .hang_ups
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one)
+            .is_ok()
+        {
             return Ok(Response::new(ReceiverStream::new(stream)));
         }
         let rank = self.clone();
         tokio::spawn(async move {
-            let beat = || Beat { epoch: rank.epoch.load(Ordering::SeqCst), ..Default::default() };
+            let beat = || Beat {
+                epoch: rank.epoch.load(Ordering::SeqCst),
+                ..Default::default()
+            };
             while !rank.silent.load(Ordering::SeqCst) && beats.send(Ok(beat())).await.is_ok() {
                 sleep(Duration::from_millis(50)).await;
             }
@@ -434,7 +553,10 @@ impl Worker for FakeRank {
 
     type ExecuteStream = ReceiverStream<Result<StepOutput, Status>>;
 
-    async fn execute(&self, plans: Request<Streaming<StepPlan>>) -> Result<Response<Self::ExecuteStream>, Status> {
+    async fn execute(
+        &self,
+        plans: Request<Streaming<StepPlan>>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
         let mut plans = plans.into_inner();
         let (outputs, stream) = mpsc::channel(1);
         let rank = self.clone();

@@ -1,21 +1,22 @@
 //! Ranks in other processes: one open bidirectional stream per rank.
 //!
-//! A step ends when all ranks have answered, when its time is over, or when whoever watches the ranks says that one of
-//! them is gone, whichever comes first.
+//! A step ends when all ranks have answered, when its time is over, or when whoever watches the
+//! ranks says that one of them is gone, whichever comes first.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use palimpsest_proto::internal::v1::{StepOutput, StepPlan, worker_client::WorkerClient};
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, timeout, timeout_at},
-};
+use palimpsest_proto::internal::v1::worker_client::WorkerClient;
+use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
+use tonic::transport::Channel;
 
-use super::{Executor, ExecutorError, channel::settle, merge};
+use super::channel::settle;
+use super::{Executor, ExecutorError, merge};
 
 /// Largest answer of a rank: log-probabilities and retention reports of a full batch.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -28,7 +29,8 @@ pub struct GrpcExecutor {
     failure: Failure,
 }
 
-/// Says when a rank was found dead or hung outside of a step. A sender that is dropped says nothing.
+/// Says when a rank was found dead or hung outside of a step. A sender that is dropped says
+/// nothing.
 pub type Failure = watch::Receiver<Option<ExecutorError>>;
 
 #[derive(Debug)]
@@ -38,8 +40,8 @@ struct Rank {
 }
 
 impl GrpcExecutor {
-    /// Opens the streams to all ranks, whose channels come in rank order; at least one. What `failure` says ends a step at
-    /// once.
+    /// Opens the streams to all ranks, whose channels come in rank order; at least one. What
+    /// `failure` says ends a step at once.
     ///
     /// # Errors
     /// [`ExecutorError::RankGone`] if a rank does not take the stream within the step's limit.
@@ -49,24 +51,38 @@ impl GrpcExecutor {
         failure: Failure,
     ) -> Result<Self, ExecutorError> {
         assert!(!channels.is_empty(), "a group has at least one rank");
-        let open = channels.into_iter().enumerate().map(|(rank, channel)| async move {
-            let mut client = WorkerClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
-            let (plans, stream) = mpsc::channel(1);
-            let gone = |message: String| ExecutorError::RankGone { rank, message };
-            let answer = timeout(step_limit, client.execute(ReceiverStream::new(stream)))
-                .await
-                .map_err(|_| gone("it does not take the stream of plans".into()))?;
-            let outputs = answer.map_err(|status| gone(status.message().to_owned()))?.into_inner();
-            Ok(Rank { plans, outputs })
-        });
+        let open = channels
+            .into_iter()
+            .enumerate()
+            .map(|(rank, channel)| async move {
+                let mut client =
+                    WorkerClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
+                let (plans, stream) = mpsc::channel(1);
+                let gone = |message: String| ExecutorError::RankGone { rank, message };
+                let answer = timeout(step_limit, client.execute(ReceiverStream::new(stream)))
+                    .await
+                    .map_err(|_| gone("it does not take the stream of plans".into()))?;
+                let outputs = answer
+                    .map_err(|status| gone(status.message().to_owned()))?
+                    .into_inner();
+                Ok(Rank { plans, outputs })
+            });
         let ranks = join_all(open).await.into_iter().collect::<Result<_, _>>()?;
-        Ok(Self { ranks, step_limit, failure })
+        Ok(Self {
+            ranks,
+            step_limit,
+            failure,
+        })
     }
 }
 
 /// Waits until a failure is told.
 async fn told(failure: &mut Failure) -> ExecutorError {
-    let found = failure.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+    let found = failure
+        .wait_for(Option::is_some)
+        .await
+        .ok()
+        .and_then(|found| found.clone());
     match found {
         Some(error) => error,
         None => std::future::pending().await,
@@ -81,18 +97,28 @@ impl Executor for GrpcExecutor {
         let step = plan.step;
         let answers = self.ranks.iter_mut().enumerate().map(|(index, rank)| {
             let plan = plan.clone();
-            let gone = move |message: String| ExecutorError::RankGone { rank: index, message };
+            let gone = move |message: String| ExecutorError::RankGone {
+                rank: index,
+                message,
+            };
             async move {
                 let exchange = async {
-                    // A closed stream explains itself by its status, which comes as the next output.
+                    // A closed stream explains itself by its status, which comes as the next
+                    // output.
                     let _ = rank.plans.send(plan).await;
                     match rank.outputs.message().await {
                         Ok(Some(output)) => Ok(output),
                         Ok(None) => Err(gone("it closed the stream".into())),
-                        Err(status) => Err(gone(format!("{}: {}", status.code(), status.message()))),
+                        Err(status) => {
+                            Err(gone(format!("{}: {}", status.code(), status.message())))
+                        }
                     }
                 };
-                let late = ExecutorError::Timeout { rank: index, step, seconds };
+                let late = ExecutorError::Timeout {
+                    rank: index,
+                    step,
+                    seconds,
+                };
                 timeout_at(deadline, exchange).await.unwrap_or(Err(late))
             }
         });

@@ -1,11 +1,13 @@
-//! Executing a plan on a worker group: the same [`StepPlan`] to every rank, one [`StepOutput`] back.
+//! Executing a plan on a worker group: the same [`StepPlan`] to every rank, one [`StepOutput`]
+//! back.
 //!
 //! ```text
 //!                ┌─▶ rank 0 ─┐
 //! StepPlan ──────┼─▶ rank 1 ─┼──▶ all answers of one step ──▶ equal digests ──▶ one StepOutput
 //!                └─▶ rank n ─┘      (within the step's limit)
 //! ```
-//! Ranks never decide, so an error of any rank is the group's: after it the executor is of no more use.
+//! Ranks never decide, so an error of any rank is the group's: after it the executor is of no more
+//! use.
 
 mod channel;
 pub mod fake;
@@ -14,25 +16,21 @@ mod grpc;
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use palimpsest_proto::{
-    internal::v1::{SequenceOutput, StepOutput, StepPlan},
-    v1::RetentionReport,
-};
+use palimpsest_proto::internal::v1::{SequenceOutput, StepOutput, StepPlan};
+use palimpsest_proto::v1::RetentionReport;
 
-pub use self::{
-    channel::{ChannelExecutor, RankChannel},
-    grpc::{Failure, GrpcExecutor},
-};
+pub use self::channel::{ChannelExecutor, RankChannel};
+pub use self::grpc::{Failure, GrpcExecutor};
 
 /// Executes steps, one at a time.
 #[async_trait]
 pub trait Executor: Send + 'static {
-    /// Carries one plan out on every rank. The output has one entry for each sequence of the plan, in its order; cache
-    /// figures are sums over the ranks.
+    /// Carries one plan out on every rank. The output has one entry for each sequence of the plan,
+    /// in its order; cache figures are sums over the ranks.
     ///
     /// # Errors
-    /// See [`ExecutorError`]. After any error, or when the future is dropped, the group's state is unknown and the executor
-    /// must not be used again.
+    /// See [`ExecutorError`]. After any error, or when the future is dropped, the group's state is
+    /// unknown and the executor must not be used again.
     async fn execute(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError>;
 }
 
@@ -68,7 +66,10 @@ pub enum ExecutorError {
         seconds: f64,
     },
     /// A rank decided otherwise than the others.
-    #[error("rank {rank} diverged in step {step}: digest {found:#018x}, the others have {expected:#018x}")]
+    #[error(
+        "rank {rank} diverged in step {step}: digest {found:#018x}, the others have \
+         {expected:#018x}"
+    )]
     Diverged {
         /// The rank in the minority; the higher one of two.
         rank: usize,
@@ -91,11 +92,16 @@ pub enum ExecutorError {
     },
 }
 
-/// Checks the answers of all ranks, in rank order and none of them an error, against the plan and one another and makes one of them.
+/// Checks the answers of all ranks, in rank order and none of them an error, against the plan and
+/// one another and makes one of them.
 fn merge(plan: &StepPlan, outputs: Vec<StepOutput>) -> Result<StepOutput, ExecutorError> {
     let step = plan.step;
     for (rank, output) in outputs.iter().enumerate() {
-        check(plan, output).map_err(|message| ExecutorError::Protocol { rank, step, message })?;
+        check(plan, output).map_err(|message| ExecutorError::Protocol {
+            rank,
+            step,
+            message,
+        })?;
     }
     agree(step, &outputs)?;
     let mut outputs = outputs.into_iter();
@@ -104,9 +110,15 @@ fn merge(plan: &StepPlan, outputs: Vec<StepOutput>) -> Result<StepOutput, Execut
         merged.seconds = merged.seconds.max(output.seconds);
         for (one, other) in merged.sequences.iter_mut().zip(output.sequences) {
             if one.token != other.token || one.error.is_empty() != other.error.is_empty() {
-                let message =
-                    format!("sequence {}: another token or error than rank 0, under one digest", one.sequence);
-                return Err(ExecutorError::Protocol { rank, step, message });
+                let message = format!(
+                    "sequence {}: another token or error than rank 0, under one digest",
+                    one.sequence
+                );
+                return Err(ExecutorError::Protocol {
+                    rank,
+                    step,
+                    message,
+                });
             }
             add(one, other);
         }
@@ -117,16 +129,24 @@ fn merge(plan: &StepPlan, outputs: Vec<StepOutput>) -> Result<StepOutput, Execut
 /// Whether an output answers the plan.
 fn check(plan: &StepPlan, output: &StepOutput) -> Result<(), String> {
     if (output.epoch, output.step) != (plan.epoch, plan.step) {
-        return Err(format!("it answered epoch {} step {}", output.epoch, output.step));
+        return Err(format!(
+            "it answered epoch {} step {}",
+            output.epoch, output.step
+        ));
     }
     let asked: Vec<_> = plan.sequences.iter().map(|s| s.sequence).collect();
     let answered: Vec<_> = output.sequences.iter().map(|s| s.sequence).collect();
     if asked != answered {
-        return Err(format!("asked for sequences {asked:?}, it answered {answered:?}"));
+        return Err(format!(
+            "asked for sequences {asked:?}, it answered {answered:?}"
+        ));
     }
     for (asked, answered) in plan.sequences.iter().zip(&output.sequences) {
         if answered.error.is_empty() && asked.sample != answered.token.is_some() {
-            return Err(format!("sequence {}: a token was expected: {}", asked.sequence, asked.sample));
+            return Err(format!(
+                "sequence {}: a token was expected: {}",
+                asked.sequence, asked.sample
+            ));
         }
     }
     Ok(())
@@ -139,9 +159,21 @@ fn agree(step: u64, outputs: &[StepOutput]) -> Result<(), ExecutorError> {
         *votes.entry(output.digest).or_default() += 1;
     }
     let first = outputs.first().map_or(0, |output| output.digest);
-    let expected = votes.into_iter().max_by_key(|&(digest, count)| (count, digest == first)).map_or(0, |vote| vote.0);
-    match outputs.iter().enumerate().find(|(_, output)| output.digest != expected) {
-        Some((rank, output)) => Err(ExecutorError::Diverged { rank, step, found: output.digest, expected }),
+    let expected = votes
+        .into_iter()
+        .max_by_key(|&(digest, count)| (count, digest == first))
+        .map_or(0, |vote| vote.0);
+    match outputs
+        .iter()
+        .enumerate()
+        .find(|(_, output)| output.digest != expected)
+    {
+        Some((rank, output)) => Err(ExecutorError::Diverged {
+            rank,
+            step,
+            found: output.digest,
+            expected,
+        }),
         None => Ok(()),
     }
 }

@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use palimpsest_proto::{
-    internal::v1::{CacheState, SequenceInit, SequenceStep, worker_server::WorkerServer},
-    v1::{HeadRetention, KvContract, Sampling},
-};
-use tokio::{net::TcpListener, sync::watch};
+use palimpsest_proto::internal::v1::worker_server::WorkerServer;
+use palimpsest_proto::internal::v1::{CacheState, SequenceInit, SequenceStep};
+use palimpsest_proto::v1::{HeadRetention, KvContract, Sampling};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
-use super::{
-    fake::{FakeRank, Fault, Script},
-    *,
-};
+use super::fake::{FakeRank, Fault, Script};
+use super::*;
 
 #[derive(Debug, Clone, Copy)]
 enum Transport {
@@ -26,7 +24,10 @@ const LIMIT: Duration = Duration::from_millis(400);
 
 async fn group(transport: Transport, ranks: &[FakeRank]) -> Box<dyn Executor> {
     match transport {
-        Transport::Channel => Box::new(ChannelExecutor::new(ranks.iter().map(FakeRank::spawn).collect(), LIMIT)),
+        Transport::Channel => Box::new(ChannelExecutor::new(
+            ranks.iter().map(FakeRank::spawn).collect(),
+            LIMIT,
+        )),
         Transport::Grpc => {
             let mut channels = Vec::new();
             for rank in ranks {
@@ -34,9 +35,19 @@ async fn group(transport: Transport, ranks: &[FakeRank]) -> Box<dyn Executor> {
                 let address = format!("http://{}", listener.local_addr().unwrap());
                 let server = Server::builder().add_service(WorkerServer::new(rank.clone()));
                 tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-                channels.push(Channel::from_shared(address).unwrap().connect().await.unwrap());
+                channels.push(
+                    Channel::from_shared(address)
+                        .unwrap()
+                        .connect()
+                        .await
+                        .unwrap(),
+                );
             }
-            Box::new(GrpcExecutor::connect(channels, LIMIT, watch::channel(None).1).await.unwrap())
+            Box::new(
+                GrpcExecutor::connect(channels, LIMIT, watch::channel(None).1)
+                    .await
+                    .unwrap(),
+            )
         }
     }
 }
@@ -50,7 +61,12 @@ fn ranks(n: u32, fault: Option<(u32, Fault)>) -> Vec<FakeRank> {
 }
 
 fn plan(step: u64) -> StepPlan {
-    let kv = KvContract { policy: "window".into(), head_budget: "uniform".into(), budget: 8, ..Default::default() };
+    let kv = KvContract {
+        policy: "window".into(),
+        head_budget: "uniform".into(),
+        budget: 8,
+        ..Default::default()
+    };
     let init = SequenceInit {
         kv: Some(kv),
         sampling: Some(Sampling::default()),
@@ -66,7 +82,12 @@ fn plan(step: u64) -> StepPlan {
         sample: true,
         retention_report: step == 1,
     };
-    StepPlan { epoch: 3, step, sequences: vec![sequence], release: vec![] }
+    StepPlan {
+        epoch: 3,
+        step,
+        sequences: vec![sequence],
+        release: vec![],
+    }
 }
 
 #[tokio::test]
@@ -76,14 +97,25 @@ async fn all_ranks_get_the_plan_and_their_figures_add_up() {
         let mut executor = group(transport, &ranks).await;
         for step in 1..=3 {
             let output = executor.execute(plan(step)).await.unwrap();
-            assert_eq!((output.epoch, output.step, output.sequences.len()), (3, step, 1));
+            assert_eq!(
+                (output.epoch, output.step, output.sequences.len()),
+                (3, step, 1)
+            );
             let one = &output.sequences[0];
             assert!(one.token.is_some());
             // 2 layers of one KV head on each of 2 ranks; no boundary yet.
-            let held = CacheState { held_entries: 4 * (2 + step), evicted_entries: 0, held_bytes: 4 * (2 + step) * 32 };
+            let held = CacheState {
+                held_entries: 4 * (2 + step),
+                evicted_entries: 0,
+                held_bytes: 4 * (2 + step) * 32,
+            };
             assert_eq!(one.cache, Some(held));
             if step == 1 {
-                let head = |layer, kv_head| HeadRetention { layer, kv_head, positions: vec![0, 1, 2] };
+                let head = |layer, kv_head| HeadRetention {
+                    layer,
+                    kv_head,
+                    positions: vec![0, 1, 2],
+                };
                 let heads = vec![head(0, 0), head(0, 1), head(1, 0), head(1, 1)];
                 assert_eq!(one.retention.as_ref().unwrap().heads, heads);
             }
@@ -96,11 +128,49 @@ async fn all_ranks_get_the_plan_and_their_figures_add_up() {
 async fn any_ranks_failure_is_the_groups_and_names_it() {
     type Check = fn(&ExecutorError) -> bool;
     let rows: [(Fault, Check); 5] = [
-        (Fault::Error, |error| matches!(error, ExecutorError::RankError { rank: 1, step: 2, .. })),
-        (Fault::Hang, |error| matches!(error, ExecutorError::Timeout { rank: 1, step: 2, .. })),
-        (Fault::Vanish, |error| matches!(error, ExecutorError::RankGone { rank: 1, .. })),
-        (Fault::Diverge, |error| matches!(error, ExecutorError::Diverged { rank: 1, step: 2, .. })),
-        (Fault::WrongStep, |error| matches!(error, ExecutorError::Protocol { rank: 1, step: 2, .. })),
+        (Fault::Error, |error| {
+            matches!(
+                error,
+                ExecutorError::RankError {
+                    rank: 1,
+                    step: 2,
+                    ..
+                }
+            )
+        }),
+        (Fault::Hang, |error| {
+            matches!(
+                error,
+                ExecutorError::Timeout {
+                    rank: 1,
+                    step: 2,
+                    ..
+                }
+            )
+        }),
+        (Fault::Vanish, |error| {
+            matches!(error, ExecutorError::RankGone { rank: 1, .. })
+        }),
+        (Fault::Diverge, |error| {
+            matches!(
+                error,
+                ExecutorError::Diverged {
+                    rank: 1,
+                    step: 2,
+                    ..
+                }
+            )
+        }),
+        (Fault::WrongStep, |error| {
+            matches!(
+                error,
+                ExecutorError::Protocol {
+                    rank: 1,
+                    step: 2,
+                    ..
+                }
+            )
+        }),
     ];
     for transport in BOTH {
         for (fault, expected) in rows {
@@ -115,14 +185,18 @@ async fn any_ranks_failure_is_the_groups_and_names_it() {
 #[tokio::test]
 async fn a_sequence_may_fail_alone_if_it_fails_everywhere() {
     for transport in BOTH {
-        let all = (0..2).map(|rank| FakeRank::new(Script::endless(rank, 2).with_fault(0, Fault::FailSequence)));
+        let all = (0..2)
+            .map(|rank| FakeRank::new(Script::endless(rank, 2).with_fault(0, Fault::FailSequence)));
         let mut executor = group(transport, &all.collect::<Vec<_>>()).await;
         let output = executor.execute(plan(1)).await.unwrap();
         assert_eq!(output.sequences[0].error, "scripted");
         let mut executor = group(transport, &ranks(2, Some((1, Fault::FailSequence)))).await;
         executor.execute(plan(1)).await.unwrap();
         let error = executor.execute(plan(2)).await.unwrap_err();
-        assert!(matches!(error, ExecutorError::Protocol { rank: 1, .. }), "{error}");
+        assert!(
+            matches!(error, ExecutorError::Protocol { rank: 1, .. }),
+            "{error}"
+        );
     }
 }
 
@@ -137,11 +211,15 @@ async fn a_plan_that_breaks_the_contract_is_refused_by_the_ranks() {
 
 #[test]
 fn the_minority_diverged_and_of_two_the_second() {
-    let output = |digest| StepOutput { digest, ..Default::default() };
-    let diverged = |digests: &[u64]| match agree(1, &digests.iter().map(|&d| output(d)).collect::<Vec<_>>()) {
-        Err(ExecutorError::Diverged { rank, .. }) => Some(rank),
-        _ => None,
+    let output = |digest| StepOutput {
+        digest,
+        ..Default::default()
     };
+    let diverged =
+        |digests: &[u64]| match agree(1, &digests.iter().map(|&d| output(d)).collect::<Vec<_>>()) {
+            Err(ExecutorError::Diverged { rank, .. }) => Some(rank),
+            _ => None,
+        };
     assert_eq!(diverged(&[5, 5, 5]), None);
     assert_eq!(diverged(&[1, 5, 5]), Some(0));
     assert_eq!(diverged(&[5, 5, 1, 5]), Some(2));

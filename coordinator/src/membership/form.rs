@@ -3,22 +3,21 @@
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
-use palimpsest_proto::internal::v1::{
-    GetRankRequest, JoinRequest, RankInfo, WatchRequest, worker_client::WorkerClient,
-};
+use palimpsest_proto::internal::v1::worker_client::WorkerClient;
+use palimpsest_proto::internal::v1::{GetRankRequest, JoinRequest, RankInfo, WatchRequest};
 use palimpsest_registry::GroupRecord;
 use palimpsest_tls::{Connector, explain};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Lead, Members, MembersError};
-use crate::{
-    config::Config,
-    executor::{ExecutorError, Failure, GrpcExecutor},
-    ids::Epoch,
-    model::{self, ServedModel},
-};
+use crate::config::Config;
+use crate::executor::{ExecutorError, Failure, GrpcExecutor};
+use crate::ids::Epoch;
+use crate::model::{self, ServedModel};
 
 /// Time for a rank to answer what needs no work.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
@@ -89,13 +88,23 @@ pub enum FormError {
     Lost(#[from] ExecutorError),
 }
 
-/// Forms a group of the ranks that `members` knows, in an epoch later than any of them was in, if they follow `lead`.
+/// Forms a group of the ranks that `members` knows, in an epoch later than any of them was in, if
+/// they follow `lead`.
 ///
 /// # Errors
 /// See [`FormError`]. Trying again is safe.
-pub async fn form(members: &dyn Members, config: &Config, lead: &mut Lead) -> Result<Formed, FormError> {
+pub async fn form(
+    members: &dyn Members,
+    config: &Config,
+    lead: &mut Lead,
+) -> Result<Formed, FormError> {
     let addresses = members.addresses().await?;
-    let found = join_all(addresses.iter().map(|address| greet(address.as_deref(), &config.ranks))).await;
+    let found = join_all(
+        addresses
+            .iter()
+            .map(|address| greet(address.as_deref(), &config.ranks)),
+    )
+    .await;
     let mut missing = Vec::new();
     let mut ranks = Vec::with_capacity(found.len());
     let mut channels = Vec::with_capacity(found.len());
@@ -105,7 +114,10 @@ pub async fn form(members: &dyn Members, config: &Config, lead: &mut Lead) -> Re
                 channels.push(channel);
                 ranks.push(info);
             }
-            Err(why) => missing.push(format!("rank {rank} ({}): {why}", address.as_deref().unwrap_or("unclaimed"))),
+            Err(why) => missing.push(format!(
+                "rank {rank} ({}): {why}",
+                address.as_deref().unwrap_or("unclaimed")
+            )),
         }
     }
     if !missing.is_empty() {
@@ -113,10 +125,18 @@ pub async fn form(members: &dyn Members, config: &Config, lead: &mut Lead) -> Re
     }
     // Found out before the ranks give anything up for this group.
     ServedModel::new(ranks.clone())?;
-    // Ranks that were all started anew know of no epoch, and a former coordinator of the group may still speak of one.
-    let last = ranks.iter().map(|rank| rank.epoch).max().unwrap_or(0).max(members.last_epoch());
+    // Ranks that were all started anew know of no epoch, and a former coordinator of the group may
+    // still speak of one.
+    let last = ranks
+        .iter()
+        .map(|rank| rank.epoch)
+        .max()
+        .unwrap_or(0)
+        .max(members.last_epoch());
     let epoch = Epoch(last + 1);
-    let leading = lead.over(&ranks).map_err(|term| FormError::Superseded { term })?;
+    let leading = lead
+        .over(&ranks)
+        .map_err(|term| FormError::Superseded { term })?;
     let request = JoinRequest {
         epoch: epoch.0,
         world_size: channels.len() as u32,
@@ -127,36 +147,62 @@ pub async fn form(members: &dyn Members, config: &Config, lead: &mut Lead) -> Re
     join(&channels, &request, config.join_limit).await?;
     lead.taken(&leading);
     let watchers = watch_all(&channels, epoch, config.beat_limit);
-    let executor = GrpcExecutor::connect(channels, config.step_limit, watchers.failure.clone()).await?;
+    let executor =
+        GrpcExecutor::connect(channels, config.step_limit, watchers.failure.clone()).await?;
     members.formed(record(epoch, &ranks));
-    Ok(Formed { epoch, executor, ranks, watchers })
+    Ok(Formed {
+        epoch,
+        executor,
+        ranks,
+        watchers,
+    })
 }
 
 /// What others are told of a group.
 fn record(epoch: Epoch, ranks: &[RankInfo]) -> GroupRecord {
     let model = ranks.first().and_then(|rank| rank.model.as_ref());
-    let digest = ranks.first().map(|rank| &rank.digest[..]).unwrap_or_default();
+    let digest = ranks
+        .first()
+        .map(|rank| &rank.digest[..])
+        .unwrap_or_default();
     GroupRecord {
         epoch: epoch.0,
         world_size: ranks.len() as u32,
         model: model.map(|model| model.name.clone()).unwrap_or_default(),
         digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        policies: model.map(|model| model.policies.clone()).unwrap_or_default(),
+        policies: model
+            .map(|model| model.policies.clone())
+            .unwrap_or_default(),
     }
 }
 
 /// Asks whoever listens at an address which rank it is.
-async fn greet(address: Option<&str>, connector: &Connector) -> Result<(Channel, RankInfo), String> {
-    let Some(address) = address else { return Err("no process has claimed it".into()) };
+async fn greet(
+    address: Option<&str>,
+    connector: &Connector,
+) -> Result<(Channel, RankInfo), String> {
+    let Some(address) = address else {
+        return Err("no process has claimed it".into());
+    };
     let ask = async {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| error.to_string())?;
         let endpoint = endpoint.tcp_nodelay(true).connect_timeout(ANSWER_LIMIT);
-        let channel = endpoint.connect_with_connector(connector.clone()).await.map_err(|error| cause(&error))?;
-        let mut client = WorkerClient::new(channel.clone()).max_decoding_message_size(MAX_INFO_BYTES);
-        let info = client.get_rank(GetRankRequest {}).await.map_err(|status| said(&status))?;
+        let channel = endpoint
+            .connect_with_connector(connector.clone())
+            .await
+            .map_err(|error| cause(&error))?;
+        let mut client =
+            WorkerClient::new(channel.clone()).max_decoding_message_size(MAX_INFO_BYTES);
+        let info = client
+            .get_rank(GetRankRequest {})
+            .await
+            .map_err(|status| said(&status))?;
         Ok((channel, info.into_inner()))
     };
-    timeout(ANSWER_LIMIT, ask).await.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))
+    timeout(ANSWER_LIMIT, ask)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))
 }
 
 /// What a rank said, or what became of the connection to it.
@@ -174,7 +220,11 @@ fn cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Tells all ranks to meet, at once: each waits for the others.
-async fn join(channels: &[Channel], request: &JoinRequest, limit: Duration) -> Result<(), FormError> {
+async fn join(
+    channels: &[Channel],
+    request: &JoinRequest,
+    limit: Duration,
+) -> Result<(), FormError> {
     let epoch = Epoch(request.epoch);
     let answers = channels.iter().enumerate().map(|(rank, channel)| {
         let (mut client, request) = (WorkerClient::new(channel.clone()), request.clone());
@@ -188,12 +238,13 @@ async fn join(channels: &[Channel], request: &JoinRequest, limit: Duration) -> R
             Err(FormError::Join { epoch, what })
         }
     });
-    // The first failure is the one to name: the others wait for that rank, and stop waiting when their calls are dropped.
+    // The first failure is the one to name: the others wait for that rank, and stop waiting when
+    // their calls are dropped.
     try_join_all(answers).await.map(|_| ())
 }
 
-/// Listens to the beats of all ranks of `epoch`. A rank that is silent for `limit` is gone, however busy it was; so is one that
-/// was taken into a later epoch.
+/// Listens to the beats of all ranks of `epoch`. A rank that is silent for `limit` is gone, however
+/// busy it was; so is one that was taken into a later epoch.
 fn watch_all(channels: &[Channel], epoch: Epoch, limit: Duration) -> Watchers {
     let (found, failure) = watch::channel(None);
     let mut tasks = JoinSet::new();

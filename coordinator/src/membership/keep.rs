@@ -1,18 +1,23 @@
 //! Replacing a group that was lost, for as long as the service runs.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::{FormError, Formed, Lead, Members, Watchers, form};
-use crate::{Coordinator, config::Config, engine::Readiness};
+use crate::Coordinator;
+use crate::config::Config;
+use crate::engine::Readiness;
 
 /// Waits between attempts to form a group.
-const PAUSES: [Duration; 4] =
-    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1)];
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
 
 /// A group to watch over.
 pub struct Kept {
@@ -24,10 +29,12 @@ pub struct Kept {
     pub watchers: Watchers,
 }
 
-/// Watches over the group that `coordinator` was given and replaces it whenever it is lost, until the engine ends.
+/// Watches over the group that `coordinator` was given and replaces it whenever it is lost, until
+/// the engine ends.
 ///
 /// # Errors
-/// [`FormError::Superseded`] when another coordinator leads the ranks. This one has no group then and will get none.
+/// [`FormError::Superseded`] when another coordinator leads the ranks. This one has no group then
+/// and will get none.
 pub async fn keep(coordinator: Coordinator, config: Config, group: Kept) -> Result<(), FormError> {
     let mut ended = coordinator.service().engine.readiness();
     tokio::select! {
@@ -37,22 +44,36 @@ pub async fn keep(coordinator: Coordinator, config: Config, group: Kept) -> Resu
 }
 
 async fn replace_lost(coordinator: &Coordinator, config: &Config, group: Kept) -> FormError {
-    let Kept { members, mut lead, mut watchers } = group;
+    let Kept {
+        members,
+        mut lead,
+        mut watchers,
+    } = group;
     let engine = &coordinator.service().engine;
     let mut readiness = engine.readiness();
     loop {
         let why = lost(&mut watchers, &mut readiness).await;
         let since = Instant::now();
         tracing::warn!(%why, "the worker group is lost; forming another");
-        // A group at rest does not find out by itself, and would be called ready until the next one comes.
+        // A group at rest does not find out by itself, and would be called ready until the next one
+        // comes.
         engine.lose(why).await;
-        let Formed { epoch, executor, ranks, watchers: next } = match form_again(&*members, config, &mut lead).await {
+        let Formed {
+            epoch,
+            executor,
+            ranks,
+            watchers: next,
+        } = match form_again(&*members, config, &mut lead).await {
             Ok(formed) => formed,
             Err(superseded) => return superseded,
         };
-        // From its return on the engine's readiness is that of the new group. To wait until it says something else than "lost" would
-        // be to wait for ever for a group that was lost again before anyone looked.
-        if let Err(error) = coordinator.replace(Box::new(executor), ranks, epoch.0).await {
+        // From its return on the engine's readiness is that of the new group. To wait until it says
+        // something else than "lost" would be to wait for ever for a group that was lost again
+        // before anyone looked.
+        if let Err(error) = coordinator
+            .replace(Box::new(executor), ranks, epoch.0)
+            .await
+        {
             tracing::error!(%epoch, %error, "the new group cannot take over");
             sleep(PAUSES[PAUSES.len() - 1]).await;
             continue;
@@ -73,9 +94,13 @@ async fn lost(watchers: &mut Watchers, readiness: &mut watch::Receiver<Readiness
     }
 }
 
-/// Forms a group, however often it takes, unless the ranks follow another coordinator. The reason of a failure is logged when it
-/// changes.
-async fn form_again(members: &dyn Members, config: &Config, lead: &mut Lead) -> Result<Formed, FormError> {
+/// Forms a group, however often it takes, unless the ranks follow another coordinator. The reason
+/// of a failure is logged when it changes.
+async fn form_again(
+    members: &dyn Members,
+    config: &Config,
+    lead: &mut Lead,
+) -> Result<Formed, FormError> {
     let mut last = String::new();
     for attempt in 0.. {
         match form(members, config, lead).await {

@@ -5,8 +5,9 @@
 //!        ▲                                                                     │
 //!        └── keep: a rank is gone, hangs, or fails a step ◀─ beats · executor ─┘
 //! ```
-//! Members are looked up only when a group forms. Whether a rank lives is told by its beats, not by the registry: a registry
-//! that is away harms no running group, and what it told last is enough to form another.
+//! Members are looked up only when a group forms. Whether a rank lives is told by its beats, not by
+//! the registry: a registry that is away harms no running group, and what it told last is enough to
+//! form another.
 
 mod form;
 mod keep;
@@ -16,23 +17,23 @@ mod registry;
 use async_trait::async_trait;
 use palimpsest_registry::GroupRecord;
 
-pub use self::{
-    form::{FormError, Formed, Watchers, form},
-    keep::{Kept, keep},
-    lead::Lead,
-    registry::RegistryMembers,
-};
+pub use self::form::{FormError, Formed, Watchers, form};
+pub use self::keep::{Kept, keep};
+pub use self::lead::Lead;
+pub use self::registry::RegistryMembers;
 
 /// Looks up the ranks of a group.
 #[async_trait]
 pub trait Members: Send + Sync + 'static {
-    /// Addresses (`host:port`) of all ranks, in rank order. `None` for a rank that nobody has claimed.
+    /// Addresses (`host:port`) of all ranks, in rank order. `None` for a rank that nobody has
+    /// claimed.
     ///
     /// # Errors
     /// When the registry cannot be asked.
     async fn addresses(&self) -> Result<Vec<Option<String>>, MembersError>;
 
-    /// The last epoch of the group that anyone announced, as far as that is known; 0 otherwise. Waits for nobody.
+    /// The last epoch of the group that anyone announced, as far as that is known; 0 otherwise.
+    /// Waits for nobody.
     fn last_epoch(&self) -> u64;
 
     /// Is told that the group has formed. Waits for nobody.

@@ -1,22 +1,21 @@
 //! Ranks that are found in a registry.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use palimpsest_registry::{ANSWER_LIMIT, GroupRecord, RankEvent, RankRecord, Registry, RegistryError};
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{sleep, timeout},
+use palimpsest_registry::{
+    ANSWER_LIMIT, GroupRecord, RankEvent, RankRecord, Registry, RegistryError,
 };
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use super::{Members, MembersError};
 
-/// The ranks of one group of a registry, as it told last: while it is away, a group of ranks that it told of can form anew.
+/// The ranks of one group of a registry, as it told last: while it is away, a group of ranks that
+/// it told of can form anew.
 pub struct RegistryMembers {
     registry: Arc<dyn Registry>,
     group: String,
@@ -41,7 +40,11 @@ struct Known {
 impl Drop for RegistryMembers {
     fn drop(&mut self) {
         self.follower.abort();
-        self.announcer.get_mut().unwrap_or_else(PoisonError::into_inner).take().inspect(JoinHandle::abort);
+        self.announcer
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .inspect(JoinHandle::abort);
     }
 }
 
@@ -50,14 +53,28 @@ impl RegistryMembers {
     pub fn new(registry: Arc<dyn Registry>, group: String, world_size: u32) -> Self {
         let (told, known) = watch::channel(Known::default());
         let follower = tokio::spawn(follow(registry.clone(), group.clone(), told));
-        Self { registry, group, world_size, known, follower, announcer: Mutex::default() }
+        Self {
+            registry,
+            group,
+            world_size,
+            known,
+            follower,
+            announcer: Mutex::default(),
+        }
     }
 
     /// The ranks that are known of; asks where nothing was told yet.
     async fn ranks(&self) -> Result<Vec<RankRecord>, RegistryError> {
         let mut known = self.known.clone();
-        if let Ok(Ok(known)) = timeout(ANSWER_LIMIT, known.wait_for(|known| known.ranks.is_some())).await {
-            return Ok(known.ranks.iter().flat_map(BTreeMap::values).cloned().collect());
+        if let Ok(Ok(known)) =
+            timeout(ANSWER_LIMIT, known.wait_for(|known| known.ranks.is_some())).await
+        {
+            return Ok(known
+                .ranks
+                .iter()
+                .flat_map(BTreeMap::values)
+                .cloned()
+                .collect());
         }
         self.registry.ranks(&self.group).await
     }
@@ -66,14 +83,22 @@ impl RegistryMembers {
 /// Takes in what the registry tells of a group, for ever.
 async fn follow(registry: Arc<dyn Registry>, group: String, told: watch::Sender<Known>) {
     // A name that is refused is refused again, and said, when the ranks are asked for.
-    let Ok(mut events) = registry.watch(&group).await else { return };
+    let Ok(mut events) = registry.watch(&group).await else {
+        return;
+    };
     while let Some(event) = events.next().await {
         // Others may have led the group before now, or within the gap.
         let anew = matches!(event, RankEvent::All(_));
-        let formed = if anew { registry.group(&group).await.ok().flatten() } else { None };
+        let formed = if anew {
+            registry.group(&group).await.ok().flatten()
+        } else {
+            None
+        };
         told.send_modify(|known| {
             event.apply(known.ranks.get_or_insert_default());
-            known.last_epoch = known.last_epoch.max(formed.map_or(0, |formed| formed.epoch));
+            known.last_epoch = known
+                .last_epoch
+                .max(formed.map_or(0, |formed| formed.epoch));
         });
     }
 }
@@ -87,10 +112,13 @@ impl Members for RegistryMembers {
         })?;
         let mut addresses = vec![None; self.world_size as usize];
         for found in ranks {
-            let place = addresses.get_mut(found.rank as usize).filter(|_| found.world_size == self.world_size);
+            let place = addresses
+                .get_mut(found.rank as usize)
+                .filter(|_| found.world_size == self.world_size);
             let Some(place) = place else {
                 return Err(MembersError::Refused(format!(
-                    "the process at {} is rank {} of {}, this group has {}: start all with the same --tp",
+                    "the process at {} is rank {} of {}, this group has {}: start all with the \
+                     same --tp",
                     found.address, found.rank, found.world_size, self.world_size
                 )));
             };
@@ -115,29 +143,41 @@ impl Members for RegistryMembers {
             }
         });
         // Of a group that is gone nobody needs to hear.
-        let mut last = self.announcer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self
+            .announcer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         last.replace(announcer).inspect(JoinHandle::abort);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use palimpsest_registry::{Claim, MemoryRegistry};
+
+    use super::*;
 
     async fn claim(registry: &MemoryRegistry, rank: u32, of: u32) -> Claim {
         let record = RankRecord::new(rank, of, format!("host-{rank}:1"));
-        registry.claim("g", record, Duration::ZERO).await.expect("a free rank")
+        registry
+            .claim("g", record, Duration::ZERO)
+            .await
+            .expect("a free rank")
     }
 
     /// What it says once it has heard of the last change.
-    async fn settled(members: &RegistryMembers, wanted: impl Fn(&Result<Vec<Option<String>>, MembersError>) -> bool) {
+    async fn settled(
+        members: &RegistryMembers,
+        wanted: impl Fn(&Result<Vec<Option<String>>, MembersError>) -> bool,
+    ) {
         let settle = async {
             while !wanted(&members.addresses().await) {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(10), settle).await.expect("the change is heard of");
+        timeout(Duration::from_secs(10), settle)
+            .await
+            .expect("the change is heard of");
     }
 
     #[tokio::test]
@@ -148,17 +188,30 @@ mod tests {
         let both = vec![Some("host-0:1".into()), None, Some("host-2:1".into())];
         settled(&members, |found| *found == Ok(both.clone())).await;
         zero.release().await;
-        settled(&members, |found| *found == Ok(vec![None, None, Some("host-2:1".into())])).await;
+        settled(&members, |found| {
+            *found == Ok(vec![None, None, Some("host-2:1".into())])
+        })
+        .await;
         let _odd = claim(&registry, 1, 2).await;
         let said = "host-1:1 is rank 1 of 2, this group has 3";
-        settled(&members, |found| found.as_ref().is_err_and(|error| error.to_string().contains(said))).await;
+        settled(&members, |found| {
+            found
+                .as_ref()
+                .is_err_and(|error| error.to_string().contains(said))
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn epochs_go_on_where_another_coordinator_left_off() {
         let registry = MemoryRegistry::default();
-        let formed =
-            |epoch| GroupRecord { epoch, world_size: 1, model: "m".into(), digest: "00".into(), policies: Vec::new() };
+        let formed = |epoch| GroupRecord {
+            epoch,
+            world_size: 1,
+            model: "m".into(),
+            digest: "00".into(),
+            policies: Vec::new(),
+        };
         registry.announce("g", formed(7)).await.expect("the first");
         let members = RegistryMembers::new(Arc::new(registry.clone()), "g".into(), 1);
         assert_eq!(members.addresses().await, Ok(vec![None]));
@@ -169,6 +222,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(10), announced).await.expect("it is announced");
+        timeout(Duration::from_secs(10), announced)
+            .await
+            .expect("it is announced");
     }
 }

@@ -1,13 +1,13 @@
 //! The KV contract of a request: defaults, checks, cost.
 
-use palimpsest_proto::{
-    error::{Reason, RequestError},
-    internal::v1::ModelInfo,
-    kv::{DEFAULT_SINKS, FULL, default_memory, default_window, smallest_budget},
-    v1::KvContract,
-};
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::internal::v1::ModelInfo;
+use palimpsest_proto::kv::{DEFAULT_SINKS, FULL, default_memory, default_window, smallest_budget};
+use palimpsest_proto::v1::KvContract;
 
-use crate::{config::Config, model::ServedModel, scheduler::Cost};
+use crate::config::Config;
+use crate::model::ServedModel;
+use crate::scheduler::Cost;
 
 const NONE: &str = "none";
 const HEAD_BUDGETS: [&str; 4] = ["uniform", "column", "layer", "group"];
@@ -15,15 +15,21 @@ const POSITIONS: [&str; 2] = ["absolute", "compacted"];
 
 /// The contract with every default filled in, not yet checked.
 ///
-/// The window shrinks where the budget is small; at least half of what remains is left to the policy.
+/// The window shrinks where the budget is small; at least half of what remains is left to the
+/// policy.
 pub fn with_defaults(asked: &KvContract, info: &ModelInfo) -> KvContract {
     let server = info.default_kv.clone().unwrap_or_default();
     let or = |value: &str, default: &str, last: &str| {
-        [value, default, last].into_iter().find(|name| !name.is_empty()).unwrap_or_default().to_owned()
+        [value, default, last]
+            .into_iter()
+            .find(|name| !name.is_empty())
+            .unwrap_or_default()
+            .to_owned()
     };
     let policy = or(&asked.policy, &server.policy, "window");
     if policy == FULL {
-        // Nothing is evicted: budget, protection and head budgets have no meaning, and nothing reaches a memory.
+        // Nothing is evicted: budget, protection and head budgets have no meaning, and nothing
+        // reaches a memory.
         return KvContract {
             policy,
             memory: or(&asked.memory, "", NONE),
@@ -35,19 +41,51 @@ pub fn with_defaults(asked: &KvContract, info: &ModelInfo) -> KvContract {
             memory_slots: Some(asked.memory_slots.unwrap_or(0)),
         };
     }
-    let budget = if asked.budget == 0 { server.budget } else { asked.budget };
+    let budget = if asked.budget == 0 {
+        server.budget
+    } else {
+        asked.budget
+    };
     // The server's memory is chosen for the server's policy.
-    let memory = or(&asked.memory, if policy == server.policy { &server.memory } else { NONE }, NONE);
+    let memory = or(
+        &asked.memory,
+        if policy == server.policy {
+            &server.memory
+        } else {
+            NONE
+        },
+        NONE,
+    );
     let memory_slots = asked.memory_slots.unwrap_or_else(|| {
-        let own = server.memory_slots.filter(|_| memory == server.memory).unwrap_or_else(|| default_memory(budget));
-        if memory == NONE { 0 } else { own.min(budget / 2) }
+        let own = server
+            .memory_slots
+            .filter(|_| memory == server.memory)
+            .unwrap_or_else(|| default_memory(budget));
+        if memory == NONE {
+            0
+        } else {
+            own.min(budget / 2)
+        }
     });
     let sinks = asked.sinks.or(server.sinks).unwrap_or(DEFAULT_SINKS);
     let room = budget.saturating_sub(sinks).saturating_sub(memory_slots);
-    let window = asked.window.unwrap_or_else(|| server.window.unwrap_or_else(|| default_window(budget)).min(room / 2));
+    let window = asked.window.unwrap_or_else(|| {
+        server
+            .window
+            .unwrap_or_else(|| default_window(budget))
+            .min(room / 2)
+    });
     // These keep the same positions in every head, so pooling would only cost partly filled pages.
     let alike = ["window", "random"].contains(&policy.as_str());
-    let head_budget = or(&asked.head_budget, if alike { "uniform" } else { &server.head_budget }, "column");
+    let head_budget = or(
+        &asked.head_budget,
+        if alike {
+            "uniform"
+        } else {
+            &server.head_budget
+        },
+        "column",
+    );
     KvContract {
         budget,
         policy,
@@ -61,7 +99,11 @@ pub fn with_defaults(asked: &KvContract, info: &ModelInfo) -> KvContract {
 }
 
 /// Fills defaults in and checks the result.
-pub(super) fn validate(asked: &KvContract, model: &ServedModel, config: &Config) -> Result<KvContract, RequestError> {
+pub(super) fn validate(
+    asked: &KvContract,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<KvContract, RequestError> {
     let bad = |message: String| Err(RequestError::new(Reason::BadContract, message));
     let kv = with_defaults(asked, &model.info);
     one_of("kv.policy", &kv.policy, &model.info.policies)?;
@@ -74,27 +116,39 @@ pub(super) fn validate(asked: &KvContract, model: &ServedModel, config: &Config)
     if kv.policy == FULL {
         if kv.memory != NONE || memory_slots != 0 {
             return bad(
-                "the policy `full` evicts nothing, so it takes no memory: leave kv.memory out or use none".into()
+                "the policy `full` evicts nothing, so it takes no memory: leave kv.memory out or \
+                 use none"
+                    .into(),
             );
         }
         return Ok(kv);
     }
     if kv.memory == NONE && memory_slots != 0 {
-        return bad(format!("kv.memory_slots is {memory_slots} but kv.memory is none: name a memory or leave it out"));
+        return bad(format!(
+            "kv.memory_slots is {memory_slots} but kv.memory is none: name a memory or leave it \
+             out"
+        ));
     }
     if kv.memory != NONE && memory_slots == 0 {
-        return bad(format!("kv.memory is {:?} but it gets 0 slots: raise kv.memory_slots or kv.budget", kv.memory));
+        return bad(format!(
+            "kv.memory is {:?} but it gets 0 slots: raise kv.memory_slots or kv.budget",
+            kv.memory
+        ));
     }
     let (sinks, window) = (kv.sinks.unwrap_or(0), kv.window.unwrap_or(0));
     let smallest = smallest_budget(sinks, window, memory_slots);
     if kv.budget < smallest {
         return bad(format!(
-            "kv.budget is {}, the least is {smallest}: {sinks} sinks, a window of {window}, {memory_slots} memory slots and 1",
+            "kv.budget is {}, the least is {smallest}: {sinks} sinks, a window of {window}, \
+             {memory_slots} memory slots and 1",
             kv.budget
         ));
     }
     if kv.budget > config.max_budget {
-        return bad(format!("kv.budget is {}, over the limit of {}", kv.budget, config.max_budget));
+        return bad(format!(
+            "kv.budget is {}, over the limit of {}",
+            kv.budget, config.max_budget
+        ));
     }
     Ok(kv)
 }
@@ -106,12 +160,25 @@ pub(super) fn cost(kv: &KvContract, model: &ServedModel, total: u64) -> Result<C
         return Ok(cost);
     }
     let (what, need, have, advice) = match kv.policy.as_str() {
-        FULL => ("pages", cost.pages, model.room.pages, "use a bounded policy or fewer tokens"),
-        _ if cost.pages > model.room.pages => ("pages", cost.pages, model.room.pages, "lower kv.budget"),
-        _ => ("latent memory", cost.latent, model.room.latent, "lower kv.memory_slots"),
+        FULL => (
+            "pages",
+            cost.pages,
+            model.room.pages,
+            "use a bounded policy or fewer tokens",
+        ),
+        _ if cost.pages > model.room.pages => {
+            ("pages", cost.pages, model.room.pages, "lower kv.budget")
+        }
+        _ => (
+            "latent memory",
+            cost.latent,
+            model.room.latent,
+            "lower kv.memory_slots",
+        ),
     };
     let message = format!(
-        "policy {:?} with {total} tokens reserves {need} bytes of {what} on each rank, which has {have}: {advice}",
+        "policy {:?} with {total} tokens reserves {need} bytes of {what} on each rank, which has \
+         {have}: {advice}",
         kv.policy
     );
     Err(RequestError::new(Reason::NeverFits, message))
@@ -138,6 +205,9 @@ fn one_of<S: AsRef<str>>(field: &str, value: &str, known: &[S]) -> Result<(), Re
     let value: String = value.chars().take(64).collect();
     Err(RequestError::new(
         Reason::BadContract,
-        format!("{field} {value:?} is not known, use one of: {}", known.join(", ")),
+        format!(
+            "{field} {value:?} is not known, use one of: {}",
+            known.join(", ")
+        ),
     ))
 }

@@ -1,15 +1,14 @@
 //! Memory of a rank, counted before it is used.
 //!
-//! The cost of a sequence follows from its contract alone ([`palimpsest_proto::kv`]), so it is taken once when the sequence
-//! starts and given back once when it is released. Nothing is ever preempted for memory.
+//! The cost of a sequence follows from its contract alone ([`palimpsest_proto::kv`]), so it is
+//! taken once when the sequence starts and given back once when it is released. Nothing is ever
+//! preempted for memory.
 
-use palimpsest_proto::{
-    kv::{self, Geometry},
-    v1::KvContract,
-};
+use palimpsest_proto::kv::{self, Geometry};
+use palimpsest_proto::v1::KvContract;
 
-/// Bytes of a rank's cache: what a sequence reserves of it, or all there are. A rank sets pages and latent memories apart when it
-/// starts, so each has to fit by itself.
+/// Bytes of a rank's cache: what a sequence reserves of it, or all there are. A rank sets pages and
+/// latent memories apart when it starts, so each has to fit by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
     /// Pages of slots, with their notes.
@@ -19,9 +18,13 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Cost of a sequence of at most `max_tokens` tokens under `contract` on a rank of this `geometry`.
+    /// Cost of a sequence of at most `max_tokens` tokens under `contract` on a rank of this
+    /// `geometry`.
     pub fn of(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> Self {
-        Self { pages: kv::page_bytes(contract, geometry, max_tokens), latent: kv::memory_bytes(contract, geometry) }
+        Self {
+            pages: kv::page_bytes(contract, geometry, max_tokens),
+            latent: kv::memory_bytes(contract, geometry),
+        }
     }
 
     /// Both together.
@@ -45,14 +48,23 @@ pub struct Capacity {
 impl Capacity {
     /// An empty cache of this size.
     pub const fn new(room: Cost) -> Self {
-        Self { room, reserved: Cost { pages: 0, latent: 0 } }
+        Self {
+            room,
+            reserved: Cost {
+                pages: 0,
+                latent: 0,
+            },
+        }
     }
 
     /// Reserves `cost` if it fits now.
     #[must_use]
     pub fn take(&mut self, cost: Cost) -> bool {
         let Self { room, reserved } = self;
-        let free = Cost { pages: room.pages - reserved.pages, latent: room.latent - reserved.latent };
+        let free = Cost {
+            pages: room.pages - reserved.pages,
+            latent: room.latent - reserved.latent,
+        };
         let fits = cost.fits(&free);
         if fits {
             reserved.pages += cost.pages;
@@ -63,7 +75,10 @@ impl Capacity {
 
     /// Gives back what [`Self::take`] reserved.
     pub fn give(&mut self, cost: Cost) {
-        assert!(cost.fits(&self.reserved), "a cost is given back once, by the sequence that took it");
+        assert!(
+            cost.fits(&self.reserved),
+            "a cost is given back once, by the sequence that took it"
+        );
         self.reserved.pages -= cost.pages;
         self.reserved.latent -= cost.latent;
     }
@@ -84,7 +99,10 @@ mod tests {
         let mut capacity = Capacity::new(cost(100, 10));
         assert!(capacity.take(cost(60, 4)));
         assert!(!capacity.take(cost(41, 0)));
-        assert!(!capacity.take(cost(1, 7)), "pages do not make room for memories");
+        assert!(
+            !capacity.take(cost(1, 7)),
+            "pages do not make room for memories"
+        );
         assert!(capacity.take(cost(40, 6)));
         capacity.give(cost(60, 4));
         assert_eq!(capacity.reserved_bytes(), 46);

@@ -1,32 +1,31 @@
-//! Continuous batching as a pure state machine: events in, [`StepPlan`]s out. No I/O, no clock, no lock.
+//! Continuous batching as a pure state machine: events in, [`StepPlan`]s out. No I/O, no clock, no
+//! lock.
 //!
 //! ```text
 //! Arrive ─▶ waiting (priority, then arrival) ─capacity─▶ prefilling (round robin) ─first token─▶ decoding ─▶ released
 //! ```
-//! - A step holds every decoding sequence, then prefill pieces up to the step's token budget: a long prompt never
-//!   keeps the others waiting for more than that budget.
+//! - A step holds every decoding sequence, then prefill pieces up to the step's token budget: a
+//!   long prompt never keeps the others waiting for more than that budget.
 //! - A piece ends at a stride boundary at the latest, so ranks evict between steps only.
-//! - Waiting sequences start strictly in order: a large one at the head is not overtaken for ever by small ones.
-//! - A lost group costs no sequence: what ran waits again, in its old place, and reads its prompt and its answer so far
-//!   anew. The state is a function of the tokens, so it goes on as if nothing had happened.
-//! - A sequence that leaves is listed under `release` of the next plan, exactly once; its memory counts as free from
-//!   then on, because ranks release before they compute.
+//! - Waiting sequences start strictly in order: a large one at the head is not overtaken for ever
+//!   by small ones.
+//! - A lost group costs no sequence: what ran waits again, in its old place, and reads its prompt
+//!   and its answer so far anew. The state is a function of the tokens, so it goes on as if nothing
+//!   had happened.
+//! - A sequence that leaves is listed under `release` of the next plan, exactly once; its memory
+//!   counts as free from then on, because ranks release before they compute.
 
 mod capacity;
 mod plan;
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepOutput, StepPlan};
 
-pub use self::{
-    capacity::{Capacity, Cost},
-    plan::{TokenBudget, piece, to_boundary},
-};
+pub use self::capacity::{Capacity, Cost};
+pub use self::plan::{TokenBudget, piece, to_boundary};
 use crate::ids::{Epoch, SequenceId};
 
 /// Fixed bounds of a scheduler.
@@ -68,7 +67,8 @@ pub struct Arrival {
 pub enum Event {
     /// A sequence waits to start.
     Arrive(Box<Arrival>),
-    /// A sequence is over for a reason that the scheduler does not know: cancelled, out of time, stopped by its text.
+    /// A sequence is over for a reason that the scheduler does not know: cancelled, out of time,
+    /// stopped by its text.
     Leave(SequenceId),
     /// Its reader is behind: schedule it no more.
     Pause(SequenceId),
@@ -139,7 +139,11 @@ impl Running {
     /// The next `count` known tokens.
     fn step(&mut self, count: u64, stride: u64) -> SequenceStep {
         let known = self.arrival.prompt.iter().chain(&self.answer);
-        let tokens = known.skip(self.fed as usize).take(count as usize).copied().collect();
+        let tokens = known
+            .skip(self.fed as usize)
+            .take(count as usize)
+            .copied()
+            .collect();
         let end = self.fed + count;
         let sample = end == self.known_tokens();
         self.prefilling = !sample;
@@ -147,8 +151,17 @@ impl Running {
         self.known = true;
         self.in_step = count;
         // Between boundaries only the tail grows, so these reports determine every other one.
-        let report = self.arrival.retention_report && sample && (self.answer.is_empty() || end.is_multiple_of(stride));
-        SequenceStep { sequence: self.arrival.id.0, init, tokens, position: self.fed, sample, retention_report: report }
+        let report = self.arrival.retention_report
+            && sample
+            && (self.answer.is_empty() || end.is_multiple_of(stride));
+        SequenceStep {
+            sequence: self.arrival.id.0,
+            init,
+            tokens,
+            position: self.fed,
+            sample,
+            retention_report: report,
+        }
     }
 }
 
@@ -170,7 +183,12 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler without sequences, in `epoch`.
     pub fn new(limits: Limits, epoch: Epoch) -> Self {
-        assert!(limits.stride > 0 && limits.max_running > 0 && limits.tokens.busy > 0 && limits.tokens.idle > 0);
+        assert!(
+            limits.stride > 0
+                && limits.max_running > 0
+                && limits.tokens.busy > 0
+                && limits.tokens.idle > 0
+        );
         Self {
             limits,
             capacity: Capacity::new(limits.room),
@@ -188,8 +206,15 @@ impl Scheduler {
     pub fn on_event(&mut self, event: Event) {
         match event {
             Event::Arrive(arrival) => {
-                assert!(!arrival.prompt.is_empty() && arrival.max_new_tokens > 0, "a request is validated before");
-                self.wait(Waiting { arrival: *arrival, answer: Vec::new(), paused: false });
+                assert!(
+                    !arrival.prompt.is_empty() && arrival.max_new_tokens > 0,
+                    "a request is validated before"
+                );
+                self.wait(Waiting {
+                    arrival: *arrival,
+                    answer: Vec::new(),
+                    paused: false,
+                });
             }
             Event::Leave(id) => {
                 if let Some(running) = self.remove(id)
@@ -214,7 +239,11 @@ impl Scheduler {
         self.start_waiting();
         let mut sequences = self.decodes();
         let tokens = self.limits.tokens;
-        let allowance = if sequences.is_empty() { tokens.idle } else { tokens.busy };
+        let allowance = if sequences.is_empty() {
+            tokens.idle
+        } else {
+            tokens.busy
+        };
         self.prefill(allowance, &mut sequences);
         let release: Vec<u64> = self.release.drain(..).map(|id| id.0).collect();
         if sequences.is_empty() && release.is_empty() {
@@ -222,20 +251,30 @@ impl Scheduler {
         }
         self.in_flight = true;
         self.step += 1;
-        Some(StepPlan { epoch: self.epoch.0, step: self.step, sequences, release })
+        Some(StepPlan {
+            epoch: self.epoch.0,
+            step: self.step,
+            sequences,
+            release,
+        })
     }
 
-    /// Takes the output of the step under way and says what it did to its sequences. Those that have left meanwhile are
-    /// passed over.
+    /// Takes the output of the step under way and says what it did to its sequences. Those that
+    /// have left meanwhile are passed over.
     pub fn on_output(&mut self, output: &StepOutput) -> Vec<Progress> {
         self.in_flight = false;
         let mut progress = Vec::new();
         for one in &output.sequences {
             let id = SequenceId(one.sequence);
-            let Some(running) = self.running.get_mut(&id) else { continue };
+            let Some(running) = self.running.get_mut(&id) else {
+                continue;
+            };
             if !one.error.is_empty() {
                 self.remove(id);
-                progress.push(Progress::Failed { id, error: one.error.clone() });
+                progress.push(Progress::Failed {
+                    id,
+                    error: one.error.clone(),
+                });
                 continue;
             }
             running.fed += std::mem::take(&mut running.in_step);
@@ -244,7 +283,8 @@ impl Scheduler {
             let ended = if running.arrival.stop_ids.contains(&token) {
                 Some(Ending::Eos)
             } else {
-                (running.answer.len() >= running.arrival.max_new_tokens as usize).then_some(Ending::Length)
+                (running.answer.len() >= running.arrival.max_new_tokens as usize)
+                    .then_some(Ending::Length)
             };
             if ended.is_some() {
                 self.remove(id);
@@ -255,13 +295,23 @@ impl Scheduler {
         progress
     }
 
-    /// The group is gone with all it held. Sequences that ran are returned and wait again, to be read anew by the group of
-    /// `epoch`.
+    /// The group is gone with all it held. Sequences that ran are returned and wait again, to be
+    /// read anew by the group of `epoch`.
     pub fn restart(&mut self, epoch: Epoch) -> Vec<SequenceId> {
         let lost: Vec<_> = self.running.keys().copied().collect();
         for &id in &lost {
-            if let Some(Running { arrival, answer, paused, .. }) = self.remove(id) {
-                self.wait(Waiting { arrival, answer, paused });
+            if let Some(Running {
+                arrival,
+                answer,
+                paused,
+                ..
+            }) = self.remove(id)
+            {
+                self.wait(Waiting {
+                    arrival,
+                    answer,
+                    paused,
+                });
             }
         }
         self.release.clear();
@@ -281,13 +331,27 @@ impl Scheduler {
 
     fn start_waiting(&mut self) {
         while self.running.len() < self.limits.max_running {
-            let Some(first) = self.waiting.first_entry() else { break };
+            let Some(first) = self.waiting.first_entry() else {
+                break;
+            };
             if !self.capacity.take(first.get().arrival.cost) {
                 break;
             }
-            let Waiting { arrival, answer, paused } = first.remove();
+            let Waiting {
+                arrival,
+                answer,
+                paused,
+            } = first.remove();
             let id = arrival.id;
-            let running = Running { arrival, answer, fed: 0, prefilling: true, paused, known: false, in_step: 0 };
+            let running = Running {
+                arrival,
+                answer,
+                fed: 0,
+                prefilling: true,
+                paused,
+                known: false,
+                in_step: 0,
+            };
             self.running.insert(id, running);
             self.prefilling.push_back(id);
         }
@@ -295,7 +359,10 @@ impl Scheduler {
 
     fn decodes(&mut self) -> Vec<SequenceStep> {
         let stride = self.limits.stride;
-        let ready = self.running.values_mut().filter(|running| !running.prefilling && !running.paused);
+        let ready = self
+            .running
+            .values_mut()
+            .filter(|running| !running.prefilling && !running.paused);
         ready.map(|running| running.step(1, stride)).collect()
     }
 
@@ -303,8 +370,16 @@ impl Scheduler {
         let mut unserved = VecDeque::new();
         let mut served = VecDeque::new();
         while let Some(id) = self.prefilling.pop_front() {
-            let running = self.running.get_mut(&id).expect("a sequence leaves both lists at once");
-            let count = piece(running.fed, running.known_tokens(), self.limits.stride, allowance);
+            let running = self
+                .running
+                .get_mut(&id)
+                .expect("a sequence leaves both lists at once");
+            let count = piece(
+                running.fed,
+                running.known_tokens(),
+                self.limits.stride,
+                allowance,
+            );
             if running.paused || count == 0 {
                 unserved.push_back(id);
                 continue;
@@ -323,13 +398,20 @@ impl Scheduler {
         if let Some(running) = self.running.get_mut(&id) {
             running.paused = paused;
         }
-        for waiting in self.waiting.values_mut().filter(|waiting| waiting.arrival.id == id) {
+        for waiting in self
+            .waiting
+            .values_mut()
+            .filter(|waiting| waiting.arrival.id == id)
+        {
             waiting.paused = paused;
         }
     }
 
     fn wait(&mut self, waiting: Waiting) {
-        self.waiting.insert((Reverse(waiting.arrival.priority), waiting.arrival.id), waiting);
+        self.waiting.insert(
+            (Reverse(waiting.arrival.priority), waiting.arrival.id),
+            waiting,
+        );
     }
 
     /// Takes a running sequence out and gives its memory back.

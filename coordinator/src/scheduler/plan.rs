@@ -1,13 +1,17 @@
 //! What one sequence does in the next step: the pure arithmetic of pieces and boundaries.
 
-/// Tokens from `position` up to the next multiple of `stride`; a step never carries a sequence across it.
+/// Tokens from `position` up to the next multiple of `stride`; a step never carries a sequence
+/// across it.
 pub const fn to_boundary(position: u64, stride: u64) -> u64 {
     stride - position % stride
 }
 
-/// Tokens of the next prefill piece: no more than are left, than the boundary allows and than the step may still take.
+/// Tokens of the next prefill piece: no more than are left, than the boundary allows and than the
+/// step may still take.
 pub fn piece(position: u64, prompt: u64, stride: u64, allowance: u64) -> u64 {
-    (prompt - position).min(to_boundary(position, stride)).min(allowance)
+    (prompt - position)
+        .min(to_boundary(position, stride))
+        .min(allowance)
 }
 
 /// How many prefill tokens the next step may take.
@@ -25,8 +29,12 @@ mod tests {
 
     #[test]
     fn pieces_end_at_boundaries_prompts_and_allowances() {
-        let rows =
-            [(0, 1000, 256, 999, 256), (200, 1000, 256, 999, 56), (256, 300, 256, 999, 44), (0, 1000, 256, 7, 7)];
+        let rows = [
+            (0, 1000, 256, 999, 256),
+            (200, 1000, 256, 999, 56),
+            (256, 300, 256, 999, 44),
+            (0, 1000, 256, 7, 7),
+        ];
         for (position, prompt, stride, allowance, expected) in rows {
             assert_eq!(piece(position, prompt, stride, allowance), expected);
         }

@@ -1,9 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use palimpsest_proto::internal::v1::SequenceOutput;
 use proptest::prelude::*;
 
 use super::*;
-use palimpsest_proto::internal::v1::SequenceOutput;
 
 fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
     Arrival {
@@ -13,13 +13,24 @@ fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
         max_new_tokens: new,
         stop_ids: [].into(),
         init: SequenceInit::default(),
-        cost: Cost { pages: bytes, latent: 0 },
+        cost: Cost {
+            pages: bytes,
+            latent: 0,
+        },
         retention_report: false,
     }
 }
 
 fn limits(stride: u64, max_running: usize, busy: u64, idle: u64) -> Limits {
-    Limits { stride, max_running, tokens: TokenBudget { busy, idle }, room: Cost { pages: 100, latent: 0 } }
+    Limits {
+        stride,
+        max_running,
+        tokens: TokenBudget { busy, idle },
+        room: Cost {
+            pages: 100,
+            latent: 0,
+        },
+    }
 }
 
 /// What a group must see: the rules of the contract, kept independently of the scheduler.
@@ -34,49 +45,98 @@ struct Group {
 }
 
 impl Group {
-    fn execute(&mut self, plan: &StepPlan, costs: &BTreeMap<u64, u64>, limits: &Limits) -> StepOutput {
+    fn execute(
+        &mut self,
+        plan: &StepPlan,
+        costs: &BTreeMap<u64, u64>,
+        limits: &Limits,
+    ) -> StepOutput {
         for id in &plan.release {
-            assert!(self.held.remove(id).is_some(), "{id} released without memory");
+            assert!(
+                self.held.remove(id).is_some(),
+                "{id} released without memory"
+            );
             assert!(self.released.insert(*id), "{id} released twice");
             self.decoding.remove(id);
         }
         let present: BTreeSet<_> = plan.sequences.iter().map(|s| s.sequence).collect();
-        assert_eq!(present.len(), plan.sequences.len(), "a sequence twice in a step");
+        assert_eq!(
+            present.len(),
+            plan.sequences.len(),
+            "a sequence twice in a step"
+        );
         for id in self.decoding.difference(&self.paused) {
-            assert!(present.contains(id), "{id} decodes but was left out of a step");
+            assert!(
+                present.contains(id),
+                "{id} decodes but was left out of a step"
+            );
         }
         let had_decodes = present.iter().any(|id| self.decoding.contains(id));
-        let prefill: u64 =
-            plan.sequences.iter().filter(|s| !self.decoding.contains(&s.sequence)).map(|s| s.tokens.len() as u64).sum();
-        assert!(prefill <= if had_decodes { limits.tokens.busy } else { limits.tokens.idle });
-        let mut output = StepOutput { epoch: plan.epoch, step: plan.step, ..Default::default() };
+        let prefill: u64 = plan
+            .sequences
+            .iter()
+            .filter(|s| !self.decoding.contains(&s.sequence))
+            .map(|s| s.tokens.len() as u64)
+            .sum();
+        assert!(
+            prefill
+                <= if had_decodes {
+                    limits.tokens.busy
+                } else {
+                    limits.tokens.idle
+                }
+        );
+        let mut output = StepOutput {
+            epoch: plan.epoch,
+            step: plan.step,
+            ..Default::default()
+        };
         for step in &plan.sequences {
             let id = step.sequence;
             assert!(!self.paused.contains(&id), "{id} is paused");
             if step.init.is_some() {
-                assert!(self.held.insert(id, (0, costs[&id])).is_none(), "{id} begins twice");
+                assert!(
+                    self.held.insert(id, (0, costs[&id])).is_none(),
+                    "{id} begins twice"
+                );
             }
             let (position, _) = self.held.get_mut(&id).expect("init comes first");
             assert_eq!(*position, step.position);
             assert!(!step.tokens.is_empty());
             let last = *position + step.tokens.len() as u64 - 1;
-            assert_eq!(*position / limits.stride, last / limits.stride, "{id} carried across a boundary");
+            assert_eq!(
+                *position / limits.stride,
+                last / limits.stride,
+                "{id} carried across a boundary"
+            );
             *position = last + 1;
             let token = step.sample.then_some(7);
             if step.sample {
                 self.decoding.insert(id);
             }
-            output.sequences.push(SequenceOutput { sequence: id, token, ..Default::default() });
+            output.sequences.push(SequenceOutput {
+                sequence: id,
+                token,
+                ..Default::default()
+            });
         }
         assert!(self.held.len() <= limits.max_running);
-        assert!(self.held.values().map(|(_, bytes)| bytes).sum::<u64>() <= limits.room.pages, "over-committed");
+        assert!(
+            self.held.values().map(|(_, bytes)| bytes).sum::<u64>() <= limits.room.pages,
+            "over-committed"
+        );
         output
     }
 }
 
 #[derive(Debug, Clone)]
 enum Act {
-    Arrive { prompt: usize, new: u32, bytes: u64, priority: i32 },
+    Arrive {
+        prompt: usize,
+        new: u32,
+        bytes: u64,
+        priority: i32,
+    },
     Leave(usize),
     Pause(usize),
     Resume(usize),
@@ -121,11 +181,17 @@ impl World {
     /// Half a step: finishes the one under way, or begins one. Returns whether anything happened.
     fn step(&mut self) -> bool {
         if let Some(plan) = self.in_flight.take() {
-            // The ranks answer after events that came meanwhile; what left is unknown to the group's view of pauses.
+            // The ranks answer after events that came meanwhile; what left is unknown to the
+            // group's view of pauses.
             let output = self.group.execute(&plan, &self.costs, &self.limits);
             for progress in self.scheduler.on_output(&output) {
-                let Progress::Token { id, ended, .. } = progress else { panic!("no failures here") };
-                assert!(!self.gone.contains(&id.0), "{id} made progress after it left");
+                let Progress::Token { id, ended, .. } = progress else {
+                    panic!("no failures here")
+                };
+                assert!(
+                    !self.gone.contains(&id.0),
+                    "{id} made progress after it left"
+                );
                 *self.tokens.entry(id.0).or_default() += 1;
                 if ended.is_some() {
                     assert_eq!(self.tokens[&id.0], self.wanted[&id.0]);
@@ -142,20 +208,34 @@ impl World {
     }
 
     fn act(&mut self, act: Act) {
-        let pick = |n: usize, world: &Self| world.costs.keys().nth(n % world.costs.len().max(1)).copied();
+        let pick = |n: usize, world: &Self| {
+            world
+                .costs
+                .keys()
+                .nth(n % world.costs.len().max(1))
+                .copied()
+        };
         match act {
-            Act::Arrive { prompt, new, bytes, priority } => {
+            Act::Arrive {
+                prompt,
+                new,
+                bytes,
+                priority,
+            } => {
                 let id = self.costs.len() as u64;
                 self.costs.insert(id, bytes);
                 self.wanted.insert(id, new);
-                let arrival = Arrival { priority, ..arrival(id, prompt, new, bytes) };
+                let arrival = Arrival {
+                    priority,
+                    ..arrival(id, prompt, new, bytes)
+                };
                 self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
             }
             Act::Step => {
                 self.step();
             }
-            // Between a plan and its output only the scheduler knows of these events; the checks of the group are
-            // about plans made after them, so the tests send them between steps.
+            // Between a plan and its output only the scheduler knows of these events; the checks of
+            // the group are about plans made after them, so the tests send them between steps.
             other => {
                 if self.in_flight.is_some() {
                     self.step();
@@ -225,20 +305,45 @@ proptest! {
 #[test]
 fn decodes_come_first_and_prefills_take_turns() {
     let mut world = World::new(limits(16, 8, 16, 64));
-    world.act(Act::Arrive { prompt: 4, new: 6, bytes: 1, priority: 0 });
+    world.act(Act::Arrive {
+        prompt: 4,
+        new: 6,
+        bytes: 1,
+        priority: 0,
+    });
     for _ in 0..2 {
         world.act(Act::Step);
     }
-    world.act(Act::Arrive { prompt: 64, new: 1, bytes: 1, priority: 0 });
-    world.act(Act::Arrive { prompt: 64, new: 1, bytes: 1, priority: 0 });
+    world.act(Act::Arrive {
+        prompt: 64,
+        new: 1,
+        bytes: 1,
+        priority: 0,
+    });
+    world.act(Act::Arrive {
+        prompt: 64,
+        new: 1,
+        bytes: 1,
+        priority: 0,
+    });
     let mut order = Vec::new();
     for _ in 0..4 {
         let plan = world.scheduler.plan().unwrap();
-        order.push(plan.sequences.iter().map(|s| (s.sequence, s.tokens.len())).collect::<Vec<_>>());
+        order.push(
+            plan.sequences
+                .iter()
+                .map(|s| (s.sequence, s.tokens.len()))
+                .collect::<Vec<_>>(),
+        );
         let output = world.group.execute(&plan, &world.costs, &world.limits);
         world.scheduler.on_output(&output);
     }
-    let expected = [[(0, 1), (1, 16)], [(0, 1), (2, 16)], [(0, 1), (1, 16)], [(0, 1), (2, 16)]];
+    let expected = [
+        [(0, 1), (1, 16)],
+        [(0, 1), (2, 16)],
+        [(0, 1), (1, 16)],
+        [(0, 1), (2, 16)],
+    ];
     assert_eq!(order, expected);
 }
 
@@ -246,17 +351,28 @@ fn decodes_come_first_and_prefills_take_turns() {
 fn priority_then_arrival_and_nobody_overtakes_the_head() {
     let mut scheduler = Scheduler::new(limits(16, 8, 16, 64), Epoch(1));
     for (id, priority, bytes) in [(0, 0, 60), (1, 0, 60), (2, 5, 60), (3, 0, 10)] {
-        scheduler.on_event(Event::Arrive(Box::new(Arrival { priority, ..arrival(id, 3, 1, bytes) })));
+        scheduler.on_event(Event::Arrive(Box::new(Arrival {
+            priority,
+            ..arrival(id, 3, 1, bytes)
+        })));
     }
     let mut started = Vec::new();
     while let Some(plan) = scheduler.plan() {
-        started.push(plan.sequences.iter().map(|s| s.sequence).collect::<Vec<_>>());
+        started.push(
+            plan.sequences
+                .iter()
+                .map(|s| s.sequence)
+                .collect::<Vec<_>>(),
+        );
         let sequences = plan.sequences.iter().map(|s| SequenceOutput {
             sequence: s.sequence,
             token: s.sample.then_some(1),
             ..Default::default()
         });
-        scheduler.on_output(&StepOutput { sequences: sequences.collect(), ..Default::default() });
+        scheduler.on_output(&StepOutput {
+            sequences: sequences.collect(),
+            ..Default::default()
+        });
     }
     // 3 would have fitted beside 2 and beside 0, but 0 and 1 were there before it.
     assert_eq!(started, [vec![2], vec![0], vec![1, 3], vec![]]);
@@ -269,10 +385,23 @@ fn a_sequence_that_leaves_in_mid_step_is_released_by_the_next_plan() {
     let plan = scheduler.plan().unwrap();
     assert_eq!(scheduler.plan(), None, "one step at a time");
     scheduler.on_event(Event::Leave(SequenceId(4)));
-    let late = SequenceOutput { sequence: 4, token: Some(1), ..Default::default() };
-    assert_eq!(scheduler.on_output(&StepOutput { sequences: vec![late], ..Default::default() }), []);
+    let late = SequenceOutput {
+        sequence: 4,
+        token: Some(1),
+        ..Default::default()
+    };
+    assert_eq!(
+        scheduler.on_output(&StepOutput {
+            sequences: vec![late],
+            ..Default::default()
+        }),
+        []
+    );
     let next = scheduler.plan().unwrap();
-    assert_eq!((plan.release, next.release, next.sequences), (vec![], vec![4], vec![]));
+    assert_eq!(
+        (plan.release, next.release, next.sequences),
+        (vec![], vec![4], vec![])
+    );
 }
 
 #[test]
@@ -282,20 +411,39 @@ fn a_failed_sequence_holds_nothing_and_a_lost_group_holds_nothing() {
         scheduler.on_event(Event::Arrive(Box::new(arrival(id, 3, 9, 50))));
     }
     scheduler.plan().unwrap();
-    let bad = SequenceOutput { sequence: 0, error: "out of pages".into(), ..Default::default() };
-    let output = StepOutput { sequences: vec![bad], ..Default::default() };
-    let failed = Progress::Failed { id: SequenceId(0), error: "out of pages".into() };
+    let bad = SequenceOutput {
+        sequence: 0,
+        error: "out of pages".into(),
+        ..Default::default()
+    };
+    let output = StepOutput {
+        sequences: vec![bad],
+        ..Default::default()
+    };
+    let failed = Progress::Failed {
+        id: SequenceId(0),
+        error: "out of pages".into(),
+    };
     assert_eq!(scheduler.on_output(&output), [failed]);
     let next = scheduler.plan().unwrap();
     assert!(next.release.is_empty());
     assert_eq!(scheduler.restart(Epoch(2)), [SequenceId(1), SequenceId(2)]);
-    assert_eq!((scheduler.load(), scheduler.reserved_bytes()), ((2, 0), 0), "they wait again");
+    assert_eq!(
+        (scheduler.load(), scheduler.reserved_bytes()),
+        ((2, 0), 0),
+        "they wait again"
+    );
     let plan = scheduler.plan().unwrap();
     assert_eq!((plan.epoch, plan.step, plan.release), (2, 1, vec![]));
-    assert!(plan.sequences.iter().all(|step| step.init.is_some() && step.position == 0));
+    assert!(
+        plan.sequences
+            .iter()
+            .all(|step| step.init.is_some() && step.position == 0)
+    );
 }
 
-/// Runs a sequence to its end, on a new group after every so many steps; `sampled` is what a rank samples at a position.
+/// Runs a sequence to its end, on a new group after every so many steps; `sampled` is what a rank
+/// samples at a position.
 fn run_over_groups(mut arrival: Arrival, steps_per_group: usize) -> Vec<u32> {
     arrival.max_new_tokens = 12;
     let (prompt, limits) = (arrival.prompt.clone(), limits(4, 8, 3, 6));
@@ -313,14 +461,24 @@ fn run_over_groups(mut arrival: Arrival, steps_per_group: usize) -> Vec<u32> {
         }
         let plan = scheduler.plan().unwrap();
         let step = &plan.sequences[0];
-        assert_eq!((step.position, plan.epoch, step.init.is_some()), (seen.len() as u64, epoch, seen.is_empty()));
+        assert_eq!(
+            (step.position, plan.epoch, step.init.is_some()),
+            (seen.len() as u64, epoch, seen.is_empty())
+        );
         seen.extend_from_slice(&step.tokens);
         let known: Vec<u32> = prompt.iter().chain(&answer).copied().collect();
         assert_eq!(seen, known[..seen.len()], "the group reads what was said");
         assert_eq!(step.sample, seen == known, "nothing is sampled twice");
         let token = step.sample.then_some(100 + 3 * seen.len() as u32);
-        let one = SequenceOutput { sequence: 0, token, ..Default::default() };
-        let progress = scheduler.on_output(&StepOutput { sequences: vec![one], ..Default::default() });
+        let one = SequenceOutput {
+            sequence: 0,
+            token,
+            ..Default::default()
+        };
+        let progress = scheduler.on_output(&StepOutput {
+            sequences: vec![one],
+            ..Default::default()
+        });
         answer.extend(token);
         assert_eq!(progress.len(), usize::from(step.sample));
     }
@@ -333,21 +491,40 @@ fn a_sequence_goes_on_over_lost_groups_as_if_on_one() {
     assert_eq!(whole.len(), 12);
     // Fewer steps than a replay takes would never end.
     for steps in 9..20 {
-        assert_eq!(run_over_groups(arrival(0, 7, 9, 50), steps), whole, "{steps} steps per group");
+        assert_eq!(
+            run_over_groups(arrival(0, 7, 9, 50), steps),
+            whole,
+            "{steps} steps per group"
+        );
     }
 }
 
 #[test]
 fn retention_is_asked_for_when_it_can_have_changed() {
     let mut scheduler = Scheduler::new(limits(4, 8, 16, 64), Epoch(1));
-    scheduler.on_event(Event::Arrive(Box::new(Arrival { retention_report: true, ..arrival(0, 6, 7, 1) })));
+    scheduler.on_event(Event::Arrive(Box::new(Arrival {
+        retention_report: true,
+        ..arrival(0, 6, 7, 1)
+    })));
     let mut asked = Vec::new();
     while let Some(plan) = scheduler.plan() {
-        let Some(step) = plan.sequences.first() else { break };
-        asked.extend(step.retention_report.then_some(step.position + step.tokens.len() as u64));
+        let Some(step) = plan.sequences.first() else {
+            break;
+        };
+        asked.extend(
+            step.retention_report
+                .then_some(step.position + step.tokens.len() as u64),
+        );
         let token = step.sample.then_some(1);
-        let one = SequenceOutput { sequence: 0, token, ..Default::default() };
-        scheduler.on_output(&StepOutput { sequences: vec![one], ..Default::default() });
+        let one = SequenceOutput {
+            sequence: 0,
+            token,
+            ..Default::default()
+        };
+        scheduler.on_output(&StepOutput {
+            sequences: vec![one],
+            ..Default::default()
+        });
     }
     assert_eq!(asked, [6, 8, 12]);
 }

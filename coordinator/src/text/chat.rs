@@ -1,4 +1,5 @@
-//! Chat templates: the Jinja source that models ship, with the names that Hugging Face's `apply_chat_template` defines.
+//! Chat templates: the Jinja source that models ship, with the names that Hugging Face's
+//! `apply_chat_template` defines.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,19 +28,29 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         environment.add_function("strftime_now", |format: &str| {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let since = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
             strftime(format, since.as_secs())
         });
         environment.add_filter("tojson", to_json);
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(|error| Error::Template(format!("{error:#}")))?;
-        Ok(Self { environment, bos_token: bos_token.to_owned(), eos_token: eos_token.to_owned() })
+        Ok(Self {
+            environment,
+            bos_token: bos_token.to_owned(),
+            eos_token: eos_token.to_owned(),
+        })
     }
 
     /// The prompt for a conversation: the messages, the opening of an answer, the answer's prefix.
@@ -47,9 +58,15 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Render`] with what the template says; it holds no text of the messages.
     pub fn render(&self, chat: &Chat) -> Result<String, Error> {
-        let messages: Vec<Value> =
-            chat.messages.iter().map(|message| context! { role => message.role, content => message.content }).collect();
-        let template = self.environment.get_template(NAME).map_err(|error| Error::Template(error.to_string()))?;
+        let messages: Vec<Value> = chat
+            .messages
+            .iter()
+            .map(|message| context! { role => message.role, content => message.content })
+            .collect();
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| Error::Template(error.to_string()))?;
         let prompt = template.render(context! {
             messages,
             add_generation_prompt => true,
@@ -58,7 +75,11 @@ impl ChatTemplate {
         });
         let mut prompt = prompt.map_err(|error| {
             // Details of other kinds may quote values, and values are the client's text.
-            let detail = if error.kind() == ErrorKind::InvalidOperation { error.detail() } else { None };
+            let detail = if error.kind() == ErrorKind::InvalidOperation {
+                error.detail()
+            } else {
+                None
+            };
             Error::Render(detail.map_or_else(|| error.kind().to_string(), str::to_owned))
         })?;
         prompt.push_str(&chat.answer_prefix);
@@ -66,10 +87,12 @@ impl ChatTemplate {
     }
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False)`, which is not what Jinja's own filter does: no HTML escapes, and a space
-/// after commas and colons.
+/// Python's `json.dumps(value, ensure_ascii=False)`, which is not what Jinja's own filter does: no
+/// HTML escapes, and a space after commas and colons.
 fn to_json(value: &Value, options: minijinja::value::Kwargs) -> Result<String, minijinja::Error> {
-    let failed = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());
+    let failed = |error: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
+    };
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
     let mut out = Vec::new();
@@ -77,9 +100,17 @@ fn to_json(value: &Value, options: minijinja::value::Kwargs) -> Result<String, m
         Some(width) => {
             let spaces = " ".repeat(width.min(16));
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(
+                    &mut out, formatter,
+                ))
+                .map_err(failed)?;
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Python)).map_err(failed)?,
+        None => value
+            .serialize(&mut serde_json::Serializer::with_formatter(
+                &mut out, Python,
+            ))
+            .map_err(failed)?,
     }
     Ok(String::from_utf8(out).expect("serde_json writes UTF-8"))
 }
@@ -87,20 +118,32 @@ fn to_json(value: &Value, options: minijinja::value::Kwargs) -> Result<String, m
 struct Python;
 
 impl serde_json::ser::Formatter for Python {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         out.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         out.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+    ) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 }
 
-/// The date formats that templates use; others stand as they are. UTC, because a server has no place.
+/// The date formats that templates use; others stand as they are. UTC, because a server has no
+/// place.
 fn strftime(format: &str, unix_seconds: u64) -> String {
     const MONTHS: [&str; 12] = [
         "January",
@@ -116,7 +159,15 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
         "November",
         "December",
     ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    const DAYS: [&str; 7] = [
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+    ];
     let (days, seconds) = (unix_seconds / 86_400, unix_seconds % 86_400);
     let (year, month, day) = civil(days);
     let (month_name, weekday) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
@@ -147,7 +198,8 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
     out
 }
 
-/// Year, month and day of a day since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date algorithms").
+/// Year, month and day of a day since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date
+/// algorithms").
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
@@ -155,7 +207,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -166,8 +222,14 @@ mod tests {
     use super::*;
 
     fn chat(messages: &[(&str, &str)], answer_prefix: &str) -> Chat {
-        let message = |(role, content): &(&str, &str)| ChatMessage { role: (*role).into(), content: (*content).into() };
-        Chat { messages: messages.iter().map(message).collect(), answer_prefix: answer_prefix.into() }
+        let message = |(role, content): &(&str, &str)| ChatMessage {
+            role: (*role).into(),
+            content: (*content).into(),
+        };
+        Chat {
+            messages: messages.iter().map(message).collect(),
+            answer_prefix: answer_prefix.into(),
+        }
     }
 
     fn render(source: &str, chat: &Chat) -> Result<String, Error> {
@@ -176,41 +238,77 @@ mod tests {
 
     #[test]
     fn chatml_with_a_default_system_line() {
-        let source = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+        let source = "{% for message in messages %}{% if loop.first and messages[0]['role'] != \
+                      'system' %}{{ '<|im_start|>system\nBe brief<|im_end|>\n' }}{% endif \
+                      %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
+                      '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ \
+                      '<|im_start|>assistant\n' }}{% endif %}";
         let prompt = render(source, &chat(&[("user", "Hi")], "The")).unwrap();
-        let expected =
-            "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nThe";
+        let expected = "<|im_start|>system\nBe \
+                        brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\\
+                        nThe";
         assert_eq!(prompt, expected);
-        assert!(!render(source, &chat(&[("system", "x")], "")).unwrap().contains("Be brief"));
+        assert!(
+            !render(source, &chat(&[("system", "x")], ""))
+                .unwrap()
+                .contains("Be brief")
+        );
     }
 
     #[test]
     fn python_methods_blocks_and_json_are_as_hugging_face_has_them() {
         let rows = [
-            ("{{ messages[0].content.strip().upper().startswith('A') }}", "True"),
-            ("{{ bos_token }}\n{% if true %}\n  x\n{% endif %}\ny{{ eos_token }}", "<s>\n  x\ny</s>"),
-            ("{{ {'a': [1, '<é>'], 'b': none} | tojson }}", "{\"a\": [1, \"<é>\"], \"b\": null}"),
+            (
+                "{{ messages[0].content.strip().upper().startswith('A') }}",
+                "True",
+            ),
+            (
+                "{{ bos_token }}\n{% if true %}\n  x\n{% endif %}\ny{{ eos_token }}",
+                "<s>\n  x\ny</s>",
+            ),
+            (
+                "{{ {'a': [1, '<é>'], 'b': none} | tojson }}",
+                "{\"a\": [1, \"<é>\"], \"b\": null}",
+            ),
             ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
             ("{{ undefined_name is defined }}", "False"),
             ("{{ (messages | length) ~ messages[-1]['role'] }}", "1user"),
         ];
         for (source, expected) in rows {
-            assert_eq!(render(source, &chat(&[("user", " abc ")], "")).unwrap(), expected, "{source}");
+            assert_eq!(
+                render(source, &chat(&[("user", " abc ")], "")).unwrap(),
+                expected,
+                "{source}"
+            );
         }
     }
 
     #[test]
     fn refusals_say_what_the_template_says_and_never_the_text() {
-        let source = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}{{ messages[0].content + 1 }}";
-        let refused = render(source, &chat(&[("tool", "secret")], "")).unwrap_err().to_string();
+        let source = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must \
+                      alternate') }}{% endif %}{{ messages[0].content + 1 }}";
+        let refused = render(source, &chat(&[("tool", "secret")], ""))
+            .unwrap_err()
+            .to_string();
         assert!(refused.ends_with("roles must alternate"), "{refused}");
-        assert!(!render(source, &chat(&[("user", "secret")], "")).unwrap_err().to_string().contains("secret"));
-        assert!(matches!(ChatTemplate::new("{% if %}", "", ""), Err(Error::Template(_))));
+        assert!(
+            !render(source, &chat(&[("user", "secret")], ""))
+                .unwrap_err()
+                .to_string()
+                .contains("secret")
+        );
+        assert!(matches!(
+            ChatTemplate::new("{% if %}", "", ""),
+            Err(Error::Template(_))
+        ));
     }
 
     #[test]
     fn dates() {
-        assert_eq!(strftime("%d %b %Y %A %H:%M:%S %%%q", 951_827_696), "29 Feb 2000 Tuesday 12:34:56 %%q");
+        assert_eq!(
+            strftime("%d %b %Y %A %H:%M:%S %%%q", 951_827_696),
+            "29 Feb 2000 Tuesday 12:34:56 %%q"
+        );
         assert_eq!(strftime("%Y-%m-%d", 0), "1970-01-01");
         assert_eq!(strftime("%B %y", 4_102_444_799), "December 99");
     }

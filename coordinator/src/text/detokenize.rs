@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use super::tokenizer::{Decoding, Tokenizer};
 
-/// Turns a growing list of token ids into text whose concatenation is the decoding of the whole list.
+/// Turns a growing list of token ids into text whose concatenation is the decoding of the whole
+/// list.
 ///
-/// Byte-level tokenizers are exact for every sequence of tokens, valid UTF-8 or not: their decoding is the lossy UTF-8
-/// decoding of concatenated bytes. Others (SentencePiece and the like) decode a token by its neighbours; for them a window
-/// of recent tokens is decoded with and without the new one, and the difference is the new text (as vLLM and TGI do). There
-/// the result is exact for text that is valid UTF-8; their decoders turn a whole run of bytes into U+FFFD if its end is
-/// invalid, which no incremental decoder can foresee.
+/// Byte-level tokenizers are exact for every sequence of tokens, valid UTF-8 or not: their decoding
+/// is the lossy UTF-8 decoding of concatenated bytes. Others (SentencePiece and the like) decode a
+/// token by its neighbours; for them a window of recent tokens is decoded with and without the new
+/// one, and the difference is the new text (as vLLM and TGI do). There the result is exact for text
+/// that is valid UTF-8; their decoders turn a whole run of bytes into U+FFFD if its end is invalid,
+/// which no incremental decoder can foresee.
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -23,7 +25,8 @@ pub struct Detokenizer {
 
 /// Prompt tokens that give the first generated ones their neighbours.
 const CONTEXT_TOKENS: usize = 6;
-/// Tokens of one unfinished character: at most 4 bytes, but a run of undecodable bytes looks the same.
+/// Tokens of one unfinished character: at most 4 bytes, but a run of undecodable bytes looks the
+/// same.
 const MAX_UNFINISHED: usize = 16;
 
 impl Detokenizer {
@@ -33,7 +36,12 @@ impl Detokenizer {
             Decoding::Bytes => Vec::new(),
             Decoding::Chain => prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec(),
         };
-        Self { tokenizer, pending: Vec::new(), read: window.len(), window }
+        Self {
+            tokenizer,
+            pending: Vec::new(),
+            read: window.len(),
+            window,
+        }
     }
 
     /// Text that is complete with this token; often empty.
@@ -55,7 +63,9 @@ impl Detokenizer {
     /// What is left at the end: U+FFFD for an unfinished character.
     pub fn finish(&mut self) -> String {
         match self.tokenizer.decoding {
-            Decoding::Bytes => String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned(),
+            Decoding::Bytes => {
+                String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+            }
             Decoding::Chain => self.advance(true),
         }
     }
@@ -63,7 +73,8 @@ impl Detokenizer {
     fn advance(&mut self, all: bool) -> String {
         let before = self.tokenizer.decode(&self.window[..self.read]);
         let after = self.tokenizer.decode(&self.window);
-        let unfinished = after.ends_with('\u{FFFD}') && self.window.len() - self.read < MAX_UNFINISHED;
+        let unfinished =
+            after.ends_with('\u{FFFD}') && self.window.len() - self.read < MAX_UNFINISHED;
         if unfinished && !all {
             return String::new();
         }
@@ -81,8 +92,8 @@ impl Detokenizer {
     }
 }
 
-/// Takes the complete characters out of `bytes`, and U+FFFD for what cannot become one, exactly as lossy decoding of the
-/// whole would.
+/// Takes the complete characters out of `bytes`, and U+FFFD for what cannot become one, exactly as
+/// lossy decoding of the whole would.
 fn take_characters(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut taken = 0;
@@ -97,7 +108,9 @@ fn take_characters(bytes: &mut Vec<u8>) -> String {
                 let valid = taken + error.valid_up_to();
                 text.push_str(std::str::from_utf8(&bytes[taken..valid]).expect("valid up to here"));
                 taken = valid;
-                let Some(invalid) = error.error_len() else { break };
+                let Some(invalid) = error.error_len() else {
+                    break;
+                };
                 text.push('\u{FFFD}');
                 taken += invalid;
             }
@@ -111,7 +124,8 @@ fn take_characters(bytes: &mut Vec<u8>) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::tokenizer::tests::*, *};
+    use super::super::tokenizer::tests::*;
+    use super::*;
 
     fn pieces(tokenizer: &Arc<Tokenizer>, prompt: &[u32], ids: &[u32]) -> Vec<String> {
         let mut detokenizer = Detokenizer::new(tokenizer.clone(), prompt);
@@ -151,9 +165,15 @@ mod tests {
     #[test]
     fn an_emoji_over_four_tokens_comes_with_the_last() {
         let tokenizer = byte_level();
-        let ids: Vec<u32> = "x👍".bytes().map(|b| (0..256).find(|&id| tokenizer.bytes(id) == [b]).unwrap()).collect();
+        let ids: Vec<u32> = "x👍"
+            .bytes()
+            .map(|b| (0..256).find(|&id| tokenizer.bytes(id) == [b]).unwrap())
+            .collect();
         assert_eq!(pieces(&tokenizer, &[], &ids), ["x", "", "", "", "👍", ""]);
-        assert_eq!(pieces(&tokenizer, &[], &ids[..3]), ["x", "", "", "\u{FFFD}"]);
+        assert_eq!(
+            pieces(&tokenizer, &[], &ids[..3]),
+            ["x", "", "", "\u{FFFD}"]
+        );
     }
 
     #[test]

@@ -5,12 +5,10 @@ mod detokenize;
 mod stop;
 mod tokenizer;
 
-pub use self::{
-    chat::ChatTemplate,
-    detokenize::Detokenizer,
-    stop::{StopMatch, StopStrings},
-    tokenizer::Tokenizer,
-};
+pub use self::chat::ChatTemplate;
+pub use self::detokenize::Detokenizer;
+pub use self::stop::{StopMatch, StopStrings};
+pub use self::tokenizer::Tokenizer;
 
 /// Why a model's text side cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,10 @@
 //! Stop strings, found across token borders.
 
-/// Looks for stop strings in text that arrives in pieces, and holds back what may be the beginning of one.
+/// Looks for stop strings in text that arrives in pieces, and holds back what may be the beginning
+/// of one.
 ///
-/// The stop string whose last character comes first wins, the longest of several that end together; so the result does
-/// not depend on how the text was cut into pieces.
+/// The stop string whose last character comes first wins, the longest of several that end together;
+/// so the result does not depend on how the text was cut into pieces.
 #[derive(Debug, Clone)]
 pub struct StopStrings {
     stops: Vec<String>,
@@ -22,8 +23,14 @@ pub struct StopMatch {
 impl StopStrings {
     /// Watches for these strings, none of which may be empty.
     pub fn new(stops: Vec<String>) -> Self {
-        assert!(stops.iter().all(|stop| !stop.is_empty()), "a request is validated before");
-        Self { stops, held: String::new() }
+        assert!(
+            stops.iter().all(|stop| !stop.is_empty()),
+            "a request is validated before"
+        );
+        Self {
+            stops,
+            held: String::new(),
+        }
     }
 
     /// Takes the next piece; returns the text that is certainly free of stop strings, or the match.
@@ -35,7 +42,10 @@ impl StopStrings {
         if let Some((start, stop)) = self.first_match() {
             let stop = stop.to_owned();
             self.held.truncate(start);
-            return Err(StopMatch { before: std::mem::take(&mut self.held), stop });
+            return Err(StopMatch {
+                before: std::mem::take(&mut self.held),
+                stop,
+            });
         }
         let keep = self.longest_beginning();
         let rest = self.held.split_off(self.held.len() - keep);
@@ -48,7 +58,10 @@ impl StopStrings {
     }
 
     fn first_match(&self) -> Option<(usize, &str)> {
-        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop)?, stop.as_str())));
+        let found = self
+            .stops
+            .iter()
+            .filter_map(|stop| Some((self.held.find(stop)?, stop.as_str())));
         found.min_by_key(|(start, stop)| (start + stop.len(), *start))
     }
 
@@ -58,7 +71,8 @@ impl StopStrings {
             let most = (stop.len() - 1).min(self.held.len());
             (1..=most).rev().find(|&n| {
                 let start = self.held.len() - n;
-                self.held.is_char_boundary(start) && stop.as_bytes().starts_with(&self.held.as_bytes()[start..])
+                self.held.is_char_boundary(start)
+                    && stop.as_bytes().starts_with(&self.held.as_bytes()[start..])
             })
         };
         self.stops.iter().filter_map(longest).max().unwrap_or(0)
@@ -75,8 +89,15 @@ mod tests {
     fn reference(text: &str, stops: &[String]) -> (String, Option<String>) {
         for (end, c) in text.char_indices() {
             let seen = &text[..end + c.len_utf8()];
-            if let Some(stop) = stops.iter().filter(|stop| seen.ends_with(stop.as_str())).max_by_key(|s| s.len()) {
-                return (seen[..seen.len() - stop.len()].to_owned(), Some(stop.clone()));
+            if let Some(stop) = stops
+                .iter()
+                .filter(|stop| seen.ends_with(stop.as_str()))
+                .max_by_key(|s| s.len())
+            {
+                return (
+                    seen[..seen.len() - stop.len()].to_owned(),
+                    Some(stop.clone()),
+                );
             }
         }
         (text.to_owned(), None)
@@ -127,6 +148,12 @@ mod tests {
         assert_eq!(matcher.push("one <"), Ok("one ".into()));
         assert_eq!(matcher.push("b\n"), Ok("<b".into()));
         assert_eq!(matcher.push("x</"), Ok("\nx".into()));
-        assert_eq!(matcher.push("s>y"), Err(StopMatch { before: String::new(), stop: "</s>".into() }));
+        assert_eq!(
+            matcher.push("s>y"),
+            Err(StopMatch {
+                before: String::new(),
+                stop: "</s>".into()
+            })
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The model's tokenizer, from the `tokenizer.json` that the worker sends.
 
-use std::{collections::HashMap, sync::OnceLock};
+use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use super::Error;
 
@@ -21,7 +22,8 @@ struct Added {
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Tokens beside the model's own, and whether they never show in text. The library gives only copies of its list.
+    /// Tokens beside the model's own, and whether they never show in text. The library gives only
+    /// copies of its list.
     added: HashMap<u32, Added>,
     pub(super) decoding: Decoding,
 }
@@ -32,25 +34,47 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if it is not one.
     pub fn from_bytes(json: &[u8]) -> Result<Self, Error> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| Error::Tokenizer(error.to_string()))?;
-        // A file may ask for these for the sake of training; a prompt must reach the model as it is.
-        inner.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| Error::Tokenizer(error.to_string()))?;
+        // A file may ask for these for the sake of training; a prompt must reach the model as it
+        // is.
+        inner
+            .with_truncation(None)
+            .map_err(|error| Error::Tokenizer(error.to_string()))?;
         inner.with_padding(None);
         let decoding = match inner.get_decoder() {
             Some(tokenizers::DecoderWrapper::ByteLevel(_)) => Decoding::Bytes,
             _ => Decoding::Chain,
         };
         let added = inner.get_added_tokens_decoder().into_iter();
-        let added = added.map(|(id, token)| (id, Added { content: token.content, special: token.special })).collect();
-        Ok(Self { inner, added, decoding })
+        let added = added
+            .map(|(id, token)| {
+                (
+                    id,
+                    Added {
+                        content: token.content,
+                        special: token.special,
+                    },
+                )
+            })
+            .collect();
+        Ok(Self {
+            inner,
+            added,
+            decoding,
+        })
     }
 
-    /// Token ids of a text. `special`: with what the tokenizer adds around a text of its own, such as BOS.
+    /// Token ids of a text. `special`: with what the tokenizer adds around a text of its own, such
+    /// as BOS.
     ///
     /// # Errors
     /// [`Error::Encode`].
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        let encoding = self.inner.encode_fast(text, special).map_err(|error| Error::Encode(error.to_string()))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, special)
+            .map_err(|error| Error::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -59,12 +83,15 @@ impl Tokenizer {
         self.inner.decode(ids, true).unwrap_or_default()
     }
 
-    /// Bytes of one token, which need not be whole characters; empty for an id that the tokenizer does not know.
+    /// Bytes of one token, which need not be whole characters; empty for an id that the tokenizer
+    /// does not know.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
         if let Some(added) = self.added.get(&id) {
             return added.content.clone().into_bytes();
         }
-        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
+        let Some(token) = self.inner.id_to_token(id) else {
+            return Vec::new();
+        };
         match self.decoding {
             Decoding::Bytes => byte_level(&token),
             Decoding::Chain => match fallback_byte(&token) {
@@ -90,14 +117,19 @@ fn fallback_byte(token: &str) -> Option<u8> {
 fn byte_level(token: &str) -> Vec<u8> {
     static TABLE: OnceLock<[Option<u8>; ALPHABET]> = OnceLock::new();
     let table = TABLE.get_or_init(byte_level_table);
-    let bytes: Option<Vec<u8>> = token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
+    let bytes: Option<Vec<u8>> = token
+        .chars()
+        .map(|c| table.get(c as usize).copied().flatten())
+        .collect();
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// Characters below this make up GPT-2's alphabet: 256, and one for each of the 68 bytes that are not printable.
+/// Characters below this make up GPT-2's alphabet: 256, and one for each of the 68 bytes that are
+/// not printable.
 const ALPHABET: usize = 256 + 68;
 
-/// GPT-2's `bytes_to_unicode`, inverted: printable bytes stand for themselves, the others follow from U+0100 on.
+/// GPT-2's `bytes_to_unicode`, inverted: printable bytes stand for themselves, the others follow
+/// from U+0100 on.
 fn byte_level_table() -> [Option<u8>; ALPHABET] {
     let mut table = [None; ALPHABET];
     let mut next = 256;
@@ -114,7 +146,9 @@ fn byte_level_table() -> [Option<u8>; ALPHABET] {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("decoding", &self.decoding).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("decoding", &self.decoding)
+            .finish_non_exhaustive()
     }
 }
 
@@ -122,7 +156,8 @@ impl std::fmt::Debug for Tokenizer {
 pub(crate) mod tests {
     use super::*;
 
-    /// A byte-level BPE tokenizer: 256 bytes (id = byte), some merges, `<|im_start|>` and `<|im_end|>`.
+    /// A byte-level BPE tokenizer: 256 bytes (id = byte), some merges, `<|im_start|>` and
+    /// `<|im_end|>`.
     pub(crate) fn byte_level_json() -> Vec<u8> {
         crate::executor::fake::byte_level_tokenizer()
     }
@@ -132,7 +167,11 @@ pub(crate) mod tests {
         let mut vocab: Vec<String> = vec!["<unk>".into(), "<s>".into(), "</s>".into()];
         vocab.extend((0..=255u8).map(|b| format!("<0x{b:02X}>")));
         vocab.extend(["▁", "h", "e", "l", "o", "▁w", "r", "d", "é", "▁▁"].map(String::from));
-        let map: serde_json::Map<_, _> = vocab.iter().cloned().zip((0..).map(|i: u32| i.into())).collect();
+        let map: serde_json::Map<_, _> = vocab
+            .iter()
+            .cloned()
+            .zip((0..).map(|i: u32| i.into()))
+            .collect();
         let added = |id: u32, content: &str| serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
         serde_json::to_vec(&serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null,
@@ -153,7 +192,9 @@ pub(crate) mod tests {
     fn the_byte_alphabet_is_the_decoders_own() {
         let tokenizer = Tokenizer::from_bytes(&byte_level_json()).unwrap();
         for byte in 0..=255u8 {
-            let id = (0..256).find(|&id| tokenizer.bytes(id) == [byte]).expect("every byte has a token");
+            let id = (0..256)
+                .find(|&id| tokenizer.bytes(id) == [byte])
+                .expect("every byte has a token");
             assert_eq!(tokenizer.decode(&[id]), String::from_utf8_lossy(&[byte]));
         }
     }
@@ -170,6 +211,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_broken_file_is_an_error() {
-        assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(Error::Tokenizer(_))));
+        assert!(matches!(
+            Tokenizer::from_bytes(b"{}"),
+            Err(Error::Tokenizer(_))
+        ));
     }
 }

@@ -1,5 +1,6 @@
-//! LongBench's metrics (Bai et al., arXiv 2308.14508), to the quirks of the published script and of the packages that it uses,
-//! so that figures compare: rouge 1.0.1 for ROUGE-L, fuzzywuzzy 0.18 on difflib for code. Each gives 0 to 1.
+//! LongBench's metrics (Bai et al., arXiv 2308.14508), to the quirks of the published script and of
+//! the packages that it uses, so that figures compare: rouge 1.0.1 for ROUGE-L, fuzzywuzzy 0.18 on
+//! difflib for code. Each gives 0 to 1.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,7 +22,8 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Score of a prediction against one of the right answers. `classes`: all that a question of classes knows.
+    /// Score of a prediction against one of the right answers. `classes`: all that a question of
+    /// classes knows.
     pub fn score(self, prediction: &str, truth: &str, classes: &[String]) -> f64 {
         match self {
             Self::F1 => f1(prediction, truth),
@@ -29,7 +31,12 @@ impl Metric {
             Self::Class => class(prediction, truth, classes),
             Self::Retrieval(before) => {
                 let right = truth.find(before).map(|at| &truth[at + before.len()..]);
-                numbers_right(prediction, right.and_then(|rest| numbers(rest).first().copied()).unwrap_or(""))
+                numbers_right(
+                    prediction,
+                    right
+                        .and_then(|rest| numbers(rest).first().copied())
+                        .unwrap_or(""),
+                )
             }
             Self::Count => numbers_right(prediction, truth),
             Self::Code => code(prediction, truth),
@@ -39,14 +46,24 @@ impl Metric {
 
 /// Lower case, without punctuation, articles and further white space.
 fn normalise(text: &str) -> Vec<String> {
-    let plain: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
-    plain.split_whitespace().filter(|w| !["a", "an", "the"].contains(w)).map(Into::into).collect()
+    let plain: String = text
+        .to_lowercase()
+        .chars()
+        .filter(|c| !c.is_ascii_punctuation())
+        .collect();
+    plain
+        .split_whitespace()
+        .filter(|w| !["a", "an", "the"].contains(w))
+        .map(Into::into)
+        .collect()
 }
 
 fn f1(prediction: &str, truth: &str) -> f64 {
     let (prediction, truth) = (normalise(prediction), normalise(truth));
     let mut left: HashMap<&str, usize> = HashMap::new();
-    truth.iter().for_each(|word| *left.entry(word).or_default() += 1);
+    truth
+        .iter()
+        .for_each(|word| *left.entry(word).or_default() += 1);
     let mut common = 0;
     for word in &prediction {
         if let Some(count) = left.get_mut(word.as_str()).filter(|count| **count > 0) {
@@ -57,7 +74,10 @@ fn f1(prediction: &str, truth: &str) -> f64 {
     if common == 0 {
         return 0.0;
     }
-    let (precision, recall) = (f64::from(common) / prediction.len() as f64, f64::from(common) / truth.len() as f64);
+    let (precision, recall) = (
+        f64::from(common) / prediction.len() as f64,
+        f64::from(common) / truth.len() as f64,
+    );
     2.0 * precision * recall / (precision + recall)
 }
 
@@ -67,11 +87,14 @@ fn sentences(text: &str) -> Vec<Vec<String>> {
         let joined = s.split_whitespace().collect::<Vec<_>>().join(" ");
         joined.split(' ').map(String::from).collect()
     };
-    text.split('.').filter(|s| !s.is_empty()).map(words).collect()
+    text.split('.')
+        .filter(|s| !s.is_empty())
+        .map(words)
+        .collect()
 }
 
-/// Words that stand in a longest common subsequence of a sentence of the truth with any of the prediction, over the different
-/// words of either.
+/// Words that stand in a longest common subsequence of a sentence of the truth with any of the
+/// prediction, over the different words of either.
 fn rouge_l(prediction: &str, truth: &str) -> f64 {
     let (prediction, truth) = (sentences(prediction), sentences(truth));
     let different = |all: &[Vec<String>]| all.iter().flatten().collect::<HashSet<_>>().len();
@@ -89,13 +112,17 @@ fn rouge_l(prediction: &str, truth: &str) -> f64 {
     2.0 * (precision * recall / (precision + recall + 1e-8))
 }
 
-/// A longest common subsequence. Of several, the one found by going back from the ends, shortening `b` first.
+/// A longest common subsequence. Of several, the one found by going back from the ends, shortening
+/// `b` first.
 fn common_subsequence<'a>(a: &'a [String], b: &[String]) -> Vec<&'a str> {
     let mut table = vec![vec![0u32; b.len() + 1]; a.len() + 1];
     for i in 1..=a.len() {
         for j in 1..=b.len() {
-            table[i][j] =
-                if a[i - 1] == b[j - 1] { table[i - 1][j - 1] + 1 } else { table[i - 1][j].max(table[i][j - 1]) };
+            table[i][j] = if a[i - 1] == b[j - 1] {
+                table[i - 1][j - 1] + 1
+            } else {
+                table[i - 1][j].max(table[i][j - 1])
+            };
         }
     }
     let (mut i, mut j, mut found) = (a.len(), b.len(), Vec::new());
@@ -112,10 +139,14 @@ fn common_subsequence<'a>(a: &'a [String], b: &[String]) -> Vec<&'a str> {
     found
 }
 
-/// A named class counts whole if it is the only one. Of the others those that are part of the right one's name do not count,
-/// but one that follows such a one in the list is not looked at: the published script removes while it goes on.
+/// A named class counts whole if it is the only one. Of the others those that are part of the right
+/// one's name do not count, but one that follows such a one in the list is not looked at: the
+/// published script removes while it goes on.
 fn class(prediction: &str, truth: &str, classes: &[String]) -> f64 {
-    let mut named: Vec<&String> = classes.iter().filter(|c| prediction.contains(c.as_str())).collect();
+    let mut named: Vec<&String> = classes
+        .iter()
+        .filter(|c| prediction.contains(c.as_str()))
+        .collect();
     let mut at = 0;
     while at < named.len() {
         if truth.contains(named[at].as_str()) && named[at] != truth {
@@ -125,11 +156,17 @@ fn class(prediction: &str, truth: &str, classes: &[String]) -> f64 {
         }
         at += 1;
     }
-    if named.iter().any(|c| *c == truth) { 1.0 / named.len() as f64 } else { 0.0 }
+    if named.iter().any(|c| *c == truth) {
+        1.0 / named.len() as f64
+    } else {
+        0.0
+    }
 }
 
 fn numbers(text: &str) -> Vec<&str> {
-    text.split(|c: char| !c.is_numeric()).filter(|s| !s.is_empty()).collect()
+    text.split(|c: char| !c.is_numeric())
+        .filter(|s| !s.is_empty())
+        .collect()
 }
 
 fn numbers_right(prediction: &str, truth: &str) -> f64 {
@@ -141,19 +178,26 @@ fn numbers_right(prediction: &str, truth: &str) -> f64 {
 /// The first line without a backtick, `#` or `//` against the right one, in whole percents.
 fn code(prediction: &str, truth: &str) -> f64 {
     let comment = |line: &&str| line.contains('`') || line.contains('#') || line.contains("//");
-    let line = prediction.trim_start_matches('\n').split('\n').find(|line| !comment(line)).unwrap_or("");
+    let line = prediction
+        .trim_start_matches('\n')
+        .split('\n')
+        .find(|line| !comment(line))
+        .unwrap_or("");
     if line.is_empty() || truth.is_empty() {
         return 0.0;
     }
     (similarity(line, truth) * 100.0).round_ties_even() / 100.0
 }
 
-/// Ratcliff and Obershelp's similarity as Python's difflib computes it: twice the characters of matching blocks over all
-/// characters. Characters that make up more than a hundredth of a second text of 200 or more start no block.
+/// Ratcliff and Obershelp's similarity as Python's difflib computes it: twice the characters of
+/// matching blocks over all characters. Characters that make up more than a hundredth of a second
+/// text of 200 or more start no block.
 fn similarity(a: &str, b: &str) -> f64 {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut places: HashMap<char, Vec<usize>> = HashMap::new();
-    b.iter().enumerate().for_each(|(j, c)| places.entry(*c).or_default().push(j));
+    b.iter()
+        .enumerate()
+        .for_each(|(j, c)| places.entry(*c).or_default().push(j));
     if b.len() >= 200 {
         let most = b.len() / 100 + 1;
         places.retain(|_, at| at.len() <= most);
@@ -167,10 +211,15 @@ fn similarity(a: &str, b: &str) -> f64 {
             queue.push((i + size, a1, j + size, b1));
         }
     }
-    if a.len() + b.len() == 0 { 1.0 } else { 2.0 * matched as f64 / (a.len() + b.len()) as f64 }
+    if a.len() + b.len() == 0 {
+        1.0
+    } else {
+        2.0 * matched as f64 / (a.len() + b.len()) as f64
+    }
 }
 
-/// The longest block of `a[a0..a1]` in `b[b0..b1]`, the first of equal ones: where in both, and how long.
+/// The longest block of `a[a0..a1]` in `b[b0..b1]`, the first of equal ones: where in both, and how
+/// long.
 fn longest_block(
     (a, b): (&[char], &[char]),
     places: &HashMap<char, Vec<usize>>,
@@ -180,8 +229,17 @@ fn longest_block(
     let mut ending: HashMap<usize, usize> = HashMap::new();
     for (at, c) in a.iter().enumerate().take(a1).skip(a0) {
         let mut here = HashMap::new();
-        for &to in places.get(c).into_iter().flatten().filter(|to| (b0..b1).contains(*to)) {
-            let length = 1 + to.checked_sub(1).and_then(|before| ending.get(&before)).copied().unwrap_or(0);
+        for &to in places
+            .get(c)
+            .into_iter()
+            .flatten()
+            .filter(|to| (b0..b1).contains(*to))
+        {
+            let length = 1 + to
+                .checked_sub(1)
+                .and_then(|before| ending.get(&before))
+                .copied()
+                .unwrap_or(0);
             here.insert(to, length);
             if length > size {
                 (i, j, size) = (at + 1 - length, to + 1 - length, length);
@@ -209,7 +267,10 @@ mod tests {
     #[test]
     fn f1_of_known_answers() {
         // "cat sat on mat" against "cat on mat there": 3 in common of 4 and 4.
-        close(Metric::F1.score("The cat sat, on a mat!", "cat on the mat there", &[]), 0.75);
+        close(
+            Metric::F1.score("The cat sat, on a mat!", "cat on the mat there", &[]),
+            0.75,
+        );
         close(Metric::F1.score("Paris", "in Paris", &[]), 2.0 / 3.0);
         close(Metric::F1.score("no no no", "no", &[]), 0.5);
         close(Metric::F1.score("the", "a", &[]), 0.0);
@@ -219,7 +280,10 @@ mod tests {
     fn rouge_l_is_that_of_the_package() {
         // rouge 1.0.1, `Rouge().get_scores([prediction], [truth], avg=True)["rouge-l"]["f"]`.
         let rouge = |a: &str, b: &str| Metric::RougeL.score(a, b, &[]);
-        close(rouge("the cat sat on the mat", "the cat was on the mat"), 0.799_999_995);
+        close(
+            rouge("the cat sat on the mat", "the cat was on the mat"),
+            0.799_999_995,
+        );
         let said = "Officials met on Monday. They agreed on a budget. Nobody spoke";
         let right = "On Monday officials met. A budget was agreed on by them. Nobody spoke of it";
         close(rouge(said, right), 0.399_999_995_2);
@@ -233,10 +297,19 @@ mod tests {
         // fuzzywuzzy 0.18.0 without python-Levenshtein, `fuzz.ratio`.
         let code = |a: &str, b: &str| Metric::Code.score(a, b, &[]);
         close(code("return a + b", "return b + a"), 0.83);
-        close(code("    self.assertEqual(x, 1)", "self.assertTrue(x == 1)"), 0.69);
+        close(
+            code("    self.assertEqual(x, 1)", "self.assertTrue(x == 1)"),
+            0.69,
+        );
         close(code("abc", "xyz"), 0.0);
-        close(code("\n\n# first\nfor i in range(10):\nx", "for i in range(10):"), 1.0);
-        let (long, other) = (format!("{}qqq", "ab".repeat(120)), format!("{}zq", "ba".repeat(110)));
+        close(
+            code("\n\n# first\nfor i in range(10):\nx", "for i in range(10):"),
+            1.0,
+        );
+        let (long, other) = (
+            format!("{}qqq", "ab".repeat(120)),
+            format!("{}zq", "ba".repeat(110)),
+        );
         close(code(&long, &other), 0.0);
     }
 
@@ -249,7 +322,14 @@ mod tests {
         close(class("a Person lives in a City", "Other"), 0.0);
         close(class("no idea", "City"), 0.0);
         let nested = ["person", "Description of a person"].map(String::from);
-        close(Metric::Class.score("Description of a person", "Description of a person", &nested), 1.0);
+        close(
+            Metric::Class.score(
+                "Description of a person",
+                "Description of a person",
+                &nested,
+            ),
+            1.0,
+        );
     }
 
     #[test]
@@ -258,6 +338,9 @@ mod tests {
         close(Metric::Count.score("many", "12", &[]), 0.0);
         let retrieval = Metric::Retrieval("Paragraph ");
         close(retrieval.score("Paragraph 7", "Paragraph 7", &[]), 1.0);
-        close(retrieval.score("Paragraphs 7, 17 and 3", "Paragraph 7", &[]), 1.0 / 3.0);
+        close(
+            retrieval.score("Paragraphs 7, 17 and 3", "Paragraph 7", &[]),
+            1.0 / 3.0,
+        );
     }
 }

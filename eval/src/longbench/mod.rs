@@ -1,18 +1,22 @@
-//! LongBench (Bai et al., arXiv 2308.14508) from its own files: `DATASET.jsonl`, a JSON object a line with `input`, `context`,
-//! `answers` and `all_classes`. Metrics, lengths of answers and the cut from the middle are the published ones; prompts say the
-//! same in our own words, so figures compare in kind with published ones and not to the digit.
+//! LongBench (Bai et al., arXiv 2308.14508) from its own files: `DATASET.jsonl`, a JSON object a
+//! line with `input`, `context`, `answers` and `all_classes`. Metrics, lengths of answers and the
+//! cut from the middle are the published ones; prompts say the same in our own words, so figures
+//! compare in kind with published ones and not to the digit.
 //!
-//! Three of the 21 datasets are left out: their metrics need a segmentation of Chinese text into words.
+//! Three of the 21 datasets are left out: their metrics need a segmentation of Chinese text into
+//! words.
 
 pub mod metrics;
+
+use std::path::Path;
+
+use metrics::Metric;
+use serde::Deserialize;
 
 use crate::draws::Draws;
 use crate::haystack::{Filler, digest};
 use crate::tasks::{Judge, Question};
 use crate::{Error, Result};
-use metrics::Metric;
-use serde::Deserialize;
-use std::path::Path;
 
 /// What is asked of a dataset.
 struct Spec {
@@ -20,8 +24,8 @@ struct Spec {
     metric: Metric,
     /// Tokens of an answer at most.
     answer_tokens: usize,
-    /// `false`: the examples in the context are continued without the chat template, and only the first line counts where
-    /// `first_line` says so.
+    /// `false`: the examples in the context are continued without the chat template, and only the
+    /// first line counts where `first_line` says so.
     chat: bool,
     first_line: bool,
     /// Before the context.
@@ -30,21 +34,23 @@ struct Spec {
     after: &'static str,
 }
 
-const BRIEF: &str = "\n\nAnswer the question about the text above with as few words as you can and explain nothing.\n\nQuestion: \
-                     {input}\n\nAnswer:";
-const PASSAGES: &str =
-    "Answer a question from the passages given here. Give only the answer and no other words.\n\nThe passages:\n";
-const FROM_PASSAGES: &str = "\n\nAnswer the question from the passages above. Give only the answer and no other words.\n\nQuestion: \
-                             {input}\nAnswer:";
-const SCIENCE: &str = "\n\nAnswer the question about the article above with a phrase or a sentence and explain nothing. Write \
-                       \"unanswerable\" if the article does not say, and \"yes\", \"no\" or \"unanswerable\" if it is a yes/no \
+const BRIEF: &str = "\n\nAnswer the question about the text above with as few words as you can \
+                     and explain nothing.\n\nQuestion: {input}\n\nAnswer:";
+const PASSAGES: &str = "Answer a question from the passages given here. Give only the answer and \
+                        no other words.\n\nThe passages:\n";
+const FROM_PASSAGES: &str = "\n\nAnswer the question from the passages above. Give only the \
+                             answer and no other words.\n\nQuestion: {input}\nAnswer:";
+const SCIENCE: &str = "\n\nAnswer the question about the article above with a phrase or a \
+                       sentence and explain nothing. Write \"unanswerable\" if the article does \
+                       not say, and \"yes\", \"no\" or \"unanswerable\" if it is a yes/no \
                        question.\n\nQuestion: {input}\n\nAnswer:";
-const UNIQUE: &str = "\n\nHow many different paragraphs are there when repeated ones are counted once? Write only the number, such as \
-                      1, 2, 3.\n\nThe final answer is: ";
-const ABSTRACT: &str = "\n\nThis is an abstract of one of them.\n\n{input}\n\nWrite the number of the paragraph that it belongs to, in \
-                        the form \"Paragraph 1\", \"Paragraph 2\".\n\nThe answer is: ";
-const ABSTRACT_ZH: &str =
-    "\n\n这是其中一段的摘要。\n\n{input}\n\n请写出它属于哪一段，格式为\"段落1\"、\"段落2\"。\n\n答案是：";
+const UNIQUE: &str = "\n\nHow many different paragraphs are there when repeated ones are counted \
+                      once? Write only the number, such as 1, 2, 3.\n\nThe final answer is: ";
+const ABSTRACT: &str = "\n\nThis is an abstract of one of them.\n\n{input}\n\nWrite the number of \
+                        the paragraph that it belongs to, in the form \"Paragraph 1\", \
+                        \"Paragraph 2\".\n\nThe answer is: ";
+const ABSTRACT_ZH: &str = "\n\n这是其中一段的摘要。\n\n{input}\n\n请写出它属于哪一段，格式为\"\
+                           段落1\"、\"段落2\"。\n\n答案是：";
 
 const fn chat(
     name: &'static str,
@@ -53,7 +59,15 @@ const fn chat(
     before: &'static str,
     after: &'static str,
 ) -> Spec {
-    Spec { name, metric, answer_tokens, chat: true, first_line: false, before, after }
+    Spec {
+        name,
+        metric,
+        answer_tokens,
+        chat: true,
+        first_line: false,
+        before,
+        after,
+    }
 }
 
 const fn examples(
@@ -63,7 +77,15 @@ const fn examples(
     before: &'static str,
     after: &'static str,
 ) -> Spec {
-    Spec { name, metric, answer_tokens, chat: false, first_line, before, after }
+    Spec {
+        name,
+        metric,
+        answer_tokens,
+        chat: false,
+        first_line,
+        before,
+        after,
+    }
 }
 
 const SPECS: [Spec; 18] = [
@@ -74,8 +96,20 @@ const SPECS: [Spec; 18] = [
         "Read this story, a novel or a film script, for a question.\n\nStory: ",
         BRIEF,
     ),
-    chat("qasper", Metric::F1, 128, "Read this scientific article for a question.\n\nArticle: ", SCIENCE),
-    chat("multifieldqa_en", Metric::F1, 64, "Read this text for a question.\n\n", BRIEF),
+    chat(
+        "qasper",
+        Metric::F1,
+        128,
+        "Read this scientific article for a question.\n\nArticle: ",
+        SCIENCE,
+    ),
+    chat(
+        "multifieldqa_en",
+        Metric::F1,
+        64,
+        "Read this text for a question.\n\n",
+        BRIEF,
+    ),
     chat("hotpotqa", Metric::F1, 32, PASSAGES, FROM_PASSAGES),
     chat("2wikimqa", Metric::F1, 32, PASSAGES, FROM_PASSAGES),
     chat("musique", Metric::F1, 32, PASSAGES, FROM_PASSAGES),
@@ -91,7 +125,8 @@ const SPECS: [Spec; 18] = [
         Metric::RougeL,
         512,
         "Read these minutes of a meeting for a question.\n\nMinutes:\n",
-        "\n\nAnswer from the minutes above in one or a few sentences.\n\nQuestion: {input}\nAnswer:",
+        "\n\nAnswer from the minutes above in one or a few sentences.\n\nQuestion: \
+         {input}\nAnswer:",
     ),
     chat(
         "multi_news",
@@ -121,7 +156,13 @@ const SPECS: [Spec; 18] = [
         "Summarise a dialogue briefly, as in these examples.\n\n",
         "\n\n{input}",
     ),
-    examples("lsht", Metric::Class, (64, true), "请判断一条新闻属于哪一类，如以下各例。\n\n", "\n{input}"),
+    examples(
+        "lsht",
+        Metric::Class,
+        (64, true),
+        "请判断一条新闻属于哪一类，如以下各例。\n\n",
+        "\n{input}",
+    ),
     chat(
         "passage_count",
         Metric::Count,
@@ -136,9 +177,27 @@ const SPECS: [Spec; 18] = [
         "Here are 30 paragraphs from Wikipedia, for an abstract.\n\n",
         ABSTRACT,
     ),
-    chat("passage_retrieval_zh", Metric::Retrieval("段落"), 32, "以下是若干段落，之后是一个摘要。\n\n", ABSTRACT_ZH),
-    examples("lcc", Metric::Code, (64, false), "Complete this code.\n", "Next line of code:\n"),
-    examples("repobench-p", Metric::Code, (64, false), "Complete this code.\n", "{input}Next line of code:\n"),
+    chat(
+        "passage_retrieval_zh",
+        Metric::Retrieval("段落"),
+        32,
+        "以下是若干段落，之后是一个摘要。\n\n",
+        ABSTRACT_ZH,
+    ),
+    examples(
+        "lcc",
+        Metric::Code,
+        (64, false),
+        "Complete this code.\n",
+        "Next line of code:\n",
+    ),
+    examples(
+        "repobench-p",
+        Metric::Code,
+        (64, false),
+        "Complete this code.\n",
+        "{input}Next line of code:\n",
+    ),
 ];
 /// Datasets whose metrics need words of Chinese text.
 const LEFT_OUT: [&str; 3] = ["multifieldqa_zh", "dureader", "vcsum"];
@@ -154,12 +213,21 @@ impl Dataset {
     /// [`Error::Spec`] with the names there are.
     pub fn find(name: &str) -> Result<Self> {
         if LEFT_OUT.contains(&name) {
-            return Err(Error::Spec(format!("dataset {name} is left out: its metric needs words of Chinese text")));
+            return Err(Error::Spec(format!(
+                "dataset {name} is left out: its metric needs words of Chinese text"
+            )));
         }
-        SPECS.iter().position(|s| s.name == name).map(Self).ok_or_else(|| {
-            let names: Vec<&str> = SPECS.iter().map(|s| s.name).collect();
-            Error::Spec(format!("dataset `{name}` is not one of {}", names.join(", ")))
-        })
+        SPECS
+            .iter()
+            .position(|s| s.name == name)
+            .map(Self)
+            .ok_or_else(|| {
+                let names: Vec<&str> = SPECS.iter().map(|s| s.name).collect();
+                Error::Spec(format!(
+                    "dataset `{name}` is not one of {}",
+                    names.join(", ")
+                ))
+            })
     }
 
     /// Its name.
@@ -196,40 +264,63 @@ pub struct File {
 }
 
 impl File {
-    /// Reads the lines of a dataset. `name` is that of the file without its ending; `_e` at its end (LongBench-E) is
-    /// ignored.
+    /// Reads the lines of a dataset. `name` is that of the file without its ending; `_e` at its end
+    /// (LongBench-E) is ignored.
     ///
     /// # Errors
-    /// [`Error::Spec`] for an unknown dataset, no line, a line that is not of the format, or one without an answer.
+    /// [`Error::Spec`] for an unknown dataset, no line, a line that is not of the format, or one
+    /// without an answer.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         let dataset = Dataset::find(name.strip_suffix("_e").unwrap_or(name))?;
         let line = |(index, line): (usize, &str)| {
             let wrong = |what: String| Error::Spec(format!("{name}, line {}: {what}", index + 1));
             let item: Item = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
-            if item.answers.is_empty() { Err(wrong("it has no answer".into())) } else { Ok(item) }
+            if item.answers.is_empty() {
+                Err(wrong("it has no answer".into()))
+            } else {
+                Ok(item)
+            }
         };
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let lines = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty());
         let items = lines.map(line).collect::<Result<Vec<_>>>()?;
         if items.is_empty() {
             return Err(Error::Spec(format!("{name}: the file is empty")));
         }
-        Ok(Self { dataset, items, digest: digest(text) })
+        Ok(Self {
+            dataset,
+            items,
+            digest: digest(text),
+        })
     }
 
-    /// Reads the `.jsonl` files of a directory, those named in `wanted`, or all that are known when it is empty. Left out in
-    /// that case is what [`Dataset::find`] refuses; the names of these come second.
+    /// Reads the `.jsonl` files of a directory, those named in `wanted`, or all that are known when
+    /// it is empty. Left out in that case is what [`Dataset::find`] refuses; the names of these
+    /// come second.
     ///
     /// # Errors
-    /// [`Error::Io`]; those of [`Self::parse`]; [`Error::Spec`] when a wanted dataset has no file, or two.
+    /// [`Error::Io`]; those of [`Self::parse`]; [`Error::Spec`] when a wanted dataset has no file,
+    /// or two.
     pub fn read_all(directory: &Path, wanted: &[String]) -> Result<(Vec<Self>, Vec<String>)> {
-        let io = |source| Error::Io { path: directory.into(), source };
-        let entries = std::fs::read_dir(directory).map_err(io)?.collect::<std::io::Result<Vec<_>>>().map_err(io)?;
+        let io = |source| Error::Io {
+            path: directory.into(),
+            source,
+        };
+        let entries = std::fs::read_dir(directory)
+            .map_err(io)?
+            .collect::<std::io::Result<Vec<_>>>()
+            .map_err(io)?;
         let mut paths: Vec<_> = entries.into_iter().map(|e| e.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
         paths.sort();
         let (mut files, mut left): (Vec<Self>, Vec<String>) = (Vec::new(), Vec::new());
         for path in paths {
-            let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = path
+                .file_stem()
+                .map(|s| s.to_string_lossy().into_owned())
+                .unwrap_or_default();
             let plain = name.strip_suffix("_e").unwrap_or(&name).to_string();
             if !wanted.is_empty() && !wanted.contains(&plain) {
                 continue;
@@ -238,21 +329,33 @@ impl File {
                 left.push(name);
                 continue;
             }
-            let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let text = std::fs::read_to_string(&path).map_err(|source| Error::Io {
+                path: path.clone(),
+                source,
+            })?;
             let file = Self::parse(&name, &text)?;
             if files.iter().any(|f| f.dataset == file.dataset) {
-                return Err(Error::Spec(format!("{plain} has two files in {}", directory.display())));
+                return Err(Error::Spec(format!(
+                    "{plain} has two files in {}",
+                    directory.display()
+                )));
             }
             files.push(file);
         }
         for name in wanted {
             let dataset = Dataset::find(name)?;
             if !files.iter().any(|f| f.dataset == dataset) {
-                return Err(Error::Spec(format!("there is no {name}.jsonl in {}", directory.display())));
+                return Err(Error::Spec(format!(
+                    "there is no {name}.jsonl in {}",
+                    directory.display()
+                )));
             }
         }
         if files.is_empty() {
-            return Err(Error::Spec(format!("there is no dataset of LongBench in {}", directory.display())));
+            return Err(Error::Spec(format!(
+                "there is no dataset of LongBench in {}",
+                directory.display()
+            )));
         }
         Ok((files, left))
     }
@@ -283,7 +386,11 @@ impl File {
         let mut order: Vec<usize> = (0..self.items.len()).collect();
         Draws::new(&[seed]).shuffle(&mut order);
         let item = &self.items[order[index % order.len()]];
-        let lead = if spec.chat || spec.metric == Metric::Code { "" } else { " " };
+        let lead = if spec.chat || spec.metric == Metric::Code {
+            ""
+        } else {
+            " "
+        };
         Question {
             instruction: spec.before.into(),
             filler: Filler::Document(&item.context),
@@ -315,18 +422,26 @@ mod tests {
 
     #[test]
     fn the_published_format_is_read() {
-        let file = File::parse("qasper_e", &format!("{}\n\n{}\n", line(), line())).expect("two lines");
+        let file =
+            File::parse("qasper_e", &format!("{}\n\n{}\n", line(), line())).expect("two lines");
         assert_eq!((file.len(), file.dataset().name()), (2, "qasper"));
         let question = file.question(1, 0);
         assert!(
-            question.question.contains("Question: Who?") && matches!(question.filler, Filler::Document("Ann came."))
+            question.question.contains("Question: Who?")
+                && matches!(question.filler, Filler::Document("Ann came."))
         );
-        assert_eq!((question.score("Ann"), question.score("nobody")), (1.0, 0.0));
+        assert_eq!(
+            (question.score("Ann"), question.score("nobody")),
+            (1.0, 0.0)
+        );
     }
 
     #[test]
     fn first_lines_count_where_the_examples_go_on() {
-        let text = line().replace("\"all_classes\": null", "\"all_classes\": [\"Ann\", \"Bob\"]");
+        let text = line().replace(
+            "\"all_classes\": null",
+            "\"all_classes\": [\"Ann\", \"Bob\"]",
+        );
         let file = File::parse("trec", &text).expect("a line");
         assert_eq!(file.question(1, 0).score("\nAnn\nType: Bob"), 1.0);
         assert!(!file.question(1, 0).chat);
@@ -337,8 +452,15 @@ mod tests {
         let says = |name: &str, text: &str| File::parse(name, text).expect_err(text).to_string();
         assert!(says("qasper", "{}").contains("line 1"));
         assert!(
-            says("qasper", &format!("{}\n{}", line(), line().replace("[\"Ann\", \"Ann B.\"]", "[]")))
-                .contains("line 2")
+            says(
+                "qasper",
+                &format!(
+                    "{}\n{}",
+                    line(),
+                    line().replace("[\"Ann\", \"Ann B.\"]", "[]")
+                )
+            )
+            .contains("line 2")
         );
         assert!(says("qasper", "").contains("empty") && says("x", &line()).contains("not one of"));
         assert!(says("vcsum", &line()).contains("Chinese"));
@@ -347,17 +469,36 @@ mod tests {
     #[test]
     fn directories_say_what_they_lack() {
         let dir = tempfile::tempdir().expect("a directory");
-        let read =
-            |wanted: &[&str]| File::read_all(dir.path(), &wanted.iter().map(|w| w.to_string()).collect::<Vec<_>>());
-        assert!(read(&[]).expect_err("empty").to_string().contains("no dataset"));
+        let read = |wanted: &[&str]| {
+            File::read_all(
+                dir.path(),
+                &wanted.iter().map(|w| w.to_string()).collect::<Vec<_>>(),
+            )
+        };
+        assert!(
+            read(&[])
+                .expect_err("empty")
+                .to_string()
+                .contains("no dataset")
+        );
         for name in ["qasper.jsonl", "dureader.jsonl", "lcc_e.jsonl", "notes.txt"] {
             std::fs::write(dir.path().join(name), line()).expect("written");
         }
         let (files, left) = read(&[]).expect("two datasets");
         assert_eq!((files.len(), left), (2, vec!["dureader".to_string()]));
         assert_eq!(read(&["lcc"]).expect("one dataset").0.len(), 1);
-        assert!(read(&["musique"]).expect_err("no such file").to_string().contains("musique.jsonl"));
+        assert!(
+            read(&["musique"])
+                .expect_err("no such file")
+                .to_string()
+                .contains("musique.jsonl")
+        );
         std::fs::write(dir.path().join("qasper_e.jsonl"), line()).expect("written");
-        assert!(read(&[]).expect_err("two files").to_string().contains("two files"));
+        assert!(
+            read(&[])
+                .expect_err("two files")
+                .to_string()
+                .contains("two files")
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! Bars by task: groups of caches side by side.
 
-use super::{COLOURS, label, legend, legend_height, names, open, ticks};
 use std::fmt::Write;
+
+use super::{COLOURS, label, legend, legend_height, names, open, ticks};
 
 const BAR: f64 = 11.0;
 const GAP: f64 = 20.0;
@@ -46,12 +47,31 @@ pub fn bars(rows: &[Bars], heading: &str) -> String {
     let (y_ticks, decimals) = ticks(0.0, 1.0);
     for (r, row) in rows.iter().enumerate() {
         let top = HEADING + r as f64 * HEIGHT;
-        let place = |y: f64| top + HEIGHT - MARGIN[3] - y.clamp(0.0, 1.0) * (HEIGHT - MARGIN[2] - MARGIN[3]);
-        label(&mut svg, (MARGIN[0], top + 14.0), "start", &row.title, " font-weight=\"600\"");
+        let place = |y: f64| {
+            top + HEIGHT - MARGIN[3] - y.clamp(0.0, 1.0) * (HEIGHT - MARGIN[2] - MARGIN[3])
+        };
+        label(
+            &mut svg,
+            (MARGIN[0], top + 14.0),
+            "start",
+            &row.title,
+            " font-weight=\"600\"",
+        );
         for y in &y_ticks {
             let py = place(*y);
-            let _ = writeln!(svg, r#"<path d="M{} {py:.1}H{:.1}" class="grid"/>"#, MARGIN[0], width - MARGIN[1]);
-            label(&mut svg, (MARGIN[0] - 6.0, py + 4.0), "end", &format!("{y:.decimals$}"), " class=\"soft\"");
+            let _ = writeln!(
+                svg,
+                r#"<path d="M{} {py:.1}H{:.1}" class="grid"/>"#,
+                MARGIN[0],
+                width - MARGIN[1]
+            );
+            label(
+                &mut svg,
+                (MARGIN[0] - 6.0, py + 4.0),
+                "end",
+                &format!("{y:.decimals$}"),
+                " class=\"soft\"",
+            );
         }
         for (g, group) in row.groups.iter().enumerate() {
             let left = MARGIN[0] + (g as f64 + 0.5) * each.max(74.0) - series as f64 * BAR / 2.0;
@@ -67,18 +87,37 @@ pub fn bars(rows: &[Bars], heading: &str) -> String {
                     place(0.0) - tall,
                     BAR - 2.0
                 );
-                let _ =
-                    writeln!(svg, r#"<path d="M{middle:.1} {:.1}V{:.1}" class="axis"/>"#, place(*low), place(*high));
+                let _ = writeln!(
+                    svg,
+                    r#"<path d="M{middle:.1} {:.1}V{:.1}" class="axis"/>"#,
+                    place(*low),
+                    place(*high)
+                );
             }
             if let Some(full) = group.full {
                 let (y, right) = (place(full), left + series as f64 * BAR + 4.0);
-                let _ = writeln!(svg, r#"<path d="M{:.1} {y:.1}H{right:.1}" class="full"/>"#, left - 4.0);
+                let _ = writeln!(
+                    svg,
+                    r#"<path d="M{:.1} {y:.1}H{right:.1}" class="full"/>"#,
+                    left - 4.0
+                );
             }
             let middle = left + series as f64 * BAR / 2.0;
-            label(&mut svg, (middle, place(0.0) + 15.0), "middle", &group.name, "");
+            label(
+                &mut svg,
+                (middle, place(0.0) + 15.0),
+                "middle",
+                &group.name,
+                "",
+            );
         }
         let y = place(0.0);
-        let _ = writeln!(svg, r#"<path d="M{} {y:.1}H{:.1}" class="axis"/>"#, MARGIN[0], width - MARGIN[1]);
+        let _ = writeln!(
+            svg,
+            r#"<path d="M{} {y:.1}H{:.1}" class="axis"/>"#,
+            MARGIN[0],
+            width - MARGIN[1]
+        );
     }
     legend(&mut svg, &names, (height, width));
     svg.push_str("</svg>\n");
@@ -96,9 +135,18 @@ mod tests {
             bars: vec![("a".into(), 1.0, 0.8, 1.0), ("b".into(), 0.5, 0.2, 0.8)],
             full: Some(1.0),
         };
-        let svg = bars(&[Bars { title: "25 %".into(), groups: vec![group] }], "accuracy");
+        let svg = bars(
+            &[Bars {
+                title: "25 %".into(),
+                groups: vec![group],
+            }],
+            "accuracy",
+        );
         let whole = HEIGHT - MARGIN[2] - MARGIN[3];
-        assert!(svg.contains(&format!(r#"height="{whole:.1}" class="f0""#)), "{svg}");
+        assert!(
+            svg.contains(&format!(r#"height="{whole:.1}" class="f0""#)),
+            "{svg}"
+        );
         assert!(svg.contains(&format!(r#"height="{:.1}" class="f1""#, whole / 2.0)));
         assert!(svg.contains("single_1") && svg.contains("25 %") && !svg.contains("NaN"));
         assert!(!bars(&[], "accuracy").contains("NaN"));

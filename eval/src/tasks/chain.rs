@@ -25,25 +25,40 @@ impl Chain {
             0 => format!("VAR {} = {value}", names[0]),
             _ => format!("VAR {} = VAR {}", names[i], names[i - 1]),
         };
-        let needles = depths.into_iter().enumerate().map(|(i, depth)| Needle { text: assignment(i), depth }).collect();
-        Self { names, value, needles }
+        let needles = depths
+            .into_iter()
+            .enumerate()
+            .map(|(i, depth)| Needle {
+                text: assignment(i),
+                depth,
+            })
+            .collect();
+        Self {
+            names,
+            value,
+            needles,
+        }
     }
 
     fn question(&self) -> String {
-        format!("\nQuestion: Find all variables that are assigned the value {} in the text above.", self.value)
+        format!(
+            "\nQuestion: Find all variables that are assigned the value {} in the text above.",
+            self.value
+        )
     }
 
     fn answer_prefix(&self) -> String {
         format!(
-            "Answer: According to the chain(s) of variable assignment in the text above, {} variables are assigned the \
-             value {}, they are:",
+            "Answer: According to the chain(s) of variable assignment in the text above, {} \
+             variables are assigned the value {}, they are:",
             self.names.len(),
             self.value
         )
     }
 }
 
-const INSTRUCTION: &str = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n";
+const INSTRUCTION: &str =
+    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n";
 
 /// A chain in noise, after a worked example with shorter names and another value, as RULER has it.
 pub(super) fn question<'a>(draws: &mut Draws, hops: usize) -> Question<'a> {

@@ -1,8 +1,9 @@
 //! The tasks: what is hidden, what is asked, what the answer is.
 //!
-//! All of RULER (Hsieh et al., 2024; arXiv 2404.06654): its kinds of keys, values and haystacks, its numbers of needles, hops
-//! and repetitions, its worked examples, lengths of answers and metrics. Wordings keep close to its templates and are our
-//! own, words and texts are others, so figures compare in kind with published ones and not to the digit. `recall` is no task
+//! All of RULER (Hsieh et al., 2024; arXiv 2404.06654): its kinds of keys, values and haystacks,
+//! its numbers of needles, hops and repetitions, its worked examples, lengths of answers and
+//! metrics. Wordings keep close to its templates and are our own, words and texts are others, so
+//! figures compare in kind with published ones and not to the digit. `recall` is no task
 //! of RULER's: it asks for sentences of the prose itself.
 
 mod chain;
@@ -12,12 +13,13 @@ mod recall;
 pub mod vocabulary;
 mod words;
 
+use serde::{Deserialize, Serialize};
+
 use crate::draws::Draws;
 use crate::haystack::{Filler, Needle, Prose, digest};
 use crate::longbench::metrics::Metric;
 use crate::longbench::{self, Dataset};
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 
 /// A task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +82,8 @@ const OTHERS: [(&str, Task); 6] = [
     ("recall", Task::Recall),
 ];
 /// Names of all tasks.
-pub const NAMES: &str = "single_1, single_2, single_3, multikey_1, multikey_2, multikey_3, multivalue, multiquery, vt, \
-                         vt_1 to vt_8, cwe, fwe, qa_1, qa_2, recall";
+pub const NAMES: &str = "single_1, single_2, single_3, multikey_1, multikey_2, multikey_3, \
+                         multivalue, multiquery, vt, vt_1 to vt_8, cwe, fwe, qa_1, qa_2, recall";
 
 impl std::str::FromStr for Task {
     type Err = Error;
@@ -99,7 +101,9 @@ impl std::str::FromStr for Task {
         }
         match name.strip_prefix("vt_").and_then(|hops| hops.parse().ok()) {
             Some(hops @ 1..=8) => Ok(Self::Vt(hops)),
-            _ => Err(Error::Spec(format!("task `{name}` is not one of {NAMES}, niah, words, qa, all"))),
+            _ => Err(Error::Spec(format!(
+                "task `{name}` is not one of {NAMES}, niah, words, qa, all"
+            ))),
         }
     }
 }
@@ -131,7 +135,8 @@ impl TryFrom<String> for Task {
     }
 }
 
-/// One task, or a group of them: `niah` (the eight with needles), `words` (cwe, fwe), `qa`, `all` (all that need no file).
+/// One task, or a group of them: `niah` (the eight with needles), `words` (cwe, fwe), `qa`, `all`
+/// (all that need no file).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskGroup(pub Vec<Task>);
 
@@ -144,7 +149,10 @@ impl std::str::FromStr for TaskGroup {
             "niah" => niah.into(),
             "words" => vec![Task::Cwe, Task::Fwe],
             "qa" => vec![Task::Qa1, Task::Qa2],
-            "all" => niah.into_iter().chain([Task::Vt(HOPS), Task::Cwe, Task::Fwe]).collect(),
+            "all" => niah
+                .into_iter()
+                .chain([Task::Vt(HOPS), Task::Cwe, Task::Fwe])
+                .collect(),
             _ => vec![name.parse()?],
         }))
     }
@@ -163,8 +171,8 @@ impl Task {
         }
     }
 
-    /// Changes when the same seed and share give other questions or budgets than before, so that records of before are not taken
-    /// for the same.
+    /// Changes when the same seed and share give other questions or budgets than before, so that
+    /// records of before are not taken for the same.
     pub fn revision(self) -> u32 {
         match self {
             Self::Multikey2 | Self::Multikey3 => 4,
@@ -221,7 +229,8 @@ pub enum Judge {
 }
 
 impl Judge {
-    /// Whether text at the end of an answer can lower its score, so that the whole answer must be decoded.
+    /// Whether text at the end of an answer can lower its score, so that the whole answer must be
+    /// decoded.
     pub fn needs_all(&self) -> bool {
         matches!(self, Self::Long { .. })
     }
@@ -251,19 +260,35 @@ pub struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// From 0 to 1. For [`Judge::All`] and [`Judge::Any`] RULER's string match: what `text` contains, whatever its case.
+    /// From 0 to 1. For [`Judge::All`] and [`Judge::Any`] RULER's string match: what `text`
+    /// contains, whatever its case.
     pub fn score(&self, text: &str) -> f64 {
         let found = || {
             let text = text.to_lowercase();
-            self.answers.iter().filter(|a| text.contains(&a.to_lowercase())).count()
+            self.answers
+                .iter()
+                .filter(|a| text.contains(&a.to_lowercase()))
+                .count()
         };
         match &self.judge {
             Judge::All => found() as f64 / self.answers.len().max(1) as f64,
             Judge::Any => f64::from(u8::from(found() > 0)),
-            Judge::Long { metric, first_line, classes } => {
-                let first = || text.trim_start_matches('\n').split('\n').next().unwrap_or("");
+            Judge::Long {
+                metric,
+                first_line,
+                classes,
+            } => {
+                let first = || {
+                    text.trim_start_matches('\n')
+                        .split('\n')
+                        .next()
+                        .unwrap_or("")
+                };
                 let text = if *first_line { first() } else { text };
-                self.answers.iter().map(|truth| metric.score(text, truth, classes)).fold(0.0, f64::max)
+                self.answers
+                    .iter()
+                    .map(|truth| metric.score(text, truth, classes))
+                    .fold(0.0, f64::max)
             }
         }
     }
@@ -283,14 +308,29 @@ pub struct Material {
 impl Material {
     fn corpus(&self, task: Task) -> Result<&qa::Corpus> {
         self.qa.iter().find(|c| c.task() == task).ok_or_else(|| {
-            let format = if task == Task::Qa1 { "SQuAD" } else { "HotpotQA" };
-            Error::Spec(format!("task {task} needs a file of questions in the format of {format}: give it with --qa"))
+            let format = if task == Task::Qa1 {
+                "SQuAD"
+            } else {
+                "HotpotQA"
+            };
+            Error::Spec(format!(
+                "task {task} needs a file of questions in the format of {format}: give it with \
+                 --qa"
+            ))
         })
     }
 
     fn file(&self, dataset: Dataset) -> Result<&longbench::File> {
-        let missing = || Error::Spec(format!("there is no file of {}: see `eval longbench`", dataset.name()));
-        self.longbench.iter().find(|f| f.dataset() == dataset).ok_or_else(missing)
+        let missing = || {
+            Error::Spec(format!(
+                "there is no file of {}: see `eval longbench`",
+                dataset.name()
+            ))
+        };
+        self.longbench
+            .iter()
+            .find(|f| f.dataset() == dataset)
+            .ok_or_else(missing)
     }
 
     /// Questions that a task has, if their number is limited.
@@ -312,7 +352,12 @@ impl Material {
         match task {
             Task::Qa1 | Task::Qa2 => Ok(self.corpus(task)?.digest().into()),
             Task::Long(dataset) => Ok(self.file(dataset)?.digest().into()),
-            Task::Single1 | Task::Multikey2 | Task::Multikey3 | Task::Vt(_) | Task::Cwe | Task::Fwe => Ok(digest("")),
+            Task::Single1
+            | Task::Multikey2
+            | Task::Multikey3
+            | Task::Vt(_)
+            | Task::Cwe
+            | Task::Fwe => Ok(digest("")),
             _ => Ok(self.prose.digest().into()),
         }
     }
@@ -344,7 +389,9 @@ pub fn question(task: Task, material: &Material, draw: Draw) -> Result<Question<
         Task::Cwe => words::common(&mut draws, draw.length),
         Task::Fwe => words::frequent(&mut draws, draw.length),
         Task::Long(dataset) => material.file(dataset)?.question(draw.seed, draw.index),
-        Task::Qa1 | Task::Qa2 => qa::question(material.corpus(task)?, &mut draws, (draw.seed, draw.index)),
+        Task::Qa1 | Task::Qa2 => {
+            qa::question(material.corpus(task)?, &mut draws, (draw.seed, draw.index))
+        }
         Task::Recall => recall::question(&material.prose, &mut draws, (draw.length, draw.key)),
         _ => needles::question(task, &material.prose, &mut draws, (draw.depth, draw.key)),
     })
@@ -362,11 +409,21 @@ pub(crate) mod tests {
 
     pub(crate) fn material() -> Material {
         let prose = Prose::new(&"It was late. Nobody came by. ".repeat(10)).expect("sentences");
-        Material { prose, qa: Vec::new(), longbench: Vec::new() }
+        Material {
+            prose,
+            qa: Vec::new(),
+            longbench: Vec::new(),
+        }
     }
 
     pub(crate) fn draw(seed: u64, index: usize) -> Draw {
-        Draw { seed, index, depth: None, length: 2048, key: 0 }
+        Draw {
+            seed,
+            index,
+            depth: None,
+            length: 2048,
+            key: 0,
+        }
     }
 
     #[test]
@@ -383,7 +440,13 @@ pub(crate) mod tests {
             assert_eq!(serde_json::from_str::<Task>(&json).expect("a task"), task);
         }
         assert!("vt_9".parse::<Task>().is_err() && "single".parse::<TaskGroup>().is_err());
-        assert_eq!("niah_multikey_2".parse::<TaskGroup>().expect("RULER's name").0, [Task::Multikey2]);
+        assert_eq!(
+            "niah_multikey_2"
+                .parse::<TaskGroup>()
+                .expect("RULER's name")
+                .0,
+            [Task::Multikey2]
+        );
         let count = |group: &str| group.parse::<TaskGroup>().expect("a group").0.len();
         assert_eq!(["niah", "words", "qa", "all"].map(count), [8, 2, 2, 11]);
         assert_eq!(Task::Vt(HOPS).to_string(), "vt");
@@ -395,7 +458,11 @@ pub(crate) mod tests {
         for task in all() {
             let text = |seed, index| {
                 let q = question(task, &material, draw(seed, index)).expect("no file needed");
-                (haystack::text(&q.filler, &q.needles, 120), q.question, q.expected)
+                (
+                    haystack::text(&q.filler, &q.needles, 120),
+                    q.question,
+                    q.expected,
+                )
             };
             assert_eq!(text(1, 0), text(1, 0), "{task}");
             assert_ne!(text(1, 0), text(1, 1), "{task}");
@@ -413,21 +480,49 @@ pub(crate) mod tests {
             for answer in &q.answers {
                 assert_eq!(text.matches(answer.as_str()).count(), 1, "{task}");
                 assert!(q.expected.contains(answer.as_str()));
-                let needle = q.needles.iter().find(|n| n.text.contains(answer.as_str())).expect("hidden");
-                let key = needle.text.split(" for ").nth(1).and_then(|t| t.split(" is:").next()).expect("a key");
-                assert!(q.question.contains(key) && q.answer_prefix.contains(key), "{task}");
+                let needle = q
+                    .needles
+                    .iter()
+                    .find(|n| n.text.contains(answer.as_str()))
+                    .expect("hidden");
+                let key = needle
+                    .text
+                    .split(" for ")
+                    .nth(1)
+                    .and_then(|t| t.split(" is:").next())
+                    .expect("a key");
+                assert!(
+                    q.question.contains(key) && q.answer_prefix.contains(key),
+                    "{task}"
+                );
                 let uuid = |text: &str| text.len() == 36 && text.matches('-').count() == 4;
                 assert_eq!(uuid(key), task == Task::Multikey3, "{task}");
-                assert_eq!(uuid(answer), matches!(task, Task::Single3 | Task::Multikey3), "{task}");
+                assert_eq!(
+                    uuid(answer),
+                    matches!(task, Task::Single3 | Task::Multikey3),
+                    "{task}"
+                );
             }
             let (needles, answers) = match task {
                 Task::Multikey1 | Task::Multikey2 | Task::Multikey3 => (4, 1),
                 Task::Multivalue | Task::Multiquery => (4, 4),
                 _ => (1, 1),
             };
-            assert_eq!((q.needles.len(), q.answers.len()), (needles, answers), "{task}");
+            assert_eq!(
+                (q.needles.len(), q.answers.len()),
+                (needles, answers),
+                "{task}"
+            );
             let hay = text.matches("One of the special magic").count() - needles;
-            assert_eq!(hay, if matches!(task, Task::Multikey2 | Task::Multikey3) { 40 } else { 0 }, "{task}");
+            assert_eq!(
+                hay,
+                if matches!(task, Task::Multikey2 | Task::Multikey3) {
+                    40
+                } else {
+                    0
+                },
+                "{task}"
+            );
         }
     }
 
@@ -435,11 +530,21 @@ pub(crate) mod tests {
     fn every_key_of_a_context_can_be_asked_for() {
         let material = material();
         for task in [Task::Multikey1, Task::Multikey2, Task::Multikey3] {
-            let of = |key| question(task, &material, Draw { key, ..draw(5, 1) }).expect("no file needed");
-            let text = |q: &Question<'_>| q.instruction.clone() + &haystack::text(&q.filler, &q.needles, 30);
-            let mut answers: Vec<String> = (0..task.keys()).map(|key| of(key).answers[0].clone()).collect();
+            let of = |key| {
+                question(task, &material, Draw { key, ..draw(5, 1) }).expect("no file needed")
+            };
+            let text = |q: &Question<'_>| {
+                q.instruction.clone() + &haystack::text(&q.filler, &q.needles, 30)
+            };
+            let mut answers: Vec<String> = (0..task.keys())
+                .map(|key| of(key).answers[0].clone())
+                .collect();
             for key in 1..task.keys() {
-                assert_eq!(text(&of(key)), text(&of(0)), "{task}: the context is the same");
+                assert_eq!(
+                    text(&of(key)),
+                    text(&of(0)),
+                    "{task}: the context is the same"
+                );
             }
             answers.sort();
             answers.dedup();
@@ -455,28 +560,51 @@ pub(crate) mod tests {
         let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("VAR")).collect();
         let [a, b, c] = [&q.answers[0], &q.answers[1], &q.answers[2]];
         assert!(lines[0].starts_with(&format!("VAR {a} = ")));
-        assert_eq!(lines[1..], [format!("VAR {b} = VAR {a}"), format!("VAR {c} = VAR {b}")]);
+        assert_eq!(
+            lines[1..],
+            [format!("VAR {b} = VAR {a}"), format!("VAR {c} = VAR {b}")]
+        );
         let value = &lines[0][12..];
         assert!(q.question.contains(value));
         // The example is solved, with other names and another value.
         assert!(!q.instruction.contains(value) && !q.instruction.contains(a.as_str()));
-        let shown: Vec<&str> = q.instruction.lines().filter(|l| l.starts_with("VAR")).collect();
+        let shown: Vec<&str> = q
+            .instruction
+            .lines()
+            .filter(|l| l.starts_with("VAR"))
+            .collect();
         let names: Vec<&str> = shown.iter().map(|l| &l[4..7]).collect();
         assert_eq!(names.len(), 3);
-        assert!(q.instruction.contains(&format!("they are: {}\n", names.join(" "))));
+        assert!(
+            q.instruction
+                .contains(&format!("they are: {}\n", names.join(" ")))
+        );
     }
 
     #[test]
     fn lists_have_ten_common_words_and_a_solved_example() {
         let material = material();
         for (length, times) in [(2048, 6), (4096, 30)] {
-            let q = question(Task::Cwe, &material, Draw { length, ..draw(3, 0) }).expect("no file needed");
+            let q = question(
+                Task::Cwe,
+                &material,
+                Draw {
+                    length,
+                    ..draw(3, 0)
+                },
+            )
+            .expect("no file needed");
             let text = haystack::text(&q.filler, &q.needles, 1000);
             assert_eq!(q.answers.len(), 10);
             for answer in &q.answers {
                 let count = text.split(' ').filter(|w| *w == answer.as_str()).count();
                 assert_eq!(count, times, "{answer}");
-                assert!(!q.instruction.split([' ', '\n']).any(|w| w == answer.as_str()), "{answer} is in the example");
+                assert!(
+                    !q.instruction
+                        .split([' ', '\n'])
+                        .any(|w| w == answer.as_str()),
+                    "{answer} is in the example"
+                );
             }
         }
     }
@@ -486,8 +614,22 @@ pub(crate) mod tests {
         let material = material();
         let mut q = question(Task::Multiquery, &material, draw(1, 0)).expect("no file needed");
         q.answers = vec!["123".into(), "Abc".into()];
-        assert_eq!([q.score("it is 123, ABC"), q.score("it is 1234"), q.score("12 3")], [1.0, 0.5, 0.0]);
+        assert_eq!(
+            [
+                q.score("it is 123, ABC"),
+                q.score("it is 1234"),
+                q.score("12 3")
+            ],
+            [1.0, 0.5, 0.0]
+        );
         q.judge = Judge::Any;
-        assert_eq!([q.score("it is 123, ABC"), q.score("it is 1234"), q.score("12 3")], [1.0, 1.0, 0.0]);
+        assert_eq!(
+            [
+                q.score("it is 123, ABC"),
+                q.score("it is 1234"),
+                q.score("12 3")
+            ],
+            [1.0, 1.0, 0.0]
+        );
     }
 }

@@ -8,15 +8,18 @@ use crate::haystack::{Filler, Needle, NeedleKind, Prose};
 /// Needles of the tasks that have several.
 pub(super) const SEVERAL: usize = 4;
 
-/// Needles of `task` at random depths, or all at `depth`; of several keys with a question each, `key` is asked for.
+/// Needles of `task` at random depths, or all at `depth`; of several keys with a question each,
+/// `key` is asked for.
 pub(super) fn question<'a>(
     task: Task,
     prose: &'a Prose,
     draws: &mut Draws,
     (depth, key): (Option<f64>, usize),
 ) -> Question<'a> {
-    let kind =
-        NeedleKind { uuid_keys: task == Task::Multikey3, uuid_values: matches!(task, Task::Single3 | Task::Multikey3) };
+    let kind = NeedleKind {
+        uuid_keys: task == Task::Multikey3,
+        uuid_values: matches!(task, Task::Single3 | Task::Multikey3),
+    };
     let (keys, values, asked) = match task {
         // Among needles nobody can tell which ones are asked for.
         Task::Multikey1 | Task::Multikey2 | Task::Multikey3 => (SEVERAL, 1, 1),
@@ -30,11 +33,17 @@ pub(super) fn question<'a>(
     let mut needles = Vec::new();
     for (i, value) in all.iter().enumerate() {
         let depth = depth.unwrap_or_else(|| draws.unit());
-        needles.push(Needle { text: kind.sentence(&keys[i / values], value), depth });
+        needles.push(Needle {
+            text: kind.sentence(&keys[i / values], value),
+            depth,
+        });
     }
     let filler = match task {
         Task::Single1 => Filler::Noise,
-        Task::Multikey2 | Task::Multikey3 => Filler::Distractors { kind, draws: draws.clone() },
+        Task::Multikey2 | Task::Multikey3 => Filler::Distractors {
+            kind,
+            draws: draws.clone(),
+        },
         _ => Filler::Prose { prose, start },
     };
     // Which of the needles stands first in the text is random by their depths.
@@ -44,19 +53,27 @@ pub(super) fn question<'a>(
     let plural = answers.len() > 1;
     let what = kind.what(plural);
     let (some, ask, are) = if plural {
-        (format!("Some special magic {what} are"), "What are all", "are")
+        (
+            format!("Some special magic {what} are"),
+            "What are all",
+            "are",
+        )
     } else {
         (format!("A special magic {what} is"), "What is", "is")
     };
     Question {
         instruction: format!(
-            "{some} hidden within the following text. Make sure to memorize it. I will quiz you about the {what} \
-             afterwards.\n"
+            "{some} hidden within the following text. Make sure to memorize it. I will quiz you \
+             about the {what} afterwards.\n"
         ),
         filler,
         needles,
-        question: format!("\n{ask} the special magic {what} for {query} mentioned in the provided text?"),
-        answer_prefix: format!("The special magic {what} for {query} mentioned in the provided text {are}"),
+        question: format!(
+            "\n{ask} the special magic {what} for {query} mentioned in the provided text?"
+        ),
+        answer_prefix: format!(
+            "The special magic {what} for {query} mentioned in the provided text {are}"
+        ),
         expected: format!(" {}", list(&answers)),
         answers,
         judge: Judge::All,

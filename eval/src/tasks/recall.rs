@@ -1,4 +1,5 @@
-//! Sentences of an ordinary text, to be given back word for word. Nothing is planted, so nothing says what will be asked for.
+//! Sentences of an ordinary text, to be given back word for word. Nothing is planted, so nothing
+//! says what will be asked for.
 
 use super::{Judge, Question};
 use crate::draws::Draws;
@@ -10,14 +11,20 @@ pub(super) const SEVERAL: usize = 4;
 const SHOWN: usize = 5;
 /// Words that the answer must have.
 const ASKED: usize = 4;
-/// Text surely within a context, bytes per token: asked-for sentences end before it. English prose has about four.
+/// Text surely within a context, bytes per token: asked-for sentences end before it. English prose
+/// has about four.
 const BYTES_PER_TOKEN: usize = 3;
 /// Most sentences that are looked at for one to ask for.
 const TRIES: usize = 200;
 
-/// The beginning of the `key`-th of several sentences among the first of a context of `length` tokens; the answer begins,
-/// where the sentence has one, with a name or a number, which cannot be guessed.
-pub(super) fn question<'a>(prose: &'a Prose, draws: &mut Draws, (length, key): (usize, usize)) -> Question<'a> {
+/// The beginning of the `key`-th of several sentences among the first of a context of `length`
+/// tokens; the answer begins, where the sentence has one, with a name or a number, which cannot be
+/// guessed.
+pub(super) fn question<'a>(
+    prose: &'a Prose,
+    draws: &mut Draws,
+    (length, key): (usize, usize),
+) -> Question<'a> {
     let start = draws.below(prose.len());
     let sentences = prose.from(start);
     let mut bytes = 0;
@@ -33,23 +40,44 @@ pub(super) fn question<'a>(prose: &'a Prose, draws: &mut Draws, (length, key): (
             break;
         }
         let sentence = inside[draws.below(inside.len())];
-        let Some((at, telling)) = cut(sentence, draws) else { continue };
-        let unique = inside.iter().filter(|s| s.contains(&sentence[..at])).count() == 1;
-        if unique && (telling || attempt >= TRIES / 2) && chosen.iter().all(|(other, _)| *other != sentence) {
+        let Some((at, telling)) = cut(sentence, draws) else {
+            continue;
+        };
+        let unique = inside
+            .iter()
+            .filter(|s| s.contains(&sentence[..at]))
+            .count()
+            == 1;
+        if unique
+            && (telling || attempt >= TRIES / 2)
+            && chosen.iter().all(|(other, _)| *other != sentence)
+        {
             chosen.push((sentence, at));
         }
     }
     // A context too short for that many asks for one again.
-    let (sentence, at) =
-        chosen.get(key % chosen.len().max(1)).copied().unwrap_or((prose.from(start).next().unwrap_or(""), 0));
+    let (sentence, at) = chosen
+        .get(key % chosen.len().max(1))
+        .copied()
+        .unwrap_or((prose.from(start).next().unwrap_or(""), 0));
     let (head, rest) = sentence.split_at(at);
-    let answer: Vec<&str> = rest.split(' ').filter(|w| !w.is_empty()).take(ASKED).collect();
-    let answer = answer.join(" ").trim_end_matches(['.', ',', ';', ':', '?', '!']).to_string();
+    let answer: Vec<&str> = rest
+        .split(' ')
+        .filter(|w| !w.is_empty())
+        .take(ASKED)
+        .collect();
+    let answer = answer
+        .join(" ")
+        .trim_end_matches(['.', ',', ';', ':', '?', '!'])
+        .to_string();
     Question {
         instruction: "Read the following text. I will ask for passages of it afterwards.\n".into(),
         filler: Filler::Prose { prose, start },
         needles: Vec::new(),
-        question: format!("\nWhich words come next in the text above?\n{}", head.trim_end()),
+        question: format!(
+            "\nWhich words come next in the text above?\n{}",
+            head.trim_end()
+        ),
         answer_prefix: format!("In the text above it says: {}", head.trim_end()),
         expected: format!(" {answer}"),
         answers: vec![answer],
@@ -58,13 +86,22 @@ pub(super) fn question<'a>(prose: &'a Prose, draws: &mut Draws, (length, key): (
     }
 }
 
-/// Where a sentence is cut, a byte, and whether a name or a number follows. `None` when it is too short.
+/// Where a sentence is cut, a byte, and whether a name or a number follows. `None` when it is too
+/// short.
 fn cut(sentence: &str, draws: &mut Draws) -> Option<(usize, bool)> {
     let starts: Vec<usize> = sentence.match_indices(' ').map(|(at, _)| at + 1).collect();
     // `starts[i]` is where word `i + 1` begins.
-    let cuts: Vec<usize> =
-        starts.iter().copied().skip(SHOWN - 1).take(starts.len().saturating_sub(SHOWN + ASKED - 2)).collect();
-    let lower = |at: usize| sentence[..at].trim_end().ends_with(|c: char| c.is_lowercase() || c == ',');
+    let cuts: Vec<usize> = starts
+        .iter()
+        .copied()
+        .skip(SHOWN - 1)
+        .take(starts.len().saturating_sub(SHOWN + ASKED - 2))
+        .collect();
+    let lower = |at: usize| {
+        sentence[..at]
+            .trim_end()
+            .ends_with(|c: char| c.is_lowercase() || c == ',')
+    };
     let telling = |at: &usize| match sentence[*at..].chars().next() {
         Some(c) => c.is_ascii_digit() || (c.is_uppercase() && lower(*at)),
         None => false,
@@ -80,8 +117,12 @@ mod tests {
     use crate::haystack;
 
     fn prose() -> Prose {
-        let line =
-            |i: usize| format!("After {} years the fleet of Anna {i} came home to Ghent in May. It was late.", 20 + i);
+        let line = |i: usize| {
+            format!(
+                "After {} years the fleet of Anna {i} came home to Ghent in May. It was late.",
+                20 + i
+            )
+        };
         Prose::new(&(0..40).map(line).collect::<Vec<_>>().join(" ")).expect("sentences")
     }
 
@@ -93,11 +134,22 @@ mod tests {
             for key in 0..SEVERAL {
                 let q = question(&prose, &mut Draws::new(&[seed]), (400, key));
                 let text = haystack::text(&q.filler, &q.needles, 40);
-                let head = q.answer_prefix.strip_prefix("In the text above it says: ").expect("shown");
-                assert_eq!(text.matches(&format!("{head}{}", q.expected)).count(), 1, "{head}");
+                let head = q
+                    .answer_prefix
+                    .strip_prefix("In the text above it says: ")
+                    .expect("shown");
+                assert_eq!(
+                    text.matches(&format!("{head}{}", q.expected)).count(),
+                    1,
+                    "{head}"
+                );
                 assert!(q.question.ends_with(head) && head.split(' ').count() >= SHOWN);
                 let first = q.answers[0].chars().next().expect("not empty");
-                assert!(first.is_ascii_digit() || first.is_uppercase(), "{}", q.answers[0]);
+                assert!(
+                    first.is_ascii_digit() || first.is_uppercase(),
+                    "{}",
+                    q.answers[0]
+                );
                 seen.push(head.to_string() + &q.expected);
             }
             seen.sort();

@@ -4,47 +4,57 @@ use crate::draws::Draws;
 
 /// Adjectives of keys such as `rusty-lantern`.
 const ADJECTIVES: &str = "able ample amused ancient awake bitter blank blunt bold brave brief bright brisk broad calm \
-    careful cheap cheerful chilly clean clever cloudy clumsy coarse common cosy crisp cruel curious curly damp daring \
-    dark deaf decent deep dense distant double drowsy dull dusty eager early elegant empty faint fair famous fancy \
-    fierce flat fluffy foreign formal fragile frank frosty gentle giant glad golden graceful grand grateful greedy \
-    grumpy handsome happy harsh hasty hidden hollow honest humble hungry idle jealous jolly keen kind lazy lively \
-    lonely loud lucky magic mellow merry mighty modest muddy narrow neat nervous noisy odd patient plain polite proud \
-    quaint quiet rapid rare rough rusty secret shallow sharp shiny shy silent silly sleepy slender smooth spare steady \
-    stern sturdy subtle tame tender thick thirsty tidy timid tiny ugly vague vast vivid warm weary wicked wild wise \
-    witty";
+     careful cheap cheerful chilly clean clever cloudy clumsy coarse common cosy crisp cruel \
+     curious curly damp daring dark deaf decent deep dense distant double drowsy dull dusty eager \
+     early elegant empty faint fair famous fancy fierce flat fluffy foreign formal fragile frank \
+     frosty gentle giant glad golden graceful grand grateful greedy grumpy handsome happy harsh \
+     hasty hidden hollow honest humble hungry idle jealous jolly keen kind lazy lively lonely \
+     loud lucky magic mellow merry mighty modest muddy narrow neat nervous noisy odd patient \
+     plain polite proud quaint quiet rapid rare rough rusty secret shallow sharp shiny shy silent \
+     silly sleepy slender smooth spare steady stern sturdy subtle tame tender thick thirsty tidy \
+     timid tiny ugly vague vast vivid warm weary wicked wild wise witty";
 /// Nouns of keys.
-const NOUNS: &str = "acorn anchor anvil apron armour arrow attic badge bakery balcony ballad banjo barrel basin basket \
-    beacon bell bicycle blanket blossom bonnet bottle bracelet branch brick bridge broom bucket buckle butcher butter \
-    button cabin cable candle canoe canvas canyon carpet carriage castle cellar chapel cherry chimney circus clarinet \
-    cliff clock clover coach cobbler coin collar comet compass copper cottage cradle crayon cricket crown cupboard \
-    curtain cushion dagger dairy diamond dinner donkey drawer drum dungeon eagle elbow engine envelope fabric falcon \
-    farmer feather fence ferry fiddle fountain fox furnace garden garlic gate ginger glacier glove goblet goose grape \
-    gravel guitar hammer harbour harvest helmet hedge heron honey hotel island ivory jacket jewel jungle kennel kettle \
-    kitchen kite ladder lagoon lantern lawyer lemon letter lever library lighthouse lizard lobster locket loom lumber \
-    magnet mantle maple marble market meadow medal melon miller mirror mitten monkey mosaic motor mountain museum \
-    mustard napkin needle nephew nickel nutmeg oasis olive onion orchard organ otter oven oyster paddle painter palace \
-    parrot pasture pebble pelican pencil pepper piano pigeon pillow pirate planet plough pocket pony poppy porch \
-    poster potato prairie prince pudding pulley pumpkin puppet puzzle pyramid quarry quilt rabbit radish raft railway \
-    raven ribbon rifle river robin rocket rooster saddle sailor salmon sandal saucer scarf shepherd shovel shutter \
-    skeleton sleigh spider spoon squirrel stable statue stove stream sugar summit swallow tailor tavern teapot temple \
-    thimble thistle throne thunder ticket timber tobacco tortoise tower trumpet tunnel turnip umbrella uncle valley \
-    velvet village violin wagon walnut wardrobe weasel whistle widow willow window winter wizard workshop yacht zebra";
+const NOUNS: &str = "acorn anchor anvil apron armour arrow attic badge bakery balcony ballad banjo barrel basin \
+     basket beacon bell bicycle blanket blossom bonnet bottle bracelet branch brick bridge broom \
+     bucket buckle butcher butter button cabin cable candle canoe canvas canyon carpet carriage \
+     castle cellar chapel cherry chimney circus clarinet cliff clock clover coach cobbler coin \
+     collar comet compass copper cottage cradle crayon cricket crown cupboard curtain cushion \
+     dagger dairy diamond dinner donkey drawer drum dungeon eagle elbow engine envelope fabric \
+     falcon farmer feather fence ferry fiddle fountain fox furnace garden garlic gate ginger \
+     glacier glove goblet goose grape gravel guitar hammer harbour harvest helmet hedge heron \
+     honey hotel island ivory jacket jewel jungle kennel kettle kitchen kite ladder lagoon \
+     lantern lawyer lemon letter lever library lighthouse lizard lobster locket loom lumber \
+     magnet mantle maple marble market meadow medal melon miller mirror mitten monkey mosaic \
+     motor mountain museum mustard napkin needle nephew nickel nutmeg oasis olive onion orchard \
+     organ otter oven oyster paddle painter palace parrot pasture pebble pelican pencil pepper \
+     piano pigeon pillow pirate planet plough pocket pony poppy porch poster potato prairie \
+     prince pudding pulley pumpkin puppet puzzle pyramid quarry quilt rabbit radish raft railway \
+     raven ribbon rifle river robin rocket rooster saddle sailor salmon sandal saucer scarf \
+     shepherd shovel shutter skeleton sleigh spider spoon squirrel stable statue stove stream \
+     sugar summit swallow tailor tavern teapot temple thimble thistle throne thunder ticket \
+     timber tobacco tortoise tower trumpet tunnel turnip umbrella uncle valley velvet village \
+     violin wagon walnut wardrobe weasel whistle widow willow window winter wizard workshop yacht \
+     zebra";
 /// Verbs, which lists of words have beside the others.
-const VERBS: &str = "admire adopt advise agree allow annoy appear argue arrive attach attend avoid bake balance beg \
-    behave bless boast borrow bounce breathe bury calculate carry chase cheer chew choose claim climb collect compare \
-    complain confess connect copy cough crawl cross dance decide decorate deliver deny depend describe deserve destroy \
-    divide earn embrace enjoy escape examine excuse explain explore fasten fetch flood follow forgive frighten gather \
-    greet grumble guess hesitate hurry imagine improve inform invent invite judge juggle knit launch laugh listen \
-    manage measure melt mend mumble murmur obey observe offer owe paint perform permit persuade plead polish pour \
-    praise predict prepare preserve pretend produce promise protect punish realise receive recognise refuse regret \
-    rejoice remember remind repair replace rescue reveal scatter scold scream scrub search shiver shrug snore sneeze \
-    squeeze stammer stretch stumble suggest surprise suspect tease thank tremble trust unpack vanish visit wander \
-    warn whisper wonder worry wrestle yawn";
+const VERBS: &str = "admire adopt advise agree allow annoy appear argue arrive attach attend avoid bake balance \
+     beg behave bless boast borrow bounce breathe bury calculate carry chase cheer chew choose \
+     claim climb collect compare complain confess connect copy cough crawl cross dance decide \
+     decorate deliver deny depend describe deserve destroy divide earn embrace enjoy escape \
+     examine excuse explain explore fasten fetch flood follow forgive frighten gather greet \
+     grumble guess hesitate hurry imagine improve inform invent invite judge juggle knit launch \
+     laugh listen manage measure melt mend mumble murmur obey observe offer owe paint perform \
+     permit persuade plead polish pour praise predict prepare preserve pretend produce promise \
+     protect punish realise receive recognise refuse regret rejoice remember remind repair \
+     replace rescue reveal scatter scold scream scrub search shiver shrug snore sneeze squeeze \
+     stammer stretch stumble suggest surprise suspect tease thank tremble trust unpack vanish \
+     visit wander warn whisper wonder worry wrestle yawn";
 
 /// One of the words of a list.
 fn one(list: &'static str, draws: &mut Draws) -> &'static str {
     let count = list.split_whitespace().count();
-    list.split_whitespace().nth(draws.below(count)).expect("below the number of words")
+    list.split_whitespace()
+        .nth(draws.below(count))
+        .expect("below the number of words")
 }
 
 /// `adjective-noun`.
@@ -73,13 +83,18 @@ pub fn uuid(draws: &mut Draws) -> String {
 
 /// `count` letters from `first` on.
 pub fn letters(draws: &mut Draws, first: u8, count: usize) -> String {
-    (0..count).map(|_| (first + draws.below(26) as u8) as char).collect()
+    (0..count)
+        .map(|_| (first + draws.below(26) as u8) as char)
+        .collect()
 }
 
 /// `count` different plain words in random order; beyond the number of known ones, pairs of them.
 pub fn words(draws: &mut Draws, count: usize) -> Vec<String> {
-    let mut all: Vec<String> =
-        [NOUNS, ADJECTIVES, VERBS].iter().flat_map(|list| list.split_whitespace()).map(Into::into).collect();
+    let mut all: Vec<String> = [NOUNS, ADJECTIVES, VERBS]
+        .iter()
+        .flat_map(|list| list.split_whitespace())
+        .map(Into::into)
+        .collect();
     draws.shuffle(&mut all);
     let missing = count.saturating_sub(all.len());
     all.truncate(count);
@@ -121,8 +136,15 @@ mod tests {
         for _ in 0..50 {
             let uuid = uuid(&mut draws);
             let parts: Vec<&str> = uuid.split('-').collect();
-            assert_eq!(parts.iter().map(|p| p.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12], "{uuid}");
-            assert!(parts[2].starts_with('4') && "89ab".contains(&parts[3][..1]), "{uuid}");
+            assert_eq!(
+                parts.iter().map(|p| p.len()).collect::<Vec<_>>(),
+                [8, 4, 4, 4, 12],
+                "{uuid}"
+            );
+            assert!(
+                parts[2].starts_with('4') && "89ab".contains(&parts[3][..1]),
+                "{uuid}"
+            );
         }
     }
 }

@@ -1,14 +1,17 @@
-//! What the kernels reach on a GPU, beside what the GPU reaches: `cargo bench -p palimpsest-kernels --bench gpu -- kernels`.
+//! What the kernels reach on a GPU, beside what the GPU reaches: `cargo bench -p palimpsest-kernels
+//! --bench gpu -- kernels`.
 //!
-//! Prints JSON lines. `embedded` says whether this build has kernels, `identify` what the GPU is, `kernels` measures. `cargo xtask gpu-check` runs both.
+//! Prints JSON lines. `embedded` says whether this build has kernels, `identify` what the GPU is,
+//! `kernels` measures. `cargo xtask gpu-check` runs both.
 
 mod measure;
+
+use std::process::ExitCode;
 
 use measure::{Sizes, Timed};
 use palimpsest_kernels::cuda::driver::{Driver, DriverMemory, has_kernels};
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::error::Result;
-use std::process::ExitCode;
 
 impl Timed for Driver {
     fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
@@ -26,7 +29,10 @@ impl Timed for Driver {
 
 fn run(part: &str) -> Result<()> {
     if part == "embedded" {
-        println!("{}", serde_json::json!({"kind": "kernels", "embedded": has_kernels()}));
+        println!(
+            "{}",
+            serde_json::json!({"kind": "kernels", "embedded": has_kernels()})
+        );
         return Ok(());
     }
     let driver = Driver::open(0)?;
@@ -47,7 +53,10 @@ fn run(part: &str) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let part = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_else(|| "identify".into());
+    let part = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with('-'))
+        .unwrap_or_else(|| "identify".into());
     match run(&part) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

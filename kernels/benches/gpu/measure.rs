@@ -1,11 +1,12 @@
-//! The measurements, over any device that can time itself: `kernels/tests/emulated.rs` runs them at small sizes, so that what
-//! they call is right before a GPU is there. What they print then is no figure of anything.
+//! The measurements, over any device that can time itself: `kernels/tests/emulated.rs` runs them at
+//! small sizes, so that what they call is right before a GPU is there. What they print then is no
+//! figure of anything.
 
 use palimpsest_kernels::cuda::{CudaBackend, Device, Product};
 use palimpsest_kernels::error::Result;
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentKind, NoteItem, PageId, PageShape, QkvShape, ScoreItem, ScoreRule,
-    SelectBudget, SelectHead,
+    AttentionItem, Backend, HeadPages, KvType, LatentKind, NoteItem, PageId, PageShape, QkvShape,
+    ScoreItem, ScoreRule, SelectBudget, SelectHead,
 };
 use serde_json::{Value, json};
 
@@ -31,7 +32,8 @@ pub struct Sizes {
     pub decode: &'static [(usize, usize)],
     /// Sequences, rows and slots per head of prefill attention.
     pub prefill: &'static [(usize, usize, usize)],
-    /// Layers, slots that a head keeps, slots that it has beyond them, and centroids, of a boundary of one sequence.
+    /// Layers, slots that a head keeps, slots that it has beyond them, and centroids, of a
+    /// boundary of one sequence.
     pub boundaries: &'static [(usize, usize, usize, usize)],
     /// Runs of each, of which the median counts.
     pub runs: usize,
@@ -43,7 +45,11 @@ impl Sizes {
     pub const REAL: Self = Self {
         copy: 1 << 30,
         product: 8192,
-        heads: QkvShape { heads: 32, kv_heads: 8, head_dim: 128 },
+        heads: QkvShape {
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+        },
         decode: &[(1, 4096), (16, 4096), (64, 4096)],
         prefill: &[(1, 512, 4608), (4, 512, 4608)],
         // The default contract: an eighth of the budget pays for centroids, two entries for one.
@@ -53,71 +59,124 @@ impl Sizes {
 }
 
 /// Measures everything and hands each figure to `report`.
-pub fn all<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, report: &mut dyn FnMut(Value)) -> Result<()> {
+pub fn all<D: Timed>(
+    backend: &CudaBackend<D>,
+    sizes: &Sizes,
+    report: &mut dyn FnMut(Value),
+) -> Result<()> {
     let copy_rate = copy_rate(backend.device(), sizes)?;
     report(json!({"kind": "copy", "bytes": sizes.copy, "bytes_per_second": copy_rate}));
     let product_rate = product_rate(backend, sizes)?;
-    report(json!({"kind": "bf16 product", "size": sizes.product, "flops": product_rate.map(|rate| rate.0),
-                  "by": product_rate.map(|rate| rate.1)}));
+    report(
+        json!({"kind": "bf16 product", "size": sizes.product, "flops": product_rate.map(|rate| rate.0),
+                  "by": product_rate.map(|rate| rate.1)}),
+    );
     for &(sequences, slots) in sizes.decode {
         let seconds = attention(backend, sizes, (sequences, 1, slots))?;
         let shape = sizes.heads;
         let bytes = sequences * shape.kv_heads * slots * 2 * shape.head_dim * KvType::F16.bytes();
         let rate = bytes as f64 / seconds;
-        report(json!({"kind": "decode attention", "sequences": sequences, "slots": slots, "seconds": seconds,
-                      "bytes_per_second": rate, "of_copy": rate / copy_rate}));
+        report(
+            json!({"kind": "decode attention", "sequences": sequences, "slots": slots, "seconds": seconds,
+                      "bytes_per_second": rate, "of_copy": rate / copy_rate}),
+        );
     }
     for &(sequences, rows, slots) in sizes.prefill {
         let seconds = attention(backend, sizes, (sequences, rows, slots))?;
         let pairs: usize = (0..rows).map(|row| slots - rows + row + 1).sum();
-        let flops = (sequences * 4 * sizes.heads.head_dim * sizes.heads.heads * pairs) as f64 / seconds;
-        report(json!({"kind": "prefill attention", "sequences": sequences, "rows": rows, "slots": slots,
-                      "seconds": seconds, "flops": flops, "of_product": product_rate.map(|rate| flops / rate.0)}));
+        let flops =
+            (sequences * 4 * sizes.heads.head_dim * sizes.heads.heads * pairs) as f64 / seconds;
+        report(
+            json!({"kind": "prefill attention", "sequences": sequences, "rows": rows, "slots": slots,
+                      "seconds": seconds, "flops": flops, "of_product": product_rate.map(|rate| flops / rate.0)}),
+        );
     }
     for &(layers, keep, stride, centroids) in sizes.boundaries {
         let kernels = boundary(backend, sizes, (layers, keep, stride, centroids))?;
         let seconds: f64 = kernels.iter().map(|kernel| kernel.1).sum();
-        report(json!({"kind": "boundary", "layers": layers, "keep": keep, "stride": stride, "centroids": centroids,
-                      "seconds": seconds, "kernels": kernels}));
+        report(
+            json!({"kind": "boundary", "layers": layers, "keep": keep, "stride": stride, "centroids": centroids,
+                      "seconds": seconds, "kernels": kernels}),
+        );
     }
     Ok(())
 }
 
-/// Page tables of `count` heads with `per_head` pages each, which lie apart, as they do in an arena that has been in use.
+/// Page tables of `count` heads with `per_head` pages each, which lie apart, as they do in an arena
+/// that has been in use.
 fn scattered(count: usize, per_head: usize) -> Vec<Vec<PageId>> {
-    (0..count).map(|head| (0..per_head).map(|page| PageId((page * count + head) as u32)).collect()).collect()
+    (0..count)
+        .map(|head| {
+            (0..per_head)
+                .map(|page| PageId((page * count + head) as u32))
+                .collect()
+        })
+        .collect()
 }
 
 fn noise(len: usize) -> Vec<f32> {
-    (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect()
+    (0..len)
+        .map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0)
+        .collect()
 }
 
-/// Seconds of each kernel of a boundary of the default policy and memory, in the run whose sum is the median.
+/// Seconds of each kernel of a boundary of the default policy and memory, in the run whose sum is
+/// the median.
 fn boundary<D: Timed>(
     backend: &CudaBackend<D>,
     sizes: &Sizes,
     (layers, keep, stride, most): (usize, usize, usize, usize),
 ) -> Result<Vec<(String, f64)>> {
-    let QkvShape { kv_heads, head_dim, .. } = sizes.heads;
+    let QkvShape {
+        kv_heads, head_dim, ..
+    } = sizes.heads;
     let (count, len) = (layers * kv_heads, keep + stride);
     let tables = scattered(count, len.div_ceil(PageShape::SLOTS));
-    let shape = PageShape { head_dim, dtype: KvType::F16 };
+    let shape = PageShape {
+        head_dim,
+        dtype: KvType::F16,
+    };
     let mut pages = backend.alloc_pages(shape, count * tables[0].len())?;
-    let heads: Vec<HeadPages<'_>> = tables.iter().map(|pages| HeadPages { pages, len }).collect();
+    let heads: Vec<HeadPages<'_>> = tables
+        .iter()
+        .map(|pages| HeadPages { pages, len })
+        .collect();
     let (mut notes, mut scores) = (backend.alloc(len * kv_heads)?, backend.alloc(len * count)?);
     backend.upload(&noise(len * kv_heads), &mut notes, 0)?;
     for (index, head) in heads.iter().enumerate() {
         let entries = noise(len * head_dim + index);
         backend.write_slots(&mut pages, *head, 0, &entries[index..], &entries[index..])?;
         let slots = HeadPages { len: 0, ..*head };
-        let item = NoteItem { rows: 0..len, kv_head: index % kv_heads, second: None, slots, position: 0 };
+        let item = NoteItem {
+            rows: 0..len,
+            kv_head: index % kv_heads,
+            second: None,
+            slots,
+            position: 0,
+        };
         backend.note(&mut pages, &notes, kv_heads, &[item])?;
     }
     let id = backend.alloc_latent(&mut pages, LatentKind::Centroids { most }, count)?;
-    let rule = ScoreRule::Fading { rate: -0.1, scale: 256.0 };
-    let items: Vec<_> = heads.iter().map(|&slots| ScoreItem { slots, rule }).collect();
-    let budget = SelectBudget { pools: kv_heads, take: keep, floor: keep * 15 / 100 };
-    let ranked = vec![SelectHead { len, candidates: 0..len }; count];
+    let rule = ScoreRule::Fading {
+        rate: -0.1,
+        scale: 256.0,
+    };
+    let items: Vec<_> = heads
+        .iter()
+        .map(|&slots| ScoreItem { slots, rule })
+        .collect();
+    let budget = SelectBudget {
+        pools: kv_heads,
+        take: keep,
+        floor: keep * 15 / 100,
+    };
+    let ranked = vec![
+        SelectHead {
+            len,
+            candidates: 0..len
+        };
+        count
+    ];
     let mut pass = || {
         backend.score(&pages, len as u32 - 1, &items, &mut scores)?;
         let kept = backend.select(budget, &scores, &ranked)?;
@@ -126,7 +185,9 @@ fn boundary<D: Timed>(
     };
     // The first one fills the memory.
     pass()?;
-    let runs = (0..sizes.runs).map(|_| backend.device().kernel_seconds(&mut pass)).collect::<Result<Vec<_>>>()?;
+    let runs = (0..sizes.runs)
+        .map(|_| backend.device().kernel_seconds(&mut pass))
+        .collect::<Result<Vec<_>>>()?;
     let total = |run: &Vec<(String, f64)>| run.iter().map(|kernel| kernel.1).sum::<f64>();
     let mut order: Vec<usize> = (0..runs.len()).collect();
     order.sort_by(|&a, &b| total(&runs[a]).total_cmp(&total(&runs[b])));
@@ -143,46 +204,90 @@ fn median(runs: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> 
 
 /// Bytes read and written per second by copies on the device.
 fn copy_rate<D: Timed>(device: &D, sizes: &Sizes) -> Result<f64> {
-    let (src, dst) = (device.alloc("source", sizes.copy)?, device.alloc("destination", sizes.copy)?);
-    let seconds = median(sizes.runs, || device.seconds(&mut || device.copy(&src, &dst, sizes.copy)))?;
+    let (src, dst) = (
+        device.alloc("source", sizes.copy)?,
+        device.alloc("destination", sizes.copy)?,
+    );
+    let seconds = median(sizes.runs, || {
+        device.seconds(&mut || device.copy(&src, &dst, sizes.copy))
+    })?;
     Ok(2.0 * sizes.copy as f64 / seconds)
 }
 
-/// Multiply-adds, counted as two, per second of a bf16 product by the vendor's library, and by whom; `None` where there is none.
-fn product_rate<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes) -> Result<Option<(f64, &'static str)>> {
+/// Multiply-adds, counted as two, per second of a bf16 product by the vendor's library, and by
+/// whom; `None` where there is none.
+fn product_rate<D: Timed>(
+    backend: &CudaBackend<D>,
+    sizes: &Sizes,
+) -> Result<Option<(f64, &'static str)>> {
     let (device, size) = (backend.device(), sizes.product);
     if !device.has_products() {
         return Ok(None);
     }
-    // Numbers near 1, of two bytes each: a product of zeros draws less power and runs at a higher clock.
-    let noise: Vec<u8> = (0..size * size).flat_map(|i| [(i * 37 % 251) as u8, 0x3f]).collect();
+    // Numbers near 1, of two bytes each: a product of zeros draws less power and runs at a higher
+    // clock.
+    let noise: Vec<u8> = (0..size * size)
+        .flat_map(|i| [(i * 37 % 251) as u8, 0x3f])
+        .collect();
     let operand = |what| {
         let memory = device.alloc(what, 2 * size * size)?;
         device.upload(&noise, &memory, 0)?;
         Ok(memory)
     };
-    let (x, w, out) = (operand("x")?, operand("w")?, device.alloc("out", 4 * size * size)?);
+    let (x, w, out) = (
+        operand("x")?,
+        operand("w")?,
+        device.alloc("out", 4 * size * size)?,
+    );
     let [x, w, out] = [&x, &w, &out].map(D::address);
-    let product = Product { x, w, out, rows: size, outputs: size, stride: size, accumulate: false };
+    let product = Product {
+        x,
+        w,
+        out,
+        rows: size,
+        outputs: size,
+        stride: size,
+        accumulate: false,
+    };
     // SAFETY: all three were allocated here with `size` rows of `size` elements of their types.
     let multiply = || unsafe { device.product(&product) };
     let seconds = median(sizes.runs, || device.seconds(&mut || multiply()))?;
     Ok(Some((2.0 * (size as f64).powi(3) / seconds, "cuBLAS")))
 }
 
-/// Median seconds of the kernels of one attention call: `sequences` of `rows` rows over `slots` slots, those of the rows included.
+/// Median seconds of the kernels of one attention call: `sequences` of `rows` rows over `slots`
+/// slots, those of the rows included.
 fn attention<D: Timed>(
     backend: &CudaBackend<D>,
     sizes: &Sizes,
     (sequences, rows, slots): (usize, usize, usize),
 ) -> Result<f64> {
-    let QkvShape { heads, kv_heads, head_dim } = sizes.heads;
+    let QkvShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = sizes.heads;
     let (count, per_head) = (sequences * kv_heads, slots.div_ceil(PageShape::SLOTS));
-    let mut pages = backend.alloc_pages(PageShape { head_dim, dtype: KvType::F16 }, count * per_head)?;
+    let mut pages = backend.alloc_pages(
+        PageShape {
+            head_dim,
+            dtype: KvType::F16,
+        },
+        count * per_head,
+    )?;
     let tables = scattered(count, per_head);
     let entries = noise(slots * head_dim);
     for pages_of in &tables {
-        backend.write_slots(&mut pages, HeadPages { pages: pages_of, len: slots }, 0, &entries, &entries)?;
+        backend.write_slots(
+            &mut pages,
+            HeadPages {
+                pages: pages_of,
+                len: slots,
+            },
+            0,
+            &entries,
+            &entries,
+        )?;
     }
     let items: Vec<_> = tables
         .iter()
@@ -199,5 +304,12 @@ fn attention<D: Timed>(
     let (mut q, mut out) = (backend.alloc(len)?, backend.alloc(len)?);
     backend.upload(&noise(len), &mut q, 0)?;
     let mut attend = || backend.attention(sizes.heads, &pages, &q, &items, &mut out);
-    median(sizes.runs, || Ok(backend.device().kernel_seconds(&mut attend)?.iter().map(|kernel| kernel.1).sum()))
+    median(sizes.runs, || {
+        Ok(backend
+            .device()
+            .kernel_seconds(&mut attend)?
+            .iter()
+            .map(|kernel| kernel.1)
+            .sum())
+    })
 }

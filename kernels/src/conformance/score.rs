@@ -19,12 +19,19 @@ fn annotate<B: Backend>(
     for first_step in [true, false] {
         let (mut items, mut start) = (Vec::new(), 0);
         for (sequence, &(before, after)) in SEQUENCES.iter().enumerate() {
-            let (len, rows) = if first_step { (0, before) } else { (before, after - before) };
+            let (len, rows) = if first_step {
+                (0, before)
+            } else {
+                (before, after - before)
+            };
             items.extend((0..KV_HEADS).map(|kv_head| NoteItem {
                 rows: start..start + rows,
                 kv_head,
                 second: of_two.then_some(KV_HEADS - kv_head),
-                slots: HeadPages { pages: &tables[sequence * KV_HEADS + kv_head], len },
+                slots: HeadPages {
+                    pages: &tables[sequence * KV_HEADS + kv_head],
+                    len,
+                },
                 position: (1000 * sequence + len) as u32,
             }));
             start += rows;
@@ -32,25 +39,52 @@ fn annotate<B: Backend>(
         let width = KV_HEADS + 1;
         let values = suite.random.values(start * width);
         let on_device = suite.upload(&values)?;
-        suite.backend.note(&mut arenas.pages, &on_device, width, &items).named("note")?;
-        ReferenceBackend.note(&mut arenas.reference, &values, width, &items).named("note")?;
+        suite
+            .backend
+            .note(&mut arenas.pages, &on_device, width, &items)
+            .named("note")?;
+        ReferenceBackend
+            .note(&mut arenas.reference, &values, width, &items)
+            .named("note")?;
     }
     Ok(())
 }
 
 fn lens() -> Vec<usize> {
-    SEQUENCES.iter().flat_map(|sequence| [sequence.1; KV_HEADS]).collect()
+    SEQUENCES
+        .iter()
+        .flat_map(|sequence| [sequence.1; KV_HEADS])
+        .collect()
 }
 
-fn compare<B: Backend>(suite: &mut Suite<'_, B>, case: &str, arenas: &Arenas<B>, lens: &[usize]) -> Check {
+fn compare<B: Backend>(
+    suite: &mut Suite<'_, B>,
+    case: &str,
+    arenas: &Arenas<B>,
+    lens: &[usize],
+) -> Check {
     for (index, &len) in lens.iter().enumerate() {
-        let got = suite.backend.read_notes(&arenas.pages, arenas.head(index, len)).named("read_notes")?;
-        let want = ReferenceBackend.read_notes(&arenas.reference, arenas.head(index, len)).named("read_notes")?;
+        let got = suite
+            .backend
+            .read_notes(&arenas.pages, arenas.head(index, len))
+            .named("read_notes")?;
+        let want = ReferenceBackend
+            .read_notes(&arenas.reference, arenas.head(index, len))
+            .named("read_notes")?;
         if got.len() != want.len() {
-            return Err(Failure::Length { case: case.into(), got: got.len(), want: want.len() });
+            return Err(Failure::Length {
+                case: case.into(),
+                got: got.len(),
+                want: want.len(),
+            });
         }
         if let Some(slot) = got.iter().zip(&want).position(|(got, want)| got != want) {
-            return Err(Failure::Note { case: case.into(), slot, got: got[slot], want: want[slot] });
+            return Err(Failure::Note {
+                case: case.into(),
+                slot,
+                got: got[slot],
+                want: want[slot],
+            });
         }
     }
     Ok(())
@@ -68,13 +102,32 @@ fn notes_of<B: Backend>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
     let tables = arenas.tables.clone();
     annotate(suite, &mut arenas, &tables, of_two)?;
     compare(suite, "note", &arenas, &lens)?;
-    let list = |len: usize, random: &mut super::Random| (0..len as u32).filter(|_| random.below(3) > 0).collect();
-    let lists: Vec<Vec<u32>> = lens.iter().map(|&len| list(len, &mut suite.random)).collect();
-    let heads: Vec<HeadPages<'_>> = tables.iter().zip(&lens).map(|(pages, &len)| HeadPages { pages, len }).collect();
-    let kept = suite.backend.keep_lists(&lens, &lists).named("keep_lists")?;
-    suite.backend.compact(&mut arenas.pages, &heads, &kept).named("compact")?;
-    let kept = ReferenceBackend.keep_lists(&lens, &lists).named("keep_lists")?;
-    ReferenceBackend.compact(&mut arenas.reference, &heads, &kept).named("compact")?;
+    let list = |len: usize, random: &mut super::Random| {
+        (0..len as u32).filter(|_| random.below(3) > 0).collect()
+    };
+    let lists: Vec<Vec<u32>> = lens
+        .iter()
+        .map(|&len| list(len, &mut suite.random))
+        .collect();
+    let heads: Vec<HeadPages<'_>> = tables
+        .iter()
+        .zip(&lens)
+        .map(|(pages, &len)| HeadPages { pages, len })
+        .collect();
+    let kept = suite
+        .backend
+        .keep_lists(&lens, &lists)
+        .named("keep_lists")?;
+    suite
+        .backend
+        .compact(&mut arenas.pages, &heads, &kept)
+        .named("compact")?;
+    let kept = ReferenceBackend
+        .keep_lists(&lens, &lists)
+        .named("keep_lists")?;
+    ReferenceBackend
+        .compact(&mut arenas.reference, &heads, &kept)
+        .named("compact")?;
     let left: Vec<usize> = lists.iter().map(Vec::len).collect();
     compare(suite, "notes after compact", &arenas, &left)
 }
@@ -82,27 +135,52 @@ fn notes_of<B: Backend>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
 /// `score` by every rule, heads of different rules in one call.
 pub(super) fn scores<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     let lens = lens();
-    let (fading, either) =
-        (|rate| ScoreRule::Fading { rate, scale: 256.0 }, |rate| ScoreRule::Either { rate, scale: 256.0 });
-    for (dim, of_two) in [8, 48, 128].into_iter().flat_map(|dim| [(dim, false), (dim, true)]) {
+    let (fading, either) = (
+        |rate| ScoreRule::Fading { rate, scale: 256.0 },
+        |rate| ScoreRule::Either { rate, scale: 256.0 },
+    );
+    for (dim, of_two) in [8, 48, 128]
+        .into_iter()
+        .flat_map(|dim| [(dim, false), (dim, true)])
+    {
         let mut arenas = Arenas::new(suite, dim, &lens)?;
         let tables = arenas.tables.clone();
         for (head, &len) in lens.iter().enumerate() {
             arenas.fill(suite, head, len)?;
         }
         annotate(suite, &mut arenas, &tables, of_two)?;
-        let by_note = if of_two { [either(-0.7), either(0.0)] } else { [fading(-0.7), fading(0.0)] };
-        let rules = [by_note[0], ScoreRule::KeyNorm, by_note[1], ScoreRule::KeyDirection];
+        let by_note = if of_two {
+            [either(-0.7), either(0.0)]
+        } else {
+            [fading(-0.7), fading(0.0)]
+        };
+        let rules = [
+            by_note[0],
+            ScoreRule::KeyNorm,
+            by_note[1],
+            ScoreRule::KeyDirection,
+        ];
         for first in 0..rules.len() {
-            let heads = tables.iter().zip(&lens).map(|(pages, &len)| HeadPages { pages, len });
-            let rule = |(i, slots)| ScoreItem { slots, rule: rules[(first + i) % rules.len()] };
+            let heads = tables
+                .iter()
+                .zip(&lens)
+                .map(|(pages, &len)| HeadPages { pages, len });
+            let rule = |(i, slots)| ScoreItem {
+                slots,
+                rule: rules[(first + i) % rules.len()],
+            };
             let items: Vec<_> = heads.enumerate().map(rule).collect();
             let total = lens.iter().sum();
             let case = format!("score D {dim}");
             let mut want = vec![0.0; total];
-            ReferenceBackend.score(&arenas.reference, 4100, &items, &mut want).named(&case)?;
+            ReferenceBackend
+                .score(&arenas.reference, 4100, &items, &mut want)
+                .named(&case)?;
             let mut out = suite.backend.alloc(total).named(&case)?;
-            suite.backend.score(&arenas.pages, 4100, &items, &mut out).named(&case)?;
+            suite
+                .backend
+                .score(&arenas.pages, 4100, &items, &mut out)
+                .named(&case)?;
             let got = suite.download(&out, total)?;
             suite.compare(&case, &got, &want, suite.tolerance.elementwise)?;
         }
@@ -115,17 +193,64 @@ fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     let mut arenas = Arenas::new(suite, 8, &[40])?;
     let (table, bad) = (arenas.tables[0].clone(), [PageId(1), PageId(9)]);
     let values = suite.upload(&[0.0; 6])?;
-    let item =
-        NoteItem { rows: 0..3, kv_head: 1, second: None, slots: HeadPages { pages: &table, len: 30 }, position: 7 };
+    let item = NoteItem {
+        rows: 0..3,
+        kv_head: 1,
+        second: None,
+        slots: HeadPages {
+            pages: &table,
+            len: 30,
+        },
+        position: 7,
+    };
     let mut note = |case, item| refused(case, backend.note(&mut arenas.pages, &values, 2, &[item]));
-    note("rows past the notes", NoteItem { rows: 1..4, ..item.clone() })?;
-    note("KV head past the notes", NoteItem { kv_head: 2, ..item.clone() })?;
-    note("second number past the notes", NoteItem { second: Some(2), ..item.clone() })?;
-    note("noted page out of range", NoteItem { slots: HeadPages { pages: &bad, len: 30 }, ..item.clone() })?;
-    note("noted slots past the table", NoteItem { slots: HeadPages { pages: &table, len: 62 }, ..item })?;
+    note(
+        "rows past the notes",
+        NoteItem {
+            rows: 1..4,
+            ..item.clone()
+        },
+    )?;
+    note(
+        "KV head past the notes",
+        NoteItem {
+            kv_head: 2,
+            ..item.clone()
+        },
+    )?;
+    note(
+        "second number past the notes",
+        NoteItem {
+            second: Some(2),
+            ..item.clone()
+        },
+    )?;
+    note(
+        "noted page out of range",
+        NoteItem {
+            slots: HeadPages {
+                pages: &bad,
+                len: 30,
+            },
+            ..item.clone()
+        },
+    )?;
+    note(
+        "noted slots past the table",
+        NoteItem {
+            slots: HeadPages {
+                pages: &table,
+                len: 62,
+            },
+            ..item
+        },
+    )?;
     let mut out = suite.upload(&[0.0; 40])?;
     let mut score = |case, pages, len| {
-        let item = ScoreItem { slots: HeadPages { pages, len }, rule: ScoreRule::KeyNorm };
+        let item = ScoreItem {
+            slots: HeadPages { pages, len },
+            rule: ScoreRule::KeyNorm,
+        };
         refused(case, backend.score(&arenas.pages, 0, &[item], &mut out))
     };
     score("scored page out of range", &bad[..], 40)?;

@@ -24,20 +24,33 @@ const FILTERS: [(f32, usize, f32, f32); 11] = [
 fn rows<B: Backend>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Vec<Vec<f32>> {
     let mut rows: Vec<Vec<f32>> = (0..2).map(|_| suite.random.values(vocabulary)).collect();
     rows[1].iter_mut().for_each(|x| *x *= 9.0);
-    let coarse: Vec<f32> = rows[0].iter().map(|x| if x.abs() < 0.3 { -0.0 } else { x.round() }).collect();
+    let coarse: Vec<f32> = rows[0]
+        .iter()
+        .map(|x| if x.abs() < 0.3 { -0.0 } else { x.round() })
+        .collect();
     let mut with = |at: usize, value: f32| {
         let mut row = suite.random.values(vocabulary);
         row[at % vocabulary] = value;
         row
     };
-    rows.extend([coarse, with(3, f32::INFINITY), with(5, f32::NEG_INFINITY), with(7, f32::NAN)]);
+    rows.extend([
+        coarse,
+        with(3, f32::INFINITY),
+        with(5, f32::NEG_INFINITY),
+        with(7, f32::NAN),
+    ]);
     rows.extend([vec![0.5; vocabulary], vec![f32::NEG_INFINITY; vocabulary]]);
     rows
 }
 
 fn edits<B: Backend>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Vec<LogitEdit> {
     let count = suite.random.below(vocabulary.min(9));
-    let tokens: Vec<u32> = suite.random.shuffled(vocabulary).into_iter().take(count).collect();
+    let tokens: Vec<u32> = suite
+        .random
+        .shuffled(vocabulary)
+        .into_iter()
+        .take(count)
+        .collect();
     let edit = |token| LogitEdit {
         token,
         bias: suite.random.value(),
@@ -54,7 +67,8 @@ pub(super) fn sample<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
     for vocabulary in [1, 31, 700] {
         for (temperature, top_k, top_p, min_p) in FILTERS {
             let rows = rows(suite, vocabulary);
-            let edits: Vec<Vec<LogitEdit>> = rows.iter().map(|_| edits(suite, vocabulary)).collect();
+            let edits: Vec<Vec<LogitEdit>> =
+                rows.iter().map(|_| edits(suite, vocabulary)).collect();
             // Rows in another order than items, and one row that nobody asks for.
             let items: Vec<SampleItem<'_>> = (0..rows.len() - 1)
                 .rev()
@@ -64,31 +78,70 @@ pub(super) fn sample<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
                     top_k,
                     top_p,
                     min_p,
-                    uniform: if row == 0 { (1 << 53) - 1 } else { suite.random.next() >> 11 },
+                    uniform: if row == 0 {
+                        (1 << 53) - 1
+                    } else {
+                        suite.random.next() >> 11
+                    },
                     edits: &edits[row],
                 })
                 .collect();
-            let case = format!("sample of {vocabulary} at {temperature}, top {top_k}, {top_p}, {min_p}");
+            let case =
+                format!("sample of {vocabulary} at {temperature}, top {top_k}, {top_p}, {min_p}");
             let mut values: Vec<f32> = rows.concat();
             let mut logits = suite.upload(&values)?;
-            let want = ReferenceBackend.sample(&mut values, vocabulary, &items).named(&case)?;
-            let got = suite.backend.sample(&mut logits, vocabulary, &items).named(&case)?;
+            let want = ReferenceBackend
+                .sample(&mut values, vocabulary, &items)
+                .named(&case)?;
+            let got = suite
+                .backend
+                .sample(&mut logits, vocabulary, &items)
+                .named(&case)?;
             compare(suite, &case, &got, &want)?;
         }
     }
     let mut logits = suite.upload(&[0.0; 8])?;
     let edits = [LogitEdit::none(4)];
-    let item = |row| SampleItem { row, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, uniform: 0, edits: &[] };
-    let mut refuse = |case, items: &[SampleItem<'_>]| refused(case, suite.backend.sample(&mut logits, 4, items));
+    let item = |row| SampleItem {
+        row,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        uniform: 0,
+        edits: &[],
+    };
+    let mut refuse =
+        |case, items: &[SampleItem<'_>]| refused(case, suite.backend.sample(&mut logits, 4, items));
     refuse("a row past the logits", &[item(2)])?;
     refuse("a row twice", &[item(1), item(1)])?;
-    refuse("an edit past the vocabulary", &[SampleItem { edits: &edits, ..item(0) }])
+    refuse(
+        "an edit past the vocabulary",
+        &[SampleItem {
+            edits: &edits,
+            ..item(0)
+        }],
+    )
 }
 
-fn compare<B: Backend>(suite: &mut Suite<'_, B>, case: &str, got: &[Option<u32>], want: &[Option<u32>]) -> Check {
+fn compare<B: Backend>(
+    suite: &mut Suite<'_, B>,
+    case: &str,
+    got: &[Option<u32>],
+    want: &[Option<u32>],
+) -> Check {
     if got.len() != want.len() {
-        return Err(Failure::Length { case: case.to_owned(), got: got.len(), want: want.len() });
+        return Err(Failure::Length {
+            case: case.to_owned(),
+            got: got.len(),
+            want: want.len(),
+        });
     }
-    let floats = |tokens: &[Option<u32>]| tokens.iter().map(|t| t.map_or(-1.0, |t| t as f32)).collect::<Vec<f32>>();
+    let floats = |tokens: &[Option<u32>]| {
+        tokens
+            .iter()
+            .map(|t| t.map_or(-1.0, |t| t as f32))
+            .collect::<Vec<f32>>()
+    };
     suite.compare(case, &floats(got), &floats(want), 0.0)
 }

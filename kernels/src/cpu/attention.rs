@@ -1,15 +1,20 @@
 //! Attention over centroids and slots, and the observation of its probabilities.
 //!
-//! A row's keys are cut into units: the centroids first (128 at a time), then chunks of 128 slots that begin at
-//! multiples of 128. Units are reduced one by one and merged in order (see [`attention_block`](super::attention_block)),
-//! so the work may be cut anywhere between units without changing a bit:
+//! A row's keys are cut into units: the centroids first (128 at a time), then chunks of 128 slots
+//! that begin at multiples of 128. Units are reduced one by one and merged in order (see
+//! [`attention_block`](super::attention_block)), so the work may be cut anywhere between units
+//! without changing a bit:
 //! ```text
 //! few rows (decode):    one task per (item, unit), straight from the pages ▸ merge in unit order
 //! many rows (prefill):  one task per (item, 96 query rows): each chunk is widened to f32 once, then used by 16 blocks
 //! ```
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use super::attention_block::{
-    Accumulate, BLOCK, CHUNK, CHUNK_PAGES, Chunk, ChunkPages, Finish, Logits, Merge, State, Visible, with_block,
+    Accumulate, BLOCK, CHUNK, CHUNK_PAGES, Chunk, ChunkPages, Finish, Logits, Merge, State,
+    Visible, with_block,
 };
 use super::element::{Element, page_len};
 use super::elementwise::{at_least, check_item};
@@ -18,8 +23,6 @@ use super::pages::{Arena, CpuPages, Exec, SLOTS, with_arena};
 use crate::backend::{AttentionItem, QkvShape};
 use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
-use std::cell::RefCell;
-use std::ops::Range;
 
 /// Query rows (token rows times `G`) of one prefill task.
 const TILE: usize = 96;
@@ -82,7 +85,10 @@ impl<'a, T: Element> Head<'a, T> {
         call: Call<'a, T>,
         (item, centroids): (&'a AttentionItem<'a>, Option<&'a CentroidState>),
     ) -> Self {
-        let first = item.first_visible.and_then(|first| first.iter().min()).map_or(0, |&slot| slot as usize);
+        let first = item
+            .first_visible
+            .and_then(|first| first.iter().min())
+            .map_or(0, |&slot| slot as usize);
         Self {
             call,
             item,
@@ -117,16 +123,24 @@ impl<'a, T: Element> Head<'a, T> {
     pub(crate) fn visible(&self, unit: usize, row: usize) -> Visible {
         if unit < self.centroid_units {
             let all = self.centroids.map_or(0, |view| view.bias().len());
-            return Visible { first: 0, end: (all - unit * CHUNK).min(CHUNK) };
+            return Visible {
+                first: 0,
+                end: (all - unit * CHUNK).min(CHUNK),
+            };
         }
         let (i, base) = (row / self.group, self.base(unit));
         let first = self.item.first_visible.map_or(0, |first| first[i] as usize);
-        Visible { first: first.saturating_sub(base).min(CHUNK), end: self.end(i).saturating_sub(base).min(CHUNK) }
+        Visible {
+            first: first.saturating_sub(base).min(CHUNK),
+            end: self.end(i).saturating_sub(base).min(CHUNK),
+        }
     }
 
     /// First element of query row `row` in `q` and `out`.
     fn offset(&self, row: usize) -> usize {
-        let QkvShape { heads, head_dim, .. } = self.call.shape;
+        let QkvShape {
+            heads, head_dim, ..
+        } = self.call.shape;
         let head = self.item.kv_head * self.group + row % self.group;
         ((self.item.rows.start + row / self.group) * heads + head) * head_dim
     }
@@ -150,25 +164,42 @@ impl<'a, T: Element> Head<'a, T> {
     /// First page of a unit of slots; null past the end.
     fn first_page(&self, unit: usize) -> *const T {
         let page_len = page_len::<T>(self.call.shape.head_dim);
-        match self.item.slots.pages[..self.item.slots.len.div_ceil(SLOTS)].get(self.base(unit) / SLOTS) {
+        match self.item.slots.pages[..self.item.slots.len.div_ceil(SLOTS)]
+            .get(self.base(unit) / SLOTS)
+        {
             // SAFETY: the page table was checked for `slots.len` slots.
             Some(id) => unsafe { self.call.arena.start().add(id.0 as usize * page_len) },
             None => std::ptr::null(),
         }
     }
 
-    /// The pages of a unit, as f32 in `scratch` when `widen` asks for it; those of centroids are f32. Also fills the
-    /// biases of centroids, in units of log2.
-    pub(crate) fn load(&self, unit: usize, widen: bool, scratch: &mut Vec<f32>, bias: &mut [f32; CHUNK]) -> Unit<T> {
+    /// The pages of a unit, as f32 in `scratch` when `widen` asks for it; those of centroids are
+    /// f32. Also fills the biases of centroids, in units of log2.
+    pub(crate) fn load(
+        &self,
+        unit: usize,
+        widen: bool,
+        scratch: &mut Vec<f32>,
+        bias: &mut [f32; CHUNK],
+    ) -> Unit<T> {
         let dim = self.call.shape.head_dim;
         let single_len = page_len::<f32>(dim);
         if let (true, Some(view)) = (unit < self.centroid_units, self.centroids) {
             let mut pages = [std::ptr::null(); CHUNK_PAGES];
-            let of_unit = view.pages().chunks_exact(single_len).skip(unit * CHUNK_PAGES);
-            pages.iter_mut().zip(of_unit).for_each(|(to, page)| *to = page.as_ptr());
+            let of_unit = view
+                .pages()
+                .chunks_exact(single_len)
+                .skip(unit * CHUNK_PAGES);
+            pages
+                .iter_mut()
+                .zip(of_unit)
+                .for_each(|(to, page)| *to = page.as_ptr());
             let biases = bias.iter_mut().zip(&view.bias()[unit * CHUNK..]);
             biases.for_each(|(to, bias)| *to = bias * std::f32::consts::LOG2_E);
-            return Unit::Single(Chunk { pages, scales: None });
+            return Unit::Single(Chunk {
+                pages,
+                scales: None,
+            });
         }
         let stored = self.stored(unit);
         if !widen {
@@ -176,10 +207,20 @@ impl<'a, T: Element> Head<'a, T> {
         }
         let Chunk { pages, scales } = stored;
         if T::as_single(pages[0]).is_some() {
-            return Unit::Single(Chunk { pages: pages.map(<*const T>::cast::<f32>), scales });
+            return Unit::Single(Chunk {
+                pages: pages.map(<*const T>::cast::<f32>),
+                scales,
+            });
         }
         scratch.resize(CHUNK_PAGES * single_len + 16, 0.0);
-        let pages = dispatch(self.call.exec.level, Widen { pages, page_len: single_len, scratch });
+        let pages = dispatch(
+            self.call.exec.level,
+            Widen {
+                pages,
+                page_len: single_len,
+                scratch,
+            },
+        );
         Unit::Single(Chunk { pages, scales })
     }
 
@@ -187,12 +228,25 @@ impl<'a, T: Element> Head<'a, T> {
     fn stored(&self, unit: usize) -> Chunk<T> {
         let (dim, pages) = (self.call.shape.head_dim, &self.item.slots.pages);
         let (first, used) = (self.base(unit) / SLOTS, self.item.slots.len.div_ceil(SLOTS));
-        let mut chunk = Chunk { pages: [std::ptr::null(); CHUNK_PAGES], scales: None };
+        let mut chunk = Chunk {
+            pages: [std::ptr::null(); CHUNK_PAGES],
+            scales: None,
+        };
         let mut scales = [std::ptr::null(); CHUNK_PAGES];
-        for ((page, scales), id) in chunk.pages.iter_mut().zip(&mut scales).zip(&pages[first.min(used)..used]) {
-            // SAFETY: the page table was checked for `slots.len` slots; scales, if any, follow keys and values.
+        for ((page, scales), id) in chunk
+            .pages
+            .iter_mut()
+            .zip(&mut scales)
+            .zip(&pages[first.min(used)..used])
+        {
+            // SAFETY: the page table was checked for `slots.len` slots; scales, if any, follow keys
+            // and values.
             unsafe {
-                *page = self.call.arena.start().add(id.0 as usize * page_len::<T>(dim));
+                *page = self
+                    .call
+                    .arena
+                    .start()
+                    .add(id.0 as usize * page_len::<T>(dim));
                 *scales = page.add(2 * SLOTS * dim).cast::<u16>();
             }
         }
@@ -216,8 +270,10 @@ impl<T: Element> Kernel for Widen<'_, T> {
         let mut single = [std::ptr::null(); CHUNK_PAGES];
         let first = self.scratch.as_ptr().align_offset(64).min(16);
         let pages = self.pages.iter().take_while(|page| !page.is_null());
-        for ((single, page), out) in
-            single.iter_mut().zip(pages).zip(self.scratch[first..].chunks_exact_mut(self.page_len))
+        for ((single, page), out) in single
+            .iter_mut()
+            .zip(pages)
+            .zip(self.scratch[first..].chunks_exact_mut(self.page_len))
         {
             for (i, out) in out.chunks_exact_mut(WIDTH).enumerate() {
                 // SAFETY: `Head::load` passes whole pages of the arena.
@@ -229,7 +285,8 @@ impl<T: Element> Kernel for Widen<'_, T> {
     }
 }
 
-/// Checks an item of an attention call and finds its centroids; `rows` is the number of rows of `q`.
+/// Checks an item of an attention call and finds its centroids; `rows` is the number of rows of
+/// `q`.
 pub(crate) fn check<'a>(
     op: &'static str,
     shape: QkvShape,
@@ -237,24 +294,48 @@ pub(crate) fn check<'a>(
     rows: usize,
     item: &AttentionItem<'_>,
 ) -> Result<Option<&'a CentroidState>> {
-    let QkvShape { heads, kv_heads, head_dim } = shape;
+    let QkvShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
     if head_dim != pages.head_dim() {
-        return Err(Error::Shape { op, what: "a slot of the pages", got: pages.head_dim(), want: head_dim });
+        return Err(Error::Shape {
+            op,
+            what: "a slot of the pages",
+            got: pages.head_dim(),
+            want: head_dim,
+        });
     }
     if !heads.is_multiple_of(kv_heads.max(1)) {
-        return Err(Error::Multiple { op, what: "number of heads", got: heads, multiple: kv_heads });
+        return Err(Error::Multiple {
+            op,
+            what: "number of heads",
+            got: heads,
+            multiple: kv_heads,
+        });
     }
     check_item(op, &item.rows, rows, item.kv_head, kv_heads)?;
     pages.check(op, &item.slots, item.slots.len)?;
     at_least(op, "slots", item.slots.len, item.rows.len())?;
     if let Some(first) = item.first_visible {
         if first.len() != item.rows.len() {
-            return Err(Error::Shape { op, what: "first_visible", got: first.len(), want: item.rows.len() });
+            return Err(Error::Shape {
+                op,
+                what: "first_visible",
+                got: first.len(),
+                want: item.rows.len(),
+            });
         }
         for (i, &first) in first.iter().enumerate() {
             let (index, len) = (first as usize, item.slots.len - item.rows.len() + i + 1);
             if index >= len {
-                return Err(Error::Index { op, what: "first visible slot", index, len });
+                return Err(Error::Index {
+                    op,
+                    what: "first visible slot",
+                    index,
+                    len,
+                });
             }
         }
     }
@@ -263,10 +344,15 @@ pub(crate) fn check<'a>(
 
 /// Whether no two items of one KV head share a row.
 fn rows_apart(items: &[AttentionItem<'_>]) -> bool {
-    let mut spans: Vec<_> = items.iter().map(|item| (item.kv_head, item.rows.start, item.rows.end)).collect();
+    let mut spans: Vec<_> = items
+        .iter()
+        .map(|item| (item.kv_head, item.rows.start, item.rows.end))
+        .collect();
     spans.retain(|&(_, start, end)| start < end);
     spans.sort_unstable();
-    spans.windows(2).all(|pair| pair[0].0 != pair[1].0 || pair[0].2 <= pair[1].1)
+    spans
+        .windows(2)
+        .all(|pair| pair[0].0 != pair[1].0 || pair[0].2 <= pair[1].1)
 }
 
 /// See [`crate::Backend::attention`].
@@ -283,8 +369,10 @@ pub(crate) fn attention(
         return Ok(());
     }
     let rows = (q.len() / width).min(out.len() / width);
-    let centroids: Vec<_> =
-        items.iter().map(|item| check("attention", shape, pages, rows, item)).collect::<Result<_>>()?;
+    let centroids: Vec<_> = items
+        .iter()
+        .map(|item| check("attention", shape, pages, rows, item))
+        .collect::<Result<_>>()?;
     let heads: Vec<_> = items.iter().zip(centroids).collect();
     let out = Shared::new(out);
     with_arena!(pages.data(), arena => {
@@ -314,36 +402,62 @@ struct Partials {
     units: usize,
 }
 
-fn run<T: Element>(call: Call<'_, T>, items: &[(&AttentionItem<'_>, Option<&CentroidState>)], out: Shared<'_, f32>) {
+fn run<T: Element>(
+    call: Call<'_, T>,
+    items: &[(&AttentionItem<'_>, Option<&CentroidState>)],
+    out: Shared<'_, f32>,
+) {
     let dim = call.shape.head_dim;
     let heads: Vec<Head<'_, T>> = items.iter().map(|&item| Head::new(call, item)).collect();
     let (mut tasks, mut merges, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let few = heads.iter().filter(|head| (1..=FEW).contains(&head.rows()));
-    let per_task = few.map(|head| head.units_to(head.rows() - 1)).sum::<usize>() / (4 * call.exec.pool.threads());
+    let per_task = few
+        .map(|head| head.units_to(head.rows() - 1))
+        .sum::<usize>()
+        / (4 * call.exec.pool.threads());
     let per_task = per_task.clamp(1, 8);
     for (index, head) in heads.iter().enumerate().filter(|(_, head)| head.rows() > 0) {
         let rows = head.rows();
         let units = head.units_to(rows - 1);
         work += rows * units * CHUNK * dim / WIDTH;
         if rows <= FEW {
-            merges.push(Partials { head: index, first: states, units });
+            merges.push(Partials {
+                head: index,
+                first: states,
+                units,
+            });
             tasks.extend((0..units).step_by(per_task).map(|unit| {
                 let partial = Some(states + unit * rows);
-                Task { head: index, rows: 0..rows, units: unit..units.min(unit + per_task), partial }
+                Task {
+                    head: index,
+                    rows: 0..rows,
+                    units: unit..units.min(unit + per_task),
+                    partial,
+                }
             }));
             states += units * rows;
         } else {
             let step = (TILE / head.group).max(1) * head.group;
             tasks.extend((0..rows).step_by(step).map(|first| {
                 let end = rows.min(first + step);
-                Task { head: index, rows: first..end, units: 0..head.units_to(end - 1), partial: None }
+                Task {
+                    head: index,
+                    rows: first..end,
+                    units: 0..head.units_to(end - 1),
+                    partial: None,
+                }
             }));
         }
     }
     let mut partials = vec![0.0; states * (dim + 2)];
     let shared = Shared::new(&mut partials);
     call.exec.run(tasks.len(), work, &|i| {
-        let Task { head, rows, units, partial } = &tasks[i];
+        let Task {
+            head,
+            rows,
+            units,
+            partial,
+        } = &tasks[i];
         let head = &heads[*head];
         with_scratch(|scratch| match partial {
             Some(first) => {
@@ -399,9 +513,23 @@ fn accumulate<T: Element>(
         match head.load(unit, widen, pages, &mut bias) {
             Unit::Stored(chunk) => {
                 let next = (!widen).then(|| head.first_page(unit + 1));
-                blocks(head, rows.clone(), unit, (chunk, &bias, next), q, &mut state);
+                blocks(
+                    head,
+                    rows.clone(),
+                    unit,
+                    (chunk, &bias, next),
+                    q,
+                    &mut state,
+                );
             }
-            Unit::Single(chunk) => blocks(head, rows.clone(), unit, (chunk, &bias, None), q, &mut state),
+            Unit::Single(chunk) => blocks(
+                head,
+                rows.clone(),
+                unit,
+                (chunk, &bias, None),
+                q,
+                &mut state,
+            ),
         }
     }
 }
@@ -428,7 +556,14 @@ fn blocks<T: Element, U: Element>(
             continue;
         }
         let values = block.start * dim..block.end * dim;
-        let logits = Logits { q: &q[values.clone()], dim, chunk, visible, bias, next };
+        let logits = Logits {
+            q: &q[values.clone()],
+            dim,
+            chunk,
+            visible,
+            bias,
+            next,
+        };
         let state = State {
             max: &mut state.max[block.clone()],
             sum: &mut state.sum[block.clone()],
@@ -439,7 +574,12 @@ fn blocks<T: Element, U: Element>(
 }
 
 /// Writes `values / sum` of query rows to `out`.
-fn finish<T: Element>(head: &Head<'_, T>, rows: Range<usize>, memory: &mut [f32], out: Shared<'_, f32>) {
+fn finish<T: Element>(
+    head: &Head<'_, T>,
+    rows: Range<usize>,
+    memory: &mut [f32],
+    out: Shared<'_, f32>,
+) {
     let dim = head.call.shape.head_dim;
     let state = state_of(memory, rows.len());
     for ((row, values), &mut sum) in rows.zip(state.values.chunks_exact(dim)).zip(state.sum) {
@@ -464,7 +604,15 @@ fn merge<T: Element>(head: &Head<'_, T>, states: &mut [f32], out: Shared<'_, f32
                 values: &mut into.values[values.clone()],
             };
             let (max, sum, values) = (other.max[row], other.sum[row], &other.values[values]);
-            dispatch(head.call.exec.level, Merge { into, max, sum, values });
+            dispatch(
+                head.call.exec.level,
+                Merge {
+                    into,
+                    max,
+                    sum,
+                    values,
+                },
+            );
         }
     }
     finish(head, 0..rows, first, out);

@@ -1,9 +1,10 @@
 //! The inner loops of attention: up to six query rows against one chunk of up to 128 slots.
 //!
-//! The running state of a row is its maximum logit, the sum of exponentials, and the weighted sum of values. A chunk is
-//! reduced on its own (logits in order of `D`, exponentials in eight partial sums and a fixed tree, values slot by slot)
-//! and then merged, as in FlashAttention (Dao et al. 2022) and its split-KV decoding. Slots that a row does not see get
-//! weight zero, which changes no bit, so a row's state depends on its own visible slots alone.
+//! The running state of a row is its maximum logit, the sum of exponentials, and the weighted sum
+//! of values. A chunk is reduced on its own (logits in order of `D`, exponentials in eight partial
+//! sums and a fixed tree, values slot by slot) and then merged, as in FlashAttention (Dao et al.
+//! 2022) and its split-KV decoding. Slots that a row does not see get weight zero, which changes no
+//! bit, so a row's state depends on its own visible slots alone.
 //!
 //! Logits are in units of log2: the query is scaled by `log2(e) / sqrt(D)` when it is packed.
 
@@ -26,16 +27,17 @@ pub(crate) struct Visible {
     pub(crate) end: usize,
 }
 
-/// First element of each page of a chunk, in layout `[D][32]` keys, `[32][D]` values. Pages that no row of the block
-/// sees may be null.
+/// First element of each page of a chunk, in layout `[D][32]` keys, `[32][D]` values. Pages that no
+/// row of the block sees may be null.
 pub(crate) type ChunkPages<T> = [*const T; CHUNK_PAGES];
 
 /// Where the keys and values of a chunk are.
 #[derive(Clone, Copy)]
 pub(crate) struct Chunk<T> {
     pub(crate) pages: ChunkPages<T>,
-    /// Scales of 32 keys and of 32 values for each page, in halves, where elements are multiples of them. Logits and weights
-    /// are scaled, not elements: the same bits whether the elements were widened before or not.
+    /// Scales of 32 keys and of 32 values for each page, in halves, where elements are multiples
+    /// of them. Logits and weights are scaled, not elements: the same bits whether the elements
+    /// were widened before or not.
     pub(crate) scales: Option<ChunkPages<u16>>,
 }
 
@@ -45,12 +47,20 @@ impl<T> Chunk<T> {
     /// # Safety
     /// The pages of the columns are readable.
     #[inline(always)]
-    unsafe fn scale<L: Lanes>(&self, row: &mut [f32; CHUNK], columns: std::ops::Range<usize>, values: bool) {
+    unsafe fn scale<L: Lanes>(
+        &self,
+        row: &mut [f32; CHUNK],
+        columns: std::ops::Range<usize>,
+        values: bool,
+    ) {
         let Some(scales) = self.scales else { return };
         for column in columns.step_by(WIDTH) {
             // SAFETY: 64 halves a page, by the caller's contract.
-            let scale =
-                unsafe { L::load_f16(scales[column / SLOTS].add(column % SLOTS + if values { SLOTS } else { 0 })) };
+            let scale = unsafe {
+                L::load_f16(
+                    scales[column / SLOTS].add(column % SLOTS + if values { SLOTS } else { 0 }),
+                )
+            };
             let row = &mut row[column..column + WIDTH];
             L::from_slice(row, 0.0).mul(scale).write(row);
         }
@@ -76,12 +86,13 @@ pub(crate) struct Logits<'a, T> {
     pub(crate) visible: &'a [Visible],
     /// Added to the logit of each slot; for centroids.
     pub(crate) bias: Option<&'a [f32]>,
-    /// First page of the next chunk (or null), when pages are to be fetched ahead: worth it where they come from
-    /// memory and are used once.
+    /// First page of the next chunk (or null), when pages are to be fetched ahead: worth it where
+    /// they come from memory and are used once.
     pub(crate) next: Option<*const T>,
 }
 
-/// Logits `[M][CHUNK]`; only the pages that some row sees are filled, with `-inf` where a row does not see a slot.
+/// Logits `[M][CHUNK]`; only the pages that some row sees are filled, with `-inf` where a row does
+/// not see a slot.
 pub(crate) type LogitTile = [[f32; CHUNK]; BLOCK];
 
 impl<T: Element> Logits<'_, T> {
@@ -99,7 +110,10 @@ impl<T: Element> Logits<'_, T> {
     /// # Safety
     /// Every page that some row sees is readable, and `q` has `D * M` values.
     #[inline(always)]
-    unsafe fn compute<L: Lanes, const M: usize, const N: usize>(&self, tile: &mut LogitTile) -> std::ops::Range<usize> {
+    unsafe fn compute<L: Lanes, const M: usize, const N: usize>(
+        &self,
+        tile: &mut LogitTile,
+    ) -> std::ops::Range<usize> {
         let region = self.region();
         debug_assert!(self.visible.len() == M && self.q.len() >= M * self.dim);
         for column in region.clone().step_by(N * WIDTH) {
@@ -117,7 +131,11 @@ impl<T: Element> Logits<'_, T> {
                     *logit += bias;
                 }
             }
-            let (first, end) = if seen.first < seen.end { (seen.first, seen.end) } else { (region.end, region.end) };
+            let (first, end) = if seen.first < seen.end {
+                (seen.first, seen.end)
+            } else {
+                (region.end, region.end)
+            };
             row[region.start..first].fill(f32::NEG_INFINITY);
             row[end..region.end].fill(f32::NEG_INFINITY);
         }
@@ -140,8 +158,9 @@ impl<T: Element> Logits<'_, T> {
         };
         let mut sums = [[L::splat(0.0); N]; M];
         for d in 0..self.dim {
-            // SAFETY: row `d` of the page's keys, by the contract of `compute`; `q` holds `D * M` values. A prefetch
-            // may point anywhere: here at the values of this page and the keys of the next one.
+            // SAFETY: row `d` of the page's keys, by the contract of `compute`; `q` holds `D * M`
+            // values. A prefetch may point anywhere: here at the values of this page and the keys
+            // of the next one.
             unsafe {
                 if ahead {
                     L::prefetch(keys.wrapping_add((self.dim + d) * SLOTS));
@@ -151,7 +170,10 @@ impl<T: Element> Logits<'_, T> {
             }
         }
         for (sums, row) in sums.into_iter().zip(tile) {
-            for (sum, out) in sums.into_iter().zip(row[column..column + N * WIDTH].chunks_exact_mut(WIDTH)) {
+            for (sum, out) in sums
+                .into_iter()
+                .zip(row[column..column + N * WIDTH].chunks_exact_mut(WIDTH))
+            {
                 sum.write(out);
             }
         }
@@ -219,7 +241,8 @@ fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     sum.sum()
 }
 
-/// Factors that bring two states with maxima `a` and `b` to their common maximum, which comes first.
+/// Factors that bring two states with maxima `a` and `b` to their common maximum, which comes
+/// first.
 #[inline(always)]
 fn common<L: Lanes>(a: f32, b: f32) -> (f32, f32, f32) {
     let max = if b > a { b } else { a };
@@ -227,7 +250,8 @@ fn common<L: Lanes>(a: f32, b: f32) -> (f32, f32, f32) {
     (max, factors[0], factors[1])
 }
 
-/// Reduces a chunk and merges it into the state of a block of `M` rows; `N` vectors of keys at a time.
+/// Reduces a chunk and merges it into the state of a block of `M` rows; `N` vectors of keys at a
+/// time.
 pub(crate) struct Accumulate<'a, T, const M: usize, const N: usize> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) state: State<'a>,
@@ -246,10 +270,18 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Accumulate<'_, T, M,
             let row = &mut tile[m][region.clone()];
             max[m] = row_max::<L>(row);
             // A row that sees nothing keeps weights of zero: `-inf` minus zero.
-            let finite = if max[m] == f32::NEG_INFINITY { 0.0 } else { max[m] };
+            let finite = if max[m] == f32::NEG_INFINITY {
+                0.0
+            } else {
+                max[m]
+            };
             sum[m] = exponentials::<L>(row, finite);
             // SAFETY: as above.
-            unsafe { self.logits.chunk.scale::<L>(&mut tile[m], region.clone(), true) };
+            unsafe {
+                self.logits
+                    .chunk
+                    .scale::<L>(&mut tile[m], region.clone(), true)
+            };
         }
         let mut factors = [(1.0, 0.0); M];
         for m in 0..M {
@@ -284,15 +316,27 @@ impl<T: Element, const M: usize, const N: usize> Accumulate<'_, T, M, N> {
         factors: &[(f32, f32); M],
     ) {
         let dim = self.logits.dim;
-        let last = self.logits.visible.iter().map(|row| row.end).max().unwrap_or(0);
+        let last = self
+            .logits
+            .visible
+            .iter()
+            .map(|row| row.end)
+            .max()
+            .unwrap_or(0);
         let mut sums = [[L::splat(0.0); V]; M];
         for first in region.step_by(SLOTS) {
             let page = self.logits.chunk.pages[first / SLOTS];
             for slot in first..last.min(first + SLOTS) {
-                // SAFETY: the slot's page is readable, its values follow the keys; rows of the tile are CHUNK apart.
+                // SAFETY: the slot's page is readable, its values follow the keys; rows of the tile
+                // are CHUNK apart.
                 unsafe {
                     let values = page.add((SLOTS + slot - first) * dim + column);
-                    multiply_add(values, tile.as_ptr().cast::<f32>().add(slot), CHUNK, &mut sums);
+                    multiply_add(
+                        values,
+                        tile.as_ptr().cast::<f32>().add(slot),
+                        CHUNK,
+                        &mut sums,
+                    );
                 }
             }
         }
@@ -325,8 +369,15 @@ impl Kernel for Merge<'_> {
         self.into.max[0] = common;
         self.into.sum[0] = self.sum.mul_add(new, self.into.sum[0] * old);
         let (old, new) = (L::splat(old), L::splat(new));
-        for (out, values) in self.into.values.chunks_exact_mut(WIDTH).zip(self.values.chunks_exact(WIDTH)) {
-            L::from_slice(values, 0.0).fma(new, L::from_slice(out, 0.0).mul(old)).write(out);
+        for (out, values) in self
+            .into
+            .values
+            .chunks_exact_mut(WIDTH)
+            .zip(self.values.chunks_exact(WIDTH))
+        {
+            L::from_slice(values, 0.0)
+                .fma(new, L::from_slice(out, 0.0).mul(old))
+                .write(out);
         }
     }
 }
@@ -343,7 +394,11 @@ impl Kernel for Finish<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let sum = L::splat(self.sum);
-        for (out, values) in self.out.chunks_exact_mut(WIDTH).zip(self.values.chunks_exact(WIDTH)) {
+        for (out, values) in self
+            .out
+            .chunks_exact_mut(WIDTH)
+            .zip(self.values.chunks_exact(WIDTH))
+        {
             L::from_slice(values, 0.0).div(sum).write(out);
         }
     }
@@ -376,7 +431,8 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Normalise<'_, T, M, 
     }
 }
 
-/// Attention probabilities of a chunk: the second pass of `observe`. Fills `tile` and returns the slots filled.
+/// Attention probabilities of a chunk: the second pass of `observe`. Fills `tile` and returns the
+/// slots filled.
 pub(crate) struct Probabilities<'a, T, const M: usize, const N: usize> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) max: &'a [f32],
@@ -393,15 +449,18 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Probabilities<'_, T,
         for m in 0..M {
             let (max, sum) = (L::splat(self.max[m]), L::splat(self.sum[m]));
             for logits in self.tile[m][region.clone()].chunks_exact_mut(WIDTH) {
-                exp2(L::from_slice(logits, 0.0).sub(max)).div(sum).write(logits);
+                exp2(L::from_slice(logits, 0.0).sub(max))
+                    .div(sum)
+                    .write(logits);
             }
         }
         region
     }
 }
 
-/// Runs a kernel with const parameters `M` (rows of the block) and `N` (vectors of keys at a time): twelve sums where
-/// there are two or three rows, so that they and their operands fill the sixteen registers.
+/// Runs a kernel with const parameters `M` (rows of the block) and `N` (vectors of keys at a time):
+/// twelve sums where there are two or three rows, so that they and their operands fill the sixteen
+/// registers.
 macro_rules! with_block {
     ($level:expr, $rows:expr, $kernel:ident<$t:ty> $fields:tt) => {
         match $rows {

@@ -3,10 +3,12 @@
 use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
 use super::pages::{CpuPages, Exec};
-use super::{CpuBackend, attention, elementwise, index, matmul, memorise, notes, observe, pages, readout};
+use super::{
+    CpuBackend, attention, elementwise, index, matmul, memorise, notes, observe, pages, readout,
+};
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape, QkvShape,
-    ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem,
+    PageShape, QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
@@ -16,7 +18,10 @@ use crate::select::{self, KeptLists};
 
 impl CpuBackend {
     fn exec(&self) -> Exec<'_> {
-        Exec { pool: &self.pool, level: self.simd }
+        Exec {
+            pool: &self.pool,
+            level: self.simd,
+        }
     }
 }
 
@@ -35,13 +40,21 @@ impl Backend for CpuBackend {
             super::SimdLevel::Portable => "portable",
             super::SimdLevel::Avx2 => "avx2",
         };
-        format!("cpu ({simd}, {} threads, {activations} activations)", self.pool.threads())
+        format!(
+            "cpu ({simd}, {} threads, {activations} activations)",
+            self.pool.threads()
+        )
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>> {
         let mut buffer = Vec::new();
         let bytes = len.saturating_mul(size_of::<f32>());
-        buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what: "buffer", bytes })?;
+        buffer
+            .try_reserve_exact(len)
+            .map_err(|_| Error::OutOfMemory {
+                what: "buffer",
+                bytes,
+            })?;
         buffer.resize(len, 0.0);
         Ok(buffer)
     }
@@ -105,7 +118,14 @@ impl Backend for CpuBackend {
         matmul::matmul_fixed(self, matrix, (x, rows), ends, out)
     }
 
-    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn rms_norm(
+        &self,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        rows: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         elementwise::rms_norm(self.exec(), x, (weight, eps), rows, out)
     }
 
@@ -113,26 +133,72 @@ impl Backend for CpuBackend {
         elementwise::add(self.exec(), x, y, len)
     }
 
-    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, width: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn silu_mul(
+        &self,
+        gate_up: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         elementwise::silu_mul(self.exec(), gate_up, (rows, width), out)
     }
 
-    fn gather_rows(&self, x: &Vec<f32>, width: usize, rows: &[usize], out: &mut Vec<f32>) -> Result<()> {
+    fn gather_rows(
+        &self,
+        x: &Vec<f32>,
+        width: usize,
+        rows: &[usize],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         elementwise::gather_rows(x, width, rows, out)
     }
 
-    fn sample(&self, logits: &mut Vec<f32>, vocabulary: usize, items: &[SampleItem<'_>]) -> Result<Vec<Option<u32>>> {
+    fn sample(
+        &self,
+        logits: &mut Vec<f32>,
+        vocabulary: usize,
+        items: &[SampleItem<'_>],
+    ) -> Result<Vec<Option<u32>>> {
         sample::check(items, logits.len() / vocabulary.max(1), vocabulary)?;
         let choose = |item: &SampleItem<'_>| {
-            sample::choose(&mut logits[item.row * vocabulary..(item.row + 1) * vocabulary], item)
+            sample::choose(
+                &mut logits[item.row * vocabulary..(item.row + 1) * vocabulary],
+                item,
+            )
         };
         Ok(items.iter().map(choose).collect())
     }
 
-    fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut CpuPages, q: &mut Vec<f32>) -> Result<()> {
-        let SplitQkv { shape, qkv, rows, cos, sin, qk_norm, items } = args;
+    fn split_qkv(
+        &self,
+        args: SplitQkv<'_, Self>,
+        pages: &mut CpuPages,
+        q: &mut Vec<f32>,
+    ) -> Result<()> {
+        let SplitQkv {
+            shape,
+            qkv,
+            rows,
+            cos,
+            sin,
+            qk_norm,
+            items,
+        } = args;
         let qk_norm = qk_norm.map(|(q, k, eps)| (&q[..], &k[..], eps));
-        elementwise::split_qkv(self.exec(), &SplitArgs { shape, qkv, rows, cos, sin, qk_norm, items }, pages, q)
+        elementwise::split_qkv(
+            self.exec(),
+            &SplitArgs {
+                shape,
+                qkv,
+                rows,
+                cos,
+                sin,
+                qk_norm,
+                items,
+            },
+            pages,
+            q,
+        )
     }
 
     fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<CpuPages> {
@@ -176,7 +242,13 @@ impl Backend for CpuBackend {
         index::index(self.exec(), shape, items)
     }
 
-    fn note(&self, pages: &mut CpuPages, values: &Vec<f32>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+    fn note(
+        &self,
+        pages: &mut CpuPages,
+        values: &Vec<f32>,
+        width: usize,
+        items: &[NoteItem<'_>],
+    ) -> Result<()> {
         notes::note(pages, values, width, items)
     }
 
@@ -184,11 +256,22 @@ impl Backend for CpuBackend {
         notes::read_notes(pages, head)
     }
 
-    fn score(&self, pages: &CpuPages, at: u32, items: &[ScoreItem<'_>], out: &mut Vec<f32>) -> Result<()> {
+    fn score(
+        &self,
+        pages: &CpuPages,
+        at: u32,
+        items: &[ScoreItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         notes::score(self.exec(), pages, at, items, out)
     }
 
-    fn select(&self, budget: SelectBudget, scores: &Vec<f32>, heads: &[SelectHead]) -> Result<KeptLists> {
+    fn select(
+        &self,
+        budget: SelectBudget,
+        scores: &Vec<f32>,
+        heads: &[SelectHead],
+    ) -> Result<KeptLists> {
         select::select(budget, &select::scored(scores, heads)?)
     }
 
@@ -200,11 +283,21 @@ impl Backend for CpuBackend {
         Ok(kept.lists().to_vec())
     }
 
-    fn compact(&self, pages: &mut CpuPages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
+    fn compact(
+        &self,
+        pages: &mut CpuPages,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
         pages::compact(self.exec(), pages, heads, kept)
     }
 
-    fn alloc_latent(&self, pages: &mut CpuPages, kind: LatentKind, heads: usize) -> Result<LatentId> {
+    fn alloc_latent(
+        &self,
+        pages: &mut CpuPages,
+        kind: LatentKind,
+        heads: usize,
+    ) -> Result<LatentId> {
         pages.latents_mut().create(kind, heads)
     }
 
@@ -228,12 +321,22 @@ impl Backend for CpuBackend {
         pages.latents().head("read_latent", head).cloned()
     }
 
-    fn write_latent(&self, pages: &mut CpuPages, head: LatentHead, state: &LatentState) -> Result<()> {
+    fn write_latent(
+        &self,
+        pages: &mut CpuPages,
+        head: LatentHead,
+        state: &LatentState,
+    ) -> Result<()> {
         let dim = pages.head_dim();
         pages.latents_mut().write(head, state, dim)
     }
 
-    fn rotate_keys(&self, pages: &mut CpuPages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {
+    fn rotate_keys(
+        &self,
+        pages: &mut CpuPages,
+        items: &[RotateItem<'_>],
+        inv_freq: &[f32],
+    ) -> Result<()> {
         pages::rotate_keys(self.exec(), pages, items, inv_freq)
     }
 

@@ -1,8 +1,9 @@
 //! What a page is made of: f32, halves, or 8-bit integers with scales.
 
+use half::f16;
+
 use super::lanes::{Lanes, WIDTH};
 use super::pages::SLOTS;
-use half::f16;
 
 /// Stored element of the arena.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
@@ -41,8 +42,8 @@ impl Element for f32 {
     }
 }
 
-/// IEEE half bits. Values beyond the range are stored as the largest half: an infinity in a slot that a row does not
-/// see would turn its weight of zero into NaN.
+/// IEEE half bits. Values beyond the range are stored as the largest half: an infinity in a slot
+/// that a row does not see would turn its weight of zero into NaN.
 impl Element for u16 {
     #[inline(always)]
     unsafe fn load<L: Lanes>(src: *const Self) -> L {
@@ -69,7 +70,11 @@ impl Element for i8 {
     #[inline(always)]
     unsafe fn store<L: Lanes>(lanes: L, scale: f32, dst: *mut Self) {
         let integer = |x: f32| x.round_ties_even().clamp(-127.0, 127.0) as i8;
-        let lanes = if scale == 0.0 { [0; WIDTH] } else { lanes.div(L::splat(scale)).to_array().map(integer) };
+        let lanes = if scale == 0.0 {
+            [0; WIDTH]
+        } else {
+            lanes.div(L::splat(scale)).to_array().map(integer)
+        };
         // SAFETY: by the caller's contract; the write is unaligned.
         unsafe { dst.cast::<[i8; WIDTH]>().write_unaligned(lanes) }
     }
@@ -77,11 +82,16 @@ impl Element for i8 {
 
 /// Elements of a page of head size `dim`.
 pub(crate) const fn page_len<T: Element>(dim: usize) -> usize {
-    let scales = if T::SCALED { 2 * SLOTS * size_of::<u16>() / size_of::<T>() } else { 0 };
+    let scales = if T::SCALED {
+        2 * SLOTS * size_of::<u16>() / size_of::<T>()
+    } else {
+        0
+    };
     2 * SLOTS * dim + scales
 }
 
-/// Scale of a key or a value, whose length is a multiple of eight: the largest half `s` with `127 s <= max |x|`.
+/// Scale of a key or a value, whose length is a multiple of eight: the largest half `s` with `127 s
+/// <= max |x|`.
 #[inline(always)]
 pub(crate) fn scale<L: Lanes>(x: &[f32]) -> f16 {
     let mut max = L::splat(0.0);
@@ -93,7 +103,11 @@ pub(crate) fn scale<L: Lanes>(x: &[f32]) -> f16 {
     let want = (max.largest() / 127.0).min(f16::MAX.to_f32());
     let near = f16::from_f32(want);
     // Halves above zero are in the order of their bits.
-    if near.to_f32() > want { f16::from_bits(near.to_bits() - 1) } else { near }
+    if near.to_f32() > want {
+        f16::from_bits(near.to_bits() - 1)
+    } else {
+        near
+    }
 }
 
 #[cfg(test)]
@@ -111,9 +125,24 @@ mod tests {
     #[test]
     fn integers_and_scale_of_known_vectors() {
         let x = [127.0, -127.0, 0.0, 64.0, 0.5, -1.5, 10.4, 100.0].map(|x| x / 128.0);
-        assert_eq!(stored(&x), (f16::from_f32(1.0 / 128.0), [127, -127, 0, 64, 0, -2, 10, 100]));
+        assert_eq!(
+            stored(&x),
+            (
+                f16::from_f32(1.0 / 128.0),
+                [127, -127, 0, 64, 0, -2, 10, 100]
+            )
+        );
         assert_eq!(stored(&[0.0; 8]), (f16::ZERO, [0; 8]));
-        let wild = stored(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        let wild = stored(&[
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        ]);
         assert_eq!(wild, (f16::MAX, [0, 127, -127, 0, 0, 0, 0, 0]));
     }
 
@@ -133,7 +162,10 @@ mod tests {
             for (x, read) in x.iter().zip(read) {
                 // Half a step, and what rounding the scale down cuts off the largest.
                 let allowed = scale.to_f32() * 0.5 + largest - 127.0 * scale.to_f32();
-                assert!((x - read).abs() <= allowed * 1.001 + 1e-12, "{x} was stored as {read}");
+                assert!(
+                    (x - read).abs() <= allowed * 1.001 + 1e-12,
+                    "{x} was stored as {read}"
+                );
             }
         }
     }

@@ -12,11 +12,26 @@ fn rows_per_task(width: usize) -> usize {
 }
 
 /// Checks that `what` has at least `want` elements.
-pub(crate) fn at_least(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
-    if got < want { Err(Error::Shape { op, what, got, want }) } else { Ok(()) }
+pub(crate) fn at_least(
+    op: &'static str,
+    what: &'static str,
+    got: usize,
+    want: usize,
+) -> Result<()> {
+    if got < want {
+        Err(Error::Shape {
+            op,
+            what,
+            got,
+            want,
+        })
+    } else {
+        Ok(())
+    }
 }
 
-/// `out = x / sqrt(mean(x²) + eps) * weight`: eight partial sums, then a fixed tree. `out` may not alias `x`.
+/// `out = x / sqrt(mean(x²) + eps) * weight`: eight partial sums, then a fixed tree. `out` may not
+/// alias `x`.
 #[inline(always)]
 fn norm_row<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let mut squares = L::splat(0.0);
@@ -25,8 +40,15 @@ fn norm_row<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         squares = x.fma(x, squares);
     }
     let inverse = L::splat(1.0 / (squares.sum() / x.len() as f32 + eps).sqrt());
-    for ((x, weight), out) in x.chunks(WIDTH).zip(weight.chunks(WIDTH)).zip(out.chunks_mut(WIDTH)) {
-        L::from_slice(x, 0.0).mul(inverse).mul(L::from_slice(weight, 0.0)).write(out);
+    for ((x, weight), out) in x
+        .chunks(WIDTH)
+        .zip(weight.chunks(WIDTH))
+        .zip(out.chunks_mut(WIDTH))
+    {
+        L::from_slice(x, 0.0)
+            .mul(inverse)
+            .mul(L::from_slice(weight, 0.0))
+            .write(out);
     }
 }
 
@@ -43,7 +65,11 @@ impl Kernel for NormRows<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let width = self.weight.len();
-        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+        for (x, out) in self
+            .x
+            .chunks_exact(width)
+            .zip(self.out.chunks_exact_mut(width))
+        {
             norm_row::<L>(x, self.weight, self.eps, out);
         }
     }
@@ -70,7 +96,15 @@ pub(crate) fn rms_norm(
         let (start, rows) = (task * step, step.min(rows - task * step));
         // SAFETY: tasks write disjoint rows.
         let out = unsafe { out.part(start * width, rows * width) };
-        dispatch(exec.level, NormRows { x: &x[start * width..(start + rows) * width], weight, eps, out });
+        dispatch(
+            exec.level,
+            NormRows {
+                x: &x[start * width..(start + rows) * width],
+                weight,
+                eps,
+                out,
+            },
+        );
     });
     Ok(())
 }
@@ -101,7 +135,13 @@ pub(crate) fn add(exec: Exec<'_>, x: &mut [f32], y: &[f32], len: usize) -> Resul
         let (start, len) = (task * STEP, STEP.min(len - task * STEP));
         // SAFETY: tasks write disjoint parts.
         let x = unsafe { x.part(start, len) };
-        dispatch(exec.level, Add { x, y: &y[start..start + len] });
+        dispatch(
+            exec.level,
+            Add {
+                x,
+                y: &y[start..start + len],
+            },
+        );
     });
     Ok(())
 }
@@ -117,10 +157,17 @@ impl Kernel for SiluRows<'_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let rows = self.gate_up.chunks_exact(2 * self.width).zip(self.out.chunks_exact_mut(self.width));
+        let rows = self
+            .gate_up
+            .chunks_exact(2 * self.width)
+            .zip(self.out.chunks_exact_mut(self.width));
         for (gate_up, out) in rows {
             let (gate, up) = gate_up.split_at(self.width);
-            for ((gate, up), out) in gate.chunks(WIDTH).zip(up.chunks(WIDTH)).zip(out.chunks_mut(WIDTH)) {
+            for ((gate, up), out) in gate
+                .chunks(WIDTH)
+                .zip(up.chunks(WIDTH))
+                .zip(out.chunks_mut(WIDTH))
+            {
                 let (gate, up) = (L::from_slice(gate, 0.0), L::from_slice(up, 0.0));
                 let denominator = L::splat(1.0).add(exp(L::splat(0.0).sub(gate)));
                 gate.div(denominator).mul(up).write(out);
@@ -130,7 +177,12 @@ impl Kernel for SiluRows<'_> {
 }
 
 /// See [`crate::Backend::silu_mul`].
-pub(crate) fn silu_mul(exec: Exec<'_>, gate_up: &[f32], (rows, width): (usize, usize), out: &mut [f32]) -> Result<()> {
+pub(crate) fn silu_mul(
+    exec: Exec<'_>,
+    gate_up: &[f32],
+    (rows, width): (usize, usize),
+    out: &mut [f32],
+) -> Result<()> {
     let (op, len) = ("silu_mul", rows.saturating_mul(width));
     at_least(op, "gate_up", gate_up.len(), len.saturating_mul(2))?;
     at_least(op, "out", out.len(), len)?;
@@ -144,7 +196,14 @@ pub(crate) fn silu_mul(exec: Exec<'_>, gate_up: &[f32], (rows, width): (usize, u
         // SAFETY: tasks write disjoint rows.
         let out = unsafe { out.part(start * width, rows * width) };
         let gate_up = &gate_up[2 * start * width..2 * (start + rows) * width];
-        dispatch(exec.level, SiluRows { gate_up, width, out });
+        dispatch(
+            exec.level,
+            SiluRows {
+                gate_up,
+                width,
+                out,
+            },
+        );
     });
     Ok(())
 }
@@ -158,7 +217,12 @@ pub(crate) fn gather_rows(x: &[f32], width: usize, rows: &[usize], out: &mut [f3
     }
     let len = x.len() / width;
     if let Some(&index) = rows.iter().find(|&&row| row >= len) {
-        return Err(Error::Index { op, what: "row", index, len });
+        return Err(Error::Index {
+            op,
+            what: "row",
+            index,
+            len,
+        });
     }
     for (&row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
         out.copy_from_slice(&x[row * width..(row + 1) * width]);
@@ -179,11 +243,29 @@ pub(crate) struct SplitArgs<'a> {
 
 impl SplitArgs<'_> {
     fn check(&self, pages: &CpuPages, q: usize) -> Result<()> {
-        let (op, QkvShape { heads, kv_heads, head_dim }, rows) = ("split_qkv", self.shape, self.rows);
+        let (
+            op,
+            QkvShape {
+                heads,
+                kv_heads,
+                head_dim,
+            },
+            rows,
+        ) = ("split_qkv", self.shape, self.rows);
         if head_dim != pages.head_dim() {
-            return Err(Error::Shape { op, what: "a slot of the pages", got: pages.head_dim(), want: head_dim });
+            return Err(Error::Shape {
+                op,
+                what: "a slot of the pages",
+                got: pages.head_dim(),
+                want: head_dim,
+            });
         }
-        at_least(op, "qkv", self.qkv.len(), rows.saturating_mul(self.shape.width()))?;
+        at_least(
+            op,
+            "qkv",
+            self.qkv.len(),
+            rows.saturating_mul(self.shape.width()),
+        )?;
         at_least(op, "cos", self.cos.len(), rows.saturating_mul(head_dim / 2))?;
         at_least(op, "sin", self.sin.len(), rows.saturating_mul(head_dim / 2))?;
         at_least(op, "q", q, rows.saturating_mul(heads * head_dim))?;
@@ -193,7 +275,11 @@ impl SplitArgs<'_> {
         }
         for item in self.items {
             check_item(op, &item.rows, rows, item.kv_head, kv_heads)?;
-            pages.check(op, &item.slots, item.slots.len.saturating_add(item.rows.len()))?;
+            pages.check(
+                op,
+                &item.slots,
+                item.slots.len.saturating_add(item.rows.len()),
+            )?;
         }
         Ok(())
     }
@@ -211,7 +297,10 @@ impl SplitArgs<'_> {
             (Some(weight), Some((_, _, eps))) => norm_row::<L>(x, &weight[..x.len()], eps, out),
             _ => out.copy_from_slice(x),
         }
-        let (cos, sin) = (&self.cos[t * half..(t + 1) * half], &self.sin[t * half..(t + 1) * half]);
+        let (cos, sin) = (
+            &self.cos[t * half..(t + 1) * half],
+            &self.sin[t * half..(t + 1) * half],
+        );
         let (low, high) = out.split_at_mut(half);
         let halves = low.chunks_mut(WIDTH).zip(high.chunks_mut(WIDTH));
         for ((low, high), (cos, sin)) in halves.zip(cos.chunks(WIDTH).zip(sin.chunks(WIDTH))) {
@@ -232,13 +321,28 @@ pub(crate) fn check_item(
     kv_heads: usize,
 ) -> Result<()> {
     if item_rows.end > rows {
-        return Err(Error::Index { op, what: "end of rows", index: item_rows.end, len: rows });
+        return Err(Error::Index {
+            op,
+            what: "end of rows",
+            index: item_rows.end,
+            len: rows,
+        });
     }
     if item_rows.start > item_rows.end {
-        return Err(Error::Index { op, what: "start of rows", index: item_rows.start, len: item_rows.end });
+        return Err(Error::Index {
+            op,
+            what: "start of rows",
+            index: item_rows.start,
+            len: item_rows.end,
+        });
     }
     if kv_head >= kv_heads {
-        return Err(Error::Index { op, what: "KV head", index: kv_head, len: kv_heads });
+        return Err(Error::Index {
+            op,
+            what: "KV head",
+            index: kv_head,
+            len: kv_heads,
+        });
     }
     Ok(())
 }
@@ -254,7 +358,9 @@ impl Kernel for SplitQueries<'_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let QkvShape { heads, head_dim, .. } = self.args.shape;
+        let QkvShape {
+            heads, head_dim, ..
+        } = self.args.shape;
         let weight = self.args.qk_norm.map(|(weight, _, _)| weight);
         for (i, q) in self.q.chunks_exact_mut(heads * head_dim).enumerate() {
             let t = self.start + i;
@@ -277,7 +383,11 @@ impl Kernel for SplitSlots<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let QkvShape { heads, kv_heads, head_dim } = self.args.shape;
+        let QkvShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.args.shape;
         let weight = self.args.qk_norm.map(|(_, weight, _)| weight);
         let mut rotated = vec![0.0; head_dim];
         for (i, t) in self.item.rows.clone().enumerate() {
@@ -286,19 +396,40 @@ impl Kernel for SplitSlots<'_, '_> {
             let value = &row[(heads + kv_heads + self.item.kv_head) * head_dim..][..head_dim];
             self.args.head::<L>(t, key, weight, &mut rotated);
             let slot = self.item.slots.len + i;
-            // SAFETY: `split_qkv` checked the table and runs items at the same time only when they share no page.
+            // SAFETY: `split_qkv` checked the table and runs items at the same time only when they
+            // share no page.
             with_writer!(self.writer, w => unsafe { w.write::<L>(self.item.slots.pages, slot, &rotated, value) });
         }
     }
 }
 
 /// See [`crate::Backend::split_qkv`].
-pub(crate) fn split_qkv(exec: Exec<'_>, args: &SplitArgs<'_>, pages: &mut CpuPages, q: &mut [f32]) -> Result<()> {
+pub(crate) fn split_qkv(
+    exec: Exec<'_>,
+    args: &SplitArgs<'_>,
+    pages: &mut CpuPages,
+    q: &mut [f32],
+) -> Result<()> {
     args.check(pages, q.len())?;
-    let QkvShape { heads, head_dim, .. } = args.shape;
-    let apart = disjoint(args.items.iter().map(|item| &item.slots.pages[SplitArgs::written(item)]));
+    let QkvShape {
+        heads, head_dim, ..
+    } = args.shape;
+    let apart = disjoint(
+        args.items
+            .iter()
+            .map(|item| &item.slots.pages[SplitArgs::written(item)]),
+    );
     let writer = pages.writer();
-    let slots = |i: usize| dispatch(exec.level, SplitSlots { args, item: &args.items[i], writer: &writer });
+    let slots = |i: usize| {
+        dispatch(
+            exec.level,
+            SplitSlots {
+                args,
+                item: &args.items[i],
+                writer: &writer,
+            },
+        )
+    };
     let width = heads * head_dim;
     let step = rows_per_task(width);
     let q = Shared::new(&mut q[..args.rows * width]);
@@ -308,15 +439,24 @@ pub(crate) fn split_qkv(exec: Exec<'_>, args: &SplitArgs<'_>, pages: &mut CpuPag
         let q = unsafe { q.part(start * width, rows * width) };
         dispatch(exec.level, SplitQueries { args, start, q });
     };
-    // Items first: they are the longer tasks. Items that share pages run in order, the later one wins.
+    // Items first: they are the longer tasks. Items that share pages run in order, the later one
+    // wins.
     let first = if apart { args.items.len() } else { 0 };
     if !apart {
         (0..args.items.len()).for_each(slots);
     }
-    let query_tasks = if width == 0 { 0 } else { args.rows.div_ceil(step) };
-    exec.run(first + query_tasks, args.rows * args.shape.width(), &|task| match task.checked_sub(first) {
-        None => slots(task),
-        Some(task) => queries(task),
-    });
+    let query_tasks = if width == 0 {
+        0
+    } else {
+        args.rows.div_ceil(step)
+    };
+    exec.run(
+        first + query_tasks,
+        args.rows * args.shape.width(),
+        &|task| match task.checked_sub(first) {
+            None => slots(task),
+            Some(task) => queries(task),
+        },
+    );
     Ok(())
 }

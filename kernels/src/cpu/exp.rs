@@ -1,5 +1,5 @@
-//! Exponentials with the same bits on every lane type: polynomials after Cephes (`exp2f.c`, `expf.c`, S. L. Moshier),
-//! relative error below 3e-7.
+//! Exponentials with the same bits on every lane type: polynomials after Cephes (`exp2f.c`,
+//! `expf.c`, S. L. Moshier), relative error below 3e-7.
 
 use super::SimdLevel;
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
@@ -14,10 +14,18 @@ pub(crate) fn exp2<L: Lanes>(x: L) -> L {
     let t = x.add(round);
     let r = x.sub(t.sub(round));
     let mut p = L::splat(1.535_336_2e-4);
-    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_6e-2, 2.402_264_8e-1, std::f32::consts::LN_2, 1.0] {
+    for c in [
+        1.339_887_4e-3,
+        9.618_437e-3,
+        5.550_332_6e-2,
+        2.402_264_8e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
         p = p.fma(r, L::splat(c));
     }
-    // At -126 the polynomial is 1 and the result the smallest normal number; nothing is ever subnormal.
+    // At -126 the polynomial is 1 and the result the smallest normal number; nothing is ever
+    // subnormal.
     p.shift_exponent(t).zero_below(x, -126.0)
 }
 
@@ -32,7 +40,15 @@ pub(crate) fn exp<L: Lanes>(x: L) -> L {
     let r = n.fma(L::splat(-0.693_359_4), x);
     let r = n.fma(L::splat(2.121_944_4e-4), r);
     let mut p = L::splat(1.987_569_1e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+    for c in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = p.fma(r, L::splat(c));
     }
     p.shift_exponent(t).zero_below(x, -87.0)
@@ -69,7 +85,9 @@ impl Kernel for Sigmoids<'_> {
     fn run<L: Lanes>(self) {
         for values in self.0.chunks_mut(WIDTH) {
             let x = L::from_slice(values, 0.0);
-            L::splat(1.0).div(L::splat(1.0).add(exp(L::splat(0.0).sub(x)))).write(values);
+            L::splat(1.0)
+                .div(L::splat(1.0).add(exp(L::splat(0.0).sub(x))))
+                .write(values);
         }
     }
 }
@@ -79,8 +97,9 @@ pub fn sigmoids(level: SimdLevel, values: &mut [f32]) {
     dispatch(level, Sigmoids(values));
 }
 
-/// Sine and cosine of an angle of at most a few million radians: reduction in f64, Taylor polynomials on
-/// `[-pi/4, pi/4]`, absolute error below 1e-7. Plain arithmetic without branches, so that loops over it vectorise.
+/// Sine and cosine of an angle of at most a few million radians: reduction in f64, Taylor
+/// polynomials on `[-pi/4, pi/4]`, absolute error below 1e-7. Plain arithmetic without branches, so
+/// that loops over it vectorise.
 #[inline(always)]
 pub(crate) fn sin_cos(angle: f64) -> (f32, f32) {
     /// `1.5 * 2^52`, as [`ROUND`] for f64.
@@ -88,10 +107,17 @@ pub(crate) fn sin_cos(angle: f64) -> (f32, f32) {
     let t = angle * std::f64::consts::FRAC_2_PI + ROUND;
     let r = angle - (t - ROUND) * std::f64::consts::FRAC_PI_2;
     let r2 = r * r;
-    let sin = r * (1.0 + r2 * (-1.0 / 6.0 + r2 * (1.0 / 120.0 + r2 * (-1.0 / 5040.0 + r2 * (1.0 / 362_880.0)))));
+    let sin = r
+        * (1.0
+            + r2 * (-1.0 / 6.0
+                + r2 * (1.0 / 120.0 + r2 * (-1.0 / 5040.0 + r2 * (1.0 / 362_880.0)))));
     let cos = 1.0 + r2 * (-0.5 + r2 * (1.0 / 24.0 + r2 * (-1.0 / 720.0 + r2 * (1.0 / 40_320.0))));
     let quadrant = t.to_bits();
-    let (s, c) = if quadrant & 1 == 0 { (sin, cos) } else { (cos, sin) };
+    let (s, c) = if quadrant & 1 == 0 {
+        (sin, cos)
+    } else {
+        (cos, sin)
+    };
     let s = if quadrant & 2 == 0 { s } else { -s };
     let c = if (quadrant + 1) & 2 == 0 { c } else { -c };
     (s as f32, c as f32)
@@ -123,32 +149,68 @@ mod tests {
             for (i, &x) in x.iter().enumerate() {
                 let exact = f64::from(x);
                 if exact >= -126.0 {
-                    worst.0 = worst.0.max((f64::from(plain.0[i]) / exact.exp2() - 1.0).abs());
+                    worst.0 = worst
+                        .0
+                        .max((f64::from(plain.0[i]) / exact.exp2() - 1.0).abs());
                 }
                 if (-87.0..=88.0).contains(&exact) {
-                    worst.1 = worst.1.max((f64::from(plain.1[i]) / exact.exp() - 1.0).abs());
+                    worst.1 = worst
+                        .1
+                        .max((f64::from(plain.1[i]) / exact.exp() - 1.0).abs());
                 }
             }
         }
-        assert!(worst.0 < 3e-7 && worst.1 < 3e-7, "relative errors {worst:?}");
-        let edge =
-            dispatch(SimdLevel::detect(), Both([0.0, -0.0, f32::NEG_INFINITY, f32::NAN, -1e30, -126.0, -127.0, 1.0]));
-        assert_eq!(edge.0, [1.0, 1.0, 0.0, 0.0, 0.0, f32::MIN_POSITIVE, 0.0, 2.0]);
+        assert!(
+            worst.0 < 3e-7 && worst.1 < 3e-7,
+            "relative errors {worst:?}"
+        );
+        let edge = dispatch(
+            SimdLevel::detect(),
+            Both([
+                0.0,
+                -0.0,
+                f32::NEG_INFINITY,
+                f32::NAN,
+                -1e30,
+                -126.0,
+                -127.0,
+                1.0,
+            ]),
+        );
+        assert_eq!(
+            edge.0,
+            [1.0, 1.0, 0.0, 0.0, 0.0, f32::MIN_POSITIVE, 0.0, 2.0]
+        );
     }
 
     #[test]
     fn exponentials_and_sigmoids_of_slices_are_those_of_the_standard_library() {
         for len in [1, 7, 8, 9, 203] {
-            let x: Vec<f32> = (0..len).map(|i| ((i * 37) % 101) as f32 * 0.4 - 40.0).collect();
+            let x: Vec<f32> = (0..len)
+                .map(|i| ((i * 37) % 101) as f32 * 0.4 - 40.0)
+                .collect();
             let (mut e, mut s) = (x.clone(), x.clone());
             let sum = exp_minus(SimdLevel::detect(), &mut e, 0.5);
             sigmoids(SimdLevel::detect(), &mut s);
             let want: Vec<f64> = x.iter().map(|&x| (f64::from(x) - 0.5).exp()).collect();
-            assert!((f64::from(sum) / want.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{len}: {sum}");
+            assert!(
+                (f64::from(sum) / want.iter().sum::<f64>() - 1.0).abs() < 1e-5,
+                "{len}: {sum}"
+            );
             for (i, want) in want.iter().enumerate() {
-                assert!((f64::from(e[i]) / want - 1.0).abs() < 1e-5, "{}: {} is not {want}", x[i], e[i]);
+                assert!(
+                    (f64::from(e[i]) / want - 1.0).abs() < 1e-5,
+                    "{}: {} is not {want}",
+                    x[i],
+                    e[i]
+                );
                 let want = 1.0 / (1.0 + (-f64::from(x[i])).exp());
-                assert!((f64::from(s[i]) / want - 1.0).abs() < 1e-5, "{}: {} is not {want}", x[i], s[i]);
+                assert!(
+                    (f64::from(s[i]) / want - 1.0).abs() < 1e-5,
+                    "{}: {} is not {want}",
+                    x[i],
+                    s[i]
+                );
             }
         }
         let mut hidden = [f32::NEG_INFINITY, 1.0];

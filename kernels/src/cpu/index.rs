@@ -1,10 +1,11 @@
 //! Pairwise indexer scores: every new query against every slot, the largest kept.
 
+use std::sync::Mutex;
+
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
 use super::pages::Exec;
 use crate::backend::{IndexItem, IndexShape};
 use crate::error::{Error, Result};
-use std::sync::Mutex;
 
 /// Slots of one task.
 const SLOTS: usize = 256;
@@ -22,11 +23,21 @@ pub(crate) fn index(exec: Exec<'_>, shape: IndexShape, items: &mut [IndexItem<'_
         ];
         for (what, got, want) in wants {
             if got != want {
-                return Err(Error::Shape { op, what, got, want });
+                return Err(Error::Shape {
+                    op,
+                    what,
+                    got,
+                    want,
+                });
             }
         }
         if rows > slots {
-            return Err(Error::Shape { op, what: "scores", got: slots, want: rows });
+            return Err(Error::Shape {
+                op,
+                what: "scores",
+                got: slots,
+                want: rows,
+            });
         }
     }
     let mut work = 0;
@@ -38,7 +49,15 @@ pub(crate) fn index(exec: Exec<'_>, shape: IndexShape, items: &mut [IndexItem<'_
         for (i, scores) in item.scores.chunks_mut(SLOTS).enumerate() {
             let first = i * SLOTS;
             let keys = &keys[first * dim..(first + scores.len()) * dim];
-            tasks.push(Mutex::new(Score { shape, queries, weights, keys, scores, first, before: slots - rows }));
+            tasks.push(Mutex::new(Score {
+                shape,
+                queries,
+                weights,
+                keys,
+                scores,
+                first,
+                before: slots - rows,
+            }));
         }
     }
     exec.run(tasks.len(), work, &|task| {
@@ -78,7 +97,11 @@ impl Kernel for &mut Score<'_> {
             let slot = self.first + first;
             // Rows before the first slot of the tile see none of it.
             let start = slot.saturating_sub(self.before);
-            let rows = self.queries.chunks_exact(heads * dim).zip(self.weights.chunks_exact(heads)).enumerate();
+            let rows = self
+                .queries
+                .chunks_exact(heads * dim)
+                .zip(self.weights.chunks_exact(heads))
+                .enumerate();
             let mut best = L::from_slice(scores, f32::NEG_INFINITY);
             for (row, (queries, weights)) in rows.skip(start) {
                 let mut sum = L::splat(0.0);

@@ -1,13 +1,14 @@
-//! Eight f32 lanes, once in plain Rust and once in AVX2: kernels are written against [`Lanes`] and give the same bits
-//! on both, because every operation here is correctly rounded IEEE arithmetic or exact bit manipulation.
+//! Eight f32 lanes, once in plain Rust and once in AVX2: kernels are written against [`Lanes`] and
+//! give the same bits on both, because every operation here is correctly rounded IEEE arithmetic or
+//! exact bit manipulation.
 
 use super::SimdLevel;
 
 /// Lanes of one vector.
 pub(crate) const WIDTH: usize = 8;
 
-/// Eight f32 values. Comparisons follow the x86 rule: [`Lanes::max`] and [`Lanes::min`] return the second operand when
-/// either is NaN.
+/// Eight f32 values. Comparisons follow the x86 rule: [`Lanes::max`] and [`Lanes::min`] return the
+/// second operand when either is NaN.
 pub(crate) trait Lanes: Copy {
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
@@ -52,8 +53,8 @@ pub(crate) trait Lanes: Copy {
     fn max(self, b: Self) -> Self;
     /// The smaller of both.
     fn min(self, b: Self) -> Self;
-    /// `self * 2^n`, where the integer `n` sits in the low bits of `t` (a sum with `1.5 * 2^23`). The result must be
-    /// a normal number.
+    /// `self * 2^n`, where the integer `n` sits in the low bits of `t` (a sum with `1.5 * 2^23`).
+    /// The result must be a normal number.
     fn shift_exponent(self, t: Self) -> Self;
     /// `self` where `x >= limit`, otherwise `+0`.
     fn zero_below(self, x: Self, limit: f32) -> Self;
@@ -186,7 +187,9 @@ impl Lanes for Plain {
     }
     #[inline(always)]
     fn shift_exponent(self, t: Self) -> Self {
-        self.zip(t, |x, y| f32::from_bits(x.to_bits().wrapping_add(y.to_bits() << 23)))
+        self.zip(t, |x, y| {
+            f32::from_bits(x.to_bits().wrapping_add(y.to_bits() << 23))
+        })
     }
     #[inline(always)]
     fn zero_below(self, x: Self, limit: f32) -> Self {
@@ -194,19 +197,25 @@ impl Lanes for Plain {
     }
 }
 
-/// The lanes in one AVX register. Values of this type exist only below [`dispatch`], which has checked the processor.
+/// The lanes in one AVX register. Values of this type exist only below [`dispatch`], which has
+/// checked the processor.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(std::arch::x86_64::__m256);
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Avx2, Lanes};
     use std::arch::x86_64::*;
 
-    // SAFETY of every block below that gives no other reason: the instruction exists, because `dispatch` runs code on
-    // `Avx2` only after AVX2, FMA and F16C were detected. Pointers are valid by the contract of the trait method.
-    #[expect(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
+    use super::{Avx2, Lanes};
+
+    // SAFETY of every block below that gives no other reason: the instruction exists, because
+    // `dispatch` runs code on `Avx2` only after AVX2, FMA and F16C were detected. Pointers are
+    // valid by the contract of the trait method.
+    #[expect(
+        clippy::undocumented_unsafe_blocks,
+        reason = "one reason for all, stated above"
+    )]
     impl Lanes for Avx2 {
         #[inline(always)]
         fn splat(x: f32) -> Self {
@@ -230,7 +239,12 @@ mod avx2 {
         }
         #[inline(always)]
         unsafe fn store_f16(self, dst: *mut u16) {
-            unsafe { _mm_storeu_si128(dst.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+            unsafe {
+                _mm_storeu_si128(
+                    dst.cast(),
+                    _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0),
+                )
+            }
         }
         #[inline(always)]
         fn prefetch<T>(address: *const T) {
@@ -273,13 +287,18 @@ mod avx2 {
         }
         #[inline(always)]
         fn zero_below(self, x: Self, limit: f32) -> Self {
-            Self(unsafe { _mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_GE_OQ>(x.0, _mm256_set1_ps(limit))) })
+            Self(unsafe {
+                _mm256_and_ps(
+                    self.0,
+                    _mm256_cmp_ps::<_CMP_GE_OQ>(x.0, _mm256_set1_ps(limit)),
+                )
+            })
         }
     }
 }
 
-/// A computation that is written once for any [`Lanes`]. Implementations mark `run` and everything below it
-/// `#[inline(always)]`, so that it is compiled with the instructions of the lanes.
+/// A computation that is written once for any [`Lanes`]. Implementations mark `run` and everything
+/// below it `#[inline(always)]`, so that it is compiled with the instructions of the lanes.
 pub(crate) trait Kernel {
     /// What the computation returns.
     type Output;
@@ -297,7 +316,8 @@ pub(crate) fn dispatch<K: Kernel>(level: SimdLevel, kernel: K) -> K::Output {
             kernel.run::<Avx2>()
         }
         if level == SimdLevel::Avx2 {
-            // SAFETY: a backend holds `SimdLevel::Avx2` only where AVX2, FMA and F16C were detected.
+            // SAFETY: a backend holds `SimdLevel::Avx2` only where AVX2, FMA and F16C were
+            // detected.
             return unsafe { on_avx2(kernel) };
         }
     }
@@ -321,7 +341,11 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     /// Shares `slice`.
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), len: slice.len(), owner: std::marker::PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            owner: std::marker::PhantomData,
+        }
     }
 
     /// Elements `start .. start + len`.
@@ -329,7 +353,10 @@ impl<'a, T> Shared<'a, T> {
     /// # Safety
     /// No other part that overlaps this one is alive at the same time.
     pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "a part lies inside its slice");
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "a part lies inside its slice"
+        );
         // SAFETY: inside the slice by the assertion, unaliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }

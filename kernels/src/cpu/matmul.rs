@@ -1,4 +1,8 @@
-//! Matrix products and embedding rows over packed weights: checks, scratch memory, and the cut into tasks.
+//! Matrix products and embedding rows over packed weights: checks, scratch memory, and the cut into
+//! tasks.
+
+use std::ops::{AddAssign, Range};
+use std::sync::PoisonError;
 
 use super::matmul_f32::{FloatTask, Tiled};
 use super::matmul_int8::{IntTask, Rounded};
@@ -10,8 +14,6 @@ use super::totals::{Ends, Fixed, Form, Single, Sum};
 use super::{Activations, CpuBackend};
 use crate::error::{Error, Result};
 use crate::fixed;
-use std::ops::{AddAssign, Range};
-use std::sync::PoisonError;
 
 /// Multiply-adds that are worth a task: some microseconds.
 const TASK_WORK: usize = 1 << 17;
@@ -43,14 +45,22 @@ impl<T: Copy + AddAssign> Sink<'_, T> {
     pub fn write(&self, panel: usize, row: usize, mut values: [T; PANEL]) {
         let col = panel * PANEL;
         if let Some(bias) = self.bias {
-            values.iter_mut().zip(&bias[self.first + col..]).for_each(|(value, bias)| *value += *bias);
+            values
+                .iter_mut()
+                .zip(&bias[self.first + col..])
+                .for_each(|(value, bias)| *value += *bias);
         }
         let count = PANEL.min(self.cols - col);
-        // SAFETY: `product` checked that `out` holds `rows * stride` values; `row` is below `rows`, and `first + col +
-        // count` is at most `stride`. Each panel belongs to one task, so no other thread touches these values.
+        // SAFETY: `product` checked that `out` holds `rows * stride` values; `row` is below `rows`,
+        // and `first + col + count` is at most `stride`. Each panel belongs to one task, so no
+        // other thread touches these values.
         unsafe {
             let out = self.out.get().add(row * self.stride + self.first + col);
-            if count == PANEL { out.cast::<[T; PANEL]>().write_unaligned(values) } else { copy(&values[..count], out) }
+            if count == PANEL {
+                out.cast::<[T; PANEL]>().write_unaligned(values)
+            } else {
+                copy(&values[..count], out)
+            }
         }
     }
 }
@@ -66,7 +76,16 @@ unsafe fn copy<T>(values: &[T], out: *mut T) {
 }
 
 fn check(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
-    if got < want { Err(Error::Shape { op, what, got, want }) } else { Ok(()) }
+    if got < want {
+        Err(Error::Shape {
+            op,
+            what,
+            got,
+            want,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// Checked arguments of a product: `x` is `[rows, C]`, `out` `[rows, N]`.
@@ -90,12 +109,28 @@ pub(crate) fn matmul(
 ) -> Result<()> {
     const OP: &str = "matmul";
     let (x, out) = operands(OP, matrix, (x, rows), out)?;
-    check(OP, "bias", bias.map_or(matrix.rows, <[f32]>::len), matrix.rows)?;
-    product::<Single>(backend, Product { matrix, x, rows, bias, ends: Ends::new(&[matrix.cols]), out });
+    check(
+        OP,
+        "bias",
+        bias.map_or(matrix.rows, <[f32]>::len),
+        matrix.rows,
+    )?;
+    product::<Single>(
+        backend,
+        Product {
+            matrix,
+            x,
+            rows,
+            bias,
+            ends: Ends::new(&[matrix.cols]),
+            out,
+        },
+    );
     Ok(())
 }
 
-/// A product whose units end at columns `ends`: see [`Backend::matmul_units`](crate::Backend::matmul_units) for f32 and
+/// A product whose units end at columns `ends`: see
+/// [`Backend::matmul_units`](crate::Backend::matmul_units) for f32 and
 /// [`Backend::matmul_share`](crate::Backend::matmul_share) for i64.
 pub(crate) fn matmul_fixed<T: Sum>(
     backend: &CpuBackend,
@@ -107,7 +142,17 @@ pub(crate) fn matmul_fixed<T: Sum>(
     let rows = x.1;
     let (x, out) = operands(T::OP, matrix, x, out)?;
     fixed::check_ends(T::OP, ends, matrix.cols)?;
-    product::<Fixed<T>>(backend, Product { matrix, x, rows, bias: None, ends: Ends::new(ends), out });
+    product::<Fixed<T>>(
+        backend,
+        Product {
+            matrix,
+            x,
+            rows,
+            bias: None,
+            ends: Ends::new(ends),
+            out,
+        },
+    );
     Ok(())
 }
 
@@ -118,7 +163,10 @@ fn operands<'a, T>(
     (x, rows): (&'a [f32], usize),
     out: &'a mut [T],
 ) -> Result<(&'a [f32], &'a mut [T])> {
-    let (x_len, out_len) = (rows.saturating_mul(matrix.cols), rows.saturating_mul(matrix.rows));
+    let (x_len, out_len) = (
+        rows.saturating_mul(matrix.cols),
+        rows.saturating_mul(matrix.rows),
+    );
     check(op, "x", x.len(), x_len)?;
     check(op, "out", out.len(), out_len)?;
     Ok((&x[..x_len], &mut out[..out_len]))
@@ -127,20 +175,38 @@ fn operands<'a, T>(
 impl Panels {
     /// Whether the weights meet rounded activations.
     fn is_int(&self, activations: Activations) -> bool {
-        activations == Activations::Int8 && !matches!(self, Self::F32(_) | Self::F16(_) | Self::BF16(_))
+        activations == Activations::Int8
+            && !matches!(self, Self::F32(_) | Self::F16(_) | Self::BF16(_))
     }
 }
 
 fn product<F: Form>(backend: &CpuBackend, product: Product<'_, F::Out>) {
-    let Product { matrix, x, rows, bias, ends, out } = product;
-    let mut scratch = backend.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    let Product {
+        matrix,
+        x,
+        rows,
+        bias,
+        ends,
+        out,
+    } = product;
+    let mut scratch = backend
+        .scratch
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop()
+        .unwrap_or_default();
     let is_int = |part: &Part| part.panels.is_int(backend.activations);
     let rounded = matrix.parts.iter().any(is_int);
     let tiled = !matrix.parts.iter().all(is_int);
-    let rounded = rounded.then(|| Rounded::new(&backend.pool, backend.simd, x, rows, &mut scratch.words));
+    let rounded =
+        rounded.then(|| Rounded::new(&backend.pool, backend.simd, x, rows, &mut scratch.words));
     let tiled = tiled.then(|| Tiled::new(&backend.pool, x, rows, &mut scratch.values));
     let out = SendPtr(out.as_mut_ptr());
-    let panels: usize = matrix.parts.iter().map(|part| part.rows.div_ceil(PANEL)).sum();
+    let panels: usize = matrix
+        .parts
+        .iter()
+        .map(|part| part.rows.div_ceil(PANEL))
+        .sum();
     let work = rows.saturating_mul(matrix.rows).saturating_mul(matrix.cols);
     let tasks = (work / TASK_WORK).clamp(1, TASKS_PER_THREAD * backend.pool.threads());
     let per_task = panels.div_ceil(tasks).max(1);
@@ -149,10 +215,20 @@ fn product<F: Form>(backend: &CpuBackend, product: Product<'_, F::Out>) {
         let mut first = 0;
         for part in &matrix.parts {
             let count = part.rows.div_ceil(PANEL);
-            let panels = wanted.start.saturating_sub(first).min(count)..wanted.end.saturating_sub(first).min(count);
+            let panels = wanted.start.saturating_sub(first).min(count)
+                ..wanted.end.saturating_sub(first).min(count);
             first += count;
-            let sink = Sink { out: &out, first: part.first, stride: matrix.rows, cols: part.rows, bias };
-            let cut = Cut { panels, ends: &ends };
+            let sink = Sink {
+                out: &out,
+                first: part.first,
+                stride: matrix.rows,
+                cols: part.rows,
+                bias,
+            };
+            let cut = Cut {
+                panels,
+                ends: &ends,
+            };
             match (is_int(part), &rounded, &tiled) {
                 (true, Some(x), _) => int_panels::<F>(backend, part, cut, x, sink),
                 (false, _, Some(x)) => float_panels::<F>(backend, part, cut, x, sink),
@@ -160,7 +236,11 @@ fn product<F: Form>(backend: &CpuBackend, product: Product<'_, F::Out>) {
             }
         }
     });
-    backend.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+    backend
+        .scratch
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(scratch);
 }
 
 /// What of a part a task does, and where its units end.
@@ -170,35 +250,114 @@ pub(crate) struct Cut<'a> {
     pub ends: &'a Ends<'a>,
 }
 
-fn int_panels<F: Form>(backend: &CpuBackend, part: &Part, cut: Cut<'_>, x: &Rounded<'_>, sink: Sink<'_, F::Out>) {
+fn int_panels<F: Form>(
+    backend: &CpuBackend,
+    part: &Part,
+    cut: Cut<'_>,
+    x: &Rounded<'_>,
+    sink: Sink<'_, F::Out>,
+) {
     match &part.panels {
-        Panels::U4(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
-        Panels::I8(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
-        Panels::U6(cells) => backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink }),
-        Panels::F32(_) | Panels::F16(_) | Panels::BF16(_) => unreachable!("float weights meet f32 activations"),
+        Panels::U4(cells) => backend.simd.dispatch(IntTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::U4Wide(cells) => backend.simd.dispatch(IntTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::I8(cells) => backend.simd.dispatch(IntTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::U6(cells) => backend.simd.dispatch(IntTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::F32(_) | Panels::F16(_) | Panels::BF16(_) => {
+            unreachable!("float weights meet f32 activations")
+        }
     }
 }
 
-fn float_panels<F: Form>(backend: &CpuBackend, part: &Part, cut: Cut<'_>, x: &Tiled<'_>, sink: Sink<'_, F::Out>) {
+fn float_panels<F: Form>(
+    backend: &CpuBackend,
+    part: &Part,
+    cut: Cut<'_>,
+    x: &Tiled<'_>,
+    sink: Sink<'_, F::Out>,
+) {
     match &part.panels {
-        Panels::F32(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
-        Panels::F16(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
-        Panels::BF16(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
-        Panels::U4(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
-        Panels::I8(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
-        Panels::U6(cells) => backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink }),
+        Panels::F32(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::F16(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::BF16(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::U4(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::U4Wide(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::I8(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
+        Panels::U6(cells) => backend.simd.dispatch(FloatTask::<_, F> {
+            cells,
+            cut,
+            x,
+            sink,
+        }),
     }
 }
 
 /// See [`Backend::embed`](crate::Backend::embed).
-pub(crate) fn embed(backend: &CpuBackend, table: &CpuMatrix, ids: &[u32], out: &mut [f32]) -> Result<()> {
+pub(crate) fn embed(
+    backend: &CpuBackend,
+    table: &CpuMatrix,
+    ids: &[u32],
+    out: &mut [f32],
+) -> Result<()> {
     const OP: &str = "embed";
     let len = ids.len().saturating_mul(table.cols);
     check(OP, "out", out.len(), len)?;
     if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.rows) {
-        return Err(Error::Index { op: OP, what: "token id", index: id as usize, len: table.rows });
+        return Err(Error::Index {
+            op: OP,
+            what: "token id",
+            index: id as usize,
+            len: table.rows,
+        });
     }
     if len > 0 {
         backend.pool.chunks(&mut out[..len], table.cols, &|i, out| {
@@ -239,7 +398,9 @@ impl<C: Cell> Kernel for UnpackRow<'_, C> {
         for (cell, out) in cells.iter().zip(self.out.chunks_exact_mut(C::INPUTS)) {
             let mut weights: [Lines<1>; GROUP] = [[[0.0; PANEL]; 1]; GROUP];
             cell.unpack(s, 0, &mut weights[..C::INPUTS]);
-            out.iter_mut().zip(&weights).for_each(|(out, weights)| *out = weights[0][self.row % PANEL]);
+            out.iter_mut()
+                .zip(&weights)
+                .for_each(|(out, weights)| *out = weights[0][self.row % PANEL]);
         }
     }
 }

@@ -1,21 +1,24 @@
-//! Products with f32 activations: weights are unpacked to f32 a block of inputs at a time and multiplied in order,
-//! `acc = fma(w[k], x[k], acc)` for `k = 0, 1, ..` from zero.
+//! Products with f32 activations: weights are unpacked to f32 a block of inputs at a time and
+//! multiplied in order, `acc = fma(w[k], x[k], acc)` for `k = 0, 1, ..` from zero.
+
+use std::ops::Range;
 
 use super::matmul::{Cut, Sink};
 use super::pack::{Cell, Lines, PANEL};
 use super::pool::Pool;
 use super::simd::{Kernel, Simd};
 use super::totals::Form;
-use std::ops::Range;
 
-/// Token rows of a full tile: 2 panels times 6 rows of accumulators fill the 16 registers of AVX2 best.
+/// Token rows of a full tile: 2 panels times 6 rows of accumulators fill the 16 registers of AVX2
+/// best.
 const TILE: usize = 6;
 /// Token rows whose accumulators are kept while the inputs of a panel pass.
 const BLOCK: usize = 16 * TILE;
 /// Inputs unpacked at a time; a multiple of every cell's inputs.
 const INPUTS: usize = 128;
 
-/// Activations in tiles of [`TILE`] rows (the last one of what remains): input by input, row by row.
+/// Activations in tiles of [`TILE`] rows (the last one of what remains): input by input, row by
+/// row.
 pub(crate) struct Tiled<'a> {
     values: &'a [f32],
     rows: usize,
@@ -30,8 +33,15 @@ impl<'a> Tiled<'a> {
         if cols > 0 {
             let tile = |tile: usize, out: &mut [f32]| {
                 let count = out.len() / cols;
-                for (t, x) in x[tile * TILE * cols..][..out.len()].chunks_exact(cols).enumerate() {
-                    out.iter_mut().skip(t).step_by(count).zip(x).for_each(|(out, x)| *out = *x);
+                for (t, x) in x[tile * TILE * cols..][..out.len()]
+                    .chunks_exact(cols)
+                    .enumerate()
+                {
+                    out.iter_mut()
+                        .skip(t)
+                        .step_by(count)
+                        .zip(x)
+                        .for_each(|(out, x)| *out = *x);
                 }
             };
             pool.chunks(values, TILE * cols, &tile);
@@ -42,7 +52,9 @@ impl<'a> Tiled<'a> {
     /// Inputs `inputs` of the `T` rows from `row`.
     #[inline(always)]
     fn tile<const T: usize>(&self, row: usize, inputs: Range<usize>) -> &[[f32; T]] {
-        &self.values[row * self.cols..][..T * self.cols].as_chunks::<T>().0[inputs]
+        &self.values[row * self.cols..][..T * self.cols]
+            .as_chunks::<T>()
+            .0[inputs]
     }
 }
 
@@ -69,7 +81,8 @@ impl<C: Cell, F: Form> Kernel for FloatTask<'_, C, F> {
         for start in (0..self.x.rows).step_by(BLOCK) {
             let rows = start..self.x.rows.min(start + BLOCK);
             let mut panels = self.cut.panels.clone();
-            // One chain of additions per accumulator: with few rows, several panels keep the adders busy.
+            // One chain of additions per accumulator: with few rows, several panels keep the adders
+            // busy.
             if rows.len() <= 3 {
                 self.blocks::<S, 4>(s, &mut panels, rows.clone());
             }
@@ -112,7 +125,10 @@ impl<C: Cell, F: Form> FloatTask<'_, C, F> {
         for &end in ends {
             self.unit(s, panel, rows.clone(), start..end, buffers);
             for (total, acc) in buffers.totals.iter_mut().zip(&buffers.acc[..rows.len()]) {
-                total.iter_mut().zip(acc).for_each(|(total, acc)| F::add(s, total, std::iter::once(acc)));
+                total
+                    .iter_mut()
+                    .zip(acc)
+                    .for_each(|(total, acc)| F::add(s, total, std::iter::once(acc)));
             }
             start = end;
         }
@@ -169,7 +185,8 @@ fn multiply<S: Simd, const P: usize, const T: usize>(
     acc: &mut [Lines<P>],
 ) {
     let acc = &mut acc[..T];
-    let mut sums: [[S::F; P]; T] = std::array::from_fn(|t| std::array::from_fn(|p| s.load(&acc[t][p])));
+    let mut sums: [[S::F; P]; T] =
+        std::array::from_fn(|t| std::array::from_fn(|p| s.load(&acc[t][p])));
     for (w, x) in weights.iter().zip(x) {
         let w: [S::F; P] = std::array::from_fn(|p| s.load(&w[p]));
         for t in 0..T {

@@ -1,8 +1,9 @@
 //! Products of quantised weights with activations rounded to 8 bits.
 //!
-//! An activation row is rounded per group of 32: scale `d = max|x| / 127`, code `round(x * 127 / max|x|)`, as ggml's
-//! Q8_0 but with an f32 scale. A group's dot product is an exact integer, whatever the order; the groups are then
-//! summed in order in f32: `acc = fma(dot, scale * d, acc)`, `acc = fma(min, d * sum(codes), acc)`.
+//! An activation row is rounded per group of 32: scale `d = max|x| / 127`, code `round(x * 127 /
+//! max|x|)`, as ggml's Q8_0 but with an f32 scale. A group's dot product is an exact integer,
+//! whatever the order; the groups are then summed in order in f32: `acc = fma(dot, scale * d,
+//! acc)`, `acc = fma(min, d * sum(codes), acc)`.
 
 use super::matmul::{Cut, Sink};
 use super::pack::{Cell, I8, PANEL, Scales, U4, U6};
@@ -38,7 +39,8 @@ unsafe impl<const T: usize> bytemuck::Pod for Tile<T> {}
 /// 32-bit words of one group of one token row.
 const WORDS: usize = size_of::<Tile<1>>() / 4;
 
-/// Rounded activations: tiles of [`TILE`] rows (the last one of what remains), each its groups in order.
+/// Rounded activations: tiles of [`TILE`] rows (the last one of what remains), each its groups in
+/// order.
 pub(crate) struct Rounded<'a> {
     words: &'a [u32],
     rows: usize,
@@ -46,8 +48,15 @@ pub(crate) struct Rounded<'a> {
 }
 
 impl<'a> Rounded<'a> {
-    /// Rounds `rows` rows of `x`; `words` is the memory that holds the result. Row length: a multiple of 32.
-    pub fn new(pool: &Pool, simd: SimdLevel, x: &[f32], rows: usize, words: &'a mut Vec<u32>) -> Self {
+    /// Rounds `rows` rows of `x`; `words` is the memory that holds the result. Row length: a
+    /// multiple of 32.
+    pub fn new(
+        pool: &Pool,
+        simd: SimdLevel,
+        x: &[f32],
+        rows: usize,
+        words: &'a mut Vec<u32>,
+    ) -> Self {
         let groups = x.len() / rows.max(1) / GROUP;
         words.resize(rows * groups * WORDS, 0);
         let per_row = groups * WORDS;
@@ -55,16 +64,27 @@ impl<'a> Rounded<'a> {
             let round = |tile: usize, words: &mut [u32]| {
                 let count = words.len() / per_row;
                 let x = &x[tile * TILE * groups * GROUP..][..count * groups * GROUP];
-                simd.dispatch(Round { x, rows: count, words });
+                simd.dispatch(Round {
+                    x,
+                    rows: count,
+                    words,
+                });
             };
             // A tile takes a microsecond or two: not worth another thread for a few.
             if rows > 4 * TILE {
                 pool.chunks(words, TILE * per_row, &round);
             } else {
-                words.chunks_mut(TILE * per_row).enumerate().for_each(|(tile, words)| round(tile, words));
+                words
+                    .chunks_mut(TILE * per_row)
+                    .enumerate()
+                    .for_each(|(tile, words)| round(tile, words));
             }
         }
-        Self { words, rows, groups }
+        Self {
+            words,
+            rows,
+            groups,
+        }
     }
 
     /// Rows of a block of tiles that fits [`BLOCK_BYTES`].
@@ -118,11 +138,25 @@ fn round_group<S: Simd, const T: usize>(s: S, x: &[f32; GROUP], t: usize, tile: 
     // Magnitudes compare as their bits, and NaN compares above infinity.
     let magnitude = lanes.map(|x| s.and(s.bits(x), s.splat_i32(i32::MAX)));
     let mut bits = [0; 8];
-    s.store_i(s.max_i32(s.max_i32(magnitude[0], magnitude[1]), s.max_i32(magnitude[2], magnitude[3])), &mut bits);
+    s.store_i(
+        s.max_i32(
+            s.max_i32(magnitude[0], magnitude[1]),
+            s.max_i32(magnitude[2], magnitude[3]),
+        ),
+        &mut bits,
+    );
     let largest = f32::from_bits(bits.into_iter().fold(0, i32::max) as u32);
-    let scale = if largest.is_finite() { largest / 127.0 } else { f32::NAN };
+    let scale = if largest.is_finite() {
+        largest / 127.0
+    } else {
+        f32::NAN
+    };
     // Subnormal magnitudes have no finite inverse; they round to zero.
-    let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+    let inverse = if scale > f32::MIN_POSITIVE {
+        1.0 / scale
+    } else {
+        0.0
+    };
     let mut sums = [0; 2];
     for (i, x) in lanes.into_iter().enumerate() {
         let x = if largest.is_finite() { x } else { s.splat(0.0) };
@@ -157,7 +191,10 @@ impl<W: Scales> IntCell for U4<W> {
             // 8 sums of 2 products: 8 * 2 * 15 * 127 = 30480 fits i16.
             for (t, dot) in dots.iter_mut().enumerate() {
                 *dot = s.add_i16(*dot, s.dot_u8_i8(low, s.splat_bytes(&x.quads[2 * i][t])));
-                *dot = s.add_i16(*dot, s.dot_u8_i8(high, s.splat_bytes(&x.quads[2 * i + 1][t])));
+                *dot = s.add_i16(
+                    *dot,
+                    s.dot_u8_i8(high, s.splat_bytes(&x.quads[2 * i + 1][t])),
+                );
             }
         }
         let (scale, min) = (self.scale.load(s), self.min.load(s));
@@ -176,7 +213,8 @@ impl IntCell for I8 {
         let mask = s.splat_bytes(&[15; 4]);
         let (mut lows, mut highs) = ([s.splat_i32(0); T], [s.splat_i32(0); T]);
         for i in 0..8 {
-            // A u8 x i8 product of full bytes would not fit i16: two nibbles, 8 * 2 * 15 * 127 = 30480 each.
+            // A u8 x i8 product of full bytes would not fit i16: two nibbles, 8 * 2 * 15 * 127 =
+            // 30480 each.
             let codes = s.load_i(&self.codes[i]);
             let (low, high) = (s.and(codes, mask), s.and(s.shr::<4>(codes), mask));
             for t in 0..T {
@@ -187,7 +225,10 @@ impl IntCell for I8 {
         }
         let scale = Scales::load(&self.scale, s);
         for t in 0..T {
-            let dot = s.add_i32(s.dot_i16(lows[t], s.splat_i16(1)), s.dot_i16(highs[t], s.splat_i16(16)));
+            let dot = s.add_i32(
+                s.dot_i16(lows[t], s.splat_i16(1)),
+                s.dot_i16(highs[t], s.splat_i16(16)),
+            );
             let dot = s.sub_i32(dot, s.splat_i32(128 * (x.sums[0][t] + x.sums[1][t])));
             acc[t] = s.fma(s.to_f32(dot), s.mul(scale, s.splat(x.scale[t])), acc[t]);
         }
@@ -269,7 +310,10 @@ impl<C: IntCell, F: Form> IntTask<'_, C, F> {
     #[inline(always)]
     fn tile<S: Simd, const T: usize>(&self, s: S, panel: usize, row: usize, sums: &mut [Sums]) {
         let groups = self.x.groups;
-        let (cells, x) = (&self.cells[panel * groups..][..groups], self.x.tile::<T>(row));
+        let (cells, x) = (
+            &self.cells[panel * groups..][..groups],
+            self.x.tile::<T>(row),
+        );
         let ends = self.cut.ends.of(GROUP);
         let mut totals = [F::zero(ends.len()); T];
         if F::IS_SINGLE {
@@ -285,10 +329,15 @@ impl<C: IntCell, F: Form> IntTask<'_, C, F> {
                 for (end, sums) in ends.iter().zip(sums.iter_mut()) {
                     let end = end / GROUP;
                     let acc = unit::<S, C, T>(s, &cells[start..end], &x[start..end]);
-                    sums.iter_mut().zip(acc).for_each(|(sum, acc)| s.store(acc, sum));
+                    sums.iter_mut()
+                        .zip(acc)
+                        .for_each(|(sum, acc)| s.store(acc, sum));
                     start = end;
                 }
-                s.call(AddUnits::<F> { totals: &mut totals, sums: &sums[..ends.len()] });
+                s.call(AddUnits::<F> {
+                    totals: &mut totals,
+                    sums: &sums[..ends.len()],
+                });
             }
         }
         for (t, total) in totals.iter().enumerate() {

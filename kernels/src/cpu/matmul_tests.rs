@@ -1,12 +1,14 @@
 //! Products against exact sums, and bit for bit against themselves in every way of calling them.
 
+use std::ops::Range;
+
+use super::pack::CpuMatrix;
 use super::quant::dequantize;
 use super::testing::{activations, weights};
-use super::{Activations, CpuBackend, CpuOptions, SimdLevel, matmul, pack::CpuMatrix};
+use super::{Activations, CpuBackend, CpuOptions, SimdLevel, matmul};
 use crate::backend::{WeightType, WeightView};
 use crate::error::Error;
 use crate::fixed;
-use std::ops::Range;
 
 const TYPES: [WeightType; 8] = [
     WeightType::F32,
@@ -21,21 +23,44 @@ const TYPES: [WeightType; 8] = [
 const MODES: [Activations; 2] = [Activations::Int8, Activations::F32];
 
 fn backend(activations: Activations, simd: SimdLevel, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads: Some(threads), activations, simd: Some(simd) })
+    CpuBackend::new(CpuOptions {
+        threads: Some(threads),
+        activations,
+        simd: Some(simd),
+    })
 }
 
 fn best(activations: Activations, threads: usize) -> CpuBackend {
     backend(activations, SimdLevel::detect(), threads)
 }
 
-fn load(backend: &CpuBackend, parts: &[(WeightType, usize)], cols: usize, bytes: &[Vec<u8>]) -> CpuMatrix {
-    let views: Vec<_> =
-        parts.iter().zip(bytes).map(|(&(dtype, rows), bytes)| WeightView { dtype, rows, cols, bytes }).collect();
+fn load(
+    backend: &CpuBackend,
+    parts: &[(WeightType, usize)],
+    cols: usize,
+    bytes: &[Vec<u8>],
+) -> CpuMatrix {
+    let views: Vec<_> = parts
+        .iter()
+        .zip(bytes)
+        .map(|(&(dtype, rows), bytes)| WeightView {
+            dtype,
+            rows,
+            cols,
+            bytes,
+        })
+        .collect();
     CpuMatrix::load(&backend.pool, &views).unwrap()
 }
 
 /// The bits of a product with a single part.
-fn product(backend: &CpuBackend, dtype: WeightType, (n, cols): (usize, usize), x: &[f32], rows: usize) -> Vec<u32> {
+fn product(
+    backend: &CpuBackend,
+    dtype: WeightType,
+    (n, cols): (usize, usize),
+    x: &[f32],
+    rows: usize,
+) -> Vec<u32> {
     let matrix = load(backend, &[(dtype, n)], cols, &[weights(dtype, n, cols, 11)]);
     let mut out = vec![f32::NAN; rows * n];
     matmul::matmul(backend, &matrix, x, rows, None, &mut out).unwrap();
@@ -68,29 +93,49 @@ fn products_are_close_to_exact_sums() {
                     let pairs = || x.iter().zip(w).map(|(&x, &w)| (f64::from(x), f64::from(w)));
                     let exact: f64 = pairs().map(|(x, w)| x * w).sum();
                     let size: f64 = pairs().map(|(x, w)| (x * w).abs()).sum();
-                    // f32 sums: a rounding of 2^-24 per addition, at most. Rounded activations: an error of up to half
-                    // a step, max/254, for each input; outliers have magnitude 8.
-                    let float = matches!(dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
+                    // f32 sums: a rounding of 2^-24 per addition, at most. Rounded activations: an
+                    // error of up to half a step, max/254, for each input; outliers have magnitude
+                    // 8.
+                    let float =
+                        matches!(dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
                     let rounding = w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * 8.0 / 254.0;
                     let tolerance = size * (cols + 4) as f64 * 2f64.powi(-24)
-                        + if mode == Activations::Int8 && !float { rounding * 1.001 + size * 1e-4 } else { 0.0 };
+                        + if mode == Activations::Int8 && !float {
+                            rounding * 1.001 + size * 1e-4
+                        } else {
+                            0.0
+                        };
                     let error = (f64::from(f32::from_bits(got)) - exact).abs();
-                    assert!(error <= tolerance, "{dtype:?} {mode:?} {n}x{cols} at {i}: {error} > {tolerance}");
+                    assert!(
+                        error <= tolerance,
+                        "{dtype:?} {mode:?} {n}x{cols} at {i}: {error} > {tolerance}"
+                    );
                 }
             }
         }
     }
 }
 
-/// The rounded product in plain scalar code: quantise, exact dot products, the two additions per group.
+/// The rounded product in plain scalar code: quantise, exact dot products, the two additions per
+/// group.
 fn int8_by_hand(dtype: WeightType, w: &[u8], x: &[f32]) -> f32 {
     let mut acc = 0f32;
     for (g, x) in x.chunks(32).enumerate() {
         let group = super::quant::group(dtype, w, g).unwrap();
         let d = x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
-        let q: Vec<i32> =
-            x.iter().map(|x| if d > 0.0 { (x * (1.0 / d)).round_ties_even() as i32 } else { 0 }).collect();
-        let dot = |range: std::ops::Range<usize>| range.map(|i| q[i] * i32::from(group.codes[i])).sum::<i32>() as f32;
+        let q: Vec<i32> = x
+            .iter()
+            .map(|x| {
+                if d > 0.0 {
+                    (x * (1.0 / d)).round_ties_even() as i32
+                } else {
+                    0
+                }
+            })
+            .collect();
+        let dot = |range: std::ops::Range<usize>| {
+            range.map(|i| q[i] * i32::from(group.codes[i])).sum::<i32>() as f32
+        };
         if dtype == WeightType::Q6K {
             acc = dot(0..16).mul_add(group.scale[0] * d, acc);
             acc = dot(16..32).mul_add(group.scale[1] * d, acc);
@@ -111,7 +156,11 @@ fn rounded_products_equal_the_scalar_formula() {
         let row_bytes = dtype.bytes(cols).unwrap();
         let got = product(&best(Activations::Int8, 2), dtype, (n, cols), &x, rows);
         for (i, got) in got.into_iter().enumerate() {
-            let want = int8_by_hand(dtype, &bytes[i % n * row_bytes..][..row_bytes], &x[i / n * cols..][..cols]);
+            let want = int8_by_hand(
+                dtype,
+                &bytes[i % n * row_bytes..][..row_bytes],
+                &x[i / n * cols..][..cols],
+            );
             assert_eq!(f32::from_bits(got), want, "{dtype:?} at {i}");
         }
     }
@@ -140,7 +189,13 @@ fn instruction_sets_give_the_same_bits() {
             for mode in MODES {
                 for rows in 1..=7 {
                     let x = activations(rows * cols, 21);
-                    let portable = product(&backend(mode, SimdLevel::Portable, 1), dtype, (n, cols), &x, rows);
+                    let portable = product(
+                        &backend(mode, SimdLevel::Portable, 1),
+                        dtype,
+                        (n, cols),
+                        &x,
+                        rows,
+                    );
                     let found = product(&best(mode, 1), dtype, (n, cols), &x, rows);
                     assert_eq!(portable, found, "{dtype:?} {mode:?} {n}x{cols} rows {rows}");
                 }
@@ -159,8 +214,18 @@ fn a_row_alone_and_in_a_batch_has_the_same_bits() {
             let batch = product(&backend, dtype, (n, cols), &x, 256);
             for rows in [1, 2, 3, 4, 5, 6, 7, 64, 97] {
                 for first in [0, 5, 256 - rows] {
-                    let part = product(&backend, dtype, (n, cols), &x[first * cols..][..rows * cols], rows);
-                    assert_eq!(part, batch[first * n..][..rows * n], "{dtype:?} {mode:?} rows {rows} from {first}");
+                    let part = product(
+                        &backend,
+                        dtype,
+                        (n, cols),
+                        &x[first * cols..][..rows * cols],
+                        rows,
+                    );
+                    assert_eq!(
+                        part,
+                        batch[first * n..][..rows * n],
+                        "{dtype:?} {mode:?} rows {rows} from {first}"
+                    );
                 }
             }
         }
@@ -175,7 +240,11 @@ fn thread_counts_give_the_same_bits() {
             let x = activations(rows * shape.1, 41);
             let one = product(&best(mode, 1), dtype, shape, &x, rows);
             for threads in [2, 4] {
-                assert_eq!(one, product(&best(mode, threads), dtype, shape, &x, rows), "{dtype:?} {mode:?} {threads}");
+                assert_eq!(
+                    one,
+                    product(&best(mode, threads), dtype, shape, &x, rows),
+                    "{dtype:?} {mode:?} {threads}"
+                );
             }
         }
     }
@@ -184,9 +253,17 @@ fn thread_counts_give_the_same_bits() {
 #[test]
 fn stacked_parts_and_bias_equal_separate_products() {
     let (cols, rows) = (256, 5);
-    let parts = [(WeightType::Q4_1, 12), (WeightType::F16, 9), (WeightType::Q6K, 24), (WeightType::Q8_0, 3)];
+    let parts = [
+        (WeightType::Q4_1, 12),
+        (WeightType::F16, 9),
+        (WeightType::Q6K, 24),
+        (WeightType::Q8_0, 3),
+    ];
     let total: usize = parts.iter().map(|part| part.1).sum();
-    let bytes: Vec<_> = parts.iter().map(|&(dtype, n)| weights(dtype, n, cols, 11)).collect();
+    let bytes: Vec<_> = parts
+        .iter()
+        .map(|&(dtype, n)| weights(dtype, n, cols, 11))
+        .collect();
     let (x, bias) = (activations(rows * cols, 51), activations(total, 52));
     for mode in MODES {
         let backend = best(mode, 2);
@@ -198,7 +275,11 @@ fn stacked_parts_and_bias_equal_separate_products() {
             let alone = product(&backend, dtype, (n, cols), &x, rows);
             for (i, alone) in alone.into_iter().enumerate() {
                 let at = first + i % n;
-                assert_eq!(out[i / n * total + at], f32::from_bits(alone) + bias[at], "{dtype:?} {mode:?} at {i}");
+                assert_eq!(
+                    out[i / n * total + at],
+                    f32::from_bits(alone) + bias[at],
+                    "{dtype:?} {mode:?} at {i}"
+                );
             }
             first += n;
         }
@@ -207,9 +288,16 @@ fn stacked_parts_and_bias_equal_separate_products() {
 
 /// Columns `range` of a matrix.
 fn columns(dtype: WeightType, bytes: &[u8], cols: usize, range: &Range<usize>) -> Vec<u8> {
-    let (row, start, end) = (dtype.bytes(cols), dtype.bytes(range.start), dtype.bytes(range.end));
+    let (row, start, end) = (
+        dtype.bytes(cols),
+        dtype.bytes(range.start),
+        dtype.bytes(range.end),
+    );
     let (row, start, end) = (row.unwrap(), start.unwrap(), end.unwrap());
-    bytes.chunks_exact(row).flat_map(|row| row[start..end].iter().copied()).collect()
+    bytes
+        .chunks_exact(row)
+        .flat_map(|row| row[start..end].iter().copied())
+        .collect()
 }
 
 /// A matrix and activations whose columns are cut in units, each a whole number of blocks.
@@ -233,15 +321,30 @@ impl Cut {
             })
             .collect();
         let (n, cols) = (21, ends[ends.len() - 1]);
-        Self { dtype, bytes: weights(dtype, n, cols, 71), x: activations(rows * cols, 72), n, rows, ends }
+        Self {
+            dtype,
+            bytes: weights(dtype, n, cols, 71),
+            x: activations(rows * cols, 72),
+            n,
+            rows,
+            ends,
+        }
     }
 
     /// The share of a rank that holds units `units`.
     fn share(&self, backend: &CpuBackend, units: Range<usize>) -> Vec<i64> {
         let cols = self.ends[self.ends.len() - 1];
-        let first = if units.start == 0 { 0 } else { self.ends[units.start - 1] };
+        let first = if units.start == 0 {
+            0
+        } else {
+            self.ends[units.start - 1]
+        };
         let range = first..self.ends[units.end - 1];
-        let own: Vec<f32> = self.x.chunks_exact(cols).flat_map(|x| x[range.clone()].to_vec()).collect();
+        let own: Vec<f32> = self
+            .x
+            .chunks_exact(cols)
+            .flat_map(|x| x[range.clone()].to_vec())
+            .collect();
         let bytes = columns(self.dtype, &self.bytes, cols, &range);
         let matrix = load(backend, &[(self.dtype, self.n)], range.len(), &[bytes]);
         let ends: Vec<usize> = self.ends[units].iter().map(|end| end - first).collect();
@@ -253,7 +356,12 @@ impl Cut {
     /// The product of a rank with all units.
     fn whole(&self, backend: &CpuBackend) -> Vec<u32> {
         let cols = self.ends[self.ends.len() - 1];
-        let matrix = load(backend, &[(self.dtype, self.n)], cols, std::slice::from_ref(&self.bytes));
+        let matrix = load(
+            backend,
+            &[(self.dtype, self.n)],
+            cols,
+            std::slice::from_ref(&self.bytes),
+        );
         let mut out = vec![f32::NAN; self.rows * self.n];
         matmul::matmul_fixed(backend, &matrix, (&self.x, self.rows), &self.ends, &mut out).unwrap();
         out.into_iter().map(f32::to_bits).collect()
@@ -269,14 +377,24 @@ fn any_deal_of_units_gives_the_bits_of_the_whole() {
                 let (here, portable) = (best(mode, 2), backend(mode, SimdLevel::Portable, 1));
                 let whole = cut.whole(&here);
                 assert_eq!(cut.whole(&portable), whole, "{dtype:?} {mode:?}");
-                for deal in [vec![0, 6], vec![0, 3, 6], vec![0, 1, 5, 6], vec![0, 1, 2, 3, 4, 5, 6]] {
+                for deal in [
+                    vec![0, 6],
+                    vec![0, 3, 6],
+                    vec![0, 1, 5, 6],
+                    vec![0, 1, 2, 3, 4, 5, 6],
+                ] {
                     let mut sum = vec![0i64; rows * cut.n];
                     for (rank, units) in deal.windows(2).enumerate() {
                         let backend = if rank % 2 == 0 { &here } else { &portable };
                         let share = cut.share(backend, units[0]..units[1]);
-                        sum.iter_mut().zip(share).for_each(|(sum, share)| *sum = sum.wrapping_add(share));
+                        sum.iter_mut()
+                            .zip(share)
+                            .for_each(|(sum, share)| *sum = sum.wrapping_add(share));
                     }
-                    let sum: Vec<u32> = sum.into_iter().map(|sum| fixed::to_f32(sum).to_bits()).collect();
+                    let sum: Vec<u32> = sum
+                        .into_iter()
+                        .map(|sum| fixed::to_f32(sum).to_bits())
+                        .collect();
                     assert_eq!(sum, whole, "{dtype:?} {mode:?} {rows} rows, {deal:?}");
                 }
             }
@@ -295,14 +413,27 @@ fn units_are_products_of_their_columns_in_fixed_point() {
             let mut sum = vec![0i64; 5 * cut.n];
             for end in &cut.ends {
                 let range = end - cols / 40..*end;
-                let x: Vec<f32> = cut.x.chunks_exact(cols).flat_map(|x| x[range.clone()].to_vec()).collect();
-                let matrix =
-                    load(&backend, &[(dtype, cut.n)], range.len(), &[columns(dtype, &cut.bytes, cols, &range)]);
+                let x: Vec<f32> = cut
+                    .x
+                    .chunks_exact(cols)
+                    .flat_map(|x| x[range.clone()].to_vec())
+                    .collect();
+                let matrix = load(
+                    &backend,
+                    &[(dtype, cut.n)],
+                    range.len(),
+                    &[columns(dtype, &cut.bytes, cols, &range)],
+                );
                 let mut unit = vec![f32::NAN; 5 * cut.n];
                 matmul::matmul(&backend, &matrix, &x, 5, None, &mut unit).unwrap();
-                sum.iter_mut().zip(unit).for_each(|(sum, unit)| *sum += fixed::from_f32(unit));
+                sum.iter_mut()
+                    .zip(unit)
+                    .for_each(|(sum, unit)| *sum += fixed::from_f32(unit));
             }
-            let want: Vec<u32> = sum.into_iter().map(|sum| fixed::to_f32(sum).to_bits()).collect();
+            let want: Vec<u32> = sum
+                .into_iter()
+                .map(|sum| fixed::to_f32(sum).to_bits())
+                .collect();
             assert_eq!(cut.whole(&backend), want, "{dtype:?} {mode:?}");
         }
     }
@@ -313,21 +444,48 @@ fn a_unit_without_a_valid_value_makes_its_rows_nan_and_no_others() {
     let (n, ends, largest) = (3, [1, 2, 3], fixed::LIMIT);
     for simd in [SimdLevel::Portable, SimdLevel::detect()] {
         let backend = backend(Activations::F32, simd, 1);
-        let ones: Vec<u8> = 1f32.to_le_bytes().into_iter().cycle().take(4 * n * 3).collect();
+        let ones: Vec<u8> = 1f32
+            .to_le_bytes()
+            .into_iter()
+            .cycle()
+            .take(4 * n * 3)
+            .collect();
         let matrix = load(&backend, &[(WeightType::F32, n)], 3, &[ones]);
-        let values = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, largest.next_up(), -largest.next_up()];
-        for (bad, is_bad) in values.map(|v| (v, true)).into_iter().chain([(largest, false), (-largest, false)]) {
+        let values = [
+            f32::NAN,
+            -f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            largest.next_up(),
+            -largest.next_up(),
+        ];
+        for (bad, is_bad) in values
+            .map(|v| (v, true))
+            .into_iter()
+            .chain([(largest, false), (-largest, false)])
+        {
             let x = [1.0, 2.0, 3.0, largest, bad, 0.5, -largest, -1e-9, -largest];
             let (mut out, mut share) = ([0f32; 9], [0i64; 9]);
             matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut out).unwrap();
             matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut share).unwrap();
-            let middle = if is_bad { f32::NAN } else { largest + bad + 0.5 };
+            let middle = if is_bad {
+                f32::NAN
+            } else {
+                largest + bad + 0.5
+            };
             for (row, want) in [6.0, middle, -2.0 * largest].into_iter().enumerate() {
                 for got in &out[row * n..][..n] {
-                    assert!(*got == want || got.is_nan() && want.is_nan(), "{got} for {want}, {bad}");
+                    assert!(
+                        *got == want || got.is_nan() && want.is_nan(),
+                        "{got} for {want}, {bad}"
+                    );
                 }
             }
-            assert_eq!(share.map(|sum| fixed::to_f32(sum).to_bits()), out.map(f32::to_bits), "{bad}");
+            assert_eq!(
+                share.map(|sum| fixed::to_f32(sum).to_bits()),
+                out.map(f32::to_bits),
+                "{bad}"
+            );
         }
     }
 }
@@ -346,7 +504,11 @@ fn embedding_rows_are_the_dequantised_rows() {
                 let mut out = vec![f32::NAN; ids.len() * cols];
                 matmul::embed(&backend, &table, &ids, &mut out).unwrap();
                 for (&id, out) in ids.iter().zip(out.chunks(cols)) {
-                    assert_eq!(out, &dense[id as usize * cols..][..cols], "{dtype:?} row {id}");
+                    assert_eq!(
+                        out,
+                        &dense[id as usize * cols..][..cols],
+                        "{dtype:?} row {id}"
+                    );
                 }
             }
         }
@@ -372,14 +534,24 @@ fn zeros_extremes_and_non_finite_activations() {
         for mode in MODES {
             let backend = best(mode, 1);
             let run = |x: &[f32]| -> Vec<f32> {
-                product(&backend, dtype, (n, cols), x, 1).into_iter().map(f32::from_bits).collect()
+                product(&backend, dtype, (n, cols), x, 1)
+                    .into_iter()
+                    .map(f32::from_bits)
+                    .collect()
             };
             assert!(run(&[0.0; 64]).iter().all(|&y| y == 0.0));
-            assert!(run(&[f32::MIN_POSITIVE / 8.0; 64]).iter().all(|y| y.is_finite()));
+            assert!(
+                run(&[f32::MIN_POSITIVE / 8.0; 64])
+                    .iter()
+                    .all(|y| y.is_finite())
+            );
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut x = [0.5; 64];
                 x[40] = bad;
-                assert!(run(&x).iter().all(|y| !y.is_finite()), "{dtype:?} {mode:?} {bad}");
+                assert!(
+                    run(&x).iter().all(|y| !y.is_finite()),
+                    "{dtype:?} {mode:?} {bad}"
+                );
             }
         }
     }
@@ -388,7 +560,12 @@ fn zeros_extremes_and_non_finite_activations() {
     bytes.extend([0x80; 32]);
     for simd in [SimdLevel::Portable, SimdLevel::detect()] {
         let backend = backend(Activations::Int8, simd, 1);
-        let matrix = load(&backend, &[(WeightType::Q8_0, 1)], 32, std::slice::from_ref(&bytes));
+        let matrix = load(
+            &backend,
+            &[(WeightType::Q8_0, 1)],
+            32,
+            std::slice::from_ref(&bytes),
+        );
         let mut out = [0.0];
         matmul::matmul(&backend, &matrix, &[-127.0; 32], 1, None, &mut out).unwrap();
         assert_eq!(out[0], 32.0 * 127.0 * 128.0);
@@ -400,13 +577,45 @@ fn wrong_shapes_are_refused_before_anything_is_written() {
     let backend = best(Activations::Int8, 1);
     let bytes = weights(WeightType::Q4_0, 8, 64, 1);
     let load = |dtype, rows, cols, bytes: &[u8]| {
-        CpuMatrix::load(&backend.pool, &[WeightView { dtype, rows, cols, bytes }]).map(|matrix| matrix.rows())
+        CpuMatrix::load(
+            &backend.pool,
+            &[WeightView {
+                dtype,
+                rows,
+                cols,
+                bytes,
+            }],
+        )
+        .map(|matrix| matrix.rows())
     };
-    assert!(matches!(load(WeightType::Q4_0, 8, 65, &bytes), Err(Error::Multiple { got: 65, multiple: 32, .. })));
-    assert!(matches!(load(WeightType::Q4_0, 9, 64, &bytes), Err(Error::Shape { what: "bytes", .. })));
-    assert!(matches!(load(WeightType::Q4_0, usize::MAX, 64, &bytes), Err(Error::Shape { .. })));
-    let view = WeightView { dtype: WeightType::Q4_0, rows: 8, cols: 64, bytes: &bytes };
-    let other = WeightView { dtype: WeightType::F32, rows: 1, cols: 1, bytes: &[0; 4] };
+    assert!(matches!(
+        load(WeightType::Q4_0, 8, 65, &bytes),
+        Err(Error::Multiple {
+            got: 65,
+            multiple: 32,
+            ..
+        })
+    ));
+    assert!(matches!(
+        load(WeightType::Q4_0, 9, 64, &bytes),
+        Err(Error::Shape { what: "bytes", .. })
+    ));
+    assert!(matches!(
+        load(WeightType::Q4_0, usize::MAX, 64, &bytes),
+        Err(Error::Shape { .. })
+    ));
+    let view = WeightView {
+        dtype: WeightType::Q4_0,
+        rows: 8,
+        cols: 64,
+        bytes: &bytes,
+    };
+    let other = WeightView {
+        dtype: WeightType::F32,
+        rows: 1,
+        cols: 1,
+        bytes: &[0; 4],
+    };
     assert!(CpuMatrix::load(&backend.pool, &[view, other]).is_err());
 
     let matrix = CpuMatrix::load(&backend.pool, &[view]).unwrap();
@@ -421,7 +630,14 @@ fn wrong_shapes_are_refused_before_anything_is_written() {
     assert!(!run(&x, 0, None, 0));
     assert_eq!(out, [7.0; 16]);
     let mut out = [7.0; 64];
-    assert!(matches!(matmul::embed(&backend, &matrix, &[8], &mut out), Err(Error::Index { index: 8, len: 8, .. })));
+    assert!(matches!(
+        matmul::embed(&backend, &matrix, &[8], &mut out),
+        Err(Error::Index {
+            index: 8,
+            len: 8,
+            ..
+        })
+    ));
     assert!(matmul::embed(&backend, &matrix, &[0, 1], &mut out).is_err());
     assert_eq!(out, [7.0; 64]);
 }

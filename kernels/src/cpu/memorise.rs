@@ -1,11 +1,12 @@
 //! Slots that go are merged into latent memories, one task for each head.
 
+use std::sync::Mutex;
+
 use super::pages::{CpuPages, Exec, read_slots};
 use crate::backend::HeadPages;
 use crate::error::{Error, Result};
 use crate::latent::{LatentId, LatentState, check_features};
 use crate::select::KeptLists;
-use std::sync::Mutex;
 
 /// See [`crate::Backend::memorise`].
 pub(crate) fn memorise(
@@ -18,11 +19,18 @@ pub(crate) fn memorise(
 ) -> Result<()> {
     let (op, dim) = ("memorise", pages.head_dim());
     kept.check(op, heads)?;
-    heads.iter().try_for_each(|head| pages.check(op, head, head.len))?;
+    heads
+        .iter()
+        .try_for_each(|head| pages.check(op, head, head.len))?;
     let latent = pages.latents_mut().get_mut(op, id)?;
     let (kind, want) = (latent.kind, latent.heads.len());
     if heads.len() != want {
-        return Err(Error::Shape { op, what: "heads", got: heads.len(), want });
+        return Err(Error::Shape {
+            op,
+            what: "heads",
+            got: heads.len(),
+            want,
+        });
     }
     let (values, count) = features.unwrap_or_default();
     let (group, layer) = check_features(kind, want, features.map(|_| (values.len(), count)), dim)?;
@@ -36,11 +44,25 @@ pub(crate) fn memorise(
         if lost[index].is_empty() {
             return;
         }
-        let (mut keys, mut values_of) = (vec![0.0; lost[index].len() * dim], vec![0.0; lost[index].len() * dim]);
-        read_slots(exec, reader, heads[index], &lost[index], (&mut keys, &mut values_of))
-            .expect("slots of a table that was checked");
+        let (mut keys, mut values_of) = (
+            vec![0.0; lost[index].len() * dim],
+            vec![0.0; lost[index].len() * dim],
+        );
+        read_slots(
+            exec,
+            reader,
+            heads[index],
+            &lost[index],
+            (&mut keys, &mut values_of),
+        )
+        .expect("slots of a table that was checked");
         let features = &values[(index / group) * layer..][..layer];
-        tasks[index].lock().expect("no task panics").absorb(kind, features, (&keys, &values_of), dim);
+        tasks[index].lock().expect("no task panics").absorb(
+            kind,
+            features,
+            (&keys, &values_of),
+            dim,
+        );
     });
     drop(tasks);
     pages.latents_mut().get_mut(op, id)?.heads = states;

@@ -1,6 +1,7 @@
 //! The CPU backend: packed weights, eight-lane kernels, a fork-join pool.
 //!
-//! Results are bitwise independent of rows per call, threads and instruction set; see the crate's determinism contract.
+//! Results are bitwise independent of rows per call, threads and instruction set; see the crate's
+//! determinism contract.
 
 pub mod pool;
 pub(crate) mod simd;
@@ -36,10 +37,12 @@ pub use exp::{exp_minus, sigmoids};
 pub use pool::Pool;
 pub use simd::SimdLevel;
 
-/// Precision of the activations that meet quantised weights. Float weights always meet f32 activations.
+/// Precision of the activations that meet quantised weights. Float weights always meet f32
+/// activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activations {
-    /// Rounded to 8 bits with one scale per 32 values, as llama.cpp does (its Q8_0): integer dot products.
+    /// Rounded to 8 bits with one scale per 32 values, as llama.cpp does (its Q8_0): integer dot
+    /// products.
     #[default]
     Int8,
     /// Kept in f32; weights are dequantised. Slower; for parity with a float32 reference.
@@ -53,7 +56,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Precision of activations.
     pub activations: Activations,
-    /// Instruction set; `None`: the best one found. A level that the processor lacks falls back to portable code.
+    /// Instruction set; `None`: the best one found. A level that the processor lacks falls back to
+    /// portable code.
     pub simd: Option<SimdLevel>,
 }
 
@@ -69,13 +73,23 @@ pub struct CpuBackend {
 impl CpuBackend {
     /// Starts the threads and settles the instruction set.
     pub fn new(options: CpuOptions) -> Self {
-        let threads =
-            options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        let threads = options.threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+        });
         let best = SimdLevel::detect();
         let simd = options
             .simd
             .filter(|&level| level == SimdLevel::Portable || level == best)
-            .unwrap_or(if options.simd.is_some() { SimdLevel::Portable } else { best });
-        Self { pool: Pool::new(threads), simd, activations: options.activations, scratch: std::sync::Mutex::default() }
+            .unwrap_or(if options.simd.is_some() {
+                SimdLevel::Portable
+            } else {
+                best
+            });
+        Self {
+            pool: Pool::new(threads),
+            simd,
+            activations: options.activations,
+            scratch: std::sync::Mutex::default(),
+        }
     }
 }

@@ -1,8 +1,13 @@
-//! Attention probabilities per slot, reduced over rows. Two passes over the logits: first every row's maximum and sum,
-//! in parallel over rows; then the probabilities, in parallel over slots, so that each slot adds its rows in order.
+//! Attention probabilities per slot, reduced over rows. Two passes over the logits: first every
+//! row's maximum and sum, in parallel over rows; then the probabilities, in parallel over slots, so
+//! that each slot adds its rows in order.
+
+use std::ops::Range;
 
 use super::attention::{Call, Head, Unit, check, with_scratch};
-use super::attention_block::{BLOCK, CHUNK, Chunk, LogitTile, Logits, Normalise, Probabilities, Visible, with_block};
+use super::attention_block::{
+    BLOCK, CHUNK, Chunk, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
+};
 use super::element::Element;
 use super::elementwise::at_least;
 use super::lanes::Shared;
@@ -10,7 +15,6 @@ use super::pages::{CpuPages, Exec, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
 use crate::centroids::CentroidState;
 use crate::error::{Error, Result};
-use std::ops::Range;
 
 /// Query rows that are packed at a time.
 const TILE: usize = 96;
@@ -26,7 +30,12 @@ pub(crate) fn observe(
 ) -> Result<()> {
     let op = "observe";
     if out.len() != items.len() {
-        return Err(Error::Shape { op, what: "out", got: out.len(), want: items.len() });
+        return Err(Error::Shape {
+            op,
+            what: "out",
+            got: out.len(),
+            want: items.len(),
+        });
     }
     let rows = q.len() / (shape.heads * shape.head_dim).max(1);
     let mut centroids = Vec::with_capacity(items.len());
@@ -53,8 +62,11 @@ fn run<T: Element>(
     centroids: &[Option<&CentroidState>],
     out: &mut [Vec<f32>],
 ) {
-    let heads: Vec<Head<'_, T>> =
-        items.iter().zip(centroids).map(|(item, centroids)| Head::new(call, (&item.attend, *centroids))).collect();
+    let heads: Vec<Head<'_, T>> = items
+        .iter()
+        .zip(centroids)
+        .map(|(item, centroids)| Head::new(call, (&item.attend, *centroids)))
+        .collect();
     let (mut by_rows, mut by_units, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let mut firsts = Vec::with_capacity(heads.len());
     for (head, item) in heads.iter().enumerate() {
@@ -81,7 +93,9 @@ fn run<T: Element>(
     call.exec.run(by_rows.len(), work, &|i| {
         let Task { head, part, first } = &by_rows[i];
         // SAFETY: every task has rows of its own.
-        normalise(&heads[*head], part.clone(), unsafe { shared.part(*first, 2 * part.len()) });
+        normalise(&heads[*head], part.clone(), unsafe {
+            shared.part(*first, 2 * part.len())
+        });
     });
     let mut weights: Vec<Shared<'_, f32>> = Vec::with_capacity(out.len());
     for (out, item) in out.iter_mut().zip(items) {
@@ -95,20 +109,34 @@ fn run<T: Element>(
         let base = item.base(unit);
         // SAFETY: every task has slots of its own.
         let out = unsafe { weights[*head].part(base, CHUNK.min(item.item.slots.len - base)) };
-        reduce(item, unit, &items[*head], &memory[*first..first + 2 * item.rows()], out);
+        reduce(
+            item,
+            unit,
+            &items[*head],
+            &memory[*first..first + 2 * item.rows()],
+            out,
+        );
     });
 }
 
 /// What every query row of a block sees of a unit; `None` when that is nothing.
-fn seen<T: Element>(head: &Head<'_, T>, unit: usize, block: Range<usize>) -> Option<[Visible; BLOCK]> {
+fn seen<T: Element>(
+    head: &Head<'_, T>,
+    unit: usize,
+    block: Range<usize>,
+) -> Option<[Visible; BLOCK]> {
     let mut visible = [Visible::default(); BLOCK];
     for (visible, row) in visible.iter_mut().zip(block) {
         *visible = head.visible(unit, row);
     }
-    visible.iter().any(|row| row.first < row.end).then_some(visible)
+    visible
+        .iter()
+        .any(|row| row.first < row.end)
+        .then_some(visible)
 }
 
-/// Maxima and sums of query rows `rows`: for each tile of [`TILE`] rows first the maxima, then the sums.
+/// Maxima and sums of query rows `rows`: for each tile of [`TILE`] rows first the maxima, then the
+/// sums.
 fn normalise<T: Element>(head: &Head<'_, T>, rows: Range<usize>, state: &mut [f32]) {
     let (max, sum) = state.split_at_mut(rows.len());
     max.fill(f32::NEG_INFINITY);
@@ -117,8 +145,22 @@ fn normalise<T: Element>(head: &Head<'_, T>, rows: Range<usize>, state: &mut [f3
         for unit in 0..head.units_to(rows.end - 1) {
             let mut bias = [0.0; CHUNK];
             match head.load(unit, true, &mut scratch.pages, &mut bias) {
-                Unit::Stored(chunk) => normalise_unit(head, rows.clone(), unit, (chunk, &bias), &scratch.q, (max, sum)),
-                Unit::Single(chunk) => normalise_unit(head, rows.clone(), unit, (chunk, &bias), &scratch.q, (max, sum)),
+                Unit::Stored(chunk) => normalise_unit(
+                    head,
+                    rows.clone(),
+                    unit,
+                    (chunk, &bias),
+                    &scratch.q,
+                    (max, sum),
+                ),
+                Unit::Single(chunk) => normalise_unit(
+                    head,
+                    rows.clone(),
+                    unit,
+                    (chunk, &bias),
+                    &scratch.q,
+                    (max, sum),
+                ),
             }
         }
     });
@@ -136,28 +178,54 @@ fn normalise_unit<T: Element, U: Element>(
     let bias = (unit < head.centroid_units).then_some(&bias[..]);
     for first in (0..rows.len()).step_by(BLOCK) {
         let block = first..rows.len().min(first + BLOCK);
-        let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end) else { continue };
+        let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end)
+        else {
+            continue;
+        };
         let q = &q[block.start * dim..block.end * dim];
-        let logits = Logits { q, dim, chunk, visible: &visible[..block.len()], bias, next: None };
+        let logits = Logits {
+            q,
+            dim,
+            chunk,
+            visible: &visible[..block.len()],
+            bias,
+            next: None,
+        };
         let (max, sum) = (&mut max[block.clone()], &mut sum[block.clone()]);
         with_block!(head.call.exec.level, block.len(), Normalise<U> { logits, max, sum });
     }
 }
 
 /// Probabilities of the slots of one unit, reduced over the rows in order.
-fn reduce<T: Element>(head: &Head<'_, T>, unit: usize, wanted: &ObserveItem<'_>, state: &[f32], out: &mut [f32]) {
+fn reduce<T: Element>(
+    head: &Head<'_, T>,
+    unit: usize,
+    wanted: &ObserveItem<'_>,
+    state: &[f32],
+    out: &mut [f32],
+) {
     with_scratch(|scratch| {
         let mut bias = [0.0; CHUNK];
         let unit_pages = head.load(unit, true, &mut scratch.pages, &mut bias);
         let (reduce, row_weights) = (wanted.reduce, wanted.row_weights);
-        let mut into = Reduction { reduce, row_weights, group: head.group, row: [0.0; CHUNK], out };
+        let mut into = Reduction {
+            reduce,
+            row_weights,
+            group: head.group,
+            row: [0.0; CHUNK],
+            out,
+        };
         for first in (0..head.rows()).step_by(TILE) {
             let rows = first..head.rows().min(first + TILE);
             head.pack(rows.clone(), &mut scratch.q);
             let state = state[2 * first..2 * rows.end].split_at(rows.len());
             match &unit_pages {
-                Unit::Stored(chunk) => reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into),
-                Unit::Single(chunk) => reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into),
+                Unit::Stored(chunk) => {
+                    reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into)
+                }
+                Unit::Single(chunk) => {
+                    reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into)
+                }
             }
         }
     });
@@ -175,9 +243,19 @@ fn reduce_tile<T: Element, U: Element>(
     let mut tile: LogitTile = [[0.0; CHUNK]; BLOCK];
     for first in (0..rows.len()).step_by(BLOCK) {
         let block = first..rows.len().min(first + BLOCK);
-        let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end) else { continue };
+        let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end)
+        else {
+            continue;
+        };
         let q = &q[block.start * dim..block.end * dim];
-        let logits = Logits { q, dim, chunk, visible: &visible[..block.len()], bias: None, next: None };
+        let logits = Logits {
+            q,
+            dim,
+            chunk,
+            visible: &visible[..block.len()],
+            bias: None,
+            next: None,
+        };
         let (max, sum, probabilities) = (&max[block.clone()], &sum[block.clone()], &mut tile);
         let region = with_block!(
             head.call.exec.level,
@@ -201,19 +279,28 @@ struct Reduction<'a> {
 }
 
 impl Reduction<'_> {
-    /// Adds query row `row`. Rows come in order; those that see nothing of the unit may be left out.
+    /// Adds query row `row`. Rows come in order; those that see nothing of the unit may be left
+    /// out.
     fn add(&mut self, row: usize, region: Range<usize>, probabilities: &[f32; CHUNK]) {
         let region = region.start..region.end.min(self.out.len());
-        let weight = self.row_weights.map_or(1.0, |weights| weights[row / self.group]);
+        let weight = self
+            .row_weights
+            .map_or(1.0, |weights| weights[row / self.group]);
         match self.reduce {
             Reduce::Max => {
-                for (out, &p) in self.out[region.clone()].iter_mut().zip(&probabilities[region]) {
+                for (out, &p) in self.out[region.clone()]
+                    .iter_mut()
+                    .zip(&probabilities[region])
+                {
                     let p = weight * p;
                     *out = if p > *out { p } else { *out };
                 }
             }
             Reduce::Sum => {
-                for (sum, &p) in self.row[region.clone()].iter_mut().zip(&probabilities[region]) {
+                for (sum, &p) in self.row[region.clone()]
+                    .iter_mut()
+                    .zip(&probabilities[region])
+                {
                     *sum += weight * p;
                 }
                 if row % self.group == self.group - 1 {

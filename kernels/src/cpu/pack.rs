@@ -1,8 +1,9 @@
 //! Weight matrices in the layout of the kernels: panels of 8 output rows, input by input.
 //!
-//! Lane `r` of every vector belongs to output row `r` of the panel, so each output element has one lane and is summed
-//! along the inputs in order; that is the determinism contract. In quantised panels a 32-bit lane holds the codes of
-//! four consecutive inputs, the operand of a u8 x i8 dot product. Rows beyond the matrix are zero.
+//! Lane `r` of every vector belongs to output row `r` of the panel, so each output element has one
+//! lane and is summed along the inputs in order; that is the determinism contract. In quantised
+//! panels a 32-bit lane holds the codes of four consecutive inputs, the operand of a u8 x i8 dot
+//! product. Rows beyond the matrix are zero.
 //!
 //! | form | of | bytes per 8 rows x 32 inputs |
 //! |---|---|---|
@@ -12,12 +13,13 @@
 //! | `U6` | Q6_K | 320 |
 //! | `[f32; 8]`, `Half`, `Brain` per input | F32, F16, BF16 | 1024, 512, 512 |
 
+use half::f16;
+
 use super::pool::Pool;
 use super::quant::{GROUP, Group, group};
 use super::simd::Simd;
 use crate::backend::{WeightType, WeightView};
 use crate::error::{Error, Result};
-use half::f16;
 
 /// Output rows of a panel.
 pub(crate) const PANEL: usize = 8;
@@ -65,7 +67,9 @@ impl Scales for Half {
         s.load_f16(&self.0)
     }
     fn store(values: [f32; PANEL]) -> Self {
-        Self(std::array::from_fn(|i| f16::from_f32(values[i / 2]).to_le_bytes()[i % 2]))
+        Self(std::array::from_fn(|i| {
+            f16::from_f32(values[i / 2]).to_le_bytes()[i % 2]
+        }))
     }
 }
 
@@ -74,7 +78,8 @@ impl Scales for Half {
 #[repr(C, align(16))]
 pub(crate) struct Brain(pub [u8; 16]);
 
-/// 4-bit codes. Byte `4r + j` of `codes[i]` holds inputs `8i + j` (low nibble) and `8i + 4 + j` of row `r`.
+/// 4-bit codes. Byte `4r + j` of `codes[i]` holds inputs `8i + j` (low nibble) and `8i + 4 + j` of
+/// row `r`.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub(crate) struct U4<W> {
@@ -128,7 +133,11 @@ impl Cell for Brain {
 
 impl<W: Scales> Cell for U4<W> {
     const INPUTS: usize = GROUP;
-    const ZERO: Self = Self { scale: W::ZERO, min: W::ZERO, codes: [[0; 32]; 4] };
+    const ZERO: Self = Self {
+        scale: W::ZERO,
+        min: W::ZERO,
+        codes: [[0; 32]; 4],
+    };
     #[inline(always)]
     fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
         let (scale, min, mask) = (self.scale.load(s), self.min.load(s), s.splat_i32(15));
@@ -152,12 +161,20 @@ impl<W: Scales> Cell for U4<W> {
 fn unpack_bytes<S: Simd>(s: S, codes: &[u8; 32], offset: i32, scale: S::F) -> [S::F; 4] {
     let (v, mask, offset) = (s.load_i(codes), s.splat_i32(255), s.splat_i32(offset));
     let weight = |code| s.mul(s.to_f32(s.sub_i32(s.and(code, mask), offset)), scale);
-    [weight(v), weight(s.shr::<8>(v)), weight(s.shr::<16>(v)), weight(s.shr::<24>(v))]
+    [
+        weight(v),
+        weight(s.shr::<8>(v)),
+        weight(s.shr::<16>(v)),
+        weight(s.shr::<24>(v)),
+    ]
 }
 
 impl Cell for I8 {
     const INPUTS: usize = GROUP;
-    const ZERO: Self = Self { scale: <Half as Scales>::ZERO, codes: [[128; 32]; 8] };
+    const ZERO: Self = Self {
+        scale: <Half as Scales>::ZERO,
+        codes: [[128; 32]; 8],
+    };
     #[inline(always)]
     fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
         let scale = Scales::load(&self.scale, s);
@@ -171,11 +188,22 @@ impl Cell for I8 {
 
 impl Cell for U6 {
     const INPUTS: usize = GROUP;
-    const ZERO: Self = Self { scale: [[0.0; PANEL]; 2], codes: [[32; 32]; 8] };
+    const ZERO: Self = Self {
+        scale: [[0.0; PANEL]; 2],
+        codes: [[32; 32]; 8],
+    };
     #[inline(always)]
     fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        for (i, (codes, out)) in self.codes.iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
-            for (k, weights) in unpack_bytes(s, codes, 32, s.load(&self.scale[i / 4])).into_iter().enumerate() {
+        for (i, (codes, out)) in self
+            .codes
+            .iter()
+            .zip(out.as_chunks_mut::<4>().0)
+            .enumerate()
+        {
+            for (k, weights) in unpack_bytes(s, codes, 32, s.load(&self.scale[i / 4]))
+                .into_iter()
+                .enumerate()
+            {
                 s.store(weights, &mut out[k][p]);
             }
         }
@@ -274,7 +302,12 @@ impl CpuMatrix {
         let (mut parts, mut rows) = (Vec::with_capacity(views.len()), 0usize);
         for view in views {
             if view.cols != cols {
-                return Err(Error::Shape { op: OP, what: "cols of a stacked part", got: view.cols, want: cols });
+                return Err(Error::Shape {
+                    op: OP,
+                    what: "cols of a stacked part",
+                    got: view.cols,
+                    want: cols,
+                });
             }
             let row_bytes = view.dtype.bytes(cols).ok_or(Error::Multiple {
                 op: OP,
@@ -284,19 +317,32 @@ impl CpuMatrix {
             })?;
             let want = row_bytes.saturating_mul(view.rows);
             if view.bytes.len() != want {
-                return Err(Error::Shape { op: OP, what: "bytes", got: view.bytes.len(), want });
+                return Err(Error::Shape {
+                    op: OP,
+                    what: "bytes",
+                    got: view.bytes.len(),
+                    want,
+                });
             }
-            parts.push(Part { rows: view.rows, first: rows, panels: pack(pool, view, row_bytes)? });
+            parts.push(Part {
+                rows: view.rows,
+                first: rows,
+                panels: pack(pool, view, row_bytes)?,
+            });
             rows = rows.saturating_add(view.rows);
         }
         Ok(Self { parts, rows, cols })
     }
 }
 
-/// Whether halves hold the scales and minima of every group exactly enough: -8 d of Q4_0 may overflow.
+/// Whether halves hold the scales and minima of every group exactly enough: -8 d of Q4_0 may
+/// overflow.
 fn fits_half(view: &WeightView<'_>) -> bool {
     view.dtype != WeightType::Q4_0
-        || view.bytes.chunks_exact(18).all(|b| f16::from_le_bytes([b[0], b[1]]).to_f32().abs() < 8000.0)
+        || view
+            .bytes
+            .chunks_exact(18)
+            .all(|b| f16::from_le_bytes([b[0], b[1]]).to_f32().abs() < 8000.0)
 }
 
 fn pack(pool: &Pool, view: &WeightView<'_>, row_bytes: usize) -> Result<Panels> {
@@ -305,8 +351,12 @@ fn pack(pool: &Pool, view: &WeightView<'_>, row_bytes: usize) -> Result<Panels> 
         WeightType::F32 => Panels::F32(source.float(pool, |rows| rows.map(f32::from_le_bytes))?),
         WeightType::F16 => Panels::F16(source.float(pool, |rows| Half(flatten(rows)))?),
         WeightType::BF16 => Panels::BF16(source.float(pool, |rows| Brain(flatten(rows)))?),
-        WeightType::Q4_0 | WeightType::Q4_1 if fits_half(view) => Panels::U4(source.groups(pool, pack_u4)?),
-        WeightType::Q4_0 | WeightType::Q4_1 | WeightType::Q4K => Panels::U4Wide(source.groups(pool, pack_u4)?),
+        WeightType::Q4_0 | WeightType::Q4_1 if fits_half(view) => {
+            Panels::U4(source.groups(pool, pack_u4)?)
+        }
+        WeightType::Q4_0 | WeightType::Q4_1 | WeightType::Q4K => {
+            Panels::U4Wide(source.groups(pool, pack_u4)?)
+        }
         WeightType::Q8_0 => Panels::I8(source.groups(pool, pack_i8)?),
         WeightType::Q6K => Panels::U6(source.groups(pool, pack_u6)?),
     })
@@ -323,17 +373,25 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn row(&self, index: usize) -> Option<&[u8]> {
-        (index < self.view.rows).then(|| &self.view.bytes[index * self.row_bytes..][..self.row_bytes])
+        (index < self.view.rows)
+            .then(|| &self.view.bytes[index * self.row_bytes..][..self.row_bytes])
     }
 
     /// Packs panels in parallel; `cell(panel, index)` makes one cell.
-    fn panels<C: Cell>(&self, pool: &Pool, cell: impl Fn(usize, usize) -> C + Sync) -> Result<Vec<C>> {
+    fn panels<C: Cell>(
+        &self,
+        pool: &Pool,
+        cell: impl Fn(usize, usize) -> C + Sync,
+    ) -> Result<Vec<C>> {
         let per_panel = self.view.cols / C::INPUTS;
         let count = self.view.rows.div_ceil(PANEL).saturating_mul(per_panel);
         let mut cells = Vec::new();
         cells
             .try_reserve_exact(count)
-            .map_err(|_| Error::OutOfMemory { what: "packed weights", bytes: count.saturating_mul(size_of::<C>()) })?;
+            .map_err(|_| Error::OutOfMemory {
+                what: "packed weights",
+                bytes: count.saturating_mul(size_of::<C>()),
+            })?;
         cells.resize(count, C::ZERO);
         if per_panel > 0 {
             pool.chunks(&mut cells, per_panel, &|panel, cells| {
@@ -345,10 +403,16 @@ impl Source<'_> {
         Ok(cells)
     }
 
-    fn groups<C: Cell>(&self, pool: &Pool, pack: impl Fn(&[Group; PANEL]) -> C + Sync) -> Result<Vec<C>> {
+    fn groups<C: Cell>(
+        &self,
+        pool: &Pool,
+        pack: impl Fn(&[Group; PANEL]) -> C + Sync,
+    ) -> Result<Vec<C>> {
         self.panels(pool, |panel, index| {
             pack(&std::array::from_fn(|r| {
-                self.row(panel * PANEL + r).and_then(|row| group(self.view.dtype, row, index)).unwrap_or_default()
+                self.row(panel * PANEL + r)
+                    .and_then(|row| group(self.view.dtype, row, index))
+                    .unwrap_or_default()
             }))
         })
     }
@@ -360,7 +424,8 @@ impl Source<'_> {
     ) -> Result<Vec<C>> {
         self.panels(pool, |panel, index| {
             pack(std::array::from_fn(|r| {
-                self.row(panel * PANEL + r).map_or([0; N], |row| row.as_chunks::<N>().0[index])
+                self.row(panel * PANEL + r)
+                    .map_or([0; N], |row| row.as_chunks::<N>().0[index])
             }))
         })
     }

@@ -1,8 +1,9 @@
 //! The slot arena and everything that only moves or rotates slots.
 //!
-//! A page holds 32 slots: keys as `[D][32]`, so that eight slots are one vector and a dot product runs over `D` in
-//! order, then values as `[32][D]`, then, for scaled elements, the scales of 32 keys and of 32 values. The arena is zeroed by
-//! the operating system: a page costs memory once written.
+//! A page holds 32 slots: keys as `[D][32]`, so that eight slots are one vector and a dot product
+//! runs over `D` in order, then values as `[32][D]`, then, for scaled elements, the scales of 32
+//! keys and of 32 values. The arena is zeroed by the operating system: a page costs memory once
+//! written.
 
 use super::SimdLevel;
 use super::element::{Element, page_len, scale};
@@ -32,7 +33,11 @@ impl Exec<'_> {
     pub(crate) fn run(&self, tasks: usize, work: usize, task: &(dyn Fn(usize) + Sync)) {
         /// Below this many values waking the threads costs more than it gains.
         const WORTH: usize = 16 * 1024;
-        if tasks > 1 && work > WORTH { self.pool.run(tasks, task) } else { (0..tasks).for_each(task) }
+        if tasks > 1 && work > WORTH {
+            self.pool.run(tasks, task)
+        } else {
+            (0..tasks).for_each(task)
+        }
     }
 }
 
@@ -45,7 +50,10 @@ pub(crate) struct Arena<T> {
 impl<T: Element> Arena<T> {
     fn zeroed(len: usize) -> Result<Self> {
         let spare = 64 / size_of::<T>();
-        let too_large = || Error::OutOfMemory { what: "pages", bytes: len.saturating_mul(size_of::<T>()) };
+        let too_large = || Error::OutOfMemory {
+            what: "pages",
+            bytes: len.saturating_mul(size_of::<T>()),
+        };
         let total = len.checked_add(spare).ok_or_else(too_large)?;
         let layout = std::alloc::Layout::array::<T>(total).map_err(|_| too_large())?;
         // SAFETY: the layout is not empty, `spare` elements at least.
@@ -53,11 +61,14 @@ impl<T: Element> Arena<T> {
         if start.is_null() {
             return Err(too_large());
         }
-        // SAFETY: allocated by the global allocator with the layout of `total` elements, and all-zero bits are a
-        // valid value of every element type.
+        // SAFETY: allocated by the global allocator with the layout of `total` elements, and
+        // all-zero bits are a valid value of every element type.
         let values = unsafe { Vec::from_raw_parts(start, total, total) };
         let first = values.as_ptr().align_offset(64);
-        Ok(Self { values, first: if first < spare { first } else { 0 } })
+        Ok(Self {
+            values,
+            first: if first < spare { first } else { 0 },
+        })
     }
 
     /// First element of the first page.
@@ -103,17 +114,36 @@ impl CpuPages {
     pub(crate) fn alloc(shape: PageShape, count: usize) -> Result<Self> {
         let op = "alloc_pages";
         if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(WIDTH) {
-            return Err(Error::Multiple { op, what: "head_dim", got: shape.head_dim, multiple: WIDTH });
+            return Err(Error::Multiple {
+                op,
+                what: "head_dim",
+                got: shape.head_dim,
+                multiple: WIDTH,
+            });
         }
-        let too_large = Error::OutOfMemory { what: "pages", bytes: usize::MAX };
-        let page = shape.head_dim.checked_mul(4 * SLOTS).map(|_| shape.bytes() / shape.dtype.bytes());
-        let Some(len) = page.and_then(|page| page.checked_mul(count)) else { return Err(too_large) };
+        let too_large = Error::OutOfMemory {
+            what: "pages",
+            bytes: usize::MAX,
+        };
+        let page = shape
+            .head_dim
+            .checked_mul(4 * SLOTS)
+            .map(|_| shape.bytes() / shape.dtype.bytes());
+        let Some(len) = page.and_then(|page| page.checked_mul(count)) else {
+            return Err(too_large);
+        };
         let data = match shape.dtype {
             KvType::Q8 => PageData::Q8(Arena::zeroed(len)?),
             KvType::F16 => PageData::F16(Arena::zeroed(len)?),
             KvType::F32 => PageData::F32(Arena::zeroed(len)?),
         };
-        Ok(Self { shape, count, data, notes: Notes::zeroed(count), latents: Latents::default() })
+        Ok(Self {
+            shape,
+            count,
+            data,
+            notes: Notes::zeroed(count),
+            latents: Latents::default(),
+        })
     }
 
     /// `D`.
@@ -150,10 +180,23 @@ impl CpuPages {
     pub(crate) fn check(&self, op: &'static str, head: &HeadPages<'_>, len: usize) -> Result<()> {
         let want = len.div_ceil(SLOTS);
         if head.pages.len() < want {
-            return Err(Error::Shape { op, what: "page table", got: head.pages.len(), want });
+            return Err(Error::Shape {
+                op,
+                what: "page table",
+                got: head.pages.len(),
+                want,
+            });
         }
-        match head.pages[..want].iter().find(|page| page.0 as usize >= self.count) {
-            Some(page) => Err(Error::Index { op, what: "page", index: page.0 as usize, len: self.count }),
+        match head.pages[..want]
+            .iter()
+            .find(|page| page.0 as usize >= self.count)
+        {
+            Some(page) => Err(Error::Index {
+                op,
+                what: "page",
+                index: page.0 as usize,
+                len: self.count,
+            }),
             None => Ok(()),
         }
     }
@@ -162,9 +205,18 @@ impl CpuPages {
     pub(crate) fn writer(&mut self) -> PageWriter<'_> {
         let dim = self.shape.head_dim;
         match &mut self.data {
-            PageData::Q8(arena) => PageWriter::Q8(Writer { arena: arena.shared(), dim }),
-            PageData::F16(arena) => PageWriter::F16(Writer { arena: arena.shared(), dim }),
-            PageData::F32(arena) => PageWriter::F32(Writer { arena: arena.shared(), dim }),
+            PageData::Q8(arena) => PageWriter::Q8(Writer {
+                arena: arena.shared(),
+                dim,
+            }),
+            PageData::F16(arena) => PageWriter::F16(Writer {
+                arena: arena.shared(),
+                dim,
+            }),
+            PageData::F32(arena) => PageWriter::F32(Writer {
+                arena: arena.shared(),
+                dim,
+            }),
         }
     }
 }
@@ -198,14 +250,16 @@ fn value_offset<T: Element>(dim: usize, pages: &[PageId], slot: usize) -> usize 
     pages[slot / SLOTS].0 as usize * page_len::<T>(dim) + (SLOTS + slot % SLOTS) * dim
 }
 
-/// Element where the scale of a slot's key is stored, of scaled elements; that of its value is [`SLOTS`] halves behind.
+/// Element where the scale of a slot's key is stored, of scaled elements; that of its value is
+/// [`SLOTS`] halves behind.
 fn scale_offset<T: Element>(dim: usize, pages: &[PageId], slot: usize) -> usize {
     let half = size_of::<u16>() / size_of::<T>();
     pages[slot / SLOTS].0 as usize * page_len::<T>(dim) + 2 * SLOTS * dim + slot % SLOTS * half
 }
 
-/// Scattered writes to the pages of heads. All methods are unsafe in the same way: page tables were checked with
-/// [`CpuPages::check`] for the slots used, and no other thread touches the pages meanwhile.
+/// Scattered writes to the pages of heads. All methods are unsafe in the same way: page tables were
+/// checked with [`CpuPages::check`] for the slots used, and no other thread touches the pages
+/// meanwhile.
 pub(crate) struct Writer<'a, T> {
     arena: Shared<'a, T>,
     dim: usize,
@@ -214,19 +268,32 @@ pub(crate) struct Writer<'a, T> {
 impl<T: Element> Writer<'_, T> {
     unsafe fn key(&self, pages: &[PageId], slot: usize) -> *mut T {
         // SAFETY: the page exists by the contract of the type.
-        unsafe { self.arena.start().add(key_offset::<T>(self.dim, pages, slot)) }
+        unsafe {
+            self.arena
+                .start()
+                .add(key_offset::<T>(self.dim, pages, slot))
+        }
     }
 
     unsafe fn value(&self, pages: &[PageId], slot: usize) -> *mut T {
         // SAFETY: the page exists by the contract of the type.
-        unsafe { self.arena.start().add(value_offset::<T>(self.dim, pages, slot)) }
+        unsafe {
+            self.arena
+                .start()
+                .add(value_offset::<T>(self.dim, pages, slot))
+        }
     }
 
     /// The scales of key and value; only scaled elements have them.
     unsafe fn scales(&self, pages: &[PageId], slot: usize) -> (*mut u16, *mut u16) {
-        // SAFETY: the page exists by the contract of the type, and of scaled elements it ends with two halves a slot.
+        // SAFETY: the page exists by the contract of the type, and of scaled elements it ends with
+        // two halves a slot.
         unsafe {
-            let key = self.arena.start().add(scale_offset::<T>(self.dim, pages, slot)).cast::<u16>();
+            let key = self
+                .arena
+                .start()
+                .add(scale_offset::<T>(self.dim, pages, slot))
+                .cast::<u16>();
             (key, key.add(SLOTS))
         }
     }
@@ -236,17 +303,32 @@ impl<T: Element> Writer<'_, T> {
     /// # Safety
     /// See [`Writer`].
     #[inline(always)]
-    pub(crate) unsafe fn write<L: Lanes>(&self, pages: &[PageId], slot: usize, key: &[f32], value: &[f32]) {
+    pub(crate) unsafe fn write<L: Lanes>(
+        &self,
+        pages: &[PageId],
+        slot: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
         assert!(value.len() == self.dim, "a slot holds D values");
-        let scale = if T::SCALED { scale::<L>(value) } else { half::f16::ONE };
-        // SAFETY: the slot's page exists and is ours; `D` is a multiple of eight, so all vectors lie inside.
+        let scale = if T::SCALED {
+            scale::<L>(value)
+        } else {
+            half::f16::ONE
+        };
+        // SAFETY: the slot's page exists and is ours; `D` is a multiple of eight, so all vectors
+        // lie inside.
         unsafe {
             if T::SCALED {
                 *self.scales(pages, slot).1 = scale.to_bits();
             }
             let values = self.value(pages, slot);
             for d in (0..self.dim).step_by(WIDTH) {
-                T::store(L::load(value.as_ptr().add(d)), scale.to_f32(), values.add(d));
+                T::store(
+                    L::load(value.as_ptr().add(d)),
+                    scale.to_f32(),
+                    values.add(d),
+                );
             }
             self.write_key::<L>(pages, slot, key);
         }
@@ -259,7 +341,11 @@ impl<T: Element> Writer<'_, T> {
     #[inline(always)]
     unsafe fn write_key<L: Lanes>(&self, pages: &[PageId], slot: usize, key: &[f32]) {
         assert!(key.len() == self.dim, "a slot holds a key of D elements");
-        let scale = if T::SCALED { scale::<L>(key) } else { half::f16::ONE };
+        let scale = if T::SCALED {
+            scale::<L>(key)
+        } else {
+            half::f16::ONE
+        };
         // SAFETY: as in `write`.
         unsafe {
             if T::SCALED {
@@ -268,7 +354,11 @@ impl<T: Element> Writer<'_, T> {
             let keys = self.key(pages, slot);
             for d in (0..self.dim).step_by(WIDTH) {
                 let mut lanes = [T::default(); WIDTH];
-                T::store(L::load(key.as_ptr().add(d)), scale.to_f32(), lanes.as_mut_ptr());
+                T::store(
+                    L::load(key.as_ptr().add(d)),
+                    scale.to_f32(),
+                    lanes.as_mut_ptr(),
+                );
                 for (i, &x) in lanes.iter().enumerate() {
                     *keys.add((d + i) * SLOTS) = x;
                 }
@@ -276,14 +366,20 @@ impl<T: Element> Writer<'_, T> {
         }
     }
 
-    /// Moves slots `keep` to the front. In place is safe in ascending order: kept slot `i` comes from `keep[i] >= i`.
+    /// Moves slots `keep` to the front. In place is safe in ascending order: kept slot `i` comes
+    /// from `keep[i] >= i`.
     unsafe fn compact(&self, pages: &[PageId], keep: &[u32]) {
-        let still = keep.iter().enumerate().take_while(|&(i, &slot)| i == slot as usize).count();
+        let still = keep
+            .iter()
+            .enumerate()
+            .take_while(|&(i, &slot)| i == slot as usize)
+            .count();
         let mut first = still;
         while first < keep.len() {
             let end = keep.len().min((first / SLOTS + 1) * SLOTS);
             let moved = &keep[first..end];
-            // SAFETY: by the contract of the type; source and destination of a value row may be the same row.
+            // SAFETY: by the contract of the type; source and destination of a value row may be the
+            // same row.
             unsafe {
                 let to = self.key(pages, first);
                 let mut from = [to.cast_const(); SLOTS];
@@ -296,9 +392,13 @@ impl<T: Element> Writer<'_, T> {
                     }
                 }
                 for (i, &slot) in moved.iter().enumerate() {
-                    self.value(pages, slot as usize).copy_to(self.value(pages, first + i), self.dim);
+                    self.value(pages, slot as usize)
+                        .copy_to(self.value(pages, first + i), self.dim);
                     if T::SCALED {
-                        let (from, to) = (self.scales(pages, slot as usize), self.scales(pages, first + i));
+                        let (from, to) = (
+                            self.scales(pages, slot as usize),
+                            self.scales(pages, first + i),
+                        );
                         (*to.0, *to.1) = (*from.0, *from.1);
                     }
                 }
@@ -307,14 +407,27 @@ impl<T: Element> Writer<'_, T> {
         }
     }
 
-    /// Rotates the keys of slots `0 .. delta.len()`, slot by slot: a scale is known only when all of a key is.
+    /// Rotates the keys of slots `0 .. delta.len()`, slot by slot: a scale is known only when all
+    /// of a key is.
     #[inline(always)]
     unsafe fn rotate_scaled<L: Lanes>(&self, pages: &[PageId], delta: &[f32], inv_freq: &[f32]) {
         let half = self.dim / 2;
         let (mut key, mut value) = (vec![0.0; self.dim], vec![0.0; self.dim]);
-        for (slot, &tokens) in delta.iter().enumerate().filter(|(_, tokens)| **tokens != 0.0) {
+        for (slot, &tokens) in delta
+            .iter()
+            .enumerate()
+            .filter(|(_, tokens)| **tokens != 0.0)
+        {
             // SAFETY: by the contract of the type.
-            unsafe { read_slot::<T, L>(self.arena.start(), self.dim, pages, slot, (&mut key, &mut value)) };
+            unsafe {
+                read_slot::<T, L>(
+                    self.arena.start(),
+                    self.dim,
+                    pages,
+                    slot,
+                    (&mut key, &mut value),
+                )
+            };
             for (i, &frequency) in inv_freq[..half].iter().enumerate() {
                 let (sin, cos) = sin_cos(f64::from(tokens) * f64::from(frequency));
                 let (x, y) = (key[i], key[i + half]);
@@ -343,14 +456,18 @@ impl<T: Element> Writer<'_, T> {
             for (i, &frequency) in inv_freq[..half].iter().enumerate() {
                 let (mut sin, mut cos) = ([0.0f32; SLOTS], [0.0f32; SLOTS]);
                 for lane in 0..SLOTS {
-                    (sin[lane], cos[lane]) = sin_cos(f64::from(tokens[lane]) * f64::from(frequency));
+                    (sin[lane], cos[lane]) =
+                        sin_cos(f64::from(tokens[lane]) * f64::from(frequency));
                 }
                 // SAFETY: by the contract of the type; both rows of 32 lie in the page's keys.
                 unsafe {
                     let low = self.key(pages, page * SLOTS).add(i * SLOTS);
                     let high = low.add(half * SLOTS);
                     for lane in (0..SLOTS).step_by(WIDTH) {
-                        let (s, c) = (L::load(sin.as_ptr().add(lane)), L::load(cos.as_ptr().add(lane)));
+                        let (s, c) = (
+                            L::load(sin.as_ptr().add(lane)),
+                            L::load(cos.as_ptr().add(lane)),
+                        );
                         let (x, y) = (T::load::<L>(low.add(lane)), T::load::<L>(high.add(lane)));
                         T::store(x.mul(c).sub(y.mul(s)), 1.0, low.add(lane));
                         T::store(y.mul(c).add(x.mul(s)), 1.0, high.add(lane));
@@ -368,25 +485,43 @@ pub(crate) fn disjoint<'a>(tables: impl Iterator<Item = &'a [PageId]>) -> bool {
     pages.windows(2).all(|pair| pair[0] != pair[1])
 }
 
-/// Runs `task` for every item, in parallel unless items share pages (then in order, the later one wins).
+/// Runs `task` for every item, in parallel unless items share pages (then in order, the later one
+/// wins).
 fn for_items(exec: Exec<'_>, items: usize, apart: bool, task: &(dyn Fn(usize) + Sync)) {
-    if apart { exec.pool.run(items, task) } else { (0..items).for_each(task) }
+    if apart {
+        exec.pool.run(items, task)
+    } else {
+        (0..items).for_each(task)
+    }
 }
 
 /// See [`crate::Backend::compact`].
-pub(crate) fn compact(exec: Exec<'_>, pages: &mut CpuPages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
+pub(crate) fn compact(
+    exec: Exec<'_>,
+    pages: &mut CpuPages,
+    heads: &[HeadPages<'_>],
+    kept: &KeptLists,
+) -> Result<()> {
     let op = "compact";
     kept.check(op, heads)?;
     for head in heads {
         pages.check(op, head, head.len)?;
     }
-    let apart = disjoint(heads.iter().map(|head| &head.pages[..head.len.div_ceil(SLOTS)]));
+    let apart = disjoint(
+        heads
+            .iter()
+            .map(|head| &head.pages[..head.len.div_ceil(SLOTS)]),
+    );
     let writer = pages.writer();
     for_items(exec, heads.len(), apart, &|i| {
-        // SAFETY: tables were checked, lists are within them, and items run at the same time only when they share no page.
+        // SAFETY: tables were checked, lists are within them, and items run at the same time only
+        // when they share no page.
         with_writer!(&writer, w => unsafe { w.compact(heads[i].pages, &kept.lists()[i]) });
     });
-    heads.iter().zip(kept.lists()).for_each(|(head, keep)| pages.notes.compact(head.pages, keep));
+    heads
+        .iter()
+        .zip(kept.lists())
+        .for_each(|(head, keep)| pages.notes.compact(head.pages, keep));
     Ok(())
 }
 
@@ -401,8 +536,13 @@ impl Kernel for Rotate<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { writer, item, inv_freq } = self;
-        // SAFETY: `rotate_keys` checked the tables and runs items at the same time only when they share no page.
+        let Self {
+            writer,
+            item,
+            inv_freq,
+        } = self;
+        // SAFETY: `rotate_keys` checked the tables and runs items at the same time only when they
+        // share no page.
         with_writer!(writer, w => unsafe { w.rotate::<L>(item.slots.pages, item.delta, inv_freq) });
     }
 }
@@ -417,18 +557,39 @@ pub(crate) fn rotate_keys(
     let op = "rotate_keys";
     let want = pages.head_dim() / 2;
     if inv_freq.len() != want {
-        return Err(Error::Shape { op, what: "inv_freq", got: inv_freq.len(), want });
+        return Err(Error::Shape {
+            op,
+            what: "inv_freq",
+            got: inv_freq.len(),
+            want,
+        });
     }
     for item in items {
         pages.check(op, &item.slots, item.slots.len)?;
         if item.delta.len() != item.slots.len {
-            return Err(Error::Shape { op, what: "delta", got: item.delta.len(), want: item.slots.len });
+            return Err(Error::Shape {
+                op,
+                what: "delta",
+                got: item.delta.len(),
+                want: item.slots.len,
+            });
         }
     }
-    let apart = disjoint(items.iter().map(|item| &item.slots.pages[..item.slots.len.div_ceil(SLOTS)]));
+    let apart = disjoint(
+        items
+            .iter()
+            .map(|item| &item.slots.pages[..item.slots.len.div_ceil(SLOTS)]),
+    );
     let writer = pages.writer();
     for_items(exec, items.len(), apart, &|i| {
-        dispatch(exec.level, Rotate { writer: &writer, item: &items[i], inv_freq });
+        dispatch(
+            exec.level,
+            Rotate {
+                writer: &writer,
+                item: &items[i],
+                inv_freq,
+            },
+        );
     });
     Ok(())
 }
@@ -482,7 +643,8 @@ impl Kernel for Read<'_> {
 /// Reads one slot as f32, `D` values each.
 ///
 /// # Safety
-/// The slot's page is in the table and in the arena that begins at `start`; key and value have `dim` values.
+/// The slot's page is in the table and in the arena that begins at `start`; key and value have
+/// `dim` values.
 #[inline(always)]
 unsafe fn read_slot<T: Element, L: Lanes>(
     start: *const T,
@@ -502,12 +664,16 @@ unsafe fn read_slot<T: Element, L: Lanes>(
             value_scale = half::f16::from_bits(*scales.add(SLOTS)).to_f32();
         }
         for d in (0..dim).step_by(WIDTH) {
-            T::load::<L>(values.add(d)).mul(L::splat(value_scale)).store(value.as_mut_ptr().add(d));
+            T::load::<L>(values.add(d))
+                .mul(L::splat(value_scale))
+                .store(value.as_mut_ptr().add(d));
             let mut lanes = [T::default(); WIDTH];
             for (i, x) in lanes.iter_mut().enumerate() {
                 *x = *keys.add((d + i) * SLOTS);
             }
-            T::load::<L>(lanes.as_ptr()).mul(L::splat(key_scale)).store(key.as_mut_ptr().add(d));
+            T::load::<L>(lanes.as_ptr())
+                .mul(L::splat(key_scale))
+                .store(key.as_mut_ptr().add(d));
         }
     }
 }
@@ -523,15 +689,34 @@ pub(crate) fn write_slots(
     let op = "write_slots";
     let dim = pages.head_dim();
     if !keys.len().is_multiple_of(dim) {
-        return Err(Error::Multiple { op, what: "length of keys", got: keys.len(), multiple: dim });
+        return Err(Error::Multiple {
+            op,
+            what: "length of keys",
+            got: keys.len(),
+            multiple: dim,
+        });
     }
     if values.len() != keys.len() {
-        return Err(Error::Shape { op, what: "values", got: values.len(), want: keys.len() });
+        return Err(Error::Shape {
+            op,
+            what: "values",
+            got: values.len(),
+            want: keys.len(),
+        });
     }
     let end = first.saturating_add(keys.len() / dim);
     pages.check(op, &head, end)?;
     let writer = pages.writer();
-    dispatch(exec.level, Write { writer, pages: head.pages, first, keys, values });
+    dispatch(
+        exec.level,
+        Write {
+            writer,
+            pages: head.pages,
+            first,
+            keys,
+            values,
+        },
+    );
     Ok(())
 }
 
@@ -547,13 +732,32 @@ pub(crate) fn read_slots(
     let want = slots.len() * pages.head_dim();
     for (what, got) in [("keys", keys.len()), ("values", values.len())] {
         if got != want {
-            return Err(Error::Shape { op, what, got, want });
+            return Err(Error::Shape {
+                op,
+                what,
+                got,
+                want,
+            });
         }
     }
     pages.check(op, &head, head.len)?;
     if let Some(&slot) = slots.iter().find(|&&slot| slot as usize >= head.len) {
-        return Err(Error::Index { op, what: "slot", index: slot as usize, len: head.len });
+        return Err(Error::Index {
+            op,
+            what: "slot",
+            index: slot as usize,
+            len: head.len,
+        });
     }
-    dispatch(exec.level, Read { pages, table: head.pages, slots, keys, values });
+    dispatch(
+        exec.level,
+        Read {
+            pages,
+            table: head.pages,
+            slots,
+            keys,
+            values,
+        },
+    );
     Ok(())
 }

@@ -1,15 +1,18 @@
 //! Fork-join thread pool for short parallel regions.
 //!
-//! A decode step has some two hundred regions of a few microseconds each, so a region may not cost a system call:
-//! workers spin for `SPIN` after their last task before they sleep, and the caller takes tasks itself. A worker that
-//! has not woken up by the time the tasks are gone is not waited for.
+//! A decode step has some two hundred regions of a few microseconds each, so a region may not cost
+//! a system call: workers spin for `SPIN` after their last task before they sleep, and the caller
+//! takes tasks itself. A worker that has not woken up by the time the tasks are gone is not waited
+//! for.
 //!
-//! One word of state holds the generation of the current region, whether it is open, and how many workers are inside:
+//! One word of state holds the generation of the current region, whether it is open, and how many
+//! workers are inside:
 //! ```text
 //! caller:  write job ▸ state = (generation+1, open, 0) ▸ take tasks ▸ close ▸ wait until nobody is inside
 //! worker:  open and generation unseen ▸ enter (compare-exchange) ▸ take tasks ▸ leave
 //! ```
-//! Deliberately absent: work stealing, nested parallelism (a nested region runs inline), thread affinity.
+//! Deliberately absent: work stealing, nested parallelism (a nested region runs inline), thread
+//! affinity.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -33,7 +36,8 @@ const GENERATION: u64 = 1 << 32;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
-/// The current region. The closure reference is only valid while the region is open or a worker is inside.
+/// The current region. The closure reference is only valid while the region is open or a worker is
+/// inside.
 #[derive(Clone, Copy)]
 struct Job {
     task: Task<'static>,
@@ -52,8 +56,9 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `job` is written by the one caller that holds `Pool::busy`, only while the state is closed with nobody inside,
-// and read only by workers that entered an open state; the release store and acquire exchange of `state` order the two.
+// SAFETY: `job` is written by the one caller that holds `Pool::busy`, only while the state is
+// closed with nobody inside, and read only by workers that entered an open state; the release store
+// and acquire exchange of `state` order the two.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the closure reference in `job` is `Sync`, so it may be used from any thread.
 unsafe impl Send for Shared {}
@@ -66,8 +71,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller of [`Pool::run`] included; at least one. When the system refuses a
-    /// thread the pool is smaller, which [`Pool::threads`] tells.
+    /// A pool of `threads` threads, the caller of [`Pool::run`] included; at least one. When the
+    /// system refuses a thread the pool is smaller, which [`Pool::threads`] tells.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -83,10 +88,17 @@ impl Pool {
         let workers = (1..threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name(format!("kernel-{index}")).spawn(move || shared.work()).ok()
+                std::thread::Builder::new()
+                    .name(format!("kernel-{index}"))
+                    .spawn(move || shared.work())
+                    .ok()
             })
             .collect();
-        Self { shared, busy: AtomicBool::new(false), workers }
+        Self {
+            shared,
+            busy: AtomicBool::new(false),
+            workers,
+        }
     }
 
     /// Threads that take part in a region, the caller included.
@@ -94,8 +106,9 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `f(0) .. f(tasks - 1)`, each once, in no particular order and possibly at the same time; returns when all
-    /// have finished. Runs inline for one task or one thread, and when the pool is in use (nested or by another thread).
+    /// Runs `f(0) .. f(tasks - 1)`, each once, in no particular order and possibly at the same
+    /// time; returns when all have finished. Runs inline for one task or one thread, and when the
+    /// pool is in use (nested or by another thread).
     ///
     /// # Panics
     /// With the payload of the first panic of `f`; tasks not yet started are then skipped.
@@ -115,31 +128,43 @@ impl Pool {
     ///
     /// # Panics
     /// When `chunk` is zero, and as [`Pool::run`] does.
-    pub fn chunks<T: Send>(&self, data: &mut [T], chunk: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
+    pub fn chunks<T: Send>(
+        &self,
+        data: &mut [T],
+        chunk: usize,
+        f: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
         assert!(chunk > 0, "chunks have a length");
         let (len, base) = (data.len(), SendPtr(data.as_mut_ptr()));
         self.run(len.div_ceil(chunk), &|i| {
             let start = i * chunk;
             let count = chunk.min(len - start);
-            // SAFETY: every task index runs once and `data` is borrowed for the whole region, so this is the only
-            // reference to `start .. start + count`, which lies inside `data`.
-            f(i, unsafe { std::slice::from_raw_parts_mut(base.get().add(start), count) });
+            // SAFETY: every task index runs once and `data` is borrowed for the whole region, so
+            // this is the only reference to `start .. start + count`, which lies inside `data`.
+            f(i, unsafe {
+                std::slice::from_raw_parts_mut(base.get().add(start), count)
+            });
         });
     }
 
     /// One region; the caller holds `busy`.
     fn region(&self, tasks: usize, f: Task<'_>) -> Option<Box<dyn Any + Send>> {
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. No worker reads the reference after this function returns: it closes the
-        // state and waits until nobody is inside, and `take_tasks` does not unwind.
+        // SAFETY: only the lifetime changes. No worker reads the reference after this function
+        // returns: it closes the state and waits until nobody is inside, and `take_tasks` does not
+        // unwind.
         let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(f) };
         let job = Job { task, tasks };
-        // SAFETY: `busy` makes this the only writer, and the last region ended closed with nobody inside.
+        // SAFETY: `busy` makes this the only writer, and the last region ended closed with nobody
+        // inside.
         unsafe { *shared.job.get() = Some(job) };
         shared.next.store(0, Ordering::Relaxed);
         let generation = shared.state.load(Ordering::Relaxed) & !(OPEN | INSIDE);
-        // Sequentially consistent, as is the sleeper's look at the state: one of the two sees the other.
-        shared.state.store(generation.wrapping_add(GENERATION) | OPEN, Ordering::SeqCst);
+        // Sequentially consistent, as is the sleeper's look at the state: one of the two sees the
+        // other.
+        shared
+            .state
+            .store(generation.wrapping_add(GENERATION) | OPEN, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             drop(shared.lock());
             shared.wake.notify_all();
@@ -149,10 +174,18 @@ impl Pool {
         let mut spins = 0u32;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
-            if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if spins < SPINS_BEFORE_YIELD {
+                std::hint::spin_loop()
+            } else {
+                std::thread::yield_now()
+            }
         }
         if shared.panicked.swap(false, Ordering::Relaxed) {
-            return shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return shared
+                .panic
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
         }
         None
     }
@@ -202,7 +235,10 @@ impl Shared {
             }
         }));
         if let Err(payload) = result {
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            self.panic
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(payload);
             self.panicked.store(true, Ordering::Relaxed);
         }
     }
@@ -211,13 +247,18 @@ impl Shared {
     fn work(&self) {
         let mut seen = 0u64;
         while let Some(state) = self.wait(seen) {
-            // Entering fails when the region closed or another worker entered meanwhile: look again.
-            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            // Entering fails when the region closed or another worker entered meanwhile: look
+            // again.
+            if self
+                .state
+                .compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed)
+                .is_err()
+            {
                 continue;
             }
             seen = state >> 32;
-            // SAFETY: the exchange entered an open region, so the caller neither writes `job` nor returns before the
-            // worker leaves below.
+            // SAFETY: the exchange entered an open region, so the caller neither writes `job` nor
+            // returns before the worker leaves below.
             let job = unsafe { *self.job.get() };
             if let Some(job) = job {
                 self.take_tasks(job);
@@ -245,7 +286,9 @@ impl Shared {
             }
             std::hint::spin_loop();
             spins += 1;
-            if spins.is_multiple_of(SPINS_PER_LOOK) && start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+            if spins.is_multiple_of(SPINS_PER_LOOK)
+                && start.get_or_insert_with(Instant::now).elapsed() > SPIN
+            {
                 self.sleep(seen);
                 start = None;
             }
@@ -256,9 +299,16 @@ impl Shared {
     fn sleep(&self, seen: u64) {
         let guard = self.lock();
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        if !Self::is_new(self.state.load(Ordering::SeqCst), seen) && !self.shutdown.load(Ordering::SeqCst) {
-            // The region may be over by the time this thread wakes: `wait` then spins and sleeps again.
-            drop(self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner));
+        if !Self::is_new(self.state.load(Ordering::SeqCst), seen)
+            && !self.shutdown.load(Ordering::SeqCst)
+        {
+            // The region may be over by the time this thread wakes: `wait` then spins and sleeps
+            // again.
+            drop(
+                self.wake
+                    .wait(guard)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
@@ -266,8 +316,9 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::atomic::AtomicU32;
+
+    use super::*;
 
     #[test]
     fn every_task_runs_once_in_many_regions() {
@@ -279,7 +330,10 @@ mod tests {
                 pool.run(tasks, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
+                assert!(
+                    counts.iter().all(|c| c.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {tasks} tasks"
+                );
             }
         }
     }
@@ -321,7 +375,9 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let pool = Pool::new(3);
         for _ in 0..20 {
-            let result = catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert!(i != 17, "task seventeen"))));
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(50, &|i| assert!(i != 17, "task seventeen"))
+            }));
             let payload = result.expect_err("the panic is propagated");
             assert_eq!(payload.downcast_ref::<&str>(), Some(&"task seventeen"));
             let count = AtomicU32::new(0);

@@ -23,7 +23,12 @@ pub(crate) fn readout(
     let width = shape.heads * shape.head_dim;
     let (size, first_gate) = (layer.count * shape.head_dim, layer.layer * shape.kv_heads);
     at_least(op, "gates", layer.gates.len(), first_gate + shape.kv_heads)?;
-    at_least(op, "features", layer.features.len(), (layer.layer + 1) * size)?;
+    at_least(
+        op,
+        "features",
+        layer.features.len(),
+        (layer.layer + 1) * size,
+    )?;
     let features = &layer.features[layer.layer * size..][..size];
     let gates = &layer.gates[first_gate..];
     let mut states = Vec::with_capacity(items.len());
@@ -40,7 +45,11 @@ pub(crate) fn readout(
         let task = |first| (item.kv_head, *state, first..item.rows.end.min(first + ROWS));
         tasks.extend(item.rows.clone().step_by(ROWS).map(task));
     }
-    let work = items.iter().zip(&states).map(|(item, state)| item.rows.len() * state.sums.len()).sum();
+    let work = items
+        .iter()
+        .zip(&states)
+        .map(|(item, state)| item.rows.len() * state.sums.len())
+        .sum();
     let group = shape.heads / shape.kv_heads;
     let out = Shared::new(out);
     exec.run(tasks.len(), work, &|task| {
@@ -48,9 +57,19 @@ pub(crate) fn readout(
         for row in rows.clone() {
             let first = row * width + kv_head * group * shape.head_dim;
             let len = group * shape.head_dim;
-            // SAFETY: a row belongs to one item per KV head, and tasks have different rows or heads.
+            // SAFETY: a row belongs to one item per KV head, and tasks have different rows or
+            // heads.
             let out = unsafe { out.part(first, len) };
-            dispatch(exec.level, Read { features, gate: gates[*kv_head], state, q: &q[first..first + len], out });
+            dispatch(
+                exec.level,
+                Read {
+                    features,
+                    gate: gates[*kv_head],
+                    state,
+                    q: &q[first..first + len],
+                    out,
+                },
+            );
         }
     });
     Ok(())

@@ -1,8 +1,10 @@
-//! Eight lanes of f32 or i32, or 32 bytes: what the CPU kernels are written in, once for every instruction set.
+//! Eight lanes of f32 or i32, or 32 bytes: what the CPU kernels are written in, once for every
+//! instruction set.
 //!
-//! A kernel is generic over [`Simd`] and runs with [`SimdLevel::dispatch`]. [`Portable`] defines what each operation
-//! means; [`Avx2`](super::simd_avx2::Avx2) does the same in one or two instructions, **bit for bit** (NaN payloads
-//! excepted), so a kernel's result does not depend on the machine. Methods are safe: operands are arrays of the right size.
+//! A kernel is generic over [`Simd`] and runs with [`SimdLevel::dispatch`]. [`Portable`] defines
+//! what each operation means; [`Avx2`](super::simd_avx2::Avx2) does the same in one or two
+//! instructions, **bit for bit** (NaN payloads excepted), so a kernel's result does not depend on
+//! the machine. Methods are safe: operands are arrays of the right size.
 
 /// Instruction set of the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +43,8 @@ impl SimdLevel {
 }
 
 /// A function with its arguments, generic over the instruction set. `run` and what it calls must be
-/// `#[inline(always)]`: only what ends up inside the dispatching function is compiled for its instruction set.
+/// `#[inline(always)]`: only what ends up inside the dispatching function is compiled for its
+/// instruction set.
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
@@ -49,7 +52,8 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Operations on a 256-bit register. `F`: 8 lanes of f32. `I`: 8 lanes of 32 bits, lane `i` = bytes `4i .. 4i+4`.
+/// Operations on a 256-bit register. `F`: 8 lanes of f32. `I`: 8 lanes of 32 bits, lane `i` = bytes
+/// `4i .. 4i+4`.
 pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
@@ -69,7 +73,8 @@ pub(crate) trait Simd: Copy {
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 
-    /// Runs a kernel as a function of its own, whose constants take no registers from its caller's loops.
+    /// Runs a kernel as a function of its own, whose constants take no registers from its caller's
+    /// loops.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn load_i(self, x: &[u8; 32]) -> Self::I;
@@ -111,7 +116,11 @@ pub(crate) trait Simd: Copy {
 pub(crate) struct Portable;
 
 #[inline(always)]
-fn zip<T: Copy, U: Copy + Default, const N: usize>(a: [T; N], b: [T; N], f: impl Fn(T, T) -> U) -> [U; N] {
+fn zip<T: Copy, U: Copy + Default, const N: usize>(
+    a: [T; N],
+    b: [T; N],
+    f: impl Fn(T, T) -> U,
+) -> [U; N] {
     let mut out = [U::default(); N];
     for i in 0..N {
         out[i] = f(a[i], b[i]);
@@ -174,7 +183,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn load_i(self, x: &[u8; 32]) -> [i32; 8] {
-        std::array::from_fn(|i| i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
+        std::array::from_fn(|i| {
+            i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]])
+        })
     }
     #[inline(always)]
     fn store_i(self, x: [i32; 8], out: &mut [i32; 8]) {
@@ -217,7 +228,8 @@ impl Simd for Portable {
         let (a, b): ([u8; 32], [i8; 32]) = (bytemuck::cast(a), bytemuck::cast(b));
         let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
         let sums: [i16; 16] = std::array::from_fn(|i| {
-            (product(2 * i) + product(2 * i + 1)).clamp(i32::from(i16::MIN), i32::from(i16::MAX)) as i16
+            (product(2 * i) + product(2 * i + 1)).clamp(i32::from(i16::MIN), i32::from(i16::MAX))
+                as i16
         });
         bytemuck::cast(sums)
     }

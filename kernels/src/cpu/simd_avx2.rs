@@ -1,7 +1,8 @@
 //! The operations of [`Simd`] in AVX2, FMA and F16C instructions.
 
-use super::simd::{Kernel, Simd};
 use std::arch::x86_64::*;
+
+use super::simd::{Kernel, Simd};
 
 /// Runs a kernel compiled for AVX2, FMA and F16C.
 ///
@@ -22,8 +23,8 @@ unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
-/// AVX2, FMA and F16C. Only [`run`] and [`call`] make one, so whoever holds one runs on a processor that has the features; every
-/// `SAFETY` below rests on that.
+/// AVX2, FMA and F16C. Only [`run`] and [`call`] make one, so whoever holds one runs on a processor
+/// that has the features; every `SAFETY` below rests on that.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
@@ -161,7 +162,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn round(self, a: __m256) -> __m256i {
-        // SAFETY: features present. Rounds to nearest even: nobody changes the rounding mode of a Rust thread.
+        // SAFETY: features present. Rounds to nearest even: nobody changes the rounding mode of a
+        // Rust thread.
         unsafe { _mm256_cvtps_epi32(a) }
     }
     #[inline(always)]
@@ -175,11 +177,15 @@ impl Simd for Avx2 {
         unsafe {
             let half = |a, b| {
                 let (a, b) = (_mm256_cvtepi32_pd(a), _mm256_cvtepi32_pd(b));
-                let sum = _mm256_fmadd_pd(a, _mm256_set1_pd(p), _mm256_mul_pd(b, _mm256_set1_pd(q)));
+                let sum =
+                    _mm256_fmadd_pd(a, _mm256_set1_pd(p), _mm256_mul_pd(b, _mm256_set1_pd(q)));
                 _mm256_cvtpd_ps(sum)
             };
             let low = half(_mm256_castsi256_si128(a), _mm256_castsi256_si128(b));
-            let high = half(_mm256_extracti128_si256::<1>(a), _mm256_extracti128_si256::<1>(b));
+            let high = half(
+                _mm256_extracti128_si256::<1>(a),
+                _mm256_extracti128_si256::<1>(b),
+            );
             _mm256_set_m128(high, low)
         }
     }

@@ -1,7 +1,8 @@
 //! Random weights and activations for tests.
 
-use crate::backend::WeightType;
 use half::{bf16, f16};
+
+use crate::backend::WeightType;
 
 /// SplitMix64 (Steele et al., 2014).
 pub(crate) struct Random(pub u64);
@@ -33,7 +34,9 @@ pub(crate) fn weights(dtype: WeightType, rows: usize, cols: usize, seed: u64) ->
         match dtype {
             WeightType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
             WeightType::F16 => scale(0, 1.0),
-            WeightType::BF16 => block.copy_from_slice(&bf16::from_f32(random.float()).to_le_bytes()),
+            WeightType::BF16 => {
+                block.copy_from_slice(&bf16::from_f32(random.float()).to_le_bytes())
+            }
             WeightType::Q8_0 => scale(0, 0.01),
             WeightType::Q4_0 => scale(0, 0.1),
             WeightType::Q4_1 => {
@@ -54,5 +57,14 @@ pub(crate) fn weights(dtype: WeightType, rows: usize, cols: usize, seed: u64) ->
 /// Activations with a few outliers, as real ones have.
 pub(crate) fn activations(len: usize, seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
-    (0..len).map(|_| random.float() * if random.next().is_multiple_of(50) { 8.0 } else { 1.0 }).collect()
+    (0..len)
+        .map(|_| {
+            random.float()
+                * if random.next().is_multiple_of(50) {
+                    8.0
+                } else {
+                    1.0
+                }
+        })
+        .collect()
 }

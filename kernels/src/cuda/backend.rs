@@ -1,4 +1,7 @@
-//! [`Backend`] on a device: every method checks its shapes and launches the kernel of the same name.
+//! [`Backend`] on a device: every method checks its shapes and launches the kernel of the same
+//! name.
+
+use std::sync::Arc;
 
 use super::attention::SPLIT;
 use super::select::Kept;
@@ -6,15 +9,15 @@ use super::slots::Pages;
 use super::weights::Matrix;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, ObserveItem, PageShape,
-    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape,
+    ObserveItem, PageShape, QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv,
+    WeightView,
 };
 use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::SampleItem;
 use crate::score::{NoteItem, ScoreItem};
 use crate::sums::DeviceSums;
-use std::sync::Arc;
 
 /// Values of an upload that goes with a step's descriptors, at most.
 const PUT_WORDS: usize = 1 << 20;
@@ -46,8 +49,14 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn alloc(&self, len: usize) -> Result<Buffer<D>> {
-        let bytes = len.checked_mul(4).ok_or(Error::OutOfMemory { what: "buffer", bytes: usize::MAX })?;
-        Ok(Buffer { memory: self.device.alloc("buffer", bytes)?, len })
+        let bytes = len.checked_mul(4).ok_or(Error::OutOfMemory {
+            what: "buffer",
+            bytes: usize::MAX,
+        })?;
+        Ok(Buffer {
+            memory: self.device.alloc("buffer", bytes)?,
+            len,
+        })
     }
 
     fn upload(&self, src: &[f32], dst: &mut Buffer<D>, offset: usize) -> Result<()> {
@@ -56,19 +65,28 @@ impl<D: Device> Backend for CudaBackend<D> {
         let mut pack = Pack::of_step(&self.device);
         if pack.shape.is_none() || src.len() > PUT_WORDS {
             drop(work);
-            return self.device.upload(bytemuck::cast_slice(src), &dst.memory, offset * 4);
+            return self
+                .device
+                .upload(bytemuck::cast_slice(src), &dst.memory, offset * 4);
         }
         let values = pack.push(src);
         let from = pack.upload(&self.device, &mut work.stage)?(values);
         let to = Arg::Pointer(dst.address() + 4 * offset as u64);
         let grid = [src.len().div_ceil(256) as u32, 1, 1];
         let args = [from, Arg::U32(src.len() as u32), to];
-        self.run(Launch { kernel: "put_words", grid, threads: 256, shared: 0, args: &args })
+        self.run(Launch {
+            kernel: "put_words",
+            grid,
+            threads: 256,
+            shared: 0,
+            args: &args,
+        })
     }
 
     fn download(&self, src: &Buffer<D>, offset: usize, dst: &mut [f32]) -> Result<()> {
         at_least("download", "src", src.len, offset.saturating_add(dst.len()))?;
-        self.device.download(&src.memory, offset * 4, bytemuck::cast_slice_mut(dst))
+        self.device
+            .download(&src.memory, offset * 4, bytemuck::cast_slice_mut(dst))
     }
 
     fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<Matrix<D>> {
@@ -136,12 +154,31 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.embed_sum_rows(table, ids, out)
     }
 
-    fn rms_norm(&self, x: &Buffer<D>, weight: &Buffer<D>, eps: f32, rows: usize, out: &mut Buffer<D>) -> Result<()> {
+    fn rms_norm(
+        &self,
+        x: &Buffer<D>,
+        weight: &Buffer<D>,
+        eps: f32,
+        rows: usize,
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
         let (op, width) = ("rms_norm", weight.len);
         at_least(op, "x", x.len, rows.saturating_mul(width))?;
         at_least(op, "out", out.len, rows.saturating_mul(width))?;
-        let args = [x.arg(), weight.arg(), Arg::F32(eps), Arg::U32(width as u32), out.arg()];
-        self.run(Launch { kernel: "rms_norm", grid: [rows as u32, 1, 1], threads: 256, shared: 0, args: &args })
+        let args = [
+            x.arg(),
+            weight.arg(),
+            Arg::F32(eps),
+            Arg::U32(width as u32),
+            out.arg(),
+        ];
+        self.run(Launch {
+            kernel: "rms_norm",
+            grid: [rows as u32, 1, 1],
+            threads: 256,
+            shared: 0,
+            args: &args,
+        })
     }
 
     fn add(&self, x: &mut Buffer<D>, y: &Buffer<D>, len: usize) -> Result<()> {
@@ -149,22 +186,51 @@ impl<D: Device> Backend for CudaBackend<D> {
         at_least("add", "y", y.len, len)?;
         let args = [x.arg(), y.arg(), Arg::U64(len as u64)];
         let grid = [len.div_ceil(256) as u32, 1, 1];
-        self.run(Launch { kernel: "add", grid, threads: 256, shared: 0, args: &args })
+        self.run(Launch {
+            kernel: "add",
+            grid,
+            threads: 256,
+            shared: 0,
+            args: &args,
+        })
     }
 
-    fn silu_mul(&self, gate_up: &Buffer<D>, rows: usize, width: usize, out: &mut Buffer<D>) -> Result<()> {
+    fn silu_mul(
+        &self,
+        gate_up: &Buffer<D>,
+        rows: usize,
+        width: usize,
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
         let (op, values) = ("silu_mul", rows.saturating_mul(width));
         at_least(op, "gate_up", gate_up.len, values.saturating_mul(2))?;
         at_least(op, "out", out.len, values)?;
         let args = [gate_up.arg(), Arg::U32(width as u32), out.arg()];
-        self.run(Launch { kernel: "silu_mul", grid: [rows as u32, 1, 1], threads: 256, shared: 0, args: &args })
+        self.run(Launch {
+            kernel: "silu_mul",
+            grid: [rows as u32, 1, 1],
+            threads: 256,
+            shared: 0,
+            args: &args,
+        })
     }
 
-    fn gather_rows(&self, x: &Buffer<D>, width: usize, rows: &[usize], out: &mut Buffer<D>) -> Result<()> {
+    fn gather_rows(
+        &self,
+        x: &Buffer<D>,
+        width: usize,
+        rows: &[usize],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
         let (op, len) = ("gather_rows", x.len / width.max(1));
         at_least(op, "out", out.len, rows.len().saturating_mul(width))?;
         if let Some(&index) = rows.iter().find(|&&row| row >= len) {
-            return Err(Error::Index { op, what: "row", index, len });
+            return Err(Error::Index {
+                op,
+                what: "row",
+                index,
+                len,
+            });
         }
         let list: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         let mut work = self.work();
@@ -173,14 +239,30 @@ impl<D: Device> Backend for CudaBackend<D> {
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let args = [x.arg(), Arg::U32(width as u32), arg(list), out.arg()];
         let grid = [rows.len() as u32, 1, 1];
-        self.run(Launch { kernel: "gather_rows", grid, threads: 256, shared: 0, args: &args })
+        self.run(Launch {
+            kernel: "gather_rows",
+            grid,
+            threads: 256,
+            shared: 0,
+            args: &args,
+        })
     }
 
-    fn sample(&self, logits: &mut Buffer<D>, vocabulary: usize, items: &[SampleItem<'_>]) -> Result<Vec<Option<u32>>> {
+    fn sample(
+        &self,
+        logits: &mut Buffer<D>,
+        vocabulary: usize,
+        items: &[SampleItem<'_>],
+    ) -> Result<Vec<Option<u32>>> {
         self.sample_tokens(logits, vocabulary, items)
     }
 
-    fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut Pages<D>, q: &mut Buffer<D>) -> Result<()> {
+    fn split_qkv(
+        &self,
+        args: SplitQkv<'_, Self>,
+        pages: &mut Pages<D>,
+        q: &mut Buffer<D>,
+    ) -> Result<()> {
         self.split(args, pages, q)
     }
 
@@ -225,7 +307,13 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.score_pairs(shape, items)
     }
 
-    fn note(&self, pages: &mut Pages<D>, values: &Buffer<D>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+    fn note(
+        &self,
+        pages: &mut Pages<D>,
+        values: &Buffer<D>,
+        width: usize,
+        items: &[NoteItem<'_>],
+    ) -> Result<()> {
         self.write_notes(pages, values, width, items)
     }
 
@@ -233,11 +321,22 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.download_notes(pages, head)
     }
 
-    fn score(&self, pages: &Pages<D>, at: u32, items: &[ScoreItem<'_>], out: &mut Buffer<D>) -> Result<()> {
+    fn score(
+        &self,
+        pages: &Pages<D>,
+        at: u32,
+        items: &[ScoreItem<'_>],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
         self.score_slots(pages, at, items, out)
     }
 
-    fn select(&self, budget: SelectBudget, scores: &Buffer<D>, heads: &[SelectHead]) -> Result<Kept<D>> {
+    fn select(
+        &self,
+        budget: SelectBudget,
+        scores: &Buffer<D>,
+        heads: &[SelectHead],
+    ) -> Result<Kept<D>> {
         self.select_slots(budget, scores, heads)
     }
 
@@ -257,7 +356,12 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.reserve_room(pages, bytes)
     }
 
-    fn alloc_latent(&self, pages: &mut Pages<D>, kind: LatentKind, heads: usize) -> Result<LatentId> {
+    fn alloc_latent(
+        &self,
+        pages: &mut Pages<D>,
+        kind: LatentKind,
+        heads: usize,
+    ) -> Result<LatentId> {
         self.new_latent(pages, kind, heads)
     }
 
@@ -280,11 +384,21 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.download_state(pages, head)
     }
 
-    fn write_latent(&self, pages: &mut Pages<D>, head: LatentHead, state: &LatentState) -> Result<()> {
+    fn write_latent(
+        &self,
+        pages: &mut Pages<D>,
+        head: LatentHead,
+        state: &LatentState,
+    ) -> Result<()> {
         self.upload_state(pages, head, state)
     }
 
-    fn rotate_keys(&self, pages: &mut Pages<D>, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {
+    fn rotate_keys(
+        &self,
+        pages: &mut Pages<D>,
+        items: &[RotateItem<'_>],
+        inv_freq: &[f32],
+    ) -> Result<()> {
         self.rotate(pages, items, inv_freq)
     }
 

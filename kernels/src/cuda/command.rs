@@ -47,9 +47,23 @@ impl Command {
     /// Those of the device.
     pub unsafe fn start<D: Device>(&self, device: &D) -> Result<()> {
         match self {
-            &Self::Launch { kernel, grid, threads, shared, ref args } => {
+            &Self::Launch {
+                kernel,
+                grid,
+                threads,
+                shared,
+                ref args,
+            } => {
                 // SAFETY: by the caller's contract.
-                unsafe { device.launch(&Launch { kernel, grid, threads, shared, args }) }
+                unsafe {
+                    device.launch(&Launch {
+                        kernel,
+                        grid,
+                        threads,
+                        shared,
+                        args,
+                    })
+                }
             }
             // SAFETY: by the caller's contract.
             Self::Product(product) => unsafe { device.product(product) },

@@ -1,25 +1,27 @@
-//! The real twin of [`Device`]: a GPU through the CUDA driver, which is loaded when it is asked for.
+//! The real twin of [`Device`]: a GPU through the CUDA driver, which is loaded when it is asked
+//! for.
 //!
-//! Everything runs on one stream, in order. Matrix products of more than eight rows go to cuBLAS where that library is
-//! found (`libcublas`, of the CUDA toolkit), else to our own kernel.
+//! Everything runs on one stream, in order. Matrix products of more than eight rows go to cuBLAS
+//! where that library is found (`libcublas`, of the CUDA toolkit), else to our own kernel.
 
 mod graph;
 mod staging;
 mod timing;
 mod waiting;
 
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::cublas::{result as blas, sys as blas_sys};
+use cudarc::driver::{result as cuda, sys};
 pub use graph::Graph;
+use staging::Staging;
 pub use timing::Facts;
 
 use super::{Arg, Command, Device, Launch, Product, Sum, at_least};
 use crate::error::{Error, Result};
 use crate::sums::DeviceSums;
-use cudarc::cublas::{result as blas, sys as blas_sys};
-use cudarc::driver::{result as cuda, sys};
-use staging::Staging;
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Kernels of all targets, empty when this program was built without nvcc.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -36,8 +38,10 @@ pub fn has_kernels() -> bool {
 
 fn failed(op: &'static str) -> impl Fn(cuda::DriverError) -> Error {
     move |error| {
-        let text =
-            error.error_string().map_or_else(|_| format!("{error:?}"), |text| text.to_string_lossy().into_owned());
+        let text = error.error_string().map_or_else(
+            |_| format!("{error:?}"),
+            |text| text.to_string_lossy().into_owned(),
+        );
         Error::Device { op, what: text }
     }
 }
@@ -50,7 +54,8 @@ pub struct Driver {
     functions: Mutex<HashMap<String, Function>>,
     blas: Option<Blas>,
     shared_bytes: usize,
-    /// What uploads go through. Who has started a copy from it holds it until the copy is on the stream.
+    /// What uploads go through. Who has started a copy from it holds it until the copy is on the
+    /// stream.
     staging: Mutex<Staging>,
     /// What was timed so far, while kernels are timed.
     spans: Mutex<Option<Vec<timing::Span>>>,
@@ -73,15 +78,16 @@ struct Shared {
 
 struct Blas {
     handle: blas_sys::cublasHandle_t,
-    /// What products use beside their matrices. From memory of its own, cuBLAS allocates nothing while a step is captured.
+    /// What products use beside their matrices. From memory of its own, cuBLAS allocates nothing
+    /// while a step is captured.
     workspace: sys::CUdeviceptr,
 }
 
 /// Bytes of that: what NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-// SAFETY: handles of the driver and of cuBLAS may be used from any thread that makes the context current, which every
-// call does; the backend's lock keeps calls of one handle apart.
+// SAFETY: handles of the driver and of cuBLAS may be used from any thread that makes the context
+// current, which every call does; the backend's lock keeps calls of one handle apart.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
@@ -118,7 +124,8 @@ pub struct DriverMemory {
 impl Drop for DriverMemory {
     fn drop(&mut self) {
         if self.shared.enter("free").is_ok() {
-            // SAFETY: allocated on this stream in `alloc`; what was started before on the stream is done first.
+            // SAFETY: allocated on this stream in `alloc`; what was started before on the stream is
+            // done first.
             let _ = unsafe { cuda::free_async(self.address, self.shared.stream) };
         }
     }
@@ -133,16 +140,22 @@ impl Driver {
         let unavailable = |text: String| Err(Error::Unavailable(text));
         if !has_kernels() {
             return unavailable(
-                "this program was built without CUDA kernels: run `cargo xtask kernels` (or set NVCC or CUDA_HOME) and build again"
+                "this program was built without CUDA kernels: run `cargo xtask kernels` (or set \
+                 NVCC or CUDA_HOME) and build again"
                     .into(),
             );
         }
         // SAFETY: loading the driver runs its initialisers, which is what it is for.
         if !unsafe { sys::is_culib_present() } {
-            return unavailable("no CUDA driver on this machine (libcuda.so.1 was not found); use --device cpu".into());
+            return unavailable(
+                "no CUDA driver on this machine (libcuda.so.1 was not found); use --device cpu"
+                    .into(),
+            );
         }
         if let Err(error) = cuda::init() {
-            return unavailable(format!("the CUDA driver does not start ({error}); is there a GPU? use --device cpu"));
+            return unavailable(format!(
+                "the CUDA driver does not start ({error}); is there a GPU? use --device cpu"
+            ));
         }
         let version = driver_version()?;
         if version < LEAST_DRIVER {
@@ -152,9 +165,16 @@ impl Driver {
             ));
         }
         let count = cuda::device::get_count().map_err(failed("open"))?;
-        let device = match i32::try_from(ordinal).ok().filter(|&ordinal| ordinal < count) {
+        let device = match i32::try_from(ordinal)
+            .ok()
+            .filter(|&ordinal| ordinal < count)
+        {
             Some(ordinal) => cuda::device::get(ordinal).map_err(failed("open"))?,
-            None => return unavailable(format!("there is no device cuda:{ordinal}; this machine has {count}")),
+            None => {
+                return unavailable(format!(
+                    "there is no device cuda:{ordinal}; this machine has {count}"
+                ));
+            }
         };
         let name = cuda::device::get_name(device).map_err(failed("open"))?;
         let capability = capability(device)?;
@@ -168,15 +188,24 @@ impl Driver {
         let context = unsafe { cuda::primary_ctx::retain(device) }.map_err(failed("open"))?;
         // SAFETY: the context was just retained.
         unsafe { cuda::ctx::set_current(context) }.map_err(failed("open"))?;
-        let stream = cuda::stream::create(cuda::stream::StreamKind::NonBlocking).map_err(failed("open"))?;
-        let shared = Arc::new(Shared { device, context, stream, sums: waiting::Sums::default() });
+        let stream =
+            cuda::stream::create(cuda::stream::StreamKind::NonBlocking).map_err(failed("open"))?;
+        let shared = Arc::new(Shared {
+            device,
+            context,
+            stream,
+            sums: waiting::Sums::default(),
+        });
         // SAFETY: a fatbin that nvcc wrote, which knows its own length.
-        let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }.map_err(failed("load kernels"))?;
+        let module = unsafe { cuda::module::load_data(KERNELS.as_ptr().cast()) }
+            .map_err(failed("load kernels"))?;
         let blas = Blas::open(shared.stream);
         let staging = Mutex::new(Staging::new(&shared)?);
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let attribute =
+            sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         // SAFETY: the device exists.
-        let most = unsafe { cuda::device::get_attribute(device, attribute) }.map_err(failed("open"))?;
+        let most =
+            unsafe { cuda::device::get_attribute(device, attribute) }.map_err(failed("open"))?;
         // Static shared memory counts, too; no kernel that asks has more than a KiB.
         let shared_bytes = (most as usize).saturating_sub(1 << 10);
         Ok(Self {
@@ -208,24 +237,35 @@ impl Driver {
     fn function(&self, name: &str, shared: u32) -> Result<sys::CUfunction> {
         /// A block gets this much without asking.
         const FREE: u32 = 48 * 1024;
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut functions = self
+            .functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let known = functions.get(name).copied();
         let mut function = match known {
             Some(function) => function,
             None => {
-                let text =
-                    CString::new(name).map_err(|error| Error::Device { op: "launch", what: error.to_string() })?;
+                let text = CString::new(name).map_err(|error| Error::Device {
+                    op: "launch",
+                    what: error.to_string(),
+                })?;
                 // SAFETY: the module lives as long as this.
-                let handle =
-                    unsafe { cuda::module::get_function(self.module, text) }.map_err(failed("find a kernel"))?;
-                Function { handle, shared: FREE }
+                let handle = unsafe { cuda::module::get_function(self.module, text) }
+                    .map_err(failed("find a kernel"))?;
+                Function {
+                    handle,
+                    shared: FREE,
+                }
             }
         };
         if shared > function.shared {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of the loaded module.
-            unsafe { cuda::function::set_function_attribute(function.handle, attribute, shared as i32) }
-                .map_err(failed("shared memory of a kernel"))?;
+            unsafe {
+                cuda::function::set_function_attribute(function.handle, attribute, shared as i32)
+            }
+            .map_err(failed("shared memory of a kernel"))?;
             function.shared = shared;
         }
         functions.insert(name.to_owned(), function);
@@ -264,12 +304,15 @@ impl Blas {
         // SAFETY: freed on the same stream when the driver is dropped.
         let workspace = unsafe { cuda::malloc_async(stream, WORKSPACE_BYTES) }.unwrap_or(0);
         let bytes = if workspace == 0 { 0 } else { WORKSPACE_BYTES };
-        // SAFETY: all were just made; the two libraries name the stream's type each for itself. Setting the stream would take the
-        // workspace back, so it comes first. Without memory, cuBLAS goes on with its own.
+        // SAFETY: all were just made; the two libraries name the stream's type each for itself.
+        // Setting the stream would take the workspace back, so it comes first. Without memory,
+        // cuBLAS goes on with its own.
         unsafe {
             blas::set_stream(handle, stream.cast()).ok()?;
             if bytes > 0 {
-                blas_sys::cublasSetWorkspace_v2(handle, workspace as *mut c_void, bytes).result().ok()?;
+                blas_sys::cublasSetWorkspace_v2(handle, workspace as *mut c_void, bytes)
+                    .result()
+                    .ok()?;
             }
         }
         Some(Self { handle, workspace })
@@ -279,7 +322,9 @@ impl Blas {
 fn driver_version() -> Result<i32> {
     let mut version = 0;
     // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("driver version"))?;
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(failed("driver version"))?;
     Ok(version)
 }
 
@@ -291,10 +336,14 @@ fn capability(device: sys::CUdevice) -> Result<(i32, i32)> {
     use sys::CUdevice_attribute as Attribute;
     let get = |attribute| {
         // SAFETY: the device exists.
-        unsafe { cuda::device::get_attribute(device, attribute) }.map_err(failed("compute capability"))
+        unsafe { cuda::device::get_attribute(device, attribute) }
+            .map_err(failed("compute capability"))
     };
     let major = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    Ok((major, get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+    Ok((
+        major,
+        get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ))
 }
 
 impl Device for Driver {
@@ -302,7 +351,15 @@ impl Device for Driver {
     type Graph = Graph;
 
     fn name(&self) -> String {
-        format!("{}{}", self.name, if self.blas.is_some() { "; cuBLAS" } else { "; without cuBLAS" })
+        format!(
+            "{}{}",
+            self.name,
+            if self.blas.is_some() {
+                "; cuBLAS"
+            } else {
+                "; without cuBLAS"
+            }
+        )
     }
 
     fn shared_bytes(&self) -> usize {
@@ -313,13 +370,21 @@ impl Device for Driver {
         self.shared.enter("alloc")?;
         let size = bytes.max(16);
         // SAFETY: freed on the same stream when dropped.
-        let address = unsafe { cuda::malloc_async(self.shared.stream, size) }.map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what, bytes },
-            _ => failed("alloc")(error),
-        })?;
-        let memory = DriverMemory { address, bytes, shared: self.shared.clone() };
+        let address =
+            unsafe { cuda::malloc_async(self.shared.stream, size) }.map_err(
+                |error| match error.0 {
+                    sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what, bytes },
+                    _ => failed("alloc")(error),
+                },
+            )?;
+        let memory = DriverMemory {
+            address,
+            bytes,
+            shared: self.shared.clone(),
+        };
         // SAFETY: the allocation is `size` long.
-        unsafe { cuda::memset_d8_async(address, 0, size, self.shared.stream) }.map_err(failed("alloc"))?;
+        unsafe { cuda::memset_d8_async(address, 0, size, self.shared.stream) }
+            .map_err(failed("alloc"))?;
         Ok(memory)
     }
 
@@ -338,13 +403,19 @@ impl Device for Driver {
     }
 
     fn download(&self, src: &DriverMemory, offset: usize, dst: &mut [u8]) -> Result<()> {
-        at_least("download", "src", src.bytes, offset.saturating_add(dst.len()))?;
+        at_least(
+            "download",
+            "src",
+            src.bytes,
+            offset.saturating_add(dst.len()),
+        )?;
         if dst.is_empty() {
             return Ok(());
         }
         self.shared.enter("download")?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        // A copy to pageable memory returns only when it is done, and nothing gets it out of the driver until then.
+        // A copy to pageable memory returns only when it is done, and nothing gets it out of the
+        // driver until then.
         self.shared.wait_for_sums()?;
         // SAFETY: inside the allocation; waited for before the destination is looked at.
         unsafe {
@@ -360,7 +431,10 @@ impl Device for Driver {
         self.shared.enter("launch")?;
         let function = self.function(launch.kernel, launch.shared)?;
         let mut words: Vec<u64> = launch.args.iter().copied().map(Arg::word).collect();
-        let mut args: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut args: Vec<*mut c_void> = words
+            .iter_mut()
+            .map(|word| std::ptr::from_mut(word).cast())
+            .collect();
         let [x, y, z] = launch.grid;
         let span = self.begin_span()?;
         // SAFETY: by the caller's contract; the driver copies the arguments before it returns.
@@ -375,7 +449,10 @@ impl Device for Driver {
             )
         }
         .map_err(|error| match failed("launch")(error) {
-            Error::Device { op, what } => Error::Device { op, what: format!("{}: {what}", launch.kernel) },
+            Error::Device { op, what } => Error::Device {
+                op,
+                what: format!("{}: {what}", launch.kernel),
+            },
             other => other,
         })?;
         self.end_span(launch.kernel, span)
@@ -387,16 +464,31 @@ impl Device for Driver {
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
         let Some(Blas { handle, .. }) = self.blas else {
-            return Err(Error::Device { op: "matmul", what: "there is no cuBLAS".into() });
+            return Err(Error::Device {
+                op: "matmul",
+                what: "there is no cuBLAS".into(),
+            });
         };
         self.shared.enter("matmul")?;
-        let &Product { x, w, out, rows, outputs, stride, accumulate } = product;
+        let &Product {
+            x,
+            w,
+            out,
+            rows,
+            outputs,
+            stride,
+            accumulate,
+        } = product;
         let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         let pointer = |address: u64| address as *const c_void;
         let span = self.begin_span()?;
-        let (bf16, single) = (blas_sys::cudaDataType_t::CUDA_R_16BF, blas_sys::cudaDataType_t::CUDA_R_32F);
-        // cuBLAS counts columns first: outᵀ [N, T] = w [N, C] · xᵀ, where row-major `w` reads as its transpose.
-        // SAFETY: by the caller's contract; alpha and beta are read before the call returns.
+        let (bf16, single) = (
+            blas_sys::cudaDataType_t::CUDA_R_16BF,
+            blas_sys::cudaDataType_t::CUDA_R_32F,
+        );
+        // cuBLAS counts columns first: outᵀ [N, T] = w [N, C] · xᵀ, where row-major `w` reads as
+        // its transpose. SAFETY: by the caller's contract; alpha and beta are read before the call
+        // returns.
         unsafe {
             blas::gemm_ex(
                 handle,
@@ -420,7 +512,10 @@ impl Device for Driver {
                 blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
-        .map_err(|error| Error::Device { op: "matmul", what: format!("cuBLAS: {error:?}") })?;
+        .map_err(|error| Error::Device {
+            op: "matmul",
+            what: format!("cuBLAS: {error:?}"),
+        })?;
         self.end_span("cublas", span)
     }
 
@@ -440,7 +535,11 @@ impl Device for Driver {
     unsafe fn capture(&self, commands: &[Command]) -> Result<Graph> {
         let has_sums = commands.iter().any(Command::is_sum);
         // SAFETY: by the caller's contract.
-        let start = || commands.iter().try_for_each(|command| unsafe { command.start(self) });
+        let start = || {
+            commands
+                .iter()
+                .try_for_each(|command| unsafe { command.start(self) })
+        };
         Graph::of(&self.shared, has_sums, start)
     }
 

@@ -1,13 +1,15 @@
-//! The emulated twin of [`Device`]: the kernels of `kernels/cu`, compiled for the host. See `kernels/cu/emulated`.
+//! The emulated twin of [`Device`]: the kernels of `kernels/cu`, compiled for the host. See
+//! `kernels/cu/emulated`.
 
-use super::{Arg, Command, Device, Launch, Product, Sum, at_least};
-use crate::error::{Error, Result};
-use crate::sums::{DeviceSums, Summand};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Arg, Command, Device, Launch, Product, Sum, at_least};
+use crate::error::{Error, Result};
+use crate::sums::{DeviceSums, Summand};
 
 unsafe extern "C" {
     fn palimpsest_emulated_launch(
@@ -38,10 +40,15 @@ pub struct Emulated {
 }
 
 impl Emulated {
-    /// A device whose blocks, warps and lanes run in an order drawn from `seed`; 0 is their natural order. Results that
-    /// depend on the seed show a race.
+    /// A device whose blocks, warps and lanes run in an order drawn from `seed`; 0 is their natural
+    /// order. Results that depend on the seed show a race.
     pub fn new(seed: u64) -> Self {
-        Self { seed, launches: AtomicU64::new(0), live: Live::default(), sums: Mutex::default() }
+        Self {
+            seed,
+            launches: AtomicU64::new(0),
+            live: Live::default(),
+            sums: Mutex::default(),
+        }
     }
 
     /// Kernels started so far.
@@ -54,9 +61,13 @@ impl Emulated {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         for (&address, &bytes) in live.iter() {
             // SAFETY: the table holds live allocations only, each `bytes + GUARD` long.
-            let guard = unsafe { std::slice::from_raw_parts((address + bytes) as *const u8, GUARD) };
+            let guard =
+                unsafe { std::slice::from_raw_parts((address + bytes) as *const u8, GUARD) };
             if guard.iter().any(|&byte| byte != GUARD_BYTE) {
-                return Err(Error::Device { op, what: format!("wrote past the end of an array of {bytes} bytes") });
+                return Err(Error::Device {
+                    op,
+                    what: format!("wrote past the end of an array of {bytes} bytes"),
+                });
             }
         }
         Ok(())
@@ -83,7 +94,10 @@ impl EmulatedMemory {
 
 impl Drop for EmulatedMemory {
     fn drop(&mut self) {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&(self.start as usize));
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&(self.start as usize));
         if let Some(layout) = Self::layout(self.bytes) {
             // SAFETY: allocated with this layout in `alloc`, freed once.
             unsafe { dealloc(self.start, layout) };
@@ -100,7 +114,8 @@ impl Device for Emulated {
         "emulated on the host".into()
     }
 
-    /// What the least of the GPUs that kernels are compiled for has, those of compute capability 8.6.
+    /// What the least of the GPUs that kernels are compiled for has, those of compute capability
+    /// 8.6.
     fn shared_bytes(&self) -> usize {
         99 << 10
     }
@@ -115,8 +130,15 @@ impl Device for Emulated {
         }
         // SAFETY: the allocation is `bytes + GUARD` long.
         unsafe { start.add(bytes).write_bytes(GUARD_BYTE, GUARD) };
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(start as usize, bytes);
-        Ok(EmulatedMemory { start, bytes, live: self.live.clone() })
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(start as usize, bytes);
+        Ok(EmulatedMemory {
+            start,
+            bytes,
+            live: self.live.clone(),
+        })
     }
 
     fn address(memory: &EmulatedMemory) -> u64 {
@@ -131,9 +153,16 @@ impl Device for Emulated {
     }
 
     fn download(&self, src: &EmulatedMemory, offset: usize, dst: &mut [u8]) -> Result<()> {
-        at_least("download", "src", src.bytes, offset.saturating_add(dst.len()))?;
+        at_least(
+            "download",
+            "src",
+            src.bytes,
+            offset.saturating_add(dst.len()),
+        )?;
         // SAFETY: inside the allocation, by the check; the destination is another one.
-        unsafe { std::ptr::copy_nonoverlapping(src.start.add(offset), dst.as_mut_ptr(), dst.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(src.start.add(offset), dst.as_mut_ptr(), dst.len())
+        };
         Ok(())
     }
 
@@ -142,11 +171,19 @@ impl Device for Emulated {
         let failed = |what: String| Error::Device { op, what };
         let name = CString::new(launch.kernel).map_err(|error| failed(error.to_string()))?;
         let mut words: Vec<u64> = launch.args.iter().copied().map(Arg::word).collect();
-        let mut args: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut args: Vec<*mut c_void> = words
+            .iter_mut()
+            .map(|word| std::ptr::from_mut(word).cast())
+            .collect();
         let count = self.launches.fetch_add(1, Ordering::Relaxed);
-        let seed = if self.seed == 0 { 0 } else { self.seed.wrapping_add(count.wrapping_mul(0x9e37_79b9)) | 1 };
+        let seed = if self.seed == 0 {
+            0
+        } else {
+            self.seed.wrapping_add(count.wrapping_mul(0x9e37_79b9)) | 1
+        };
         let mut text = [0; 256];
-        // SAFETY: by the caller's contract; all pointers live until the call returns, which is when the kernel has ended.
+        // SAFETY: by the caller's contract; all pointers live until the call returns, which is when
+        // the kernel has ended.
         let code = unsafe {
             palimpsest_emulated_launch(
                 name.as_ptr(),
@@ -164,7 +201,8 @@ impl Device for Emulated {
             let text = unsafe { CStr::from_ptr(text.as_ptr()) };
             return Err(failed(text.to_string_lossy().into_owned()));
         }
-        self.check_guards(op).map_err(|error| failed(format!("{}: {error}", launch.kernel)))
+        self.check_guards(op)
+            .map_err(|error| failed(format!("{}: {error}", launch.kernel)))
     }
 
     fn has_products(&self) -> bool {
@@ -172,7 +210,10 @@ impl Device for Emulated {
     }
 
     unsafe fn product(&self, _: &Product) -> Result<()> {
-        Err(Error::Device { op: "matmul", what: "the emulated device has no library for products".into() })
+        Err(Error::Device {
+            op: "matmul",
+            what: "the emulated device has no library for products".into(),
+        })
     }
 
     fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) {
@@ -181,14 +222,29 @@ impl Device for Emulated {
 
     unsafe fn sum(&self, sum: &Sum) -> Result<()> {
         let (start, bytes) = (sum.address as usize, sum.count * sum.element.bytes());
-        let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let failed = |what: &str| Error::Device { op: "sum", what: what.into() };
+        let sums = self
+            .sums
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let failed = |what: &str| Error::Device {
+            op: "sum",
+            what: what.into(),
+        };
         let sums = sums.ok_or_else(|| failed("no ranks were joined"))?;
-        let inside = |(&address, &len): (&usize, &usize)| address <= start && start + bytes <= address + len;
-        if !self.live.lock().unwrap_or_else(PoisonError::into_inner).iter().any(inside) {
+        let inside =
+            |(&address, &len): (&usize, &usize)| address <= start && start + bytes <= address + len;
+        if !self
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(inside)
+        {
             return Err(failed("the array is not in the device's memory"));
         }
-        // SAFETY: inside a live allocation, by the check; the device carries out one call at a time.
+        // SAFETY: inside a live allocation, by the check; the device carries out one call at a
+        // time.
         let array = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, bytes) };
         sums.all_reduce(Summand::on_host(sum.element, array))
     }
@@ -203,6 +259,8 @@ impl Device for Emulated {
 
     unsafe fn replay(&self, graph: &Vec<Command>) -> Result<()> {
         // SAFETY: by the caller's contract.
-        graph.iter().try_for_each(|command| unsafe { command.start(self) })
+        graph
+            .iter()
+            .try_for_each(|command| unsafe { command.start(self) })
     }
 }

@@ -1,14 +1,17 @@
 //! Which lists of commands are started one by one, captured, or replayed.
 //!
-//! A list that comes for the second time is captured: the first time loads its kernels and connects its ranks. With sums over ranks in
-//! it, all ranks have to do the same, and with graphs of one and the same capture: that is what NCCL asks for. A rank cannot know by
-//! itself, since the lists of ranks change apart from each other, as where their heads keep other numbers of slots. So each tells
-//! the others how far it is with its own list, a word that goes over the host before the step begins.
+//! A list that comes for the second time is captured: the first time loads its kernels and connects
+//! its ranks. With sums over ranks in it, all ranks have to do the same, and with graphs of one and
+//! the same capture: that is what NCCL asks for. A rank cannot know by itself, since the lists of
+//! ranks change apart from each other, as where their heads keep other numbers of slots. So each
+//! tells the others how far it is with its own list, a word that goes over the host before the step
+//! begins.
+
+use std::sync::Arc;
 
 use super::{Command, Device};
 use crate::error::{Error, Result};
 use crate::sums::DeviceSums;
-use std::sync::Arc;
 
 /// Lists that are remembered; the one that was not used for longest makes room.
 const MOST_GRAPHS: usize = 64;
@@ -35,7 +38,12 @@ struct List<D: Device> {
 
 impl<D: Device> Default for Graphs<D> {
     fn default() -> Self {
-        Self { known: Vec::new(), wanted: true, sums: None, captures: KNOWN }
+        Self {
+            known: Vec::new(),
+            wanted: true,
+            sums: None,
+            captures: KNOWN,
+        }
     }
 }
 
@@ -47,7 +55,8 @@ impl<D: Device> Graphs<D> {
 
     /// Other ranks, or none, from now on. Graphs of the group before are dropped.
     pub(super) fn join_sums(&mut self, sums: Option<Arc<dyn DeviceSums>>) {
-        self.known.retain(|list| !list.commands.iter().any(Command::is_sum));
+        self.known
+            .retain(|list| !list.commands.iter().any(Command::is_sum));
         (self.sums, self.captures) = (sums, KNOWN);
     }
 
@@ -67,7 +76,9 @@ impl<D: Device> Graphs<D> {
             return Ok(());
         }
         // SAFETY: by the caller's contract.
-        commands.iter().try_for_each(|command| unsafe { command.start(device) })
+        commands
+            .iter()
+            .try_for_each(|command| unsafe { command.start(device) })
     }
 
     /// Puts a list before all others; whether it was known.
@@ -79,7 +90,13 @@ impl<D: Device> Graphs<D> {
             }
             None => {
                 self.known.truncate(MOST_GRAPHS - 1);
-                self.known.insert(0, List { commands: commands.to_vec(), graph: None });
+                self.known.insert(
+                    0,
+                    List {
+                        commands: commands.to_vec(),
+                        graph: None,
+                    },
+                );
                 false
             }
         }
@@ -115,11 +132,20 @@ impl<D: Device> Graphs<D> {
     /// As [`Self::start`].
     ///
     /// # Errors
-    /// [`Error::Sums`]; [`Error::Device`] where the others may have started what this rank could not.
-    unsafe fn replay_together(&mut self, device: &D, sums: &dyn DeviceSums, commands: &[Command]) -> Result<bool> {
+    /// [`Error::Sums`]; [`Error::Device`] where the others may have started what this rank could
+    /// not.
+    unsafe fn replay_together(
+        &mut self,
+        device: &D,
+        sums: &dyn DeviceSums,
+        commands: &[Command],
+    ) -> Result<bool> {
         let own = match self.wanted && device.captures() && self.recall(commands) {
             false => NEW,
-            true => self.known[0].graph.as_ref().map_or(KNOWN, |(number, _)| *number),
+            true => self.known[0]
+                .graph
+                .as_ref()
+                .map_or(KNOWN, |(number, _)| *number),
         };
         let told = sums.gather(own)?;
         if told.contains(&NEW) {
@@ -160,8 +186,15 @@ impl<D: Device> Graphs<D> {
     /// # Safety
     /// As [`Self::start`]: the list that the graph was captured from is asked for again.
     unsafe fn replay(&self, device: &D) -> Result<()> {
-        let none = || Error::Device { op: "replay", what: "nothing was captured".into() };
-        let (_, graph) = self.known.first().and_then(|list| list.graph.as_ref()).ok_or_else(none)?;
+        let none = || Error::Device {
+            op: "replay",
+            what: "nothing was captured".into(),
+        };
+        let (_, graph) = self
+            .known
+            .first()
+            .and_then(|list| list.graph.as_ref())
+            .ok_or_else(none)?;
         // SAFETY: by the caller's contract.
         unsafe { device.replay(graph) }
     }
@@ -169,11 +202,12 @@ impl<D: Device> Graphs<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::time::Instant;
+
     use super::*;
     use crate::cuda::{Launch, Product, Sum};
     use crate::sums::{SumElement, Summand};
-    use std::sync::Mutex;
-    use std::time::Instant;
 
     /// A device that writes down what it starts.
     #[derive(Default)]
@@ -229,7 +263,14 @@ mod tests {
         }
         unsafe fn capture(&self, _: &[Command]) -> Result<()> {
             self.note("capture")?;
-            if self.refuses { Err(Error::Device { op: "capture", what: "refused".into() }) } else { Ok(()) }
+            if self.refuses {
+                Err(Error::Device {
+                    op: "capture",
+                    what: "refused".into(),
+                })
+            } else {
+                Ok(())
+            }
         }
         unsafe fn replay(&self, (): &()) -> Result<()> {
             self.note("replay")
@@ -253,32 +294,75 @@ mod tests {
     }
 
     fn list(address: u64) -> Vec<Command> {
-        vec![Command::Sum(Sum { address, count: 1, element: SumElement::U64 })]
+        vec![Command::Sum(Sum {
+            address,
+            count: 1,
+            element: SumElement::U64,
+        })]
     }
 
     /// What the device is asked for when the other rank says all of `told`.
-    fn step(graphs: &mut Graphs<Log>, device: &Log, address: u64, told: &[u64]) -> Vec<&'static str> {
+    fn step(
+        graphs: &mut Graphs<Log>,
+        device: &Log,
+        address: u64,
+        told: &[u64],
+    ) -> Vec<&'static str> {
         let other = Arc::new(Other(Mutex::new(told.to_vec())));
         graphs.sums = Some(other.clone());
         // SAFETY: the device starts nothing.
         unsafe { graphs.start(device, list(address)) }.expect("nothing fails");
-        assert!(other.0.lock().expect("no panic").is_empty(), "it is asked as often as it answers");
+        assert!(
+            other.0.lock().expect("no panic").is_empty(),
+            "it is asked as often as it answers"
+        );
         std::mem::take(&mut device.calls.lock().expect("no panic"))
     }
 
     #[test]
     fn ranks_replay_graphs_of_one_capture_or_none() {
         let (mut graphs, device) = (Graphs::default(), Log::default());
-        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN]), ["sum"], "a list that is new here");
-        assert_eq!(step(&mut graphs, &device, 1, &[NEW]), ["sum"], "a list that is new there");
-        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "replay"]);
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[KNOWN]),
+            ["sum"],
+            "a list that is new here"
+        );
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[NEW]),
+            ["sum"],
+            "a list that is new there"
+        );
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[KNOWN, 1]),
+            ["capture", "replay"]
+        );
         assert_eq!(step(&mut graphs, &device, 1, &[2]), ["replay"]);
-        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "replay"], "another list there");
-        assert_eq!(step(&mut graphs, &device, 1, &[2, 1]), ["capture", "replay"], "a graph of another capture there");
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[KNOWN, 1]),
+            ["capture", "replay"],
+            "another list there"
+        );
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[2, 1]),
+            ["capture", "replay"],
+            "a graph of another capture there"
+        );
         assert_eq!(step(&mut graphs, &device, 1, &[4]), ["replay"]);
-        assert_eq!(step(&mut graphs, &device, 2, &[4]), ["sum"], "another list here");
-        assert_eq!(step(&mut graphs, &device, 2, &[4, 0]), ["capture", "sum"], "what was captured here was not there");
-        assert_eq!(step(&mut graphs, &device, 2, &[NEW]), ["sum"], "from then on it says so");
+        assert_eq!(
+            step(&mut graphs, &device, 2, &[4]),
+            ["sum"],
+            "another list here"
+        );
+        assert_eq!(
+            step(&mut graphs, &device, 2, &[4, 0]),
+            ["capture", "sum"],
+            "what was captured here was not there"
+        );
+        assert_eq!(
+            step(&mut graphs, &device, 2, &[NEW]),
+            ["sum"],
+            "from then on it says so"
+        );
     }
 
     #[test]
@@ -288,15 +372,31 @@ mod tests {
         step(&mut graphs, &device, 1, &[KNOWN, 1]);
         graphs.join_sums(None);
         assert_eq!(step(&mut graphs, &device, 1, &[NEW]), ["sum"]);
-        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "replay"]);
-        assert_eq!(step(&mut graphs, &device, 1, &[2]), ["replay"], "captures are counted anew");
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[KNOWN, 1]),
+            ["capture", "replay"]
+        );
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[2]),
+            ["replay"],
+            "captures are counted anew"
+        );
     }
 
     #[test]
     fn who_cannot_capture_keeps_the_others_from_it() {
-        let (mut graphs, device) = (Graphs::default(), Log { refuses: true, ..Log::default() });
+        let (mut graphs, device) = (
+            Graphs::default(),
+            Log {
+                refuses: true,
+                ..Log::default()
+            },
+        );
         step(&mut graphs, &device, 1, &[NEW]);
-        assert_eq!(step(&mut graphs, &device, 1, &[KNOWN, 1]), ["capture", "sum"]);
+        assert_eq!(
+            step(&mut graphs, &device, 1, &[KNOWN, 1]),
+            ["capture", "sum"]
+        );
         assert_eq!(step(&mut graphs, &device, 1, &[2]), ["sum"]);
     }
 }

@@ -1,4 +1,9 @@
-//! What is passed to kernels for each KV head of each sequence: `struct Item` of `kernels/cu/common.cuh`.
+//! What is passed to kernels for each KV head of each sequence: `struct Item` of
+//! `kernels/cu/common.cuh`.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
 
 use super::slots::Pages;
 use super::tables::Table;
@@ -6,8 +11,6 @@ use super::{Device, Pack, Part, Queue};
 use crate::backend::{AttentionItem, HeadPages, PageShape, QkvShape};
 use crate::error::{Error, Result};
 use crate::latent::LatentKind;
-use bytemuck::{Pod, Zeroable};
-use std::ops::Range;
 
 /// No entry.
 pub(super) const NONE: u32 = u32::MAX;
@@ -30,7 +33,13 @@ pub(super) struct Item {
 
 impl Item {
     pub(super) fn new(rows: &Range<usize>, kv_head: usize) -> Self {
-        Self { row: rows.start as u32, rows: rows.len() as u32, kv_head: kv_head as u32, first: NONE, ..Self::zeroed() }
+        Self {
+            row: rows.start as u32,
+            rows: rows.len() as u32,
+            kv_head: kv_head as u32,
+            first: NONE,
+            ..Self::zeroed()
+        }
     }
 }
 
@@ -39,7 +48,8 @@ impl Item {
 pub(super) struct Items<'a> {
     pub(super) items: Vec<Item>,
     pub(super) tables: Vec<u32>,
-    /// Tables that may be on the device already, by the index that items have for theirs; then there are no others.
+    /// Tables that may be on the device already, by the index that items have for theirs; then
+    /// there are no others.
     known: Vec<Table<'a>>,
     pub(super) first_visible: Vec<u32>,
     pub(super) floats: Vec<f32>,
@@ -62,16 +72,26 @@ impl<'a> Items<'a> {
     /// Adds the page table of `slots` slots of a head; returns where it begins.
     pub(super) fn table(&mut self, head: &HeadPages<'_>, slots: usize) -> u32 {
         let first = self.tables.len() as u32;
-        self.tables.extend(head.pages[..slots.div_ceil(PageShape::SLOTS)].iter().map(|page| page.0));
+        self.tables.extend(
+            head.pages[..slots.div_ceil(PageShape::SLOTS)]
+                .iter()
+                .map(|page| page.0),
+        );
         first
     }
 
-    /// Adds the page table of `slots` slots of a head of which a call begins with slot `first`; returns its index, and how many slots
-    /// of the page that it begins with are before that.
+    /// Adds the page table of `slots` slots of a head of which a call begins with slot `first`;
+    /// returns its index, and how many slots of the page that it begins with are before that.
     pub(super) fn known(&mut self, head: &HeadPages<'a>, first: usize, slots: usize) -> (u32, u32) {
         let pages = &head.pages[..slots.div_ceil(PageShape::SLOTS)];
-        self.known.push(Table { pages, skip: (first / PageShape::SLOTS).min(pages.len()) });
-        (self.known.len() as u32 - 1, (first % PageShape::SLOTS) as u32)
+        self.known.push(Table {
+            pages,
+            skip: (first / PageShape::SLOTS).min(pages.len()),
+        });
+        (
+            self.known.len() as u32 - 1,
+            (first % PageShape::SLOTS) as u32,
+        )
     }
 
     /// Adds an item of an attention call after checking it.
@@ -84,13 +104,26 @@ impl<'a> Items<'a> {
     ) -> Result<()> {
         let (rows, len) = (attend.rows.len(), attend.slots.len);
         if attend.kv_head >= shape.kv_heads {
-            return Err(Error::Index { op, what: "KV head", index: attend.kv_head, len: shape.kv_heads });
+            return Err(Error::Index {
+                op,
+                what: "KV head",
+                index: attend.kv_head,
+                len: shape.kv_heads,
+            });
         }
         if rows > len {
-            return Err(Error::Shape { op, what: "slots of an item", got: len, want: rows });
+            return Err(Error::Shape {
+                op,
+                what: "slots of an item",
+                got: len,
+                want: rows,
+            });
         }
         pages.check(op, &attend.slots, len)?;
-        let mut item = Item { len: len as u32, ..Item::new(&attend.rows, attend.kv_head) };
+        let mut item = Item {
+            len: len as u32,
+            ..Item::new(&attend.rows, attend.kv_head)
+        };
         if let Some(first) = attend.first_visible {
             super::exactly(op, "first_visible", first.len(), rows)?;
             let sees_nothing = |(i, &first): (usize, &u32)| first as usize > len - rows + i;
@@ -108,7 +141,12 @@ impl<'a> Items<'a> {
         if let Some(head) = attend.centroids {
             let (latent, address) = pages.latent(op, head)?;
             let LatentKind::Centroids { most } = latent.kind else {
-                return Err(Error::Index { op, what: "centroids of an associative memory", index: 0, len: 0 });
+                return Err(Error::Index {
+                    op,
+                    what: "centroids of an associative memory",
+                    index: 0,
+                    len: 0,
+                });
             };
             (item.extra, item.count) = (self.states.len() as u32, most as u32);
             self.states.push(address);
@@ -118,8 +156,8 @@ impl<'a> Items<'a> {
         Ok(())
     }
 
-    /// Packs all arrays. In a step, items and what has at most one entry for each are padded to the bucket's number of items, with items
-    /// of no rows and no slots, which kernels do nothing for.
+    /// Packs all arrays. In a step, items and what has at most one entry for each are padded to the
+    /// bucket's number of items, with items of no rows and no slots, which kernels do nothing for.
     pub(super) fn pack<D: Device>(&mut self, pack: &mut Pack, queue: &Queue<D>) -> Packed {
         let tables = self.place_tables(pack, queue);
         let count = pack.items(self.items.len());
@@ -134,13 +172,16 @@ impl<'a> Items<'a> {
         }
     }
 
-    /// Gives items the places of their tables, on the device where a step has them there, else in what is uploaded.
+    /// Gives items the places of their tables, on the device where a step has them there, else in
+    /// what is uploaded.
     fn place_tables<D: Device>(&mut self, pack: &mut Pack, queue: &Queue<D>) -> Part {
         if pack.shape.is_some()
             && !self.known.is_empty()
             && let Some((places, address)) = queue.place(&self.known)
         {
-            self.items.iter_mut().for_each(|item| item.table = places[item.table as usize]);
+            self.items
+                .iter_mut()
+                .for_each(|item| item.table = places[item.table as usize]);
             return Part::Resident(address);
         }
         let mut begins = Vec::with_capacity(self.known.len());
@@ -150,7 +191,11 @@ impl<'a> Items<'a> {
         }
         let (tables, first) = pack.push_any(&self.tables);
         for item in &mut self.items {
-            item.table = begins.get(item.table as usize).copied().unwrap_or(item.table) + first as u32;
+            item.table = begins
+                .get(item.table as usize)
+                .copied()
+                .unwrap_or(item.table)
+                + first as u32;
         }
         tables
     }

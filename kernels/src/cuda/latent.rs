@@ -26,16 +26,30 @@ impl<D: Device> CudaBackend<D> {
             at_least(op, "q", q.len, values)?;
             at_least(op, "out", out.len, values)?;
             if item.kv_head >= shape.kv_heads {
-                return Err(Error::Index { op, what: "KV head", index: item.kv_head, len: shape.kv_heads });
+                return Err(Error::Index {
+                    op,
+                    what: "KV head",
+                    index: item.kv_head,
+                    len: shape.kv_heads,
+                });
             }
             let (latent, address) = pages.latent(op, item.memory)?;
             let LatentKind::Associative { features } = latent.kind else {
-                return Err(Error::Index { op, what: "features of centroids", index: 0, len: 0 });
+                return Err(Error::Index {
+                    op,
+                    what: "features of centroids",
+                    index: 0,
+                    len: 0,
+                });
             };
             at_least(op, "features", layer.count, features)?;
             let extra = all.states.len() as u32;
             all.states.push(address);
-            all.items.push(Item { extra, count: features as u32, ..Item::new(&item.rows, item.kv_head) });
+            all.items.push(Item {
+                extra,
+                count: features as u32,
+                ..Item::new(&item.rows, item.kv_head)
+            });
         }
         let group = (shape.heads / shape.kv_heads) as u32;
         let rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
@@ -47,13 +61,26 @@ impl<D: Device> CudaBackend<D> {
         let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, dim].map(|n| Arg::U32(n as u32));
         let (items, states) = (arg(packed.items), arg(packed.states));
         let float = |buffer: &Buffer<D>, at: usize| Arg::Pointer(buffer.address() + 4 * at as u64);
-        let (features, gates) = (float(layer.features, layer.layer * size), float(layer.gates, first_gate));
+        let (features, gates) = (
+            float(layer.features, layer.layer * size),
+            float(layer.gates, first_gate),
+        );
         self.run(Launch {
             kernel: "readout",
             grid: [rows * group, packed.count, 1],
             threads: 128,
             shared: most.max(1) * 4,
-            args: &[features, gates, q.arg(), items, states, out.arg(), heads, kv_heads, dim],
+            args: &[
+                features,
+                gates,
+                q.arg(),
+                items,
+                states,
+                out.arg(),
+                heads,
+                kv_heads,
+                dim,
+            ],
         })
     }
 
@@ -63,13 +90,29 @@ impl<D: Device> CudaBackend<D> {
         for item in items.iter() {
             let (rows, len) = (item.rows, item.scores.len());
             at_least(op, "scores", len, rows)?;
-            exactly(op, "queries", item.queries.len(), rows.saturating_mul(shape.heads * shape.dim))?;
-            exactly(op, "weights", item.weights.len(), rows.saturating_mul(shape.heads))?;
+            exactly(
+                op,
+                "queries",
+                item.queries.len(),
+                rows.saturating_mul(shape.heads * shape.dim),
+            )?;
+            exactly(
+                op,
+                "weights",
+                item.weights.len(),
+                rows.saturating_mul(shape.heads),
+            )?;
             exactly(op, "keys", item.keys.len(), len.saturating_mul(shape.dim))?;
             let (extra, output) = (all.floats.len() as u32, scores.len() as u32);
-            all.floats.extend(item.queries.iter().chain(item.weights).chain(item.keys));
+            all.floats
+                .extend(item.queries.iter().chain(item.weights).chain(item.keys));
             scores.extend_from_slice(item.scores);
-            all.items.push(Item { len: len as u32, extra, output, ..Item::new(&(0..rows), 0) });
+            all.items.push(Item {
+                len: len as u32,
+                extra,
+                output,
+                ..Item::new(&(0..rows), 0)
+            });
         }
         if scores.is_empty() {
             return Ok(());
@@ -80,7 +123,9 @@ impl<D: Device> CudaBackend<D> {
         let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut scores);
-        let to = work.scratch.address(&self.device, "indexer scores", bytes.len())?;
+        let to = work
+            .scratch
+            .address(&self.device, "indexer scores", bytes.len())?;
         self.device.upload(bytes, work.scratch.memory()?, 0)?;
         let [heads, dim] = [shape.heads, shape.dim].map(|n| Arg::U32(n as u32));
         self.run(Launch {
@@ -88,7 +133,13 @@ impl<D: Device> CudaBackend<D> {
             grid: [longest.div_ceil(128), all.items.len() as u32, 1],
             threads: 128,
             shared: 0,
-            args: &[arg(packed.items), arg(packed.floats), Arg::Pointer(to), heads, dim],
+            args: &[
+                arg(packed.items),
+                arg(packed.floats),
+                Arg::Pointer(to),
+                heads,
+                dim,
+            ],
         })?;
         self.device.download(work.scratch.memory()?, 0, bytes)?;
         let mut from = 0;

@@ -1,12 +1,14 @@
 //! The CUDA backend: kernels of `kernels/cu`, launched through a small [`Device`] trait.
 //!
-//! [`Device`] has two twins. [`driver`] is a GPU, through the CUDA driver. `emulated` (feature `emulate`) runs the very
-//! same kernel sources on the host, every CUDA thread as a fiber, so the conformance suite covers what the kernels
-//! compute, their barriers and their indexing where there is no GPU. What it cannot show is speed.
+//! [`Device`] has two twins. [`driver`] is a GPU, through the CUDA driver. `emulated` (feature
+//! `emulate`) runs the very same kernel sources on the host, every CUDA thread as a fiber, so the
+//! conformance suite covers what the kernels compute, their barriers and their indexing where there
+//! is no GPU. What it cannot show is speed.
 //!
-//! A call packs its descriptors (items, page tables, lengths) into one upload and launches over all items at once. In a step
-//! of decoding both are put off until its end, so that it is one upload and one graph (`queue.rs`).
-//! Calls of one backend take turns: they share the device memory for descriptors and for partial results.
+//! A call packs its descriptors (items, page tables, lengths) into one upload and launches over all
+//! items at once. In a step of decoding both are put off until its end, so that it is one upload
+//! and one graph (`queue.rs`). Calls of one backend take turns: they share the device memory for
+//! descriptors and for partial results.
 
 mod attention;
 mod backend;
@@ -32,15 +34,18 @@ mod sums;
 mod tables;
 mod weights;
 
-use crate::error::{Error, Result};
-use crate::sums::DeviceSums;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 pub use command::{Command, Sum};
 use pack::{Pack, Part};
 pub use queue::bucket;
 use queue::{Held, Queue};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Memory and launches of one device. Calls take effect in order; `download` returns finished values.
+use crate::error::{Error, Result};
+use crate::sums::DeviceSums;
+
+/// Memory and launches of one device. Calls take effect in order; `download` returns finished
+/// values.
 pub trait Device: Send + Sync + 'static {
     /// Memory on the device; freed when dropped.
     type Memory: Send + Sync;
@@ -66,13 +71,14 @@ pub trait Device: Send + Sync + 'static {
     /// Copies from byte `offset` to `dst`.
     ///
     /// # Errors
-    /// [`Error::Shape`] past the end, [`Error::Device`] also for a fault of an earlier kernel, [`Error::Sums`] for a sum that does
-    /// not come to an end.
+    /// [`Error::Shape`] past the end, [`Error::Device`] also for a fault of an earlier kernel,
+    /// [`Error::Sums`] for a sum that does not come to an end.
     fn download(&self, src: &Self::Memory, offset: usize, dst: &mut [u8]) -> Result<()>;
     /// Starts a kernel.
     ///
     /// # Safety
-    /// The arguments are those of the kernel, and what it reads and writes at this grid lies in memory of this device.
+    /// The arguments are those of the kernel, and what it reads and writes at this grid lies in
+    /// memory of this device.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -95,7 +101,8 @@ pub trait Device: Send + Sync + 'static {
     /// The array lies in memory of this device.
     ///
     /// # Errors
-    /// [`Error::Sums`], and from then on of every call that waits for it; [`Error::Device`] where there is nobody to sum with.
+    /// [`Error::Sums`], and from then on of every call that waits for it; [`Error::Device`] where
+    /// there is nobody to sum with.
     unsafe fn sum(&self, sum: &Sum) -> Result<()>;
     /// Whether commands can be captured now. Not while kernels are timed one by one.
     fn captures(&self) -> bool;
@@ -225,7 +232,10 @@ struct Region<D: Device> {
 impl<D: Device> Region<D> {
     fn address(&mut self, device: &Queue<D>, what: &'static str, bytes: usize) -> Result<u64> {
         if bytes > self.bytes || self.memory.is_none() {
-            let grown = bytes.max(1 << 20).checked_next_power_of_two().unwrap_or(bytes);
+            let grown = bytes
+                .max(1 << 20)
+                .checked_next_power_of_two()
+                .unwrap_or(bytes);
             // The old one goes first: together they might not fit.
             self.memory = None;
             self.bytes = 0;
@@ -236,24 +246,34 @@ impl<D: Device> Region<D> {
     }
 
     fn memory(&self) -> Result<&Held<D>> {
-        self.memory.as_ref().ok_or(Error::Device { op: "download", what: "nothing was computed".into() })
+        self.memory.as_ref().ok_or(Error::Device {
+            op: "download",
+            what: "nothing was computed".into(),
+        })
     }
 }
 
 impl<D: Device> CudaBackend<D> {
     /// A backend over `device`.
     pub fn new(device: D, precision: Precision) -> Self {
-        let empty = || Region { memory: None, bytes: 0 };
+        let empty = || Region {
+            memory: None,
+            bytes: 0,
+        };
         Self {
             device: Queue::new(device),
             precision,
-            work: Mutex::new(Work { stage: empty(), scratch: empty(), fixed: empty() }),
+            work: Mutex::new(Work {
+                stage: empty(),
+                scratch: empty(),
+                fixed: empty(),
+            }),
             spare: select::Spare::<D>::default(),
         }
     }
 
-    /// The same; whether steps of decoding are captured as graphs, which they are unless this says no. Either way the same
-    /// kernels run with the same arguments.
+    /// The same; whether steps of decoding are captured as graphs, which they are unless this says
+    /// no. Either way the same kernels run with the same arguments.
     #[must_use]
     pub fn with_graphs(self, wanted: bool) -> Self {
         self.device.want_graphs(wanted);
@@ -270,13 +290,15 @@ impl<D: Device> CudaBackend<D> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Launches unless the grid is empty. Callers have checked that shapes, tables and buffers agree.
+    /// Launches unless the grid is empty. Callers have checked that shapes, tables and buffers
+    /// agree.
     fn run(&self, launch: Launch<'_>) -> Result<()> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        // SAFETY: every caller is in this module, passes the arguments that the kernel declares, and has checked buffer
-        // lengths and page tables against the grid; all memory of this backend is `Held`.
+        // SAFETY: every caller is in this module, passes the arguments that the kernel declares,
+        // and has checked buffer lengths and page tables against the grid; all memory of this
+        // backend is `Held`.
         unsafe { self.device.launch(&launch) }
     }
 }
@@ -310,10 +332,28 @@ impl<D: Device> Buffer<D> {
 
 /// Checks that `what` has at least `want` elements.
 fn at_least(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
-    if got < want { Err(Error::Shape { op, what, got, want }) } else { Ok(()) }
+    if got < want {
+        Err(Error::Shape {
+            op,
+            what,
+            got,
+            want,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks that `what` has exactly `want` elements.
 fn exactly(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
-    if got == want { Ok(()) } else { Err(Error::Shape { op, what, got, want }) }
+    if got == want {
+        Ok(())
+    } else {
+        Err(Error::Shape {
+            op,
+            what,
+            got,
+            want,
+        })
+    }
 }

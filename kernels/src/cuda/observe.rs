@@ -19,21 +19,54 @@ impl<D: Device> CudaBackend<D> {
         out: &mut [Vec<f32>],
     ) -> Result<()> {
         let op = "observe";
-        exactly(op, "a head of the pages", pages.shape.head_dim, shape.head_dim)?;
+        exactly(
+            op,
+            "a head of the pages",
+            pages.shape.head_dim,
+            shape.head_dim,
+        )?;
         exactly(op, "out", out.len(), items.len())?;
-        let rows = items.iter().map(|item| item.attend.rows.end).max().unwrap_or(0);
-        at_least(op, "q", q.len, rows.saturating_mul(shape.heads * shape.head_dim))?;
+        let rows = items
+            .iter()
+            .map(|item| item.attend.rows.end)
+            .max()
+            .unwrap_or(0);
+        at_least(
+            op,
+            "q",
+            q.len,
+            rows.saturating_mul(shape.heads * shape.head_dim),
+        )?;
         let group = shape.heads / shape.kv_heads;
         // Everything is checked before anything is written.
         let mut checked = Items::default();
-        for (ObserveItem { attend, row_weights, .. }, out) in items.iter().zip(out.iter()) {
+        for (
+            ObserveItem {
+                attend,
+                row_weights,
+                ..
+            },
+            out,
+        ) in items.iter().zip(out.iter())
+        {
             checked.attend(op, shape, pages, attend)?;
-            exactly(op, "row weights", row_weights.map_or(attend.rows.len(), <[f32]>::len), attend.rows.len())?;
+            exactly(
+                op,
+                "row weights",
+                row_weights.map_or(attend.rows.len(), <[f32]>::len),
+                attend.rows.len(),
+            )?;
             if out.len() > attend.slots.len {
-                return Err(Error::Shape { op, what: "slots of an item", got: attend.slots.len, want: out.len() });
+                return Err(Error::Shape {
+                    op,
+                    what: "slots of an item",
+                    got: attend.slots.len,
+                    want: out.len(),
+                });
             }
         }
-        let logits = |item: &ObserveItem<'_>| item.attend.rows.len() * group * item.attend.slots.len;
+        let logits =
+            |item: &ObserveItem<'_>| item.attend.rows.len() * group * item.attend.slots.len;
         let mut first = 0;
         while first < items.len() {
             let (mut end, mut held) = (first, 0);
@@ -66,7 +99,12 @@ impl<D: Device> CudaBackend<D> {
             query_rows += packed.rows * group;
             let rows = item.row_weights.map_or(NONE, |_| row_weights.len() as u32);
             row_weights.extend_from_slice(item.row_weights.unwrap_or_default());
-            reductions.push([index as u32, u32::from(item.reduce == Reduce::Max), rows, weights.len() as u32]);
+            reductions.push([
+                index as u32,
+                u32::from(item.reduce == Reduce::Max),
+                rows,
+                weights.len() as u32,
+            ]);
             out.resize(item.attend.slots.len, 0.0);
             weights.extend_from_slice(out);
         }
@@ -78,30 +116,67 @@ impl<D: Device> CudaBackend<D> {
         // Weights, then statistics, then logits.
         let (weight_bytes, statistic_bytes) = (weights.len() * 4, query_rows as usize * 8);
         let bytes = weight_bytes + statistic_bytes + logits as usize * 4;
-        let base = work.scratch.address(&self.device, "observed attention", bytes)?;
-        self.device.upload(bytemuck::cast_slice(&weights), work.scratch.memory()?, 0)?;
+        let base = work
+            .scratch
+            .address(&self.device, "observed attention", bytes)?;
+        self.device
+            .upload(bytemuck::cast_slice(&weights), work.scratch.memory()?, 0)?;
         let at = |bytes: usize| Arg::Pointer(base + bytes as u64);
-        let (to_weights, statistics, to_logits) = (at(0), at(weight_bytes), at(weight_bytes + statistic_bytes));
-        let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
+        let (to_weights, statistics, to_logits) =
+            (at(0), at(weight_bytes), at(weight_bytes + statistic_bytes));
+        let [heads, kv_heads, dim] =
+            [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let most_rows = all.items.iter().map(|item| item.rows).max().unwrap_or(0) * group;
         let longest = all.items.iter().map(|item| item.len).max().unwrap_or(0);
         let (count, items) = (all.items.len() as u32, arg(packed.items));
-        let (tables, first, states) = (arg(packed.tables), arg(packed.first_visible), arg(packed.states));
+        let (tables, first, states) = (
+            arg(packed.tables),
+            arg(packed.first_visible),
+            arg(packed.states),
+        );
         self.run(Launch {
-            kernel: pages.kernel(["observe_logits_q8", "observe_logits_f16", "observe_logits_f32"]),
+            kernel: pages.kernel([
+                "observe_logits_q8",
+                "observe_logits_f16",
+                "observe_logits_f32",
+            ]),
             grid: [most_rows, count, 1],
             threads: 128,
             shared: 0,
-            args: &[items, tables, first, states, pages.arg(), q.arg(), to_logits, statistics, heads, kv_heads, dim],
+            args: &[
+                items,
+                tables,
+                first,
+                states,
+                pages.arg(),
+                q.arg(),
+                to_logits,
+                statistics,
+                heads,
+                kv_heads,
+                dim,
+            ],
         })?;
         self.run(Launch {
             kernel: "observe_reduce",
             grid: [longest.div_ceil(128), count, 1],
             threads: 128,
             shared: 0,
-            args: &[items, arg(reductions), to_logits, statistics, arg(rows), to_weights, Arg::U32(group)],
+            args: &[
+                items,
+                arg(reductions),
+                to_logits,
+                statistics,
+                arg(rows),
+                to_weights,
+                Arg::U32(group),
+            ],
         })?;
-        self.device.download(work.scratch.memory()?, 0, bytemuck::cast_slice_mut(&mut weights))?;
+        self.device.download(
+            work.scratch.memory()?,
+            0,
+            bytemuck::cast_slice_mut(&mut weights),
+        )?;
         let mut from = 0;
         for out in out {
             let len = out.len();

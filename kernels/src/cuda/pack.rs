@@ -1,4 +1,5 @@
-//! What a call hands to its kernels besides buffers: items, page tables, lengths, packed for one upload.
+//! What a call hands to its kernels besides buffers: items, page tables, lengths, packed for one
+//! upload.
 
 use super::queue::{Queue, Shape, TAIL};
 use super::{Arg, Device, Region};
@@ -28,15 +29,24 @@ pub(super) enum Part {
 impl Pack {
     /// An empty one.
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::new(), tail: Vec::new(), before: 0, shape: None }
+        Self {
+            bytes: Vec::new(),
+            tail: Vec::new(),
+            before: 0,
+            shape: None,
+        }
     }
 
-    /// One for a call of a step of decoding: arrays are padded to the sizes of its bucket, and those of any length go to its tail. The
-    /// backend's lock is held until it is uploaded.
+    /// One for a call of a step of decoding: arrays are padded to the sizes of its bucket, and
+    /// those of any length go to its tail. The backend's lock is held until it is uploaded.
     pub(super) fn of_step<D: Device>(queue: &Queue<D>) -> Self {
         let step = queue.shape();
         let (shape, before) = (step.map(|step| step.0), step.map_or(0, |step| step.1));
-        Self { shape, before, ..Self::new() }
+        Self {
+            shape,
+            before,
+            ..Self::new()
+        }
     }
 
     /// How often a call of `count` items is carried out: for all of the bucket in a step.
@@ -53,7 +63,12 @@ impl Pack {
     }
 
     /// The same, followed by `fill` up to `len` values in all.
-    pub(super) fn push_padded<T: bytemuck::NoUninit>(&mut self, values: &[T], len: usize, fill: T) -> Part {
+    pub(super) fn push_padded<T: bytemuck::NoUninit>(
+        &mut self,
+        values: &[T],
+        len: usize,
+        fill: T,
+    ) -> Part {
         let part = self.push(values);
         for _ in values.len()..len {
             self.bytes.extend_from_slice(bytemuck::bytes_of(&fill));
@@ -61,14 +76,18 @@ impl Pack {
         part
     }
 
-    /// Adds an array of any length; returns the array that it is part of, and which value of that is its first.
+    /// Adds an array of any length; returns the array that it is part of, and which value of that
+    /// is its first.
     pub(super) fn push_any<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> (Part, usize) {
         if self.shape.is_none() {
             return (self.push(values), 0);
         }
-        // Calls count from the beginning of the tail in values of their own size, eight bytes at least.
+        // Calls count from the beginning of the tail in values of their own size, eight bytes at
+        // least.
         let size = size_of::<T>().max(1);
-        let begin = (self.before + self.tail.len()).next_multiple_of(8).next_multiple_of(size);
+        let begin = (self.before + self.tail.len())
+            .next_multiple_of(8)
+            .next_multiple_of(size);
         self.tail.resize(begin - self.before, 0);
         self.tail.extend_from_slice(bytemuck::cast_slice(values));
         (Part::Tail, begin / size)
@@ -83,7 +102,8 @@ impl Pack {
         queue: &Queue<D>,
         stage: &mut Region<D>,
     ) -> Result<impl Fn(Part) -> Arg + use<D>> {
-        self.bytes.resize(self.bytes.len().next_multiple_of(16).max(16), 0);
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(16).max(16), 0);
         let base = match queue.stage(&mut self.bytes, &mut self.tail) {
             Some(base) => base,
             None => {

@@ -1,17 +1,22 @@
 //! The device behind the backend, and the steps of decoding that are put off.
 //!
-//! Between [`Queue::open`] and [`Queue::close`] nothing is uploaded or launched: descriptors are gathered in one buffer, launches in
-//! a list. The first call that the host must wait for, or the end, starts all of it:
+//! Between [`Queue::open`] and [`Queue::close`] nothing is uploaded or launched: descriptors are
+//! gathered in one buffer, launches in a list. The first call that the host must wait for, or the
+//! end, starts all of it:
 //!
 //! ```text
 //! one upload   [ fixed: arrays whose sizes the bucket alone determines | tail: changes of page tables and edits, as long as they are ]
 //! launches     kernels, grids and arguments: addresses of buffers, places in `fixed`, the beginning of `tail`
 //! ```
 //!
-//! Page tables lie on the device (`tables.rs`). A page that is added to a sequence, or a sequence that joins its batch bucket, changes
-//! what is uploaded and no launch. A list of launches that was seen before is captured as a graph and replayed from then on. A graph is
-//! replayed for the very list that it was captured from and for no other, so it cannot compute anything else than the launches would
-//! have. Where the device cannot capture, the launches are started one by one (`graphs.rs`).
+//! Page tables lie on the device (`tables.rs`). A page that is added to a sequence, or a sequence
+//! that joins its batch bucket, changes what is uploaded and no launch. A list of launches that was
+//! seen before is captured as a graph and replayed from then on. A graph is replayed for the very
+//! list that it was captured from and for no other, so it cannot compute anything else than the
+//! launches would have. Where the device cannot capture, the launches are started one by one
+//! (`graphs.rs`).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::command::{Command, Sum};
 use super::graphs::Graphs;
@@ -20,16 +25,18 @@ use super::{Arg, Device, Launch, Product, Region};
 use crate::backend::DecodeStep;
 use crate::error::{Error, Result};
 use crate::sums::DeviceSums;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Blocks that write changes of page tables: two of each sequence of a large batch, where all heads take a page at once.
+/// Blocks that write changes of page tables: two of each sequence of a large batch, where all heads
+/// take a page at once.
 const PUT_BLOCKS: u32 = 64;
-/// Marks an address in a list of launches as a place in the step's descriptors; no device has such addresses.
+/// Marks an address in a list of launches as a place in the step's descriptors; no device has such
+/// addresses.
 const STAGED: u64 = 1 << 63;
 /// The beginning of the tail.
 pub(super) const TAIL: u64 = STAGED | 1 << 62;
 
-/// Sequences that a step of decoding is padded to: a graph is captured for each of these sizes. `None`: too many for one.
+/// Sequences that a step of decoding is padded to: a graph is captured for each of these sizes.
+/// `None`: too many for one.
 pub fn bucket(rows: usize) -> Option<usize> {
     match rows {
         0 => None,
@@ -64,7 +71,12 @@ pub(super) struct Shape {
 
 impl Shape {
     fn new(rows: usize, step: &DecodeStep<'_>, split: usize) -> Self {
-        let splits = |layer: &Vec<usize>| layer.iter().map(|slots| slots.div_ceil(split)).sum::<usize>();
+        let splits = |layer: &Vec<usize>| {
+            layer
+                .iter()
+                .map(|slots| slots.div_ceil(split))
+                .sum::<usize>()
+        };
         let most = step.slots.iter().map(splits).max().unwrap_or(0);
         Self {
             rows,
@@ -87,7 +99,8 @@ struct Step {
 }
 
 impl Step {
-    /// The kernel that puts changes where `tables` are, the same in all steps of the bucket; the changes go to the tail.
+    /// The kernel that puts changes where `tables` are, the same in all steps of the bucket; the
+    /// changes go to the tail.
     fn put_tables(&mut self, changes: &[[u32; 2]], tables: u64) -> Command {
         self.tail.resize(self.tail.len().next_multiple_of(8), 0);
         let header = [(self.tail.len() / 8) as u32, changes.len() as u32, 0, 0];
@@ -95,7 +108,13 @@ impl Step {
         let place = STAGED | self.fixed.len() as u64;
         self.fixed.extend_from_slice(bytemuck::cast_slice(&header));
         let args = [tables, place, TAIL].map(Arg::Pointer).to_vec();
-        Command::Launch { kernel: "put_tables", grid: [PUT_BLOCKS, 1, 1], threads: 256, shared: 0, args }
+        Command::Launch {
+            kernel: "put_tables",
+            grid: [PUT_BLOCKS, 1, 1],
+            threads: 256,
+            shared: 0,
+            args,
+        }
     }
 }
 
@@ -124,7 +143,8 @@ impl<D: Device> Yard<D> {
     }
 }
 
-/// Memory that outlives the launches which were put off: dropped meanwhile, it is freed after they were started.
+/// Memory that outlives the launches which were put off: dropped meanwhile, it is freed after they
+/// were started.
 pub(super) struct Held<D: Device> {
     memory: Option<D::Memory>,
     yard: Arc<Yard<D>>,
@@ -151,13 +171,27 @@ impl<D: Device> Drop for Held<D> {
 impl<D: Device> Queue<D> {
     pub(super) fn new(device: D) -> Self {
         let graphs = Graphs::default();
-        let empty = || Region { memory: None, bytes: 0 };
-        let state = State { step: None, stage: empty(), graphs, tables: Tables::default(), array: empty() };
-        Self { device, state: Mutex::new(state), yard: Arc::new(Yard(Mutex::new(None))) }
+        let empty = || Region {
+            memory: None,
+            bytes: 0,
+        };
+        let state = State {
+            step: None,
+            stage: empty(),
+            graphs,
+            tables: Tables::default(),
+            array: empty(),
+        };
+        Self {
+            device,
+            state: Mutex::new(state),
+            yard: Arc::new(Yard(Mutex::new(None))),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State<D>> {
-        // What a panic left of a step is dropped when the next one begins, and nothing else is ever half done.
+        // What a panic left of a step is dropped when the next one begins, and nothing else is ever
+        // half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -166,8 +200,8 @@ impl<D: Device> Queue<D> {
         self.state().graphs.want(wanted);
     }
 
-    /// Puts off what is asked for from now on; `split`: slots of a run that attention is split into. Returns the rows of the bucket,
-    /// `None` where there is none: then nothing is put off.
+    /// Puts off what is asked for from now on; `split`: slots of a run that attention is split
+    /// into. Returns the rows of the bucket, `None` where there is none: then nothing is put off.
     pub(super) fn open(&self, step: &DecodeStep<'_>, split: usize) -> Option<usize> {
         let rows = bucket(step.rows)?;
         let shape = Shape::new(rows, step, split);
@@ -175,7 +209,13 @@ impl<D: Device> Queue<D> {
         let mut state = self.state();
         state.tables.begin();
         let (fixed, tail, commands) = (Vec::new(), Vec::new(), Vec::new());
-        state.step = Some(Step { shape, fixed, tail, commands, resident: false });
+        state.step = Some(Step {
+            shape,
+            fixed,
+            tail,
+            commands,
+            resident: false,
+        });
         Some(rows)
     }
 
@@ -213,8 +253,8 @@ impl<D: Device> Queue<D> {
         self.state().graphs.join_sums(sums);
     }
 
-    /// Passes a result on. With failed sums go the graphs that contain any: NCCL gives back nothing of a communicator that one of
-    /// them still names.
+    /// Passes a result on. With failed sums go the graphs that contain any: NCCL gives back nothing
+    /// of a communicator that one of them still names.
     fn watched<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::Sums(_)) = &result {
             self.state().graphs.join_sums(None);
@@ -223,16 +263,31 @@ impl<D: Device> Queue<D> {
     }
 
     fn start(&self) -> Result<()> {
-        let State { step, stage, graphs, tables, array } = &mut *self.state();
+        let State {
+            step,
+            stage,
+            graphs,
+            tables,
+            array,
+        } = &mut *self.state();
         let Some(step) = step else { return Ok(()) };
         if step.commands.is_empty() {
             return Ok(());
         }
         let mut commands = std::mem::take(&mut step.commands);
         if std::mem::take(&mut step.resident) {
-            commands.insert(0, step.put_tables(&tables.take_changes(), array.address(self, "page tables", 0)?));
+            commands.insert(
+                0,
+                step.put_tables(
+                    &tables.take_changes(),
+                    array.address(self, "page tables", 0)?,
+                ),
+            );
         }
-        let (mut bytes, tail) = (std::mem::take(&mut step.fixed), std::mem::take(&mut step.tail));
+        let (mut bytes, tail) = (
+            std::mem::take(&mut step.fixed),
+            std::mem::take(&mut step.tail),
+        );
         let begin = bytes.len() as u64;
         bytes.extend_from_slice(&tail);
         let base = stage.address(self, "descriptors of a step", bytes.len().max(16))?;
@@ -240,17 +295,21 @@ impl<D: Device> Queue<D> {
             self.device.upload(&bytes, stage.memory()?.memory(), 0)?;
         }
         for command in &mut commands {
-            let Command::Launch { args, .. } = command else { continue };
+            let Command::Launch { args, .. } = command else {
+                continue;
+            };
             for arg in args {
                 match arg {
                     Arg::Pointer(TAIL) => *arg = Arg::Pointer(base + begin),
-                    Arg::Pointer(place) if *place & STAGED != 0 => *arg = Arg::Pointer(base + (*place & !STAGED)),
+                    Arg::Pointer(place) if *place & STAGED != 0 => {
+                        *arg = Arg::Pointer(base + (*place & !STAGED))
+                    }
                     _ => {}
                 }
             }
         }
-        // SAFETY: the commands were made by `launch`, `product` and `sum`, whose callers vouch for them; the memory that they name
-        // is there, by `Held`.
+        // SAFETY: the commands were made by `launch`, `product` and `sum`, whose callers vouch for
+        // them; the memory that they name is there, by `Held`.
         unsafe { graphs.start(&self.device, commands) }
     }
 
@@ -259,7 +318,10 @@ impl<D: Device> Queue<D> {
     /// # Errors
     /// Those of [`Device::alloc`].
     pub(super) fn alloc(&self, what: &'static str, bytes: usize) -> Result<Held<D>> {
-        Ok(Held { memory: Some(self.device.alloc(what, bytes)?), yard: self.yard.clone() })
+        Ok(Held {
+            memory: Some(self.device.alloc(what, bytes)?),
+            yard: self.yard.clone(),
+        })
     }
 
     /// Copies to the device, after what was put off.
@@ -289,8 +351,20 @@ impl<D: Device> Queue<D> {
     /// [`Error::Device`].
     pub(super) unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         if let Some(step) = &mut self.state().step {
-            let &Launch { kernel, grid, threads, shared, args } = launch;
-            step.commands.push(Command::Launch { kernel, grid, threads, shared, args: args.to_vec() });
+            let &Launch {
+                kernel,
+                grid,
+                threads,
+                shared,
+                args,
+            } = launch;
+            step.commands.push(Command::Launch {
+                kernel,
+                grid,
+                threads,
+                shared,
+                args: args.to_vec(),
+            });
             return Ok(());
         }
         // SAFETY: by the caller's contract.
@@ -335,7 +409,10 @@ impl<D: Device> Queue<D> {
 
     /// Sizes of the step's bucket, and bytes of its tail so far, where calls are put off.
     pub(super) fn shape(&self) -> Option<(Shape, usize)> {
-        self.state().step.as_ref().map(|step| (step.shape, step.tail.len()))
+        self.state()
+            .step
+            .as_ref()
+            .map(|step| (step.shape, step.tail.len()))
     }
 
     /// Makes room for the page tables of an arena of `pages` pages.
@@ -348,22 +425,34 @@ impl<D: Device> Queue<D> {
         if entries > tables.capacity() {
             array.memory = None;
             let memory = self.alloc("page tables", 4 * entries)?;
-            (*array, *tables) = (Region { memory: Some(memory), bytes: 4 * entries }, Tables::new(entries));
+            (*array, *tables) = (
+                Region {
+                    memory: Some(memory),
+                    bytes: 4 * entries,
+                },
+                Tables::new(entries),
+            );
         }
         Ok(())
     }
 
-    /// Where the tables of a call of the step lie on the device, and the address that they count from; `None`: not there.
+    /// Where the tables of a call of the step lie on the device, and the address that they count
+    /// from; `None`: not there.
     pub(super) fn place(&self, known: &[Table<'_>]) -> Option<(Vec<u32>, u64)> {
-        let State { step, tables, array, .. } = &mut *self.state();
+        let State {
+            step,
+            tables,
+            array,
+            ..
+        } = &mut *self.state();
         let (step, memory) = (step.as_mut()?, array.memory.as_ref()?);
         let places = tables.place(known)?;
         step.resident = true;
         Some((places, memory.address()))
     }
 
-    /// Moves a call's descriptors to those of the step; returns the address that its launches find the fixed ones at. `None`:
-    /// nothing is put off, and nothing was moved.
+    /// Moves a call's descriptors to those of the step; returns the address that its launches find
+    /// the fixed ones at. `None`: nothing is put off, and nothing was moved.
     pub(super) fn stage(&self, fixed: &mut Vec<u8>, tail: &mut Vec<u8>) -> Option<u64> {
         let mut state = self.state();
         let step = state.step.as_mut()?;
@@ -380,7 +469,9 @@ mod tests {
 
     #[test]
     fn buckets_hold_their_sequences_and_are_few() {
-        let all: Vec<usize> = (1..=256).map(|rows| bucket(rows).expect("a bucket")).collect();
+        let all: Vec<usize> = (1..=256)
+            .map(|rows| bucket(rows).expect("a bucket"))
+            .collect();
         assert!(all.iter().zip(1..).all(|(&bucket, rows)| bucket >= rows));
         let mut sizes = all;
         sizes.dedup();
@@ -392,7 +483,10 @@ mod tests {
     fn coarse_counts_waste_a_quarter_at_most() {
         for count in 1..5000 {
             let got = coarse(count);
-            assert!(got >= count && got <= count + count / 4 + 1, "{count}: {got}");
+            assert!(
+                got >= count && got <= count + count / 4 + 1,
+                "{count}: {got}"
+            );
         }
         assert_eq!(coarse(0), 0);
     }

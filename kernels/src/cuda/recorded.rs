@@ -1,10 +1,12 @@
-//! A device that writes down what it is asked for, and asks another one: for tests of what a step launches, copies and waits for.
+//! A device that writes down what it is asked for, and asks another one: for tests of what a step
+//! launches, copies and waits for.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Arg, Command, Device, Launch, Product, Sum};
 use crate::error::{Error, Result};
 use crate::sums::DeviceSums;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Something that a device was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +23,8 @@ pub enum Call {
         /// Its size.
         bytes: usize,
     },
-    /// A copy to the host, which waits for it and for all that was started before: the only call that does.
+    /// A copy to the host, which waits for it and for all that was started before: the only call
+    /// that does.
     Wait {
         /// Its size.
         bytes: usize,
@@ -81,7 +84,11 @@ pub struct Recorded<D> {
 impl<D: Device> Recorded<D> {
     /// Records what `device` is asked for from now on.
     pub fn new(device: D) -> Self {
-        Self { device, calls: Mutex::default(), refuses: AtomicBool::new(false) }
+        Self {
+            device,
+            calls: Mutex::default(),
+            refuses: AtomicBool::new(false),
+        }
     }
 
     /// A fault for tests: no capture succeeds from now on.
@@ -95,7 +102,10 @@ impl<D: Device> Recorded<D> {
     }
 
     fn note(&self, call: Call) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        self.calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(call);
     }
 }
 
@@ -131,9 +141,22 @@ impl<D: Device> Device for Recorded<D> {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let ([x, y, z], &Launch { kernel, threads, shared, args, .. }) = (launch.grid, launch);
+        let (
+            [x, y, z],
+            &Launch {
+                kernel,
+                threads,
+                shared,
+                args,
+                ..
+            },
+        ) = (launch.grid, launch);
         let args = args.iter().copied().map(Arg::word).collect();
-        self.note(Call::Launch { kernel: kernel.into(), shape: [x, y, z, threads, shared], args });
+        self.note(Call::Launch {
+            kernel: kernel.into(),
+            shape: [x, y, z, threads, shared],
+            args,
+        });
         // SAFETY: by the caller's contract.
         unsafe { self.device.launch(launch) }
     }
@@ -147,9 +170,14 @@ impl<D: Device> Device for Recorded<D> {
     }
 
     unsafe fn capture(&self, commands: &[Command]) -> Result<D::Graph> {
-        self.note(Call::Capture { commands: commands.len() });
+        self.note(Call::Capture {
+            commands: commands.len(),
+        });
         if self.refuses.load(Ordering::Relaxed) {
-            return Err(Error::Device { op: "capture", what: "refused, as was asked".into() });
+            return Err(Error::Device {
+                op: "capture",
+                what: "refused, as was asked".into(),
+            });
         }
         // SAFETY: by the caller's contract.
         unsafe { self.device.capture(commands) }
@@ -162,7 +190,9 @@ impl<D: Device> Device for Recorded<D> {
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
-        self.note(Call::Product { shape: [product.rows, product.outputs] });
+        self.note(Call::Product {
+            shape: [product.rows, product.outputs],
+        });
         // SAFETY: by the caller's contract.
         unsafe { self.device.product(product) }
     }
@@ -172,7 +202,9 @@ impl<D: Device> Device for Recorded<D> {
     }
 
     unsafe fn sum(&self, sum: &Sum) -> Result<()> {
-        self.note(Call::Sum { bytes: sum.count * sum.element.bytes() });
+        self.note(Call::Sum {
+            bytes: sum.count * sum.element.bytes(),
+        });
         // SAFETY: by the caller's contract.
         unsafe { self.device.sum(sum) }
     }

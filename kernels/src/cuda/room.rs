@@ -1,11 +1,14 @@
-//! Room for latent memories, allocated once: which part of it belongs to which memory, and what moves when no gap is large enough.
+//! Room for latent memories, allocated once: which part of it belongs to which memory, and what
+//! moves when no gap is large enough.
 //!
-//! A memory is one piece, and memories differ in size. So what is free may lie in gaps too small for the next one; then all of them
-//! are moved to the front, where a launch finds them by their ids as before. What fits by its size is never refused.
+//! A memory is one piece, and memories differ in size. So what is free may lie in gaps too small
+//! for the next one; then all of them are moved to the front, where a launch finds them by their
+//! ids as before. What fits by its size is never refused.
+
+use std::ops::Range;
 
 use super::{Device, Held};
 use crate::error::{Error, Result};
-use std::ops::Range;
 
 /// Parts of the room begin and end at multiples of this many bytes.
 const UNIT: usize = 16;
@@ -18,7 +21,13 @@ pub(super) struct Room<D: Device> {
 
 impl<D: Device> Room<D> {
     pub(super) fn new(memory: Held<D>, bytes: usize) -> Self {
-        Self { memory, parts: Parts { bytes, taken: Vec::new() } }
+        Self {
+            memory,
+            parts: Parts {
+                bytes,
+                taken: Vec::new(),
+            },
+        }
     }
 
     pub(super) fn parts(&mut self) -> &mut Parts {
@@ -41,7 +50,10 @@ impl Parts {
         let want = bytes.next_multiple_of(UNIT);
         let free = self.bytes - self.taken.iter().map(ExactSizeIterator::len).sum::<usize>();
         if want > free {
-            return Err(Error::OutOfMemory { what: "a latent memory", bytes });
+            return Err(Error::OutOfMemory {
+                what: "a latent memory",
+                bytes,
+            });
         }
         let mut start = 0;
         let mut place = self.taken.len();
@@ -64,7 +76,8 @@ impl Parts {
         self.taken.retain(|part| part.start != start);
     }
 
-    /// Moves all parts to the front: returns `(from, to, bytes)` of each that moves, in the order in which that can be done.
+    /// Moves all parts to the front: returns `(from, to, bytes)` of each that moves, in the order
+    /// in which that can be done.
     pub(super) fn close_gaps(&mut self) -> Vec<(usize, usize, usize)> {
         let (mut end, mut moves) = (0, Vec::new());
         for part in &mut self.taken {
@@ -81,8 +94,9 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         /// Whatever comes and goes: parts never overlap, and what fits by its size is given a place.

@@ -1,10 +1,11 @@
 //! Sampling on the device: logits stay there, and four bytes of each row come back.
 
+use bytemuck::{Pod, Zeroable};
+
 use super::items::NONE;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack};
 use crate::error::{Error, Result};
 use crate::sample::{self, SampleItem};
-use bytemuck::{Pod, Zeroable};
 
 /// See `kernels/cu/sample.cu`.
 #[repr(C)]
@@ -48,25 +49,53 @@ impl<D: Device> CudaBackend<D> {
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
         let (edits, first_edit) = pack.push_any(&edits);
-        samples.iter_mut().for_each(|sample| sample.first_edit += first_edit as u32);
-        let rows = pack.shape.map_or(items.len(), |shape| items.len().max(shape.rows));
-        let samples = pack.push_padded(&samples, rows, Sample { row: NONE, ..Sample::zeroed() });
+        samples
+            .iter_mut()
+            .for_each(|sample| sample.first_edit += first_edit as u32);
+        let rows = pack
+            .shape
+            .map_or(items.len(), |shape| items.len().max(shape.rows));
+        let samples = pack.push_padded(
+            &samples,
+            rows,
+            Sample {
+                row: NONE,
+                ..Sample::zeroed()
+            },
+        );
         let arg = pack.upload(&self.device, &mut work.stage)?;
-        let to = work.scratch.address(&self.device, "sampled tokens", 4 * rows)?;
+        let to = work
+            .scratch
+            .address(&self.device, "sampled tokens", 4 * rows)?;
         self.run(Launch {
             kernel: "sample",
             grid: [rows as u32, 1, 1],
             threads: 512,
             shared: 0,
-            args: &[logits.arg(), Arg::U32(vocabulary as u32), arg(samples), arg(edits), Arg::Pointer(to)],
+            args: &[
+                logits.arg(),
+                Arg::U32(vocabulary as u32),
+                arg(samples),
+                arg(edits),
+                Arg::Pointer(to),
+            ],
         })?;
         let mut tokens = vec![0u32; items.len()];
-        self.device.download(work.scratch.memory()?, 0, bytemuck::cast_slice_mut(&mut tokens))?;
+        self.device.download(
+            work.scratch.memory()?,
+            0,
+            bytemuck::cast_slice_mut(&mut tokens),
+        )?;
         drop(work);
         let found = |token: u32| match token {
             NONE => Ok(None),
             token if (token as usize) < vocabulary => Ok(Some(token)),
-            other => Err(Error::Index { op: "sample", what: "token", index: other as usize, len: vocabulary }),
+            other => Err(Error::Index {
+                op: "sample",
+                what: "token",
+                index: other as usize,
+                len: vocabulary,
+            }),
         };
         tokens.into_iter().map(found).collect()
     }

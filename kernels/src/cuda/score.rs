@@ -1,4 +1,7 @@
-//! Notes of slots, and scores by them and by keys, which stay on the device; see `kernels/cu/score.cu`.
+//! Notes of slots, and scores by them and by keys, which stay on the device; see
+//! `kernels/cu/score.cu`.
+
+use bytemuck::Zeroable;
 
 use super::items::{Item, Items, NONE};
 use super::slots::Pages;
@@ -6,7 +9,6 @@ use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, at_least};
 use crate::backend::HeadPages;
 use crate::error::Result;
 use crate::score::{NoteItem, ScoreItem, ScoreRule};
-use bytemuck::Zeroable;
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -20,13 +22,26 @@ impl<D: Device> CudaBackend<D> {
         items: &[NoteItem<'_>],
     ) -> Result<()> {
         let (op, mut all) = ("note", Items::default());
-        for item @ NoteItem { rows, kv_head, second, slots, position } in items {
+        for item @ NoteItem {
+            rows,
+            kv_head,
+            second,
+            slots,
+            position,
+        } in items
+        {
             item.check(op, width)?;
             at_least(op, "values", values.len, rows.end.saturating_mul(width))?;
             pages.check(op, slots, slots.len + rows.len())?;
             let (table, len) = all.known(slots, slots.len, slots.len + rows.len());
             let output = second.map_or(NONE, |column| column as u32);
-            all.items.push(Item { len, table, extra: *position, output, ..Item::new(rows, *kv_head) });
+            all.items.push(Item {
+                len,
+                table,
+                extra: *position,
+                output,
+                ..Item::new(rows, *kv_head)
+            });
         }
         let most = all.items.iter().map(|item| item.rows).max().unwrap_or(0);
         let mut work = self.work();
@@ -39,7 +54,13 @@ impl<D: Device> CudaBackend<D> {
             grid: [most.div_ceil(64), packed.count, 1],
             threads: 64,
             shared: 0,
-            args: &[values.arg(), Arg::U32(width as u32), items, tables, pages.notes()],
+            args: &[
+                values.arg(),
+                Arg::U32(width as u32),
+                items,
+                tables,
+                pages.notes(),
+            ],
         })
     }
 
@@ -55,15 +76,26 @@ impl<D: Device> CudaBackend<D> {
         let mut pack = Pack::new();
         let packed = all.pack(&mut pack, &self.device);
         let arg = pack.upload(&self.device, &mut work.stage)?;
-        let to = work.scratch.address(&self.device, "notes read", 4 * head.len)?;
+        let to = work
+            .scratch
+            .address(&self.device, "notes read", 4 * head.len)?;
         self.run(Launch {
             kernel: "read_notes",
             grid: [head.len.div_ceil(THREADS as usize) as u32, 1, 1],
             threads: THREADS,
             shared: 0,
-            args: &[pages.notes(), arg(packed.tables), Arg::U32(head.len as u32), Arg::Pointer(to)],
+            args: &[
+                pages.notes(),
+                arg(packed.tables),
+                Arg::U32(head.len as u32),
+                Arg::Pointer(to),
+            ],
         })?;
-        self.device.download(work.scratch.memory()?, 0, bytemuck::cast_slice_mut(&mut notes))?;
+        self.device.download(
+            work.scratch.memory()?,
+            0,
+            bytemuck::cast_slice_mut(&mut notes),
+        )?;
         Ok(notes)
     }
 
@@ -75,16 +107,31 @@ impl<D: Device> CudaBackend<D> {
         out: &Buffer<D>,
     ) -> Result<()> {
         let op = "score";
-        at_least(op, "out", out.len, items.iter().map(|item| item.slots.len).sum())?;
-        let (mut all, mut by_keys, mut rates, mut output) = (Items::default(), Vec::new(), Vec::new(), 0);
+        at_least(
+            op,
+            "out",
+            out.len,
+            items.iter().map(|item| item.slots.len).sum(),
+        )?;
+        let (mut all, mut by_keys, mut rates, mut output) =
+            (Items::default(), Vec::new(), Vec::new(), 0);
         for ScoreItem { slots, rule } in items {
             pages.check(op, slots, slots.len)?;
             let (len, table) = (slots.len as u32, all.table(slots, slots.len));
-            let item = Item { len, table, output, ..Item::zeroed() };
+            let item = Item {
+                len,
+                table,
+                output,
+                ..Item::zeroed()
+            };
             match *rule {
                 ScoreRule::Fading { rate, scale } | ScoreRule::Either { rate, scale } => {
                     let flags = u32::from(matches!(rule, ScoreRule::Either { .. }));
-                    all.items.push(Item { extra: rates.len() as u32, flags, ..item });
+                    all.items.push(Item {
+                        extra: rates.len() as u32,
+                        flags,
+                        ..item
+                    });
                     rates.push([rate, scale]);
                 }
                 ScoreRule::KeyNorm => by_keys.push(item),
@@ -104,14 +151,27 @@ impl<D: Device> CudaBackend<D> {
             grid: [longest.div_ceil(THREADS), all.items.len() as u32, 1],
             threads: THREADS,
             shared: 0,
-            args: &[pages.notes(), items, tables, arg(rates), Arg::U32(at), out.arg()],
+            args: &[
+                pages.notes(),
+                items,
+                tables,
+                arg(rates),
+                Arg::U32(at),
+                out.arg(),
+            ],
         })?;
         self.run(Launch {
             kernel: pages.kernel(["score_keys_q8", "score_keys_f16", "score_keys_f32"]),
             grid: [by_keys.len() as u32, 1, 1],
             threads: THREADS,
             shared: 4 * dim as u32,
-            args: &[pages.arg(), arg(keyed), tables, Arg::U32(dim as u32), out.arg()],
+            args: &[
+                pages.arg(),
+                arg(keyed),
+                tables,
+                Arg::U32(dim as u32),
+                out.arg(),
+            ],
         })
     }
 }

@@ -25,8 +25,16 @@ impl<D: Device> Pages<D> {
     pub(super) fn check(&self, op: &'static str, head: &HeadPages<'_>, len: usize) -> Result<()> {
         let want = len.div_ceil(PageShape::SLOTS);
         at_least(op, "page table", head.pages.len(), want)?;
-        match head.pages[..want].iter().find(|page| page.0 as usize >= self.count) {
-            Some(page) => Err(Error::Index { op, what: "page", index: page.0 as usize, len: self.count }),
+        match head.pages[..want]
+            .iter()
+            .find(|page| page.0 as usize >= self.count)
+        {
+            Some(page) => Err(Error::Index {
+                op,
+                what: "page",
+                index: page.0 as usize,
+                len: self.count,
+            }),
             None => Ok(()),
         }
     }
@@ -53,52 +61,116 @@ impl<D: Device> Pages<D> {
 impl<D: Device> CudaBackend<D> {
     pub(super) fn new_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
         if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(8) {
-            return Err(Error::Multiple { op: "alloc_pages", what: "head_dim", got: shape.head_dim, multiple: 8 });
+            return Err(Error::Multiple {
+                op: "alloc_pages",
+                what: "head_dim",
+                got: shape.head_dim,
+                multiple: 8,
+            });
         }
         let bytes = count.checked_mul(shape.bytes());
-        let bytes = bytes.ok_or(Error::OutOfMemory { what: "pages", bytes: usize::MAX })?;
+        let bytes = bytes.ok_or(Error::OutOfMemory {
+            what: "pages",
+            bytes: usize::MAX,
+        })?;
         let memory = self.device.alloc("pages", bytes)?;
         self.device.reserve_tables(count)?;
-        let notes = self.device.alloc("notes", count * PageShape::SLOTS * PageShape::NOTE_BYTES)?;
-        Ok(Pages { memory, shape, count, notes, latents: Latents::default(), room: None })
+        let notes = self
+            .device
+            .alloc("notes", count * PageShape::SLOTS * PageShape::NOTE_BYTES)?;
+        Ok(Pages {
+            memory,
+            shape,
+            count,
+            notes,
+            latents: Latents::default(),
+            room: None,
+        })
     }
 
-    pub(super) fn split(&self, args: SplitQkv<'_, Self>, pages: &Pages<D>, q: &Buffer<D>) -> Result<()> {
-        let (op, SplitQkv { shape, qkv, rows, cos, sin, qk_norm, items }) = ("split_qkv", args);
+    pub(super) fn split(
+        &self,
+        args: SplitQkv<'_, Self>,
+        pages: &Pages<D>,
+        q: &Buffer<D>,
+    ) -> Result<()> {
+        let (
+            op,
+            SplitQkv {
+                shape,
+                qkv,
+                rows,
+                cos,
+                sin,
+                qk_norm,
+                items,
+            },
+        ) = ("split_qkv", args);
         let half = shape.head_dim / 2;
-        exactly(op, "a head of the pages", pages.shape.head_dim, shape.head_dim)?;
+        exactly(
+            op,
+            "a head of the pages",
+            pages.shape.head_dim,
+            shape.head_dim,
+        )?;
         at_least(op, "qkv", qkv.len, rows.saturating_mul(shape.width()))?;
         at_least(op, "cos", cos.len, rows.saturating_mul(half))?;
         at_least(op, "sin", sin.len, rows.saturating_mul(half))?;
-        at_least(op, "q", q.len, rows.saturating_mul(shape.heads * shape.head_dim))?;
-        for (weight, what) in qk_norm.iter().flat_map(|(q, k, _)| [(q, "q norm"), (k, "k norm")]) {
+        at_least(
+            op,
+            "q",
+            q.len,
+            rows.saturating_mul(shape.heads * shape.head_dim),
+        )?;
+        for (weight, what) in qk_norm
+            .iter()
+            .flat_map(|(q, k, _)| [(q, "q norm"), (k, "k norm")])
+        {
             exactly(op, what, weight.len, shape.head_dim)?;
         }
         let mut all = Items::default();
         let mut owners = vec![NONE; rows * shape.kv_heads];
         for item in items {
             if item.kv_head >= shape.kv_heads {
-                return Err(Error::Index { op, what: "KV head", index: item.kv_head, len: shape.kv_heads });
+                return Err(Error::Index {
+                    op,
+                    what: "KV head",
+                    index: item.kv_head,
+                    len: shape.kv_heads,
+                });
             }
             at_least(op, "rows", rows, item.rows.end)?;
             let len = item.slots.len + item.rows.len();
             pages.check(op, &item.slots, len)?;
             let index = all.items.len() as u32;
-            item.rows.clone().for_each(|row| owners[row * shape.kv_heads + item.kv_head] = index);
+            item.rows
+                .clone()
+                .for_each(|row| owners[row * shape.kv_heads + item.kv_head] = index);
             let (table, len) = all.known(&item.slots, item.slots.len, len);
-            all.items.push(Item { len, table, ..Item::new(&item.rows, item.kv_head) });
+            all.items.push(Item {
+                len,
+                table,
+                ..Item::new(&item.rows, item.kv_head)
+            });
         }
         let mut work = self.work();
         let mut pack = Pack::of_step(&self.device);
         let (packed, owners) = (all.pack(&mut pack, &self.device), pack.push(&owners));
         let arg = pack.upload(&self.device, &mut work.stage)?;
-        let (q_norm, k_norm, eps) =
-            qk_norm.map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |(q, k, eps)| (q.arg(), k.arg(), eps));
-        let [heads, kv_heads, dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
+        let (q_norm, k_norm, eps) = qk_norm
+            .map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |(q, k, eps)| {
+                (q.arg(), k.arg(), eps)
+            });
+        let [heads, kv_heads, dim] =
+            [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));
         let (items, tables) = (arg(packed.items), arg(packed.tables));
         self.run(Launch {
             kernel: pages.kernel(["split_qkv_q8", "split_qkv_f16", "split_qkv_f32"]),
-            grid: [rows as u32, (shape.heads + shape.kv_heads).div_ceil(4) as u32, 1],
+            grid: [
+                rows as u32,
+                (shape.heads + shape.kv_heads).div_ceil(4) as u32,
+                1,
+            ],
             threads: 128,
             shared: 0,
             args: &[
@@ -120,7 +192,12 @@ impl<D: Device> CudaBackend<D> {
         })
     }
 
-    pub(super) fn rotate(&self, pages: &Pages<D>, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {
+    pub(super) fn rotate(
+        &self,
+        pages: &Pages<D>,
+        items: &[RotateItem<'_>],
+        inv_freq: &[f32],
+    ) -> Result<()> {
         let op = "rotate_keys";
         exactly(op, "inv_freq", inv_freq.len(), pages.shape.head_dim / 2)?;
         let mut all = Items::default();
@@ -129,7 +206,12 @@ impl<D: Device> CudaBackend<D> {
             exactly(op, "delta", delta.len(), slots.len)?;
             let (extra, table) = (all.floats.len() as u32, all.table(slots, slots.len));
             all.floats.extend_from_slice(delta);
-            all.items.push(Item { len: slots.len as u32, table, extra, ..Item::new(&(0..0), 0) });
+            all.items.push(Item {
+                len: slots.len as u32,
+                table,
+                extra,
+                ..Item::new(&(0..0), 0)
+            });
         }
         let mut work = self.work();
         let mut pack = Pack::new();
@@ -159,7 +241,12 @@ impl<D: Device> CudaBackend<D> {
         exactly(op, "keys", keys.len(), slots.len() * dim)?;
         exactly(op, "values", values.len(), slots.len() * dim)?;
         if let Some(&slot) = slots.iter().find(|&&slot| slot as usize >= head.len) {
-            return Err(Error::Index { op, what: "slot", index: slot as usize, len: head.len });
+            return Err(Error::Index {
+                op,
+                what: "slot",
+                index: slot as usize,
+                len: head.len,
+            });
         }
         if slots.is_empty() {
             return Ok(());
@@ -171,18 +258,29 @@ impl<D: Device> CudaBackend<D> {
         let (packed, list) = (all.pack(&mut pack, &self.device), pack.push(slots));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let bytes = size_of_val(keys);
-        let out = work.scratch.address(&self.device, "slots read", 2 * bytes)?;
+        let out = work
+            .scratch
+            .address(&self.device, "slots read", 2 * bytes)?;
         let (to_keys, to_values) = (Arg::Pointer(out), Arg::Pointer(out + bytes as u64));
         self.run(Launch {
             kernel: pages.kernel(["read_slots_q8", "read_slots_f16", "read_slots_f32"]),
             grid: [slots.len() as u32, 1, 1],
             threads: 64,
             shared: 0,
-            args: &[pages.arg(), arg(packed.tables), arg(list), Arg::U32(dim as u32), to_keys, to_values],
+            args: &[
+                pages.arg(),
+                arg(packed.tables),
+                arg(list),
+                Arg::U32(dim as u32),
+                to_keys,
+                to_values,
+            ],
         })?;
         let memory = work.scratch.memory()?;
-        self.device.download(memory, 0, bytemuck::cast_slice_mut(keys))?;
-        self.device.download(memory, bytes, bytemuck::cast_slice_mut(values))
+        self.device
+            .download(memory, 0, bytemuck::cast_slice_mut(keys))?;
+        self.device
+            .download(memory, bytes, bytemuck::cast_slice_mut(values))
     }
 
     pub(super) fn write(
@@ -194,7 +292,12 @@ impl<D: Device> CudaBackend<D> {
     ) -> Result<()> {
         let (op, dim) = ("write_slots", pages.shape.head_dim);
         if !keys.len().is_multiple_of(dim) {
-            return Err(Error::Multiple { op, what: "keys", got: keys.len(), multiple: dim });
+            return Err(Error::Multiple {
+                op,
+                what: "keys",
+                got: keys.len(),
+                multiple: dim,
+            });
         }
         exactly(op, "values", values.len(), keys.len())?;
         let count = keys.len() / dim;
@@ -203,7 +306,11 @@ impl<D: Device> CudaBackend<D> {
         all.table(&head, first + count);
         let mut work = self.work();
         let mut pack = Pack::new();
-        let (packed, keys, values) = (all.pack(&mut pack, &self.device), pack.push(keys), pack.push(values));
+        let (packed, keys, values) = (
+            all.pack(&mut pack, &self.device),
+            pack.push(keys),
+            pack.push(values),
+        );
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (first, dim) = (Arg::U32(first as u32), Arg::U32(dim as u32));
         self.run(Launch {
@@ -211,7 +318,14 @@ impl<D: Device> CudaBackend<D> {
             grid: [count as u32, 1, 1],
             threads: 64,
             shared: 0,
-            args: &[pages.arg(), arg(packed.tables), first, dim, arg(keys), arg(values)],
+            args: &[
+                pages.arg(),
+                arg(packed.tables),
+                first,
+                dim,
+                arg(keys),
+                arg(values),
+            ],
         })
     }
 }

@@ -1,19 +1,22 @@
 //! Page tables that stay on the device.
 //!
-//! A step of decoding names the page tables of all its heads in every layer. They are longer than all else that it uploads, and hardly
-//! change: a head takes a page every 32 tokens, and a boundary gives some back. So they lie in rows of one array on the device, the host
-//! keeps a copy of each row, and what differs from it goes with the step's upload, as pairs of place and page that a kernel puts where
-//! they belong before any other reads them.
+//! A step of decoding names the page tables of all its heads in every layer. They are longer than
+//! all else that it uploads, and hardly change: a head takes a page every 32 tokens, and a boundary
+//! gives some back. So they lie in rows of one array on the device, the host keeps a copy of each
+//! row, and what differs from it goes with the step's upload, as pairs of place and page that a
+//! kernel puts where they belong before any other reads them.
 //!
-//! A row is found by its table's first page, which belongs to one head at a time. That is a guess and nothing depends on it: a table
-//! is compared with its row, entry by entry, and where the row is needed as it is by an earlier call of the same step, or where there is no
-//! room, the call's tables go with its other descriptors, as those of other calls do.
+//! A row is found by its table's first page, which belongs to one head at a time. That is a guess
+//! and nothing depends on it: a table is compared with its row, entry by entry, and where the row
+//! is needed as it is by an earlier call of the same step, or where there is no room, the call's
+//! tables go with its other descriptors, as those of other calls do.
 
-use crate::backend::PageId;
 use std::collections::HashMap;
 
-/// Entries of the array for each page of an arena: rows are as long as the next power of two, four at least, so that this holds a row for
-/// every table even where each has one page.
+use crate::backend::PageId;
+
+/// Entries of the array for each page of an arena: rows are as long as the next power of two, four
+/// at least, so that this holds a row for every table even where each has one page.
 pub(super) const ENTRIES_PER_PAGE: usize = 4;
 /// Entries of the shortest row.
 const SHORTEST: usize = 4;
@@ -62,7 +65,10 @@ impl Row {
 impl Tables {
     /// An array of `capacity` entries, of which nothing is known.
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, ..Self::default() }
+        Self {
+            capacity,
+            ..Self::default()
+        }
     }
 
     /// Entries.
@@ -70,7 +76,8 @@ impl Tables {
         self.capacity
     }
 
-    /// A step begins. Changes of the one before that were not taken were never made: then nothing is known of the array.
+    /// A step begins. Changes of the one before that were not taken were never made: then nothing
+    /// is known of the array.
     pub(super) fn begin(&mut self) {
         if self.crowded || !self.changes.is_empty() {
             self.forget();
@@ -80,7 +87,11 @@ impl Tables {
 
     /// Nothing is known of the array any more.
     pub(super) fn forget(&mut self) {
-        *self = Self { capacity: self.capacity, step: self.step, ..Self::default() };
+        *self = Self {
+            capacity: self.capacity,
+            step: self.step,
+            ..Self::default()
+        };
     }
 
     /// What has to be written before any call that was given places reads them.
@@ -90,11 +101,16 @@ impl Tables {
 
     /// Where the tables of a call begin in the array; `None` when one of them cannot be there now.
     pub(super) fn place(&mut self, tables: &[Table<'_>]) -> Option<Vec<u32>> {
-        tables.iter().map(|table| Some(self.row(table.pages)? + table.skip as u32)).collect()
+        tables
+            .iter()
+            .map(|table| Some(self.row(table.pages)? + table.skip as u32))
+            .collect()
     }
 
     fn row(&mut self, pages: &[PageId]) -> Option<u32> {
-        let Some(first) = pages.first() else { return Some(0) };
+        let Some(first) = pages.first() else {
+            return Some(0);
+        };
         let step = self.step;
         let known = self.rows.get(&first.0);
         if let Some(row) = known.filter(|row| row.entries.len() < pages.len()) {
@@ -108,12 +124,25 @@ impl Tables {
             let len = pages.len().next_power_of_two().max(SHORTEST);
             let at = self.take(len)?;
             // No page has this number.
-            self.rows.insert(first.0, Row { at, entries: vec![u32::MAX; len], step: 0, used: 0 });
+            self.rows.insert(
+                first.0,
+                Row {
+                    at,
+                    entries: vec![u32::MAX; len],
+                    step: 0,
+                    used: 0,
+                },
+            );
         }
         let row = self.rows.get_mut(&first.0)?;
         let needed = if row.step == step { row.used } else { 0 };
         let differs = |(entry, page): (&u32, &PageId)| *entry != page.0;
-        if row.entries.iter().zip(&pages[..needed.min(pages.len())]).any(differs) {
+        if row
+            .entries
+            .iter()
+            .zip(&pages[..needed.min(pages.len())])
+            .any(differs)
+        {
             return None;
         }
         for (index, (entry, page)) in row.entries.iter_mut().zip(pages).enumerate().skip(needed) {
@@ -161,13 +190,16 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// The array, as a kernel changes it.
     fn put(array: &mut [u32], tables: &mut Tables) -> usize {
         let changes = tables.take_changes();
-        changes.iter().for_each(|&[at, page]| array[at as usize] = page);
+        changes
+            .iter()
+            .for_each(|&[at, page]| array[at as usize] = page);
         changes.len()
     }
 
@@ -181,7 +213,18 @@ mod tests {
         let mut step = |numbers: &[u32]| {
             tables.begin();
             let all = pages(numbers);
-            let at = tables.place(&[Table { pages: &all, skip: 0 }, Table { pages: &all, skip: 1 }]).expect("room");
+            let at = tables
+                .place(&[
+                    Table {
+                        pages: &all,
+                        skip: 0,
+                    },
+                    Table {
+                        pages: &all,
+                        skip: 1,
+                    },
+                ])
+                .expect("room");
             assert_eq!(at[1], at[0] + 1);
             let written = put(&mut array, &mut tables);
             assert_eq!(array[at[0] as usize..][..numbers.len()], *numbers);
@@ -201,7 +244,12 @@ mod tests {
         let all = pages(&[1, 2]);
         for _ in 0..3 {
             tables.begin();
-            tables.place(&[Table { pages: &all, skip: 0 }]).expect("room");
+            tables
+                .place(&[Table {
+                    pages: &all,
+                    skip: 0,
+                }])
+                .expect("room");
         }
         assert_eq!(tables.take_changes().len(), 2);
     }
@@ -210,11 +258,21 @@ mod tests {
     fn a_row_stays_as_a_step_needs_it() {
         let mut tables = Tables::new(64);
         tables.begin();
-        let mut place = |numbers: &[u32]| tables.place(&[Table { pages: &pages(numbers), skip: 0 }]);
+        let mut place = |numbers: &[u32]| {
+            tables.place(&[Table {
+                pages: &pages(numbers),
+                skip: 0,
+            }])
+        };
         place(&[1, 2]).expect("room");
         assert!(place(&[1, 3]).is_none(), "the second entry was needed");
-        assert!(place(&[1, 2, 3]).is_some() && place(&[1, 2, 4]).is_none() && place(&[1, 2]).is_some());
-        assert!(place(&[1, 2, 3, 4, 5]).is_none(), "another row would take this one's place");
+        assert!(
+            place(&[1, 2, 3]).is_some() && place(&[1, 2, 4]).is_none() && place(&[1, 2]).is_some()
+        );
+        assert!(
+            place(&[1, 2, 3, 4, 5]).is_none(),
+            "another row would take this one's place"
+        );
     }
 
     proptest! {

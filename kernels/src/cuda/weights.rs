@@ -5,8 +5,8 @@ use crate::backend::{Backend, WeightType, WeightView};
 use crate::error::{Error, Result};
 use crate::fixed;
 
-/// A matrix of `rows` outputs by `cols` inputs in bf16 or f32, as the backend's [`Precision`] says. Rows are padded with
-/// zeros to a multiple of eight elements.
+/// A matrix of `rows` outputs by `cols` inputs in bf16 or f32, as the backend's [`Precision`] says.
+/// Rows are padded with zeros to a multiple of eight elements.
 pub struct Matrix<D: Device> {
     memory: Held<D>,
     pub(super) rows: usize,
@@ -40,12 +40,26 @@ fn check(parts: &[WeightView<'_>], cols: usize) -> Result<usize> {
     for part in parts {
         let block = part.dtype.block().0;
         if part.cols != cols {
-            return Err(Error::Shape { op, what: "a row of a stacked part", got: part.cols, want: cols });
+            return Err(Error::Shape {
+                op,
+                what: "a row of a stacked part",
+                got: part.cols,
+                want: cols,
+            });
         }
         if !cols.is_multiple_of(block) {
-            return Err(Error::Multiple { op, what: "cols", got: cols, multiple: block });
+            return Err(Error::Multiple {
+                op,
+                what: "cols",
+                got: cols,
+                multiple: block,
+            });
         }
-        let want = part.rows.checked_mul(cols).and_then(|len| part.dtype.bytes(len)).unwrap_or(usize::MAX);
+        let want = part
+            .rows
+            .checked_mul(cols)
+            .and_then(|len| part.dtype.bytes(len))
+            .unwrap_or(usize::MAX);
         super::exactly(op, "bytes", part.bytes.len(), want)?;
         rows = rows.saturating_add(part.rows);
     }
@@ -64,16 +78,25 @@ impl<D: Device> CudaBackend<D> {
         let cols = parts.first().map_or(0, |part| part.cols);
         let rows = check(parts, cols)?;
         let (stride, element) = (cols.next_multiple_of(8), self.element_bytes());
-        let bytes = rows.checked_mul(stride).and_then(|len| len.checked_mul(element));
-        let too_large = Error::OutOfMemory { what: "a weight matrix", bytes: usize::MAX };
-        let memory = self.device.alloc("a weight matrix", bytes.ok_or(too_large)?)?;
+        let bytes = rows
+            .checked_mul(stride)
+            .and_then(|len| len.checked_mul(element));
+        let too_large = Error::OutOfMemory {
+            what: "a weight matrix",
+            bytes: usize::MAX,
+        };
+        let memory = self
+            .device
+            .alloc("a weight matrix", bytes.ok_or(too_large)?)?;
         let mut to = memory.address();
         for part in parts {
             let row_bytes = part.dtype.bytes(cols).unwrap_or(0).max(1);
             for chunk in part.bytes.chunks((CHUNK / row_bytes).max(1) * row_bytes) {
                 let count = chunk.len() / row_bytes;
                 let mut work = self.work();
-                let from = work.stage.address(&self.device, "weights of a file", chunk.len())?;
+                let from = work
+                    .stage
+                    .address(&self.device, "weights of a file", chunk.len())?;
                 self.device.upload(chunk, work.stage.memory()?, 0)?;
                 let is_f32 = u32::from(self.precision == Precision::F32);
                 let sizes = [number(part.dtype), cols as u32, stride as u32, is_f32].map(Arg::U32);
@@ -82,12 +105,24 @@ impl<D: Device> CudaBackend<D> {
                     grid: [count as u32, 1, 1],
                     threads: 256,
                     shared: 0,
-                    args: &[Arg::Pointer(from), sizes[0], sizes[1], sizes[2], sizes[3], Arg::Pointer(to)],
+                    args: &[
+                        Arg::Pointer(from),
+                        sizes[0],
+                        sizes[1],
+                        sizes[2],
+                        sizes[3],
+                        Arg::Pointer(to),
+                    ],
                 })?;
                 to += (count * stride * element) as u64;
             }
         }
-        Ok(Matrix { memory, rows, cols, stride })
+        Ok(Matrix {
+            memory,
+            rows,
+            cols,
+            stride,
+        })
     }
 
     pub(super) fn bytes_of(&self, matrix: &Matrix<D>) -> usize {
@@ -98,13 +133,23 @@ impl<D: Device> CudaBackend<D> {
         let op = "embed";
         at_least(op, "out", out.len, ids.len().saturating_mul(table.cols))?;
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.rows) {
-            return Err(Error::Index { op, what: "token id", index: id as usize, len: table.rows });
+            return Err(Error::Index {
+                op,
+                what: "token id",
+                index: id as usize,
+                len: table.rows,
+            });
         }
         self.launch_embed(table, ids, out)
     }
 
     /// The kernel, once ids and `out` were checked.
-    pub(super) fn launch_embed(&self, table: &Matrix<D>, ids: &[u32], out: &Buffer<D>) -> Result<()> {
+    pub(super) fn launch_embed(
+        &self,
+        table: &Matrix<D>,
+        ids: &[u32],
+        out: &Buffer<D>,
+    ) -> Result<()> {
         let mut work = self.work();
         let mut pack = Pack::new();
         let ids_part = pack.push(ids);
@@ -142,15 +187,28 @@ impl<D: Device> CudaBackend<D> {
         }
         if let Some(bias) = bias {
             let args = [bias.arg(), Arg::U32(outputs as u32), out.arg()];
-            self.run(Launch { kernel: "fill_bias", grid: [rows as u32, 1, 1], threads: 256, shared: 0, args: &args })?;
+            self.run(Launch {
+                kernel: "fill_bias",
+                grid: [rows as u32, 1, 1],
+                threads: 256,
+                shared: 0,
+                args: &args,
+            })?;
         }
         let (w, accumulate) = (matrix.memory.address(), bias.is_some());
         match self.precision {
             Precision::Bf16 => {
                 let stride = matrix.stride;
                 let mut work = self.work();
-                let cast = work.scratch.address(&self.device, "activations", rows * stride * 2)?;
-                let args = [x.arg(), Arg::U32(matrix.cols as u32), Arg::U32(stride as u32), Arg::Pointer(cast)];
+                let cast = work
+                    .scratch
+                    .address(&self.device, "activations", rows * stride * 2)?;
+                let args = [
+                    x.arg(),
+                    Arg::U32(matrix.cols as u32),
+                    Arg::U32(stride as u32),
+                    Arg::Pointer(cast),
+                ];
                 self.run(Launch {
                     kernel: "cast_rows",
                     grid: [rows as u32, 1, 1],
@@ -158,10 +216,19 @@ impl<D: Device> CudaBackend<D> {
                     shared: 0,
                     args: &args,
                 })?;
-                self.product(&Product { x: cast, w, out: out.address(), rows, outputs, stride, accumulate })
+                self.product(&Product {
+                    x: cast,
+                    w,
+                    out: out.address(),
+                    rows,
+                    outputs,
+                    stride,
+                    accumulate,
+                })
             }
             Precision::F32 => {
-                let sizes = [rows, outputs, matrix.cols, matrix.stride].map(|size| Arg::U32(size as u32));
+                let sizes =
+                    [rows, outputs, matrix.cols, matrix.stride].map(|size| Arg::U32(size as u32));
                 let [rows_arg, outputs_arg, cols, stride] = sizes;
                 let accumulate = Arg::U32(u32::from(accumulate));
                 self.run(Launch {
@@ -169,7 +236,16 @@ impl<D: Device> CudaBackend<D> {
                     grid: [outputs.div_ceil(64) as u32, rows.div_ceil(64) as u32, 1],
                     threads: 256,
                     shared: 0,
-                    args: &[x.arg(), Arg::Pointer(w), rows_arg, outputs_arg, cols, stride, accumulate, out.arg()],
+                    args: &[
+                        x.arg(),
+                        Arg::Pointer(w),
+                        rows_arg,
+                        outputs_arg,
+                        cols,
+                        stride,
+                        accumulate,
+                        out.arg(),
+                    ],
                 })
             }
         }
@@ -203,14 +279,30 @@ impl<D: Device> CudaBackend<D> {
         self.multiply_units(matrix, x, rows, ends, &product)?;
         let mut values = vec![0.0; len];
         self.download(&product, 0, &mut values)?;
-        out.iter_mut().zip(values).for_each(|(out, value)| *out = fixed::from_f32(value));
+        out.iter_mut()
+            .zip(values)
+            .for_each(|(out, value)| *out = fixed::from_f32(value));
         Ok(())
     }
 
     /// A bf16 product, by the kernel that suits the number of rows.
     fn product(&self, product: &Product) -> Result<()> {
-        let &Product { x, w, out, rows, outputs, stride, accumulate } = product;
-        let sizes = [rows as u32, outputs as u32, stride as u32, u32::from(accumulate)].map(Arg::U32);
+        let &Product {
+            x,
+            w,
+            out,
+            rows,
+            outputs,
+            stride,
+            accumulate,
+        } = product;
+        let sizes = [
+            rows as u32,
+            outputs as u32,
+            stride as u32,
+            u32::from(accumulate),
+        ]
+        .map(Arg::U32);
         let [rows_arg, outputs_arg, stride_arg, accumulate_arg] = sizes;
         let (x, w, out) = (Arg::Pointer(x), Arg::Pointer(w), Arg::Pointer(out));
         let args = [x, w, rows_arg, outputs_arg, stride_arg, accumulate_arg, out];
@@ -222,13 +314,25 @@ impl<D: Device> CudaBackend<D> {
                 _ => "gemv_bf16_8",
             };
             let grid = [outputs.div_ceil(4) as u32, 1, 1];
-            return self.run(Launch { kernel, grid, threads: 128, shared: 0, args: &args });
+            return self.run(Launch {
+                kernel,
+                grid,
+                threads: 128,
+                shared: 0,
+                args: &args,
+            });
         }
         // SAFETY: `multiply` checked the sizes of all three, which are `Held`.
         if unsafe { self.device.product(product) }? {
             return Ok(());
         }
         let grid = [outputs.div_ceil(64) as u32, rows.div_ceil(64) as u32, 1];
-        self.run(Launch { kernel: "matmul_bf16", grid, threads: 128, shared: 4 * 64 * 72 * 2, args: &args })
+        self.run(Launch {
+            kernel: "matmul_bf16",
+            grid,
+            threads: 128,
+            shared: 4 * 64 * 72 * 2,
+            args: &args,
+        })
     }
 }

@@ -4,7 +4,8 @@ use super::ReferencePages;
 use crate::backend::{AttentionItem, ObserveItem, QkvShape, Reduce};
 use crate::error::Result;
 
-/// Probabilities of one query row: those of the centroids, then those of all `slots.len` slots (0 where not visible).
+/// Probabilities of one query row: those of the centroids, then those of all `slots.len` slots (0
+/// where not visible).
 struct Row {
     centroids: Vec<f64>,
     slots: Vec<f64>,
@@ -13,7 +14,10 @@ struct Row {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+        .sum()
 }
 
 /// Probabilities of token row `i` of the item for query head `g` of its group.
@@ -41,14 +45,30 @@ fn probabilities(
         let entry = pages.entry(op, item.slots.pages, slot)?;
         entries.push(entry);
         let visible = (first..end).contains(&slot);
-        slots.push(if visible { scale * dot(q, &pages.keys[entry]) } else { f64::NEG_INFINITY });
+        slots.push(if visible {
+            scale * dot(q, &pages.keys[entry])
+        } else {
+            f64::NEG_INFINITY
+        });
     }
-    let max = centroids.iter().chain(&slots).copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = centroids.iter().chain(&slots).map(|logit| (logit - max).exp()).sum();
+    let max = centroids
+        .iter()
+        .chain(&slots)
+        .copied()
+        .fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = centroids
+        .iter()
+        .chain(&slots)
+        .map(|logit| (logit - max).exp())
+        .sum();
     for logit in centroids.iter_mut().chain(&mut slots) {
         *logit = (*logit - max).exp() / sum;
     }
-    Ok(Row { centroids, slots, entries })
+    Ok(Row {
+        centroids,
+        slots,
+        entries,
+    })
 }
 
 /// First element of a query row in `q` and `out`.
@@ -72,14 +92,20 @@ pub(super) fn attention(
                 let mut sum = vec![0.0; dim];
                 if let Some(view) = pages.latents.centroids("attention", item.centroids)? {
                     for (p, value) in row.centroids.iter().zip(view.values().chunks_exact(dim)) {
-                        sum.iter_mut().zip(value).for_each(|(sum, &v)| *sum += p * f64::from(v));
+                        sum.iter_mut()
+                            .zip(value)
+                            .for_each(|(sum, &v)| *sum += p * f64::from(v));
                     }
                 }
                 for (p, &entry) in row.slots.iter().zip(&row.entries) {
-                    sum.iter_mut().zip(&pages.values[entry]).for_each(|(sum, &v)| *sum += p * f64::from(v));
+                    sum.iter_mut()
+                        .zip(&pages.values[entry])
+                        .for_each(|(sum, &v)| *sum += p * f64::from(v));
                 }
                 let out = &mut out[offset(shape, item, i, g)..][..dim];
-                out.iter_mut().zip(sum).for_each(|(out, sum)| *out = sum as f32);
+                out.iter_mut()
+                    .zip(sum)
+                    .for_each(|(out, sum)| *out = sum as f32);
             }
         }
     }
@@ -94,7 +120,15 @@ pub(super) fn observe(
     out: &mut [Vec<f32>],
 ) -> Result<()> {
     let group = shape.heads / shape.kv_heads;
-    for (ObserveItem { attend, reduce, row_weights }, out) in items.iter().zip(out) {
+    for (
+        ObserveItem {
+            attend,
+            reduce,
+            row_weights,
+        },
+        out,
+    ) in items.iter().zip(out)
+    {
         let mut weights: Vec<f64> = out.iter().map(|&weight| f64::from(weight)).collect();
         weights.resize(attend.slots.len, 0.0);
         for i in 0..attend.rows.len() {

@@ -1,4 +1,5 @@
-//! Weights to f32, one at a time, straight from the description of each format (GGML, `ggml-common.h`).
+//! Weights to f32, one at a time, straight from the description of each format (GGML,
+//! `ggml-common.h`).
 
 use crate::backend::WeightType;
 
@@ -26,10 +27,15 @@ fn half(block: &[u8], at: usize) -> f32 {
 
 /// 4-bit weight `i` of 32: the low nibbles hold the first 16.
 fn nibble(bytes: &[u8], i: usize) -> u8 {
-    if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 }
+    if i < 16 {
+        bytes[i] & 15
+    } else {
+        bytes[i - 16] >> 4
+    }
 }
 
-/// Super-block of 256: `d`, `dmin`, 12 bytes of eight 6-bit scales and minima, 128 bytes of nibbles.
+/// Super-block of 256: `d`, `dmin`, 12 bytes of eight 6-bit scales and minima, 128 bytes of
+/// nibbles.
 fn q4_k(block: &[u8], i: usize) -> f32 {
     let (d, dmin, packed) = (half(block, 0), half(block, 2), &block[4..16]);
     let group = i / 32;
@@ -37,17 +43,29 @@ fn q4_k(block: &[u8], i: usize) -> f32 {
         (packed[group] & 63, packed[group + 4] & 63)
     } else {
         let low = packed[group + 4];
-        ((low & 15) | (packed[group - 4] >> 6 << 4), (low >> 4) | (packed[group] >> 6 << 4))
+        (
+            (low & 15) | (packed[group - 4] >> 6 << 4),
+            (low >> 4) | (packed[group] >> 6 << 4),
+        )
     };
     // Two groups share 32 bytes: the even one in the low nibbles.
     let byte = block[16 + group / 2 * 32 + i % 32];
-    let quant = if group.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
+    let quant = if group.is_multiple_of(2) {
+        byte & 15
+    } else {
+        byte >> 4
+    };
     d * f32::from(scale) * f32::from(quant) - dmin * f32::from(min)
 }
 
 /// Super-block of 256: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 signed scales, `d`.
 fn q6_k(block: &[u8], i: usize) -> f32 {
-    let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], half(block, 208));
+    let (low, high, scales, d) = (
+        &block[..128],
+        &block[128..192],
+        &block[192..208],
+        half(block, 208),
+    );
     // Halves of 128 weights; in each, four rows of 32.
     let (part, row, lane) = (i / 128, i % 128 / 32, i % 32);
     let byte = low[part * 64 + row % 2 * 32 + lane];

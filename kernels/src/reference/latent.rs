@@ -3,12 +3,17 @@
 use super::ReferencePages;
 use crate::backend::{AssociativeLayer, HeadPages, IndexItem, IndexShape, LEAST_MASS, ReadoutItem};
 use crate::error::{Error, Result};
-use crate::latent::{AssociativeState, CentroidState, LatentId, LatentKind, LatentState, check_features};
+use crate::latent::{
+    AssociativeState, CentroidState, LatentId, LatentKind, LatentState, check_features,
+};
 use crate::reference::ReferenceBackend;
 use crate::select::KeptLists;
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+        .sum()
 }
 
 pub(super) fn readout(
@@ -23,16 +28,29 @@ pub(super) fn readout(
     for item in items {
         let state = pages.latents.associative("readout", item.memory)?;
         let gate = f64::from(layer.gates[layer.layer * shape.kv_heads + item.kv_head]);
-        let queries = item.rows.clone().flat_map(|row| (0..group).map(move |g| (row, g)));
+        let queries = item
+            .rows
+            .clone()
+            .flat_map(|row| (0..group).map(move |g| (row, g)));
         for (row, g) in queries {
             let first = (row * shape.heads + item.kv_head * group + g) * dim;
-            let phi: Vec<f64> =
-                features.chunks_exact(dim).map(|feature| dot(feature, &q[first..first + dim])).collect();
-            let mass: f64 = phi.iter().zip(&state.norms).map(|(phi, &norm)| phi * phi * f64::from(norm)).sum();
+            let phi: Vec<f64> = features
+                .chunks_exact(dim)
+                .map(|feature| dot(feature, &q[first..first + dim]))
+                .collect();
+            let mass: f64 = phi
+                .iter()
+                .zip(&state.norms)
+                .map(|(phi, &norm)| phi * phi * f64::from(norm))
+                .sum();
             let scale = gate / mass.max(f64::from(LEAST_MASS));
             for d in 0..dim {
                 let rows = state.sums.chunks_exact(dim);
-                let sum: f64 = phi.iter().zip(rows).map(|(phi, row)| phi * f64::from(row[d])).sum();
+                let sum: f64 = phi
+                    .iter()
+                    .zip(rows)
+                    .map(|(phi, row)| phi * f64::from(row[d]))
+                    .sum();
                 out[first + d] = (f64::from(out[first + d]) + scale * sum) as f32;
             }
         }
@@ -52,10 +70,20 @@ pub(super) fn memorise(
     let latent = pages.latents.get(op, id)?;
     let (kind, want) = (latent.kind, latent.heads.len());
     if heads.len() != want {
-        return Err(Error::Shape { op, what: "heads", got: heads.len(), want });
+        return Err(Error::Shape {
+            op,
+            what: "heads",
+            got: heads.len(),
+            want,
+        });
     }
     let values = features.map_or(&[][..], |(values, _)| values);
-    let (group, layer) = check_features(kind, want, features.map(|(values, count)| (values.len(), count)), dim)?;
+    let (group, layer) = check_features(
+        kind,
+        want,
+        features.map(|(values, count)| (values.len(), count)),
+        dim,
+    )?;
     for (index, head) in heads.iter().enumerate() {
         let mut entries = Vec::new();
         for slot in (0..head.len as u32).filter(|slot| !kept.lists()[index].contains(slot)) {
@@ -92,7 +120,10 @@ fn centroids(old: &CentroidState, most: usize, entries: &[(Vec<f32>, Vec<f32>)])
     let dim = entries[0].0.len();
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
     let (keys, values) = (old.keys(), old.values());
-    let rows = keys.chunks_exact(dim).zip(values.chunks_exact(dim)).zip(old.counts());
+    let rows = keys
+        .chunks_exact(dim)
+        .zip(values.chunks_exact(dim))
+        .zip(old.counts());
     let mean = |((key, value), &count): ((&[f32], &[f32]), &f32)| Mean {
         key: wide(key),
         value: wide(value),
@@ -102,33 +133,65 @@ fn centroids(old: &CentroidState, most: usize, entries: &[(Vec<f32>, Vec<f32>)])
     for (key, value) in entries {
         let (key, value) = (wide(key), wide(value));
         if all.len() < most {
-            all.push(Mean { key, value, count: 1.0 });
+            all.push(Mean {
+                key,
+                value,
+                count: 1.0,
+            });
             continue;
         }
-        let distance = |c: &Mean| c.key.iter().zip(&key).map(|(c, k)| (c - k) * (c - k)).sum::<f64>();
-        let nearest = (0..all.len()).min_by(|&a, &b| distance(&all[a]).total_cmp(&distance(&all[b]))).expect("one");
-        let Mean { key: keys, value: values, count } = &mut all[nearest];
-        for (m, x) in keys.iter_mut().zip(&key).chain(values.iter_mut().zip(&value)) {
+        let distance = |c: &Mean| {
+            c.key
+                .iter()
+                .zip(&key)
+                .map(|(c, k)| (c - k) * (c - k))
+                .sum::<f64>()
+        };
+        let nearest = (0..all.len())
+            .min_by(|&a, &b| distance(&all[a]).total_cmp(&distance(&all[b])))
+            .expect("one");
+        let Mean {
+            key: keys,
+            value: values,
+            count,
+        } = &mut all[nearest];
+        for (m, x) in keys
+            .iter_mut()
+            .zip(&key)
+            .chain(values.iter_mut().zip(&value))
+        {
             *m = (*m * *count + x) / (*count + 1.0);
         }
         *count += 1.0;
     }
     let narrow = |values: &Vec<f64>| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     CentroidState::new(
-        &all.iter().flat_map(|c| narrow(&c.key)).collect::<Vec<f32>>(),
-        &all.iter().flat_map(|c| narrow(&c.value)).collect::<Vec<f32>>(),
+        &all.iter()
+            .flat_map(|c| narrow(&c.key))
+            .collect::<Vec<f32>>(),
+        &all.iter()
+            .flat_map(|c| narrow(&c.value))
+            .collect::<Vec<f32>>(),
         all.iter().map(|c| c.count as f32).collect(),
     )
 }
 
-fn associative(old: &AssociativeState, features: &[f32], entries: &[(Vec<f32>, Vec<f32>)]) -> AssociativeState {
+fn associative(
+    old: &AssociativeState,
+    features: &[f32],
+    entries: &[(Vec<f32>, Vec<f32>)],
+) -> AssociativeState {
     let dim = entries[0].0.len();
     let (mut sums, mut norms) = (Vec::new(), Vec::new());
     for (f, feature) in features.chunks_exact(dim).enumerate() {
         let phi: Vec<f64> = entries.iter().map(|(key, _)| dot(feature, key)).collect();
         let before = |values: &[f32], i: usize| values.get(i).map_or(0.0, |&x| f64::from(x));
         for d in 0..dim {
-            let sum: f64 = phi.iter().zip(entries).map(|(phi, (_, value))| phi * f64::from(value[d])).sum();
+            let sum: f64 = phi
+                .iter()
+                .zip(entries)
+                .map(|(phi, (_, value))| phi * f64::from(value[d]))
+                .sum();
             sums.push((before(&old.sums, f * dim + d) + sum) as f32);
         }
         norms.push((before(&old.norms, f) + phi.iter().map(|phi| phi * phi).sum::<f64>()) as f32);
@@ -143,7 +206,10 @@ pub(super) fn index(shape: IndexShape, items: &mut [IndexItem<'_>]) {
             for row in slot.saturating_sub(before)..item.rows {
                 let queries = item.queries[row * shape.heads * shape.dim..].chunks_exact(shape.dim);
                 let weights = &item.weights[row * shape.heads..][..shape.heads];
-                let score: f64 = queries.zip(weights).map(|(q, &w)| f64::from(w) * dot(q, key).max(0.0)).sum();
+                let score: f64 = queries
+                    .zip(weights)
+                    .map(|(q, &w)| f64::from(w) * dot(q, key).max(0.0))
+                    .sum();
                 item.scores[slot] = item.scores[slot].max(score as f32);
             }
         }

@@ -1,4 +1,5 @@
-//! The oracle of every backend: straight loops over plain vectors, sums in f64, no SIMD, no threads, no tiles.
+//! The oracle of every backend: straight loops over plain vectors, sums in f64, no SIMD, no
+//! threads, no tiles.
 //!
 //! Slow on purpose. [`crate::conformance`] compares other backends with it.
 
@@ -9,9 +10,12 @@ mod score;
 mod select;
 mod tokens;
 
+use std::sync::LazyLock;
+
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType, ObserveItem, PageId, PageShape,
-    QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
+    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, KvType,
+    ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead,
+    SplitQkv, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::fixed;
@@ -19,7 +23,6 @@ use crate::latent::{HostLatent, LatentHead, LatentId, LatentKind, LatentState, L
 use crate::sample::{self, SampleItem};
 use crate::score::{NoteItem, ScoreItem};
 use crate::select::{KeptLists, check_select, scored};
-use std::sync::LazyLock;
 
 /// The backend. It keeps no state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,7 +35,8 @@ pub struct ReferenceMatrix {
     weights: Vec<f32>,
 }
 
-/// Keys and values of all slots as f32, rounded to the stored type: slot `s` of page `p` is entry `p * 32 + s`.
+/// Keys and values of all slots as f32, rounded to the stored type: slot `s` of page `p` is entry
+/// `p * 32 + s`.
 pub struct ReferencePages {
     shape: PageShape,
     keys: Vec<Vec<f32>>,
@@ -43,34 +47,58 @@ pub struct ReferencePages {
 }
 
 /// All halves from 0 on, in order.
-static HALVES: LazyLock<Vec<f32>> =
-    LazyLock::new(|| (0..=half::f16::MAX.to_bits()).map(|bits| half::f16::from_bits(bits).to_f32()).collect());
+static HALVES: LazyLock<Vec<f32>> = LazyLock::new(|| {
+    (0..=half::f16::MAX.to_bits())
+        .map(|bits| half::f16::from_bits(bits).to_f32())
+        .collect()
+});
 
 impl ReferencePages {
     /// Entry of slot `slot` of a head.
     fn entry(&self, op: &'static str, table: &[PageId], slot: usize) -> Result<usize> {
         let (index, len) = (slot / PageShape::SLOTS, table.len());
-        let page = table.get(index).ok_or(Error::Index { op, what: "page of the table", index, len })?.0 as usize;
+        let page = table
+            .get(index)
+            .ok_or(Error::Index {
+                op,
+                what: "page of the table",
+                index,
+                len,
+            })?
+            .0 as usize;
         let len = self.keys.len() / PageShape::SLOTS;
         if page >= len {
-            return Err(Error::Index { op, what: "page", index: page, len });
+            return Err(Error::Index {
+                op,
+                what: "page",
+                index: page,
+                len,
+            });
         }
         Ok(page * PageShape::SLOTS + slot % PageShape::SLOTS)
     }
 
-    /// A key or a value as the arena stores it: halves are rounded to nearest, ties to even, and saturate.
+    /// A key or a value as the arena stores it: halves are rounded to nearest, ties to even, and
+    /// saturate.
     fn round(&self, x: &[f32]) -> Vec<f32> {
         match self.shape.dtype {
             KvType::F32 => x.to_vec(),
             KvType::F16 => {
                 let largest = half::f16::MAX.to_f32();
-                x.iter().map(|x| half::f16::from_f32(x.clamp(-largest, largest)).to_f32()).collect()
+                x.iter()
+                    .map(|x| half::f16::from_f32(x.clamp(-largest, largest)).to_f32())
+                    .collect()
             }
             KvType::Q8 => {
                 let most = x.iter().map(|x| x.abs()).fold(0.0, f32::max) / 127.0;
                 let scale = HALVES[HALVES.partition_point(|scale| *scale <= most) - 1];
-                let integer =
-                    |x: f32| if scale == 0.0 { 0.0 } else { (x / scale).round_ties_even().clamp(-127.0, 127.0) };
+                let integer = |x: f32| {
+                    if scale == 0.0 {
+                        0.0
+                    } else {
+                        (x / scale).round_ties_even().clamp(-127.0, 127.0)
+                    }
+                };
                 x.iter().map(|&x| integer(x) * scale).collect()
             }
         }
@@ -84,14 +112,26 @@ impl ReferencePages {
 
 /// Checks that `what` has at least `want` elements.
 fn at_least(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
-    if got < want { Err(Error::Shape { op, what, got, want }) } else { Ok(()) }
+    if got < want {
+        Err(Error::Shape {
+            op,
+            what,
+            got,
+            want,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// `x / sqrt(mean(x²) + eps) * weight`.
 fn norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / x.len() as f64;
     let inverse = 1.0 / (mean + f64::from(eps)).sqrt();
-    x.iter().zip(weight).map(|(&x, &w)| (f64::from(x) * inverse * f64::from(w)) as f32).collect()
+    x.iter()
+        .zip(weight)
+        .map(|(&x, &w)| (f64::from(x) * inverse * f64::from(w)) as f32)
+        .collect()
 }
 
 /// Rotates pairs `(i, i + D/2)` of `x` by angles with the given cosines and sines.
@@ -107,7 +147,12 @@ fn rotate(x: &[f32], cos: &[f64], sin: &[f64]) -> Vec<f32> {
 }
 
 /// Products `[T, N]` in fixed point, unit by unit.
-fn units(op: &'static str, matrix: &ReferenceMatrix, (x, rows): (&[f32], usize), ends: &[usize]) -> Result<Vec<i64>> {
+fn units(
+    op: &'static str,
+    matrix: &ReferenceMatrix,
+    (x, rows): (&[f32], usize),
+    ends: &[usize],
+) -> Result<Vec<i64>> {
     let cols = matrix.cols;
     at_least(op, "x", x.len(), rows * cols)?;
     fixed::check_ends(op, ends, cols)?;
@@ -116,8 +161,11 @@ fn units(op: &'static str, matrix: &ReferenceMatrix, (x, rows): (&[f32], usize),
         for weights in matrix.weights.chunks_exact(cols.max(1)) {
             let (mut sum, mut start) = (0i64, 0);
             for &end in ends {
-                let unit: f64 =
-                    x[start..end].iter().zip(&weights[start..end]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                let unit: f64 = x[start..end]
+                    .iter()
+                    .zip(&weights[start..end])
+                    .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                    .sum();
                 sum = sum.wrapping_add(fixed::from_f32(unit as f32));
                 start = end;
             }
@@ -148,7 +196,12 @@ impl Backend for ReferenceBackend {
     }
 
     fn download(&self, src: &Vec<f32>, offset: usize, dst: &mut [f32]) -> Result<()> {
-        at_least("download", "src", src.len(), offset.saturating_add(dst.len()))?;
+        at_least(
+            "download",
+            "src",
+            src.len(),
+            offset.saturating_add(dst.len()),
+        )?;
         dst.copy_from_slice(&src[offset..offset + dst.len()]);
         Ok(())
     }
@@ -160,15 +213,30 @@ impl Backend for ReferenceBackend {
         for part in parts {
             let block = part.dtype.block().0;
             if part.cols != cols {
-                return Err(Error::Shape { op, what: "a row of a stacked part", got: part.cols, want: cols });
+                return Err(Error::Shape {
+                    op,
+                    what: "a row of a stacked part",
+                    got: part.cols,
+                    want: cols,
+                });
             }
             if !cols.is_multiple_of(block) {
-                return Err(Error::Multiple { op, what: "cols", got: cols, multiple: block });
+                return Err(Error::Multiple {
+                    op,
+                    what: "cols",
+                    got: cols,
+                    multiple: block,
+                });
             }
             let len = part.rows.saturating_mul(cols);
             let want = part.dtype.bytes(len).unwrap_or(usize::MAX);
             if part.bytes.len() != want {
-                return Err(Error::Shape { op, what: "bytes", got: part.bytes.len(), want });
+                return Err(Error::Shape {
+                    op,
+                    what: "bytes",
+                    got: part.bytes.len(),
+                    want,
+                });
             }
             weights.extend((0..len).map(|i| dequant::weight(part.dtype, part.bytes, i)));
         }
@@ -184,10 +252,16 @@ impl Backend for ReferenceBackend {
         let (cols, len) = (table.cols, table.weights.len() / table.cols.max(1));
         at_least(op, "out", out.len(), ids.len() * cols)?;
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= len) {
-            return Err(Error::Index { op, what: "token id", index: id as usize, len });
+            return Err(Error::Index {
+                op,
+                what: "token id",
+                index: id as usize,
+                len,
+            });
         }
         for (t, &id) in ids.iter().enumerate() {
-            out[t * cols..(t + 1) * cols].copy_from_slice(&table.weights[id as usize * cols..][..cols]);
+            out[t * cols..(t + 1) * cols]
+                .copy_from_slice(&table.weights[id as usize * cols..][..cols]);
         }
         Ok(())
     }
@@ -225,9 +299,16 @@ impl Backend for ReferenceBackend {
         ends: &[usize],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        at_least("matmul_units", "out", out.len(), rows * (matrix.weights.len() / matrix.cols.max(1)))?;
+        at_least(
+            "matmul_units",
+            "out",
+            out.len(),
+            rows * (matrix.weights.len() / matrix.cols.max(1)),
+        )?;
         let sums = units("matmul_units", matrix, (x, rows), ends)?;
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = fixed::to_f32(sum));
+        out.iter_mut()
+            .zip(sums)
+            .for_each(|(out, sum)| *out = fixed::to_f32(sum));
         Ok(())
     }
 
@@ -239,13 +320,25 @@ impl Backend for ReferenceBackend {
         ends: &[usize],
         out: &mut [i64],
     ) -> Result<()> {
-        at_least("matmul_share", "out", out.len(), rows * (matrix.weights.len() / matrix.cols.max(1)))?;
+        at_least(
+            "matmul_share",
+            "out",
+            out.len(),
+            rows * (matrix.weights.len() / matrix.cols.max(1)),
+        )?;
         let sums = units("matmul_share", matrix, (x, rows), ends)?;
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
         Ok(())
     }
 
-    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn rms_norm(
+        &self,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        rows: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         let (op, width) = ("rms_norm", weight.len());
         at_least(op, "x", x.len(), rows * width)?;
         at_least(op, "out", out.len(), rows * width)?;
@@ -265,7 +358,13 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, width: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn silu_mul(
+        &self,
+        gate_up: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         let op = "silu_mul";
         at_least(op, "gate_up", gate_up.len(), rows * 2 * width)?;
         at_least(op, "out", out.len(), rows * width)?;
@@ -279,12 +378,23 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn gather_rows(&self, x: &Vec<f32>, width: usize, rows: &[usize], out: &mut Vec<f32>) -> Result<()> {
+    fn gather_rows(
+        &self,
+        x: &Vec<f32>,
+        width: usize,
+        rows: &[usize],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         let op = "gather_rows";
         let len = x.len() / width.max(1);
         at_least(op, "out", out.len(), rows.len() * width)?;
         if let Some(&index) = rows.iter().find(|&&row| row >= len) {
-            return Err(Error::Index { op, what: "row", index, len });
+            return Err(Error::Index {
+                op,
+                what: "row",
+                index,
+                len,
+            });
         }
         for (i, &row) in rows.iter().enumerate() {
             out[i * width..(i + 1) * width].copy_from_slice(&x[row * width..(row + 1) * width]);
@@ -292,14 +402,42 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn sample(&self, logits: &mut Vec<f32>, vocabulary: usize, items: &[SampleItem<'_>]) -> Result<Vec<Option<u32>>> {
+    fn sample(
+        &self,
+        logits: &mut Vec<f32>,
+        vocabulary: usize,
+        items: &[SampleItem<'_>],
+    ) -> Result<Vec<Option<u32>>> {
         sample::check(items, logits.len() / vocabulary.max(1), vocabulary)?;
-        Ok(items.iter().map(|item| tokens::choose(&mut logits[item.row * vocabulary..][..vocabulary], item)).collect())
+        Ok(items
+            .iter()
+            .map(|item| tokens::choose(&mut logits[item.row * vocabulary..][..vocabulary], item))
+            .collect())
     }
 
-    fn split_qkv(&self, args: SplitQkv<'_, Self>, pages: &mut ReferencePages, q: &mut Vec<f32>) -> Result<()> {
-        let (op, SplitQkv { shape, qkv, rows, cos, sin, qk_norm, items }) = ("split_qkv", args);
-        let QkvShape { heads, kv_heads, head_dim } = shape;
+    fn split_qkv(
+        &self,
+        args: SplitQkv<'_, Self>,
+        pages: &mut ReferencePages,
+        q: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (
+            op,
+            SplitQkv {
+                shape,
+                qkv,
+                rows,
+                cos,
+                sin,
+                qk_norm,
+                items,
+            },
+        ) = ("split_qkv", args);
+        let QkvShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = shape;
         let half = head_dim / 2;
         at_least(op, "qkv", qkv.len(), rows * shape.width())?;
         at_least(op, "cos", cos.len(), rows * half)?;
@@ -312,14 +450,24 @@ impl Backend for ReferenceBackend {
                 (Some(weight), Some((_, _, eps))) => norm(x, weight, eps),
                 _ => x.to_vec(),
             };
-            let angle =
-                |table: &[f32]| table[t * half..(t + 1) * half].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let angle = |table: &[f32]| {
+                table[t * half..(t + 1) * half]
+                    .iter()
+                    .map(|&x| f64::from(x))
+                    .collect::<Vec<_>>()
+            };
             rotate(&x, &angle(cos), &angle(sin))
         };
         for item in items {
             for (i, t) in item.rows.clone().enumerate() {
-                let key = head(t, heads + item.kv_head, qk_norm.map(|(_, weight, _)| weight));
-                let value = &qkv[t * shape.width() + (heads + kv_heads + item.kv_head) * head_dim..][..head_dim];
+                let key = head(
+                    t,
+                    heads + item.kv_head,
+                    qk_norm.map(|(_, weight, _)| weight),
+                );
+                let value = &qkv
+                    [t * shape.width() + (heads + kv_heads + item.kv_head) * head_dim..]
+                    [..head_dim];
                 let entry = pages.entry(op, item.slots.pages, item.slots.len + i)?;
                 pages.write(entry, &key, value);
             }
@@ -336,7 +484,13 @@ impl Backend for ReferenceBackend {
     fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<ReferencePages> {
         let slots = vec![vec![0.0; shape.head_dim]; count * PageShape::SLOTS];
         let notes = vec![(0, 0); slots.len()];
-        Ok(ReferencePages { shape, keys: slots.clone(), values: slots, notes, latents: Latents::default() })
+        Ok(ReferencePages {
+            shape,
+            keys: slots.clone(),
+            values: slots,
+            notes,
+            latents: Latents::default(),
+        })
     }
 
     fn attention(
@@ -377,7 +531,13 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn note(&self, pages: &mut ReferencePages, values: &Vec<f32>, width: usize, items: &[NoteItem<'_>]) -> Result<()> {
+    fn note(
+        &self,
+        pages: &mut ReferencePages,
+        values: &Vec<f32>,
+        width: usize,
+        items: &[NoteItem<'_>],
+    ) -> Result<()> {
         score::note(pages, values, width, items)
     }
 
@@ -386,11 +546,22 @@ impl Backend for ReferenceBackend {
         (0..head.len).map(note).collect()
     }
 
-    fn score(&self, pages: &ReferencePages, at: u32, items: &[ScoreItem<'_>], out: &mut Vec<f32>) -> Result<()> {
+    fn score(
+        &self,
+        pages: &ReferencePages,
+        at: u32,
+        items: &[ScoreItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         score::score(pages, at, items, out)
     }
 
-    fn select(&self, budget: SelectBudget, scores: &Vec<f32>, heads: &[SelectHead]) -> Result<KeptLists> {
+    fn select(
+        &self,
+        budget: SelectBudget,
+        scores: &Vec<f32>,
+        heads: &[SelectHead],
+    ) -> Result<KeptLists> {
         check_select(budget, heads)?;
         let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
         KeptLists::new(&lens, &select::select(budget, &scored(scores, heads)?))
@@ -404,7 +575,12 @@ impl Backend for ReferenceBackend {
         Ok(kept.lists().to_vec())
     }
 
-    fn compact(&self, pages: &mut ReferencePages, heads: &[HeadPages<'_>], kept: &KeptLists) -> Result<()> {
+    fn compact(
+        &self,
+        pages: &mut ReferencePages,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
         let op = "compact";
         kept.check(op, heads)?;
         for (head, list) in heads.iter().zip(kept.lists()) {
@@ -419,7 +595,12 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn alloc_latent(&self, pages: &mut ReferencePages, kind: LatentKind, heads: usize) -> Result<LatentId> {
+    fn alloc_latent(
+        &self,
+        pages: &mut ReferencePages,
+        kind: LatentKind,
+        heads: usize,
+    ) -> Result<LatentId> {
         pages.latents.create(kind, heads)
     }
 
@@ -435,22 +616,41 @@ impl Backend for ReferenceBackend {
         heads: &[HeadPages<'_>],
         kept: &KeptLists,
     ) -> Result<()> {
-        latent::memorise(pages, id, features.map(|(values, count)| (&values[..], count)), heads, kept)
+        latent::memorise(
+            pages,
+            id,
+            features.map(|(values, count)| (&values[..], count)),
+            heads,
+            kept,
+        )
     }
 
     fn read_latent(&self, pages: &ReferencePages, head: LatentHead) -> Result<LatentState> {
         pages.latents.head("read_latent", head).cloned()
     }
 
-    fn write_latent(&self, pages: &mut ReferencePages, head: LatentHead, state: &LatentState) -> Result<()> {
+    fn write_latent(
+        &self,
+        pages: &mut ReferencePages,
+        head: LatentHead,
+        state: &LatentState,
+    ) -> Result<()> {
         pages.latents.write(head, state, pages.shape.head_dim)
     }
 
-    fn rotate_keys(&self, pages: &mut ReferencePages, items: &[RotateItem<'_>], inv_freq: &[f32]) -> Result<()> {
+    fn rotate_keys(
+        &self,
+        pages: &mut ReferencePages,
+        items: &[RotateItem<'_>],
+        inv_freq: &[f32],
+    ) -> Result<()> {
         for item in items {
             for (slot, &delta) in item.delta.iter().enumerate() {
                 let entry = pages.entry("rotate_keys", item.slots.pages, slot)?;
-                let angles: Vec<f64> = inv_freq.iter().map(|&f| f64::from(delta) * f64::from(f)).collect();
+                let angles: Vec<f64> = inv_freq
+                    .iter()
+                    .map(|&f| f64::from(delta) * f64::from(f))
+                    .collect();
                 let cos: Vec<f64> = angles.iter().map(|angle| angle.cos()).collect();
                 let sin: Vec<f64> = angles.iter().map(|angle| angle.sin()).collect();
                 let key = rotate(&pages.keys[entry], &cos, &sin);
@@ -486,7 +686,11 @@ impl Backend for ReferenceBackend {
         values: &[f32],
     ) -> Result<()> {
         let dim = pages.shape.head_dim;
-        for (i, (key, value)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+        for (i, (key, value)) in keys
+            .chunks_exact(dim)
+            .zip(values.chunks_exact(dim))
+            .enumerate()
+        {
             let entry = pages.entry("write_slots", head.pages, first + i)?;
             pages.write(entry, key, value);
         }

@@ -7,7 +7,11 @@ use crate::select::SelectItem;
 pub(super) fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<u32>> {
     let mut stays: Vec<Vec<bool>> = items
         .iter()
-        .map(|item| (0..item.scores.len()).map(|slot| !item.candidates.contains(&slot)).collect())
+        .map(|item| {
+            (0..item.scores.len())
+                .map(|slot| !item.candidates.contains(&slot))
+                .collect()
+        })
         .collect();
     for pool in 0..budget.pools {
         let heads: Vec<usize> = (pool..items.len()).step_by(budget.pools).collect();
@@ -15,10 +19,18 @@ pub(super) fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<
         let score = |x: f32| (!x.is_nan(), if x.is_nan() { 0.0 } else { x + 0.0 });
         let mut all: Vec<((bool, f32), usize, usize)> = Vec::new();
         for &head in &heads {
-            all.extend(items[head].candidates.clone().map(|slot| (score(items[head].scores[slot]), head, slot)));
+            all.extend(
+                items[head]
+                    .candidates
+                    .clone()
+                    .map(|slot| (score(items[head].scores[slot]), head, slot)),
+            );
         }
         all.sort_by(|(a, head_a, slot_a), (b, head_b, slot_b)| {
-            b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(head_a.cmp(head_b)).then(slot_a.cmp(slot_b))
+            b.0.cmp(&a.0)
+                .then(b.1.total_cmp(&a.1))
+                .then(head_a.cmp(head_b))
+                .then(slot_a.cmp(slot_b))
         });
         let (mut own, mut left) = (vec![0; items.len()], budget.take * heads.len());
         for for_itself in [true, false] {
@@ -31,6 +43,10 @@ pub(super) fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<
             }
         }
     }
-    let slots = |stays: &Vec<bool>| (0..stays.len() as u32).filter(|&slot| stays[slot as usize]).collect();
+    let slots = |stays: &Vec<bool>| {
+        (0..stays.len() as u32)
+            .filter(|&slot| stays[slot as usize])
+            .collect()
+    };
     stays.iter().map(slots).collect()
 }

@@ -1,4 +1,5 @@
-//! Sampling by its definition: the whole vocabulary is sorted, and one token after the other passes every filter.
+//! Sampling by its definition: the whole vocabulary is sorted, and one token after the other passes
+//! every filter.
 
 use crate::sample::{LogitEdit, SampleItem, mass};
 
@@ -9,9 +10,17 @@ pub(super) fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
     for edit in item.edits {
         let x = &mut logits[edit.token as usize];
         let has = |flag: u32| edit.flags & flag == flag;
-        *x += if has(LogitEdit::BIAS) { edit.bias } else { -0.0 };
+        *x += if has(LogitEdit::BIAS) {
+            edit.bias
+        } else {
+            -0.0
+        };
         if has(LogitEdit::PENALTIES) {
-            *x = if *x > 0.0 { *x / edit.repetition } else { *x * edit.repetition };
+            *x = if *x > 0.0 {
+                *x / edit.repetition
+            } else {
+                *x * edit.repetition
+            };
             *x = (*x - edit.frequency) - edit.presence;
         }
         if has(LogitEdit::BANNED) {
@@ -25,8 +34,16 @@ pub(super) fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
     if item.temperature <= 0.0 {
         return Some(best);
     }
-    let tokens = order.iter().map(|&id| (id, mass((logits[id as usize] - top) / item.temperature)));
-    let mut kept: Vec<(u32, u64)> = tokens.take(if item.top_k == 0 { usize::MAX } else { item.top_k }).collect();
+    let tokens = order
+        .iter()
+        .map(|&id| (id, mass((logits[id as usize] - top) / item.temperature)));
+    let mut kept: Vec<(u32, u64)> = tokens
+        .take(if item.top_k == 0 {
+            usize::MAX
+        } else {
+            item.top_k
+        })
+        .collect();
     kept.retain(|&(_, mass)| mass as f64 >= f64::from(item.min_p) * (1u64 << 44) as f64);
     let total = |kept: &[(u32, u64)]| kept.iter().map(|token| token.1).sum::<u64>();
     let all = total(&kept);

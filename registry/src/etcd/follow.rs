@@ -1,7 +1,8 @@
 //! Following the ranks of a group in etcd.
 
 use etcd_client::{EventType, GetOptions, WatchOptions};
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self};
 use tokio::time::{sleep, timeout};
 
 use super::{EtcdRegistry, parse, within};
@@ -9,14 +10,31 @@ use crate::{RankEvent, RankRecord, RegistryError};
 
 impl EtcdRegistry {
     /// The ranks below `prefix`, and the revision at which they were so.
-    pub(super) async fn listed(&self, prefix: &str) -> Result<(Vec<RankRecord>, i64), RegistryError> {
+    pub(super) async fn listed(
+        &self,
+        prefix: &str,
+    ) -> Result<(Vec<RankRecord>, i64), RegistryError> {
         let mut client = self.client.kv_client();
-        let answer = within(&self.options, client.get(prefix, Some(GetOptions::new().with_prefix()))).await?;
-        let ranks = answer.kvs().iter().map(|kv| parse(kv.key(), kv.value())).collect::<Result<_, _>>()?;
-        Ok((ranks, answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        let answer = within(
+            &self.options,
+            client.get(prefix, Some(GetOptions::new().with_prefix())),
+        )
+        .await?;
+        let ranks = answer
+            .kvs()
+            .iter()
+            .map(|kv| parse(kv.key(), kv.value()))
+            .collect::<Result<_, _>>()?;
+        Ok((
+            ranks,
+            answer
+                .header()
+                .map_or(0, etcd_client::ResponseHeader::revision),
+        ))
     }
 
-    /// Tells `events` of the ranks below `prefix` until nobody listens. Whatever breaks, it begins anew with what is there.
+    /// Tells `events` of the ranks below `prefix` until nobody listens. Whatever breaks, it begins
+    /// anew with what is there.
     pub(super) async fn follow(&self, prefix: &str, events: &mpsc::Sender<RankEvent>) {
         while !events.is_closed() {
             if let Err(error) = self.follow_on(prefix, events).await {
@@ -26,23 +44,31 @@ impl EtcdRegistry {
         }
     }
 
-    async fn follow_on(&self, prefix: &str, events: &mpsc::Sender<RankEvent>) -> Result<(), RegistryError> {
+    async fn follow_on(
+        &self,
+        prefix: &str,
+        events: &mpsc::Sender<RankEvent>,
+    ) -> Result<(), RegistryError> {
         // Room first, so that what is told is what is there now.
-        let Ok(room) = events.reserve().await else { return Ok(()) };
+        let Ok(room) = events.reserve().await else {
+            return Ok(());
+        };
         let (ranks, revision) = self.listed(prefix).await?;
         room.send(RankEvent::All(ranks));
         self.follow_from(prefix, revision + 1, events).await
     }
 
-    /// Tells of what happened since `revision`. Returns when all must be told anew: the reader is behind, or etcd has
-    /// forgotten what happened since.
+    /// Tells of what happened since `revision`. Returns when all must be told anew: the reader is
+    /// behind, or etcd has forgotten what happened since.
     pub(super) async fn follow_from(
         &self,
         prefix: &str,
         revision: i64,
         events: &mpsc::Sender<RankEvent>,
     ) -> Result<(), RegistryError> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(revision);
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(revision);
         let mut client = self.client.watch_client();
         let mut stream = within(&self.options, client.watch(prefix, Some(options))).await?;
         loop {
@@ -75,7 +101,8 @@ impl EtcdRegistry {
                         None => continue,
                     },
                 };
-                if let Err(TrySendError::Full(_) | TrySendError::Closed(_)) = events.try_send(told) {
+                if let Err(TrySendError::Full(_) | TrySendError::Closed(_)) = events.try_send(told)
+                {
                     return Ok(());
                 }
             }
@@ -85,5 +112,8 @@ impl EtcdRegistry {
 
 /// The rank that a key below `prefix` stands for.
 fn rank_of(key: &[u8], prefix: &str) -> Option<u32> {
-    std::str::from_utf8(key.strip_prefix(prefix.as_bytes())?).ok()?.parse().ok()
+    std::str::from_utf8(key.strip_prefix(prefix.as_bytes())?)
+        .ok()?
+        .parse()
+        .ok()
 }

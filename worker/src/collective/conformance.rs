@@ -78,12 +78,18 @@ fn sums_are_right_and_the_same_bits_on_all_ranks(end: &dyn Collective) {
         for (i, &found) in values.iter().enumerate() {
             let parts = || (0..end.world_size()).map(|rank| f64::from(value(rank, i)));
             let (sum, size) = (parts().sum::<f64>(), parts().map(f64::abs).sum::<f64>());
-            assert!((f64::from(found) - sum).abs() <= 1e-6 * size, "element {i} of {len}: {found} for {sum}");
+            assert!(
+                (f64::from(found) - sum).abs() <= 1e-6 * size,
+                "element {i} of {len}: {found} for {sum}"
+            );
         }
         let mine: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let mut all = vec![0; mine.len() * end.world_size()];
         end.all_gather(&mine, &mut all, soon()).expect("a gather");
-        assert!(all.chunks(mine.len().max(1)).all(|theirs| theirs == mine), "ranks differ in a sum of {len}");
+        assert!(
+            all.chunks(mine.len().max(1)).all(|theirs| theirs == mine),
+            "ranks differ in a sum of {len}"
+        );
     }
 }
 
@@ -92,7 +98,8 @@ fn sums_are_in_rank_order(end: &dyn Collective) {
         let mut values: Vec<f32> = (0..len).map(|i| value(end.rank(), i)).collect();
         end.all_reduce_sum(&mut values, soon()).expect("a sum");
         for (i, found) in values.iter().enumerate() {
-            let expected = (1..end.world_size()).fold(value(0, i), |sum, rank| sum + value(rank, i));
+            let expected =
+                (1..end.world_size()).fold(value(0, i), |sum, rank| sum + value(rank, i));
             assert_eq!(found.to_bits(), expected.to_bits(), "element {i} of {len}");
         }
     }
@@ -102,10 +109,15 @@ fn counts_are_exact(end: &dyn Collective) {
     for len in LENGTHS {
         let large = (1u64 << 60) + end.rank() as u64;
         let mut counts: Vec<u64> = (0..len as u64).map(|i| large + i).collect();
-        end.all_reduce_counts(&mut counts, soon()).expect("a sum of counts");
+        end.all_reduce_counts(&mut counts, soon())
+            .expect("a sum of counts");
         let n = end.world_size() as u64;
         for (i, &found) in counts.iter().enumerate() {
-            assert_eq!(found, n * ((1 << 60) + i as u64) + n * (n - 1) / 2, "element {i} of {len}");
+            assert_eq!(
+                found,
+                n * ((1 << 60) + i as u64) + n * (n - 1) / 2,
+                "element {i} of {len}"
+            );
         }
     }
 }
@@ -116,7 +128,12 @@ fn gathers_are_in_rank_order(end: &dyn Collective) {
         let mut all = vec![0xEE; len * end.world_size()];
         end.all_gather(&mine, &mut all, soon()).expect("a gather");
         for (rank, part) in all.chunks_exact(len.max(1)).enumerate() {
-            assert!(part.iter().enumerate().all(|(i, &byte)| byte == (i * 31 + rank) as u8), "part {rank} of {len}");
+            assert!(
+                part.iter()
+                    .enumerate()
+                    .all(|(i, &byte)| byte == (i * 31 + rank) as u8),
+                "part {rank} of {len}"
+            );
         }
     }
 }
@@ -125,8 +142,15 @@ fn every_root_broadcasts(end: &dyn Collective) {
     for root in 0..end.world_size() {
         for len in LENGTHS {
             let mut bytes: Vec<u8> = (0..len).map(|i| (i * 17 + end.rank()) as u8).collect();
-            end.broadcast(&mut bytes, root, soon()).expect("a broadcast");
-            assert!(bytes.iter().enumerate().all(|(i, &byte)| byte == (i * 17 + root) as u8), "{len} from {root}");
+            end.broadcast(&mut bytes, root, soon())
+                .expect("a broadcast");
+            assert!(
+                bytes
+                    .iter()
+                    .enumerate()
+                    .all(|(i, &byte)| byte == (i * 17 + root) as u8),
+                "{len} from {root}"
+            );
         }
     }
 }
@@ -134,11 +158,18 @@ fn every_root_broadcasts(end: &dyn Collective) {
 fn wrong_use_is_refused_and_harmless(end: &dyn Collective) {
     let n = end.world_size();
     let refused = end.all_gather(&[1, 2], &mut vec![0; 2 * n + 1], soon());
-    assert!(matches!(refused, Err(CollectiveError::Misuse(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(CollectiveError::Misuse(_))),
+        "{refused:?}"
+    );
     let refused = end.broadcast(&mut [1], n, soon());
-    assert!(matches!(refused, Err(CollectiveError::Misuse(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(CollectiveError::Misuse(_))),
+        "{refused:?}"
+    );
     let mut value = [1.0];
-    end.all_reduce_sum(&mut value, soon()).expect("nothing was sent by the refused calls");
+    end.all_reduce_sum(&mut value, soon())
+        .expect("nothing was sent by the refused calls");
     assert_eq!(value, [n as f32]);
 }
 
@@ -149,7 +180,8 @@ fn many_small_calls_in_a_row(end: &dyn Collective) {
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut counts = [i, end.rank() as u64];
-        end.all_reduce_counts(&mut counts, soon()).expect("a small call");
+        end.all_reduce_counts(&mut counts, soon())
+            .expect("a small call");
         let n = end.world_size() as u64;
         assert_eq!(counts, [n * i, n * (n - 1) / 2]);
     }
@@ -164,8 +196,15 @@ fn a_deadline_passes(group: &[Arc<dyn Collective>]) {
                 let started = Instant::now();
                 let result = end.all_reduce_sum(&mut [0.0; 100], started + SHORT);
                 assert!(result.is_err(), "nobody was there");
-                assert!(started.elapsed() < SHORT + PATIENCE / 2, "{:?}", started.elapsed());
-                assert!(end.all_reduce_sum(&mut [0.0], soon()).is_err(), "a failure is sticky");
+                assert!(
+                    started.elapsed() < SHORT + PATIENCE / 2,
+                    "{:?}",
+                    started.elapsed()
+                );
+                assert!(
+                    end.all_reduce_sum(&mut [0.0], soon()).is_err(),
+                    "a failure is sticky"
+                );
                 waiting.fetch_sub(1, Ordering::SeqCst);
             });
         }
@@ -173,8 +212,17 @@ fn a_deadline_passes(group: &[Arc<dyn Collective>]) {
             std::thread::sleep(Duration::from_millis(5));
         }
         let started = Instant::now();
-        assert!(group[0].all_reduce_sum(&mut [0.0; 100], started + SHORT).is_err(), "the others have given up");
-        assert!(started.elapsed() < SHORT + PATIENCE / 2, "{:?}", started.elapsed());
+        assert!(
+            group[0]
+                .all_reduce_sum(&mut [0.0; 100], started + SHORT)
+                .is_err(),
+            "the others have given up"
+        );
+        assert!(
+            started.elapsed() < SHORT + PATIENCE / 2,
+            "{:?}",
+            started.elapsed()
+        );
     });
 }
 
@@ -190,9 +238,15 @@ fn an_abort_ends_a_call_under_way(group: &[Arc<dyn Collective>]) {
         end.abort();
         end.abort();
         let (result, took) = call.join().expect("the call returns");
-        assert!(matches!(result, Err(CollectiveError::Aborted)), "{result:?}");
+        assert!(
+            matches!(result, Err(CollectiveError::Aborted)),
+            "{result:?}"
+        );
         assert!(took < PATIENCE / 2, "{took:?}");
-        assert!(matches!(end.all_reduce_sum(&mut [0.0], soon()), Err(CollectiveError::Aborted)));
+        assert!(matches!(
+            end.all_reduce_sum(&mut [0.0], soon()),
+            Err(CollectiveError::Aborted)
+        ));
     });
 }
 
@@ -205,7 +259,11 @@ fn a_death_is_noticed(mut group: Vec<Arc<dyn Collective>>) {
                 let started = Instant::now();
                 let result = end.all_reduce_counts(&mut [0; 64], soon());
                 assert!(result.is_err(), "a rank is gone");
-                assert!(started.elapsed() < PATIENCE / 2, "noticed after {:?}", started.elapsed());
+                assert!(
+                    started.elapsed() < PATIENCE / 2,
+                    "noticed after {:?}",
+                    started.elapsed()
+                );
             });
         }
         std::thread::sleep(SHORT / 2);
@@ -213,7 +271,8 @@ fn a_death_is_noticed(mut group: Vec<Arc<dyn Collective>>) {
     });
 }
 
-/// Runs the suite of [`DeviceSums`], for implementations that sum what lies in the host's memory too.
+/// Runs the suite of [`DeviceSums`], for implementations that sum what lies in the host's memory
+/// too.
 ///
 /// # Panics
 /// With what is wrong.
@@ -245,17 +304,24 @@ fn device_sums(end: &Arc<dyn Collective>, deadline: Instant) -> Arc<dyn DeviceSu
 }
 
 fn sum_words(sums: &dyn DeviceSums, words: &mut [u64]) -> Result<(), palimpsest_kernels::Error> {
-    sums.all_reduce(Summand::on_host(SumElement::U64, bytemuck::cast_slice_mut(words)))
+    sums.all_reduce(Summand::on_host(
+        SumElement::U64,
+        bytemuck::cast_slice_mut(words),
+    ))
 }
 
 fn sums_of_words_wrap_around(end: &Arc<dyn Collective>) {
     let sums = device_sums(end, soon());
     for len in &LENGTHS[1..] {
-        let mut words: Vec<u64> = (0..*len as u64).map(|i| u64::MAX - i * end.rank() as u64).collect();
+        let mut words: Vec<u64> = (0..*len as u64)
+            .map(|i| u64::MAX - i * end.rank() as u64)
+            .collect();
         sum_words(&*sums, &mut words).expect("a sum");
         let ranks = 0..end.world_size() as u64;
         for (i, found) in words.iter().enumerate() {
-            let want = ranks.clone().fold(0u64, |sum, rank| sum.wrapping_add(u64::MAX - i as u64 * rank));
+            let want = ranks.clone().fold(0u64, |sum, rank| {
+                sum.wrapping_add(u64::MAX - i as u64 * rank)
+            });
             assert_eq!(*found, want, "element {i} of {len}");
         }
         sums.check().expect("nothing is wrong");
@@ -268,15 +334,32 @@ fn sums_of_floats_are_those_of_the_collective(end: &Arc<dyn Collective>) {
     for len in &LENGTHS[1..] {
         let values: Vec<f32> = (0..*len).map(|i| value(end.rank(), i)).collect();
         let (mut there, mut here) = (values.clone(), values);
-        sums.all_reduce(Summand::on_host(SumElement::F32, bytemuck::cast_slice_mut(&mut there))).expect("a sum");
+        sums.all_reduce(Summand::on_host(
+            SumElement::F32,
+            bytemuck::cast_slice_mut(&mut there),
+        ))
+        .expect("a sum");
         end.all_reduce_sum(&mut here, soon()).expect("a sum");
-        assert!(there.iter().zip(&here).all(|(there, here)| there.to_bits() == here.to_bits()), "{len} values");
+        assert!(
+            there
+                .iter()
+                .zip(&here)
+                .all(|(there, here)| there.to_bits() == here.to_bits()),
+            "{len} values"
+        );
     }
 }
 
 fn words_are_gathered_in_rank_order(end: &Arc<dyn Collective>) {
-    let gathered = device_sums(end, soon()).gather(7 * end.rank() as u64).expect("words");
-    assert_eq!(gathered, (0..end.world_size() as u64).map(|rank| 7 * rank).collect::<Vec<_>>());
+    let gathered = device_sums(end, soon())
+        .gather(7 * end.rank() as u64)
+        .expect("words");
+    assert_eq!(
+        gathered,
+        (0..end.world_size() as u64)
+            .map(|rank| 7 * rank)
+            .collect::<Vec<_>>()
+    );
 }
 
 /// What a failed sum says as a collective would.
@@ -293,9 +376,15 @@ fn device_sums_have_a_deadline(group: &[Arc<dyn Collective>]) {
     assert!(matches!(error, CollectiveError::Deadline { .. }), "{error}");
     // A failure is sticky, for whoever waits for the stream too, and whatever the deadline then is.
     sums.set_deadline(soon());
-    assert_eq!([cause(sum_words(&*sums, &mut [1])), cause(sums.check())], [error.clone(), error]);
+    assert_eq!(
+        [cause(sum_words(&*sums, &mut [1])), cause(sums.check())],
+        [error.clone(), error]
+    );
     let waiting = device_sums(&group[1], Instant::now());
-    assert!(waiting.check().is_err(), "who waits for the stream has the same deadline");
+    assert!(
+        waiting.check().is_err(),
+        "who waits for the stream has the same deadline"
+    );
 }
 
 fn device_sums_end_with_their_epoch(group: &[Arc<dyn Collective>]) {
@@ -304,8 +393,14 @@ fn device_sums_end_with_their_epoch(group: &[Arc<dyn Collective>]) {
         let call = scope.spawn(move || sum_words(&*sums, &mut [0; 64]));
         std::thread::sleep(SHORT / 2);
         end.abort();
-        assert_eq!(cause(call.join().expect("the call returns")), CollectiveError::Aborted);
-        assert_eq!(cause(device_sums(end, soon()).check()), CollectiveError::Aborted);
+        assert_eq!(
+            cause(call.join().expect("the call returns")),
+            CollectiveError::Aborted
+        );
+        assert_eq!(
+            cause(device_sums(end, soon()).check()),
+            CollectiveError::Aborted
+        );
     });
 }
 
@@ -318,16 +413,34 @@ pub fn run_store(store: &dyn Store) {
     for (i, value) in values.into_iter().enumerate() {
         let key = format!("conformance/{i}");
         store.set(&key, value).expect("a value is set");
-        assert_eq!(store.get(&key, soon()).expect("a value that was set"), value);
+        assert_eq!(
+            store.get(&key, soon()).expect("a value that was set"),
+            value
+        );
     }
     let started = Instant::now();
     let missing = store.get("conformance/never", started + SHORT);
-    assert!(matches!(missing, Err(CollectiveError::Deadline { .. })), "{missing:?}");
-    assert!(started.elapsed() < SHORT + PATIENCE / 2, "{:?}", started.elapsed());
+    assert!(
+        matches!(missing, Err(CollectiveError::Deadline { .. })),
+        "{missing:?}"
+    );
+    assert!(
+        started.elapsed() < SHORT + PATIENCE / 2,
+        "{:?}",
+        started.elapsed()
+    );
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| store.get("conformance/late", soon()));
         std::thread::sleep(SHORT / 2);
-        store.set("conformance/late", b"here").expect("a value is set");
-        assert_eq!(waiting.join().expect("no panic").expect("a value that came late"), b"here");
+        store
+            .set("conformance/late", b"here")
+            .expect("a value is set");
+        assert_eq!(
+            waiting
+                .join()
+                .expect("no panic")
+                .expect("a value that came late"),
+            b"here"
+        );
     });
 }

@@ -17,7 +17,8 @@ pub struct LocalCollective {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// What each rank brought, in two generations: a rank that is one call ahead does not disturb those still reading.
+    /// What each rank brought, in two generations: a rank that is one call ahead does not disturb
+    /// those still reading.
     brought: [Vec<RwLock<Vec<u8>>>; 2],
 }
 
@@ -43,11 +44,21 @@ impl LocalGroup {
     pub fn new(world_size: usize) -> Vec<LocalCollective> {
         let brought = || (0..world_size).map(|_| RwLock::default()).collect();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { round: 0, arrived: vec![false; world_size], call: None, failure: None }),
+            state: Mutex::new(State {
+                round: 0,
+                arrived: vec![false; world_size],
+                call: None,
+                failure: None,
+            }),
             changed: Condvar::new(),
             brought: [brought(), brought()],
         });
-        (0..world_size).map(|rank| LocalCollective { rank, shared: shared.clone() }).collect()
+        (0..world_size)
+            .map(|rank| LocalCollective {
+                rank,
+                shared: shared.clone(),
+            })
+            .collect()
     }
 }
 
@@ -68,12 +79,19 @@ impl Shared {
 
 impl LocalCollective {
     /// Brings `mine` and waits until all ranks have. Returns the generation in which to read.
-    fn meet(&self, call: Call, mine: &[u8], deadline: Instant) -> Result<&[RwLock<Vec<u8>>], CollectiveError> {
+    fn meet(
+        &self,
+        call: Call,
+        mine: &[u8],
+        deadline: Instant,
+    ) -> Result<&[RwLock<Vec<u8>>], CollectiveError> {
         let shared = &*self.shared;
         let round = shared.state().round;
         let brought = &shared.brought[(round % 2) as usize];
         {
-            let mut own = brought[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+            let mut own = brought[self.rank]
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             own.clear();
             own.extend_from_slice(mine);
         }
@@ -99,13 +117,25 @@ impl LocalCollective {
         while state.round == round && state.failure.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
-                let missing: Vec<_> =
-                    state.arrived.iter().enumerate().filter(|(_, here)| !**here).map(|(r, _)| r.to_string()).collect();
+                let missing: Vec<_> = state
+                    .arrived
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, here)| !**here)
+                    .map(|(r, _)| r.to_string())
+                    .collect();
                 drop(state);
                 let missing = format!("rank {}", missing.join(", "));
-                return Err(shared.fail(CollectiveError::Deadline { operation: call.operation, missing }));
+                return Err(shared.fail(CollectiveError::Deadline {
+                    operation: call.operation,
+                    missing,
+                }));
             }
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         match &state.failure {
             // The call was complete before something else failed.
@@ -150,18 +180,41 @@ impl Collective for LocalCollective {
     }
 
     fn all_reduce_sum(&self, values: &mut [f32], deadline: Instant) -> Result<(), CollectiveError> {
-        let call = Call { operation: "all_reduce_sum", bytes: size_of_val(values), root: 0 };
+        let call = Call {
+            operation: "all_reduce_sum",
+            bytes: size_of_val(values),
+            root: 0,
+        };
         self.reduce(call, values, deadline, |sum, part| sum + part)
     }
 
-    fn all_reduce_counts(&self, counts: &mut [u64], deadline: Instant) -> Result<(), CollectiveError> {
-        let call = Call { operation: "all_reduce_counts", bytes: size_of_val(counts), root: 0 };
-        self.reduce(call, counts, deadline, |sum: u64, part| sum.wrapping_add(part))
+    fn all_reduce_counts(
+        &self,
+        counts: &mut [u64],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
+        let call = Call {
+            operation: "all_reduce_counts",
+            bytes: size_of_val(counts),
+            root: 0,
+        };
+        self.reduce(call, counts, deadline, |sum: u64, part| {
+            sum.wrapping_add(part)
+        })
     }
 
-    fn all_gather(&self, mine: &[u8], all: &mut [u8], deadline: Instant) -> Result<(), CollectiveError> {
+    fn all_gather(
+        &self,
+        mine: &[u8],
+        all: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         check_gather(self.world_size(), mine, all)?;
-        let call = Call { operation: "all_gather", bytes: mine.len(), root: 0 };
+        let call = Call {
+            operation: "all_gather",
+            bytes: mine.len(),
+            root: 0,
+        };
         let brought = self.meet(call, mine, deadline)?;
         for (rank, part) in brought.iter().enumerate() {
             let part = part.read().unwrap_or_else(PoisonError::into_inner);
@@ -170,9 +223,18 @@ impl Collective for LocalCollective {
         Ok(())
     }
 
-    fn broadcast(&self, bytes: &mut [u8], root: usize, deadline: Instant) -> Result<(), CollectiveError> {
+    fn broadcast(
+        &self,
+        bytes: &mut [u8],
+        root: usize,
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         check_root(self.world_size(), root)?;
-        let call = Call { operation: "broadcast", bytes: bytes.len(), root };
+        let call = Call {
+            operation: "broadcast",
+            bytes: bytes.len(),
+            root,
+        };
         let mine: &[u8] = if self.rank == root { bytes } else { &[] };
         let brought = self.meet(call, mine, deadline)?;
         bytes.copy_from_slice(&brought[root].read().unwrap_or_else(PoisonError::into_inner));
@@ -186,7 +248,8 @@ impl Collective for LocalCollective {
 
 impl Drop for LocalCollective {
     fn drop(&mut self) {
-        self.shared.fail(CollectiveError::PeerGone(format!("rank {}", self.rank)));
+        self.shared
+            .fail(CollectiveError::PeerGone(format!("rank {}", self.rank)));
     }
 }
 
@@ -199,7 +262,10 @@ mod tests {
     fn conforms() {
         conformance::run(
             &|world_size| {
-                LocalGroup::new(world_size).into_iter().map(|end| Arc::new(end) as Arc<dyn Collective>).collect()
+                LocalGroup::new(world_size)
+                    .into_iter()
+                    .map(|end| Arc::new(end) as Arc<dyn Collective>)
+                    .collect()
             },
             conformance::Sums::RankOrder,
         );
@@ -210,8 +276,15 @@ mod tests {
         let group = LocalGroup::new(3);
         let deadline = Instant::now() + Duration::from_millis(20);
         let error = group[1].all_reduce_sum(&mut [1.0], deadline).unwrap_err();
-        assert_eq!(error.to_string(), "all_reduce_sum ran past its deadline; missing: rank 0, 2");
-        assert_eq!(group[0].all_reduce_sum(&mut [1.0], deadline), Err(error), "a failure is sticky");
+        assert_eq!(
+            error.to_string(),
+            "all_reduce_sum ran past its deadline; missing: rank 0, 2"
+        );
+        assert_eq!(
+            group[0].all_reduce_sum(&mut [1.0], deadline),
+            Err(error),
+            "a failure is sticky"
+        );
     }
 
     #[test]
@@ -221,7 +294,10 @@ mod tests {
         std::thread::scope(|scope| {
             let other = scope.spawn(|| group[1].all_reduce_sum(&mut [1.0, 2.0], deadline));
             let error = group[0].all_reduce_sum(&mut [1.0], deadline);
-            assert!(matches!(error, Err(CollectiveError::Mismatch(_))), "{error:?}");
+            assert!(
+                matches!(error, Err(CollectiveError::Mismatch(_))),
+                "{error:?}"
+            );
             assert_eq!(other.join().unwrap(), error);
         });
     }

@@ -16,13 +16,19 @@ pub struct MemoryStore {
 impl MemoryStore {
     /// Forgets the keys that `keep` does not name.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+        self.values
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|key, _| keep(key));
     }
 }
 
 impl Store for MemoryStore {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), CollectiveError> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), value.to_vec());
+        self.values
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key.to_owned(), value.to_vec());
         self.changed.notify_all();
         Ok(())
     }
@@ -35,9 +41,16 @@ impl Store for MemoryStore {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
-                return Err(CollectiveError::Deadline { operation: "rendezvous", missing: key.to_owned() });
+                return Err(CollectiveError::Deadline {
+                    operation: "rendezvous",
+                    missing: key.to_owned(),
+                });
             }
-            values = self.changed.wait_timeout(values, left).unwrap_or_else(PoisonError::into_inner).0;
+            values = self
+                .changed
+                .wait_timeout(values, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 }

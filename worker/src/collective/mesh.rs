@@ -1,8 +1,8 @@
 //! Collectives over a mesh: every rank is connected with every other one.
 //!
-//! A mesh moves bytes; sums are taken here, in rank order, so that every rank has the same bits, and the same as
-//! [`super::local`]. Short vectors go from everyone to everyone in one round; long ones are summed in slices, each by one
-//! rank, and gathered in a second round.
+//! A mesh moves bytes; sums are taken here, in rank order, so that every rank has the same bits,
+//! and the same as [`super::local`]. Short vectors go from everyone to everyone in one round; long
+//! ones are summed in slices, each by one rank, and gathered in a second round.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -27,7 +27,8 @@ pub struct Round<'a> {
     pub operation: &'static str,
     /// What is sent: `sends[r]` of the bytes to rank `r`.
     pub out: (&'a [u8], &'a [Span]),
-    /// What is received: `recvs[r]` of the bytes from rank `r`. Spans of a rank itself are left alone.
+    /// What is received: `recvs[r]` of the bytes from rank `r`. Spans of a rank itself are left
+    /// alone.
     pub into: (&'a mut [u8], &'a [Span]),
     /// When the round is given up.
     pub deadline: Instant,
@@ -70,7 +71,11 @@ const ONE_ROUND: usize = 32 << 10;
 impl<M: Mesh> MeshCollective<M> {
     /// The collectives of a mesh whose ranks have met.
     pub(super) fn new(place: Place, mesh: M) -> Self {
-        Self { place, mesh, turn: Mutex::default() }
+        Self {
+            place,
+            mesh,
+            turn: Mutex::default(),
+        }
     }
 
     fn turn(&self) -> MutexGuard<'_, Turn> {
@@ -88,7 +93,8 @@ impl<M: Mesh> MeshCollective<M> {
         done
     }
 
-    /// Sends `mine` to all, and puts what they send, `lens[r]` bytes from rank `r`, side by side into `all`.
+    /// Sends `mine` to all, and puts what they send, `lens[r]` bytes from rank `r`, side by side
+    /// into `all`.
     fn gather(
         &self,
         turn: &mut Turn,
@@ -98,8 +104,20 @@ impl<M: Mesh> MeshCollective<M> {
     ) -> Result<(), CollectiveError> {
         let recvs = side_by_side(lens);
         let own = recvs[self.place.rank];
-        let sends = vec![Span { start: 0, len: mine.len() }; lens.len()];
-        let round = Round { slot: 0, operation, out: (mine, &sends), into: (all, &recvs), deadline };
+        let sends = vec![
+            Span {
+                start: 0,
+                len: mine.len()
+            };
+            lens.len()
+        ];
+        let round = Round {
+            slot: 0,
+            operation,
+            out: (mine, &sends),
+            into: (all, &recvs),
+            deadline,
+        };
         self.exchange(turn, round)?;
         all[own.start..own.start + own.len].copy_from_slice(mine);
         Ok(())
@@ -126,15 +144,30 @@ impl<M: Mesh> MeshCollective<M> {
         }
         // A slice for every rank: sent to it, summed there, and sent back.
         let width = size_of::<T>();
-        let slices: Vec<usize> = (0..world_size).map(|r| even(values.len(), r, world_size).len() * width).collect();
+        let slices: Vec<usize> = (0..world_size)
+            .map(|r| even(values.len(), r, world_size).len() * width)
+            .collect();
         let (sends, own) = (side_by_side(&slices), even(values.len(), rank, world_size));
         let recvs = side_by_side(&vec![own.len() * width; world_size]);
         scratch.resize(own.len() * width * world_size, 0);
         let (operation, deadline) = call;
-        let (out, into) = ((bytemuck::cast_slice(values), &sends[..]), (&mut scratch[..], &recvs[..]));
-        self.exchange(&mut turn, Round { slot: 0, operation, out, into, deadline })?;
+        let (out, into) = (
+            (bytemuck::cast_slice(values), &sends[..]),
+            (&mut scratch[..], &recvs[..]),
+        );
+        self.exchange(
+            &mut turn,
+            Round {
+                slot: 0,
+                operation,
+                out,
+                into,
+                deadline,
+            },
+        )?;
         let mut slice = values[own.clone()].to_vec();
-        scratch[recvs[rank].start..][..recvs[rank].len].copy_from_slice(bytemuck::cast_slice(&slice));
+        scratch[recvs[rank].start..][..recvs[rank].len]
+            .copy_from_slice(bytemuck::cast_slice(&slice));
         sum_parts(&mut slice, &scratch, add);
         turn.scratch = scratch;
         let all = (bytemuck::cast_slice_mut(values), &slices[..]);
@@ -183,26 +216,56 @@ impl<M: Mesh> Collective for MeshCollective<M> {
         self.reduce(("all_reduce_sum", deadline), values, |sum, part| sum + part)
     }
 
-    fn all_reduce_counts(&self, counts: &mut [u64], deadline: Instant) -> Result<(), CollectiveError> {
-        self.reduce(("all_reduce_counts", deadline), counts, |sum: u64, part| sum.wrapping_add(part))
+    fn all_reduce_counts(
+        &self,
+        counts: &mut [u64],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
+        self.reduce(("all_reduce_counts", deadline), counts, |sum: u64, part| {
+            sum.wrapping_add(part)
+        })
     }
 
-    fn all_gather(&self, mine: &[u8], all: &mut [u8], deadline: Instant) -> Result<(), CollectiveError> {
+    fn all_gather(
+        &self,
+        mine: &[u8],
+        all: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         check_gather(self.world_size(), mine, all)?;
         let lens = vec![mine.len(); self.world_size()];
-        self.gather(&mut self.turn(), ("all_gather", deadline), mine, (all, &lens))
+        self.gather(
+            &mut self.turn(),
+            ("all_gather", deadline),
+            mine,
+            (all, &lens),
+        )
     }
 
-    fn broadcast(&self, bytes: &mut [u8], root: usize, deadline: Instant) -> Result<(), CollectiveError> {
+    fn broadcast(
+        &self,
+        bytes: &mut [u8],
+        root: usize,
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         check_root(self.world_size(), root)?;
         let own = self.rank() == root;
         let nothing = Span { start: 0, len: 0 };
-        let all = Span { start: 0, len: bytes.len() };
+        let all = Span {
+            start: 0,
+            len: bytes.len(),
+        };
         let sends = vec![if own { all } else { nothing }; self.world_size()];
         let mut recvs = vec![nothing; self.world_size()];
         recvs[root].len = if own { 0 } else { bytes.len() };
         let (out, into): (&[u8], &mut [u8]) = if own { (bytes, &mut []) } else { (&[], bytes) };
-        let round = Round { slot: 0, operation: "broadcast", out: (out, &sends), into: (into, &recvs), deadline };
+        let round = Round {
+            slot: 0,
+            operation: "broadcast",
+            out: (out, &sends),
+            into: (into, &recvs),
+            deadline,
+        };
         self.exchange(&mut self.turn(), round)
     }
 

@@ -1,13 +1,17 @@
 //! How the ranks of a group exchange tensors.
 //!
-//! The contract: every rank makes the same calls in the same order with the same lengths. What a call leaves behind is
-//! identical, bit for bit, on all ranks. `local`, `tcp` and `gloo` take sums in rank order, so that they agree with each other as
-//! well; NCCL adds in an order of its own. Every call has a deadline. The first failure is sticky: after it each call fails
-//! at once, until the group forms anew in another epoch.
+//! The contract: every rank makes the same calls in the same order with the same lengths. What a
+//! call leaves behind is identical, bit for bit, on all ranks. `local`, `tcp` and `gloo` take sums
+//! in rank order, so that they agree with each other as well; NCCL adds in an order of its own.
+//! Every call has a deadline. The first failure is sticky: after it each call fails at once, until
+//! the group forms anew in another epoch.
 
 pub mod conformance;
 #[cfg(feature = "gloo")]
-#[expect(unsafe_code, reason = "FFI; what cxx generates, and that its handle may cross threads")]
+#[expect(
+    unsafe_code,
+    reason = "FFI; what cxx generates, and that its handle may cross threads"
+)]
 pub mod gloo;
 pub mod local;
 mod memory_store;
@@ -33,7 +37,8 @@ pub trait Collective: Send + Sync {
     /// Name of the implementation: `local`, `tcp`, `gloo`, `nccl`.
     fn name(&self) -> &'static str;
 
-    /// Adds `values` of all ranks, element by element, and leaves the sum on each: the same bits everywhere.
+    /// Adds `values` of all ranks, element by element, and leaves the sum on each: the same bits
+    /// everywhere.
     ///
     /// # Errors
     /// See [`CollectiveError`].
@@ -43,32 +48,49 @@ pub trait Collective: Send + Sync {
     ///
     /// # Errors
     /// See [`CollectiveError`].
-    fn all_reduce_counts(&self, counts: &mut [u64], deadline: Instant) -> Result<(), CollectiveError>;
+    fn all_reduce_counts(
+        &self,
+        counts: &mut [u64],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError>;
 
-    /// Puts `mine` of all ranks side by side into `all`, in rank order; `all` has `world_size` times the bytes of `mine`.
+    /// Puts `mine` of all ranks side by side into `all`, in rank order; `all` has `world_size`
+    /// times the bytes of `mine`.
     ///
     /// # Errors
     /// See [`CollectiveError`].
-    fn all_gather(&self, mine: &[u8], all: &mut [u8], deadline: Instant) -> Result<(), CollectiveError>;
+    fn all_gather(
+        &self,
+        mine: &[u8],
+        all: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError>;
 
     /// Gives every rank the bytes of `root`.
     ///
     /// # Errors
     /// See [`CollectiveError`].
-    fn broadcast(&self, bytes: &mut [u8], root: usize, deadline: Instant) -> Result<(), CollectiveError>;
+    fn broadcast(
+        &self,
+        bytes: &mut [u8],
+        root: usize,
+        deadline: Instant,
+    ) -> Result<(), CollectiveError>;
 
-    /// Sums of what lies on a device, for implementations that have any. They count as calls of this communicator: all ranks make them
-    /// in one order with the others.
+    /// Sums of what lies on a device, for implementations that have any. They count as calls of
+    /// this communicator: all ranks make them in one order with the others.
     fn device_sums(self: Arc<Self>) -> Option<Arc<dyn DeviceSums>> {
         None
     }
 
-    /// Ends the epoch on this rank: a call under way on another thread and every later one fail with
-    /// [`CollectiveError::Aborted`]. Returns at once; may be called from any thread, more than once.
+    /// Ends the epoch on this rank: a call under way on another thread and every later one fail
+    /// with [`CollectiveError::Aborted`]. Returns at once; may be called from any thread, more than
+    /// once.
     fn abort(&self);
 }
 
-/// Why a collective failed. The communicator is of no more use after any of them but [`CollectiveError::Misuse`].
+/// Why a collective failed. The communicator is of no more use after any of them but
+/// [`CollectiveError::Misuse`].
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CollectiveError {
     /// Not all ranks came in time.
@@ -101,7 +123,8 @@ pub enum CollectiveError {
     },
 }
 
-/// What ranks need to find each other: small values under keys, written once. Blocking, as rendezvous is.
+/// What ranks need to find each other: small values under keys, written once. Blocking, as
+/// rendezvous is.
 pub trait Store: Send + Sync {
     /// Sets a key.
     ///
@@ -112,7 +135,8 @@ pub trait Store: Send + Sync {
     /// The value of a key, waiting for it until `deadline`.
     ///
     /// # Errors
-    /// [`CollectiveError::Deadline`] when nobody set it; otherwise when the store cannot be reached.
+    /// [`CollectiveError::Deadline`] when nobody set it; otherwise when the store cannot be
+    /// reached.
     fn get(&self, key: &str, deadline: Instant) -> Result<Vec<u8>, CollectiveError>;
 }
 
@@ -124,11 +148,19 @@ pub(crate) fn add_bytes<T: bytemuck::Pod>(sum: &mut [T], part: &[u8], add: impl 
 }
 
 /// Refuses a gather whose lengths do not fit.
-pub(crate) fn check_gather(world_size: usize, mine: &[u8], all: &[u8]) -> Result<(), CollectiveError> {
+pub(crate) fn check_gather(
+    world_size: usize,
+    mine: &[u8],
+    all: &[u8],
+) -> Result<(), CollectiveError> {
     if all.len() == world_size * mine.len() {
         return Ok(());
     }
-    let what = format!("gathering {} bytes of {world_size} ranks into {}", mine.len(), all.len());
+    let what = format!(
+        "gathering {} bytes of {world_size} ranks into {}",
+        mine.len(),
+        all.len()
+    );
     Err(CollectiveError::Misuse(what))
 }
 
@@ -137,5 +169,7 @@ pub(crate) fn check_root(world_size: usize, root: usize) -> Result<(), Collectiv
     if root < world_size {
         return Ok(());
     }
-    Err(CollectiveError::Misuse(format!("root {root} of a group of {world_size}")))
+    Err(CollectiveError::Misuse(format!(
+        "root {root} of a group of {world_size}"
+    )))
 }

@@ -1,27 +1,32 @@
 //! How many slots stay, and of whom.
 //!
-//! Candidates are the slots that are neither sinks nor in the window. Every head first keeps its own best `floor`
-//! candidates; the rest of the pool's slots go to the best remaining candidates of the pool. Ties are broken by layer,
-//! then KV head, then position, smaller first, so the answer depends on the scores alone. A pool that stays on a rank is
-//! [`Backend::select`]'s work; those over all ranks are in [`budget_group`].
+//! Candidates are the slots that are neither sinks nor in the window. Every head first keeps its
+//! own best `floor` candidates; the rest of the pool's slots go to the best remaining candidates of
+//! the pool. Ties are broken by layer, then KV head, then position, smaller first, so the answer
+//! depends on the scores alone. A pool that stays on a rank is [`Backend::select`]'s work; those
+//! over all ranks are in [`budget_group`].
+
+use palimpsest_kernels::select::scored;
+use palimpsest_kernels::{Backend, SelectBudget, SelectHead};
 
 use super::budget_group::{self, Columns, Pool, SumCounts};
 use super::contract::HeadBudget;
 use crate::error::Result;
-use palimpsest_kernels::select::scored;
-use palimpsest_kernels::{Backend, SelectBudget, SelectHead};
 
-/// Share of the mean evictable slots that every head keeps for itself under a pooled budget (method section 9).
+/// Share of the mean evictable slots that every head keeps for itself under a pooled budget (method
+/// section 9).
 pub const FLOOR_SHARE: f32 = 0.15;
 
-/// Candidates that every head keeps for itself under a pooled budget, where heads keep `take` on average.
+/// Candidates that every head keeps for itself under a pooled budget, where heads keep `take` on
+/// average.
 pub fn floor_of(take: usize) -> usize {
     (take as f32 * FLOOR_SHARE) as usize
 }
 
-/// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer * columns.own + kv_head`), `take` the
-/// mean number of candidates that a head may keep, `scores` one number for each of its slots. `sum` is called for
-/// pools over all ranks alone: [`HeadBudget::Layer`] and [`HeadBudget::Group`].
+/// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer *
+/// columns.own + kv_head`), `take` the mean number of candidates that a head may keep, `scores` one
+/// number for each of its slots. `sum` is called for pools over all ranks alone:
+/// [`HeadBudget::Layer`] and [`HeadBudget::Group`].
 ///
 /// # Errors
 /// Those of the kernels and of `sum`.
@@ -33,7 +38,8 @@ pub fn select<B: Backend>(
     (take, scope): (usize, HeadBudget),
     sum: SumCounts<'_>,
 ) -> Result<B::Kept> {
-    let on_rank = |pools, floor| Ok(backend.select(SelectBudget { pools, take, floor }, scores, heads)?);
+    let on_rank =
+        |pools, floor| Ok(backend.select(SelectBudget { pools, take, floor }, scores, heads)?);
     let pool = match scope {
         HeadBudget::Uniform => return on_rank(heads.len(), take),
         HeadBudget::Column => return on_rank(columns.own, floor_of(take)),
@@ -44,5 +50,8 @@ pub fn select<B: Backend>(
     let mut all = vec![0.0; lens.iter().sum()];
     backend.download(scores, 0, &mut all)?;
     let items = scored(&all, heads)?;
-    Ok(backend.keep_lists(&lens, &budget_group::select(&items, columns, (take, pool), sum)?)?)
+    Ok(backend.keep_lists(
+        &lens,
+        &budget_group::select(&items, columns, (take, pool), sum)?,
+    )?)
 }

@@ -1,17 +1,20 @@
-//! Budgets pooled over the KV heads of all ranks, of a layer or of all of them: exact thresholds, found by radix select.
+//! Budgets pooled over the KV heads of all ranks, of a layer or of all of them: exact thresholds,
+//! found by radix select.
 //!
-//! Every rank counts its candidates by eight bits of their score's key at a time; the summed histograms tell each rank
-//! the same thresholds. Ties at a threshold go in the order of layer, KV head and position, for which the number of
-//! ties of every head is summed once more. So five small sums per boundary, whatever the number of layers, and the
-//! answer of a single rank, slot for slot.
+//! Every rank counts its candidates by eight bits of their score's key at a time; the summed
+//! histograms tell each rank the same thresholds. Ties at a threshold go in the order of layer, KV
+//! head and position, for which the number of ties of every head is summed once more. So five small
+//! sums per boundary, whatever the number of layers, and the answer of a single rank, slot for
+//! slot.
+
+use std::cmp::Ordering;
+
+use palimpsest_kernels::SelectItem;
+use palimpsest_kernels::select::{Ranked, ranked, split_best, with_protected};
+pub use palimpsest_proto::kv::GROUP_CAP;
 
 use super::budget::floor_of;
 use crate::error::Result;
-use palimpsest_kernels::SelectItem;
-use palimpsest_kernels::select::{Ranked, ranked, split_best, with_protected};
-use std::cmp::Ordering;
-
-pub use palimpsest_proto::kv::GROUP_CAP;
 
 /// Heads of this rank among those of the model.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +72,8 @@ impl Pools {
 /// Adds counts of all ranks.
 pub type SumCounts<'a> = &'a mut dyn FnMut(&mut [u64]) -> Result<()>;
 
-/// Chooses the slots to keep out of `heads` (layer-major) such that the heads of a pool keep `take` candidates on average, the best ones,
-/// on all ranks together. Returns all slots that stay.
+/// Chooses the slots to keep out of `heads` (layer-major) such that the heads of a pool keep `take`
+/// candidates on average, the best ones, on all ranks together. Returns all slots that stay.
 pub(super) fn select(
     heads: &[SelectItem<'_>],
     columns: Columns,
@@ -78,7 +81,11 @@ pub(super) fn select(
     sum: SumCounts<'_>,
 ) -> Result<Vec<Vec<u32>>> {
     let chosen = choose(heads, columns, (take, pool), sum)?;
-    Ok(heads.iter().zip(chosen).map(|(item, chosen)| with_protected(item, chosen)).collect())
+    Ok(heads
+        .iter()
+        .zip(chosen)
+        .map(|(item, chosen)| with_protected(item, chosen))
+        .collect())
 }
 
 /// The candidates that stay, not in order.
@@ -88,7 +95,11 @@ fn choose(
     (take, pool): (usize, Pool),
     sum: SumCounts<'_>,
 ) -> Result<Vec<Vec<u32>>> {
-    let pools = Pools { of: pool, columns, layers: heads.len() / columns.own };
+    let pools = Pools {
+        of: pool,
+        columns,
+        layers: heads.len() / columns.own,
+    };
     let mut keep = vec![Vec::new(); heads.len()];
     let slot = |r: &Ranked| r.slot;
     let mut rest = Vec::new();
@@ -104,7 +115,11 @@ fn choose(
             room -= own;
             num_own[pools.of_head(head)] += own as u64;
         }
-        let survivors = if pool == Pool::Model { split_best(&mut others, room) } else { others.len() };
+        let survivors = if pool == Pool::Model {
+            split_best(&mut others, room)
+        } else {
+            others.len()
+        };
         rest.extend_from_slice(&others[..survivors]);
     }
     let thresholds = thresholds(&rest, &pools, (&num_own, take * pools.heads()), sum)?;
@@ -115,7 +130,10 @@ fn choose(
     rest.sort_unstable();
     for r in &rest {
         let head = r.head as usize;
-        let wanted = match thresholds[pools.of_head(head)].as_ref().map(|threshold| r.key().cmp(&threshold.key)) {
+        let wanted = match thresholds[pools.of_head(head)]
+            .as_ref()
+            .map(|threshold| r.key().cmp(&threshold.key))
+        {
             None | Some(Ordering::Greater) => true,
             Some(Ordering::Equal) if room[head] > 0 => {
                 room[head] -= 1;
@@ -141,8 +159,8 @@ struct Threshold {
     ties: u64,
 }
 
-/// Of every pool, `None` where every candidate is kept. `num_own`: what the floors took of each on this rank; `total`: what the heads of a
-/// pool keep.
+/// Of every pool, `None` where every candidate is kept. `num_own`: what the floors took of each on
+/// this rank; `total`: what the heads of a pool keep.
 fn thresholds(
     rest: &[Ranked],
     pools: &Pools,
@@ -159,12 +177,16 @@ fn thresholds(
         let mut counts = vec![0u64; found.len() * (BINS + 1)];
         for r in rest {
             let pool = pools.of_head(r.head as usize);
-            let is_in_prefix = |at: &Threshold| is_first || (r.key() ^ at.key) >> (shift + BITS) == 0;
+            let is_in_prefix =
+                |at: &Threshold| is_first || (r.key() ^ at.key) >> (shift + BITS) == 0;
             if found[pool].as_ref().is_some_and(is_in_prefix) {
                 counts[pool * (BINS + 1) + (r.key() >> shift) as usize % BINS] += 1;
             }
         }
-        counts.chunks_exact_mut(BINS + 1).zip(num_own).for_each(|(counts, &own)| counts[BINS] = own);
+        counts
+            .chunks_exact_mut(BINS + 1)
+            .zip(num_own)
+            .for_each(|(counts, &own)| counts[BINS] = own);
         sum(&mut counts)?;
         for (threshold, counts) in found.iter_mut().zip(counts.chunks_exact(BINS + 1)) {
             let Some(at) = threshold else { continue };
@@ -201,24 +223,32 @@ fn room_for_ties(
     let mut ties = vec![0u64; pools.layers * total];
     for r in rest {
         let threshold = thresholds[pools.of_head(r.head as usize)].as_ref();
-        ties[everywhere(r.head as usize)] += u64::from(threshold.is_some_and(|threshold| r.key() == threshold.key));
+        ties[everywhere(r.head as usize)] +=
+            u64::from(threshold.is_some_and(|threshold| r.key() == threshold.key));
     }
     sum(&mut ties)?;
-    let mut left: Vec<u64> = thresholds.iter().map(|threshold| threshold.as_ref().map_or(0, |t| t.ties)).collect();
+    let mut left: Vec<u64> = thresholds
+        .iter()
+        .map(|threshold| threshold.as_ref().map_or(0, |t| t.ties))
+        .collect();
     for (index, count) in ties.iter_mut().enumerate() {
         let left = &mut left[pools.of_layer(index / total)];
         *count = (*count).min(*left);
         *left -= *count;
     }
-    Ok((0..pools.layers * own).map(|head| ties[everywhere(head)]).collect())
+    Ok((0..pools.layers * own)
+        .map(|head| ties[everywhere(head)])
+        .collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Barrier, Mutex};
+
+    use proptest::prelude::*;
+
     use super::super::budget::FLOOR_SHARE;
     use super::*;
-    use proptest::prelude::*;
-    use std::sync::{Barrier, Mutex};
 
     /// All but two slots in front and one behind.
     fn candidates(head: &[f32]) -> std::ops::Range<usize> {
@@ -235,7 +265,13 @@ mod tests {
             Pool::Layer => vec![take * columns; layers],
             Pool::Model => vec![take * heads.len()],
         };
-        let pool_of = |head: usize| if pool == Pool::Layer { head / columns } else { 0 };
+        let pool_of = |head: usize| {
+            if pool == Pool::Layer {
+                head / columns
+            } else {
+                0
+            }
+        };
         let mut all: Vec<(f32, usize, u32)> = Vec::new();
         for (h, head) in heads.iter().enumerate() {
             all.extend(candidates(head).map(|slot| (head[slot], h, slot as u32)));
@@ -257,25 +293,42 @@ mod tests {
             });
         }
         for (kept, head) in keep.iter_mut().zip(heads) {
-            kept.extend((0..head.len()).filter(|slot| !candidates(head).contains(slot)).map(|slot| slot as u32));
+            kept.extend(
+                (0..head.len())
+                    .filter(|slot| !candidates(head).contains(slot))
+                    .map(|slot| slot as u32),
+            );
             kept.sort_unstable();
         }
         keep
     }
 
     /// Heads of `columns` dealt to ranks of these widths, each selecting in a thread of its own.
-    fn on_ranks(heads: &[Vec<f32>], total: usize, take: (usize, Pool), widths: &[usize]) -> Vec<Vec<u32>> {
+    fn on_ranks(
+        heads: &[Vec<f32>],
+        total: usize,
+        take: (usize, Pool),
+        widths: &[usize],
+    ) -> Vec<Vec<u32>> {
         let (barrier, shared) = (Barrier::new(widths.len()), Mutex::new(Vec::<u64>::new()));
         let mut keep = vec![Vec::new(); heads.len()];
         let found = std::thread::scope(|scope| {
             let run = |rank: usize| {
                 let first: usize = widths[..rank].iter().sum();
-                let columns = Columns { own: widths[rank], first, total };
-                let everywhere: Vec<usize> =
-                    (0..heads.len()).filter(|h| (first..first + columns.own).contains(&(h % total))).collect();
+                let columns = Columns {
+                    own: widths[rank],
+                    first,
+                    total,
+                };
+                let everywhere: Vec<usize> = (0..heads.len())
+                    .filter(|h| (first..first + columns.own).contains(&(h % total)))
+                    .collect();
                 let own: Vec<_> = everywhere
                     .iter()
-                    .map(|&h| SelectItem { scores: &heads[h], candidates: candidates(&heads[h]) })
+                    .map(|&h| SelectItem {
+                        scores: &heads[h],
+                        candidates: candidates(&heads[h]),
+                    })
                     .collect();
                 let (barrier, shared) = (&barrier, &shared);
                 scope.spawn(move || {
@@ -292,11 +345,17 @@ mod tests {
                         barrier.wait();
                         Ok(())
                     };
-                    (everywhere, select(&own, columns, take, &mut sum).expect("no failure"))
+                    (
+                        everywhere,
+                        select(&own, columns, take, &mut sum).expect("no failure"),
+                    )
                 })
             };
             let ranks: Vec<_> = (0..widths.len()).map(run).collect();
-            ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect::<Vec<_>>()
+            ranks
+                .into_iter()
+                .map(|rank| rank.join().expect("no panic"))
+                .collect::<Vec<_>>()
         });
         for (everywhere, slots) in found {
             for (head, slots) in everywhere.into_iter().zip(slots) {

@@ -1,14 +1,16 @@
 //! State of one sequence on one rank: slots, what the policy knows about them, latent memory.
 
+use std::sync::Arc;
+
+use palimpsest_kernels::{Backend, HeadPages, LatentHead, PageId, PageShape};
+use xxhash_rust::xxh3::Xxh3;
+
 use super::contract::{Contract, Positions};
 use super::pages::PagePool;
 use super::sharing::Sharing;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::policy::Policy;
-use palimpsest_kernels::{Backend, HeadPages, LatentHead, PageId, PageShape};
-use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3;
 
 /// Slots of one KV head of one layer, in position order.
 #[derive(Debug, Clone, Default)]
@@ -21,10 +23,11 @@ pub struct HeadSlots {
     pub rotary: Vec<u32>,
     /// What the policy stored with every slot: `Policy::terms` values each.
     pub terms: Vec<f32>,
-    /// Numbers that go on from step to step, one per slot: for policies that observe attention what each query head gave, else
-    /// a single line of them, or none.
+    /// Numbers that go on from step to step, one per slot: for policies that observe attention
+    /// what each query head gave, else a single line of them, or none.
     pub mass: Vec<Vec<f32>>,
-    /// Sums over the queries of this head so far, for policies that read queries: [`Moments`] of each query head.
+    /// Sums over the queries of this head so far, for policies that read queries: [`Moments`] of
+    /// each query head.
     ///
     /// [`Moments`]: crate::policy::expected::Moments
     pub moments: Vec<f64>,
@@ -43,7 +46,10 @@ impl HeadSlots {
 
     /// The slots as kernels see them, the first `len` only.
     pub fn view(&self, len: usize) -> HeadPages<'_> {
-        HeadPages { pages: &self.pages, len }
+        HeadPages {
+            pages: &self.pages,
+            len,
+        }
     }
 
     /// Keeps the slots listed in `keep` (strictly increasing); pages are not moved here.
@@ -77,9 +83,11 @@ pub struct SequenceCache {
     pub total_kv_heads: usize,
     /// Query heads of each of them whose attention this rank computes.
     pub query_heads: usize,
-    /// Who else computes attention of this rank's KV head, where there are more ranks than KV heads.
+    /// Who else computes attention of this rank's KV head, where there are more ranks than KV
+    /// heads.
     pub sharing: Option<Sharing>,
-    /// Whether this rank speaks for its KV heads. Ranks that share one hold the same of it, and the first of them counts.
+    /// Whether this rank speaks for its KV heads. Ranks that share one hold the same of it, and
+    /// the first of them counts.
     pub leads: bool,
     /// Tokens read so far; also the absolute position of the next one.
     pub seen: u64,
@@ -97,7 +105,12 @@ pub struct SequenceCache {
 
 impl SequenceCache {
     /// An empty cache for `layers * kv_heads` heads.
-    pub fn new(layers: usize, kv_heads: usize, contract: Contract, policy: Arc<dyn Policy>) -> Self {
+    pub fn new(
+        layers: usize,
+        kv_heads: usize,
+        contract: Contract,
+        policy: Arc<dyn Policy>,
+    ) -> Self {
         Self {
             heads: vec![HeadSlots::default(); layers * kv_heads],
             kv_heads,
@@ -120,10 +133,14 @@ impl SequenceCache {
     /// # Errors
     /// [`Error::PagesExhausted`] when the arena cannot hold them; the cache is unchanged.
     pub fn grow(&mut self, count: usize, pool: &mut PagePool) -> Result<()> {
-        let missing = |head: &HeadSlots| (head.len() + count).div_ceil(PageShape::SLOTS) - head.pages.len();
+        let missing =
+            |head: &HeadSlots| (head.len() + count).div_ceil(PageShape::SLOTS) - head.pages.len();
         let needed: usize = self.heads.iter().map(missing).sum();
         if needed > pool.free() {
-            return Err(Error::PagesExhausted { needed, free: pool.free() });
+            return Err(Error::PagesExhausted {
+                needed,
+                free: pool.free(),
+            });
         }
         let terms = self.policy.terms();
         let masses = match self.policy.observes() {
@@ -131,7 +148,8 @@ impl SequenceCache {
             None => usize::from(self.policy.keeps_mass()),
         };
         let compacted = self.contract.positions == Positions::Compacted;
-        let first = u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
+        let first =
+            u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
         let next_rotary = self.next_rotary as u32;
         for head in &mut self.heads {
             let pages = missing(head);
@@ -198,28 +216,57 @@ impl SequenceCache {
     ///
     /// # Errors
     /// Those of [`Backend::read_slots`] and [`Backend::read_latent`].
-    pub fn digest<B: Backend>(&self, backend: &B, pages: &B::Pages, head_dim: usize) -> Result<u64> {
+    pub fn digest<B: Backend>(
+        &self,
+        backend: &B,
+        pages: &B::Pages,
+        head_dim: usize,
+    ) -> Result<u64> {
         let mut hash = Xxh3::new();
         hash.update(&self.decision_digest().to_le_bytes());
         hash.update(&self.next_rotary.to_le_bytes());
         for head in &self.heads {
-            head.rotary.iter().for_each(|p| hash.update(&p.to_le_bytes()));
+            head.rotary
+                .iter()
+                .for_each(|p| hash.update(&p.to_le_bytes()));
             let all: Vec<u32> = (0..head.len() as u32).collect();
             let mut keys = vec![0.0; all.len() * head_dim];
             let mut values = keys.clone();
             backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
-            head.moments.iter().for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
+            head.moments
+                .iter()
+                .for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
             let keeps = self.policy.keeps_notes();
-            let notes = if keeps { backend.read_notes(pages, head.view(head.len()))? } else { Vec::new() };
-            notes.iter().for_each(|note| hash.update(&note.to_le_bytes()));
-            for v in keys.iter().chain(&values).chain(&head.terms).chain(head.mass.iter().flatten()) {
+            let notes = if keeps {
+                backend.read_notes(pages, head.view(head.len()))?
+            } else {
+                Vec::new()
+            };
+            notes
+                .iter()
+                .for_each(|note| hash.update(&note.to_le_bytes()));
+            for v in keys
+                .iter()
+                .chain(&values)
+                .chain(&head.terms)
+                .chain(head.mass.iter().flatten())
+            {
                 hash.update(&v.to_bits().to_le_bytes());
             }
         }
         if let Some(memory) = &self.memory {
             for head in 0..self.heads.len() {
-                let state = backend.read_latent(pages, LatentHead { id: memory.id, head })?;
-                state.all().iter().for_each(|v| hash.update(&v.to_bits().to_le_bytes()));
+                let state = backend.read_latent(
+                    pages,
+                    LatentHead {
+                        id: memory.id,
+                        head,
+                    },
+                )?;
+                state
+                    .all()
+                    .iter()
+                    .for_each(|v| hash.update(&v.to_bits().to_le_bytes()));
             }
         }
         Ok(hash.digest())
@@ -228,10 +275,26 @@ impl SequenceCache {
     /// Checks the invariants of the module; a violation is a bug.
     pub fn check_integrity(&self) {
         for head in &self.heads {
-            assert!(head.positions.windows(2).all(|p| p[0] < p[1]), "positions increase");
-            assert_eq!(head.pages.len(), head.len().div_ceil(PageShape::SLOTS), "pages fit the slots");
-            assert_eq!(head.terms.len(), head.len() * self.policy.terms(), "terms fit the slots");
-            assert!(head.positions.last().is_none_or(|&p| u64::from(p) + 1 == self.seen), "the last token is held");
+            assert!(
+                head.positions.windows(2).all(|p| p[0] < p[1]),
+                "positions increase"
+            );
+            assert_eq!(
+                head.pages.len(),
+                head.len().div_ceil(PageShape::SLOTS),
+                "pages fit the slots"
+            );
+            assert_eq!(
+                head.terms.len(),
+                head.len() * self.policy.terms(),
+                "terms fit the slots"
+            );
+            assert!(
+                head.positions
+                    .last()
+                    .is_none_or(|&p| u64::from(p) + 1 == self.seen),
+                "the last token is held"
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The KV contract of a request, parsed: enums and checked numbers instead of strings.
 
-use crate::error::{Error, Result};
 use palimpsest_proto::{kv as cost, v1};
+
+use crate::error::{Error, Result};
 
 /// How many slots each KV head gets out of the mean budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,14 +101,20 @@ impl Contract {
             return Ok(Self::full());
         }
         let asked = &wire.head_budget;
-        let head_budget = HeadBudget::ALL.into_iter().find(|head_budget| head_budget.name() == asked);
+        let head_budget = HeadBudget::ALL
+            .into_iter()
+            .find(|head_budget| head_budget.name() == asked);
         let names = HeadBudget::ALL.map(HeadBudget::name).join(", ");
         let refused = || Error::Contract(format!("head_budget `{asked}` is not one of {names}"));
         let head_budget = head_budget.ok_or_else(refused)?;
         let positions = match wire.positions.as_str() {
             "absolute" | "" => Positions::Absolute,
             "compacted" => Positions::Compacted,
-            other => return Err(Error::Contract(format!("positions `{other}` is not absolute or compacted"))),
+            other => {
+                return Err(Error::Contract(format!(
+                    "positions `{other}` is not absolute or compacted"
+                )));
+            }
         };
         let sinks = wire.sinks.unwrap_or(cost::DEFAULT_SINKS);
         let window = wire.window.unwrap_or(cost::DEFAULT_WINDOW);
@@ -116,13 +123,18 @@ impl Contract {
         if wire.budget < smallest {
             let budget = wire.budget;
             return Err(Error::Contract(format!(
-                "budget {budget} is below {smallest} (sinks {sinks} + window {window} + memory {memory_slots} + 1)"
+                "budget {budget} is below {smallest} (sinks {sinks} + window {window} + memory \
+                 {memory_slots} + 1)"
             )));
         }
         Ok(Self {
             budget: Some(wire.budget),
             policy: wire.policy.clone(),
-            memory: if wire.memory.is_empty() { "none".into() } else { wire.memory.clone() },
+            memory: if wire.memory.is_empty() {
+                "none".into()
+            } else {
+                wire.memory.clone()
+            },
             head_budget,
             sinks,
             window,

@@ -8,8 +8,9 @@
 //!  +-------+-----------------------------+---------------+------------------------+
 //!   at a boundary (absolute position a multiple of E): score -> rank -> evict -> memorise -> compact
 //! ```
-//! Invariants: positions of a head increase strictly; nothing is evicted between boundaries; what is kept at a boundary
-//! depends on the tokens seen and the contract alone. Absent on purpose: any notion of batches, chunks or time.
+//! Invariants: positions of a head increase strictly; nothing is evicted between boundaries; what
+//! is kept at a boundary depends on the tokens seen and the contract alone. Absent on purpose: any
+//! notion of batches, chunks or time.
 
 pub mod boundary;
 pub mod budget;

@@ -1,9 +1,11 @@
 //! Ownership of arena pages: a free list, and nothing else.
 
-use crate::error::{Error, Result};
 use palimpsest_kernels::PageId;
 
-/// Free pages of one rank's arena. The page returned last is used first, so a small load touches little memory.
+use crate::error::{Error, Result};
+
+/// Free pages of one rank's arena. The page returned last is used first, so a small load touches
+/// little memory.
 #[derive(Debug)]
 pub struct PagePool {
     free: Vec<PageId>,
@@ -14,7 +16,10 @@ impl PagePool {
     /// A pool over pages `0 .. total`.
     pub fn new(total: usize) -> Self {
         let last = u32::try_from(total).expect("arena page ids fit 32 bits");
-        Self { free: (0..last).rev().map(PageId).collect(), total }
+        Self {
+            free: (0..last).rev().map(PageId).collect(),
+            total,
+        }
     }
 
     /// Pages not in use.
@@ -34,7 +39,10 @@ impl PagePool {
     pub fn take(&mut self, count: usize, to: &mut Vec<PageId>) -> Result<()> {
         let free = self.free.len();
         if count > free {
-            return Err(Error::PagesExhausted { needed: count, free });
+            return Err(Error::PagesExhausted {
+                needed: count,
+                free,
+            });
         }
         to.extend(self.free.drain(free - count..).rev());
         Ok(())
@@ -49,8 +57,9 @@ impl PagePool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         /// Random takes and returns never lose, duplicate or invent a page.

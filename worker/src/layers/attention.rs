@@ -1,14 +1,17 @@
 //! Grouped-query attention over the bounded cache.
 
+use std::ops::Range;
+
+use palimpsest_kernels::{
+    AssociativeLayer, AttentionItem, Backend, ObserveItem, QkvShape, ReadoutItem, SplitItem,
+    SplitQkv,
+};
+
 use super::{stack, vector};
 use crate::error::Result;
 use crate::kv::SequenceCache;
 use crate::model::weights::LayerWeights;
 use crate::policy::Observe;
-use palimpsest_kernels::{
-    AssociativeLayer, AttentionItem, Backend, ObserveItem, QkvShape, ReadoutItem, SplitItem, SplitQkv,
-};
-use std::ops::Range;
 
 /// Attention weights of one layer.
 pub struct AttentionWeights<B: Backend> {
@@ -65,7 +68,8 @@ impl Span<'_> {
         self.cache.seen - self.rows.len() as u64
     }
 
-    /// For each row the first slot of `head` that a sliding window of `window` positions leaves visible.
+    /// For each row the first slot of `head` that a sliding window of `window` positions leaves
+    /// visible.
     fn first_visible(&self, head: usize, window: usize) -> Vec<u32> {
         let positions = &self.cache.heads[head].positions;
         let start = |row: usize| {
@@ -98,8 +102,8 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub associative: Option<AssociativeLayer<'a, B>>,
 }
 
-/// Rotates and stores the step's keys and values, attends, and observes attention for the policies that ask for it.
-/// `q` and `out`: `[T, H, D]`.
+/// Rotates and stores the step's keys and values, attends, and observes attention for the policies
+/// that ask for it. `q` and `out`: `[T, H, D]`.
 ///
 /// # Errors
 /// Those of the kernels.
@@ -117,7 +121,11 @@ pub fn attend<B: Backend>(
     for span in spans.iter() {
         for kv_head in 0..kv_heads {
             let head = &span.cache.heads[head_index(kv_head)];
-            splits.push(SplitItem { rows: span.rows.clone(), kv_head, slots: head.view(head.len() - span.rows.len()) });
+            splits.push(SplitItem {
+                rows: span.rows.clone(),
+                kv_head,
+                slots: head.view(head.len() - span.rows.len()),
+            });
         }
     }
     let split = SplitQkv {
@@ -134,7 +142,10 @@ pub fn attend<B: Backend>(
     let visible: Vec<Option<Vec<u32>>> = spans
         .iter()
         .flat_map(|span| (0..kv_heads).map(move |h| (span, h)))
-        .map(|(span, h)| args.sliding_window.map(|w| span.first_visible(head_index(h), w)))
+        .map(|(span, h)| {
+            args.sliding_window
+                .map(|w| span.first_visible(head_index(h), w))
+        })
         .collect();
     let items: Vec<_> = spans
         .iter()
@@ -157,10 +168,18 @@ fn read_out<B: Backend>(
 ) -> Result<()> {
     let (kv_heads, mut items) = (args.shape.kv_heads, Vec::new());
     for span in spans {
-        let Some(memory) = span.cache.filled_memory() else { continue };
+        let Some(memory) = span.cache.filled_memory() else {
+            continue;
+        };
         for kv_head in 0..kv_heads {
-            let Some(memory) = memory.readout(args.layer * kv_heads + kv_head) else { continue };
-            items.push(ReadoutItem { rows: span.rows.clone(), kv_head, memory });
+            let Some(memory) = memory.readout(args.layer * kv_heads + kv_head) else {
+                continue;
+            };
+            items.push(ReadoutItem {
+                rows: span.rows.clone(),
+                kv_head,
+                memory,
+            });
         }
     }
     match args.associative {
@@ -176,12 +195,21 @@ fn attention_item<'a>(
     first_visible: Option<&'a [u32]>,
 ) -> AttentionItem<'a> {
     let head = &span.cache.heads[index];
-    let centroids = span.cache.filled_memory().and_then(|memory| memory.centroids(index));
-    AttentionItem { rows: span.rows.clone(), kv_head, slots: head.view(head.len()), first_visible, centroids }
+    let centroids = span
+        .cache
+        .filled_memory()
+        .and_then(|memory| memory.centroids(index));
+    AttentionItem {
+        rows: span.rows.clone(),
+        kv_head,
+        slots: head.view(head.len()),
+        first_visible,
+        centroids,
+    }
 }
 
-/// Adds the attention that slots receive from the rows a policy looks at, for each query head apart: who shares a KV head with
-/// other ranks has some of its query heads only (`kv::sharing`).
+/// Adds the attention that slots receive from the rows a policy looks at, for each query head
+/// apart: who shares a KV head with other ranks has some of its query heads only (`kv::sharing`).
 fn observe<B: Backend>(
     backend: &B,
     args: &AttentionArgs<'_, B>,
@@ -191,27 +219,49 @@ fn observe<B: Backend>(
 ) -> Result<()> {
     let kv_heads = args.shape.kv_heads;
     // Every query head has its own reduction, as if it had a KV head of its own.
-    let shape = QkvShape { kv_heads: args.shape.heads, ..args.shape };
+    let shape = QkvShape {
+        kv_heads: args.shape.heads,
+        ..args.shape
+    };
     for span in spans.iter_mut() {
-        let Some(wanted) = span.cache.policy.observes() else { continue };
-        let Some(skip) = rows_to_skip(span, wanted, args.stride) else { continue };
+        let Some(wanted) = span.cache.policy.observes() else {
+            continue;
+        };
+        let Some(skip) = rows_to_skip(span, wanted, args.stride) else {
+            continue;
+        };
         let observed = span.first_position() + skip as u64..span.cache.seen;
         let weights = span.cache.policy.row_weights(observed);
-        if weights.as_ref().is_some_and(|weights| weights.iter().all(|w| *w == 0.0)) {
+        if weights
+            .as_ref()
+            .is_some_and(|weights| weights.iter().all(|w| *w == 0.0))
+        {
             continue;
         }
         let range = args.layer * kv_heads..(args.layer + 1) * kv_heads;
         let group = span.cache.query_heads;
-        let mut mass: Vec<Vec<f32>> =
-            range.clone().flat_map(|h| std::mem::take(&mut span.cache.heads[h].mass)).collect();
-        let visible: Vec<Option<Vec<u32>>> =
-            range.clone().map(|h| args.sliding_window.map(|w| span.first_visible(h, w).split_off(skip))).collect();
+        let mut mass: Vec<Vec<f32>> = range
+            .clone()
+            .flat_map(|h| std::mem::take(&mut span.cache.heads[h].mass))
+            .collect();
+        let visible: Vec<Option<Vec<u32>>> = range
+            .clone()
+            .map(|h| {
+                args.sliding_window
+                    .map(|w| span.first_visible(h, w).split_off(skip))
+            })
+            .collect();
         let items: Vec<_> = (0..shape.heads)
             .map(|query_head| {
                 let h = query_head / group;
-                let mut attend = attention_item(span, range.start + h, query_head, visible[h].as_deref());
+                let mut attend =
+                    attention_item(span, range.start + h, query_head, visible[h].as_deref());
                 attend.rows.start += skip;
-                ObserveItem { attend, reduce: wanted.reduce, row_weights: weights.as_deref() }
+                ObserveItem {
+                    attend,
+                    reduce: wanted.reduce,
+                    row_weights: weights.as_deref(),
+                }
             })
             .collect();
         backend.observe(shape, pages, q, &items, &mut mass)?;
@@ -224,9 +274,12 @@ fn observe<B: Backend>(
     Ok(())
 }
 
-/// Rows at the start of the span that the policy does not look at; `None` when it looks at none of them.
+/// Rows at the start of the span that the policy does not look at; `None` when it looks at none of
+/// them.
 fn rows_to_skip(span: &Span<'_>, wanted: Observe, stride: u64) -> Option<usize> {
-    let Some(last) = wanted.last_rows else { return Some(0) };
+    let Some(last) = wanted.last_rows else {
+        return Some(0);
+    };
     let boundary = span.cache.seen.next_multiple_of(stride);
     let first_wanted = boundary - last.min(boundary);
     let skip = first_wanted.saturating_sub(span.first_position()) as usize;
@@ -235,29 +288,41 @@ fn rows_to_skip(span: &Span<'_>, wanted: Observe, stride: u64) -> Option<usize> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use palimpsest_kernels::Reduce;
+
     use super::*;
     use crate::kv::Contract;
     use crate::policy::Full;
-    use palimpsest_kernels::Reduce;
-    use std::sync::Arc;
 
     #[test]
     fn observed_rows_are_the_last_before_a_boundary_however_the_sequence_is_cut() {
         let stride = 16;
         for last in [None, Some(1), Some(5), Some(16), Some(64)] {
-            let wanted = Observe { last_rows: last, reduce: Reduce::Sum };
+            let wanted = Observe {
+                last_rows: last,
+                reduce: Reduce::Sum,
+            };
             for first in 0..48u64 {
                 for count in 1..=stride - first % stride {
                     let mut cache = SequenceCache::new(1, 1, Contract::full(), Arc::new(Full));
                     cache.seen = first + count;
                     // The span does not start at row 0 of the step.
-                    let span = Span { cache: &mut cache, rows: 3..3 + count as usize };
+                    let span = Span {
+                        cache: &mut cache,
+                        rows: 3..3 + count as usize,
+                    };
                     let is_observed = |position: u64| {
                         let boundary = (position / stride + 1) * stride;
                         last.is_none_or(|last| position + last >= boundary)
                     };
                     let want = (0..count as usize).find(|&row| is_observed(first + row as u64));
-                    assert_eq!(rows_to_skip(&span, wanted, stride), want, "{last:?}: {count} rows from {first}");
+                    assert_eq!(
+                        rows_to_skip(&span, wanted, stride),
+                        want,
+                        "{last:?}: {count} rows from {first}"
+                    );
                 }
             }
         }

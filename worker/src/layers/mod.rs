@@ -6,11 +6,12 @@ pub mod query;
 pub mod rope;
 pub mod scorer;
 
+use attention::AttentionWeights;
+use palimpsest_kernels::Backend;
+
 use crate::error::Result;
 use crate::model::weight_data::WeightData;
 use crate::model::weights::LayerWeights;
-use attention::AttentionWeights;
-use palimpsest_kernels::Backend;
 
 /// Weights of one decoder layer on the device.
 pub struct Layer<B: Backend> {
@@ -43,7 +44,12 @@ impl<B: Backend> Layer<B> {
 
     /// Device bytes of the layer's matrices.
     pub fn bytes(&self, backend: &B) -> usize {
-        let matrices = [&self.attention.qkv, &self.attention.output, &self.gate_up, &self.down];
+        let matrices = [
+            &self.attention.qkv,
+            &self.attention.output,
+            &self.gate_up,
+            &self.down,
+        ];
         matrices.into_iter().map(|m| backend.matrix_bytes(m)).sum()
     }
 }

@@ -1,9 +1,10 @@
 //! Running sums over queries, for the policies that look at their distribution.
 
+use palimpsest_kernels::{Backend, QkvShape};
+
 use crate::error::Result;
 use crate::layers::attention::Span;
 use crate::policy::expected::{Moments, SKIPPED};
-use palimpsest_kernels::{Backend, QkvShape};
 
 /// What the rows of a step have in a layer.
 pub struct QueryRows<'a, B: Backend> {
@@ -19,8 +20,8 @@ pub struct QueryRows<'a, B: Backend> {
     pub cos_sin: (&'a [f32], &'a [f32]),
 }
 
-/// Adds the step's queries, turned back to before rotation, to the moments of the sequences whose policy reads them. Others
-/// cost nothing: queries leave the device only if one does.
+/// Adds the step's queries, turned back to before rotation, to the moments of the sequences whose
+/// policy reads them. Others cost nothing: queries leave the device only if one does.
 ///
 /// # Errors
 /// Those of the kernels.
@@ -28,21 +29,36 @@ pub fn add<B: Backend>(backend: &B, rows: &QueryRows<'_, B>, spans: &mut [Span<'
     if !spans.iter().any(|span| span.cache.policy.reads_queries()) {
         return Ok(());
     }
-    let QkvShape { heads, kv_heads, head_dim } = rows.shape;
+    let QkvShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = rows.shape;
     let (group, half) = (heads / kv_heads, head_dim / 2);
     let mut host = vec![0.0; rows.rows * heads * head_dim];
     backend.download(rows.queries, 0, &mut host)?;
     let mut query = vec![0.0; head_dim];
-    for span in spans.iter_mut().filter(|span| span.cache.policy.reads_queries()) {
-        let skipped = SKIPPED.saturating_sub(span.first_position()).min(span.rows.len() as u64) as usize;
+    for span in spans
+        .iter_mut()
+        .filter(|span| span.cache.policy.reads_queries())
+    {
+        let skipped = SKIPPED
+            .saturating_sub(span.first_position())
+            .min(span.rows.len() as u64) as usize;
         for row in span.rows.start + skipped..span.rows.end {
-            let (cos, sin) = (&rows.cos_sin.0[row * half..][..half], &rows.cos_sin.1[row * half..][..half]);
+            let (cos, sin) = (
+                &rows.cos_sin.0[row * half..][..half],
+                &rows.cos_sin.1[row * half..][..half],
+            );
             for head in 0..heads {
                 let rotated = &host[(row * heads + head) * head_dim..][..head_dim];
                 turn_back(rotated, (cos, sin), &mut query);
                 let moments = &mut span.cache.heads[rows.layer * kv_heads + head / group].moments;
                 moments.resize(group * Moments::len(head_dim), 0.0);
-                Moments::add(&mut moments[head % group * Moments::len(head_dim)..][..Moments::len(head_dim)], &query);
+                Moments::add(
+                    &mut moments[head % group * Moments::len(head_dim)..][..Moments::len(head_dim)],
+                    &query,
+                );
             }
         }
     }
@@ -67,7 +83,10 @@ mod tests {
     fn turning_back_undoes_the_rotation() {
         let angle = 0.7f32;
         let (x, y) = (0.25f32, -1.5f32);
-        let rotated = [x * angle.cos() - y * angle.sin(), y * angle.cos() + x * angle.sin()];
+        let rotated = [
+            x * angle.cos() - y * angle.sin(),
+            y * angle.cos() + x * angle.sin(),
+        ];
         let mut query = [0.0; 2];
         turn_back(&rotated, (&[angle.cos()], &[angle.sin()]), &mut query);
         assert!((query[0] - f64::from(x)).abs() < 1e-6 && (query[1] - f64::from(y)).abs() < 1e-6);

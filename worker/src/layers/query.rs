@@ -1,13 +1,16 @@
-//! The pairwise indexer on the device: one small product per layer, then every new query against every slot.
+//! The pairwise indexer on the device: one small product per layer, then every new query against
+//! every slot.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use palimpsest_kernels::{Backend, IndexItem, IndexShape, WeightType, WeightView};
 
 use super::vector;
 use crate::error::Result;
 use crate::layers::attention::Span;
 use crate::policy::Ingest;
 use crate::policy::query::QueryWeights;
-use palimpsest_kernels::{Backend, IndexItem, IndexShape, WeightType, WeightView};
-use std::ops::Range;
-use std::sync::Arc;
 
 /// A [`QueryWeights`]' matrices on the device.
 pub struct DeviceQueryIndexer<B: Backend> {
@@ -30,21 +33,42 @@ impl<B: Backend> DeviceQueryIndexer<B> {
     ///
     /// # Errors
     /// Those of the kernels.
-    pub fn load(backend: &B, weights: Arc<QueryWeights>, hidden: usize, kv_heads: Range<usize>) -> Result<Self> {
+    pub fn load(
+        backend: &B,
+        weights: Arc<QueryWeights>,
+        hidden: usize,
+        kv_heads: Range<usize>,
+    ) -> Result<Self> {
         let rows = QueryWeights::rows(weights.heads, weights.dim);
         let own = kv_heads.start * rows..kv_heads.end * rows;
         let mut layers = Vec::with_capacity(weights.layers.len());
         for layer in &weights.layers {
             let values = &layer.weight[own.start * hidden..own.end * hidden];
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let view = WeightView { dtype: WeightType::F32, rows: own.len(), cols: hidden, bytes: &bytes };
-            layers.push((backend.load_matrix(&[view])?, vector(backend, &layer.bias[own.clone()])?));
+            let view = WeightView {
+                dtype: WeightType::F32,
+                rows: own.len(),
+                cols: hidden,
+                bytes: &bytes,
+            };
+            layers.push((
+                backend.load_matrix(&[view])?,
+                vector(backend, &layer.bias[own.clone()])?,
+            ));
         }
-        Ok(Self { weights, layers, kv_heads, out: backend.alloc(0)?, host: Vec::new(), rows: 0 })
+        Ok(Self {
+            weights,
+            layers,
+            kv_heads,
+            out: backend.alloc(0)?,
+            host: Vec::new(),
+            rows: 0,
+        })
     }
 
-    /// Stores the indexer keys of the step's new slots of `layer` and raises the scores of all slots that their queries
-    /// see, for the sequences whose policy wants it. `hidden`: `[T, E]`, normalised.
+    /// Stores the indexer keys of the step's new slots of `layer` and raises the scores of all
+    /// slots that their queries see, for the sequences whose policy wants it. `hidden`: `[T, E]`,
+    /// normalised.
     ///
     /// # Errors
     /// Those of the kernels.
@@ -75,7 +99,10 @@ impl<B: Backend> DeviceQueryIndexer<B> {
             let first = layer * self.kv_heads.len();
             let mut new = Vec::with_capacity(self.kv_heads.len());
             for (local, kv_head) in self.kv_heads.clone().enumerate() {
-                let mut queries = Queries { queries: Vec::new(), weights: Vec::new() };
+                let mut queries = Queries {
+                    queries: Vec::new(),
+                    weights: Vec::new(),
+                };
                 let head = &mut span.cache.heads[first + local];
                 let first_slot = head.len() - span.rows.len();
                 for (row, slot) in span.rows.clone().zip(first_slot..) {
@@ -83,7 +110,9 @@ impl<B: Backend> DeviceQueryIndexer<B> {
                     self.weights.finish(layer, kv_head, values);
                     queries.queries.extend_from_slice(&values[..heads * dim]);
                     head.terms[slot * dim..][..dim].copy_from_slice(&values[heads * dim..][..dim]);
-                    queries.weights.extend_from_slice(&values[(heads + 1) * dim..]);
+                    queries
+                        .weights
+                        .extend_from_slice(&values[(heads + 1) * dim..]);
                     head.mass[0][slot] = f32::NEG_INFINITY;
                 }
                 new.push(queries);

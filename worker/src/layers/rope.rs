@@ -1,7 +1,13 @@
 //! Rotary angles of a step's rows.
 
-/// Cosines and sines `[T, D/2]` of `position * inv_freq`, the angle in f32 as the reference implementations have it.
-pub fn angles(positions: impl Iterator<Item = u64>, inv_freq: &[f32], cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+/// Cosines and sines `[T, D/2]` of `position * inv_freq`, the angle in f32 as the reference
+/// implementations have it.
+pub fn angles(
+    positions: impl Iterator<Item = u64>,
+    inv_freq: &[f32],
+    cos: &mut Vec<f32>,
+    sin: &mut Vec<f32>,
+) {
     cos.clear();
     sin.clear();
     for position in positions {

@@ -1,16 +1,21 @@
-//! Trained part of the paper's latent memory: linear features of keys and queries, and a gate per KV head.
+//! Trained part of the paper's latent memory: linear features of keys and queries, and a gate per
+//! KV head.
 //!
-//! Source: IndexMem (arXiv 2605.25475), latent memory (method section 2.5), with the defects of method section 6.8 mended:
-//! the write rate is left out, because the normalised readout does not depend on it; so is the decay, because what makes up
-//! for the entries that are missing must count all of them alike; gates are per KV head; and it is causal, because it is
-//! written at boundaries only. `A += phi(k) v^T`, `b += phi(k)^2`, `phi(z) = W z`: [`palimpsest_kernels::Backend::memorise`]; the
-//! readout is [`palimpsest_kernels::Backend::readout`].
+//! Source: IndexMem (arXiv 2605.25475), latent memory (method section 2.5), with the defects of
+//! method section 6.8 mended: the write rate is left out, because the normalised readout does not
+//! depend on it; so is the decay, because what makes up for the entries that are missing must count
+//! all of them alike; gates are per KV head; and it is causal, because it is written at boundaries
+//! only. `A += phi(k) v^T`, `b += phi(k)^2`, `phi(z) = W z`:
+//! [`palimpsest_kernels::Backend::memorise`]; the readout is
+//! [`palimpsest_kernels::Backend::readout`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use palimpsest_kernels::{AssociativeLayer, Backend, QkvShape};
 
 use crate::error::Result;
 use crate::layers::vector;
-use palimpsest_kernels::{AssociativeLayer, Backend, QkvShape};
-use std::ops::Range;
-use std::sync::Arc;
 
 /// Trained weights of one layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,12 +51,26 @@ impl<B: Backend> DeviceAssociative<B> {
     ///
     /// # Errors
     /// Those of the kernels.
-    pub fn load(backend: &B, weights: &Arc<AssociativeWeights>, kv_heads: Range<usize>) -> Result<Self> {
+    pub fn load(
+        backend: &B,
+        weights: &Arc<AssociativeWeights>,
+        kv_heads: Range<usize>,
+    ) -> Result<Self> {
         let layers = || weights.layers.iter();
-        let features: Vec<f32> = layers().flat_map(|layer| &layer.features).copied().collect();
-        let gates: Vec<f32> = layers().flat_map(|layer| &layer.gates[kv_heads.clone()]).copied().collect();
+        let features: Vec<f32> = layers()
+            .flat_map(|layer| &layer.features)
+            .copied()
+            .collect();
+        let gates: Vec<f32> = layers()
+            .flat_map(|layer| &layer.gates[kv_heads.clone()])
+            .copied()
+            .collect();
         let (features, gates) = (vector(backend, &features)?, vector(backend, &gates)?);
-        Ok(Self { count: weights.features, features, gates })
+        Ok(Self {
+            count: weights.features,
+            features,
+            gates,
+        })
     }
 
     /// `F`.
@@ -61,7 +80,13 @@ impl<B: Backend> DeviceAssociative<B> {
 
     /// What a readout of a layer with these heads reads.
     pub fn layer(&self, layer: usize, shape: QkvShape) -> AssociativeLayer<'_, B> {
-        AssociativeLayer { shape, features: &self.features, count: self.count, gates: &self.gates, layer }
+        AssociativeLayer {
+            shape,
+            features: &self.features,
+            count: self.count,
+            gates: &self.gates,
+            layer,
+        }
     }
 
     /// What memories are written with: all features, and `F`.

@@ -1,10 +1,11 @@
 //! The shape of a model, checked number by number: everything downstream may rely on it.
 
-use palimpsest_kernels::fixed::MAX_UNITS;
 use std::f64::consts::PI;
 
-/// Model families whose decoder layers are implemented: pre-norm, RMS norm, rotary positions, grouped-query attention,
-/// SwiGLU. They differ in biases, query/key norms and windows only.
+use palimpsest_kernels::fixed::MAX_UNITS;
+
+/// Model families whose decoder layers are implemented: pre-norm, RMS norm, rotary positions,
+/// grouped-query attention, SwiGLU. They differ in biases, query/key norms and windows only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 2 and 3, SmolLM2 and others of that shape.
@@ -81,11 +82,15 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Angle per token of each pair, `[D/2]`: `theta^(-2i/D)`, then scaled as transformers 4.57 does
-    /// (`modeling_rope_utils.py`). Computed in f64 and rounded once.
+    /// Angle per token of each pair, `[D/2]`: `theta^(-2i/D)`, then scaled as transformers 4.57
+    /// does (`modeling_rope_utils.py`). Computed in f64 and rounded once.
     pub fn inv_freq(&self) -> Vec<f32> {
-        let frequencies = (0..self.head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64));
-        frequencies.enumerate().map(|(i, frequency)| self.scaled(i, frequency) as f32).collect()
+        let frequencies =
+            (0..self.head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64));
+        frequencies
+            .enumerate()
+            .map(|(i, frequency)| self.scaled(i, frequency) as f32)
+            .collect()
     }
 
     fn scaled(&self, index: usize, frequency: f64) -> f64 {
@@ -93,15 +98,20 @@ impl Rope {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
             RopeScaling::Factors(factors) => frequency / f64::from(factors[index]),
-            &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            &RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
                 let wavelength = 2.0 * PI / frequency;
                 if wavelength > original_context / low_freq_factor {
                     frequency / factor
                 } else if wavelength < original_context / high_freq_factor {
                     frequency
                 } else {
-                    let smooth =
-                        (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = (original_context / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
                     (1.0 - smooth) * frequency / factor + smooth * frequency
                 }
             }
@@ -218,24 +228,48 @@ impl ModelConfig {
         within("the head dimension", self.head_dim, 2, 1 << 12)?;
         within("the vocabulary size", self.vocabulary, 1, 1 << 24)?;
         within("the context length", self.context_length, 1, 1 << 30)?;
-        within("the sliding window", self.sliding_window.unwrap_or(1), 1, 1 << 30)?;
-        multiple("the number of query heads", self.heads, "the number of KV heads", self.kv_heads)?;
+        within(
+            "the sliding window",
+            self.sliding_window.unwrap_or(1),
+            1,
+            1 << 30,
+        )?;
+        multiple(
+            "the number of query heads",
+            self.heads,
+            "the number of KV heads",
+            self.kv_heads,
+        )?;
         multiple("the head dimension", self.head_dim, "two", 2)?;
         positive("the norm epsilon", f64::from(self.rms_eps), 1.0)?;
         positive("the rope base", self.rope.theta, 1e12)?;
         match &self.rope.scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } => positive("the rope scaling factor", *factor, 1e6)?,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
                 positive("the rope scaling factor", *factor, 1e6)?;
                 positive("low_freq_factor", *low_freq_factor, 1e6)?;
-                positive("high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor, 1e6)?;
+                positive(
+                    "high_freq_factor - low_freq_factor",
+                    high_freq_factor - low_freq_factor,
+                    1e6,
+                )?;
                 positive("original_max_position_embeddings", *original_context, 1e9)?;
             }
             RopeScaling::Factors(factors) => {
                 if factors.len() != self.head_dim / 2 {
                     let (found, most) = (factors.len().to_string(), self.head_dim as u64 / 2);
-                    return Err(ConfigError::Range { what: "the number of rope factors", found, least: most, most });
+                    return Err(ConfigError::Range {
+                        what: "the number of rope factors",
+                        found,
+                        least: most,
+                        most,
+                    });
                 }
                 for &factor in factors {
                     positive("a rope factor", f64::from(factor), 1e9)?;
@@ -252,7 +286,8 @@ impl ModelConfig {
 
     /// Sizes are bounded by `check`, so the products fit in 64 bits.
     fn count_parameters(&self) -> u64 {
-        let [hidden, ffn, head_dim] = [self.hidden, self.ffn, self.head_dim].map(|size| size as u64);
+        let [hidden, ffn, head_dim] =
+            [self.hidden, self.ffn, self.head_dim].map(|size| size as u64);
         let queries = self.heads as u64 * head_dim;
         let keys = self.kv_heads as u64 * head_dim;
         let attention = hidden * (2 * queries + 2 * keys);
@@ -264,23 +299,48 @@ impl ModelConfig {
     }
 }
 
-pub(super) fn within(what: &'static str, found: usize, least: usize, most: usize) -> Result<(), ConfigError> {
+pub(super) fn within(
+    what: &'static str,
+    found: usize,
+    least: usize,
+    most: usize,
+) -> Result<(), ConfigError> {
     if (least..=most).contains(&found) {
         return Ok(());
     }
-    Err(ConfigError::Range { what, found: found.to_string(), least: least as u64, most: most as u64 })
+    Err(ConfigError::Range {
+        what,
+        found: found.to_string(),
+        least: least as u64,
+        most: most as u64,
+    })
 }
 
-pub(super) fn multiple(what: &'static str, found: usize, of: &'static str, multiple: usize) -> Result<(), ConfigError> {
+pub(super) fn multiple(
+    what: &'static str,
+    found: usize,
+    of: &'static str,
+    multiple: usize,
+) -> Result<(), ConfigError> {
     if found.is_multiple_of(multiple) {
         return Ok(());
     }
-    Err(ConfigError::Multiple { what, found, of, multiple })
+    Err(ConfigError::Multiple {
+        what,
+        found,
+        of,
+        multiple,
+    })
 }
 
 fn positive(what: &'static str, found: f64, most: f64) -> Result<(), ConfigError> {
     if found > 0.0 && found <= most {
         return Ok(());
     }
-    Err(ConfigError::Range { what, found: format!("{found} (not above 0)"), least: 0, most: most as u64 })
+    Err(ConfigError::Range {
+        what,
+        found: format!("{found} (not above 0)"),
+        least: 0,
+        most: most as u64,
+    })
 }

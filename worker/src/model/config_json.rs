@@ -1,7 +1,8 @@
 //! `config.json` of a Hugging Face directory.
 
-use super::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
 use serde_json::Value;
+
+use super::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
 
 /// Object of a JSON configuration, with checked access.
 struct Json<'a>(&'a serde_json::Map<String, Value>);
@@ -18,18 +19,29 @@ impl<'a> Json<'a> {
         expected: &'static str,
         read: impl Fn(&'a Value) -> Option<T>,
     ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         let found = || value.to_string().chars().take(80).collect();
-        read(value).map(Some).ok_or_else(|| ConfigError::Type { key: key.to_owned(), found: found(), expected })
+        read(value).map(Some).ok_or_else(|| ConfigError::Type {
+            key: key.to_owned(),
+            found: found(),
+            expected,
+        })
     }
 
     fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        let read = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+        let read = |value: &Value| {
+            value
+                .as_u64()
+                .and_then(|number| usize::try_from(number).ok())
+        };
         self.typed(key, "a non-negative integer", read)
     }
 
     fn needed(&self, key: &str) -> Result<usize, ConfigError> {
-        self.size(key)?.ok_or_else(|| ConfigError::Missing(key.to_owned()))
+        self.size(key)?
+            .ok_or_else(|| ConfigError::Missing(key.to_owned()))
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>, ConfigError> {
@@ -37,11 +49,14 @@ impl<'a> Json<'a> {
     }
 
     fn needed_float(&self, key: &str) -> Result<f64, ConfigError> {
-        self.float(key)?.ok_or_else(|| ConfigError::Missing(key.to_owned()))
+        self.float(key)?
+            .ok_or_else(|| ConfigError::Missing(key.to_owned()))
     }
 
     fn flag(&self, key: &str) -> Result<bool, ConfigError> {
-        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(false))
+        Ok(self
+            .typed(key, "true or false", Value::as_bool)?
+            .unwrap_or(false))
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
@@ -62,28 +77,48 @@ impl<'a> Json<'a> {
         if !self.flag(key)? {
             return Ok(());
         }
-        Err(ConfigError::Unsupported { what: key, found: "true".to_owned(), supported: "false" })
+        Err(ConfigError::Unsupported {
+            what: key,
+            found: "true".to_owned(),
+            supported: "false",
+        })
     }
 }
 
 impl ModelConfig {
-    /// Reads `config.json`; `generation`, the content of `generation_config.json` if there is one, has the last word
-    /// on the tokens that end a generation.
-    pub fn from_json(config: &[u8], generation: Option<&[u8]>, name: &str) -> Result<Self, ConfigError> {
+    /// Reads `config.json`; `generation`, the content of `generation_config.json` if there is one,
+    /// has the last word on the tokens that end a generation.
+    pub fn from_json(
+        config: &[u8],
+        generation: Option<&[u8]>,
+        name: &str,
+    ) -> Result<Self, ConfigError> {
         let parse = |bytes| serde_json::from_slice::<serde_json::Map<String, Value>>(bytes);
         let config = parse(config).map_err(|error| ConfigError::Json(error.to_string()))?;
         let generation = generation.map(parse).transpose();
-        let generation = generation.map_err(|error| ConfigError::Json(error.to_string()))?.unwrap_or_default();
+        let generation = generation
+            .map_err(|error| ConfigError::Json(error.to_string()))?
+            .unwrap_or_default();
         let (json, generation) = (Json(&config), Json(&generation));
-        let model_type = json.text("model_type")?.ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
+        let model_type = json
+            .text("model_type")?
+            .ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
         let architecture = Architecture::from_name(model_type)?;
         refuse_unsupported(&json, architecture)?;
-        let (hidden, heads) = (json.needed("hidden_size")?, json.needed("num_attention_heads")?);
+        let (hidden, heads) = (
+            json.needed("hidden_size")?,
+            json.needed("num_attention_heads")?,
+        );
         within("the number of query heads", heads, 1, 1 << 12)?;
         let head_dim = match json.size("head_dim")? {
             Some(head_dim) => head_dim,
             None => {
-                multiple("the hidden size", hidden, "the number of query heads", heads)?;
+                multiple(
+                    "the hidden size",
+                    hidden,
+                    "the number of query heads",
+                    heads,
+                )?;
                 hidden / heads
             }
         };
@@ -94,8 +129,13 @@ impl ModelConfig {
         };
         within("the number of KV heads", kv_heads, 1, 1 << 12)?;
         let layers = json.needed("num_hidden_layers")?;
-        let eos_ids = generation.ids("eos_token_id")?.or(json.ids("eos_token_id")?).unwrap_or_default();
-        let bos_id = json.ids("bos_token_id")?.and_then(|ids| ids.first().copied());
+        let eos_ids = generation
+            .ids("eos_token_id")?
+            .or(json.ids("eos_token_id")?)
+            .unwrap_or_default();
+        let bos_id = json
+            .ids("bos_token_id")?
+            .and_then(|ids| ids.first().copied());
         Self {
             architecture,
             layers,
@@ -125,34 +165,62 @@ fn refuse_unsupported(json: &Json<'_>, architecture: Architecture) -> Result<(),
     let activation = json.text("hidden_act")?.unwrap_or("silu");
     if activation != "silu" {
         let found = activation.to_owned();
-        return Err(ConfigError::Unsupported { what: "activation", found, supported: "silu" });
+        return Err(ConfigError::Unsupported {
+            what: "activation",
+            found,
+            supported: "silu",
+        });
     }
     if architecture != Architecture::Qwen2 {
         json.refuse("attention_bias")?;
     }
     json.refuse("mlp_bias")?;
-    if let Some(part) = json.float("partial_rotary_factor")?.filter(|&part| part != 1.0) {
+    if let Some(part) = json
+        .float("partial_rotary_factor")?
+        .filter(|&part| part != 1.0)
+    {
         let found = part.to_string();
-        return Err(ConfigError::Unsupported { what: "partial_rotary_factor", found, supported: "1" });
+        return Err(ConfigError::Unsupported {
+            what: "partial_rotary_factor",
+            found,
+            supported: "1",
+        });
     }
     if let Some(method) = json.get("quantization_config") {
-        let method = method.get("quant_method").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-        return Err(ConfigError::Unsupported { what: "quantization", found: method, supported: "GGUF files" });
+        let method = method
+            .get("quant_method")
+            .and_then(Value::as_str)
+            .unwrap_or("unknown")
+            .to_owned();
+        return Err(ConfigError::Unsupported {
+            what: "quantization",
+            found: method,
+            supported: "GGUF files",
+        });
     }
     Ok(())
 }
 
-/// Rotary positions of a `config.json`: `rope_theta` and `rope_scaling`, or `rope_parameters` of transformers 5.
+/// Rotary positions of a `config.json`: `rope_theta` and `rope_scaling`, or `rope_parameters` of
+/// transformers 5.
 fn rope(json: &Json<'_>, head_dim: usize) -> Result<Rope, ConfigError> {
     let object = |key| json.typed(key, "an object", Value::as_object);
     let empty = serde_json::Map::new();
     let parameters = object("rope_parameters")?;
     let scaling = Json(parameters.or(object("rope_scaling")?).unwrap_or(&empty));
-    let theta = scaling.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(10_000.0);
-    let kind = scaling.text("rope_type")?.or(scaling.text("type")?).unwrap_or("default");
+    let theta = scaling
+        .float("rope_theta")?
+        .or(json.float("rope_theta")?)
+        .unwrap_or(10_000.0);
+    let kind = scaling
+        .text("rope_type")?
+        .or(scaling.text("type")?)
+        .unwrap_or("default");
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: scaling.needed_float("factor")? },
+        "linear" => RopeScaling::Linear {
+            factor: scaling.needed_float("factor")?,
+        },
         "llama3" => RopeScaling::Llama3 {
             factor: scaling.needed_float("factor")?,
             low_freq_factor: scaling.needed_float("low_freq_factor")?,
@@ -161,14 +229,26 @@ fn rope(json: &Json<'_>, head_dim: usize) -> Result<Rope, ConfigError> {
         },
         other => {
             let found = other.to_owned();
-            return Err(ConfigError::Unsupported { what: "rope type", found, supported: "default, linear, llama3" });
+            return Err(ConfigError::Unsupported {
+                what: "rope type",
+                found,
+                supported: "default, linear, llama3",
+            });
         }
     };
-    Ok(Rope { theta, scaling, head_dim })
+    Ok(Rope {
+        theta,
+        scaling,
+        head_dim,
+    })
 }
 
 /// The window of all layers. Models that mix windowed and full layers are refused.
-fn sliding_window(json: &Json<'_>, architecture: Architecture, layers: usize) -> Result<Option<usize>, ConfigError> {
+fn sliding_window(
+    json: &Json<'_>,
+    architecture: Architecture,
+    layers: usize,
+) -> Result<Option<usize>, ConfigError> {
     let window = json.size("sliding_window")?;
     let windowed_layers = match architecture {
         Architecture::Llama => 0,
@@ -183,7 +263,11 @@ fn sliding_window(json: &Json<'_>, architecture: Architecture, layers: usize) ->
         _ if windowed_layers == layers => Ok(window),
         some => {
             let found = format!("in {some} of {layers} layers");
-            Err(ConfigError::Unsupported { what: "sliding window", found, supported: "all layers or none" })
+            Err(ConfigError::Unsupported {
+                what: "sliding window",
+                found,
+                supported: "all layers or none",
+            })
         }
     }
 }
@@ -207,9 +291,16 @@ mod tests {
     #[test]
     fn plain_configuration() {
         let config = config(serde_json::json!({})).unwrap();
-        assert_eq!((config.head_dim, config.kv_heads, config.context_length), (16, 2, 512));
-        // Per layer 2*64*64 + 2*64*32 + 3*64*128 + 2*64; twice; two embeddings of 100*64; the last norm.
-        assert_eq!(config.parameters, 2 * (8192 + 4096 + 24576 + 128) + 2 * 6400 + 64);
+        assert_eq!(
+            (config.head_dim, config.kv_heads, config.context_length),
+            (16, 2, 512)
+        );
+        // Per layer 2*64*64 + 2*64*32 + 3*64*128 + 2*64; twice; two embeddings of 100*64; the last
+        // norm.
+        assert_eq!(
+            config.parameters,
+            2 * (8192 + 4096 + 24576 + 128) + 2 * 6400 + 64
+        );
         assert_eq!(config.eos_ids, [2]);
     }
 
@@ -218,7 +309,8 @@ mod tests {
         let json = br#"{"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
             "eos_token_id": 7}"#;
-        let config = ModelConfig::from_json(json, Some(br#"{"eos_token_id": [3, 4]}"#), "test").unwrap();
+        let config =
+            ModelConfig::from_json(json, Some(br#"{"eos_token_id": [3, 4]}"#), "test").unwrap();
         assert_eq!(config.eos_ids, [3, 4]);
         assert!(config.qkv_bias);
         assert_eq!(config.rms_eps, 1e-6);
@@ -227,27 +319,87 @@ mod tests {
     #[test]
     fn each_bad_value_is_named() {
         let cases = [
-            (serde_json::json!({"model_type": "gpt_neox"}), "architecture \"gpt_neox\" is not supported"),
-            (serde_json::json!({"hidden_act": "gelu"}), "activation \"gelu\""),
-            (serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "rope type \"yarn\""),
-            (serde_json::json!({"rope_scaling": {"type": "linear"}}), "\"factor\" is missing"),
-            (serde_json::json!({"rope_scaling": {"type": "linear", "factor": 0}}), "the rope scaling factor is 0"),
-            (serde_json::json!({"num_key_value_heads": 3}), "must be a multiple of the number of KV heads (3)"),
-            (serde_json::json!({"num_key_value_heads": 0}), "the number of KV heads is 0"),
-            (serde_json::json!({"num_attention_heads": 0}), "the number of query heads is 0"),
-            (serde_json::json!({"num_attention_heads": 6}), "the hidden size is 64, which must be a multiple"),
-            (serde_json::json!({"head_dim": 15}), "the head dimension is 15"),
-            (serde_json::json!({"num_hidden_layers": u64::MAX}), "the number of layers is"),
-            (serde_json::json!({"vocab_size": 1u64 << 40}), "the vocabulary size is"),
-            (serde_json::json!({"vocab_size": null}), "\"vocab_size\" is missing"),
-            (serde_json::json!({"vocab_size": "many"}), "\"vocab_size\" is \"many\", expected"),
-            (serde_json::json!({"vocab_size": 2}), "a special token id is 2"),
-            (serde_json::json!({"rms_norm_eps": -1.0}), "the norm epsilon is -1"),
+            (
+                serde_json::json!({"model_type": "gpt_neox"}),
+                "architecture \"gpt_neox\" is not supported",
+            ),
+            (
+                serde_json::json!({"hidden_act": "gelu"}),
+                "activation \"gelu\"",
+            ),
+            (
+                serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+                "rope type \"yarn\"",
+            ),
+            (
+                serde_json::json!({"rope_scaling": {"type": "linear"}}),
+                "\"factor\" is missing",
+            ),
+            (
+                serde_json::json!({"rope_scaling": {"type": "linear", "factor": 0}}),
+                "the rope scaling factor is 0",
+            ),
+            (
+                serde_json::json!({"num_key_value_heads": 3}),
+                "must be a multiple of the number of KV heads (3)",
+            ),
+            (
+                serde_json::json!({"num_key_value_heads": 0}),
+                "the number of KV heads is 0",
+            ),
+            (
+                serde_json::json!({"num_attention_heads": 0}),
+                "the number of query heads is 0",
+            ),
+            (
+                serde_json::json!({"num_attention_heads": 6}),
+                "the hidden size is 64, which must be a multiple",
+            ),
+            (
+                serde_json::json!({"head_dim": 15}),
+                "the head dimension is 15",
+            ),
+            (
+                serde_json::json!({"num_hidden_layers": u64::MAX}),
+                "the number of layers is",
+            ),
+            (
+                serde_json::json!({"vocab_size": 1u64 << 40}),
+                "the vocabulary size is",
+            ),
+            (
+                serde_json::json!({"vocab_size": null}),
+                "\"vocab_size\" is missing",
+            ),
+            (
+                serde_json::json!({"vocab_size": "many"}),
+                "\"vocab_size\" is \"many\", expected",
+            ),
+            (
+                serde_json::json!({"vocab_size": 2}),
+                "a special token id is 2",
+            ),
+            (
+                serde_json::json!({"rms_norm_eps": -1.0}),
+                "the norm epsilon is -1",
+            ),
             (serde_json::json!({"rope_theta": 0.0}), "the rope base is 0"),
-            (serde_json::json!({"attention_bias": true}), "attention_bias"),
-            (serde_json::json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
-            (serde_json::json!({"quantization_config": {"quant_method": "gptq"}}), "quantization \"gptq\""),
-            (serde_json::json!({"model_type": "mistral", "sliding_window": 0}), "the sliding window is 0"),
+            (
+                serde_json::json!({"attention_bias": true}),
+                "attention_bias",
+            ),
+            (
+                serde_json::json!({"partial_rotary_factor": 0.5}),
+                "partial_rotary_factor",
+            ),
+            (
+                serde_json::json!({"quantization_config": {"quant_method": "gptq"}}),
+                "quantization \"gptq\"",
+            ),
+            (
+                serde_json::json!({"model_type": "mistral", "sliding_window": 0}),
+                "the sliding window is 0",
+            ),
             (
                 serde_json::json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 1}),
                 "in 1 of 2 layers",
@@ -278,10 +430,24 @@ mod tests {
     fn llama3_frequencies_equal_transformers() {
         let scaling = serde_json::json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
-        let rope = config(serde_json::json!({"rope_scaling": scaling})).unwrap().rope;
-        let expected = [1.0, 0.12732396, 0.025, 0.007905695, 0.0025, 0.00079056947, 0.00025, 0.00007905695];
+        let rope = config(serde_json::json!({"rope_scaling": scaling}))
+            .unwrap()
+            .rope;
+        let expected = [
+            1.0,
+            0.12732396,
+            0.025,
+            0.007905695,
+            0.0025,
+            0.00079056947,
+            0.00025,
+            0.00007905695,
+        ];
         for (found, expected) in rope.inv_freq().into_iter().zip(expected) {
-            assert!((found - expected).abs() <= 2e-7 * expected, "{found} {expected}");
+            assert!(
+                (found - expected).abs() <= 2e-7 * expected,
+                "{found} {expected}"
+            );
         }
     }
 }

@@ -10,11 +10,15 @@ mod arena;
 mod decode;
 mod scratch;
 
+use std::sync::Arc;
+
 pub use answers::Answer;
 pub use arena::{Arena, CacheBytes};
+use palimpsest_kernels::sample::SampleItem;
+use palimpsest_kernels::{Backend, PageShape, QkvShape};
+use xxhash_rust::xxh3::xxh3_64;
 
 use self::scratch::Scratch;
-
 use super::config::ModelConfig;
 use super::weights::Weights;
 use crate::collective::Collective;
@@ -30,10 +34,6 @@ use crate::layers::scorer::DeviceScorer;
 use crate::layers::{Layer, rope, stack, vector};
 use crate::memory::DeviceAssociative;
 use crate::shard::Shard;
-use palimpsest_kernels::sample::SampleItem;
-use palimpsest_kernels::{Backend, PageShape, QkvShape};
-use std::sync::Arc;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Which logits a piece wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +95,8 @@ pub struct Decoder<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Packs the weights of `shard` for the device. `progress` is called with the fraction done. A shard that is not the
-    /// whole model needs [`Self::join`] before its first step.
+    /// Packs the weights of `shard` for the device. `progress` is called with the fraction done. A
+    /// shard that is not the whole model needs [`Self::join`] before its first step.
     ///
     /// # Errors
     /// Those of the weights (missing, misshapen) and of the kernels.
@@ -153,14 +153,15 @@ impl<B: Backend> Decoder<B> {
         &self.exchange
     }
 
-    /// For each piece of the last step a digest of what the last layer left at its last row: the same on every rank of a
-    /// group. Empty for a rank that is alone, which has nobody to compare with.
+    /// For each piece of the last step a digest of what the last layer left at its last row: the
+    /// same on every rank of a group. Empty for a rank that is alone, which has nobody to compare
+    /// with.
     pub fn state_digests(&self) -> &[u64] {
         &self.state_digests
     }
 
-    /// A fault for tests: the next step starts from hidden states that no other rank has, as a damaged memory or another
-    /// kernel would have it.
+    /// A fault for tests: the next step starts from hidden states that no other rank has, as a
+    /// damaged memory or another kernel would have it.
     pub fn perturb_next_step(&mut self) {
         self.perturbed = true;
     }
@@ -176,13 +177,26 @@ impl<B: Backend> Decoder<B> {
     /// [`Error::Indexer`] when they were made for another model.
     pub fn set_indexer(&mut self, indexer: &Indexer) -> Result<()> {
         let (hidden, kv_heads) = (self.config.hidden, &self.shard.kv_heads);
-        indexer.check(self.config.layers, self.config.kv_heads, (hidden, self.config.head_dim))?;
+        indexer.check(
+            self.config.layers,
+            self.config.kv_heads,
+            (hidden, self.config.head_dim),
+        )?;
         let b = &*self.backend;
-        self.scorer = Some(DeviceScorer::load(b, &indexer.retention, hidden, kv_heads.clone())?);
-        let query = indexer.query.clone().map(|query| DeviceQueryIndexer::load(b, query, hidden, kv_heads.clone()));
+        self.scorer = Some(DeviceScorer::load(
+            b,
+            &indexer.retention,
+            hidden,
+            kv_heads.clone(),
+        )?);
+        let query = indexer
+            .query
+            .clone()
+            .map(|query| DeviceQueryIndexer::load(b, query, hidden, kv_heads.clone()));
         self.query = query.transpose()?;
         let associative = indexer.associative.as_ref();
-        let associative = associative.map(|weights| DeviceAssociative::load(b, weights, kv_heads.clone()));
+        let associative =
+            associative.map(|weights| DeviceAssociative::load(b, weights, kv_heads.clone()));
         self.associative = associative.transpose()?;
         Ok(())
     }
@@ -192,7 +206,8 @@ impl<B: Backend> Decoder<B> {
         self.associative.as_ref().map(DeviceAssociative::count)
     }
 
-    /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops it.
+    /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops
+    /// it.
     pub fn set_capture(&mut self, capture: Option<Capture>) {
         self.capture = capture;
     }
@@ -215,22 +230,39 @@ impl<B: Backend> Decoder<B> {
     /// Device bytes of all matrices.
     pub fn weight_bytes(&self) -> usize {
         let ends = self.backend.matrix_bytes(&self.embedding)
-            + self.head.as_ref().map_or(0, |head| self.backend.matrix_bytes(head));
-        ends + self.layers.iter().map(|l| l.bytes(&*self.backend)).sum::<usize>()
+            + self
+                .head
+                .as_ref()
+                .map_or(0, |head| self.backend.matrix_bytes(head));
+        ends + self
+            .layers
+            .iter()
+            .map(|l| l.bytes(&*self.backend))
+            .sum::<usize>()
     }
 
-    /// Bytes of matrices that every step reads whole: all but an embedding that is not the head too.
+    /// Bytes of matrices that every step reads whole: all but an embedding that is not the head
+    /// too.
     pub fn step_weight_bytes(&self) -> usize {
-        let looked_up = if self.head.is_some() { self.backend.matrix_bytes(&self.embedding) } else { 0 };
+        let looked_up = if self.head.is_some() {
+            self.backend.matrix_bytes(&self.embedding)
+        } else {
+            0
+        };
         self.weight_bytes() - looked_up
     }
 
-    /// Reads the tokens of all pieces in one pass and evicts where a piece ends at a boundary. Returns the logits of
-    /// each piece, `[rows, V]` flattened.
+    /// Reads the tokens of all pieces in one pass and evicts where a piece ends at a boundary.
+    /// Returns the logits of each piece, `[rows, V]` flattened.
     ///
     /// # Errors
-    /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors leave the sequences unusable.
-    pub fn forward(&mut self, arena: &mut Arena<B>, pieces: &mut [Piece<'_>]) -> Result<Vec<Vec<f32>>> {
+    /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors leave
+    /// the sequences unusable.
+    pub fn forward(
+        &mut self,
+        arena: &mut Arena<B>,
+        pieces: &mut [Piece<'_>],
+    ) -> Result<Vec<Vec<f32>>> {
         let answers = self.step(arena, pieces, &vec![None; pieces.len()])?;
         let logits = |answer| match answer {
             Answer::Logits(logits) => logits,
@@ -239,8 +271,9 @@ impl<B: Backend> Decoder<B> {
         Ok(answers.into_iter().map(logits).collect())
     }
 
-    /// The same, but for the pieces that bring a choice: it is made where the logits are, and only the token comes back. Such a
-    /// piece asks for [`Logits::Last`]; the row of its choice is filled in here.
+    /// The same, but for the pieces that bring a choice: it is made where the logits are, and only
+    /// the token comes back. Such a piece asks for [`Logits::Last`]; the row of its choice is
+    /// filled in here.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -278,10 +311,14 @@ impl<B: Backend> Decoder<B> {
         let mut ids = Vec::with_capacity(rows);
         for piece in pieces.iter_mut() {
             piece.cache.grow(piece.tokens.len(), &mut arena.pool)?;
-            spans.push(Span { cache: piece.cache, rows: ids.len()..ids.len() + piece.tokens.len() });
+            spans.push(Span {
+                cache: piece.cache,
+                rows: ids.len()..ids.len() + piece.tokens.len(),
+            });
             ids.extend_from_slice(piece.tokens);
         }
-        // Rows beyond are computed like the others and read by nobody. Their token is any, at any position.
+        // Rows beyond are computed like the others and read by nobody. Their token is any, at any
+        // position.
         ids.resize(rows, 0);
         self.rotary(&spans, rows)?;
         self.embed(&ids)?;
@@ -295,12 +332,17 @@ impl<B: Backend> Decoder<B> {
         // The device is given all its work before the host waits for any of it.
         self.multiply_wanted(pieces, rows)?;
         self.digest_states(pieces)?;
-        if pieces.iter().any(|piece| piece.cache.seen.is_multiple_of(self.stride)) {
+        if pieces
+            .iter()
+            .any(|piece| piece.cache.seen.is_multiple_of(self.stride))
+        {
             // What a boundary does depends on the sequence, not on the bucket.
             self.backend.end_decode()?;
         }
-        let kept: Vec<_> =
-            pieces.iter_mut().map(|p| boundary::begin(p.cache, &mut self.at_boundary(arena))).collect::<Result<_>>()?;
+        let kept: Vec<_> = pieces
+            .iter_mut()
+            .map(|p| boundary::begin(p.cache, &mut self.at_boundary(arena)))
+            .collect::<Result<_>>()?;
         let answers = self.answers(pieces, choices)?;
         for (piece, kept) in pieces.iter_mut().zip(kept) {
             boundary::finish(piece.cache, &mut self.at_boundary(arena), kept)?;
@@ -315,24 +357,42 @@ impl<B: Backend> Decoder<B> {
             let (seen, count) = (piece.cache.seen, piece.tokens.len() as u64);
             let room = self.stride - seen % self.stride;
             if count == 0 || count > room {
-                let what =
-                    format!("{count} tokens at position {seen}; a piece has 1 to {room} (stride {})", self.stride);
+                let what = format!(
+                    "{count} tokens at position {seen}; a piece has 1 to {room} (stride {})",
+                    self.stride
+                );
                 return Err(Error::Plan { sequence: 0, what });
             }
-            if let Some(bad) = piece.tokens.iter().find(|&&t| t as usize >= self.config.vocabulary) {
-                let what = format!("token {bad} is outside the vocabulary of {}", self.config.vocabulary);
+            if let Some(bad) = piece
+                .tokens
+                .iter()
+                .find(|&&t| t as usize >= self.config.vocabulary)
+            {
+                let what = format!(
+                    "token {bad} is outside the vocabulary of {}",
+                    self.config.vocabulary
+                );
                 return Err(Error::Plan { sequence: 0, what });
             }
             let pages = |len: usize| (len + piece.tokens.len()).div_ceil(PageShape::SLOTS);
-            needed += piece.cache.heads.iter().map(|h| pages(h.len()) - h.pages.len()).sum::<usize>();
+            needed += piece
+                .cache
+                .heads
+                .iter()
+                .map(|h| pages(h.len()) - h.pages.len())
+                .sum::<usize>();
         }
         if needed > arena.pool.free() {
-            return Err(Error::PagesExhausted { needed, free: arena.pool.free() });
+            return Err(Error::PagesExhausted {
+                needed,
+                free: arena.pool.free(),
+            });
         }
         Ok(pieces.iter().map(|p| p.tokens.len()).sum())
     }
 
-    /// Room for activations of a step of `rows` rows, of which `logit_rows` want logits; a larger step makes more.
+    /// Room for activations of a step of `rows` rows, of which `logit_rows` want logits; a larger
+    /// step makes more.
     ///
     /// # Errors
     /// Those of [`Backend::alloc`].
@@ -340,12 +400,18 @@ impl<B: Backend> Decoder<B> {
         let s = &self.scratch;
         if rows > s.rows || logit_rows > s.logit_rows {
             let (rows, logit_rows) = (rows.max(s.rows), logit_rows.max(s.logit_rows));
-            self.scratch = Scratch::new(&*self.backend, &self.config, &self.shard, (rows, logit_rows))?;
+            self.scratch = Scratch::new(
+                &*self.backend,
+                &self.config,
+                &self.shard,
+                (rows, logit_rows),
+            )?;
         }
         Ok(())
     }
 
-    /// Embeds the step's tokens. Each rank knows the rows of its own part of the vocabulary; the sum has them all.
+    /// Embeds the step's tokens. Each rank knows the rows of its own part of the vocabulary; the
+    /// sum has them all.
     fn embed(&mut self, ids: &[u32]) -> Result<()> {
         let x = &mut self.scratch.x;
         if self.shard.is_whole() {
@@ -353,23 +419,38 @@ impl<B: Backend> Decoder<B> {
         }
         let own = &self.shard.vocabulary;
         let is_own = |id: u32| own.contains(&(id as usize));
-        let local: Vec<Option<u32>> =
-            ids.iter().map(|&id| is_own(id).then(|| (id as usize - own.start) as u32)).collect();
-        self.exchange.embed(&*self.backend, &self.embedding, &local, self.config.hidden, x)
+        let local: Vec<Option<u32>> = ids
+            .iter()
+            .map(|&id| is_own(id).then(|| (id as usize - own.start) as u32))
+            .collect();
+        self.exchange.embed(
+            &*self.backend,
+            &self.embedding,
+            &local,
+            self.config.hidden,
+            x,
+        )
     }
 
-    /// Changes one value of each row, after the sum that makes them the same on all ranks. What it asks the device for, other ranks do not;
-    /// where the step is put off, it stays one list all the same.
+    /// Changes one value of each row, after the sum that makes them the same on all ranks. What it
+    /// asks the device for, other ranks do not; where the step is put off, it stays one list all
+    /// the same.
     fn perturb(&mut self, rows: usize) -> Result<()> {
         let mut values = vec![0.0; rows * self.config.hidden];
-        values.chunks_exact_mut(self.config.hidden).for_each(|row| row[0] = 0.25);
+        values
+            .chunks_exact_mut(self.config.hidden)
+            .for_each(|row| row[0] = 0.25);
         let mut change = self.backend.alloc(values.len())?;
         self.backend.upload(&values, &mut change, 0)?;
-        Ok(self.backend.add(&mut self.scratch.x, &change, values.len())?)
+        Ok(self
+            .backend
+            .add(&mut self.scratch.x, &change, values.len())?)
     }
 
     fn rotary(&mut self, spans: &[Span<'_>], rows: usize) -> Result<()> {
-        let positions = spans.iter().flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
+        let positions = spans
+            .iter()
+            .flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
         let positions = positions.chain(std::iter::repeat(0)).take(rows);
         let (cos, sin) = &mut self.scratch.host;
         rope::angles(positions, &self.inv_freq, cos, sin);
@@ -378,7 +459,13 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    fn layer(&mut self, index: usize, rows: usize, spans: &mut [Span<'_>], arena: &mut Arena<B>) -> Result<()> {
+    fn layer(
+        &mut self,
+        index: usize,
+        rows: usize,
+        spans: &mut [Span<'_>],
+        arena: &mut Arena<B>,
+    ) -> Result<()> {
         let (b, layer, s) = (&*self.backend, &self.layers[index], &mut self.scratch);
         let eps = self.config.rms_eps;
         b.rms_norm(&s.x, &layer.attention_norm, eps, rows, &mut s.h)?;
@@ -394,7 +481,13 @@ impl<B: Backend> Decoder<B> {
             b.download(&s.h, 0, &mut hidden)?;
         }
         let attention = &layer.attention;
-        b.matmul(&attention.qkv, &s.h, rows, attention.qkv_bias.as_ref(), &mut s.qkv)?;
+        b.matmul(
+            &attention.qkv,
+            &s.h,
+            rows,
+            attention.qkv_bias.as_ref(),
+            &mut s.qkv,
+        )?;
         let args = AttentionArgs {
             layer: index,
             shape: qkv_shape(&self.shard),
@@ -404,7 +497,10 @@ impl<B: Backend> Decoder<B> {
             qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
             sliding_window: self.config.sliding_window,
             stride: self.stride,
-            associative: self.associative.as_ref().map(|memory| memory.layer(index, qkv_shape(&self.shard))),
+            associative: self
+                .associative
+                .as_ref()
+                .map(|memory| memory.layer(index, qkv_shape(&self.shard))),
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
         let queries = QueryRows {
@@ -418,16 +514,22 @@ impl<B: Backend> Decoder<B> {
         if let Some(capture) = &mut self.capture {
             let mut queries = vec![0.0; rows * self.shard.heads() * self.config.head_dim];
             b.download(&s.q, 0, &mut queries)?;
-            capture(Captured { layer: index, hidden: &hidden, queries: &queries });
+            capture(Captured {
+                layer: index,
+                hidden: &hidden,
+                queries: &queries,
+            });
         }
         let units = (rows, self.config.hidden, &self.query_units[..]);
-        self.exchange.row_parallel(b, &attention.output, &s.attended, units, &mut s.h)?;
+        self.exchange
+            .row_parallel(b, &attention.output, &s.attended, units, &mut s.h)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         b.rms_norm(&s.x, &layer.ffn_norm, eps, rows, &mut s.h)?;
         b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
         b.silu_mul(&s.gate_up, rows, self.shard.ffn.len(), &mut s.act)?;
         let units = (rows, self.config.hidden, &self.shard.ffn_units[..]);
-        self.exchange.row_parallel(b, &layer.down, &s.act, units, &mut s.h)?;
+        self.exchange
+            .row_parallel(b, &layer.down, &s.act, units, &mut s.h)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         Ok(())
     }
@@ -443,8 +545,13 @@ impl<B: Backend> Decoder<B> {
         for pieces in pieces.chunk_by(|_, next| next.tokens.len() == 1) {
             rows += pieces[0].tokens.len();
             let mut states = vec![0.0; pieces.len() * hidden];
-            self.backend.download(&self.scratch.x, (rows - 1) * hidden, &mut states)?;
-            self.state_digests.extend(states.chunks_exact(hidden).map(|state| xxh3_64(bytemuck::cast_slice(state))));
+            self.backend
+                .download(&self.scratch.x, (rows - 1) * hidden, &mut states)?;
+            self.state_digests.extend(
+                states
+                    .chunks_exact(hidden)
+                    .map(|state| xxh3_64(bytemuck::cast_slice(state))),
+            );
             rows += pieces.len() - 1;
         }
         Ok(())
@@ -467,7 +574,11 @@ impl<B: Backend> Decoder<B> {
 }
 
 fn qkv_shape(shard: &Shard) -> QkvShape {
-    QkvShape { heads: shard.heads(), kv_heads: shard.kv_heads.len(), head_dim: shard.head_dim }
+    QkvShape {
+        heads: shard.heads(),
+        kv_heads: shard.kv_heads.len(),
+        head_dim: shard.head_dim,
+    }
 }
 
 /// Rows of a piece whose logits are wanted, when the piece starts at row `first`.

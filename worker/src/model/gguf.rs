@@ -1,12 +1,14 @@
-//! GGUF (versions 2 and 3, little-endian): the header of a model file, read from bytes that nobody vouches for.
+//! GGUF (versions 2 and 3, little-endian): the header of a model file, read from bytes that nobody
+//! vouches for.
 //!
 //! Layout (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic, version, counts, metadata, tensor
-//! table, padding, tensor data. Nothing is allocated because a count in the header says so: arrays stay in the file
-//! and are walked, tables grow entry by entry as bytes are found for them.
+//! table, padding, tensor data. Nothing is allocated because a count in the header says so: arrays
+//! stay in the file and are walked, tables grow entry by entry as bytes are found for them.
 
-use super::gguf_types::{Scalar, TensorType};
 use std::collections::HashMap;
 use std::ops::Range;
+
+use super::gguf_types::{Scalar, TensorType};
 
 /// Array nesting that is followed; llama.cpp writes no nested arrays at all.
 const MAX_NESTING: u32 = 4;
@@ -28,7 +30,9 @@ pub enum GgufError {
     #[error("the GGUF file is big-endian; convert it with gguf-convert-endian")]
     BigEndian,
     /// The file ends inside something.
-    #[error("the GGUF file ends at byte {len} inside {what} (byte {at} on); it is truncated or damaged")]
+    #[error(
+        "the GGUF file ends at byte {len} inside {what} (byte {at} on); it is truncated or damaged"
+    )]
     Truncated {
         /// What was being read.
         what: &'static str,
@@ -94,7 +98,10 @@ pub enum GgufError {
         dtype: TensorType,
     },
     /// A tensor outside the file or off the alignment.
-    #[error("tensor \"{name}\" lies at data offset {offset}, outside the file of {len} bytes or misaligned")]
+    #[error(
+        "tensor \"{name}\" lies at data offset {offset}, outside the file of {len} bytes or \
+         misaligned"
+    )]
     Offset {
         /// Tensor.
         name: String,
@@ -175,7 +182,8 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Reads the header of `file`, all bytes of a GGUF file. Every tensor of a known type is checked to lie inside it.
+    /// Reads the header of `file`, all bytes of a GGUF file. Every tensor of a known type is
+    /// checked to lie inside it.
     pub fn parse(file: &[u8]) -> Result<Self, GgufError> {
         let mut reader = Reader { file, at: 0 };
         let magic = reader.take(4, "the magic")?;
@@ -190,12 +198,20 @@ impl Gguf {
         }
         let num_tensors = reader.u64("the tensor count")?;
         let num_metadata = reader.u64("the metadata count")?;
-        let mut gguf = Self { version, metadata: Vec::new(), tensors: Vec::new(), keys: HashMap::new() };
+        let mut gguf = Self {
+            version,
+            metadata: Vec::new(),
+            tensors: Vec::new(),
+            keys: HashMap::new(),
+        };
         for index in 0..num_metadata {
             let key = reader.text("a metadata key")?;
             let value = reader.value(&key)?;
             if gguf.keys.insert(key.clone(), index as usize).is_some() {
-                return Err(GgufError::Duplicate { what: "metadata", name: key });
+                return Err(GgufError::Duplicate {
+                    what: "metadata",
+                    name: key,
+                });
             }
             gguf.metadata.push((key, value));
         }
@@ -212,7 +228,10 @@ impl Gguf {
         for _ in 0..count {
             let (tensor, offset) = reader.tensor()?;
             if names.insert(tensor.name.clone(), ()).is_some() {
-                return Err(GgufError::Duplicate { what: "tensor", name: tensor.name });
+                return Err(GgufError::Duplicate {
+                    what: "tensor",
+                    name: tensor.name,
+                });
             }
             self.tensors.push(tensor);
             offsets.push(offset);
@@ -222,20 +241,28 @@ impl Gguf {
             return Err(GgufError::Alignment(alignment));
         }
         let len = reader.file.len();
-        let start = (reader.at as u64).checked_next_multiple_of(alignment).ok_or(GgufError::Alignment(alignment))?;
+        let start = (reader.at as u64)
+            .checked_next_multiple_of(alignment)
+            .ok_or(GgufError::Alignment(alignment))?;
         for (tensor, offset) in self.tensors.iter_mut().zip(offsets) {
             let elements: usize = tensor.shape.iter().product(); // cannot overflow: checked by `Reader::tensor`
             if let TensorType::Unknown(_) = tensor.dtype {
                 continue;
             }
-            let begin = start.checked_add(offset).filter(|_| offset.is_multiple_of(alignment));
+            let begin = start
+                .checked_add(offset)
+                .filter(|_| offset.is_multiple_of(alignment));
             let range = begin.and_then(|begin| {
                 let begin = usize::try_from(begin).ok()?;
                 let end = begin.checked_add(tensor.dtype.bytes(elements)?)?;
                 (end <= len).then_some(begin..end)
             });
             let Some(range) = range else {
-                return Err(GgufError::Offset { name: tensor.name.clone(), offset, len });
+                return Err(GgufError::Offset {
+                    name: tensor.name.clone(),
+                    offset,
+                    len,
+                });
             };
             tensor.range = Some(range);
         }
@@ -286,11 +313,20 @@ impl Gguf {
 
     /// Strings of array `key`, if the key is there. `file`: the bytes that were parsed.
     pub fn texts<'a>(&self, file: &'a [u8], key: &str) -> Result<Option<Vec<&'a str>>, GgufError> {
-        let Some((kind, len, range)) = self.array(key)? else { return Ok(None) };
+        let Some((kind, len, range)) = self.array(key)? else {
+            return Ok(None);
+        };
         if kind != Scalar::TEXT {
-            return Err(wrong(key, &self.metadata[self.keys[key]].1, "an array of strings"));
+            return Err(wrong(
+                key,
+                &self.metadata[self.keys[key]].1,
+                "an array of strings",
+            ));
         }
-        let mut reader = Reader { file: file.get(..range.end).unwrap_or(&[]), at: range.start };
+        let mut reader = Reader {
+            file: file.get(..range.end).unwrap_or(&[]),
+            at: range.start,
+        };
         let mut texts = Vec::new();
         for _ in 0..len {
             texts.push(reader.text_ref("an array of strings")?);
@@ -298,10 +334,16 @@ impl Gguf {
         Ok(Some(texts))
     }
 
-    /// Numbers (integers, floats or booleans) of array `key`, if the key is there. `file`: the bytes that were parsed.
+    /// Numbers (integers, floats or booleans) of array `key`, if the key is there. `file`: the
+    /// bytes that were parsed.
     pub fn numbers(&self, file: &[u8], key: &str) -> Result<Option<Vec<f64>>, GgufError> {
-        let Some((kind, len, range)) = self.array(key)? else { return Ok(None) };
-        let mut reader = Reader { file: file.get(..range.end).unwrap_or(&[]), at: range.start };
+        let Some((kind, len, range)) = self.array(key)? else {
+            return Ok(None);
+        };
+        let mut reader = Reader {
+            file: file.get(..range.end).unwrap_or(&[]),
+            at: range.start,
+        };
         let mut numbers = Vec::new();
         for _ in 0..len {
             numbers.push(match reader.scalar(kind, key)? {
@@ -336,7 +378,11 @@ impl Gguf {
 }
 
 pub(super) fn wrong(key: &str, found: &GgufValue, expected: &'static str) -> GgufError {
-    GgufError::WrongValue { key: key.to_owned(), found: found.summary(), expected }
+    GgufError::WrongValue {
+        key: key.to_owned(),
+        found: found.summary(),
+        expected,
+    }
 }
 
 struct Reader<'a> {
@@ -346,14 +392,24 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], GgufError> {
-        let bytes = self.at.checked_add(len).and_then(|end| self.file.get(self.at..end));
-        let bytes = bytes.ok_or(GgufError::Truncated { what, at: self.at, len: self.file.len() })?;
+        let bytes = self
+            .at
+            .checked_add(len)
+            .and_then(|end| self.file.get(self.at..end));
+        let bytes = bytes.ok_or(GgufError::Truncated {
+            what,
+            at: self.at,
+            len: self.file.len(),
+        })?;
         self.at += len;
         Ok(bytes)
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], GgufError> {
-        Ok(self.take(N, what)?.try_into().expect("take returns as many bytes as asked for"))
+        Ok(self
+            .take(N, what)?
+            .try_into()
+            .expect("take returns as many bytes as asked for"))
     }
 
     fn u32(&mut self, what: &'static str) -> Result<u32, GgufError> {
@@ -375,7 +431,11 @@ impl<'a> Reader<'a> {
         let at = self.at;
         let text = self.text_ref(what)?;
         if text.len() > MAX_NAME {
-            return Err(GgufError::Truncated { what, at, len: self.file.len() });
+            return Err(GgufError::Truncated {
+                what,
+                at,
+                len: self.file.len(),
+            });
         }
         Ok(text.to_owned())
     }
@@ -388,23 +448,39 @@ impl<'a> Reader<'a> {
         let (kind, len) = self.array_header()?;
         let start = self.at;
         self.skip_array(kind, len, key, 1)?;
-        Ok(GgufValue::Array { kind, len, range: start..self.at })
+        Ok(GgufValue::Array {
+            kind,
+            len,
+            range: start..self.at,
+        })
     }
 
     fn array_header(&mut self) -> Result<(u32, usize), GgufError> {
         let kind = self.u32("an array")?;
-        Ok((kind, usize::try_from(self.u64("an array")?).unwrap_or(usize::MAX)))
+        Ok((
+            kind,
+            usize::try_from(self.u64("an array")?).unwrap_or(usize::MAX),
+        ))
     }
 
-    fn skip_array(&mut self, kind: u32, len: usize, key: &str, depth: u32) -> Result<(), GgufError> {
+    fn skip_array(
+        &mut self,
+        kind: u32,
+        len: usize,
+        key: &str,
+        depth: u32,
+    ) -> Result<(), GgufError> {
         if depth > MAX_NESTING {
-            return Err(GgufError::Nesting { key: key.to_owned() });
+            return Err(GgufError::Nesting {
+                key: key.to_owned(),
+            });
         }
         if let Some(size) = Scalar::size(kind) {
             let bytes = len.saturating_mul(size);
             return self.take(bytes, "an array").map(|_| ());
         }
-        // Each element of the other kinds takes at least eight bytes, so the loop ends with the file at the latest.
+        // Each element of the other kinds takes at least eight bytes, so the loop ends with the
+        // file at the latest.
         for _ in 0..len {
             match kind {
                 Scalar::TEXT => self.text_ref("an array of strings").map(|_| ())?,
@@ -412,7 +488,12 @@ impl<'a> Reader<'a> {
                     let (kind, len) = self.array_header()?;
                     self.skip_array(kind, len, key, depth + 1)?;
                 }
-                _ => return Err(GgufError::ValueType { key: key.to_owned(), kind }),
+                _ => {
+                    return Err(GgufError::ValueType {
+                        key: key.to_owned(),
+                        kind,
+                    });
+                }
             }
         }
         Ok(())
@@ -433,7 +514,12 @@ impl<'a> Reader<'a> {
             10 => GgufValue::Unsigned(self.u64(WHAT)?),
             11 => GgufValue::Signed(i64::from_le_bytes(self.array(WHAT)?)),
             12 => GgufValue::Float(f64::from_le_bytes(self.array(WHAT)?)),
-            _ => return Err(GgufError::ValueType { key: key.to_owned(), kind }),
+            _ => {
+                return Err(GgufError::ValueType {
+                    key: key.to_owned(),
+                    kind,
+                });
+            }
         })
     }
 
@@ -447,14 +533,32 @@ impl<'a> Reader<'a> {
         }
         let dtype = TensorType::from_ggml(self.u32("a tensor type")?);
         let offset = self.u64("a tensor offset")?;
-        let shape: Option<Vec<usize>> = dims.iter().rev().map(|&dim| usize::try_from(dim).ok()).collect();
+        let shape: Option<Vec<usize>> = dims
+            .iter()
+            .rev()
+            .map(|&dim| usize::try_from(dim).ok())
+            .collect();
         let fits = |shape: &Vec<usize>| {
-            let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-            let rows_are_whole_blocks = shape.last().is_some_and(|&inner| dtype.fills_blocks(inner));
-            num_dims <= MAX_DIMS && !shape.contains(&0) && elements.is_some() && rows_are_whole_blocks
+            let elements = shape
+                .iter()
+                .try_fold(1usize, |product, &dim| product.checked_mul(dim));
+            let rows_are_whole_blocks =
+                shape.last().is_some_and(|&inner| dtype.fills_blocks(inner));
+            num_dims <= MAX_DIMS
+                && !shape.contains(&0)
+                && elements.is_some()
+                && rows_are_whole_blocks
         };
         match shape.filter(fits) {
-            Some(shape) => Ok((GgufTensor { name, dtype, shape, range: None }, offset)),
+            Some(shape) => Ok((
+                GgufTensor {
+                    name,
+                    dtype,
+                    shape,
+                    range: None,
+                },
+                offset,
+            )),
             None => Err(GgufError::Shape { name, dims, dtype }),
         }
     }

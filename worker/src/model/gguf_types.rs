@@ -1,7 +1,8 @@
 //! Value and tensor types of the GGUF format.
 
-use palimpsest_kernels::WeightType;
 use std::fmt;
+
+use palimpsest_kernels::WeightType;
 
 /// Numbers of metadata value types.
 pub(super) struct Scalar;
@@ -42,7 +43,8 @@ impl Scalar {
     }
 }
 
-/// Element type of a stored tensor: one that the kernels read, another one of a known name, or an unknown number.
+/// Element type of a stored tensor: one that the kernels read, another one of a known name, or an
+/// unknown number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TensorType {
     /// Listed in `GGML_TYPES`: an index into it.
@@ -100,12 +102,17 @@ impl TensorType {
 
     /// Type of a name as in [`fmt::Display`].
     pub fn from_name(name: &str) -> Option<Self> {
-        GGML_TYPES.iter().position(|entry| entry.1 == name).map(|index| Self::Known(index as u8))
+        GGML_TYPES
+            .iter()
+            .position(|entry| entry.1 == name)
+            .map(|index| Self::Known(index as u8))
     }
 
     /// The type as the kernels know it, if they do.
     pub fn weight_type(self) -> Option<WeightType> {
-        let Self::Known(index) = self else { return None };
+        let Self::Known(index) = self else {
+            return None;
+        };
         Some(match GGML_TYPES[index as usize].1 {
             "F32" => WeightType::F32,
             "F16" => WeightType::F16,
@@ -129,9 +136,15 @@ impl TensorType {
 
     /// Bytes of `len` weights; `None` for unknown types, partial blocks and sizes that overflow.
     pub fn bytes(self, len: usize) -> Option<usize> {
-        let Self::Known(index) = self else { return None };
+        let Self::Known(index) = self else {
+            return None;
+        };
         let (_, _, weights, bytes) = GGML_TYPES[index as usize];
-        if len.is_multiple_of(weights) { (len / weights).checked_mul(bytes) } else { None }
+        if len.is_multiple_of(weights) {
+            (len / weights).checked_mul(bytes)
+        } else {
+            None
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Model files: what they hold, checked, and the decoder that runs it.
 //!
-//! `decoder` ▸ `weights` (by role) ▸ `gguf` · `safetensors` (tensor tables over memory maps) ▸ `config` · `tokenizer`.
-//! Nothing in a file is trusted: every size is checked against the bytes that are there before it is used.
+//! `decoder` ▸ `weights` (by role) ▸ `gguf` · `safetensors` (tensor tables over memory maps) ▸
+//! `config` · `tokenizer`. Nothing in a file is trusted: every size is checked against the bytes
+//! that are there before it is used.
 
 pub mod config;
 mod config_json;
@@ -21,17 +22,17 @@ mod weights_inspect;
 #[cfg(test)]
 mod weights_tests;
 
-pub use gguf_types::TensorType;
-pub use weights_inspect::{Description, TensorDescription, inspect};
+use std::path::{Path, PathBuf};
 
 use config::{ConfigError, ModelConfig};
 use gguf::{Gguf, GgufError};
 use gguf_config::GgufConfigError;
+pub use gguf_types::TensorType;
 use safetensors::SafetensorsError;
-use std::path::{Path, PathBuf};
 use tokenizer::{TokenizerError, TokenizerFiles};
 use weights::{Naming, Weights, WeightsError};
 use weights_file::{FileMap, StoredTensor, TensorTable, floats};
+pub use weights_inspect::{Description, TensorDescription, inspect};
 
 /// Result of reading a model.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -102,7 +103,10 @@ pub enum Error {
         known: String,
     },
     /// A random model whose vocabulary does not hold the bytes.
-    #[error("the shape `{name}` has a vocabulary of {vocabulary}; a random model needs {least}, one for each byte")]
+    #[error(
+        "the shape `{name}` has a vocabulary of {vocabulary}; a random model needs {least}, one \
+         for each byte"
+    )]
     SmallVocabulary {
         /// Shape.
         name: String,
@@ -123,7 +127,10 @@ pub enum Error {
 
 impl Error {
     fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn gguf(path: &Path, source: impl Into<GgufConfigError>) -> Self {
@@ -137,7 +144,8 @@ impl Error {
 
 /// An opened model: configuration and weights checked, nothing packed yet.
 ///
-/// The weights stay in memory maps of the files, so a file must not be rewritten in place while its model is open.
+/// The weights stay in memory maps of the files, so a file must not be rewritten in place while its
+/// model is open.
 #[derive(Debug)]
 pub struct Model {
     path: PathBuf,
@@ -146,8 +154,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors, `tokenizer.json`), or makes the model
-    /// that a path `random:SHAPE` names ([`random`]).
+    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors,
+    /// `tokenizer.json`), or makes the model that a path `random:SHAPE` names ([`random`]).
     ///
     /// # Errors
     /// Whatever is wrong with the files, named; see [`Error`].
@@ -167,11 +175,17 @@ impl Model {
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let (map, gguf) = map_gguf(path)?;
-        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let mut table = TensorTable::default();
         for tensor in &gguf.tensors {
             let stored = StoredTensor {
-                dtype: tensor.range.as_ref().and_then(|_| tensor.dtype.weight_type()),
+                dtype: tensor
+                    .range
+                    .as_ref()
+                    .and_then(|_| tensor.dtype.weight_type()),
                 type_name: tensor.dtype.to_string(),
                 shape: tensor.shape.clone(),
                 file: 0,
@@ -180,8 +194,12 @@ impl Model {
             table.tensors.insert(tensor.name.clone(), stored);
         }
         let factors = rope_factors(&table, &map);
-        let factors = factors.map_err(|source| Error::Weights { path: path.to_owned(), source })?;
-        let config = ModelConfig::from_gguf(&gguf, factors, &name).map_err(|source| Error::gguf(path, source))?;
+        let factors = factors.map_err(|source| Error::Weights {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config = ModelConfig::from_gguf(&gguf, factors, &name)
+            .map_err(|source| Error::gguf(path, source))?;
         table.files.push(map);
         Self::new(path, Some(gguf), config, table)
     }
@@ -189,23 +207,48 @@ impl Model {
     fn open_directory(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         if !path.is_file() {
-            return Err(Error::NotAModel { path: dir.to_owned() });
+            return Err(Error::NotAModel {
+                path: dir.to_owned(),
+            });
         }
         let read = |path: &Path| std::fs::read(path).map_err(|source| Error::io(path, source));
         let json = read(&path)?;
         let generation = dir.join("generation_config.json");
-        let generation = if generation.is_file() { Some(read(&generation)?) } else { None };
-        let name = dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
-        let config = ModelConfig::from_json(&json, generation.as_deref(), &name.unwrap_or_default())
-            .map_err(|source| Error::Config { path, source })?;
+        let generation = if generation.is_file() {
+            Some(read(&generation)?)
+        } else {
+            None
+        };
+        let name = dir
+            .canonicalize()
+            .ok()
+            .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
+        let config =
+            ModelConfig::from_json(&json, generation.as_deref(), &name.unwrap_or_default())
+                .map_err(|source| Error::Config { path, source })?;
         Self::new(dir, None, config, safetensors::open(dir)?)
     }
 
-    fn new(path: &Path, gguf: Option<Gguf>, config: ModelConfig, table: TensorTable) -> Result<Self> {
-        let naming = if gguf.is_some() { Naming::Gguf } else { Naming::HuggingFace };
-        let weights =
-            Weights::new(config, table, naming).map_err(|source| Error::Weights { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), gguf, weights })
+    fn new(
+        path: &Path,
+        gguf: Option<Gguf>,
+        config: ModelConfig,
+        table: TensorTable,
+    ) -> Result<Self> {
+        let naming = if gguf.is_some() {
+            Naming::Gguf
+        } else {
+            Naming::HuggingFace
+        };
+        let weights = Weights::new(config, table, naming).map_err(|source| Error::Weights {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            gguf,
+            weights,
+        })
     }
 
     /// The model's configuration.
@@ -233,18 +276,32 @@ impl Model {
             None if random::shape(&self.path).is_some() => Ok(random::tokenizer()),
             None => TokenizerFiles::from_directory(&self.path, eos_ids),
             Some(gguf) => TokenizerFiles::from_gguf(gguf, self.weights.first_file(), eos_ids)
-                .map_err(|source| Error::Tokenizer { path: self.path.clone(), source }),
+                .map_err(|source| Error::Tokenizer {
+                    path: self.path.clone(),
+                    source,
+                }),
         }
     }
 }
 
 /// Content of `rope_freqs.weight`, the frequency divisors of Llama 3.1 and later.
-fn rope_factors(table: &TensorTable, file: &[u8]) -> std::result::Result<Option<Vec<f32>>, WeightsError> {
+fn rope_factors(
+    table: &TensorTable,
+    file: &[u8],
+) -> std::result::Result<Option<Vec<f32>>, WeightsError> {
     let name = "rope_freqs.weight";
-    let Some(tensor) = table.tensors.get(name) else { return Ok(None) };
-    let values = tensor.dtype.and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
+    let Some(tensor) = table.tensors.get(name) else {
+        return Ok(None);
+    };
+    let values = tensor
+        .dtype
+        .and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
     let found = tensor.type_name.clone();
-    values.map(Some).ok_or(WeightsError::Type { name: name.to_owned(), found, supported: "F32, F16, BF16" })
+    values.map(Some).ok_or(WeightsError::Type {
+        name: name.to_owned(),
+        found,
+        supported: "F32, F16, BF16",
+    })
 }
 
 /// Maps and parses a GGUF file.
@@ -252,8 +309,12 @@ fn map_gguf(path: &Path) -> Result<(FileMap, Gguf)> {
     let map = FileMap::open(path).map_err(|source| Error::io(path, source))?;
     match Gguf::parse(&map) {
         Ok(gguf) => Ok((map, gguf)),
-        Err(GgufError::Magic(_)) if path.extension().is_none_or(|extension| extension != "gguf") => {
-            Err(Error::NotAModel { path: path.to_owned() })
+        Err(GgufError::Magic(_))
+            if path.extension().is_none_or(|extension| extension != "gguf") =>
+        {
+            Err(Error::NotAModel {
+                path: path.to_owned(),
+            })
         }
         Err(source) => Err(Error::gguf(path, source)),
     }

@@ -1,12 +1,15 @@
-//! Safetensors: one file or several with an index, mapped into memory. Header checks are the `safetensors` crate's.
+//! Safetensors: one file or several with an index, mapped into memory. Header checks are the
+//! `safetensors` crate's.
 
-use super::weights_file::{FileMap, StoredTensor, TensorTable};
-use super::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
 use palimpsest_kernels::WeightType;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+
+use super::weights_file::{FileMap, StoredTensor, TensorTable};
+use super::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -49,19 +52,33 @@ pub(super) fn open(dir: &Path) -> Result<TensorTable> {
         add_file(&mut table, &dir.join(SINGLE))?;
     } else if index_path.is_file() {
         let text = std::fs::read(&index_path).map_err(|source| Error::io(&index_path, source))?;
-        let fail = |source| Error::Safetensors { path: index_path.clone(), source };
-        let index: Index = serde_json::from_slice(&text).map_err(|error| fail(SafetensorsError::Index(error)))?;
+        let fail = |source| Error::Safetensors {
+            path: index_path.clone(),
+            source,
+        };
+        let index: Index =
+            serde_json::from_slice(&text).map_err(|error| fail(SafetensorsError::Index(error)))?;
         for name in index.weight_map.values().collect::<BTreeSet<_>>() {
             let mut parts = Path::new(name).components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
                 return Err(fail(SafetensorsError::Name(name.clone())));
             }
             let first = table.files.len();
             add_file(&mut table, &dir.join(name))?;
             let listed = index.weight_map.iter().filter(|(_, file)| *file == name);
             for (tensor, file) in listed {
-                if table.tensors.get(tensor).is_none_or(|stored| stored.file != first) {
-                    return Err(fail(SafetensorsError::NotInFile { tensor: tensor.clone(), file: file.clone() }));
+                if table
+                    .tensors
+                    .get(tensor)
+                    .is_none_or(|stored| stored.file != first)
+                {
+                    return Err(fail(SafetensorsError::NotInFile {
+                        tensor: tensor.clone(),
+                        file: file.clone(),
+                    }));
                 }
             }
         }
@@ -77,11 +94,15 @@ pub(super) fn open(dir: &Path) -> Result<TensorTable> {
 fn add_file(table: &mut TensorTable, path: &Path) -> Result<()> {
     let map = FileMap::open(path).map_err(|source| Error::io(path, source))?;
     let file = table.files.len();
-    for (name, tensor) in
-        read_header(&map, file).map_err(|source| Error::Safetensors { path: path.to_owned(), source })?
-    {
+    for (name, tensor) in read_header(&map, file).map_err(|source| Error::Safetensors {
+        path: path.to_owned(),
+        source,
+    })? {
         if table.tensors.contains_key(&name) {
-            return Err(Error::Safetensors { path: path.to_owned(), source: SafetensorsError::Duplicate(name) });
+            return Err(Error::Safetensors {
+                path: path.to_owned(),
+                source: SafetensorsError::Duplicate(name),
+            });
         }
         table.tensors.insert(name, tensor);
     }

@@ -1,8 +1,11 @@
-//! Tokenizer files of a model: `tokenizer.json` as the `tokenizers` library reads it, and the chat template.
+//! Tokenizer files of a model: `tokenizer.json` as the `tokenizers` library reads it, and the chat
+//! template.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
 
 use super::{Error, Result};
-use serde_json::{Map, Value};
-use std::path::Path;
 
 /// Why a model's tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -15,13 +18,14 @@ pub enum TokenizerError {
     Metadata(#[from] super::gguf::GgufError),
     /// A tokenizer model that cannot be rebuilt from a GGUF file.
     #[error(
-        "tokenizer.ggml.model is \"{0}\", which is not supported (gpt2 and llama are); use the model's Hugging Face directory"
+        "tokenizer.ggml.model is \"{0}\", which is not supported (gpt2 and llama are); use the \
+         model's Hugging Face directory"
     )]
     Model(String),
     /// A pre-tokenizer that is not known.
     #[error(
-        "tokenizer.ggml.pre is \"{0}\", which is not supported (default, gpt-2, smollm, llama-bpe, qwen2 and \
-         their aliases are); use the model's Hugging Face directory"
+        "tokenizer.ggml.pre is \"{0}\", which is not supported (default, gpt-2, smollm, \
+         llama-bpe, qwen2 and their aliases are); use the model's Hugging Face directory"
     )]
     PreTokenizer(String),
     /// Two arrays of different lengths.
@@ -68,10 +72,13 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` where
-    /// they exist.
+    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `chat_template.jinja` where they exist.
     pub(super) fn from_directory(dir: &Path, eos_ids: &[u32]) -> Result<Self> {
-        let missing = Error::MissingFile { dir: dir.to_owned(), what: "tokenizer.json" };
+        let missing = Error::MissingFile {
+            dir: dir.to_owned(),
+            what: "tokenizer.json",
+        };
         let tokenizer_json = read(&dir.join("tokenizer.json"))?.ok_or(missing)?;
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let special = read_object(&dir.join("special_tokens_map.json"))?;
@@ -98,14 +105,22 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let Some(bytes) = read(path)? else { return Ok(Map::new()) };
-    serde_json::from_slice(&bytes).map_err(|error| Error::Tokenizer { path: path.to_owned(), source: error.into() })
+    let Some(bytes) = read(path)? else {
+        return Ok(Map::new());
+    };
+    serde_json::from_slice(&bytes).map_err(|error| Error::Tokenizer {
+        path: path.to_owned(),
+        source: error.into(),
+    })
 }
 
 /// A special token: its text, or an object that holds it.
 fn text_of(value: Option<&Value>) -> Option<String> {
     let value = value?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+    value
+        .as_str()
+        .or_else(|| value.get("content")?.as_str())
+        .map(str::to_owned)
 }
 
 /// A template, or the one called `default` of several.
@@ -113,8 +128,16 @@ fn chat_template(value: Option<&Value>) -> Option<String> {
     match value? {
         Value::String(template) => Some(template.clone()),
         Value::Array(templates) => {
-            let is_default = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-            Some(templates.iter().find(is_default)?.get("template")?.as_str()?.to_owned())
+            let is_default =
+                |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+            Some(
+                templates
+                    .iter()
+                    .find(is_default)?
+                    .get("template")?
+                    .as_str()?
+                    .to_owned(),
+            )
         }
         _ => None,
     }

@@ -23,10 +23,16 @@ pub struct WeightData<'a> {
 impl<'a> WeightData<'a> {
     /// The matrix as [`palimpsest_kernels::Backend::load_matrix`] takes it.
     pub fn view(&self) -> WeightView<'_> {
-        WeightView { dtype: self.dtype, rows: self.rows, cols: self.cols, bytes: &self.bytes }
+        WeightView {
+            dtype: self.dtype,
+            rows: self.rows,
+            cols: self.cols,
+            bytes: &self.bytes,
+        }
     }
 
-    /// Some outputs of the matrix: a shard of a column-parallel layer. Nothing is copied that lies in a file.
+    /// Some outputs of the matrix: a shard of a column-parallel layer. Nothing is copied that lies
+    /// in a file.
     ///
     /// # Panics
     /// When `range` goes beyond `rows`.
@@ -37,7 +43,11 @@ impl<'a> WeightData<'a> {
             Cow::Borrowed(all) => Cow::Borrowed(&all[bytes]),
             Cow::Owned(all) => Cow::Owned(all[bytes].to_vec()),
         };
-        Self { rows: range.len(), bytes, ..self }
+        Self {
+            rows: range.len(),
+            bytes,
+            ..self
+        }
     }
 
     /// [`Self::into_rows`] of a projection whose rows stand in `order` in the file.
@@ -51,7 +61,11 @@ impl<'a> WeightData<'a> {
             let stored = order.stored(row);
             bytes.extend_from_slice(&self.bytes[stored * width..(stored + 1) * width]);
         }
-        Self { rows: range.len(), bytes: Cow::Owned(bytes), ..self }
+        Self {
+            rows: range.len(),
+            bytes: Cow::Owned(bytes),
+            ..self
+        }
     }
 
     /// Some inputs of the matrix, copied unless they are all: a shard of a row-parallel layer.
@@ -59,7 +73,11 @@ impl<'a> WeightData<'a> {
     /// # Errors
     /// [`WeightsError::Columns`] when the range leaves the matrix or cuts through a block.
     pub fn into_columns(self, range: Range<usize>) -> Result<Self, WeightsError> {
-        let error = || WeightsError::Columns { range: range.clone(), dtype: self.dtype, cols: self.cols };
+        let error = || WeightsError::Columns {
+            range: range.clone(),
+            dtype: self.dtype,
+            cols: self.cols,
+        };
         if range.start > range.end || range.end > self.cols {
             return Err(error());
         }
@@ -68,8 +86,17 @@ impl<'a> WeightData<'a> {
         }
         let start = self.dtype.bytes(range.start).ok_or_else(error)?;
         let end = self.dtype.bytes(range.end).ok_or_else(error)?;
-        let bytes = self.bytes.chunks_exact(self.row_bytes()).flat_map(|row| &row[start..end]).copied().collect();
-        Ok(Self { cols: range.len(), bytes: Cow::Owned(bytes), ..self })
+        let bytes = self
+            .bytes
+            .chunks_exact(self.row_bytes())
+            .flat_map(|row| &row[start..end])
+            .copied()
+            .collect();
+        Ok(Self {
+            cols: range.len(),
+            bytes: Cow::Owned(bytes),
+            ..self
+        })
     }
 
     fn row_bytes(&self) -> usize {
@@ -82,8 +109,8 @@ impl<'a> WeightData<'a> {
 pub(super) enum RowOrder {
     /// Rotary halves one after the other, as the kernels want them.
     Halves,
-    /// The order of llama.cpp's converter (`LlamaModel.permute`), which interleaves the two halves of each head. Whole
-    /// rows move, so quantised blocks stay as they are.
+    /// The order of llama.cpp's converter (`LlamaModel.permute`), which interleaves the two halves
+    /// of each head. Whole rows move, so quantised blocks stay as they are.
     Interleaved {
         /// `D`.
         head_dim: usize,
@@ -91,7 +118,8 @@ pub(super) enum RowOrder {
 }
 
 impl RowOrder {
-    /// Where the file has `row`. The converter put value `half * D/2 + i` of a head at `2 * i + half`.
+    /// Where the file has `row`. The converter put value `half * D/2 + i` of a head at `2 * i +
+    /// half`.
     const fn stored(self, row: usize) -> usize {
         match self {
             Self::Halves => row,

@@ -1,17 +1,20 @@
-//! Weights by role, read from a GGUF file or safetensors: what the decoder asks for, whatever the file calls it.
+//! Weights by role, read from a GGUF file or safetensors: what the decoder asks for, whatever the
+//! file calls it.
 //!
-//! Everything is checked when the model is opened: all tensors there, none too many, every shape and type as the
-//! configuration says. Matrices stay in the memory map until a device packs them.
+//! Everything is checked when the model is opened: all tensors there, none too many, every shape
+//! and type as the configuration says. Matrices stay in the memory map until a device packs them.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use palimpsest_kernels::WeightType;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::config::{Architecture, ModelConfig};
 use super::weight_data::{RowOrder, WeightData, pick};
 use super::weights_file::{StoredTensor, TensorTable, floats};
 use crate::shard::Shard;
-use palimpsest_kernels::WeightType;
-use std::borrow::Cow;
-use std::collections::BTreeSet;
-use std::ops::Range;
-use xxhash_rust::xxh3::Xxh3;
 
 /// Why the tensors of a model file do not make the model of its configuration.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -138,7 +141,8 @@ impl Naming {
         }
     }
 
-    /// Tensors that some files carry and no forward pass needs: the tied head a second time, rotary tables.
+    /// Tensors that some files carry and no forward pass needs: the tied head a second time, rotary
+    /// tables.
     fn is_redundant(self, name: &str) -> bool {
         match self {
             Self::Gguf => name == "rope_freqs.weight" || name.ends_with(".rope_freqs.weight"),
@@ -190,8 +194,16 @@ pub struct Weights {
 
 impl Weights {
     /// Checks that the table holds the model of `config`, the whole of it and nothing else.
-    pub(super) fn new(config: ModelConfig, table: TensorTable, naming: Naming) -> Result<Self, WeightsError> {
-        let weights = Self { config, table, naming };
+    pub(super) fn new(
+        config: ModelConfig,
+        table: TensorTable,
+        naming: Naming,
+    ) -> Result<Self, WeightsError> {
+        let weights = Self {
+            config,
+            table,
+            naming,
+        };
         let mut used = BTreeSet::new();
         for (name, shape) in Self::tensors_of(&weights.config, naming) {
             used.insert(weights.check(name, &shape)?);
@@ -199,7 +211,10 @@ impl Weights {
         let is_unexpected = |name: &&String| !used.contains(*name) && !naming.is_redundant(name);
         let mut unexpected = weights.table.tensors.keys().filter(is_unexpected);
         if let Some(first) = unexpected.next() {
-            return Err(WeightsError::Unexpected { first: first.clone(), count: 1 + unexpected.count() });
+            return Err(WeightsError::Unexpected {
+                first: first.clone(),
+                count: 1 + unexpected.count(),
+            });
         }
         Ok(weights)
     }
@@ -225,7 +240,11 @@ impl Weights {
         let tensor = self.tensor(&name)?;
         if tensor.shape != shape {
             let (found, expected) = (tensor.shape.clone(), shape.to_vec());
-            return Err(WeightsError::Shape { name, found, expected });
+            return Err(WeightsError::Shape {
+                name,
+                found,
+                expected,
+            });
         }
         match shape {
             [_] => self.vector(&name).map(|_| name),
@@ -243,7 +262,9 @@ impl Weights {
     /// # Errors
     /// None once the model is open; kept for uniformity with [`Weights::layer`].
     pub fn embedding(&self, shard: &Shard) -> Result<WeightData<'_>, WeightsError> {
-        Ok(self.matrix(self.naming.embedding())?.into_rows(shard.vocabulary.clone()))
+        Ok(self
+            .matrix(self.naming.embedding())?
+            .into_rows(shard.vocabulary.clone()))
     }
 
     /// The shard's rows of the output projection `[V, E]`; `None` when it is the embedding.
@@ -254,7 +275,10 @@ impl Weights {
         if self.config.tied_embeddings {
             return Ok(None);
         }
-        Ok(Some(self.matrix(self.naming.head())?.into_rows(shard.vocabulary.clone())))
+        Ok(Some(
+            self.matrix(self.naming.head())?
+                .into_rows(shard.vocabulary.clone()),
+        ))
     }
 
     /// RMS norm before the output projection `[E]`.
@@ -268,15 +292,20 @@ impl Weights {
     /// The shard's weights of layer `index`. Only its own rows and columns are read from the file.
     ///
     /// # Errors
-    /// [`WeightsError::Layer`] when there is no such layer, [`WeightsError::Columns`] when the shard would cut through a
-    /// quantised block.
+    /// [`WeightsError::Layer`] when there is no such layer, [`WeightsError::Columns`] when the
+    /// shard would cut through a quantised block.
     pub fn layer(&self, index: usize, shard: &Shard) -> Result<LayerWeights<'_>, WeightsError> {
         let config = &self.config;
         if index >= config.layers {
-            return Err(WeightsError::Layer { layer: index, layers: config.layers });
+            return Err(WeightsError::Layer {
+                layer: index,
+                layers: config.layers,
+            });
         }
         let order = if self.naming == Naming::Gguf && config.architecture == Architecture::Llama {
-            RowOrder::Interleaved { head_dim: config.head_dim }
+            RowOrder::Interleaved {
+                head_dim: config.head_dim,
+            }
         } else {
             RowOrder::Halves
         };
@@ -285,7 +314,9 @@ impl Weights {
         let vector = |role| self.vector(&name(role));
         let rotary = |role, rows| Ok(matrix(role)?.into_rows_in(order, rows));
         let optional = |wanted: bool, role| wanted.then(|| vector(role)).transpose();
-        let bias = |role, order, rows| Ok(optional(config.qkv_bias, role)?.map(|all| pick(&all, order, rows)));
+        let bias = |role, order, rows| {
+            Ok(optional(config.qkv_bias, role)?.map(|all| pick(&all, order, rows)))
+        };
         let (queries, keys, ffn) = (shard.query_rows(), shard.key_rows(), shard.ffn.clone());
         Ok(LayerWeights {
             attn_norm: vector(Role::AttnNorm)?,
@@ -307,17 +338,30 @@ impl Weights {
 
     /// Bytes of all tensors of the model in its files.
     pub fn stored_bytes(&self) -> usize {
-        self.table.tensors.values().map(|tensor| tensor.range.len()).sum()
+        self.table
+            .tensors
+            .values()
+            .map(|tensor| tensor.range.len())
+            .sum()
     }
 
-    /// Digest of what the files hold: names, shapes, types and sizes of all tensors, and the beginning of each. Two files that
-    /// differ in a way that matters differ here, without all of them being read.
+    /// Digest of what the files hold: names, shapes, types and sizes of all tensors, and the
+    /// beginning of each. Two files that differ in a way that matters differ here, without all of
+    /// them being read.
     pub fn digest(&self) -> u64 {
         const BEGINNING: usize = 4096;
         let mut hash = Xxh3::new();
         for (name, tensor) in &self.table.tensors {
             let bytes = self.table.bytes(tensor);
-            hash.update(format!("{name} {:?} {:?} {}", tensor.shape, tensor.dtype, bytes.len()).as_bytes());
+            hash.update(
+                format!(
+                    "{name} {:?} {:?} {}",
+                    tensor.shape,
+                    tensor.dtype,
+                    bytes.len()
+                )
+                .as_bytes(),
+            );
             hash.update(&bytes[..bytes.len().min(BEGINNING)]);
         }
         hash.digest()
@@ -329,27 +373,49 @@ impl Weights {
     }
 
     fn tensor(&self, name: &str) -> Result<&StoredTensor, WeightsError> {
-        self.table.tensors.get(name).ok_or_else(|| WeightsError::Missing(name.to_owned()))
+        self.table
+            .tensors
+            .get(name)
+            .ok_or_else(|| WeightsError::Missing(name.to_owned()))
     }
 
     fn matrix(&self, name: &str) -> Result<WeightData<'_>, WeightsError> {
         let tensor = self.tensor(name)?;
         let supported = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K";
         let found = || tensor.type_name.clone();
-        let error = || WeightsError::Type { name: name.to_owned(), found: found(), supported };
+        let error = || WeightsError::Type {
+            name: name.to_owned(),
+            found: found(),
+            supported,
+        };
         let dtype = tensor.dtype.ok_or_else(error)?;
         let [rows, cols] = tensor.shape[..] else {
             let (found, expected) = (tensor.shape.clone(), vec![0, 0]);
-            return Err(WeightsError::Shape { name: name.to_owned(), found, expected });
+            return Err(WeightsError::Shape {
+                name: name.to_owned(),
+                found,
+                expected,
+            });
         };
-        Ok(WeightData { dtype, rows, cols, bytes: Cow::Borrowed(self.table.bytes(tensor)) })
+        Ok(WeightData {
+            dtype,
+            rows,
+            cols,
+            bytes: Cow::Borrowed(self.table.bytes(tensor)),
+        })
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let tensor = self.tensor(name)?;
-        let values = tensor.dtype.and_then(|dtype| floats(dtype, self.table.bytes(tensor)));
+        let values = tensor
+            .dtype
+            .and_then(|dtype| floats(dtype, self.table.bytes(tensor)));
         let found = || tensor.type_name.clone();
-        values.ok_or_else(|| WeightsError::Type { name: name.to_owned(), found: found(), supported: "F32, F16, BF16" })
+        values.ok_or_else(|| WeightsError::Type {
+            name: name.to_owned(),
+            found: found(),
+            supported: "F32, F16, BF16",
+        })
     }
 }
 
@@ -377,7 +443,10 @@ impl ModelConfig {
             ]);
         }
         if self.qk_norm {
-            shapes.extend([(Role::QueryNorm, vec![head_dim]), (Role::KeyNorm, vec![head_dim])]);
+            shapes.extend([
+                (Role::QueryNorm, vec![head_dim]),
+                (Role::KeyNorm, vec![head_dim]),
+            ]);
         }
         shapes
     }

@@ -19,16 +19,20 @@ pub(super) enum FileMap {
 }
 
 impl FileMap {
-    /// Maps the file at `path`. An empty file is an I/O error of kind `InvalidInput` on some systems and an empty
-    /// slice on others; both fail later on their missing header.
+    /// Maps the file at `path`. An empty file is an I/O error of kind `InvalidInput` on some
+    /// systems and an empty slice on others; both fail later on their missing header.
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
         }
-        // SAFETY: the map is private and read-only. The one hazard is another process that truncates or rewrites the
-        // file meanwhile; model files are written once and replaced by renaming (`pull` does so), and the operator
-        // who edits one in place is told not to by the documentation of `Model::open`.
+        // SAFETY: the map is private and read-only. The one hazard is another process that
+        // truncates or rewrites the file meanwhile; model files are written once and replaced by
+        // renaming (`pull` does so), and the operator who edits one in place is told not to by the
+        // documentation of `Model::open`.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Self::Mapped(map))
     }
@@ -78,11 +82,16 @@ impl TensorTable {
 pub(super) fn floats(dtype: WeightType, bytes: &[u8]) -> Option<Vec<f32>> {
     let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     Some(match dtype {
-        WeightType::F32 => {
-            bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
-        }
-        WeightType::F16 => pairs().map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
-        WeightType::BF16 => pairs().map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
+        WeightType::F32 => bytes
+            .chunks_exact(4)
+            .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+            .collect(),
+        WeightType::F16 => pairs()
+            .map(|pair| half::f16::from_le_bytes(pair).to_f32())
+            .collect(),
+        WeightType::BF16 => pairs()
+            .map(|pair| half::bf16::from_le_bytes(pair).to_f32())
+            .collect(),
         _ => return None,
     })
 }

@@ -1,9 +1,10 @@
 //! What a model file holds, for people: works for models that cannot run, too.
 
-use super::config::ModelConfig;
-use super::{Error, Model, Result, map_gguf, safetensors};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+use super::config::ModelConfig;
+use super::{Error, Model, Result, map_gguf, safetensors};
 
 /// A tensor of a model file.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,40 +53,76 @@ impl Description {
 /// Lists what is at `path`, a GGUF file or a model directory.
 ///
 /// # Errors
-/// When the files cannot be read at all. A model that is readable but cannot run has `config: Err(..)`.
+/// When the files cannot be read at all. A model that is readable but cannot run has `config:
+/// Err(..)`.
 pub fn inspect(path: &Path) -> Result<Description> {
     let (format, metadata, tensors) = if path.is_dir() {
         let table = match safetensors::open(path) {
             Err(Error::MissingFile { .. }) if !path.join("config.json").is_file() => {
-                return Err(Error::NotAModel { path: path.to_owned() });
+                return Err(Error::NotAModel {
+                    path: path.to_owned(),
+                });
             }
             table => table?,
         };
         let describe = |(name, tensor): (String, super::StoredTensor)| {
             let bytes = tensor.range.len();
-            TensorDescription { name, dtype: tensor.type_name, shape: tensor.shape, bytes }
+            TensorDescription {
+                name,
+                dtype: tensor.type_name,
+                shape: tensor.shape,
+                bytes,
+            }
         };
-        ("safetensors".to_owned(), Vec::new(), table.tensors.into_iter().map(describe).collect::<Vec<_>>())
+        (
+            "safetensors".to_owned(),
+            Vec::new(),
+            table.tensors.into_iter().map(describe).collect::<Vec<_>>(),
+        )
     } else {
         let (_, gguf) = map_gguf(path)?;
-        let metadata = gguf.metadata.iter().map(|(key, value)| (key.clone(), value.summary())).collect();
+        let metadata = gguf
+            .metadata
+            .iter()
+            .map(|(key, value)| (key.clone(), value.summary()))
+            .collect();
         let describe = |tensor: super::gguf::GgufTensor| {
             let bytes = tensor.range.map_or(0, |range| range.len());
-            TensorDescription { name: tensor.name, dtype: tensor.dtype.to_string(), shape: tensor.shape, bytes }
+            TensorDescription {
+                name: tensor.name,
+                dtype: tensor.dtype.to_string(),
+                shape: tensor.shape,
+                bytes,
+            }
         };
-        (format!("GGUF v{}", gguf.version), metadata, gguf.tensors.into_iter().map(describe).collect())
+        (
+            format!("GGUF v{}", gguf.version),
+            metadata,
+            gguf.tensors.into_iter().map(describe).collect(),
+        )
     };
     Ok(Description {
         format,
         metadata,
-        parameters: tensors.iter().map(|tensor| elements(&tensor.shape)).fold(0, u64::saturating_add),
-        bytes: tensors.iter().map(|tensor| tensor.bytes).fold(0, usize::saturating_add),
+        parameters: tensors
+            .iter()
+            .map(|tensor| elements(&tensor.shape))
+            .fold(0, u64::saturating_add),
+        bytes: tensors
+            .iter()
+            .map(|tensor| tensor.bytes)
+            .fold(0, usize::saturating_add),
         tensors,
-        config: Model::open(path).map(|model| model.config().clone()).map_err(|error| error.to_string()),
+        config: Model::open(path)
+            .map(|model| model.config().clone())
+            .map_err(|error| error.to_string()),
     })
 }
 
-/// Elements of a tensor. Readers reject shapes whose product overflows, so saturation only guards this sum.
+/// Elements of a tensor. Readers reject shapes whose product overflows, so saturation only guards
+/// this sum.
 fn elements(shape: &[usize]) -> u64 {
-    shape.iter().fold(1u64, |product, &dim| product.saturating_mul(dim as u64))
+    shape
+        .iter()
+        .fold(1u64, |product, &dim| product.saturating_mul(dim as u64))
 }

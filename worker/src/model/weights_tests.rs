@@ -1,26 +1,35 @@
-//! Model files whole and damaged. Values are compared with what the fixtures' makers computed in Python; whether the
-//! decoder gets the golden logits out of them is the parity tests' matter.
+//! Model files whole and damaged. Values are compared with what the fixtures' makers computed in
+//! Python; whether the decoder gets the golden logits out of them is the parity tests' matter.
+
+use std::path::{Path, PathBuf};
+
+use palimpsest_kernels::WeightType;
+use proptest::prelude::*;
 
 use super::config::{Architecture, RopeScaling};
 use super::gguf::{Gguf, GgufError, GgufValue};
 use super::weights::{LayerWeights, WeightsError};
 use super::{Error, Model, inspect, safetensors};
 use crate::shard::{Place, Shard};
-use palimpsest_kernels::WeightType;
-use proptest::prelude::*;
-use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/models")
+        .join(name)
 }
 
 fn open(name: &str) -> Model {
     let path = fixture(name);
-    let path = if path.join("model.gguf").is_file() { path.join("model.gguf") } else { path };
+    let path = if path.join("model.gguf").is_file() {
+        path.join("model.gguf")
+    } else {
+        path
+    };
     Model::open(&path).unwrap()
 }
 
-/// A GGUF file made by hand: metadata entries and tensors (name, dims innermost first, type, bytes).
+/// A GGUF file made by hand: metadata entries and tensors (name, dims innermost first, type,
+/// bytes).
 struct Writer {
     metadata: Vec<u8>,
     num_metadata: u64,
@@ -35,11 +44,18 @@ fn text(text: &str) -> Vec<u8> {
 
 impl Writer {
     fn new() -> Self {
-        Self { metadata: Vec::new(), num_metadata: 0, tensors: Vec::new(), num_tensors: 0, data: Vec::new() }
+        Self {
+            metadata: Vec::new(),
+            num_metadata: 0,
+            tensors: Vec::new(),
+            num_tensors: 0,
+            data: Vec::new(),
+        }
     }
 
     fn raw(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
-        self.metadata.extend([&text(key)[..], &kind.to_le_bytes(), value].concat());
+        self.metadata
+            .extend([&text(key)[..], &kind.to_le_bytes(), value].concat());
         self.num_metadata += 1;
         self
     }
@@ -55,17 +71,23 @@ impl Writer {
     fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: usize) -> Self {
         self.tensors.extend(text(name));
         self.tensors.extend((dims.len() as u32).to_le_bytes());
-        dims.iter().for_each(|dim| self.tensors.extend(dim.to_le_bytes()));
+        dims.iter()
+            .for_each(|dim| self.tensors.extend(dim.to_le_bytes()));
         self.tensors.extend(kind.to_le_bytes());
         self.tensors.extend((self.data.len() as u64).to_le_bytes());
-        self.data.resize((self.data.len() + bytes).next_multiple_of(32), 0);
+        self.data
+            .resize((self.data.len() + bytes).next_multiple_of(32), 0);
         self.num_tensors += 1;
         self
     }
 
     fn bytes(&self) -> Vec<u8> {
         let header = [b"GGUF", &3u32.to_le_bytes()[..]].concat();
-        let counts = [self.num_tensors.to_le_bytes(), self.num_metadata.to_le_bytes()].concat();
+        let counts = [
+            self.num_tensors.to_le_bytes(),
+            self.num_metadata.to_le_bytes(),
+        ]
+        .concat();
         let mut file = [header, counts, self.metadata.clone(), self.tensors.clone()].concat();
         file.resize(file.len().next_multiple_of(32), 0);
         file.extend(&self.data);
@@ -87,7 +109,9 @@ fn llama() -> Writer {
 }
 
 fn with_tensors(mut writer: Writer, query_type: u32, query_bytes: usize) -> Writer {
-    writer = writer.tensor("token_embd.weight", &[32, 10], 0, 1280).tensor("output_norm.weight", &[32], 0, 128);
+    writer = writer
+        .tensor("token_embd.weight", &[32, 10], 0, 1280)
+        .tensor("output_norm.weight", &[32], 0, 128);
     writer = writer.tensor("blk.0.attn_q.weight", &[32, 32], query_type, query_bytes);
     for (name, dims) in [
         ("attn_norm", &[32][..]),
@@ -113,7 +137,10 @@ fn open_bytes(bytes: &[u8]) -> Result<Model, Error> {
 }
 
 fn message(result: Result<Model, Error>) -> String {
-    result.err().map(|error| error.to_string()).expect("the model should be refused")
+    result
+        .err()
+        .map(|error| error.to_string())
+        .expect("the model should be refused")
 }
 
 #[test]
@@ -130,22 +157,40 @@ fn every_fixture_opens_with_its_configuration() {
     for (name, architecture, vocabulary, tied) in families {
         let model = open(name);
         let config = model.config();
-        assert_eq!((config.architecture, config.vocabulary), (architecture, vocabulary), "{name}");
+        assert_eq!(
+            (config.architecture, config.vocabulary),
+            (architecture, vocabulary),
+            "{name}"
+        );
         assert_eq!(config.tied_embeddings, tied, "{name}");
-        assert_eq!((config.eos_ids.as_slice(), config.bos_id), (&[2][..], Some(1)), "{name}");
+        assert_eq!(
+            (config.eos_ids.as_slice(), config.bos_id),
+            (&[2][..], Some(1)),
+            "{name}"
+        );
         assert_eq!(config.name, name);
         assert_eq!(config.qkv_bias, architecture == Architecture::Qwen2);
-        assert_eq!(config.sliding_window, (architecture == Architecture::Mistral).then_some(16));
+        assert_eq!(
+            config.sliding_window,
+            (architecture == Architecture::Mistral).then_some(16)
+        );
         let norms = usize::from(name == "gguf-llama"); // rope_freqs.weight is no parameter of the network
-        let elements = inspect(model.path()).unwrap().parameters - (norms * config.head_dim / 2) as u64;
+        let elements =
+            inspect(model.path()).unwrap().parameters - (norms * config.head_dim / 2) as u64;
         assert_eq!(config.parameters, elements, "{name}");
         for layer in 0..config.layers {
             let layer = model.weights().layer(layer, &Shard::whole(config)).unwrap();
             assert_eq!(layer.q.rows, config.heads * config.head_dim);
             assert_eq!(layer.q_norm.is_some(), config.qk_norm);
-            assert_eq!(layer.k_bias.as_ref().map(Vec::len), config.qkv_bias.then_some(layer.k.rows));
+            assert_eq!(
+                layer.k_bias.as_ref().map(Vec::len),
+                config.qkv_bias.then_some(layer.k.rows)
+            );
         }
-        assert!(matches!(model.weights().layer(config.layers, &Shard::whole(config)), Err(WeightsError::Layer { .. })));
+        assert!(matches!(
+            model.weights().layer(config.layers, &Shard::whole(config)),
+            Err(WeightsError::Layer { .. })
+        ));
     }
 }
 
@@ -153,17 +198,32 @@ fn every_fixture_opens_with_its_configuration() {
 fn stored_types_reach_the_kernels() {
     let llama = open("gguf-llama");
     let layer = llama.weights().layer(1, &whole(&llama)).unwrap();
-    let types = [&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up, &layer.down].map(|matrix| matrix.dtype);
+    let types = [
+        &layer.q,
+        &layer.k,
+        &layer.v,
+        &layer.gate,
+        &layer.up,
+        &layer.down,
+    ]
+    .map(|matrix| matrix.dtype);
     use WeightType::{BF16, F16, Q4_0, Q4_1, Q8_0};
     assert_eq!(types, [Q4_1, Q4_0, Q8_0, F16, BF16, Q4_1]);
     let qwen = open("gguf-qwen2");
-    assert_eq!(qwen.weights().output(&whole(&qwen)).unwrap().unwrap().dtype, WeightType::Q6K);
+    assert_eq!(
+        qwen.weights().output(&whole(&qwen)).unwrap().unwrap().dtype,
+        WeightType::Q6K
+    );
     let bf16 = open("qwen2");
-    assert_eq!(bf16.weights().embedding(&whole(&bf16)).unwrap().dtype, WeightType::BF16);
+    assert_eq!(
+        bf16.weights().embedding(&whole(&bf16)).unwrap().dtype,
+        WeightType::BF16
+    );
     assert!(llama.weights().output(&whole(&llama)).unwrap().is_none());
 }
 
-/// In a Llama GGUF row `2i + half` of a head holds what belongs at `half * D/2 + i`; other families keep the order.
+/// In a Llama GGUF row `2i + half` of a head holds what belongs at `half * D/2 + i`; other families
+/// keep the order.
 #[test]
 fn llama_rows_return_to_rotary_halves() {
     let (model, dim) = (open("gguf-llama"), 16);
@@ -171,15 +231,25 @@ fn llama_rows_return_to_rotary_halves() {
     let file = std::fs::read(&path).unwrap();
     let gguf = Gguf::parse(&file).unwrap();
     for (name, heads) in [("q", 4), ("k", 2)] {
-        let stored = gguf.tensors.iter().find(|tensor| tensor.name == format!("blk.0.attn_{name}.weight")).unwrap();
+        let stored = gguf
+            .tensors
+            .iter()
+            .find(|tensor| tensor.name == format!("blk.0.attn_{name}.weight"))
+            .unwrap();
         let stored = &file[stored.range.clone().unwrap()];
         let layer = model.weights().layer(0, &whole(&model)).unwrap();
         let loaded = if name == "q" { &layer.q } else { &layer.k };
         let width = stored.len() / (heads * dim);
         let row = |bytes: &[u8], row: usize| bytes[row * width..(row + 1) * width].to_vec();
-        for (head, half, i) in (0..heads).flat_map(|head| (0..16).map(move |value| (head, value / 8, value % 8))) {
+        for (head, half, i) in
+            (0..heads).flat_map(|head| (0..16).map(move |value| (head, value / 8, value % 8)))
+        {
             let expected = row(stored, head * dim + 2 * i + half);
-            assert_eq!(row(&loaded.bytes, head * dim + half * 8 + i), expected, "{name} {head} {half} {i}");
+            assert_eq!(
+                row(&loaded.bytes, head * dim + half * 8 + i),
+                expected,
+                "{name} {head} {half} {i}"
+            );
         }
     }
     let qwen = open("gguf-qwen2");
@@ -190,9 +260,14 @@ fn llama_rows_return_to_rotary_halves() {
 #[test]
 fn rope_factors_of_a_gguf_equal_the_scaling_of_its_config() {
     let model = open("gguf-llama");
-    assert!(matches!(model.config().rope.scaling, RopeScaling::Factors(_)));
+    assert!(matches!(
+        model.config().rope.scaling,
+        RopeScaling::Factors(_)
+    ));
     let mut rope = model.config().rope.clone();
-    let RopeScaling::Llama3 { .. } = open("llama").config().rope.scaling else { panic!("llama3 scaling expected") };
+    let RopeScaling::Llama3 { .. } = open("llama").config().rope.scaling else {
+        panic!("llama3 scaling expected")
+    };
     rope.scaling = open("llama").config().rope.scaling.clone();
     for (a, b) in model.config().rope.inv_freq().iter().zip(rope.inv_freq()) {
         assert!((a - b).abs() <= 2e-7 * b, "{a} {b}");
@@ -208,39 +283,91 @@ fn shards_are_cut_from_rows_and_columns() {
     let model = open("gguf-llama");
     let down = model.weights().layer(0, &whole(&model)).unwrap().down; // [64, 128] in Q4_1: 20 bytes per 32 columns
     let rows = down.clone().into_rows(8..24);
-    assert_eq!((rows.rows, rows.cols, &*rows.bytes), (16, 128, &down.bytes[8 * 80..24 * 80]));
+    assert_eq!(
+        (rows.rows, rows.cols, &*rows.bytes),
+        (16, 128, &down.bytes[8 * 80..24 * 80])
+    );
     let columns = down.clone().into_columns(64..128).unwrap();
     assert_eq!((columns.rows, columns.cols), (64, 64));
-    assert_eq!(columns.bytes[40 * 3..40 * 4], down.bytes[80 * 3 + 40..80 * 4]);
-    assert!(matches!(down.clone().into_columns(16..64), Err(WeightsError::Columns { .. })));
-    assert!(matches!(down.into_columns(64..160), Err(WeightsError::Columns { .. })));
+    assert_eq!(
+        columns.bytes[40 * 3..40 * 4],
+        down.bytes[80 * 3 + 40..80 * 4]
+    );
+    assert!(matches!(
+        down.clone().into_columns(16..64),
+        Err(WeightsError::Columns { .. })
+    ));
+    assert!(matches!(
+        down.into_columns(64..160),
+        Err(WeightsError::Columns { .. })
+    ));
 }
 
-/// Laid side by side, the shards of all ranks are the whole matrices, whatever the order of rows in the file.
+/// Laid side by side, the shards of all ranks are the whole matrices, whatever the order of rows in
+/// the file.
 #[test]
 fn shards_of_all_ranks_make_the_whole() {
-    // The fixtures' feed-forward layers are too narrow for more than two; the last one's ranks share KV heads.
+    // The fixtures' feed-forward layers are too narrow for more than two; the last one's ranks
+    // share KV heads.
     let wide = "random:smollm2-135m";
-    for (name, world_size) in [("gguf-llama", 2), ("llama", 2), ("qwen2", 2), ("qwen3", 2), (wide, 3), (wide, 4)] {
-        let model = if name == wide { Model::open(Path::new(wide)).unwrap() } else { open(name) };
+    for (name, world_size) in [
+        ("gguf-llama", 2),
+        ("llama", 2),
+        ("qwen2", 2),
+        ("qwen3", 2),
+        (wide, 3),
+        (wide, 4),
+    ] {
+        let model = if name == wide {
+            Model::open(Path::new(wide)).unwrap()
+        } else {
+            open(name)
+        };
         let all = model.weights().layer(0, &whole(&model)).unwrap();
-        let shards: Vec<_> =
-            (0..world_size).map(|rank| Shard::new(model.config(), Place { rank, world_size }).unwrap()).collect();
-        let parts: Vec<_> = shards.iter().map(|shard| model.weights().layer(0, shard).unwrap()).collect();
+        let shards: Vec<_> = (0..world_size)
+            .map(|rank| Shard::new(model.config(), Place { rank, world_size }).unwrap())
+            .collect();
+        let parts: Vec<_> = shards
+            .iter()
+            .map(|shard| model.weights().layer(0, shard).unwrap())
+            .collect();
         // Keys of a shared head are with each of its ranks; one of them leads.
-        let leaders: Vec<_> =
-            parts.iter().zip(&shards).filter(|(_, shard)| shard.leads).map(|(part, _)| part).collect();
-        let below = |part: &dyn Fn(&LayerWeights<'_>) -> Vec<u8>| parts.iter().flat_map(part).collect::<Vec<u8>>();
-        assert_eq!(below(&|l| l.q.bytes.to_vec()), all.q.bytes.to_vec(), "{name}");
+        let leaders: Vec<_> = parts
+            .iter()
+            .zip(&shards)
+            .filter(|(_, shard)| shard.leads)
+            .map(|(part, _)| part)
+            .collect();
+        let below = |part: &dyn Fn(&LayerWeights<'_>) -> Vec<u8>| {
+            parts.iter().flat_map(part).collect::<Vec<u8>>()
+        };
+        assert_eq!(
+            below(&|l| l.q.bytes.to_vec()),
+            all.q.bytes.to_vec(),
+            "{name}"
+        );
         let keys: Vec<u8> = leaders.iter().flat_map(|l| l.k.bytes.to_vec()).collect();
         assert_eq!(keys, all.k.bytes.to_vec(), "{name}");
-        assert_eq!(below(&|l| l.up.bytes.to_vec()), all.up.bytes.to_vec(), "{name}");
-        let biases: Vec<f32> = leaders.iter().flat_map(|l| l.k_bias.clone().unwrap_or_default()).collect();
+        assert_eq!(
+            below(&|l| l.up.bytes.to_vec()),
+            all.up.bytes.to_vec(),
+            "{name}"
+        );
+        let biases: Vec<f32> = leaders
+            .iter()
+            .flat_map(|l| l.k_bias.clone().unwrap_or_default())
+            .collect();
         assert_eq!(biases, all.k_bias.clone().unwrap_or_default(), "{name}");
         for row in 0..all.down.rows {
-            let beside: Vec<u8> =
-                parts.iter().flat_map(|l| l.down.clone().into_rows(row..row + 1).bytes.to_vec()).collect();
-            assert_eq!(beside, all.down.clone().into_rows(row..row + 1).bytes.to_vec(), "{name}");
+            let beside: Vec<u8> = parts
+                .iter()
+                .flat_map(|l| l.down.clone().into_rows(row..row + 1).bytes.to_vec())
+                .collect();
+            assert_eq!(
+                beside,
+                all.down.clone().into_rows(row..row + 1).bytes.to_vec(),
+                "{name}"
+            );
         }
     }
 }
@@ -248,8 +375,19 @@ fn shards_of_all_ranks_make_the_whole() {
 #[test]
 fn a_feed_forward_layer_of_two_blocks_is_not_split_in_four() {
     let model = open("llama");
-    let error = Shard::new(model.config(), Place { rank: 0, world_size: 4 }).unwrap_err().to_string();
-    assert!(error.contains("the feed-forward layer") && error.contains("smaller --tp"), "{error}");
+    let error = Shard::new(
+        model.config(),
+        Place {
+            rank: 0,
+            world_size: 4,
+        },
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("the feed-forward layer") && error.contains("smaller --tp"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -257,15 +395,43 @@ fn hand_made_file_is_read_and_every_lack_is_named() {
     let good = with_tensors(llama(), 0, 4096);
     assert_eq!(open_bytes(&good.bytes()).unwrap().config().vocabulary, 10);
     let cases: Vec<(Writer, &str)> = vec![
-        (with_tensors(llama(), 13, 0), "impossible shape [32, 32] for type Q5_K"),
-        (with_tensors(llama(), 6, 704), "\"blk.0.attn_q.weight\" has type Q5_0, which is not supported"),
+        (
+            with_tensors(llama(), 13, 0),
+            "impossible shape [32, 32] for type Q5_K",
+        ),
+        (
+            with_tensors(llama(), 6, 704),
+            "\"blk.0.attn_q.weight\" has type Q5_0, which is not supported",
+        ),
         (with_tensors(llama(), 99, 0), "has type ggml type 99"),
-        (with_tensors(llama().size("llama.expert_count", 8), 0, 4096), "mixture \"8 experts\""),
-        (with_tensors(llama().size("split.count", 2), 0, 4096), "split in 2 files"),
-        (with_tensors(llama().size("llama.block_count", 2), 0, 4096), "\"llama.block_count\" appears twice"),
-        (with_tensors(llama().raw("llama.rope.scaling.type", 8, &text("yarn")), 0, 4096), "rope scaling \"yarn\""),
-        (with_tensors(llama().size("llama.rope.dimension_count", 4), 0, 4096), "rope.dimension_count"),
-        (with_tensors(llama().size("general.alignment", 12), 0, 4096), "general.alignment is 12"),
+        (
+            with_tensors(llama().size("llama.expert_count", 8), 0, 4096),
+            "mixture \"8 experts\"",
+        ),
+        (
+            with_tensors(llama().size("split.count", 2), 0, 4096),
+            "split in 2 files",
+        ),
+        (
+            with_tensors(llama().size("llama.block_count", 2), 0, 4096),
+            "\"llama.block_count\" appears twice",
+        ),
+        (
+            with_tensors(
+                llama().raw("llama.rope.scaling.type", 8, &text("yarn")),
+                0,
+                4096,
+            ),
+            "rope scaling \"yarn\"",
+        ),
+        (
+            with_tensors(llama().size("llama.rope.dimension_count", 4), 0, 4096),
+            "rope.dimension_count",
+        ),
+        (
+            with_tensors(llama().size("general.alignment", 12), 0, 4096),
+            "general.alignment is 12",
+        ),
         (
             with_tensors(llama(), 0, 4096).tensor("blk.0.attn_output.bias", &[32], 0, 128),
             "attn_output.bias\" is the first",
@@ -274,19 +440,35 @@ fn hand_made_file_is_read_and_every_lack_is_named() {
             with_tensors(llama(), 0, 4096).tensor("output_norm.weight", &[32], 0, 128),
             "\"output_norm.weight\" appears twice",
         ),
-        (with_tensors(llama(), 0, 4096).tensor("output.weight", &[32, 11], 0, 1408), "shape [11, 32]"),
-        (llama().tensor("token_embd.weight", &[32, 10], 0, 1280), "\"output_norm.weight\" is missing"),
-        (Writer::new().raw("general.architecture", 8, &text("mamba")), "architecture \"mamba\" is not supported"),
+        (
+            with_tensors(llama(), 0, 4096).tensor("output.weight", &[32, 11], 0, 1408),
+            "shape [11, 32]",
+        ),
+        (
+            llama().tensor("token_embd.weight", &[32, 10], 0, 1280),
+            "\"output_norm.weight\" is missing",
+        ),
+        (
+            Writer::new().raw("general.architecture", 8, &text("mamba")),
+            "architecture \"mamba\" is not supported",
+        ),
         (Writer::new(), "\"general.architecture\" is missing"),
-        (Writer::new().raw("general.architecture", 4, &[1, 0, 0, 0]), "is 1, expected text"),
+        (
+            Writer::new().raw("general.architecture", 4, &[1, 0, 0, 0]),
+            "is 1, expected text",
+        ),
     ];
     for (writer, expected) in cases {
         let found = message(open_bytes(&writer.bytes()));
-        assert!(found.contains(expected), "{found}\nshould contain {expected}");
+        assert!(
+            found.contains(expected),
+            "{found}\nshould contain {expected}"
+        );
     }
 }
 
-/// Headers that promise more than any file holds: refused at once and without the memory they ask for.
+/// Headers that promise more than any file holds: refused at once and without the memory they ask
+/// for.
 #[test]
 fn lying_sizes_are_refused() {
     let good = with_tensors(llama(), 0, 4096).bytes();
@@ -304,22 +486,49 @@ fn lying_sizes_are_refused() {
         GgufError::Truncated { .. } | GgufError::Utf8 { .. } | GgufError::Shape { .. }
     ));
     patched(16, &huge);
-    assert!(matches!(patched(24, &huge), GgufError::Truncated { what: "a metadata key", .. }));
+    assert!(matches!(
+        patched(24, &huge),
+        GgufError::Truncated {
+            what: "a metadata key",
+            ..
+        }
+    ));
     let array = |kind: u32, len: u64| {
         let value = [&kind.to_le_bytes()[..], &len.to_le_bytes(), &[0; 16]].concat();
         Gguf::parse(&Writer::new().raw("key", 9, &value).bytes()).map(|_| ())
     };
     for kind in [0, 4, 8, 9, 12] {
-        assert!(matches!(array(kind, u64::MAX), Err(GgufError::Truncated { .. })), "{kind}");
-        assert!(matches!(array(kind, 1 << 40), Err(GgufError::Truncated { .. })), "{kind}");
+        assert!(
+            matches!(array(kind, u64::MAX), Err(GgufError::Truncated { .. })),
+            "{kind}"
+        );
+        assert!(
+            matches!(array(kind, 1 << 40), Err(GgufError::Truncated { .. })),
+            "{kind}"
+        );
     }
-    assert!(matches!(array(77, 3), Err(GgufError::ValueType { kind: 77, .. })));
-    for dims in [&[1u64 << 33, 1 << 33][..], &[0, 4], &[u64::MAX, 32], &[1, 1, 1, 1, 1], &[]] {
+    assert!(matches!(
+        array(77, 3),
+        Err(GgufError::ValueType { kind: 77, .. })
+    ));
+    for dims in [
+        &[1u64 << 33, 1 << 33][..],
+        &[0, 4],
+        &[u64::MAX, 32],
+        &[1, 1, 1, 1, 1],
+        &[],
+    ] {
         let file = Writer::new().tensor("t", dims, 0, 64).bytes();
-        assert!(matches!(Gguf::parse(&file), Err(GgufError::Shape { .. })), "{dims:?}");
+        assert!(
+            matches!(Gguf::parse(&file), Err(GgufError::Shape { .. })),
+            "{dims:?}"
+        );
     }
     let beyond = Writer::new().tensor("t", &[1 << 40], 0, 64).bytes();
-    assert!(matches!(Gguf::parse(&beyond), Err(GgufError::Offset { .. })));
+    assert!(matches!(
+        Gguf::parse(&beyond),
+        Err(GgufError::Offset { .. })
+    ));
 }
 
 #[test]
@@ -332,7 +541,14 @@ fn nested_arrays_are_walked_to_a_depth() {
         value.extend([&0u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[5, 6]].concat());
         Gguf::parse(&Writer::new().raw("key", 9, &value).bytes())
     };
-    assert!(matches!(nested(1).unwrap().get("key"), Some(GgufValue::Array { kind: 9, len: 1, .. })));
+    assert!(matches!(
+        nested(1).unwrap().get("key"),
+        Some(GgufValue::Array {
+            kind: 9,
+            len: 1,
+            ..
+        })
+    ));
     assert!(matches!(nested(3_000), Err(GgufError::Nesting { .. })));
 }
 
@@ -340,7 +556,11 @@ fn nested_arrays_are_walked_to_a_depth() {
 fn truncated_files_are_refused_at_every_length() {
     let gguf = with_tensors(llama(), 0, 4096).bytes();
     for len in 0..gguf.len() {
-        assert!(Gguf::parse(&gguf[..len]).is_err(), "{len} of {}", gguf.len());
+        assert!(
+            Gguf::parse(&gguf[..len]).is_err(),
+            "{len} of {}",
+            gguf.len()
+        );
     }
     let file = std::fs::read(fixture("llama-tied").join("model.safetensors")).unwrap();
     for len in (0..6_000).chain(file.len() - 100..file.len()) {
@@ -354,10 +574,16 @@ fn each_wrong_path_has_its_message() {
     let dir = tempfile::tempdir().unwrap();
     let says = |path: &Path, expected: &str| {
         let found = message(Model::open(path));
-        assert!(found.contains(expected), "{found}\nshould contain {expected}");
+        assert!(
+            found.contains(expected),
+            "{found}\nshould contain {expected}"
+        );
     };
     says(&dir.path().join("nothing.gguf"), "cannot read");
-    says(dir.path(), "is not a model: give a .gguf file or a directory with config.json");
+    says(
+        dir.path(),
+        "is not a model: give a .gguf file or a directory with config.json",
+    );
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
     write("notes.txt", b"hello there");
     says(&dir.path().join("notes.txt"), "is not a model");
@@ -365,18 +591,38 @@ fn each_wrong_path_has_its_message() {
     says(&dir.path().join("empty.gguf"), "empty.gguf");
     write("bad.gguf", b"PK\x03\x04 and so on");
     says(&dir.path().join("bad.gguf"), "not a GGUF file");
-    write("config.json", &std::fs::read(fixture("llama-tied").join("config.json")).unwrap());
+    write(
+        "config.json",
+        &std::fs::read(fixture("llama-tied").join("config.json")).unwrap(),
+    );
     says(dir.path(), "has no model.safetensors");
     write("model.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}");
     says(dir.path(), "damaged or truncated safetensors file");
-    std::fs::copy(fixture("qwen3").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    std::fs::copy(
+        fixture("qwen3").join("model.safetensors"),
+        dir.path().join("model.safetensors"),
+    )
+    .unwrap();
     says(dir.path(), "the configuration says");
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
-    write("model.safetensors.index.json", br#"{"weight_map": {"a": "../x.safetensors"}}"#);
+    write(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"a": "../x.safetensors"}}"#,
+    );
     says(dir.path(), "is not a plain file name");
-    std::fs::copy(fixture("llama").join("model.safetensors"), dir.path().join("x.safetensors")).unwrap();
-    write("model.safetensors.index.json", br#"{"weight_map": {"a": "x.safetensors"}}"#);
-    says(dir.path(), "says that \"a\" is in x.safetensors, but it is not");
+    std::fs::copy(
+        fixture("llama").join("model.safetensors"),
+        dir.path().join("x.safetensors"),
+    )
+    .unwrap();
+    write(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"a": "x.safetensors"}}"#,
+    );
+    says(
+        dir.path(),
+        "says that \"a\" is in x.safetensors, but it is not",
+    );
     write("config.json", b"[1]");
     says(dir.path(), "not a JSON object");
 }
@@ -386,12 +632,30 @@ fn inspection_sums_up_by_type() {
     let description = inspect(&fixture("gguf-llama").join("model.gguf")).unwrap();
     assert_eq!(description.format, "GGUF v3");
     assert!(description.config.is_ok());
-    assert!(description.metadata.iter().any(|(key, value)| key == "tokenizer.ggml.tokens" && value == "[text; 288]"));
+    assert!(
+        description
+            .metadata
+            .iter()
+            .any(|(key, value)| key == "tokenizer.ggml.tokens" && value == "[text; 288]")
+    );
     let types = description.by_type();
-    assert_eq!(types["Q8_0"], (3, 288 * 64 + 2 * 32 * 64, (288 * 64 + 2 * 32 * 64) / 32 * 34));
-    assert_eq!(types.values().map(|entry| entry.2).sum::<usize>(), description.bytes);
+    assert_eq!(
+        types["Q8_0"],
+        (
+            3,
+            288 * 64 + 2 * 32 * 64,
+            (288 * 64 + 2 * 32 * 64) / 32 * 34
+        )
+    );
+    assert_eq!(
+        types.values().map(|entry| entry.2).sum::<usize>(),
+        description.bytes
+    );
     let shards = inspect(&fixture("mistral")).unwrap();
-    assert_eq!((shards.format.as_str(), shards.tensors.len()), ("safetensors", 21));
+    assert_eq!(
+        (shards.format.as_str(), shards.tensors.len()),
+        ("safetensors", 21)
+    );
 }
 
 proptest! {

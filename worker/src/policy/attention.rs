@@ -1,7 +1,8 @@
 //! Policies that score by attention probabilities. Probabilities are comparable across heads.
 
-use super::{HeadView, Observe, Policy};
 use palimpsest_kernels::Reduce;
+
+use super::{HeadView, Observe, Policy};
 
 /// Sum of all attention received (H2O, arXiv 2306.14048).
 pub struct H2o;
@@ -14,7 +15,10 @@ impl Policy for H2o {
         true
     }
     fn observes(&self) -> Option<Observe> {
-        Some(Observe { last_rows: None, reduce: Reduce::Sum })
+        Some(Observe {
+            last_rows: None,
+            reduce: Reduce::Sum,
+        })
     }
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         scores.copy_from_slice(head.mass);
@@ -32,7 +36,10 @@ impl Policy for Tova {
         true
     }
     fn observes(&self) -> Option<Observe> {
-        Some(Observe { last_rows: Some(1), reduce: Reduce::Sum })
+        Some(Observe {
+            last_rows: Some(1),
+            reduce: Reduce::Sum,
+        })
     }
     fn forgets_mass(&self) -> bool {
         true
@@ -60,7 +67,10 @@ impl Policy for SnapKv {
         true
     }
     fn observes(&self) -> Option<Observe> {
-        Some(Observe { last_rows: Some(Self::QUERIES), reduce: Reduce::Sum })
+        Some(Observe {
+            last_rows: Some(Self::QUERIES),
+            reduce: Reduce::Sum,
+        })
     }
     fn forgets_mass(&self) -> bool {
         true
@@ -68,7 +78,8 @@ impl Policy for SnapKv {
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         let half = Self::KERNEL / 2;
         for (slot, score) in scores.iter_mut().enumerate() {
-            let near = &head.mass[slot.saturating_sub(half)..(slot + half + 1).min(head.mass.len())];
+            let near =
+                &head.mass[slot.saturating_sub(half)..(slot + half + 1).min(head.mass.len())];
             *score = near.iter().sum::<f32>() / Self::KERNEL as f32;
         }
     }

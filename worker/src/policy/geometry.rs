@@ -1,7 +1,9 @@
-//! Policies that score by the keys and values themselves. Their scores are not comparable across heads.
+//! Policies that score by the keys and values themselves. Their scores are not comparable across
+//! heads.
+
+use palimpsest_kernels::ScoreRule;
 
 use super::{HeadView, Policy};
-use palimpsest_kernels::ScoreRule;
 
 /// Negative key norm: small keys attract attention (arXiv 2406.11430).
 pub struct KNorm;
@@ -33,8 +35,8 @@ impl Policy for KeyDiff {
     }
 }
 
-/// Spread of a token's channels relative to the next partition (LagKV, arXiv 2504.04704). Scores are ranks within a
-/// partition; the last partition has no successor and ranks highest.
+/// Spread of a token's channels relative to the next partition (LagKV, arXiv 2504.04704). Scores
+/// are ranks within a partition; the last partition has no successor and ranks highest.
 pub struct LagKv;
 
 impl LagKv {
@@ -54,7 +56,9 @@ impl Policy for LagKv {
     }
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         let dim = head.head_dim;
-        let first = head.positions.partition_point(|&p| (p as usize) < head.sinks);
+        let first = head
+            .positions
+            .partition_point(|&p| (p as usize) < head.sinks);
         scores.fill(1.0);
         let mut start = first;
         while start + 2 * Self::LAG <= scores.len() {
@@ -73,8 +77,8 @@ impl Policy for LagKv {
     }
 }
 
-/// Softmax over the partition of each token's standard deviation across channels, channels scaled by the range they
-/// have in the lagging partition.
+/// Softmax over the partition of each token's standard deviation across channels, channels scaled
+/// by the range they have in the lagging partition.
 fn spread(part: &[f32], lag: &[f32], dim: usize) -> Vec<f32> {
     let mut low = vec![f32::INFINITY; dim];
     let mut high = vec![f32::NEG_INFINITY; dim];
@@ -85,7 +89,11 @@ fn spread(part: &[f32], lag: &[f32], dim: usize) -> Vec<f32> {
         }
     }
     let deviation = |row: &[f32]| {
-        let scaled = || row.iter().zip(low.iter().zip(&high)).map(|(x, (l, h))| (x - l) / (h - l).max(1e-6));
+        let scaled = || {
+            row.iter()
+                .zip(low.iter().zip(&high))
+                .map(|(x, (l, h))| (x - l) / (h - l).max(1e-6))
+        };
         let mean = scaled().sum::<f32>() / dim as f32;
         (scaled().map(|x| (x - mean) * (x - mean)).sum::<f32>() / (dim - 1) as f32).sqrt()
     };

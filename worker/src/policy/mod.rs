@@ -1,5 +1,5 @@
-//! Eviction policies: one number per slot, higher = keep. Protection of sinks and window, ranking and gathering are
-//! shared code in `kv`.
+//! Eviction policies: one number per slot, higher = keep. Protection of sinks and window, ranking
+//! and gathering are shared code in `kv`.
 
 mod attention;
 pub mod expected;
@@ -9,17 +9,18 @@ pub mod query;
 pub mod retention;
 mod simple;
 
+use std::sync::Arc;
+
 pub use attention::{H2o, SnapKv, Tova};
 pub use expected::ExpectedAttention;
 pub use geometry::{KNorm, KeyDiff, LagKv};
+use palimpsest_kernels::{Reduce, ScoreRule};
 pub use query::QueryIndexer;
 pub use retention::Retention;
 pub(crate) use simple::splitmix;
 pub use simple::{Full, RandomPolicy, Window};
 
 use crate::error::{Error, Result};
-use palimpsest_kernels::{Reduce, ScoreRule};
-use std::sync::Arc;
 
 /// One KV head of one layer at a boundary.
 pub struct HeadView<'a> {
@@ -37,8 +38,8 @@ pub struct HeadView<'a> {
     pub positions: &'a [u32],
     /// What the policy stored, `terms` values per slot.
     pub terms: &'a [f32],
-    /// Attention per slot, observed or expected, over all query heads of the KV head, or what else the policy keeps for each
-    /// slot; empty if it keeps nothing.
+    /// Attention per slot, observed or expected, over all query heads of the KV head, or what else
+    /// the policy keeps for each slot; empty if it keeps nothing.
     pub mass: &'a [f32],
     /// Keys (post-RoPE) `[L, D]`, empty unless the policy reads slots.
     pub keys: &'a [f32],
@@ -48,8 +49,8 @@ pub struct HeadView<'a> {
     pub queries: expected::QueryView<'a>,
 }
 
-/// Which attention rows a policy looks at. Rows are chosen by absolute position, so the answer does not depend on how a
-/// sequence was cut into pieces.
+/// Which attention rows a policy looks at. Rows are chosen by absolute position, so the answer does
+/// not depend on how a sequence was cut into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observe {
     /// Only rows among the last this many before a boundary; `None`: all rows.
@@ -79,7 +80,8 @@ pub trait Policy: Send + Sync {
     fn observes(&self) -> Option<Observe> {
         None
     }
-    /// Whether slots carry a number that goes on from step to step: observed attention, or the like.
+    /// Whether slots carry a number that goes on from step to step: observed attention, or the
+    /// like.
     fn keeps_mass(&self) -> bool {
         self.observes().is_some()
     }
@@ -96,13 +98,15 @@ pub trait Policy: Send + Sync {
     fn reads_slots(&self) -> bool {
         false
     }
-    /// What each of this rank's query heads is expected to give to every slot, for policies that read queries; attention of the
-    /// view is empty. The mean over all query heads of the KV head is what [`Self::score`] sees.
+    /// What each of this rank's query heads is expected to give to every slot, for policies that
+    /// read queries; attention of the view is empty. The mean over all query heads of the KV head
+    /// is what [`Self::score`] sees.
     fn expected(&self, head: &HeadView<'_>) -> Vec<Vec<f32>> {
         let _ = head;
         Vec::new()
     }
-    /// Whether the distribution of queries is kept. Costs a download of all queries and a sum over their products.
+    /// Whether the distribution of queries is kept. Costs a download of all queries and a sum over
+    /// their products.
     fn reads_queries(&self) -> bool {
         false
     }
@@ -123,7 +127,8 @@ pub trait Policy: Send + Sync {
         let _ = (layer, kv_head);
         None
     }
-    /// Writes one score per slot. Policies with a rule are not asked; without either, all slots are worth the same.
+    /// Writes one score per slot. Policies with a rule are not asked; without either, all slots are
+    /// worth the same.
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         let _ = head;
         scores.fill(0.0);
@@ -151,10 +156,17 @@ pub fn heuristics() -> Vec<Arc<dyn Policy>> {
 /// # Errors
 /// [`Error::Contract`] lists the known names.
 pub fn find(known: &[Arc<dyn Policy>], name: &str) -> Result<Arc<dyn Policy>> {
-    known.iter().find(|p| p.name() == name).cloned().ok_or_else(|| {
-        let names: Vec<_> = known.iter().map(|p| p.name()).collect();
-        Error::Contract(format!("policy `{name}` is not one of {}", names.join(", ")))
-    })
+    known
+        .iter()
+        .find(|p| p.name() == name)
+        .cloned()
+        .ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|p| p.name()).collect();
+            Error::Contract(format!(
+                "policy `{name}` is not one of {}",
+                names.join(", ")
+            ))
+        })
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
-//! Policies that look ahead. They are for calibration and for the evaluation's upper bound, never for requests.
+//! Policies that look ahead. They are for calibration and for the evaluation's upper bound, never
+//! for requests.
 
-use super::{HeadView, Observe, Policy};
-use palimpsest_kernels::Reduce;
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
+
+use palimpsest_kernels::Reduce;
+
+use super::{HeadView, Observe, Policy};
 
 /// What the rows of a sequence count for.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +17,8 @@ pub struct RowWeights {
     pub weights: Vec<f32>,
 }
 
-/// Keeps everything and records the largest weighted attention probability that every slot received.
+/// Keeps everything and records the largest weighted attention probability that every slot
+/// received.
 #[derive(Default)]
 pub struct MaxAttention {
     weights: Arc<RwLock<RowWeights>>,
@@ -38,12 +42,17 @@ impl Policy for MaxAttention {
         true
     }
     fn observes(&self) -> Option<Observe> {
-        Some(Observe { last_rows: None, reduce: Reduce::Max })
+        Some(Observe {
+            last_rows: None,
+            reduce: Reduce::Max,
+        })
     }
     fn row_weights(&self, positions: Range<u64>) -> Option<Vec<f32>> {
         let RowWeights { first, weights } = &*self.weights.read().expect("no writer panics");
         let of = |position: u64| {
-            let known = position.checked_sub(*first).and_then(|row| weights.get(row as usize));
+            let known = position
+                .checked_sub(*first)
+                .and_then(|row| weights.get(row as usize));
             known.copied().unwrap_or(0.0)
         };
         Some(positions.map(of).collect())
@@ -89,7 +98,10 @@ impl Policy for Oracle {
         let table = self.table.read().expect("no writer panics");
         let known = table.heads.get(head.layer * table.kv_heads + head.kv_head);
         for (score, &position) in scores.iter_mut().zip(head.positions) {
-            *score = known.and_then(|k| k.get(position as usize)).copied().unwrap_or(f32::MAX);
+            *score = known
+                .and_then(|k| k.get(position as usize))
+                .copied()
+                .unwrap_or(f32::MAX);
         }
     }
 }

@@ -1,21 +1,26 @@
-//! The paper's indexer: a small network compares every query with every entry, and an entry is worth the largest score it
-//! has had.
+//! The paper's indexer: a small network compares every query with every entry, and an entry is
+//! worth the largest score it has had.
 //!
-//! Source: IndexMem (arXiv 2605.25475), query indexer (method section 2.2), with three changes. It is per KV head instead of
-//! per layer, so that it shards and heads may differ (method section 5.3). Its queries are read off the hidden state: the
-//! paper projects the layer's queries before rotation, which are themselves linear in it, so both maps are one matrix. And
-//! it is trained to predict the logarithm of the same target as the retention scorer, so scores of heads are comparable.
+//! Source: IndexMem (arXiv 2605.25475), query indexer (method section 2.2), with three changes. It
+//! is per KV head instead of per layer, so that it shards and heads may differ (method section
+//! 5.3). Its queries are read off the hidden state: the paper projects the layer's queries before
+//! rotation, which are themselves linear in it, so both maps are one matrix. And it is trained to
+//! predict the logarithm of the same target as the retention scorer, so scores of heads are
+//! comparable.
 //!
-//! `I[t, j] = sum_h w[t, h] * relu(<q[t, h], k[j]>)`, `q`, `k` layer-normalised, no rotary positions;
-//! the score of entry `j` is `offset + max over t >= j of I[t, j]`, kept up to date as queries come.
+//! `I[t, j] = sum_h w[t, h] * relu(<q[t, h], k[j]>)`, `q`, `k` layer-normalised, no rotary
+//! positions; the score of entry `j` is `offset + max over t >= j of I[t, j]`, kept up to date as
+//! queries come.
+
+use std::sync::Arc;
 
 use super::{HeadView, Ingest, Policy};
-use std::sync::Arc;
 
 /// Added to variances.
 pub const EPSILON: f32 = 1e-5;
 
-/// Weights of one layer. Rows of a KV head are adjacent: `h*d` of queries, `d` of the key, `h` of head weights.
+/// Weights of one layer. Rows of a KV head are adjacent: `h*d` of queries, `d` of the key, `h` of
+/// head weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryLayer {
     /// `[K * rows, E]`.
@@ -42,18 +47,23 @@ pub struct QueryWeights {
 impl QueryWeights {
     /// Projected values of one token and KV head.
     pub const fn rows(heads: usize, dim: usize) -> usize {
-        heads.saturating_mul(dim).saturating_add(dim).saturating_add(heads)
+        heads
+            .saturating_mul(dim)
+            .saturating_add(dim)
+            .saturating_add(heads)
     }
 
-    /// What projected values `[rows]` of one token become: normalised queries `[h, d]`, normalised key `[d]`, weights
-    /// `[h]`. Written over the values, in the same places.
+    /// What projected values `[rows]` of one token become: normalised queries `[h, d]`, normalised
+    /// key `[d]`, weights `[h]`. Written over the values, in the same places.
     pub fn finish(&self, layer: usize, kv_head: usize, values: &mut [f32]) {
         let (heads, dim) = (self.heads, self.dim);
         let norm = &self.layers[layer].norm[kv_head * 4 * dim..][..4 * dim];
         let (query_norm, key_norm) = norm.split_at(2 * dim);
         let (queries, rest) = values.split_at_mut(heads * dim);
         let (key, weights) = rest.split_at_mut(dim);
-        queries.chunks_exact_mut(dim).for_each(|query| layer_norm(query, query_norm));
+        queries
+            .chunks_exact_mut(dim)
+            .for_each(|query| layer_norm(query, query_norm));
         layer_norm(key, key_norm);
         let scale = 1.0 / ((heads * dim) as f32).sqrt();
         weights.iter_mut().for_each(|w| *w *= scale);

@@ -1,20 +1,24 @@
-//! The learned, query-independent policy: a score per token and KV head, computed once from the hidden state that enters
-//! attention, that may fade with age.
+//! The learned, query-independent policy: a score per token and KV head, computed once from the
+//! hidden state that enters attention, that may fade with age.
 //!
-//! Source: IndexMem++ retention scores (method section 3.1), with another law of decay. For the token at position `j`,
-//! `s_j(t) = m_j + r ln(1 + (t - j) / AGE)`, `r <= 0` per layer and KV head. `m` is trained to predict the logarithm of an
-//! attention probability, so scores of different heads and layers are comparable and budgets may be pooled; a term in
-//! the logarithm of the age is then a power law of attention over distance, which goes on gently at lengths beyond those
+//! Source: IndexMem++ retention scores (method section 3.1), with another law of decay. For the
+//! token at position `j`, `s_j(t) = m_j + r ln(1 + (t - j) / AGE)`, `r <= 0` per layer and KV head.
+//! `m` is trained to predict the logarithm of an attention probability, so scores of different
+//! heads and layers are comparable and budgets may be pooled; a term in the logarithm of the age is
+//! then a power law of attention over distance, which goes on gently at lengths beyond those
 //! trained on, where the published term, linear in the age, would leave nothing old.
 //!
-//! Text needs what is recent, questions may need what is old, and one number per token has to choose. A file may therefore
-//! hold two scorers: `s_j(t) = max(m_j, n_j + r (t - j) / AGE)`. A token stays for the better of two reasons: that it may be
-//! asked for at any time, or that it is in use now, which passes. Here the age is linear, since nothing old hangs on it.
+//! Text needs what is recent, questions may need what is old, and one number per token has to
+//! choose. A file may therefore hold two scorers: `s_j(t) = max(m_j, n_j + r (t - j) / AGE)`. A
+//! token stays for the better of two reasons: that it may be asked for at any time, or that it is
+//! in use now, which passes. Here the age is linear, since nothing old hangs on it.
+
+use std::sync::Arc;
+
+use palimpsest_kernels::ScoreRule;
 
 use super::{Ingest, Policy};
 use crate::indexer::Indexer;
-use palimpsest_kernels::ScoreRule;
-use std::sync::Arc;
 
 /// Age scale in tokens; a constant, never the live length (method section 6.2).
 pub const AGE: f32 = 256.0;
@@ -47,8 +51,14 @@ impl LayerScorer {
     /// How a head's notes are turned into scores.
     pub fn rule(&self, kv_head: usize) -> ScoreRule {
         match &self.recent {
-            Some(recent) => ScoreRule::Either { rate: recent.rate[kv_head], scale: AGE },
-            None => ScoreRule::Fading { rate: self.rate[kv_head], scale: AGE },
+            Some(recent) => ScoreRule::Either {
+                rate: recent.rate[kv_head],
+                scale: AGE,
+            },
+            None => ScoreRule::Fading {
+                rate: self.rate[kv_head],
+                scale: AGE,
+            },
         }
     }
 }

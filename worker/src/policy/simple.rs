@@ -44,7 +44,8 @@ impl Policy for RandomPolicy {
     }
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         for (score, &position) in scores.iter_mut().zip(head.positions) {
-            let seed = (head.layer as u64) << 48 ^ (head.kv_head as u64) << 32 ^ u64::from(position);
+            let seed =
+                (head.layer as u64) << 48 ^ (head.kv_head as u64) << 32 ^ u64::from(position);
             *score = (splitmix(seed) >> 40) as f32;
         }
     }

@@ -11,8 +11,15 @@ use crate::collective::Collective;
 use crate::runner::Runner;
 
 enum Command {
-    Join { epoch: u64, collective: Option<Arc<dyn Collective>>, done: oneshot::Sender<()> },
-    Execute { plan: Box<StepPlan>, done: oneshot::Sender<StepOutput> },
+    Join {
+        epoch: u64,
+        collective: Option<Arc<dyn Collective>>,
+        done: oneshot::Sender<()>,
+    },
+    Execute {
+        plan: Box<StepPlan>,
+        done: oneshot::Sender<StepOutput>,
+    },
 }
 
 /// A handle on a device thread, which ends with its last handle.
@@ -32,7 +39,10 @@ pub struct Activity {
 impl Activity {
     /// Steps done, and whether one is under way.
     pub fn now(&self) -> (u64, bool) {
-        (self.steps.load(Ordering::Relaxed), self.busy.load(Ordering::Relaxed))
+        (
+            self.steps.load(Ordering::Relaxed),
+            self.busy.load(Ordering::Relaxed),
+        )
     }
 }
 
@@ -57,13 +67,20 @@ impl Device {
             while let Some(command) = inbox.blocking_recv() {
                 // Whoever asked may have gone; the work is done all the same.
                 match command {
-                    // The step in which the device failed has been answered and its epoch is over; this process cannot
-                    // be part of another one.
+                    // The step in which the device failed has been answered and its epoch is over;
+                    // this process cannot be part of another one.
                     Command::Join { epoch, .. } if runner.is_lost() => {
-                        tracing::error!(epoch, "the device failed in an earlier step: ending, to be started anew");
+                        tracing::error!(
+                            epoch,
+                            "the device failed in an earlier step: ending, to be started anew"
+                        );
                         std::process::exit(super::STALLED);
                     }
-                    Command::Join { epoch, collective, done } => {
+                    Command::Join {
+                        epoch,
+                        collective,
+                        done,
+                    } => {
                         runner.join(epoch, collective);
                         let _ = done.send(());
                     }
@@ -84,9 +101,20 @@ impl Device {
     ///
     /// # Errors
     /// [`DeviceGone`].
-    pub async fn join(&self, epoch: u64, collective: Option<Arc<dyn Collective>>) -> Result<(), DeviceGone> {
+    pub async fn join(
+        &self,
+        epoch: u64,
+        collective: Option<Arc<dyn Collective>>,
+    ) -> Result<(), DeviceGone> {
         let (done, answer) = oneshot::channel();
-        self.commands.send(Command::Join { epoch, collective, done }).await.map_err(|_| DeviceGone)?;
+        self.commands
+            .send(Command::Join {
+                epoch,
+                collective,
+                done,
+            })
+            .await
+            .map_err(|_| DeviceGone)?;
         answer.await.map_err(|_| DeviceGone)
     }
 
@@ -96,7 +124,13 @@ impl Device {
     /// [`DeviceGone`].
     pub async fn execute(&self, plan: StepPlan) -> Result<StepOutput, DeviceGone> {
         let (done, answer) = oneshot::channel();
-        self.commands.send(Command::Execute { plan: Box::new(plan), done }).await.map_err(|_| DeviceGone)?;
+        self.commands
+            .send(Command::Execute {
+                plan: Box::new(plan),
+                done,
+            })
+            .await
+            .map_err(|_| DeviceGone)?;
         answer.await.map_err(|_| DeviceGone)
     }
 

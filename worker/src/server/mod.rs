@@ -1,11 +1,13 @@
-//! A rank as a process: its gRPC server, its device thread, and its place in the epochs of its group.
+//! A rank as a process: its gRPC server, its device thread, and its place in the epochs of its
+//! group.
 //!
 //! ```text
 //! coordinator ─GetRank·Join·Execute·Watch─▶ RankServer ─commands─▶ device thread (Runner) ─Collective─▶ other ranks
 //! ```
-//! A rank joins epochs when its coordinator says so, each later than the last. Joining ends whatever is under way: the old
-//! communicator is aborted from here while the device thread waits in it. If even that does not free the thread, the process
-//! ends, and its supervisor starts it anew.
+//! A rank joins epochs when its coordinator says so, each later than the last. Joining ends
+//! whatever is under way: the old communicator is aborted from here while the device thread waits
+//! in it. If even that does not free the thread, the process ends, and its supervisor starts it
+//! anew.
 #![forbid(unsafe_code)]
 
 mod device;
@@ -19,7 +21,8 @@ use std::time::{Duration, Instant};
 use palimpsest_proto::internal::v1::rendezvous_server::RendezvousServer;
 use palimpsest_proto::internal::v1::worker_server::{Worker, WorkerServer};
 use palimpsest_proto::internal::v1::{
-    Beat, GetRankRequest, JoinRequest, JoinResponse, Lead, RankInfo, StepOutput, StepPlan, WatchRequest,
+    Beat, GetRankRequest, JoinRequest, JoinResponse, Lead, RankInfo, StepOutput, StepPlan,
+    WatchRequest,
 };
 use palimpsest_tls::{Connector, Incoming, Role, only};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -126,20 +129,28 @@ impl Standing {
     /// Whether `request` may end this epoch: it is of whoever leads, and of a later epoch.
     fn check(&self, rank: usize, request: &JoinRequest) -> Result<(), Status> {
         let (known, asked) = (&self.lead, request.lead.clone().unwrap_or_default());
-        if asked.term < known.term || (asked.term == known.term && asked.leader != known.leader && known.term > 0) {
-            let message =
-                format!("rank {rank} follows another coordinator, of term {}; this is term {}", known.term, asked.term);
+        if asked.term < known.term
+            || (asked.term == known.term && asked.leader != known.leader && known.term > 0)
+        {
+            let message = format!(
+                "rank {rank} follows another coordinator, of term {}; this is term {}",
+                known.term, asked.term
+            );
             return Err(Status::failed_precondition(message));
         }
         if request.epoch <= self.epoch {
-            let message = format!("rank {rank} is in epoch {}; epoch {} is stale", self.epoch, request.epoch);
+            let message = format!(
+                "rank {rank} is in epoch {}; epoch {} is stale",
+                self.epoch, request.epoch
+            );
             return Err(Status::failed_precondition(message));
         }
         Ok(())
     }
 }
 
-/// Serves until `shutdown`. `loaded` turns up when the model is there; before that the rank beats and says that it loads.
+/// Serves until `shutdown`. `loaded` turns up when the model is there; before that the rank beats
+/// and says that it loads.
 ///
 /// # Errors
 /// If the transport fails.
@@ -163,7 +174,9 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(report(reporter, server.loaded.clone()));
     if let Some(probes) = probes {
-        let server = Server::builder().add_service(health.clone()).serve_with_incoming(probes.into_stream());
+        let server = Server::builder()
+            .add_service(health.clone())
+            .serve_with_incoming(probes.into_stream());
         tasks.spawn(async move {
             // Incoming never fails.
             let _ = server.await;
@@ -188,10 +201,16 @@ pub async fn serve(
 
 /// For probes: the process lives from the start, [`SERVICE_NAME`] serves when the model is there.
 async fn report(reporter: HealthReporter, mut loaded: watch::Receiver<Option<Loaded>>) {
-    reporter.set_service_status("", ServingStatus::Serving).await;
-    reporter.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
+    reporter
+        .set_service_status("", ServingStatus::Serving)
+        .await;
+    reporter
+        .set_service_status(SERVICE_NAME, ServingStatus::NotServing)
+        .await;
     if loaded.wait_for(Option::is_some).await.is_ok() {
-        reporter.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
+        reporter
+            .set_service_status(SERVICE_NAME, ServingStatus::Serving)
+            .await;
     }
 }
 
@@ -200,11 +219,19 @@ type OutputStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl RankServer {
     fn loaded(&self) -> Result<Loaded, Status> {
         let loaded = self.loaded.borrow().clone();
-        loaded.ok_or_else(|| Status::unavailable(format!("rank {} is loading its model", self.options.place.rank)))
+        loaded.ok_or_else(|| {
+            Status::unavailable(format!(
+                "rank {} is loading its model",
+                self.options.place.rank
+            ))
+        })
     }
 
     /// Meets the other ranks.
-    async fn meet(&self, request: &JoinRequest) -> Result<Option<Arc<dyn Collective>>, CollectiveError> {
+    async fn meet(
+        &self,
+        request: &JoinRequest,
+    ) -> Result<Option<Arc<dyn Collective>>, CollectiveError> {
         let place = self.options.place;
         if place.world_size == 1 {
             return Ok(None);
@@ -213,10 +240,17 @@ impl RankServer {
         let limit = Duration::from_millis(request.limit_millis).min(MAX_JOIN);
         let store: Arc<dyn Store> = if place.rank == 0 {
             // Other ranks may have come before this one: what they set stays.
-            self.store.retain(|key| key.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with('/')));
+            self.store.retain(|key| {
+                key.strip_prefix(&prefix)
+                    .is_some_and(|rest| rest.starts_with('/'))
+            });
             self.store.clone()
         } else {
-            Arc::new(RemoteStore::new(&request.rendezvous, limit, self.options.ranks.clone())?)
+            Arc::new(RemoteStore::new(
+                &request.rendezvous,
+                limit,
+                self.options.ranks.clone(),
+            )?)
         };
         let host = self.options.host.clone();
         let deadline = Instant::now() + limit;
@@ -232,7 +266,10 @@ impl RankServer {
                 Ok(Arc::new(nccl) as Arc<dyn Collective>)
             }
         };
-        tokio::task::spawn_blocking(connect).await.map_err(|_| CollectiveError::Aborted)?.map(Some)
+        tokio::task::spawn_blocking(connect)
+            .await
+            .map_err(|_| CollectiveError::Aborted)?
+            .map(Some)
     }
 }
 
@@ -244,7 +281,8 @@ fn connect_gloo(
     prefix: &str,
     deadline: Instant,
 ) -> Result<Arc<dyn Collective>, CollectiveError> {
-    let gloo = crate::collective::gloo::GlooCollective::connect(place, host, store, prefix, deadline)?;
+    let gloo =
+        crate::collective::gloo::GlooCollective::connect(place, host, store, prefix, deadline)?;
     Ok(Arc::new(gloo))
 }
 
@@ -268,7 +306,11 @@ impl Worker for RankServer {
     async fn get_rank(&self, _: Request<GetRankRequest>) -> Result<Response<RankInfo>, Status> {
         let Standing { epoch, lead } = self.standing.borrow().clone();
         let lead = (lead.term > 0).then_some(lead);
-        Ok(Response::new(RankInfo { epoch, lead, ..self.loaded()?.info }))
+        Ok(Response::new(RankInfo {
+            epoch,
+            lead,
+            ..self.loaded()?.info
+        }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
@@ -276,25 +318,41 @@ impl Worker for RankServer {
         let Loaded { device, .. } = self.loaded()?;
         let Place { rank, world_size } = self.options.place;
         if request.world_size as usize != world_size {
-            let message = format!("rank {rank} is one of {world_size}, not of {}", request.world_size);
+            let message = format!(
+                "rank {rank} is one of {world_size}, not of {}",
+                request.world_size
+            );
             return Err(Status::failed_precondition(message));
         }
-        let mut epoch = self
-            .epoch
-            .try_lock()
-            .map_err(|_| Status::unavailable(format!("rank {rank} is joining an epoch already: try again")))?;
+        let mut epoch = self.epoch.try_lock().map_err(|_| {
+            Status::unavailable(format!(
+                "rank {rank} is joining an epoch already: try again"
+            ))
+        })?;
         epoch.standing.check(rank, &request)?;
-        epoch.standing = Standing { epoch: request.epoch, lead: request.lead.clone().unwrap_or_default() };
+        epoch.standing = Standing {
+            epoch: request.epoch,
+            lead: request.lead.clone().unwrap_or_default(),
+        };
         self.standing.send_replace(epoch.standing.clone());
         if let Some(old) = epoch.collective.take() {
             old.abort();
         }
         let met = self.meet(&request).await;
-        epoch.collective =
-            met.map_err(|error| Status::aborted(format!("rank {rank} could not meet the others: {error}")))?;
-        let joined = timeout(ABORT_LIMIT, device.join(request.epoch, epoch.collective.clone())).await;
+        epoch.collective = met.map_err(|error| {
+            Status::aborted(format!("rank {rank} could not meet the others: {error}"))
+        })?;
+        let joined = timeout(
+            ABORT_LIMIT,
+            device.join(request.epoch, epoch.collective.clone()),
+        )
+        .await;
         let Ok(joined) = joined else {
-            tracing::error!(rank, epoch = request.epoch, "the device thread does not come out of an aborted step");
+            tracing::error!(
+                rank,
+                epoch = request.epoch,
+                "the device thread does not come out of an aborted step"
+            );
             std::process::exit(STALLED);
         };
         joined.map_err(|error| Status::internal(error.to_string()))?;
@@ -302,14 +360,20 @@ impl Worker for RankServer {
         Ok(Response::new(JoinResponse {}))
     }
 
-    async fn execute(&self, request: Request<Streaming<StepPlan>>) -> Result<Response<Self::ExecuteStream>, Status> {
+    async fn execute(
+        &self,
+        request: Request<Streaming<StepPlan>>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
         let Loaded { device, .. } = self.loaded()?;
         let mut plans = request.into_inner();
         let (outputs, stream) = mpsc::channel(1);
         tokio::spawn(async move {
             while let Some(plan) = plans.next().await {
                 let output = match plan {
-                    Ok(plan) => device.execute(plan).await.map_err(|error| Status::internal(error.to_string())),
+                    Ok(plan) => device
+                        .execute(plan)
+                        .await
+                        .map_err(|error| Status::internal(error.to_string())),
                     Err(status) => Err(status),
                 };
                 let broken = output.is_err();
@@ -324,11 +388,20 @@ impl Worker for RankServer {
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (standing, loaded) = (self.standing.subscribe(), self.loaded.clone());
-        let beats = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(BEAT)).map(move |_| {
-            let activity = loaded.borrow().as_ref().map(|loaded| loaded.device.activity().now());
-            let (steps, busy) = activity.unwrap_or_default();
-            Ok(Beat { epoch: standing.borrow().epoch, steps, busy })
-        });
+        let beats = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(BEAT)).map(
+            move |_| {
+                let activity = loaded
+                    .borrow()
+                    .as_ref()
+                    .map(|loaded| loaded.device.activity().now());
+                let (steps, busy) = activity.unwrap_or_default();
+                Ok(Beat {
+                    epoch: standing.borrow().epoch,
+                    steps,
+                    busy,
+                })
+            },
+        );
         Ok(Response::new(Box::pin(beats)))
     }
 }

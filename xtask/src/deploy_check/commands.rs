@@ -23,8 +23,11 @@ const PREFIX: &str = "PALIMPSEST_";
 /// Addresses that a process listens on.
 const LISTENING: [&str; 3] = ["listen", "http", "health"];
 /// What LeaderWorkerSet adds to every container.
-const INJECTED: [(&str, &str); 3] =
-    [("LWS_LEADER_ADDRESS", "worker-0.worker"), ("LWS_GROUP_SIZE", "2"), ("LWS_WORKER_INDEX", "0")];
+const INJECTED: [(&str, &str); 3] = [
+    ("LWS_LEADER_ADDRESS", "worker-0.worker"),
+    ("LWS_GROUP_SIZE", "2"),
+    ("LWS_WORKER_INDEX", "0"),
+];
 
 /// A built binary.
 #[derive(Debug)]
@@ -51,7 +54,11 @@ struct Process {
 impl Default for PodFacts {
     /// An example.
     fn default() -> Self {
-        Self { name: "example".into(), ip: "10.0.0.1".into(), index: "0".into() }
+        Self {
+            name: "example".into(),
+            ip: "10.0.0.1".into(),
+            index: "0".into(),
+        }
     }
 }
 
@@ -65,7 +72,9 @@ impl Program {
             return Ok(Self(path.into()));
         }
         // The features of the test run, which then builds nothing again.
-        run(cargo_with(&["build", "--workspace", "--locked", "--bin", "palimpsest"]).args(CLUSTER))?;
+        run(
+            cargo_with(&["build", "--workspace", "--locked", "--bin", "palimpsest"]).args(CLUSTER),
+        )?;
         Ok(Self(crates::target_directory()?.join("debug/palimpsest")))
     }
 
@@ -74,26 +83,40 @@ impl Program {
         &self.0
     }
 
-    /// Command lines that the program does not understand. `--help` at their end makes it parse what stands before it and
-    /// start nothing; it does not ask for what is missing.
+    /// Command lines that the program does not understand. `--help` at their end makes it parse
+    /// what stands before it and start nothing; it does not ask for what is missing.
     pub fn problems(&self, manifests: &Manifests) -> Vec<String> {
         let (processes, mut problems) = processes(manifests);
         for process in &processes {
             let command = process.args.first().map_or("", String::as_str);
             if !COMMANDS.contains(&command) {
-                problems.push(format!("{}: starts `{command}`, which this check does not know", process.name));
+                problems.push(format!(
+                    "{}: starts `{command}`, which this check does not know",
+                    process.name
+                ));
             }
             let mut parse = Command::new(&self.0);
-            let answer = parse.args(&process.args).arg("--help").env_clear().envs(&process.env).output();
+            let answer = parse
+                .args(&process.args)
+                .arg("--help")
+                .env_clear()
+                .envs(&process.env)
+                .output();
             match answer {
                 Ok(answer) if answer.status.success() => {
                     let help = String::from_utf8_lossy(&answer.stdout);
                     let unknown = process.unknown_variables(&help);
-                    problems.extend(unknown.map(|name| format!("{}: no flag reads {name}", process.name)));
+                    problems.extend(
+                        unknown.map(|name| format!("{}: no flag reads {name}", process.name)),
+                    );
                 }
                 Ok(answer) => {
                     let said = String::from_utf8_lossy(&answer.stderr);
-                    problems.push(format!("{}: {}", process.name, said.lines().next().unwrap_or("no answer")));
+                    problems.push(format!(
+                        "{}: {}",
+                        process.name,
+                        said.lines().next().unwrap_or("no answer")
+                    ));
                 }
                 Err(error) => problems.push(format!("{}: {error}", process.name)),
             }
@@ -102,33 +125,58 @@ impl Program {
     }
 }
 
-/// Flags that must agree: group, registry and number of ranks of all processes, the size of the LeaderWorkerSet, and ports.
+/// Flags that must agree: group, registry and number of ranks of all processes, the size of the
+/// LeaderWorkerSet, and ports.
 pub fn group_problems(manifests: &Manifests) -> Vec<String> {
     // `processes` has already complained elsewhere about what it cannot expand.
     let (processes, mut problems) = (processes(manifests).0, Vec::new());
     for flag in ["group", "tp", "etcd"] {
-        let values: BTreeSet<Option<&str>> = processes.iter().map(|process| process.flag(flag)).collect();
+        let values: BTreeSet<Option<&str>> =
+            processes.iter().map(|process| process.flag(flag)).collect();
         if values.len() > 1 || values.contains(&None) {
             problems.push(format!("--{flag} differs or is missing: {values:?}"));
         }
     }
     for (name, set) in manifests.of_kind("LeaderWorkerSet") {
-        let size = set["spec"]["leaderWorkerTemplate"]["size"].as_u64().unwrap_or(1).to_string();
-        let other = processes.iter().filter(|process| process.flag("tp").is_some_and(|tp| tp != size));
-        problems.extend(other.map(|process| format!("{}: --tp is not the size {size} of {name}", process.name)));
+        let size = set["spec"]["leaderWorkerTemplate"]["size"]
+            .as_u64()
+            .unwrap_or(1)
+            .to_string();
+        let other = processes
+            .iter()
+            .filter(|process| process.flag("tp").is_some_and(|tp| tp != size));
+        problems.extend(
+            other.map(|process| format!("{}: --tp is not the size {size} of {name}", process.name)),
+        );
     }
     for process in &processes {
-        let listening: BTreeSet<u64> = LISTENING.iter().filter_map(|flag| port_of(process.flag(flag)?)).collect();
+        let listening: BTreeSet<u64> = LISTENING
+            .iter()
+            .filter_map(|flag| port_of(process.flag(flag)?))
+            .collect();
         let declared: BTreeSet<u64> = process.ports.iter().copied().collect();
         if listening != declared {
-            problems.push(format!("{}: listens on {listening:?} and declares {declared:?}", process.name));
+            problems.push(format!(
+                "{}: listens on {listening:?} and declares {declared:?}",
+                process.name
+            ));
         }
-        let Some((_, etcd)) = process.flag("etcd").and_then(|url| url.split_once("://")) else { continue };
+        let Some((_, etcd)) = process.flag("etcd").and_then(|url| url.split_once("://")) else {
+            continue;
+        };
         let (host, port) = etcd.split_once(':').unwrap_or((etcd, "80"));
         let number = port.parse::<u64>().ok();
-        let service = manifests.find("Service", host).map_or(&Value::Null, |service| &service["spec"]["ports"]);
-        if !list(service).iter().any(|known| number.is_some() && known["port"].as_u64() == number) {
-            problems.push(format!("{}: there is no Service/{host} with port {port}", process.name));
+        let service = manifests
+            .find("Service", host)
+            .map_or(&Value::Null, |service| &service["spec"]["ports"]);
+        if !list(service)
+            .iter()
+            .any(|known| number.is_some() && known["port"].as_u64() == number)
+        {
+            problems.push(format!(
+                "{}: there is no Service/{host} with port {port}",
+                process.name
+            ));
         }
     }
     problems
@@ -141,14 +189,22 @@ fn port_of(address: &str) -> Option<u64> {
 impl Process {
     /// Variables with our prefix that the help of the command does not name.
     fn unknown_variables<'a>(&'a self, help: &str) -> impl Iterator<Item = &'a str> {
-        let ours = self.env.keys().map(String::as_str).filter(|name| name.starts_with(PREFIX));
+        let ours = self
+            .env
+            .keys()
+            .map(String::as_str)
+            .filter(|name| name.starts_with(PREFIX));
         // clap writes `[env: NAME=value]`, and `[env: NAME=]` when it is not set or not shown.
         ours.filter(move |name| !help.contains(&format!("[env: {name}=")))
     }
 
     /// The value of `--name=value`.
     fn flag(&self, name: &str) -> Option<&str> {
-        self.args.iter().find_map(|arg| arg.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('='))
+        self.args.iter().find_map(|arg| {
+            arg.strip_prefix("--")?
+                .strip_prefix(name)?
+                .strip_prefix('=')
+        })
     }
 }
 
@@ -168,8 +224,16 @@ fn processes(manifests: &Manifests) -> (Vec<Process>, Vec<String>) {
                     Err(variable) => problems.push(format!("{name}: $({variable}) is not set")),
                 }
             }
-            let ports = list(&container["ports"]).iter().filter_map(|port| port["containerPort"].as_u64()).collect();
-            processes.push(Process { name, args, env, ports });
+            let ports = list(&container["ports"])
+                .iter()
+                .filter_map(|port| port["containerPort"].as_u64())
+                .collect();
+            processes.push(Process {
+                name,
+                args,
+                env,
+                ports,
+            });
         }
     }
     (processes, problems)
@@ -177,16 +241,29 @@ fn processes(manifests: &Manifests) -> (Vec<Process>, Vec<String>) {
 
 /// Whether a container runs our image.
 pub fn is_ours(container: &Value) -> bool {
-    let image = text(&container["image"]).rsplit('/').next().unwrap_or_default();
+    let image = text(&container["image"])
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     image.split([':', '@']).next() == Some(IMAGE)
 }
 
 /// Variables of a container of `pod`.
-pub fn environment(manifests: &Manifests, container: &Value, pod: &PodFacts) -> BTreeMap<String, String> {
-    let mut env: BTreeMap<String, String> = INJECTED.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+pub fn environment(
+    manifests: &Manifests,
+    container: &Value,
+    pod: &PodFacts,
+) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = INJECTED
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
     for source in list(&container["envFrom"]) {
         let map = manifests.find("ConfigMap", text(&source["configMapRef"]["name"]));
-        for (name, value) in map.and_then(|map| map["data"].as_object()).into_iter().flatten() {
+        for (name, value) in map
+            .and_then(|map| map["data"].as_object())
+            .into_iter()
+            .flatten()
+        {
             env.insert(name.clone(), text(value).to_owned());
         }
     }
@@ -218,11 +295,15 @@ pub fn expand(arg: &str, env: &BTreeMap<String, String>) -> Result<String, Strin
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
 
+    use super::*;
+
     fn deployment(name: &str, args: &Value, ports: &[u64]) -> Value {
-        let ports: Vec<Value> = ports.iter().map(|port| json!({"containerPort": port})).collect();
+        let ports: Vec<Value> = ports
+            .iter()
+            .map(|port| json!({"containerPort": port}))
+            .collect();
         json!({
             "kind": "Deployment", "metadata": {"name": name},
             "spec": {"template": {"spec": {"containers": [{
@@ -237,8 +318,14 @@ mod tests {
     }
 
     fn coordinator(extra: &str) -> Value {
-        let args =
-            json!(["coordinator", "--etcd=http://etcd:2379", "--group=main", "--tp=2", "--listen=0.0.0.0:1", extra]);
+        let args = json!([
+            "coordinator",
+            "--etcd=http://etcd:2379",
+            "--group=main",
+            "--tp=2",
+            "--listen=0.0.0.0:1",
+            extra
+        ]);
         deployment("c", &args, &[1])
     }
 
@@ -259,19 +346,37 @@ mod tests {
         let sound = Manifests::new(vec![coordinator("--no"), worker("main", "2"), etcd()]);
         assert_eq!(group_problems(&sound), Vec::<String>::new());
         for (objects, expected) in [
-            (vec![coordinator("--no"), worker("other", "2"), etcd()], "--group differs"),
-            (vec![coordinator("--no"), worker("main", "3"), etcd()], "--tp differs"),
-            (vec![coordinator("--http=0.0.0.0:9"), worker("main", "2"), etcd()], "listens on {1, 9} and declares {1}"),
-            (vec![coordinator("--no"), worker("main", "2")], "no Service/etcd"),
+            (
+                vec![coordinator("--no"), worker("other", "2"), etcd()],
+                "--group differs",
+            ),
+            (
+                vec![coordinator("--no"), worker("main", "3"), etcd()],
+                "--tp differs",
+            ),
+            (
+                vec![coordinator("--http=0.0.0.0:9"), worker("main", "2"), etcd()],
+                "listens on {1, 9} and declares {1}",
+            ),
+            (
+                vec![coordinator("--no"), worker("main", "2")],
+                "no Service/etcd",
+            ),
         ] {
             let found = group_problems(&Manifests::new(objects));
-            assert!(!found.is_empty() && found.iter().all(|problem| problem.contains(expected)), "{found:?}");
+            assert!(
+                !found.is_empty() && found.iter().all(|problem| problem.contains(expected)),
+                "{found:?}"
+            );
         }
     }
 
     #[test]
     fn variables_are_expanded_or_missed() {
-        let (processes, problems) = processes(&Manifests::new(vec![coordinator("--x=$(NOPE)"), worker("m", "1")]));
+        let (processes, problems) = processes(&Manifests::new(vec![
+            coordinator("--x=$(NOPE)"),
+            worker("m", "1"),
+        ]));
         assert_eq!(problems, ["Deployment/c main: $(NOPE) is not set"]);
         assert_eq!(processes[1].flag("advertise"), Some("10.0.0.1:3"));
         let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
@@ -284,14 +389,20 @@ mod tests {
         let args = json!(["worker"]);
         let mut object = deployment("w", &args, &[]);
         let env = json!([{"name": "PALIMPSEST_TP", "value": "2"}, {"name": "PALIMPSEST_TPP", "value": "2"}, {"name": "HOME"}]);
-        *object.pointer_mut("/spec/template/spec/containers/0/env").expect("the field is there") = env;
+        *object
+            .pointer_mut("/spec/template/spec/containers/0/env")
+            .expect("the field is there") = env;
         let manifests = Manifests::new(vec![object]);
         let help = "--tp <TP>  Ranks of the group [env: PALIMPSEST_TP=2] [default: 1]";
-        let unknown: Vec<String> = processes(&manifests).0[0].unknown_variables(help).map(str::to_owned).collect();
+        let unknown: Vec<String> = processes(&manifests).0[0]
+            .unknown_variables(help)
+            .map(str::to_owned)
+            .collect();
         assert_eq!(unknown, ["PALIMPSEST_TPP"]);
     }
 
-    /// `true` stands for a program that understands every command line, `false` for one that understands none.
+    /// `true` stands for a program that understands every command line, `false` for one that
+    /// understands none.
     #[test]
     fn what_a_program_does_not_understand_is_a_problem() {
         let manifests = Manifests::new(vec![coordinator("--no")]);

@@ -48,26 +48,48 @@ impl Manifests {
 
     /// An object by kind and name.
     pub fn find(&self, kind: &str, name: &str) -> Option<&Value> {
-        self.0.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        self.0
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
     }
 
-    /// Every kind of pod there would be. A LeaderWorkerSet has leaders, and workers when its size is above one.
+    /// Every kind of pod there would be. A LeaderWorkerSet has leaders, and workers when its size
+    /// is above one.
     pub fn pods(&self) -> Vec<Pods<'_>> {
         let mut pods = Vec::new();
         for kind in ["Deployment", "StatefulSet"] {
             for (name, object) in self.of_kind(kind) {
                 let claims = list(&object["spec"]["volumeClaimTemplates"]);
-                let claims = claims.iter().map(|claim| text(&claim["metadata"]["name"])).collect();
-                pods.push(Pods::new(format!("{kind}/{name}"), &object["spec"]["template"], claims));
+                let claims = claims
+                    .iter()
+                    .map(|claim| text(&claim["metadata"]["name"]))
+                    .collect();
+                pods.push(Pods::new(
+                    format!("{kind}/{name}"),
+                    &object["spec"]["template"],
+                    claims,
+                ));
             }
         }
         for (name, object) in self.of_kind("LeaderWorkerSet") {
             let group = &object["spec"]["leaderWorkerTemplate"];
             let worker = &group["workerTemplate"];
-            let leader = if group["leaderTemplate"].is_null() { worker } else { &group["leaderTemplate"] };
-            let followers = if group["size"].as_u64().unwrap_or(1) > 1 { Some(("1", worker)) } else { None };
+            let leader = if group["leaderTemplate"].is_null() {
+                worker
+            } else {
+                &group["leaderTemplate"]
+            };
+            let followers = if group["size"].as_u64().unwrap_or(1) > 1 {
+                Some(("1", worker))
+            } else {
+                None
+            };
             for (index, template) in [("0", leader)].into_iter().chain(followers) {
-                let mut made = Pods::new(format!("LeaderWorkerSet/{name}[{index}]"), template, Vec::new());
+                let mut made = Pods::new(
+                    format!("LeaderWorkerSet/{name}[{index}]"),
+                    template,
+                    Vec::new(),
+                );
                 made.labels.insert(WORKER_INDEX.into(), index.into());
                 pods.push(made);
             }
@@ -79,8 +101,17 @@ impl Manifests {
 impl<'a> Pods<'a> {
     fn new(owner: String, template: &'a Value, claims: Vec<&'a str>) -> Self {
         let metadata = &template["metadata"];
-        let (labels, annotations) = (labels(&metadata["labels"]), labels(&metadata["annotations"]));
-        Self { owner, labels, annotations, spec: &template["spec"], claims }
+        let (labels, annotations) = (
+            labels(&metadata["labels"]),
+            labels(&metadata["annotations"]),
+        );
+        Self {
+            owner,
+            labels,
+            annotations,
+            spec: &template["spec"],
+            claims,
+        }
     }
 
     /// Containers, with how messages call them. Init containers are not among them.
@@ -93,25 +124,36 @@ impl<'a> Pods<'a> {
 
     /// Whether a port, by name or number, is one of a container.
     pub fn has_port(&self, port: &Value) -> bool {
-        self.containers().any(|(_, container)| container_has_port(container, port))
+        self.containers()
+            .any(|(_, container)| container_has_port(container, port))
     }
 
     /// Whether `selector` selects these pods; an empty one selects all.
     pub fn match_selector(&self, selector: &Labels) -> bool {
-        selector.iter().all(|(name, value)| self.labels.get(name) == Some(value))
+        selector
+            .iter()
+            .all(|(name, value)| self.labels.get(name) == Some(value))
     }
 }
 
 /// Whether a port, by name or number, is one of `container`.
 pub fn container_has_port(container: &Value, port: &Value) -> bool {
-    let field = if port.is_string() { "name" } else { "containerPort" };
-    list(&container["ports"]).iter().any(|declared| declared[field] == *port)
+    let field = if port.is_string() {
+        "name"
+    } else {
+        "containerPort"
+    };
+    list(&container["ports"])
+        .iter()
+        .any(|declared| declared[field] == *port)
 }
 
 /// A map of strings.
 pub fn labels(value: &Value) -> Labels {
     let entries = value.as_object().into_iter().flatten();
-    entries.map(|(name, value)| (name.clone(), text(value).to_owned())).collect()
+    entries
+        .map(|(name, value)| (name.clone(), text(value).to_owned()))
+        .collect()
 }
 
 /// A string, or nothing.

@@ -1,5 +1,5 @@
-//! What every pod must have: probes on ports that exist, memory and CPU asked for, an image with a version, no privileges,
-//! and more time to end than it needs.
+//! What every pod must have: probes on ports that exist, memory and CPU asked for, an image with a
+//! version, no privileges, and more time to end than it needs.
 
 use std::fs;
 
@@ -24,19 +24,27 @@ pub fn problems(manifests: &Manifests) -> Vec<String> {
         problems.extend(security_problems(&pods));
         for (name, container) in pods.containers() {
             problems.extend(image_problem(&name, container));
-            for (group, resource) in [("requests", "cpu"), ("requests", "memory"), ("limits", "memory")] {
+            for (group, resource) in [
+                ("requests", "cpu"),
+                ("requests", "memory"),
+                ("limits", "memory"),
+            ] {
                 if container["resources"][group][resource].is_null() {
                     problems.push(format!("{name}: no resources.{group}.{resource}"));
                 }
             }
             for probe in PROBES {
                 let action = &container[probe];
-                let port =
-                    ["httpGet", "grpc", "tcpSocket"].iter().map(|kind| &action[kind]["port"]).find(|p| !p.is_null());
+                let port = ["httpGet", "grpc", "tcpSocket"]
+                    .iter()
+                    .map(|kind| &action[kind]["port"])
+                    .find(|p| !p.is_null());
                 match port {
                     None => problems.push(format!("{name}: no {probe}")),
                     Some(port) if !container_has_port(container, port) => {
-                        problems.push(format!("{name}: {probe} asks port {port}, which is not declared"));
+                        problems.push(format!(
+                            "{name}: {probe} asks port {port}, which is not declared"
+                        ));
                     }
                     Some(_) => {}
                 }
@@ -44,7 +52,8 @@ pub fn problems(manifests: &Manifests) -> Vec<String> {
             let volumes = list(&pods.spec["volumes"]);
             for mount in list(&container["volumeMounts"]) {
                 let volume = text(&mount["name"]);
-                let known = volumes.iter().any(|v| v["name"] == volume) || pods.claims.contains(&volume);
+                let known =
+                    volumes.iter().any(|v| v["name"] == volume) || pods.claims.contains(&volume);
                 if !known {
                     problems.push(format!("{name}: there is no volume {volume}"));
                 }
@@ -57,23 +66,42 @@ pub fn problems(manifests: &Manifests) -> Vec<String> {
 /// `latest`, and nothing, say not what runs.
 fn image_problem(name: &str, container: &Value) -> Option<String> {
     let image = text(&container["image"]);
-    let tag = image.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| tag);
+    let tag = image
+        .rsplit('/')
+        .next()
+        .and_then(|last| last.split_once(':'))
+        .map_or("", |(_, tag)| tag);
     let fixed = image.contains("@sha256:") || !(tag.is_empty() || tag == "latest");
     (!fixed).then(|| format!("{name}: the image `{image}` has no version"))
 }
 
 fn grace_problem(pods: &Pods) -> Option<String> {
     let owner = &pods.owner;
-    let Some(drain) = pods.annotations.get(DRAIN).and_then(|seconds| seconds.parse::<u64>().ok()) else {
+    let Some(drain) = pods
+        .annotations
+        .get(DRAIN)
+        .and_then(|seconds| seconds.parse::<u64>().ok())
+    else {
         return Some(format!("{owner}: no annotation {DRAIN}"));
     };
-    let sleep = |container: &Value| container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0);
-    let before = pods.containers().map(|(_, container)| sleep(container)).max().unwrap_or(0);
-    let grace = pods.spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
+    let sleep = |container: &Value| {
+        container["lifecycle"]["preStop"]["sleep"]["seconds"]
+            .as_u64()
+            .unwrap_or(0)
+    };
+    let before = pods
+        .containers()
+        .map(|(_, container)| sleep(container))
+        .max()
+        .unwrap_or(0);
+    let grace = pods.spec["terminationGracePeriodSeconds"]
+        .as_u64()
+        .unwrap_or(30);
     let needed = before + drain + MARGIN_SECONDS;
     (grace < needed).then(|| {
         format!(
-            "{owner}: killed after {grace} s, but preStop {before} s and drain {drain} s need {needed} s with a margin"
+            "{owner}: killed after {grace} s, but preStop {before} s and drain {drain} s need \
+             {needed} s with a margin"
         )
     })
 }
@@ -83,13 +111,23 @@ fn security_problems(pods: &Pods) -> Vec<String> {
     let mut problems = Vec::new();
     let pod = &pods.spec["securityContext"];
     if pod["runAsNonRoot"] != true || pod["seccompProfile"]["type"] != "RuntimeDefault" {
-        problems.push(format!("{}: the pod must run as no root, with seccomp's default profile", pods.owner));
+        problems.push(format!(
+            "{}: the pod must run as no root, with seccomp's default profile",
+            pods.owner
+        ));
     }
     for (name, container) in pods.containers() {
         let context = &container["securityContext"];
-        let drops_all = list(&context["capabilities"]["drop"]).iter().any(|capability| capability == "ALL");
-        if !drops_all || context["allowPrivilegeEscalation"] != false || context["readOnlyRootFilesystem"] != true {
-            problems.push(format!("{name}: must drop ALL, never escalate, and write nowhere but to volumes"));
+        let drops_all = list(&context["capabilities"]["drop"])
+            .iter()
+            .any(|capability| capability == "ALL");
+        if !drops_all
+            || context["allowPrivilegeEscalation"] != false
+            || context["readOnlyRootFilesystem"] != true
+        {
+            problems.push(format!(
+                "{name}: must drop ALL, never escalate, and write nowhere but to volumes"
+            ));
         }
     }
     problems
@@ -97,11 +135,24 @@ fn security_problems(pods: &Pods) -> Vec<String> {
 
 /// The coordinator's own drain limit against what its pods say.
 pub fn drain_problems(manifests: &Manifests, limit_seconds: u64) -> Vec<String> {
-    let starts_coordinator =
-        |pods: &Pods| pods.containers().any(|(_, c)| list(&c["args"]).iter().any(|a| a == "coordinator"));
+    let starts_coordinator = |pods: &Pods| {
+        pods.containers()
+            .any(|(_, c)| list(&c["args"]).iter().any(|a| a == "coordinator"))
+    };
     let pods = manifests.pods().into_iter().filter(starts_coordinator);
-    let differs = pods.filter(|pods| pods.annotations.get(DRAIN).is_none_or(|said| *said != limit_seconds.to_string()));
-    differs.map(|pods| format!("{}: {DRAIN} is not the coordinator's limit of {limit_seconds} s", pods.owner)).collect()
+    let differs = pods.filter(|pods| {
+        pods.annotations
+            .get(DRAIN)
+            .is_none_or(|said| *said != limit_seconds.to_string())
+    });
+    differs
+        .map(|pods| {
+            format!(
+                "{}: {DRAIN} is not the coordinator's limit of {limit_seconds} s",
+                pods.owner
+            )
+        })
+        .collect()
 }
 
 /// The coordinator's drain limit as its source has it: there is no flag for it.
@@ -111,15 +162,21 @@ pub fn drain_problems(manifests: &Manifests, limit_seconds: u64) -> Vec<String> 
 pub fn drain_limit_seconds() -> Result<u64> {
     let source = fs::read_to_string(COORDINATOR_CONFIG).context(COORDINATOR_CONFIG)?;
     let after = source.split("drain_limit: Duration::from_secs(").nth(1);
-    let digits = after.and_then(|after| after.split(')').next()).and_then(|digits| digits.parse().ok());
-    digits
-        .with_context(|| format!("{COORDINATOR_CONFIG} does not set drain_limit in seconds any more: adapt this check"))
+    let digits = after
+        .and_then(|after| after.split(')').next())
+        .and_then(|digits| digits.parse().ok());
+    digits.with_context(|| {
+        format!(
+            "{COORDINATOR_CONFIG} does not set drain_limit in seconds any more: adapt this check"
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     /// A deployment without faults; the tests make one each.
     fn sound() -> Value {
@@ -162,21 +219,60 @@ mod tests {
     fn every_fault_is_found() {
         let container = "/spec/template/spec/containers/0";
         for (pointer, value, expected) in [
-            ("/spec/template/spec/terminationGracePeriodSeconds", json!(74), "need 75 s"),
-            ("/spec/template/metadata/annotations", json!({}), "no annotation"),
-            ("/spec/template/spec/securityContext/runAsNonRoot", json!(false), "as no root"),
+            (
+                "/spec/template/spec/terminationGracePeriodSeconds",
+                json!(74),
+                "need 75 s",
+            ),
+            (
+                "/spec/template/metadata/annotations",
+                json!({}),
+                "no annotation",
+            ),
+            (
+                "/spec/template/spec/securityContext/runAsNonRoot",
+                json!(false),
+                "as no root",
+            ),
             ("/spec/template/spec/volumes", json!([]), "no volume keys"),
-            (&format!("{container}/image"), json!("host:5000/palimpsest"), "no version"),
-            (&format!("{container}/image"), json!("palimpsest:latest"), "no version"),
-            (&format!("{container}/startupProbe"), json!(null), "no startupProbe"),
-            (&format!("{container}/livenessProbe/httpGet/port"), json!("htp"), "not declared"),
-            (&format!("{container}/resources/limits"), json!({}), "no resources.limits.memory"),
-            (&format!("{container}/securityContext/readOnlyRootFilesystem"), json!(false), "must drop ALL"),
+            (
+                &format!("{container}/image"),
+                json!("host:5000/palimpsest"),
+                "no version",
+            ),
+            (
+                &format!("{container}/image"),
+                json!("palimpsest:latest"),
+                "no version",
+            ),
+            (
+                &format!("{container}/startupProbe"),
+                json!(null),
+                "no startupProbe",
+            ),
+            (
+                &format!("{container}/livenessProbe/httpGet/port"),
+                json!("htp"),
+                "not declared",
+            ),
+            (
+                &format!("{container}/resources/limits"),
+                json!({}),
+                "no resources.limits.memory",
+            ),
+            (
+                &format!("{container}/securityContext/readOnlyRootFilesystem"),
+                json!(false),
+                "must drop ALL",
+            ),
         ] {
             let mut object = sound();
             *object.pointer_mut(pointer).expect("the field is there") = value;
             let found = problems(&Manifests::new(vec![object]));
-            assert!(found.len() == 1 && found[0].contains(expected), "{pointer}: {found:?}");
+            assert!(
+                found.len() == 1 && found[0].contains(expected),
+                "{pointer}: {found:?}"
+            );
         }
     }
 }

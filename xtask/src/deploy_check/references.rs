@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::manifests::{Labels, Manifests, Pods, labels, list, text};
 
-/// All names that lead nowhere. What users make themselves, such as a Secret, must be told in `readme` as `Kind/name`.
+/// All names that lead nowhere. What users make themselves, such as a Secret, must be told in
+/// `readme` as `Kind/name`.
 pub fn problems(manifests: &Manifests, readme: &str) -> Vec<String> {
     let mut problems = service_problems(manifests);
     problems.extend(policy_problems(manifests));
@@ -12,10 +13,13 @@ pub fn problems(manifests: &Manifests, readme: &str) -> Vec<String> {
     problems.extend(monitor_problems(manifests));
     for pods in manifests.pods() {
         for (kind, name) in needs(&pods) {
-            let given = manifests.find(kind, name).is_some() || readme.contains(&format!("`{kind}/{name}`"));
+            let given = manifests.find(kind, name).is_some()
+                || readme.contains(&format!("`{kind}/{name}`"));
             if !given {
-                problems
-                    .push(format!("{} needs {kind}/{name}, which neither is there nor told in README.md", pods.owner));
+                problems.push(format!(
+                    "{} needs {kind}/{name}, which neither is there nor told in README.md",
+                    pods.owner
+                ));
             }
         }
     }
@@ -34,7 +38,10 @@ fn needs<'a>(pods: &Pods<'a>) -> Vec<(&'static str, &'a str)> {
     for volume in list(&pods.spec["volumes"]) {
         need("Secret", &volume["secret"]["secretName"]);
         need("ConfigMap", &volume["configMap"]["name"]);
-        need("PersistentVolumeClaim", &volume["persistentVolumeClaim"]["claimName"]);
+        need(
+            "PersistentVolumeClaim",
+            &volume["persistentVolumeClaim"]["claimName"],
+        );
     }
     for container in list(&pods.spec["containers"]) {
         for source in list(&container["envFrom"]) {
@@ -42,7 +49,10 @@ fn needs<'a>(pods: &Pods<'a>) -> Vec<(&'static str, &'a str)> {
             need("Secret", &source["secretRef"]["name"]);
         }
         for variable in list(&container["env"]) {
-            need("ConfigMap", &variable["valueFrom"]["configMapKeyRef"]["name"]);
+            need(
+                "ConfigMap",
+                &variable["valueFrom"]["configMapKeyRef"]["name"],
+            );
             need("Secret", &variable["valueFrom"]["secretKeyRef"]["name"]);
         }
     }
@@ -50,7 +60,9 @@ fn needs<'a>(pods: &Pods<'a>) -> Vec<(&'static str, &'a str)> {
 }
 
 fn selected<'a>(pods: &'a [Pods<'a>], selector: &Labels) -> Vec<&'a Pods<'a>> {
-    pods.iter().filter(|pods| pods.match_selector(selector)).collect()
+    pods.iter()
+        .filter(|pods| pods.match_selector(selector))
+        .collect()
 }
 
 fn service_problems(manifests: &Manifests) -> Vec<String> {
@@ -61,9 +73,15 @@ fn service_problems(manifests: &Manifests) -> Vec<String> {
             problems.push(format!("Service/{name} selects no pod"));
         }
         for port in list(&service["spec"]["ports"]) {
-            let target = if port["targetPort"].is_null() { &port["port"] } else { &port["targetPort"] };
+            let target = if port["targetPort"].is_null() {
+                &port["port"]
+            } else {
+                &port["targetPort"]
+            };
             let without = behind.iter().filter(|pods| !pods.has_port(target));
-            problems.extend(without.map(|pods| format!("Service/{name}: {} has no port {target}", pods.owner)));
+            problems.extend(
+                without.map(|pods| format!("Service/{name}: {} has no port {target}", pods.owner)),
+            );
         }
     }
     problems
@@ -90,19 +108,31 @@ fn policy_problems(manifests: &Manifests) -> Vec<String> {
             problems.extend(port_problems(&name, rule, &peers));
         }
     }
-    let open = pods.iter().filter(|pods| !covered.contains(&pods.owner.as_str()));
+    let open = pods
+        .iter()
+        .filter(|pods| !covered.contains(&pods.owner.as_str()));
     problems.extend(open.map(|pods| format!("{}: no NetworkPolicy selects it", pods.owner)));
     problems
 }
 
-/// Our pods among the peers of a rule, and selectors that select none. Peers in other namespaces cannot be checked.
-fn peer_problems<'a>(name: &str, pods: &'a [Pods<'a>], peers: &Value) -> (Vec<&'a Pods<'a>>, Vec<String>) {
+/// Our pods among the peers of a rule, and selectors that select none. Peers in other namespaces
+/// cannot be checked.
+fn peer_problems<'a>(
+    name: &str,
+    pods: &'a [Pods<'a>],
+    peers: &Value,
+) -> (Vec<&'a Pods<'a>>, Vec<String>) {
     let (mut ours, mut problems) = (Vec::new(), Vec::new());
-    for peer in list(peers).iter().filter(|peer| peer["namespaceSelector"].is_null() && !peer["podSelector"].is_null())
+    for peer in list(peers)
+        .iter()
+        .filter(|peer| peer["namespaceSelector"].is_null() && !peer["podSelector"].is_null())
     {
         let found = selected(pods, &labels(&peer["podSelector"]["matchLabels"]));
         if found.is_empty() {
-            problems.push(format!("{name}: the peer {} is no pod", peer["podSelector"]));
+            problems.push(format!(
+                "{name}: the peer {} is no pod",
+                peer["podSelector"]
+            ));
         }
         ours.extend(found);
     }
@@ -112,8 +142,11 @@ fn peer_problems<'a>(name: &str, pods: &'a [Pods<'a>], peers: &Value) -> (Vec<&'
 /// Ports of a rule that no pod has behind which it stands.
 fn port_problems(name: &str, rule: &Value, pods: &[&Pods]) -> Vec<String> {
     let ports = list(&rule["ports"]).iter().map(|port| &port["port"]);
-    let missing = ports.filter(|port| !pods.is_empty() && !pods.iter().any(|pods| pods.has_port(port)));
-    missing.map(|port| format!("{name}: no pod has port {port}")).collect()
+    let missing =
+        ports.filter(|port| !pods.is_empty() && !pods.iter().any(|pods| pods.has_port(port)));
+    missing
+        .map(|port| format!("{name}: no pod has port {port}"))
+        .collect()
 }
 
 fn budget_and_scale_problems(manifests: &Manifests) -> Vec<String> {
@@ -125,19 +158,30 @@ fn budget_and_scale_problems(manifests: &Manifests) -> Vec<String> {
     }
     for (name, scaler) in manifests.of_kind("HorizontalPodAutoscaler") {
         let target = &scaler["spec"]["scaleTargetRef"];
-        if manifests.find(text(&target["kind"]), text(&target["name"])).is_none() {
-            problems.push(format!("HorizontalPodAutoscaler/{name}: {target} is not there"));
+        if manifests
+            .find(text(&target["kind"]), text(&target["name"]))
+            .is_none()
+        {
+            problems.push(format!(
+                "HorizontalPodAutoscaler/{name}: {target} is not there"
+            ));
         }
     }
     for kind in ["Deployment", "StatefulSet"] {
         for (name, object) in manifests.of_kind(kind) {
             let selector = labels(&object["spec"]["selector"]["matchLabels"]);
             let service = &object["spec"]["serviceName"];
-            if selected(&pods, &selector).iter().all(|pods| pods.owner != format!("{kind}/{name}")) {
+            if selected(&pods, &selector)
+                .iter()
+                .all(|pods| pods.owner != format!("{kind}/{name}"))
+            {
                 problems.push(format!("{kind}/{name} does not select its own pods"));
             }
             if service.is_string() && manifests.find("Service", text(service)).is_none() {
-                problems.push(format!("{kind}/{name}: there is no Service/{}", text(service)));
+                problems.push(format!(
+                    "{kind}/{name}: there is no Service/{}",
+                    text(service)
+                ));
             }
         }
     }
@@ -150,16 +194,26 @@ fn monitor_problems(manifests: &Manifests) -> Vec<String> {
         let selector = labels(&monitor["spec"]["selector"]["matchLabels"]);
         let has_labels = |service: &Value| {
             let own = labels(&service["metadata"]["labels"]);
-            selector.iter().all(|(name, value)| own.get(name) == Some(value))
+            selector
+                .iter()
+                .all(|(name, value)| own.get(name) == Some(value))
         };
-        let services: Vec<&Value> =
-            manifests.of_kind("Service").map(|(_, service)| service).filter(|service| has_labels(service)).collect();
+        let services: Vec<&Value> = manifests
+            .of_kind("Service")
+            .map(|(_, service)| service)
+            .filter(|service| has_labels(service))
+            .collect();
         for endpoint in list(&monitor["spec"]["endpoints"]) {
-            let has_port =
-                |service: &&Value| list(&service["spec"]["ports"]).iter().any(|p| p["name"] == endpoint["port"]);
+            let has_port = |service: &&Value| {
+                list(&service["spec"]["ports"])
+                    .iter()
+                    .any(|p| p["name"] == endpoint["port"])
+            };
             if !services.iter().any(has_port) {
-                problems
-                    .push(format!("ServiceMonitor/{name}: no service that it selects has port {}", endpoint["port"]));
+                problems.push(format!(
+                    "ServiceMonitor/{name}: no service that it selects has port {}",
+                    endpoint["port"]
+                ));
             }
         }
     }
@@ -168,8 +222,9 @@ fn monitor_problems(manifests: &Manifests) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     /// Two services' worth of objects without faults: `a` is called by `b`.
     fn sound() -> Vec<Value> {
@@ -225,32 +280,104 @@ mod tests {
 
     #[test]
     fn sound_objects_have_no_problems() {
-        assert_eq!(problems(&Manifests::new(sound()), README), Vec::<String>::new());
+        assert_eq!(
+            problems(&Manifests::new(sound()), README),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
     fn every_name_that_leads_nowhere_is_found() {
         let pod = "/spec/template/spec";
         for (index, pointer, value, expected) in [
-            (0, format!("{pod}/serviceAccountName"), json!("x"), "needs ServiceAccount/x"),
-            (0, format!("{pod}/volumes/0/secret/secretName"), json!("x"), "needs Secret/x"),
-            (1, format!("{pod}/containers/0/envFrom/0/configMapRef/name"), json!("x"), "needs ConfigMap/x"),
-            (4, "/spec/selector".into(), json!({"app": "x"}), "Service/a selects no pod"),
-            (4, "/spec/ports/0/targetPort".into(), json!("x"), "has no port \"x\""),
-            (5, "/spec/ingress/0/from/0/podSelector/matchLabels".into(), json!({"app": "x"}), "is no pod"),
-            (5, "/spec/ingress/0/ports/0/port".into(), json!("x"), "no pod has port \"x\""),
-            (5, "/spec/egress/0/ports/0/port".into(), json!(81), "no pod has port 81"),
-            (5, "/spec/podSelector".into(), json!({"matchLabels": {"app": "a"}}), "no NetworkPolicy selects it"),
-            (6, "/spec/selector/matchLabels".into(), json!({"app": "x"}), "PodDisruptionBudget/p selects no pod"),
-            (7, "/spec/scaleTargetRef/name".into(), json!("x"), "is not there"),
-            (8, "/spec/endpoints/0/port".into(), json!("x"), "ServiceMonitor/m"),
+            (
+                0,
+                format!("{pod}/serviceAccountName"),
+                json!("x"),
+                "needs ServiceAccount/x",
+            ),
+            (
+                0,
+                format!("{pod}/volumes/0/secret/secretName"),
+                json!("x"),
+                "needs Secret/x",
+            ),
+            (
+                1,
+                format!("{pod}/containers/0/envFrom/0/configMapRef/name"),
+                json!("x"),
+                "needs ConfigMap/x",
+            ),
+            (
+                4,
+                "/spec/selector".into(),
+                json!({"app": "x"}),
+                "Service/a selects no pod",
+            ),
+            (
+                4,
+                "/spec/ports/0/targetPort".into(),
+                json!("x"),
+                "has no port \"x\"",
+            ),
+            (
+                5,
+                "/spec/ingress/0/from/0/podSelector/matchLabels".into(),
+                json!({"app": "x"}),
+                "is no pod",
+            ),
+            (
+                5,
+                "/spec/ingress/0/ports/0/port".into(),
+                json!("x"),
+                "no pod has port \"x\"",
+            ),
+            (
+                5,
+                "/spec/egress/0/ports/0/port".into(),
+                json!(81),
+                "no pod has port 81",
+            ),
+            (
+                5,
+                "/spec/podSelector".into(),
+                json!({"matchLabels": {"app": "a"}}),
+                "no NetworkPolicy selects it",
+            ),
+            (
+                6,
+                "/spec/selector/matchLabels".into(),
+                json!({"app": "x"}),
+                "PodDisruptionBudget/p selects no pod",
+            ),
+            (
+                7,
+                "/spec/scaleTargetRef/name".into(),
+                json!("x"),
+                "is not there",
+            ),
+            (
+                8,
+                "/spec/endpoints/0/port".into(),
+                json!("x"),
+                "ServiceMonitor/m",
+            ),
         ] {
             let mut objects = sound();
-            *objects[index].pointer_mut(&pointer).expect("the field is there") = value;
+            *objects[index]
+                .pointer_mut(&pointer)
+                .expect("the field is there") = value;
             let found = problems(&Manifests::new(objects), README);
-            assert!(found.len() == 1 && found[0].contains(expected), "{pointer}: {found:?}");
+            assert!(
+                found.len() == 1 && found[0].contains(expected),
+                "{pointer}: {found:?}"
+            );
         }
         let untold = problems(&Manifests::new(sound()), "");
-        assert_eq!(untold.len(), 2, "both workloads need the Secret: {untold:?}");
+        assert_eq!(
+            untold.len(),
+            2,
+            "both workloads need the Secret: {untold:?}"
+        );
     }
 }

@@ -1,12 +1,13 @@
-//! Secrets that come from outside the manifests: API keys, and certificates of a CA that is made for one run.
+//! Secrets that come from outside the manifests: API keys, and certificates of a CA that is made
+//! for one run.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
 };
 
 /// The key whose digest the overlay `dev` has.
@@ -15,9 +16,19 @@ const KEY_LINE: &str = "dev:efeadd5bf30c5f2e99712ee5c5d3187cf01f5487beb554e76f5e
 /// Secrets with certificates, and the names in these that `deploy/README.md` asks for.
 const CERTIFICATES: [(&str, &[&str]); 4] = [
     ("palimpsest-tls", &["palimpsest"]),
-    ("palimpsest-coordinator-tls", &["coordinator.palimpsest.internal"]),
+    (
+        "palimpsest-coordinator-tls",
+        &["coordinator.palimpsest.internal"],
+    ),
     ("palimpsest-worker-tls", &["worker.palimpsest.internal"]),
-    ("palimpsest-etcd-tls", &["etcd", "*.etcd-peers", "*.etcd-peers.palimpsest.svc.cluster.local"]),
+    (
+        "palimpsest-etcd-tls",
+        &[
+            "etcd",
+            "*.etcd-peers",
+            "*.etcd-peers.palimpsest.svc.cluster.local",
+        ],
+    ),
 ];
 
 /// Signs what the pods of one overlay show.
@@ -30,10 +41,15 @@ impl Authority {
     /// When no key can be made.
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "deploy-check");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "deploy-check");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+        Ok(Self(CertifiedIssuer::self_signed(
+            params,
+            KeyPair::generate()?,
+        )?))
     }
 
     /// Its own certificate, in PEM form.
@@ -41,21 +57,30 @@ impl Authority {
         self.0.pem()
     }
 
-    /// Writes the files of the secret `name` for a pod at `ip`: here names of services are that address.
+    /// Writes the files of the secret `name` for a pod at `ip`: here names of services are that
+    /// address.
     ///
     /// # Errors
     /// A secret that nothing here knows, and files that cannot be written.
     pub fn write(&self, name: &str, ip: &str, directory: &Path) -> Result<()> {
-        let put = |file: &str, text: &str| fs::write(directory.join(file), text).context("a secret");
+        let put =
+            |file: &str, text: &str| fs::write(directory.join(file), text).context("a secret");
         if name == "palimpsest-keys" {
             return put("keys", KEY_LINE);
         }
         let Some((_, names)) = CERTIFICATES.iter().find(|(secret, _)| *secret == name) else {
             bail!("deploy-check knows no Secret/{name}: tell it what it holds");
         };
-        let names: Vec<String> = names.iter().chain([&ip]).map(|name| (*name).to_owned()).collect();
+        let names: Vec<String> = names
+            .iter()
+            .chain([&ip])
+            .map(|name| (*name).to_owned())
+            .collect();
         let mut params = CertificateParams::new(names)?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate()?;
         put("tls.crt", &params.signed_by(&key, &self.0)?.pem())?;
         put("tls.key", &key.serialize_pem())?;
@@ -74,14 +99,25 @@ mod tests {
         fs::create_dir_all(&directory).expect("a directory");
         for (name, _) in CERTIFICATES {
             authority.write(name, "127.0.0.1", &directory).expect(name);
-            for (file, holds) in [("tls.crt", "CERTIFICATE"), ("tls.key", "PRIVATE KEY"), ("ca.crt", "CERTIFICATE")] {
+            for (file, holds) in [
+                ("tls.crt", "CERTIFICATE"),
+                ("tls.key", "PRIVATE KEY"),
+                ("ca.crt", "CERTIFICATE"),
+            ] {
                 let path = directory.join(file);
-                assert!(fs::read_to_string(&path).expect(file).contains(holds), "{name} {file}");
+                assert!(
+                    fs::read_to_string(&path).expect(file).contains(holds),
+                    "{name} {file}"
+                );
                 fs::remove_file(path).expect(file);
             }
         }
-        authority.write("palimpsest-keys", "127.0.0.1", &directory).expect("keys");
-        let unknown = authority.write("other", "127.0.0.1", &directory).expect_err("an unknown secret");
+        authority
+            .write("palimpsest-keys", "127.0.0.1", &directory)
+            .expect("keys");
+        let unknown = authority
+            .write("other", "127.0.0.1", &directory)
+            .expect_err("an unknown secret");
         assert!(unknown.to_string().contains("Secret/other"));
         fs::remove_dir_all(directory).expect("it was made here");
     }

@@ -1,6 +1,7 @@
-//! The pods of an overlay as processes of this machine: the commands, variables, ports and probes that the manifests have,
-//! each pod with a loopback address of its own. What a cluster would give them is put in by text: addresses for the names of
-//! services and pods, directories for volumes. Restarts, preStop hooks, resource limits and how etcd ends are left to a cluster.
+//! The pods of an overlay as processes of this machine: the commands, variables, ports and probes
+//! that the manifests have, each pod with a loopback address of its own. What a cluster would give
+//! them is put in by text: addresses for the names of services and pods, directories for volumes.
+//! Restarts, preStop hooks, resource limits and how etcd ends are left to a cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,8 +47,9 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Starts all pods of an overlay at once, as a cluster would, waits for their probes, asks for a completion through the
-/// coordinator's port, and ends them. `model` is what the volume of models holds.
+/// Starts all pods of an overlay at once, as a cluster would, waits for their probes, asks for a
+/// completion through the coordinator's port, and ends them. `model` is what the volume of models
+/// holds.
 ///
 /// # Errors
 /// What does not start, answer or end as the manifests say, with the end of its log.
@@ -55,7 +57,8 @@ pub fn overlay(name: &str, manifests: &Manifests, program: &Program, model: &Pat
     let started = Instant::now();
     let scratch = crates::target_directory()?.join(SCRATCH).join(name);
     if scratch.exists() {
-        fs::remove_dir_all(&scratch).with_context(|| format!("cannot empty {}", scratch.display()))?;
+        fs::remove_dir_all(&scratch)
+            .with_context(|| format!("cannot empty {}", scratch.display()))?;
     }
     let pods = manifests.pods();
     let instances: Vec<(PodFacts, &Pods)> = instances(manifests, &pods);
@@ -65,7 +68,14 @@ pub fn overlay(name: &str, manifests: &Manifests, program: &Program, model: &Pat
     for (pod, pods) in &instances {
         for (_, container) in pods.containers() {
             let directory = scratch.join(&pod.name);
-            let site = Site { manifests, hosts: &hosts, program, model, authority: &authority, directory };
+            let site = Site {
+                manifests,
+                hosts: &hosts,
+                program,
+                model,
+                authority: &authority,
+                directory,
+            };
             let mut process = site.start(pod, pods, container)?;
             if is_coordinator(container) {
                 // Alone as yet: it answers without ranks and without a registry.
@@ -75,7 +85,10 @@ pub fn overlay(name: &str, manifests: &Manifests, program: &Program, model: &Pat
             running.push(process);
         }
     }
-    for process in running.iter_mut().filter(|process| is_coordinator(process.container)) {
+    for process in running
+        .iter_mut()
+        .filter(|process| is_coordinator(process.container))
+    {
         process.await_probe("readinessProbe", program)?;
         process.say_since_start("is ready, with registry and ranks that started beside it,");
     }
@@ -86,9 +99,12 @@ pub fn overlay(name: &str, manifests: &Manifests, program: &Program, model: &Pat
     }
     complete(manifests, &running)?;
     let count = running.len();
-    // Clients first: a coordinator that ends tells nobody any more, a registry that is gone is missed.
+    // Clients first: a coordinator that ends tells nobody any more, a registry that is gone is
+    // missed.
     for tier in [is_coordinator, is_ours] {
-        let (ending, rest): (Vec<_>, Vec<_>) = running.into_iter().partition(|process| tier(process.container));
+        let (ending, rest): (Vec<_>, Vec<_>) = running
+            .into_iter()
+            .partition(|process| tier(process.container));
         running = rest;
         end(ending)?;
     }
@@ -108,9 +124,15 @@ fn instances<'a, 'm>(manifests: &Manifests, pods: &'a [Pods<'m>]) -> Vec<(PodFac
     let mut instances = Vec::new();
     for pods in pods {
         let (kind, name) = pods.owner.split_once('/').unwrap_or_default();
-        let (name, index) = name.trim_end_matches(']').split_once('[').unwrap_or((name, "0"));
+        let (name, index) = name
+            .trim_end_matches(']')
+            .split_once('[')
+            .unwrap_or((name, "0"));
         let count = match kind {
-            "StatefulSet" => manifests.find(kind, name).and_then(|set| set["spec"]["replicas"].as_u64()).unwrap_or(1),
+            "StatefulSet" => manifests
+                .find(kind, name)
+                .and_then(|set| set["spec"]["replicas"].as_u64())
+                .unwrap_or(1),
             _ => 1,
         };
         for number in 0..count {
@@ -120,21 +142,39 @@ fn instances<'a, 'm>(manifests: &Manifests, pods: &'a [Pods<'m>]) -> Vec<(PodFac
                 format!("{name}-{number}")
             };
             let ip = format!("127.0.77.{}", instances.len() + 1);
-            instances.push((PodFacts { name, ip, index: index.to_owned() }, pods));
+            instances.push((
+                PodFacts {
+                    name,
+                    ip,
+                    index: index.to_owned(),
+                },
+                pods,
+            ));
         }
     }
     instances
 }
 
-/// Addresses of the names that a cluster's DNS would know: `pod.service` and `service`, which is its first pod here. The
-/// longest name first, so that no name is taken for the end of another.
+/// Addresses of the names that a cluster's DNS would know: `pod.service` and `service`, which is
+/// its first pod here. The longest name first, so that no name is taken for the end of another.
 fn hosts(manifests: &Manifests, instances: &[(PodFacts, &Pods)]) -> Vec<(String, String)> {
     let mut hosts = Vec::new();
     for (service, object) in manifests.of_kind("Service") {
         let selector = labels(&object["spec"]["selector"]);
-        let selected: Vec<_> = instances.iter().filter(|(_, pods)| pods.match_selector(&selector)).collect();
-        hosts.extend(selected.iter().map(|(pod, _)| (format!("{}.{service}", pod.name), pod.ip.clone())));
-        hosts.extend(selected.first().map(|(pod, _)| (service.to_owned(), pod.ip.clone())));
+        let selected: Vec<_> = instances
+            .iter()
+            .filter(|(_, pods)| pods.match_selector(&selector))
+            .collect();
+        hosts.extend(
+            selected
+                .iter()
+                .map(|(pod, _)| (format!("{}.{service}", pod.name), pod.ip.clone())),
+        );
+        hosts.extend(
+            selected
+                .first()
+                .map(|(pod, _)| (service.to_owned(), pod.ip.clone())),
+        );
     }
     hosts.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
     hosts
@@ -155,10 +195,16 @@ impl Site<'_> {
         let mounts = self.mounts(&pod.ip, pods, container)?;
         let given = environment(self.manifests, container, pod);
         let local = |value: &str| self.localised(value, pod, &mounts);
-        let env: BTreeMap<&str, String> = given.iter().map(|(name, value)| (name.as_str(), local(value))).collect();
-        let args = list(&container["args"]).iter().map(|arg| expand(text(arg), &given).map(|arg| local(&arg)));
-        let args: Vec<String> =
-            args.collect::<Result<_, _>>().map_err(|name| anyhow::anyhow!("{}: $({name}) is not set", pod.name))?;
+        let env: BTreeMap<&str, String> = given
+            .iter()
+            .map(|(name, value)| (name.as_str(), local(value)))
+            .collect();
+        let args = list(&container["args"])
+            .iter()
+            .map(|arg| expand(text(arg), &given).map(|arg| local(&arg)));
+        let args: Vec<String> = args
+            .collect::<Result<_, _>>()
+            .map_err(|name| anyhow::anyhow!("{}: $({name}) is not set", pod.name))?;
         let mut command = match text(&container["command"][0]) {
             "" => Command::new(self.program.path()),
             other => Command::new(other),
@@ -166,17 +212,36 @@ impl Site<'_> {
         let log = self.directory.join("log");
         let file = fs::File::create(&log).with_context(|| log.display().to_string())?;
         let path = std::env::var_os("PATH").unwrap_or_default();
-        command.args(&args).env_clear().env("PATH", path).envs(&env).stdin(Stdio::null());
+        command
+            .args(&args)
+            .env_clear()
+            .env("PATH", path)
+            .envs(&env)
+            .stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
         let started = Instant::now();
-        let child = command.spawn().with_context(|| format!("{}: cannot start {command:?}", pod.name))?;
-        let drain = pods.annotations.get(DRAIN).and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
-        Ok(Running { pod: pod.clone(), container, drain: Duration::from_secs(drain), log, started, child })
+        let child = command
+            .spawn()
+            .with_context(|| format!("{}: cannot start {command:?}", pod.name))?;
+        let drain = pods
+            .annotations
+            .get(DRAIN)
+            .and_then(|seconds| seconds.parse().ok())
+            .unwrap_or_default();
+        Ok(Running {
+            pod: pod.clone(),
+            container,
+            drain: Duration::from_secs(drain),
+            log,
+            started,
+            child,
+        })
     }
 
     /// Directories for the volumes of a container, by where it mounts them.
     fn mounts(&self, ip: &str, pods: &Pods, container: &Value) -> Result<Vec<(String, String)>> {
-        fs::create_dir_all(&self.directory).with_context(|| self.directory.display().to_string())?;
+        fs::create_dir_all(&self.directory)
+            .with_context(|| self.directory.display().to_string())?;
         let mut mounts = Vec::new();
         for mount in list(&container["volumeMounts"]) {
             let (name, path) = (text(&mount["name"]), text(&mount["mountPath"]));
@@ -186,7 +251,9 @@ impl Site<'_> {
             }
             let directory = self.directory.join(name);
             fs::create_dir_all(&directory)?;
-            let volume = list(&pods.spec["volumes"]).iter().find(|volume| volume["name"] == name);
+            let volume = list(&pods.spec["volumes"])
+                .iter()
+                .find(|volume| volume["name"] == name);
             // Secrets come from outside the manifests, and so do models.
             let secret = volume.and_then(|volume| volume["secret"]["secretName"].as_str());
             if let Some(secret) = secret {
@@ -217,23 +284,42 @@ impl Running<'_> {
     fn await_probe(&mut self, name: &str, program: &Program) -> Result<()> {
         let probe = &self.container[name];
         let number = |field: &str, default| probe[field].as_u64().unwrap_or(default);
-        let allowed = Duration::from_secs(number("periodSeconds", 10) * number("failureThreshold", 3));
+        let allowed =
+            Duration::from_secs(number("periodSeconds", 10) * number("failureThreshold", 3));
         // What a process must have reached before these probes are asked is another process' doing.
-        let limit = if name == "startupProbe" { allowed.min(LIMIT) } else { LIMIT };
+        let limit = if name == "startupProbe" {
+            allowed.min(LIMIT)
+        } else {
+            LIMIT
+        };
         let since = Instant::now();
         loop {
             let answer = self.ask(probe, program);
             let Err(why) = answer else { return Ok(()) };
             let ended = self.child.try_wait()?;
-            ensure!(ended.is_none(), "{}: ended: {ended:?}\n{}", self.pod.name, self.tail());
+            ensure!(
+                ended.is_none(),
+                "{}: ended: {ended:?}\n{}",
+                self.pod.name,
+                self.tail()
+            );
             let waited = since.elapsed();
-            ensure!(waited < limit, "{}: {name} fails after {waited:.0?}: {why:#}\n{}", self.pod.name, self.tail());
+            ensure!(
+                waited < limit,
+                "{}: {name} fails after {waited:.0?}: {why:#}\n{}",
+                self.pod.name,
+                self.tail()
+            );
             std::thread::sleep(PAUSE);
         }
     }
 
     fn say_since_start(&self, what: &str) {
-        println!("    {} {what} {:.3} s after its start", self.pod.name, self.started.elapsed().as_secs_f64());
+        println!(
+            "    {} {what} {:.3} s after its start",
+            self.pod.name,
+            self.started.elapsed().as_secs_f64()
+        );
     }
 
     fn ask(&self, probe: &Value, program: &Program) -> Result<()> {
@@ -241,16 +327,30 @@ impl Running<'_> {
             let port = self.port(&grpc["port"])?;
             let service = grpc.get("service").map_or("", text);
             let mut ask = Command::new(program.path());
-            ask.args(["health", &format!("http://{}:{port}", self.pod.ip), "--service", service]).env_clear();
+            ask.args([
+                "health",
+                &format!("http://{}:{port}", self.pod.ip),
+                "--service",
+                service,
+            ])
+            .env_clear();
             let answer = ask.output().context("cannot start the program")?;
-            ensure!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr).trim());
+            ensure!(
+                answer.status.success(),
+                "{}",
+                String::from_utf8_lossy(&answer.stderr).trim()
+            );
             return Ok(());
         }
         let http = &probe["httpGet"];
         let port = self.port(&http["port"])?;
         let status = |path: &str| -> Result<String> {
             let answer = self.http(port, &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
-            Ok(answer.split_whitespace().nth(1).unwrap_or("no status").to_owned())
+            Ok(answer
+                .split_whitespace()
+                .nth(1)
+                .unwrap_or("no status")
+                .to_owned())
         };
         let found = match status(text(&http["path"]))? {
             // Debian's etcd is older than that of the image and has one answer to all three probes.
@@ -263,7 +363,11 @@ impl Running<'_> {
 
     /// The number of a port that is given by name or number.
     fn port(&self, port: &Value) -> Result<u64> {
-        let named = || list(&self.container["ports"]).iter().find(|declared| declared["name"] == *port);
+        let named = || {
+            list(&self.container["ports"])
+                .iter()
+                .find(|declared| declared["name"] == *port)
+        };
         let number = port.as_u64().or_else(|| named()?["containerPort"].as_u64());
         number.with_context(|| format!("{}: no port {port}", self.pod.name))
     }
@@ -287,11 +391,22 @@ impl Running<'_> {
         let authorization = key.map(|key| format!("authorization: Bearer {key}"));
         if !self.ca().exists() {
             let header = authorization.map_or(String::new(), |header| header + "\r\n");
-            let head = format!("POST /v1/completions HTTP/1.0\r\n{header}content-length: {}", body.len());
+            let head = format!(
+                "POST /v1/completions HTTP/1.0\r\n{header}content-length: {}",
+                body.len()
+            );
             return self.http(port, &format!("{head}\r\n\r\n{body}"));
         }
         let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--include", "--data", body, "--cacert"]).arg(self.ca());
+        curl.args([
+            "--silent",
+            "--show-error",
+            "--include",
+            "--data",
+            body,
+            "--cacert",
+        ])
+        .arg(self.ca());
         curl.args(authorization.iter().flat_map(|header| ["--header", header]));
         output(curl.arg(format!("https://{}:{port}/v1/completions", self.pod.ip)))
     }
@@ -306,20 +421,40 @@ impl Running<'_> {
 
 /// Asks for a completion at the port that the coordinator's Service leads to.
 fn complete(manifests: &Manifests, running: &[Running]) -> Result<()> {
-    let coordinator = running.iter().find(|process| is_coordinator(process.container)).context("no coordinator")?;
-    let service = manifests.find("Service", "palimpsest").context("there is no Service/palimpsest")?;
+    let coordinator = running
+        .iter()
+        .find(|process| is_coordinator(process.container))
+        .context("no coordinator")?;
+    let service = manifests
+        .find("Service", "palimpsest")
+        .context("there is no Service/palimpsest")?;
     let ports = list(&service["spec"]["ports"]);
-    let port = ports.iter().find(|port| port["name"] == "http").context("Service/palimpsest has no port http")?;
+    let port = ports
+        .iter()
+        .find(|port| port["name"] == "http")
+        .context("Service/palimpsest has no port http")?;
     let port = coordinator.port(&port["targetPort"])?;
     let body = r#"{"prompt": "Once upon a time", "max_tokens": 4}"#;
     let answer = coordinator.post(port, Some(KEY), body)?;
-    ensure!(answer.contains(" 200 ") && answer.contains("\"text\""), "a completion: {answer}\n{}", coordinator.tail());
+    ensure!(
+        answer.contains(" 200 ") && answer.contains("\"text\""),
+        "a completion: {answer}\n{}",
+        coordinator.tail()
+    );
     let answer = coordinator.post(port, None, "{}")?;
-    ensure!(answer.contains(" 401 "), "a request without a key: {answer}");
+    ensure!(
+        answer.contains(" 401 "),
+        "a request without a key: {answer}"
+    );
     if coordinator.ca().exists() {
         // It may be told so, or find the connection closed.
-        let answer = coordinator.http(port, "GET /health HTTP/1.0\r\n\r\n").unwrap_or_default();
-        ensure!(!answer.contains(" 200 "), "plain text at a port with TLS: {answer}");
+        let answer = coordinator
+            .http(port, "GET /health HTTP/1.0\r\n\r\n")
+            .unwrap_or_default();
+        ensure!(
+            !answer.contains(" 200 "),
+            "plain text at a port with TLS: {answer}"
+        );
     }
     Ok(())
 }
@@ -328,7 +463,14 @@ fn complete(manifests: &Manifests, running: &[Running]) -> Result<()> {
 fn end(mut ending: Vec<Running>) -> Result<()> {
     for process in &ending {
         let pid = process.child.id().to_string();
-        ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "{}: is gone", process.pod.name);
+        ensure!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()?
+                .success(),
+            "{}: is gone",
+            process.pod.name
+        );
     }
     for process in &mut ending {
         let since = Instant::now();
@@ -345,7 +487,12 @@ fn end(mut ending: Vec<Running>) -> Result<()> {
             );
             std::thread::sleep(Duration::from_millis(20));
         };
-        ensure!(status.success(), "{}: {status} after SIGTERM\n{}", process.pod.name, process.tail());
+        ensure!(
+            status.success(),
+            "{}: {status} after SIGTERM\n{}",
+            process.pod.name,
+            process.tail()
+        );
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The goals of issue 6, one by one: what is wanted, what a run measured, and why not where it did not.
+//! The goals of issue 6, one by one: what is wanted, what a run measured, and why not where it did
+//! not.
 
 use serde_json::{Value, json};
 
@@ -27,7 +28,8 @@ pub struct Goal {
     pub name: &'static str,
     /// What is wanted.
     pub want: String,
-    /// What was measured, for goals with a figure. It may be there without a verdict: then it was measured under other conditions.
+    /// What was measured, for goals with a figure. It may be there without a verdict: then it was
+    /// measured under other conditions.
     pub got: Option<f64>,
     /// What follows.
     pub verdict: Verdict,
@@ -129,20 +131,38 @@ const UNMEASURED: [(&str, &str, &str); 3] = [
         "no stage runs as many sequences as fit",
     ),
     (
-        "8B at 128K: decode throughput over PyTorch SDPA with a full cache, each at its largest batch",
+        "8B at 128K: decode throughput over PyTorch SDPA with a full cache, each at its largest \
+         batch",
         "at least 8",
         "the bundle has no PyTorch",
     ),
-    ("8B at 128K: time to first token, PyTorch's over ours", "at least 2", "the bundle has no PyTorch"),
+    (
+        "8B at 128K: time to first token, PyTorch's over ours",
+        "at least 2",
+        "the bundle has no PyTorch",
+    ),
 ];
 
 /// What has to be right, and the stage that shows it.
 const CHECKS: [(&str, &str); 7] = [
-    ("every operation on random shapes, against the reference", "conformance"),
-    ("tiny models: the CPU's tokens, kept slots and evictions, with graphs as without", "tiny models"),
+    (
+        "every operation on random shapes, against the reference",
+        "conformance",
+    ),
+    (
+        "tiny models: the CPU's tokens, kept slots and evictions, with graphs as without",
+        "tiny models",
+    ),
     ("SmolLM2: the CPU's greedy tokens", "SmolLM2"),
-    ("NCCL: a group of one rank is joined, aborted and joined again, its sums inside captured graphs", "NCCL"),
-    ("NCCL: two ranks on one GPU say what one says; one is killed, and the group forms anew", "NCCL, two ranks"),
+    (
+        "NCCL: a group of one rank is joined, aborted and joined again, its sums inside captured \
+         graphs",
+        "NCCL",
+    ),
+    (
+        "NCCL: two ranks on one GPU say what one says; one is killed, and the group forms anew",
+        "NCCL, two ranks",
+    ),
     ("no access out of bounds", "memcheck"),
     ("no race in shared memory", "racecheck"),
 ];
@@ -156,13 +176,19 @@ impl<'a> Run<'a> {
     }
 
     fn figures(&self, kind: &'a str) -> impl Iterator<Item = &'a Value> + use<'a> {
-        self.0.stages.iter().flat_map(|stage| &stage.figures).filter(move |figure| figure["kind"] == kind)
+        self.0
+            .stages
+            .iter()
+            .flat_map(|stage| &stage.figures)
+            .filter(move |figure| figure["kind"] == kind)
     }
 
     /// Why the stages did not give a figure.
     fn why(&self, stages: &[&str]) -> String {
         for name in stages {
-            let Some(stage) = self.stage(name) else { return format!("stage `{name}` was not tried") };
+            let Some(stage) = self.stage(name) else {
+                return format!("stage `{name}` was not tried");
+            };
             match &stage.outcome {
                 Outcome::Passed => {}
                 Outcome::TimedOut => return format!("stage `{name}` took too long"),
@@ -170,7 +196,10 @@ impl<'a> Run<'a> {
                 Outcome::NotRun(why) => return format!("stage `{name}` could not run: {why}"),
             }
         }
-        format!("stage `{}` printed no such figure", stages.last().unwrap_or(&"none"))
+        format!(
+            "stage `{}` printed no such figure",
+            stages.last().unwrap_or(&"none")
+        )
     }
 
     fn figure(&self, name: &'static str, bound: Bound, stages: &[&str], got: Option<f64>) -> Goal {
@@ -186,7 +215,12 @@ impl<'a> Run<'a> {
             Some(false) => Verdict::Fail,
             None => Verdict::NotMeasured(self.why(stages)),
         };
-        Goal { name, want, got, verdict }
+        Goal {
+            name,
+            want,
+            got,
+            verdict,
+        }
     }
 
     /// A goal that a stage shows by passing.
@@ -196,23 +230,33 @@ impl<'a> Run<'a> {
             Some(Outcome::Failed(_)) => Verdict::Fail,
             _ => Verdict::NotMeasured(self.why(&[stage])),
         };
-        Goal { name, want: "nothing wrong".into(), got: None, verdict }
+        Goal {
+            name,
+            want: "nothing wrong".into(),
+            got: None,
+            verdict,
+        }
     }
 
     fn attention(&self, kind: &'a str, key: &str, sequences: u64) -> Option<f64> {
-        self.figures(kind).find(|figure| figure["sequences"] == sequences).and_then(|figure| figure[key].as_f64())
+        self.figures(kind)
+            .find(|figure| figure["sequences"] == sequences)
+            .and_then(|figure| figure[key].as_f64())
     }
 
     /// Time of a step over that of reading once, at the measured copy bandwidth, what it must read.
     fn decode_over_floor(&self, sequences: u64) -> Option<f64> {
         let bandwidth = self.figures("copy").next()?["bytes_per_second"].as_f64()?;
-        let point = self.figures("decode").find(|point| point["sequences"] == sequences)?;
+        let point = self
+            .figures("decode")
+            .find(|point| point["sequences"] == sequences)?;
         let seconds = sequences as f64 / point["tokens_per_second"].as_f64()?;
         Some(seconds / (point["step_bytes"].as_f64()? / bandwidth))
     }
 
     fn longest_prefill(&self) -> Option<&'a Value> {
-        self.figures("prefill").max_by_key(|point| point["depth"].as_u64())
+        self.figures("prefill")
+            .max_by_key(|point| point["depth"].as_u64())
     }
 
     /// Time of a boundary's kernels over the median stride of the longest prefill.
@@ -224,28 +268,49 @@ impl<'a> Run<'a> {
         Some(seconds / strides.get(strides.len() / 2)?)
     }
 
-    /// The same over decoding as many tokens as there are between two boundaries, each sequence with its own.
+    /// The same over decoding as many tokens as there are between two boundaries, each sequence
+    /// with its own.
     fn boundary_of_decode(&self, sequences: u64) -> Option<f64> {
         let boundary = self.figures("boundary").next()?;
-        let point = self.figures("decode").find(|point| point["sequences"] == sequences)?;
-        Some(boundary["seconds"].as_f64()? * point["tokens_per_second"].as_f64()? / boundary["stride"].as_f64()?)
+        let point = self
+            .figures("decode")
+            .find(|point| point["sequences"] == sequences)?;
+        Some(
+            boundary["seconds"].as_f64()? * point["tokens_per_second"].as_f64()?
+                / boundary["stride"].as_f64()?,
+        )
     }
 
     /// A shorter prefill tells something, and not what is asked.
     fn flat_prefill(&self) -> Goal {
         let name = "8B prefill from 8K to 1M: slowest eighth of strides over the fastest";
-        let mut goal = self.figure(name, Bound::Most(1.05), &["prefill to 1M"], self.stride_spread());
-        let depth = self.longest_prefill().and_then(|point| point["depth"].as_u64()).unwrap_or(0);
+        let mut goal = self.figure(
+            name,
+            Bound::Most(1.05),
+            &["prefill to 1M"],
+            self.stride_spread(),
+        );
+        let depth = self
+            .longest_prefill()
+            .and_then(|point| point["depth"].as_u64())
+            .unwrap_or(0);
         if goal.got.is_some() && depth < FLAT_TO {
-            goal.verdict = Verdict::NotMeasured(format!("it reached {depth} tokens; {}", self.why(&["prefill to 1M"])));
+            goal.verdict = Verdict::NotMeasured(format!(
+                "it reached {depth} tokens; {}",
+                self.why(&["prefill to 1M"])
+            ));
         }
         goal
     }
 
-    /// Medians of eighths of the longest prefill, from position 8192 on: the largest over the smallest.
+    /// Medians of eighths of the longest prefill, from position 8192 on: the largest over the
+    /// smallest.
     fn stride_spread(&self) -> Option<f64> {
         let longest = self.longest_prefill()?;
-        let (depth, strides) = (longest["depth"].as_u64()? as usize, longest["stride_seconds"].as_array()?);
+        let (depth, strides) = (
+            longest["depth"].as_u64()? as usize,
+            longest["stride_seconds"].as_array()?,
+        );
         let seconds: Vec<f64> = strides.iter().filter_map(Value::as_f64).collect();
         let flat = seconds.get(FLAT_FROM * seconds.len() / depth.max(1)..)?;
         let medians = flat.chunks((flat.len() / 8).max(1)).map(|part| {
@@ -263,14 +328,22 @@ mod tests {
     use super::*;
 
     fn ended(name: &str, printed: &str, exit: Option<i32>) -> Ended {
-        let mut ended = Ended { name: name.into(), ..Ended::default() };
+        let mut ended = Ended {
+            name: name.into(),
+            ..Ended::default()
+        };
         ended.read(printed, exit);
         ended
     }
 
     fn goals(profile: &str, stages: Vec<Ended>) -> Vec<Goal> {
         let machine = super::super::report::Machine::default();
-        all(&Report { manifest: json!({"profile": profile}), machine, minutes: 9.5, stages })
+        all(&Report {
+            manifest: json!({"profile": profile}),
+            machine,
+            minutes: 9.5,
+            stages,
+        })
     }
 
     const KERNELS: &str = r#"{"kind": "copy", "bytes_per_second": 4e12}
@@ -278,10 +351,19 @@ mod tests {
 {"kind": "decode attention", "sequences": 64, "of_copy": 0.9}
 {"kind": "prefill attention", "sequences": 1, "of_product": 0.5}
 {"kind": "boundary", "stride": 512, "seconds": 0.022}"#;
-    const DECODE: &str = r#"{"kind": "decode", "sequences": 1, "tokens_per_second": 200.0, "step_bytes": 16e9}"#;
+    const DECODE: &str =
+        r#"{"kind": "decode", "sequences": 1, "tokens_per_second": 200.0, "step_bytes": 16e9}"#;
 
     fn prefill(depth: u64) -> String {
-        let strides: Vec<f64> = (0..64).map(|i| if i < 16 { 9.0 } else { 1.0 + f64::from(i / 32) * 0.1 }).collect();
+        let strides: Vec<f64> = (0..64)
+            .map(|i| {
+                if i < 16 {
+                    9.0
+                } else {
+                    1.0 + f64::from(i / 32) * 0.1
+                }
+            })
+            .collect();
         json!({"kind": "prefill", "depth": depth, "stride_seconds": strides}).to_string()
     }
 
@@ -302,26 +384,58 @@ mod tests {
         let got: Vec<_> = all.iter().map(|goal| (goal.got, goal.word())).collect();
         assert_eq!(got[..2], [(Some(0.9), "pass"), (Some(0.5), "FAIL")]);
         // 5 ms against a floor of 4 ms.
-        assert!(got[2].0.is_some_and(|got| (got - 1.25).abs() < 1e-9), "{got:?}");
-        assert!(all[3].measured().contains("`decode, 64 sequences` failed: ended with 1: error: not enough memory"));
+        assert!(
+            got[2].0.is_some_and(|got| (got - 1.25).abs() < 1e-9),
+            "{got:?}"
+        );
+        assert!(
+            all[3]
+                .measured()
+                .contains("`decode, 64 sequences` failed: ended with 1: error: not enough memory")
+        );
         // 22 ms beside a stride of 1.1 s.
-        assert!(got[4].0.is_some_and(|got| (got - 0.02).abs() < 1e-9) && got[4].1 == "pass", "{got:?}");
+        assert!(
+            got[4].0.is_some_and(|got| (got - 0.02).abs() < 1e-9) && got[4].1 == "pass",
+            "{got:?}"
+        );
         assert_eq!(got[5], (None, "not measured"));
         assert!(all[7].measured().contains("no PyTorch"));
         // The first 8192 positions do not count, and 32K are no million.
-        assert!(got[9].0.is_some_and(|got| (got - 1.1).abs() < 1e-9), "{got:?}");
-        assert!(all[9].measured().contains("it reached 32768 tokens; stage `prefill to 1M` was not tried"));
+        assert!(
+            got[9].0.is_some_and(|got| (got - 1.1).abs() < 1e-9),
+            "{got:?}"
+        );
+        assert!(
+            all[9]
+                .measured()
+                .contains("it reached 32768 tokens; stage `prefill to 1M` was not tried")
+        );
         assert_eq!((got[10].1, got[11].1), ("pass", "FAIL"));
-        assert!(all.last().is_some_and(|goal| goal.measured().contains("took too long")), "{all:?}");
-        assert!(all.iter().all(|goal| !goal.want.is_empty() && goal.json()["verdict"] == goal.word()));
+        assert!(
+            all.last()
+                .is_some_and(|goal| goal.measured().contains("took too long")),
+            "{all:?}"
+        );
+        assert!(
+            all.iter()
+                .all(|goal| !goal.want.is_empty() && goal.json()["verdict"] == goal.word())
+        );
     }
 
     #[test]
     fn a_million_positions_count_and_a_development_build_never() {
-        let stages = || vec![ended("kernels", KERNELS, Some(0)), ended("prefill to 1M", &prefill(1 << 20), Some(0))];
+        let stages = || {
+            vec![
+                ended("kernels", KERNELS, Some(0)),
+                ended("prefill to 1M", &prefill(1 << 20), Some(0)),
+            ]
+        };
         let (release, dev) = (goals("release", stages()), goals("dev", stages()));
         // All of the first eighth of positions are past 8K here.
         assert_eq!(release[9].word(), "FAIL", "{release:?}");
-        assert_eq!((release[0].word(), dev[0].word(), dev[0].got), ("pass", "not measured", Some(0.9)));
+        assert_eq!(
+            (release[0].word(), dev[0].word(), dev[0].got),
+            ("pass", "not measured", Some(0.9))
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! `xtask gpu-run`, in the bundle: the stages one after the other, each with a time limit of its own, so that none costs the rest.
+//! `xtask gpu-run`, in the bundle: the stages one after the other, each with a time limit of its
+//! own, so that none costs the rest.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -33,7 +34,12 @@ pub struct Stage {
 }
 
 fn stage(name: &'static str, what: &'static str, limit: u64, command: &str) -> Stage {
-    Stage { name, what, limit, command: command.split_whitespace().map(str::to_owned).collect() }
+    Stage {
+        name,
+        what,
+        limit,
+        command: command.split_whitespace().map(str::to_owned).collect(),
+    }
 }
 
 /// All stages, in order: what is wrong is known before what is slow.
@@ -42,28 +48,71 @@ fn stages() -> Vec<Stage> {
     let bench = format!("--device cuda:0 --model {SHAPE} --kv-budget 4096 --json");
     let decode = |sequences: u32, mib: u32| {
         format!(
-            "bin/palimpsest bench decode {bench} --depths 4096 --assume-context --tokens 64 --repeat 3 \
-             --sequences {sequences} --kv-memory-mib {mib}"
+            "bin/palimpsest bench decode {bench} --depths 4096 --assume-context --tokens 64 \
+             --repeat 3 --sequences {sequences} --kv-memory-mib {mib}"
         )
     };
     let prefill = |depth: u32| {
-        format!("bin/palimpsest bench prefill {bench} --stride 512 --depths {depth} --strides --kv-memory-mib 4096")
+        format!(
+            "bin/palimpsest bench prefill {bench} --stride 512 --depths {depth} --strides \
+             --kv-memory-mib 4096"
+        )
     };
     vec![
-        stage("device", "the GPU as the program sees it", 20, "bin/kernels-bench identify"),
-        stage("kernels", "copies, products and attention, by events", 75, "bin/kernels-bench kernels"),
-        stage("conformance", "every operation against the reference", 90, &format!("bin/kernels-conformance {tests}")),
-        stage("tiny models", "tokens and kept slots against the CPU", 60, &format!("bin/models-check {tests} every_")),
+        stage(
+            "device",
+            "the GPU as the program sees it",
+            20,
+            "bin/kernels-bench identify",
+        ),
+        stage(
+            "kernels",
+            "copies, products and attention, by events",
+            75,
+            "bin/kernels-bench kernels",
+        ),
+        stage(
+            "conformance",
+            "every operation against the reference",
+            90,
+            &format!("bin/kernels-conformance {tests}"),
+        ),
+        stage(
+            "tiny models",
+            "tokens and kept slots against the CPU",
+            60,
+            &format!("bin/models-check {tests} every_"),
+        ),
         stage(
             "SmolLM2",
             "the default model's tokens against the CPU",
             45,
             &format!("bin/models-check {tests} smollm2"),
         ),
-        stage("decode, 1 sequence", "8B, budget 4096", 60, &decode(1, 4096)),
-        stage("decode, 64 sequences", "8B, budget 4096", 60, &decode(64, 43 << 10)),
-        stage("prefill to 32K", "8B, stride 512: is the time of a stride flat", 60, &prefill(32 << 10)),
-        stage("NCCL", "a group of one rank", 25, &format!("bin/models-check {tests} nccl")),
+        stage(
+            "decode, 1 sequence",
+            "8B, budget 4096",
+            60,
+            &decode(1, 4096),
+        ),
+        stage(
+            "decode, 64 sequences",
+            "8B, budget 4096",
+            60,
+            &decode(64, 43 << 10),
+        ),
+        stage(
+            "prefill to 32K",
+            "8B, stride 512: is the time of a stride flat",
+            60,
+            &prefill(32 << 10),
+        ),
+        stage(
+            "NCCL",
+            "a group of one rank",
+            25,
+            &format!("bin/models-check {tests} nccl"),
+        ),
         stage(
             "NCCL, two ranks",
             "processes on one GPU that sum inside captured graphs; one is killed",
@@ -74,15 +123,26 @@ fn stages() -> Vec<Stage> {
             "memcheck",
             "accesses out of bounds",
             45,
-            &format!("compute-sanitizer --tool memcheck --error-exitcode 9 bin/kernels-conformance {tests} halves"),
+            &format!(
+                "compute-sanitizer --tool memcheck --error-exitcode 9 bin/kernels-conformance \
+                 {tests} halves"
+            ),
         ),
         stage(
             "racecheck",
             "races in shared memory",
             45,
-            &format!("compute-sanitizer --tool racecheck --error-exitcode 9 bin/kernels-conformance {tests} halves"),
+            &format!(
+                "compute-sanitizer --tool racecheck --error-exitcode 9 bin/kernels-conformance \
+                 {tests} halves"
+            ),
         ),
-        stage("prefill to 1M", "the same to a million positions", 900, &prefill(1 << 20)),
+        stage(
+            "prefill to 1M",
+            "the same to a million positions",
+            900,
+            &prefill(1 << 20),
+        ),
     ]
 }
 
@@ -96,18 +156,34 @@ struct Options {
 fn parse(args: &[&str]) -> Result<Options> {
     let found = Path::new(MODEL);
     let model = found.exists().then(|| found.to_owned());
-    let mut options = Options { minutes: MINUTES, out: "report".into(), model };
+    let mut options = Options {
+        minutes: MINUTES,
+        out: "report".into(),
+        model,
+    };
     let mut rest = args.iter();
     while let Some(&flag) = rest.next() {
-        let value = rest.next().with_context(|| format!("{flag} needs a value"))?;
+        let value = rest
+            .next()
+            .with_context(|| format!("{flag} needs a value"))?;
         match flag {
-            "--minutes" => options.minutes = value.parse().with_context(|| format!("--minutes {value}"))?,
+            "--minutes" => {
+                options.minutes = value
+                    .parse()
+                    .with_context(|| format!("--minutes {value}"))?
+            }
             "--out" => options.out = value.into(),
             "--model" => options.model = Some(value.into()),
-            _ => bail!("unknown argument {flag}: --minutes N, --out DIR and --model FILE are known"),
+            _ => {
+                bail!("unknown argument {flag}: --minutes N, --out DIR and --model FILE are known")
+            }
         }
     }
-    ensure!(options.minutes.is_finite() && options.minutes > 0.0, "--minutes {}: more than 0", options.minutes);
+    ensure!(
+        options.minutes.is_finite() && options.minutes > 0.0,
+        "--minutes {}: more than 0",
+        options.minutes
+    );
     Ok(options)
 }
 
@@ -117,14 +193,23 @@ fn parse(args: &[&str]) -> Result<Options> {
 /// When the report cannot be written, and when a stage did not pass: the report says which.
 pub fn run_all(args: &[&str]) -> Result<()> {
     let options = parse(args)?;
-    let manifest = fs::read_to_string("manifest.json").context("not a bundle of `cargo xtask gpu-check`")?;
+    let manifest =
+        fs::read_to_string("manifest.json").context("not a bundle of `cargo xtask gpu-check`")?;
     let manifest: Value = serde_json::from_str(&manifest)?;
     let started = Instant::now();
     let budget = Duration::from_secs_f64(options.minutes * 60.0);
-    let mut report = Report { manifest, machine: Machine::ask(), minutes: options.minutes, stages: Vec::new() };
+    let mut report = Report {
+        manifest,
+        machine: Machine::ask(),
+        minutes: options.minutes,
+        stages: Vec::new(),
+    };
     for stage in stages() {
-        let left = budget.saturating_sub(RESERVE).saturating_sub(started.elapsed());
-        let scaled = Duration::from_secs_f64(stage.limit as f64 * (options.minutes / MINUTES).max(1.0));
+        let left = budget
+            .saturating_sub(RESERVE)
+            .saturating_sub(started.elapsed());
+        let scaled =
+            Duration::from_secs_f64(stage.limit as f64 * (options.minutes / MINUTES).max(1.0));
         let ended = run_stage(&stage, scaled.min(left), &options)?;
         println!("{}", ended.line());
         report.stages.push(ended);
@@ -141,7 +226,12 @@ pub fn run_all(args: &[&str]) -> Result<()> {
 fn run_stage(stage: &Stage, limit: Duration, options: &Options) -> Result<Ended> {
     let (name, what) = (stage.name.to_owned(), stage.what.to_owned());
     let limit_seconds = limit.as_secs_f64();
-    let mut ended = Ended { name, what, limit_seconds, ..Ended::default() };
+    let mut ended = Ended {
+        name,
+        what,
+        limit_seconds,
+        ..Ended::default()
+    };
     if limit < Duration::from_secs(1) {
         ended.outcome = Outcome::NotRun("no time was left".into());
         return Ok(ended);
@@ -151,7 +241,11 @@ fn run_stage(stage: &Stage, limit: Duration, options: &Options) -> Result<Ended>
     let log = logs.join(format!("{}.txt", stage.name.replace([' ', ','], "-")));
     let (stdout, started) = (File::create(&log)?, Instant::now());
     let mut command = Command::new(&stage.command[0]);
-    command.args(&stage.command[1..]).stdin(Stdio::null()).stderr(stdout.try_clone()?).stdout(stdout);
+    command
+        .args(&stage.command[1..])
+        .stdin(Stdio::null())
+        .stderr(stdout.try_clone()?)
+        .stdout(stdout);
     command.env("PALIMPSEST_TEST_FIXTURES", std::path::absolute("fixtures")?);
     if let Some(model) = &options.model {
         command.env("PALIMPSEST_TEST_MODEL", std::path::absolute(model)?);
@@ -160,7 +254,8 @@ fn run_stage(stage: &Stage, limit: Duration, options: &Options) -> Result<Ended>
     let exit = match command.process_group(0).spawn() {
         Ok(child) => wait(child, limit)?,
         Err(error) => {
-            ended.outcome = Outcome::NotRun(format!("{} cannot be started: {error}", stage.command[0]));
+            ended.outcome =
+                Outcome::NotRun(format!("{} cannot be started: {error}", stage.command[0]));
             return Ok(ended);
         }
     };
@@ -178,7 +273,10 @@ fn wait(mut child: Child, limit: Duration) -> Result<Option<i32>> {
             return Ok(Some(status.code().unwrap_or(-1)));
         }
         if Instant::now() >= end {
-            Command::new("kill").args(["-KILL", "--"]).arg(format!("-{}", child.id())).status()?;
+            Command::new("kill")
+                .args(["-KILL", "--"])
+                .arg(format!("-{}", child.id()))
+                .status()?;
             child.wait()?;
             return Ok(None);
         }
@@ -191,11 +289,23 @@ mod tests {
     use super::*;
 
     fn shell(script: &str, limit: f64) -> Ended {
-        let folder =
-            std::env::temp_dir().join(format!("gpu-check-{}-{:?}", std::process::id(), std::thread::current().id()));
-        let options = Options { minutes: 1.0, out: folder.clone(), model: None };
+        let folder = std::env::temp_dir().join(format!(
+            "gpu-check-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        let options = Options {
+            minutes: 1.0,
+            out: folder.clone(),
+            model: None,
+        };
         let command = vec!["sh".into(), "-c".into(), script.into()];
-        let stage = Stage { name: "a stage", what: "a test", limit: 1, command };
+        let stage = Stage {
+            name: "a stage",
+            what: "a test",
+            limit: 1,
+            command,
+        };
         let ended = run_stage(&stage, Duration::from_secs_f64(limit), &options).unwrap();
         fs::remove_dir_all(folder).ok();
         ended
@@ -203,14 +313,26 @@ mod tests {
 
     #[test]
     fn a_stage_passes_fails_or_is_skipped_by_what_it_says() {
-        let passed = shell(r#"echo a table; echo '{"kind": "copy", "bytes_per_second": 2.5}'"#, 20.0);
+        let passed = shell(
+            r#"echo a table; echo '{"kind": "copy", "bytes_per_second": 2.5}'"#,
+            20.0,
+        );
         assert_eq!((passed.outcome, passed.figures.len()), (Outcome::Passed, 1));
         assert_eq!(passed.figures[0]["bytes_per_second"], 2.5);
         let failed = shell("echo why it fails >&2; exit 3", 20.0);
-        assert_eq!(failed.outcome, Outcome::Failed("ended with 3: why it fails".into()));
-        let skipped = shell("echo 'SKIPPED: no CUDA driver'; echo 'test result: ok'", 20.0);
+        assert_eq!(
+            failed.outcome,
+            Outcome::Failed("ended with 3: why it fails".into())
+        );
+        let skipped = shell(
+            "echo 'SKIPPED: no CUDA driver'; echo 'test result: ok'",
+            20.0,
+        );
         assert_eq!(skipped.outcome, Outcome::NotRun("no CUDA driver".into()));
-        assert!(matches!(shell("kill -SEGV $$", 20.0).outcome, Outcome::Failed(_)));
+        assert!(matches!(
+            shell("kill -SEGV $$", 20.0).outcome,
+            Outcome::Failed(_)
+        ));
     }
 
     #[test]
@@ -218,24 +340,42 @@ mod tests {
         let started = Instant::now();
         let late = shell("sleep 60 & echo half; wait", 1.0);
         assert!(started.elapsed() < Duration::from_secs(30));
-        assert_eq!((late.outcome, late.tail), (Outcome::TimedOut, vec!["half".to_owned()]));
+        assert_eq!(
+            (late.outcome, late.tail),
+            (Outcome::TimedOut, vec!["half".to_owned()])
+        );
         let none = shell("true", 0.1);
         assert_eq!(none.outcome, Outcome::NotRun("no time was left".into()));
     }
 
     #[test]
     fn a_program_that_is_not_there_is_said_by_name() {
-        let options = Options { minutes: 1.0, out: std::env::temp_dir(), model: None };
+        let options = Options {
+            minutes: 1.0,
+            out: std::env::temp_dir(),
+            model: None,
+        };
         let stage = stage("nothing", "a test", 1, "no-such-program --flag");
         let ended = run_stage(&stage, Duration::from_secs(5), &options).unwrap();
-        assert!(matches!(&ended.outcome, Outcome::NotRun(why) if why.starts_with("no-such-program")), "{ended:?}");
+        assert!(
+            matches!(&ended.outcome, Outcome::NotRun(why) if why.starts_with("no-such-program")),
+            "{ended:?}"
+        );
     }
 
     #[test]
     fn arguments_are_checked() {
         let options = parse(&["--minutes", "30", "--out", "there"]).unwrap();
-        assert_eq!((options.minutes, options.out), (30.0, PathBuf::from("there")));
-        for bad in [&["--minutes", "0"][..], &["--minutes", "soon"], &["--minutes"], &["--what", "x"]] {
+        assert_eq!(
+            (options.minutes, options.out),
+            (30.0, PathBuf::from("there"))
+        );
+        for bad in [
+            &["--minutes", "0"][..],
+            &["--minutes", "soon"],
+            &["--minutes"],
+            &["--what", "x"],
+        ] {
             parse(bad).err().expect("a bad argument");
         }
     }
@@ -243,7 +383,11 @@ mod tests {
     #[test]
     fn the_stages_fit_the_time_they_are_given() {
         let all = stages();
-        let sum: u64 = all.iter().filter(|stage| stage.name != "prefill to 1M").map(|stage| stage.limit).sum();
+        let sum: u64 = all
+            .iter()
+            .filter(|stage| stage.name != "prefill to 1M")
+            .map(|stage| stage.limit)
+            .sum();
         assert!(sum as f64 <= 1.1 * MINUTES * 60.0, "{sum} s");
         assert!(all.iter().all(|stage| !stage.command.is_empty()));
     }

@@ -57,7 +57,8 @@ impl Frame {
 
     /// The whole answer.
     pub fn whole(&self, choices: &[Choice], per_prompt: usize) -> Value {
-        let logprobs = |choice: &Choice| (!choice.tokens.is_empty()).then(|| self.logprobs(&choice.tokens, 0));
+        let logprobs =
+            |choice: &Choice| (!choice.tokens.is_empty()).then(|| self.logprobs(&choice.tokens, 0));
         let one = |(index, choice): (usize, &Choice)| match self.dialect {
             Dialect::Chat => json!({
                 "index": index, "finish_reason": choice.finish, "logprobs": logprobs(choice),
@@ -67,22 +68,39 @@ impl Frame {
                 "index": index, "finish_reason": choice.finish, "logprobs": logprobs(choice), "text": choice.text,
             }),
         };
-        let kind = if self.dialect == Dialect::Chat { "chat.completion" } else { "text_completion" };
+        let kind = if self.dialect == Dialect::Chat {
+            "chat.completion"
+        } else {
+            "text_completion"
+        };
         let mut whole = self.object(kind, choices.iter().enumerate().map(one).collect());
         whole["usage"] = usage(choices, per_prompt);
         whole
     }
 
-    /// What all chunks of a stream begin with, up to their only choice. It is written anew for no token.
+    /// What all chunks of a stream begin with, up to their only choice. It is written anew for no
+    /// token.
     pub fn chunk_head(&self) -> Vec<u8> {
         let mut head = b"data: ".to_vec();
         let object = self.object(self.chunk_kind(), Vec::new()).to_string();
-        head.extend_from_slice(object.strip_suffix("]}").expect("choices come last").as_bytes());
+        head.extend_from_slice(
+            object
+                .strip_suffix("]}")
+                .expect("choices come last")
+                .as_bytes(),
+        );
         head
     }
 
     /// Adds a piece of choice `index` to `out`. `before`: characters of its text that went before.
-    pub fn write_delta(&self, out: &mut Vec<u8>, head: &[u8], index: usize, delta: &Delta, before: usize) {
+    pub fn write_delta(
+        &self,
+        out: &mut Vec<u8>,
+        head: &[u8],
+        index: usize,
+        delta: &Delta,
+        before: usize,
+    ) {
         begin(out, head, index);
         match self.dialect {
             Dialect::Chat => {
@@ -96,7 +114,10 @@ impl Frame {
             }
         }
         out.extend_from_slice(br#","logprobs":"#);
-        write_json(out, &(!delta.tokens.is_empty()).then(|| self.logprobs(&delta.tokens, before)));
+        write_json(
+            out,
+            &(!delta.tokens.is_empty()).then(|| self.logprobs(&delta.tokens, before)),
+        );
         out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
     }
 
@@ -153,7 +174,11 @@ impl Frame {
                     here
                 };
                 let top = |token: &TokenLogprob| {
-                    token.top.iter().map(|one| (text(one), json!(one.logprob))).collect::<serde_json::Map<_, _>>()
+                    token
+                        .top
+                        .iter()
+                        .map(|one| (text(one), json!(one.logprob)))
+                        .collect::<serde_json::Map<_, _>>()
                 };
                 json!({
                     "tokens": tokens.iter().map(text).collect::<Vec<_>>(),
@@ -182,7 +207,8 @@ pub fn write_event(out: &mut Vec<u8>, object: &Value) {
 }
 
 fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    serde_json::to_writer(out, value).expect("memory takes everything, and these types have a JSON form");
+    serde_json::to_writer(out, value)
+        .expect("memory takes everything, and these types have a JSON form");
 }
 
 /// A token may be part of a character; its bytes are exact, its text is not.
@@ -196,11 +222,32 @@ fn entry(token: &TokenLogprob) -> Value {
 
 /// OpenAI's figures, and ours under `kv`: means per KV head, sums over choices for bytes.
 fn usage(choices: &[Choice], per_prompt: usize) -> Value {
-    let prompt: u64 = choices.iter().step_by(per_prompt.max(1)).map(|choice| choice.usage.prompt_tokens).sum();
-    let completion: u64 = choices.iter().map(|choice| choice.usage.generated_tokens).sum();
-    let sum = |field: fn(&Usage) -> u64| choices.iter().map(|choice| field(&choice.usage)).sum::<u64>();
-    let most = |field: fn(&Usage) -> u64| choices.iter().map(|choice| field(&choice.usage)).max().unwrap_or(0);
-    let mut warnings: Vec<&String> = choices.iter().flat_map(|choice| &choice.usage.warnings).collect();
+    let prompt: u64 = choices
+        .iter()
+        .step_by(per_prompt.max(1))
+        .map(|choice| choice.usage.prompt_tokens)
+        .sum();
+    let completion: u64 = choices
+        .iter()
+        .map(|choice| choice.usage.generated_tokens)
+        .sum();
+    let sum = |field: fn(&Usage) -> u64| {
+        choices
+            .iter()
+            .map(|choice| field(&choice.usage))
+            .sum::<u64>()
+    };
+    let most = |field: fn(&Usage) -> u64| {
+        choices
+            .iter()
+            .map(|choice| field(&choice.usage))
+            .max()
+            .unwrap_or(0)
+    };
+    let mut warnings: Vec<&String> = choices
+        .iter()
+        .flat_map(|choice| &choice.usage.warnings)
+        .collect();
     warnings.dedup();
     json!({
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,

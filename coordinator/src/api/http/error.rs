@@ -1,10 +1,8 @@
 //! Failures in the shape that OpenAI's clients read.
 
-use axum::{
-    Json,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use palimpsest_proto::error::{Class, Reason, RequestError};
 use serde::Serialize;
 
@@ -43,12 +41,20 @@ impl HttpError {
             param: Some(param.to_owned()),
             code: "invalid_value",
         };
-        Self { status: StatusCode::BAD_REQUEST, body }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            body,
+        }
     }
 
     /// A failure of the protocol itself: route, method, body.
     pub fn protocol(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        let body = ErrorBody { message: message.into(), kind: "invalid_request_error", param: None, code };
+        let body = ErrorBody {
+            message: message.into(),
+            kind: "invalid_request_error",
+            param: None,
+            code,
+        };
         Self { status, body }
     }
 
@@ -61,7 +67,8 @@ impl HttpError {
 impl From<RequestError> for HttpError {
     fn from(error: RequestError) -> Self {
         let class = error.reason.class();
-        let status = StatusCode::from_u16(class.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(class.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let kind = match class {
             Class::InvalidRequest | Class::NotFound => "invalid_request_error",
             Class::CapacityExhausted => "rate_limit_error",
@@ -72,18 +79,33 @@ impl From<RequestError> for HttpError {
             Reason::UnknownModel => (Some("model".to_owned()), "model_not_found"),
             reason => (None, reason.tag()),
         };
-        Self { status, body: ErrorBody { message: error.message, kind, param, code } }
+        Self {
+            status,
+            body: ErrorBody {
+                message: error.message,
+                kind,
+                param,
+                code,
+            },
+        }
     }
 }
 
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

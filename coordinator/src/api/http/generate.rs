@@ -1,31 +1,25 @@
 //! Running the choices of a request: to the end, or as server-sent events.
 
-use std::{
-    convert::Infallible,
-    task::{Context, Poll, ready},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::convert::Infallible;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::{
-    Json,
-    body::{Body, Bytes},
-    http::header,
-    response::{IntoResponse, Response},
-};
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use opentelemetry::trace::SpanContext;
-use palimpsest_proto::{
-    error::RequestError,
-    v1::{GenerateEvent, generate_event::Event},
-};
+use palimpsest_proto::error::RequestError;
+use palimpsest_proto::v1::GenerateEvent;
+use palimpsest_proto::v1::generate_event::Event;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::{
-    answers::{Choice, Dialect, Frame, finish_reason, write_event},
-    error::HttpError,
-    wire::Choices,
-};
-use crate::{answer::Answer, service::Service};
+use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
+use super::error::HttpError;
+use super::wire::Choices;
+use crate::answer::Answer;
+use crate::service::Service;
 
 /// Of whom a request is.
 #[derive(Debug)]
@@ -58,7 +52,8 @@ struct Run {
 /// Answers a request whose body was read.
 ///
 /// # Errors
-/// What is wrong with the request, or why it is not taken now. A failure later in a stream is an event of it.
+/// What is wrong with the request, or why it is not taken now. A failure later in a stream is an
+/// event of it.
 pub async fn answer(
     service: &Service,
     dialect: Dialect,
@@ -67,29 +62,66 @@ pub async fn answer(
     stream: bool,
 ) -> Result<Response, HttpError> {
     let run = Run::start(service, dialect, caller, asked).await?;
-    if stream { Ok(run.stream()) } else { run.whole().await }
+    if stream {
+        Ok(run.stream())
+    } else {
+        run.whole().await
+    }
 }
 
 impl Run {
-    async fn start(service: &Service, dialect: Dialect, caller: Caller, asked: Choices) -> Result<Self, HttpError> {
+    async fn start(
+        service: &Service,
+        dialect: Dialect,
+        caller: Caller,
+        asked: Choices,
+    ) -> Result<Self, HttpError> {
         let id = caller.id.as_str();
         let count = asked.requests.len();
         let mut events = Vec::with_capacity(count);
         for (index, mut request) in asked.requests.into_iter().enumerate() {
-            request.request_id = if count == 1 { id.to_owned() } else { format!("{id}-{index}") };
+            request.request_id = if count == 1 {
+                id.to_owned()
+            } else {
+                format!("{id}-{index}")
+            };
             // An error here drops the answers before it, which cancels them.
-            let answer = service.generate_for(caller.parent.as_ref(), request, None).await?;
+            let answer = service
+                .generate_for(caller.parent.as_ref(), request, None)
+                .await?;
             events.push(follow(index, answer));
         }
         // Choosing among streams costs something for every token.
-        let events = if count == 1 { events.remove(0) } else { stream::select_all(events).boxed() };
-        let prefix = if dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let events = if count == 1 {
+            events.remove(0)
+        } else {
+            stream::select_all(events).boxed()
+        };
+        let prefix = if dialect == Dialect::Chat {
+            "chatcmpl"
+        } else {
+            "cmpl"
+        };
+        let created = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
         let model = service.model.info.name.clone();
-        let frame = Frame { dialect, id: format!("{prefix}-{id}"), created, model };
+        let frame = Frame {
+            dialect,
+            id: format!("{prefix}-{id}"),
+            created,
+            model,
+        };
         let choices = vec![Choice::default(); count];
         let (per_prompt, include_usage) = (asked.per_prompt, asked.include_usage);
-        Ok(Self { frame, events, choices, per_prompt, include_usage, open: count })
+        Ok(Self {
+            frame,
+            events,
+            choices,
+            per_prompt,
+            include_usage,
+            open: count,
+        })
     }
 
     async fn whole(mut self) -> Result<Response, HttpError> {
@@ -116,10 +148,21 @@ impl Run {
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick is at once.
         keep_alive.reset();
-        let mut stream = EventStream { run: self, head, keep_alive, is_silent: true, is_over: false };
-        // No task and no buffer in between: the connection polls the answers, so its flow control reaches the rings.
-        let bytes = stream::poll_fn(move |cx| stream.poll(cx).map(|bytes| bytes.map(Ok::<_, Infallible>)));
-        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+        let mut stream = EventStream {
+            run: self,
+            head,
+            keep_alive,
+            is_silent: true,
+            is_over: false,
+        };
+        // No task and no buffer in between: the connection polls the answers, so its flow control
+        // reaches the rings.
+        let bytes =
+            stream::poll_fn(move |cx| stream.poll(cx).map(|bytes| bytes.map(Ok::<_, Infallible>)));
+        let headers = [
+            (header::CONTENT_TYPE, "text/event-stream"),
+            (header::CACHE_CONTROL, "no-cache"),
+        ];
         (headers, Body::from_stream(bytes)).into_response()
     }
 
@@ -135,7 +178,8 @@ impl Run {
         match event.map(|event| event.event) {
             Ok(Some(Event::Started(_))) => self.frame.write_opening(out, head, index),
             Ok(Some(Event::Delta(delta))) => {
-                // Offsets count characters of all the text before; without log-probabilities nobody asks.
+                // Offsets count characters of all the text before; without log-probabilities nobody
+                // asks.
                 let before = choice.text.chars().count();
                 if self.frame.dialect == Dialect::Completion && !delta.tokens.is_empty() {
                     choice.text.push_str(&delta.text);
@@ -144,7 +188,8 @@ impl Run {
             }
             Ok(Some(Event::Finished(finished))) => {
                 choice.usage = finished.usage.clone().unwrap_or_default();
-                self.frame.write_closing(out, head, index, finish_reason(finished.reason()));
+                self.frame
+                    .write_closing(out, head, index, finish_reason(finished.reason()));
                 self.open -= 1;
                 if self.open == 0 && self.include_usage {
                     write_event(out, &self.frame.usage_chunk(&self.choices, self.per_prompt));

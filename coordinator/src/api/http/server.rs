@@ -1,13 +1,13 @@
 //! Connections: bounded in time and in size; [`Incoming`] bounds their number.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
+use std::time::Duration;
 
 use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use palimpsest_tls::Incoming;
 use tokio::time::timeout;
 
@@ -27,7 +27,11 @@ pub struct HttpLimits {
 
 impl Default for HttpLimits {
     fn default() -> Self {
-        Self { header_time: Duration::from_secs(10), body_time: Duration::from_secs(60), header_bytes: 64 << 10 }
+        Self {
+            header_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(60),
+            header_bytes: 64 << 10,
+        }
     }
 }
 
@@ -41,7 +45,13 @@ pub async fn serve(
     limits: HttpLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let open = accept(&router(service.clone(), limits), &mut incoming, limits, shutdown).await;
+    let open = accept(
+        &router(service.clone(), limits),
+        &mut incoming,
+        limits,
+        shutdown,
+    )
+    .await;
     drop(incoming);
     service.engine.drain().await;
     // Streams have ended by now; a reader that takes nothing does not hold the process up.
@@ -49,7 +59,11 @@ pub async fn serve(
 }
 
 /// Answers probes and metrics until `shutdown` and the end of the drain.
-pub async fn serve_probes(service: Service, mut incoming: Incoming, shutdown: impl Future<Output = ()> + Send) {
+pub async fn serve_probes(
+    service: Service,
+    mut incoming: Incoming,
+    shutdown: impl Future<Output = ()> + Send,
+) {
     let app = probes_router(service.clone());
     let ended = async {
         shutdown.await;
@@ -59,7 +73,8 @@ pub async fn serve_probes(service: Service, mut incoming: Incoming, shutdown: im
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
 }
 
-/// Answers probes until `ready`, for a process that has no group yet: it lives, and nobody is served.
+/// Answers probes until `ready`, for a process that has no group yet: it lives, and nobody is
+/// served.
 pub async fn serve_waiting(incoming: &mut Incoming, ready: impl Future<Output = ()> + Send) {
     let open = accept(&waiting_router(), incoming, HttpLimits::default(), ready).await;
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
@@ -73,9 +88,18 @@ async fn accept(
     shutdown: impl Future<Output = ()> + Send,
 ) -> GracefulShutdown {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_time).max_buf_size(limits.header_bytes);
-    builder.http2().timer(TokioTimer::new()).max_header_list_size(limits.header_bytes as u32);
-    builder.http2().keep_alive_interval(Some(Duration::from_secs(30)));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_time)
+        .max_buf_size(limits.header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(limits.header_bytes as u32);
+    builder
+        .http2()
+        .keep_alive_interval(Some(Duration::from_secs(30)));
     let open = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -84,7 +108,11 @@ async fn accept(
             () = &mut shutdown => break,
         };
         let service = TowerToHyperService::new(app.clone());
-        let connection = open.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+        let connection = open.watch(
+            builder
+                .serve_connection(TokioIo::new(stream), service)
+                .into_owned(),
+        );
         tokio::spawn(async move {
             // What goes wrong with one connection is the client's affair.
             if let Err(error) = connection.await {

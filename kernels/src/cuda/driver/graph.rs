@@ -1,40 +1,50 @@
-//! Commands captured from the stream: a step of decoding is started by one call of the driver instead of hundreds.
+//! Commands captured from the stream: a step of decoding is started by one call of the driver
+//! instead of hundreds.
 //!
-//! Launches are captured, and sums over ranks between them. Copies stay outside: what a step uploads is longer or shorter, and the host
-//! waits for its answer.
+//! Launches are captured, and sums over ranks between them. Copies stay outside: what a step
+//! uploads is longer or shorter, and the host waits for its answer.
 //!
-//! NCCL takes part in a capture as in a stream: it puts its kernel there, from a thread of its own where its calls do not block. A capture
-//! of mode thread-local forbids other threads nothing, and NCCL relaxes the mode itself around what it allocates. A graph keeps what NCCL
-//! made for it until it is dropped, and a communicator is not given back before: see `Queue::join_sums`. Not yet run on a GPU.
+//! NCCL takes part in a capture as in a stream: it puts its kernel there, from a thread of its own
+//! where its calls do not block. A capture of mode thread-local forbids other threads nothing, and
+//! NCCL relaxes the mode itself around what it allocates. A graph keeps what NCCL made for it until
+//! it is dropped, and a communicator is not given back before: see `Queue::join_sums`. Not yet run
+//! on a GPU.
+
+use std::sync::Arc;
 
 use super::{Shared, cuda, failed, sys};
 use crate::error::{Error, Result};
-use std::sync::Arc;
 
-/// A graph that can be started on the stream, again and again, once at a time as the stream is in order.
+/// A graph that can be started on the stream, again and again, once at a time as the stream is in
+/// order.
 pub struct Graph {
     executable: sys::CUgraphExec,
     has_sums: bool,
     shared: Arc<Shared>,
 }
 
-// SAFETY: a graph may be used from any thread that makes its context current, which every call does, one at a time: the backend
-// keeps it behind its lock.
+// SAFETY: a graph may be used from any thread that makes its context current, which every call
+// does, one at a time: the backend keeps it behind its lock.
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// What `start` starts on the stream, captured instead of carried out; whether there are sums over ranks in it. The stream goes on as
-    /// before, whatever happens.
-    pub(super) fn of(shared: &Arc<Shared>, has_sums: bool, start: impl FnOnce() -> Result<()>) -> Result<Self> {
+    /// What `start` starts on the stream, captured instead of carried out; whether there are sums
+    /// over ranks in it. The stream goes on as before, whatever happens.
+    pub(super) fn of(
+        shared: &Arc<Shared>,
+        has_sums: bool,
+        start: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
         shared.enter("capture")?;
         // Other threads may allocate and copy meanwhile: that is no concern of this capture.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `shared`.
         unsafe { cuda::stream::begin_capture(shared.stream, mode) }.map_err(failed("capture"))?;
         let started = start();
-        // Ends the capture also when something could not be started: a stream that captures carries nothing out.
-        // SAFETY: it was begun above, by this thread.
-        let captured = unsafe { cuda::stream::end_capture(shared.stream) }.map_err(failed("capture"));
+        // Ends the capture also when something could not be started: a stream that captures carries
+        // nothing out. SAFETY: it was begun above, by this thread.
+        let captured =
+            unsafe { cuda::stream::end_capture(shared.stream) }.map_err(failed("capture"));
         // What could not be started says more than that nothing was captured then.
         let captured = match &started {
             Ok(()) => captured?,
@@ -48,7 +58,10 @@ impl Graph {
             return Err(error);
         }
         if captured.is_null() {
-            return Err(Error::Device { op: "capture", what: "the driver made no graph".into() });
+            return Err(Error::Device {
+                op: "capture",
+                what: "the driver made no graph".into(),
+            });
         }
         // SAFETY: the graph was just made, and is not used after it was destroyed.
         let executable = unsafe {
@@ -56,7 +69,11 @@ impl Graph {
             let _ = cuda::graph::destroy(captured);
             made.map_err(failed("capture"))?
         };
-        Ok(Self { executable, has_sums, shared: shared.clone() })
+        Ok(Self {
+            executable,
+            has_sums,
+            shared: shared.clone(),
+        })
     }
 
     /// Starts it on the stream.
@@ -66,14 +83,16 @@ impl Graph {
             self.shared.sums.begin();
         }
         // SAFETY: both live as long as this.
-        unsafe { cuda::graph::launch(self.executable, self.shared.stream) }.map_err(failed("replay"))
+        unsafe { cuda::graph::launch(self.executable, self.shared.stream) }
+            .map_err(failed("replay"))
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
         if self.shared.enter("close").is_ok() {
-            // SAFETY: made in `of`, dropped once; the driver keeps what the stream has not finished.
+            // SAFETY: made in `of`, dropped once; the driver keeps what the stream has not
+            // finished.
             let _ = unsafe { cuda::graph::exec_destroy(self.executable) };
         }
     }

@@ -1,13 +1,16 @@
-//! Pinned memory that uploads go through. From pageable memory the driver may wait for the stream before it copies; from
-//! pinned memory it never does, but what was put there has to stay until it was copied. So room is handed out from the start
-//! to the end, and is free again once the stream was waited for, as each step does at its end.
+//! Pinned memory that uploads go through. From pageable memory the driver may wait for the stream
+//! before it copies; from pinned memory it never does, but what was put there has to stay until it
+//! was copied. So room is handed out from the start to the end, and is free again once the stream
+//! was waited for, as each step does at its end.
 
-use super::{Shared, cuda, failed};
-use crate::error::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Pinned bytes: more than the descriptors of a step of 64 sequences with 4096 slots in each of 8 KV heads and 32 layers.
+use super::{Shared, cuda, failed};
+use crate::error::{Error, Result};
+
+/// Pinned bytes: more than the descriptors of a step of 64 sequences with 4096 slots in each of 8
+/// KV heads and 32 layers.
 const BYTES: usize = 32 << 20;
 
 /// Pinned memory of the host.
@@ -25,11 +28,23 @@ impl Staging {
     pub(super) fn new(shared: &Arc<Shared>) -> Result<Self> {
         shared.enter("pinned memory")?;
         // SAFETY: freed when dropped.
-        let start = unsafe { cuda::malloc_host(BYTES, 0) }.map_err(|error| match failed("pinned memory")(error) {
-            Error::Device { .. } => Error::OutOfMemory { what: "pinned memory", bytes: BYTES },
-            other => other,
+        let start = unsafe { cuda::malloc_host(BYTES, 0) }.map_err(|error| {
+            match failed("pinned memory")(error) {
+                Error::Device { .. } => Error::OutOfMemory {
+                    what: "pinned memory",
+                    bytes: BYTES,
+                },
+                other => other,
+            }
         })?;
-        Ok(Self { start: start.cast(), room: Room { bytes: BYTES, used: 0 }, shared: shared.clone() })
+        Ok(Self {
+            start: start.cast(),
+            room: Room {
+                bytes: BYTES,
+                used: 0,
+            },
+            shared: shared.clone(),
+        })
     }
 
     /// Starts the copy of `src` to `address`, where so many bytes were allocated.
@@ -46,13 +61,15 @@ impl Staging {
                 self.waited();
             }
             let part = self.room.take(src.len());
-            // SAFETY: inside the allocation; nothing that the stream still reads lies there, by `Room`.
-            let room = unsafe { std::slice::from_raw_parts_mut(self.start.add(part.start), part.len()) };
+            // SAFETY: inside the allocation; nothing that the stream still reads lies there, by
+            // `Room`.
+            let room =
+                unsafe { std::slice::from_raw_parts_mut(self.start.add(part.start), part.len()) };
             room.copy_from_slice(src);
             pinned = room;
         }
-        // SAFETY: by the caller's promise. A pinned source stays until the stream was waited for; a pageable one was copied when
-        // this returns.
+        // SAFETY: by the caller's promise. A pinned source stays until the stream was waited for; a
+        // pageable one was copied when this returns.
         unsafe { cuda::memcpy_htod_async(address, pinned, stream) }.map_err(failed("upload"))
     }
 
@@ -99,7 +116,10 @@ mod tests {
 
     #[test]
     fn room_is_handed_out_once_until_it_is_free_again() {
-        let mut room = Room { bytes: 200, used: 0 };
+        let mut room = Room {
+            bytes: 200,
+            used: 0,
+        };
         assert_eq!((room.take(1), room.take(100)), (0..1, 64..164));
         assert!(room.has(8) && !room.has(9));
         assert_eq!(room.take(8), 192..200);

@@ -1,9 +1,11 @@
-//! What a GPU is, and seconds of it by events on its stream: for benchmarks, which report what the device measured.
+//! What a GPU is, and seconds of it by events on its stream: for benchmarks, which report what the
+//! device measured.
+
+use std::sync::{Arc, PoisonError};
 
 use super::{Driver, Shared, capability, cuda, driver_version, failed, sys};
 use crate::cuda::at_least;
 use crate::error::Result;
-use std::sync::{Arc, PoisonError};
 
 /// A GPU and its driver, for reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,15 +32,20 @@ pub(super) struct Event {
     shared: Arc<Shared>,
 }
 
-// SAFETY: an event may be used from any thread that makes its context current, which every call does.
+// SAFETY: an event may be used from any thread that makes its context current, which every call
+// does.
 unsafe impl Send for Event {}
 
 impl Event {
     /// The point that the stream has reached with what was started so far.
     pub(super) fn now(shared: &Arc<Shared>) -> Result<Self> {
         shared.enter("event")?;
-        let handle = cuda::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("event"))?;
-        let event = Self { handle, shared: shared.clone() };
+        let handle =
+            cuda::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("event"))?;
+        let event = Self {
+            handle,
+            shared: shared.clone(),
+        };
         // SAFETY: both were made in this context and live on.
         unsafe { cuda::event::record(handle, shared.stream) }.map_err(failed("event"))?;
         Ok(event)
@@ -81,8 +88,8 @@ impl Driver {
         let (free, total) = self.memory()?;
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         // SAFETY: the device exists.
-        let multiprocessors =
-            unsafe { cuda::device::get_attribute(self.shared.device, attribute) }.map_err(failed("facts"))?;
+        let multiprocessors = unsafe { cuda::device::get_attribute(self.shared.device, attribute) }
+            .map_err(failed("facts"))?;
         Ok(Facts {
             name: self.name.clone(),
             capability: capability(self.shared.device)?,
@@ -104,8 +111,8 @@ impl Driver {
         start.until(&Event::now(&self.shared)?)
     }
 
-    /// Seconds of every kernel and every product that `work` starts, in order. Pauses between them do not count, so that
-    /// what the host does meanwhile does not either.
+    /// Seconds of every kernel and every product that `work` starts, in order. Pauses between them
+    /// do not count, so that what the host does meanwhile does not either.
     ///
     /// # Errors
     /// As [`Self::seconds`].
@@ -115,29 +122,44 @@ impl Driver {
         let done = work();
         let timed = spans().take().unwrap_or_default();
         done?;
-        timed.into_iter().map(|Span { name, start, end }| Ok((name, start.until(&end)?))).collect()
+        timed
+            .into_iter()
+            .map(|Span { name, start, end }| Ok((name, start.until(&end)?)))
+            .collect()
     }
 
     /// Copies `bytes` from one place on the device to another.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::error::Error::Shape) past an end, [`Error::Device`](crate::error::Error::Device).
-    pub fn copy(&self, src: &super::DriverMemory, dst: &super::DriverMemory, bytes: usize) -> Result<()> {
+    /// [`Error::Shape`](crate::error::Error::Shape) past an end,
+    /// [`Error::Device`](crate::error::Error::Device).
+    pub fn copy(
+        &self,
+        src: &super::DriverMemory,
+        dst: &super::DriverMemory,
+        bytes: usize,
+    ) -> Result<()> {
         at_least("copy", "src", src.bytes, bytes)?;
         at_least("copy", "dst", dst.bytes, bytes)?;
         self.shared.enter("copy")?;
         // SAFETY: inside both allocations, by the checks.
-        unsafe { cuda::memcpy_dtod_async(dst.address, src.address, bytes, self.shared.stream) }.map_err(failed("copy"))
+        unsafe { cuda::memcpy_dtod_async(dst.address, src.address, bytes, self.shared.stream) }
+            .map_err(failed("copy"))
     }
 
     /// Whether kernels are timed one by one.
     pub(super) fn times_kernels(&self) -> bool {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.spans
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// Begins the span of a kernel where kernels are timed.
     pub(super) fn begin_span(&self) -> Result<Option<Event>> {
-        self.times_kernels().then(|| Event::now(&self.shared)).transpose()
+        self.times_kernels()
+            .then(|| Event::now(&self.shared))
+            .transpose()
     }
 
     /// Ends what [`Self::begin_span`] began.
@@ -145,7 +167,11 @@ impl Driver {
         let Some(start) = start else { return Ok(()) };
         let end = Event::now(&self.shared)?;
         if let Some(spans) = &mut *self.spans.lock().unwrap_or_else(PoisonError::into_inner) {
-            spans.push(Span { name: name.to_owned(), start, end });
+            spans.push(Span {
+                name: name.to_owned(),
+                start,
+                end,
+            });
         }
         Ok(())
     }

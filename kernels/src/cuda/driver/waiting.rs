@@ -1,18 +1,21 @@
-//! Sums over ranks on the stream, and waiting for it: it does not end by itself when a rank has died in the middle of a sum.
+//! Sums over ranks on the stream, and waiting for it: it does not end by itself when a rank has
+//! died in the middle of a sum.
 //!
-//! NCCL's kernel spins on the GPU until its peers have come; only an abort of the communicator, by whoever connects the ranks, ends
-//! it. So while sums are under way the stream is asked again and again, and so are they: a thread that sleeps in the driver could
-//! be told of nothing.
+//! NCCL's kernel spins on the GPU until its peers have come; only an abort of the communicator, by
+//! whoever connects the ranks, ends it. So while sums are under way the stream is asked again and
+//! again, and so are they: a thread that sleeps in the driver could be told of nothing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::{Driver, Shared, cuda, failed, sys};
 use crate::cuda::Sum;
 use crate::error::{Error, Result};
 use crate::sums::{DeviceSums, Summand};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-/// Questions without a pause: a step of decoding takes milliseconds, and its answer should not wait.
+/// Questions without a pause: a step of decoding takes milliseconds, and its answer should not
+/// wait.
 const EAGER: u32 = 20_000;
 /// Pause between later ones.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -35,7 +38,10 @@ impl Sums {
     }
 
     pub(super) fn joined(&self) -> Option<Arc<dyn DeviceSums>> {
-        self.joined.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.joined
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// A sum is put on the stream, or a graph that has some.
@@ -54,11 +60,22 @@ impl Driver {
     /// As [`Device::sum`](crate::cuda::Device::sum).
     pub(super) unsafe fn put_sum(&self, sum: &Sum) -> Result<()> {
         self.shared.enter("sum")?;
-        let none = || Error::Device { op: "sum", what: "no ranks were joined".into() };
+        let none = || Error::Device {
+            op: "sum",
+            what: "no ranks were joined".into(),
+        };
         let sums = self.shared.sums.joined().ok_or_else(none)?;
         let span = self.begin_span()?;
-        // SAFETY: by the caller's contract; the stream is that of the context which was just made current.
-        let summand = unsafe { Summand::on_stream(sum.element, sum.address, sum.count, self.shared.stream as u64) };
+        // SAFETY: by the caller's contract; the stream is that of the context which was just made
+        // current.
+        let summand = unsafe {
+            Summand::on_stream(
+                sum.element,
+                sum.address,
+                sum.count,
+                self.shared.stream as u64,
+            )
+        };
         self.shared.sums.begin();
         sums.all_reduce(summand)?;
         self.end_span("sum", span)
@@ -84,7 +101,9 @@ impl Shared {
         if !self.sums.under_way.load(Ordering::Acquire) {
             return Ok(());
         }
-        let Some(sums) = self.sums.joined() else { return Ok(()) };
+        let Some(sums) = self.sums.joined() else {
+            return Ok(());
+        };
         let is_done = || {
             // SAFETY: the stream lives as long as this.
             match unsafe { sys::cuStreamQuery(self.stream) } {
@@ -117,9 +136,10 @@ fn wait_until(mut is_done: impl FnMut() -> Result<bool>, sums: &dyn DeviceSums) 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::atomic::AtomicUsize;
     use std::time::Instant;
+
+    use super::*;
 
     /// Sums that fail after so many questions.
     struct Failing(AtomicUsize);
@@ -130,8 +150,13 @@ mod tests {
             Ok(())
         }
         fn check(&self) -> Result<()> {
-            let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-            left.map(|_| ()).map_err(|_| Error::Sums("a rank is gone".into()))
+            let left = self
+                .0
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    left.checked_sub(1)
+                });
+            left.map(|_| ())
+                .map_err(|_| Error::Sums("a rank is gone".into()))
         }
         fn gather(&self, word: u64) -> Result<Vec<u64>> {
             Ok(vec![word])
@@ -154,15 +179,25 @@ mod tests {
     fn a_stream_that_hangs_in_a_sum_is_given_up() {
         // While it is asked without a pause, and after that.
         for questions in [0, 5, EAGER as usize / ASKED as usize + 4] {
-            let error = wait_until(|| Ok(false), &Failing(AtomicUsize::new(questions))).expect_err("it never ends");
-            assert!(matches!(&error, Error::Sums(cause) if cause.to_string() == "a rank is gone"), "{error}");
+            let error = wait_until(|| Ok(false), &Failing(AtomicUsize::new(questions)))
+                .expect_err("it never ends");
+            assert!(
+                matches!(&error, Error::Sums(cause) if cause.to_string() == "a rank is gone"),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn a_stream_that_fails_says_so() {
-        let lost = || Err(Error::Device { op: "wait", what: "lost".into() });
-        let error = wait_until(lost, &Failing(AtomicUsize::new(usize::MAX))).expect_err("it failed");
+        let lost = || {
+            Err(Error::Device {
+                op: "wait",
+                what: "lost".into(),
+            })
+        };
+        let error =
+            wait_until(lost, &Failing(AtomicUsize::new(usize::MAX))).expect_err("it failed");
         assert!(matches!(error, Error::Device { .. }), "{error}");
     }
 }

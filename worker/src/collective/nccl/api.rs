@@ -1,4 +1,5 @@
-//! What we use of NCCL, without its pointers: a trait with two twins, the library and one in memory for tests.
+//! What we use of NCCL, without its pointers: a trait with two twins, the library and one in memory
+//! for tests.
 
 use palimpsest_kernels::sums::{SumElement, Summand};
 
@@ -127,7 +128,8 @@ pub trait Api: Send + Sync + 'static {
     /// [`ApiError`].
     fn finish(&self, comm: &Self::Comm, out: &mut [u8]) -> Result<(), ApiError>;
 
-    /// Begins to put a sum on the stream of its array, in place; [`Api::poll`] says when it is there.
+    /// Begins to put a sum on the stream of its array, in place; [`Api::poll`] says when it is
+    /// there.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -148,5 +150,10 @@ pub trait Api: Send + Sync + 'static {
 
 /// A version as people write it.
 pub fn dotted(version: u32) -> String {
-    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+    format!(
+        "{}.{}.{}",
+        version / 10_000,
+        version / 100 % 100,
+        version % 100
+    )
 }

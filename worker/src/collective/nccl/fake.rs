@@ -1,5 +1,6 @@
-//! The in-memory twin of NCCL, for tests, those of other crates too: ranks are threads, and nothing is done before it was polled a
-//! few times. Its devices are those whose memory is the host's, such as the emulated one.
+//! The in-memory twin of NCCL, for tests, those of other crates too: ranks are threads, and nothing
+//! is done before it was polled a few times. Its devices are those whose memory is the host's, such
+//! as the emulated one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,14 +29,22 @@ pub struct Fake {
 
 impl Default for Fake {
     fn default() -> Self {
-        Self { version: 23_003, graphs: Mutex::default(), groups: Mutex::default(), ids: AtomicU64::new(1) }
+        Self {
+            version: 23_003,
+            graphs: Mutex::default(),
+            groups: Mutex::default(),
+            ids: AtomicU64::new(1),
+        }
     }
 }
 
 impl Fake {
     /// A library of another version.
     pub fn of_version(version: u32) -> Self {
-        Self { version, ..Self::default() }
+        Self {
+            version,
+            ..Self::default()
+        }
     }
 }
 
@@ -43,7 +52,10 @@ impl Fake {
 ///
 /// # Panics
 /// When a rank's thread does.
-pub fn connect(fakes: Vec<Arc<Fake>>, limit: Duration) -> Vec<Result<NcclCollective<Fake>, CollectiveError>> {
+pub fn connect(
+    fakes: Vec<Arc<Fake>>,
+    limit: Duration,
+) -> Vec<Result<NcclCollective<Fake>, CollectiveError>> {
     let (store, world_size) = (MemoryStore::default(), fakes.len());
     std::thread::scope(|scope| {
         let join = |(rank, fake)| {
@@ -53,7 +65,10 @@ pub fn connect(fakes: Vec<Arc<Fake>>, limit: Duration) -> Vec<Result<NcclCollect
             scope.spawn(move || NcclCollective::connect(fake, place, store, "epoch-1", deadline))
         };
         let threads: Vec<_> = fakes.into_iter().enumerate().map(join).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect()
     })
 }
 
@@ -81,7 +96,12 @@ pub struct FakeComm {
 
 impl FakeComm {
     fn group<T>(&self, read: impl FnOnce(&mut Group) -> T) -> T {
-        read(&mut self.group.lock().expect("no test panics while it holds this"))
+        read(
+            &mut self
+                .group
+                .lock()
+                .expect("no test panics while it holds this"),
+        )
     }
 }
 
@@ -99,21 +119,45 @@ impl Api for Fake {
     }
 
     fn init(&self, place: Place, id: &UniqueId) -> Result<FakeComm, ApiError> {
-        let mut groups = self.groups.lock().expect("no test panics while it holds this");
-        let new = || Arc::new(Mutex::new(Group { arrived: 0, gone: None, calls: HashMap::new() }));
+        let mut groups = self
+            .groups
+            .lock()
+            .expect("no test panics while it holds this");
+        let new = || {
+            Arc::new(Mutex::new(Group {
+                arrived: 0,
+                gone: None,
+                calls: HashMap::new(),
+            }))
+        };
         let group = groups.entry(*id).or_insert_with(new).clone();
-        group.lock().expect("no test panics while it holds this").arrived += 1;
-        Ok(FakeComm { place, group, next: AtomicU64::new(0), polls: AtomicU64::new(0) })
+        group
+            .lock()
+            .expect("no test panics while it holds this")
+            .arrived += 1;
+        Ok(FakeComm {
+            place,
+            group,
+            next: AtomicU64::new(0),
+            polls: AtomicU64::new(0),
+        })
     }
 
     fn start(&self, comm: &FakeComm, call: Call, data: &[u8]) -> Result<(), ApiError> {
         let number = comm.next.fetch_add(1, Ordering::Relaxed);
         comm.polls.store(0, Ordering::Relaxed);
         comm.group(|group| {
-            let new = || Pending { call, data: vec![None; comm.place.world_size], taken: 0 };
+            let new = || Pending {
+                call,
+                data: vec![None; comm.place.world_size],
+                taken: 0,
+            };
             let pending = group.calls.entry(number).or_insert_with(new);
             if pending.call != call {
-                return Err(ApiError::Usage(format!("{call:?}, another rank {:?}", pending.call)));
+                return Err(ApiError::Usage(format!(
+                    "{call:?}, another rank {:?}",
+                    pending.call
+                )));
             }
             pending.data[comm.place.rank] = Some(data.to_vec());
             Ok(())
@@ -126,10 +170,15 @@ impl Api for Fake {
         comm.group(|group| {
             let is_whole = match number.checked_sub(1) {
                 None => group.arrived == comm.place.world_size,
-                Some(last) => group.calls.get(&last).is_some_and(|call| call.data.iter().all(Option::is_some)),
+                Some(last) => group
+                    .calls
+                    .get(&last)
+                    .is_some_and(|call| call.data.iter().all(Option::is_some)),
             };
             match group.gone {
-                Some(rank) if !is_whole => Err(ApiError::Failed(format!("ncclRemoteError: rank {rank}"))),
+                Some(rank) if !is_whole => {
+                    Err(ApiError::Failed(format!("ncclRemoteError: rank {rank}")))
+                }
                 _ => Ok(is_whole && !is_lazy),
             }
         })
@@ -139,11 +188,24 @@ impl Api for Fake {
         let number = comm.next.load(Ordering::Relaxed) - 1;
         comm.group(|group| {
             let pending = group.calls.get_mut(&number).expect("it was started");
-            let data: Vec<&[u8]> = pending.data.iter().map(|data| data.as_deref().expect("it is whole")).collect();
+            let data: Vec<&[u8]> = pending
+                .data
+                .iter()
+                .map(|data| data.as_deref().expect("it is whole"))
+                .collect();
             match pending.call {
-                Call { operation: Operation::AllReduce, element } => out.copy_from_slice(&sum(element, &data)),
-                Call { operation: Operation::AllGather, .. } => out.copy_from_slice(&data.concat()),
-                Call { operation: Operation::Broadcast { root }, .. } => out.copy_from_slice(data[root]),
+                Call {
+                    operation: Operation::AllReduce,
+                    element,
+                } => out.copy_from_slice(&sum(element, &data)),
+                Call {
+                    operation: Operation::AllGather,
+                    ..
+                } => out.copy_from_slice(&data.concat()),
+                Call {
+                    operation: Operation::Broadcast { root },
+                    ..
+                } => out.copy_from_slice(data[root]),
             }
             pending.taken += 1;
             if pending.taken == comm.place.world_size {
@@ -154,7 +216,10 @@ impl Api for Fake {
     }
 
     fn enqueue(&self, comm: &FakeComm, summand: &mut Summand<'_>) -> Result<(), ApiError> {
-        let call = Call { operation: Operation::AllReduce, element: summand.element().into() };
+        let call = Call {
+            operation: Operation::AllReduce,
+            element: summand.element().into(),
+        };
         self.start(comm, call, on_host(summand)?)
     }
 
@@ -163,11 +228,18 @@ impl Api for Fake {
     }
 
     fn abort(&self, comm: FakeComm) {
-        let _graphs = self.graphs.lock().expect("no test panics while it holds this");
+        let _graphs = self
+            .graphs
+            .lock()
+            .expect("no test panics while it holds this");
         comm.group(|group| {
             group.gone = group.gone.or(Some(comm.place.rank));
             // What this rank brought to a collective that is not complete goes with it.
-            for pending in group.calls.values_mut().filter(|pending| pending.data.iter().any(Option::is_none)) {
+            for pending in group
+                .calls
+                .values_mut()
+                .filter(|pending| pending.data.iter().any(Option::is_none))
+            {
                 pending.data[comm.place.rank] = None;
             }
         });
@@ -189,13 +261,13 @@ fn sum(element: Element, data: &[&[u8]]) -> Vec<u8> {
         for (total, part) in total.chunks_exact_mut(width).zip(part.chunks_exact(width)) {
             match element {
                 Element::F32 => {
-                    let added: f32 =
-                        bytemuck::pod_read_unaligned::<f32>(total) + bytemuck::pod_read_unaligned::<f32>(part);
+                    let added: f32 = bytemuck::pod_read_unaligned::<f32>(total)
+                        + bytemuck::pod_read_unaligned::<f32>(part);
                     total.copy_from_slice(&added.to_ne_bytes());
                 }
                 Element::U64 => {
-                    let added =
-                        bytemuck::pod_read_unaligned::<u64>(total).wrapping_add(bytemuck::pod_read_unaligned(part));
+                    let added = bytemuck::pod_read_unaligned::<u64>(total)
+                        .wrapping_add(bytemuck::pod_read_unaligned(part));
                     total.copy_from_slice(&added.to_ne_bytes());
                 }
                 Element::U8 => total[0] += part[0],

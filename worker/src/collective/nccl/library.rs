@@ -1,14 +1,14 @@
 //! NCCL itself, loaded when a group asks for it.
 //!
-//! `cudarc` has bindings, but looks for `libnccl.so` only, which run-time images do not have (the library's own name is
-//! `libnccl.so.2`), and panics on a missing symbol. So the ten symbols that are needed are looked up here, and the device's
-//! memory and stream are `cudarc`'s. Not yet run on a GPU.
+//! `cudarc` has bindings, but looks for `libnccl.so` only, which run-time images do not have (the
+//! library's own name is `libnccl.so.2`), and panics on a missing symbol. So the ten symbols that
+//! are needed are looked up here, and the device's memory and stream are `cudarc`'s. Not yet run on
+//! a GPU.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DriverError};
-
 use palimpsest_kernels::sums::{Place as SumPlace, Summand};
 
 use super::api::{Api, ApiError, Call, Element, Operation, UniqueId};
@@ -16,7 +16,8 @@ use crate::shard::Place;
 
 /// Names of the library, in the order in which they are tried.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
-/// The oldest version that non-blocking communicators and their abort are safe with (NCCL issue 992).
+/// The oldest version that non-blocking communicators and their abort are safe with (NCCL issue
+/// 992).
 const LEAST_VERSION: u32 = 21_901;
 
 const SUCCESS: c_int = 0;
@@ -32,7 +33,8 @@ type Stream = *mut c_void;
 #[derive(Clone, Copy)]
 struct Id([u8; 128]);
 
-/// `ncclConfig_t` as of 2.17: later libraries take a shorter one for what it is, by `size` and `version`.
+/// `ncclConfig_t` as of 2.17: later libraries take a shorter one for what it is, by `size` and
+/// `version`.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -64,7 +66,8 @@ impl Config {
     }
 }
 
-type Reduce = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int;
+type Reduce =
+    unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int;
 
 /// The symbols, as `nccl.h` declares them.
 struct Functions {
@@ -74,7 +77,8 @@ struct Functions {
     get_async_error: unsafe extern "C" fn(Comm, *mut c_int) -> c_int,
     abort: unsafe extern "C" fn(Comm) -> c_int,
     all_reduce: Reduce,
-    all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int,
+    all_gather:
+        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int,
     broadcast: Reduce,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     last_error: unsafe extern "C" fn(Comm) -> *const c_char,
@@ -96,7 +100,8 @@ pub struct NcclComm {
     call: Mutex<UnderWay>,
 }
 
-// SAFETY: NCCL lets any thread use a communicator, one at a time; `NcclCollective` holds a lock around each call.
+// SAFETY: NCCL lets any thread use a communicator, one at a time; `NcclCollective` holds a lock
+// around each call.
 unsafe impl Send for NcclComm {}
 
 #[derive(Default)]
@@ -124,20 +129,26 @@ impl Library {
     /// Loads NCCL for GPU `ordinal`.
     ///
     /// # Errors
-    /// [`ApiError::Unsupported`] when library, driver or GPU are missing, or the library is too old.
+    /// [`ApiError::Unsupported`] when library, driver or GPU are missing, or the library is too
+    /// old.
     pub fn open(ordinal: usize) -> Result<Self, ApiError> {
         let functions = Functions::load()?;
         let unsupported = |why: String| ApiError::Unsupported(why);
         // SAFETY: loading the driver runs its initialisers, which is what it is for.
         if !unsafe { cudarc::driver::sys::is_culib_present() } {
-            return Err(unsupported("no CUDA driver on this machine (libcuda.so.1 was not found)".into()));
+            return Err(unsupported(
+                "no CUDA driver on this machine (libcuda.so.1 was not found)".into(),
+            ));
         }
-        let context = CudaContext::new(ordinal).map_err(|error| unsupported(format!("GPU {ordinal}: {error}")))?;
+        let context = CudaContext::new(ordinal)
+            .map_err(|error| unsupported(format!("GPU {ordinal}: {error}")))?;
         let library = Self { functions, context };
         let version = library.version()?;
         if version < LEAST_VERSION {
             let [have, want] = [version, LEAST_VERSION].map(super::api::dotted);
-            return Err(unsupported(format!("libnccl.so.2 is {have}; at least {want} is needed")));
+            return Err(unsupported(format!(
+                "libnccl.so.2 is {have}; at least {want} is needed"
+            )));
         }
         Ok(library)
     }
@@ -149,14 +160,19 @@ impl Library {
         // SAFETY: takes any number and returns a string of the library's own.
         let mut text = unsafe { read((self.functions.error_string)(result)) };
         if let Some(comm) = comm {
-            // SAFETY: `comm` is alive; the string is the library's own and read before another call.
+            // SAFETY: `comm` is alive; the string is the library's own and read before another
+            // call.
             let last = unsafe { read((self.functions.last_error)(comm)) };
             if !last.is_empty() {
                 text = format!("{text} ({last})");
             }
         }
         const INVALID_USAGE: c_int = 5;
-        Err(if result == INVALID_USAGE { ApiError::Usage(text) } else { ApiError::Failed(text) })
+        Err(if result == INVALID_USAGE {
+            ApiError::Usage(text)
+        } else {
+            ApiError::Failed(text)
+        })
     }
 
     /// Whether NCCL has taken up all calls made so far.
@@ -176,7 +192,11 @@ impl Library {
         bytes: usize,
     ) -> Result<&'a mut CudaSlice<u8>, ApiError> {
         if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
-            *buffer = Some(stream.alloc_zeros(bytes.next_power_of_two()).map_err(driver)?);
+            *buffer = Some(
+                stream
+                    .alloc_zeros(bytes.next_power_of_two())
+                    .map_err(driver)?,
+            );
         }
         Ok(buffer.as_mut().expect("it was just made"))
     }
@@ -191,7 +211,9 @@ unsafe fn read(text: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 impl Functions {
@@ -213,7 +235,8 @@ impl Functions {
 
     fn of(library: libloading::Library) -> Result<Self, ApiError> {
         fn symbol<T: Copy>(library: &libloading::Library, name: &str) -> Result<T, ApiError> {
-            // SAFETY: the types of `Functions` are those of `nccl.h`; the library outlives them, being in the same struct.
+            // SAFETY: the types of `Functions` are those of `nccl.h`; the library outlives them,
+            // being in the same struct.
             let found = unsafe { library.get::<T>(name.as_bytes()) };
             found
                 .map(|symbol| *symbol)
@@ -250,7 +273,9 @@ impl Api for Library {
     fn version(&self) -> Result<u32, ApiError> {
         let mut version = 0;
         // SAFETY: writes one number.
-        self.check(None, unsafe { (self.functions.get_version)(&raw mut version) })?;
+        self.check(None, unsafe {
+            (self.functions.get_version)(&raw mut version)
+        })?;
         Ok(version.unsigned_abs())
     }
 
@@ -263,32 +288,51 @@ impl Api for Library {
 
     fn init(&self, place: Place, id: &UniqueId) -> Result<NcclComm, ApiError> {
         self.context.bind_to_thread().map_err(driver)?;
-        // A stream of its own: kernels of the engine never wait behind a collective that waits for another rank.
+        // A stream of its own: kernels of the engine never wait behind a collective that waits for
+        // another rank.
         let stream = self.context.new_stream().map_err(driver)?;
         let (mut raw, mut config) = (std::ptr::null_mut(), Config::non_blocking());
         let (size, rank) = (place.world_size as c_int, place.rank as c_int);
-        // SAFETY: the context is current; `raw` and `config` are written and read before the call returns.
-        let result = unsafe { (self.functions.init_rank_config)(&raw mut raw, size, Id(*id), rank, &raw mut config) };
+        // SAFETY: the context is current; `raw` and `config` are written and read before the call
+        // returns.
+        let result = unsafe {
+            (self.functions.init_rank_config)(&raw mut raw, size, Id(*id), rank, &raw mut config)
+        };
         self.check(None, result)?;
-        Ok(NcclComm { raw, world_size: place.world_size, stream, call: Mutex::default() })
+        Ok(NcclComm {
+            raw,
+            world_size: place.world_size,
+            stream,
+            call: Mutex::default(),
+        })
     }
 
     fn start(&self, comm: &NcclComm, call: Call, data: &[u8]) -> Result<(), ApiError> {
         self.context.bind_to_thread().map_err(driver)?;
         let mut under_way = comm.call.lock().unwrap_or_else(PoisonError::into_inner);
-        let UnderWay { send, receive, done, result } = &mut *under_way;
+        let UnderWay {
+            send,
+            receive,
+            done,
+            result,
+        } = &mut *under_way;
         *done = None;
         let stream = &comm.stream;
         let send = Self::room(stream, send, data.len())?;
-        stream.memcpy_htod(data, &mut send.slice_mut(..data.len())).map_err(driver)?;
+        stream
+            .memcpy_htod(data, &mut send.slice_mut(..data.len()))
+            .map_err(driver)?;
         let (from, _kept) = send.device_ptr_mut(stream);
         let (count, dtype) = (data.len() / call.element.bytes(), data_type(call.element));
         let (from, queue) = (from as *mut c_void, stream.cu_stream().cast());
         let functions = &self.functions;
         let status = match call.operation {
-            // SAFETY: the buffer holds `count` elements, lives until the communicator is gone, and is touched by this
-            // stream alone; the communicator is alive and used by one thread at a time.
-            Operation::AllReduce => unsafe { (functions.all_reduce)(from, from, count, dtype, SUM, comm.raw, queue) },
+            // SAFETY: the buffer holds `count` elements, lives until the communicator is gone, and
+            // is touched by this stream alone; the communicator is alive and used by one thread at
+            // a time.
+            Operation::AllReduce => unsafe {
+                (functions.all_reduce)(from, from, count, dtype, SUM, comm.raw, queue)
+            },
             // SAFETY: as above.
             Operation::Broadcast { root } => unsafe {
                 (functions.broadcast)(from, from, count, dtype, root as c_int, comm.raw, queue)
@@ -297,10 +341,16 @@ impl Api for Library {
                 let all = Self::room(stream, receive, data.len() * comm.world_size)?;
                 let (into, _kept) = all.device_ptr_mut(stream);
                 // SAFETY: as above; the second buffer has room for the elements of all ranks.
-                unsafe { (functions.all_gather)(from, into as *mut c_void, count, dtype, comm.raw, queue) }
+                unsafe {
+                    (functions.all_gather)(from, into as *mut c_void, count, dtype, comm.raw, queue)
+                }
             }
         };
-        *result = Some(if call.operation == Operation::AllGather { Holder::InReceive } else { Holder::InSend });
+        *result = Some(if call.operation == Operation::AllGather {
+            Holder::InReceive
+        } else {
+            Holder::InSend
+        });
         self.check(Some(comm.raw), status)
     }
 
@@ -329,24 +379,36 @@ impl Api for Library {
             Some(Holder::InReceive) => &under_way.receive,
             _ => &under_way.send,
         };
-        let Some(buffer) = buffer else { return Err(ApiError::Usage("nothing was started".into())) };
-        comm.stream.memcpy_dtoh(&buffer.slice(..out.len()), out).map_err(driver)?;
+        let Some(buffer) = buffer else {
+            return Err(ApiError::Usage("nothing was started".into()));
+        };
+        comm.stream
+            .memcpy_dtoh(&buffer.slice(..out.len()), out)
+            .map_err(driver)?;
         // Nothing but this copy is on the stream.
         comm.stream.synchronize().map_err(driver)
     }
 
     fn enqueue(&self, comm: &NcclComm, summand: &mut Summand<'_>) -> Result<(), ApiError> {
         let dtype = data_type(summand.element().into());
-        let SumPlace::Stream { address, count, stream } = summand.place() else {
+        let SumPlace::Stream {
+            address,
+            count,
+            stream,
+        } = summand.place()
+        else {
             return Err(ApiError::Unsupported("NCCL sums what lies on a GPU".into()));
         };
-        // Nothing of the calls before is asked for any more: from here on, `poll` is about this call.
+        // Nothing of the calls before is asked for any more: from here on, `poll` is about this
+        // call.
         let mut under_way = comm.call.lock().unwrap_or_else(PoisonError::into_inner);
         (under_way.result, under_way.done) = (None, None);
         let (array, queue) = (address as *mut c_void, stream as Stream);
-        // SAFETY: by `Summand`, array and stream are alive and the stream's context is current; the communicator is alive and used
-        // by one thread at a time.
-        let status = unsafe { (self.functions.all_reduce)(array, array, count, dtype, SUM, comm.raw, queue) };
+        // SAFETY: by `Summand`, array and stream are alive and the stream's context is current; the
+        // communicator is alive and used by one thread at a time.
+        let status = unsafe {
+            (self.functions.all_reduce)(array, array, count, dtype, SUM, comm.raw, queue)
+        };
         self.check(Some(comm.raw), status)
     }
 

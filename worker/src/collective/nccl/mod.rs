@@ -1,22 +1,27 @@
 //! Ranks that are processes on GPUs: NCCL, as a thin communicator that never blocks.
 //!
-//! Every call of the library returns at once and is polled until its deadline, because a communicator that waits inside
-//! NCCL cannot be aborted safely, and NCCL does not notice by itself that a rank of the same host has died. Who does notice,
-//! the coordinator, makes the rank join the next epoch, which aborts this communicator from another thread.
+//! Every call of the library returns at once and is polled until its deadline, because a
+//! communicator that waits inside NCCL cannot be aborted safely, and NCCL does not notice by itself
+//! that a rank of the same host has died. Who does notice, the coordinator, makes the rank join the
+//! next epoch, which aborts this communicator from another thread.
 //!
-//! Sums are NCCL's: taken in an order of its own, the same bits on all ranks. Those of a step's layers are put on the engine's own
-//! stream and into its graphs, and nothing of them goes over the host (`sums.rs`). What the host has or asks for, gathers of logits and
-//! sums of counts, is copied to a buffer on the device and back.
+//! Sums are NCCL's: taken in an order of its own, the same bits on all ranks. Those of a step's
+//! layers are put on the engine's own stream and into its graphs, and nothing of them goes over the
+//! host (`sums.rs`). What the host has or asks for, gathers of logits and sums of counts, is copied
+//! to a buffer on the device and back.
 //!
-//! A communicator is given back by a thread of its own: NCCL waits there until no captured graph names it, and the engine, which drops
-//! those graphs, must not wait for that in turn.
+//! A communicator is given back by a thread of its own: NCCL waits there until no captured graph
+//! names it, and the engine, which drops those graphs, must not wait for that in turn.
 //!
-//! The library is reached through [`Api`], whose in-memory twin has the same non-blocking manners; the conformance suite
-//! runs over that. On a GPU this has not been run yet.
+//! The library is reached through [`Api`], whose in-memory twin has the same non-blocking manners;
+//! the conformance suite runs over that. On a GPU this has not been run yet.
 
 pub mod api;
 pub mod fake;
-#[expect(unsafe_code, reason = "FFI: symbols of a library that is loaded when it is asked for")]
+#[expect(
+    unsafe_code,
+    reason = "FFI: symbols of a library that is loaded when it is asked for"
+)]
 pub mod library;
 mod sums;
 
@@ -40,7 +45,8 @@ const PAUSE: Duration = Duration::from_micros(50);
 pub struct NcclCollective<A: Api> {
     place: Place,
     api: Arc<A>,
-    /// Held for single calls of the library, never while waiting: NCCL wants one thread at a time in a communicator.
+    /// Held for single calls of the library, never while waiting: NCCL wants one thread at a time
+    /// in a communicator.
     state: Mutex<State<A>>,
     /// Set before the lock is asked for, so that a call under way ends.
     aborted: AtomicBool,
@@ -56,11 +62,13 @@ struct State<A: Api> {
 }
 
 impl<A: Api> NcclCollective<A> {
-    /// Joins the group of `place`, whose ranks find each other in `store` under `prefix`, which no other group has used.
+    /// Joins the group of `place`, whose ranks find each other in `store` under `prefix`, which no
+    /// other group has used.
     ///
     /// # Errors
-    /// [`CollectiveError::Unsupported`] when ranks have different versions of NCCL; [`CollectiveError::Deadline`] when not
-    /// all of them come; [`CollectiveError::PeerGone`] when the library reports an error.
+    /// [`CollectiveError::Unsupported`] when ranks have different versions of NCCL;
+    /// [`CollectiveError::Deadline`] when not all of them come; [`CollectiveError::PeerGone`] when
+    /// the library reports an error.
     pub fn connect(
         api: Arc<A>,
         place: Place,
@@ -74,12 +82,23 @@ impl<A: Api> NcclCollective<A> {
             store.set(&key, &api.unique_id().map_err(failure)?)?;
         }
         let id = store.get(&key, deadline)?;
-        let id: UniqueId =
-            id.try_into().map_err(|_| CollectiveError::Mismatch("rank 0 set an id that is not NCCL's".into()))?;
+        let id: UniqueId = id
+            .try_into()
+            .map_err(|_| CollectiveError::Mismatch("rank 0 set an id that is not NCCL's".into()))?;
         let comm = api.init(place, &id).map_err(failure)?;
-        let state = Mutex::new(State { comm: Some(comm), failed: None });
+        let state = Mutex::new(State {
+            comm: Some(comm),
+            failed: None,
+        });
         let (aborted, turn) = (AtomicBool::new(false), Mutex::new(()));
-        let this = Self { place, api, state, aborted, turn, deadline: Mutex::new(deadline) };
+        let this = Self {
+            place,
+            api,
+            state,
+            aborted,
+            turn,
+            deadline: Mutex::new(deadline),
+        };
         this.wait("ncclCommInitRankConfig", deadline)?;
         Ok(this)
     }
@@ -96,7 +115,9 @@ impl<A: Api> NcclCollective<A> {
         drop(state);
         if let Some(comm) = comm {
             let api = self.api.clone();
-            let ended = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || api.abort(comm));
+            let ended = std::thread::Builder::new()
+                .name("nccl-abort".into())
+                .spawn(move || api.abort(comm));
             if let Err(error) = ended {
                 tracing::error!(%error, "no thread to end a communicator with: it stays as it is");
             }
@@ -105,7 +126,10 @@ impl<A: Api> NcclCollective<A> {
     }
 
     /// Calls the library once, unless the communicator is gone.
-    fn with<T>(&self, call: impl FnOnce(&A, &A::Comm) -> Result<T, ApiError>) -> Result<T, CollectiveError> {
+    fn with<T>(
+        &self,
+        call: impl FnOnce(&A, &A::Comm) -> Result<T, ApiError>,
+    ) -> Result<T, CollectiveError> {
         if self.aborted.load(Ordering::Acquire) {
             return Err(self.fail(CollectiveError::Aborted));
         }
@@ -138,8 +162,14 @@ impl<A: Api> NcclCollective<A> {
         Ok(())
     }
 
-    /// One collective: `data` goes out, `out` comes back. Nothing is sent for empty data, which is empty on all ranks.
-    fn call(&self, call: Call, (data, out): (&[u8], &mut [u8]), deadline: Instant) -> Result<(), CollectiveError> {
+    /// One collective: `data` goes out, `out` comes back. Nothing is sent for empty data, which is
+    /// empty on all ranks.
+    fn call(
+        &self,
+        call: Call,
+        (data, out): (&[u8], &mut [u8]),
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if data.is_empty() {
             return self.with(|_, _| Ok(()));
@@ -156,7 +186,10 @@ impl<A: Api> NcclCollective<A> {
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
         let data = bytemuck::cast_slice(values).to_vec();
-        let call = Call { operation: Operation::AllReduce, element };
+        let call = Call {
+            operation: Operation::AllReduce,
+            element,
+        };
         self.call(call, (&data, bytemuck::cast_slice_mut(values)), deadline)
     }
 }
@@ -186,7 +219,10 @@ fn agree_on_version(
         if found != own.to_le_bytes() {
             let theirs = <[u8; 4]>::try_from(&found[..]).map_or(0, u32::from_le_bytes);
             let [own, theirs] = [own, theirs].map(api::dotted);
-            let why = format!("rank {} has NCCL {own}, rank {rank} has {theirs}: use one image", place.rank);
+            let why = format!(
+                "rank {} has NCCL {own}, rank {rank} has {theirs}: use one image",
+                place.rank
+            );
             return Err(CollectiveError::Unsupported { name: NAME, why });
         }
     }
@@ -210,19 +246,47 @@ impl<A: Api> Collective for NcclCollective<A> {
         self.sum(Element::F32, values, deadline)
     }
 
-    fn all_reduce_counts(&self, counts: &mut [u64], deadline: Instant) -> Result<(), CollectiveError> {
+    fn all_reduce_counts(
+        &self,
+        counts: &mut [u64],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         self.sum(Element::U64, counts, deadline)
     }
 
-    fn all_gather(&self, mine: &[u8], all: &mut [u8], deadline: Instant) -> Result<(), CollectiveError> {
+    fn all_gather(
+        &self,
+        mine: &[u8],
+        all: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         check_gather(self.place.world_size, mine, all)?;
-        self.call(Call { operation: Operation::AllGather, element: Element::U8 }, (mine, all), deadline)
+        self.call(
+            Call {
+                operation: Operation::AllGather,
+                element: Element::U8,
+            },
+            (mine, all),
+            deadline,
+        )
     }
 
-    fn broadcast(&self, bytes: &mut [u8], root: usize, deadline: Instant) -> Result<(), CollectiveError> {
+    fn broadcast(
+        &self,
+        bytes: &mut [u8],
+        root: usize,
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
         check_root(self.place.world_size, root)?;
         let data = bytes.to_vec();
-        self.call(Call { operation: Operation::Broadcast { root }, element: Element::U8 }, (&data, bytes), deadline)
+        self.call(
+            Call {
+                operation: Operation::Broadcast { root },
+                element: Element::U8,
+            },
+            (&data, bytes),
+            deadline,
+        )
     }
 
     fn device_sums(self: Arc<Self>) -> Option<Arc<dyn DeviceSums>> {
@@ -253,52 +317,88 @@ mod tests {
         let make = |world_size| {
             let fake = Arc::new(Fake::default());
             let ends = connect(vec![fake; world_size], Duration::from_secs(10));
-            ends.into_iter().map(|end| Arc::new(end.expect("all came")) as Arc<dyn Collective>).collect()
+            ends.into_iter()
+                .map(|end| Arc::new(end.expect("all came")) as Arc<dyn Collective>)
+                .collect()
         };
         conformance::run(&make, Sums::SomeOrder);
         conformance::run_device_sums(&make);
     }
 
-    /// The engine drops its graphs when it is told of the end, so nobody may wait for the library's end before.
+    /// The engine drops its graphs when it is told of the end, so nobody may wait for the library's
+    /// end before.
     #[test]
     fn an_end_does_not_wait_for_graphs() {
         let fake = Arc::new(Fake::default());
-        let mut ends = connect(vec![fake.clone(), fake.clone()], Duration::from_secs(10)).into_iter();
-        let (one, other) = (ends.next().expect("two").expect("joined"), ends.next().expect("two").expect("joined"));
+        let mut ends =
+            connect(vec![fake.clone(), fake.clone()], Duration::from_secs(10)).into_iter();
+        let (one, other) = (
+            ends.next().expect("two").expect("joined"),
+            ends.next().expect("two").expect("joined"),
+        );
         let graphs = fake.graphs.lock().expect("held");
         one.abort();
         let soon = || Instant::now() + Duration::from_secs(10);
-        assert_eq!(one.all_reduce_counts(&mut [1], soon()), Err(CollectiveError::Aborted));
+        assert_eq!(
+            one.all_reduce_counts(&mut [1], soon()),
+            Err(CollectiveError::Aborted)
+        );
         drop(graphs);
         let told = other.all_reduce_counts(&mut [1], soon());
-        assert!(matches!(told, Err(CollectiveError::PeerGone(_))), "{told:?}");
+        assert!(
+            matches!(told, Err(CollectiveError::PeerGone(_))),
+            "{told:?}"
+        );
     }
 
     #[test]
     fn versions_that_differ_are_named() {
-        let (a, b) = (Arc::new(Fake::default()), Arc::new(Fake::of_version(22_803)));
+        let (a, b) = (
+            Arc::new(Fake::default()),
+            Arc::new(Fake::of_version(22_803)),
+        );
         for end in connect(vec![a, b], Duration::from_secs(10)) {
             let error = end.map(|_| ()).expect_err("they differ").to_string();
-            assert!(error.contains("2.30.3") && error.contains("2.28.3"), "{error}");
+            assert!(
+                error.contains("2.30.3") && error.contains("2.28.3"),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn a_rank_that_never_comes_is_waited_for_no_longer_than_the_deadline() {
         let store = MemoryStore::default();
-        store.set("e/nccl-version-1", &Fake::default().version.to_le_bytes()).expect("memory");
-        let place = Place { rank: 0, world_size: 2 };
+        store
+            .set("e/nccl-version-1", &Fake::default().version.to_le_bytes())
+            .expect("memory");
+        let place = Place {
+            rank: 0,
+            world_size: 2,
+        };
         let deadline = Instant::now() + Duration::from_millis(100);
         let met = NcclCollective::connect(Arc::new(Fake::default()), place, &store, "e", deadline);
         let error = met.map(|_| ()).expect_err("rank 1 never came");
-        assert!(matches!(error, CollectiveError::Deadline { operation: "ncclCommInitRankConfig", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                CollectiveError::Deadline {
+                    operation: "ncclCommInitRankConfig",
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_machine_without_the_library_is_told_what_to_install() {
         if let Err(error) = library::Library::open(0) {
             let error = failure(error).to_string();
-            assert!(error.contains("nccl cannot be used") && error.contains("libnccl.so.2"), "{error}");
+            assert!(
+                error.contains("nccl cannot be used") && error.contains("libnccl.so.2"),
+                "{error}"
+            );
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Sums of what lies on a device, on the stream that asks for them.
 //!
-//! NCCL's call returns before the sum is on the stream, so it is polled until then: what is put there next has to come behind. Nobody
-//! waits here for the sum itself. Who waits for the stream asks [`DeviceSums::check`], which ends the communicator when its deadline has
-//! passed or NCCL reports an error, and with it the kernel that the stream hangs in.
+//! NCCL's call returns before the sum is on the stream, so it is polled until then: what is put
+//! there next has to come behind. Nobody waits here for the sum itself. Who waits for the stream
+//! asks [`DeviceSums::check`], which ends the communicator when its deadline has passed or NCCL
+//! reports an error, and with it the kernel that the stream hangs in.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -46,13 +47,16 @@ impl<A: Api> DeviceSums for NcclCollective<A> {
             return Ok(());
         }
         let (operation, missing) = (Operation::AllReduce.name(), "unknown to NCCL".into());
-        Err(failed(self.fail(CollectiveError::Deadline { operation, missing })))
+        Err(failed(
+            self.fail(CollectiveError::Deadline { operation, missing }),
+        ))
     }
 
     fn gather(&self, word: u64) -> Result<Vec<u64>> {
         let mut all = vec![0; self.place.world_size];
         let bytes = bytemuck::cast_slice_mut(&mut all);
-        self.all_gather(bytemuck::bytes_of(&word), bytes, self.deadline()).map_err(failed)?;
+        self.all_gather(bytemuck::bytes_of(&word), bytes, self.deadline())
+            .map_err(failed)?;
         Ok(all)
     }
 }

@@ -1,10 +1,12 @@
-//! The end of a step: logits of the rows that were asked for, or the tokens that are chosen by them.
+//! The end of a step: logits of the rows that were asked for, or the tokens that are chosen by
+//! them.
+
+use palimpsest_kernels::Backend;
+use palimpsest_kernels::sample::{self, SampleItem};
 
 use super::{Decoder, Piece, wanted_rows};
 use crate::error::Result;
 use crate::shard;
-use palimpsest_kernels::Backend;
-use palimpsest_kernels::sample::{self, SampleItem};
 
 /// What a piece gets.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +18,8 @@ pub enum Answer {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Starts the product that logits come from. A step of `rows` rows, more than the pieces have, wants as many, as all steps of its
-    /// bucket do.
+    /// Starts the product that logits come from. A step of `rows` rows, more than the pieces have,
+    /// wants as many, as all steps of its bucket do.
     pub(super) fn multiply_wanted(&mut self, pieces: &[Piece<'_>], rows: usize) -> Result<()> {
         let (mut first, mut wanted) = (0, Vec::new());
         for piece in pieces {
@@ -27,11 +29,19 @@ impl<B: Backend> Decoder<B> {
         if rows > first {
             wanted.resize(rows, 0);
         }
-        if wanted.is_empty() { Ok(()) } else { self.multiply_head(&wanted) }
+        if wanted.is_empty() {
+            Ok(())
+        } else {
+            self.multiply_head(&wanted)
+        }
     }
 
     /// What each piece gets of the logits, which were computed: waits for it.
-    pub(super) fn answers(&mut self, pieces: &[Piece<'_>], choices: &[Option<SampleItem<'_>>]) -> Result<Vec<Answer>> {
+    pub(super) fn answers(
+        &mut self,
+        pieces: &[Piece<'_>],
+        choices: &[Option<SampleItem<'_>>],
+    ) -> Result<Vec<Answer>> {
         let (mut rows, mut ranges) = (0, Vec::with_capacity(pieces.len()));
         for piece in pieces {
             let first = rows;
@@ -40,7 +50,11 @@ impl<B: Backend> Decoder<B> {
         }
         let vocabulary = self.config.vocabulary;
         if !self.shard.is_whole() {
-            let mut all = if rows == 0 { Vec::new() } else { self.gather_logits(rows)? };
+            let mut all = if rows == 0 {
+                Vec::new()
+            } else {
+                self.gather_logits(rows)?
+            };
             let answer = |(range, choice): (&std::ops::Range<usize>, &Option<SampleItem<'_>>)| {
                 let own = &mut all[range.start * vocabulary..range.end * vocabulary];
                 match choice {
@@ -53,10 +67,20 @@ impl<B: Backend> Decoder<B> {
         let items: Vec<SampleItem<'_>> = choices
             .iter()
             .zip(&ranges)
-            .filter_map(|(choice, range)| choice.map(|item| SampleItem { row: range.start, ..item }))
+            .filter_map(|(choice, range)| {
+                choice.map(|item| SampleItem {
+                    row: range.start,
+                    ..item
+                })
+            })
             .collect();
         let (b, logits) = (&*self.backend, &mut self.scratch.logits);
-        let mut tokens = if items.is_empty() { Vec::new() } else { b.sample(logits, vocabulary, &items)? }.into_iter();
+        let mut tokens = if items.is_empty() {
+            Vec::new()
+        } else {
+            b.sample(logits, vocabulary, &items)?
+        }
+        .into_iter();
         let mut answers = Vec::with_capacity(pieces.len());
         for (range, choice) in ranges.iter().zip(choices) {
             if choice.is_some() {
@@ -76,7 +100,13 @@ impl<B: Backend> Decoder<B> {
     fn multiply_head(&mut self, wanted: &[usize]) -> Result<()> {
         let (b, s, config) = (&*self.backend, &mut self.scratch, &self.config);
         b.gather_rows(&s.x, config.hidden, wanted, &mut s.last)?;
-        b.rms_norm(&s.last, &self.final_norm, config.rms_eps, wanted.len(), &mut s.h)?;
+        b.rms_norm(
+            &s.last,
+            &self.final_norm,
+            config.rms_eps,
+            wanted.len(),
+            &mut s.h,
+        )?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         Ok(b.matmul(head, &s.h, wanted.len(), None, &mut s.logits)?)
     }
@@ -91,7 +121,10 @@ impl<B: Backend> Decoder<B> {
         let mut all = vec![0.0; rows * vocabulary];
         for (rank, part) in parts.chunks_exact(longest).enumerate() {
             let columns = shard::even(vocabulary, rank, world_size);
-            for (row, values) in all.chunks_exact_mut(vocabulary).zip(part.chunks_exact(columns.len())) {
+            for (row, values) in all
+                .chunks_exact_mut(vocabulary)
+                .zip(part.chunks_exact(columns.len()))
+            {
                 row[columns.clone()].copy_from_slice(values);
             }
         }

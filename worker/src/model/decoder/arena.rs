@@ -1,9 +1,10 @@
 //! What a rank's cache may take, and its device memory.
 
-use crate::error::Result;
-use crate::kv::{PagePool, SequenceCache};
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::kv;
+
+use crate::error::Result;
+use crate::kv::{PagePool, SequenceCache};
 
 /// The slot arena of a rank: device pages and their free list.
 pub struct Arena<B: Backend> {
@@ -30,12 +31,16 @@ impl CacheBytes {
     /// Divides `all`: memories get `latent` of it, or [`kv::LATENT_SHARE`] where that is not said.
     pub fn of(all: usize, latent: Option<usize>) -> Self {
         let latent = latent.unwrap_or(all / kv::LATENT_SHARE as usize).min(all);
-        Self { pages: all - latent, latent }
+        Self {
+            pages: all - latent,
+            latent,
+        }
     }
 }
 
 impl<B: Backend> Arena<B> {
-    /// An arena of as many pages, with notes, as fit into what `bytes` leaves beside latent memories.
+    /// An arena of as many pages, with notes, as fit into what `bytes` leaves beside latent
+    /// memories.
     ///
     /// # Errors
     /// Those of [`Backend::alloc_pages`] and [`Backend::reserve_latents`].
@@ -44,7 +49,12 @@ impl<B: Backend> Arena<B> {
         let count = bytes.pages / shape.cost();
         let mut pages = backend.alloc_pages(shape, count)?;
         backend.reserve_latents(&mut pages, bytes.latent)?;
-        Ok(Self { pages, pool: PagePool::new(count), shape, latent_bytes: bytes.latent })
+        Ok(Self {
+            pages,
+            pool: PagePool::new(count),
+            shape,
+            latent_bytes: bytes.latent,
+        })
     }
 
     /// Takes back all that a sequence holds.

@@ -1,9 +1,10 @@
 //! Device memory for what a step computes on its way.
 
+use palimpsest_kernels::Backend;
+
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::shard::Shard;
-use palimpsest_kernels::Backend;
 
 /// Activations of a step; they grow to the largest step seen, which the plan bounds.
 pub(super) struct Scratch<B: Backend> {
@@ -30,7 +31,11 @@ impl<B: Backend> Scratch<B> {
         shard: &Shard,
         (rows, logit_rows): (usize, usize),
     ) -> Result<Self> {
-        let (heads, dim, ffn) = (shard.heads() * config.head_dim, config.head_dim, shard.ffn.len());
+        let (heads, dim, ffn) = (
+            shard.heads() * config.head_dim,
+            config.head_dim,
+            shard.ffn.len(),
+        );
         let alloc = |width: usize| backend.alloc(rows * width);
         Ok(Self {
             rows,
