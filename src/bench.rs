@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use palimpsest_coordinator::request::with_defaults;
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::rank::Rank;
+use palimpsest_engine::session::{Batch, Session};
 use palimpsest_kernels::Backend;
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::rank::Rank;
-use palimpsest_worker::session::{Batch, Session};
 
 use crate::args::BenchRun;
 use crate::embedded::{self, Ranks};

@@ -14,12 +14,12 @@ use palimpsest_calibrate::run::{self, Options, Stage};
 use palimpsest_calibrate::tune::documents::{Documents, Turns};
 use palimpsest_calibrate::tune::{self};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::reconstruct::{INSTRUCTION, Target};
+use palimpsest_models::Model;
+use palimpsest_models::tokenizer::TokenizerFiles;
 use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_proto::v1::{Chat, ChatMessage};
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::model::Model;
-use palimpsest_worker::model::tokenizer::TokenizerFiles;
-use palimpsest_worker::reconstruct::{INSTRUCTION, Target};
 
 use crate::args::{CalibrateArgs, KvArgs, TargetArg};
 use crate::{embedded, pull, term};

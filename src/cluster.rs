@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use palimpsest_collective::Place;
+use palimpsest_collective::nccl::library::Library;
 use palimpsest_coordinator::membership::{
     FormError, Formed, Kept, Lead, Members, RegistryMembers, StaticMembers, form, keep,
 };
 use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
 use palimpsest_registry::{Claim, RankRecord, Registry, RegistryError};
 #[cfg(feature = "etcd")]
@@ -16,10 +19,7 @@ use palimpsest_registry::{EtcdOptions, EtcdRegistry};
 #[cfg(feature = "etcd")]
 use palimpsest_tls::ClientFiles;
 use palimpsest_tls::{ClientTls, Connector, Incoming, Limits, Role, ServerTls};
-use palimpsest_worker::collective::nccl::library::Library;
-use palimpsest_worker::rank::Rank;
 use palimpsest_worker::server::{self, Device, Loaded, ServerOptions, Transport};
-use palimpsest_worker::shard::Place;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 

@@ -5,19 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use palimpsest_collective::Place;
+use palimpsest_collective::local::LocalGroup;
 use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_engine::footprint::{Footprint, StepSize};
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::rank::{Rank, RankOptions};
+use palimpsest_engine::shard::Shard;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::cuda::driver::Driver;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::{Backend, KvType};
+use palimpsest_models::Model;
 use palimpsest_proto::internal::v1::RankInfo;
-use palimpsest_worker::collective::local::LocalGroup;
-use palimpsest_worker::footprint::{Footprint, StepSize};
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::model::Model;
-use palimpsest_worker::rank::{Rank, RankOptions};
-use palimpsest_worker::shard::{Place, Shard};
 use tokio::sync::mpsc;
 
 use crate::args::{ActivationsArg, DeviceArg, KvArgs, KvTypeArg, ModelArgs};

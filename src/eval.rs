@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
+use palimpsest_engine::rank::Rank;
 use palimpsest_eval::caches::Caches;
 use palimpsest_eval::grid::{GridSpec, Metric, run_grid};
 use palimpsest_eval::haystack::Prose;
@@ -15,7 +16,6 @@ use palimpsest_eval::tasks::{Material, Task, TaskGroup, qa};
 use palimpsest_eval::{Budget, Error, TextSide, headline, report};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_proto::internal::v1::ModelInfo;
-use palimpsest_worker::rank::Rank;
 use sha2::{Digest, Sha256};
 
 use crate::args::{KvArgs, ModelArgs};

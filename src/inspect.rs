@@ -1,8 +1,8 @@
 //! `palimpsest inspect`: what a file holds, without loading it.
 
 use anyhow::Context;
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::model::Description;
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_models::Description;
 
 use crate::args::InspectArgs;
 use crate::term::bytes;
@@ -12,7 +12,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     if args.path.extension().is_some_and(|e| e == "safetensors") && args.path.is_file() {
         return indexer(args);
     }
-    let description = palimpsest_worker::model::inspect(&args.path)?;
+    let description = palimpsest_models::inspect(&args.path)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&description))?);
         return Ok(());

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use palimpsest_worker::model::random;
+use palimpsest_models::random;
 use sha2::{Digest, Sha256};
 
 /// Name of the model that `palimpsest pull` fetches when none is given.
@@ -614,5 +614,4 @@ fn copy_hashed(
 }
 
 #[cfg(test)]
-#[path = "pull_test.rs"]
 mod tests;

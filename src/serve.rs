@@ -1,7 +1,7 @@
 //! `palimpsest serve`: everything in one process.
 
 use anyhow::bail;
-use palimpsest_worker::policy::Retention;
+use palimpsest_engine::policy::Retention;
 
 use crate::args::ServeArgs;
 use crate::front::Front;

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use palimpsest_engine::kv::HeadBudget;
+use palimpsest_engine::rank::Rank;
 use palimpsest_eval::haystack::Filler;
 use palimpsest_eval::prompt::{self, Protocol};
 use palimpsest_eval::show::{self, Asked};
 use palimpsest_eval::tasks::{self, Draw, Judge, Material, Question, Task};
 use palimpsest_eval::{Budget, CacheShape};
 use palimpsest_kernels::cpu::CpuBackend;
-use palimpsest_worker::kv::HeadBudget;
-use palimpsest_worker::rank::Rank;
 
 use crate::args::ModelArgs;
 use crate::eval::{open, prose};
@@ -146,7 +146,7 @@ fn shape(args: &ShowArgs, rank: &Rank<CpuBackend>) -> anyhow::Result<CacheShape>
     if args.policy == palimpsest_eval::contracts::FULL {
         return Ok(CacheShape::full());
     }
-    let policy = palimpsest_worker::policy::find(rank.runner.policies(), &args.policy)?;
+    let policy = palimpsest_engine::policy::find(rank.runner.policies(), &args.policy)?;
     let head_budget = if policy.comparable() {
         args.head_budget.clone()
     } else {

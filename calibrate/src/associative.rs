@@ -5,8 +5,8 @@
 //! a query learns from what was evicted at a boundary before it. Every step trains some number of
 //! the first features, so that a memory may use fewer than all.
 
+use palimpsest_engine::memory::associative::AssociativeLayerWeights;
 use palimpsest_kernels::LEAST_MASS;
-use palimpsest_worker::memory::associative::AssociativeLayerWeights;
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;

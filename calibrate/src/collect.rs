@@ -3,9 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use palimpsest_engine::reconstruct::Reconstruction;
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
-use palimpsest_worker::reconstruct::Reconstruction;
-use palimpsest_worker::runner::Runner;
 
 use crate::{Error, Result};
 

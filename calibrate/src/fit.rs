@@ -1,6 +1,6 @@
 //! Ridge regression per layer by normal equations, in double precision.
 
-use palimpsest_worker::policy::retention::LayerScorer;
+use palimpsest_engine::policy::retention::LayerScorer;
 
 use crate::collect::LayerSample;
 use crate::{Error, Result};

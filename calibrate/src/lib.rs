@@ -55,7 +55,7 @@ pub enum Error {
     Tokenizer(String),
     /// The engine failed.
     #[error(transparent)]
-    Engine(#[from] palimpsest_worker::Error),
+    Engine(#[from] palimpsest_engine::Error),
     /// Files that have no mean.
     #[error(
         "some of the indexers have one scorer for each KV head, others two: start from those of \

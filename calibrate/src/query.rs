@@ -4,7 +4,7 @@
 //! gradient: the best query of every entry is found with the engine's own arithmetic, and gradients
 //! of those pairs alone are linear in the length.
 
-use palimpsest_worker::policy::query::{EPSILON, QueryLayer, QueryWeights};
+use palimpsest_engine::policy::query::{EPSILON, QueryLayer, QueryWeights};
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::kv::budget;
+use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
+use palimpsest_engine::policy::query::{QueryLayer, QueryWeights};
+use palimpsest_engine::policy::retention::LayerScorer;
+use palimpsest_engine::reconstruct::{Reconstruction, Target};
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::{Backend, SelectBudget, SelectItem, select};
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::kv::budget;
-use palimpsest_worker::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
-use palimpsest_worker::policy::query::{QueryLayer, QueryWeights};
-use palimpsest_worker::policy::retention::LayerScorer;
-use palimpsest_worker::reconstruct::{Reconstruction, Target};
-use palimpsest_worker::runner::Runner;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::Result;
@@ -72,7 +72,7 @@ struct Shape {
 }
 
 /// Trains on `documents`. `model` names the model, its weights and its arithmetic; `instruction`:
-/// the tokens of [`palimpsest_worker::reconstruct::INSTRUCTION`].
+/// the tokens of [`palimpsest_engine::reconstruct::INSTRUCTION`].
 ///
 /// # Errors
 /// [`crate::Error`]; what was read of the documents stays on disk.
@@ -289,7 +289,7 @@ fn kept(
             candidates: candidates.clone(),
         })
         .collect();
-    let kept = select::select(budget, &items).map_err(palimpsest_worker::Error::from)?;
+    let kept = select::select(budget, &items).map_err(palimpsest_engine::Error::from)?;
     Ok(kept.lists().to_vec())
 }
 

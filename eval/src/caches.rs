@@ -1,7 +1,7 @@
 //! Which caches are compared.
 
+use palimpsest_engine::kv::HeadBudget;
 use palimpsest_kernels::KvType;
-use palimpsest_worker::kv::HeadBudget;
 
 use crate::contracts::{Budget, CacheShape, FULL};
 use crate::{Error, Result};

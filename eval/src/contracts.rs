@@ -1,10 +1,10 @@
 //! From what a grid names (a budget or a share of the prompt) to a KV contract, and back to what
 //! was really held.
 
+use palimpsest_engine::kv::{Contract, HeadBudget, Positions, SequenceCache};
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_proto::kv::{default_memory, default_window};
-use palimpsest_worker::kv::{Contract, HeadBudget, Positions, SequenceCache};
-use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};

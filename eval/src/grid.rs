@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
+use palimpsest_engine::policy::oracle::Oracle;
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
-use palimpsest_worker::policy::oracle::Oracle;
-use palimpsest_worker::runner::Runner;
 use serde::{Deserialize, Serialize};
 
 use crate::caches::Caches;
@@ -334,7 +334,7 @@ pub struct Outcome {
 
 fn check<B: Backend>(runner: &Runner<B>, spec: &GridSpec) -> Result<Vec<CacheShape>> {
     for policy in spec.caches.policy_names() {
-        palimpsest_worker::policy::find(runner.policies(), policy)?;
+        palimpsest_engine::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| {
         runner

@@ -45,7 +45,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// The rank refused or failed.
     #[error(transparent)]
-    Worker(#[from] palimpsest_worker::error::Error),
+    Worker(#[from] palimpsest_engine::error::Error),
     /// The tokenizer or the chat template refused a text.
     #[error("the model's text side: {0}")]
     Text(String),

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::session::{Mark, Session};
 use palimpsest_kernels::Backend;
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::{Mark, Session};
 
 use crate::contracts::{EntrySize, held};
 use crate::prompt::Prompt;

@@ -3,10 +3,10 @@
 
 use std::sync::{Arc, RwLock};
 
+use palimpsest_engine::policy::oracle::{Oracle, ScoreTable};
+use palimpsest_engine::reconstruct::{INSTRUCTION, Reconstruction, Target};
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
-use palimpsest_worker::policy::oracle::{Oracle, ScoreTable};
-use palimpsest_worker::reconstruct::{INSTRUCTION, Reconstruction, Target};
-use palimpsest_worker::runner::Runner;
 
 use crate::prompt::Prompt;
 use crate::{Error, Result, TextSide};

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::Backend;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
 use serde::{Deserialize, Serialize};
 
 use crate::caches::Caches;
@@ -146,7 +146,7 @@ fn cells<B: Backend>(
     found: usize,
 ) -> Result<Vec<LossCell>> {
     for policy in spec.caches.policy_names() {
-        palimpsest_worker::policy::find(runner.policies(), policy)?;
+        palimpsest_engine::policy::find(runner.policies(), policy)?;
     }
     let comparable = |name: &str| {
         runner

@@ -1,8 +1,8 @@
 //! One sample of a cell: the questions on one context, under one cache.
 
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::runner::Runner;
 
 use crate::contracts::{CacheShape, EntrySize};
 use crate::grid::{Cell, Metric, SampleResult, Setting};

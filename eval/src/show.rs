@@ -3,10 +3,10 @@
 
 use std::fmt::Write;
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::Backend;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
 
 use crate::contracts::{CacheShape, EntrySize, held};
 use crate::prompt::Prompt;

@@ -417,5 +417,4 @@ async fn within<T>(
 }
 
 #[cfg(test)]
-#[path = "etcd_tests.rs"]
 mod tests;

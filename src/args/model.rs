@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use palimpsest_engine::decoder::CacheBytes;
 use palimpsest_proto::v1;
-use palimpsest_worker::model::decoder::CacheBytes;
 
 use crate::pull::{DEFAULT_MODEL, PullOptions};
 

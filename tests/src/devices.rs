@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::error::Error;
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_kernels::{Backend, KvType};
-use palimpsest_worker::error::Error;
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
 
 use crate::{EngineOptions, VOCABULARY, contract, engine, engine_on, fixtures, random};
 

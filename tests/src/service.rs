@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
+use palimpsest_collective::Place;
 use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator, LocalServer};
+use palimpsest_engine::decoder::CacheBytes;
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::model::decoder::CacheBytes;
-use palimpsest_worker::rank::{Rank, RankOptions};
-use palimpsest_worker::shard::Place;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 

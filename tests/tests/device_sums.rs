@@ -6,6 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use palimpsest_collective::local::LocalGroup;
+use palimpsest_collective::nccl::fake::{Fake, connect};
+use palimpsest_collective::{Collective, CollectiveError, Place};
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::error::Error;
+use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
@@ -16,15 +24,6 @@ use palimpsest_tests::devices::prompt;
 use palimpsest_tests::{
     EngineOptions, LAYERS, STRIDE, contract, engine_on, tiny_indexer_of_two, tiny_model,
 };
-use palimpsest_worker::collective::local::LocalGroup;
-use palimpsest_worker::collective::nccl::fake::{Fake, connect};
-use palimpsest_worker::collective::{Collective, CollectiveError};
-use palimpsest_worker::error::Error;
-use palimpsest_worker::kv::{Contract, HeadBudget};
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
-use palimpsest_worker::shard::Place;
 
 type Backend = CudaBackend<Recorded<Emulated>>;
 type Ends = Vec<Arc<dyn Collective>>;

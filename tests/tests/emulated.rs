@@ -2,17 +2,18 @@
 //! slots kept.
 #![cfg(feature = "emulate")]
 
+use palimpsest_collective::Place;
+use palimpsest_engine::decoder::CacheBytes;
+use palimpsest_engine::footprint::{Footprint, StepSize};
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::shard::Shard;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
+use palimpsest_models::Model;
 use palimpsest_tests::devices::{Outcome, contracts, on_cpu, on_device, tiny_configurations};
 use palimpsest_tests::{EngineOptions, contract, engine_on, tiny_indexer_of_two, tiny_model};
-use palimpsest_worker::footprint::{Footprint, StepSize};
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::kv::{Contract, HeadBudget};
-use palimpsest_worker::model::Model;
-use palimpsest_worker::model::decoder::CacheBytes;
-use palimpsest_worker::shard::{Place, Shard};
 
 const TOKENS: usize = 20;
 

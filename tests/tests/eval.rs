@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::runner::Runner;
 use palimpsest_eval::caches::Caches;
 use palimpsest_eval::grid::{GridSpec, Metric, Outcome, SampleResult};
 use palimpsest_eval::haystack::Prose;
@@ -13,8 +15,6 @@ use palimpsest_eval::tasks::{self, Draw, Material, Task};
 use palimpsest_eval::{Budget, CacheShape, Result, TextSide, measure, run_grid};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_tests::{EngineOptions, engine, tiny_model};
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::runner::Runner;
 
 /// A token per byte.
 struct Bytes;

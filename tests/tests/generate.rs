@@ -1,6 +1,9 @@
 //! Requests over gRPC against a real engine on a tiny model.
 
 use palimpsest_coordinator::Config;
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::session::Session;
 use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
@@ -10,9 +13,6 @@ use palimpsest_tests::service::{ask, serve};
 use palimpsest_tests::{
     EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, engine, random, tiny_indexer, tiny_model,
 };
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::session::Session;
 use tonic::Code;
 
 const ARENA: usize = 8 << 20;

@@ -8,17 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use palimpsest_collective::nccl::NcclCollective;
+use palimpsest_collective::nccl::library::Library;
+use palimpsest_collective::{Collective, CollectiveError, MemoryStore, Place};
+use palimpsest_engine::kv::{Contract, HeadBudget};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::driver::Driver;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::error::Error;
 use palimpsest_tests::devices::{contracts, on_cpu, on_device, tiny_configurations};
 use palimpsest_tests::{contract, tiny_indexer, tiny_model};
-use palimpsest_worker::collective::nccl::NcclCollective;
-use palimpsest_worker::collective::nccl::library::Library;
-use palimpsest_worker::collective::{Collective, CollectiveError, MemoryStore};
-use palimpsest_worker::kv::{Contract, HeadBudget};
-use palimpsest_worker::shard::Place;
 
 const TOKENS: usize = 20;
 

@@ -2,6 +2,7 @@
 //! the host waits.
 #![cfg(feature = "emulate")]
 
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
@@ -12,7 +13,6 @@ use palimpsest_tests::devices::prompt;
 use palimpsest_tests::{
     EngineOptions, KV_HEADS, LAYERS, STRIDE, engine_on, tiny_indexer, tiny_model,
 };
-use palimpsest_worker::runner::Runner;
 
 type Device = Recorded<Emulated>;
 

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_tests::{EngineOptions, engine, fixtures, golden};
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::session::Session;
 
 /// Largest difference of any logit: float32 against float32, summed in another order.
 const TOLERANCE: f32 = 2e-4;

@@ -4,15 +4,15 @@
 
 use std::path::PathBuf;
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::kv::Contract;
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::sampler::log_sum_exp;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_tests::golden::{self, Golden};
 use palimpsest_tests::{EngineOptions, engine, fixtures};
-use palimpsest_worker::kv::Contract;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::sampler::log_sum_exp;
-use palimpsest_worker::session::Session;
 
 const PROMPTS: usize = 20;
 

@@ -3,6 +3,10 @@
 
 use std::path::Path;
 
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
@@ -10,10 +14,6 @@ use palimpsest_tests::{
     EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random,
     tiny_indexer, tiny_indexer_of_two, tiny_model,
 };
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::session::Session;
 
 fn tokens(seed: u64, count: usize) -> Vec<u32> {
     random(seed, count)

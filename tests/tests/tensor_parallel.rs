@@ -6,22 +6,22 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use palimpsest_collective::Place;
+use palimpsest_collective::local::LocalGroup;
 use palimpsest_coordinator::text::Tokenizer;
+use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::exchange::Calls;
+use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::runner::Runner;
+use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
+use palimpsest_models::Model;
 use palimpsest_tests::{
     EngineOptions, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random,
     tiny_indexer_of_two, tiny_model,
 };
-use palimpsest_worker::collective::local::LocalGroup;
-use palimpsest_worker::exchange::Calls;
-use palimpsest_worker::indexer::Indexer;
-use palimpsest_worker::kv::{Contract, HeadBudget, Positions};
-use palimpsest_worker::model::Model;
-use palimpsest_worker::model::decoder::Logits;
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::session::Session;
-use palimpsest_worker::shard::Place;
 
 /// What a group says and does.
 #[derive(Debug, Default)]

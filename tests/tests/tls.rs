@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use palimpsest_collective::Place;
 use palimpsest_coordinator::Config;
 use palimpsest_coordinator::membership::{Lead, StaticMembers, form};
 use palimpsest_proto::internal::v1::rendezvous_client::RendezvousClient;
@@ -21,7 +22,6 @@ use palimpsest_tls::{
     ServerTls, TlsError, explain,
 };
 use palimpsest_worker::server::{self, ServerOptions, Transport};
-use palimpsest_worker::shard::Place;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};

@@ -19,20 +19,42 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
         "palimpsest-coordinator",
         Some(&["palimpsest-proto", "palimpsest-registry", "palimpsest-tls"]),
     ),
+    ("palimpsest-models", Some(&["palimpsest-kernels"])),
+    ("palimpsest-collective", Some(&["palimpsest-kernels"])),
+    (
+        "palimpsest-engine",
+        Some(&[
+            "palimpsest-proto",
+            "palimpsest-kernels",
+            "palimpsest-models",
+            "palimpsest-collective",
+        ]),
+    ),
     (
         "palimpsest-worker",
-        Some(&["palimpsest-proto", "palimpsest-kernels", "palimpsest-tls"]),
+        Some(&[
+            "palimpsest-proto",
+            "palimpsest-tls",
+            "palimpsest-kernels",
+            "palimpsest-collective",
+            "palimpsest-engine",
+        ]),
     ),
     (
         "palimpsest-calibrate",
-        Some(&["palimpsest-worker", "palimpsest-kernels"]),
+        Some(&[
+            "palimpsest-kernels",
+            "palimpsest-models",
+            "palimpsest-engine",
+        ]),
     ),
     (
         "palimpsest-eval",
         Some(&[
             "palimpsest-proto",
-            "palimpsest-worker",
             "palimpsest-kernels",
+            "palimpsest-models",
+            "palimpsest-engine",
         ]),
     ),
     ("xtask", Some(&[])),
@@ -157,7 +179,7 @@ mod tests {
         assert!(
             violations_of(
                 "palimpsest-worker",
-                &["palimpsest-kernels", "palimpsest-proto"]
+                &["palimpsest-engine", "palimpsest-proto"]
             )
             .is_empty()
         );

@@ -4,10 +4,10 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::Backend;
 use palimpsest_kernels::cpu::{SimdLevel, sigmoids};
-use palimpsest_worker::model::config::ModelConfig;
-use palimpsest_worker::model::weight_data::WeightData;
-use palimpsest_worker::model::weights::{LayerWeights, Weights};
-use palimpsest_worker::shard::Shard;
+use palimpsest_models::config::ModelConfig;
+use palimpsest_models::part::Part;
+use palimpsest_models::weight_data::WeightData;
+use palimpsest_models::weights::{LayerWeights, Weights};
 use rayon::prelude::*;
 
 /// A matrix `[N, M]` that no gradient is taken of, and its bias `[N]`.
@@ -184,7 +184,7 @@ impl Model {
     /// Those of the weights and of the kernels.
     pub fn load<B: Backend>(backend: &B, weights: &Weights) -> crate::Result<Self> {
         let config = weights.config().clone();
-        let whole = Shard::whole(&config);
+        let whole = Part::whole(&config);
         let matrix = |data: WeightData<'_>| dequantised(backend, &data);
         let layer = |index| {
             let layer = weights.layer(index, &whole).map_err(worker)?;
@@ -220,7 +220,7 @@ impl Model {
     pub fn angles(&self, positions: std::ops::Range<usize>) -> Result<Angles> {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         let shape = (positions.len(), 1, self.inv_freq.len());
-        palimpsest_worker::layers::rope::angles(
+        palimpsest_engine::layers::rope::angles(
             positions.map(|p| p as u64),
             &self.inv_freq,
             &mut cos,
@@ -368,6 +368,6 @@ fn dequantised<B: Backend>(backend: &B, data: &WeightData<'_>) -> crate::Result<
     Ok(Tensor::from_vec(values, (rows, cols), &Device::Cpu)?)
 }
 
-fn worker(error: impl Into<palimpsest_worker::Error>) -> crate::Error {
+fn worker(error: impl Into<palimpsest_engine::Error>) -> crate::Error {
     crate::Error::Engine(error.into())
 }

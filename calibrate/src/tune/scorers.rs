@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, Var};
-use palimpsest_worker::policy::retention::{AGE, LayerScorer, RecentScorer};
+use palimpsest_engine::policy::retention::{AGE, LayerScorer, RecentScorer};
 
 use crate::gradient::Adam;
 

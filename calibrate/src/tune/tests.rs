@@ -25,7 +25,7 @@ fn backend() -> CpuBackend {
 }
 
 fn model(name: &str) -> Model {
-    let opened = palimpsest_worker::model::Model::open(&fixture(name)).expect("a fixture");
+    let opened = palimpsest_models::Model::open(&fixture(name)).expect("a fixture");
     Model::load(&backend(), opened.weights()).expect("it can be read")
 }
 
@@ -97,8 +97,7 @@ fn the_model_is_that_of_transformers_when_nothing_goes() {
     ] {
         let directory = fixture(name);
         let gguf = directory.join("model.gguf");
-        let opened =
-            palimpsest_worker::model::Model::open(if gguf.exists() { &gguf } else { &directory });
+        let opened = palimpsest_models::Model::open(if gguf.exists() { &gguf } else { &directory });
         let model =
             Model::load(&backend(), opened.expect("a fixture").weights()).expect("it can be read");
         let golden = std::fs::read(directory.join("golden.safetensors")).expect("a fixture");
@@ -302,8 +301,7 @@ fn tides(count: usize) -> String {
 
 #[test]
 fn documents_repeat_by_seed_and_their_answers_stand_in_them() {
-    let opened =
-        palimpsest_worker::model::Model::open(Path::new("random:smollm2-135m")).expect("a shape");
+    let opened = palimpsest_models::Model::open(Path::new("random:smollm2-135m")).expect("a shape");
     let tokenizer = opened.tokenizer().expect("bytes").tokenizer_json;
     let tokenizer = tokenizers::Tokenizer::from_bytes(&tokenizer).expect("whole");
     let text = tides(4000);
@@ -411,7 +409,7 @@ fn a_whole_tuning_repeats_and_survives_an_interruption() {
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
     std::fs::write(directory.path().join("config.json"), shape).expect("written");
     let path = format!("random:{}", directory.path().display());
-    let opened = palimpsest_worker::model::Model::open(Path::new(&path)).expect("a shape");
+    let opened = palimpsest_models::Model::open(Path::new(&path)).expect("a shape");
     let model = Model::load(&backend(), opened.weights()).expect("it can be read");
     let tokenizer = opened.tokenizer().expect("bytes").tokenizer_json;
     let tokenizer = tokenizers::Tokenizer::from_bytes(&tokenizer).expect("whole");

@@ -7,20 +7,19 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use palimpsest_collective::local::LocalGroup;
+use palimpsest_collective::nccl::NcclCollective;
+use palimpsest_collective::nccl::api::Api;
+use palimpsest_collective::nccl::library::Library;
+use palimpsest_collective::{Collective, CollectiveError, MemoryStore, Place, Store, conformance};
+use palimpsest_engine::error::Error;
+use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::CudaBackend;
 use palimpsest_kernels::cuda::driver::Driver;
 use palimpsest_tests::devices::answer;
 use palimpsest_tests::{EngineOptions, contract, engine_on, tiny_indexer, tiny_model};
-use palimpsest_worker::collective::local::LocalGroup;
-use palimpsest_worker::collective::nccl::NcclCollective;
-use palimpsest_worker::collective::nccl::api::Api;
-use palimpsest_worker::collective::nccl::library::Library;
-use palimpsest_worker::collective::{Collective, CollectiveError, MemoryStore, Store, conformance};
-use palimpsest_worker::error::Error;
-use palimpsest_worker::kv::{Contract, HeadBudget};
-use palimpsest_worker::runner::Runner;
-use palimpsest_worker::shard::Place;
 
 use super::gpu;
 

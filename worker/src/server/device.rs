@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use palimpsest_collective::Collective;
+use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
 use tokio::sync::{mpsc, oneshot};
-
-use crate::collective::Collective;
-use crate::runner::Runner;
 
 enum Command {
     Join {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use palimpsest_collective::{CollectiveError, MemoryStore, Store};
 use palimpsest_proto::internal::v1::rendezvous_client::RendezvousClient;
 use palimpsest_proto::internal::v1::rendezvous_server::Rendezvous;
 use palimpsest_proto::internal::v1::{GetRequest, GetResponse, SetRequest, SetResponse};
@@ -11,8 +12,6 @@ use palimpsest_tls::{Connector, explain};
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
-
-use crate::collective::{CollectiveError, MemoryStore, Store};
 
 /// Values are addresses and ids: anything longer is not ours.
 const MAX_VALUE: usize = 1 << 20;
@@ -129,13 +128,13 @@ fn error(key: &str, status: &Status) -> CollectiveError {
 
 #[cfg(test)]
 mod tests {
+    use palimpsest_collective::conformance;
     use palimpsest_proto::internal::v1::rendezvous_server::RendezvousServer;
     use tokio::net::TcpListener;
     use tonic::transport::Server;
     use tonic::transport::server::TcpIncoming;
 
     use super::*;
-    use crate::collective::conformance;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_store_of_rank_0_conforms_from_afar() {

@@ -1,0 +1,57 @@
+//! Device memory for what a step computes on its way.
+
+use palimpsest_kernels::Backend;
+use palimpsest_models::config::ModelConfig;
+
+use crate::error::Result;
+use crate::shard::Shard;
+
+/// Activations of a step; they grow to the largest step seen, which the plan bounds.
+pub(super) struct Scratch<B: Backend> {
+    pub(super) rows: usize,
+    pub(super) x: B::Buffer,
+    pub(super) h: B::Buffer,
+    pub(super) qkv: B::Buffer,
+    pub(super) q: B::Buffer,
+    pub(super) attended: B::Buffer,
+    pub(super) gate_up: B::Buffer,
+    pub(super) act: B::Buffer,
+    pub(super) cos: B::Buffer,
+    pub(super) sin: B::Buffer,
+    pub(super) host: (Vec<f32>, Vec<f32>),
+    pub(super) logit_rows: usize,
+    pub(super) last: B::Buffer,
+    pub(super) logits: B::Buffer,
+}
+
+impl<B: Backend> Scratch<B> {
+    pub(super) fn new(
+        backend: &B,
+        config: &ModelConfig,
+        shard: &Shard,
+        (rows, logit_rows): (usize, usize),
+    ) -> Result<Self> {
+        let (heads, dim, ffn) = (
+            shard.part.heads() * config.head_dim,
+            config.head_dim,
+            shard.part.ffn.len(),
+        );
+        let alloc = |width: usize| backend.alloc(rows * width);
+        Ok(Self {
+            rows,
+            x: alloc(config.hidden)?,
+            h: alloc(config.hidden)?,
+            qkv: alloc(heads + 2 * shard.part.kv_heads.len() * dim)?,
+            q: alloc(heads)?,
+            attended: alloc(heads)?,
+            gate_up: alloc(2 * ffn)?,
+            act: alloc(ffn)?,
+            cos: alloc(dim / 2)?,
+            sin: alloc(dim / 2)?,
+            host: (Vec::new(), Vec::new()),
+            logit_rows,
+            last: backend.alloc(logit_rows * config.hidden)?,
+            logits: backend.alloc(logit_rows * shard.part.vocabulary.len())?,
+        })
+    }
+}

@@ -1,0 +1,183 @@
+//! What a rank takes of a GPU's memory, counted before anything is loaded.
+//!
+//! Weights and cache are exact. Workspaces are those of the largest usual step: activations, which
+//! are allocated when the rank opens, and what the device keeps besides, for which there is an
+//! allowance.
+
+use palimpsest_kernels::{KvType, PageShape};
+use palimpsest_models::config::ModelConfig;
+use palimpsest_proto::kv;
+
+use crate::decoder::CacheBytes;
+use crate::error::{Error, Result};
+use crate::shard::Shard;
+
+// A coordinator admits by the first, a rank allocates by the second.
+const _: () = assert!(
+    kv::NOTE_BYTES == PageShape::NOTE_BYTES as u64 && kv::PAGE_SLOTS == PageShape::SLOTS as u64
+);
+
+/// Sizes of a step that memory is set aside for. A larger one allocates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// Token rows.
+    pub rows: usize,
+    /// Rows of logits: sequences that sample.
+    pub logit_rows: usize,
+}
+
+impl StepSize {
+    /// As coordinators plan them where they are not told otherwise: four strides of prompts, beside
+    /// as many sequences as a large batch has.
+    pub const fn usual(stride: usize) -> Self {
+        Self {
+            rows: 4 * stride + 64,
+            logit_rows: 64,
+        }
+    }
+}
+
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Matrices.
+    pub weights: usize,
+    /// Pages, notes and latent memories.
+    pub cache: usize,
+    /// All else.
+    pub workspaces: usize,
+}
+
+/// What is allowed for: descriptors, the library's workspace, a piece of a file's weights, captured
+/// graphs, trained scorers.
+const ALLOWANCE: usize = 256 << 20;
+/// Lists of slots that stay and go at a boundary, scores and partial attention, for each slot of
+/// the pages: 8 bytes of lists, a quarter more where sizes are rounded up, what one sequence or one
+/// layer needs of the others, and page tables.
+const SLOT_BYTES: usize = 13;
+
+impl Footprint {
+    /// Of `shard`, with weights and products of `element_bytes` an element.
+    pub fn of(
+        config: &ModelConfig,
+        shard: &Shard,
+        element_bytes: usize,
+        (cache, dtype): (CacheBytes, KvType),
+        step: StepSize,
+    ) -> Self {
+        let (query, key) = (shard.part.query_rows().len(), shard.part.key_rows().len());
+        let (hidden, ffn) = (config.hidden, shard.part.ffn.len());
+        let matrix =
+            |outputs: usize, inputs: usize| outputs * inputs.next_multiple_of(8) * element_bytes;
+        let layer = matrix(query + 2 * key, hidden)
+            + matrix(hidden, query)
+            + matrix(2 * ffn, hidden)
+            + matrix(hidden, ffn);
+        let tables = if config.tied_embeddings { 1 } else { 2 };
+        let weights = config.layers * layer + tables * matrix(shard.part.vocabulary.len(), hidden);
+        let row = 2 * hidden + (query + 2 * key) + 2 * query + 3 * ffn + config.head_dim;
+        let activations =
+            4 * step.rows * row + 4 * step.logit_rows * (hidden + shard.part.vocabulary.len());
+        let cast = (step.rows * hidden.max(query).max(ffn) * element_bytes).next_power_of_two();
+        // A row-parallel product in fixed point.
+        let sums = if shard.is_whole() {
+            0
+        } else {
+            (8 * step.rows * hidden).next_power_of_two()
+        };
+        let page = PageShape {
+            head_dim: config.head_dim,
+            dtype,
+        };
+        let slots = cache.pages / page.cost() * PageShape::SLOTS;
+        let workspaces = activations + cast + sums + SLOT_BYTES * slots + ALLOWANCE;
+        Self {
+            weights,
+            cache: cache.pages + cache.latent,
+            workspaces,
+        }
+    }
+
+    /// All together.
+    pub const fn bytes(&self) -> usize {
+        self.weights
+            .saturating_add(self.cache)
+            .saturating_add(self.workspaces)
+    }
+
+    /// Checks that it fits into `free` bytes of a device's `total`.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] with all the numbers.
+    pub fn check(self, free: usize, total: usize) -> Result<()> {
+        if self.bytes() <= free {
+            Ok(())
+        } else {
+            Err(Error::DoesNotFit {
+                needed: self,
+                free,
+                total,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_models::Model;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_numbers() {
+        let tiny = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/models/llama"
+        );
+        let config = Model::open(std::path::Path::new(tiny))
+            .expect("a fixture")
+            .config()
+            .clone();
+        // Llama-3.1-8B.
+        let config = ModelConfig {
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            hidden: 4096,
+            ffn: 14336,
+            vocabulary: 128_256,
+            layers: 32,
+            tied_embeddings: false,
+            ..config
+        };
+        let shard = Shard::whole(&config);
+        let of = |gib: usize| {
+            let cache = CacheBytes::of(gib << 30, None);
+            Footprint::of(
+                &config,
+                &shard,
+                2,
+                (cache, KvType::F16),
+                StepSize::usual(256),
+            )
+        };
+        let needed = of(40);
+        assert_eq!((needed.weights, needed.cache), (16_059_990_016, 40 << 30));
+        assert!(
+            (1 << 30..4 << 30).contains(&needed.workspaces),
+            "{needed:?}"
+        );
+        needed.check(79 << 30, 80 << 30).expect("it fits");
+        let refused = of(63)
+            .check(79 << 30, 80 << 30)
+            .expect_err("weights and cache alone are as much as is free");
+        assert!(matches!(refused, Error::DoesNotFit { free, .. } if free == 79 << 30));
+        let text = refused.to_string();
+        assert!(
+            text.contains("79.0 GiB free of 80.0")
+                && text.contains("63.0 GiB")
+                && text.contains("15.0 GiB"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,364 @@
+//! What happens when a sequence reaches a multiple of the stride: score, rank, evict, memorise,
+//! compact.
+
+use palimpsest_kernels::{
+    Backend, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead,
+};
+
+use super::budget_group::Columns;
+use super::cache::SequenceCache;
+use super::contract::{HeadBudget, Positions};
+use super::pages::PagePool;
+use super::{budget, sharing};
+use crate::error::Result;
+use crate::exchange::Exchange;
+use crate::policy::HeadView;
+use crate::policy::expected::QueryView;
+
+/// What a boundary needs besides the sequence.
+pub struct BoundaryContext<'a, B: Backend> {
+    /// The device.
+    pub backend: &'a B,
+    /// The slot arena.
+    pub pages: &'a mut B::Pages,
+    /// Its free list.
+    pub pool: &'a mut PagePool,
+    /// `D`.
+    pub head_dim: usize,
+    /// `E`.
+    pub stride: u64,
+    /// Trained context length, which `Positions::Compacted` stays within.
+    pub trained_length: u64,
+    /// Inverse rotary frequencies `[D/2]`.
+    pub inv_freq: &'a [f32],
+    /// Features of associative memories, all layers, and how many a layer has.
+    pub features: Option<(&'a B::Buffer, usize)>,
+    /// Where scores go.
+    pub scores: &'a mut Scores<B>,
+    /// The other ranks.
+    pub exchange: &'a mut Exchange,
+}
+
+/// Scores of the heads of a sequence, one after the other; grows to the largest number of slots
+/// seen.
+pub struct Scores<B: Backend> {
+    buffer: B::Buffer,
+    len: usize,
+}
+
+impl<B: Backend> Scores<B> {
+    /// Room for none.
+    ///
+    /// # Errors
+    /// Those of [`Backend::alloc`].
+    pub fn new(backend: &B) -> Result<Self> {
+        Ok(Self {
+            buffer: backend.alloc(0)?,
+            len: 0,
+        })
+    }
+
+    fn reserve(&mut self, backend: &B, len: usize) -> Result<()> {
+        if len > self.len {
+            (self.buffer, self.len) = (backend.alloc(len)?, len);
+        }
+        Ok(())
+    }
+}
+
+/// Slots that a head may keep on average, if the sequence is bounded and stands at a boundary.
+fn bound(cache: &SequenceCache, stride: u64) -> Option<usize> {
+    cache
+        .contract
+        .exact_slots()
+        .filter(|_| cache.seen.is_multiple_of(stride))
+}
+
+/// Starts to bring the sequence back to its budget, if it stands at a boundary and exceeds it:
+/// ranks, hands the losers to the memory, and moves what stays together. Where the policy has a
+/// rule for the device, that goes from scores to compacted pages without waiting for the host.
+/// Returns what stays, for [`finish`]; nothing may be done with the sequence before.
+///
+/// # Errors
+/// Those of the kernels. The sequence must then be dropped: it may be half compacted.
+pub fn begin<B: Backend>(
+    cache: &mut SequenceCache,
+    ctx: &mut BoundaryContext<'_, B>,
+) -> Result<Option<B::Kept>> {
+    let Some(slots) = bound(cache, ctx.stride).filter(|&slots| cache.seen > slots as u64) else {
+        return Ok(None);
+    };
+    let kept = choose(cache, ctx, slots)?;
+    let heads: Vec<HeadPages<'_>> = cache
+        .heads
+        .iter()
+        .map(|head| head.view(head.len()))
+        .collect();
+    if let Some(memory) = &cache.memory {
+        ctx.backend
+            .memorise(ctx.pages, memory.id, ctx.features, &heads, &kept)?;
+    }
+    ctx.backend.compact(ctx.pages, &heads, &kept)?;
+    Ok(Some(kept))
+}
+
+/// What is left to do here at a boundary, once it is known what stays: waits for it.
+///
+/// # Errors
+/// As [`begin`].
+pub fn finish<B: Backend>(
+    cache: &mut SequenceCache,
+    ctx: &mut BoundaryContext<'_, B>,
+    kept: Option<B::Kept>,
+) -> Result<()> {
+    if let Some(kept) = kept {
+        let terms = cache.policy.terms();
+        for (head, kept) in cache.heads.iter_mut().zip(&ctx.backend.kept(&kept)?) {
+            cache.evicted += (head.len() - kept.len()) as u64;
+            head.retain(kept, terms);
+            ctx.pool.give_back(
+                &mut head.pages,
+                head.positions.len().div_ceil(PageShape::SLOTS),
+            );
+        }
+    }
+    if bound(cache, ctx.stride).is_none() {
+        return Ok(());
+    }
+    if cache.policy.forgets_mass() {
+        // Below the budget too: the first ranking must not see attention from earlier strides.
+        cache
+            .heads
+            .iter_mut()
+            .flat_map(|head| &mut head.mass)
+            .for_each(|mass| mass.fill(0.0));
+    }
+    if cache.contract.positions == Positions::Compacted {
+        reindex(cache, ctx)?;
+    }
+    cache.check_integrity();
+    Ok(())
+}
+
+/// Which slots every head keeps, protected ones included.
+fn choose<B: Backend>(
+    cache: &SequenceCache,
+    ctx: &mut BoundaryContext<'_, B>,
+    slots: usize,
+) -> Result<B::Kept> {
+    let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
+    let take = slots - sinks as usize - window as usize;
+    let window_start = cache.seen.saturating_sub(window);
+    score(cache, ctx)?;
+    let ranked = cache.heads.iter().map(|head| {
+        let first = head.positions.partition_point(|&p| p < sinks);
+        let last = head
+            .positions
+            .partition_point(|&p| u64::from(p) < window_start)
+            .max(first);
+        SelectHead {
+            len: head.len(),
+            candidates: first..last,
+        }
+    });
+    let heads: Vec<SelectHead> = ranked.collect();
+    let scope = if cache.policy.comparable() {
+        cache.contract.head_budget
+    } else {
+        HeadBudget::Uniform
+    };
+    let columns = Columns {
+        own: cache.kv_heads,
+        first: cache.first_kv_head,
+        total: cache.total_kv_heads,
+    };
+    let mut sum = |counts: &mut [u64]| {
+        if !cache.leads {
+            // The rank that leads this head counts the same candidates.
+            counts.fill(0);
+        }
+        ctx.exchange.sum_counts(counts)
+    };
+    budget::select(
+        ctx.backend,
+        &ctx.scores.buffer,
+        &heads,
+        columns,
+        (take, scope),
+        &mut sum,
+    )
+}
+
+/// Scores of all slots of all heads, on the device: computed there where the policy has a rule for
+/// it, else here.
+fn score<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
+    let total = cache.heads.iter().map(|head| head.len()).sum();
+    ctx.scores.reserve(ctx.backend, total)?;
+    let rules: Option<Vec<_>> = (0..cache.heads.len())
+        .map(|index| {
+            cache.policy.rule(
+                index / cache.kv_heads,
+                cache.first_kv_head + index % cache.kv_heads,
+            )
+        })
+        .collect();
+    if let Some(rules) = rules {
+        let heads = cache.heads.iter().zip(rules);
+        let items: Vec<_> = heads
+            .map(|(head, rule)| ScoreItem {
+                slots: head.view(head.len()),
+                rule,
+            })
+            .collect();
+        let at = u32::try_from(cache.seen - 1).expect("grow refuses positions beyond 32 bits");
+        return Ok(ctx
+            .backend
+            .score(ctx.pages, at, &items, &mut ctx.scores.buffer)?);
+    }
+    let attention = attention(cache, ctx)?;
+    let mut all = Vec::with_capacity(total);
+    for (index, attention) in attention.iter().enumerate() {
+        all.extend(scores(cache, ctx, index, attention)?);
+    }
+    Ok(ctx.backend.upload(&all, &mut ctx.scores.buffer, 0)?)
+}
+
+/// What the policy goes by for every head, one number per slot: attention, over all query heads of
+/// the KV head, or what else it keeps.
+fn attention<B: Backend>(
+    cache: &SequenceCache,
+    ctx: &mut BoundaryContext<'_, B>,
+) -> Result<Vec<Vec<f32>>> {
+    if let Some(observe) = cache.policy.observes() {
+        let observed: Vec<_> = cache.heads.iter().map(|head| head.mass.clone()).collect();
+        return sharing::reduce(cache, &observed, observe.reduce, ctx.exchange);
+    }
+    if cache.policy.reads_queries() {
+        let mut expected = Vec::with_capacity(cache.heads.len());
+        for index in 0..cache.heads.len() {
+            let (keys, values) = entries(cache, ctx, index)?;
+            let mut of_heads =
+                cache
+                    .policy
+                    .expected(&view(cache, ctx, index, (&keys, &values), &[]));
+            // Nothing is expected before any query counts.
+            of_heads.resize(cache.query_heads, vec![0.0; cache.heads[index].len()]);
+            expected.push(of_heads);
+        }
+        return sharing::reduce(cache, &expected, Reduce::Sum, ctx.exchange);
+    }
+    Ok(cache
+        .heads
+        .iter()
+        .map(|head| head.mass.first().cloned().unwrap_or_default())
+        .collect())
+}
+
+/// The policy's score of every slot of a head.
+fn scores<B: Backend>(
+    cache: &SequenceCache,
+    ctx: &BoundaryContext<'_, B>,
+    index: usize,
+    attention: &[f32],
+) -> Result<Vec<f32>> {
+    let (keys, values) = entries(cache, ctx, index)?;
+    let mut scores = vec![0.0; cache.heads[index].len()];
+    cache.policy.score(
+        &view(cache, ctx, index, (&keys, &values), attention),
+        &mut scores,
+    );
+    Ok(scores)
+}
+
+/// Keys and values of a head, if the policy reads them.
+fn entries<B: Backend>(
+    cache: &SequenceCache,
+    ctx: &BoundaryContext<'_, B>,
+    index: usize,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let head = &cache.heads[index];
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    if cache.policy.reads_slots() {
+        let all: Vec<u32> = (0..head.len() as u32).collect();
+        keys.resize(all.len() * ctx.head_dim, 0.0);
+        values.resize(all.len() * ctx.head_dim, 0.0);
+        ctx.backend.read_slots(
+            ctx.pages,
+            head.view(head.len()),
+            &all,
+            &mut keys,
+            &mut values,
+        )?;
+    }
+    Ok((keys, values))
+}
+
+/// A head as policies see it.
+fn view<'a, B: Backend>(
+    cache: &'a SequenceCache,
+    ctx: &BoundaryContext<'a, B>,
+    index: usize,
+    (keys, values): (&'a [f32], &'a [f32]),
+    attention: &'a [f32],
+) -> HeadView<'a> {
+    let head = &cache.heads[index];
+    HeadView {
+        layer: index / cache.kv_heads,
+        kv_head: cache.first_kv_head + index % cache.kv_heads,
+        at: cache.seen - 1,
+        sinks: cache.contract.sinks as usize,
+        head_dim: ctx.head_dim,
+        positions: &head.positions,
+        terms: &head.terms,
+        mass: attention,
+        keys,
+        values,
+        queries: QueryView {
+            moments: &head.moments,
+            next: cache.next_rotary,
+            inv_freq: ctx.inv_freq,
+        },
+    }
+}
+
+/// Re-indexes rotary positions when the next stride would leave the trained range: every head's
+/// slots become adjacent and end just before the next token. Done as rarely as the range allows,
+/// because each rotation rounds the keys once.
+fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, B>) -> Result<()> {
+    if cache.next_rotary + ctx.stride <= ctx.trained_length {
+        return Ok(());
+    }
+    // The next token has one position on all ranks, whichever holds the longest head.
+    let longest = ctx
+        .exchange
+        .max(cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64)?;
+    let next = longest.min(ctx.trained_length.saturating_sub(ctx.stride));
+    let mut deltas = Vec::with_capacity(cache.heads.len());
+    for head in &mut cache.heads {
+        let len = head.len() as u64;
+        let fresh: Vec<u32> = (0..len)
+            .map(|slot| (next + slot).saturating_sub(len) as u32)
+            .collect();
+        let delta = fresh
+            .iter()
+            .zip(&head.rotary)
+            .map(|(&new, &old)| (f64::from(new) - f64::from(old)) as f32);
+        deltas.push(delta.collect::<Vec<f32>>());
+        head.rotary = fresh;
+    }
+    let items: Vec<_> = cache
+        .heads
+        .iter()
+        .zip(&deltas)
+        .map(|(head, delta)| RotateItem {
+            slots: head.view(head.len()),
+            delta,
+        })
+        .collect();
+    ctx.backend.rotate_keys(ctx.pages, &items, ctx.inv_freq)?;
+    cache.next_rotary = next;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! Opening a rank: a model file becomes a [`Runner`] and the [`RankInfo`] that tells the
+//! coordinator what it is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use palimpsest_collective::Place;
+use palimpsest_kernels::{Backend, KvType};
+use palimpsest_models::Model;
+use palimpsest_models::config::ModelConfig;
+use palimpsest_models::tokenizer::TokenizerFiles;
+use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
+use palimpsest_proto::v1::KvContract;
+use prost::Message;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::decoder::{CacheBytes, Decoder};
+use crate::error::{Error, Result};
+use crate::footprint::StepSize;
+use crate::indexer::Indexer;
+use crate::memory;
+use crate::policy::{self, Policy, Retention};
+use crate::runner::Runner;
+use crate::shard::Shard;
+
+/// How a rank runs its model.
+pub struct RankOptions {
+    /// A GGUF file or a directory with config.json.
+    pub model: PathBuf,
+    /// Name on the wire; the model's own when empty.
+    pub name: String,
+    /// Element type of cached keys and values.
+    pub kv: KvType,
+    /// Bytes of the cache.
+    pub cache: CacheBytes,
+    /// Tokens between two boundaries.
+    pub stride: u32,
+    /// Trained scorers and memories.
+    pub indexer: Option<Indexer>,
+    /// Contract of requests that do not say.
+    pub default_kv: KvContract,
+    /// The largest step that memory is allocated for at start. `None`: it is allocated when steps
+    /// come, for devices that commit memory as it is used.
+    pub step: Option<StepSize>,
+    /// Which part of the model this rank holds.
+    pub place: Place,
+}
+
+/// A rank ready to run.
+pub struct Rank<B: Backend> {
+    /// What the coordinator is told.
+    pub info: RankInfo,
+    /// The device thread's state.
+    pub runner: Runner<B>,
+}
+
+/// Default budget in entries per KV head.
+pub const DEFAULT_BUDGET: u32 = 1024;
+
+impl<B: Backend> Rank<B> {
+    /// Opens a rank of a group. One that is not alone needs [`Runner::join`] before its first plan.
+    /// `progress` is called with the fraction of the weights packed.
+    ///
+    /// # Errors
+    /// What is wrong with the model or the indexer.
+    pub fn open(backend: B, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+        let place = options.place;
+        let model = Model::open(&options.model)?;
+        let shard = Shard::new(model.config(), place)?;
+        let decoder = Decoder::load(
+            Arc::new(backend),
+            model.weights(),
+            shard,
+            options.stride.into(),
+            progress,
+        )?;
+        let mut runner = Runner::new(decoder, options.kv, options.cache, policy::heuristics())?;
+        if let Some(indexer) = &options.indexer {
+            runner.set_indexer(Arc::new(indexer.clone()))?;
+        }
+        if let Some(step) = options.step {
+            runner.decoder.reserve(step.rows, step.logit_rows)?;
+        }
+        let tokenizer = model.tokenizer()?;
+        let default_kv = default_contract(&options, runner.policies())?;
+        let memories = memories(&options).into_iter().map(str::to_string).collect();
+        let mut info = model_info(
+            runner.decoder().config(),
+            tokenizer,
+            runner.policies(),
+            default_kv,
+        );
+        if !options.name.is_empty() {
+            info.name = options.name;
+        }
+        info.kv_element_bytes = options.kv.bytes() as u32;
+        info.kv_scale_bytes = options.kv.scale_bytes() as u32;
+        info.stride = options.stride;
+        info.memories = memories;
+        let device = runner.decoder().backend().name();
+        let digest = group_digest(
+            &info,
+            model.weights().digest(),
+            options.indexer.as_ref(),
+            &device,
+        );
+        let info = RankInfo {
+            rank: place.rank as u32,
+            world_size: place.world_size as u32,
+            model: Some(info),
+            kv_arena_bytes: runner.arena_bytes() as u64,
+            kv_latent_bytes: runner.latent_bytes() as u64,
+            device,
+            digest: digest.to_le_bytes().to_vec().into(),
+            epoch: 0,
+            lead: None,
+        };
+        Ok(Self { info, runner })
+    }
+}
+
+/// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.
+fn group_digest(info: &ModelInfo, weights: u64, indexer: Option<&Indexer>, device: &str) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(&info.encode_to_vec());
+    hash.update(&weights.to_le_bytes());
+    if let Some(indexer) = indexer {
+        indexer.digest(&mut hash);
+    }
+    // Threads may differ, results do not depend on them.
+    hash.update(device.split(',').next().unwrap_or(device).as_bytes());
+    hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hash.digest()
+}
+
+/// Fills what the operator left open: the learned policy and its memory where there is one, else
+/// the window.
+fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Result<KvContract> {
+    let mut kv = options.default_kv.clone();
+    if kv.policy.is_empty() {
+        let learned = policies.iter().any(|p| p.name() == Retention::NAME);
+        kv.policy = if learned { Retention::NAME } else { "window" }.into();
+    }
+    let policy = policy::find(policies, &kv.policy)?;
+    if kv.budget == 0 {
+        kv.budget = DEFAULT_BUDGET;
+    }
+    if kv.memory.is_empty() {
+        // The memory pays for its bytes beside the learned policy, and not beside the heuristics:
+        // EVALUATION.md.
+        kv.memory = if kv.policy == Retention::NAME {
+            "centroid"
+        } else {
+            "none"
+        }
+        .into();
+    }
+    let memories = memories(options);
+    if !memories.contains(&kv.memory.as_str()) {
+        let names = memories.join(", ");
+        return Err(Error::Contract(format!(
+            "memory `{}` is not one of {names}",
+            kv.memory
+        )));
+    }
+    if kv.head_budget.is_empty() {
+        kv.head_budget = if policy.comparable() {
+            "column"
+        } else {
+            "uniform"
+        }
+        .into();
+    }
+    if kv.positions.is_empty() {
+        kv.positions = "absolute".into();
+    }
+    Ok(kv)
+}
+
+/// Memories that requests may name.
+fn memories(options: &RankOptions) -> Vec<&'static str> {
+    memory::names(
+        options
+            .indexer
+            .as_ref()
+            .is_some_and(|indexer| indexer.associative.is_some()),
+    )
+}
+
+fn model_info(
+    config: &ModelConfig,
+    tokenizer: TokenizerFiles,
+    policies: &[Arc<dyn Policy>],
+    default_kv: KvContract,
+) -> ModelInfo {
+    ModelInfo {
+        name: config.name.clone(),
+        architecture: config.architecture.name().into(),
+        context_length: config.context_length as u64,
+        layers: config.layers as u32,
+        heads: config.heads as u32,
+        kv_heads: config.kv_heads as u32,
+        head_dim: config.head_dim as u32,
+        vocabulary: config.vocabulary as u64,
+        parameters: config.parameters,
+        kv_element_bytes: 0,
+        kv_scale_bytes: 0,
+        stride: 0,
+        tokenizer: tokenizer.tokenizer_json.into(),
+        chat_template: tokenizer.chat_template.unwrap_or_default(),
+        bos_token: tokenizer.bos_token.unwrap_or_default(),
+        eos_token: tokenizer.eos_token.unwrap_or_default(),
+        eos_ids: tokenizer.eos_ids,
+        policies: policies.iter().map(|p| p.name().to_string()).collect(),
+        memories: Vec::new(),
+        default_kv: Some(default_kv),
+    }
+}

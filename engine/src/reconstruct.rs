@@ -1,0 +1,152 @@
+//! The reconstruction target: how much attention every key of a context receives while the model
+//! repeats it.
+//!
+//! Source: KVzip (arXiv 2505.23416), the largest attention of the repetition. Learned scorers are
+//! trained to predict its logarithm; the evaluation's oracle ranks by it. [`Target::Surprisal`]
+//! weighs it by how much it takes to know what is repeated. Used directly as a score that kept
+//! needles of digits a little better at a tenth of the cache, but scorers trained on it lost
+//! needles of hexadecimal digits (EVALUATION.md), so it is not the default.
+
+use std::sync::{Arc, RwLock};
+
+use palimpsest_kernels::Backend;
+
+use crate::decoder::Logits;
+use crate::error::Result;
+use crate::kv::{Contract, HeadSlots};
+use crate::policy::oracle::{MaxAttention, RowWeights, ScoreTable};
+use crate::runner::Runner;
+use crate::session::Session;
+
+/// Asks the model to repeat the context: the queries of the repetition look back at what it needs.
+pub const INSTRUCTION: &str = "\n\nRepeat the previous context exactly:\n";
+/// Smallest weighted probability that a target distinguishes.
+pub const LEAST: f32 = 1e-8;
+/// Bounds of a token's surprisal, nats: no token counts for nothing, none for more than about ten
+/// others.
+pub const SURPRISAL: (f32, f32) = (0.05, 10.0);
+
+/// What a row of the repetition counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Target {
+    /// Every row alike: `max_t A[t, j]`.
+    #[default]
+    Attention,
+    /// As much as the token that it predicts surprised the model when it was first read:
+    /// `max_t surprisal(x_{t+1}) * A[t, j]`.
+    Surprisal,
+}
+
+/// Reads contexts and repeats them.
+pub struct Reconstruction {
+    weights: Arc<RwLock<RowWeights>>,
+    instruction: Vec<u32>,
+    target: Target,
+}
+
+impl Reconstruction {
+    /// Makes the observing policy known to a runner. `instruction`: the tokens of [`INSTRUCTION`].
+    pub fn new<B: Backend>(runner: &mut Runner<B>, instruction: Vec<u32>, target: Target) -> Self {
+        let policy = MaxAttention::default();
+        let weights = policy.weights();
+        runner.add_policy(Arc::new(policy));
+        Self {
+            weights,
+            instruction,
+            target,
+        }
+    }
+
+    /// Positions that a context of `tokens` takes.
+    pub fn positions(&self, tokens: usize) -> usize {
+        2 * tokens + self.instruction.len()
+    }
+
+    /// A session for [`Self::read`].
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn open<'a, B: Backend>(&self, runner: &'a mut Runner<B>) -> Result<Session<'a, B>> {
+        *self.weights.write().expect("no reader panics") = RowWeights::default();
+        Session::open(
+            runner,
+            Contract {
+                policy: MaxAttention::NAME.into(),
+                ..Contract::full()
+            },
+        )
+    }
+
+    /// Reads a context. Returns what each row of its repetition counts for.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn read<B: Backend>(
+        &self,
+        session: &mut Session<'_, B>,
+        context: &[u32],
+    ) -> Result<Vec<f32>> {
+        if self.target == Target::Attention {
+            session.feed(context, Logits::None)?;
+            return Ok(vec![1.0; context.len()]);
+        }
+        let (least, most) = SURPRISAL;
+        let vocabulary = session.runner().decoder().config().vocabulary;
+        let mut surprisals = Vec::with_capacity(context.len());
+        // A stride at a time, because logits are large.
+        for start in (0..context.len()).step_by(session.stride()) {
+            let end = context.len().min(start + session.stride());
+            let logits = session.feed(&context[start..end], Logits::All)?;
+            let next = &context[start + 1..context.len().min(end + 1)];
+            surprisals.extend(
+                logits
+                    .chunks_exact(vocabulary)
+                    .zip(next)
+                    .map(|(row, &token)| surprisal(row, token)),
+            );
+        }
+        Ok(surprisals
+            .into_iter()
+            .map(|s| s.clamp(least, most))
+            .collect())
+    }
+
+    /// Reads the instruction and the context again. Returns per head and position the logarithm of
+    /// the largest weighted attention probability that the key received meanwhile.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn repeat<B: Backend>(
+        &self,
+        session: &mut Session<'_, B>,
+        context: &[u32],
+        weights: Vec<f32>,
+    ) -> Result<ScoreTable> {
+        session.feed(&self.instruction, Logits::None)?;
+        let first = session.cache().seen;
+        *self.weights.write().expect("no reader panics") = RowWeights { first, weights };
+        session.feed(context, Logits::None)?;
+        let cache = session.cache();
+        let log = |mass: f32| mass.max(LEAST).ln();
+        // The policy observes maxima.
+        let most = |head: &HeadSlots, slot: usize| {
+            head.mass.iter().map(|mass| mass[slot]).fold(0.0, f32::max)
+        };
+        let heads = cache.heads.iter().map(|head| {
+            (0..context.len())
+                .map(|slot| log(most(head, slot)))
+                .collect()
+        });
+        Ok(ScoreTable {
+            kv_heads: cache.kv_heads,
+            heads: heads.collect(),
+        })
+    }
+}
+
+/// `-ln softmax(logits)[token]`.
+fn surprisal(logits: &[f32], token: u32) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = logits.iter().map(|l| (l - max).exp()).sum();
+    max + sum.ln() - logits[token as usize]
+}

@@ -1,0 +1,489 @@
+//! The device thread of a rank: it owns the model, the arena and the sequences; a plan goes in, an
+//! output comes out.
+//!
+//! The runner never decides. What a plan asks that a sequence's state does not allow fails that
+//! sequence alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use palimpsest_collective::Collective;
+use palimpsest_kernels::sample::{LogitEdit, SampleItem};
+use palimpsest_kernels::{Backend, KvType, PageShape};
+use palimpsest_proto::internal::v1 as internal;
+use palimpsest_proto::v1;
+use prost::Message;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::decoder::{Answer, Arena, CacheBytes, Capture, Decoder, Logits, Piece};
+use crate::error::{Error, Result};
+use crate::indexer::Indexer;
+use crate::kv::{Contract, SequenceCache};
+use crate::memory::{self, Memory};
+use crate::policy::{self, Policy, QueryIndexer, Retention};
+use crate::sampler::{Choice, Sampler};
+use crate::trace::Traces;
+
+/// One sequence on this rank.
+struct Sequence {
+    cache: SequenceCache,
+    sampler: Sampler,
+    /// Tokens before the answer.
+    prompt_tokens: u64,
+}
+
+/// A rank's model, memory and sequences.
+pub struct Runner<B: Backend> {
+    pub(crate) decoder: Decoder<B>,
+    pub(crate) arena: Arena<B>,
+    pub(crate) policies: Vec<Arc<dyn Policy>>,
+    sequences: HashMap<u64, Sequence>,
+    /// The incarnation of the group that this rank is in.
+    epoch: Option<u64>,
+    /// See [`Self::is_lost`].
+    lost: bool,
+    /// Steps of the model so far.
+    steps: u64,
+    /// See [`Self::diverge_at`].
+    diverge_at: Vec<u64>,
+    traces: Traces,
+}
+
+/// A sequence of a step that passed its checks.
+struct Admitted<'a> {
+    step: &'a internal::SequenceStep,
+    sequence: Sequence,
+}
+
+impl<B: Backend> Runner<B> {
+    /// A runner whose sequences share a cache of `bytes`.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(
+        decoder: Decoder<B>,
+        kv: KvType,
+        bytes: CacheBytes,
+        policies: Vec<Arc<dyn Policy>>,
+    ) -> Result<Self> {
+        let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, bytes)?;
+        Ok(Self {
+            traces: Traces::new(decoder.shard().place.rank),
+            decoder,
+            arena,
+            policies,
+            sequences: HashMap::new(),
+            epoch: None,
+            lost: false,
+            steps: 0,
+            diverge_at: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn decoder(&self) -> &Decoder<B> {
+        &self.decoder
+    }
+
+    /// Policies this rank knows.
+    pub fn policies(&self) -> &[Arc<dyn Policy>] {
+        &self.policies
+    }
+
+    /// Adds a policy that requests may then name.
+    pub fn add_policy(&mut self, policy: Arc<dyn Policy>) {
+        self.policies.push(policy);
+    }
+
+    /// Installs what was trained for the model, and the policies that rank by it.
+    ///
+    /// # Errors
+    /// [`Error::Indexer`] when it was made for another model.
+    pub fn set_indexer(&mut self, indexer: Arc<Indexer>) -> Result<()> {
+        self.decoder.set_indexer(&indexer)?;
+        self.policies
+            .retain(|p| ![Retention::NAME, QueryIndexer::NAME].contains(&p.name()));
+        if let Some(query) = &indexer.query {
+            self.policies
+                .push(Arc::new(QueryIndexer::new(query.clone())));
+        }
+        self.policies.push(Arc::new(Retention::new(indexer)));
+        Ok(())
+    }
+
+    /// See [`Decoder::set_capture`].
+    pub fn capture(&mut self, capture: Option<Capture>) {
+        self.decoder.set_capture(capture);
+    }
+
+    /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From
+    /// here on plans of other epochs are refused.
+    pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
+        let sequences: Vec<u64> = self.sequences.keys().copied().collect();
+        sequences.into_iter().for_each(|id| self.reclaim(id));
+        self.traces.end_all();
+        self.epoch = Some(epoch);
+        if let Some(collective) = collective {
+            self.decoder.join(collective);
+        }
+    }
+
+    /// Bytes of pages that a sequence of `tokens` tokens takes when nothing is evicted.
+    pub fn full_cache_bytes(&self, tokens: usize) -> usize {
+        let config = self.decoder.config();
+        config.layers
+            * self.decoder.shard().part.kv_heads.len()
+            * tokens.div_ceil(PageShape::SLOTS)
+            * self.arena.shape.cost()
+    }
+
+    /// Element type of the slot arena.
+    pub fn kv_type(&self) -> KvType {
+        self.arena.shape.dtype
+    }
+
+    /// Bytes of the slot arena, notes included.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.pool.total() * self.arena.shape.cost()
+    }
+
+    /// Bytes that latent memories may take beside it.
+    pub fn latent_bytes(&self) -> usize {
+        self.arena.latent_bytes
+    }
+
+    /// Digest of a live sequence's whole state, for tests and divergence checks.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn digest(&self, sequence: u64) -> Result<Option<u64>> {
+        let backend = &**self.decoder.backend();
+        let head_dim = self.arena.shape.head_dim;
+        self.sequences
+            .get(&sequence)
+            .map(|s| s.cache.digest(backend, &self.arena.pages, head_dim))
+            .transpose()
+    }
+
+    /// Whether the device has failed. What is on it is gone, the weights too: only a new process
+    /// can go on.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// A fault for tests: in these steps of the model, counted from 1 over all epochs, this rank
+    /// computes something that the others do not.
+    pub fn diverge_at(&mut self, steps: Vec<u64>) {
+        self.diverge_at = steps;
+    }
+
+    /// Carries out one plan.
+    pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
+        let started = Instant::now();
+        if let Some(joined) = self.epoch.filter(|&number| number != plan.epoch) {
+            let error = format!(
+                "this rank is in epoch {joined}, the plan is of epoch {}",
+                plan.epoch
+            );
+            return internal::StepOutput {
+                epoch: plan.epoch,
+                step: plan.step,
+                error,
+                ..Default::default()
+            };
+        }
+        for id in &plan.release {
+            self.reclaim(*id);
+        }
+        let mut outputs = Vec::with_capacity(plan.sequences.len());
+        let mut admitted: Vec<Admitted<'_>> = Vec::with_capacity(plan.sequences.len());
+        for step in &plan.sequences {
+            match self.admit(step) {
+                Ok(sequence) => admitted.push(Admitted { step, sequence }),
+                Err(error) => {
+                    self.reclaim(step.sequence);
+                    outputs.push(failed(step.sequence, &error));
+                }
+            }
+        }
+        let mut error = String::new();
+        if !admitted.is_empty() {
+            self.steps += 1;
+            if self.diverge_at.contains(&self.steps) {
+                tracing::warn!(
+                    "diverging in epoch {}, step {}, as was asked",
+                    plan.epoch,
+                    plan.step
+                );
+                self.decoder.perturb_next_step();
+            }
+            match self.run(&mut admitted) {
+                Ok(done) => outputs.extend(done),
+                Err(failure) => {
+                    self.lost |= matches!(
+                        failure,
+                        Error::Kernel(palimpsest_kernels::Error::Device { .. })
+                    );
+                    error = failure.to_string();
+                }
+            }
+        }
+        self.traces.step(plan, started);
+        if error.is_empty() {
+            for a in admitted {
+                self.sequences.insert(a.step.sequence, a.sequence);
+            }
+            for broken in outputs.iter().filter(|o| !o.error.is_empty()) {
+                self.reclaim(broken.sequence);
+            }
+        } else {
+            outputs.clear();
+            for mut a in admitted {
+                self.traces.end(a.step.sequence);
+                self.arena
+                    .reclaim(&**self.decoder.backend(), &mut a.sequence.cache);
+            }
+        }
+        let order: HashMap<u64, usize> = plan
+            .sequences
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (s.sequence, i))
+            .collect();
+        outputs.sort_by_key(|o| order.get(&o.sequence).copied());
+        internal::StepOutput {
+            epoch: plan.epoch,
+            step: plan.step,
+            digest: self.step_digest(plan, &outputs),
+            sequences: outputs,
+            error,
+            seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+
+    fn reclaim(&mut self, id: u64) {
+        self.traces.end(id);
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            self.arena
+                .reclaim(&**self.decoder.backend(), &mut sequence.cache);
+        }
+    }
+
+    /// Takes the sequence out of the table for this step, creating it in its first.
+    fn admit(&mut self, step: &internal::SequenceStep) -> Result<Sequence> {
+        let refuse = |what: String| Error::Plan {
+            sequence: step.sequence,
+            what,
+        };
+        if step.init.is_some() && self.sequences.contains_key(&step.sequence) {
+            return Err(refuse("started twice".into()));
+        }
+        let mut sequence = match &step.init {
+            Some(init) => self.create(init)?,
+            None => self
+                .sequences
+                .remove(&step.sequence)
+                .ok_or_else(|| refuse("is not known here".into()))?,
+        };
+        let (seen, count) = (sequence.cache.seen, step.tokens.len() as u64);
+        let room = self.decoder.stride() - seen % self.decoder.stride();
+        let vocabulary = self.decoder.config().vocabulary;
+        let problem = if step.position != seen {
+            Some(format!(
+                "plan starts at position {}, the sequence is at {seen}",
+                step.position
+            ))
+        } else if count == 0 || count > room {
+            Some(format!(
+                "{count} tokens at position {seen}; a step has 1 to {room}"
+            ))
+        } else {
+            let bad = step.tokens.iter().find(|&&t| t as usize >= vocabulary);
+            bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
+        };
+        if let Some(what) = problem {
+            self.arena
+                .reclaim(&**self.decoder.backend(), &mut sequence.cache);
+            return Err(refuse(what));
+        }
+        let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
+        sequence.sampler.observe(&step.tokens[..prompt], false);
+        sequence.sampler.observe(&step.tokens[prompt..], true);
+        Ok(sequence)
+    }
+
+    fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
+        let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
+        let cache = new_cache(&self.decoder, &mut self.arena, contract, &self.policies)?;
+        let sampler = Sampler::new(
+            init.sampling.clone().unwrap_or_default(),
+            init.banned.clone(),
+        );
+        Ok(Sequence {
+            cache,
+            sampler,
+            prompt_tokens: init.prompt_tokens,
+        })
+    }
+
+    /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
+    fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
+        let edits: Vec<Vec<LogitEdit>> = admitted
+            .iter()
+            .map(|a| a.sequence.sampler.edits())
+            .collect();
+        let choices: Vec<Option<SampleItem<'_>>> = admitted
+            .iter()
+            .zip(&edits)
+            .map(|(a, edits)| {
+                let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
+                // Log-probabilities are the model's own: they need the logits before the edits,
+                // here.
+                let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
+                (!here).then(|| a.sequence.sampler.item(edits, position))
+            })
+            .collect();
+        let mut pieces: Vec<_> = admitted
+            .iter_mut()
+            .map(|a| Piece {
+                cache: &mut a.sequence.cache,
+                tokens: &a.step.tokens,
+                logits: if a.step.sample {
+                    Logits::Last
+                } else {
+                    Logits::None
+                },
+            })
+            .collect();
+        let answers = self.decoder.step(&mut self.arena, &mut pieces, &choices)?;
+        drop(pieces);
+        let page_bytes = self.arena.shape.cost() as u64;
+        let outputs = admitted
+            .iter()
+            .zip(answers)
+            .map(|(a, answer)| output(a, answer, page_bytes));
+        Ok(outputs.collect())
+    }
+
+    /// Digest of what must agree on all ranks of a group: the plan, the numbers that every rank has
+    /// of every sequence after the last layer, how much was evicted, and the sampled tokens. Which
+    /// slots a head keeps is decided by the ranks that hold it alone; a wrong decision there
+    /// reaches all ranks through the next sum.
+    fn step_digest(&self, plan: &internal::StepPlan, outputs: &[internal::SequenceOutput]) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(&plan.encode_to_vec());
+        for state in self.decoder.state_digests() {
+            hash.update(&state.to_le_bytes());
+        }
+        let shard = self.decoder.shard();
+        for output in outputs {
+            hash.update(&output.sequence.to_le_bytes());
+            hash.update(&output.token.unwrap_or(u32::MAX).to_le_bytes());
+            let cache = self.sequences.get(&output.sequence).map(|s| &s.cache);
+            // Where ranks share a pool they evict different numbers; otherwise every KV head evicts
+            // the same.
+            if let Some(cache) = cache.filter(|cache| !cache.contract.head_budget.spans_ranks()) {
+                hash.update(&(cache.evicted / shard.part.kv_heads.len() as u64).to_le_bytes());
+            }
+        }
+        hash.digest()
+    }
+}
+
+/// An empty cache for one sequence under `contract`.
+///
+/// # Errors
+/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small;
+/// those of the kernels when the device has no room for the memory.
+pub fn new_cache<B: Backend>(
+    decoder: &Decoder<B>,
+    arena: &mut Arena<B>,
+    contract: Contract,
+    policies: &[Arc<dyn Policy>],
+) -> Result<SequenceCache> {
+    let (config, kv_heads) = (decoder.config(), &decoder.shard().part.kv_heads);
+    let policy = policy::find(policies, &contract.policy)?;
+    let mut cache = SequenceCache::new(config.layers, kv_heads.len(), contract, policy);
+    cache.first_kv_head = kv_heads.start;
+    cache.total_kv_heads = config.kv_heads;
+    cache.query_heads = decoder.shard().part.heads() / kv_heads.len();
+    cache.sharing = decoder.shard().sharing(config);
+    cache.leads = decoder.shard().leads;
+    let entry_bytes = arena.shape.dtype.slot_bytes(config.head_dim);
+    let (name, entries) = (&cache.contract.memory, cache.contract.memory_slots);
+    if let Some(kind) = memory::kind(
+        name,
+        entries,
+        (entry_bytes, config.head_dim),
+        decoder.features(),
+    )? {
+        let heads = cache.heads.len();
+        let id = decoder
+            .backend()
+            .alloc_latent(&mut arena.pages, kind, heads)?;
+        cache.memory = Some(Memory {
+            id,
+            kind,
+            bytes: 4 * heads * kind.head_values(config.head_dim),
+        });
+    }
+    Ok(cache)
+}
+
+fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
+    internal::SequenceOutput {
+        sequence,
+        error: error.to_string(),
+        ..Default::default()
+    }
+}
+
+fn output(admitted: &Admitted<'_>, answer: Answer, page_bytes: u64) -> internal::SequenceOutput {
+    let (step, sequence) = (admitted.step, &admitted.sequence);
+    let cache = &sequence.cache;
+    let mut output = internal::SequenceOutput {
+        sequence: step.sequence,
+        cache: Some(internal::CacheState {
+            held_entries: if cache.leads { cache.held_entries() } else { 0 },
+            evicted_entries: if cache.leads { cache.evicted } else { 0 },
+            held_bytes: cache.held_pages() * page_bytes + cache.memory_bytes(),
+        }),
+        ..Default::default()
+    };
+    if step.sample {
+        let choice = match answer {
+            Answer::Token(token) => token.map(|token| Choice {
+                token,
+                logprob: None,
+            }),
+            Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
+        };
+        let Some(choice) = choice else {
+            output.error = "the model's output is not a number; its weights may be damaged".into();
+            return output;
+        };
+        output.token = Some(choice.token);
+        output.logprob = choice.logprob;
+    }
+    if step.retention_report && cache.leads {
+        output.retention = Some(retention(cache));
+    }
+    output
+}
+
+/// Which positions each head retains.
+pub fn retention(cache: &SequenceCache) -> v1::RetentionReport {
+    let heads = cache
+        .heads
+        .iter()
+        .enumerate()
+        .map(|(index, head)| v1::HeadRetention {
+            layer: (index / cache.kv_heads) as u32,
+            kv_head: (cache.first_kv_head + index % cache.kv_heads) as u32,
+            positions: head.positions.clone(),
+        });
+    v1::RetentionReport {
+        heads: heads.collect(),
+    }
+}

@@ -1,0 +1,252 @@
+//! Sequences driven by hand: what benchmarks, calibration and evaluation use instead of a server.
+
+use palimpsest_kernels::Backend;
+
+use crate::decoder::{Logits, Piece};
+use crate::error::Result;
+use crate::kv::{Contract, HeadSlots, SequenceCache};
+use crate::runner::{Runner, new_cache};
+
+/// A sequence on a runner that nothing else uses meanwhile.
+pub struct Session<'a, B: Backend> {
+    runner: &'a mut Runner<B>,
+    cache: SequenceCache,
+}
+
+/// A place in a sequence that it can go back to.
+pub struct Mark {
+    heads: Vec<HeadSlots>,
+    seen: u64,
+    next_rotary: u64,
+}
+
+impl<'a, B: Backend> Session<'a, B> {
+    /// An empty sequence under `contract`.
+    ///
+    /// # Errors
+    /// See [`new_cache`].
+    pub fn open(runner: &'a mut Runner<B>, contract: Contract) -> Result<Self> {
+        let cache = new_cache(
+            &runner.decoder,
+            &mut runner.arena,
+            contract,
+            &runner.policies,
+        )?;
+        Ok(Self { runner, cache })
+    }
+
+    /// Tokens between two boundaries.
+    pub fn stride(&self) -> usize {
+        self.runner.decoder.stride() as usize
+    }
+
+    /// The sequence's state.
+    pub fn cache(&mut self) -> &mut SequenceCache {
+        &mut self.cache
+    }
+
+    /// The runner.
+    pub fn runner(&mut self) -> &mut Runner<B> {
+        self.runner
+    }
+
+    /// Reads tokens, any number of them, and returns the wanted logits `[rows, V]` flattened.
+    ///
+    /// # Errors
+    /// Those of [`crate::decoder::Decoder::forward`].
+    pub fn feed(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        let stride = self.stride();
+        let mut rest = tokens;
+        let mut wanted = Vec::new();
+        while !rest.is_empty() {
+            let room = stride - self.cache.seen as usize % stride;
+            let (piece, after) = rest.split_at(room.min(rest.len()));
+            rest = after;
+            let logits = if logits == Logits::Last && !rest.is_empty() {
+                Logits::None
+            } else {
+                logits
+            };
+            let mut pieces = [Piece {
+                cache: &mut self.cache,
+                tokens: piece,
+                logits,
+            }];
+            let mut out = self
+                .runner
+                .decoder
+                .forward(&mut self.runner.arena, &mut pieces)?;
+            wanted.append(&mut out[0]);
+        }
+        Ok(wanted)
+    }
+
+    /// Cached keys and values of head `layer * K + kv_head`, `[len, D]` each, as f32.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn entries(&self, head: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let slots = &self.cache.heads[head];
+        let all: Vec<u32> = (0..slots.len() as u32).collect();
+        let size = slots.len() * self.runner.arena.shape.head_dim;
+        let (mut keys, mut values) = (vec![0.0; size], vec![0.0; size]);
+        let backend = &**self.runner.decoder.backend();
+        backend.read_slots(
+            &self.runner.arena.pages,
+            slots.view(slots.len()),
+            &all,
+            &mut keys,
+            &mut values,
+        )?;
+        Ok((keys, values))
+    }
+
+    /// Begins again with nothing read, under the same contract.
+    ///
+    /// # Errors
+    /// See [`new_cache`].
+    pub fn restart(&mut self) -> Result<()> {
+        let Runner {
+            decoder,
+            arena,
+            policies,
+            ..
+        } = &mut *self.runner;
+        arena.reclaim(&**decoder.backend(), &mut self.cache);
+        self.cache = new_cache(decoder, arena, self.cache.contract.clone(), policies)?;
+        Ok(())
+    }
+
+    /// The place where the sequence stands.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            heads: self.cache.heads.clone(),
+            seen: self.cache.seen,
+            next_rotary: self.cache.next_rotary,
+        }
+    }
+
+    /// Forgets what was read since `mark`, so that something else can be read in its place. Returns
+    /// whether it could: after an eviction there is no way back, and nothing changes.
+    pub fn rewind(&mut self, mark: &Mark) -> bool {
+        let stride = self.stride() as u64;
+        let cache = &mut self.cache;
+        // Between two boundaries slots are only added at the end, and what changes of the others is
+        // in the mark.
+        if cache.contract.exact_slots().is_some() && mark.seen / stride != cache.seen / stride {
+            return false;
+        }
+        for (head, old) in cache.heads.iter_mut().zip(&mark.heads) {
+            self.runner
+                .arena
+                .pool
+                .give_back(&mut head.pages, old.pages.len());
+            *head = old.clone();
+        }
+        (cache.seen, cache.next_rotary) = (mark.seen, mark.next_rotary);
+        true
+    }
+
+    /// Digest of everything the next token depends on.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn digest(&self) -> Result<u64> {
+        let arena = &self.runner.arena;
+        self.cache.digest(
+            &**self.runner.decoder.backend(),
+            &arena.pages,
+            arena.shape.head_dim,
+        )
+    }
+
+    /// Returns the sequence's memory. Dropping does the same.
+    pub fn close(self) {}
+}
+
+impl<B: Backend> Drop for Session<'_, B> {
+    fn drop(&mut self) {
+        let Runner { decoder, arena, .. } = &mut *self.runner;
+        arena.reclaim(&**decoder.backend(), &mut self.cache);
+    }
+}
+
+/// Sequences on a runner that advance together, for benchmarks of a batch.
+pub struct Batch<'a, B: Backend> {
+    runner: &'a mut Runner<B>,
+    caches: Vec<SequenceCache>,
+}
+
+impl<'a, B: Backend> Batch<'a, B> {
+    /// `count` empty sequences under `contract`.
+    ///
+    /// # Errors
+    /// See [`new_cache`].
+    pub fn open(runner: &'a mut Runner<B>, contract: &Contract, count: usize) -> Result<Self> {
+        let mut one = || {
+            new_cache(
+                &runner.decoder,
+                &mut runner.arena,
+                contract.clone(),
+                &runner.policies,
+            )
+        };
+        let caches = (0..count).map(|_| one()).collect::<Result<_>>()?;
+        Ok(Self { runner, caches })
+    }
+
+    /// Gives every sequence `count` slots as if it had read as many tokens, without computing them:
+    /// their keys and values are what the pages hold. The time of a step does not depend on that,
+    /// what it answers does.
+    ///
+    /// # Errors
+    /// [`crate::Error::PagesExhausted`].
+    pub fn assume(&mut self, count: usize) -> Result<()> {
+        self.caches
+            .iter_mut()
+            .try_for_each(|cache| cache.grow(count, &mut self.runner.arena.pool))
+    }
+
+    /// Every sequence reads `tokens`, all of them in the same steps; returns the logits after each
+    /// one's last token.
+    ///
+    /// # Errors
+    /// Those of [`crate::decoder::Decoder::forward`].
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let stride = self.runner.decoder.stride() as usize;
+        let (mut rest, mut last) = (tokens, Vec::new());
+        while !rest.is_empty() {
+            let seen = self.caches.first().map_or(0, |cache| cache.seen as usize);
+            let (piece, after) = rest.split_at((stride - seen % stride).min(rest.len()));
+            rest = after;
+            let logits = if rest.is_empty() {
+                Logits::Last
+            } else {
+                Logits::None
+            };
+            let mut pieces: Vec<_> = self
+                .caches
+                .iter_mut()
+                .map(|cache| Piece {
+                    cache,
+                    tokens: piece,
+                    logits,
+                })
+                .collect();
+            last = self
+                .runner
+                .decoder
+                .forward(&mut self.runner.arena, &mut pieces)?;
+        }
+        Ok(last)
+    }
+}
+
+impl<B: Backend> Drop for Batch<'_, B> {
+    fn drop(&mut self) {
+        let Runner { decoder, arena, .. } = &mut *self.runner;
+        self.caches
+            .iter_mut()
+            .for_each(|cache| arena.reclaim(&**decoder.backend(), cache));
+    }
+}

@@ -1,0 +1,643 @@
+//! Products against exact sums, and bit for bit against themselves in every way of calling them.
+
+use std::ops::Range;
+
+use super::super::pack::CpuMatrix;
+use super::super::quant::dequantize;
+use super::super::testing::{activations, weights};
+use super::super::{Activations, CpuBackend, CpuOptions, SimdLevel, matmul};
+use crate::backend::{WeightType, WeightView};
+use crate::error::Error;
+use crate::fixed;
+
+const TYPES: [WeightType; 8] = [
+    WeightType::F32,
+    WeightType::F16,
+    WeightType::BF16,
+    WeightType::Q8_0,
+    WeightType::Q4_0,
+    WeightType::Q4_1,
+    WeightType::Q4K,
+    WeightType::Q6K,
+];
+const MODES: [Activations; 2] = [Activations::Int8, Activations::F32];
+
+fn backend(activations: Activations, simd: SimdLevel, threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuOptions {
+        threads: Some(threads),
+        activations,
+        simd: Some(simd),
+    })
+}
+
+fn best(activations: Activations, threads: usize) -> CpuBackend {
+    backend(activations, SimdLevel::detect(), threads)
+}
+
+fn load(
+    backend: &CpuBackend,
+    parts: &[(WeightType, usize)],
+    cols: usize,
+    bytes: &[Vec<u8>],
+) -> CpuMatrix {
+    let views: Vec<_> = parts
+        .iter()
+        .zip(bytes)
+        .map(|(&(dtype, rows), bytes)| WeightView {
+            dtype,
+            rows,
+            cols,
+            bytes,
+        })
+        .collect();
+    CpuMatrix::load(&backend.pool, &views).unwrap()
+}
+
+/// The bits of a product with a single part.
+fn product(
+    backend: &CpuBackend,
+    dtype: WeightType,
+    (n, cols): (usize, usize),
+    x: &[f32],
+    rows: usize,
+) -> Vec<u32> {
+    let matrix = load(backend, &[(dtype, n)], cols, &[weights(dtype, n, cols, 11)]);
+    let mut out = vec![f32::NAN; rows * n];
+    matmul::matmul(backend, &matrix, x, rows, None, &mut out).unwrap();
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+/// Output rows and inputs: one block, a ragged panel, several blocks with a ragged last one.
+fn shapes(dtype: WeightType) -> Vec<(usize, usize)> {
+    let block = dtype.block().0;
+    let mut shapes = vec![(1, block), (13, block), (40, 3 * block), (29, 512 + block)];
+    if block == 1 {
+        shapes.push((17, 131));
+    }
+    shapes
+}
+
+#[test]
+fn products_are_close_to_exact_sums() {
+    let rows = 5;
+    for dtype in TYPES {
+        for (n, cols) in shapes(dtype) {
+            let bytes = weights(dtype, n, cols, 11);
+            let mut dense = vec![0.0; n * cols];
+            dequantize(dtype, &bytes, &mut dense).unwrap();
+            let x = activations(rows * cols, 5);
+            for mode in MODES {
+                let got = product(&best(mode, 2), dtype, (n, cols), &x, rows);
+                for (i, got) in got.into_iter().enumerate() {
+                    let (x, w) = (&x[i / n * cols..][..cols], &dense[i % n * cols..][..cols]);
+                    let pairs = || x.iter().zip(w).map(|(&x, &w)| (f64::from(x), f64::from(w)));
+                    let exact: f64 = pairs().map(|(x, w)| x * w).sum();
+                    let size: f64 = pairs().map(|(x, w)| (x * w).abs()).sum();
+                    // f32 sums: a rounding of 2^-24 per addition, at most. Rounded activations: an
+                    // error of up to half a step, max/254, for each input; outliers have magnitude
+                    // 8.
+                    let float =
+                        matches!(dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
+                    let rounding = w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * 8.0 / 254.0;
+                    let tolerance = size * (cols + 4) as f64 * 2f64.powi(-24)
+                        + if mode == Activations::Int8 && !float {
+                            rounding * 1.001 + size * 1e-4
+                        } else {
+                            0.0
+                        };
+                    let error = (f64::from(f32::from_bits(got)) - exact).abs();
+                    assert!(
+                        error <= tolerance,
+                        "{dtype:?} {mode:?} {n}x{cols} at {i}: {error} > {tolerance}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The rounded product in plain scalar code: quantise, exact dot products, the two additions per
+/// group.
+fn int8_by_hand(dtype: WeightType, w: &[u8], x: &[f32]) -> f32 {
+    let mut acc = 0f32;
+    for (g, x) in x.chunks(32).enumerate() {
+        let group = super::super::quant::group(dtype, w, g).unwrap();
+        let d = x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+        let q: Vec<i32> = x
+            .iter()
+            .map(|x| {
+                if d > 0.0 {
+                    (x * (1.0 / d)).round_ties_even() as i32
+                } else {
+                    0
+                }
+            })
+            .collect();
+        let dot = |range: std::ops::Range<usize>| {
+            range.map(|i| q[i] * i32::from(group.codes[i])).sum::<i32>() as f32
+        };
+        if dtype == WeightType::Q6K {
+            acc = dot(0..16).mul_add(group.scale[0] * d, acc);
+            acc = dot(16..32).mul_add(group.scale[1] * d, acc);
+        } else {
+            acc = dot(0..32).mul_add(group.scale[0] * d, acc);
+            acc = group.min.mul_add(d * q.iter().sum::<i32>() as f32, acc);
+        }
+    }
+    acc
+}
+
+#[test]
+fn rounded_products_equal_the_scalar_formula() {
+    for dtype in TYPES.into_iter().filter(|dtype| dtype.block().0 > 1) {
+        let (n, cols, rows) = (19, 768, 6);
+        let x = activations(rows * cols, 9);
+        let bytes = weights(dtype, n, cols, 11);
+        let row_bytes = dtype.bytes(cols).unwrap();
+        let got = product(&best(Activations::Int8, 2), dtype, (n, cols), &x, rows);
+        for (i, got) in got.into_iter().enumerate() {
+            let want = int8_by_hand(
+                dtype,
+                &bytes[i % n * row_bytes..][..row_bytes],
+                &x[i / n * cols..][..cols],
+            );
+            assert_eq!(f32::from_bits(got), want, "{dtype:?} at {i}");
+        }
+    }
+}
+
+#[test]
+fn float_products_equal_the_scalar_formula() {
+    for dtype in TYPES {
+        let (n, cols, rows) = (19, 768, 7);
+        let x = activations(rows * cols, 9);
+        let mut dense = vec![0.0; n * cols];
+        dequantize(dtype, &weights(dtype, n, cols, 11), &mut dense).unwrap();
+        let got = product(&best(Activations::F32, 2), dtype, (n, cols), &x, rows);
+        for (i, got) in got.into_iter().enumerate() {
+            let (x, w) = (&x[i / n * cols..][..cols], &dense[i % n * cols..][..cols]);
+            let want = x.iter().zip(w).fold(0f32, |acc, (x, w)| w.mul_add(*x, acc));
+            assert_eq!(f32::from_bits(got), want, "{dtype:?} at {i}");
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_give_the_same_bits() {
+    for dtype in TYPES {
+        for (n, cols) in shapes(dtype) {
+            for mode in MODES {
+                for rows in 1..=7 {
+                    let x = activations(rows * cols, 21);
+                    let portable = product(
+                        &backend(mode, SimdLevel::Portable, 1),
+                        dtype,
+                        (n, cols),
+                        &x,
+                        rows,
+                    );
+                    let found = product(&best(mode, 1), dtype, (n, cols), &x, rows);
+                    assert_eq!(portable, found, "{dtype:?} {mode:?} {n}x{cols} rows {rows}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_and_in_a_batch_has_the_same_bits() {
+    for dtype in TYPES {
+        for mode in MODES {
+            let (n, cols) = (43, 256);
+            let x = activations(256 * cols, 31);
+            let backend = best(mode, 2);
+            let batch = product(&backend, dtype, (n, cols), &x, 256);
+            for rows in [1, 2, 3, 4, 5, 6, 7, 64, 97] {
+                for first in [0, 5, 256 - rows] {
+                    let part = product(
+                        &backend,
+                        dtype,
+                        (n, cols),
+                        &x[first * cols..][..rows * cols],
+                        rows,
+                    );
+                    assert_eq!(
+                        part,
+                        batch[first * n..][..rows * n],
+                        "{dtype:?} {mode:?} rows {rows} from {first}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn thread_counts_give_the_same_bits() {
+    for dtype in TYPES {
+        for mode in MODES {
+            let (shape, rows) = ((517, 512), 9);
+            let x = activations(rows * shape.1, 41);
+            let one = product(&best(mode, 1), dtype, shape, &x, rows);
+            for threads in [2, 4] {
+                assert_eq!(
+                    one,
+                    product(&best(mode, threads), dtype, shape, &x, rows),
+                    "{dtype:?} {mode:?} {threads}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn stacked_parts_and_bias_equal_separate_products() {
+    let (cols, rows) = (256, 5);
+    let parts = [
+        (WeightType::Q4_1, 12),
+        (WeightType::F16, 9),
+        (WeightType::Q6K, 24),
+        (WeightType::Q8_0, 3),
+    ];
+    let total: usize = parts.iter().map(|part| part.1).sum();
+    let bytes: Vec<_> = parts
+        .iter()
+        .map(|&(dtype, n)| weights(dtype, n, cols, 11))
+        .collect();
+    let (x, bias) = (activations(rows * cols, 51), activations(total, 52));
+    for mode in MODES {
+        let backend = best(mode, 2);
+        let matrix = load(&backend, &parts, cols, &bytes);
+        let mut out = vec![f32::NAN; rows * total];
+        matmul::matmul(&backend, &matrix, &x, rows, Some(&bias), &mut out).unwrap();
+        let mut first = 0;
+        for (dtype, n) in parts {
+            let alone = product(&backend, dtype, (n, cols), &x, rows);
+            for (i, alone) in alone.into_iter().enumerate() {
+                let at = first + i % n;
+                assert_eq!(
+                    out[i / n * total + at],
+                    f32::from_bits(alone) + bias[at],
+                    "{dtype:?} {mode:?} at {i}"
+                );
+            }
+            first += n;
+        }
+    }
+}
+
+/// Columns `range` of a matrix.
+fn columns(dtype: WeightType, bytes: &[u8], cols: usize, range: &Range<usize>) -> Vec<u8> {
+    let (row, start, end) = (
+        dtype.bytes(cols),
+        dtype.bytes(range.start),
+        dtype.bytes(range.end),
+    );
+    let (row, start, end) = (row.unwrap(), start.unwrap(), end.unwrap());
+    bytes
+        .chunks_exact(row)
+        .flat_map(|row| row[start..end].iter().copied())
+        .collect()
+}
+
+/// A matrix and activations whose columns are cut in units, each a whole number of blocks.
+struct Cut {
+    dtype: WeightType,
+    bytes: Vec<u8>,
+    x: Vec<f32>,
+    n: usize,
+    rows: usize,
+    ends: Vec<usize>,
+}
+
+impl Cut {
+    fn new(dtype: WeightType, rows: usize, units: &[usize]) -> Self {
+        let block = dtype.block().0;
+        let ends: Vec<usize> = units
+            .iter()
+            .scan(0, |end, unit| {
+                *end += unit * block;
+                Some(*end)
+            })
+            .collect();
+        let (n, cols) = (21, ends[ends.len() - 1]);
+        Self {
+            dtype,
+            bytes: weights(dtype, n, cols, 71),
+            x: activations(rows * cols, 72),
+            n,
+            rows,
+            ends,
+        }
+    }
+
+    /// The share of a rank that holds units `units`.
+    fn share(&self, backend: &CpuBackend, units: Range<usize>) -> Vec<i64> {
+        let cols = self.ends[self.ends.len() - 1];
+        let first = if units.start == 0 {
+            0
+        } else {
+            self.ends[units.start - 1]
+        };
+        let range = first..self.ends[units.end - 1];
+        let own: Vec<f32> = self
+            .x
+            .chunks_exact(cols)
+            .flat_map(|x| x[range.clone()].to_vec())
+            .collect();
+        let bytes = columns(self.dtype, &self.bytes, cols, &range);
+        let matrix = load(backend, &[(self.dtype, self.n)], range.len(), &[bytes]);
+        let ends: Vec<usize> = self.ends[units].iter().map(|end| end - first).collect();
+        let mut out = vec![-1; self.rows * self.n];
+        matmul::matmul_fixed(backend, &matrix, (&own, self.rows), &ends, &mut out).unwrap();
+        out
+    }
+
+    /// The product of a rank with all units.
+    fn whole(&self, backend: &CpuBackend) -> Vec<u32> {
+        let cols = self.ends[self.ends.len() - 1];
+        let matrix = load(
+            backend,
+            &[(self.dtype, self.n)],
+            cols,
+            std::slice::from_ref(&self.bytes),
+        );
+        let mut out = vec![f32::NAN; self.rows * self.n];
+        matmul::matmul_fixed(backend, &matrix, (&self.x, self.rows), &self.ends, &mut out).unwrap();
+        out.into_iter().map(f32::to_bits).collect()
+    }
+}
+
+#[test]
+fn any_deal_of_units_gives_the_bits_of_the_whole() {
+    for dtype in TYPES {
+        for mode in MODES {
+            for rows in [1, 2, 3, 4, 5, 9] {
+                let cut = Cut::new(dtype, rows, &[1, 3, 2, 1, 1, 4]);
+                let (here, portable) = (best(mode, 2), backend(mode, SimdLevel::Portable, 1));
+                let whole = cut.whole(&here);
+                assert_eq!(cut.whole(&portable), whole, "{dtype:?} {mode:?}");
+                for deal in [
+                    vec![0, 6],
+                    vec![0, 3, 6],
+                    vec![0, 1, 5, 6],
+                    vec![0, 1, 2, 3, 4, 5, 6],
+                ] {
+                    let mut sum = vec![0i64; rows * cut.n];
+                    for (rank, units) in deal.windows(2).enumerate() {
+                        let backend = if rank % 2 == 0 { &here } else { &portable };
+                        let share = cut.share(backend, units[0]..units[1]);
+                        sum.iter_mut()
+                            .zip(share)
+                            .for_each(|(sum, share)| *sum = sum.wrapping_add(share));
+                    }
+                    let sum: Vec<u32> = sum
+                        .into_iter()
+                        .map(|sum| fixed::to_f32(sum).to_bits())
+                        .collect();
+                    assert_eq!(sum, whole, "{dtype:?} {mode:?} {rows} rows, {deal:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn units_are_products_of_their_columns_in_fixed_point() {
+    for dtype in TYPES {
+        for mode in MODES {
+            // More units than are added up at a time.
+            let cut = Cut::new(dtype, 5, &[1; 40]);
+            let backend = best(mode, 2);
+            let cols = cut.ends[39];
+            let mut sum = vec![0i64; 5 * cut.n];
+            for end in &cut.ends {
+                let range = end - cols / 40..*end;
+                let x: Vec<f32> = cut
+                    .x
+                    .chunks_exact(cols)
+                    .flat_map(|x| x[range.clone()].to_vec())
+                    .collect();
+                let matrix = load(
+                    &backend,
+                    &[(dtype, cut.n)],
+                    range.len(),
+                    &[columns(dtype, &cut.bytes, cols, &range)],
+                );
+                let mut unit = vec![f32::NAN; 5 * cut.n];
+                matmul::matmul(&backend, &matrix, &x, 5, None, &mut unit).unwrap();
+                sum.iter_mut()
+                    .zip(unit)
+                    .for_each(|(sum, unit)| *sum += fixed::from_f32(unit));
+            }
+            let want: Vec<u32> = sum
+                .into_iter()
+                .map(|sum| fixed::to_f32(sum).to_bits())
+                .collect();
+            assert_eq!(cut.whole(&backend), want, "{dtype:?} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn a_unit_without_a_valid_value_makes_its_rows_nan_and_no_others() {
+    let (n, ends, largest) = (3, [1, 2, 3], fixed::LIMIT);
+    for simd in [SimdLevel::Portable, SimdLevel::detect()] {
+        let backend = backend(Activations::F32, simd, 1);
+        let ones: Vec<u8> = 1f32
+            .to_le_bytes()
+            .into_iter()
+            .cycle()
+            .take(4 * n * 3)
+            .collect();
+        let matrix = load(&backend, &[(WeightType::F32, n)], 3, &[ones]);
+        let values = [
+            f32::NAN,
+            -f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            largest.next_up(),
+            -largest.next_up(),
+        ];
+        for (bad, is_bad) in values
+            .map(|v| (v, true))
+            .into_iter()
+            .chain([(largest, false), (-largest, false)])
+        {
+            let x = [1.0, 2.0, 3.0, largest, bad, 0.5, -largest, -1e-9, -largest];
+            let (mut out, mut share) = ([0f32; 9], [0i64; 9]);
+            matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut out).unwrap();
+            matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut share).unwrap();
+            let middle = if is_bad {
+                f32::NAN
+            } else {
+                largest + bad + 0.5
+            };
+            for (row, want) in [6.0, middle, -2.0 * largest].into_iter().enumerate() {
+                for got in &out[row * n..][..n] {
+                    assert!(
+                        *got == want || got.is_nan() && want.is_nan(),
+                        "{got} for {want}, {bad}"
+                    );
+                }
+            }
+            assert_eq!(
+                share.map(|sum| fixed::to_f32(sum).to_bits()),
+                out.map(f32::to_bits),
+                "{bad}"
+            );
+        }
+    }
+}
+
+#[test]
+fn embedding_rows_are_the_dequantised_rows() {
+    for dtype in TYPES {
+        for (n, cols) in shapes(dtype) {
+            let bytes = weights(dtype, n, cols, 61);
+            let mut dense = vec![0.0; n * cols];
+            dequantize(dtype, &bytes, &mut dense).unwrap();
+            for simd in [SimdLevel::Portable, SimdLevel::detect()] {
+                let backend = backend(Activations::Int8, simd, 2);
+                let table = load(&backend, &[(dtype, n)], cols, std::slice::from_ref(&bytes));
+                let ids: Vec<u32> = (0..n as u32).rev().chain([0]).collect();
+                let mut out = vec![f32::NAN; ids.len() * cols];
+                matmul::embed(&backend, &table, &ids, &mut out).unwrap();
+                for (&id, out) in ids.iter().zip(out.chunks(cols)) {
+                    assert_eq!(
+                        out,
+                        &dense[id as usize * cols..][..cols],
+                        "{dtype:?} row {id}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_that_overflow_a_half_are_kept() {
+    // Q4_0 with d = 30000: the minimum -8 d is no half.
+    let mut bytes = half::f16::from_f32(30000.0).to_le_bytes().to_vec();
+    bytes.extend([0x9f; 16]);
+    let backend = best(Activations::F32, 1);
+    let matrix = load(&backend, &[(WeightType::Q4_0, 1)], 32, &[bytes]);
+    let mut out = [0.0];
+    matmul::matmul(&backend, &matrix, &[1.0; 32], 1, None, &mut out).unwrap();
+    assert_eq!(out[0], 16.0 * 30000.0 * (7.0 + 1.0));
+}
+
+#[test]
+fn zeros_extremes_and_non_finite_activations() {
+    let (n, cols) = (8, 64);
+    for dtype in [WeightType::Q8_0, WeightType::Q4_1] {
+        for mode in MODES {
+            let backend = best(mode, 1);
+            let run = |x: &[f32]| -> Vec<f32> {
+                product(&backend, dtype, (n, cols), x, 1)
+                    .into_iter()
+                    .map(f32::from_bits)
+                    .collect()
+            };
+            assert!(run(&[0.0; 64]).iter().all(|&y| y == 0.0));
+            assert!(
+                run(&[f32::MIN_POSITIVE / 8.0; 64])
+                    .iter()
+                    .all(|y| y.is_finite())
+            );
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = [0.5; 64];
+                x[40] = bad;
+                assert!(
+                    run(&x).iter().all(|y| !y.is_finite()),
+                    "{dtype:?} {mode:?} {bad}"
+                );
+            }
+        }
+    }
+    // All codes at their extremes: -128 in Q8_0, where files hold -127 at least, must not saturate.
+    let mut bytes = half::f16::ONE.to_le_bytes().to_vec();
+    bytes.extend([0x80; 32]);
+    for simd in [SimdLevel::Portable, SimdLevel::detect()] {
+        let backend = backend(Activations::Int8, simd, 1);
+        let matrix = load(
+            &backend,
+            &[(WeightType::Q8_0, 1)],
+            32,
+            std::slice::from_ref(&bytes),
+        );
+        let mut out = [0.0];
+        matmul::matmul(&backend, &matrix, &[-127.0; 32], 1, None, &mut out).unwrap();
+        assert_eq!(out[0], 32.0 * 127.0 * 128.0);
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused_before_anything_is_written() {
+    let backend = best(Activations::Int8, 1);
+    let bytes = weights(WeightType::Q4_0, 8, 64, 1);
+    let load = |dtype, rows, cols, bytes: &[u8]| {
+        CpuMatrix::load(
+            &backend.pool,
+            &[WeightView {
+                dtype,
+                rows,
+                cols,
+                bytes,
+            }],
+        )
+        .map(|matrix| matrix.rows())
+    };
+    assert!(matches!(
+        load(WeightType::Q4_0, 8, 65, &bytes),
+        Err(Error::Multiple {
+            got: 65,
+            multiple: 32,
+            ..
+        })
+    ));
+    assert!(matches!(
+        load(WeightType::Q4_0, 9, 64, &bytes),
+        Err(Error::Shape { what: "bytes", .. })
+    ));
+    assert!(matches!(
+        load(WeightType::Q4_0, usize::MAX, 64, &bytes),
+        Err(Error::Shape { .. })
+    ));
+    let view = WeightView {
+        dtype: WeightType::Q4_0,
+        rows: 8,
+        cols: 64,
+        bytes: &bytes,
+    };
+    let other = WeightView {
+        dtype: WeightType::F32,
+        rows: 1,
+        cols: 1,
+        bytes: &[0; 4],
+    };
+    assert!(CpuMatrix::load(&backend.pool, &[view, other]).is_err());
+
+    let matrix = CpuMatrix::load(&backend.pool, &[view]).unwrap();
+    let (x, mut out) = ([1.0; 128], [7.0; 16]);
+    let mut run = |x: &[f32], rows, bias: Option<&[f32]>, len: usize| {
+        matmul::matmul(&backend, &matrix, x, rows, bias, &mut out[..len]).is_err()
+    };
+    assert!(run(&x[..127], 2, None, 16));
+    assert!(run(&x, 2, None, 15));
+    assert!(run(&x, 2, Some(&[0.0; 7]), 16));
+    assert!(run(&x, usize::MAX, None, 16));
+    assert!(!run(&x, 0, None, 0));
+    assert_eq!(out, [7.0; 16]);
+    let mut out = [7.0; 64];
+    assert!(matches!(
+        matmul::embed(&backend, &matrix, &[8], &mut out),
+        Err(Error::Index {
+            index: 8,
+            len: 8,
+            ..
+        })
+    ));
+    assert!(matmul::embed(&backend, &matrix, &[0, 1], &mut out).is_err());
+    assert_eq!(out, [7.0; 64]);
+}

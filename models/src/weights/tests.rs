@@ -1,0 +1,609 @@
+//! Model files whole and damaged. Values are compared with what the fixtures' makers computed in
+//! Python; whether the decoder gets the golden logits out of them is the parity tests' matter.
+
+use std::path::{Path, PathBuf};
+
+use palimpsest_kernels::WeightType;
+use proptest::prelude::*;
+
+use super::WeightsError;
+use crate::config::{Architecture, RopeScaling};
+use crate::gguf::{Gguf, GgufError, GgufValue};
+use crate::part::Part;
+use crate::{Error, Model, inspect, safetensors};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/models")
+        .join(name)
+}
+
+fn open(name: &str) -> Model {
+    let path = fixture(name);
+    let path = if path.join("model.gguf").is_file() {
+        path.join("model.gguf")
+    } else {
+        path
+    };
+    Model::open(&path).unwrap()
+}
+
+/// A GGUF file made by hand: metadata entries and tensors (name, dims innermost first, type,
+/// bytes).
+struct Writer {
+    metadata: Vec<u8>,
+    num_metadata: u64,
+    tensors: Vec<u8>,
+    num_tensors: u64,
+    data: Vec<u8>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+impl Writer {
+    fn new() -> Self {
+        Self {
+            metadata: Vec::new(),
+            num_metadata: 0,
+            tensors: Vec::new(),
+            num_tensors: 0,
+            data: Vec::new(),
+        }
+    }
+
+    fn raw(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
+        self.metadata
+            .extend([&text(key)[..], &kind.to_le_bytes(), value].concat());
+        self.num_metadata += 1;
+        self
+    }
+
+    fn size(self, key: &str, value: u32) -> Self {
+        self.raw(key, 4, &value.to_le_bytes())
+    }
+
+    fn float(self, key: &str, value: f32) -> Self {
+        self.raw(key, 6, &value.to_le_bytes())
+    }
+
+    fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: usize) -> Self {
+        self.tensors.extend(text(name));
+        self.tensors.extend((dims.len() as u32).to_le_bytes());
+        dims.iter()
+            .for_each(|dim| self.tensors.extend(dim.to_le_bytes()));
+        self.tensors.extend(kind.to_le_bytes());
+        self.tensors.extend((self.data.len() as u64).to_le_bytes());
+        self.data
+            .resize((self.data.len() + bytes).next_multiple_of(32), 0);
+        self.num_tensors += 1;
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let header = [b"GGUF", &3u32.to_le_bytes()[..]].concat();
+        let counts = [
+            self.num_tensors.to_le_bytes(),
+            self.num_metadata.to_le_bytes(),
+        ]
+        .concat();
+        let mut file = [header, counts, self.metadata.clone(), self.tensors.clone()].concat();
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(&self.data);
+        file
+    }
+}
+
+/// The metadata of a small Llama.
+fn llama() -> Writer {
+    Writer::new()
+        .raw("general.architecture", 8, &text("llama"))
+        .size("llama.block_count", 1)
+        .size("llama.context_length", 64)
+        .size("llama.embedding_length", 32)
+        .size("llama.feed_forward_length", 64)
+        .size("llama.attention.head_count", 4)
+        .size("llama.attention.head_count_kv", 2)
+        .float("llama.attention.layer_norm_rms_epsilon", 1e-5)
+}
+
+fn with_tensors(mut writer: Writer, query_type: u32, query_bytes: usize) -> Writer {
+    writer = writer
+        .tensor("token_embd.weight", &[32, 10], 0, 1280)
+        .tensor("output_norm.weight", &[32], 0, 128);
+    writer = writer.tensor("blk.0.attn_q.weight", &[32, 32], query_type, query_bytes);
+    for (name, dims) in [
+        ("attn_norm", &[32][..]),
+        ("attn_k", &[32, 16]),
+        ("attn_v", &[32, 16]),
+        ("attn_output", &[32, 32]),
+        ("ffn_norm", &[32]),
+        ("ffn_gate", &[32, 64]),
+        ("ffn_up", &[32, 64]),
+        ("ffn_down", &[64, 32]),
+    ] {
+        let bytes = dims.iter().product::<u64>() as usize * 4;
+        writer = writer.tensor(&format!("blk.0.{name}.weight"), dims, 0, bytes);
+    }
+    writer
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<Model, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    Model::open(&path)
+}
+
+fn message(result: Result<Model, Error>) -> String {
+    result
+        .err()
+        .map(|error| error.to_string())
+        .expect("the model should be refused")
+}
+
+#[test]
+fn every_fixture_opens_with_its_configuration() {
+    let families = [
+        ("llama", Architecture::Llama, 64, false),
+        ("llama-tied", Architecture::Llama, 64, true),
+        ("mistral", Architecture::Mistral, 64, false),
+        ("qwen2", Architecture::Qwen2, 64, false),
+        ("qwen3", Architecture::Qwen3, 64, false),
+        ("gguf-llama", Architecture::Llama, 288, true),
+        ("gguf-qwen2", Architecture::Qwen2, 288, false),
+    ];
+    for (name, architecture, vocabulary, tied) in families {
+        let model = open(name);
+        let config = model.config();
+        assert_eq!(
+            (config.architecture, config.vocabulary),
+            (architecture, vocabulary),
+            "{name}"
+        );
+        assert_eq!(config.tied_embeddings, tied, "{name}");
+        assert_eq!(
+            (config.eos_ids.as_slice(), config.bos_id),
+            (&[2][..], Some(1)),
+            "{name}"
+        );
+        assert_eq!(config.name, name);
+        assert_eq!(config.qkv_bias, architecture == Architecture::Qwen2);
+        assert_eq!(
+            config.sliding_window,
+            (architecture == Architecture::Mistral).then_some(16)
+        );
+        let norms = usize::from(name == "gguf-llama"); // rope_freqs.weight is no parameter of the network
+        let elements =
+            inspect(model.path()).unwrap().parameters - (norms * config.head_dim / 2) as u64;
+        assert_eq!(config.parameters, elements, "{name}");
+        for layer in 0..config.layers {
+            let layer = model.weights().layer(layer, &Part::whole(config)).unwrap();
+            assert_eq!(layer.q.rows, config.heads * config.head_dim);
+            assert_eq!(layer.q_norm.is_some(), config.qk_norm);
+            assert_eq!(
+                layer.k_bias.as_ref().map(Vec::len),
+                config.qkv_bias.then_some(layer.k.rows)
+            );
+        }
+        assert!(matches!(
+            model.weights().layer(config.layers, &Part::whole(config)),
+            Err(WeightsError::Layer { .. })
+        ));
+    }
+}
+
+#[test]
+fn stored_types_reach_the_kernels() {
+    let llama = open("gguf-llama");
+    let layer = llama.weights().layer(1, &whole(&llama)).unwrap();
+    let types = [
+        &layer.q,
+        &layer.k,
+        &layer.v,
+        &layer.gate,
+        &layer.up,
+        &layer.down,
+    ]
+    .map(|matrix| matrix.dtype);
+    use WeightType::{BF16, F16, Q4_0, Q4_1, Q8_0};
+    assert_eq!(types, [Q4_1, Q4_0, Q8_0, F16, BF16, Q4_1]);
+    let qwen = open("gguf-qwen2");
+    assert_eq!(
+        qwen.weights().output(&whole(&qwen)).unwrap().unwrap().dtype,
+        WeightType::Q6K
+    );
+    let bf16 = open("qwen2");
+    assert_eq!(
+        bf16.weights().embedding(&whole(&bf16)).unwrap().dtype,
+        WeightType::BF16
+    );
+    assert!(llama.weights().output(&whole(&llama)).unwrap().is_none());
+}
+
+/// In a Llama GGUF row `2i + half` of a head holds what belongs at `half * D/2 + i`; other families
+/// keep the order.
+#[test]
+fn llama_rows_return_to_rotary_halves() {
+    let (model, dim) = (open("gguf-llama"), 16);
+    let path = fixture("gguf-llama").join("model.gguf");
+    let file = std::fs::read(&path).unwrap();
+    let gguf = Gguf::parse(&file).unwrap();
+    for (name, heads) in [("q", 4), ("k", 2)] {
+        let stored = gguf
+            .tensors
+            .iter()
+            .find(|tensor| tensor.name == format!("blk.0.attn_{name}.weight"))
+            .unwrap();
+        let stored = &file[stored.range.clone().unwrap()];
+        let layer = model.weights().layer(0, &whole(&model)).unwrap();
+        let loaded = if name == "q" { &layer.q } else { &layer.k };
+        let width = stored.len() / (heads * dim);
+        let row = |bytes: &[u8], row: usize| bytes[row * width..(row + 1) * width].to_vec();
+        for (head, half, i) in
+            (0..heads).flat_map(|head| (0..16).map(move |value| (head, value / 8, value % 8)))
+        {
+            let expected = row(stored, head * dim + 2 * i + half);
+            assert_eq!(
+                row(&loaded.bytes, head * dim + half * 8 + i),
+                expected,
+                "{name} {head} {half} {i}"
+            );
+        }
+    }
+    let qwen = open("gguf-qwen2");
+    let layer = qwen.weights().layer(0, &whole(&qwen)).unwrap();
+    assert!(matches!(layer.q.bytes, std::borrow::Cow::Borrowed(_)));
+}
+
+#[test]
+fn rope_factors_of_a_gguf_equal_the_scaling_of_its_config() {
+    let model = open("gguf-llama");
+    assert!(matches!(
+        model.config().rope.scaling,
+        RopeScaling::Factors(_)
+    ));
+    let mut rope = model.config().rope.clone();
+    let RopeScaling::Llama3 { .. } = open("llama").config().rope.scaling else {
+        panic!("llama3 scaling expected")
+    };
+    rope.scaling = open("llama").config().rope.scaling.clone();
+    for (a, b) in model.config().rope.inv_freq().iter().zip(rope.inv_freq()) {
+        assert!((a - b).abs() <= 2e-7 * b, "{a} {b}");
+    }
+}
+
+fn whole(model: &Model) -> Part {
+    Part::whole(model.config())
+}
+
+#[test]
+fn shards_are_cut_from_rows_and_columns() {
+    let model = open("gguf-llama");
+    let down = model.weights().layer(0, &whole(&model)).unwrap().down; // [64, 128] in Q4_1: 20 bytes per 32 columns
+    let rows = down.clone().into_rows(8..24);
+    assert_eq!(
+        (rows.rows, rows.cols, &*rows.bytes),
+        (16, 128, &down.bytes[8 * 80..24 * 80])
+    );
+    let columns = down.clone().into_columns(64..128).unwrap();
+    assert_eq!((columns.rows, columns.cols), (64, 64));
+    assert_eq!(
+        columns.bytes[40 * 3..40 * 4],
+        down.bytes[80 * 3 + 40..80 * 4]
+    );
+    assert!(matches!(
+        down.clone().into_columns(16..64),
+        Err(WeightsError::Columns { .. })
+    ));
+    assert!(matches!(
+        down.into_columns(64..160),
+        Err(WeightsError::Columns { .. })
+    ));
+}
+
+#[test]
+fn hand_made_file_is_read_and_every_lack_is_named() {
+    let good = with_tensors(llama(), 0, 4096);
+    assert_eq!(open_bytes(&good.bytes()).unwrap().config().vocabulary, 10);
+    let cases: Vec<(Writer, &str)> = vec![
+        (
+            with_tensors(llama(), 13, 0),
+            "impossible shape [32, 32] for type Q5_K",
+        ),
+        (
+            with_tensors(llama(), 6, 704),
+            "\"blk.0.attn_q.weight\" has type Q5_0, which is not supported",
+        ),
+        (with_tensors(llama(), 99, 0), "has type ggml type 99"),
+        (
+            with_tensors(llama().size("llama.expert_count", 8), 0, 4096),
+            "mixture \"8 experts\"",
+        ),
+        (
+            with_tensors(llama().size("split.count", 2), 0, 4096),
+            "split in 2 files",
+        ),
+        (
+            with_tensors(llama().size("llama.block_count", 2), 0, 4096),
+            "\"llama.block_count\" appears twice",
+        ),
+        (
+            with_tensors(
+                llama().raw("llama.rope.scaling.type", 8, &text("yarn")),
+                0,
+                4096,
+            ),
+            "rope scaling \"yarn\"",
+        ),
+        (
+            with_tensors(llama().size("llama.rope.dimension_count", 4), 0, 4096),
+            "rope.dimension_count",
+        ),
+        (
+            with_tensors(llama().size("general.alignment", 12), 0, 4096),
+            "general.alignment is 12",
+        ),
+        (
+            with_tensors(llama(), 0, 4096).tensor("blk.0.attn_output.bias", &[32], 0, 128),
+            "attn_output.bias\" is the first",
+        ),
+        (
+            with_tensors(llama(), 0, 4096).tensor("output_norm.weight", &[32], 0, 128),
+            "\"output_norm.weight\" appears twice",
+        ),
+        (
+            with_tensors(llama(), 0, 4096).tensor("output.weight", &[32, 11], 0, 1408),
+            "shape [11, 32]",
+        ),
+        (
+            llama().tensor("token_embd.weight", &[32, 10], 0, 1280),
+            "\"output_norm.weight\" is missing",
+        ),
+        (
+            Writer::new().raw("general.architecture", 8, &text("mamba")),
+            "architecture \"mamba\" is not supported",
+        ),
+        (Writer::new(), "\"general.architecture\" is missing"),
+        (
+            Writer::new().raw("general.architecture", 4, &[1, 0, 0, 0]),
+            "is 1, expected text",
+        ),
+    ];
+    for (writer, expected) in cases {
+        let found = message(open_bytes(&writer.bytes()));
+        assert!(
+            found.contains(expected),
+            "{found}\nshould contain {expected}"
+        );
+    }
+}
+
+/// Headers that promise more than any file holds: refused at once and without the memory they ask
+/// for.
+#[test]
+fn lying_sizes_are_refused() {
+    let good = with_tensors(llama(), 0, 4096).bytes();
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut file = good.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        Gguf::parse(&file).unwrap_err()
+    };
+    let huge = (1u64 << 60).to_le_bytes();
+    assert!(matches!(patched(0, b"GGML"), GgufError::Magic(_)));
+    assert_eq!(patched(4, &1u32.to_le_bytes()), GgufError::Version(1));
+    assert_eq!(patched(4, &3u32.to_be_bytes()), GgufError::BigEndian);
+    assert!(matches!(
+        patched(8, &huge),
+        GgufError::Truncated { .. } | GgufError::Utf8 { .. } | GgufError::Shape { .. }
+    ));
+    patched(16, &huge);
+    assert!(matches!(
+        patched(24, &huge),
+        GgufError::Truncated {
+            what: "a metadata key",
+            ..
+        }
+    ));
+    let array = |kind: u32, len: u64| {
+        let value = [&kind.to_le_bytes()[..], &len.to_le_bytes(), &[0; 16]].concat();
+        Gguf::parse(&Writer::new().raw("key", 9, &value).bytes()).map(|_| ())
+    };
+    for kind in [0, 4, 8, 9, 12] {
+        assert!(
+            matches!(array(kind, u64::MAX), Err(GgufError::Truncated { .. })),
+            "{kind}"
+        );
+        assert!(
+            matches!(array(kind, 1 << 40), Err(GgufError::Truncated { .. })),
+            "{kind}"
+        );
+    }
+    assert!(matches!(
+        array(77, 3),
+        Err(GgufError::ValueType { kind: 77, .. })
+    ));
+    for dims in [
+        &[1u64 << 33, 1 << 33][..],
+        &[0, 4],
+        &[u64::MAX, 32],
+        &[1, 1, 1, 1, 1],
+        &[],
+    ] {
+        let file = Writer::new().tensor("t", dims, 0, 64).bytes();
+        assert!(
+            matches!(Gguf::parse(&file), Err(GgufError::Shape { .. })),
+            "{dims:?}"
+        );
+    }
+    let beyond = Writer::new().tensor("t", &[1 << 40], 0, 64).bytes();
+    assert!(matches!(
+        Gguf::parse(&beyond),
+        Err(GgufError::Offset { .. })
+    ));
+}
+
+#[test]
+fn nested_arrays_are_walked_to_a_depth() {
+    let nested = |depth: usize| {
+        let mut value = Vec::new();
+        for _ in 0..depth {
+            value.extend([&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat());
+        }
+        value.extend([&0u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[5, 6]].concat());
+        Gguf::parse(&Writer::new().raw("key", 9, &value).bytes())
+    };
+    assert!(matches!(
+        nested(1).unwrap().get("key"),
+        Some(GgufValue::Array {
+            kind: 9,
+            len: 1,
+            ..
+        })
+    ));
+    assert!(matches!(nested(3_000), Err(GgufError::Nesting { .. })));
+}
+
+#[test]
+fn truncated_files_are_refused_at_every_length() {
+    let gguf = with_tensors(llama(), 0, 4096).bytes();
+    for len in 0..gguf.len() {
+        assert!(
+            Gguf::parse(&gguf[..len]).is_err(),
+            "{len} of {}",
+            gguf.len()
+        );
+    }
+    let file = std::fs::read(fixture("llama-tied").join("model.safetensors")).unwrap();
+    for len in (0..6_000).chain(file.len() - 100..file.len()) {
+        assert!(safetensors::read_header(&file[..len], 0).is_err(), "{len}");
+    }
+    assert!(safetensors::read_header(&file, 0).is_ok());
+}
+
+#[test]
+fn each_wrong_path_has_its_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let says = |path: &Path, expected: &str| {
+        let found = message(Model::open(path));
+        assert!(
+            found.contains(expected),
+            "{found}\nshould contain {expected}"
+        );
+    };
+    says(&dir.path().join("nothing.gguf"), "cannot read");
+    says(
+        dir.path(),
+        "is not a model: give a .gguf file or a directory with config.json",
+    );
+    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+    write("notes.txt", b"hello there");
+    says(&dir.path().join("notes.txt"), "is not a model");
+    write("empty.gguf", b"");
+    says(&dir.path().join("empty.gguf"), "empty.gguf");
+    write("bad.gguf", b"PK\x03\x04 and so on");
+    says(&dir.path().join("bad.gguf"), "not a GGUF file");
+    write(
+        "config.json",
+        &std::fs::read(fixture("llama-tied").join("config.json")).unwrap(),
+    );
+    says(dir.path(), "has no model.safetensors");
+    write("model.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}");
+    says(dir.path(), "damaged or truncated safetensors file");
+    std::fs::copy(
+        fixture("qwen3").join("model.safetensors"),
+        dir.path().join("model.safetensors"),
+    )
+    .unwrap();
+    says(dir.path(), "the configuration says");
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    write(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"a": "../x.safetensors"}}"#,
+    );
+    says(dir.path(), "is not a plain file name");
+    std::fs::copy(
+        fixture("llama").join("model.safetensors"),
+        dir.path().join("x.safetensors"),
+    )
+    .unwrap();
+    write(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"a": "x.safetensors"}}"#,
+    );
+    says(
+        dir.path(),
+        "says that \"a\" is in x.safetensors, but it is not",
+    );
+    write("config.json", b"[1]");
+    says(dir.path(), "not a JSON object");
+}
+
+#[test]
+fn inspection_sums_up_by_type() {
+    let description = inspect(&fixture("gguf-llama").join("model.gguf")).unwrap();
+    assert_eq!(description.format, "GGUF v3");
+    assert!(description.config.is_ok());
+    assert!(
+        description
+            .metadata
+            .iter()
+            .any(|(key, value)| key == "tokenizer.ggml.tokens" && value == "[text; 288]")
+    );
+    let types = description.by_type();
+    assert_eq!(
+        types["Q8_0"],
+        (
+            3,
+            288 * 64 + 2 * 32 * 64,
+            (288 * 64 + 2 * 32 * 64) / 32 * 34
+        )
+    );
+    assert_eq!(
+        types.values().map(|entry| entry.2).sum::<usize>(),
+        description.bytes
+    );
+    let shards = inspect(&fixture("mistral")).unwrap();
+    assert_eq!(
+        (shards.format.as_str(), shards.tensors.len()),
+        ("safetensors", 21)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_gguf_files_never_panic(flips in proptest::collection::vec((0usize..3_000, any::<u8>()), 1..8)) {
+        let mut file = with_tensors(llama(), 0, 4096).bytes();
+        for (at, byte) in flips {
+            file[at] ^= byte;
+        }
+        if let Ok(gguf) = Gguf::parse(&file) {
+            for tensor in &gguf.tensors {
+                prop_assert!(tensor.range.as_ref().is_none_or(|range| range.end <= file.len()));
+            }
+            let _ = open_bytes(&file);
+        }
+    }
+
+    #[test]
+    fn damaged_safetensors_files_never_panic(flips in proptest::collection::vec((0usize..2_500, any::<u8>()), 1..8)) {
+        let mut file = std::fs::read(fixture("llama-tied").join("model.safetensors")).unwrap();
+        for (at, byte) in flips {
+            file[at] ^= byte;
+        }
+        for (_, tensor) in safetensors::read_header(&file, 0).unwrap_or_default() {
+            prop_assert!(tensor.range.end <= file.len());
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_no_model(mut bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        let _ = Gguf::parse(&bytes);
+        let header = b"GGUF\x03\x00\x00\x00";
+        bytes.splice(0..0, header.iter().copied());
+        let _ = Gguf::parse(&bytes);
+    }
+}
