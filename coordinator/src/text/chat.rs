@@ -244,9 +244,9 @@ mod tests {
                       '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ \
                       '<|im_start|>assistant\n' }}{% endif %}";
         let prompt = render(source, &chat(&[("user", "Hi")], "The")).unwrap();
-        let expected = "<|im_start|>system\nBe \
-                        brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\\
-                        nThe";
+        let expected = "<|im_start|>system\nBe brief<|im_end|>\n\
+                        <|im_start|>user\nHi<|im_end|>\n\
+                        <|im_start|>assistant\nThe";
         assert_eq!(prompt, expected);
         assert!(
             !render(source, &chat(&[("system", "x")], ""))
