@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use palimpsest_coordinator::request::with_defaults;
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
+use palimpsest_engine::offline::{OfflineBatch, OfflineSequence};
 use palimpsest_engine::rank::Rank;
-use palimpsest_engine::session::{Batch, Session};
 use palimpsest_kernels::Backend;
 
 use crate::args::BenchRun;
@@ -104,14 +104,14 @@ fn prefill<B: Backend>(
     contract: &Contract,
     prompt: &[u32],
 ) -> anyhow::Result<(f64, Vec<f64>)> {
-    let mut session = Session::open(&mut rank.runner, contract.clone())?;
+    let mut sequence = OfflineSequence::open(&mut rank.runner, contract.clone())?;
     let bar = term::progress(prompt.len() as u64, "prefill");
     let (mut stride_seconds, mut read) = (Vec::new(), 0);
     let started = Instant::now();
-    for piece in prompt.chunks(session.stride()) {
+    for piece in prompt.chunks(sequence.stride()) {
         let piece_started = Instant::now();
         read += piece.len();
-        session.feed(
+        sequence.feed(
             piece,
             if read == prompt.len() {
                 Logits::Last
@@ -136,7 +136,7 @@ fn decode<B: Backend>(
     contract: &Contract,
     prompt: &[u32],
 ) -> anyhow::Result<f64> {
-    let mut batch = Batch::open(&mut rank.runner, contract, run.sequences as usize)?;
+    let mut batch = OfflineBatch::open(&mut rank.runner, contract, run.sequences as usize)?;
     if run.assume_context {
         let fits = contract
             .exact_slots()

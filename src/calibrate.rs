@@ -15,7 +15,7 @@ use palimpsest_calibrate::tune::documents::{Documents, Turns};
 use palimpsest_calibrate::tune::{self};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
 use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::reconstruct::{INSTRUCTION, Target};
+use palimpsest_engine::offline::reconstruction::{INSTRUCTION, Target};
 use palimpsest_models::Model;
 use palimpsest_models::tokenizer::TokenizerFiles;
 use palimpsest_proto::internal::v1::ModelInfo;

@@ -9,7 +9,7 @@ use palimpsest_collective::Place;
 use palimpsest_collective::local::LocalGroup;
 use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator};
-use palimpsest_engine::footprint::{Footprint, StepSize};
+use palimpsest_engine::device_memory::{DeviceMemory, RankSize, StepSize};
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_engine::shard::Shard;
@@ -125,12 +125,14 @@ pub fn gpu(args: &ModelArgs, ordinal: usize, path: &Path, place: Place) -> anyho
     };
     let model = Model::open(path)?;
     let shard = Shard::new(model.config(), place)?;
-    let (cache, step) = (
-        (args.cache(), kv_type(args)),
-        StepSize::usual(args.stride as usize),
-    );
+    let size = RankSize {
+        element_bytes: bytes,
+        cache: args.cache(),
+        kv: kv_type(args),
+        step: StepSize::usual(args.stride as usize),
+    };
     let (free, total) = driver.memory()?;
-    let needed = Footprint::of(model.config(), &shard, bytes, cache, step);
+    let needed = DeviceMemory::of(model.config(), &shard, &size);
     needed
         .check(free, total)
         .with_context(|| format!("cuda:{ordinal}"))?;

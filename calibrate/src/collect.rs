@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use palimpsest_engine::reconstruct::Reconstruction;
+use palimpsest_engine::kv::Entries;
+use palimpsest_engine::offline::reconstruction::Reconstruction;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 
@@ -62,21 +63,22 @@ pub fn sample<B: Backend>(
             layer.queries.extend_from_slice(found.queries);
         }
     })));
-    let mut session = reconstruction.open(runner)?;
-    let weights = reconstruction.read(&mut session, document)?;
-    session.runner().capture(None);
+    let mut sequence = reconstruction.open(runner)?;
+    let weights = reconstruction.read(&mut sequence, document)?;
+    sequence.runner().capture(None);
     let mut layers = std::mem::take(&mut *layers.lock().expect("no capture panics"));
     if with_attention {
         for (index, layer) in layers.iter_mut().enumerate() {
             for kv_head in 0..config.kv_heads {
-                let (keys, values) = session.entries(index * config.kv_heads + kv_head)?;
+                let Entries { keys, values } =
+                    sequence.entries(index * config.kv_heads + kv_head)?;
                 layer.keys.extend(keys);
                 layer.values.extend(values);
             }
         }
     }
-    let table = reconstruction.repeat(&mut session, document, weights)?;
-    drop(session);
+    let table = reconstruction.repeat(&mut sequence, document, weights)?;
+    drop(sequence);
     for layer in &mut layers {
         layer.targets = vec![0.0; document.len() * config.kv_heads];
     }

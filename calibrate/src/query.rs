@@ -4,7 +4,7 @@
 //! gradient: the best query of every entry is found with the engine's own arithmetic, and gradients
 //! of those pairs alone are linear in the length.
 
-use palimpsest_engine::policy::query::{EPSILON, QueryLayer, QueryWeights};
+use palimpsest_engine::policy::pairwise::{EPSILON, PairwiseLayer, PairwiseWeights};
 
 use crate::collect::LayerSample;
 use crate::corpus::Draws;
@@ -46,7 +46,7 @@ pub fn fit(
     hidden: usize,
     options: QueryOptions,
     seed: u64,
-) -> QueryLayer {
+) -> PairwiseLayer {
     let scaling = Scaling::of(
         documents.iter().map(|document| &document.hidden[..]),
         hidden,
@@ -79,7 +79,7 @@ pub fn fit(
 }
 
 /// The arrays of a layer.
-fn parts(layer: &mut QueryLayer) -> [&mut Vec<f32>; 4] {
+fn parts(layer: &mut PairwiseLayer) -> [&mut Vec<f32>; 4] {
     [
         &mut layer.weight,
         &mut layer.bias,
@@ -95,9 +95,9 @@ fn start(
     hidden: usize,
     options: QueryOptions,
     seed: u64,
-) -> QueryWeights {
+) -> PairwiseWeights {
     let QueryOptions { heads, dim, .. } = options;
-    let rows = QueryWeights::rows(heads, dim);
+    let rows = PairwiseWeights::rows(heads, dim);
     let bound = 1.0 / (hidden as f32).sqrt();
     let weight = uniform(&mut Draws::new(seed), kv_heads * rows * hidden, bound);
     // Head weights begin at 1 after their scaling, so that scores begin as sums of matches.
@@ -122,10 +122,10 @@ fn start(
         targets.map(|t| f64::from(*t)).sum::<f64>() / count.max(1) as f64
     };
     let offset = (0..kv_heads).map(|k| mean(k) as f32).collect();
-    QueryWeights {
+    PairwiseWeights {
         heads,
         dim,
-        layers: vec![QueryLayer {
+        layers: vec![PairwiseLayer {
             weight,
             bias,
             norm,
@@ -136,18 +136,18 @@ fn start(
 
 /// Score of every entry `[n, K]`: what the engine has after the document's last token.
 pub fn predict(
-    layer: &QueryLayer,
+    layer: &PairwiseLayer,
     options: QueryOptions,
     hidden: &[f32],
     kv_heads: usize,
 ) -> Vec<f32> {
-    let weights = QueryWeights {
+    let weights = PairwiseWeights {
         heads: options.heads,
         dim: options.dim,
         layers: vec![layer.clone()],
     };
     let tokens = hidden.len() / (layer.weight.len() / layer.bias.len());
-    let rows = QueryWeights::rows(options.heads, options.dim);
+    let rows = PairwiseWeights::rows(options.heads, options.dim);
     let mut scores = vec![0.0; tokens * kv_heads];
     for kv_head in 0..kv_heads {
         let mut finished = project(&weights, kv_head, hidden);
@@ -162,8 +162,8 @@ pub fn predict(
 }
 
 /// Projections of every token for one KV head before normalisation, `[n, rows]`.
-fn project(weights: &QueryWeights, kv_head: usize, hidden: &[f32]) -> Vec<f32> {
-    let rows = QueryWeights::rows(weights.heads, weights.dim);
+fn project(weights: &PairwiseWeights, kv_head: usize, hidden: &[f32]) -> Vec<f32> {
+    let rows = PairwiseWeights::rows(weights.heads, weights.dim);
     let layer = &weights.layers[0];
     let width = layer.weight.len() / layer.bias.len();
     let matrix = &layer.weight[kv_head * rows * width..][..rows * width];
@@ -178,10 +178,10 @@ fn project(weights: &QueryWeights, kv_head: usize, hidden: &[f32]) -> Vec<f32> {
 }
 
 /// For every entry its largest score and the query that gives it. `tokens`: normalised projections.
-fn best_queries(weights: &QueryWeights, tokens: &[f32]) -> Vec<(f32, usize)> {
+fn best_queries(weights: &PairwiseWeights, tokens: &[f32]) -> Vec<(f32, usize)> {
     let (heads, dim) = (weights.heads, weights.dim);
     let tokens: Vec<&[f32]> = tokens
-        .chunks_exact(QueryWeights::rows(heads, dim))
+        .chunks_exact(PairwiseWeights::rows(heads, dim))
         .collect();
     // Keys by channel, so that vector lanes run over entries.
     let channels: Vec<Vec<f32>> = (0..dim)
@@ -220,14 +220,18 @@ fn best_queries(weights: &QueryWeights, tokens: &[f32]) -> Vec<(f32, usize)> {
 }
 
 /// Mean squared error of the scores of a document's entries, and its gradient.
-fn loss(weights: &QueryWeights, document: &LayerSample, kv_heads: usize) -> (f64, QueryLayer) {
+fn loss(
+    weights: &PairwiseWeights,
+    document: &LayerSample,
+    kv_heads: usize,
+) -> (f64, PairwiseLayer) {
     let (heads, dim) = (weights.heads, weights.dim);
-    let (rows, layer) = (QueryWeights::rows(heads, dim), &weights.layers[0]);
+    let (rows, layer) = (PairwiseWeights::rows(heads, dim), &weights.layers[0]);
     let width = layer.weight.len() / layer.bias.len();
     let tokens = document.hidden.len() / width;
     let entries = tokens.saturating_sub(LEAST_QUERIES).max(1);
     let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let mut gradient = QueryLayer {
+    let mut gradient = PairwiseLayer {
         weight: zeros(&layer.weight),
         bias: zeros(&layer.bias),
         norm: zeros(&layer.norm),
@@ -270,14 +274,14 @@ fn loss(weights: &QueryWeights, document: &LayerSample, kv_heads: usize) -> (f64
 
 /// Adds to `upstream` the gradient of `slope` times the score that query `t` gives entry `j`.
 fn pair_gradient(
-    weights: &QueryWeights,
+    weights: &PairwiseWeights,
     tokens: &[f32],
     (t, j): (usize, usize),
     slope: f32,
     upstream: &mut [f32],
 ) {
     let (heads, dim) = (weights.heads, weights.dim);
-    let rows = QueryWeights::rows(heads, dim);
+    let rows = PairwiseWeights::rows(heads, dim);
     let (key_at, weights_at) = (j * rows + heads * dim, t * rows + (heads + 1) * dim);
     for h in 0..heads {
         let query_at = t * rows + h * dim;
@@ -297,13 +301,13 @@ fn pair_gradient(
 /// ones, in place, and adds to those of gains and shifts. `norms`: the norms `[4, d]` and their
 /// gradient.
 fn finish_gradient(
-    weights: &QueryWeights,
+    weights: &PairwiseWeights,
     raw: &[f32],
     norms: (&[f32], &mut [f32]),
     upstream: &mut [f32],
 ) {
     let (heads, dim) = (weights.heads, weights.dim);
-    let rows = QueryWeights::rows(heads, dim);
+    let rows = PairwiseWeights::rows(heads, dim);
     let scale = 1.0 / ((heads * dim) as f32).sqrt();
     for (raw, upstream) in raw.chunks_exact(rows).zip(upstream.chunks_exact_mut(rows)) {
         for (index, (x, slope)) in raw
@@ -363,10 +367,10 @@ mod tests {
     /// Documents whose targets are the scores of a known indexer.
     fn documents(count: usize) -> (Vec<LayerSample>, usize, usize) {
         let (kv_heads, hidden, tokens) = (2, 6, 160);
-        let rows = QueryWeights::rows(OPTIONS.heads, OPTIONS.dim);
+        let rows = PairwiseWeights::rows(OPTIONS.heads, OPTIONS.dim);
         let mut draws = Draws::new(5);
         let mut values = |n: usize| (0..n).map(|_| draws.signed()).collect::<Vec<f32>>();
-        let teacher = QueryLayer {
+        let teacher = PairwiseLayer {
             weight: values(kv_heads * rows * hidden),
             bias: values(kv_heads * rows),
             norm: vec![1.0; kv_heads * 4 * OPTIONS.dim],
@@ -386,7 +390,7 @@ mod tests {
         )
     }
 
-    fn error(layer: &QueryLayer, document: &LayerSample, kv_heads: usize) -> f32 {
+    fn error(layer: &PairwiseLayer, document: &LayerSample, kv_heads: usize) -> f32 {
         let scores = predict(layer, OPTIONS, &document.hidden, kv_heads);
         let squares = scores
             .iter()

@@ -8,9 +8,9 @@ use std::sync::{Arc, mpsc};
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::budget;
 use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
-use palimpsest_engine::policy::query::{QueryLayer, QueryWeights};
+use palimpsest_engine::offline::reconstruction::{Reconstruction, Target};
+use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
 use palimpsest_engine::policy::retention::LayerScorer;
-use palimpsest_engine::reconstruct::{Reconstruction, Target};
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::{Backend, SelectBudget, SelectItem, select};
 use xxhash_rust::xxh3::Xxh3;
@@ -72,7 +72,7 @@ struct Shape {
 }
 
 /// Trains on `documents`. `model` names the model, its weights and its arithmetic; `instruction`:
-/// the tokens of [`palimpsest_engine::reconstruct::INSTRUCTION`].
+/// the tokens of [`palimpsest_engine::offline::reconstruction::INSTRUCTION`].
 ///
 /// # Errors
 /// [`crate::Error`]; what was read of the documents stays on disk.
@@ -150,7 +150,7 @@ pub fn calibrate<B: Backend>(
         }
         None => None,
     };
-    let query = options.query.map(|query| QueryWeights {
+    let query = options.query.map(|query| PairwiseWeights {
         heads: query.heads,
         dim: query.dim,
         layers: queries,
@@ -216,7 +216,7 @@ fn fit_scorers(
     shape: Shape,
     layer: usize,
     options: &Options,
-) -> Result<(LayerScorer, Option<QueryLayer>)> {
+) -> Result<(LayerScorer, Option<PairwiseLayer>)> {
     let kv_heads = shape.heads.kv_heads;
     let mut sums = Sums::new(shape.hidden, kv_heads);
     samples.iter().for_each(|sample| sums.add(sample));
@@ -233,7 +233,7 @@ fn report_of(
     samples: &[LayerSample],
     shape: Shape,
     scorer: &LayerScorer,
-    query: Option<(&QueryLayer, QueryOptions)>,
+    query: Option<(&PairwiseLayer, QueryOptions)>,
 ) -> LayerReport {
     let kv_heads = shape.heads.kv_heads;
     let mut report = LayerReport::default();

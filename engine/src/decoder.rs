@@ -13,7 +13,7 @@ mod scratch;
 use std::sync::Arc;
 
 pub use answers::Answer;
-pub use arena::{Arena, CacheBytes};
+pub use arena::Arena;
 use palimpsest_collective::Collective;
 use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, PageShape, QkvShape};
@@ -22,17 +22,18 @@ use palimpsest_models::weights::Weights;
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::scratch::Scratch;
+use crate::device_memory::StepSize;
 use crate::error::{Error, Result};
-use crate::exchange::Exchange;
 use crate::indexer::Indexer;
 use crate::kv::SequenceCache;
 use crate::kv::boundary::{self, BoundaryContext, Scores};
 use crate::layers::attention::{AttentionArgs, Span, attend};
-use crate::layers::queries::{self, QueryRows};
-use crate::layers::query::DeviceQueryIndexer;
+use crate::layers::pairwise::DevicePairwise;
+use crate::layers::query_moments::{self, QueryRows};
 use crate::layers::scorer::DeviceScorer;
-use crate::layers::{Layer, rope, stack, vector};
+use crate::layers::{Layer, stack, vector};
 use crate::memory::DeviceAssociative;
+use crate::peers::{Peers, RowParallel};
 use crate::shard::Shard;
 
 /// Which logits a piece wants.
@@ -71,11 +72,10 @@ pub type Capture = Box<dyn FnMut(Captured<'_>) + Send>;
 
 /// A model on a device.
 pub struct Decoder<B: Backend> {
-    backend: Arc<B>,
+    backend: B,
     config: ModelConfig,
     shard: Shard,
-    query_units: Vec<usize>,
-    exchange: Exchange,
+    peers: Peers,
     stride: u64,
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
@@ -84,7 +84,7 @@ pub struct Decoder<B: Backend> {
     head: Option<B::Matrix>,
     inv_freq: Vec<f32>,
     scorer: Option<DeviceScorer<B>>,
-    query: Option<DeviceQueryIndexer<B>>,
+    query: Option<DevicePairwise<B>>,
     associative: Option<DeviceAssociative<B>>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
@@ -101,7 +101,7 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// Those of the weights (missing, misshapen) and of the kernels.
     pub fn load(
-        backend: Arc<B>,
+        backend: B,
         weights: &Weights,
         shard: Shard,
         stride: u64,
@@ -111,16 +111,16 @@ impl<B: Backend> Decoder<B> {
         let count = config.layers;
         let mut layers = Vec::with_capacity(count);
         for index in 0..count {
-            layers.push(Layer::load(&*backend, &weights.layer(index, &shard.part)?)?);
+            layers.push(Layer::load(&backend, &weights.layer(index, &shard.part)?)?);
             progress((index + 1) as f32 / (count + 1) as f32);
         }
         let head = match weights.output(&shard.part)? {
-            Some(output) => Some(stack(&*backend, &[&output])?),
+            Some(output) => Some(stack(&backend, &[&output])?),
             None => None,
         };
         let decoder = Self {
-            embedding: stack(&*backend, &[&weights.embedding(&shard.part)?])?,
-            final_norm: vector(&*backend, &weights.final_norm()?)?,
+            embedding: stack(&backend, &[&weights.embedding(&shard.part)?])?,
+            final_norm: vector(&backend, &weights.final_norm()?)?,
             inv_freq: config.rope.inv_freq(),
             scorer: None,
             query: None,
@@ -128,10 +128,9 @@ impl<B: Backend> Decoder<B> {
             capture: None,
             state_digests: Vec::new(),
             perturbed: false,
-            scores: Scores::new(&*backend)?,
-            scratch: Scratch::new(&*backend, &config, &shard, (1, 1))?,
-            exchange: Exchange::alone(),
-            query_units: shard.query_units.clone(),
+            scores: Scores::new(&backend)?,
+            scratch: Scratch::new(&backend, &config, &shard, StepSize::ONE)?,
+            peers: Peers::alone(),
             backend,
             config,
             shard,
@@ -145,12 +144,12 @@ impl<B: Backend> Decoder<B> {
 
     /// Exchanges with the other ranks of the group over `collective` from now on.
     pub fn join(&mut self, collective: Arc<dyn Collective>) {
-        self.exchange.join(&*self.backend, collective);
+        self.peers.join(&self.backend, collective);
     }
 
-    /// What this decoder exchanges with other ranks.
-    pub fn exchange(&self) -> &Exchange {
-        &self.exchange
+    /// The other ranks, as this decoder talks to them.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// For each piece of the last step a digest of what the last layer left at its last row: the
@@ -182,7 +181,7 @@ impl<B: Backend> Decoder<B> {
             self.config.kv_heads,
             (hidden, self.config.head_dim),
         )?;
-        let b = &*self.backend;
+        let b = &self.backend;
         self.scorer = Some(DeviceScorer::load(
             b,
             &indexer.retention,
@@ -192,7 +191,7 @@ impl<B: Backend> Decoder<B> {
         let query = indexer
             .query
             .clone()
-            .map(|query| DeviceQueryIndexer::load(b, query, hidden, kv_heads.clone()));
+            .map(|query| DevicePairwise::load(b, query, hidden, kv_heads.clone()));
         self.query = query.transpose()?;
         let associative = indexer.associative.as_ref();
         let associative =
@@ -218,7 +217,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The device.
-    pub fn backend(&self) -> &Arc<B> {
+    pub fn backend(&self) -> &B {
         &self.backend
     }
 
@@ -237,7 +236,7 @@ impl<B: Backend> Decoder<B> {
         ends + self
             .layers
             .iter()
-            .map(|l| l.bytes(&*self.backend))
+            .map(|l| l.bytes(&self.backend))
             .sum::<usize>()
     }
 
@@ -284,13 +283,16 @@ impl<B: Backend> Decoder<B> {
         choices: &[Option<SampleItem<'_>>],
     ) -> Result<Vec<Answer>> {
         let rows = self.check(arena, pieces)?;
-        self.exchange.begin_step();
+        self.peers.begin_step();
         let logit_rows = pieces.iter().map(|p| wanted_rows(p, 0).len()).sum();
         let Some(padded) = self.begin_decode(pieces) else {
-            self.reserve(rows, logit_rows)?;
+            self.reserve(StepSize { rows, logit_rows })?;
             return self.carry_out(arena, pieces, choices, rows);
         };
-        let reserved = self.reserve(padded, padded);
+        let reserved = self.reserve(StepSize {
+            rows: padded,
+            logit_rows: padded,
+        });
         let answers = reserved.and_then(|()| self.carry_out(arena, pieces, choices, padded));
         match &answers {
             Ok(_) => self.backend.end_decode()?,
@@ -391,21 +393,14 @@ impl<B: Backend> Decoder<B> {
         Ok(pieces.iter().map(|p| p.tokens.len()).sum())
     }
 
-    /// Room for activations of a step of `rows` rows, of which `logit_rows` want logits; a larger
-    /// step makes more.
+    /// Makes room for the activations of a step of this size. A larger step makes more.
     ///
     /// # Errors
     /// Those of [`Backend::alloc`].
-    pub fn reserve(&mut self, rows: usize, logit_rows: usize) -> Result<()> {
-        let s = &self.scratch;
-        if rows > s.rows || logit_rows > s.logit_rows {
-            let (rows, logit_rows) = (rows.max(s.rows), logit_rows.max(s.logit_rows));
-            self.scratch = Scratch::new(
-                &*self.backend,
-                &self.config,
-                &self.shard,
-                (rows, logit_rows),
-            )?;
+    pub fn reserve(&mut self, step: StepSize) -> Result<()> {
+        let size = self.scratch.size.max(step);
+        if size != self.scratch.size {
+            self.scratch = Scratch::new(&self.backend, &self.config, &self.shard, size)?;
         }
         Ok(())
     }
@@ -423,8 +418,8 @@ impl<B: Backend> Decoder<B> {
             .iter()
             .map(|&id| is_own(id).then(|| (id as usize - own.start) as u32))
             .collect();
-        self.exchange.embed(
-            &*self.backend,
+        self.peers.embed(
+            &self.backend,
             &self.embedding,
             &local,
             self.config.hidden,
@@ -452,10 +447,10 @@ impl<B: Backend> Decoder<B> {
             .iter()
             .flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
         let positions = positions.chain(std::iter::repeat(0)).take(rows);
-        let (cos, sin) = &mut self.scratch.host;
-        rope::angles(positions, &self.inv_freq, cos, sin);
-        self.backend.upload(cos, &mut self.scratch.cos, 0)?;
-        self.backend.upload(sin, &mut self.scratch.sin, 0)?;
+        let angles = &mut self.scratch.angles;
+        angles.fill(positions, &self.inv_freq);
+        self.backend.upload(&angles.cos, &mut self.scratch.cos, 0)?;
+        self.backend.upload(&angles.sin, &mut self.scratch.sin, 0)?;
         Ok(())
     }
 
@@ -466,7 +461,7 @@ impl<B: Backend> Decoder<B> {
         spans: &mut [Span<'_>],
         arena: &mut Arena<B>,
     ) -> Result<()> {
-        let (b, layer, s) = (&*self.backend, &self.layers[index], &mut self.scratch);
+        let (b, layer, s) = (&self.backend, &self.layers[index], &mut self.scratch);
         let eps = self.config.rms_eps;
         b.rms_norm(&s.x, &layer.attention_norm, eps, rows, &mut s.h)?;
         if let Some(scorer) = &mut self.scorer {
@@ -493,8 +488,12 @@ impl<B: Backend> Decoder<B> {
             shape: qkv_shape(&self.shard),
             rows,
             qkv: &s.qkv,
-            cos_sin: (&s.cos, &s.sin),
-            qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
+            cos: &s.cos,
+            sin: &s.sin,
+            qk_norm: attention
+                .qk_norm
+                .as_ref()
+                .map(|norm| (&norm.q, &norm.k, eps)),
             sliding_window: self.config.sliding_window,
             stride: self.stride,
             associative: self
@@ -508,9 +507,9 @@ impl<B: Backend> Decoder<B> {
             shape: qkv_shape(&self.shard),
             rows,
             queries: &s.q,
-            cos_sin: (&s.host.0, &s.host.1),
+            angles: &s.angles,
         };
-        queries::add(b, &queries, spans)?;
+        query_moments::add(b, &queries, spans)?;
         if let Some(capture) = &mut self.capture {
             let mut queries = vec![0.0; rows * self.shard.part.heads() * self.config.head_dim];
             b.download(&s.q, 0, &mut queries)?;
@@ -520,16 +519,26 @@ impl<B: Backend> Decoder<B> {
                 queries: &queries,
             });
         }
-        let units = (rows, self.config.hidden, &self.query_units[..]);
-        self.exchange
-            .row_parallel(b, &attention.output, &s.attended, units, &mut s.h)?;
+        let product = RowParallel {
+            matrix: &attention.output,
+            x: &s.attended,
+            rows,
+            width: self.config.hidden,
+            units: &self.shard.query_units,
+        };
+        self.peers.row_parallel(b, &product, &mut s.h)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         b.rms_norm(&s.x, &layer.ffn_norm, eps, rows, &mut s.h)?;
         b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
         b.silu_mul(&s.gate_up, rows, self.shard.part.ffn.len(), &mut s.act)?;
-        let units = (rows, self.config.hidden, &self.shard.ffn_units[..]);
-        self.exchange
-            .row_parallel(b, &layer.down, &s.act, units, &mut s.h)?;
+        let product = RowParallel {
+            matrix: &layer.down,
+            x: &s.act,
+            rows,
+            width: self.config.hidden,
+            units: &self.shard.ffn_units,
+        };
+        self.peers.row_parallel(b, &product, &mut s.h)?;
         b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
         Ok(())
     }
@@ -559,7 +568,7 @@ impl<B: Backend> Decoder<B> {
 
     fn at_boundary<'a>(&'a mut self, arena: &'a mut Arena<B>) -> BoundaryContext<'a, B> {
         BoundaryContext {
-            backend: &*self.backend,
+            backend: &self.backend,
             pages: &mut arena.pages,
             pool: &mut arena.pool,
             head_dim: self.config.head_dim,
@@ -568,7 +577,7 @@ impl<B: Backend> Decoder<B> {
             inv_freq: &self.inv_freq,
             features: self.associative.as_ref().map(DeviceAssociative::features),
             scores: &mut self.scores,
-            exchange: &mut self.exchange,
+            peers: &mut self.peers,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! What a rank can refuse or fail at.
 
+use crate::device_memory::DoesNotFit;
+use crate::shard::ShardError;
+
 /// Result of a rank's operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -33,18 +36,8 @@ pub enum Error {
         free: usize,
     },
     /// The device has less memory free than the rank takes; nothing was loaded.
-    #[error(
-        "the device has {} free of {}; the weights take {}, the cache {} and workspaces {}: choose a smaller --kv-memory-mib, or more GPUs",
-        gib(*free), gib(*total), gib(needed.weights), gib(needed.cache), gib(needed.workspaces)
-    )]
-    DoesNotFit {
-        /// What the rank takes.
-        needed: crate::footprint::Footprint,
-        /// Bytes free.
-        free: usize,
-        /// Bytes of the device.
-        total: usize,
-    },
+    #[error(transparent)]
+    DoesNotFit(#[from] DoesNotFit),
     /// A contract that this rank cannot keep.
     #[error("KV contract: {0}")]
     Contract(String),
@@ -56,7 +49,7 @@ pub enum Error {
     Collective(#[from] palimpsest_collective::CollectiveError),
     /// The model cannot be split into so many parts.
     #[error(transparent)]
-    Shard(#[from] crate::shard::ShardError),
+    Shard(#[from] ShardError),
 }
 
 impl From<palimpsest_kernels::Error> for Error {
@@ -71,8 +64,4 @@ impl From<palimpsest_kernels::Error> for Error {
             |error| Self::Collective(*error),
         )
     }
-}
-
-fn gib(bytes: usize) -> String {
-    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
 }

@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
 use crate::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
-use crate::policy::query::{QueryLayer, QueryWeights};
+use crate::policy::pairwise::{PairwiseLayer, PairwiseWeights};
 use crate::policy::retention::{LayerScorer, RecentScorer};
 
 /// `format` entry of an indexer file's metadata.
@@ -37,7 +37,7 @@ pub struct Indexer {
     /// Query-independent scorers, one per decoder layer.
     pub retention: Vec<LayerScorer>,
     /// The paper's pairwise indexer.
-    pub query: Option<Arc<QueryWeights>>,
+    pub query: Option<Arc<PairwiseWeights>>,
     /// The paper's latent memory.
     pub associative: Option<Arc<AssociativeWeights>>,
     /// How it was trained, for `inspect`.
@@ -155,18 +155,18 @@ impl Reader<'_> {
         })
     }
 
-    fn query(&mut self, layers: usize, kv_heads: usize, hidden: usize) -> Result<QueryWeights> {
+    fn query(&mut self, layers: usize, kv_heads: usize, hidden: usize) -> Result<PairwiseWeights> {
         let (heads, dim) = (self.number("query_heads")?, self.number("query_dim")?);
-        let rows = kv_heads.saturating_mul(QueryWeights::rows(heads, dim));
+        let rows = kv_heads.saturating_mul(PairwiseWeights::rows(heads, dim));
         let layer = |l: usize| {
-            Ok(QueryLayer {
+            Ok(PairwiseLayer {
                 weight: self.tensor(format!("query.{l}.weight"), &[rows, hidden])?,
                 bias: self.tensor(format!("query.{l}.bias"), &[rows])?,
                 norm: self.tensor(format!("query.{l}.norm"), &[kv_heads, 4, dim])?,
                 offset: self.tensor(format!("query.{l}.offset"), &[kv_heads])?,
             })
         };
-        Ok(QueryWeights {
+        Ok(PairwiseWeights {
             heads,
             dim,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
@@ -327,7 +327,7 @@ impl Indexer {
             }
         }
         if let Some(query) = &self.query {
-            let rows = self.kv_heads * QueryWeights::rows(query.heads, query.dim);
+            let rows = self.kv_heads * PairwiseWeights::rows(query.heads, query.dim);
             for (l, layer) in query.layers.iter().enumerate() {
                 all.push((
                     format!("query.{l}.weight"),
@@ -410,8 +410,8 @@ mod tests {
             rate: vec![-1.0, 0.0],
             recent: None,
         };
-        let rows = 2 * QueryWeights::rows(2, 4);
-        let query = |x: f32| QueryLayer {
+        let rows = 2 * PairwiseWeights::rows(2, 4);
+        let query = |x: f32| PairwiseLayer {
             weight: vec![x; rows * 3],
             bias: vec![x; rows],
             norm: vec![1.0; 2 * 4 * 4],
@@ -425,7 +425,7 @@ mod tests {
             kv_heads: 2,
             hidden: 3,
             retention: vec![scorer(0.5), scorer(2.0)],
-            query: Some(Arc::new(QueryWeights {
+            query: Some(Arc::new(PairwiseWeights {
                 heads: 2,
                 dim: 4,
                 layers: vec![query(0.125), query(0.25)],

@@ -20,7 +20,6 @@ pub mod contract;
 pub mod pages;
 pub mod sharing;
 
-pub use cache::{HeadSlots, SequenceCache};
+pub use cache::{Entries, HeadSlots, SequenceCache};
 pub use contract::{Contract, HeadBudget, Positions};
 pub use pages::PagePool;
-pub use sharing::Sharing;

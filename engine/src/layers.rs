@@ -1,9 +1,8 @@
 //! The parts of a decoder layer, each a thin composition of backend operations.
 
 pub mod attention;
-pub mod queries;
-pub mod query;
-pub mod rope;
+pub mod pairwise;
+pub mod query_moments;
 pub mod scorer;
 
 use attention::AttentionWeights;

@@ -6,19 +6,19 @@
 #![forbid(unsafe_code)]
 
 pub mod decoder;
+pub mod device_memory;
 pub mod error;
-pub mod exchange;
-pub mod footprint;
 pub mod indexer;
 pub mod kv;
 pub mod layers;
 pub mod memory;
+pub mod offline;
+pub mod peers;
 pub mod policy;
 pub mod rank;
-pub mod reconstruct;
+pub mod rope;
 pub mod runner;
 pub mod sampler;
-pub mod session;
 pub mod shard;
 mod trace;
 

@@ -4,8 +4,7 @@
 mod attention;
 pub mod expected;
 mod geometry;
-pub mod oracle;
-pub mod query;
+pub mod pairwise;
 pub mod retention;
 mod simple;
 
@@ -14,8 +13,8 @@ use std::sync::Arc;
 pub use attention::{H2o, SnapKv, Tova};
 pub use expected::ExpectedAttention;
 pub use geometry::{KNorm, KeyDiff, LagKv};
+pub use pairwise::PairwiseIndexer;
 use palimpsest_kernels::{Reduce, ScoreRule};
-pub use query::QueryIndexer;
 pub use retention::Retention;
 pub(crate) use simple::splitmix;
 pub use simple::{Full, RandomPolicy, Window};
@@ -67,7 +66,7 @@ pub enum Ingest<'a> {
     /// The retention scorer's notes, from the layer's normalised hidden state.
     Retention,
     /// The pairwise indexer's keys and scores, likewise.
-    Query(&'a QueryIndexer),
+    Query(&'a PairwiseIndexer),
 }
 
 /// Scores slots at a boundary. Implementations are pure functions of their view.

@@ -14,9 +14,9 @@ use palimpsest_proto::v1::KvContract;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::decoder::{CacheBytes, Decoder};
+use crate::decoder::Decoder;
+use crate::device_memory::{CacheBytes, StepSize};
 use crate::error::{Error, Result};
-use crate::footprint::StepSize;
 use crate::indexer::Indexer;
 use crate::memory;
 use crate::policy::{self, Policy, Retention};
@@ -68,7 +68,7 @@ impl<B: Backend> Rank<B> {
         let model = Model::open(&options.model)?;
         let shard = Shard::new(model.config(), place)?;
         let decoder = Decoder::load(
-            Arc::new(backend),
+            backend,
             model.weights(),
             shard,
             options.stride.into(),
@@ -79,7 +79,7 @@ impl<B: Backend> Rank<B> {
             runner.set_indexer(Arc::new(indexer.clone()))?;
         }
         if let Some(step) = options.step {
-            runner.decoder.reserve(step.rows, step.logit_rows)?;
+            runner.decoder.reserve(step)?;
         }
         let tokenizer = model.tokenizer()?;
         let default_kv = default_contract(&options, runner.policies())?;

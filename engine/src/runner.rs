@@ -16,12 +16,13 @@ use palimpsest_proto::v1;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::decoder::{Answer, Arena, CacheBytes, Capture, Decoder, Logits, Piece};
+use crate::decoder::{Answer, Arena, Capture, Decoder, Logits, Piece};
+use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
 use crate::kv::{Contract, SequenceCache};
 use crate::memory::{self, Memory};
-use crate::policy::{self, Policy, QueryIndexer, Retention};
+use crate::policy::{self, PairwiseIndexer, Policy, Retention};
 use crate::sampler::{Choice, Sampler};
 use crate::trace::Traces;
 
@@ -67,7 +68,7 @@ impl<B: Backend> Runner<B> {
         bytes: CacheBytes,
         policies: Vec<Arc<dyn Policy>>,
     ) -> Result<Self> {
-        let arena = Arena::new(&**decoder.backend(), decoder.config().head_dim, kv, bytes)?;
+        let arena = Arena::new(decoder.backend(), decoder.config().head_dim, kv, bytes)?;
         Ok(Self {
             traces: Traces::new(decoder.shard().place.rank),
             decoder,
@@ -103,10 +104,10 @@ impl<B: Backend> Runner<B> {
     pub fn set_indexer(&mut self, indexer: Arc<Indexer>) -> Result<()> {
         self.decoder.set_indexer(&indexer)?;
         self.policies
-            .retain(|p| ![Retention::NAME, QueryIndexer::NAME].contains(&p.name()));
+            .retain(|p| ![Retention::NAME, PairwiseIndexer::NAME].contains(&p.name()));
         if let Some(query) = &indexer.query {
             self.policies
-                .push(Arc::new(QueryIndexer::new(query.clone())));
+                .push(Arc::new(PairwiseIndexer::new(query.clone())));
         }
         self.policies.push(Arc::new(Retention::new(indexer)));
         Ok(())
@@ -158,7 +159,7 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// Those of the kernels.
     pub fn digest(&self, sequence: u64) -> Result<Option<u64>> {
-        let backend = &**self.decoder.backend();
+        let backend = self.decoder.backend();
         let head_dim = self.arena.shape.head_dim;
         self.sequences
             .get(&sequence)
@@ -242,7 +243,7 @@ impl<B: Backend> Runner<B> {
             for mut a in admitted {
                 self.traces.end(a.step.sequence);
                 self.arena
-                    .reclaim(&**self.decoder.backend(), &mut a.sequence.cache);
+                    .reclaim(self.decoder.backend(), &mut a.sequence.cache);
             }
         }
         let order: HashMap<u64, usize> = plan
@@ -266,7 +267,7 @@ impl<B: Backend> Runner<B> {
         self.traces.end(id);
         if let Some(mut sequence) = self.sequences.remove(&id) {
             self.arena
-                .reclaim(&**self.decoder.backend(), &mut sequence.cache);
+                .reclaim(self.decoder.backend(), &mut sequence.cache);
         }
     }
 
@@ -304,7 +305,7 @@ impl<B: Backend> Runner<B> {
         };
         if let Some(what) = problem {
             self.arena
-                .reclaim(&**self.decoder.backend(), &mut sequence.cache);
+                .reclaim(self.decoder.backend(), &mut sequence.cache);
             return Err(refuse(what));
         }
         let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;

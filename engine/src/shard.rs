@@ -25,8 +25,6 @@ use palimpsest_collective::{Place, even};
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::part::Part;
 
-use crate::kv::Sharing;
-
 /// Columns in one block of any quantised type whose blocks are short, and of 8-bit activations:
 /// splits of input columns fall on multiples of it where a model's width is one.
 const BLOCK: usize = 32;
@@ -78,6 +76,16 @@ pub struct Shard {
     pub ffn_units: Vec<usize>,
     /// Where the units among the columns of the output projection end, from the first column here.
     pub query_units: Vec<usize>,
+}
+
+/// The ranks that share this rank's KV head. Only where there are more ranks than KV heads: each
+/// has one KV head then, or a part.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Sharing {
+    /// The first of them.
+    pub first_rank: usize,
+    /// Query heads that each of them has, in rank order; those of a KV head follow each other.
+    pub query_heads: Vec<usize>,
 }
 
 impl Shard {

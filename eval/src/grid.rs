@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use palimpsest_engine::policy::oracle::Oracle;
+use palimpsest_engine::offline::oracle::Oracle;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 //! prose, over lengths, budgets, policies, memories and head budgets.
 //!
 //! ```text
-//! tasks ▸ prompt (context | question | answer) ▸ measure on a Session ▸ samples.jsonl ▸ cells ▸ table.md, *.svg
+//! tasks ▸ prompt (context | question | answer) ▸ measure on an OfflineSequence ▸ samples.jsonl ▸ cells ▸ table.md, *.svg
 //! ```
 //! Everything is a function of the seed: sample `i` of a task and length is the same text for every
 //! policy and budget, so differences between cells are paired. A run that was cut off goes on where

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
+use palimpsest_engine::offline::{Mark, OfflineSequence};
 use palimpsest_engine::runner::Runner;
-use palimpsest_engine::session::{Mark, Session};
 use palimpsest_kernels::Backend;
 
 use crate::contracts::{EntrySize, held};
@@ -64,49 +64,53 @@ pub fn measure<B: Backend>(
         prompts.iter().all(|prompt| prompt.context == context),
         "prompts share their context"
     );
-    let mut session = Session::open(runner, contract.clone())?;
-    session.feed(context, Logits::None)?;
-    let mark = session.mark();
+    let mut sequence = OfflineSequence::open(runner, contract.clone())?;
+    sequence.feed(context, Logits::None)?;
+    let mark = sequence.mark();
     let mut found = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.iter().enumerate() {
         if index > 0 {
-            go_back(&mut session, &mark, &[context])?;
+            go_back(&mut sequence, &mark, &[context])?;
         }
-        found.push(ask(&mut session, prompt, decodings.get(index), started)?);
+        found.push(ask(&mut sequence, prompt, decodings.get(index), started)?);
         started = Instant::now();
     }
     Ok(found)
 }
 
 /// Brings the sequence back to where `mark` was set, after it had read `read`.
-fn go_back<B: Backend>(session: &mut Session<'_, B>, mark: &Mark, read: &[&[u32]]) -> Result<()> {
-    if !session.rewind(mark) {
-        session.restart()?;
+fn go_back<B: Backend>(
+    sequence: &mut OfflineSequence<'_, B>,
+    mark: &Mark,
+    read: &[&[u32]],
+) -> Result<()> {
+    if !sequence.rewind(mark) {
+        sequence.restart()?;
         read.iter()
-            .try_for_each(|tokens| session.feed(tokens, Logits::None).map(|_| ()))?;
+            .try_for_each(|tokens| sequence.feed(tokens, Logits::None).map(|_| ()))?;
     }
     Ok(())
 }
 
 /// The rest of a prompt after its context, and its answers.
 fn ask<B: Backend>(
-    session: &mut Session<'_, B>,
+    sequence: &mut OfflineSequence<'_, B>,
     prompt: &Prompt,
     decoding: Option<&Decoding<'_>>,
     started: Instant,
 ) -> Result<Measured> {
-    let policy = session.cache().policy.name().to_string();
-    let size = EntrySize::of(session.runner(), &policy);
-    let vocabulary = session.runner().decoder().config().vocabulary;
-    let first = session.feed(&prompt.tail, Logits::Last)?;
-    let held = held(session.cache(), size);
+    let policy = sequence.cache().policy.name().to_string();
+    let size = EntrySize::of(sequence.runner(), &policy);
+    let vocabulary = sequence.runner().decoder().config().vocabulary;
+    let first = sequence.feed(&prompt.tail, Logits::Last)?;
+    let held = held(sequence.cache(), size);
     let read_seconds = started.elapsed().as_secs_f64();
-    let mark = session.mark();
+    let mark = sequence.mark();
     let given = &prompt.answer[..prompt.answer.len() - 1];
     let rest = if given.is_empty() {
         Vec::new()
     } else {
-        session.feed(given, Logits::All)?
+        sequence.feed(given, Logits::All)?
     };
     let (mut sum, mut exact) = (0.0, true);
     for (&token, logits) in prompt
@@ -125,8 +129,8 @@ fn ask<B: Backend>(
     let decoded = match decoding.filter(|d| d.whole || !exact) {
         None => None,
         Some(decoding) => {
-            go_back(session, &mark, &[&prompt.context, &prompt.tail])?;
-            Some(greedy(session, first, decoding)?)
+            go_back(sequence, &mark, &[&prompt.context, &prompt.tail])?;
+            Some(greedy(sequence, first, decoding)?)
         }
     };
     let all = started.elapsed().as_secs_f64();
@@ -147,7 +151,7 @@ fn ask<B: Backend>(
 /// Answers greedily, up to the limit or the model's end of the answer, or as soon as nothing can be
 /// gained any more.
 fn greedy<B: Backend>(
-    session: &mut Session<'_, B>,
+    sequence: &mut OfflineSequence<'_, B>,
     mut logits: Vec<f32>,
     decoding: &Decoding<'_>,
 ) -> Result<(String, f64)> {
@@ -167,7 +171,7 @@ fn greedy<B: Backend>(
             score = (decoding.score)(&text);
         }
         if !done(&answer, score) {
-            logits = session.feed(&[token], Logits::Last)?;
+            logits = sequence.feed(&[token], Logits::Last)?;
         }
     }
     if decoding.whole {

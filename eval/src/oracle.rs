@@ -3,8 +3,8 @@
 
 use std::sync::{Arc, RwLock};
 
-use palimpsest_engine::policy::oracle::{Oracle, ScoreTable};
-use palimpsest_engine::reconstruct::{INSTRUCTION, Reconstruction, Target};
+use palimpsest_engine::offline::oracle::{Oracle, ScoreTable};
+use palimpsest_engine::offline::reconstruction::{INSTRUCTION, Reconstruction, Target};
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 
@@ -58,12 +58,12 @@ impl Foresight {
                 "the oracle reads a context twice: raise --kv-memory-mib to {mib}"
             )));
         }
-        let mut session = self.reconstruction.open(runner)?;
-        let weights = self.reconstruction.read(&mut session, &prompt.context)?;
+        let mut sequence = self.reconstruction.open(runner)?;
+        let weights = self.reconstruction.read(&mut sequence, &prompt.context)?;
         let found = self
             .reconstruction
-            .repeat(&mut session, &prompt.context, weights)?;
-        session.close();
+            .repeat(&mut sequence, &prompt.context, weights)?;
+        sequence.close();
         *self.table.write().expect("no reader panics") = found;
         self.context.clone_from(&prompt.context);
         Ok(())

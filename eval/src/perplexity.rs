@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_engine::runner::Runner;
-use palimpsest_engine::session::Session;
 use palimpsest_kernels::Backend;
 use serde::{Deserialize, Serialize};
 
@@ -198,12 +198,12 @@ fn window<B: Backend>(
 ) -> Result<LossSample> {
     let size = EntrySize::of(runner, &cell.cache.policy);
     let vocabulary = runner.decoder().config().vocabulary;
-    let mut session = Session::open(runner, cell.cache.contract(cell.length, 0, size)?)?;
+    let mut sequence = OfflineSequence::open(runner, cell.cache.contract(cell.length, 0, size)?)?;
     // Position 0 has no prediction: losses[i] is that of token i + 1.
     let mut losses = Vec::with_capacity(ids.len());
     for first in (0..ids.len() - 1).step_by(PIECE) {
         let piece = &ids[first..(first + PIECE).min(ids.len() - 1)];
-        let logits = session.feed(piece, Logits::All)?;
+        let logits = sequence.feed(piece, Logits::All)?;
         let next = &ids[first + 1..];
         losses.extend(
             logits
@@ -212,8 +212,8 @@ fn window<B: Backend>(
                 .map(|(logits, &next)| -log_probability(logits, next).0),
         );
     }
-    let held = held(session.cache(), size);
-    session.close();
+    let held = held(sequence.cache(), size);
+    sequence.close();
     if losses.iter().any(|l| l.is_nan()) {
         return Err(Error::NotANumber);
     }

@@ -4,8 +4,8 @@
 use std::fmt::Write;
 
 use palimpsest_engine::decoder::Logits;
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_engine::runner::Runner;
-use palimpsest_engine::session::Session;
 use palimpsest_kernels::Backend;
 
 use crate::contracts::{CacheShape, EntrySize, held};
@@ -57,11 +57,11 @@ pub fn look<B: Backend>(
         runner.decoder().config().layers,
     );
     let contract = cache.contract(prompt.len(), prompt.tail.len(), size)?;
-    let mut session = Session::open(runner, contract)?;
-    session.feed(&prompt.context, Logits::None)?;
-    let mut logits = session.feed(&prompt.tail, Logits::Last)?;
-    let held = held(session.cache(), size);
-    let heads = session
+    let mut sequence = OfflineSequence::open(runner, contract)?;
+    sequence.feed(&prompt.context, Logits::None)?;
+    let mut logits = sequence.feed(&prompt.tail, Logits::Last)?;
+    let held = held(sequence.cache(), size);
+    let heads = sequence
         .cache()
         .heads
         .iter()
@@ -74,7 +74,7 @@ pub fn look<B: Backend>(
             break;
         }
         answer.push(token);
-        logits = session.feed(&[token], Logits::Last)?;
+        logits = sequence.feed(&[token], Logits::Last)?;
     }
     Ok(Shown {
         model: model.into(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use palimpsest_engine::decoder::CacheBytes;
+use palimpsest_engine::device_memory::CacheBytes;
 use palimpsest_proto::v1;
 
 use crate::pull::{DEFAULT_MODEL, PullOptions};

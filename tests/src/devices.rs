@@ -6,8 +6,8 @@ use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::error::Error;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_engine::runner::Runner;
-use palimpsest_engine::session::Session;
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_kernels::{Backend, KvType};
 
@@ -38,19 +38,20 @@ pub fn outcome<B: Backend>(
     // Some fixtures have a smaller vocabulary.
     let vocabulary = runner.decoder().config().vocabulary as u32;
     let prompt: Vec<u32> = prompt.iter().map(|token| token % vocabulary).collect();
-    let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
-    let mut logits = session.feed(&prompt, Logits::Last).expect("a step");
+    let mut sequence =
+        OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
+    let mut logits = sequence.feed(&prompt, Logits::Last).expect("a step");
     let mut answer = Vec::new();
     for i in 0..tokens {
         // The first of equals, as the sampler has it.
         let better = |&a: &usize, &b: &usize| logits[a].total_cmp(&logits[b]).then(b.cmp(&a));
         let best = (0..logits.len()).max_by(better).expect("a vocabulary") as u32;
         answer.push(best);
-        logits = session
+        logits = sequence
             .feed(&[forced.map_or(best, |forced| forced[i])], Logits::Last)
             .expect("a step");
     }
-    let cache = session.cache();
+    let cache = sequence.cache();
     let kept = cache
         .heads
         .iter()
@@ -162,15 +163,15 @@ pub fn answer<B: Backend>(
     contract: &Contract,
     tokens: usize,
 ) -> Result<Vec<(u32, Vec<u32>)>, Error> {
-    let mut session = Session::open(runner, contract.clone())?;
-    let mut logits = session.feed(&prompt(90), Logits::Last)?;
+    let mut sequence = OfflineSequence::open(runner, contract.clone())?;
+    let mut logits = sequence.feed(&prompt(90), Logits::Last)?;
     let mut told = Vec::new();
     for _ in 0..tokens {
         let best = (0..logits.len())
             .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
             .unwrap_or(0) as u32;
         told.push((best, logits.iter().map(|logit| logit.to_bits()).collect()));
-        logits = session.feed(&[best], Logits::Last)?;
+        logits = sequence.feed(&[best], Logits::Last)?;
     }
     Ok(told)
 }

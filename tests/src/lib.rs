@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use palimpsest_collective::Place;
-use palimpsest_engine::decoder::{CacheBytes, Decoder};
+use palimpsest_engine::decoder::Decoder;
+use palimpsest_engine::device_memory::CacheBytes;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
 use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_engine::policy;
-use palimpsest_engine::policy::query::{QueryLayer, QueryWeights};
+use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
 use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer};
 use palimpsest_engine::runner::Runner;
 use palimpsest_engine::shard::Shard;
@@ -146,8 +147,8 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         recent: None,
     };
     let (heads, dim, features) = (2, 4, 8);
-    let rows = KV_HEADS * QueryWeights::rows(heads, dim);
-    let query = |l: u64| QueryLayer {
+    let rows = KV_HEADS * PairwiseWeights::rows(heads, dim);
+    let query = |l: u64| PairwiseLayer {
         weight: random(seed ^ l ^ 11, rows * HIDDEN),
         bias: random(seed ^ l ^ 13, rows),
         norm: random(seed ^ l ^ 17, KV_HEADS * 4 * dim)
@@ -165,7 +166,7 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         kv_heads: KV_HEADS,
         hidden: HIDDEN,
         retention: layers.clone().map(layer).collect(),
-        query: Some(Arc::new(QueryWeights {
+        query: Some(Arc::new(PairwiseWeights {
             heads,
             dim,
             layers: layers.clone().map(query).collect(),
@@ -250,14 +251,8 @@ pub fn engine_on<B: Backend>(
 ) -> Runner<B> {
     let model = Model::open(path).expect("a model");
     let shard = Shard::new(model.config(), options.place).expect("a model that can be split so");
-    let decoder = Decoder::load(
-        Arc::new(backend),
-        model.weights(),
-        shard,
-        options.stride,
-        &mut |_| {},
-    )
-    .expect("weights that load");
+    let decoder = Decoder::load(backend, model.weights(), shard, options.stride, &mut |_| {})
+        .expect("weights that load");
     let mut runner = Runner::new(
         decoder,
         options.kv,

@@ -5,7 +5,7 @@ use std::path::Path;
 use palimpsest_collective::Place;
 use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_coordinator::{Config, Coordinator, LocalServer};
-use palimpsest_engine::decoder::CacheBytes;
+use palimpsest_engine::device_memory::CacheBytes;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_kernels::KvType;

@@ -12,8 +12,8 @@ use palimpsest_collective::{Collective, CollectiveError, Place};
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::error::Error;
 use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_engine::runner::Runner;
-use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::recorded::{Call, Recorded};
@@ -93,22 +93,22 @@ fn greedy(logits: &[f32]) -> u32 {
 
 /// Reads the prompt and answers greedily with `tokens` tokens.
 fn answer(runner: &mut Runner<Backend>, contract: &Contract, tokens: usize) -> Result<Told, Error> {
-    let mut session = Session::open(runner, contract.clone())?;
+    let mut sequence = OfflineSequence::open(runner, contract.clone())?;
     let mut told = Told {
         answer: Vec::new(),
         logits: Vec::new(),
         steps: Vec::new(),
     };
-    let mut logits = session.feed(&prompt(PROMPT), Logits::Last)?;
+    let mut logits = sequence.feed(&prompt(PROMPT), Logits::Last)?;
     for _ in 0..tokens {
         told.answer.push(greedy(&logits));
-        session.runner().decoder().backend().device().take();
-        logits = session.feed(&[greedy(&logits)], Logits::Last)?;
+        sequence.runner().decoder().backend().device().take();
+        logits = sequence.feed(&[greedy(&logits)], Logits::Last)?;
         told.logits
             .push(logits.iter().map(|logit| logit.to_bits()).collect());
-        let at_boundary = session.cache().seen.is_multiple_of(STRIDE);
+        let at_boundary = sequence.cache().seen.is_multiple_of(STRIDE);
         told.steps.push((
-            session.runner().decoder().backend().device().take(),
+            sequence.runner().decoder().backend().device().take(),
             at_boundary,
         ));
     }
@@ -311,7 +311,7 @@ fn a_rank_that_dies_ends_the_epoch_and_not_the_group() {
         answer(&mut dying[0], &contract, 6).expect("half an answer");
         dying[0]
             .decoder()
-            .exchange()
+            .peers()
             .collective()
             .expect("a group")
             .abort();
@@ -345,7 +345,7 @@ fn an_epoch_that_is_ended_ends_the_step() {
     let mut ranks = group(on_device(2), Precision::Bf16, true);
     let end = ranks[0]
         .decoder()
-        .exchange()
+        .peers()
         .collective()
         .expect("a group")
         .clone();

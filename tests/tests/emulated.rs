@@ -3,8 +3,7 @@
 #![cfg(feature = "emulate")]
 
 use palimpsest_collective::Place;
-use palimpsest_engine::decoder::CacheBytes;
-use palimpsest_engine::footprint::{Footprint, StepSize};
+use palimpsest_engine::device_memory::{CacheBytes, DeviceMemory, RankSize, StepSize};
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, HeadBudget};
 use palimpsest_engine::shard::Shard;
@@ -136,8 +135,13 @@ fn weights_are_counted_as_they_are_loaded() {
                 options,
                 None,
             );
-            let cache = (CacheBytes::of(64 << 20, None), KvType::F16);
-            let counted = Footprint::of(model.config(), &shard, bytes, cache, StepSize::usual(16));
+            let size = RankSize {
+                element_bytes: bytes,
+                cache: CacheBytes::of(64 << 20, None),
+                kv: KvType::F16,
+                step: StepSize::usual(16),
+            };
+            let counted = DeviceMemory::of(model.config(), &shard, &size);
             assert_eq!(
                 counted.weights,
                 runner.decoder().weight_bytes(),

@@ -3,7 +3,7 @@
 use palimpsest_coordinator::Config;
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
-use palimpsest_engine::session::Session;
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
@@ -49,8 +49,8 @@ fn request(ids: &[u32], policy: &str, budget: u32, max_tokens: u32) -> GenerateR
 fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> Vec<u32> {
     let mut runner = engine(path, EngineOptions::default(), Some(&tiny_indexer(5)));
     let contract = Contract::parse(kv).expect("a contract the service accepted");
-    let mut session = Session::open(&mut runner, contract).expect("a valid contract");
-    let mut logits = session.feed(ids, Logits::Last).expect("a step");
+    let mut sequence = OfflineSequence::open(&mut runner, contract).expect("a valid contract");
+    let mut logits = sequence.feed(ids, Logits::Last).expect("a step");
     let mut tokens = Vec::new();
     while tokens.len() < count {
         // The service bans the end of sequence where a request ignores it.
@@ -58,7 +58,7 @@ fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> 
         let best =
             (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
         tokens.push(best.expect("a vocabulary") as u32);
-        logits = session
+        logits = sequence
             .feed(&tokens[tokens.len() - 1..], Logits::Last)
             .expect("a step");
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
-use palimpsest_engine::session::Session;
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_tests::{EngineOptions, engine, fixtures, golden};
@@ -23,8 +23,9 @@ fn check(path: &Path, golden_file: &Path) {
     };
     let mut runner = engine(path, exact, None);
     let vocabulary = runner.decoder().config().vocabulary;
-    let mut session = Session::open(&mut runner, Contract::full()).expect("the full policy");
-    let got = session.feed(&prompt, Logits::All).expect("a forward pass");
+    let mut sequence =
+        OfflineSequence::open(&mut runner, Contract::full()).expect("the full policy");
+    let got = sequence.feed(&prompt, Logits::All).expect("a forward pass");
     assert_eq!(got.len(), logits.len());
     for (position, (got, want)) in got
         .chunks(vocabulary)
@@ -45,7 +46,7 @@ fn check(path: &Path, golden_file: &Path) {
     let mut next = argmax(&got[got.len() - vocabulary..]);
     for (i, want) in golden.ids("continuation").into_iter().enumerate() {
         assert_eq!(next, want, "{}: greedy token {i}", path.display());
-        next = argmax(&session.feed(&[next], Logits::Last).expect("a step"));
+        next = argmax(&sequence.feed(&[next], Logits::Last).expect("a step"));
     }
 }
 

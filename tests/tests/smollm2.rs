@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_engine::runner::Runner;
 use palimpsest_engine::sampler::log_sum_exp;
-use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_tests::golden::{self, Golden};
@@ -53,8 +53,9 @@ fn compare(runner: &mut Runner<CpuBackend>, golden: &Golden, undecided: f32) -> 
         let positions = golden.ids(&format!("positions.{i}"));
         let top_ids = golden.ids(&format!("top_ids.{i}"));
         let top = top_ids.len() / positions.len();
-        let mut session = Session::open(runner, Contract::full()).expect("the full policy");
-        let logits = session.feed(&prompt, Logits::All).expect("a forward pass");
+        let mut sequence =
+            OfflineSequence::open(runner, Contract::full()).expect("the full policy");
+        let logits = sequence.feed(&prompt, Logits::All).expect("a forward pass");
         for (row, &position) in positions.iter().enumerate() {
             let ours = argmax(&logits[position as usize * vocabulary..][..vocabulary]);
             agreement.top1.0 += usize::from(ours == top_ids[row * top]);
@@ -76,7 +77,7 @@ fn compare(runner: &mut Runner<CpuBackend>, golden: &Golden, undecided: f32) -> 
                 agrees = margin < undecided;
                 break;
             }
-            next = argmax(&session.feed(&[next], Logits::Last).expect("a step"));
+            next = argmax(&sequence.feed(&[next], Logits::Last).expect("a step"));
         }
         agreement.continuations += usize::from(agrees);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
-use palimpsest_engine::session::Session;
+use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::{KvContract, Sampling};
@@ -74,13 +74,14 @@ fn outcome_with(
     (prompt, piece): (&[u32], usize),
 ) -> (u64, Vec<u32>) {
     let mut runner = engine(path, options, Some(indexer));
-    let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+    let mut sequence =
+        OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
     let mut logits = Vec::new();
     for part in prompt.chunks(piece) {
-        logits = session.feed(part, Logits::Last).expect("a step");
+        logits = sequence.feed(part, Logits::Last).expect("a step");
     }
     (
-        session.digest().expect("a digest"),
+        sequence.digest().expect("a digest"),
         logits.iter().map(|l| l.to_bits()).collect(),
     )
 }
@@ -147,33 +148,33 @@ fn what_was_read_since_a_mark_can_be_forgotten_until_the_next_boundary() {
     for contract in contracts() {
         for at in [8 * stride, 8 * stride + 3] {
             let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
-            let free = |session: &mut Session<'_, _>| session.cache().held_pages();
-            let mut session =
-                Session::open(&mut runner, contract.clone()).expect("a valid contract");
-            session.feed(&prompt[..at], Logits::None).expect("a step");
+            let free = |sequence: &mut OfflineSequence<'_, _>| sequence.cache().held_pages();
+            let mut sequence =
+                OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
+            sequence.feed(&prompt[..at], Logits::None).expect("a step");
             let (mark, pages, digest) = (
-                session.mark(),
-                free(&mut session),
-                session.digest().expect("a digest"),
+                sequence.mark(),
+                free(&mut sequence),
+                sequence.digest().expect("a digest"),
             );
-            session
+            sequence
                 .feed(&other[..stride - 4], Logits::None)
                 .expect("a step");
             assert!(
-                session.rewind(&mark),
+                sequence.rewind(&mark),
                 "{contract:?}: no boundary was passed"
             );
             assert_eq!(
-                (free(&mut session), session.digest().expect("a digest")),
+                (free(&mut sequence), sequence.digest().expect("a digest")),
                 (pages, digest),
                 "{contract:?}"
             );
-            let logits = session.feed(&prompt[at..], Logits::Last).expect("a step");
+            let logits = sequence.feed(&prompt[at..], Logits::Last).expect("a step");
             let got = (
-                session.digest().expect("a digest"),
+                sequence.digest().expect("a digest"),
                 logits.iter().map(|l| l.to_bits()).collect(),
             );
-            session.close();
+            sequence.close();
             let want = outcome(
                 model.path(),
                 EngineOptions::default(),
@@ -183,15 +184,15 @@ fn what_was_read_since_a_mark_can_be_forgotten_until_the_next_boundary() {
             );
             assert!(got == want, "{contract:?}: what was forgotten left a trace");
             // Beyond a boundary entries may be gone, unless everything is kept.
-            let mut session =
-                Session::open(&mut runner, contract.clone()).expect("a valid contract");
-            session.feed(&prompt[..at], Logits::None).expect("a step");
-            let mark = session.mark();
-            session
+            let mut sequence =
+                OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
+            sequence.feed(&prompt[..at], Logits::None).expect("a step");
+            let mark = sequence.mark();
+            sequence
                 .feed(&other[..stride], Logits::None)
                 .expect("a step");
             assert_eq!(
-                session.rewind(&mark),
+                sequence.rewind(&mark),
                 contract.budget.is_none(),
                 "{contract:?}"
             );
@@ -234,9 +235,9 @@ fn later_tokens_do_not_change_earlier_logits() {
     for contract in contracts() {
         let logits = |tokens: &[u32]| {
             let mut runner = engine(model.path(), EngineOptions::default(), Some(&indexer));
-            let mut session =
-                Session::open(&mut runner, contract.clone()).expect("a valid contract");
-            let logits = session.feed(tokens, Logits::All).expect("a step");
+            let mut sequence =
+                OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
+            let logits = sequence.feed(tokens, Logits::All).expect("a step");
             logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
         };
         let (a, b) = (logits(&prompt), logits(&other));
@@ -298,11 +299,12 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
         };
         let reserved = palimpsest_proto::kv::reserved_bytes(&wire, &geometry, 1 << 40);
         let page = geometry.page_bytes();
-        let mut session = Session::open(&mut runner, contract.clone()).expect("a valid contract");
+        let mut sequence =
+            OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
         let mut most = 0;
         for &token in &prompt {
-            session.feed(&[token], Logits::None).expect("a step");
-            let cache = session.cache();
+            sequence.feed(&[token], Logits::None).expect("a step");
+            let cache = sequence.cache();
             most = most.max(cache.held_pages() * page + cache.memory_bytes());
         }
         assert!(

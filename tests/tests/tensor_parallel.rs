@@ -10,11 +10,11 @@ use palimpsest_collective::Place;
 use palimpsest_collective::local::LocalGroup;
 use palimpsest_coordinator::text::Tokenizer;
 use palimpsest_engine::decoder::Logits;
-use palimpsest_engine::exchange::Calls;
 use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::kv::{Contract, Entries, HeadBudget, Positions};
+use palimpsest_engine::offline::OfflineSequence;
+use palimpsest_engine::peers::Calls;
 use palimpsest_engine::runner::Runner;
-use palimpsest_engine::session::Session;
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{Activations, CpuBackend};
 use palimpsest_models::Model;
@@ -96,7 +96,7 @@ fn answer(
         outcome.held_pages.push(told.held_pages);
     }
     for runner in group {
-        outcome.calls.push(runner.decoder().exchange().calls());
+        outcome.calls.push(runner.decoder().peers().calls());
         outcome.weight_bytes.push(runner.decoder().weight_bytes());
     }
     outcome
@@ -120,28 +120,28 @@ fn answer_rank(
     prompt: &[u32],
     tokens: usize,
 ) -> Told {
-    let mut session = Session::open(runner, contract.clone()).expect("a valid contract");
+    let mut sequence = OfflineSequence::open(runner, contract.clone()).expect("a valid contract");
     let (mut answer, mut hash) = (Vec::new(), DefaultHasher::new());
-    let mut logits = session.feed(prompt, Logits::Last).expect("a step");
+    let mut logits = sequence.feed(prompt, Logits::Last).expect("a step");
     for _ in 0..tokens {
         hash_bits(&logits, &mut hash);
         let best = (0..logits.len())
             .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
             .expect("a vocabulary") as u32;
         answer.push(best);
-        logits = session.feed(&[best], Logits::Last).expect("a step");
+        logits = sequence.feed(&[best], Logits::Last).expect("a step");
     }
     hash_bits(&logits, &mut hash);
     let logits = hash.finish();
-    let (kv_heads, first) = (session.cache().kv_heads, session.cache().first_kv_head);
-    let positions: Vec<Vec<u32>> = session
+    let (kv_heads, first) = (sequence.cache().kv_heads, sequence.cache().first_kv_head);
+    let positions: Vec<Vec<u32>> = sequence
         .cache()
         .heads
         .iter()
         .map(|head| head.positions.clone())
         .collect();
     let head = |index: usize, positions: &[u32]| {
-        let (keys, values) = session.entries(index).expect("entries");
+        let Entries { keys, values } = sequence.entries(index).expect("entries");
         let mut hash = DefaultHasher::new();
         hash_bits(&keys, &mut hash);
         hash_bits(&values, &mut hash);
@@ -156,8 +156,8 @@ fn answer_rank(
         .enumerate()
         .map(|(index, positions)| head(index, positions))
         .collect();
-    let held_pages = session.cache().held_pages();
-    session.close();
+    let held_pages = sequence.cache().held_pages();
+    sequence.close();
     Told {
         answer,
         logits,

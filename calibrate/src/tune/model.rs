@@ -218,17 +218,12 @@ impl Model {
 
     /// Rotary angles of positions.
     pub fn angles(&self, positions: std::ops::Range<usize>) -> Result<Angles> {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let mut angles = palimpsest_engine::rope::Angles::default();
         let shape = (positions.len(), 1, self.inv_freq.len());
-        palimpsest_engine::layers::rope::angles(
-            positions.map(|p| p as u64),
-            &self.inv_freq,
-            &mut cos,
-            &mut sin,
-        );
+        angles.fill(positions.map(|p| p as u64), &self.inv_freq);
         Ok((
-            Tensor::from_vec(cos, shape, &Device::Cpu)?,
-            Tensor::from_vec(sin, shape, &Device::Cpu)?,
+            Tensor::from_vec(angles.cos, shape, &Device::Cpu)?,
+            Tensor::from_vec(angles.sin, shape, &Device::Cpu)?,
         ))
     }
 

@@ -74,7 +74,7 @@ impl<B: Backend> Decoder<B> {
                 })
             })
             .collect();
-        let (b, logits) = (&*self.backend, &mut self.scratch.logits);
+        let (b, logits) = (&self.backend, &mut self.scratch.logits);
         let mut tokens = if items.is_empty() {
             Vec::new()
         } else {
@@ -98,7 +98,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Logits after the given rows, of this rank's part of the vocabulary, on the device.
     fn multiply_head(&mut self, wanted: &[usize]) -> Result<()> {
-        let (b, s, config) = (&*self.backend, &mut self.scratch, &self.config);
+        let (b, s, config) = (&self.backend, &mut self.scratch, &self.config);
         b.gather_rows(&s.x, config.hidden, wanted, &mut s.last)?;
         b.rms_norm(
             &s.last,
@@ -117,7 +117,7 @@ impl<B: Backend> Decoder<B> {
         let mut own = vec![0.0; rows * self.shard.part.vocabulary.len()];
         self.backend.download(&self.scratch.logits, 0, &mut own)?;
         let longest = rows * vocabulary.div_ceil(world_size);
-        let parts = self.exchange.gather(&own, longest)?;
+        let parts = self.peers.gather(&own, longest)?;
         let mut all = vec![0.0; rows * vocabulary];
         for (rank, part) in parts.chunks_exact(longest).enumerate() {
             let columns = even(vocabulary, rank, world_size);

@@ -1,8 +1,8 @@
-//! What a rank's cache may take, and its device memory.
+//! Device memory of a rank's cache.
 
 use palimpsest_kernels::{Backend, KvType, PageShape};
-use palimpsest_proto::kv;
 
+use crate::device_memory::CacheBytes;
 use crate::error::Result;
 use crate::kv::{PagePool, SequenceCache};
 
@@ -16,26 +16,6 @@ pub struct Arena<B: Backend> {
     pub shape: PageShape,
     /// Bytes that latent memories may take.
     pub latent_bytes: usize,
-}
-
-/// What a rank's cache may take. Fixed at start: neither part makes room for the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheBytes {
-    /// Pages of slots, with their notes.
-    pub pages: usize,
-    /// Latent memories.
-    pub latent: usize,
-}
-
-impl CacheBytes {
-    /// Divides `all`: memories get `latent` of it, or [`kv::LATENT_SHARE`] where that is not said.
-    pub fn of(all: usize, latent: Option<usize>) -> Self {
-        let latent = latent.unwrap_or(all / kv::LATENT_SHARE as usize).min(all);
-        Self {
-            pages: all - latent,
-            latent,
-        }
-    }
 }
 
 impl<B: Backend> Arena<B> {

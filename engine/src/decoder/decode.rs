@@ -19,8 +19,8 @@ impl<B: Backend> Decoder<B> {
                 && !host
                 && !matches!(policy.ingest(), Ingest::Query(_))
         };
-        let alone = self.shard.is_whole() && self.exchange.collective().is_none();
-        if !(alone || self.exchange.sums_on_device())
+        let alone = self.shard.is_whole() && self.peers.collective().is_none();
+        if !(alone || self.peers.sums_on_device())
             || self.capture.is_some()
             || !pieces.iter().all(on_device)
         {

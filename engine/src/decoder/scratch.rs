@@ -3,12 +3,14 @@
 use palimpsest_kernels::Backend;
 use palimpsest_models::config::ModelConfig;
 
+use crate::device_memory::StepSize;
 use crate::error::Result;
+use crate::rope::Angles;
 use crate::shard::Shard;
 
 /// Activations of a step; they grow to the largest step seen, which the plan bounds.
 pub(super) struct Scratch<B: Backend> {
-    pub(super) rows: usize,
+    pub(super) size: StepSize,
     pub(super) x: B::Buffer,
     pub(super) h: B::Buffer,
     pub(super) qkv: B::Buffer,
@@ -18,8 +20,8 @@ pub(super) struct Scratch<B: Backend> {
     pub(super) act: B::Buffer,
     pub(super) cos: B::Buffer,
     pub(super) sin: B::Buffer,
-    pub(super) host: (Vec<f32>, Vec<f32>),
-    pub(super) logit_rows: usize,
+    /// What `cos` and `sin` hold.
+    pub(super) angles: Angles,
     pub(super) last: B::Buffer,
     pub(super) logits: B::Buffer,
 }
@@ -29,16 +31,16 @@ impl<B: Backend> Scratch<B> {
         backend: &B,
         config: &ModelConfig,
         shard: &Shard,
-        (rows, logit_rows): (usize, usize),
+        size: StepSize,
     ) -> Result<Self> {
         let (heads, dim, ffn) = (
             shard.part.heads() * config.head_dim,
             config.head_dim,
             shard.part.ffn.len(),
         );
-        let alloc = |width: usize| backend.alloc(rows * width);
+        let alloc = |width: usize| backend.alloc(size.rows * width);
         Ok(Self {
-            rows,
+            size,
             x: alloc(config.hidden)?,
             h: alloc(config.hidden)?,
             qkv: alloc(heads + 2 * shard.part.kv_heads.len() * dim)?,
@@ -48,10 +50,9 @@ impl<B: Backend> Scratch<B> {
             act: alloc(ffn)?,
             cos: alloc(dim / 2)?,
             sin: alloc(dim / 2)?,
-            host: (Vec::new(), Vec::new()),
-            logit_rows,
-            last: backend.alloc(logit_rows * config.hidden)?,
-            logits: backend.alloc(logit_rows * shard.part.vocabulary.len())?,
+            angles: Angles::default(),
+            last: backend.alloc(size.logit_rows * config.hidden)?,
+            logits: backend.alloc(size.logit_rows * shard.part.vocabulary.len())?,
         })
     }
 }

@@ -5,13 +5,14 @@ use palimpsest_kernels::{
     Backend, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead,
 };
 
+use super::budget::Allocation;
 use super::budget_group::Columns;
-use super::cache::SequenceCache;
+use super::cache::{Entries, SequenceCache};
 use super::contract::{HeadBudget, Positions};
 use super::pages::PagePool;
 use super::{budget, sharing};
 use crate::error::Result;
-use crate::exchange::Exchange;
+use crate::peers::Peers;
 use crate::policy::HeadView;
 use crate::policy::expected::QueryView;
 
@@ -36,7 +37,7 @@ pub struct BoundaryContext<'a, B: Backend> {
     /// Where scores go.
     pub scores: &'a mut Scores<B>,
     /// The other ranks.
-    pub exchange: &'a mut Exchange,
+    pub peers: &'a mut Peers,
 }
 
 /// Scores of the heads of a sequence, one after the other; grows to the largest number of slots
@@ -162,7 +163,7 @@ fn choose<B: Backend>(
         }
     });
     let heads: Vec<SelectHead> = ranked.collect();
-    let scope = if cache.policy.comparable() {
+    let head_budget = if cache.policy.comparable() {
         cache.contract.head_budget
     } else {
         HeadBudget::Uniform
@@ -177,14 +178,18 @@ fn choose<B: Backend>(
             // The rank that leads this head counts the same candidates.
             counts.fill(0);
         }
-        ctx.exchange.sum_counts(counts)
+        ctx.peers.sum_counts(counts)
+    };
+    let allocation = Allocation {
+        columns,
+        take,
+        head_budget,
     };
     budget::select(
         ctx.backend,
         &ctx.scores.buffer,
         &heads,
-        columns,
-        (take, scope),
+        allocation,
         &mut sum,
     )
 }
@@ -231,21 +236,20 @@ fn attention<B: Backend>(
 ) -> Result<Vec<Vec<f32>>> {
     if let Some(observe) = cache.policy.observes() {
         let observed: Vec<_> = cache.heads.iter().map(|head| head.mass.clone()).collect();
-        return sharing::reduce(cache, &observed, observe.reduce, ctx.exchange);
+        return sharing::reduce(cache, &observed, observe.reduce, ctx.peers);
     }
     if cache.policy.reads_queries() {
         let mut expected = Vec::with_capacity(cache.heads.len());
         for index in 0..cache.heads.len() {
-            let (keys, values) = entries(cache, ctx, index)?;
-            let mut of_heads =
-                cache
-                    .policy
-                    .expected(&view(cache, ctx, index, (&keys, &values), &[]));
+            let entries = entries(cache, ctx, index)?;
+            let mut of_heads = cache
+                .policy
+                .expected(&view(cache, ctx, index, &entries, &[]));
             // Nothing is expected before any query counts.
             of_heads.resize(cache.query_heads, vec![0.0; cache.heads[index].len()]);
             expected.push(of_heads);
         }
-        return sharing::reduce(cache, &expected, Reduce::Sum, ctx.exchange);
+        return sharing::reduce(cache, &expected, Reduce::Sum, ctx.peers);
     }
     Ok(cache
         .heads
@@ -261,12 +265,11 @@ fn scores<B: Backend>(
     index: usize,
     attention: &[f32],
 ) -> Result<Vec<f32>> {
-    let (keys, values) = entries(cache, ctx, index)?;
+    let entries = entries(cache, ctx, index)?;
     let mut scores = vec![0.0; cache.heads[index].len()];
-    cache.policy.score(
-        &view(cache, ctx, index, (&keys, &values), attention),
-        &mut scores,
-    );
+    cache
+        .policy
+        .score(&view(cache, ctx, index, &entries, attention), &mut scores);
     Ok(scores)
 }
 
@@ -275,22 +278,12 @@ fn entries<B: Backend>(
     cache: &SequenceCache,
     ctx: &BoundaryContext<'_, B>,
     index: usize,
-) -> Result<(Vec<f32>, Vec<f32>)> {
-    let head = &cache.heads[index];
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
+) -> Result<Entries> {
     if cache.policy.reads_slots() {
-        let all: Vec<u32> = (0..head.len() as u32).collect();
-        keys.resize(all.len() * ctx.head_dim, 0.0);
-        values.resize(all.len() * ctx.head_dim, 0.0);
-        ctx.backend.read_slots(
-            ctx.pages,
-            head.view(head.len()),
-            &all,
-            &mut keys,
-            &mut values,
-        )?;
+        Entries::read(ctx.backend, ctx.pages, &cache.heads[index], ctx.head_dim)
+    } else {
+        Ok(Entries::default())
     }
-    Ok((keys, values))
 }
 
 /// A head as policies see it.
@@ -298,7 +291,7 @@ fn view<'a, B: Backend>(
     cache: &'a SequenceCache,
     ctx: &BoundaryContext<'a, B>,
     index: usize,
-    (keys, values): (&'a [f32], &'a [f32]),
+    entries: &'a Entries,
     attention: &'a [f32],
 ) -> HeadView<'a> {
     let head = &cache.heads[index];
@@ -311,8 +304,8 @@ fn view<'a, B: Backend>(
         positions: &head.positions,
         terms: &head.terms,
         mass: attention,
-        keys,
-        values,
+        keys: &entries.keys,
+        values: &entries.values,
         queries: QueryView {
             moments: &head.moments,
             next: cache.next_rotary,
@@ -330,7 +323,7 @@ fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, 
     }
     // The next token has one position on all ranks, whichever holds the longest head.
     let longest = ctx
-        .exchange
+        .peers
         .max(cache.heads.iter().map(|h| h.len()).max().unwrap_or(0) as u64)?;
     let next = longest.min(ctx.trained_length.saturating_sub(ctx.stride));
     let mut deltas = Vec::with_capacity(cache.heads.len());

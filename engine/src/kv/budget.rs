@@ -23,10 +23,20 @@ pub fn floor_of(take: usize) -> usize {
     (take as f32 * FLOOR_SHARE) as usize
 }
 
+/// How the slots that stay are dealt to heads.
+#[derive(Debug, Clone, Copy)]
+pub struct Allocation {
+    /// Heads of this rank.
+    pub columns: Columns,
+    /// Mean number of candidates that a head may keep.
+    pub take: usize,
+    /// Which heads share.
+    pub head_budget: HeadBudget,
+}
+
 /// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer *
-/// columns.own + kv_head`), `take` the mean number of candidates that a head may keep, `scores` one
-/// number for each of its slots. `sum` is called for pools over all ranks alone:
-/// [`HeadBudget::Layer`] and [`HeadBudget::Group`].
+/// columns.own + kv_head`), `scores` has one number for each of its slots. `sum` is called for
+/// pools over all ranks alone: [`HeadBudget::Layer`] and [`HeadBudget::Group`].
 ///
 /// # Errors
 /// Those of the kernels and of `sum`.
@@ -34,13 +44,17 @@ pub fn select<B: Backend>(
     backend: &B,
     scores: &B::Buffer,
     heads: &[SelectHead],
-    columns: Columns,
-    (take, scope): (usize, HeadBudget),
+    allocation: Allocation,
     sum: SumCounts<'_>,
 ) -> Result<B::Kept> {
+    let Allocation {
+        columns,
+        take,
+        head_budget,
+    } = allocation;
     let on_rank =
         |pools, floor| Ok(backend.select(SelectBudget { pools, take, floor }, scores, heads)?);
-    let pool = match scope {
+    let pool = match head_budget {
         HeadBudget::Uniform => return on_rank(heads.len(), take),
         HeadBudget::Column => return on_rank(columns.own, floor_of(take)),
         HeadBudget::Layer => Pool::Layer,
@@ -52,6 +66,6 @@ pub fn select<B: Backend>(
     let items = scored(&all, heads)?;
     Ok(backend.keep_lists(
         &lens,
-        &budget_group::select(&items, columns, (take, pool), sum)?,
+        &budget_group::select(&items, columns, take, pool, sum)?,
     )?)
 }

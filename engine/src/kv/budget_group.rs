@@ -77,10 +77,11 @@ pub type SumCounts<'a> = &'a mut dyn FnMut(&mut [u64]) -> Result<()>;
 pub(super) fn select(
     heads: &[SelectItem<'_>],
     columns: Columns,
-    (take, pool): (usize, Pool),
+    take: usize,
+    pool: Pool,
     sum: SumCounts<'_>,
 ) -> Result<Vec<Vec<u32>>> {
-    let chosen = choose(heads, columns, (take, pool), sum)?;
+    let chosen = choose(heads, columns, take, pool, sum)?;
     Ok(heads
         .iter()
         .zip(chosen)
@@ -92,7 +93,8 @@ pub(super) fn select(
 fn choose(
     heads: &[SelectItem<'_>],
     columns: Columns,
-    (take, pool): (usize, Pool),
+    take: usize,
+    pool: Pool,
     sum: SumCounts<'_>,
 ) -> Result<Vec<Vec<u32>>> {
     let pools = Pools {
@@ -122,7 +124,7 @@ fn choose(
         };
         rest.extend_from_slice(&others[..survivors]);
     }
-    let thresholds = thresholds(&rest, &pools, (&num_own, take * pools.heads()), sum)?;
+    let thresholds = thresholds(&rest, &pools, &num_own, take * pools.heads(), sum)?;
     let mut room = match thresholds.iter().any(Option::is_some) {
         true => room_for_ties(&rest, &pools, &thresholds, sum)?,
         false => Vec::new(),
@@ -164,7 +166,8 @@ struct Threshold {
 fn thresholds(
     rest: &[Ranked],
     pools: &Pools,
-    (num_own, total): (&[u64], usize),
+    num_own: &[u64],
+    total: usize,
     sum: SumCounts<'_>,
 ) -> Result<Vec<Option<Threshold>>> {
     const BITS: u32 = 8;
@@ -257,7 +260,7 @@ mod tests {
     }
 
     /// The slow, obvious version, on one rank: full sorts, one candidate at a time.
-    fn reference(heads: &[Vec<f32>], columns: usize, (take, pool): (usize, Pool)) -> Vec<Vec<u32>> {
+    fn reference(heads: &[Vec<f32>], columns: usize, take: usize, pool: Pool) -> Vec<Vec<u32>> {
         let mut keep = vec![Vec::new(); heads.len()];
         let mut in_column = vec![0; columns];
         let layers = heads.len() / columns;
@@ -307,7 +310,7 @@ mod tests {
     fn on_ranks(
         heads: &[Vec<f32>],
         total: usize,
-        take: (usize, Pool),
+        (take, pool): (usize, Pool),
         widths: &[usize],
     ) -> Vec<Vec<u32>> {
         let (barrier, shared) = (Barrier::new(widths.len()), Mutex::new(Vec::<u64>::new()));
@@ -347,7 +350,7 @@ mod tests {
                     };
                     (
                         everywhere,
-                        select(&own, columns, take, &mut sum).expect("no failure"),
+                        select(&own, columns, take, pool, &mut sum).expect("no failure"),
                     )
                 })
             };
@@ -374,9 +377,10 @@ mod tests {
             let heads: Vec<Vec<f32>> =
                 scores.iter().map(|s| s.iter().map(|&v| f32::from(v) * 1.7).collect()).collect();
             for pool in [Pool::Layer, Pool::Model] {
-                let expected = reference(&heads, 4, (take, pool));
+                let expected = reference(&heads, 4, take, pool);
                 for widths in [&[4][..], &[2, 2], &[2, 1, 1], &[1, 1, 1, 1]] {
-                    prop_assert_eq!(&on_ranks(&heads, 4, (take, pool), widths), &expected, "{:?} {:?}", pool, widths);
+                    let kept = on_ranks(&heads, 4, (take, pool), widths);
+                    prop_assert_eq!(&kept, &expected, "{:?} {:?}", pool, widths);
                 }
             }
         }

@@ -7,10 +7,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::contract::{Contract, Positions};
 use super::pages::PagePool;
-use super::sharing::Sharing;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::policy::Policy;
+use crate::shard::Sharing;
 
 /// Slots of one KV head of one layer, in position order.
 #[derive(Debug, Clone, Default)]
@@ -68,6 +68,34 @@ impl HeadSlots {
         gather(&mut self.rotary, keep, 1);
         gather(&mut self.terms, keep, terms);
         self.mass.iter_mut().for_each(|mass| gather(mass, keep, 1));
+    }
+}
+
+/// Keys and values of a head's slots.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Entries {
+    /// Keys, rotated `[len, D]`.
+    pub keys: Vec<f32>,
+    /// Values `[len, D]`.
+    pub values: Vec<f32>,
+}
+
+impl Entries {
+    /// Reads all slots of a head with `D = head_dim`, as f32.
+    ///
+    /// # Errors
+    /// Those of [`Backend::read_slots`].
+    pub fn read<B: Backend>(
+        backend: &B,
+        pages: &B::Pages,
+        head: &HeadSlots,
+        head_dim: usize,
+    ) -> Result<Self> {
+        let all: Vec<u32> = (0..head.len() as u32).collect();
+        let mut keys = vec![0.0; all.len() * head_dim];
+        let mut values = keys.clone();
+        backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
+        Ok(Self { keys, values })
     }
 }
 
@@ -229,10 +257,7 @@ impl SequenceCache {
             head.rotary
                 .iter()
                 .for_each(|p| hash.update(&p.to_le_bytes()));
-            let all: Vec<u32> = (0..head.len() as u32).collect();
-            let mut keys = vec![0.0; all.len() * head_dim];
-            let mut values = keys.clone();
-            backend.read_slots(pages, head.view(head.len()), &all, &mut keys, &mut values)?;
+            let Entries { keys, values } = Entries::read(backend, pages, head, head_dim)?;
             head.moments
                 .iter()
                 .for_each(|m| hash.update(&m.to_bits().to_le_bytes()));

@@ -9,17 +9,8 @@ use palimpsest_kernels::Reduce;
 
 use super::cache::SequenceCache;
 use crate::error::Result;
-use crate::exchange::Exchange;
-
-/// The ranks that share this rank's KV head. Only where there are more ranks than KV heads: each
-/// has one KV head then, or a part.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Sharing {
-    /// The first of them.
-    pub first_rank: usize,
-    /// Query heads that each of them has, in rank order; those of a KV head follow each other.
-    pub query_heads: Vec<usize>,
-}
+use crate::peers::Peers;
+use crate::shard::Sharing;
 
 /// One number per slot of every head, from `parts` of every head: for each of this rank's query
 /// heads one number per slot.
@@ -31,7 +22,7 @@ pub(super) fn reduce(
     cache: &SequenceCache,
     parts: &[Vec<Vec<f32>>],
     how: Reduce,
-    exchange: &mut Exchange,
+    peers: &mut Peers,
 ) -> Result<Vec<Vec<f32>>> {
     let Some(Sharing {
         first_rank,
@@ -45,8 +36,8 @@ pub(super) fn reduce(
     };
     let own: Vec<f32> = parts.iter().flatten().flatten().copied().collect();
     // Ranks hold different numbers of slots; all are told what all have, and take what they need.
-    let longest = exchange.max(own.len() as u64)? as usize;
-    let all = exchange.gather(&own, longest)?;
+    let longest = peers.max(own.len() as u64)? as usize;
+    let all = peers.gather(&own, longest)?;
     let mut rest: Vec<&[f32]> = (0..query_heads.len())
         .map(|i| &all[(first_rank + i) * longest..][..longest])
         .collect();
@@ -151,9 +142,9 @@ mod tests {
                 .zip(dealt.clone())
                 .map(|(end, (kv_head, first_rank, own))| {
                     std::thread::spawn(move || {
-                        let mut exchange = Exchange::alone();
-                        exchange.join(&ReferenceBackend, Arc::new(end));
-                        exchange.begin_step();
+                        let mut peers = Peers::alone();
+                        peers.join(&ReferenceBackend, Arc::new(end));
+                        peers.begin_step();
                         let query_heads = if kv_head == 0 {
                             vec![3, 2]
                         } else {
@@ -169,20 +160,15 @@ mod tests {
                         let own = parts(kv_head, slots[kv_head], own);
                         (
                             kv_head,
-                            reduce(&cache, &own, how, &mut exchange).expect("a group"),
+                            reduce(&cache, &own, how, &mut peers).expect("a group"),
                         )
                     })
                 });
             for thread in threads.collect::<Vec<_>>() {
                 let (kv_head, shared) = thread.join().expect("no panic");
                 let all = parts(kv_head, slots[kv_head], 0..HEADS);
-                let alone = reduce(
-                    &cache(slots[kv_head], None),
-                    &all,
-                    how,
-                    &mut Exchange::alone(),
-                )
-                .expect("alone");
+                let alone = reduce(&cache(slots[kv_head], None), &all, how, &mut Peers::alone())
+                    .expect("alone");
                 assert_eq!(shared, alone, "KV head {kv_head}, {how:?}");
                 let longest = slots[kv_head][1] as usize;
                 assert_eq!(alone[1].len(), longest, "one number per slot");

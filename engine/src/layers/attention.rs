@@ -19,10 +19,18 @@ pub struct AttentionWeights<B: Backend> {
     pub qkv: B::Matrix,
     /// Their biases `[(H+2K)*D]` (Qwen2).
     pub qkv_bias: Option<B::Buffer>,
-    /// Per-head norms of queries and keys `[D]` each (Qwen3).
-    pub qk_norm: Option<(B::Buffer, B::Buffer)>,
+    /// Per-head norms of queries and keys (Qwen3).
+    pub qk_norm: Option<HeadNorms<B>>,
     /// Output projection `[E, H*D]`.
     pub output: B::Matrix,
+}
+
+/// RMS norms of the queries and the keys of every head.
+pub struct HeadNorms<B: Backend> {
+    /// Of queries `[D]`.
+    pub q: B::Buffer,
+    /// Of keys `[D]`.
+    pub k: B::Buffer,
 }
 
 impl<B: Backend> AttentionWeights<B> {
@@ -42,7 +50,10 @@ impl<B: Backend> AttentionWeights<B> {
             None
         };
         let qk_norm = match (&weights.q_norm, &weights.k_norm) {
-            (Some(q), Some(k)) => Some((vector(backend, q)?, vector(backend, k)?)),
+            (Some(q), Some(k)) => Some(HeadNorms {
+                q: vector(backend, q)?,
+                k: vector(backend, k)?,
+            }),
             _ => None,
         };
         Ok(Self {
@@ -90,8 +101,10 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub rows: usize,
     /// Fused projections `[T, (H+2K)*D]`.
     pub qkv: &'a B::Buffer,
-    /// Rotary cosines and sines `[T, D/2]`.
-    pub cos_sin: (&'a B::Buffer, &'a B::Buffer),
+    /// Rotary cosines `[T, D/2]`.
+    pub cos: &'a B::Buffer,
+    /// Rotary sines `[T, D/2]`.
+    pub sin: &'a B::Buffer,
     /// Per-head norms and their epsilon.
     pub qk_norm: Option<(&'a B::Buffer, &'a B::Buffer, f32)>,
     /// Sliding window of the model.
@@ -132,8 +145,8 @@ pub fn attend<B: Backend>(
         shape: args.shape,
         qkv: args.qkv,
         rows: args.rows,
-        cos: args.cos_sin.0,
-        sin: args.cos_sin.1,
+        cos: args.cos,
+        sin: args.sin,
         qk_norm: args.qk_norm,
         items: &splits,
     };
@@ -154,7 +167,7 @@ pub fn attend<B: Backend>(
         .map(|(i, span, h)| attention_item(span, head_index(h), h, visible[i].as_deref()))
         .collect();
     backend.attention(args.shape, pages, q, &items, out)?;
-    read_out(backend, args, spans, (pages, q), out)?;
+    read_out(backend, args, spans, pages, q, out)?;
     observe(backend, args, spans, pages, q)
 }
 
@@ -163,7 +176,8 @@ fn read_out<B: Backend>(
     backend: &B,
     args: &AttentionArgs<'_, B>,
     spans: &[Span<'_>],
-    (pages, q): (&B::Pages, &B::Buffer),
+    pages: &B::Pages,
+    q: &B::Buffer,
     out: &mut B::Buffer,
 ) -> Result<()> {
     let (kv_heads, mut items) = (args.shape.kv_heads, Vec::new());

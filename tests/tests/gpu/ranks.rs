@@ -134,7 +134,7 @@ fn nccl_of_one_rank_sums_inside_graphs() {
             .expect("one rank");
         let end: Arc<dyn Collective> = Arc::new(end);
         runner.join(epoch, Some(end.clone()));
-        assert!(runner.decoder().exchange().sums_on_device());
+        assert!(runner.decoder().peers().sums_on_device());
         assert!(
             answer(&mut runner, &evicting(), TOKENS).expect("an answer") == want,
             "epoch {epoch}"

@@ -8,9 +8,9 @@ use palimpsest_kernels::{AttentionItem, KvType, LatentHead, LatentKind, LatentSt
 use proptest::prelude::*;
 
 use super::*;
-use crate::exchange::Exchange;
 use crate::kv::{Contract, HeadBudget};
 use crate::memory::Memory;
+use crate::peers::Peers;
 use crate::policy::{self, Policy, splitmix};
 
 const LAYERS: usize = 2;
@@ -119,7 +119,7 @@ impl Bench {
             inv_freq,
             features: None,
             scores,
-            exchange: &mut Exchange::alone(),
+            peers: &mut Peers::alone(),
         };
         let kept = begin(cache, &mut ctx).expect("a boundary");
         finish(cache, &mut ctx, kept).expect("a boundary");

@@ -1,4 +1,4 @@
-//! What a decoder exchanges with the other ranks of its group in a step.
+//! The other ranks of a group, as a decoder talks to them in a step.
 //!
 //! Per step: one sum after the embedding, two per layer (attention output, feed-forward output),
 //! one gather of logits where a token is sampled. At a boundary that evicts, budgets pooled over
@@ -20,7 +20,7 @@ use palimpsest_kernels::{Backend, fixed};
 use crate::error::Result;
 
 /// Collectives of one decoder, within the deadline of the present step.
-pub struct Exchange {
+pub struct Peers {
     collective: Option<Arc<dyn Collective>>,
     /// Those that the device has joined.
     sums: Option<Arc<dyn DeviceSums>>,
@@ -43,11 +43,25 @@ pub struct Calls {
     pub counts: u64,
 }
 
+/// A product of a matrix whose input columns are dealt to the ranks of a group.
+pub struct RowParallel<'a, B: Backend> {
+    /// This rank's columns `[N, K]`.
+    pub matrix: &'a B::Matrix,
+    /// Their inputs `[T, K]`.
+    pub x: &'a B::Buffer,
+    /// `T`.
+    pub rows: usize,
+    /// `N`.
+    pub width: usize,
+    /// Where the units end in which the product is summed, see [`crate::shard`].
+    pub units: &'a [usize],
+}
+
 /// Longest time that a step's collectives may take together, unless the caller says otherwise.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 
-impl Exchange {
-    /// Nothing to exchange.
+impl Peers {
+    /// A rank that is alone.
     pub fn alone() -> Self {
         Self {
             collective: None,
@@ -100,11 +114,16 @@ impl Exchange {
     pub fn row_parallel<B: Backend>(
         &mut self,
         backend: &B,
-        matrix: &B::Matrix,
-        x: &B::Buffer,
-        (rows, width, units): (usize, usize, &[usize]),
+        product: &RowParallel<'_, B>,
         out: &mut B::Buffer,
     ) -> Result<()> {
+        let RowParallel {
+            matrix,
+            x,
+            rows,
+            width,
+            units,
+        } = *product;
         let Some(collective) = &self.collective else {
             return Ok(backend.matmul_units(matrix, x, rows, units, out)?);
         };

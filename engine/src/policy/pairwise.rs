@@ -22,7 +22,7 @@ pub const EPSILON: f32 = 1e-5;
 /// Weights of one layer. Rows of a KV head are adjacent: `h*d` of queries, `d` of the key, `h` of
 /// head weights.
 #[derive(Debug, Clone, PartialEq)]
-pub struct QueryLayer {
+pub struct PairwiseLayer {
     /// `[K * rows, E]`.
     pub weight: Vec<f32>,
     /// `[K * rows]`.
@@ -35,16 +35,16 @@ pub struct QueryLayer {
 
 /// A trained pairwise indexer, every layer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct QueryWeights {
+pub struct PairwiseWeights {
     /// `h`: indexer heads of one KV head.
     pub heads: usize,
     /// `d`: width of indexer queries and keys.
     pub dim: usize,
     /// One per decoder layer.
-    pub layers: Vec<QueryLayer>,
+    pub layers: Vec<PairwiseLayer>,
 }
 
-impl QueryWeights {
+impl PairwiseWeights {
     /// Projected values of one token and KV head.
     pub const fn rows(heads: usize, dim: usize) -> usize {
         heads
@@ -83,26 +83,26 @@ fn layer_norm(x: &mut [f32], norm: &[f32]) {
 }
 
 /// Ranks by a trained pairwise indexer.
-pub struct QueryIndexer {
-    weights: Arc<QueryWeights>,
+pub struct PairwiseIndexer {
+    weights: Arc<PairwiseWeights>,
 }
 
-impl QueryIndexer {
+impl PairwiseIndexer {
     /// Name on the wire.
     pub const NAME: &'static str = "query-indexer";
 
     /// The policy of a trained indexer.
-    pub fn new(weights: Arc<QueryWeights>) -> Self {
+    pub fn new(weights: Arc<PairwiseWeights>) -> Self {
         Self { weights }
     }
 
     /// What it was trained to.
-    pub fn weights(&self) -> &QueryWeights {
+    pub fn weights(&self) -> &PairwiseWeights {
         &self.weights
     }
 }
 
-impl Policy for QueryIndexer {
+impl Policy for PairwiseIndexer {
     fn name(&self) -> &'static str {
         Self::NAME
     }

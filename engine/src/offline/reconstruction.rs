@@ -14,17 +14,18 @@ use palimpsest_kernels::Backend;
 use crate::decoder::Logits;
 use crate::error::Result;
 use crate::kv::{Contract, HeadSlots};
-use crate::policy::oracle::{MaxAttention, RowWeights, ScoreTable};
+use crate::offline::OfflineSequence;
+use crate::offline::oracle::{MaxAttention, RowWeights, ScoreTable};
 use crate::runner::Runner;
-use crate::session::Session;
 
 /// Asks the model to repeat the context: the queries of the repetition look back at what it needs.
 pub const INSTRUCTION: &str = "\n\nRepeat the previous context exactly:\n";
 /// Smallest weighted probability that a target distinguishes.
 pub const LEAST: f32 = 1e-8;
-/// Bounds of a token's surprisal, nats: no token counts for nothing, none for more than about ten
-/// others.
-pub const SURPRISAL: (f32, f32) = (0.05, 10.0);
+/// Least surprisal of a token, nats: no token counts for nothing.
+pub const LEAST_SURPRISAL: f32 = 0.05;
+/// Most surprisal of a token, nats: none counts for more than about ten others.
+pub const MOST_SURPRISAL: f32 = 10.0;
 
 /// What a row of the repetition counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,13 +63,16 @@ impl Reconstruction {
         2 * tokens + self.instruction.len()
     }
 
-    /// A session for [`Self::read`].
+    /// An empty sequence for [`Self::read`].
     ///
     /// # Errors
     /// Those of the engine.
-    pub fn open<'a, B: Backend>(&self, runner: &'a mut Runner<B>) -> Result<Session<'a, B>> {
+    pub fn open<'a, B: Backend>(
+        &self,
+        runner: &'a mut Runner<B>,
+    ) -> Result<OfflineSequence<'a, B>> {
         *self.weights.write().expect("no reader panics") = RowWeights::default();
-        Session::open(
+        OfflineSequence::open(
             runner,
             Contract {
                 policy: MaxAttention::NAME.into(),
@@ -83,20 +87,19 @@ impl Reconstruction {
     /// Those of the engine.
     pub fn read<B: Backend>(
         &self,
-        session: &mut Session<'_, B>,
+        sequence: &mut OfflineSequence<'_, B>,
         context: &[u32],
     ) -> Result<Vec<f32>> {
         if self.target == Target::Attention {
-            session.feed(context, Logits::None)?;
+            sequence.feed(context, Logits::None)?;
             return Ok(vec![1.0; context.len()]);
         }
-        let (least, most) = SURPRISAL;
-        let vocabulary = session.runner().decoder().config().vocabulary;
+        let vocabulary = sequence.runner().decoder().config().vocabulary;
         let mut surprisals = Vec::with_capacity(context.len());
         // A stride at a time, because logits are large.
-        for start in (0..context.len()).step_by(session.stride()) {
-            let end = context.len().min(start + session.stride());
-            let logits = session.feed(&context[start..end], Logits::All)?;
+        for start in (0..context.len()).step_by(sequence.stride()) {
+            let end = context.len().min(start + sequence.stride());
+            let logits = sequence.feed(&context[start..end], Logits::All)?;
             let next = &context[start + 1..context.len().min(end + 1)];
             surprisals.extend(
                 logits
@@ -107,7 +110,7 @@ impl Reconstruction {
         }
         Ok(surprisals
             .into_iter()
-            .map(|s| s.clamp(least, most))
+            .map(|s| s.clamp(LEAST_SURPRISAL, MOST_SURPRISAL))
             .collect())
     }
 
@@ -118,15 +121,15 @@ impl Reconstruction {
     /// Those of the engine.
     pub fn repeat<B: Backend>(
         &self,
-        session: &mut Session<'_, B>,
+        sequence: &mut OfflineSequence<'_, B>,
         context: &[u32],
         weights: Vec<f32>,
     ) -> Result<ScoreTable> {
-        session.feed(&self.instruction, Logits::None)?;
-        let first = session.cache().seen;
+        sequence.feed(&self.instruction, Logits::None)?;
+        let first = sequence.cache().seen;
         *self.weights.write().expect("no reader panics") = RowWeights { first, weights };
-        session.feed(context, Logits::None)?;
-        let cache = session.cache();
+        sequence.feed(context, Logits::None)?;
+        let cache = sequence.cache();
         let log = |mass: f32| mass.max(LEAST).ln();
         // The policy observes maxima.
         let most = |head: &HeadSlots, slot: usize| {

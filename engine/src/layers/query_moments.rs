@@ -5,6 +5,7 @@ use palimpsest_kernels::{Backend, QkvShape};
 use crate::error::Result;
 use crate::layers::attention::Span;
 use crate::policy::expected::{Moments, SKIPPED};
+use crate::rope::Angles;
 
 /// What the rows of a step have in a layer.
 pub struct QueryRows<'a, B: Backend> {
@@ -16,8 +17,8 @@ pub struct QueryRows<'a, B: Backend> {
     pub rows: usize,
     /// Queries, rotated `[T, H, D]`.
     pub queries: &'a B::Buffer,
-    /// Rotary cosines and sines `[T, D/2]`.
-    pub cos_sin: (&'a [f32], &'a [f32]),
+    /// How they are rotated.
+    pub angles: &'a Angles,
 }
 
 /// Adds the step's queries, turned back to before rotation, to the moments of the sequences whose
@@ -47,8 +48,8 @@ pub fn add<B: Backend>(backend: &B, rows: &QueryRows<'_, B>, spans: &mut [Span<'
             .min(span.rows.len() as u64) as usize;
         for row in span.rows.start + skipped..span.rows.end {
             let (cos, sin) = (
-                &rows.cos_sin.0[row * half..][..half],
-                &rows.cos_sin.1[row * half..][..half],
+                &rows.angles.cos[row * half..][..half],
+                &rows.angles.sin[row * half..][..half],
             );
             for head in 0..heads {
                 let rotated = &host[(row * heads + head) * head_dim..][..head_dim];

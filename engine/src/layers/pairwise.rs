@@ -10,11 +10,11 @@ use super::vector;
 use crate::error::Result;
 use crate::layers::attention::Span;
 use crate::policy::Ingest;
-use crate::policy::query::QueryWeights;
+use crate::policy::pairwise::PairwiseWeights;
 
-/// A [`QueryWeights`]' matrices on the device.
-pub struct DeviceQueryIndexer<B: Backend> {
-    weights: Arc<QueryWeights>,
+/// A [`PairwiseWeights`]' matrices on the device.
+pub struct DevicePairwise<B: Backend> {
+    weights: Arc<PairwiseWeights>,
     layers: Vec<(B::Matrix, B::Buffer)>,
     kv_heads: Range<usize>,
     out: B::Buffer,
@@ -28,18 +28,18 @@ struct Queries {
     weights: Vec<f32>,
 }
 
-impl<B: Backend> DeviceQueryIndexer<B> {
+impl<B: Backend> DevicePairwise<B> {
     /// Packs the rows of `kv_heads`, the KV heads of this rank.
     ///
     /// # Errors
     /// Those of the kernels.
     pub fn load(
         backend: &B,
-        weights: Arc<QueryWeights>,
+        weights: Arc<PairwiseWeights>,
         hidden: usize,
         kv_heads: Range<usize>,
     ) -> Result<Self> {
-        let rows = QueryWeights::rows(weights.heads, weights.dim);
+        let rows = PairwiseWeights::rows(weights.heads, weights.dim);
         let own = kv_heads.start * rows..kv_heads.end * rows;
         let mut layers = Vec::with_capacity(weights.layers.len());
         for layer in &weights.layers {
@@ -85,7 +85,7 @@ impl<B: Backend> DeviceQueryIndexer<B> {
             return Ok(());
         }
         let (heads, dim) = (self.weights.heads, self.weights.dim);
-        let per_head = QueryWeights::rows(heads, dim);
+        let per_head = PairwiseWeights::rows(heads, dim);
         let width = self.kv_heads.len() * per_head;
         if rows > self.rows {
             self.out = backend.alloc(rows * width)?;

@@ -8,14 +8,32 @@ use palimpsest_kernels::{KvType, PageShape};
 use palimpsest_models::config::ModelConfig;
 use palimpsest_proto::kv;
 
-use crate::decoder::CacheBytes;
-use crate::error::{Error, Result};
 use crate::shard::Shard;
 
 // A coordinator admits by the first, a rank allocates by the second.
 const _: () = assert!(
     kv::NOTE_BYTES == PageShape::NOTE_BYTES as u64 && kv::PAGE_SLOTS == PageShape::SLOTS as u64
 );
+
+/// What a rank's cache may take. Fixed at start: neither part makes room for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheBytes {
+    /// Pages of slots, with their notes.
+    pub pages: usize,
+    /// Latent memories.
+    pub latent: usize,
+}
+
+impl CacheBytes {
+    /// Divides `all`: memories get `latent` of it, or [`kv::LATENT_SHARE`] where that is not said.
+    pub fn of(all: usize, latent: Option<usize>) -> Self {
+        let latent = latent.unwrap_or(all / kv::LATENT_SHARE as usize).min(all);
+        Self {
+            pages: all - latent,
+            latent,
+        }
+    }
+}
 
 /// Sizes of a step that memory is set aside for. A larger one allocates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +45,12 @@ pub struct StepSize {
 }
 
 impl StepSize {
+    /// The smallest step.
+    pub const ONE: Self = Self {
+        rows: 1,
+        logit_rows: 1,
+    };
+
     /// As coordinators plan them where they are not told otherwise: four strides of prompts, beside
     /// as many sequences as a large batch has.
     pub const fn usual(stride: usize) -> Self {
@@ -35,11 +59,19 @@ impl StepSize {
             logit_rows: 64,
         }
     }
+
+    /// The smallest size that has room for both.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            rows: self.rows.max(other.rows),
+            logit_rows: self.logit_rows.max(other.logit_rows),
+        }
+    }
 }
 
 /// Bytes of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Footprint {
+pub struct DeviceMemory {
     /// Matrices.
     pub weights: usize,
     /// Pages, notes and latent memories.
@@ -56,15 +88,48 @@ const ALLOWANCE: usize = 256 << 20;
 /// layer needs of the others, and page tables.
 const SLOT_BYTES: usize = 13;
 
-impl Footprint {
-    /// Of `shard`, with weights and products of `element_bytes` an element.
-    pub fn of(
-        config: &ModelConfig,
-        shard: &Shard,
-        element_bytes: usize,
-        (cache, dtype): (CacheBytes, KvType),
-        step: StepSize,
-    ) -> Self {
+/// What decides how much memory a rank takes, besides its part of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankSize {
+    /// Bytes of an element of weights and products.
+    pub element_bytes: usize,
+    /// The cache.
+    pub cache: CacheBytes,
+    /// Element type of cached keys and values.
+    pub kv: KvType,
+    /// The largest usual step.
+    pub step: StepSize,
+}
+
+/// The device has less memory free than the rank takes; nothing was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the device has {} free of {}; the weights take {}, the cache {} and workspaces {}: choose a \
+     smaller --kv-memory-mib, or more GPUs",
+    gib(*free), gib(*total), gib(needed.weights), gib(needed.cache), gib(needed.workspaces)
+)]
+pub struct DoesNotFit {
+    /// What the rank takes.
+    pub needed: DeviceMemory,
+    /// Bytes free.
+    pub free: usize,
+    /// Bytes of the device.
+    pub total: usize,
+}
+
+fn gib(bytes: usize) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+impl DeviceMemory {
+    /// What `shard` takes.
+    pub fn of(config: &ModelConfig, shard: &Shard, size: &RankSize) -> Self {
+        let RankSize {
+            element_bytes,
+            cache,
+            kv,
+            step,
+        } = *size;
         let (query, key) = (shard.part.query_rows().len(), shard.part.key_rows().len());
         let (hidden, ffn) = (config.hidden, shard.part.ffn.len());
         let matrix =
@@ -87,7 +152,7 @@ impl Footprint {
         };
         let page = PageShape {
             head_dim: config.head_dim,
-            dtype,
+            dtype: kv,
         };
         let slots = cache.pages / page.cost() * PageShape::SLOTS;
         let workspaces = activations + cast + sums + SLOT_BYTES * slots + ALLOWANCE;
@@ -108,12 +173,12 @@ impl Footprint {
     /// Checks that it fits into `free` bytes of a device's `total`.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] with all the numbers.
-    pub fn check(self, free: usize, total: usize) -> Result<()> {
+    /// [`DoesNotFit`] with all the numbers.
+    pub fn check(self, free: usize, total: usize) -> Result<(), DoesNotFit> {
         if self.bytes() <= free {
             Ok(())
         } else {
-            Err(Error::DoesNotFit {
+            Err(DoesNotFit {
                 needed: self,
                 free,
                 total,
@@ -153,13 +218,13 @@ mod tests {
         let shard = Shard::whole(&config);
         let of = |gib: usize| {
             let cache = CacheBytes::of(gib << 30, None);
-            Footprint::of(
-                &config,
-                &shard,
-                2,
-                (cache, KvType::F16),
-                StepSize::usual(256),
-            )
+            let size = RankSize {
+                element_bytes: 2,
+                cache,
+                kv: KvType::F16,
+                step: StepSize::usual(256),
+            };
+            DeviceMemory::of(&config, &shard, &size)
         };
         let needed = of(40);
         assert_eq!((needed.weights, needed.cache), (16_059_990_016, 40 << 30));
@@ -171,7 +236,7 @@ mod tests {
         let refused = of(63)
             .check(79 << 30, 80 << 30)
             .expect_err("weights and cache alone are as much as is free");
-        assert!(matches!(refused, Error::DoesNotFit { free, .. } if free == 79 << 30));
+        assert_eq!(refused.free, 79 << 30);
         let text = refused.to_string();
         assert!(
             text.contains("79.0 GiB free of 80.0")

@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use palimpsest_kernels::Reduce;
 
-use super::{HeadView, Observe, Policy};
+use crate::policy::{HeadView, Observe, Policy};
 
 /// What the rows of a sequence count for.
 #[derive(Debug, Clone, Default)]

@@ -1,14 +1,17 @@
 //! Sequences driven by hand: what benchmarks, calibration and evaluation use instead of a server.
 
+pub mod oracle;
+pub mod reconstruction;
+
 use palimpsest_kernels::Backend;
 
 use crate::decoder::{Logits, Piece};
 use crate::error::Result;
-use crate::kv::{Contract, HeadSlots, SequenceCache};
+use crate::kv::{Contract, Entries, HeadSlots, SequenceCache};
 use crate::runner::{Runner, new_cache};
 
 /// A sequence on a runner that nothing else uses meanwhile.
-pub struct Session<'a, B: Backend> {
+pub struct OfflineSequence<'a, B: Backend> {
     runner: &'a mut Runner<B>,
     cache: SequenceCache,
 }
@@ -20,7 +23,7 @@ pub struct Mark {
     next_rotary: u64,
 }
 
-impl<'a, B: Backend> Session<'a, B> {
+impl<'a, B: Backend> OfflineSequence<'a, B> {
     /// An empty sequence under `contract`.
     ///
     /// # Errors
@@ -81,24 +84,18 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok(wanted)
     }
 
-    /// Cached keys and values of head `layer * K + kv_head`, `[len, D]` each, as f32.
+    /// Cached keys and values of head `layer * K + kv_head`.
     ///
     /// # Errors
     /// Those of the kernels.
-    pub fn entries(&self, head: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-        let slots = &self.cache.heads[head];
-        let all: Vec<u32> = (0..slots.len() as u32).collect();
-        let size = slots.len() * self.runner.arena.shape.head_dim;
-        let (mut keys, mut values) = (vec![0.0; size], vec![0.0; size]);
-        let backend = &**self.runner.decoder.backend();
-        backend.read_slots(
-            &self.runner.arena.pages,
-            slots.view(slots.len()),
-            &all,
-            &mut keys,
-            &mut values,
-        )?;
-        Ok((keys, values))
+    pub fn entries(&self, head: usize) -> Result<Entries> {
+        let arena = &self.runner.arena;
+        Entries::read(
+            self.runner.decoder.backend(),
+            &arena.pages,
+            &self.cache.heads[head],
+            arena.shape.head_dim,
+        )
     }
 
     /// Begins again with nothing read, under the same contract.
@@ -112,7 +109,7 @@ impl<'a, B: Backend> Session<'a, B> {
             policies,
             ..
         } = &mut *self.runner;
-        arena.reclaim(&**decoder.backend(), &mut self.cache);
+        arena.reclaim(decoder.backend(), &mut self.cache);
         self.cache = new_cache(decoder, arena, self.cache.contract.clone(), policies)?;
         Ok(())
     }
@@ -154,7 +151,7 @@ impl<'a, B: Backend> Session<'a, B> {
     pub fn digest(&self) -> Result<u64> {
         let arena = &self.runner.arena;
         self.cache.digest(
-            &**self.runner.decoder.backend(),
+            self.runner.decoder.backend(),
             &arena.pages,
             arena.shape.head_dim,
         )
@@ -164,20 +161,20 @@ impl<'a, B: Backend> Session<'a, B> {
     pub fn close(self) {}
 }
 
-impl<B: Backend> Drop for Session<'_, B> {
+impl<B: Backend> Drop for OfflineSequence<'_, B> {
     fn drop(&mut self) {
         let Runner { decoder, arena, .. } = &mut *self.runner;
-        arena.reclaim(&**decoder.backend(), &mut self.cache);
+        arena.reclaim(decoder.backend(), &mut self.cache);
     }
 }
 
 /// Sequences on a runner that advance together, for benchmarks of a batch.
-pub struct Batch<'a, B: Backend> {
+pub struct OfflineBatch<'a, B: Backend> {
     runner: &'a mut Runner<B>,
     caches: Vec<SequenceCache>,
 }
 
-impl<'a, B: Backend> Batch<'a, B> {
+impl<'a, B: Backend> OfflineBatch<'a, B> {
     /// `count` empty sequences under `contract`.
     ///
     /// # Errors
@@ -242,11 +239,11 @@ impl<'a, B: Backend> Batch<'a, B> {
     }
 }
 
-impl<B: Backend> Drop for Batch<'_, B> {
+impl<B: Backend> Drop for OfflineBatch<'_, B> {
     fn drop(&mut self) {
         let Runner { decoder, arena, .. } = &mut *self.runner;
         self.caches
             .iter_mut()
-            .for_each(|cache| arena.reclaim(&**decoder.backend(), cache));
+            .for_each(|cache| arena.reclaim(decoder.backend(), cache));
     }
 }
