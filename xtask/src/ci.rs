@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::process::{cargo_with, run};
 use crate::test::CLUSTER;
-use crate::{bench_peers, crates, deploy_check, kernels, metrics, tools};
+use crate::{bench_peers, crates, deploy_check, kernels, metrics, modules, tools};
 
 /// Runs all checks and stops at the first that fails.
 ///
@@ -15,6 +15,7 @@ use crate::{bench_peers, crates, deploy_check, kernels, metrics, tools};
 pub fn run_checks() -> Result<()> {
     run(&mut cargo_with(&["fmt", "--all", "--check"]))?;
     metrics::check()?;
+    modules::check()?;
     crates::check_dependencies()?;
     run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
     tools::install_system_packages()?;

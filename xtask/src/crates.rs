@@ -1,6 +1,7 @@
 //! Which of our crates may depend on which. The direction is the design: see ARCHITECTURE.md.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -96,6 +97,72 @@ pub fn check_dependencies() -> Result<()> {
         broken.is_empty(),
         "dependencies between crates:\n{}",
         broken.join("\n")
+    );
+    let page = fs::read_to_string(PAGE).with_context(|| PAGE.to_owned())?;
+    if let Err(problem) = check_page(&page) {
+        println!("    {PAGE}: {problem}");
+    }
+    Ok(())
+}
+
+/// `cargo xtask crates`: prints the block of [`PAGE`] that draws the table.
+///
+/// # Errors
+/// Never.
+pub fn print_drawing() -> Result<()> {
+    print!("{BEGIN}\n{}{END}\n", drawing());
+    Ok(())
+}
+
+/// The page whose drawing of the crates is the table's.
+const PAGE: &str = "ARCHITECTURE.md";
+/// Between these lines.
+const BEGIN: &str = "<!-- crates:begin -->";
+const END: &str = "<!-- crates:end -->";
+
+/// The table as a diagram that Markdown shows (Mermaid): each crate with those that it may use.
+/// Crates that may use all are drawn with those that no other crate uses.
+fn drawing() -> String {
+    let short = |name: &str| name.strip_prefix("palimpsest-").unwrap_or(name).to_owned();
+    let is_used = |name: &&str| {
+        let used = |(_, uses): &(&str, Option<&[&str]>)| uses.is_some_and(|it| it.contains(name));
+        ALLOWED.iter().any(used)
+    };
+    let tops = ALLOWED
+        .iter()
+        .filter(|(name, uses)| uses.is_some() && *name != "xtask")
+        .map(|(name, _)| *name)
+        .filter(|name| !is_used(name));
+    let tops: Vec<String> = tops.map(short).collect();
+    let mut text = "```mermaid\nflowchart TD\n".to_owned();
+    text += &format!("    all[palimpsest, tests] --> {}\n", tops.join(" & "));
+    for (name, uses) in ALLOWED {
+        let uses: Vec<String> = uses
+            .unwrap_or_default()
+            .iter()
+            .map(|it| short(it))
+            .collect();
+        if !uses.is_empty() {
+            text += &format!("    {} --> {}\n", short(name), uses.join(" & "));
+        }
+    }
+    text + "```\n"
+}
+
+/// Whether the page holds the drawing of today's table.
+///
+/// # Errors
+/// What is wrong with it.
+fn check_page(page: &str) -> Result<()> {
+    let block = page
+        .split_once(BEGIN)
+        .and_then(|(_, rest)| rest.split_once(END))
+        .map(|(block, _)| block.trim())
+        .with_context(|| format!("no lines {BEGIN} and {END}"))?;
+    ensure!(
+        block == drawing().trim(),
+        "its drawing of the crates is not the one of xtask/src/crates.rs; put in what \
+         `cargo xtask crates` prints"
     );
     Ok(())
 }
@@ -202,6 +269,19 @@ mod tests {
                 [format!("  {name} must not depend on {uses}")]
             );
         }
+    }
+
+    #[test]
+    fn the_page_shows_the_table() {
+        let drawing = drawing();
+        assert!(
+            drawing.contains("\n    worker --> proto & tls & "),
+            "{drawing}"
+        );
+        let page = |block: &str| format!("a\n{BEGIN}\n{block}{END}\nb\n");
+        check_page(&page(&drawing)).unwrap();
+        check_page(&page(&drawing.replace(" & ", " & x & "))).unwrap_err();
+        check_page(&drawing).unwrap_err();
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod gpu_check;
 mod image;
 mod kernels;
 mod metrics;
+mod modules;
 mod process;
 mod rust_source;
 mod test;
@@ -27,7 +28,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, CUDA \
                      kernels
-  metrics, deny        the code-size part of `ci` alone; the licences part alone
+  metrics, deny        the house rules alone: sizes, and circles between modules; the licences alone
+  crates               the graph of the crates, as ARCHITECTURE.md shows it
   kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is \
                      none, and check registers
                        and spills; --table writes the table that is checked
@@ -71,7 +73,8 @@ fn dispatch() -> Result<()> {
         ["test"] => test::run_all(test::Extent::All),
         ["test", "--fast"] => test::run_all(test::Extent::Fast),
         ["ci"] => ci::run_checks(),
-        ["metrics"] => metrics::check(),
+        ["metrics"] => metrics::check().and_then(|()| modules::check()),
+        ["crates"] => crates::print_drawing(),
         ["deny"] => ci::check_third_party(),
         ["kernels"] => kernels::check(),
         ["kernels", "--table"] => kernels::write_table(),

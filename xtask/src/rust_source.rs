@@ -1,8 +1,12 @@
 //! Just enough of Rust's lexical structure to measure source files: text without comments and
-//! literals, and where functions begin and end. No parser is needed for that, and none has to be
-//! compiled before the checks run.
+//! literals, where functions begin and end, and what they take. No parser is needed for that, and
+//! none has to be compiled before the checks run.
+
+mod signatures;
 
 use std::str::Chars;
+
+pub use signatures::signatures;
 
 /// A function with a body.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -18,10 +22,17 @@ pub struct Function {
 /// `source` with every character of comments, strings and character literals replaced by a space.
 /// Newlines stay, so line numbers do too.
 pub fn code_only(source: &str) -> String {
+    with_literals_as(' ', source)
+}
+
+/// [`code_only`] with `mark` for every character of a string or character literal, so that literals
+/// can be told from comments.
+pub fn with_literals_as(mark: char, source: &str) -> String {
     let mut lexer = Lexer {
         rest: source.chars(),
         code: String::with_capacity(source.len()),
         previous: ' ',
+        mark,
     };
     while lexer.step() {}
     lexer.code
@@ -32,6 +43,8 @@ struct Lexer<'a> {
     code: String,
     /// The last character kept, to tell `r"` from `var"`.
     previous: char,
+    /// What stands for a character of a literal.
+    mark: char,
 }
 
 impl Lexer<'_> {
@@ -42,16 +55,16 @@ impl Lexer<'_> {
             return false;
         };
         if text.starts_with("//") {
-            self.blank_until(|text| text.starts_with('\n'));
+            self.blank_until(' ', |text| text.starts_with('\n'));
         } else if text.starts_with("/*") {
             self.blank_comment();
         } else if let Some(num_hashes) = raw_string_hashes(text).filter(|_| !is_word(self.previous))
         {
             let end = format!("\"{}", "#".repeat(num_hashes));
-            self.blank_until(|text| text.starts_with('"'));
-            self.blank(1);
-            self.blank_until(|text| text.starts_with(&end));
-            self.blank(end.len());
+            self.blank_until(self.mark, |text| text.starts_with('"'));
+            self.blank(self.mark, 1);
+            self.blank_until(self.mark, |text| text.starts_with(&end));
+            self.blank(self.mark, end.len());
         } else if first == '"' {
             self.blank_quoted('"');
         } else if first == '\'' && is_char_literal(text) {
@@ -64,23 +77,23 @@ impl Lexer<'_> {
         true
     }
 
-    fn blank(&mut self, count: usize) {
+    fn blank(&mut self, mark: char, count: usize) {
         for character in self.rest.by_ref().take(count) {
-            self.code.push(if character == '\n' { '\n' } else { ' ' });
+            self.code.push(if character == '\n' { '\n' } else { mark });
         }
         self.previous = ' ';
     }
 
-    fn blank_until(&mut self, is_end: impl Fn(&str) -> bool) {
+    fn blank_until(&mut self, mark: char, is_end: impl Fn(&str) -> bool) {
         while !self.rest.as_str().is_empty() && !is_end(self.rest.as_str()) {
-            self.blank(1);
+            self.blank(mark, 1);
         }
     }
 
     fn blank_quoted(&mut self, quote: char) {
-        self.blank(1);
+        self.blank(self.mark, 1);
         while let Some(character) = self.rest.as_str().chars().next() {
-            self.blank(if character == '\\' { 2 } else { 1 });
+            self.blank(self.mark, if character == '\\' { 2 } else { 1 });
             if character == quote {
                 break;
             }
@@ -96,12 +109,12 @@ impl Lexer<'_> {
                 break;
             } else if text.starts_with("/*") {
                 depth += 1;
-                self.blank(2);
+                self.blank(' ', 2);
             } else if text.starts_with("*/") {
                 depth -= 1;
-                self.blank(2);
+                self.blank(' ', 2);
             } else {
-                self.blank(1);
+                self.blank(' ', 1);
             }
             if depth == 0 {
                 break;
