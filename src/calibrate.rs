@@ -5,12 +5,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use indicatif::ProgressBar;
 use palimpsest_calibrate::associative::AssociativeOptions;
-use palimpsest_calibrate::corpus;
+use palimpsest_calibrate::corpus::{self, Amount};
 use palimpsest_calibrate::query::QueryOptions;
 use palimpsest_calibrate::report::{Agreement, LayerReport, TOP_SHARE};
-use palimpsest_calibrate::run::{self, Options, Stage};
+use palimpsest_calibrate::run::{self, Calibrated, Options, Source, Stage};
 use palimpsest_calibrate::tune::documents::{Documents, Turns};
 use palimpsest_calibrate::tune::{self};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
@@ -22,7 +21,8 @@ use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_proto::v1::{Chat, ChatMessage};
 
 use crate::args::{CalibrateArgs, KvArgs, TargetArg};
-use crate::{embedded, pull, term};
+use crate::progress::Progress;
+use crate::{embedded, pull};
 
 /// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is
 /// tuned unasked.
@@ -110,7 +110,10 @@ fn fit(
         text,
         tokenizer,
         prefix,
-        (args.documents, args.tokens),
+        Amount {
+            documents: args.documents,
+            tokens: args.tokens,
+        },
         args.seed,
     )?;
     let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
@@ -132,22 +135,22 @@ fn fit(
         },
         samples,
     };
-    let mut bar: Option<(Stage, ProgressBar)> = None;
-    let model = format!("{} {:016x}", info.name, rank.info.digest);
-    let (mut indexer, report) = run::calibrate(
+    let mut stages = Stages::default();
+    let source = Source {
+        documents,
+        instruction,
+        model: format!("{} {:016x}", info.name, rank.info.digest),
+    };
+    let Calibrated {
+        mut indexer,
+        report,
+    } = run::calibrate(
         &mut rank.runner,
-        (&documents, instruction),
-        &model,
+        &source,
         &options,
-        &mut |stage, done, of| {
-            if bar.as_ref().is_none_or(|(shown, _)| *shown != stage) {
-                bar = Some((stage, term::progress(of as u64, name(stage))));
-            }
-            bar.iter()
-                .for_each(|(_, bar)| bar.set_position(done as u64));
-        },
+        &mut |stage, done, of| stages.at(stage, done as u64, of as u64),
     )?;
-    bar.iter().for_each(|(_, bar)| bar.finish_and_clear());
+    stages.finish();
     let mean = print(&report);
     indexer.metadata = metadata(args, &info);
     indexer.metadata.insert(
@@ -206,9 +209,9 @@ fn tune(
     };
     let backend = embedded::cpu(&args.model, args.model.threads);
     let model = tune::model::Model::load(&backend, model.weights())?;
-    let bar = term::progress(steps as u64, "tuning");
+    let mut bar = Progress::new("tuning");
     let losses = tune::tune(&model, indexer, documents, &options, &mut |progress| {
-        bar.set_position(progress.done as u64);
+        bar.at(progress.done as u64, progress.of as u64);
         tracing::info!(
             done = progress.done,
             of = progress.of,
@@ -218,7 +221,7 @@ fn tune(
             "tuning, nats per token"
         );
     })?;
-    bar.finish_and_clear();
+    bar.finish();
     println!(
         "tuned on {steps} documents; the last ones: answers {:.3} nats a token (full cache \
          {:.3}), text {:.3} over the full cache",
@@ -229,6 +232,28 @@ fn tune(
         format!("{steps} documents, seed {seed}, rate {rate}"),
     );
     Ok(())
+}
+
+/// Progress of one stage after the other.
+#[derive(Default)]
+struct Stages(Option<(Stage, Progress)>);
+
+impl Stages {
+    fn at(&mut self, stage: Stage, done: u64, of: u64) {
+        if self.0.as_ref().is_none_or(|(shown, _)| *shown != stage) {
+            self.finish();
+            self.0 = Some((stage, Progress::new(name(stage))));
+        }
+        if let Some((_, progress)) = &mut self.0 {
+            progress.at(done, of);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, progress)) = self.0.take() {
+            progress.finish();
+        }
+    }
 }
 
 fn name(stage: Stage) -> &'static str {

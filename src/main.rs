@@ -12,6 +12,7 @@ mod generate;
 mod health;
 mod inspect;
 mod load;
+mod progress;
 mod pull;
 mod quickstart;
 mod serve;

@@ -9,7 +9,7 @@ use palimpsest_engine::memory::associative::AssociativeLayerWeights;
 use palimpsest_kernels::LEAST_MASS;
 
 use crate::collect::LayerSample;
-use crate::corpus::Draws;
+use crate::draws::Draws;
 use crate::gradient::{Adam, Scaling, add_outer, add_product, dot, rows_by_rows, uniform};
 
 /// Shape and training of the associative memory.

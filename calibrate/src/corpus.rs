@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
+use crate::draws::Draws;
 use crate::{Error, Result};
 
 /// Words that keys are made of.
@@ -16,37 +17,6 @@ const NAMES: [&str; 18] = [
 ];
 /// Share of bytes that may be control characters before a file counts as binary.
 const BINARY_SHARE: usize = 100;
-
-/// Deterministic draws (SplitMix64).
-pub struct Draws(u64);
-
-impl Draws {
-    /// Draws from `seed`.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    /// Uniform in `low ..= high`.
-    pub fn between(&mut self, low: usize, high: usize) -> usize {
-        low + (self.next() % (high - low + 1) as u64) as usize
-    }
-
-    /// Uniform in [-1, 1).
-    pub fn signed(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn name(&mut self) -> &'static str {
-        NAMES[self.between(0, NAMES.len() - 1)]
-    }
-}
 
 /// Text files of a directory, by name, binary ones left out.
 ///
@@ -78,8 +48,17 @@ pub fn read_directory(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// `count` documents of at most `tokens` tokens each, as token ids; one in three plain text, one in
-/// four a table of facts, the rest text with planted facts.
+/// How many documents, and how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Amount {
+    /// Documents.
+    pub documents: usize,
+    /// Tokens of each at most.
+    pub tokens: usize,
+}
+
+/// Documents as token ids; one in three plain text, one in four a table of facts, the rest text
+/// with planted facts. Each begins with `prefix`.
 ///
 /// # Errors
 /// [`Error::TooShort`] when the text does not give one document, [`Error::Tokenizer`].
@@ -87,9 +66,13 @@ pub fn documents(
     text: &str,
     tokenizer: &Tokenizer,
     prefix: &str,
-    (count, tokens): (usize, usize),
+    amount: Amount,
     seed: u64,
 ) -> Result<Vec<Vec<u32>>> {
+    let Amount {
+        documents: count,
+        tokens,
+    } = amount;
     // Generous bytes for the tokens of a document: cut by tokens afterwards.
     let span = tokens * 14;
     if text.len() < 2 * span {
@@ -131,8 +114,12 @@ fn plant(passage: &str, draws: &mut Draws) -> String {
     sentences.join(". ")
 }
 
+fn name(draws: &mut Draws) -> &'static str {
+    NAMES[draws.between(0, NAMES.len() - 1)]
+}
+
 fn fact(draws: &mut Draws) -> String {
-    let (a, b) = (draws.name(), draws.name());
+    let (a, b) = (name(draws), name(draws));
     match draws.between(0, 4) {
         0 => format!(
             "Locker {a} opens with the code {}",
@@ -155,14 +142,14 @@ fn fact(draws: &mut Draws) -> String {
         _ => format!(
             "Parcel {a}-{b} weighs {} grams and goes to dock {}",
             draws.between(10, 99_999),
-            draws.name()
+            name(draws)
         ),
     }
 }
 
 fn table(draws: &mut Draws) -> String {
     let row = |draws: &mut Draws| {
-        let (a, b) = (draws.name(), draws.name());
+        let (a, b) = (name(draws), name(draws));
         format!("{a}-{b} -> {}\n", draws.between(10_000, 9_999_999))
     };
     (0..150).map(|_| row(draws)).collect()
@@ -202,15 +189,5 @@ mod tests {
             read_directory(&dir.path().join("none")),
             Err(Error::Io { .. })
         ));
-    }
-
-    #[test]
-    fn draws_repeat_by_seed_and_stay_in_range() {
-        let (mut a, mut b) = (Draws::new(4), Draws::new(4));
-        for _ in 0..1000 {
-            let x = a.between(3, 8);
-            assert_eq!(x, b.between(3, 8));
-            assert!((3..=8).contains(&x));
-        }
     }
 }

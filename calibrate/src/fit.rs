@@ -145,7 +145,7 @@ pub fn predict(scorer: &LayerScorer, hidden: &[f32], kv_heads: usize) -> Vec<f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::Draws;
+    use crate::draws::Draws;
 
     #[test]
     fn a_linear_relation_is_recovered() {

@@ -2,7 +2,7 @@
 //! of. The two small models that are trained over it, [`crate::query`] and [`crate::associative`],
 //! have gradients of a page each, which finite differences check.
 
-use crate::corpus::Draws;
+use crate::draws::Draws;
 
 /// Adam (Kingma and Ba, arXiv 1412.6980) on one array, without weight decay.
 pub struct Adam {

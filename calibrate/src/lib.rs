@@ -2,24 +2,32 @@
 //!
 //! ```text
 //! documents ▸ read: hidden states x, queries, keys and values of every layer
-//!           ▸ repeat: target y = ln(largest attention each key receives)   (per layer, KV head, key)
+//!           ▸ repeat: target y = ln(largest attention a key receives), by layer and KV head
 //!           ▸ samples on disk ▸ fits, a layer at a time ▸ held-out report ▸ indexer file
 //! ```
-//! [`fit`]: linear scorers (policy `retention`) by ridge regression; linear is enough once targets are per KV head (method
-//! section 6.7). [`query`]: the paper's pairwise indexer. [`associative`]: the paper's memory. The
-//! latter two by gradients of their own few parameters, and nothing is propagated back through the
-//! model. [`tune`]: the linear scorers once more, end to end, with soft eviction in the model's
-//! forward pass. The model's weights are never touched.
+//! [`corpus`] makes documents, [`collect`] reads them, [`store`] keeps what was read, [`run`] does
+//! all of it. What is trained:
 //!
-//! Deterministic by seed, up to the processor's vector width. Resumable: samples of documents that
+//! - [`fit`]: linear scorers (policy `retention`) by ridge regression. A linear function is enough
+//!   once there is a target for each KV head by itself.
+//! - [`query`]: the pairwise indexer of IndexMem (arXiv 2605.25475).
+//! - [`associative`]: that paper's memory. This and the pairwise indexer are trained by gradients
+//!   of their own few parameters, and nothing is propagated back through the model.
+//! - [`tune`]: the linear scorers once more, end to end, with soft eviction in the model's forward
+//!   pass.
+//!
+//! The model's weights are never touched. Everything is deterministic by seed, up to the
+//! processor's vector width. A calibration that was interrupted goes on: samples of documents that
 //! were read stay on disk.
 #![forbid(unsafe_code)]
 
 pub mod associative;
 pub mod collect;
 pub mod corpus;
+pub mod draws;
 pub mod fit;
 pub mod gradient;
+mod per_layer;
 pub mod query;
 pub mod report;
 pub mod run;

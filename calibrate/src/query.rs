@@ -7,7 +7,7 @@
 use palimpsest_engine::policy::pairwise::{EPSILON, PairwiseLayer, PairwiseWeights};
 
 use crate::collect::LayerSample;
-use crate::corpus::Draws;
+use crate::draws::Draws;
 use crate::gradient::{Adam, Scaling, add_outer, dot, uniform};
 
 /// Entries among the last ones of a document have seen too few queries to learn from.

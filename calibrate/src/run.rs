@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::budget;
@@ -13,12 +12,14 @@ use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
 use palimpsest_engine::policy::retention::LayerScorer;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::{Backend, SelectBudget, SelectItem, select};
+use palimpsest_models::config::ModelConfig;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::Result;
 use crate::associative::{self, AssociativeOptions, Case, Heads};
 use crate::collect::{self, LayerSample};
 use crate::fit::{self, Sums};
+use crate::per_layer::per_layer;
 use crate::query::{self, QueryOptions};
 use crate::report::{self, LayerReport};
 use crate::store::{Store, Stored};
@@ -27,8 +28,10 @@ use crate::store::{Store, Stored};
 const MEMORY_EVERY: usize = 4;
 /// Share of a document that stays when the memory learns from what goes.
 const MEMORY_SHARE: f32 = 0.25;
-/// First and last positions that never go, as in served contracts.
-const PROTECTED: (usize, usize) = (4, 64);
+/// First positions that never go, as in served contracts.
+const SINKS: usize = 4;
+/// Last ones.
+const WINDOW: usize = 64;
 
 /// What to train and how.
 #[derive(Debug, Clone)]
@@ -47,6 +50,30 @@ pub struct Options {
     pub target: Target,
     /// Where samples are kept.
     pub samples: PathBuf,
+}
+
+impl Options {
+    /// Whether document `index` is held out.
+    fn holds_out(&self, index: usize) -> bool {
+        index % self.holdout == self.holdout - 1
+    }
+
+    /// Whether queries, keys and values of document `index` are recorded: the memory learns from
+    /// them.
+    fn records_attention(&self, index: usize) -> bool {
+        self.memory.is_some() && (index % MEMORY_EVERY == 0 || self.holds_out(index))
+    }
+}
+
+/// What is read.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Token ids of every document.
+    pub documents: Vec<Vec<u32>>,
+    /// Tokens of [`palimpsest_engine::offline::reconstruction::INSTRUCTION`].
+    pub instruction: Vec<u32>,
+    /// Names the model, its weights and its arithmetic.
+    pub model: String,
 }
 
 /// What is going on, for progress bars.
@@ -71,144 +98,169 @@ struct Shape {
     heads: Heads,
 }
 
-/// Trains on `documents`. `model` names the model, its weights and its arithmetic; `instruction`:
-/// the tokens of [`palimpsest_engine::offline::reconstruction::INSTRUCTION`].
+impl Shape {
+    fn of(config: &ModelConfig) -> Self {
+        Self {
+            layers: config.layers,
+            hidden: config.hidden,
+            heads: Heads {
+                kv_heads: config.kv_heads,
+                group: config.heads / config.kv_heads,
+                dim: config.head_dim,
+            },
+        }
+    }
+}
+
+/// What a calibration gives.
+pub struct Calibrated {
+    /// Everything that was trained, without metadata.
+    pub indexer: Indexer,
+    /// How well it agrees with held-out documents, by layer.
+    pub report: Vec<LayerReport>,
+}
+
+/// Reads documents and trains on them.
 ///
 /// # Errors
 /// [`crate::Error`]; what was read of the documents stays on disk.
 pub fn calibrate<B: Backend>(
     runner: &mut Runner<B>,
-    (documents, instruction): (&[Vec<u32>], Vec<u32>),
-    model: &str,
+    source: &Source,
     options: &Options,
     progress: Progress<'_>,
-) -> Result<(Indexer, Vec<LayerReport>)> {
-    let config = runner.decoder().config().clone();
-    let group = config.heads / config.kv_heads;
-    let heads = Heads {
-        kv_heads: config.kv_heads,
-        group,
-        dim: config.head_dim,
-    };
-    let shape = Shape {
-        layers: config.layers,
-        hidden: config.hidden,
-        heads,
-    };
-    let samples = read(runner, (documents, instruction), model, options, progress)?;
-    let is_held_out = |index: usize| index % options.holdout == options.holdout - 1;
-    let (held_out, train): (Vec<_>, Vec<_>) = samples
-        .iter()
-        .enumerate()
-        .partition(|(index, _)| is_held_out(*index));
-    let samples_of = |of: &[(usize, &'_ Sampled)], layer: usize| -> Result<Vec<LayerSample>> {
-        of.iter()
-            .map(|(_, sampled)| sampled.stored.layer(layer))
-            .collect()
-    };
-    let mut scorers = Vec::new();
-    let mut reports = Vec::new();
-    let fitted = per_layer(
-        shape.layers,
-        &mut |done| progress(Stage::Scorers, done, shape.layers),
-        &|layer| {
-            let (scorer, query) = fit_scorers(&samples_of(&train, layer)?, shape, layer, options)?;
-            let report = report_of(
-                &samples_of(&held_out, layer)?,
-                shape,
-                &scorer,
-                query.as_ref().zip(options.query),
-            );
-            Ok((scorer, query, report))
-        },
-    )?;
-    let mut queries = Vec::new();
-    for (scorer, query, report) in fitted {
-        scorers.push(scorer);
-        queries.extend(query);
-        reports.push(report);
-    }
-    let memory = match options.memory {
-        Some(memory) => {
-            let layers = fit_memory(
-                &samples,
-                is_held_out,
-                shape,
-                &scorers,
-                (memory, options.seed),
-                progress,
-            )?;
-            for (report, (_, explained)) in reports.iter_mut().zip(&layers) {
-                report.explained = Some(*explained);
-            }
-            let layers = layers.into_iter().map(|(layer, _)| layer).collect();
-            Some(AssociativeWeights {
-                features: memory.features,
-                head_dim: heads.dim,
-                layers,
-            })
+) -> Result<Calibrated> {
+    let shape = Shape::of(runner.decoder().config());
+    let samples = read(runner, source, options, progress)?;
+    let Scored {
+        scorers,
+        queries,
+        mut report,
+    } = fit_all_scorers(&samples, shape, options, progress)?;
+
+    let mut associative = None;
+    if let Some(memory) = options.memory {
+        let evictions = evictions(&samples, shape, &scorers)?;
+        let fitted = fit_memory(&evictions, shape, memory, options.seed, progress)?;
+        let mut layers = Vec::new();
+        for (report, layer) in report.iter_mut().zip(fitted) {
+            report.explained = Some(layer.explained);
+            layers.push(layer.weights);
         }
-        None => None,
-    };
-    let query = options.query.map(|query| PairwiseWeights {
-        heads: query.heads,
-        dim: query.dim,
-        layers: queries,
+        associative = Some(Arc::new(AssociativeWeights {
+            features: memory.features,
+            head_dim: shape.heads.dim,
+            layers,
+        }));
+    }
+    let query = options.query.map(|query| {
+        Arc::new(PairwiseWeights {
+            heads: query.heads,
+            dim: query.dim,
+            layers: queries,
+        })
     });
     let indexer = Indexer {
-        kv_heads: heads.kv_heads,
+        kv_heads: shape.heads.kv_heads,
         hidden: shape.hidden,
         retention: scorers,
-        query: query.map(Arc::new),
-        associative: memory.map(Arc::new),
+        query,
+        associative,
         metadata: HashMap::new(),
     };
-    Ok((indexer, reports))
+    Ok(Calibrated { indexer, report })
 }
 
 /// A document's sample on disk.
 struct Sampled {
     stored: Stored,
     tokens: usize,
+    is_held_out: bool,
     with_attention: bool,
 }
 
 /// Reads and repeats every document whose sample is not on disk yet.
 fn read<B: Backend>(
     runner: &mut Runner<B>,
-    (documents, instruction): (&[Vec<u32>], Vec<u32>),
-    model: &str,
+    source: &Source,
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<Vec<Sampled>> {
     let store = Store::open(&options.samples)?;
     let mut common = Xxh3::new();
-    common.update(model.as_bytes());
-    common.update(bytemuck::cast_slice(&instruction));
+    common.update(source.model.as_bytes());
+    common.update(bytemuck::cast_slice(&source.instruction));
     common.update(format!("{:?}", options.target).as_bytes());
-    let reconstruction = Reconstruction::new(runner, instruction, options.target);
-    let mut samples = Vec::with_capacity(documents.len());
-    for (index, document) in documents.iter().enumerate() {
-        let is_held_out = index % options.holdout == options.holdout - 1;
-        let with_attention = options.memory.is_some() && (index % MEMORY_EVERY == 0 || is_held_out);
+    let reconstruction = Reconstruction::new(runner, source.instruction.clone(), options.target);
+    let mut samples = Vec::with_capacity(source.documents.len());
+    for (index, document) in source.documents.iter().enumerate() {
+        let with_attention = options.records_attention(index);
         let mut hash = common.clone();
         hash.update(bytemuck::cast_slice(document));
-        let source = format!("{:016x} {with_attention}", hash.digest());
-        let stored = match store.find(index, &source) {
+        let made_from = format!("{:016x} {with_attention}", hash.digest());
+        let stored = match store.find(index, &made_from) {
             Some(stored) => stored,
             None => {
                 let sample = collect::sample(runner, &reconstruction, document, with_attention)?;
-                store.save(index, &source, &sample)?
+                store.save(index, &made_from, &sample)?
             }
         };
         samples.push(Sampled {
             stored,
             tokens: document.len(),
+            is_held_out: options.holds_out(index),
             with_attention,
         });
-        progress(Stage::Reading, index + 1, documents.len());
+        progress(Stage::Reading, index + 1, source.documents.len());
     }
     Ok(samples)
+}
+
+/// Scorers and pairwise indexers of all layers.
+#[derive(Default)]
+struct Scored {
+    scorers: Vec<LayerScorer>,
+    /// Empty when there is to be none.
+    queries: Vec<PairwiseLayer>,
+    report: Vec<LayerReport>,
+}
+
+fn fit_all_scorers(
+    samples: &[Sampled],
+    shape: Shape,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<Scored> {
+    let samples_of = |is_held_out: bool, layer: usize| -> Result<Vec<LayerSample>> {
+        samples
+            .iter()
+            .filter(|sampled| sampled.is_held_out == is_held_out)
+            .map(|sampled| sampled.stored.layer(layer))
+            .collect()
+    };
+    let fitted = per_layer(
+        shape.layers,
+        &mut |done| progress(Stage::Scorers, done, shape.layers),
+        &|layer| {
+            let fitted = fit_scorers(&samples_of(false, layer)?, shape, layer, options)?;
+            let report = report_of(&samples_of(true, layer)?, shape, &fitted, options.query);
+            Ok((fitted, report))
+        },
+    )?;
+
+    let mut scored = Scored::default();
+    for (layer, report) in fitted {
+        scored.scorers.push(layer.scorer);
+        scored.queries.extend(layer.query);
+        scored.report.push(report);
+    }
+    Ok(scored)
+}
+
+/// What scores the entries of one layer.
+struct LayerScorers {
+    scorer: LayerScorer,
+    query: Option<PairwiseLayer>,
 }
 
 fn fit_scorers(
@@ -216,7 +268,7 @@ fn fit_scorers(
     shape: Shape,
     layer: usize,
     options: &Options,
-) -> Result<(LayerScorer, Option<PairwiseLayer>)> {
+) -> Result<LayerScorers> {
     let kv_heads = shape.heads.kv_heads;
     let mut sums = Sums::new(shape.hidden, kv_heads);
     samples.iter().for_each(|sample| sums.add(sample));
@@ -225,26 +277,26 @@ fn fit_scorers(
     let query = options
         .query
         .map(|query| query::fit(samples, kv_heads, shape.hidden, query, seed));
-    Ok((scorer, query))
+    Ok(LayerScorers { scorer, query })
 }
 
 /// Means over held-out documents.
 fn report_of(
     samples: &[LayerSample],
     shape: Shape,
-    scorer: &LayerScorer,
-    query: Option<(&PairwiseLayer, QueryOptions)>,
+    layer: &LayerScorers,
+    query_options: Option<QueryOptions>,
 ) -> LayerReport {
     let kv_heads = shape.heads.kv_heads;
     let mut report = LayerReport::default();
     for sample in samples {
-        let scores = fit::predict(scorer, &sample.hidden, kv_heads);
+        let scores = fit::predict(&layer.scorer, &sample.hidden, kv_heads);
         report.retention.add(
             report::compare(&scores, &sample.targets, kv_heads),
             samples.len(),
         );
-        if let Some((layer, options)) = query {
-            let scores = query::predict(layer, options, &sample.hidden, kv_heads);
+        if let Some((query, options)) = layer.query.as_ref().zip(query_options) {
+            let scores = query::predict(query, options, &sample.hidden, kv_heads);
             let found = report::compare(&scores, &sample.targets, kv_heads);
             report
                 .query
@@ -253,6 +305,35 @@ fn report_of(
         }
     }
     report
+}
+
+/// A document from which entries went.
+struct Eviction<'a> {
+    sampled: &'a Sampled,
+    /// Position at which they went.
+    boundary: usize,
+    /// `layer * kv_heads + kv_head`: slots that stayed.
+    kept: Vec<Vec<u32>>,
+}
+
+/// An eviction in every document of which attention was recorded.
+fn evictions<'a>(
+    samples: &'a [Sampled],
+    shape: Shape,
+    scorers: &[LayerScorer],
+) -> Result<Vec<Eviction<'a>>> {
+    let recorded = samples.iter().filter(|sampled| sampled.with_attention);
+    recorded
+        .map(|sampled| {
+            // An eighth of the document comes after the eviction.
+            let boundary = sampled.tokens - sampled.tokens / 8;
+            Ok(Eviction {
+                sampled,
+                boundary,
+                kept: kept(sampled, shape, scorers, boundary)?,
+            })
+        })
+        .collect()
 }
 
 /// Slots of every head that stay at the last boundary of a document, by the trained scorers and
@@ -264,9 +345,8 @@ fn kept(
     boundary: usize,
 ) -> Result<Vec<Vec<u32>>> {
     let kv_heads = shape.heads.kv_heads;
-    let (sinks, window) = PROTECTED;
-    let first = sinks.min(boundary);
-    let candidates = first..boundary.saturating_sub(window).max(first);
+    let first = SINKS.min(boundary);
+    let candidates = first..boundary.saturating_sub(WINDOW).max(first);
     let mut heads = Vec::with_capacity(shape.layers * kv_heads);
     for (layer, scorer) in scorers.iter().enumerate() {
         let scores = fit::predict(scorer, &sampled.stored.layer(layer)?.hidden, kv_heads);
@@ -276,7 +356,7 @@ fn kept(
                 .collect::<Vec<f32>>()
         }));
     }
-    let take = ((boundary as f32 * MEMORY_SHARE) as usize).saturating_sub(sinks + window);
+    let take = ((boundary as f32 * MEMORY_SHARE) as usize).saturating_sub(SINKS + WINDOW);
     let budget = SelectBudget {
         pools: kv_heads,
         take,
@@ -293,118 +373,43 @@ fn kept(
     Ok(kept.lists().to_vec())
 }
 
-/// Fitted layers, each with the share of the missing attention that it gives back on held-out
-/// documents.
+/// The memory of one layer.
+struct LayerMemory {
+    weights: AssociativeLayerWeights,
+    /// Share of the missing attention that it gives back on held-out documents.
+    explained: f64,
+}
+
 fn fit_memory(
-    samples: &[Sampled],
-    is_held_out: impl Fn(usize) -> bool,
+    evictions: &[Eviction<'_>],
     shape: Shape,
-    scorers: &[LayerScorer],
-    (options, seed): (AssociativeOptions, u64),
+    options: AssociativeOptions,
+    seed: u64,
     progress: Progress<'_>,
-) -> Result<Vec<(AssociativeLayerWeights, f64)>> {
-    let mut evictions = Vec::new();
-    for (index, sampled) in samples
-        .iter()
-        .enumerate()
-        .filter(|(_, sampled)| sampled.with_attention)
-    {
-        // An eighth of the document comes after the eviction.
-        let boundary = sampled.tokens - sampled.tokens / 8;
-        evictions.push((
-            is_held_out(index),
-            sampled,
-            boundary,
-            kept(sampled, shape, scorers, boundary)?,
-        ));
-    }
+) -> Result<Vec<LayerMemory>> {
+    let kv_heads = shape.heads.kv_heads;
     per_layer(
         shape.layers,
         &mut |done| progress(Stage::Memories, done, shape.layers),
         &|layer| {
             let (mut train, mut held_out) = (Vec::new(), Vec::new());
-            for (is_held_out, sampled, boundary, kept) in &evictions {
-                let sample = sampled.stored.layer(layer)?;
-                for kv_head in 0..shape.heads.kv_heads {
-                    let slots = &kept[layer * shape.heads.kv_heads + kv_head];
-                    let case = Case::new(&sample, shape.heads, kv_head, *boundary, slots);
-                    if *is_held_out {
-                        held_out.push(case)
-                    } else {
-                        train.push(case)
-                    }
+            for eviction in evictions {
+                let sample = eviction.sampled.stored.layer(layer)?;
+                let cases = if eviction.sampled.is_held_out {
+                    &mut held_out
+                } else {
+                    &mut train
+                };
+                let kept = &eviction.kept[layer * kv_heads..][..kv_heads];
+                for (kv_head, kept) in kept.iter().enumerate() {
+                    let boundary = eviction.boundary;
+                    cases.push(Case::new(&sample, shape.heads, kv_head, boundary, kept));
                 }
             }
-            let fitted = associative::fit(
-                &train,
-                shape.heads,
-                options,
-                seed.wrapping_add(layer as u64),
-            );
-            let explained = associative::explained(&fitted, &held_out, shape.heads);
-            Ok((fitted, explained))
+            let seed = seed.wrapping_add(layer as u64);
+            let weights = associative::fit(&train, shape.heads, options, seed);
+            let explained = associative::explained(&weights, &held_out, shape.heads);
+            Ok(LayerMemory { weights, explained })
         },
     )
-}
-
-/// `work` of every layer, in order, on all cores.
-fn per_layer<T: Send>(
-    layers: usize,
-    progress: &mut dyn FnMut(usize),
-    work: &(dyn Fn(usize) -> Result<T> + Sync),
-) -> Result<Vec<T>> {
-    let threads = std::thread::available_parallelism()
-        .map_or(1, std::num::NonZero::get)
-        .min(layers.max(1));
-    let next = AtomicUsize::new(0);
-    let mut found: Vec<Option<T>> = (0..layers).map(|_| None).collect();
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
-                loop {
-                    let layer = next.fetch_add(1, Ordering::Relaxed);
-                    if layer >= layers || sender.send((layer, work(layer))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        for (done, (layer, result)) in receiver.into_iter().enumerate() {
-            match result {
-                Ok(value) => found[layer] = Some(value),
-                Err(error) => {
-                    next.store(layers, Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-            progress(done + 1);
-        }
-        Ok(())
-    })?;
-    Ok(found.into_iter().flatten().collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Error;
-
-    #[test]
-    fn layers_come_back_in_order_and_the_first_error_ends_it() {
-        let mut seen = 0;
-        let squares = per_layer(7, &mut |done| seen = done, &|layer| Ok(layer * layer))
-            .expect("nothing fails");
-        assert_eq!((squares, seen), (vec![0, 1, 4, 9, 16, 25, 36], 7));
-        let failed = per_layer(7, &mut |_| {}, &|layer| {
-            if layer == 3 {
-                Err(Error::Singular { layer })
-            } else {
-                Ok(layer)
-            }
-        });
-        assert!(matches!(failed, Err(Error::Singular { layer: 3 })));
-    }
 }

@@ -17,12 +17,14 @@
 //! per KV head over all layers, two linear scorers for each and the memory in the loop are this
 //! project's.
 //!
-//! [`documents`] ▸ [`pass`] (over [`model`], [`attention`], [`centroids`], by candle's autograd) ▸
-//! [`losses`] ▸ [`scorers`] ▸ [`state`] on disk
+//! [`documents`] are drawn; [`pass`] reads them, over [`model`] and [`attention`], with what
+//! [`evictor`] decides and [`centroids`] remember; [`losses`] says what that cost; [`scorers`] take
+//! a step against it; [`state`] keeps them on disk.
 
 pub mod attention;
 pub mod centroids;
 pub mod documents;
+pub mod evictor;
 pub mod losses;
 pub mod model;
 pub mod pass;
@@ -39,13 +41,14 @@ use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer};
 use xxhash_rust::xxh3::Xxh3;
 
 use self::documents::{Documents, Kind, LONG, SHORT};
-use self::losses::Losses;
+use self::evictor::Budget;
+use self::losses::{Losses, Outputs};
 use self::model::Model;
-use self::pass::{Budget, Reader};
+use self::pass::Reader;
 use self::scorers::{Protected, Scorers};
 use self::state::State;
 use crate::Result;
-use crate::corpus::Draws;
+use crate::draws::Draws;
 
 /// What never goes, in served contracts of small budgets.
 const PROTECTED: Protected = Protected {
@@ -62,9 +65,24 @@ const SLOTS_PER_CENTROID: f32 = 24.0;
 const LEAST_CENTROIDS: usize = 4;
 /// Slots that a centroid costs: it is kept in f32, slots in f16.
 const CENTROID_SLOTS: f32 = 2.0;
-/// A part of the tuning: its documents, and the weight of the text beside the answers.
-type Part = (Kind, f64);
-const PARTS: [Part; 2] = [(SHORT, 2.0), (LONG, 6.0)];
+/// A part of the tuning.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    kind: Kind,
+    /// Weight of the text beside the answers.
+    text_weight: f64,
+}
+
+const PARTS: [Part; 2] = [
+    Part {
+        kind: SHORT,
+        text_weight: 2.0,
+    },
+    Part {
+        kind: LONG,
+        text_weight: 6.0,
+    },
+];
 /// Share of the documents that are in the first part.
 const FIRST: (usize, usize) = (4, 7);
 /// Where a second scorer starts: nats that it loses in 256 tokens, and nats that it is given ahead.
@@ -189,15 +207,12 @@ pub fn tune(
     let mut done = state.load(&mut scorers).unwrap_or(0).min(options.steps);
     let mut recent = VecDeque::new();
     while done < options.steps {
-        let seed = options.seed.wrapping_mul(SEEDS).wrapping_add(done as u64);
-        let part = PARTS[usize::from(done >= first(options.steps))];
-        recent.push_front(step(
-            &reader,
-            &mut scorers,
-            (documents, part),
-            seed,
-            rate(options, done),
-        )?);
+        let step = Step {
+            part: PARTS[usize::from(done >= first(options.steps))],
+            seed: options.seed.wrapping_mul(SEEDS).wrapping_add(done as u64),
+            rate: rate(options, done),
+        };
+        recent.push_front(step.take(&reader, &mut scorers, documents)?);
         recent.truncate(SHOWN);
         done += 1;
         if done.is_multiple_of(SAVE_EVERY) {
@@ -214,38 +229,49 @@ pub fn tune(
     Ok(mean(&recent))
 }
 
-/// One document.
-fn step(
-    reader: &Reader<'_>,
-    scorers: &mut Scorers,
-    (documents, (kind, text_weight)): (&Documents<'_>, Part),
+/// One document, and what is done with it.
+struct Step {
+    part: Part,
     seed: u64,
     rate: f32,
-) -> Result<Losses> {
-    let (document, mut draws) = (documents.draw(kind, seed)?, Draws::new(!seed));
-    let slots = document.length as f32 * draws.between(BUDGET.0, BUDGET.1) as f32 / 1000.0;
+}
+
+impl Step {
+    fn take(
+        &self,
+        reader: &Reader<'_>,
+        scorers: &mut Scorers,
+        documents: &Documents<'_>,
+    ) -> Result<Losses> {
+        let document = documents.draw(self.part.kind, self.seed)?;
+        let budget = budget(document.length, Draws::new(!self.seed));
+        let full = reader.read_full(&document)?;
+        let reading = reader.read_evicting(&document, scorers, budget)?;
+        let outputs = Outputs {
+            full: full.output(),
+            output: reading.output(),
+        };
+        let (losses, slopes) = Losses::of(reader.model, &document, outputs, self.part.text_weight)?;
+        drop(full);
+        let gradient = reader.backward(&document, scorers, &reading, slopes)?;
+        scorers.step(gradient, self.rate);
+        Ok(losses)
+    }
+}
+
+/// Some budget for a document of this length, with a memory or without.
+fn budget(length: usize, mut draws: Draws) -> Budget {
+    let slots = length as f32 * draws.between(BUDGET.0, BUDGET.1) as f32 / 1000.0;
     let with_memory = draws.between(1, 100) <= WITH_MEMORY;
     let centroids = if with_memory {
         LEAST_CENTROIDS.max((slots / SLOTS_PER_CENTROID).round() as usize)
     } else {
         0
     };
-    let budget = Budget {
+    Budget {
         slots: slots - CENTROID_SLOTS * centroids as f32,
         centroids,
-    };
-    let full = reader.read_full(&document)?;
-    let reading = reader.read_evicting(&document, scorers, budget)?;
-    let (losses, slopes) = Losses::of(
-        reader.model,
-        &document,
-        (full.output(), reading.output()),
-        text_weight,
-    )?;
-    drop(full);
-    let gradient = reader.backward(&document, scorers, &reading, slopes)?;
-    scorers.step(gradient, rate);
-    Ok(losses)
+    }
 }
 
 /// Documents of the first part.

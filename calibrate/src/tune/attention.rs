@@ -53,7 +53,8 @@ impl Head {
     fn new(
         index: usize,
         queries: &Tensor,
-        (entries, left): (&[f32], &[f32]),
+        entries: &[f32],
+        left: &[f32],
         seen: Seen,
     ) -> Result<Self> {
         let (kv_heads, _, dim) = queries.dims3()?;
@@ -150,7 +151,7 @@ impl CustomOp3 for Attend {
         let (entries, left) = (contiguous(entries, of_entries)?, contiguous(left, of_left)?);
         let mut read = Vec::with_capacity(queries.elem_count());
         for index in 0..queries.dim(0)? {
-            let head = Head::new(index, &queries, (entries, left), self.0)?;
+            let head = Head::new(index, &queries, entries, left, self.0)?;
             let weights = head.matrix(head.probabilities(self.0)?)?;
             read.extend(values(&weights.matmul(&head.values)?)?);
         }
@@ -167,11 +168,11 @@ impl CustomOp3 for Attend {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (queries, slope, scale) = (queries.detach(), slope.contiguous()?, scale(queries)?);
         let (kv_heads, slots, dim) = (left.dim(0)?, left.dim(1)?, queries.dim(2)?);
-        let all = (values(entries)?, values(left)?);
+        let (entries, left) = (values(entries)?, values(left)?);
         let mut of_queries = Vec::with_capacity(queries.elem_count());
-        let (mut of_entries, mut of_left) = (vec![0.0; all.0.len()], vec![0.0; all.1.len()]);
+        let (mut of_entries, mut of_left) = (vec![0.0; entries.len()], vec![0.0; left.len()]);
         for index in 0..kv_heads {
-            let head = Head::new(index, &queries, (&all.0, &all.1), self.0)?;
+            let head = Head::new(index, &queries, &entries, &left, self.0)?;
             let (weights, slope) = (head.probabilities(self.0)?, slope.get(index)?);
             // Slopes of weights, turned into slopes of logits in place.
             let mut slopes = values(&slope.matmul(&head.values.t()?)?)?;
@@ -206,8 +207,8 @@ impl CustomOp3 for Attend {
                 .for_each(|(&slot, sum)| of_left[index * slots + slot] = sum);
         }
         let of_queries = Tensor::from_vec(of_queries, queries.shape(), &Device::Cpu)?;
-        let of_entries = Tensor::from_vec(of_entries, entries.shape(), &Device::Cpu)?;
-        let of_left = Tensor::from_vec(of_left, left.shape(), &Device::Cpu)?;
+        let of_entries = Tensor::from_vec(of_entries, (2, kv_heads, slots, dim), &Device::Cpu)?;
+        let of_left = Tensor::from_vec(of_left, (kv_heads, slots), &Device::Cpu)?;
         Ok((Some(of_queries), Some(of_entries), Some(of_left)))
     }
 }
@@ -217,7 +218,9 @@ mod tests {
     use candle_core::{D, Var};
 
     use super::*;
-    use crate::corpus::Draws;
+    use crate::draws::Draws;
+
+    type Attention = fn(&Tensor, &Tensor, &Tensor, Seen) -> Result<Tensor>;
 
     /// In candle's own operations, with masks, over all entries.
     fn plain(queries: &Tensor, entries: &Tensor, left: &Tensor, seen: Seen) -> Result<Tensor> {
@@ -275,12 +278,15 @@ mod tests {
                 centroids,
                 window,
             };
-            let run = |f: fn(&Tensor, &Tensor, &Tensor, Seen) -> Result<Tensor>| -> Result<Vec<Vec<f32>>> {
-                let vars = inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
+            let run = |f: Attention| -> Result<Vec<Vec<f32>>> {
+                let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
                 let read = f(&vars[0], &vars[1], &vars[2], seen)?;
                 let grads = (&read * &slope)?.sum_all()?.backward()?;
-                let slopes = vars.iter().map(|var| values(grads.get(var).expect("it depends on all")));
-                std::iter::once(values(&read)).chain(slopes).collect()
+                let mut found = vec![values(&read)?];
+                for var in &vars {
+                    found.push(values(grads.get(var).expect("it depends on all"))?);
+                }
+                Ok(found)
             };
             let (got, want) = (
                 run(attend).expect("it reads"),

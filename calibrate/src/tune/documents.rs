@@ -4,9 +4,20 @@
 
 use tokenizers::Tokenizer;
 
-use super::pass::Document;
-use crate::corpus::{Draws, encode, floor_char};
+use crate::corpus::{encode, floor_char};
+use crate::draws::Draws;
 use crate::{Error, Result};
+
+/// Tokens to read and to answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// All tokens.
+    pub ids: Vec<u32>,
+    /// Tokens that are evicted from, whole strides.
+    pub length: usize,
+    /// Positions of the answers' tokens, behind those.
+    pub answers: Vec<usize>,
+}
 
 /// What is drawn.
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +135,33 @@ struct Question {
     answer: String,
 }
 
+/// A text with questions on it.
+struct Passage {
+    ids: Vec<u32>,
+    questions: Vec<Question>,
+}
+
+/// A planted fact.
+struct Fact {
+    name: String,
+    template: Template,
+    value: String,
+}
+
+impl Fact {
+    fn sentence(&self) -> String {
+        filled(self.template[0], &self.name, &self.value)
+    }
+
+    fn question(self) -> Question {
+        Question {
+            text: filled(self.template[1], &self.name, ""),
+            opening: filled(self.template[2], &self.name, ""),
+            answer: self.value,
+        }
+    }
+}
+
 /// Draws documents.
 pub struct Documents<'a> {
     text: &'a str,
@@ -178,7 +216,7 @@ impl<'a> Documents<'a> {
             let passage = &self.text[start..floor_char(self.text, start + CHARACTERS.0 * length)];
             let mut passage = encode(self.tokenizer, passage)?;
             passage.truncate(length);
-            let (ids, questions) = if draws.between(1, 5) <= kind.planted_of_five {
+            let Passage { ids, questions } = if draws.between(1, 5) <= kind.planted_of_five {
                 self.planted(&mut draws, &passage, length)?
             } else {
                 self.recalls(&mut draws, &passage, length)?
@@ -222,25 +260,25 @@ impl<'a> Documents<'a> {
     }
 
     /// A passage with facts, of one kind or of several.
-    fn planted(
-        &self,
-        draws: &mut Draws,
-        passage: &[u32],
-        length: usize,
-    ) -> Result<(Vec<u32>, Vec<Question>)> {
+    fn planted(&self, draws: &mut Draws, passage: &[u32], length: usize) -> Result<Passage> {
         let text = self.decode(passage)?;
         let mut sentences: Vec<String> = text.split(". ").map(str::to_string).collect();
         let one_kind = (draws.between(0, 1) == 1).then(|| *pick(draws, &FACTS));
-        let mut facts: Vec<(String, Template, String)> = Vec::new();
+        let mut facts: Vec<Fact> = Vec::new();
         for _ in 0..draws.between(2, 6) {
             let count = draws.between(1, 2);
             let name = drawn(draws, &NAMES, count).join("-");
-            let kind = one_kind.unwrap_or_else(|| *pick(draws, &FACTS));
+            let template = one_kind.unwrap_or_else(|| *pick(draws, &FACTS));
             let value = value(draws);
-            if facts.iter().all(|(known, _, _)| *known != name) {
+            if facts.iter().all(|known| known.name != name) {
                 let at = draws.between(0, sentences.len());
-                sentences.insert(at, filled(kind[0], &name, &value));
-                facts.push((name, kind, value));
+                let fact = Fact {
+                    name,
+                    template,
+                    value,
+                };
+                sentences.insert(at, fact.sentence());
+                facts.push(fact);
             }
         }
         let mut ids = encode(
@@ -251,23 +289,14 @@ impl<'a> Documents<'a> {
         let text = self.decode(&ids)?;
         let space = encode(self.tokenizer, " ")?;
         ids.extend(space.iter().cycle().take(length - ids.len()));
-        facts.retain(|(name, kind, value)| text.contains(&filled(kind[0], name, value)));
+        facts.retain(|fact| text.contains(&fact.sentence()));
         shuffle(draws, &mut facts);
-        let question = |(name, kind, answer): (String, Template, String)| Question {
-            text: filled(kind[1], &name, ""),
-            opening: filled(kind[2], &name, ""),
-            answer,
-        };
-        Ok((ids, facts.into_iter().map(question).collect()))
+        let questions = facts.into_iter().map(Fact::question).collect();
+        Ok(Passage { ids, questions })
     }
 
     /// A passage as it is.
-    fn recalls(
-        &self,
-        draws: &mut Draws,
-        passage: &[u32],
-        length: usize,
-    ) -> Result<(Vec<u32>, Vec<Question>)> {
+    fn recalls(&self, draws: &mut Draws, passage: &[u32], length: usize) -> Result<Passage> {
         let opening = encode(self.tokenizer, &self.turns.opening)?.len();
         let mut ids = encode(
             self.tokenizer,
@@ -293,8 +322,9 @@ impl<'a> Documents<'a> {
         let tried = sentences.len().min(TRIED);
         let questions = drawn(draws, &sentences, tried)
             .into_iter()
-            .filter_map(|sentence| recall(draws, sentence));
-        Ok((ids, questions.collect()))
+            .filter_map(|sentence| recall(draws, sentence))
+            .collect();
+        Ok(Passage { ids, questions })
     }
 }
 

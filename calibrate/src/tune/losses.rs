@@ -9,8 +9,8 @@ use candle_core::{Device, Result, Tensor, Var};
 use palimpsest_kernels::cpu::{SimdLevel, exp_minus};
 use rayon::prelude::*;
 
+use super::documents::Document;
 use super::model::{Model, values};
-use super::pass::Document;
 
 /// Rows whose logits are in memory at a time.
 const LOGIT_ROWS: usize = 256;
@@ -28,18 +28,28 @@ pub struct Losses {
     pub text: f64,
 }
 
+/// Outputs of the last layer `[n, E]` for one document.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<'a> {
+    /// Read with the full cache.
+    pub full: &'a Tensor,
+    /// Read with eviction.
+    pub output: &'a Tensor,
+}
+
 impl Losses {
     /// Losses of a reading, and their slopes at its last layer's output `[n, E]`, the text weighed
-    /// by `text_weight`. `full`: that of the full cache.
+    /// by `text_weight`.
     ///
     /// # Errors
     /// Those of candle.
     pub fn of(
         model: &Model,
         document: &Document,
-        (full, output): (&Tensor, &Tensor),
+        outputs: Outputs<'_>,
         text_weight: f64,
     ) -> Result<(Self, Tensor)> {
+        let Outputs { full, output } = outputs;
         let second_half = document.length / 2..document.length;
         let text: Vec<usize> = second_half
             .step_by((document.length / TEXT_ROWS).max(1))

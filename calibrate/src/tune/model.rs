@@ -1,5 +1,15 @@
-//! The model whose scorers are tuned, in candle: a second implementation of the decoder, in f32,
-//! whose own weights get no gradients. Tested against the engine's decoder.
+//! The model whose scorers are tuned: a second implementation of the decoder, in f32 by candle.
+//!
+//! The engine's decoder is the one that serves. It has no backward pass, and should have none:
+//! tuning needs the slope of a loss at every layer's input, which takes all operations in a library
+//! that differentiates them. The model's own weights get no gradients here, and no cache, policy or
+//! quantised product of the engine is repeated: weights are dequantised once, and [`super::pass`]
+//! does what the cache would.
+//!
+//! Two tests hold the two decoders together. Both compare logits with the same golden values of
+//! Hugging Face transformers, for every architecture and file format:
+//! `the_model_is_that_of_transformers_when_nothing_goes` in `tune/tests.rs` this one, and
+//! all of `tests/tests/parity.rs` the engine's.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::Backend;
@@ -163,8 +173,13 @@ pub struct Model {
     inv_freq: Vec<f32>,
 }
 
-/// Cosines and sines `[n, 1, D/2]` of some positions.
-pub type Angles = (Tensor, Tensor);
+/// Rotary angles of some positions.
+pub struct Angles {
+    /// Cosines `[n, 1, D/2]`.
+    cos: Tensor,
+    /// Sines `[n, 1, D/2]`.
+    sin: Tensor,
+}
 
 /// What a layer's attention works with: the normalised hidden states `[n, E]`, queries `[K, g, n,
 /// D]` and keys and values `[2, K, n, D]`, queries and keys rotated.
@@ -221,10 +236,10 @@ impl Model {
         let mut angles = palimpsest_engine::rope::Angles::default();
         let shape = (positions.len(), 1, self.inv_freq.len());
         angles.fill(positions.map(|p| p as u64), &self.inv_freq);
-        Ok((
-            Tensor::from_vec(angles.cos, shape, &Device::Cpu)?,
-            Tensor::from_vec(angles.sin, shape, &Device::Cpu)?,
-        ))
+        Ok(Angles {
+            cos: Tensor::from_vec(angles.cos, shape, &Device::Cpu)?,
+            sin: Tensor::from_vec(angles.sin, shape, &Device::Cpu)?,
+        })
     }
 
     /// Logits `[n, V]` after the last layer's output `[n, E]`.
@@ -330,7 +345,8 @@ impl LayerModel {
 }
 
 /// Rotates pairs `(i, i + D/2)` of `[n, heads, D]`.
-fn rotated(x: &Tensor, (cos, sin): &Angles) -> Result<Tensor> {
+fn rotated(x: &Tensor, angles: &Angles) -> Result<Tensor> {
+    let Angles { cos, sin } = angles;
     let half = x.dim(2)? / 2;
     let (first, second) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let (first, second) = (first.contiguous()?, second.contiguous()?);

@@ -1,8 +1,10 @@
 //! A document read with a soft form of the service's eviction, and the gradient of what that costs.
 //!
 //! ```text
-//! read:      stride by stride, all layers; before each stride: scores ▸ one threshold per KV head over all layers ▸ gates
-//! backward:  the losses' slopes at the last layer's output ▸ layer by layer from the last: the whole document once more
+//! read:      stride by stride, all layers
+//!            before each stride: scores ▸ one threshold per KV head over all layers ▸ gates
+//! backward:  the losses' slopes at the last layer's output
+//!            ▸ layer by layer from the last: the whole document once more
 //! ```
 //! Thresholds and memories are held fixed in the backward pass, and all that layers then exchange
 //! is their input, so that only one layer's intermediate values are in memory at a time.
@@ -12,40 +14,11 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::attention::{Seen, attend};
-use super::centroids::{Centroids, Snapshot};
-use super::model::Model;
-use super::scorers::{LayerVars, Protected, Scorers, threshold};
-
-/// Logarithm of the share by which a slot counts as gone to the memory.
-const HALF: f32 = -std::f32::consts::LN_2;
-/// Tokens to read and to answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    /// All tokens.
-    pub ids: Vec<u32>,
-    /// Tokens that are evicted from, whole strides.
-    pub length: usize,
-    /// Positions of the answers' tokens, behind those.
-    pub answers: Vec<usize>,
-}
-
-/// What is left of a document.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Budget {
-    /// Slots of each KV head beside the protected ones; their mean over layers.
-    pub slots: f32,
-    /// Centroids of each KV head; 0: no memory.
-    pub centroids: usize,
-}
-
-/// One boundary, as it was.
-struct Boundary {
-    end: usize,
-    /// `[K]`.
-    thresholds: Vec<f32>,
-    /// By layer; empty without a memory.
-    memories: Vec<Snapshot>,
-}
+use super::centroids::Snapshot;
+use super::documents::Document;
+use super::evictor::{Boundary, Budget, Evictor, Past};
+use super::model::{Angles, Model};
+use super::scorers::{LayerVars, Protected, Scorers};
 
 /// What a pass leaves for another.
 pub struct Reading {
@@ -111,18 +84,18 @@ impl Reader<'_> {
         let mut states: Vec<Vec<Tensor>> = vec![Vec::new(); layers + 1];
         let mut pasts: Vec<Past> = (0..layers).map(|_| Past::default()).collect();
         let evictor = eviction
-            .map(|(scorers, budget)| Evictor::new(self, scorers, budget))
+            .map(|(scorers, budget)| Evictor::new(&model.config, self.protected, scorers, budget))
             .transpose()?;
-        let mut boundaries = Vec::new();
+        let mut boundaries: Vec<Boundary> = Vec::new();
         for rows in self.segments(document) {
             let mut gates = None;
             if let Some(evictor) = evictor
                 .as_ref()
                 .filter(|evictor| evictor.evicts(rows.start))
             {
-                let (boundary, left) = evictor.boundary(rows.start, &mut pasts)?;
-                boundaries.push(boundary);
-                gates = Some(left);
+                let evicted = evictor.evict(rows.start, &mut pasts)?;
+                boundaries.push(evicted.boundary);
+                gates = Some(evicted.gates);
             }
             let angles = model.angles(rows.clone())?;
             let mut x = model.embed(&document.ids[rows.clone()])?;
@@ -132,18 +105,13 @@ impl Reader<'_> {
                 if let Some(evictor) = &evictor {
                     evictor.score(index, &projected.hidden, &mut pasts[index])?;
                 }
-                append(&mut pasts[index].entries, &projected.entries, 2)?;
-                let entries = pasts[index].entries.as_ref().expect("just appended");
+                let entries = pasts[index].extend(&projected.entries)?;
                 let memory = boundaries
                     .last()
                     .filter(|_| gates.is_some())
-                    .and_then(|b: &Boundary| b.memories.get(index));
-                let read = self.attend(
-                    &projected.queries,
-                    entries,
-                    gates.as_ref().map(|gates| &gates[index]),
-                    memory,
-                )?;
+                    .and_then(|boundary| boundary.memories.get(index));
+                let gates = gates.as_ref().map(|gates| &gates[index]);
+                let read = self.attend(&projected.queries, entries, gates, memory)?;
                 x = model.finish(layer, &x, &read)?;
             }
             states[layers].push(x);
@@ -204,12 +172,12 @@ impl Reader<'_> {
         reading: &Reading,
         slopes: Tensor,
     ) -> Result<[Vec<f32>; 3]> {
-        let angles = self.model.angles(0..document.ids.len())?;
+        let replay = Replay::new(self, document, scorers, reading)?;
         let (mut slopes, mut by_layer) = (slopes, Vec::new());
         for index in (0..self.model.layers.len()).rev() {
             let x = Var::from_tensor(&reading.states[index])?;
             let vars = scorers.vars(index)?;
-            let output = self.layer(document, (index, &x), (scorers, &vars), reading, &angles)?;
+            let output = replay.layer(index, &x, &vars)?;
             let grads = (output * slopes)?.sum_all()?.backward()?;
             by_layer.push(vars.slopes(&grads)?);
             slopes = grads
@@ -236,156 +204,71 @@ impl Reader<'_> {
         scorers: &Scorers,
         reading: &Reading,
     ) -> Result<Tensor> {
-        let angles = self.model.angles(0..document.ids.len())?;
+        let replay = Replay::new(self, document, scorers, reading)?;
         let mut x = self.model.embed(&document.ids)?;
         for index in 0..self.model.layers.len() {
-            let vars = scorers.vars(index)?;
-            x = self
-                .layer(document, (index, &x), (scorers, &vars), reading, &angles)?
-                .detach();
+            x = replay.layer(index, &x, &scorers.vars(index)?)?.detach();
         }
         Ok(x)
     }
-
-    /// A layer over the whole document, at the boundaries of a reading. `x`: `[n, E]`.
-    fn layer(
-        &self,
-        document: &Document,
-        (index, x): (usize, &Tensor),
-        (scorers, vars): (&Scorers, &LayerVars),
-        reading: &Reading,
-        angles: &(Tensor, Tensor),
-    ) -> Result<Tensor> {
-        let layer = &self.model.layers[index];
-        let projected = self.model.project(layer, x, angles)?;
-        let scores = scorers.scores(index, vars, &projected.hidden)?;
-        let mut read = Vec::new();
-        for rows in self.segments(document) {
-            let boundary = reading
-                .boundaries
-                .iter()
-                .find(|boundary| boundary.end == rows.start);
-            let gates = |boundary: &Boundary| {
-                let candidates = self.protected.candidates(boundary.end);
-                let faded = scorers.faded(vars, &scores, candidates, boundary.end)?;
-                scorers.gates(&faded, &boundary.thresholds, self.protected, boundary.end)
-            };
-            let gates = boundary.map(gates).transpose()?;
-            let memory = boundary.and_then(|boundary| boundary.memories.get(index));
-            let queries = projected.queries.narrow(2, rows.start, rows.len())?;
-            let entries = projected.entries.narrow(2, 0, rows.end)?;
-            read.push(self.attend(&queries, &entries, gates.as_ref(), memory)?);
-        }
-        self.model.finish(layer, x, &Tensor::cat(&read, 0)?)
-    }
 }
 
-/// What a layer has seen.
-#[derive(Default)]
-struct Past {
-    /// `[2, K, s, D]`.
-    entries: Option<Tensor>,
-    /// `[P * K, s]`.
-    scores: Option<Tensor>,
-    memory: Option<Centroids>,
-}
-
-/// Decides what goes, without gradients.
-struct Evictor<'a> {
+/// A document that is read once more, a layer at a time, at the boundaries of an earlier reading.
+struct Replay<'a> {
+    reader: &'a Reader<'a>,
     scorers: &'a Scorers,
-    vars: Vec<LayerVars>,
-    budget: Budget,
-    protected: Protected,
-    /// `K`, `D`.
-    heads: (usize, usize),
+    reading: &'a Reading,
+    segments: Vec<Range<usize>>,
+    angles: Angles,
 }
 
-impl<'a> Evictor<'a> {
-    fn new(reader: &Reader<'_>, scorers: &'a Scorers, budget: Budget) -> Result<Self> {
-        let config = &reader.model.config;
-        let vars = (0..config.layers)
-            .map(|layer| scorers.vars(layer))
-            .collect::<Result<_>>()?;
+impl<'a> Replay<'a> {
+    fn new(
+        reader: &'a Reader<'_>,
+        document: &Document,
+        scorers: &'a Scorers,
+        reading: &'a Reading,
+    ) -> Result<Self> {
         Ok(Self {
+            reader,
             scorers,
-            vars,
-            budget,
-            protected: reader.protected,
-            heads: (config.kv_heads, config.head_dim),
+            reading,
+            segments: reader.segments(document),
+            angles: reader.model.angles(0..document.ids.len())?,
         })
     }
 
-    fn evicts(&self, end: usize) -> bool {
-        end as f32 > self.budget.slots + (self.protected.sinks + self.protected.window) as f32
-    }
-
-    fn score(&self, layer: usize, hidden: &Tensor, past: &mut Past) -> Result<()> {
-        // Detached: what is decided here has no gradient.
-        append(
-            &mut past.scores,
-            &self
-                .scorers
-                .scores(layer, &self.vars[layer], hidden)?
-                .detach(),
-            1,
-        )
-    }
-
-    /// The boundary, and what is left of every token `[K, end]`, by layer.
-    fn boundary(&self, end: usize, pasts: &mut [Past]) -> Result<(Boundary, Vec<Tensor>)> {
-        let (kv_heads, dim) = self.heads;
-        let candidates = self.protected.candidates(end);
-        let faded = |(vars, past): (&LayerVars, &Past)| {
-            let scores = past.scores.as_ref().expect("scored as it was read");
-            Ok(self
-                .scorers
-                .faded(vars, scores, candidates.clone(), end)?
-                .detach())
-        };
-        let faded: Vec<Tensor> = self
-            .vars
-            .iter()
-            .zip(pasts.iter())
-            .map(faded)
-            .collect::<Result<_>>()?;
-        let pools = Tensor::cat(&faded, 1)?.to_vec2::<f32>()?;
-        let wanted = self.budget.slots * pasts.len() as f32;
-        let thresholds: Vec<f32> = pools.iter().map(|pool| threshold(pool, wanted)).collect();
-        let gates = |faded: &Tensor| self.scorers.gates(faded, &thresholds, self.protected, end);
-        let gates: Vec<Tensor> = faded.iter().map(gates).collect::<Result<_>>()?;
-        let mut memories = Vec::new();
-        if self.budget.centroids > 0 {
-            for (past, gates) in pasts.iter_mut().zip(&gates) {
-                let memory = past
-                    .memory
-                    .get_or_insert_with(|| Centroids::new(kv_heads, self.budget.centroids, dim));
-                let entries = past.entries.as_ref().expect("read before");
-                let values = |part: usize| entries.get(part)?.flatten_all()?.to_vec1::<f32>();
-                let is_gone: Vec<bool> = gates
-                    .flatten_all()?
-                    .to_vec1::<f32>()?
-                    .iter()
-                    .map(|&left| left < HALF)
-                    .collect();
-                memory.absorb(&values(0)?, &values(1)?, &is_gone);
-                memories.push(memory.snapshot()?);
-            }
+    /// A layer over the whole document. `x`: its input `[n, E]`; `vars`: its scorers.
+    fn layer(&self, index: usize, x: &Tensor, vars: &LayerVars) -> Result<Tensor> {
+        let model = self.reader.model;
+        let layer = &model.layers[index];
+        let projected = model.project(layer, x, &self.angles)?;
+        let scores = self.scorers.scores(index, vars, &projected.hidden)?;
+        let mut read = Vec::new();
+        for rows in &self.segments {
+            let boundaries = &self.reading.boundaries;
+            let boundary = boundaries
+                .iter()
+                .find(|boundary| boundary.end == rows.start);
+            let gates = boundary
+                .map(|boundary| self.gates(boundary, vars, &scores))
+                .transpose()?;
+            let memory = boundary.and_then(|boundary| boundary.memories.get(index));
+            let queries = projected.queries.narrow(2, rows.start, rows.len())?;
+            let entries = projected.entries.narrow(2, 0, rows.end)?;
+            let reader = self.reader;
+            read.push(reader.attend(&queries, &entries, gates.as_ref(), memory)?);
         }
-        Ok((
-            Boundary {
-                end,
-                thresholds,
-                memories,
-            },
-            gates,
-        ))
+        model.finish(layer, x, &Tensor::cat(&read, 0)?)
     }
-}
 
-fn append(all: &mut Option<Tensor>, new: &Tensor, dim: usize) -> Result<()> {
-    *all = Some(match all.take() {
-        Some(before) => Tensor::cat(&[&before, new], dim)?,
-        None => new.clone(),
-    });
-    Ok(())
+    fn gates(&self, boundary: &Boundary, vars: &LayerVars, scores: &Tensor) -> Result<Tensor> {
+        let Boundary {
+            end, thresholds, ..
+        } = boundary;
+        let protected = self.reader.protected;
+        let candidates = protected.candidates(*end);
+        let faded = self.scorers.faded(vars, scores, candidates, *end)?;
+        self.scorers.gates(&faded, thresholds, protected, *end)
+    }
 }

@@ -93,6 +93,12 @@ impl LayerVars {
     }
 }
 
+/// A scorer of every KV head of a layer, for hidden states as they are.
+struct Folded {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
 /// Scorers of all layers.
 pub struct Scorers {
     layers: Vec<Layer>,
@@ -270,20 +276,16 @@ impl Scorers {
                     .collect();
                 let moved = |row: &[f32]| row.iter().zip(&centre).map(|(c, m)| c * m).sum::<f32>();
                 let biases = bias.iter().zip(&shift[rows]).zip(&changes);
-                let biases: Vec<f32> = biases.map(|((b, s), row)| b + s - moved(row)).collect();
-                (
-                    weight
-                        .iter()
-                        .zip(changes.iter().flatten())
-                        .map(|(w, c)| w + c)
-                        .collect::<Vec<f32>>(),
-                    biases,
-                )
+                let weights = weight.iter().zip(changes.iter().flatten());
+                Folded {
+                    weight: weights.map(|(w, c)| w + c).collect(),
+                    bias: biases.map(|((b, s), row)| b + s - moved(row)).collect(),
+                }
             };
             let start = &self.start[index];
-            let (weight, bias) = folded(0, &start.weight, &start.bias);
+            let Folded { weight, bias } = folded(0, &start.weight, &start.bias);
             let recent = start.recent.as_ref().map(|recent| {
-                let (weight, bias) = folded(1, &recent.weight, &recent.bias);
+                let Folded { weight, bias } = folded(1, &recent.weight, &recent.bias);
                 RecentScorer {
                     weight,
                     bias,

@@ -12,6 +12,15 @@ use crate::{Error, Result};
 /// Names of the arrays of each kind of parameter.
 const KINDS: [&str; 3] = ["change", "shift", "fade"];
 
+/// Parameters of one kind, as the file has them.
+struct Saved {
+    values: Vec<f32>,
+    mean: Vec<f32>,
+    /// Moments of the optimizer.
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
 /// A file with parameters and what the optimizer remembers.
 pub struct State {
     path: PathBuf,
@@ -47,24 +56,22 @@ impl State {
         if metadata.get("source") != Some(&self.source) {
             return None;
         }
-        let found: Option<Vec<_>> = KINDS
+        let found: Option<Vec<Saved>> = KINDS
             .iter()
             .zip(&scorers.parameters)
             .map(|(kind, parameters)| {
-                let len = parameters.values.len();
-                let part = |part: &str| read(format!("{kind}.{part}"), len);
-                Some((
-                    part("values")?,
-                    part("mean")?,
-                    part("first")?,
-                    part("second")?,
-                ))
+                let part = |part: &str| read(format!("{kind}.{part}"), parameters.values.len());
+                Some(Saved {
+                    values: part("values")?,
+                    mean: part("mean")?,
+                    first: part("first")?,
+                    second: part("second")?,
+                })
             })
             .collect();
-        for (parameters, (values, mean, first, second)) in scorers.parameters.iter_mut().zip(found?)
-        {
-            (parameters.values, parameters.mean) = (values, mean);
-            parameters.adam.resume(first, second, steps);
+        for (parameters, saved) in scorers.parameters.iter_mut().zip(found?) {
+            (parameters.values, parameters.mean) = (saved.values, saved.mean);
+            parameters.adam.resume(saved.first, saved.second, steps);
         }
         Some(steps)
     }

@@ -2,8 +2,9 @@ use std::path::Path;
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 
-use super::documents::Turns;
-use super::pass::{Document, Reading};
+use super::documents::{Document, Turns};
+use super::losses::Outputs;
+use super::pass::Reading;
 use super::scorers::threshold;
 use super::*;
 
@@ -154,8 +155,16 @@ fn replayed(
     full: &candle_core::Tensor,
 ) -> f64 {
     let output = reader.replay(document, scorers, reading).expect("it reads");
-    let (losses, _) =
-        Losses::of(reader.model, document, (full, &output), TEXT_WEIGHT).expect("finite");
+    let (losses, _) = Losses::of(
+        reader.model,
+        document,
+        Outputs {
+            full,
+            output: &output,
+        },
+        TEXT_WEIGHT,
+    )
+    .expect("finite");
     losses.answers + TEXT_WEIGHT * losses.text
 }
 
@@ -174,8 +183,16 @@ fn gradients_agree_with_finite_differences() {
             .read_evicting(&document, &scorers, budget)
             .expect("it reads");
         let full = full.output();
-        let (losses, slopes) =
-            Losses::of(&model, &document, (full, reading.output()), TEXT_WEIGHT).expect("finite");
+        let (losses, slopes) = Losses::of(
+            &model,
+            &document,
+            Outputs {
+                full,
+                output: reading.output(),
+            },
+            TEXT_WEIGHT,
+        )
+        .expect("finite");
         assert!(
             losses.text > 1e-6,
             "{name}: eviction costs something: {losses:?}"
@@ -241,7 +258,10 @@ fn a_few_steps_lower_the_loss_and_are_folded_into_the_file() {
         let (found, slopes) = Losses::of(
             &model,
             &document,
-            (full.output(), reading.output()),
+            Outputs {
+                full: full.output(),
+                output: reading.output(),
+            },
             TEXT_WEIGHT,
         )
         .expect("finite");
@@ -404,9 +424,11 @@ fn a_tuning_that_was_interrupted_goes_on_with_the_same_result() {
 #[test]
 fn a_whole_tuning_repeats_and_survives_an_interruption() {
     let directory = tempfile::tempdir().expect("a directory");
-    let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+    let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": true}"#;
     std::fs::write(directory.path().join("config.json"), shape).expect("written");
     let path = format!("random:{}", directory.path().display());
     let opened = palimpsest_models::Model::open(Path::new(&path)).expect("a shape");
