@@ -7,19 +7,20 @@ use clap::{Args, Subcommand, ValueEnum};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
 use palimpsest_engine::rank::Rank;
 use palimpsest_eval::caches::Caches;
-use palimpsest_eval::grid::{GridSpec, Metric, run_grid};
-use palimpsest_eval::haystack::Prose;
-use palimpsest_eval::longbench::File;
 use palimpsest_eval::perplexity::{self, PerplexitySpec};
-use palimpsest_eval::prompt::Protocol;
+use palimpsest_eval::record::{Metric, Protocol};
+use palimpsest_eval::report::{self, Detail, losses};
+use palimpsest_eval::tasks::filler::Prose;
+use palimpsest_eval::tasks::longbench::File;
 use palimpsest_eval::tasks::{Material, Task, TaskGroup, qa};
-use palimpsest_eval::{Budget, Error, TextSide, headline, report};
+use palimpsest_eval::{Budget, Error, GridSpec, Subject, TextSide, run_grid};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_proto::internal::v1::ModelInfo;
 use sha2::{Digest, Sha256};
 
 use crate::args::{KvArgs, ModelArgs};
-use crate::{embedded, generate, term};
+use crate::progress::Progress;
+use crate::{embedded, generate};
 
 /// The text without --text.
 const DEFAULT_TEXT: &str = include_str!("../assets/gpl-3.0.txt");
@@ -42,6 +43,19 @@ pub enum EvalKind {
     Show(crate::show::ShowArgs),
     /// Next-token loss on prose by position.
     Perplexity(PerplexityArgs),
+    /// Prints the tables of runs that are on disk, as Markdown.
+    Report(ReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Directories that runs wrote with --out. Samples of the same questions and caches are put
+    /// together.
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Print every task by itself, too.
+    #[arg(long)]
+    pub by_task: bool,
 }
 
 /// What all evaluations have.
@@ -269,6 +283,15 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
         }
         EvalKind::Show(args) => crate::show::run(&args),
         EvalKind::Perplexity(args) => loss(&args.common),
+        EvalKind::Report(args) => {
+            let detail = if args.by_task {
+                Detail::ByTask
+            } else {
+                Detail::Means
+            };
+            print!("{}", report::markdown(&args.runs, detail)?);
+            Ok(())
+        }
     }
 }
 
@@ -300,30 +323,25 @@ fn grid(
         seed: asking.seed,
         max_tokens: asking.max_tokens,
     };
-    let bar = term::progress(1, "evaluating");
+    let mut bar = Progress::new("evaluating");
+    let mut subject = Subject {
+        runner: &mut rank.runner,
+        side: &side,
+    };
     let results = run_grid(
-        &mut rank.runner,
-        &side,
+        &mut subject,
         material,
         &spec,
         &common.out,
-        &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        },
+        &mut |done, total| bar.at(done, total),
     )?;
-    bar.finish_and_clear();
-    print!(
-        "{}{}",
-        headline::table(&results.headlines),
-        report::table(&results.cells)
-    );
+    bar.finish();
+    print!("{}", results.tables());
     Ok(())
 }
 
 fn loss(common: &CommonArgs) -> anyhow::Result<()> {
     let text = text(&common.text)?;
-    let prose = Prose::new(&text)?;
     let (mut rank, side, model) = open(&common.model)?;
     let caches = caches(common, &rank)?;
     let spec = PerplexitySpec {
@@ -332,21 +350,20 @@ fn loss(common: &CommonArgs) -> anyhow::Result<()> {
         caches,
         samples: common.samples,
     };
-    let bar = term::progress(1, "evaluating");
-    let source = (&*text, prose.digest());
+    let mut bar = Progress::new("evaluating");
+    let mut subject = Subject {
+        runner: &mut rank.runner,
+        side: &side,
+    };
     let results = perplexity::run(
-        &mut rank.runner,
-        &side,
-        source,
+        &mut subject,
+        &text,
         &spec,
         &common.out,
-        &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        },
+        &mut |done, total| bar.at(done, total),
     )?;
-    bar.finish_and_clear();
-    print!("{}", perplexity::table(&results));
+    bar.finish();
+    print!("{}", losses::table(&results));
     Ok(())
 }
 

@@ -6,11 +6,12 @@ use anyhow::Context;
 use clap::Args;
 use palimpsest_engine::kv::HeadBudget;
 use palimpsest_engine::rank::Rank;
-use palimpsest_eval::haystack::Filler;
-use palimpsest_eval::prompt::{self, Protocol};
-use palimpsest_eval::show::{self, Asked};
+use palimpsest_eval::prompt::{self, ContextSize};
+use palimpsest_eval::record::Protocol;
+use palimpsest_eval::show::{self, Asked, View};
+use palimpsest_eval::tasks::filler::Filler;
 use palimpsest_eval::tasks::{self, Draw, Judge, Material, Question, Task};
-use palimpsest_eval::{Budget, CacheShape};
+use palimpsest_eval::{Budget, CacheShape, Subject};
 use palimpsest_kernels::cpu::CpuBackend;
 
 use crate::args::ModelArgs;
@@ -107,20 +108,23 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
             (tasks::question(args.task, &material, draw)?, length)
         }
     };
-    let prompt = prompt::build(
-        &side,
-        &question,
-        (length / stride * stride, stride),
-        Protocol::Agnostic,
-    )?;
+    let size = ContextSize {
+        length: length / stride * stride,
+        stride,
+    };
+    let prompt = prompt::build(&side, &question, size, Protocol::Agnostic)?;
     let shape = shape(args, &rank)?;
-    let shown = show::look(
-        &mut rank.runner,
-        &side,
-        (&shape, &model),
-        &prompt,
-        args.max_tokens,
-    )?;
+    let mut subject = Subject {
+        runner: &mut rank.runner,
+        side: &side,
+    };
+    let view = View {
+        model: &model,
+        cache: &shape,
+        prompt: &prompt,
+        max_tokens: args.max_tokens,
+    };
+    let shown = show::look(&mut subject, view)?;
     let asked = Asked {
         question: question.question.clone(),
         answer_prefix: question.answer_prefix.clone(),

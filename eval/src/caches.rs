@@ -1,7 +1,8 @@
 //! Which caches are compared.
 
 use palimpsest_engine::kv::HeadBudget;
-use palimpsest_kernels::KvType;
+use palimpsest_engine::runner::Runner;
+use palimpsest_kernels::{Backend, KvType};
 
 use crate::contracts::{Budget, CacheShape, FULL};
 use crate::{Error, Result};
@@ -31,6 +32,23 @@ impl Caches {
         self.policies
             .iter()
             .map(|name| name.split_once('+').map_or(&**name, |(policy, _)| policy))
+    }
+
+    /// Every cache once, as the runner knows policies and element type.
+    ///
+    /// # Errors
+    /// [`Error::Worker`] for an unknown policy, and those of [`Self::shapes`].
+    pub fn known<B: Backend>(&self, runner: &Runner<B>) -> Result<Vec<CacheShape>> {
+        for policy in self.policy_names() {
+            palimpsest_engine::policy::find(runner.policies(), policy)?;
+        }
+        let comparable = |name: &str| {
+            runner
+                .policies()
+                .iter()
+                .any(|p| p.name() == name && p.comparable())
+        };
+        self.shapes(runner.kv_type(), &comparable)
     }
 
     /// Every cache once, of elements of `kv_type`. `comparable` tells whether a policy's scores may

@@ -5,18 +5,15 @@ use std::time::Instant;
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
 use palimpsest_engine::offline::{Mark, OfflineSequence};
-use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 
 use crate::contracts::{EntrySize, held};
 use crate::prompt::Prompt;
 use crate::stats::{argmax, log_probability};
-use crate::{Error, Result, TextSide};
+use crate::{Error, Result, Subject, TextSide};
 
 /// How a greedily decoded answer is judged.
 pub struct Decoding<'a> {
-    /// Between ids and text.
-    pub side: &'a dyn TextSide,
     /// Tokens at most.
     pub limit: usize,
     /// Score of a text, from 0 to 1.
@@ -24,6 +21,15 @@ pub struct Decoding<'a> {
     /// Whether the score can fall when text is added at the end, so that every answer must be
     /// decoded to its end.
     pub whole: bool,
+}
+
+/// A greedily decoded answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// Its text.
+    pub text: String,
+    /// From 0 to 1.
+    pub score: f64,
 }
 
 /// What a prompt gave.
@@ -36,9 +42,8 @@ pub struct Measured {
     pub exact: bool,
     /// Mean entries per KV head when the first answer token is produced, latent memory included.
     pub held: f64,
-    /// What was decoded, and its score; `None` when the expected answer is decoded, which needs no
-    /// second pass.
-    pub decoded: Option<(String, f64)>,
+    /// What was decoded; `None` when the expected answer is decoded, which needs no second pass.
+    pub decoded: Option<Decoded>,
     /// Seconds: reading the prompt, the expected answer, decoding.
     pub seconds: [f64; 3],
 }
@@ -51,7 +56,7 @@ pub struct Measured {
 /// # Errors
 /// Those of the rank; [`Error::NotANumber`].
 pub fn measure<B: Backend>(
-    runner: &mut Runner<B>,
+    subject: &mut Subject<'_, B>,
     contract: &Contract,
     prompts: &[Prompt],
     decodings: &[Decoding<'_>],
@@ -64,7 +69,8 @@ pub fn measure<B: Backend>(
         prompts.iter().all(|prompt| prompt.context == context),
         "prompts share their context"
     );
-    let mut sequence = OfflineSequence::open(runner, contract.clone())?;
+    let side = subject.side;
+    let mut sequence = OfflineSequence::open(subject.runner, contract.clone())?;
     sequence.feed(context, Logits::None)?;
     let mark = sequence.mark();
     let mut found = Vec::with_capacity(prompts.len());
@@ -72,7 +78,8 @@ pub fn measure<B: Backend>(
         if index > 0 {
             go_back(&mut sequence, &mark, &[context])?;
         }
-        found.push(ask(&mut sequence, prompt, decodings.get(index), started)?);
+        let decoding = decodings.get(index);
+        found.push(ask(&mut sequence, side, prompt, decoding, started)?);
         started = Instant::now();
     }
     Ok(found)
@@ -95,6 +102,7 @@ fn go_back<B: Backend>(
 /// The rest of a prompt after its context, and its answers.
 fn ask<B: Backend>(
     sequence: &mut OfflineSequence<'_, B>,
+    side: &dyn TextSide,
     prompt: &Prompt,
     decoding: Option<&Decoding<'_>>,
     started: Instant,
@@ -130,7 +138,7 @@ fn ask<B: Backend>(
         None => None,
         Some(decoding) => {
             go_back(sequence, &mark, &[&prompt.context, &prompt.tail])?;
-            Some(greedy(sequence, first, decoding)?)
+            Some(greedy(sequence, side, first, decoding)?)
         }
     };
     let all = started.elapsed().as_secs_f64();
@@ -152,9 +160,10 @@ fn ask<B: Backend>(
 /// gained any more.
 fn greedy<B: Backend>(
     sequence: &mut OfflineSequence<'_, B>,
+    side: &dyn TextSide,
     mut logits: Vec<f32>,
     decoding: &Decoding<'_>,
-) -> Result<(String, f64)> {
+) -> Result<Decoded> {
     let mut answer = Vec::new();
     let (mut text, mut score) = (String::new(), 0.0);
     let done = |answer: &[u32], score: f64| {
@@ -162,12 +171,12 @@ fn greedy<B: Backend>(
     };
     while !done(&answer, score) {
         let token = argmax(&logits) as u32;
-        if decoding.side.ends(token) {
+        if side.ends(token) {
             break;
         }
         answer.push(token);
         if !decoding.whole {
-            text = decoding.side.decode(&answer);
+            text = side.decode(&answer);
             score = (decoding.score)(&text);
         }
         if !done(&answer, score) {
@@ -175,8 +184,8 @@ fn greedy<B: Backend>(
         }
     }
     if decoding.whole {
-        text = decoding.side.decode(&answer);
+        text = side.decode(&answer);
         score = (decoding.score)(&text);
     }
-    Ok((text, score))
+    Ok(Decoded { text, score })
 }

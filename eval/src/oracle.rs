@@ -5,11 +5,10 @@ use std::sync::{Arc, RwLock};
 
 use palimpsest_engine::offline::oracle::{Oracle, ScoreTable};
 use palimpsest_engine::offline::reconstruction::{INSTRUCTION, Reconstruction, Target};
-use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 
 use crate::prompt::Prompt;
-use crate::{Error, Result, TextSide};
+use crate::{Error, Result, Subject};
 
 /// Fills the oracle's table, once per prompt.
 pub struct Foresight {
@@ -24,18 +23,20 @@ impl Foresight {
     /// # Errors
     /// [`Error::Text`].
     pub fn prepare<'a, B: Backend>(
-        runner: &mut Runner<B>,
-        side: &dyn TextSide,
+        subject: &mut Subject<'_, B>,
         mut policies: impl Iterator<Item = &'a str>,
     ) -> Result<Option<Self>> {
         if !policies.any(|p| p == Oracle::NAME) {
             return Ok(None);
         }
-        let reconstruction =
-            Reconstruction::new(runner, side.encode(INSTRUCTION)?, Target::default());
+        let reconstruction = Reconstruction::new(
+            subject.runner,
+            subject.side.encode(INSTRUCTION)?,
+            Target::default(),
+        );
         let oracle = Oracle::default();
         let table = oracle.table();
-        runner.add_policy(Arc::new(oracle));
+        subject.runner.add_policy(Arc::new(oracle));
         Ok(Some(Self {
             table,
             context: Vec::new(),
@@ -47,7 +48,12 @@ impl Foresight {
     ///
     /// # Errors
     /// Those of the rank; [`Error::Spec`] when the context does not fit the cache twice.
-    pub fn look<B: Backend>(&mut self, runner: &mut Runner<B>, prompt: &Prompt) -> Result<()> {
+    pub fn look<B: Backend>(
+        &mut self,
+        subject: &mut Subject<'_, B>,
+        prompt: &Prompt,
+    ) -> Result<()> {
+        let runner = &mut *subject.runner;
         if self.context == prompt.context {
             return Ok(());
         }

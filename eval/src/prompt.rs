@@ -1,19 +1,21 @@
 //! A question as token ids, cut where the protocol wants the cache to be within its budget.
 //!
 //! ```text
-//! agnostic:       | template, instruction, haystack           | question, template, answer's prefix | answer
-//! question-first: | template, question, instruction, haystack | template, answer's prefix           | answer
-//! question-last:  | template, instruction, haystack, question | template, answer's prefix           | answer
-//!                                              a boundary, the cache is within its budget
+//!                  context                                  | tail                         | answer
+//! agnostic:        template instruction haystack            | question template prefix     | answer
+//! question-first:  template question instruction haystack   | template prefix              | answer
+//! question-last:   template instruction haystack question   | template prefix              | answer
+//!                                a boundary, the cache is within its budget
 //! ```
+//! *Prefix* is the forced beginning of the answer.
+//!
 //! The engine evicts at multiples of the stride alone, so the haystack is sized until the context
 //! ends at one. Earlier boundaries evict, too: this is a streamed context, not one compression of a
 //! finished one.
 
-use serde::{Deserialize, Serialize};
-
-use crate::haystack::{self, Filler};
-use crate::tasks::Question;
+use crate::record::Protocol;
+use crate::tasks::filler::Filler;
+use crate::tasks::{Question, haystack};
 use crate::{Error, Result, TextSide};
 
 /// Stands for the haystack while the template renders. Control characters that no template or text
@@ -21,35 +23,6 @@ use crate::{Error, Result, TextSide};
 const HAYSTACK: &str = "\u{1}haystack\u{1}";
 /// Stands behind the question.
 const AFTER: &str = "\u{1}after\u{1}";
-
-/// Whether the question is known when the context is evicted. Results of different protocols do not
-/// compare.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// It is not.
-    Agnostic,
-    /// It stands before the context.
-    QuestionFirst,
-    /// It ends the context, so that policies that look at the last queries see those of the
-    /// question.
-    #[serde(alias = "aware")]
-    QuestionLast,
-}
-
-impl Protocol {
-    /// Every protocol.
-    pub const ALL: [Self; 3] = [Self::Agnostic, Self::QuestionFirst, Self::QuestionLast];
-
-    /// Its name in records, tables and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Agnostic => "agnostic",
-            Self::QuestionFirst => "question-first",
-            Self::QuestionLast => "question-last",
-        }
-    }
-}
 
 /// A prompt and its answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,77 +47,37 @@ impl Prompt {
     }
 }
 
-/// Renders a question with a context of exactly `length` tokens. A document of its own length gives
-/// the longest context up to `length` that ends at a multiple of `stride`, or all of it when it
-/// does not reach one.
+/// How long a context is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextSize {
+    /// Tokens, a multiple of the stride.
+    pub length: usize,
+    /// Tokens between boundaries.
+    pub stride: usize,
+}
+
+/// Renders a question with a context of exactly `size.length` tokens. A document of its own length
+/// gives the longest context up to that which ends at a boundary, or all of it when it does not
+/// reach one.
 ///
 /// # Errors
 /// [`Error::TooShort`], [`Error::Text`], [`Error::Spec`] when the template changes the text.
 pub fn build(
     side: &dyn TextSide,
     question: &Question<'_>,
-    (length, stride): (usize, usize),
+    size: ContextSize,
     protocol: Protocol,
 ) -> Result<Prompt> {
-    let asked = &question.question;
-    let user = match protocol {
-        Protocol::QuestionFirst => {
-            format!(
-                "{}\n\n{}{HAYSTACK}{AFTER}",
-                asked.trim_start(),
-                question.instruction
-            )
-        }
-        _ => format!("{}{HAYSTACK}{asked}{AFTER}", question.instruction),
-    };
-    let rendered = if question.chat {
-        side.chat(&user, &question.answer_prefix)?
-    } else {
-        format!("{user}{}", question.answer_prefix)
-    };
-    let changed = || Error::Spec("the chat template does not show the user's text as it is".into());
-    let (head, rest) = rendered.split_once(HAYSTACK).ok_or_else(changed)?;
-    let (asked, closing) = rest.split_once(AFTER).ok_or_else(changed)?;
-    let (before, after) = match protocol {
-        Protocol::QuestionLast => (asked.to_string(), closing.to_string()),
-        _ => (String::new(), format!("{asked}{closing}")),
-    };
-    let (mut context, before) = (side.encode(head)?, side.encode(&before)?);
-    let taken = context.len() + before.len();
-    let haystack = match &question.filler {
-        Filler::Document(text) => {
-            let ids = side.encode(text)?;
-            let all = taken + ids.len();
-            let wanted = if all < stride {
-                all
-            } else {
-                all.min(length) / stride * stride
-            };
-            if wanted <= taken {
-                return Err(Error::TooShort {
-                    length,
-                    needed: taken + 1,
-                });
-            }
-            haystack::cut_middle(ids, wanted - taken)
-        }
-        filler => {
-            let room = length.saturating_sub(taken);
-            haystack::tokens(side, filler, &question.needles, room).map_err(|e| match e {
-                Error::TooShort { needed, .. } => Error::TooShort {
-                    length,
-                    needed: needed + taken,
-                },
-                other => other,
-            })?
-        }
-    };
-    context.extend(haystack);
-    context.extend(before);
-    let tail = side.encode(&after)?;
+    let around = Around::render(side, question, protocol)?;
+    let mut context = side.encode(&around.before)?;
+    let last = side.encode(&around.last)?;
+    context.extend(fill(side, question, size, context.len() + last.len())?);
+    context.extend(last);
+
+    let tail = side.encode(&around.after)?;
     // Tokens of the answer where it stands; a tokenizer that joins it with the prefix gets the
     // answer alone.
-    let joint = side.encode(&format!("{after}{}", question.expected))?;
+    let joint = side.encode(&format!("{}{}", around.after, question.expected))?;
     let answer = match joint.strip_prefix(tail.as_slice()) {
         Some(answer) if !answer.is_empty() => answer.to_vec(),
         _ => side.encode(&question.expected)?,
@@ -156,44 +89,97 @@ pub fn build(
     })
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use std::cell::RefCell;
+/// What stands around a haystack.
+struct Around {
+    /// Before it.
+    before: String,
+    /// Behind it, within the context.
+    last: String,
+    /// After the boundary.
+    after: String,
+}
 
+impl Around {
+    fn render(side: &dyn TextSide, question: &Question<'_>, protocol: Protocol) -> Result<Self> {
+        let (asked, instruction) = (&question.question, &question.instruction);
+        let user = match protocol {
+            Protocol::QuestionFirst => {
+                let asked = asked.trim_start();
+                format!("{asked}\n\n{instruction}{HAYSTACK}{AFTER}")
+            }
+            Protocol::Agnostic | Protocol::QuestionLast => {
+                format!("{instruction}{HAYSTACK}{asked}{AFTER}")
+            }
+        };
+        let rendered = if question.chat {
+            side.chat(&user, &question.answer_prefix)?
+        } else {
+            format!("{user}{}", question.answer_prefix)
+        };
+
+        let changed =
+            || Error::Spec("the chat template does not show the user's text as it is".into());
+        let (before, rest) = rendered.split_once(HAYSTACK).ok_or_else(changed)?;
+        let (asked, closing) = rest.split_once(AFTER).ok_or_else(changed)?;
+        let (last, after) = match protocol {
+            Protocol::QuestionLast => (asked.to_string(), closing.to_string()),
+            Protocol::Agnostic | Protocol::QuestionFirst => {
+                (String::new(), format!("{asked}{closing}"))
+            }
+        };
+        Ok(Self {
+            before: before.to_string(),
+            last,
+            after,
+        })
+    }
+}
+
+/// A haystack for a context of which `taken` tokens are taken by what stands around it.
+fn fill(
+    side: &dyn TextSide,
+    question: &Question<'_>,
+    size: ContextSize,
+    taken: usize,
+) -> Result<Vec<u32>> {
+    let ContextSize { length, stride } = size;
+    let Filler::Document(text) = &question.filler else {
+        let room = length.saturating_sub(taken);
+        let found = haystack::tokens(side, &question.filler, &question.needles, room);
+        return found.map_err(|e| match e {
+            Error::TooShort { needed, .. } => Error::TooShort {
+                length,
+                needed: needed + taken,
+            },
+            other => other,
+        });
+    };
+
+    let ids = side.encode(text)?;
+    let all = taken + ids.len();
+    let wanted = if all < stride {
+        all
+    } else {
+        all.min(length) / stride * stride
+    };
+    if wanted <= taken {
+        return Err(Error::TooShort {
+            length,
+            needed: taken + 1,
+        });
+    }
+    Ok(haystack::cut_middle(ids, wanted - taken))
+}
+
+#[cfg(test)]
+mod tests {
     use super::*;
+    use crate::subject::testing::Words;
     use crate::tasks::tests::{draw, material};
     use crate::tasks::{self, Task};
 
-    /// A token per word or run of white space.
-    #[derive(Default)]
-    pub(crate) struct Words(RefCell<Vec<String>>);
-
-    impl TextSide for Words {
-        fn encode(&self, text: &str) -> Result<Vec<u32>> {
-            let mut known = self.0.borrow_mut();
-            let mut id = |word: &str| match known.iter().position(|k| k == word) {
-                Some(id) => id as u32,
-                None => {
-                    known.push(word.into());
-                    known.len() as u32 - 1
-                }
-            };
-            Ok(text.split_inclusive([' ', '\n']).map(&mut id).collect())
-        }
-
-        fn decode(&self, ids: &[u32]) -> String {
-            ids.iter()
-                .map(|&id| self.0.borrow()[id as usize].clone())
-                .collect()
-        }
-
-        fn chat(&self, user: &str, answer_prefix: &str) -> Result<String> {
-            Ok(format!("<user> {user} <end> <assistant> {answer_prefix}"))
-        }
-
-        fn ends(&self, _: u32) -> bool {
-            false
-        }
+    const fn size(length: usize, stride: usize) -> ContextSize {
+        ContextSize { length, stride }
     }
 
     #[test]
@@ -210,8 +196,9 @@ pub(crate) mod tests {
             let question = tasks::question(task, &material, draw(1, 2)).expect("no file needed");
             for length in [512, 1024] {
                 let side = Words::default();
-                let [agnostic, first, last] = Protocol::ALL
-                    .map(|protocol| build(&side, &question, (length, 16), protocol).expect("fits"));
+                let [agnostic, first, last] = Protocol::ALL.map(|protocol| {
+                    build(&side, &question, size(length, 16), protocol).expect("fits")
+                });
                 let text = |ids: &[u32]| side.decode(ids);
                 for prompt in [&agnostic, &first, &last] {
                     assert_eq!(prompt.context.len(), length);
@@ -255,7 +242,8 @@ pub(crate) mod tests {
         (question.filler, question.needles) = (Filler::Document(&text), Vec::new());
         let side = Words::default();
         for (length, want) in [(128, 128), (150, 144), (1000, 224)] {
-            let prompt = build(&side, &question, (length, 16), Protocol::Agnostic).expect("fits");
+            let prompt =
+                build(&side, &question, size(length, 16), Protocol::Agnostic).expect("fits");
             let got = side.decode(&prompt.context);
             assert_eq!(prompt.context.len(), want);
             assert!(
@@ -265,13 +253,13 @@ pub(crate) mod tests {
                 "{got}"
             );
         }
-        let whole = build(&side, &question, (1000, 512), Protocol::Agnostic).expect("fits");
+        let whole = build(&side, &question, size(1000, 512), Protocol::Agnostic).expect("fits");
         assert!(
             side.decode(&whole.context).contains(&text),
             "no boundary is reached, nothing is cut"
         );
         question.chat = false;
-        let raw = build(&side, &question, (1000, 512), Protocol::Agnostic).expect("fits");
+        let raw = build(&side, &question, size(1000, 512), Protocol::Agnostic).expect("fits");
         assert!(side.decode(&raw.context).starts_with(&question.instruction));
     }
 
@@ -282,19 +270,11 @@ pub(crate) mod tests {
             tasks::question(Task::Multikey1, &material, draw(1, 2)).expect("no file needed");
         let side = Words::default();
         let Err(Error::TooShort { length: 16, needed }) =
-            build(&side, &question, (16, 16), Protocol::Agnostic)
+            build(&side, &question, size(16, 16), Protocol::Agnostic)
         else {
             panic!("16 tokens are too few")
         };
-        assert!(build(&side, &question, (needed, 16), Protocol::Agnostic).is_ok());
-        assert!(build(&side, &question, (needed - 1, 16), Protocol::Agnostic).is_err());
-    }
-
-    #[test]
-    fn protocols_keep_their_names() {
-        for protocol in Protocol::ALL {
-            let json = serde_json::to_string(&protocol).expect("JSON");
-            assert_eq!(json, format!("\"{}\"", protocol.name()));
-        }
+        assert!(build(&side, &question, size(needed, 16), Protocol::Agnostic).is_ok());
+        assert!(build(&side, &question, size(needed - 1, 16), Protocol::Agnostic).is_err());
     }
 }

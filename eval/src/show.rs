@@ -5,13 +5,12 @@ use std::fmt::Write;
 
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::offline::OfflineSequence;
-use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 
 use crate::contracts::{CacheShape, EntrySize, held};
 use crate::prompt::Prompt;
 use crate::stats::argmax;
-use crate::{Result, TextSide};
+use crate::{Result, Subject, TextSide};
 
 /// Steps of the shading.
 const STEPS: usize = 20;
@@ -41,25 +40,37 @@ pub struct Shown {
     pub answer: String,
 }
 
+/// What is to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Names model and indexer on the page.
+    pub model: &'a str,
+    /// The cache.
+    pub cache: &'a CacheShape,
+    /// The document and the question.
+    pub prompt: &'a Prompt,
+    /// Tokens of the answer at most.
+    pub max_tokens: usize,
+}
+
 /// Reads a prompt under a cache and answers greedily.
 ///
 /// # Errors
 /// Those of the rank; [`crate::Error::Spec`] for a cache that cannot be.
-pub fn look<B: Backend>(
-    runner: &mut Runner<B>,
-    side: &dyn TextSide,
-    (cache, model): (&CacheShape, &str),
-    prompt: &Prompt,
-    limit: usize,
-) -> Result<Shown> {
-    let (size, layers) = (
-        EntrySize::of(runner, &cache.policy),
-        runner.decoder().config().layers,
-    );
+pub fn look<B: Backend>(subject: &mut Subject<'_, B>, view: View<'_>) -> Result<Shown> {
+    let View {
+        model,
+        cache,
+        prompt,
+        max_tokens,
+    } = view;
+    let size = EntrySize::of(subject.runner, &cache.policy);
+    let layers = subject.runner.decoder().config().layers;
     let contract = cache.contract(prompt.len(), prompt.tail.len(), size)?;
-    let mut sequence = OfflineSequence::open(runner, contract)?;
+    let mut sequence = OfflineSequence::open(subject.runner, contract)?;
     sequence.feed(&prompt.context, Logits::None)?;
     let mut logits = sequence.feed(&prompt.tail, Logits::Last)?;
+
     let held = held(sequence.cache(), size);
     let heads = sequence
         .cache()
@@ -68,9 +79,9 @@ pub fn look<B: Backend>(
         .map(|head| head.positions.clone())
         .collect();
     let mut answer = Vec::new();
-    while answer.len() < limit {
+    while answer.len() < max_tokens {
         let token = argmax(&logits) as u32;
-        if side.ends(token) {
+        if subject.side.ends(token) {
             break;
         }
         answer.push(token);
@@ -87,7 +98,7 @@ pub fn look<B: Backend>(
         layers,
         heads,
         held,
-        answer: side.decode(&answer),
+        answer: subject.side.decode(&answer),
     })
 }
 
@@ -102,8 +113,16 @@ pub struct Asked {
     pub expected: Vec<String>,
 }
 
-/// Tokens that make whole characters together: where the first one is, how many, and their text.
-fn pieces(side: &dyn TextSide, ids: &[u32]) -> Vec<(usize, usize, String)> {
+/// Tokens that make whole characters together.
+struct Piece {
+    /// The first one.
+    at: usize,
+    /// How many.
+    count: usize,
+    text: String,
+}
+
+fn pieces(side: &dyn TextSide, ids: &[u32]) -> Vec<Piece> {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < ids.len() {
         let whole = |count: &usize| {
@@ -112,18 +131,19 @@ fn pieces(side: &dyn TextSide, ids: &[u32]) -> Vec<(usize, usize, String)> {
                 .contains(char::REPLACEMENT_CHARACTER)
         };
         let count = (1..=PIECES.min(ids.len() - at)).find(whole).unwrap_or(1);
-        found.push((at, count, side.decode(&ids[at..at + count])));
+        let text = side.decode(&ids[at..at + count]);
+        found.push(Piece { at, count, text });
         at += count;
     }
     found
 }
 
 /// Marks the pieces in which one of `wanted` stands.
-fn marked(pieces: &[(usize, usize, String)], wanted: &[String]) -> Vec<bool> {
+fn marked(pieces: &[Piece], wanted: &[String]) -> Vec<bool> {
     let (mut text, mut starts) = (String::new(), Vec::with_capacity(pieces.len()));
-    for (_, _, piece) in pieces {
+    for piece in pieces {
         starts.push(text.len());
-        text.push_str(piece);
+        text.push_str(&piece.text);
     }
     let mut marks = vec![false; pieces.len()];
     for (start, found) in wanted
@@ -146,10 +166,38 @@ pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
         .iter()
         .flatten()
         .for_each(|&position| counts[position as usize] += 1);
+    let expected = if asked.expected.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "<p><b>Expected</b> {}</p>",
+            escape(&asked.expected.join(", "))
+        )
+    };
+    let rules: String = (0..=STEPS)
+        .map(|k| format!(".k{k}{{--k:{:.0}%}}", strength(k) * 100.0))
+        .collect();
+    TEMPLATE
+        .replace("@RULES@", &rules)
+        .replace("@FACTS@", &facts(shown, &counts))
+        .replace("@QUESTION@", &escape(asked.question.trim()))
+        .replace("@PREFIX@", &escape(&asked.answer_prefix))
+        .replace("@ANSWER@", &escape(&shown.answer))
+        .replace("@EXPECTED@", &expected)
+        .replace("@LAYERS@", &shown.layers.to_string())
+        .replace("@HEADS@", &shown.heads.len().to_string())
+        .replace("@TOKENS@", &shown.prompt.len().to_string())
+        .replace("@STEPS@", &STEPS.to_string())
+        .replace("@BITS@", &bits(shown))
+        .replace("@BODY@", &document(side, shown, &counts, &asked.expected))
+}
+
+/// The document's tokens, shaded. `counts`: heads that hold each.
+fn document(side: &dyn TextSide, shown: &Shown, counts: &[usize], expected: &[String]) -> String {
     let pieces = pieces(side, &shown.prompt);
-    let marks = marked(&pieces, &asked.expected);
+    let marks = marked(&pieces, expected);
     let mut body = String::new();
-    for ((at, count, text), mark) in pieces.iter().zip(marks) {
+    for (Piece { at, count, text }, mark) in pieces.iter().zip(marks) {
         if *at >= shown.context && at - shown.context < *count {
             body.push_str(
                 "<hr><p class=\"note\">Read after the last boundary, held whole until the next \
@@ -170,6 +218,11 @@ pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
         };
         let _ = write!(body, "<i class=\"{class}\" data-t=\"{at}\">{text}</i>");
     }
+    body
+}
+
+/// What was measured, as the items of a list.
+fn facts(shown: &Shown, counts: &[usize]) -> String {
     let share = shown.held / shown.prompt.len() as f64 * 100.0;
     let gone = counts.iter().filter(|c| **c == 0).count();
     let facts = [
@@ -184,34 +237,10 @@ pub fn html(side: &dyn TextSide, shown: &Shown, asked: &Asked) -> String {
         ),
         ("model", shown.model.clone()),
     ];
-    let facts: String = facts
+    facts
         .iter()
         .map(|(k, v)| format!("<div><dt>{k}</dt><dd>{}</dd></div>", escape(v)))
-        .collect();
-    let expected = if asked.expected.is_empty() {
-        String::new()
-    } else {
-        format!(
-            "<p><b>Expected</b> {}</p>",
-            escape(&asked.expected.join(", "))
-        )
-    };
-    let rules: String = (0..=STEPS)
-        .map(|k| format!(".k{k}{{--k:{:.0}%}}", strength(k) * 100.0))
-        .collect();
-    TEMPLATE
-        .replace("@RULES@", &rules)
-        .replace("@FACTS@", &facts)
-        .replace("@QUESTION@", &escape(asked.question.trim()))
-        .replace("@PREFIX@", &escape(&asked.answer_prefix))
-        .replace("@ANSWER@", &escape(&shown.answer))
-        .replace("@EXPECTED@", &expected)
-        .replace("@LAYERS@", &shown.layers.to_string())
-        .replace("@HEADS@", &shown.heads.len().to_string())
-        .replace("@TOKENS@", &shown.prompt.len().to_string())
-        .replace("@STEPS@", &STEPS.to_string())
-        .replace("@BITS@", &bits(shown))
-        .replace("@BODY@", &body)
+        .collect()
 }
 
 /// Which head holds what: a bit for each head and position, least significant first, as hexadecimal
@@ -249,7 +278,7 @@ const TEMPLATE: &str = include_str!("show.html");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompt::tests::Words;
+    use crate::subject::testing::Words;
 
     fn shown(side: &Words) -> Shown {
         let prompt = side

@@ -1,7 +1,18 @@
-//! Means with their uncertainty.
+//! Means with their uncertainty, and small questions about lists of values.
 
 /// Standard normal quantile of a two-sided 95 % interval.
 const Z95: f64 = 1.959_963_984_540_054;
+
+/// A value with the ends of its interval, 95 % where nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The value.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
 
 /// 95 % interval of a proportion from `n` trials with mean `p` (Wilson, "Probable inference, the
 /// law of succession, and statistical inference", 1927). For fractions within a trial, which vary
@@ -29,6 +40,31 @@ pub fn mean_and_error(values: &[f64]) -> (f64, Option<f64>) {
     }
     let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / (n - 1.0);
     (mean, Some((variance / n).sqrt()))
+}
+
+/// Quantiles 0.975 of Student's t distribution by degrees of freedom, from 1 on.
+const T975: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+];
+
+/// Half the width of the 95 % interval of a mean of `n` values with this standard error, by
+/// Student's t ("The probable error of a mean", 1908). `n` is at least 2.
+pub fn half_width(error: f64, n: usize) -> f64 {
+    let freedom = n.saturating_sub(1).max(1);
+    error * T975.get(freedom - 1).copied().unwrap_or(Z95)
+}
+
+/// Different values in the order they come.
+pub fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for value in values {
+        if !found.contains(&value) {
+            found.push(value);
+        }
+    }
+    found
 }
 
 /// Natural logarithm of the softmax probability of `token`, and whether it is the greatest logit
@@ -83,6 +119,17 @@ mod tests {
         close(mean, 5.0);
         close(error.expect("two values"), (32.0_f64 / 7.0 / 8.0).sqrt());
         assert_eq!(mean_and_error(&[3.0]), (3.0, None));
+    }
+
+    #[test]
+    fn few_values_have_wide_intervals() {
+        // Student's own example: the additional sleep of ten patients, 1908, table of section 9.
+        let more = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4];
+        let (mean, error) = mean_and_error(&more);
+        let half = half_width(error.expect("ten values"), more.len());
+        close(mean, 1.58);
+        assert!((half - 0.8798).abs() < 1e-3, "{half}");
+        assert!(half_width(1.0, 2) > 12.0 && half_width(1.0, 1000) < 1.97);
     }
 
     #[test]

@@ -38,18 +38,7 @@ impl Store {
         if whole < text.len() {
             file.set_len(whole as u64).map_err(io(path))?;
         }
-        let parse = |(index, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|e| Error::Record {
-                path: path.into(),
-                line: index + 1,
-                message: e.to_string(),
-            })
-        };
-        let records = text[..whole]
-            .lines()
-            .enumerate()
-            .map(parse)
-            .collect::<Result<_>>()?;
+        let records = parse(path, &text[..whole])?;
         Ok((
             Self {
                 path: path.into(),
@@ -68,6 +57,28 @@ impl Store {
         line.push('\n');
         self.file.write_all(line.as_bytes()).map_err(io(&self.path))
     }
+}
+
+/// The records of a file. A last line without its end, left by a run that was killed or is still
+/// going on, is left out.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Record`] for a line that is none of this kind.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = std::fs::read_to_string(path).map_err(io(path))?;
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    parse(path, &text[..whole])
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>> {
+    let record = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::Record {
+            path: path.into(),
+            line: index + 1,
+            message: e.to_string(),
+        })
+    };
+    text.lines().enumerate().map(record).collect()
 }
 
 /// Writes a file of records anew.

@@ -3,296 +3,31 @@
 //! All of RULER (Hsieh et al., 2024; arXiv 2404.06654): its kinds of keys, values and haystacks,
 //! its numbers of needles, hops and repetitions, its worked examples, lengths of answers and
 //! metrics. Wordings keep close to its templates and are our own, words and texts are others, so
-//! figures compare in kind with published ones and not to the digit. `recall` is no task
-//! of RULER's: it asks for sentences of the prose itself.
+//! figures compare in kind with published ones and not to the digit. `recall` is no task of
+//! RULER's: it asks for sentences of the prose itself. [`longbench`] has its own files.
+//!
+//! A task becomes a [`Question`] with a [`haystack`] of some [`filler`]; nothing here knows of a
+//! model's tokens but by [`crate::TextSide`], nor of caches.
 
 mod chain;
+pub mod filler;
+pub mod haystack;
+pub mod longbench;
+pub mod metrics;
 mod needles;
 pub mod qa;
+mod question;
 mod recall;
+mod task;
 pub mod vocabulary;
 mod words;
 
-use serde::{Deserialize, Serialize};
-
+use self::filler::{Prose, digest};
+use self::longbench::Dataset;
+pub use self::question::{Draw, Judge, Question};
+pub use self::task::{NAMES, Task, TaskGroup};
 use crate::draws::Draws;
-use crate::haystack::{Filler, Needle, Prose, digest};
-use crate::longbench::metrics::Metric;
-use crate::longbench::{self, Dataset};
 use crate::{Error, Result};
-
-/// A task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Task {
-    /// One number in noise.
-    Single1,
-    /// One number in prose.
-    Single2,
-    /// One UUID in prose.
-    Single3,
-    /// One of four keys is asked for, in prose.
-    Multikey1,
-    /// The haystack is needles with other keys.
-    Multikey2,
-    /// The same with UUIDs for keys and values.
-    Multikey3,
-    /// Four numbers of one key, in prose.
-    Multivalue,
-    /// Four keys are asked for, in prose.
-    Multiquery,
-    /// A chain of variable assignments in noise, with this many hops. RULER has 4.
-    Vt(usize),
-    /// The ten common words of a list.
-    Cwe,
-    /// The three most frequent of coded words.
-    Fwe,
-    /// A question on one of many documents (SQuAD).
-    Qa1,
-    /// A question on several of many documents (HotpotQA).
-    Qa2,
-    /// Sentences of the prose, word for word.
-    Recall,
-    /// A dataset of LongBench.
-    Long(Dataset),
-}
-
-/// Before the names of LongBench's datasets.
-const LONG: &str = "longbench/";
-/// Hops of RULER's variable tracking.
-const HOPS: usize = 4;
-/// The needle tasks.
-const NIAH: [(&str, Task); 8] = [
-    ("single_1", Task::Single1),
-    ("single_2", Task::Single2),
-    ("single_3", Task::Single3),
-    ("multikey_1", Task::Multikey1),
-    ("multikey_2", Task::Multikey2),
-    ("multikey_3", Task::Multikey3),
-    ("multivalue", Task::Multivalue),
-    ("multiquery", Task::Multiquery),
-];
-/// The others: under RULER's names, and ours.
-const OTHERS: [(&str, Task); 6] = [
-    ("vt", Task::Vt(HOPS)),
-    ("cwe", Task::Cwe),
-    ("fwe", Task::Fwe),
-    ("qa_1", Task::Qa1),
-    ("qa_2", Task::Qa2),
-    ("recall", Task::Recall),
-];
-/// Names of all tasks.
-pub const NAMES: &str = "single_1, single_2, single_3, multikey_1, multikey_2, multikey_3, \
-                         multivalue, multiquery, vt, vt_1 to vt_8, cwe, fwe, qa_1, qa_2, recall";
-
-impl std::str::FromStr for Task {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let short = name.strip_prefix("niah_").unwrap_or(name);
-        if let Some((_, task)) = NIAH.iter().find(|(n, _)| *n == short) {
-            return Ok(*task);
-        }
-        if let Some((_, task)) = OTHERS.iter().find(|(n, _)| *n == name) {
-            return Ok(*task);
-        }
-        if let Some(dataset) = name.strip_prefix(LONG) {
-            return Ok(Self::Long(Dataset::find(dataset)?));
-        }
-        match name.strip_prefix("vt_").and_then(|hops| hops.parse().ok()) {
-            Some(hops @ 1..=8) => Ok(Self::Vt(hops)),
-            _ => Err(Error::Spec(format!(
-                "task `{name}` is not one of {NAMES}, niah, words, qa, all"
-            ))),
-        }
-    }
-}
-
-impl std::fmt::Display for Task {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match NIAH.iter().chain(&OTHERS).find(|(_, task)| task == self) {
-            Some((name, _)) => f.write_str(name),
-            None => match self {
-                Self::Vt(hops) => write!(f, "vt_{hops}"),
-                Self::Long(dataset) => write!(f, "{LONG}{}", dataset.name()),
-                _ => unreachable!("every other task has a name in the tables"),
-            },
-        }
-    }
-}
-
-impl From<Task> for String {
-    fn from(task: Task) -> Self {
-        task.to_string()
-    }
-}
-
-impl TryFrom<String> for Task {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self> {
-        name.parse()
-    }
-}
-
-/// One task, or a group of them: `niah` (the eight with needles), `words` (cwe, fwe), `qa`, `all`
-/// (all that need no file).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskGroup(pub Vec<Task>);
-
-impl std::str::FromStr for TaskGroup {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let niah = NIAH.map(|(_, task)| task);
-        Ok(Self(match name {
-            "niah" => niah.into(),
-            "words" => vec![Task::Cwe, Task::Fwe],
-            "qa" => vec![Task::Qa1, Task::Qa2],
-            "all" => niah
-                .into_iter()
-                .chain([Task::Vt(HOPS), Task::Cwe, Task::Fwe])
-                .collect(),
-            _ => vec![name.parse()?],
-        }))
-    }
-}
-
-impl Task {
-    /// Tokens of an answer at most, the published numbers.
-    pub fn answer_tokens(self) -> usize {
-        match self {
-            Self::Vt(_) => 30,
-            Self::Cwe => 120,
-            Self::Fwe => 50,
-            Self::Qa1 | Self::Qa2 | Self::Recall => 32,
-            Self::Long(dataset) => dataset.answer_tokens(),
-            _ => 128,
-        }
-    }
-
-    /// Changes when the same seed and share give other questions or budgets than before, so that
-    /// records of before are not taken for the same.
-    pub fn revision(self) -> u32 {
-        match self {
-            Self::Multikey2 | Self::Multikey3 => 4,
-            _ => 3,
-        }
-    }
-
-    /// Keys of which one is asked for: so many questions can be asked about one context.
-    pub fn keys(self) -> usize {
-        match self {
-            Self::Multikey1 | Self::Multikey2 | Self::Multikey3 => needles::SEVERAL,
-            Self::Recall => recall::SEVERAL,
-            _ => 1,
-        }
-    }
-
-    fn number(self) -> u64 {
-        match self {
-            Self::Single1 => 1,
-            Self::Single2 => 2,
-            Self::Multikey1 => 3,
-            Self::Multivalue => 4,
-            Self::Multiquery => 5,
-            Self::Fwe => 6,
-            Self::Single3 => 7,
-            Self::Multikey2 => 8,
-            Self::Multikey3 => 9,
-            Self::Cwe => 10,
-            Self::Qa1 => 11,
-            Self::Qa2 => 12,
-            Self::Recall => 13,
-            Self::Vt(hops) => 16 + hops as u64,
-            Self::Long(dataset) => 64 + dataset.number(),
-        }
-    }
-}
-
-/// How an answer is judged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Judge {
-    /// All answers must be there; the score is the share that is.
-    All,
-    /// One of them must.
-    Any,
-    /// LongBench's: the best score against one of them.
-    Long {
-        /// Metric.
-        metric: Metric,
-        /// Whether only the first line counts.
-        first_line: bool,
-        /// Classes of a question of classes.
-        classes: Vec<String>,
-    },
-}
-
-impl Judge {
-    /// Whether text at the end of an answer can lower its score, so that the whole answer must be
-    /// decoded.
-    pub fn needs_all(&self) -> bool {
-        matches!(self, Self::Long { .. })
-    }
-}
-
-/// A task made concrete: everything but the length of its haystack.
-#[derive(Debug, Clone)]
-pub struct Question<'a> {
-    /// Before the haystack.
-    pub instruction: String,
-    /// The haystack without needles.
-    pub filler: Filler<'a>,
-    /// What is hidden in it.
-    pub needles: Vec<Needle>,
-    /// After the haystack.
-    pub question: String,
-    /// Forced beginning of the answer.
-    pub answer_prefix: String,
-    /// Strings that the answer must contain.
-    pub answers: Vec<String>,
-    /// How they are.
-    pub judge: Judge,
-    /// Whether the prompt is a chat message; otherwise the model goes on with the text.
-    pub chat: bool,
-    /// The answer whose likelihood is measured, as it would continue the prefix.
-    pub expected: String,
-}
-
-impl Question<'_> {
-    /// From 0 to 1. For [`Judge::All`] and [`Judge::Any`] RULER's string match: what `text`
-    /// contains, whatever its case.
-    pub fn score(&self, text: &str) -> f64 {
-        let found = || {
-            let text = text.to_lowercase();
-            self.answers
-                .iter()
-                .filter(|a| text.contains(&a.to_lowercase()))
-                .count()
-        };
-        match &self.judge {
-            Judge::All => found() as f64 / self.answers.len().max(1) as f64,
-            Judge::Any => f64::from(u8::from(found() > 0)),
-            Judge::Long {
-                metric,
-                first_line,
-                classes,
-            } => {
-                let first = || {
-                    text.trim_start_matches('\n')
-                        .split('\n')
-                        .next()
-                        .unwrap_or("")
-                };
-                let text = if *first_line { first() } else { text };
-                self.answers
-                    .iter()
-                    .map(|truth| metric.score(text, truth, classes))
-                    .fold(0.0, f64::max)
-            }
-        }
-    }
-}
 
 /// What questions are made of.
 #[derive(Debug, Clone)]
@@ -363,21 +98,6 @@ impl Material {
     }
 }
 
-/// Which question of a task.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
-    /// Seed of the grid.
-    pub seed: u64,
-    /// Sample.
-    pub index: usize,
-    /// Where needles are, from 0 to 1; `None`: at random.
-    pub depth: Option<f64>,
-    /// Tokens of the context. Only word lists depend on it.
-    pub length: usize,
-    /// Which of the task's [`Task::keys`] is asked for. The context does not depend on it.
-    pub key: usize,
-}
-
 /// A question of a task. The same arguments give the same question.
 ///
 /// # Errors
@@ -389,18 +109,16 @@ pub fn question(task: Task, material: &Material, draw: Draw) -> Result<Question<
         Task::Cwe => words::common(&mut draws, draw.length),
         Task::Fwe => words::frequent(&mut draws, draw.length),
         Task::Long(dataset) => material.file(dataset)?.question(draw.seed, draw.index),
-        Task::Qa1 | Task::Qa2 => {
-            qa::question(material.corpus(task)?, &mut draws, (draw.seed, draw.index))
-        }
-        Task::Recall => recall::question(&material.prose, &mut draws, (draw.length, draw.key)),
-        _ => needles::question(task, &material.prose, &mut draws, (draw.depth, draw.key)),
+        Task::Qa1 | Task::Qa2 => qa::question(material.corpus(task)?, &mut draws, draw),
+        Task::Recall => recall::question(&material.prose, &mut draws, draw),
+        _ => needles::question(task, &material.prose, &mut draws, draw),
     })
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::task::{HOPS, NIAH};
     use super::*;
-    use crate::haystack;
 
     /// Every task that needs no file.
     fn all() -> Vec<Task> {

@@ -6,13 +6,15 @@ use std::path::Path;
 use palimpsest_engine::kv::Contract;
 use palimpsest_engine::runner::Runner;
 use palimpsest_eval::caches::Caches;
-use palimpsest_eval::grid::{GridSpec, Metric, Outcome, SampleResult};
-use palimpsest_eval::haystack::Prose;
-use palimpsest_eval::longbench::File;
-use palimpsest_eval::prompt::{self, Protocol};
-use palimpsest_eval::show::{self, Asked};
+use palimpsest_eval::prompt::{self, ContextSize};
+use palimpsest_eval::record::{Metric, Protocol, SampleResult};
+use palimpsest_eval::show::{self, Asked, View};
+use palimpsest_eval::tasks::filler::Prose;
+use palimpsest_eval::tasks::longbench::File;
 use palimpsest_eval::tasks::{self, Draw, Material, Task};
-use palimpsest_eval::{Budget, CacheShape, Result, TextSide, measure, run_grid};
+use palimpsest_eval::{
+    Budget, CacheShape, GridSpec, Outcome, Result, Subject, TextSide, measure, run_grid,
+};
 use palimpsest_kernels::cpu::CpuBackend;
 use palimpsest_tests::{EngineOptions, engine, tiny_model};
 
@@ -69,13 +71,24 @@ fn spec(tasks: &[Task], policies: &[&str], budgets: &[Budget]) -> GridSpec {
     }
 }
 
+fn subject(runner: &mut Runner<CpuBackend>) -> Subject<'_, CpuBackend> {
+    Subject {
+        runner,
+        side: &Bytes,
+    }
+}
+
+fn size(length: usize) -> ContextSize {
+    ContextSize { length, stride: 16 }
+}
+
 fn run(
     runner: &mut Runner<CpuBackend>,
     material: &Material,
     spec: &GridSpec,
     out: &Path,
 ) -> Outcome {
-    run_grid(runner, &Bytes, material, spec, out, &mut |_, _| ()).expect("a grid")
+    run_grid(&mut subject(runner), material, spec, out, &mut |_, _| ()).expect("a grid")
 }
 
 fn samples(out: &Path) -> Vec<SampleResult> {
@@ -204,8 +217,9 @@ fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
         let (material, contract) = (material(), Contract::full());
         let question = tasks::question(Task::Multikey1, &material, draw).expect("no file needed");
         let prompt =
-            prompt::build(&Bytes, &question, (1024, 16), Protocol::Agnostic).expect("fits");
-        let alone = measure::measure(&mut runner, &contract, &[prompt], &[]).expect("a prompt");
+            prompt::build(&Bytes, &question, size(1024), Protocol::Agnostic).expect("fits");
+        let alone = measure::measure(&mut subject(&mut runner), &contract, &[prompt], &[])
+            .expect("a prompt");
         loglik += alone[0].loglik / 4.0;
     }
     assert!(
@@ -218,8 +232,7 @@ fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
         ..every
     };
     let refused = run_grid(
-        &mut runner,
-        &Bytes,
+        &mut subject(&mut runner),
         &material(),
         &late,
         out.path(),
@@ -298,14 +311,19 @@ fn a_page_shows_what_is_held() {
         material(),
     );
     let question = tasks::question(Task::Single1, &material, draw).expect("no file needed");
-    let prompt = prompt::build(&Bytes, &question, (512, 16), Protocol::Agnostic).expect("fits");
+    let prompt = prompt::build(&Bytes, &question, size(512), Protocol::Agnostic).expect("fits");
     let cache = CacheShape {
         policy: "window".into(),
         budget: Some(Budget::Entries(40)),
         ..CacheShape::full()
     };
-    let shown =
-        show::look(&mut runner, &Bytes, (&cache, "tiny"), &prompt, 4).expect("a prompt that fits");
+    let view = View {
+        model: "tiny",
+        cache: &cache,
+        prompt: &prompt,
+        max_tokens: 4,
+    };
+    let shown = show::look(&mut subject(&mut runner), view).expect("a prompt that fits");
     let tail = prompt.len() % 16;
     assert!(
         shown

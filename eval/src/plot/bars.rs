@@ -2,22 +2,37 @@
 
 use std::fmt::Write;
 
-use super::{COLOURS, label, legend, legend_height, names, open, ticks};
+use super::svg::{COLOURS, Entry, Ticks, entries, label, legend, legend_height, open};
+use crate::stats::Estimate;
 
+/// Width of a bar, and from one group's bars to the next one's.
 const BAR: f64 = 11.0;
 const GAP: f64 = 20.0;
+/// Least width of a group: its name stands below it.
+const GROUP: f64 = 74.0;
+/// Height of a row.
 const HEIGHT: f64 = 190.0;
 /// Left, right, top, bottom.
 const MARGIN: [f64; 4] = [46.0, 16.0, 26.0, 34.0];
+/// Above the first row.
 const HEADING: f64 = 26.0;
+
+/// One bar.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    /// Name of the cache.
+    pub name: String,
+    /// Height, from 0 to 1, and the ends of the error bar.
+    pub value: Estimate,
+}
 
 /// The bars of one task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     /// Below them.
     pub name: String,
-    /// Name of the cache, value, and the ends of its error bar.
-    pub bars: Vec<(String, f64, f64, f64)>,
+    /// Bars, in any order; a name has one place in every group.
+    pub bars: Vec<Bar>,
     /// What the full cache reaches, a line across the group.
     pub full: Option<f64>,
 }
@@ -33,95 +48,119 @@ pub struct Bars {
 
 /// Rows of groups one below the other, values from 0 to 1.
 pub fn bars(rows: &[Bars], heading: &str) -> String {
-    let all = || rows.iter().flat_map(|r| &r.groups);
-    let mut names = names(all().flat_map(|g| &g.bars).map(|b| (&*b.0, false)));
-    let each = names.len().max(1) as f64 * BAR + GAP;
-    let most = rows.iter().map(|r| r.groups.len()).max().unwrap_or(0) as f64;
-    let width = (MARGIN[0] + MARGIN[1] + most * each.max(74.0)).max(430.0);
-    let height = HEADING + rows.len() as f64 * HEIGHT;
-    let series = names.len();
-    if all().any(|g| g.full.is_some()) {
-        names.push(("full", true));
+    let all = || rows.iter().flat_map(|row| &row.groups);
+    let drawn = all().flat_map(|group| &group.bars).map(|bar| Entry {
+        name: &bar.name,
+        reference: false,
+    });
+    let mut names = entries(drawn);
+    let places: Vec<&str> = names.iter().map(|entry| entry.name).collect();
+    if all().any(|group| group.full.is_some()) {
+        names.push(Entry {
+            name: "full",
+            reference: true,
+        });
     }
+
+    let group_width = (places.len().max(1) as f64 * BAR + GAP).max(GROUP);
+    let most = rows.iter().map(|row| row.groups.len()).max().unwrap_or(0) as f64;
+    let width = (MARGIN[0] + MARGIN[1] + most * group_width).max(430.0);
+    let height = HEADING + rows.len() as f64 * HEIGHT;
+
     let mut svg = open(width, height + legend_height(names.len(), width), heading);
-    let (y_ticks, decimals) = ticks(0.0, 1.0);
-    for (r, row) in rows.iter().enumerate() {
-        let top = HEADING + r as f64 * HEIGHT;
-        let place = |y: f64| {
-            top + HEIGHT - MARGIN[3] - y.clamp(0.0, 1.0) * (HEIGHT - MARGIN[2] - MARGIN[3])
+    for (index, row) in rows.iter().enumerate() {
+        let frame = Frame {
+            top: HEADING + index as f64 * HEIGHT,
+            right: width - MARGIN[1],
+            group_width,
+            places: &places,
         };
-        label(
-            &mut svg,
-            (MARGIN[0], top + 14.0),
-            "start",
-            &row.title,
-            " font-weight=\"600\"",
-        );
-        for y in &y_ticks {
-            let py = place(*y);
-            let _ = writeln!(
-                svg,
-                r#"<path d="M{} {py:.1}H{:.1}" class="grid"/>"#,
-                MARGIN[0],
-                width - MARGIN[1]
-            );
-            label(
-                &mut svg,
-                (MARGIN[0] - 6.0, py + 4.0),
-                "end",
-                &format!("{y:.decimals$}"),
-                " class=\"soft\"",
-            );
+        frame.grid(&mut svg, &row.title);
+        for (index, group) in row.groups.iter().enumerate() {
+            frame.group(&mut svg, index, group);
         }
-        for (g, group) in row.groups.iter().enumerate() {
-            let left = MARGIN[0] + (g as f64 + 0.5) * each.max(74.0) - series as f64 * BAR / 2.0;
-            for (name, value, low, high) in &group.bars {
-                let index = names.iter().position(|(n, _)| n == name).unwrap_or(0);
-                let (x, y) = (left + index as f64 * BAR, place(*value));
-                let (colour, middle) = (index % COLOURS.len(), x + BAR / 2.0);
-                let tall = (place(0.0) - y).max(1.0);
-                let _ = writeln!(
-                    svg,
-                    r#"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{tall:.1}" class="f{colour}"/>"#,
-                    x + 1.0,
-                    place(0.0) - tall,
-                    BAR - 2.0
-                );
-                let _ = writeln!(
-                    svg,
-                    r#"<path d="M{middle:.1} {:.1}V{:.1}" class="axis"/>"#,
-                    place(*low),
-                    place(*high)
-                );
-            }
-            if let Some(full) = group.full {
-                let (y, right) = (place(full), left + series as f64 * BAR + 4.0);
-                let _ = writeln!(
-                    svg,
-                    r#"<path d="M{:.1} {y:.1}H{right:.1}" class="full"/>"#,
-                    left - 4.0
-                );
-            }
-            let middle = left + series as f64 * BAR / 2.0;
-            label(
-                &mut svg,
-                (middle, place(0.0) + 15.0),
-                "middle",
-                &group.name,
-                "",
-            );
-        }
-        let y = place(0.0);
         let _ = writeln!(
             svg,
-            r#"<path d="M{} {y:.1}H{:.1}" class="axis"/>"#,
+            r#"<path d="M{} {:.1}H{:.1}" class="axis"/>"#,
             MARGIN[0],
-            width - MARGIN[1]
+            frame.y(0.0),
+            frame.right
         );
     }
-    legend(&mut svg, &names, (height, width));
+    legend(&mut svg, &names, height, width);
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Where a row is drawn.
+struct Frame<'a> {
+    top: f64,
+    right: f64,
+    group_width: f64,
+    /// Names of the bars by their place in a group.
+    places: &'a [&'a str],
+}
+
+impl Frame<'_> {
+    fn y(&self, value: f64) -> f64 {
+        let [_, _, top, bottom] = MARGIN;
+        self.top + HEIGHT - bottom - value.clamp(0.0, 1.0) * (HEIGHT - top - bottom)
+    }
+
+    /// The title, and a line with its label for every tick.
+    fn grid(&self, svg: &mut String, title: &str) {
+        let at = (MARGIN[0], self.top + 14.0);
+        label(svg, at, "start", title, " font-weight=\"600\"");
+        let ticks = Ticks::covering(0.0, 1.0);
+        for &value in &ticks.values {
+            let y = self.y(value);
+            let _ = writeln!(
+                svg,
+                r#"<path d="M{} {y:.1}H{:.1}" class="grid"/>"#,
+                MARGIN[0], self.right
+            );
+            let at = (MARGIN[0] - 6.0, y + 4.0);
+            label(svg, at, "end", &ticks.label(value), " class=\"soft\"");
+        }
+    }
+
+    /// The bars of group `index`, the full cache's line, and the name.
+    fn group(&self, svg: &mut String, index: usize, group: &Group) {
+        let wide = self.places.len() as f64 * BAR;
+        let left = MARGIN[0] + (index as f64 + 0.5) * self.group_width - wide / 2.0;
+        for bar in &group.bars {
+            let place = self.places.iter().position(|name| *name == bar.name);
+            self.bar(svg, left, place.unwrap_or(0), bar.value);
+        }
+
+        if let Some(full) = group.full {
+            let (y, right) = (self.y(full), left + wide + 4.0);
+            let _ = writeln!(
+                svg,
+                r#"<path d="M{:.1} {y:.1}H{right:.1}" class="full"/>"#,
+                left - 4.0
+            );
+        }
+        let at = (left + wide / 2.0, self.y(0.0) + 15.0);
+        label(svg, at, "middle", &group.name, "");
+    }
+
+    /// A bar with its error bar.
+    fn bar(&self, svg: &mut String, left: f64, place: usize, value: Estimate) {
+        let x = left + place as f64 * BAR;
+        let (colour, middle) = (place % COLOURS.len(), x + BAR / 2.0);
+        let tall = (self.y(0.0) - self.y(value.value)).max(1.0);
+        let (x, y, width) = (x + 1.0, self.y(0.0) - tall, BAR - 2.0);
+        let _ = writeln!(
+            svg,
+            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{tall:.1}" class="f{colour}"/>"#,
+        );
+        let (low, high) = (self.y(value.low), self.y(value.high));
+        let _ = writeln!(
+            svg,
+            r#"<path d="M{middle:.1} {low:.1}V{high:.1}" class="axis"/>"#
+        );
+    }
 }
 
 #[cfg(test)]
@@ -130,9 +169,13 @@ mod tests {
 
     #[test]
     fn bars_are_as_high_as_their_values() {
+        let bar = |name: &str, value, low, high| Bar {
+            name: name.into(),
+            value: Estimate { value, low, high },
+        };
         let group = Group {
             name: "single_1".into(),
-            bars: vec![("a".into(), 1.0, 0.8, 1.0), ("b".into(), 0.5, 0.2, 0.8)],
+            bars: vec![bar("a", 1.0, 0.8, 1.0), bar("b", 0.5, 0.2, 0.8)],
             full: Some(1.0),
         };
         let svg = bars(

@@ -1,9 +1,10 @@
 //! Variable tracking.
 
+use super::filler::Filler;
+use super::haystack::{self, Needle};
+use super::question::{Judge, Question};
 use super::vocabulary::{distinct, letters};
-use super::{Judge, Question};
 use crate::draws::Draws;
-use crate::haystack::{self, Filler, Needle};
 
 /// Lines of noise in the worked example.
 const EXAMPLE_NOISE: usize = 10;

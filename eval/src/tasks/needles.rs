@@ -1,20 +1,19 @@
 //! Needles in a haystack.
 
+use super::filler::{Filler, NeedleKind, Prose};
+use super::haystack::Needle;
+use super::question::{Draw, Judge, Question};
+use super::task::{NEEDLES, Task};
 use super::vocabulary::distinct;
-use super::{Judge, Question, Task};
 use crate::draws::Draws;
-use crate::haystack::{Filler, Needle, NeedleKind, Prose};
 
-/// Needles of the tasks that have several.
-pub(super) const SEVERAL: usize = 4;
-
-/// Needles of `task` at random depths, or all at `depth`; of several keys with a question each,
-/// `key` is asked for.
+/// Needles of `task` at random depths, or all at the draw's; of several keys with a question each,
+/// the draw's key is asked for.
 pub(super) fn question<'a>(
     task: Task,
     prose: &'a Prose,
     draws: &mut Draws,
-    (depth, key): (Option<f64>, usize),
+    draw: Draw,
 ) -> Question<'a> {
     let kind = NeedleKind {
         uuid_keys: task == Task::Multikey3,
@@ -22,9 +21,9 @@ pub(super) fn question<'a>(
     };
     let (keys, values, asked) = match task {
         // Among needles nobody can tell which ones are asked for.
-        Task::Multikey1 | Task::Multikey2 | Task::Multikey3 => (SEVERAL, 1, 1),
-        Task::Multivalue => (1, SEVERAL, 1),
-        Task::Multiquery => (SEVERAL, 1, SEVERAL),
+        Task::Multikey1 | Task::Multikey2 | Task::Multikey3 => (NEEDLES, 1, 1),
+        Task::Multivalue => (1, NEEDLES, 1),
+        Task::Multiquery => (NEEDLES, 1, NEEDLES),
         _ => (1, 1, 1),
     };
     let start = draws.below(prose.len());
@@ -32,7 +31,7 @@ pub(super) fn question<'a>(
     let all = distinct(keys.len() * values, || kind.value(draws));
     let mut needles = Vec::new();
     for (i, value) in all.iter().enumerate() {
-        let depth = depth.unwrap_or_else(|| draws.unit());
+        let depth = draw.depth.unwrap_or_else(|| draws.unit());
         needles.push(Needle {
             text: kind.sentence(&keys[i / values], value),
             depth,
@@ -47,7 +46,7 @@ pub(super) fn question<'a>(
         _ => Filler::Prose { prose, start },
     };
     // Which of the needles stands first in the text is random by their depths.
-    let first = key.min(keys.len() - asked);
+    let first = draw.key.min(keys.len() - asked);
     let answers = all[first * values..(first + asked) * values].to_vec();
     let query = list(&keys[first..first + asked]);
     let plural = answers.len() > 1;

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::{Judge, Question, Task};
+use super::filler::{Filler, digest};
+use super::haystack::Needle;
+use super::question::{Draw, Judge, Question};
+use super::task::Task;
 use crate::draws::Draws;
-use crate::haystack::{Filler, Needle, digest};
 use crate::{Error, Result};
 
 /// Documents and questions about them.
@@ -178,16 +180,12 @@ fn hotpot(hop: Hop, shelf: &mut Shelf) -> Item {
 const INSTRUCTION: &str = "Answer the question from the documents given here. Give only the \
                            answer and no other words.\n\n";
 
-/// Question `index` in the order that the seed gives them: its documents at random depths among
-/// others, those on the same subject first.
-pub(super) fn question<'a>(
-    corpus: &'a Corpus,
-    draws: &mut Draws,
-    (seed, index): (u64, usize),
-) -> Question<'a> {
+/// The question of the draw's index in the order that its seed gives them: its documents at random
+/// depths among others, those on the same subject first.
+pub(super) fn question<'a>(corpus: &'a Corpus, draws: &mut Draws, draw: Draw) -> Question<'a> {
     let mut order: Vec<usize> = (0..corpus.items.len()).collect();
-    Draws::new(&[seed]).shuffle(&mut order);
-    let item = &corpus.items[order[index % order.len()]];
+    Draws::new(&[draw.seed]).shuffle(&mut order);
+    let item = &corpus.items[order[draw.index % order.len()]];
     let mut near = item.near.clone();
     draws.shuffle(&mut near);
     let mut far: Vec<usize> = (0..corpus.documents.len())
@@ -228,8 +226,18 @@ pub(super) fn question<'a>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::haystack;
     use super::*;
-    use crate::haystack;
+
+    fn draw(index: usize) -> Draw {
+        Draw {
+            seed: 1,
+            index,
+            depth: None,
+            length: 2048,
+            key: 0,
+        }
+    }
 
     const SQUAD: &str = r#"{"version": "v2.0", "data": [
         {"title": "A", "paragraphs": [
@@ -249,7 +257,7 @@ mod tests {
             (corpus.task(), corpus.items.len(), corpus.documents.len()),
             (Task::Qa1, 1, 3)
         );
-        let q = question(&corpus, &mut Draws::new(&[1]), (1, 7));
+        let q = question(&corpus, &mut Draws::new(&[1]), draw(7));
         assert_eq!(
             (q.answers.len(), &*q.expected, &q.judge),
             (2, " 1871", &Judge::Any)
@@ -266,7 +274,7 @@ mod tests {
     fn hotpot_questions_come_with_all_their_documents() {
         let corpus = Corpus::parse(HOTPOT).expect("HotpotQA");
         assert_eq!(corpus.task(), Task::Qa2);
-        let q = question(&corpus, &mut Draws::new(&[1]), (1, 0));
+        let q = question(&corpus, &mut Draws::new(&[1]), draw(0));
         let text = haystack::text(&q.filler, &q.needles, 0);
         assert!(
             text.contains("Elm\nElm is old. Very.") && text.contains("Oak\nOak is young."),

@@ -1,12 +1,11 @@
 //! Sentences of an ordinary text, to be given back word for word. Nothing is planted, so nothing
 //! says what will be asked for.
 
-use super::{Judge, Question};
+use super::filler::{Filler, Prose};
+use super::question::{Draw, Judge, Question};
+use super::task::SENTENCES;
 use crate::draws::Draws;
-use crate::haystack::{Filler, Prose};
 
-/// Sentences of a context that are asked for, one a question.
-pub(super) const SEVERAL: usize = 4;
 /// Words of the beginning that the question shows, at least.
 const SHOWN: usize = 5;
 /// Words that the answer must have.
@@ -17,26 +16,22 @@ const BYTES_PER_TOKEN: usize = 3;
 /// Most sentences that are looked at for one to ask for.
 const TRIES: usize = 200;
 
-/// The beginning of the `key`-th of several sentences among the first of a context of `length`
-/// tokens; the answer begins, where the sentence has one, with a name or a number, which cannot be
+/// The beginning of one of several sentences among the first of a context, which one by the draw's
+/// key; the answer begins, where the sentence has one, with a name or a number, which cannot be
 /// guessed.
-pub(super) fn question<'a>(
-    prose: &'a Prose,
-    draws: &mut Draws,
-    (length, key): (usize, usize),
-) -> Question<'a> {
+pub(super) fn question<'a>(prose: &'a Prose, draws: &mut Draws, draw: Draw) -> Question<'a> {
     let start = draws.below(prose.len());
     let sentences = prose.from(start);
     let mut bytes = 0;
     let inside = sentences.take_while(|s| {
         bytes += s.len() + 1;
-        bytes <= length * BYTES_PER_TOKEN
+        bytes <= draw.length * BYTES_PER_TOKEN
     });
     // The first is where the context begins, under the instruction.
     let inside: Vec<&str> = inside.skip(1).collect();
     let mut chosen: Vec<(&str, usize)> = Vec::new();
     for attempt in 0..TRIES {
-        if chosen.len() == SEVERAL || inside.is_empty() {
+        if chosen.len() == SENTENCES || inside.is_empty() {
             break;
         }
         let sentence = inside[draws.below(inside.len())];
@@ -57,7 +52,7 @@ pub(super) fn question<'a>(
     }
     // A context too short for that many asks for one again.
     let (sentence, at) = chosen
-        .get(key % chosen.len().max(1))
+        .get(draw.key % chosen.len().max(1))
         .copied()
         .unwrap_or((prose.from(start).next().unwrap_or(""), 0));
     let (head, rest) = sentence.split_at(at);
@@ -113,8 +108,18 @@ fn cut(sentence: &str, draws: &mut Draws) -> Option<(usize, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::haystack;
     use super::*;
-    use crate::haystack;
+
+    fn draw(length: usize, key: usize) -> Draw {
+        Draw {
+            seed: 0,
+            index: 0,
+            depth: None,
+            length,
+            key,
+        }
+    }
 
     fn prose() -> Prose {
         let line = |i: usize| {
@@ -131,8 +136,8 @@ mod tests {
         let prose = prose();
         for seed in 0..20 {
             let mut seen = Vec::new();
-            for key in 0..SEVERAL {
-                let q = question(&prose, &mut Draws::new(&[seed]), (400, key));
+            for key in 0..SENTENCES {
+                let q = question(&prose, &mut Draws::new(&[seed]), draw(400, key));
                 let text = haystack::text(&q.filler, &q.needles, 40);
                 let head = q
                     .answer_prefix
@@ -154,14 +159,14 @@ mod tests {
             }
             seen.sort();
             seen.dedup();
-            assert_eq!(seen.len(), SEVERAL);
+            assert_eq!(seen.len(), SENTENCES);
         }
     }
 
     #[test]
     fn a_context_without_whole_sentences_still_asks_something() {
         let prose = prose();
-        let q = question(&prose, &mut Draws::new(&[1]), (8, 2));
+        let q = question(&prose, &mut Draws::new(&[1]), draw(8, 2));
         assert!(!q.answers[0].is_empty());
     }
 }

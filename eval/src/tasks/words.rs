@@ -1,9 +1,10 @@
 //! Common words and frequent words.
 
+use super::filler::{Filler, Repeats};
+use super::haystack;
+use super::question::{Judge, Question};
 use super::vocabulary::{distinct, letters, words};
-use super::{Judge, Question};
 use crate::draws::Draws;
-use crate::haystack::{self, Filler};
 
 /// Letters of a coded word.
 const CODED_LETTERS: usize = 6;
@@ -55,16 +56,17 @@ const LIST_ANSWER: &str = "Answer: The 10 words that come most often in the list
 /// The ten common words of a list, after a worked example. Repetitions are RULER's: 6 against 1 in
 /// short contexts, 30 against 3 in long ones, and in the example 3 against 1 and 10 against 3.
 pub(super) fn common<'a>(draws: &mut Draws, length: usize) -> Question<'a> {
+    let times = |common, others| Repeats { common, others };
     let (repeats, shown_repeats, shown) = if length < LONG {
-        ((6, 1), (3, 1), 20)
+        (times(6, 1), times(3, 1), 20)
     } else {
-        ((30, 3), (10, 3), 40)
+        (times(30, 3), times(10, 3), 40)
     };
     let mut all = words(draws, shown + COMMON + length / LEAST_ENTRY);
     let others = all.split_off(shown + COMMON);
     let answers = all.split_off(shown);
     let shown_others = all.split_off(COMMON);
-    let entries = COMMON * shown_repeats.0 + shown_others.len() * shown_repeats.1;
+    let entries = COMMON * shown_repeats.common + shown_others.len() * shown_repeats.others;
     let list = Filler::Listed {
         common: all.clone(),
         others: shown_others,

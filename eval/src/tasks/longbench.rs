@@ -6,245 +6,18 @@
 //! Three of the 21 datasets are left out: their metrics need a segmentation of Chinese text into
 //! words.
 
-pub mod metrics;
+mod datasets;
 
 use std::path::Path;
 
-use metrics::Metric;
 use serde::Deserialize;
 
+pub use self::datasets::Dataset;
+use super::filler::{Filler, digest};
+use super::metrics::Metric;
+use super::question::{Judge, Question};
 use crate::draws::Draws;
-use crate::haystack::{Filler, digest};
-use crate::tasks::{Judge, Question};
 use crate::{Error, Result};
-
-/// What is asked of a dataset.
-struct Spec {
-    name: &'static str,
-    metric: Metric,
-    /// Tokens of an answer at most.
-    answer_tokens: usize,
-    /// `false`: the examples in the context are continued without the chat template, and only the
-    /// first line counts where `first_line` says so.
-    chat: bool,
-    first_line: bool,
-    /// Before the context.
-    before: &'static str,
-    /// After it; `{input}` stands for the question.
-    after: &'static str,
-}
-
-const BRIEF: &str = "\n\nAnswer the question about the text above with as few words as you can \
-                     and explain nothing.\n\nQuestion: {input}\n\nAnswer:";
-const PASSAGES: &str = "Answer a question from the passages given here. Give only the answer and \
-                        no other words.\n\nThe passages:\n";
-const FROM_PASSAGES: &str = "\n\nAnswer the question from the passages above. Give only the \
-                             answer and no other words.\n\nQuestion: {input}\nAnswer:";
-const SCIENCE: &str = "\n\nAnswer the question about the article above with a phrase or a \
-                       sentence and explain nothing. Write \"unanswerable\" if the article does \
-                       not say, and \"yes\", \"no\" or \"unanswerable\" if it is a yes/no \
-                       question.\n\nQuestion: {input}\n\nAnswer:";
-const UNIQUE: &str = "\n\nHow many different paragraphs are there when repeated ones are counted \
-                      once? Write only the number, such as 1, 2, 3.\n\nThe final answer is: ";
-const ABSTRACT: &str = "\n\nThis is an abstract of one of them.\n\n{input}\n\nWrite the number of \
-                        the paragraph that it belongs to, in the form \"Paragraph 1\", \
-                        \"Paragraph 2\".\n\nThe answer is: ";
-const ABSTRACT_ZH: &str = "\n\n这是其中一段的摘要。\n\n{input}\n\n请写出它属于哪一段，格式为\"\
-                           段落1\"、\"段落2\"。\n\n答案是：";
-
-const fn chat(
-    name: &'static str,
-    metric: Metric,
-    answer_tokens: usize,
-    before: &'static str,
-    after: &'static str,
-) -> Spec {
-    Spec {
-        name,
-        metric,
-        answer_tokens,
-        chat: true,
-        first_line: false,
-        before,
-        after,
-    }
-}
-
-const fn examples(
-    name: &'static str,
-    metric: Metric,
-    (answer_tokens, first_line): (usize, bool),
-    before: &'static str,
-    after: &'static str,
-) -> Spec {
-    Spec {
-        name,
-        metric,
-        answer_tokens,
-        chat: false,
-        first_line,
-        before,
-        after,
-    }
-}
-
-const SPECS: [Spec; 18] = [
-    chat(
-        "narrativeqa",
-        Metric::F1,
-        128,
-        "Read this story, a novel or a film script, for a question.\n\nStory: ",
-        BRIEF,
-    ),
-    chat(
-        "qasper",
-        Metric::F1,
-        128,
-        "Read this scientific article for a question.\n\nArticle: ",
-        SCIENCE,
-    ),
-    chat(
-        "multifieldqa_en",
-        Metric::F1,
-        64,
-        "Read this text for a question.\n\n",
-        BRIEF,
-    ),
-    chat("hotpotqa", Metric::F1, 32, PASSAGES, FROM_PASSAGES),
-    chat("2wikimqa", Metric::F1, 32, PASSAGES, FROM_PASSAGES),
-    chat("musique", Metric::F1, 32, PASSAGES, FROM_PASSAGES),
-    chat(
-        "gov_report",
-        Metric::RougeL,
-        512,
-        "Read this report of a government agency.\n\nReport:\n",
-        "\n\nNow summarise the report on one page.\n\nSummary:",
-    ),
-    chat(
-        "qmsum",
-        Metric::RougeL,
-        512,
-        "Read these minutes of a meeting for a question.\n\nMinutes:\n",
-        "\n\nAnswer from the minutes above in one or a few sentences.\n\nQuestion: \
-         {input}\nAnswer:",
-    ),
-    chat(
-        "multi_news",
-        Metric::RougeL,
-        512,
-        "Read these news articles.\n\nNews:\n",
-        "\n\nNow summarise all of the news on one page.\n\nSummary:",
-    ),
-    examples(
-        "trec",
-        Metric::Class,
-        (64, true),
-        "Say of what type a question is, as in these examples.\n\n",
-        "\n{input}",
-    ),
-    examples(
-        "triviaqa",
-        Metric::F1,
-        (32, true),
-        "Answer the question from the passage, with the answer alone, as in these examples.\n\n",
-        "\n\n{input}",
-    ),
-    examples(
-        "samsum",
-        Metric::RougeL,
-        (128, true),
-        "Summarise a dialogue briefly, as in these examples.\n\n",
-        "\n\n{input}",
-    ),
-    examples(
-        "lsht",
-        Metric::Class,
-        (64, true),
-        "请判断一条新闻属于哪一类，如以下各例。\n\n",
-        "\n{input}",
-    ),
-    chat(
-        "passage_count",
-        Metric::Count,
-        32,
-        "Here are paragraphs from Wikipedia, some of them more than once.\n\n",
-        UNIQUE,
-    ),
-    chat(
-        "passage_retrieval_en",
-        Metric::Retrieval("Paragraph "),
-        32,
-        "Here are 30 paragraphs from Wikipedia, for an abstract.\n\n",
-        ABSTRACT,
-    ),
-    chat(
-        "passage_retrieval_zh",
-        Metric::Retrieval("段落"),
-        32,
-        "以下是若干段落，之后是一个摘要。\n\n",
-        ABSTRACT_ZH,
-    ),
-    examples(
-        "lcc",
-        Metric::Code,
-        (64, false),
-        "Complete this code.\n",
-        "Next line of code:\n",
-    ),
-    examples(
-        "repobench-p",
-        Metric::Code,
-        (64, false),
-        "Complete this code.\n",
-        "{input}Next line of code:\n",
-    ),
-];
-/// Datasets whose metrics need words of Chinese text.
-const LEFT_OUT: [&str; 3] = ["multifieldqa_zh", "dureader", "vcsum"];
-
-/// One of the datasets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dataset(usize);
-
-impl Dataset {
-    /// The dataset called `name`.
-    ///
-    /// # Errors
-    /// [`Error::Spec`] with the names there are.
-    pub fn find(name: &str) -> Result<Self> {
-        if LEFT_OUT.contains(&name) {
-            return Err(Error::Spec(format!(
-                "dataset {name} is left out: its metric needs words of Chinese text"
-            )));
-        }
-        SPECS
-            .iter()
-            .position(|s| s.name == name)
-            .map(Self)
-            .ok_or_else(|| {
-                let names: Vec<&str> = SPECS.iter().map(|s| s.name).collect();
-                Error::Spec(format!(
-                    "dataset `{name}` is not one of {}",
-                    names.join(", ")
-                ))
-            })
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        SPECS[self.0].name
-    }
-
-    /// Tokens of an answer at most.
-    pub fn answer_tokens(self) -> usize {
-        SPECS[self.0].answer_tokens
-    }
-
-    /// Its place in the list of all.
-    pub fn number(self) -> u64 {
-        self.0 as u64
-    }
-}
 
 #[derive(Debug, Clone, Deserialize)]
 struct Item {
@@ -382,7 +155,7 @@ impl File {
 
     /// Question `index` in the order that the seed gives them.
     pub fn question(&self, seed: u64, index: usize) -> Question<'_> {
-        let spec = &SPECS[self.dataset.0];
+        let spec = self.dataset.spec();
         let mut order: Vec<usize> = (0..self.items.len()).collect();
         Draws::new(&[seed]).shuffle(&mut order);
         let item = &self.items[order[index % order.len()]];

@@ -3,6 +3,7 @@
 //! difflib for code. Each gives 0 to 1.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,13 +203,18 @@ fn similarity(a: &str, b: &str) -> f64 {
         let most = b.len() / 100 + 1;
         places.retain(|_, at| at.len() <= most);
     }
-    let (mut queue, mut matched) = (vec![(0, a.len(), 0, b.len())], 0);
-    while let Some((a0, a1, b0, b1)) = queue.pop() {
-        let (i, j, size) = longest_block((&a, &b), &places, (a0, a1, b0, b1));
-        if size > 0 {
-            matched += size;
-            queue.push((a0, i, b0, j));
-            queue.push((i + size, a1, j + size, b1));
+    let texts = Texts {
+        a: &a,
+        b: &b,
+        places,
+    };
+    let (mut queue, mut matched) = (vec![texts.whole()], 0);
+    while let Some(part) = queue.pop() {
+        let block = texts.longest_block(&part);
+        if block.len > 0 {
+            matched += block.len;
+            queue.push(part.before(&block));
+            queue.push(part.after(&block));
         }
     }
     if a.len() + b.len() == 0 {
@@ -218,42 +224,78 @@ fn similarity(a: &str, b: &str) -> f64 {
     }
 }
 
-/// The longest block of `a[a0..a1]` in `b[b0..b1]`, the first of equal ones: where in both, and how
-/// long.
-fn longest_block(
-    (a, b): (&[char], &[char]),
-    places: &HashMap<char, Vec<usize>>,
-    (a0, a1, b0, b1): (usize, usize, usize, usize),
-) -> (usize, usize, usize) {
-    let (mut i, mut j, mut size) = (a0, b0, 0);
-    let mut ending: HashMap<usize, usize> = HashMap::new();
-    for (at, c) in a.iter().enumerate().take(a1).skip(a0) {
-        let mut here = HashMap::new();
-        for &to in places
-            .get(c)
-            .into_iter()
-            .flatten()
-            .filter(|to| (b0..b1).contains(*to))
-        {
-            let length = 1 + to
-                .checked_sub(1)
-                .and_then(|before| ending.get(&before))
-                .copied()
-                .unwrap_or(0);
-            here.insert(to, length);
-            if length > size {
-                (i, j, size) = (at + 1 - length, to + 1 - length, length);
-            }
+/// Two texts, and where each character that may start a block stands in the second.
+struct Texts<'t> {
+    a: &'t [char],
+    b: &'t [char],
+    places: HashMap<char, Vec<usize>>,
+}
+
+/// A part of either text.
+struct Part {
+    a: Range<usize>,
+    b: Range<usize>,
+}
+
+/// Equal characters: where in either text, and how many.
+struct Block {
+    a: usize,
+    b: usize,
+    len: usize,
+}
+
+impl Part {
+    fn before(&self, block: &Block) -> Self {
+        Self {
+            a: self.a.start..block.a,
+            b: self.b.start..block.b,
         }
-        ending = here;
     }
-    while i > a0 && j > b0 && a[i - 1] == b[j - 1] {
-        (i, j, size) = (i - 1, j - 1, size + 1);
+
+    fn after(&self, block: &Block) -> Self {
+        Self {
+            a: block.a + block.len..self.a.end,
+            b: block.b + block.len..self.b.end,
+        }
     }
-    while i + size < a1 && j + size < b1 && a[i + size] == b[j + size] {
-        size += 1;
+}
+
+impl Texts<'_> {
+    fn whole(&self) -> Part {
+        Part {
+            a: 0..self.a.len(),
+            b: 0..self.b.len(),
+        }
     }
-    (i, j, size)
+
+    /// The longest block of a part, the first of equal ones.
+    fn longest_block(&self, part: &Part) -> Block {
+        let (mut i, mut j, mut len) = (part.a.start, part.b.start, 0);
+        // Lengths of the blocks that end at the last character of `a`, by their end in `b`.
+        let mut ending: HashMap<usize, usize> = HashMap::new();
+        for at in part.a.clone() {
+            let mut here = HashMap::new();
+            let places = self.places.get(&self.a[at]).into_iter().flatten();
+            for &to in places.filter(|to| part.b.contains(to)) {
+                let before = to.checked_sub(1).and_then(|before| ending.get(&before));
+                let length = 1 + before.copied().unwrap_or(0);
+                here.insert(to, length);
+                if length > len {
+                    (i, j, len) = (at + 1 - length, to + 1 - length, length);
+                }
+            }
+            ending = here;
+        }
+
+        // Characters that start no block may still belong to one.
+        while i > part.a.start && j > part.b.start && self.a[i - 1] == self.b[j - 1] {
+            (i, j, len) = (i - 1, j - 1, len + 1);
+        }
+        while i + len < part.a.end && j + len < part.b.end && self.a[i + len] == self.b[j + len] {
+            len += 1;
+        }
+        Block { a: i, b: j, len }
+    }
 }
 
 #[cfg(test)]
