@@ -8,10 +8,10 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use rules::Rule;
 
 use crate::process::output;
 use crate::rust_source::{code_only, find_word, functions, line_of, signatures};
-use rules::Rule;
 
 /// A file longer than this is refused.
 const MAX_FILE_LINES: usize = 600;

@@ -15,6 +15,9 @@ const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
 const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 
+/// Directory with gRPC for Python, for the documents and examples that use it.
+const GRPC_VARIABLE: &str = "PALIMPSEST_TEST_GRPC";
+
 /// Directory with schemathesis, which makes requests from the OpenAPI document.
 const FUZZER_VARIABLE: &str = "PALIMPSEST_TEST_SCHEMATHESIS";
 
@@ -76,11 +79,13 @@ pub fn run_all(extent: Extent) -> Result<()> {
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
         let openai = tools::python_packages("openai", &["openai==3.54.0"])?;
+        let grpc = tools::python_packages("grpc", &["grpcio==1.85.1", "grpcio-tools==1.85.1"])?;
         let fuzzer = tools::python_packages("fuzz", &["schemathesis==4.32.5"])?;
         for suite in &mut suites {
             suite
                 .env(MODEL_VARIABLE, &model)
                 .env(OPENAI_VARIABLE, &openai)
+                .env(GRPC_VARIABLE, &grpc)
                 .env(FUZZER_VARIABLE, &fuzzer);
         }
     }
@@ -108,6 +113,7 @@ fn main_suite(extent: Extent) -> Command {
             "--lib",
             "--bins",
             "--tests",
+            "--examples",
         ])
     };
     // Clusters need system packages, which the fast run does not install.
