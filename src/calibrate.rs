@@ -13,8 +13,9 @@ use palimpsest_calibrate::run::{self, Calibrated, Options, Source, Stage};
 use palimpsest_calibrate::tune::documents::{Documents, Turns};
 use palimpsest_calibrate::tune::{self};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
-use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::indexer::{Indexer, ModelShape};
 use palimpsest_engine::offline::reconstruction::{INSTRUCTION, Target};
+use palimpsest_engine::policy::retention::RetentionWeights;
 use palimpsest_models::Model;
 use palimpsest_models::tokenizer::TokenizerFiles;
 use palimpsest_proto::internal::v1::ModelInfo;
@@ -170,11 +171,11 @@ fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
             .with_context(|| format!("cannot read the indexer {}", path.display()))?;
         let indexer = Indexer::parse(&bytes).with_context(|| path.display().to_string())?;
         let config = model.config();
-        let check = indexer.check(
-            config.layers,
-            config.kv_heads,
-            (config.hidden, config.head_dim),
-        );
+        let check = indexer.check(ModelShape {
+            layers: config.layers,
+            kv_heads: config.kv_heads,
+            hidden: config.hidden,
+        });
         check.with_context(|| path.display().to_string())?;
         Ok(indexer)
     };
@@ -197,7 +198,9 @@ fn tune(
     indexer: &mut Indexer,
     documents: &Documents<'_>,
 ) -> anyhow::Result<()> {
-    tune::add_second(&mut indexer.retention);
+    let mut scorers = RetentionWeights::of(indexer)?;
+    tune::add_second(&mut scorers.layers);
+    indexer.set(&scorers);
     let stride = args.model.stride as usize;
     let (rate, seed) = (args.tune_rate, args.seed);
     let options = tune::Options {

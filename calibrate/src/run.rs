@@ -1,15 +1,13 @@
 //! A whole calibration: documents in, indexer and report out.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::kv::budget;
+use palimpsest_engine::indexer::{Indexer, ModelShape};
+use palimpsest_engine::kv::allocation;
 use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_engine::offline::reconstruction::{Reconstruction, Target};
 use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
-use palimpsest_engine::policy::retention::LayerScorer;
+use palimpsest_engine::policy::retention::{LayerScorer, RetentionWeights};
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::{Backend, SelectBudget, SelectItem, select};
 use palimpsest_models::config::ModelConfig;
@@ -147,27 +145,29 @@ pub fn calibrate<B: Backend>(
             report.explained = Some(layer.explained);
             layers.push(layer.weights);
         }
-        associative = Some(Arc::new(AssociativeWeights {
+        associative = Some(AssociativeWeights {
             features: memory.features,
             head_dim: shape.heads.dim,
             layers,
-        }));
+        });
     }
-    let query = options.query.map(|query| {
-        Arc::new(PairwiseWeights {
-            heads: query.heads,
-            dim: query.dim,
-            layers: queries,
-        })
+    let query = options.query.map(|query| PairwiseWeights {
+        heads: query.heads,
+        dim: query.dim,
+        layers: queries,
     });
-    let indexer = Indexer {
+    let mut indexer = Indexer::new(ModelShape {
+        layers: shape.layers,
         kv_heads: shape.heads.kv_heads,
         hidden: shape.hidden,
-        retention: scorers,
-        query,
-        associative,
-        metadata: HashMap::new(),
-    };
+    });
+    indexer.set(&RetentionWeights { layers: scorers });
+    if let Some(query) = &query {
+        indexer.set(query);
+    }
+    if let Some(associative) = &associative {
+        indexer.set(associative);
+    }
     Ok(Calibrated { indexer, report })
 }
 
@@ -360,7 +360,7 @@ fn kept(
     let budget = SelectBudget {
         pools: kv_heads,
         take,
-        floor: budget::floor_of(take),
+        floor: allocation::floor_of(take),
     };
     let items: Vec<_> = heads
         .iter()

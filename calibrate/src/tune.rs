@@ -37,7 +37,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer};
+use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer, RetentionWeights};
 use xxhash_rust::xxh3::Xxh3;
 
 use self::documents::{Documents, Kind, LONG, SHORT};
@@ -148,8 +148,10 @@ pub fn mean_of(indexers: Vec<Indexer>) -> Result<Indexer> {
     let count = indexers.len() as f32;
     let mut indexers = indexers.into_iter();
     let mut mean = indexers.next().ok_or(crate::Error::Scorers)?;
+    let mut scorers = RetentionWeights::of(&mean)?;
     for other in indexers {
-        for (sum, mut layer) in mean.retention.iter_mut().zip(other.retention) {
+        let other = RetentionWeights::of(&other)?;
+        for (sum, mut layer) in scorers.layers.iter_mut().zip(other.layers) {
             if sum.recent.is_some() != layer.recent.is_some() {
                 return Err(crate::Error::Scorers);
             }
@@ -160,11 +162,13 @@ pub fn mean_of(indexers: Vec<Indexer>) -> Result<Indexer> {
             }
         }
     }
-    mean.retention
+    scorers
+        .layers
         .iter_mut()
         .flat_map(arrays)
         .flatten()
         .for_each(|value| *value /= count);
+    mean.set(&scorers);
     Ok(mean)
 }
 
@@ -201,7 +205,8 @@ pub fn tune(
         .zip(&states)
         .map(|(layer, x)| model.attention_input(layer, x));
     let inputs = inputs.collect::<candle_core::Result<Vec<_>>>()?;
-    let mut scorers = Scorers::new(indexer.retention.clone(), indexer.kv_heads, &inputs)?;
+    let start = RetentionWeights::of(indexer)?.layers;
+    let mut scorers = Scorers::new(start, indexer.shape.kv_heads, &inputs)?;
     drop((states, inputs));
     let state = State::new(&options.state, digest(indexer, options, &sample.ids));
     let mut done = state.load(&mut scorers).unwrap_or(0).min(options.steps);
@@ -224,7 +229,9 @@ pub fn tune(
             losses: mean(&recent),
         });
     }
-    indexer.retention = scorers.folded()?;
+    indexer.set(&RetentionWeights {
+        layers: scorers.folded()?,
+    });
     state.remove();
     Ok(mean(&recent))
 }

@@ -1,74 +1,44 @@
 //! ONE decoder for every supported architecture and every backend.
 //!
 //! ```text
-//! embed ▸ layers × [ norm ▸ qkv ▸ norm/rotate/store ▸ attention ▸ output ▸ + ▸ norm ▸ gate·up ▸ down ▸ + ] ▸ norm ▸ head
-//!                                                    boundary: score ▸ rank ▸ evict ▸ memorise ▸ compact, after the last layer
+//! embed ▸ layers ▸ norm ▸ head
+//!         layer:    norm ▸ qkv ▸ norm, rotate, store ▸ attention ▸ output ▸ + ▸ feed-forward
+//!                   feed-forward: norm ▸ gate·up ▸ down ▸ +
+//!         boundary: score ▸ rank ▸ evict ▸ memorise ▸ compact, after the last layer
 //! ```
 
 mod answers;
 mod arena;
 mod decode;
+mod faults;
+mod hooks;
+mod install;
+mod layer;
 mod scratch;
+mod step;
 
 use std::sync::Arc;
 
-pub use answers::Answer;
 pub use arena::Arena;
 use palimpsest_collective::Collective;
 use palimpsest_kernels::sample::SampleItem;
-use palimpsest_kernels::{Backend, PageShape, QkvShape};
+use palimpsest_kernels::{Backend, PageShape};
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::weights::Weights;
+pub use step::{Answer, Capture, Captured, Logits, Piece};
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::hooks::Hooks;
 use self::scratch::Scratch;
 use crate::device_memory::StepSize;
 use crate::error::{Error, Result};
-use crate::indexer::Indexer;
-use crate::kv::SequenceCache;
 use crate::kv::boundary::{self, BoundaryContext, Scores};
-use crate::layers::attention::{AttentionArgs, Span, attend};
-use crate::layers::pairwise::DevicePairwise;
-use crate::layers::query_moments::{self, QueryRows};
-use crate::layers::scorer::DeviceScorer;
-use crate::layers::{Layer, stack, vector};
-use crate::memory::DeviceAssociative;
-use crate::peers::{Peers, RowParallel};
+use crate::layers::Layer;
+use crate::layers::attention::Span;
+use crate::memory::Memories;
+use crate::peers::Peers;
 use crate::shard::Shard;
-
-/// Which logits a piece wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Logits {
-    /// None: more of the prompt follows.
-    None,
-    /// After the last token.
-    Last,
-    /// After every token.
-    All,
-}
-
-/// Tokens of one sequence in a step. They must not go beyond the next boundary.
-pub struct Piece<'a> {
-    /// The sequence.
-    pub cache: &'a mut SequenceCache,
-    /// Tokens to read, at least one.
-    pub tokens: &'a [u32],
-    /// Logits to return.
-    pub logits: Logits,
-}
-
-/// What a layer computed for the rows of a step.
-pub struct Captured<'a> {
-    /// Decoder layer.
-    pub layer: usize,
-    /// Normalised hidden states that enter attention `[T, E]`.
-    pub hidden: &'a [f32],
-    /// Queries, rotated `[T, H, D]`.
-    pub queries: &'a [f32],
-}
-
-/// Receives what layers compute, see [`Decoder::set_capture`].
-pub type Capture = Box<dyn FnMut(Captured<'_>) + Send>;
+use crate::upload::{stack, vector};
 
 /// A model on a device.
 pub struct Decoder<B: Backend> {
@@ -83,9 +53,9 @@ pub struct Decoder<B: Backend> {
     /// `None`: tied to the embedding.
     head: Option<B::Matrix>,
     inv_freq: Vec<f32>,
-    scorer: Option<DeviceScorer<B>>,
-    query: Option<DevicePairwise<B>>,
-    associative: Option<DeviceAssociative<B>>,
+    /// What the installed policies compute for new tokens.
+    hooks: Hooks<B>,
+    memories: Memories<B>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     perturbed: bool,
@@ -122,9 +92,8 @@ impl<B: Backend> Decoder<B> {
             embedding: stack(&backend, &[&weights.embedding(&shard.part)?])?,
             final_norm: vector(&backend, &weights.final_norm()?)?,
             inv_freq: config.rope.inv_freq(),
-            scorer: None,
-            query: None,
-            associative: None,
+            hooks: Hooks::none(),
+            memories: Memories::untrained(),
             capture: None,
             state_digests: Vec::new(),
             perturbed: false,
@@ -159,50 +128,14 @@ impl<B: Backend> Decoder<B> {
         &self.state_digests
     }
 
-    /// A fault for tests: the next step starts from hidden states that no other rank has, as a
-    /// damaged memory or another kernel would have it.
-    pub fn perturb_next_step(&mut self) {
-        self.perturbed = true;
-    }
-
     /// The part of the model that is here.
     pub fn shard(&self) -> &Shard {
         &self.shard
     }
 
-    /// Makes trained scorers and memories available to the policies and contracts that name them.
-    ///
-    /// # Errors
-    /// [`Error::Indexer`] when they were made for another model.
-    pub fn set_indexer(&mut self, indexer: &Indexer) -> Result<()> {
-        let (hidden, kv_heads) = (self.config.hidden, &self.shard.part.kv_heads);
-        indexer.check(
-            self.config.layers,
-            self.config.kv_heads,
-            (hidden, self.config.head_dim),
-        )?;
-        let b = &self.backend;
-        self.scorer = Some(DeviceScorer::load(
-            b,
-            &indexer.retention,
-            hidden,
-            kv_heads.clone(),
-        )?);
-        let query = indexer
-            .query
-            .clone()
-            .map(|query| DevicePairwise::load(b, query, hidden, kv_heads.clone()));
-        self.query = query.transpose()?;
-        let associative = indexer.associative.as_ref();
-        let associative =
-            associative.map(|weights| DeviceAssociative::load(b, weights, kv_heads.clone()));
-        self.associative = associative.transpose()?;
-        Ok(())
-    }
-
-    /// Trained features of the memory `associative`, `F`.
-    pub fn features(&self) -> Option<usize> {
-        self.associative.as_ref().map(DeviceAssociative::count)
+    /// What was trained for memories.
+    pub fn memories(&self) -> &Memories<B> {
+        &self.memories
     }
 
     /// Calls `capture` in every layer with what scorers and memories are trained on. `None` stops
@@ -284,7 +217,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Vec<Answer>> {
         let rows = self.check(arena, pieces)?;
         self.peers.begin_step();
-        let logit_rows = pieces.iter().map(|p| wanted_rows(p, 0).len()).sum();
+        let logit_rows = pieces.iter().map(|p| p.wanted_rows(0).len()).sum();
         let Some(padded) = self.begin_decode(pieces) else {
             self.reserve(StepSize { rows, logit_rows })?;
             return self.carry_out(arena, pieces, choices, rows);
@@ -324,9 +257,7 @@ impl<B: Backend> Decoder<B> {
         ids.resize(rows, 0);
         self.rotary(&spans, rows)?;
         self.embed(&ids)?;
-        if std::mem::take(&mut self.perturbed) {
-            self.perturb(rows)?;
-        }
+        self.perturb(rows)?;
         for layer in 0..self.layers.len() {
             self.layer(layer, rows, &mut spans, arena)?;
         }
@@ -405,144 +336,6 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// Embeds the step's tokens. Each rank knows the rows of its own part of the vocabulary; the
-    /// sum has them all.
-    fn embed(&mut self, ids: &[u32]) -> Result<()> {
-        let x = &mut self.scratch.x;
-        if self.shard.is_whole() {
-            return Ok(self.backend.embed(&self.embedding, ids, x)?);
-        }
-        let own = &self.shard.part.vocabulary;
-        let is_own = |id: u32| own.contains(&(id as usize));
-        let local: Vec<Option<u32>> = ids
-            .iter()
-            .map(|&id| is_own(id).then(|| (id as usize - own.start) as u32))
-            .collect();
-        self.peers.embed(
-            &self.backend,
-            &self.embedding,
-            &local,
-            self.config.hidden,
-            x,
-        )
-    }
-
-    /// Changes one value of each row, after the sum that makes them the same on all ranks. What it
-    /// asks the device for, other ranks do not; where the step is put off, it stays one list all
-    /// the same.
-    fn perturb(&mut self, rows: usize) -> Result<()> {
-        let mut values = vec![0.0; rows * self.config.hidden];
-        values
-            .chunks_exact_mut(self.config.hidden)
-            .for_each(|row| row[0] = 0.25);
-        let mut change = self.backend.alloc(values.len())?;
-        self.backend.upload(&values, &mut change, 0)?;
-        Ok(self
-            .backend
-            .add(&mut self.scratch.x, &change, values.len())?)
-    }
-
-    fn rotary(&mut self, spans: &[Span<'_>], rows: usize) -> Result<()> {
-        let positions = spans
-            .iter()
-            .flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
-        let positions = positions.chain(std::iter::repeat(0)).take(rows);
-        let angles = &mut self.scratch.angles;
-        angles.fill(positions, &self.inv_freq);
-        self.backend.upload(&angles.cos, &mut self.scratch.cos, 0)?;
-        self.backend.upload(&angles.sin, &mut self.scratch.sin, 0)?;
-        Ok(())
-    }
-
-    fn layer(
-        &mut self,
-        index: usize,
-        rows: usize,
-        spans: &mut [Span<'_>],
-        arena: &mut Arena<B>,
-    ) -> Result<()> {
-        let (b, layer, s) = (&self.backend, &self.layers[index], &mut self.scratch);
-        let eps = self.config.rms_eps;
-        b.rms_norm(&s.x, &layer.attention_norm, eps, rows, &mut s.h)?;
-        if let Some(scorer) = &mut self.scorer {
-            scorer.ingest(b, index, (&s.h, rows), spans, &mut arena.pages)?;
-        }
-        if let Some(query) = &mut self.query {
-            query.ingest(b, index, &s.h, rows, spans)?;
-        }
-        let mut hidden = Vec::new();
-        if self.capture.is_some() {
-            hidden.resize(rows * self.config.hidden, 0.0);
-            b.download(&s.h, 0, &mut hidden)?;
-        }
-        let attention = &layer.attention;
-        b.matmul(
-            &attention.qkv,
-            &s.h,
-            rows,
-            attention.qkv_bias.as_ref(),
-            &mut s.qkv,
-        )?;
-        let args = AttentionArgs {
-            layer: index,
-            shape: qkv_shape(&self.shard),
-            rows,
-            qkv: &s.qkv,
-            cos: &s.cos,
-            sin: &s.sin,
-            qk_norm: attention
-                .qk_norm
-                .as_ref()
-                .map(|norm| (&norm.q, &norm.k, eps)),
-            sliding_window: self.config.sliding_window,
-            stride: self.stride,
-            associative: self
-                .associative
-                .as_ref()
-                .map(|memory| memory.layer(index, qkv_shape(&self.shard))),
-        };
-        attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
-        let queries = QueryRows {
-            layer: index,
-            shape: qkv_shape(&self.shard),
-            rows,
-            queries: &s.q,
-            angles: &s.angles,
-        };
-        query_moments::add(b, &queries, spans)?;
-        if let Some(capture) = &mut self.capture {
-            let mut queries = vec![0.0; rows * self.shard.part.heads() * self.config.head_dim];
-            b.download(&s.q, 0, &mut queries)?;
-            capture(Captured {
-                layer: index,
-                hidden: &hidden,
-                queries: &queries,
-            });
-        }
-        let product = RowParallel {
-            matrix: &attention.output,
-            x: &s.attended,
-            rows,
-            width: self.config.hidden,
-            units: &self.shard.query_units,
-        };
-        self.peers.row_parallel(b, &product, &mut s.h)?;
-        b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
-        b.rms_norm(&s.x, &layer.ffn_norm, eps, rows, &mut s.h)?;
-        b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
-        b.silu_mul(&s.gate_up, rows, self.shard.part.ffn.len(), &mut s.act)?;
-        let product = RowParallel {
-            matrix: &layer.down,
-            x: &s.act,
-            rows,
-            width: self.config.hidden,
-            units: &self.shard.ffn_units,
-        };
-        self.peers.row_parallel(b, &product, &mut s.h)?;
-        b.add(&mut s.x, &s.h, rows * self.config.hidden)?;
-        Ok(())
-    }
-
     fn digest_states(&mut self, pieces: &[Piece<'_>]) -> Result<()> {
         self.state_digests.clear();
         if self.shard.is_whole() {
@@ -575,27 +368,9 @@ impl<B: Backend> Decoder<B> {
             stride: self.stride,
             trained_length: self.config.context_length as u64,
             inv_freq: &self.inv_freq,
-            features: self.associative.as_ref().map(DeviceAssociative::features),
+            features: self.memories.writer(),
             scores: &mut self.scores,
             peers: &mut self.peers,
         }
-    }
-}
-
-fn qkv_shape(shard: &Shard) -> QkvShape {
-    QkvShape {
-        heads: shard.part.heads(),
-        kv_heads: shard.part.kv_heads.len(),
-        head_dim: shard.part.head_dim,
-    }
-}
-
-/// Rows of a piece whose logits are wanted, when the piece starts at row `first`.
-fn wanted_rows(piece: &Piece<'_>, first: usize) -> std::ops::Range<usize> {
-    let end = first + piece.tokens.len();
-    match piece.logits {
-        Logits::None => end..end,
-        Logits::Last => end - 1..end,
-        Logits::All => first..end,
     }
 }

@@ -6,12 +6,14 @@
 //!  | sinks | retained by the policy      | window        | tail: new since the    |
 //!  | 0..s  | any positions, increasing   | last W        | last boundary, < E     |
 //!  +-------+-----------------------------+---------------+------------------------+
-//!   at a boundary (absolute position a multiple of E): score -> rank -> evict -> memorise -> compact
+//!   at a boundary (absolute position a multiple of E):
+//!     score -> rank -> evict -> memorise -> compact
 //! ```
 //! Invariants: positions of a head increase strictly; nothing is evicted between boundaries; what
 //! is kept at a boundary depends on the tokens seen and the contract alone. Absent on purpose: any
 //! notion of batches, chunks or time.
 
+pub mod allocation;
 pub mod boundary;
 pub mod budget;
 pub mod budget_group;
@@ -20,6 +22,6 @@ pub mod contract;
 pub mod pages;
 pub mod sharing;
 
-pub use cache::{Entries, HeadSlots, SequenceCache};
+pub use cache::{Entries, SequenceCache};
 pub use contract::{Contract, HeadBudget, Positions};
 pub use pages::PagePool;

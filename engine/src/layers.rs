@@ -1,16 +1,13 @@
 //! The parts of a decoder layer, each a thin composition of backend operations.
 
 pub mod attention;
-pub mod pairwise;
-pub mod query_moments;
-pub mod scorer;
 
 use attention::AttentionWeights;
 use palimpsest_kernels::Backend;
-use palimpsest_models::weight_data::WeightData;
 use palimpsest_models::weights::LayerWeights;
 
 use crate::error::Result;
+use crate::upload::{stack, vector};
 
 /// Weights of one decoder layer on the device.
 pub struct Layer<B: Backend> {
@@ -51,17 +48,4 @@ impl<B: Backend> Layer<B> {
         ];
         matrices.into_iter().map(|m| backend.matrix_bytes(m)).sum()
     }
-}
-
-/// Uploads a vector.
-pub(crate) fn vector<B: Backend>(backend: &B, values: &[f32]) -> Result<B::Buffer> {
-    let mut buffer = backend.alloc(values.len())?;
-    backend.upload(values, &mut buffer, 0)?;
-    Ok(buffer)
-}
-
-/// Packs matrices that share an input, one below the other.
-pub(crate) fn stack<B: Backend>(backend: &B, parts: &[&WeightData<'_>]) -> Result<B::Matrix> {
-    let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
-    Ok(backend.load_matrix(&views)?)
 }

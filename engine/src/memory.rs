@@ -4,10 +4,13 @@
 
 pub mod associative;
 
-pub use associative::DeviceAssociative;
-use palimpsest_kernels::{LatentHead, LatentId, LatentKind};
+use std::ops::Range;
+
+use associative::{AssociativeWeights, DeviceAssociative};
+use palimpsest_kernels::{AssociativeLayer, Backend, LatentHead, LatentId, LatentKind, QkvShape};
 
 use crate::error::{Error, Result};
+use crate::indexer::{Reader, Trained};
 
 /// No memory.
 pub const NONE: &str = "none";
@@ -30,6 +33,24 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Makes room for the state of `heads` KV heads with `D = head_dim`.
+    ///
+    /// # Errors
+    /// Those of the kernels when the device has no room.
+    pub fn open<B: Backend>(
+        backend: &B,
+        pages: &mut B::Pages,
+        kind: LatentKind,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<Self> {
+        Ok(Self {
+            id: backend.alloc_latent(pages, kind, heads)?,
+            kind,
+            bytes: 4 * heads * kind.head_values(head_dim),
+        })
+    }
+
     /// What attention of `head` (`layer * kv_heads + kv_head`) reads inside its softmax.
     pub fn centroids(&self, head: usize) -> Option<LatentHead> {
         matches!(self.kind, LatentKind::Centroids { .. })
@@ -52,18 +73,82 @@ pub fn names(associative: bool) -> Vec<&'static str> {
     }
 }
 
-/// The memory called `name`, as large as `entries` cache entries of `entry_bytes` each per KV head.
-/// `features`: those that were trained, `F`.
+/// What was trained for memories, on a rank's device.
+pub struct Memories<B: Backend> {
+    associative: Option<DeviceAssociative<B>>,
+}
+
+impl<B: Backend> Memories<B> {
+    /// Nothing was trained.
+    pub const fn untrained() -> Self {
+        Self { associative: None }
+    }
+
+    /// Uploads what a file has for memories of a model with `D = head_dim`, of this rank's
+    /// `kv_heads`.
+    ///
+    /// # Errors
+    /// [`Error::Indexer`] when it is for a model with other heads; those of the kernels.
+    pub fn load(
+        backend: &B,
+        reader: &mut Reader<'_>,
+        head_dim: usize,
+        kv_heads: Range<usize>,
+    ) -> Result<Self> {
+        let Some(weights) = AssociativeWeights::read(reader)? else {
+            return Ok(Self::untrained());
+        };
+        if weights.head_dim != head_dim {
+            return Err(Error::Indexer(format!(
+                "made for a model with heads of {}; this one has heads of {head_dim}",
+                weights.head_dim
+            )));
+        }
+        let associative = DeviceAssociative::load(backend, &weights, kv_heads)?;
+        Ok(Self {
+            associative: Some(associative),
+        })
+    }
+
+    /// Trained features of [`ASSOCIATIVE`], `F`.
+    pub fn features(&self) -> Option<usize> {
+        self.associative.as_ref().map(DeviceAssociative::count)
+    }
+
+    /// What memories are written with: all features, and `F`.
+    pub fn writer(&self) -> Option<(&B::Buffer, usize)> {
+        self.associative.as_ref().map(DeviceAssociative::features)
+    }
+
+    /// What a readout of a layer with these heads reads.
+    pub fn readout(&self, layer: usize, shape: QkvShape) -> Option<AssociativeLayer<'_, B>> {
+        let associative = self.associative.as_ref()?;
+        Some(associative.layer(layer, shape))
+    }
+}
+
+/// What a contract pays for a memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payment {
+    /// Cache entries per KV head.
+    pub entries: u32,
+    /// Bytes of one of them.
+    pub entry_bytes: usize,
+    /// `D`.
+    pub head_dim: usize,
+}
+
+/// The memory called `name`, as large as it is paid for. `features`: those that were trained, `F`.
 ///
 /// # Errors
 /// [`Error::Contract`] for an unknown name, a memory that was not trained, and entries that do not
 /// pay for the least of it.
-pub fn kind(
-    name: &str,
-    entries: u32,
-    (entry_bytes, head_dim): (usize, usize),
-    features: Option<usize>,
-) -> Result<Option<LatentKind>> {
+pub fn kind(name: &str, payment: Payment, features: Option<usize>) -> Result<Option<LatentKind>> {
+    let Payment {
+        entries,
+        entry_bytes,
+        head_dim,
+    } = payment;
     let paid = |one: LatentKind, what: &str| match entries as usize * entry_bytes
         / (4 * one.head_values(head_dim))
     {
@@ -99,7 +184,14 @@ mod tests {
 
     #[test]
     fn a_memory_is_as_large_as_its_entries_pay_for() {
-        let kind = |name, entries, features| kind(name, entries, (256, 64), features);
+        let kind = |name, entries, features| {
+            let payment = Payment {
+                entries,
+                entry_bytes: 256,
+                head_dim: 64,
+            };
+            kind(name, payment, features)
+        };
         // A feature is 65 values, a centroid 129; an entry pays for 64.
         let features = |features| Some(LatentKind::Associative { features });
         assert_eq!(

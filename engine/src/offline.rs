@@ -7,8 +7,9 @@ use palimpsest_kernels::Backend;
 
 use crate::decoder::{Logits, Piece};
 use crate::error::Result;
-use crate::kv::{Contract, Entries, HeadSlots, SequenceCache};
-use crate::runner::{Runner, new_cache};
+use crate::kv::{Contract, Entries, SequenceCache};
+use crate::runner::Runner;
+use crate::slots::HeadSlots;
 
 /// A sequence on a runner that nothing else uses meanwhile.
 pub struct OfflineSequence<'a, B: Backend> {
@@ -27,14 +28,10 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
     /// An empty sequence under `contract`.
     ///
     /// # Errors
-    /// See [`new_cache`].
+    /// [`crate::Error::Contract`] for a policy or memory that is not known, or a memory that is too
+    /// small; those of the kernels when the device has no room for the memory.
     pub fn open(runner: &'a mut Runner<B>, contract: Contract) -> Result<Self> {
-        let cache = new_cache(
-            &runner.decoder,
-            &mut runner.arena,
-            contract,
-            &runner.policies,
-        )?;
+        let cache = runner.open_cache(contract)?;
         Ok(Self { runner, cache })
     }
 
@@ -101,16 +98,11 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
     /// Begins again with nothing read, under the same contract.
     ///
     /// # Errors
-    /// See [`new_cache`].
+    /// [`crate::Error::Contract`] for a policy or memory that is not known, or a memory that is too
+    /// small; those of the kernels when the device has no room for the memory.
     pub fn restart(&mut self) -> Result<()> {
-        let Runner {
-            decoder,
-            arena,
-            policies,
-            ..
-        } = &mut *self.runner;
-        arena.reclaim(decoder.backend(), &mut self.cache);
-        self.cache = new_cache(decoder, arena, self.cache.contract.clone(), policies)?;
+        self.runner.reclaim(&mut self.cache);
+        self.cache = self.runner.open_cache(self.cache.contract.clone())?;
         Ok(())
     }
 
@@ -163,8 +155,7 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
 
 impl<B: Backend> Drop for OfflineSequence<'_, B> {
     fn drop(&mut self) {
-        let Runner { decoder, arena, .. } = &mut *self.runner;
-        arena.reclaim(decoder.backend(), &mut self.cache);
+        self.runner.reclaim(&mut self.cache);
     }
 }
 
@@ -178,17 +169,12 @@ impl<'a, B: Backend> OfflineBatch<'a, B> {
     /// `count` empty sequences under `contract`.
     ///
     /// # Errors
-    /// See [`new_cache`].
+    /// [`crate::Error::Contract`] for a policy or memory that is not known, or a memory that is too
+    /// small; those of the kernels when the device has no room for the memory.
     pub fn open(runner: &'a mut Runner<B>, contract: &Contract, count: usize) -> Result<Self> {
-        let mut one = || {
-            new_cache(
-                &runner.decoder,
-                &mut runner.arena,
-                contract.clone(),
-                &runner.policies,
-            )
-        };
-        let caches = (0..count).map(|_| one()).collect::<Result<_>>()?;
+        let caches = (0..count)
+            .map(|_| runner.open_cache(contract.clone()))
+            .collect::<Result<_>>()?;
         Ok(Self { runner, caches })
     }
 
@@ -241,9 +227,9 @@ impl<'a, B: Backend> OfflineBatch<'a, B> {
 
 impl<B: Backend> Drop for OfflineBatch<'_, B> {
     fn drop(&mut self) {
-        let Runner { decoder, arena, .. } = &mut *self.runner;
+        let runner = &mut *self.runner;
         self.caches
             .iter_mut()
-            .for_each(|cache| arena.reclaim(decoder.backend(), cache));
+            .for_each(|cache| runner.reclaim(cache));
     }
 }

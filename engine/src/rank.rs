@@ -74,16 +74,16 @@ impl<B: Backend> Rank<B> {
             options.stride.into(),
             progress,
         )?;
-        let mut runner = Runner::new(decoder, options.kv, options.cache, policy::heuristics())?;
+        let mut runner = Runner::new(decoder, options.kv, options.cache)?;
         if let Some(indexer) = &options.indexer {
-            runner.set_indexer(Arc::new(indexer.clone()))?;
+            runner.set_indexer(indexer)?;
         }
         if let Some(step) = options.step {
             runner.decoder.reserve(step)?;
         }
         let tokenizer = model.tokenizer()?;
-        let default_kv = default_contract(&options, runner.policies())?;
-        let memories = memories(&options).into_iter().map(str::to_string).collect();
+        let memories = memory::names(runner.decoder().memories().features().is_some());
+        let default_kv = default_contract(&options, runner.policies(), &memories)?;
         let mut info = model_info(
             runner.decoder().config(),
             tokenizer,
@@ -96,7 +96,7 @@ impl<B: Backend> Rank<B> {
         info.kv_element_bytes = options.kv.bytes() as u32;
         info.kv_scale_bytes = options.kv.scale_bytes() as u32;
         info.stride = options.stride;
-        info.memories = memories;
+        info.memories = memories.into_iter().map(str::to_string).collect();
         let device = runner.decoder().backend().name();
         let digest = group_digest(
             &info,
@@ -135,7 +135,11 @@ fn group_digest(info: &ModelInfo, weights: u64, indexer: Option<&Indexer>, devic
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else
 /// the window.
-fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Result<KvContract> {
+fn default_contract(
+    options: &RankOptions,
+    policies: &[Arc<dyn Policy>],
+    memories: &[&'static str],
+) -> Result<KvContract> {
     let mut kv = options.default_kv.clone();
     if kv.policy.is_empty() {
         let learned = policies.iter().any(|p| p.name() == Retention::NAME);
@@ -155,7 +159,6 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
         }
         .into();
     }
-    let memories = memories(options);
     if !memories.contains(&kv.memory.as_str()) {
         let names = memories.join(", ");
         return Err(Error::Contract(format!(
@@ -175,16 +178,6 @@ fn default_contract(options: &RankOptions, policies: &[Arc<dyn Policy>]) -> Resu
         kv.positions = "absolute".into();
     }
     Ok(kv)
-}
-
-/// Memories that requests may name.
-fn memories(options: &RankOptions) -> Vec<&'static str> {
-    memory::names(
-        options
-            .indexer
-            .as_ref()
-            .is_some_and(|indexer| indexer.associative.is_some()),
-    )
 }
 
 fn model_info(

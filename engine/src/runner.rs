@@ -4,10 +4,15 @@
 //! The runner never decides. What a plan asks that a sequence's state does not allow fails that
 //! sequence alone.
 
+mod faults;
+mod outputs;
+mod sequence;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use outputs::retention;
 use palimpsest_collective::Collective;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{Backend, KvType, PageShape};
@@ -16,29 +21,25 @@ use palimpsest_proto::v1;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::decoder::{Answer, Arena, Capture, Decoder, Logits, Piece};
+use self::sequence::{Admitted, Sequence};
+use crate::decoder::{Arena, Capture, Decoder, Logits, Piece};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
 use crate::kv::{Contract, SequenceCache};
-use crate::memory::{self, Memory};
-use crate::policy::{self, PairwiseIndexer, Policy, Retention};
-use crate::sampler::{Choice, Sampler};
+use crate::memory::{self, Memory, Payment};
+use crate::policy::{self, Policy};
+use crate::sampler::Sampler;
 use crate::trace::Traces;
-
-/// One sequence on this rank.
-struct Sequence {
-    cache: SequenceCache,
-    sampler: Sampler,
-    /// Tokens before the answer.
-    prompt_tokens: u64,
-}
 
 /// A rank's model, memory and sequences.
 pub struct Runner<B: Backend> {
     pub(crate) decoder: Decoder<B>,
     pub(crate) arena: Arena<B>,
-    pub(crate) policies: Vec<Arc<dyn Policy>>,
+    /// Policies that sequences may have: those of the engine, then those that were added.
+    policies: Vec<Arc<dyn Policy>>,
+    /// How many of them are the engine's.
+    built_in: usize,
     sequences: HashMap<u64, Sequence>,
     /// The incarnation of the group that this rank is in.
     epoch: Option<u64>,
@@ -46,15 +47,9 @@ pub struct Runner<B: Backend> {
     lost: bool,
     /// Steps of the model so far.
     steps: u64,
-    /// See [`Self::diverge_at`].
+    /// Steps in which this rank diverges from the others, for tests.
     diverge_at: Vec<u64>,
     traces: Traces,
-}
-
-/// A sequence of a step that passed its checks.
-struct Admitted<'a> {
-    step: &'a internal::SequenceStep,
-    sequence: Sequence,
 }
 
 impl<B: Backend> Runner<B> {
@@ -62,17 +57,14 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(
-        decoder: Decoder<B>,
-        kv: KvType,
-        bytes: CacheBytes,
-        policies: Vec<Arc<dyn Policy>>,
-    ) -> Result<Self> {
+    pub fn new(mut decoder: Decoder<B>, kv: KvType, bytes: CacheBytes) -> Result<Self> {
         let arena = Arena::new(decoder.backend(), decoder.config().head_dim, kv, bytes)?;
+        let policies = decoder.install(None)?;
         Ok(Self {
             traces: Traces::new(decoder.shard().place.rank),
             decoder,
             arena,
+            built_in: policies.len(),
             policies,
             sequences: HashMap::new(),
             epoch: None,
@@ -101,16 +93,39 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// [`Error::Indexer`] when it was made for another model.
-    pub fn set_indexer(&mut self, indexer: Arc<Indexer>) -> Result<()> {
-        self.decoder.set_indexer(&indexer)?;
-        self.policies
-            .retain(|p| ![Retention::NAME, PairwiseIndexer::NAME].contains(&p.name()));
-        if let Some(query) = &indexer.query {
-            self.policies
-                .push(Arc::new(PairwiseIndexer::new(query.clone())));
-        }
-        self.policies.push(Arc::new(Retention::new(indexer)));
+    pub fn set_indexer(&mut self, indexer: &Indexer) -> Result<()> {
+        let policies = self.decoder.install(Some(indexer))?;
+        let installed = policies.len();
+        self.policies.splice(..self.built_in, policies);
+        self.built_in = installed;
         Ok(())
+    }
+
+    /// An empty cache for one sequence under `contract`. It must come back by [`Self::reclaim`].
+    ///
+    /// # Errors
+    /// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small;
+    /// those of the kernels when the device has no room for the memory.
+    pub(crate) fn open_cache(&mut self, contract: Contract) -> Result<SequenceCache> {
+        let (backend, config) = (self.decoder.backend(), self.decoder.config());
+        let policy = policy::find(&self.policies, &contract.policy)?;
+        let layout = self.decoder.shard().head_layout(config);
+        let payment = Payment {
+            entries: contract.memory_slots,
+            entry_bytes: self.arena.shape.dtype.slot_bytes(config.head_dim),
+            head_dim: config.head_dim,
+        };
+        let features = self.decoder.memories().features();
+        let pages = &mut self.arena.pages;
+        let memory = memory::kind(&contract.memory, payment, features)?
+            .map(|kind| Memory::open(backend, pages, kind, layout.heads(), config.head_dim))
+            .transpose()?;
+        Ok(SequenceCache::new(layout, contract, policy, memory))
+    }
+
+    /// Takes back what a sequence holds.
+    pub(crate) fn reclaim(&mut self, cache: &mut SequenceCache) {
+        self.arena.reclaim(self.decoder.backend(), cache);
     }
 
     /// See [`Decoder::set_capture`].
@@ -122,7 +137,7 @@ impl<B: Backend> Runner<B> {
     /// here on plans of other epochs are refused.
     pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
         let sequences: Vec<u64> = self.sequences.keys().copied().collect();
-        sequences.into_iter().for_each(|id| self.reclaim(id));
+        sequences.into_iter().for_each(|id| self.end(id));
         self.traces.end_all();
         self.epoch = Some(epoch);
         if let Some(collective) = collective {
@@ -173,12 +188,6 @@ impl<B: Backend> Runner<B> {
         self.lost
     }
 
-    /// A fault for tests: in these steps of the model, counted from 1 over all epochs, this rank
-    /// computes something that the others do not.
-    pub fn diverge_at(&mut self, steps: Vec<u64>) {
-        self.diverge_at = steps;
-    }
-
     /// Carries out one plan.
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();
@@ -195,64 +204,37 @@ impl<B: Backend> Runner<B> {
             };
         }
         for id in &plan.release {
-            self.reclaim(*id);
+            self.end(*id);
         }
-        let mut outputs = Vec::with_capacity(plan.sequences.len());
-        let mut admitted: Vec<Admitted<'_>> = Vec::with_capacity(plan.sequences.len());
+        let (mut outputs, mut admitted) = (Vec::new(), Vec::new());
         for step in &plan.sequences {
             match self.admit(step) {
                 Ok(sequence) => admitted.push(Admitted { step, sequence }),
                 Err(error) => {
-                    self.reclaim(step.sequence);
-                    outputs.push(failed(step.sequence, &error));
+                    self.end(step.sequence);
+                    outputs.push(outputs::failed(step.sequence, &error));
                 }
             }
         }
-        let mut error = String::new();
-        if !admitted.is_empty() {
-            self.steps += 1;
-            if self.diverge_at.contains(&self.steps) {
-                tracing::warn!(
-                    "diverging in epoch {}, step {}, as was asked",
-                    plan.epoch,
-                    plan.step
-                );
-                self.decoder.perturb_next_step();
-            }
-            match self.run(&mut admitted) {
-                Ok(done) => outputs.extend(done),
-                Err(failure) => {
-                    self.lost |= matches!(
-                        failure,
-                        Error::Kernel(palimpsest_kernels::Error::Device { .. })
-                    );
-                    error = failure.to_string();
-                }
-            }
-        }
+        let done = self.step(plan, &mut admitted);
         self.traces.step(plan, started);
-        if error.is_empty() {
-            for a in admitted {
-                self.sequences.insert(a.step.sequence, a.sequence);
+        let error = match done {
+            Ok(done) => {
+                outputs.extend(done);
+                self.keep(admitted, &outputs);
+                String::new()
             }
-            for broken in outputs.iter().filter(|o| !o.error.is_empty()) {
-                self.reclaim(broken.sequence);
+            Err(failure) => {
+                self.lost |= matches!(
+                    failure,
+                    Error::Kernel(palimpsest_kernels::Error::Device { .. })
+                );
+                outputs.clear();
+                self.discard(admitted);
+                failure.to_string()
             }
-        } else {
-            outputs.clear();
-            for mut a in admitted {
-                self.traces.end(a.step.sequence);
-                self.arena
-                    .reclaim(self.decoder.backend(), &mut a.sequence.cache);
-            }
-        }
-        let order: HashMap<u64, usize> = plan
-            .sequences
-            .iter()
-            .enumerate()
-            .map(|(i, s)| (s.sequence, i))
-            .collect();
-        outputs.sort_by_key(|o| order.get(&o.sequence).copied());
+        };
+        outputs::sort(&mut outputs, plan);
         internal::StepOutput {
             epoch: plan.epoch,
             step: plan.step,
@@ -263,11 +245,43 @@ impl<B: Backend> Runner<B> {
         }
     }
 
-    fn reclaim(&mut self, id: u64) {
+    /// The step of the admitted sequences, if there are any.
+    fn step(
+        &mut self,
+        plan: &internal::StepPlan,
+        admitted: &mut [Admitted<'_>],
+    ) -> Result<Vec<internal::SequenceOutput>> {
+        if admitted.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.steps += 1;
+        self.diverge(plan);
+        self.run(admitted)
+    }
+
+    /// After a step that was done: its sequences stay, but for those that cannot go on.
+    fn keep(&mut self, admitted: Vec<Admitted<'_>>, outputs: &[internal::SequenceOutput]) {
+        for a in admitted {
+            self.sequences.insert(a.step.sequence, a.sequence);
+        }
+        for broken in outputs.iter().filter(|o| !o.error.is_empty()) {
+            self.end(broken.sequence);
+        }
+    }
+
+    /// After a step that failed: none of its sequences can go on.
+    fn discard(&mut self, admitted: Vec<Admitted<'_>>) {
+        for mut a in admitted {
+            self.traces.end(a.step.sequence);
+            self.reclaim(&mut a.sequence.cache);
+        }
+    }
+
+    /// Drops a sequence, if there is such a one.
+    fn end(&mut self, id: u64) {
         self.traces.end(id);
         if let Some(mut sequence) = self.sequences.remove(&id) {
-            self.arena
-                .reclaim(self.decoder.backend(), &mut sequence.cache);
+            self.reclaim(&mut sequence.cache);
         }
     }
 
@@ -304,8 +318,7 @@ impl<B: Backend> Runner<B> {
             bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
         };
         if let Some(what) = problem {
-            self.arena
-                .reclaim(self.decoder.backend(), &mut sequence.cache);
+            self.reclaim(&mut sequence.cache);
             return Err(refuse(what));
         }
         let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
@@ -316,7 +329,7 @@ impl<B: Backend> Runner<B> {
 
     fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
         let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
-        let cache = new_cache(&self.decoder, &mut self.arena, contract, &self.policies)?;
+        let cache = self.open_cache(contract)?;
         let sampler = Sampler::new(
             init.sampling.clone().unwrap_or_default(),
             init.banned.clone(),
@@ -363,7 +376,7 @@ impl<B: Backend> Runner<B> {
         let outputs = admitted
             .iter()
             .zip(answers)
-            .map(|(a, answer)| output(a, answer, page_bytes));
+            .map(|(a, answer)| outputs::output(a, answer, page_bytes));
         Ok(outputs.collect())
     }
 
@@ -389,102 +402,5 @@ impl<B: Backend> Runner<B> {
             }
         }
         hash.digest()
-    }
-}
-
-/// An empty cache for one sequence under `contract`.
-///
-/// # Errors
-/// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small;
-/// those of the kernels when the device has no room for the memory.
-pub fn new_cache<B: Backend>(
-    decoder: &Decoder<B>,
-    arena: &mut Arena<B>,
-    contract: Contract,
-    policies: &[Arc<dyn Policy>],
-) -> Result<SequenceCache> {
-    let (config, kv_heads) = (decoder.config(), &decoder.shard().part.kv_heads);
-    let policy = policy::find(policies, &contract.policy)?;
-    let mut cache = SequenceCache::new(config.layers, kv_heads.len(), contract, policy);
-    cache.first_kv_head = kv_heads.start;
-    cache.total_kv_heads = config.kv_heads;
-    cache.query_heads = decoder.shard().part.heads() / kv_heads.len();
-    cache.sharing = decoder.shard().sharing(config);
-    cache.leads = decoder.shard().leads;
-    let entry_bytes = arena.shape.dtype.slot_bytes(config.head_dim);
-    let (name, entries) = (&cache.contract.memory, cache.contract.memory_slots);
-    if let Some(kind) = memory::kind(
-        name,
-        entries,
-        (entry_bytes, config.head_dim),
-        decoder.features(),
-    )? {
-        let heads = cache.heads.len();
-        let id = decoder
-            .backend()
-            .alloc_latent(&mut arena.pages, kind, heads)?;
-        cache.memory = Some(Memory {
-            id,
-            kind,
-            bytes: 4 * heads * kind.head_values(config.head_dim),
-        });
-    }
-    Ok(cache)
-}
-
-fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
-    internal::SequenceOutput {
-        sequence,
-        error: error.to_string(),
-        ..Default::default()
-    }
-}
-
-fn output(admitted: &Admitted<'_>, answer: Answer, page_bytes: u64) -> internal::SequenceOutput {
-    let (step, sequence) = (admitted.step, &admitted.sequence);
-    let cache = &sequence.cache;
-    let mut output = internal::SequenceOutput {
-        sequence: step.sequence,
-        cache: Some(internal::CacheState {
-            held_entries: if cache.leads { cache.held_entries() } else { 0 },
-            evicted_entries: if cache.leads { cache.evicted } else { 0 },
-            held_bytes: cache.held_pages() * page_bytes + cache.memory_bytes(),
-        }),
-        ..Default::default()
-    };
-    if step.sample {
-        let choice = match answer {
-            Answer::Token(token) => token.map(|token| Choice {
-                token,
-                logprob: None,
-            }),
-            Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
-        };
-        let Some(choice) = choice else {
-            output.error = "the model's output is not a number; its weights may be damaged".into();
-            return output;
-        };
-        output.token = Some(choice.token);
-        output.logprob = choice.logprob;
-    }
-    if step.retention_report && cache.leads {
-        output.retention = Some(retention(cache));
-    }
-    output
-}
-
-/// Which positions each head retains.
-pub fn retention(cache: &SequenceCache) -> v1::RetentionReport {
-    let heads = cache
-        .heads
-        .iter()
-        .enumerate()
-        .map(|(index, head)| v1::HeadRetention {
-            layer: (index / cache.kv_heads) as u32,
-            kv_head: (cache.first_kv_head + index % cache.kv_heads) as u32,
-            positions: head.positions.clone(),
-        });
-    v1::RetentionReport {
-        heads: heads.collect(),
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use palimpsest_kernels::sample::{self, LogitEdit, SampleItem};
 use palimpsest_proto::v1::{Sampling, TokenLogprob};
 
-use crate::policy::splitmix;
+use crate::random::splitmix;
 
 /// Sampling state of one sequence: its parameters and how often each token occurred.
 pub struct Sampler {

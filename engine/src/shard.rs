@@ -8,12 +8,12 @@
 //!
 //! Products that ranks sum (attention output, feed-forward output) are summed unit by unit
 //! ([`palimpsest_kernels::fixed`]). Units depend on the model alone and no rank holds a part of
-//! one, so the sum has the same bits for any number of ranks:
+//! one, so the sum has the same bits for any number of ranks. Of feed-forward columns:
 //!
 //! ```text
-//! feed-forward columns   |    |  |   |    |   | |   |    |  |    |     units: wherever one of DEGREES cuts
-//! 2 ranks                |            0           |       1      |
-//! 3 ranks                |      0         |    1     |     2     |
+//! units     |    |  |   |    |   | |   |    |  |    |     wherever one of DEGREES cuts
+//! 2 ranks   |            0           |       1      |
+//! 3 ranks   |      0         |    1     |     2     |
 //! ```
 //! A unit of attention is what a rank has of a KV head's query heads where as many as may share it
 //! do. Few and long units are what a product wants, which adds up each of them apart.
@@ -76,6 +76,59 @@ pub struct Shard {
     pub ffn_units: Vec<usize>,
     /// Where the units among the columns of the output projection end, from the first column here.
     pub query_units: Vec<usize>,
+}
+
+/// What a rank holds of a model's attention heads.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HeadLayout {
+    /// Decoder layers.
+    pub layers: usize,
+    /// KV heads of each layer that are on this rank, among those of the model.
+    pub kv_heads: Range<usize>,
+    /// KV heads of the model.
+    pub total_kv_heads: usize,
+    /// Query heads of each KV head whose attention this rank computes.
+    pub query_heads: usize,
+    /// Who else computes attention of this rank's KV head, where there are more ranks than KV
+    /// heads.
+    pub sharing: Option<Sharing>,
+    /// Whether this rank speaks for its KV heads. Ranks that share one hold the same of it, and
+    /// the first of them counts.
+    pub leads: bool,
+}
+
+impl HeadLayout {
+    /// All heads of a model with one query head for each KV head, on one rank.
+    pub const fn alone(layers: usize, kv_heads: usize) -> Self {
+        Self {
+            layers,
+            kv_heads: 0..kv_heads,
+            total_kv_heads: kv_heads,
+            query_heads: 1,
+            sharing: None,
+            leads: true,
+        }
+    }
+
+    /// KV heads of this rank over all layers.
+    pub fn heads(&self) -> usize {
+        self.layers * self.kv_heads.len()
+    }
+
+    /// The layer of a head that is counted layer by layer.
+    pub fn layer_of(&self, head: usize) -> usize {
+        head / self.kv_heads.len()
+    }
+
+    /// The KV head, over all ranks, of a head that is counted layer by layer.
+    pub fn kv_head_of(&self, head: usize) -> usize {
+        self.kv_heads.start + head % self.kv_heads.len()
+    }
+
+    /// Where a layer's heads are among those that are counted layer by layer.
+    pub fn of_layer(&self, layer: usize) -> Range<usize> {
+        layer * self.kv_heads.len()..(layer + 1) * self.kv_heads.len()
+    }
 }
 
 /// The ranks that share this rank's KV head. Only where there are more ranks than KV heads: each
@@ -150,6 +203,18 @@ impl Shard {
                 vocabulary: even(config.vocabulary, rank, world_size),
             },
         })
+    }
+
+    /// What this rank holds of the attention heads of `config`.
+    pub fn head_layout(&self, config: &ModelConfig) -> HeadLayout {
+        HeadLayout {
+            layers: config.layers,
+            kv_heads: self.part.kv_heads.clone(),
+            total_kv_heads: config.kv_heads,
+            query_heads: self.part.heads() / self.part.kv_heads.len(),
+            sharing: self.sharing(config),
+            leads: self.leads,
+        }
     }
 
     /// The ranks that share this rank's KV head, where there are more ranks than KV heads.

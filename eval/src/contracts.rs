@@ -79,8 +79,9 @@ impl EntrySize {
         let kv = runner.kv_type().slot_bytes(config.head_dim);
         let policy = runner.policies().iter().find(|p| p.name() == policy);
         let values = policy.map_or(0, |p| {
-            let mass = usize::from(p.keeps_mass()) * config.heads / config.kv_heads;
-            p.terms() + usize::from(p.keeps_notes()) + mass
+            let needs = p.needs();
+            let mass = needs.attention.kept(1) * config.heads / config.kv_heads;
+            needs.terms + usize::from(needs.notes) + mass
         });
         Self {
             kv: kv as f64,

@@ -8,17 +8,15 @@ pub mod service;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use palimpsest_collective::Place;
 use palimpsest_engine::decoder::Decoder;
 use palimpsest_engine::device_memory::CacheBytes;
-use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::indexer::{Indexer, ModelShape};
 use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
 use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
-use palimpsest_engine::policy;
 use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
-use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer};
+use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer, RetentionWeights};
 use palimpsest_engine::runner::Runner;
 use palimpsest_engine::shard::Shard;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
@@ -162,28 +160,32 @@ pub fn tiny_indexer(seed: u64) -> Indexer {
         gates: random(seed ^ l ^ 29, KV_HEADS),
     };
     let layers = 0..LAYERS as u64;
-    Indexer {
+    let mut indexer = Indexer::new(ModelShape {
+        layers: LAYERS,
         kv_heads: KV_HEADS,
         hidden: HIDDEN,
-        retention: layers.clone().map(layer).collect(),
-        query: Some(Arc::new(PairwiseWeights {
-            heads,
-            dim,
-            layers: layers.clone().map(query).collect(),
-        })),
-        associative: Some(Arc::new(AssociativeWeights {
-            features,
-            head_dim: HEAD_DIM,
-            layers: layers.map(memory).collect(),
-        })),
-        metadata: std::collections::HashMap::new(),
-    }
+    });
+    indexer.set(&RetentionWeights {
+        layers: layers.clone().map(layer).collect(),
+    });
+    indexer.set(&PairwiseWeights {
+        heads,
+        dim,
+        layers: layers.clone().map(query).collect(),
+    });
+    indexer.set(&AssociativeWeights {
+        features,
+        head_dim: HEAD_DIM,
+        layers: layers.map(memory).collect(),
+    });
+    indexer
 }
 
 /// The same with a second scorer, of what is in use now.
 pub fn tiny_indexer_of_two(seed: u64) -> Indexer {
     let mut indexer = tiny_indexer(seed);
-    for (l, layer) in (100..).zip(&mut indexer.retention) {
+    let mut scorers = RetentionWeights::of(&indexer).expect("just written");
+    for (l, layer) in (100..).zip(&mut scorers.layers) {
         let rate = std::mem::replace(&mut layer.rate, vec![0.0; KV_HEADS]);
         let (weight, bias) = (
             random(seed ^ l, KV_HEADS * HIDDEN),
@@ -191,6 +193,7 @@ pub fn tiny_indexer_of_two(seed: u64) -> Indexer {
         );
         layer.recent = Some(RecentScorer { weight, bias, rate });
     }
+    indexer.set(&scorers);
     indexer
 }
 
@@ -253,16 +256,11 @@ pub fn engine_on<B: Backend>(
     let shard = Shard::new(model.config(), options.place).expect("a model that can be split so");
     let decoder = Decoder::load(backend, model.weights(), shard, options.stride, &mut |_| {})
         .expect("weights that load");
-    let mut runner = Runner::new(
-        decoder,
-        options.kv,
-        CacheBytes::of(64 << 20, None),
-        policy::heuristics(),
-    )
-    .expect("an arena");
+    let mut runner =
+        Runner::new(decoder, options.kv, CacheBytes::of(64 << 20, None)).expect("an arena");
     if let Some(indexer) = indexer {
         runner
-            .set_indexer(Arc::new(indexer.clone()))
+            .set_indexer(indexer)
             .expect("a indexer of this shape");
     }
     runner

@@ -133,7 +133,10 @@ fn answer_rank(
     }
     hash_bits(&logits, &mut hash);
     let logits = hash.finish();
-    let (kv_heads, first) = (sequence.cache().kv_heads, sequence.cache().first_kv_head);
+    let (kv_heads, first) = (
+        sequence.cache().layout.kv_heads.len(),
+        sequence.cache().layout.kv_heads.start,
+    );
     let positions: Vec<Vec<u32>> = sequence
         .cache()
         .heads

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use palimpsest_engine::indexer::ModelShape;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 
 use super::documents::{Document, Turns};
@@ -453,15 +454,13 @@ fn a_whole_tuning_repeats_and_survives_an_interruption() {
         };
         let mut retention = vec![scorer; 2];
         add_second(&mut retention);
-        let metadata = std::collections::HashMap::new();
-        Indexer {
+        let mut indexer = Indexer::new(ModelShape {
+            layers: 2,
             kv_heads: 2,
             hidden: 32,
-            retention,
-            query: None,
-            associative: None,
-            metadata,
-        }
+        });
+        indexer.set(&RetentionWeights { layers: retention });
+        indexer
     };
     let run = |options: &Options, indexer: &mut Indexer, seen: &mut Vec<usize>| {
         tune(&model, indexer, &documents, options, &mut |progress| {
@@ -476,7 +475,7 @@ fn a_whole_tuning_repeats_and_survives_an_interruption() {
         losses.answers > 0.0 && losses.full > 0.0 && losses.text >= 0.0,
         "{losses:?}"
     );
-    assert!(whole.retention != start().retention && !directory.path().join("whole").exists());
+    assert!(whole != start() && !directory.path().join("whole").exists());
     // Ends in the sixth step, after the state of the fifth was saved.
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut stop = |progress: Progress| assert!(progress.done < 6, "interrupted");
@@ -486,7 +485,7 @@ fn a_whole_tuning_repeats_and_survives_an_interruption() {
     let (mut resumed, mut seen) = (start(), Vec::new());
     run(&options("cut"), &mut resumed, &mut seen);
     assert_eq!(seen, [6]);
-    assert_eq!(resumed.retention, whole.retention);
+    assert_eq!(resumed, whole);
 }
 
 #[test]
@@ -522,22 +521,18 @@ fn means_are_of_files_of_one_kind() {
         if two {
             add_second(&mut retention);
         }
-        let metadata = std::collections::HashMap::new();
-        Indexer {
+        let mut indexer = Indexer::new(ModelShape {
+            layers: 1,
             kv_heads: 1,
             hidden: 3,
-            retention,
-            query: None,
-            associative: None,
-            metadata,
-        }
+        });
+        indexer.set(&RetentionWeights { layers: retention });
+        indexer
     };
     let mean = mean_of(vec![indexer(1.0, true), indexer(4.0, true)]).expect("of one kind");
-    assert_eq!(mean.retention[0].weight, [2.5; 3]);
-    assert_eq!(
-        mean.retention[0].recent.as_ref().expect("two").bias,
-        [2.5 + OFFSET]
-    );
+    let layers = RetentionWeights::of(&mean).expect("just written").layers;
+    assert_eq!(layers[0].weight, [2.5; 3]);
+    assert_eq!(layers[0].recent.as_ref().expect("two").bias, [2.5 + OFFSET]);
     assert!(matches!(
         mean_of(vec![indexer(1.0, true), indexer(1.0, false)]),
         Err(crate::Error::Scorers)

@@ -5,17 +5,9 @@ use palimpsest_collective::even;
 use palimpsest_kernels::Backend;
 use palimpsest_kernels::sample::{self, SampleItem};
 
-use super::{Decoder, Piece, wanted_rows};
+use super::Decoder;
+use super::step::{Answer, Piece};
 use crate::error::Result;
-
-/// What a piece gets.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
-    /// Logits of the wanted rows `[rows, V]`, flattened.
-    Logits(Vec<f32>),
-    /// The token that was chosen; `None`: the logits are not numbers.
-    Token(Option<u32>),
-}
 
 impl<B: Backend> Decoder<B> {
     /// Starts the product that logits come from. A step of `rows` rows, more than the pieces have,
@@ -23,7 +15,7 @@ impl<B: Backend> Decoder<B> {
     pub(super) fn multiply_wanted(&mut self, pieces: &[Piece<'_>], rows: usize) -> Result<()> {
         let (mut first, mut wanted) = (0, Vec::new());
         for piece in pieces {
-            wanted.extend(wanted_rows(piece, first));
+            wanted.extend(piece.wanted_rows(first));
             first += piece.tokens.len();
         }
         if rows > first {
@@ -45,7 +37,7 @@ impl<B: Backend> Decoder<B> {
         let (mut rows, mut ranges) = (0, Vec::with_capacity(pieces.len()));
         for piece in pieces {
             let first = rows;
-            rows += wanted_rows(piece, 0).len();
+            rows += piece.wanted_rows(0).len();
             ranges.push(first..rows);
         }
         let vocabulary = self.config.vocabulary;

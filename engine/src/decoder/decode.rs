@@ -2,8 +2,8 @@
 
 use palimpsest_kernels::{Backend, DecodeStep};
 
-use super::{Decoder, Logits, Piece};
-use crate::policy::Ingest;
+use super::Decoder;
+use super::step::{Logits, Piece};
 
 impl<B: Backend> Decoder<B> {
     /// Begins a step of decoding, where the host has nothing to look at before its end. Returns the
@@ -12,12 +12,11 @@ impl<B: Backend> Decoder<B> {
     /// the host. All ranks of a group decide alike.
     pub(super) fn begin_decode(&self, pieces: &[Piece<'_>]) -> Option<usize> {
         let on_device = |piece: &Piece<'_>| {
-            let policy = &piece.cache.policy;
-            let host = policy.observes().is_some() || policy.reads_queries();
+            let needs = piece.cache.policy.needs();
             piece.tokens.len() == 1
                 && piece.logits != Logits::None
-                && !host
-                && !matches!(policy.ingest(), Ingest::Query(_))
+                && needs.attention.observed().is_none()
+                && !needs.host
         };
         let alone = self.shard.is_whole() && self.peers.collective().is_none();
         if !(alone || self.peers.sums_on_device())

@@ -5,16 +5,14 @@ use palimpsest_kernels::{
     Backend, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead,
 };
 
-use super::budget::Allocation;
-use super::budget_group::Columns;
+use super::allocation::{Allocation, Columns};
 use super::cache::{Entries, SequenceCache};
 use super::contract::{HeadBudget, Positions};
 use super::pages::PagePool;
 use super::{budget, sharing};
 use crate::error::Result;
 use crate::peers::Peers;
-use crate::policy::HeadView;
-use crate::policy::expected::QueryView;
+use crate::policy::{Attention, HeadView};
 
 /// What a boundary needs besides the sequence.
 pub struct BoundaryContext<'a, B: Backend> {
@@ -113,7 +111,7 @@ pub fn finish<B: Backend>(
     kept: Option<B::Kept>,
 ) -> Result<()> {
     if let Some(kept) = kept {
-        let terms = cache.policy.terms();
+        let terms = cache.policy.needs().terms;
         for (head, kept) in cache.heads.iter_mut().zip(&ctx.backend.kept(&kept)?) {
             cache.evicted += (head.len() - kept.len()) as u64;
             head.retain(kept, terms);
@@ -126,7 +124,8 @@ pub fn finish<B: Backend>(
     if bound(cache, ctx.stride).is_none() {
         return Ok(());
     }
-    if cache.policy.forgets_mass() {
+    let observed = cache.policy.needs().attention.observed();
+    if observed.is_some_and(|observe| observe.forgets) {
         // Below the budget too: the first ranking must not see attention from earlier strides.
         cache
             .heads
@@ -169,12 +168,12 @@ fn choose<B: Backend>(
         HeadBudget::Uniform
     };
     let columns = Columns {
-        own: cache.kv_heads,
-        first: cache.first_kv_head,
-        total: cache.total_kv_heads,
+        own: cache.layout.kv_heads.len(),
+        first: cache.layout.kv_heads.start,
+        total: cache.layout.total_kv_heads,
     };
     let mut sum = |counts: &mut [u64]| {
-        if !cache.leads {
+        if !cache.layout.leads {
             // The rank that leads this head counts the same candidates.
             counts.fill(0);
         }
@@ -201,10 +200,9 @@ fn score<B: Backend>(cache: &SequenceCache, ctx: &mut BoundaryContext<'_, B>) ->
     ctx.scores.reserve(ctx.backend, total)?;
     let rules: Option<Vec<_>> = (0..cache.heads.len())
         .map(|index| {
-            cache.policy.rule(
-                index / cache.kv_heads,
-                cache.first_kv_head + index % cache.kv_heads,
-            )
+            cache
+                .policy
+                .rule(cache.layout.layer_of(index), cache.layout.kv_head_of(index))
         })
         .collect();
     if let Some(rules) = rules {
@@ -234,28 +232,32 @@ fn attention<B: Backend>(
     cache: &SequenceCache,
     ctx: &mut BoundaryContext<'_, B>,
 ) -> Result<Vec<Vec<f32>>> {
-    if let Some(observe) = cache.policy.observes() {
-        let observed: Vec<_> = cache.heads.iter().map(|head| head.mass.clone()).collect();
-        return sharing::reduce(cache, &observed, observe.reduce, ctx.peers);
-    }
-    if cache.policy.reads_queries() {
-        let mut expected = Vec::with_capacity(cache.heads.len());
-        for index in 0..cache.heads.len() {
-            let entries = entries(cache, ctx, index)?;
-            let mut of_heads = cache
-                .policy
-                .expected(&view(cache, ctx, index, &entries, &[]));
-            // Nothing is expected before any query counts.
-            of_heads.resize(cache.query_heads, vec![0.0; cache.heads[index].len()]);
-            expected.push(of_heads);
+    match cache.policy.needs().attention {
+        Attention::Observed(observe) => {
+            let observed: Vec<_> = cache.heads.iter().map(|head| head.mass.clone()).collect();
+            sharing::reduce(cache, &observed, observe.reduce, ctx.peers)
         }
-        return sharing::reduce(cache, &expected, Reduce::Sum, ctx.peers);
+        Attention::Predicted => {
+            let mut predicted = Vec::with_capacity(cache.heads.len());
+            for index in 0..cache.heads.len() {
+                let entries = entries(cache, ctx, index)?;
+                let mut of_heads = cache
+                    .policy
+                    .predict(&view(cache, ctx, index, &entries, &[]));
+                // Nothing is predicted before any query counts.
+                let nothing = vec![0.0; cache.heads[index].len()];
+                of_heads.resize(cache.layout.query_heads, nothing);
+                predicted.push(of_heads);
+            }
+            sharing::reduce(cache, &predicted, Reduce::Sum, ctx.peers)
+        }
+        Attention::ByHook => Ok(cache
+            .heads
+            .iter()
+            .map(|head| head.mass.first().cloned().unwrap_or_default())
+            .collect()),
+        Attention::Unused => Ok(vec![Vec::new(); cache.heads.len()]),
     }
-    Ok(cache
-        .heads
-        .iter()
-        .map(|head| head.mass.first().cloned().unwrap_or_default())
-        .collect())
 }
 
 /// The policy's score of every slot of a head.
@@ -279,7 +281,7 @@ fn entries<B: Backend>(
     ctx: &BoundaryContext<'_, B>,
     index: usize,
 ) -> Result<Entries> {
-    if cache.policy.reads_slots() {
+    if cache.policy.needs().entries {
         Entries::read(ctx.backend, ctx.pages, &cache.heads[index], ctx.head_dim)
     } else {
         Ok(Entries::default())
@@ -296,21 +298,19 @@ fn view<'a, B: Backend>(
 ) -> HeadView<'a> {
     let head = &cache.heads[index];
     HeadView {
-        layer: index / cache.kv_heads,
-        kv_head: cache.first_kv_head + index % cache.kv_heads,
+        layer: cache.layout.layer_of(index),
+        kv_head: cache.layout.kv_head_of(index),
         at: cache.seen - 1,
+        next_rotary: cache.next_rotary,
         sinks: cache.contract.sinks as usize,
         head_dim: ctx.head_dim,
+        inv_freq: ctx.inv_freq,
         positions: &head.positions,
         terms: &head.terms,
         mass: attention,
         keys: &entries.keys,
         values: &entries.values,
-        queries: QueryView {
-            moments: &head.moments,
-            next: cache.next_rotary,
-            inv_freq: ctx.inv_freq,
-        },
+        sums: &head.sums,
     }
 }
 

@@ -9,30 +9,10 @@
 use palimpsest_kernels::select::scored;
 use palimpsest_kernels::{Backend, SelectBudget, SelectHead};
 
-use super::budget_group::{self, Columns, Pool, SumCounts};
+use super::allocation::{Allocation, floor_of};
+use super::budget_group::{self, Pool, SumCounts};
 use super::contract::HeadBudget;
 use crate::error::Result;
-
-/// Share of the mean evictable slots that every head keeps for itself under a pooled budget (method
-/// section 9).
-pub const FLOOR_SHARE: f32 = 0.15;
-
-/// Candidates that every head keeps for itself under a pooled budget, where heads keep `take` on
-/// average.
-pub fn floor_of(take: usize) -> usize {
-    (take as f32 * FLOOR_SHARE) as usize
-}
-
-/// How the slots that stay are dealt to heads.
-#[derive(Debug, Clone, Copy)]
-pub struct Allocation {
-    /// Heads of this rank.
-    pub columns: Columns,
-    /// Mean number of candidates that a head may keep.
-    pub take: usize,
-    /// Which heads share.
-    pub head_budget: HeadBudget,
-}
 
 /// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer *
 /// columns.own + kv_head`), `scores` has one number for each of its slots. `sum` is called for

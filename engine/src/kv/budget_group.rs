@@ -13,19 +13,8 @@ use palimpsest_kernels::SelectItem;
 use palimpsest_kernels::select::{Ranked, ranked, split_best, with_protected};
 pub use palimpsest_proto::kv::GROUP_CAP;
 
-use super::budget::floor_of;
+use super::allocation::{Columns, floor_of};
 use crate::error::Result;
-
-/// Heads of this rank among those of the model.
-#[derive(Debug, Clone, Copy)]
-pub struct Columns {
-    /// KV heads here.
-    pub own: usize,
-    /// The first of them.
-    pub first: usize,
-    /// KV heads of the model.
-    pub total: usize,
-}
 
 /// Heads that share a budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,7 +239,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::budget::FLOOR_SHARE;
+    use super::super::allocation::FLOOR_SHARE;
     use super::*;
 
     /// All but two slots in front and one behind.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use palimpsest_kernels::{Backend, HeadPages, LatentHead, PageId, PageShape};
+use palimpsest_kernels::{Backend, LatentHead, PageShape};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::contract::{Contract, Positions};
@@ -10,66 +10,8 @@ use super::pages::PagePool;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::policy::Policy;
-use crate::shard::Sharing;
-
-/// Slots of one KV head of one layer, in position order.
-#[derive(Debug, Clone, Default)]
-pub struct HeadSlots {
-    /// Page table.
-    pub pages: Vec<PageId>,
-    /// Absolute position of every slot, strictly increasing.
-    pub positions: Vec<u32>,
-    /// Rotary position of every slot; empty while it equals the absolute one.
-    pub rotary: Vec<u32>,
-    /// What the policy stored with every slot: `Policy::terms` values each.
-    pub terms: Vec<f32>,
-    /// Numbers that go on from step to step, one per slot: for policies that observe attention
-    /// what each query head gave, else a single line of them, or none.
-    pub mass: Vec<Vec<f32>>,
-    /// Sums over the queries of this head so far, for policies that read queries: [`Moments`] of
-    /// each query head.
-    ///
-    /// [`Moments`]: crate::policy::expected::Moments
-    pub moments: Vec<f64>,
-}
-
-impl HeadSlots {
-    /// Number of slots.
-    pub fn len(&self) -> usize {
-        self.positions.len()
-    }
-
-    /// Whether there is no slot.
-    pub fn is_empty(&self) -> bool {
-        self.positions.is_empty()
-    }
-
-    /// The slots as kernels see them, the first `len` only.
-    pub fn view(&self, len: usize) -> HeadPages<'_> {
-        HeadPages {
-            pages: &self.pages,
-            len,
-        }
-    }
-
-    /// Keeps the slots listed in `keep` (strictly increasing); pages are not moved here.
-    pub(super) fn retain(&mut self, keep: &[u32], terms: usize) {
-        fn gather<T: Copy>(values: &mut Vec<T>, keep: &[u32], width: usize) {
-            if values.is_empty() || width == 0 {
-                return;
-            }
-            for (to, &from) in keep.iter().enumerate() {
-                let from = from as usize * width;
-                values.copy_within(from..from + width, to * width);
-            }
-            values.truncate(keep.len() * width);
-        }
-        gather(&mut self.positions, keep, 1);
-        gather(&mut self.rotary, keep, 1);
-        gather(&mut self.terms, keep, terms);
-        self.mass.iter_mut().for_each(|mass| gather(mass, keep, 1));
-    }
-}
+use crate::shard::HeadLayout;
+use crate::slots::HeadSlots;
 
 /// Keys and values of a head's slots.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -103,20 +45,8 @@ impl Entries {
 pub struct SequenceCache {
     /// Heads of this rank, layer-major: `layer * kv_heads + kv_head`.
     pub heads: Vec<HeadSlots>,
-    /// KV heads per layer on this rank.
-    pub kv_heads: usize,
-    /// The first of them, among those of the model.
-    pub first_kv_head: usize,
-    /// KV heads of the model.
-    pub total_kv_heads: usize,
-    /// Query heads of each of them whose attention this rank computes.
-    pub query_heads: usize,
-    /// Who else computes attention of this rank's KV head, where there are more ranks than KV
-    /// heads.
-    pub sharing: Option<Sharing>,
-    /// Whether this rank speaks for its KV heads. Ranks that share one hold the same of it, and
-    /// the first of them counts.
-    pub leads: bool,
+    /// Which heads these are.
+    pub layout: HeadLayout,
     /// Tokens read so far; also the absolute position of the next one.
     pub seen: u64,
     /// Rotary position of the next token.
@@ -132,27 +62,22 @@ pub struct SequenceCache {
 }
 
 impl SequenceCache {
-    /// An empty cache for `layers * kv_heads` heads.
+    /// An empty cache under `contract`, whose policy and memory these are.
     pub fn new(
-        layers: usize,
-        kv_heads: usize,
+        layout: HeadLayout,
         contract: Contract,
         policy: Arc<dyn Policy>,
+        memory: Option<Memory>,
     ) -> Self {
         Self {
-            heads: vec![HeadSlots::default(); layers * kv_heads],
-            kv_heads,
-            first_kv_head: 0,
-            total_kv_heads: kv_heads,
-            query_heads: 1,
-            sharing: None,
-            leads: true,
+            heads: vec![HeadSlots::default(); layout.heads()],
+            layout,
             seen: 0,
             next_rotary: 0,
             evicted: 0,
             contract,
             policy,
-            memory: None,
+            memory,
         }
     }
 
@@ -170,11 +95,9 @@ impl SequenceCache {
                 free: pool.free(),
             });
         }
-        let terms = self.policy.terms();
-        let masses = match self.policy.observes() {
-            Some(_) => self.query_heads,
-            None => usize::from(self.policy.keeps_mass()),
-        };
+        let needs = self.policy.needs();
+        let terms = needs.terms;
+        let masses = needs.attention.kept(self.layout.query_heads);
         let compacted = self.contract.positions == Positions::Compacted;
         let first =
             u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
@@ -253,16 +176,16 @@ impl SequenceCache {
         let mut hash = Xxh3::new();
         hash.update(&self.decision_digest().to_le_bytes());
         hash.update(&self.next_rotary.to_le_bytes());
+        let needs = self.policy.needs();
         for head in &self.heads {
             head.rotary
                 .iter()
                 .for_each(|p| hash.update(&p.to_le_bytes()));
             let Entries { keys, values } = Entries::read(backend, pages, head, head_dim)?;
-            head.moments
+            head.sums
                 .iter()
                 .for_each(|m| hash.update(&m.to_bits().to_le_bytes()));
-            let keeps = self.policy.keeps_notes();
-            let notes = if keeps {
+            let notes = if needs.notes {
                 backend.read_notes(pages, head.view(head.len()))?
             } else {
                 Vec::new()
@@ -299,6 +222,7 @@ impl SequenceCache {
 
     /// Checks the invariants of the module; a violation is a bug.
     pub fn check_integrity(&self) {
+        let terms = self.policy.needs().terms;
         for head in &self.heads {
             assert!(
                 head.positions.windows(2).all(|p| p[0] < p[1]),
@@ -309,11 +233,7 @@ impl SequenceCache {
                 head.len().div_ceil(PageShape::SLOTS),
                 "pages fit the slots"
             );
-            assert_eq!(
-                head.terms.len(),
-                head.len() * self.policy.terms(),
-                "terms fit the slots"
-            );
+            assert_eq!(head.terms.len(), head.len() * terms, "terms fit the slots");
             assert!(
                 head.positions
                     .last()

@@ -75,7 +75,8 @@ mod tests {
                 } else {
                     pool.give_back(t, n / 2);
                 }
-                let mut all: Vec<_> = tables.iter().flatten().copied().chain(pool.free.iter().copied()).collect();
+                let held = tables.iter().flatten().copied();
+                let mut all: Vec<_> = held.chain(pool.free.iter().copied()).collect();
                 all.sort_unstable();
                 prop_assert_eq!(&all, &(0..20).map(PageId).collect::<Vec<_>>());
             }

@@ -27,7 +27,7 @@ pub(super) fn reduce(
     let Some(Sharing {
         first_rank,
         query_heads,
-    }) = &cache.sharing
+    }) = &cache.layout.sharing
     else {
         let of_head = |parts: &Vec<Vec<f32>>| {
             add_up(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), how)
@@ -84,21 +84,26 @@ mod tests {
     use palimpsest_kernels::reference::ReferenceBackend;
 
     use super::*;
-    use crate::kv::{Contract, HeadSlots};
+    use crate::kv::Contract;
     use crate::policy::H2o;
+    use crate::shard::HeadLayout;
+    use crate::slots::HeadSlots;
 
     const HEADS: usize = 5;
 
     /// A cache of two layers of one KV head with so many slots.
     fn cache(slots: [u32; 2], sharing: Option<Sharing>) -> SequenceCache {
-        let mut cache = SequenceCache::new(2, 1, Contract::full(), Arc::new(H2o));
+        let layout = HeadLayout {
+            sharing,
+            ..HeadLayout::alone(2, 1)
+        };
+        let mut cache = SequenceCache::new(layout, Contract::full(), Arc::new(H2o), None);
         for (head, slots) in cache.heads.iter_mut().zip(slots) {
             *head = HeadSlots {
                 positions: (0..slots).collect(),
                 ..HeadSlots::default()
             };
         }
-        cache.sharing = sharing;
         cache
     }
 

@@ -8,10 +8,10 @@ use palimpsest_kernels::{
 };
 use palimpsest_models::weights::LayerWeights;
 
-use super::{stack, vector};
 use crate::error::Result;
 use crate::kv::SequenceCache;
 use crate::policy::Observe;
+use crate::upload::{stack, vector};
 
 /// Attention weights of one layer.
 pub struct AttentionWeights<B: Backend> {
@@ -238,7 +238,7 @@ fn observe<B: Backend>(
         ..args.shape
     };
     for span in spans.iter_mut() {
-        let Some(wanted) = span.cache.policy.observes() else {
+        let Some(wanted) = span.cache.policy.needs().attention.observed() else {
             continue;
         };
         let Some(skip) = rows_to_skip(span, wanted, args.stride) else {
@@ -253,7 +253,7 @@ fn observe<B: Backend>(
             continue;
         }
         let range = args.layer * kv_heads..(args.layer + 1) * kv_heads;
-        let group = span.cache.query_heads;
+        let group = span.cache.layout.query_heads;
         let mut mass: Vec<Vec<f32>> = range
             .clone()
             .flat_map(|h| std::mem::take(&mut span.cache.heads[h].mass))
@@ -309,6 +309,7 @@ mod tests {
     use super::*;
     use crate::kv::Contract;
     use crate::policy::Full;
+    use crate::shard::HeadLayout;
 
     #[test]
     fn observed_rows_are_the_last_before_a_boundary_however_the_sequence_is_cut() {
@@ -317,10 +318,16 @@ mod tests {
             let wanted = Observe {
                 last_rows: last,
                 reduce: Reduce::Sum,
+                forgets: false,
             };
             for first in 0..48u64 {
                 for count in 1..=stride - first % stride {
-                    let mut cache = SequenceCache::new(1, 1, Contract::full(), Arc::new(Full));
+                    let mut cache = SequenceCache::new(
+                        HeadLayout::alone(1, 1),
+                        Contract::full(),
+                        Arc::new(Full),
+                        None,
+                    );
                     cache.seen = first + count;
                     // The span does not start at row 0 of the step.
                     let span = Span {

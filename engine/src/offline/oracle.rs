@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use palimpsest_kernels::Reduce;
 
-use crate::policy::{HeadView, Observe, Policy};
+use crate::policy::{Attention, HeadView, Needs, Observe, Policy};
 
 /// What the rows of a sequence count for.
 #[derive(Debug, Clone, Default)]
@@ -38,15 +38,22 @@ impl Policy for MaxAttention {
     fn name(&self) -> &'static str {
         Self::NAME
     }
+
     fn comparable(&self) -> bool {
         true
     }
-    fn observes(&self) -> Option<Observe> {
-        Some(Observe {
-            last_rows: None,
-            reduce: Reduce::Max,
-        })
+
+    fn needs(&self) -> Needs {
+        Needs {
+            attention: Attention::Observed(Observe {
+                last_rows: None,
+                reduce: Reduce::Max,
+                forgets: false,
+            }),
+            ..Needs::default()
+        }
     }
+
     fn row_weights(&self, positions: Range<u64>) -> Option<Vec<f32>> {
         let RowWeights { first, weights } = &*self.weights.read().expect("no writer panics");
         let of = |position: u64| {
@@ -57,6 +64,7 @@ impl Policy for MaxAttention {
         };
         Some(positions.map(of).collect())
     }
+
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         scores.copy_from_slice(head.mass);
     }
@@ -91,9 +99,11 @@ impl Policy for Oracle {
     fn name(&self) -> &'static str {
         Self::NAME
     }
+
     fn comparable(&self) -> bool {
         true
     }
+
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         let table = self.table.read().expect("no writer panics");
         let known = table.heads.get(head.layer * table.kv_heads + head.kv_head);

@@ -13,10 +13,11 @@ use palimpsest_kernels::Backend;
 
 use crate::decoder::Logits;
 use crate::error::Result;
-use crate::kv::{Contract, HeadSlots};
+use crate::kv::Contract;
 use crate::offline::OfflineSequence;
 use crate::offline::oracle::{MaxAttention, RowWeights, ScoreTable};
 use crate::runner::Runner;
+use crate::slots::HeadSlots;
 
 /// Asks the model to repeat the context: the queries of the repetition look back at what it needs.
 pub const INSTRUCTION: &str = "\n\nRepeat the previous context exactly:\n";
@@ -141,7 +142,7 @@ impl Reconstruction {
                 .collect()
         });
         Ok(ScoreTable {
-            kv_heads: cache.kv_heads,
+            kv_heads: cache.layout.kv_heads.len(),
             heads: heads.collect(),
         })
     }

@@ -3,33 +3,39 @@
 
 use palimpsest_kernels::ScoreRule;
 
-use super::{HeadView, Policy};
+use super::{HeadView, Needs, Policy};
 
 /// Negative key norm: small keys attract attention (arXiv 2406.11430).
+#[derive(Debug, Default)]
 pub struct KNorm;
 
 impl Policy for KNorm {
     fn name(&self) -> &'static str {
         "knorm"
     }
+
     fn comparable(&self) -> bool {
         false
     }
+
     fn rule(&self, _layer: usize, _kv_head: usize) -> Option<ScoreRule> {
         Some(ScoreRule::KeyNorm)
     }
 }
 
 /// Negative cosine to the mean direction of the cached keys (KeyDiff, arXiv 2504.15364).
+#[derive(Debug, Default)]
 pub struct KeyDiff;
 
 impl Policy for KeyDiff {
     fn name(&self) -> &'static str {
         "keydiff"
     }
+
     fn comparable(&self) -> bool {
         false
     }
+
     fn rule(&self, _layer: usize, _kv_head: usize) -> Option<ScoreRule> {
         Some(ScoreRule::KeyDirection)
     }
@@ -37,6 +43,7 @@ impl Policy for KeyDiff {
 
 /// Spread of a token's channels relative to the next partition (LagKV, arXiv 2504.04704). Scores
 /// are ranks within a partition; the last partition has no successor and ranks highest.
+#[derive(Debug, Default)]
 pub struct LagKv;
 
 impl LagKv {
@@ -48,12 +55,18 @@ impl Policy for LagKv {
     fn name(&self) -> &'static str {
         "lagkv"
     }
+
     fn comparable(&self) -> bool {
         false
     }
-    fn reads_slots(&self) -> bool {
-        true
+
+    fn needs(&self) -> Needs {
+        Needs {
+            entries: true,
+            ..Needs::default()
+        }
     }
+
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         let dim = head.head_dim;
         let first = head

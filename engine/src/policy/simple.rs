@@ -1,29 +1,35 @@
 //! Policies that look at positions only.
 
 use super::{HeadView, Policy};
+use crate::random::splitmix;
 
 /// Keeps everything. The boundary never evicts for it.
+#[derive(Debug, Default)]
 pub struct Full;
 
 impl Policy for Full {
     fn name(&self) -> &'static str {
         palimpsest_proto::kv::FULL
     }
+
     fn comparable(&self) -> bool {
         false
     }
 }
 
 /// Sinks and the most recent positions (StreamingLLM, arXiv 2309.17453).
+#[derive(Debug, Default)]
 pub struct Window;
 
 impl Policy for Window {
     fn name(&self) -> &'static str {
         "window"
     }
+
     fn comparable(&self) -> bool {
         false
     }
+
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         for (score, &position) in scores.iter_mut().zip(head.positions) {
             // Exact for 2^24 positions; beyond, age keeps the order within any bounded cache.
@@ -33,15 +39,18 @@ impl Policy for Window {
 }
 
 /// A fixed pseudo-random rank per (layer, head, position): the control that every policy must beat.
+#[derive(Debug, Default)]
 pub struct RandomPolicy;
 
 impl Policy for RandomPolicy {
     fn name(&self) -> &'static str {
         "random"
     }
+
     fn comparable(&self) -> bool {
         true
     }
+
     fn score(&self, head: &HeadView<'_>, scores: &mut [f32]) {
         for (score, &position) in scores.iter_mut().zip(head.positions) {
             let seed =
@@ -49,12 +58,4 @@ impl Policy for RandomPolicy {
             *score = (splitmix(seed) >> 40) as f32;
         }
     }
-}
-
-/// SplitMix64 finaliser (Steele, Lea, Flood 2014).
-pub(crate) fn splitmix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
 }

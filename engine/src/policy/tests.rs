@@ -1,8 +1,12 @@
 //! Scores against the formulas of the papers, written out slowly in f64.
 
-use super::retention::{LayerScorer, RecentScorer};
+use palimpsest_kernels::ScoreRule;
+
+use super::retention::{LayerScorer, RecentScorer, RetentionWeights};
 use super::*;
-use crate::indexer::Indexer;
+use crate::random::splitmix;
+
+mod value_norm;
 
 const DIM: usize = 8;
 
@@ -41,11 +45,9 @@ impl Head {
             mass: &self.mass,
             keys: &self.keys,
             values: &self.values,
-            queries: expected::QueryView {
-                moments: &[],
-                next: 0,
-                inv_freq: &[],
-            },
+            sums: &[],
+            next_rotary: 0,
+            inv_freq: &[],
         };
         let mut scores = vec![f32::NAN; self.positions.len()];
         policy.score(&view, &mut scores);
@@ -91,17 +93,16 @@ fn h2o_and_tova_rank_by_the_attention_they_observed() {
     assert_eq!(head.scores(&H2o), head.mass);
     assert_eq!(head.scores(&Tova), head.mass);
     // H2O sums every row, for ever; TOVA looks at the last row alone.
-    assert_eq!(
-        (H2o.observes().and_then(|o| o.last_rows), H2o.forgets_mass()),
-        (None, false)
-    );
-    assert_eq!(
-        (
-            Tova.observes().and_then(|o| o.last_rows),
-            Tova.forgets_mass()
-        ),
-        (Some(1), true)
-    );
+    let observed = |policy: &dyn Policy| {
+        let observe = policy
+            .needs()
+            .attention
+            .observed()
+            .expect("it looks at attention");
+        (observe.last_rows, observe.forgets)
+    };
+    assert_eq!(observed(&H2o), (None, false));
+    assert_eq!(observed(&Tova), (Some(1), true));
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn policies_of_keys_and_notes_are_scored_on_the_device() {
     assert_eq!(KNorm.rule(0, 0), Some(ScoreRule::KeyNorm));
     assert_eq!(KeyDiff.rule(1, 2), Some(ScoreRule::KeyDirection));
     assert!(
-        !KNorm.reads_slots() && !KeyDiff.reads_slots(),
+        !KNorm.needs().entries && !KeyDiff.needs().entries,
         "nothing is downloaded for them"
     );
     let layer = |rate: [f32; 2]| LayerScorer {
@@ -137,17 +138,8 @@ fn policies_of_keys_and_notes_are_scored_on_the_device() {
         rate: rate.to_vec(),
         recent: None,
     };
-    let (query, associative, metadata) = (None, None, Default::default());
-    let retention = vec![layer([0.0, 0.0]), layer([-1.0, -0.5])];
-    let indexer = Indexer {
-        kv_heads: 2,
-        hidden: 3,
-        retention,
-        query,
-        associative,
-        metadata,
-    };
-    let policy = Retention::new(Arc::new(indexer));
+    let layers = vec![layer([0.0, 0.0]), layer([-1.0, -0.5])];
+    let policy = Retention::new(Arc::new(RetentionWeights { layers }));
     assert_eq!(
         policy.rule(1, 1),
         Some(ScoreRule::Fading {
@@ -171,7 +163,7 @@ fn policies_of_keys_and_notes_are_scored_on_the_device() {
             scale: retention::AGE
         }
     );
-    assert!(policy.keeps_notes() && policy.terms() == 0);
+    assert!(policy.needs().notes && policy.needs().terms == 0);
     assert_eq!(Window.rule(0, 0), None);
 }
 
@@ -223,4 +215,18 @@ fn lagkv_ranks_each_partition_against_the_next() {
     // them.
     let free = got[..sinks].iter().chain(&got[sinks + 2 * lag..]);
     assert!(free.clone().count() == sinks + lag + rest && free.into_iter().all(|&s| s == 1.0));
+}
+
+/// CONTRIBUTING.md shows a policy. It is this file, so what it shows compiles, and does what it
+/// says.
+#[test]
+fn the_policy_of_the_guide_is_one_that_works() {
+    let guide = include_str!("../../../CONTRIBUTING.md");
+    assert!(guide.contains(include_str!("tests/value_norm.rs")));
+    let head = Head::random(9, 20);
+    let want: Vec<f64> = Head::rows(&head.values)
+        .iter()
+        .map(|value| value.iter().map(|v| v.abs()).sum())
+        .collect();
+    close(&head.scores(&value_norm::ValueNorm), &want);
 }

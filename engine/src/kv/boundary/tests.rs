@@ -11,7 +11,9 @@ use super::*;
 use crate::kv::{Contract, HeadBudget};
 use crate::memory::Memory;
 use crate::peers::Peers;
-use crate::policy::{self, Policy, splitmix};
+use crate::policy::{self, Policy, Site};
+use crate::random::splitmix;
+use crate::shard::HeadLayout;
 
 const LAYERS: usize = 2;
 const KV_HEADS: usize = 2;
@@ -73,6 +75,17 @@ impl Bench {
             trained_length,
             scores,
         }
+    }
+
+    /// The policies that need no training.
+    fn policies(&self) -> Vec<Arc<dyn Policy>> {
+        let mut site = Site {
+            backend: &self.backend,
+            kv_heads: 0..KV_HEADS,
+            trained: None,
+        };
+        let installed = policy::install(&mut site).expect("nothing to upload");
+        installed.into_iter().map(|found| found.policy).collect()
     }
 
     /// Adds one stride of entries to every head; `key` and `value` are functions of (head,
@@ -298,15 +311,16 @@ proptest! {
         scope in 0usize..HeadBudget::ALL.len(),
         strides in 1usize..8,
     ) {
-        let mut policies = policy::heuristics();
+        let mut bench = Bench::new(KvType::F32, 1 << 20);
+        let mut policies = bench.policies();
         policies.push(Arc::new(Hostile));
         let policy = policies[policy % policies.len()].clone();
-        let mut bench = Bench::new(KvType::F32, 1 << 20);
         let contract = contract(sinks + window + room, sinks, window, HeadBudget::ALL[scope]);
         let context = format!("{} under {contract:?}", policy.name());
-        let mut cache = SequenceCache::new(LAYERS, KV_HEADS, contract, policy.clone());
+        let layout = HeadLayout::alone(LAYERS, KV_HEADS);
         let memory = recorder(&mut bench);
-        cache.memory = Some(Memory { ..memory });
+        let recorder = Some(Memory { ..memory });
+        let mut cache = SequenceCache::new(layout, contract, policy.clone(), recorder);
         for _ in 0..strides {
             let before: Vec<usize> = recorded(&bench, &memory).iter().map(Vec::len).collect();
             bench.fill(&mut cache, &|head, position, _| marked_key(head, position));
@@ -315,11 +329,15 @@ proptest! {
             for index in 0..cache.heads.len() {
                 let (keys, values) = bench.slots(&cache, index);
                 let held = &cache.heads[index].positions;
-                prop_assert!(held.iter().flat_map(|&p| marked_key(index, p)).eq(keys), "{context}: keys moved wrongly");
-                prop_assert!(held.iter().flat_map(|&p| noise(2, index, p)).eq(values), "{context}: values");
+                let marked = held.iter().flat_map(|&p| marked_key(index, p));
+                prop_assert!(marked.eq(keys), "{context}: keys moved wrongly");
+                let written = held.iter().flat_map(|&p| noise(2, index, p));
+                prop_assert!(written.eq(values), "{context}: values");
             }
-            if policy.forgets_mass() {
-                prop_assert!(cache.heads.iter().all(|h| h.mass.iter().flatten().all(|&m| m == 0.0)), "{context}: old attention");
+            let observed = policy.needs().attention.observed();
+            if observed.is_some_and(|observe| observe.forgets) {
+                let mut mass = cache.heads.iter().flat_map(|h| h.mass.iter().flatten());
+                prop_assert!(mass.all(|&m| m == 0.0), "{context}: old attention");
             }
         }
         let pages = bench.pool.total();
@@ -373,8 +391,9 @@ fn reindexing_error(dtype: KvType) -> f64 {
     let mut bench = Bench::new(dtype, trained);
     let mut contract = contract(24, 2, 4, HeadBudget::Group);
     contract.positions = Positions::Compacted;
-    let policy = policy::find(&policy::heuristics(), "random").expect("a known policy");
-    let mut cache = SequenceCache::new(LAYERS, KV_HEADS, contract, policy);
+    let policy = policy::find(&bench.policies(), "random").expect("a known policy");
+    let layout = HeadLayout::alone(LAYERS, KV_HEADS);
+    let mut cache = SequenceCache::new(layout, contract, policy, None);
     let inv_freq = bench.inv_freq.clone();
     let (mut worst, mut rewinds) = (0f64, 0);
     for _ in 0..16 {

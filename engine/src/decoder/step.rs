@@ -1,0 +1,60 @@
+//! What goes into a step of the decoder, and what comes out.
+
+use std::ops::Range;
+
+use crate::kv::SequenceCache;
+
+/// Which logits a piece wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: more of the prompt follows.
+    None,
+    /// After the last token.
+    Last,
+    /// After every token.
+    All,
+}
+
+/// Tokens of one sequence in a step. They must not go beyond the next boundary.
+pub struct Piece<'a> {
+    /// The sequence.
+    pub cache: &'a mut SequenceCache,
+    /// Tokens to read, at least one.
+    pub tokens: &'a [u32],
+    /// Logits to return.
+    pub logits: Logits,
+}
+
+impl Piece<'_> {
+    /// Rows whose logits are wanted, when the piece starts at row `first`.
+    pub(super) fn wanted_rows(&self, first: usize) -> Range<usize> {
+        let end = first + self.tokens.len();
+        match self.logits {
+            Logits::None => end..end,
+            Logits::Last => end - 1..end,
+            Logits::All => first..end,
+        }
+    }
+}
+
+/// What a piece gets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// Logits of the wanted rows `[rows, V]`, flattened.
+    Logits(Vec<f32>),
+    /// The token that was chosen; `None`: the logits are not numbers.
+    Token(Option<u32>),
+}
+
+/// What a layer computed for the rows of a step.
+pub struct Captured<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Normalised hidden states that enter attention `[T, E]`.
+    pub hidden: &'a [f32],
+    /// Queries, rotated `[T, H, D]`.
+    pub queries: &'a [f32],
+}
+
+/// Receives what layers compute, see [`Decoder::set_capture`](super::Decoder::set_capture).
+pub type Capture = Box<dyn FnMut(Captured<'_>) + Send>;

@@ -1,0 +1,90 @@
+//! What the coordinator is told of a step.
+
+use std::collections::HashMap;
+
+use palimpsest_proto::internal::v1 as internal;
+use palimpsest_proto::v1;
+
+use super::sequence::Admitted;
+use crate::decoder::Answer;
+use crate::error::Error;
+use crate::kv::SequenceCache;
+use crate::sampler::Choice;
+
+/// The answer to a sequence that was refused.
+pub(super) fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
+    internal::SequenceOutput {
+        sequence,
+        error: error.to_string(),
+        ..Default::default()
+    }
+}
+
+/// The answer to a sequence of a step.
+pub(super) fn output(
+    admitted: &Admitted<'_>,
+    answer: Answer,
+    page_bytes: u64,
+) -> internal::SequenceOutput {
+    let (step, sequence) = (admitted.step, &admitted.sequence);
+    let cache = &sequence.cache;
+    let mut output = internal::SequenceOutput {
+        sequence: step.sequence,
+        cache: Some(internal::CacheState {
+            held_entries: if cache.layout.leads {
+                cache.held_entries()
+            } else {
+                0
+            },
+            evicted_entries: if cache.layout.leads { cache.evicted } else { 0 },
+            held_bytes: cache.held_pages() * page_bytes + cache.memory_bytes(),
+        }),
+        ..Default::default()
+    };
+    if step.sample {
+        let choice = match answer {
+            Answer::Token(token) => token.map(|token| Choice {
+                token,
+                logprob: None,
+            }),
+            Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
+        };
+        let Some(choice) = choice else {
+            output.error = "the model's output is not a number; its weights may be damaged".into();
+            return output;
+        };
+        output.token = Some(choice.token);
+        output.logprob = choice.logprob;
+    }
+    if step.retention_report && cache.layout.leads {
+        output.retention = Some(retention(cache));
+    }
+    output
+}
+
+/// Which positions each head retains.
+pub fn retention(cache: &SequenceCache) -> v1::RetentionReport {
+    let heads = cache
+        .heads
+        .iter()
+        .enumerate()
+        .map(|(index, head)| v1::HeadRetention {
+            layer: cache.layout.layer_of(index) as u32,
+            kv_head: cache.layout.kv_head_of(index) as u32,
+            positions: head.positions.clone(),
+        });
+    v1::RetentionReport {
+        heads: heads.collect(),
+    }
+}
+
+/// Brings the answers into the order of the plan's sequences.
+pub(super) fn sort(outputs: &mut [internal::SequenceOutput], plan: &internal::StepPlan) {
+    let order: HashMap<u64, usize> = plan
+        .sequences
+        .iter()
+        .enumerate()
+        .map(|(i, s)| (s.sequence, i))
+        .collect();
+    outputs.sort_by_key(|o| order.get(&o.sequence).copied());
+}

@@ -1,0 +1,20 @@
+//! Sequences of a rank, between steps and in one.
+
+use palimpsest_proto::internal::v1 as internal;
+
+use crate::kv::SequenceCache;
+use crate::sampler::Sampler;
+
+/// One sequence on this rank.
+pub(super) struct Sequence {
+    pub(super) cache: SequenceCache,
+    pub(super) sampler: Sampler,
+    /// Tokens before the answer.
+    pub(super) prompt_tokens: u64,
+}
+
+/// A sequence of a step that passed its checks.
+pub(super) struct Admitted<'a> {
+    pub(super) step: &'a internal::SequenceStep,
+    pub(super) sequence: Sequence,
+}
