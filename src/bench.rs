@@ -9,10 +9,53 @@ use palimpsest_engine::kv::Contract;
 use palimpsest_engine::offline::{OfflineBatch, OfflineSequence};
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
+use palimpsest_proto::v1::KvContract;
 
-use crate::args::BenchRun;
-use crate::embedded::{self, Ranks};
+use crate::model::{self, ModelConfig, Ranks};
 use crate::term;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Time to read a prompt.
+    Prefill,
+    /// Time per generated token.
+    Decode,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// What to measure, and on what.
+#[derive(Debug)]
+pub struct Config {
+    /// What is measured.
+    pub kind: Kind,
+    /// The model.
+    pub model: ModelConfig,
+    /// The contract; what is unset is the default.
+    pub kv: KvContract,
+    /// Context lengths.
+    pub depths: Vec<usize>,
+    /// Tokens that are timed when decoding.
+    pub tokens: usize,
+    /// Sequences that decode together.
+    pub sequences: u32,
+    /// Whether the context is assumed and not computed.
+    pub assume_context: bool,
+    /// Measurements of each point, at least 1; the median is reported.
+    pub repeat: usize,
+    /// JSON lines instead of a table.
+    pub json: bool,
+    /// Whether the seconds of every stride are printed, too.
+    pub strides: bool,
+}
 
 /// One measured point.
 struct Point {
@@ -29,39 +72,34 @@ struct Point {
 }
 
 /// Measures and prints.
-pub fn run(kind: &'static str, run: &BenchRun) -> anyhow::Result<()> {
-    match embedded::open_ranks(&run.model, &run.kv, 1)? {
-        Ranks::Cpu(mut ranks) => run_on(kind, run, &mut ranks[0]),
-        Ranks::Cuda(mut ranks) => run_on(kind, run, &mut ranks[0]),
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    match model::open_ranks(&config.model, &config.kv, 1)? {
+        Ranks::Cpu(mut ranks) => run_on(config, &mut ranks[0]),
+        Ranks::Cuda(mut ranks) => run_on(config, &mut ranks[0]),
     }
 }
 
-fn run_on<B: Backend>(
-    kind: &'static str,
-    run: &BenchRun,
-    rank: &mut Rank<B>,
-) -> anyhow::Result<()> {
+fn run_on<B: Backend>(config: &Config, rank: &mut Rank<B>) -> anyhow::Result<()> {
     let info = rank
         .info
         .model
         .as_ref()
         .context("a rank reports its model")?;
-    let contract = Contract::parse(&with_defaults(&run.kv.wire(), info))?;
-    for &depth in &run.depths {
+    let contract = Contract::parse(&with_defaults(&config.kv, info))?;
+    for &depth in &config.depths {
         let mut points = Vec::new();
-        for _ in 0..run.repeat.max(1) {
-            points.push(measure(rank, kind, run, &contract, depth)?);
+        for _ in 0..config.repeat.max(1) {
+            points.push(measure(rank, config, &contract, depth)?);
         }
         points.sort_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
-        print(&points[points.len() / 2], run.json);
+        print(&points[points.len() / 2], config.json);
     }
     Ok(())
 }
 
 fn measure<B: Backend>(
     rank: &mut Rank<B>,
-    kind: &'static str,
-    run: &BenchRun,
+    config: &Config,
     contract: &Contract,
     depth: usize,
 ) -> anyhow::Result<Point> {
@@ -71,10 +109,19 @@ fn measure<B: Backend>(
     let prompt: Vec<u32> = (0..depth as u32)
         .map(|i| i.wrapping_mul(2_654_435_761) % vocabulary)
         .collect();
-    let sequences = if kind == "decode" { run.sequences } else { 1 };
-    let (tokens_per_second, stride_seconds) = match kind {
-        "decode" => (decode(rank, run, contract, &prompt)?, Vec::new()),
-        _ => prefill(rank, contract, &prompt)?,
+    let (sequences, tokens_per_second, stride_seconds) = match config.kind {
+        Kind::Decode => (
+            config.sequences,
+            decode(rank, config, contract, &prompt)?,
+            Vec::new(),
+        ),
+        Kind::Prefill => {
+            let Prefilled {
+                tokens_per_second,
+                stride_seconds,
+            } = prefill(rank, contract, &prompt)?;
+            (1, tokens_per_second, stride_seconds)
+        }
     };
     let held = contract
         .exact_slots()
@@ -82,7 +129,7 @@ fn measure<B: Backend>(
     let cache_bytes = sequences as usize * rank.runner.full_cache_bytes(held);
     let step_bytes = (rank.runner.decoder().step_weight_bytes() + cache_bytes) as u64;
     Ok(Point {
-        kind,
+        kind: config.kind.name(),
         depth,
         sequences,
         budget: contract.budget,
@@ -90,7 +137,7 @@ fn measure<B: Backend>(
         tokens_per_second,
         step_bytes,
         peak_rss_bytes: peak_bytes(),
-        stride_seconds: if run.strides {
+        stride_seconds: if config.strides {
             stride_seconds
         } else {
             Vec::new()
@@ -98,12 +145,17 @@ fn measure<B: Backend>(
     })
 }
 
-/// Tokens per second, and seconds of every stride.
+/// A prompt that was read.
+struct Prefilled {
+    tokens_per_second: f64,
+    stride_seconds: Vec<f64>,
+}
+
 fn prefill<B: Backend>(
     rank: &mut Rank<B>,
     contract: &Contract,
     prompt: &[u32],
-) -> anyhow::Result<(f64, Vec<f64>)> {
+) -> anyhow::Result<Prefilled> {
     let mut sequence = OfflineSequence::open(&mut rank.runner, contract.clone())?;
     let bar = term::progress(prompt.len() as u64, "prefill");
     let (mut stride_seconds, mut read) = (Vec::new(), 0);
@@ -123,21 +175,21 @@ fn prefill<B: Backend>(
         bar.inc(piece.len() as u64);
     }
     bar.finish_and_clear();
-    Ok((
-        prompt.len() as f64 / started.elapsed().as_secs_f64(),
+    Ok(Prefilled {
+        tokens_per_second: prompt.len() as f64 / started.elapsed().as_secs_f64(),
         stride_seconds,
-    ))
+    })
 }
 
 /// Tokens per second of all sequences together.
 fn decode<B: Backend>(
     rank: &mut Rank<B>,
-    run: &BenchRun,
+    config: &Config,
     contract: &Contract,
     prompt: &[u32],
 ) -> anyhow::Result<f64> {
-    let mut batch = OfflineBatch::open(&mut rank.runner, contract, run.sequences as usize)?;
-    if run.assume_context {
+    let mut batch = OfflineBatch::open(&mut rank.runner, contract, config.sequences as usize)?;
+    if config.assume_context {
         let fits = contract
             .exact_slots()
             .is_none_or(|slots| prompt.len() <= slots);
@@ -153,10 +205,10 @@ fn decode<B: Backend>(
         batch.feed(prompt)?;
     }
     let started = Instant::now();
-    for i in 0..run.tokens {
+    for i in 0..config.tokens {
         batch.feed(&[prompt[i % prompt.len()]])?;
     }
-    Ok((run.tokens * run.sequences as usize) as f64 / started.elapsed().as_secs_f64())
+    Ok((config.tokens * config.sequences as usize) as f64 / started.elapsed().as_secs_f64())
 }
 
 fn print(point: &Point, json: bool) {
@@ -171,8 +223,9 @@ fn print(point: &Point, json: bool) {
     } = point;
     if json {
         let line = serde_json::json!({
-            "kind": kind, "depth": depth, "sequences": sequences, "budget": point.budget, "policy": policy,
-            "tokens_per_second": tokens_per_second, "step_bytes": point.step_bytes, "peak_rss_bytes": peak_rss_bytes,
+            "kind": kind, "depth": depth, "sequences": sequences, "budget": point.budget,
+            "policy": policy, "tokens_per_second": tokens_per_second,
+            "step_bytes": point.step_bytes, "peak_rss_bytes": peak_rss_bytes,
             "stride_seconds": point.stride_seconds,
         });
         println!("{line}");

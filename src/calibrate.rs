@@ -19,79 +19,135 @@ use palimpsest_engine::policy::retention::RetentionWeights;
 use palimpsest_models::Model;
 use palimpsest_models::tokenizer::TokenizerFiles;
 use palimpsest_proto::internal::v1::ModelInfo;
-use palimpsest_proto::v1::{Chat, ChatMessage};
+use palimpsest_proto::v1::{Chat, ChatMessage, KvContract};
 
-use crate::args::{CalibrateArgs, KvArgs, TargetArg};
+use crate::model::{self, ModelConfig};
 use crate::progress::Progress;
-use crate::{embedded, pull};
+use crate::pull;
 
 /// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is
 /// tuned unasked.
 const TUNE_STEPS: usize = 104;
 const TUNED_UNASKED: u64 = 1_000_000_000;
 
+/// What to train, and from what.
+#[derive(Debug)]
+pub struct Config {
+    /// The model.
+    pub model: ModelConfig,
+    /// Directory with texts to learn from.
+    pub corpus: PathBuf,
+    /// Indexer file to write.
+    pub out: PathBuf,
+    /// Directory that keeps what was read of the documents; one beside the output, deleted in the
+    /// end, when `None`.
+    pub samples: Option<PathBuf>,
+    /// Documents.
+    pub documents: usize,
+    /// Tokens of a document.
+    pub tokens: usize,
+    /// One document in this many is held out for the report.
+    pub holdout: usize,
+    /// Strength of the ridge penalty.
+    pub ridge: f64,
+    /// What scorers learn to predict.
+    pub target: Target,
+    /// Documents that scorers are tuned on; by the model's size when `None`.
+    pub tune: Option<usize>,
+    /// How fast tuning changes the scorers, at its highest.
+    pub tune_rate: f32,
+    /// Indexer files to tune instead of fitting scorers.
+    pub start: Vec<PathBuf>,
+    /// Seed of the documents.
+    pub seed: u64,
+}
+
+impl Config {
+    /// Says what cannot be, before the long work.
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.holdout >= 2 && self.documents >= self.holdout,
+            "--documents must be at least --holdout, that at least 2"
+        );
+        ensure!(
+            self.tune_rate > 0.0 && self.tune_rate < 1.0,
+            "--tune-rate must be above 0 and below 1, try 0.003"
+        );
+        let parent = self
+            .out
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        ensure!(
+            parent.is_none_or(Path::is_dir),
+            "there is no directory for {}",
+            self.out.display()
+        );
+        Ok(())
+    }
+
+    /// Documents of the tuning of a model.
+    fn steps(&self, model: &Model) -> usize {
+        let unasked = if model.config().parameters <= TUNED_UNASKED {
+            TUNE_STEPS
+        } else {
+            0
+        };
+        self.tune.unwrap_or(unasked)
+    }
+}
+
+/// Texts to learn from, and how they become tokens.
+struct Corpus<'a> {
+    text: &'a str,
+    tokenizer: &'a tokenizers::Tokenizer,
+    /// What the chat template puts before a text.
+    opening: &'a str,
+}
+
 /// Fits scorers or reads those to start from, tunes them, writes the indexer.
-pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
-    ensure!(
-        args.holdout >= 2 && args.documents >= args.holdout,
-        "--documents must be at least --holdout, that at least 2"
-    );
-    ensure!(
-        args.tune_rate > 0.0 && args.tune_rate < 1.0,
-        "--tune-rate must be above 0 and below 1, try 0.003"
-    );
-    let text = corpus::read_directory(&args.corpus)?;
-    let model_file = pull::pull(&crate::args::pull_options(&args.model.model))?;
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    config.check()?;
+    let text = corpus::read_directory(&config.corpus)?;
+    let model_file = pull::model_file(&config.model.model)?;
     let model = Model::open(&model_file)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(model.tokenizer()?.tokenizer_json)
         .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
     let turns = turns(&model.tokenizer()?)?;
-    let samples = args
+    let samples = config
         .samples
         .clone()
-        .unwrap_or_else(|| args.out.with_extension("samples"));
+        .unwrap_or_else(|| config.out.with_extension("samples"));
     // All that can be wrong with what was given is said before the long work.
-    let steps = args
-        .tune
-        .unwrap_or(if model.config().parameters <= TUNED_UNASKED {
-            TUNE_STEPS
-        } else {
-            0
-        });
+    let steps = config.steps(&model);
+    let stride = config.model.stride as usize;
     let documents = match steps {
         0 => None,
-        _ => Some(Documents::new(
-            &text,
-            &tokenizer,
-            &turns,
-            args.model.stride as usize,
-        )?),
+        _ => Some(Documents::new(&text, &tokenizer, &turns, stride)?),
     };
-    let parent = args
-        .out
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    ensure!(
-        parent.is_none_or(Path::is_dir),
-        "there is no directory for {}",
-        args.out.display()
-    );
-    let mut indexer = match &args.start[..] {
-        [] => fit(args, &text, (&tokenizer, &turns.opening), samples.clone())?,
+
+    let mut indexer = match &config.start[..] {
+        [] => {
+            let corpus = Corpus {
+                text: &text,
+                tokenizer: &tokenizer,
+                opening: &turns.opening,
+            };
+            fit(config, &corpus, samples.clone())?
+        }
         files => start(files, &model)?,
     };
     if let Some(documents) = &documents {
-        tune(args, steps, &model, &mut indexer, documents)?;
+        tune(config, steps, &model, &mut indexer, documents)?;
     }
-    if args.tune.is_none() && steps == 0 {
+    if config.tune.is_none() && steps == 0 {
         println!(
             "not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}"
         );
     }
-    std::fs::write(&args.out, indexer.to_bytes()?)
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
-    println!("{}", args.out.display());
-    if args.samples.is_none() && args.start.is_empty() {
+    std::fs::write(&config.out, indexer.to_bytes()?)
+        .with_context(|| format!("cannot write {}", config.out.display()))?;
+    println!("{}", config.out.display());
+    if config.samples.is_none() && config.start.is_empty() {
         std::fs::remove_dir_all(&samples)
             .with_context(|| format!("cannot delete {}", samples.display()))?;
     }
@@ -99,41 +155,33 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
 }
 
 /// Scorers that predict attention, and the paper's two pieces; reports on held-out documents.
-fn fit(
-    args: &CalibrateArgs,
-    text: &str,
-    (tokenizer, prefix): (&tokenizers::Tokenizer, &str),
-    samples: PathBuf,
-) -> anyhow::Result<Indexer> {
-    let mut rank = embedded::open_rank(&args.model, &KvArgs::none())?;
+fn fit(config: &Config, corpus: &Corpus<'_>, samples: PathBuf) -> anyhow::Result<Indexer> {
+    let mut rank = model::open_rank(&config.model, &KvContract::default())?;
     let info = rank.info.model.take().context("a rank reports its model")?;
     let documents = corpus::documents(
-        text,
-        tokenizer,
-        prefix,
+        corpus.text,
+        corpus.tokenizer,
+        corpus.opening,
         Amount {
-            documents: args.documents,
-            tokens: args.tokens,
+            documents: config.documents,
+            tokens: config.tokens,
         },
-        args.seed,
+        config.seed,
     )?;
     let instruction = ServedTokenizer::from_bytes(&info.tokenizer)?.encode(INSTRUCTION, false)?;
     let features = AssociativeOptions::default()
         .features
         .min(info.head_dim as usize * 2);
     let options = Options {
-        holdout: args.holdout,
-        ridge: args.ridge,
-        seed: args.seed,
+        holdout: config.holdout,
+        ridge: config.ridge,
+        seed: config.seed,
         query: Some(QueryOptions::default()),
         memory: Some(AssociativeOptions {
             features,
             ..AssociativeOptions::default()
         }),
-        target: match args.target {
-            TargetArg::Attention => Target::Attention,
-            TargetArg::Surprisal => Target::Surprisal,
-        },
+        target: config.target,
         samples,
     };
     let mut stages = Stages::default();
@@ -153,7 +201,7 @@ fn fit(
     )?;
     stages.finish();
     let mean = print(&report);
-    indexer.metadata = metadata(args, &info);
+    indexer.metadata = metadata(config, &info);
     indexer.metadata.insert(
         "held_out_rank_correlation".into(),
         format!("{:.3}", mean.rank_correlation),
@@ -192,7 +240,7 @@ fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
 
 /// Gives every head a second scorer and tunes both.
 fn tune(
-    args: &CalibrateArgs,
+    config: &Config,
     steps: usize,
     model: &Model,
     indexer: &mut Indexer,
@@ -201,16 +249,16 @@ fn tune(
     let mut scorers = RetentionWeights::of(indexer)?;
     tune::add_second(&mut scorers.layers);
     indexer.set(&scorers);
-    let stride = args.model.stride as usize;
-    let (rate, seed) = (args.tune_rate, args.seed);
+    let stride = config.model.stride as usize;
+    let (rate, seed) = (config.tune_rate, config.seed);
     let options = tune::Options {
         steps,
         rate,
         seed,
         stride,
-        state: args.out.with_extension("tuning"),
+        state: config.out.with_extension("tuning"),
     };
-    let backend = embedded::cpu(&args.model, args.model.threads);
+    let backend = model::cpu(&config.model);
     let model = tune::model::Model::load(&backend, model.weights())?;
     let mut bar = Progress::new("tuning");
     let losses = tune::tune(&model, indexer, documents, &options, &mut |progress| {
@@ -305,25 +353,24 @@ fn turns(files: &TokenizerFiles) -> anyhow::Result<Turns> {
     })
 }
 
-fn metadata(args: &CalibrateArgs, info: &ModelInfo) -> HashMap<String, String> {
+fn metadata(config: &Config, info: &ModelInfo) -> HashMap<String, String> {
     let entries = [
         ("model", info.name.clone()),
         (
             "target",
-            match args.target {
-                TargetArg::Attention => {
-                    "ln max attention while the context is repeated".to_string()
+            match config.target {
+                Target::Attention => "ln max attention while the context is repeated",
+                Target::Surprisal => {
+                    "ln max surprisal-weighted attention while the context is repeated"
                 }
-                TargetArg::Surprisal => {
-                    "ln max surprisal-weighted attention while the context is repeated".to_string()
-                }
-            },
+            }
+            .to_string(),
         ),
-        ("documents", args.documents.to_string()),
-        ("tokens", args.tokens.to_string()),
-        ("seed", args.seed.to_string()),
-        ("ridge", args.ridge.to_string()),
-        ("stride", args.model.stride.to_string()),
+        ("documents", config.documents.to_string()),
+        ("tokens", config.tokens.to_string()),
+        ("seed", config.seed.to_string()),
+        ("ridge", config.ridge.to_string()),
+        ("stride", config.model.stride.to_string()),
     ];
     entries
         .into_iter()

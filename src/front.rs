@@ -1,6 +1,7 @@
 //! The side that faces clients: ports, keys, and their end.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -11,7 +12,28 @@ use palimpsest_tls::{Incoming, Limits, ServerFiles, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::args::FrontArgs;
+use crate::texts;
+
+/// What faces clients.
+#[derive(Debug, Clone)]
+pub struct FrontConfig {
+    /// Address of gRPC.
+    pub listen: SocketAddr,
+    /// Address of HTTP: OpenAI's API, probes and metrics.
+    pub http: Option<SocketAddr>,
+    /// Address of a port without TLS for probes and metrics alone.
+    pub health: Option<SocketAddr>,
+    /// File of API keys.
+    pub api_keys_file: Option<PathBuf>,
+    /// Whether anyone may ask who reaches an address beyond loopback.
+    pub insecure_no_keys: bool,
+    /// What gRPC and HTTP show; both are plain text without it.
+    pub tls: Option<ServerFiles>,
+    /// Sequences that run at once.
+    pub max_running: usize,
+    /// Requests that may wait.
+    pub max_queued: usize,
+}
 
 /// Ports that are bound, before a model is loaded: what is wrong with them is found at once.
 pub struct Front {
@@ -19,52 +41,41 @@ pub struct Front {
     http: Option<Incoming>,
     probes: Option<Incoming>,
     keys: Option<Arc<ApiKeys>>,
+    max_running: usize,
+    max_queued: usize,
 }
 
 impl Front {
     /// Reads the keys and binds the ports.
-    pub async fn open(args: &FrontArgs) -> anyhow::Result<Self> {
-        let keys = match &args.api_keys_file {
+    pub async fn open(config: FrontConfig) -> anyhow::Result<Self> {
+        let keys = match &config.api_keys_file {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
-                let keys = ApiKeys::parse(&text).with_context(|| path.display().to_string())?;
+                let keys = ApiKeys::parse(&texts::read(path)?)
+                    .with_context(|| path.display().to_string())?;
                 Some(Arc::new(keys))
             }
             None => None,
         };
-        let addresses = [Some(args.listen), (!args.no_http).then_some(args.http)];
-        let open = addresses
-            .iter()
-            .flatten()
-            .find(|address| !address.ip().is_loopback());
-        let knows_clients = keys.is_some() || args.tls_client_ca.is_some();
-        if let Some(address) = open.filter(|_| !knows_clients && !args.insecure_no_keys) {
-            bail!(
-                "{address} can be reached from outside: give --api-keys-file or --tls-client-ca, \
-                 or --insecure-no-keys to serve anyone"
-            );
-        }
-        let tls = tls(args)?;
-        if let Some(address) = open.filter(|_| tls.is_none() && keys.is_some()) {
-            tracing::warn!(%address, "API keys and prompts travel in plain text: give --tls-cert, or put TLS in front");
-        }
+        check_exposure(&config, keys.is_some())?;
+        let tls = config.tls.map(ServerTls::open).transpose()?;
         let incoming = |listener, tls| Incoming::new(listener, tls, Limits::default());
-        let http = if args.no_http {
-            None
-        } else {
-            Some(bind(args.http, "--http").await?)
+
+        let http = match config.http {
+            Some(address) => Some(incoming(bind(address, "--http").await?, tls.clone())),
+            None => None,
         };
-        let probes = match args.health {
+        let probes = match config.health {
             Some(address) => Some(incoming(bind(address, "--health").await?, None)),
             None => None,
         };
-        let grpc = incoming(bind(args.listen, "--listen").await?, tls.clone());
+        let grpc = incoming(bind(config.listen, "--listen").await?, tls);
         Ok(Self {
             grpc,
-            http: http.map(|http| incoming(http, tls)),
+            http,
             probes,
             keys,
+            max_running: config.max_running,
+            max_queued: config.max_queued,
         })
     }
 
@@ -86,11 +97,10 @@ impl Front {
     }
 
     /// Limits and keys for a coordinator.
-    pub fn config(&self, args: &FrontArgs) -> Config {
-        let (max_running, max_queued) = (args.max_running, args.max_queued);
+    pub fn config(&self) -> Config {
         Config {
-            max_running,
-            max_queued,
+            max_running: self.max_running,
+            max_queued: self.max_queued,
             keys: self.keys.clone(),
             ..Config::default()
         }
@@ -116,15 +126,6 @@ impl Front {
             address(&self.grpc),
             http.unwrap_or_default()
         )
-    }
-
-    /// Serves until a signal, then drains.
-    pub async fn serve(self, coordinator: &Coordinator) -> anyhow::Result<()> {
-        let signal = async {
-            crate::serve::shutdown_signal().await;
-            Ok(())
-        };
-        self.serve_until(coordinator, signal).await
     }
 
     /// Serves until `end`, drains, and returns what came of `end`.
@@ -175,17 +176,33 @@ async fn probed(port: Option<&mut Incoming>, mut finished: watch::Receiver<bool>
     serve_waiting(port, finished).await;
 }
 
-/// TLS of both ports, if it was asked for.
-fn tls(args: &FrontArgs) -> anyhow::Result<Option<ServerTls>> {
-    let Some((cert, key)) = args.tls_cert.clone().zip(args.tls_key.clone()) else {
-        return Ok(None);
+/// Refuses to serve everyone beyond this machine unless the operator says so, and warns of secrets
+/// in plain text.
+fn check_exposure(config: &FrontConfig, has_keys: bool) -> anyhow::Result<()> {
+    let exposed = [Some(config.listen), config.http]
+        .into_iter()
+        .flatten()
+        .find(|address| !address.ip().is_loopback());
+    let Some(address) = exposed else {
+        return Ok(());
     };
-    let files = ServerFiles {
-        cert,
-        key,
-        client_ca: args.tls_client_ca.clone(),
-    };
-    Ok(Some(ServerTls::open(files)?))
+    let asks_certificates = config
+        .tls
+        .as_ref()
+        .is_some_and(|files| files.client_ca.is_some());
+    if !has_keys && !asks_certificates && !config.insecure_no_keys {
+        bail!(
+            "{address} can be reached from outside: give --api-keys-file or --tls-client-ca, or \
+             --insecure-no-keys to serve anyone"
+        );
+    }
+    if config.tls.is_none() && has_keys {
+        tracing::warn!(
+            %address,
+            "API keys and prompts travel in plain text: give --tls-cert, or put TLS in front"
+        );
+    }
+    Ok(())
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

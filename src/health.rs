@@ -7,32 +7,48 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::args::HealthArgs;
-use crate::generate;
+use crate::client::{self, Server};
+
+/// Whom to ask for what.
+#[derive(Debug)]
+pub struct Config {
+    /// A server or a rank.
+    pub server: Server,
+    /// Service; the whole process when empty.
+    pub service: String,
+    /// Time to wait for the answer.
+    pub timeout: Duration,
+}
 
 /// Succeeds when the service serves.
-pub async fn run(args: HealthArgs) -> anyhow::Result<()> {
-    let limit = Duration::from_secs(args.timeout);
-    let status = tokio::time::timeout(limit, ask(&args)).await;
-    let status = status
-        .with_context(|| format!("no answer from {} within {} s", args.server, args.timeout))??;
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let status = tokio::time::timeout(config.timeout, ask(&config)).await;
+    let status = status.with_context(|| {
+        format!(
+            "no answer from {} within {} s",
+            config.server.address,
+            config.timeout.as_secs()
+        )
+    })??;
     anyhow::ensure!(status == ServingStatus::Serving, "{}", status.as_str_name());
     println!("{}", status.as_str_name());
     Ok(())
 }
 
-async fn ask(args: &HealthArgs) -> anyhow::Result<ServingStatus> {
-    let mut client = HealthClient::new(generate::channel(&args.server, &args.tls).await?);
+async fn ask(config: &Config) -> anyhow::Result<ServingStatus> {
+    let mut client = HealthClient::new(client::channel(&config.server).await?);
     let request = HealthCheckRequest {
-        service: args.service.clone(),
+        service: config.service.clone(),
     };
     let answer = client
         .check(request)
         .await
         .map_err(|status| match status.code() {
-            tonic::Code::NotFound => {
-                anyhow::anyhow!("{} knows no service `{}`", args.server, args.service)
-            }
+            tonic::Code::NotFound => anyhow::anyhow!(
+                "{} knows no service `{}`",
+                config.server.address,
+                config.service
+            ),
             _ => anyhow::anyhow!("{}: {}", status.code(), status.message()),
         })?;
     Ok(answer.into_inner().status())

@@ -1,19 +1,22 @@
 //! `palimpsest inspect`: what a file holds, without loading it.
 
+use std::path::Path;
+
 use anyhow::Context;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_models::Description;
+use palimpsest_models::gguf::GgufValue;
+use serde_json::{Value, json};
 
-use crate::args::InspectArgs;
 use crate::term::bytes;
 
 /// Prints a description of a model or an indexer.
-pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    if args.path.extension().is_some_and(|e| e == "safetensors") && args.path.is_file() {
-        return indexer(args);
+pub fn run(path: &Path, as_json: bool) -> anyhow::Result<()> {
+    if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+        return indexer(path, as_json);
     }
-    let description = palimpsest_models::inspect(&args.path)?;
-    if args.json {
+    let description = palimpsest_models::inspect(path)?;
+    if as_json {
         println!("{}", serde_json::to_string_pretty(&json(&description))?);
         return Ok(());
     }
@@ -47,34 +50,46 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
         );
     }
     for (key, value) in &description.metadata {
-        println!("  {key} = {value}");
+        println!("  {key} = {}", value.summary());
     }
     Ok(())
 }
 
-fn json(description: &Description) -> serde_json::Value {
+fn json(description: &Description) -> Value {
     let tensors: Vec<_> = description
         .tensors
         .iter()
-        .map(|t| serde_json::json!({"name": t.name, "type": t.dtype, "shape": t.shape, "bytes": t.bytes}))
+        .map(|t| json!({"name": t.name, "type": t.dtype, "shape": t.shape, "bytes": t.bytes}))
         .collect();
     let metadata: serde_json::Map<_, _> = description
         .metadata
         .iter()
-        .map(|(k, v)| (k.clone(), v.clone().into()))
+        .map(|(key, value)| (key.clone(), value_json(value)))
         .collect();
-    serde_json::json!({
-        "format": description.format, "parameters": description.parameters, "bytes": description.bytes,
-        "problem": description.config.as_ref().err(), "metadata": metadata, "tensors": tensors,
+    json!({
+        "format": description.format, "parameters": description.parameters,
+        "bytes": description.bytes, "problem": description.config.as_ref().err(),
+        "metadata": metadata, "tensors": tensors,
     })
 }
 
-fn indexer(args: &InspectArgs) -> anyhow::Result<()> {
-    let file = std::fs::read(&args.path)
-        .with_context(|| format!("cannot read {}", args.path.display()))?;
+/// A value of the metadata with its type; of an array only what it holds.
+fn value_json(value: &GgufValue) -> Value {
+    match value {
+        GgufValue::Unsigned(value) => json!(value),
+        GgufValue::Signed(value) => json!(value),
+        GgufValue::Float(value) => json!(value),
+        GgufValue::Bool(value) => json!(value),
+        GgufValue::Text(text) => json!(text),
+        GgufValue::Array { .. } => json!(value.summary()),
+    }
+}
+
+fn indexer(path: &Path, as_json: bool) -> anyhow::Result<()> {
+    let file = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let scorer = Indexer::parse(&file)?;
     let metadata: std::collections::BTreeMap<_, _> = scorer.metadata.iter().collect();
-    if args.json {
+    if as_json {
         println!("{}", serde_json::to_string_pretty(&metadata)?);
         return Ok(());
     }
@@ -83,4 +98,24 @@ fn indexer(args: &InspectArgs) -> anyhow::Result<()> {
         println!("  {key}: {value}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_encoded_once() {
+        assert_eq!(
+            value_json(&GgufValue::Text("ll\"ama".into())),
+            json!("ll\"ama")
+        );
+        assert_eq!(value_json(&GgufValue::Unsigned(7)), json!(7));
+        let array = GgufValue::Array {
+            kind: 4,
+            len: 3,
+            range: 0..12,
+        };
+        assert_eq!(value_json(&array), json!(array.summary()));
+    }
 }

@@ -1,29 +1,45 @@
-//! The `palimpsest` command line: parse, run, one place that turns errors into exit codes.
+//! The `palimpsest` command line: arguments in, a configuration for the command, an exit code out.
+//!
+//! ```text
+//! args (clap) ─ plain configurations ─▶ serve · coordinator · worker · generate · eval · …
+//!                                            │ over front, group, model, client, registry
+//! ```
 #![forbid(unsafe_code)]
 
 mod args;
 mod bench;
 mod calibrate;
-mod cluster;
-mod embedded;
+mod client;
+mod coordinator;
 mod eval;
 mod front;
 mod generate;
+mod group;
 mod health;
 mod inspect;
 mod load;
+mod model;
 mod progress;
 mod pull;
 mod quickstart;
+mod registry;
 mod serve;
-mod show;
+mod signals;
 mod term;
+mod texts;
 mod traces;
+mod worker;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use args::{BenchKind, Cli, Command};
+use bench::Kind;
 use clap::Parser;
+use palimpsest_worker::device::{DeviceEnd, EXIT_CODE};
+
+/// Time for work that blocks a thread to end when the process does.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
@@ -33,41 +49,57 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("error: {}", describe(&error));
+            exit_code(&error)
         }
     }
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Quickstart(args) => runtime()?.block_on(quickstart::run(args)),
-        Command::Pull(args) => {
-            let path = pull::pull(&args.options())?;
-            println!("{}", path.display());
-            Ok(())
-        }
-        Command::Serve(args) => runtime()?.block_on(serve::run(args)),
-        Command::Coordinator(args) => runtime()?.block_on(cluster::coordinator(args)),
-        Command::Worker(args) => runtime()?.block_on(cluster::worker(args)),
-        Command::Generate(args) => runtime()?.block_on(generate::run(args)),
-        Command::Health(args) => runtime()?.block_on(health::run(args)),
+        Command::Quickstart(args) => block_on(quickstart::run(args.config())),
+        Command::Pull(args) => pull::run(&args.model),
+        Command::Serve(args) => block_on(serve::run(args.config())),
+        Command::Coordinator(args) => block_on(coordinator::run(args.config())),
+        Command::Worker(args) => block_on(worker::run(args.config())),
+        Command::Generate(args) => block_on(generate::run(args.config()?)),
+        Command::Health(args) => block_on(health::run(args.config())),
         Command::Bench(args) => match args.kind {
-            BenchKind::Prefill(run) => bench::run("prefill", &run),
-            BenchKind::Decode(run) => bench::run("decode", &run),
-            BenchKind::Load(args) => runtime()?.block_on(load::run(&args)),
+            BenchKind::Prefill(run) => bench::run(&run.config(Kind::Prefill)),
+            BenchKind::Decode(run) => bench::run(&run.config(Kind::Decode)),
+            BenchKind::Load(args) => block_on(load::run(args.config()?)),
         },
-        Command::Calibrate(args) => calibrate::run(&args),
-        Command::Eval(args) => eval::run(*args),
-        Command::Inspect(args) => inspect::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args.config()),
+        Command::Eval(args) => eval::run(args.config()),
+        Command::Inspect(args) => inspect::run(&args.path, args.json),
     }
 }
 
-/// `println!` panics when the reader of a pipe has gone, as `head` does when it has enough: no
-/// fault of ours, and an end with the code that a process has which the signal for this (SIGPIPE,
-/// which Rust ignores) ended.
+/// An error and its causes in one line. A cause that the text before it ends with already is left
+/// out: many errors name their cause themselves.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// 1 for failures; another one when the supervisor should start the process anew.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| cause.is::<DeviceEnd>()) {
+        ExitCode::from(EXIT_CODE)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// `println!` panics when the reader of a pipe has gone: see [`term::end_unread`].
 fn end_quietly_when_nobody_reads() {
-    const CODE: i32 = 128 + 13;
     let of_faults = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic
@@ -75,24 +107,30 @@ fn end_quietly_when_nobody_reads() {
             .downcast_ref::<String>()
             .map_or("", String::as_str);
         if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
-            std::process::exit(CODE);
+            term::end_unread();
         }
         of_faults(panic);
     }));
 }
 
-/// Few threads: the kernels have their own, and this machine's cores are theirs.
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a command that waits for others. Few threads: the kernels have their own, and this
+/// machine's cores are theirs.
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()
+        .build()?;
+    let done = runtime.block_on(command);
+    // A thread that waits for another rank must not keep the process from its end.
+    runtime.shutdown_timeout(LEAVE_LIMIT);
+    done
 }
 
 fn init_tracing(cli: &Cli) {
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(term::is_terminal())
         .with_writer(std::io::stderr);
     if cli.log_json {
         logs.json().init()

@@ -1,16 +1,18 @@
 //! `palimpsest quickstart`: a real model, a long real document and a question about it, over gRPC,
 //! in one command.
 
-use anyhow::{Context, bail};
-use palimpsest_coordinator::Config;
+use std::path::PathBuf;
+
+use palimpsest_coordinator::Config as Limits;
+use palimpsest_proto::v1;
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{self};
 
-use crate::args::{ClientTlsArgs, QuickstartArgs};
-use crate::{embedded, generate, term};
+use crate::client::{self, Server};
+use crate::generate::summary;
+use crate::group::Group;
+use crate::model::{self, ModelConfig};
+use crate::{term, texts};
 
-/// The GNU General Public License, version 3: a long document that may be copied verbatim.
-const DOCUMENT: &str = include_str!("../assets/gpl-3.0.txt");
 const QUESTION: &str = "When was the WIPO copyright treaty adopted?";
 /// A model this small answers best when the answer is begun for it.
 const ANSWER_PREFIX: &str = "The WIPO copyright treaty was adopted on";
@@ -18,78 +20,93 @@ const ANSWER_PREFIX: &str = "The WIPO copyright treaty was adopted on";
 /// About a fifth of the built-in document.
 const BUDGET: u32 = 1536;
 
+/// What to ask about what.
+#[derive(Debug)]
+pub struct Config {
+    /// The model.
+    pub model: ModelConfig,
+    /// The contract; what is unset is chosen here.
+    pub kv: v1::KvContract,
+    /// Ranks that share the model, as threads of this process.
+    pub tp: usize,
+    /// A document of the user's instead of the built-in one.
+    pub document: Option<PathBuf>,
+    /// The user's question about it.
+    pub question: Option<String>,
+    /// Tokens of the answer at most.
+    pub max_tokens: u32,
+}
+
+/// A document and a question about it.
+struct Asked {
+    document: String,
+    question: String,
+    /// What the answer begins with.
+    prefix: &'static str,
+}
+
 /// Runs the whole path once and prints what it cost.
-pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
-    let (document, question) = match &args.document {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            (
-                text,
-                args.question
-                    .clone()
-                    .unwrap_or_else(|| "What is this document about?".into()),
-            )
-        }
-        None => (DOCUMENT.to_string(), QUESTION.to_string()),
-    };
-    let ranks = tokio::task::block_in_place(|| {
-        embedded::open_ranks(&args.model, &args.kv, args.tp.into())
-    })?;
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let asked = asked(&config)?;
+    let ranks =
+        tokio::task::block_in_place(|| model::open_ranks(&config.model, &config.kv, config.tp))?;
     let device = ranks.infos()[0].device.clone();
-    let coordinator = embedded::start(ranks, Config::default())?;
-    if !coordinator.ready().await {
-        bail!("the first step failed; run with --log info for the reason");
-    }
+    let mut group = Group::start(ranks, Limits::default(), None)?;
+    group.ready().await?;
+    let coordinator = &group.coordinator;
     let server = coordinator.serve_local().await?;
-    let client = generate::connect(
-        &format!("http://{}", server.address),
-        &ClientTlsArgs::default(),
-    )
+    let address = server.address;
+    let client = client::connect(&Server {
+        address: address.to_string(),
+        ..Server::default()
+    })
     .await?;
 
+    let name = &coordinator.service().model.info.name;
+    eprintln!("{name} on {device}, gRPC at {address}");
     eprintln!(
-        "{} on {device}, gRPC at {}",
-        coordinator.service().model.info.name,
-        server.address
+        "document: {} characters; question: {}",
+        asked.document.chars().count(),
+        asked.question
     );
-    eprintln!(
-        "document: {} characters; question: {question}",
-        document.chars().count()
-    );
-    let prefix = if args.document.is_none() {
-        ANSWER_PREFIX
-    } else {
-        ""
+    let spinner = term::spinner("reading the document");
+    print!("{}", asked.prefix);
+    let finished = client::stream(client, request(config, &asked), false).await;
+    spinner.finish_and_clear();
+    eprintln!("{}", summary(&finished?.usage.unwrap_or_default()));
+    server.shut_down().await;
+    Ok(())
+}
+
+fn asked(config: &Config) -> anyhow::Result<Asked> {
+    let Some(path) = &config.document else {
+        return Ok(Asked {
+            document: texts::GPL.into(),
+            question: QUESTION.into(),
+            prefix: ANSWER_PREFIX,
+        });
     };
-    let mut kv = args.kv.wire();
+    let question = config.question.clone();
+    Ok(Asked {
+        document: texts::read(path)?,
+        question: question.unwrap_or_else(|| "What is this document about?".into()),
+        prefix: "",
+    })
+}
+
+fn request(config: Config, asked: &Asked) -> v1::GenerateRequest {
+    let mut kv = config.kv;
     if kv.budget == 0 && kv.policy.is_empty() {
         kv.budget = BUDGET;
     }
-    let content = format!("{document}\n\n{question}");
-    let request = v1::GenerateRequest {
-        input: Some(Input::Chat(generate::question(content, prefix))),
+    let content = format!("{}\n\n{}", asked.document, asked.question);
+    v1::GenerateRequest {
+        input: Some(Input::Chat(client::question(content, asked.prefix))),
         stopping: Some(v1::Stopping {
-            max_tokens: Some(args.max_tokens),
+            max_tokens: Some(config.max_tokens),
             ..Default::default()
         }),
         kv: Some(kv),
         ..Default::default()
-    };
-    let spinner = if term::is_terminal() {
-        indicatif::ProgressBar::new_spinner()
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
-    spinner.set_message("reading the document");
-    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    print!("{prefix}");
-    let finished = generate::stream(client, request, false).await;
-    spinner.finish_and_clear();
-    eprintln!(
-        "{}",
-        generate::summary(&finished?.usage.unwrap_or_default())
-    );
-    server.shut_down().await;
-    Ok(())
+    }
 }

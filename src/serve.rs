@@ -1,81 +1,92 @@
 //! `palimpsest serve`: everything in one process.
 
-use anyhow::bail;
+use anyhow::Context;
 use palimpsest_engine::policy::Retention;
+use palimpsest_proto::v1::KvContract;
+use palimpsest_worker::device::Fault;
 
-use crate::args::ServeArgs;
-use crate::front::Front;
-use crate::{embedded, term, traces};
+use crate::front::{Front, FrontConfig};
+use crate::group::Group;
+use crate::model::{self, ModelConfig, Ranks};
+use crate::{signals, term, traces};
 
-/// Loads the model, listens, serves until Ctrl-C or SIGTERM, then drains.
-pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let front = Front::open(&args.front).await?;
+/// What to serve, and where.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The model.
+    pub model: ModelConfig,
+    /// Contract of requests that do not say.
+    pub default_kv: KvContract,
+    /// Ranks that share the model, as threads of this process.
+    pub tp: usize,
+    /// What faces clients.
+    pub front: FrontConfig,
+    /// A fault of rank 0's device, for tests.
+    pub fault: Option<Fault>,
+}
+
+/// Loads the model, listens, serves until a signal, then drains.
+///
+/// # Errors
+/// Also when the device of a rank can be used no more: what runs then ends with a reason.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let front = Front::open(config.front).await?;
     let _traces = traces::start()?;
     let ranks = tokio::task::block_in_place(|| {
-        embedded::open_ranks(&args.model, &args.kv, args.tp.into())
+        model::open_ranks(&config.model, &config.default_kv, config.tp)
     })?;
-    let config = front.config(&args.front);
-    let device = ranks.infos()[0].device.clone();
-    let arena = term::bytes(
-        ranks
-            .infos()
-            .iter()
-            .map(|info| info.kv_arena_bytes + info.kv_latent_bytes)
-            .sum(),
+    let place = describe(&ranks);
+    let mut group = Group::start(ranks, front.config(), config.fault)?;
+    group.ready().await?;
+
+    let coordinator = group.coordinator.clone();
+    let info = &coordinator.service().model.info;
+    eprintln!("serving {} at {} ({place})", info.name, front.describe());
+    eprintln!(
+        "default contract: {}",
+        contract(info.default_kv.clone().unwrap_or_default())
     );
-    let parts = if args.tp > 1 {
-        format!("{} ranks, each ", args.tp)
-    } else {
-        String::new()
+    let end = async {
+        let end = tokio::select! {
+            () = signals::shutdown() => return Ok(()),
+            end = group.lost() => end,
+        };
+        // What runs ends with a reason, not with a connection that breaks.
+        let engine = &coordinator.service().engine;
+        engine.lose(end.to_string()).await;
+        Err(end).context("this process can serve no longer")
     };
-    let coordinator = embedded::start(ranks, config)?;
-    if !coordinator.ready().await {
-        bail!("the first step failed; run with --log info for the reason");
+    front.serve_until(&coordinator, end).await?;
+    eprintln!("drained");
+    Ok(())
+}
+
+/// How many ranks, on what, with how much cache.
+fn describe(ranks: &Ranks) -> String {
+    let infos = ranks.infos();
+    let device = &infos[0].device;
+    let arena = infos
+        .iter()
+        .map(|info| info.kv_arena_bytes + info.kv_latent_bytes)
+        .sum();
+    let parts = match infos.len() {
+        1 => String::new(),
+        count => format!("{count} ranks, each "),
+    };
+    format!("{parts}{device}, up to {} of cache", term::bytes(arena))
+}
+
+fn contract(kv: KvContract) -> String {
+    if kv.policy == "full" {
+        return "policy full: nothing is evicted".into();
     }
-    let model = &coordinator.service().model;
-    let kv = model.info.default_kv.clone().unwrap_or_default();
     let trained = if kv.policy == Retention::NAME {
         "learned"
     } else {
         "untrained"
     };
-    eprintln!(
-        "serving {} at {} ({parts}{device}, up to {arena} of cache)",
-        model.info.name,
-        front.describe()
-    );
-    eprintln!(
-        "default contract: budget {}, policy {} ({trained}), memory {}",
+    format!(
+        "budget {}, policy {} ({trained}), memory {}",
         kv.budget, kv.policy, kv.memory
-    );
-    front.serve(&coordinator).await?;
-    eprintln!("drained");
-    Ok(())
-}
-
-/// The first Ctrl-C or SIGTERM starts the drain; a second one ends the process at once.
-pub async fn shutdown_signal() {
-    wait_for_signal().await;
-    eprintln!("draining; once more to stop at once");
-    tokio::spawn(async {
-        wait_for_signal().await;
-        std::process::exit(130);
-    });
-}
-
-async fn wait_for_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    let mut terminate =
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(signal) => signal,
-            Err(error) => {
-                tracing::warn!(%error, "SIGTERM cannot be watched; Ctrl-C still works");
-                let _ = interrupt.await;
-                return;
-            }
-        };
-    tokio::select! {
-        _ = interrupt => {}
-        _ = terminate.recv() => {}
-    }
+    )
 }

@@ -18,6 +18,7 @@ use palimpsest_proto::error::{Reason, RequestError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::state::State;
+pub use self::state::check_room;
 use crate::admission::{Admission, Gate, Permit};
 use crate::config::Config;
 use crate::executor::Executor;

@@ -74,13 +74,15 @@ impl Coordinator {
     /// [`Self::ready`].
     ///
     /// # Errors
-    /// If the ranks do not make a group, or their model's tokenizer or template cannot be used.
+    /// If the ranks do not make a group, their model's tokenizer or template cannot be used, or
+    /// the default contract has no room on them.
     pub fn build(
         config: Config,
         executor: Box<dyn Executor>,
         ranks: Vec<RankInfo>,
     ) -> Result<Self, model::Error> {
         let model = ServedModel::new(ranks)?;
+        engine::check_room(&model)?;
         let metrics = Metrics::new();
         metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());
         let engine = engine::start(&config, &model, executor, metrics.clone());

@@ -37,12 +37,36 @@ pub enum Error {
     /// A rank sent no model, or one without layers, heads, vocabulary or stride.
     #[error("rank 0 reports no usable model: {0} is missing")]
     Incomplete(&'static str),
+    /// The contract of requests that do not say has no room on a rank, so no step would ever run.
+    #[error(
+        "the default contract (budget {budget}, policy {policy}, memory {memory}) never fits: a \
+         sequence needs {} of pages and {} of latent memory on each rank, which has {} and {}; \
+         start with a smaller --kv-budget, or with more --kv-memory-mib or --latent-memory-mib",
+        mib(needed.pages), mib(needed.latent), mib(room.pages), mib(room.latent)
+    )]
+    DefaultNeverFits {
+        /// Budget of the default contract.
+        budget: u32,
+        /// Its policy.
+        policy: String,
+        /// Its latent memory.
+        memory: String,
+        /// What a sequence under it reserves.
+        needed: Cost,
+        /// What the smallest rank has.
+        room: Cost,
+    },
     /// Another group took over with another model or less memory.
     #[error("the new group cannot take over: its model or arena is not that of the old one")]
     OtherModel,
     /// The model's tokenizer or template.
     #[error(transparent)]
     Text(#[from] text::Error),
+}
+
+/// Bytes for people.
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// A model and the group that holds it.

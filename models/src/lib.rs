@@ -1,12 +1,13 @@
-//! Model files: what they hold, checked.
+//! Model files: where they come from and what they hold, checked.
 //!
-//! `weights` (by role) ▸ `gguf` · `safetensors` (tensor tables over memory maps) ▸
-//! `config` · `tokenizer`. Nothing in a file is trusted: every size is checked against the bytes
-//! that are there before it is used.
+//! `fetch` brings a file. `weights` (by role) ▸ `gguf` · `safetensors` (tensor tables over memory
+//! maps) ▸ `config` · `tokenizer` read it. Nothing in a file is trusted: every size is checked
+//! against the bytes that are there before it is used.
 #![deny(unsafe_code)]
 
 pub mod config;
 mod config_json;
+pub mod fetch;
 pub mod gguf;
 mod gguf_config;
 mod gguf_types;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::ModelConfig;
+use super::gguf::GgufValue;
 use super::{Error, Model, Result, map_gguf, safetensors};
 
 /// A tensor of a model file.
@@ -24,8 +25,8 @@ pub struct TensorDescription {
 pub struct Description {
     /// `GGUF v3`, `safetensors`.
     pub format: String,
-    /// Metadata in file order, values shortened. Empty for safetensors.
-    pub metadata: Vec<(String, String)>,
+    /// Metadata in file order. Empty for safetensors.
+    pub metadata: Vec<(String, GgufValue)>,
     /// Tensors.
     pub tensors: Vec<TensorDescription>,
     /// Elements of all tensors.
@@ -81,11 +82,6 @@ pub fn inspect(path: &Path) -> Result<Description> {
         )
     } else {
         let (_, gguf) = map_gguf(path)?;
-        let metadata = gguf
-            .metadata
-            .iter()
-            .map(|(key, value)| (key.clone(), value.summary()))
-            .collect();
         let describe = |tensor: super::gguf::GgufTensor| {
             let bytes = tensor.range.map_or(0, |range| range.len());
             TensorDescription {
@@ -97,7 +93,7 @@ pub fn inspect(path: &Path) -> Result<Description> {
         };
         (
             format!("GGUF v{}", gguf.version),
-            metadata,
+            gguf.metadata,
             gguf.tensors.into_iter().map(describe).collect(),
         )
     };

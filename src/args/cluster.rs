@@ -1,27 +1,72 @@
-//! Processes that serve: what they listen on, find each other by, and show to each other.
+//! Processes that serve: what they find each other by, and what they show to each other.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use palimpsest_collective::Place;
 use palimpsest_tls::{ClientFiles, ClusterFiles};
+use palimpsest_worker::device::Fault;
 
-use super::{CollectiveArg, KvArgs, ModelArgs};
+use super::{FrontArgs, KvArgs, ModelArgs};
+use crate::registry::EtcdConfig;
+use crate::{coordinator, serve, worker};
 
+/// Everything in one process.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  palimpsest serve
+  palimpsest serve --model model.gguf --kv-budget \
+                        2048 --threads 8
+  palimpsest serve --device cuda:0 --tp 2 --http 0.0.0.0:8000 \
+                        --api-keys-file keys
+
+Ask it:
+  palimpsest generate --prompt 'Why is the sky \
+                        blue?'
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}]}'")]
 pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub kv: KvArgs,
     /// Ranks that share the model, as threads of this process: tensor parallelism.
-    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(
+        long,
+        env = "PALIMPSEST_TP",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u8).range(1..=64),
+        help_heading = "Device"
+    )]
     pub tp: u8,
     #[command(flatten)]
     pub front: FrontArgs,
+    /// A fault for tests: panic@STEP or loss@STEP of the device of rank 0.
+    #[arg(long, hide = true)]
+    pub inject_fault: Option<Fault>,
 }
 
+impl ServeArgs {
+    /// What was typed, as the rest of the program takes it.
+    pub fn config(self) -> serve::Config {
+        serve::Config {
+            model: self.model.config(),
+            default_kv: self.kv.wire(),
+            tp: self.tp.into(),
+            front: self.front.config(),
+            fault: self.inject_fault,
+        }
+    }
+}
+
+/// Serves over ranks that are processes.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  palimpsest coordinator --ranks 127.0.0.1:50061,127.0.0.1:50062
+  \
+                        palimpsest coordinator --etcd http://127.0.0.1:2379 --group main --tp 2")]
 pub struct CoordinatorArgs {
     #[command(flatten)]
     pub registry: RegistryArgs,
@@ -30,60 +75,157 @@ pub struct CoordinatorArgs {
         long,
         env = "PALIMPSEST_RANKS",
         value_delimiter = ',',
-        conflicts_with = "etcd"
+        conflicts_with = "etcd",
+        help_heading = "Worker group"
     )]
     pub ranks: Vec<String>,
     /// Ranks of the group, when they are found in a registry.
-    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
+    #[arg(
+        long,
+        env = "PALIMPSEST_TP",
+        default_value_t = 1,
+        help_heading = "Worker group"
+    )]
     pub tp: u32,
+    /// Seconds that the first group has to form; who is missing is said meanwhile.
+    #[arg(
+        long,
+        env = "PALIMPSEST_FORM_SECONDS",
+        default_value_t = 300,
+        help_heading = "Worker group"
+    )]
+    pub form_seconds: u64,
+    /// Seconds that requests of a lost group wait for the next one.
+    #[arg(
+        long,
+        env = "PALIMPSEST_REGROUP_SECONDS",
+        default_value_t = 120,
+        help_heading = "Worker group"
+    )]
+    pub regroup_seconds: u64,
+    /// Seconds that a request waits which comes while a lost group is being replaced.
+    #[arg(
+        long,
+        env = "PALIMPSEST_GROUP_WAIT_SECONDS",
+        default_value_t = 30,
+        help_heading = "Worker group"
+    )]
+    pub group_wait_seconds: u64,
     #[command(flatten)]
     pub front: FrontArgs,
     #[command(flatten)]
     pub cluster: ClusterTlsArgs,
-    /// Seconds that the first group has to form; who is missing is said meanwhile.
-    #[arg(long, env = "PALIMPSEST_FORM_SECONDS", default_value_t = 300)]
-    pub form_seconds: u64,
-    /// Seconds that requests of a lost group wait for the next one.
-    #[arg(long, env = "PALIMPSEST_REGROUP_SECONDS", default_value_t = 120)]
-    pub regroup_seconds: u64,
-    /// Seconds that a request waits which comes while a lost group is being replaced.
-    #[arg(long, env = "PALIMPSEST_GROUP_WAIT_SECONDS", default_value_t = 30)]
-    pub group_wait_seconds: u64,
 }
 
+impl CoordinatorArgs {
+    /// What was typed, as the rest of the program takes it.
+    pub fn config(self) -> coordinator::Config {
+        coordinator::Config {
+            group: self.registry.group.clone(),
+            registry: self.registry.config(),
+            ranks: self.ranks,
+            tp: self.tp,
+            form_limit: Duration::from_secs(self.form_seconds),
+            regroup_limit: Duration::from_secs(self.regroup_seconds),
+            group_wait_limit: Duration::from_secs(self.group_wait_seconds),
+            front: self.front.config(),
+            cluster: self.cluster.files(),
+        }
+    }
+}
+
+/// One rank of a worker group.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  palimpsest worker --rank 0 --tp 2 --listen 127.0.0.1:50061
+  palimpsest \
+                        worker --rank 1 --tp 2 --device cuda:1 --etcd http://127.0.0.1:2379 \
+                        --group main")]
 pub struct WorkerArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub kv: KvArgs,
     /// This rank, from 0.
-    #[arg(long, env = "PALIMPSEST_RANK")]
+    #[arg(long, env = "PALIMPSEST_RANK", help_heading = "Worker group")]
     pub rank: usize,
     /// Ranks of the group.
-    #[arg(long, env = "PALIMPSEST_TP", default_value_t = 1)]
+    #[arg(
+        long,
+        env = "PALIMPSEST_TP",
+        default_value_t = 1,
+        help_heading = "Worker group"
+    )]
     pub tp: usize,
-    /// Address to listen on for the coordinator.
-    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50061")]
-    pub listen: SocketAddr,
     /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for
     /// GPUs. tcp or nccl, by the device, when not given.
-    #[arg(long, env = "PALIMPSEST_COLLECTIVE", value_enum)]
+    #[arg(
+        long,
+        env = "PALIMPSEST_COLLECTIVE",
+        value_enum,
+        help_heading = "Worker group"
+    )]
     pub collective: Option<CollectiveArg>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Address to listen on for the coordinator.
+    #[arg(
+        long,
+        env = "PALIMPSEST_LISTEN",
+        default_value = "127.0.0.1:50061",
+        help_heading = "Listening"
+    )]
+    pub listen: SocketAddr,
     /// host:port at which coordinator and other ranks reach this one; --listen when not given.
-    #[arg(long, env = "PALIMPSEST_ADVERTISE")]
+    #[arg(long, env = "PALIMPSEST_ADVERTISE", help_heading = "Listening")]
     pub advertise: Option<String>,
     /// Address of a port without TLS that answers gRPC health checks alone.
-    #[arg(long, env = "PALIMPSEST_HEALTH")]
+    #[arg(long, env = "PALIMPSEST_HEALTH", help_heading = "Listening")]
     pub health: Option<SocketAddr>,
+    #[command(flatten)]
+    pub cluster: ClusterTlsArgs,
     /// A fault for tests: in these steps, counted from 1, this rank computes something else than
     /// the others.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub inject_divergence: Vec<u64>,
-    #[command(flatten)]
-    pub registry: RegistryArgs,
-    #[command(flatten)]
-    pub cluster: ClusterTlsArgs,
+    /// A fault for tests: panic@STEP or loss@STEP of the device.
+    #[arg(long, hide = true)]
+    pub inject_fault: Option<Fault>,
+}
+
+impl WorkerArgs {
+    /// What was typed, as the rest of the program takes it.
+    pub fn config(self) -> worker::Config {
+        worker::Config {
+            model: self.model.config(),
+            default_kv: self.kv.wire(),
+            place: Place {
+                rank: self.rank,
+                world_size: self.tp,
+            },
+            collective: self.collective.map(|collective| match collective {
+                CollectiveArg::Tcp => worker::CollectiveKind::Tcp,
+                CollectiveArg::Gloo => worker::CollectiveKind::Gloo,
+                CollectiveArg::Nccl => worker::CollectiveKind::Nccl,
+            }),
+            group: self.registry.group.clone(),
+            registry: self.registry.config(),
+            listen: self.listen,
+            advertise: self.advertise,
+            health: self.health,
+            cluster: self.cluster.files(),
+            diverge_at: self.inject_divergence,
+            fault: self.inject_fault,
+        }
+    }
+}
+
+/// What ranks exchange tensors over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CollectiveArg {
+    Tcp,
+    Gloo,
+    Nccl,
 }
 
 /// What a process of a cluster shows to the others. With it, coordinator and ranks accept nobody
@@ -92,141 +234,120 @@ pub struct WorkerArgs {
 pub struct ClusterTlsArgs {
     /// Certificate chain (PEM) of this process, with the DNS name coordinator.palimpsest.internal
     /// or worker.palimpsest.internal.
-    #[arg(long, env = "PALIMPSEST_CLUSTER_CERT", requires_all = ["cluster_key", "cluster_ca"])]
+    #[arg(
+        long,
+        env = "PALIMPSEST_CLUSTER_CERT",
+        requires_all = ["cluster_key", "cluster_ca"],
+        help_heading = "TLS within the cluster"
+    )]
     pub cluster_cert: Option<PathBuf>,
     /// Key of --cluster-cert.
-    #[arg(long, env = "PALIMPSEST_CLUSTER_KEY", requires = "cluster_cert")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_CLUSTER_KEY",
+        requires = "cluster_cert",
+        help_heading = "TLS within the cluster"
+    )]
     pub cluster_key: Option<PathBuf>,
     /// The cluster's own CA: whatever it signs is trusted.
-    #[arg(long, env = "PALIMPSEST_CLUSTER_CA", requires = "cluster_cert")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_CLUSTER_CA",
+        requires = "cluster_cert",
+        help_heading = "TLS within the cluster"
+    )]
     pub cluster_ca: Option<PathBuf>,
 }
 
 impl ClusterTlsArgs {
     /// The files, if they were given.
-    pub fn files(&self) -> Option<ClusterFiles> {
-        let Self {
-            cluster_cert,
-            cluster_key,
-            cluster_ca,
-        } = self;
-        let (cert, key, ca) = (
-            cluster_cert.clone()?,
-            cluster_key.clone()?,
-            cluster_ca.clone()?,
-        );
-        Some(ClusterFiles { cert, key, ca })
+    pub fn files(self) -> Option<ClusterFiles> {
+        Some(ClusterFiles {
+            cert: self.cluster_cert?,
+            key: self.cluster_key?,
+            ca: self.cluster_ca?,
+        })
     }
-}
-
-/// What a client of a TLS server trusts and shows.
-#[derive(Debug, Clone, Default, Args)]
-pub struct ClientTlsArgs {
-    /// CA (PEM) that the server's certificate must come from; those that this system trusts when
-    /// not given.
-    #[arg(long, env = "PALIMPSEST_CA")]
-    pub ca: Option<PathBuf>,
-    /// Certificate to show, for servers that ask for one.
-    #[arg(long, env = "PALIMPSEST_CERT", requires = "key")]
-    pub cert: Option<PathBuf>,
-    /// Key of --cert.
-    #[arg(long, env = "PALIMPSEST_KEY", requires = "cert")]
-    pub key: Option<PathBuf>,
-}
-
-impl ClientTlsArgs {
-    /// The files that were given.
-    pub fn files(&self) -> ClientFiles {
-        ClientFiles {
-            ca: self.ca.clone(),
-            identity: self.cert.clone().zip(self.key.clone()),
-        }
-    }
-}
-
-/// What faces clients.
-#[derive(Debug, Args)]
-pub struct FrontArgs {
-    /// Address to listen on for gRPC.
-    #[arg(long, env = "PALIMPSEST_LISTEN", default_value = "127.0.0.1:50051")]
-    pub listen: SocketAddr,
-    /// Address to listen on for HTTP: OpenAI's API, probes and metrics.
-    #[arg(long, env = "PALIMPSEST_HTTP", default_value = "127.0.0.1:8000")]
-    pub http: SocketAddr,
-    /// No HTTP.
-    #[arg(long, env = "PALIMPSEST_NO_HTTP", conflicts_with = "http")]
-    pub no_http: bool,
-    /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
-    #[arg(long, env = "PALIMPSEST_API_KEYS_FILE")]
-    pub api_keys_file: Option<PathBuf>,
-    /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when
-    /// the file changes.
-    #[arg(long, env = "PALIMPSEST_TLS_CERT", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// Key of --tls-cert.
-    #[arg(long, env = "PALIMPSEST_TLS_KEY", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-    /// Clients must show a certificate of this CA.
-    #[arg(long, env = "PALIMPSEST_TLS_CLIENT_CA", requires = "tls_cert")]
-    pub tls_client_ca: Option<PathBuf>,
-    /// Address of a port without TLS for /health, /readyz and /metrics alone.
-    #[arg(long, env = "PALIMPSEST_HEALTH")]
-    pub health: Option<SocketAddr>,
-    /// Serve anyone who reaches this address, without keys.
-    #[arg(
-        long,
-        env = "PALIMPSEST_INSECURE_NO_KEYS",
-        conflicts_with = "api_keys_file"
-    )]
-    pub insecure_no_keys: bool,
-    /// Sequences that run at once.
-    #[arg(long, env = "PALIMPSEST_MAX_RUNNING", default_value_t = 16)]
-    pub max_running: usize,
-    /// Requests that may wait.
-    #[arg(long, env = "PALIMPSEST_MAX_QUEUED", default_value_t = 256)]
-    pub max_queued: usize,
 }
 
 /// Where the ranks of a group are found.
 #[derive(Debug, Args)]
 pub struct RegistryArgs {
     /// etcd's endpoints: http://host:2379, several with commas.
-    #[arg(long, env = "PALIMPSEST_ETCD", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "PALIMPSEST_ETCD",
+        value_delimiter = ',',
+        help_heading = "Registry"
+    )]
     pub etcd: Vec<String>,
     /// User of etcd; its password is read from PALIMPSEST_ETCD_PASSWORD.
-    #[arg(long, env = "PALIMPSEST_ETCD_USER")]
+    #[arg(long, env = "PALIMPSEST_ETCD_USER", help_heading = "Registry")]
     pub etcd_user: Option<String>,
-    /// CA (PEM) of etcd's certificate, for endpoints of https://; those that this system trusts when not given.
-    #[arg(long, env = "PALIMPSEST_ETCD_CA")]
+    /// CA (PEM) of etcd's certificate, for endpoints of https://; those that this system trusts
+    /// when not given.
+    #[arg(long, env = "PALIMPSEST_ETCD_CA", help_heading = "Registry")]
     pub etcd_ca: Option<PathBuf>,
     /// Certificate to show to etcd.
-    #[arg(long, env = "PALIMPSEST_ETCD_CERT", requires = "etcd_key")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_ETCD_CERT",
+        requires = "etcd_key",
+        help_heading = "Registry"
+    )]
     pub etcd_cert: Option<PathBuf>,
     /// Key of --etcd-cert.
-    #[arg(long, env = "PALIMPSEST_ETCD_KEY", requires = "etcd_cert")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_ETCD_KEY",
+        requires = "etcd_cert",
+        help_heading = "Registry"
+    )]
     pub etcd_key: Option<PathBuf>,
     /// Seconds after which the rank of a process that died without a word is free again.
-    #[arg(long, env = "PALIMPSEST_ETCD_LEASE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    #[arg(
+        long,
+        env = "PALIMPSEST_ETCD_LEASE_SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(2..=3600),
+        help_heading = "Registry"
+    )]
     pub etcd_lease_seconds: u32,
     /// Seconds to wait for etcd when it is not there yet at the start.
-    #[arg(long, env = "PALIMPSEST_ETCD_WAIT_SECONDS", default_value_t = 60)]
+    #[arg(
+        long,
+        env = "PALIMPSEST_ETCD_WAIT_SECONDS",
+        default_value_t = 60,
+        help_heading = "Registry"
+    )]
     pub etcd_wait_seconds: u32,
     /// Name of the worker group.
-    #[arg(long, env = "PALIMPSEST_GROUP", default_value = "main")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_GROUP",
+        default_value = "main",
+        help_heading = "Registry"
+    )]
     pub group: String,
 }
 
-#[derive(Debug, Args)]
-pub struct HealthArgs {
-    /// Server or rank to ask.
-    #[arg(default_value = "http://127.0.0.1:50051", env = "PALIMPSEST_SERVER")]
-    pub server: String,
-    /// Service, such as palimpsest.v1.Inference; the whole process when not given.
-    #[arg(long, default_value = "")]
-    pub service: String,
-    /// Seconds to wait for the answer.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub timeout: u64,
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
+impl RegistryArgs {
+    /// The registry, if one was named. The password of etcd's user comes from the environment
+    /// alone, where no list of processes shows it.
+    pub fn config(self) -> Option<EtcdConfig> {
+        if self.etcd.is_empty() {
+            return None;
+        }
+        let password = std::env::var("PALIMPSEST_ETCD_PASSWORD").unwrap_or_default();
+        Some(EtcdConfig {
+            endpoints: self.etcd,
+            user: self.etcd_user.map(|name| (name, password)),
+            tls: ClientFiles {
+                ca: self.etcd_ca,
+                identity: self.etcd_cert.zip(self.etcd_key),
+            },
+            lease: Duration::from_secs(self.etcd_lease_seconds.into()),
+            patience: Duration::from_secs(self.etcd_wait_seconds.into()),
+        })
+    }
 }

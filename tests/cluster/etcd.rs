@@ -1,15 +1,14 @@
 //! A real etcd, and clusters that find their ranks in it.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use palimpsest_registry::{EtcdOptions, EtcdRegistry, RankRecord, Registry};
+use palimpsest_tests::etcd::{EtcdProcess, free_url};
 use palimpsest_tests::service::ask;
-use tempfile::TempDir;
 
 use crate::cluster::{Cluster, Tiny};
-use crate::process::{Process, free_address, post};
-use crate::request;
+use crate::process::post;
+use crate::requests::request;
 
 /// Leases of the tests: outages are longer.
 pub const LEASE: Duration = Duration::from_secs(2);
@@ -19,52 +18,20 @@ pub const GROUP: &str = "main";
 /// Where the claim to lead it stands, in base64, as etcd's gateway for JSON wants it.
 const LEAD_KEY: &str = "L3BhbGltcHNlc3QvdjEvZ3JvdXBzL21haW4ubGVhZC9yYW5rcy8wMDAwMA==";
 
-/// A process of Debian's etcd-server; it ends with this.
+/// An etcd, and a client of it.
 pub struct Etcd {
-    process: Process,
-    address: String,
+    process: EtcdProcess,
     pub registry: EtcdRegistry,
-    _data: TempDir,
 }
 
 impl Etcd {
     /// An empty etcd, or `None`, and said so, where the program is not installed.
     pub async fn start() -> Option<Self> {
-        let address = free_address();
-        let (url, peers) = (
-            format!("http://{address}"),
-            format!("http://{}", free_address()),
-        );
-        let data = tempfile::tempdir().expect("a directory");
-        let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(data.path());
-        command.args([
-            "--listen-client-urls",
-            &url,
-            "--advertise-client-urls",
-            &url,
-            "--listen-peer-urls",
-            &peers,
-        ]);
-        command.args([
-            "--initial-advertise-peer-urls",
-            &peers,
-            "--initial-cluster",
-            &format!("default={peers}"),
-        ]);
-        let spawned = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .stdin(Stdio::null())
-            .spawn();
-        let Ok(child) = spawned else {
-            eprintln!("SKIPPED: no etcd here; `cargo xtask test` installs Debian's etcd-server");
-            return None;
-        };
+        let process = EtcdProcess::spawn(free_url(), &[])?;
         let started = Instant::now();
         let registry = loop {
             let options = EtcdOptions {
-                endpoints: vec![url.clone()],
+                endpoints: vec![process.url.clone()],
                 ..EtcdOptions::default()
             };
             match EtcdRegistry::connect(options).await {
@@ -76,21 +43,20 @@ impl Etcd {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        Some(Self {
-            process: Process(child),
-            address,
-            registry,
-            _data: data,
-        })
+        Some(Self { process, registry })
+    }
+
+    /// host:port of its clients.
+    fn address(&self) -> &str {
+        self.process.url.trim_start_matches("http://")
     }
 
     /// What tells a process of a cluster where etcd is.
     pub fn arguments(&self) -> Vec<String> {
         let seconds = LEASE.as_secs().to_string();
-        let url = format!("http://{}", self.address);
         [
             "--etcd",
-            &url,
+            &self.process.url,
             "--group",
             GROUP,
             "--etcd-lease-seconds",
@@ -124,7 +90,7 @@ impl Etcd {
     /// Ends the lease of whoever leads the group, as if etcd had lost it.
     pub fn revoke_lead(&self) {
         let lead = post(
-            &self.address,
+            self.address(),
             "/v3/kv/range",
             &format!(r#"{{"key": "{LEAD_KEY}"}}"#),
         )
@@ -135,7 +101,7 @@ impl Etcd {
             .expect("a lease")
             .0;
         let revoked = post(
-            &self.address,
+            self.address(),
             "/v3/lease/revoke",
             &format!(r#"{{"ID": "{lease}"}}"#),
         );
@@ -167,6 +133,39 @@ impl Etcd {
     }
 }
 
+/// The answer of a group that may have to form first.
+async fn answer_of(cluster: &Cluster) -> Vec<u32> {
+    let asked = ask(&cluster.client, request(41, 120, 60));
+    let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
+    answer.expect("no request hangs").expect("an answer").tokens
+}
+
+/// Asks over three streams for as long as `outage` and returns how often; all is answered.
+async fn ask_during(cluster: &Cluster, outage: Duration, expected: &[u32]) -> usize {
+    let begin = Instant::now();
+    let streams: Vec<_> = (0..3)
+        .map(|_| {
+            let (client, expected) = (cluster.client.clone(), expected.to_vec());
+            tokio::spawn(async move {
+                let mut answered = 0;
+                while begin.elapsed() < outage {
+                    let answer = ask(&client, request(41, 120, 60))
+                        .await
+                        .expect("an answer without etcd");
+                    assert_eq!(answer.tokens, expected);
+                    answered += 1;
+                }
+                answered
+            })
+        })
+        .collect();
+    let mut answered = 0;
+    for stream in streams {
+        answered += stream.await.expect("no panic");
+    }
+    answered
+}
+
 /// etcd hangs for longer than any lease while requests run: nobody notices, and afterwards all
 /// claims are there again, of the same processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,27 +190,11 @@ async fn an_outage_of_etcd_fails_nothing() {
         .expect("an answer")
         .tokens;
     etcd.process.signal("STOP");
-    let begin = Instant::now();
-    let load = || {
-        let (client, expected) = (cluster.client.clone(), expected.clone());
-        tokio::spawn(async move {
-            let mut answered = 0;
-            while begin.elapsed() < Duration::from_secs(seconds) {
-                let answer = ask(&client, request(41, 120, 60))
-                    .await
-                    .expect("an answer without etcd");
-                assert_eq!(answer.tokens, expected);
-                answered += 1;
-            }
-            answered
-        })
-    };
-    let mut answered = 0;
-    for stream in [load(), load(), load()] {
-        answered += stream.await.expect("no panic");
-    }
+    let outage = Duration::from_secs(seconds);
+    let answered = ask_during(&cluster, outage, &expected).await;
     assert!(etcd.claims().await.is_empty(), "etcd does not answer");
     assert_eq!(cluster.losses(), 0, "{}", cluster.coordinator_log());
+
     // Even a group that is lost meanwhile forms anew, of the ranks that etcd told of last.
     cluster.signal(1, "STOP");
     let lost = Instant::now();
@@ -224,16 +207,8 @@ async fn an_outage_of_etcd_fails_nothing() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     cluster.signal(1, "CONT");
-    let asked = ask(&cluster.client, request(41, 120, 60));
-    let answer = tokio::time::timeout(Duration::from_secs(30), asked)
-        .await
-        .expect("no request hangs");
-    assert_eq!(
-        answer
-            .expect("an answer of the new group, without etcd")
-            .tokens,
-        expected
-    );
+    assert_eq!(answer_of(&cluster).await, expected, "without etcd");
+
     etcd.process.signal("CONT");
     let back = etcd.await_claims(&claims).await;
     let announced = etcd
@@ -251,14 +226,11 @@ async fn an_outage_of_etcd_fails_nothing() {
         "{seconds} s without etcd, leases of {LEASE:?}: {answered} requests answered, none \
          failed; claims back after {back:.2?}"
     );
+
     // A group that is lost later is found in etcd as ever.
     cluster.kill(1);
     cluster.start_rank(1);
-    let asked = ask(&cluster.client, request(41, 120, 60));
-    let answer = tokio::time::timeout(Duration::from_secs(60), asked)
-        .await
-        .expect("no request hangs");
-    assert_eq!(answer.expect("an answer, by replay").tokens, expected);
+    assert_eq!(answer_of(&cluster).await, expected, "by replay");
 }
 
 /// A rank that was away for longer than its lease finds another process in its place, says who, and

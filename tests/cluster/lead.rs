@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use crate::cluster::{Cluster, Tiny};
 use crate::etcd::{Etcd, GROUP, LEASE};
 use crate::process::Coordinator;
-use crate::request;
+use crate::requests::request;
 
 /// A request that is answered long after all that happens to it.
 const LONG: u32 = 4000;

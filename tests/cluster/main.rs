@@ -4,62 +4,21 @@
 mod cluster;
 mod etcd;
 mod hosts;
+mod kills;
 mod lead;
 mod process;
+mod requests;
 
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Tiny};
 use hosts::Hosts;
-use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::inference_client::InferenceClient;
-use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, TokenIds};
 use palimpsest_tests::service::ask;
-use palimpsest_tests::{VOCABULARY, random};
+use requests::request;
 use tonic::Code;
-use tonic::transport::Channel;
 
-/// Rounds of kill -9; `PALIMPSEST_TEST_KILLS` asks for more.
-const KILLS: usize = 6;
 /// A hung rank must be noticed within this.
 const NOTICED: Duration = Duration::from_secs(3);
-
-fn prompt(seed: u64, count: usize) -> Vec<u32> {
-    random(seed, count)
-        .iter()
-        .map(|v| ((v + 1.0) * 0.5 * VOCABULARY as f32) as u32 % 255)
-        .collect()
-}
-
-/// A request whose answer depends on every token of its prompt, on its own answer and on what was
-/// evicted.
-fn request(seed: u64, tokens: usize, answer: u32) -> GenerateRequest {
-    GenerateRequest {
-        input: Some(Input::TokenIds(TokenIds {
-            ids: prompt(seed, tokens),
-        })),
-        sampling: Some(Sampling {
-            temperature: Some(0.7),
-            seed: Some(seed),
-            frequency_penalty: 0.2,
-            logprobs: Some(0),
-            ..Default::default()
-        }),
-        stopping: Some(Stopping {
-            max_tokens: Some(answer),
-            ignore_eos: true,
-            ..Default::default()
-        }),
-        kv: Some(KvContract {
-            policy: "h2o".into(),
-            budget: 40,
-            sinks: Some(2),
-            window: Some(8),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_processes_answer_as_one() {
@@ -84,85 +43,6 @@ async fn three_processes_answer_as_one() {
         };
         assert_eq!(usage(&three), usage(&one), "request {seed}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_ranks_cost_no_request() {
-    let kills = std::env::var("PALIMPSEST_TEST_KILLS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(KILLS);
-    let tiny = Tiny::new();
-    let mut cluster = Cluster::start(&tiny, 3).await;
-    let asked: Vec<_> = (0..3).map(|i| request(100 + i, 200, 120)).collect();
-    let ask_all = |client: InferenceClient<Channel>| -> Vec<_> {
-        let one = |one: &GenerateRequest| (client.clone(), one.clone());
-        asked
-            .iter()
-            .map(one)
-            .map(|(client, one)| tokio::spawn(async move { ask(&client, one).await }))
-            .collect()
-    };
-    let (begin, mut expected) = (Instant::now(), Vec::new());
-    for stream in ask_all(cluster.client.clone()) {
-        expected.push(stream.await.expect("no panic").expect("an answer").tokens);
-    }
-    let whole = begin.elapsed();
-    let mut recoveries = Vec::new();
-    for round in 0..kills {
-        let streams = ask_all(cluster.client.clone());
-        // Some moment between the first prefill and the last token.
-        let moment = random(7 + round as u64, 1)[0].abs();
-        tokio::time::sleep(whole.mul_f32(0.01 + 0.8 * moment)).await;
-        let victim = round % 3;
-        let loads: Vec<usize> = (0..3).map(|rank| cluster.loads(rank)).collect();
-        cluster.kill(victim);
-        let killed = Instant::now();
-        cluster.start_rank(victim);
-        for (stream, expected) in streams.into_iter().zip(&expected) {
-            let answered = tokio::time::timeout(Duration::from_secs(60), stream).await;
-            let logs = || {
-                format!(
-                    "round {round}: {}\n{}",
-                    cluster.coordinator_log(),
-                    cluster.rank_log(victim)
-                )
-            };
-            let answered = answered.unwrap_or_else(|_| panic!("a request hangs, {}", logs()));
-            let answered = answered.expect("no panic").expect("an answer, by replay");
-            assert_eq!(
-                answered.tokens, *expected,
-                "round {round}: the answer after a replay"
-            );
-        }
-        // Where all was answered before it died, it may be loading still.
-        while cluster.loads(victim) == loads[victim] {
-            assert!(
-                killed.elapsed() < Duration::from_secs(60),
-                "rank {victim} does not come back"
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        cluster.wait_until_ready().await;
-        recoveries.push(killed.elapsed());
-        for survivor in (0..3).filter(|&rank| rank != victim) {
-            assert_eq!(
-                cluster.loads(survivor),
-                loads[survivor],
-                "round {round}: survivors keep their weights"
-            );
-        }
-        cluster.assert_alive();
-    }
-    recoveries.sort();
-    let at = |share: f64| recoveries[((recoveries.len() - 1) as f64 * share) as usize];
-    eprintln!(
-        "{kills} kills: all requests answered and the group ready after {:.2?} (median), {:.2?} \
-         (p90), {:.2?} (slowest)",
-        at(0.5),
-        at(0.9),
-        at(1.0)
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,22 +25,20 @@ impl Process {
 
     /// A rank alone at `address`, as soon as its model is loaded.
     pub fn loaded_rank(address: &str, model: &str, env: &[(&str, &str)]) -> Self {
-        let rank = Self::start(
-            &[
-                "worker",
-                "--rank",
-                "0",
-                "--listen",
-                address,
-                "--model",
-                model,
-                "--threads",
-                "1",
-                "--stride",
-                "16",
-            ],
-            env,
-        );
+        Self::loaded_rank_with(address, model, env, &[])
+    }
+
+    /// A rank alone with more arguments.
+    pub fn loaded_rank_with(
+        address: &str,
+        model: &str,
+        env: &[(&str, &str)],
+        more: &[&str],
+    ) -> Self {
+        let mut args = vec!["worker", "--rank", "0", "--listen", address];
+        args.extend(["--model", model, "--threads", "1", "--stride", "16"]);
+        args.extend(more);
+        let rank = Self::start(&args, env);
         await_that(Instant::now(), || {
             let mut health = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
             health.args([
@@ -76,6 +74,14 @@ impl Process {
             .map(|ticks| ticks.parse::<u64>().expect("a number"))
             .sum();
         Duration::from_millis(ticks * 10)
+    }
+
+    /// Its exit code, when it ends by itself; `None` after a signal.
+    pub fn code(&mut self) -> Option<i32> {
+        await_that(Instant::now(), || {
+            self.0.try_wait().expect("a child").is_some()
+        });
+        self.0.wait().expect("a child").code()
     }
 
     /// Ends it with SIGTERM.

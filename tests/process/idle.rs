@@ -16,8 +16,8 @@ const DESCRIPTORS: u64 = 4096;
 
 /// Sends a request for a stream and reads up to its first event: it is accepted, and waits or runs.
 fn open(address: &str) -> BufReader<TcpStream> {
-    let body = r#"{"messages": [{"role": "user", "content": "a"}], "max_tokens": 100000, "ignore_eos": true, "stream": true,
-        "kv_policy": "window"}"#;
+    let body = r#"{"messages": [{"role": "user", "content": "a"}], "max_tokens": 100000,
+        "ignore_eos": true, "stream": true, "kv_policy": "window"}"#;
     let mut stream = TcpStream::connect(address).expect("a connection");
     stream
         .set_read_timeout(Some(Duration::from_secs(60)))

@@ -1,9 +1,12 @@
 //! `palimpsest serve` as a process over a tiny model: what only a process shows.
 #![forbid(unsafe_code)]
 
+mod devices;
 mod group;
 mod idle;
 mod pipes;
 mod ready;
+mod refusals;
 mod serving;
+mod signals;
 mod traces;

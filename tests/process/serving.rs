@@ -11,6 +11,8 @@ use tempfile::TempDir;
 /// Ends with it.
 pub struct Serving {
     child: Child,
+    /// host:port of gRPC.
+    pub grpc: String,
     /// host:port of HTTP.
     pub http: String,
     log: std::thread::JoinHandle<String>,
@@ -56,14 +58,16 @@ impl Serving {
         let mut lines =
             BufReader::new(child.stderr.take().expect("stderr was requested as a pipe"));
         let mut log = String::new();
-        let http = loop {
+        let (grpc, http) = loop {
             let start = log.len();
             assert!(
                 lines.read_line(&mut log).expect("text") > 0,
                 "it ended: {log}"
             );
-            if let Some((_, rest)) = log[start..].split_once(" and http://") {
-                break rest.split_once("/v1").expect("a path").0.to_owned();
+            if let Some((before, rest)) = log[start..].split_once(" (gRPC) and http://") {
+                let grpc = before.rsplit_once("http://").expect("an address").1;
+                let http = rest.split_once("/v1").expect("a path").0;
+                break (grpc.to_owned(), http.to_owned());
             }
         };
         let log = std::thread::spawn(move || {
@@ -72,6 +76,7 @@ impl Serving {
         });
         Self {
             child,
+            grpc,
             http,
             log,
             _model: model,
@@ -108,19 +113,44 @@ impl Serving {
     }
 
     /// Ends it with SIGTERM and returns its log.
-    pub fn stop(mut self) -> String {
+    pub fn stop(self) -> String {
+        self.signal("TERM");
+        self.ended().log
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([&format!("-{signal}"), &self.child.id().to_string()])
             .status();
         assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits until it ends.
+    pub fn ended(mut self) -> Ended {
         let started = Instant::now();
-        while self.child.try_wait().expect("a child").is_none() {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                break status;
+            }
             if started.elapsed() > Duration::from_secs(30) {
                 let _ = self.child.kill();
                 panic!("it does not end");
             }
             std::thread::sleep(Duration::from_millis(20));
+        };
+        Ended {
+            code: status.code(),
+            log: self.log.join().expect("no panic"),
         }
-        self.log.join().expect("no panic")
     }
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// All that it wrote to standard error.
+    pub log: String,
 }

@@ -3,6 +3,7 @@
 
 pub mod certificates;
 pub mod devices;
+pub mod etcd;
 pub mod golden;
 pub mod service;
 

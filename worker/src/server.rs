@@ -2,34 +2,31 @@
 //! group.
 //!
 //! ```text
-//! coordinator ─GetRank·Join·Execute·Watch─▶ RankServer ─commands─▶ device thread (Runner) ─Collective─▶ other ranks
+//! coordinator ─GetRank·Join·Execute·Watch─▶ RankServer ─commands─▶ device thread (Runner)
+//!                                                                      └─Collective─▶ other ranks
 //! ```
 //! A rank joins epochs when its coordinator says so, each later than the last. Joining ends
 //! whatever is under way: the old communicator is aborted from here while the device thread waits
-//! in it. If even that does not free the thread, the process ends, and its supervisor starts it
-//! anew.
-#![forbid(unsafe_code)]
+//! in it. If even that does not free the thread, or the device fails, or its thread panics, the
+//! server ends with [`ServeError::Device`]: only a new process can be that rank again.
 
-mod device;
 mod rendezvous;
+mod standing;
+mod transport;
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palimpsest_collective::nccl::NcclCollective;
-use palimpsest_collective::nccl::library::Library;
-use palimpsest_collective::tcp::TcpCollective;
 use palimpsest_collective::{Collective, CollectiveError, MemoryStore, Place, Store};
 use palimpsest_proto::internal::v1::rendezvous_server::RendezvousServer;
 use palimpsest_proto::internal::v1::worker_server::{Worker, WorkerServer};
 use palimpsest_proto::internal::v1::{
-    Beat, GetRankRequest, JoinRequest, JoinResponse, Lead, RankInfo, StepOutput, StepPlan,
-    WatchRequest,
+    Beat, GetRankRequest, JoinRequest, JoinResponse, RankInfo, StepOutput, StepPlan, WatchRequest,
 };
 use palimpsest_tls::{Connector, Incoming, Role, only};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,8 +37,11 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-pub use self::device::{Activity, Device, DeviceGone};
 use self::rendezvous::{RemoteStore, RendezvousService};
+use self::standing::Standing;
+use self::transport::Meeting;
+pub use self::transport::Transport;
+use crate::device::{Device, DeviceEnd, Seen};
 
 /// Name under which probes ask whether the model is loaded.
 pub const SERVICE_NAME: &str = "palimpsest.internal.v1.Worker";
@@ -53,8 +53,19 @@ const ABORT_LIMIT: Duration = Duration::from_secs(10);
 const MAX_JOIN: Duration = Duration::from_secs(120);
 /// Largest plan: the pieces of all sequences and their contracts.
 const MAX_PLAN_BYTES: usize = 64 << 20;
-/// Exit code that tells a supervisor that the process gave itself up.
-pub const STALLED: i32 = 75;
+/// Time in which answers still go out that were under way when the device ended.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Why a rank serves no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The transport failed.
+    #[error("the rank's server failed")]
+    Transport(#[from] tonic::transport::Error),
+    /// The process should end with [`EXIT_CODE`](crate::device::EXIT_CODE).
+    #[error("this process cannot be a rank any longer")]
+    Device(#[source] DeviceEnd),
+}
 
 /// How a rank is reached.
 #[derive(Debug)]
@@ -69,27 +80,6 @@ pub struct ServerOptions {
     pub ranks: Connector,
     /// A port without TLS that answers probes and nothing else: kubelets show no certificate.
     pub probes: Option<Incoming>,
-}
-
-/// What ranks that are processes exchange tensors over; the same on all ranks of a group.
-#[derive(Clone)]
-pub enum Transport {
-    /// TCP between hosts, for CPUs.
-    Tcp,
-    /// Gloo over TCP, for CPUs. Needs the feature `gloo`.
-    Gloo,
-    /// NCCL between GPUs.
-    Nccl(Arc<Library>),
-}
-
-impl std::fmt::Debug for Transport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Gloo => "gloo",
-            Self::Nccl(_) => "nccl",
-        })
-    }
 }
 
 /// What is there once the model is loaded.
@@ -108,6 +98,8 @@ struct RankServer {
     /// What was joined last, for those who must not wait for a join under way.
     standing: Arc<watch::Sender<Standing>>,
     store: Arc<MemoryStore>,
+    /// Told when the device thread does not come out of a step.
+    stalled: Arc<Notify>,
 }
 
 /// The incarnation of the group that this rank is in.
@@ -117,48 +109,17 @@ struct Epoch {
     collective: Option<Arc<dyn Collective>>,
 }
 
-/// Which epoch this rank joined last, and whose.
-#[derive(Clone, Debug, Default)]
-struct Standing {
-    epoch: u64,
-    lead: Lead,
-}
-
-impl Standing {
-    /// Whether `request` may end this epoch: it is of whoever leads, and of a later epoch.
-    fn check(&self, rank: usize, request: &JoinRequest) -> Result<(), Status> {
-        let (known, asked) = (&self.lead, request.lead.clone().unwrap_or_default());
-        if asked.term < known.term
-            || (asked.term == known.term && asked.leader != known.leader && known.term > 0)
-        {
-            let message = format!(
-                "rank {rank} follows another coordinator, of term {}; this is term {}",
-                known.term, asked.term
-            );
-            return Err(Status::failed_precondition(message));
-        }
-        if request.epoch <= self.epoch {
-            let message = format!(
-                "rank {rank} is in epoch {}; epoch {} is stale",
-                self.epoch, request.epoch
-            );
-            return Err(Status::failed_precondition(message));
-        }
-        Ok(())
-    }
-}
-
 /// Serves until `shutdown`. `loaded` turns up when the model is there; before that the rank beats
 /// and says that it loads.
 ///
 /// # Errors
-/// If the transport fails.
+/// If the transport fails, or the device can be used no more.
 pub async fn serve(
     incoming: Incoming,
     mut options: ServerOptions,
     loaded: watch::Receiver<Option<Loaded>>,
     shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), tonic::transport::Error> {
+) -> Result<(), ServeError> {
     let probes = options.probes.take();
     let store = Arc::new(MemoryStore::default());
     let server = RankServer {
@@ -167,8 +128,10 @@ pub async fn serve(
         epoch: Arc::default(),
         standing: Arc::new(watch::channel(Standing::default()).0),
         store: store.clone(),
+        stalled: Arc::default(),
     };
     let epoch = server.epoch.clone();
+    let device = device_ended(server.loaded.clone(), server.stalled.clone());
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut tasks = JoinSet::new();
     tasks.spawn(report(reporter, server.loaded.clone()));
@@ -183,19 +146,52 @@ pub async fn serve(
     }
     let worker = WorkerServer::new(server).max_decoding_message_size(MAX_PLAN_BYTES);
     let rendezvous = RendezvousServer::new(RendezvousService(store));
-    Server::builder()
+    let serving = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .add_service(InterceptedService::new(worker, only(Role::Coordinator)))
         .add_service(health)
         .add_service(InterceptedService::new(rendezvous, only(Role::Worker)))
-        .serve_with_incoming_shutdown(incoming.into_stream(), shutdown)
-        .await?;
+        .serve_with_incoming_shutdown(incoming.into_stream(), shutdown);
+    let mut serving = pin!(serving);
+    let served = tokio::select! {
+        served = &mut serving => served.map_err(ServeError::Transport),
+        end = device => {
+            tracing::error!(%end, "the process must end, to be started anew");
+            // The step that found it out is answered, and its coordinator forms another group.
+            let _ = timeout(LAST_ANSWERS, serving).await;
+            Err(ServeError::Device(end))
+        }
+    };
     tasks.shutdown().await;
-    // The others must not wait for a rank that leaves.
-    if let Some(collective) = epoch.lock().await.collective.take() {
+    // The others must not wait for a rank that leaves. A join under way has its own deadline.
+    if let Ok(mut epoch) = epoch.try_lock()
+        && let Some(collective) = epoch.collective.take()
+    {
         collective.abort();
     }
-    Ok(())
+    served
+}
+
+/// Waits until the device of a loaded rank can be used no more.
+async fn device_ended(
+    mut loaded: watch::Receiver<Option<Loaded>>,
+    stalled: Arc<Notify>,
+) -> DeviceEnd {
+    let failed = async {
+        let found = loaded.wait_for(Option::is_some).await;
+        let device = found
+            .ok()
+            .and_then(|loaded| loaded.as_ref().map(|loaded| loaded.device.clone()));
+        match device {
+            Some(device) => device.ended().await,
+            // The model was never loaded.
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        end = failed => end,
+        () = stalled.notified() => DeviceEnd::Stalled,
+    }
 }
 
 /// For probes: the process lives from the start, [`SERVICE_NAME`] serves when the model is there.
@@ -226,7 +222,7 @@ impl RankServer {
         })
     }
 
-    /// Meets the other ranks.
+    /// Meets the other ranks; `None` where there are none.
     async fn meet(
         &self,
         request: &JoinRequest,
@@ -251,50 +247,19 @@ impl RankServer {
                 self.options.ranks.clone(),
             )?)
         };
-        let host = self.options.host.clone();
-        let deadline = Instant::now() + limit;
-        let transport = self.options.transport.clone();
-        let connect = move || match transport {
-            Transport::Tcp => {
-                let tcp = TcpCollective::connect(place, &host, &*store, &prefix, deadline)?;
-                Ok(Arc::new(tcp) as Arc<dyn Collective>)
-            }
-            Transport::Gloo => connect_gloo(place, &host, store, &prefix, deadline),
-            Transport::Nccl(library) => {
-                let nccl = NcclCollective::connect(library, place, &*store, &prefix, deadline)?;
-                Ok(Arc::new(nccl) as Arc<dyn Collective>)
-            }
+        let meeting = Meeting {
+            place,
+            host: self.options.host.clone(),
+            store,
+            prefix,
+            deadline: Instant::now() + limit,
         };
-        tokio::task::spawn_blocking(connect)
+        let transport = self.options.transport.clone();
+        tokio::task::spawn_blocking(move || transport.connect(meeting))
             .await
             .map_err(|_| CollectiveError::Aborted)?
             .map(Some)
     }
-}
-
-#[cfg(feature = "gloo")]
-fn connect_gloo(
-    place: Place,
-    host: &str,
-    store: Arc<dyn Store>,
-    prefix: &str,
-    deadline: Instant,
-) -> Result<Arc<dyn Collective>, CollectiveError> {
-    let gloo =
-        palimpsest_collective::gloo::GlooCollective::connect(place, host, store, prefix, deadline)?;
-    Ok(Arc::new(gloo))
-}
-
-#[cfg(not(feature = "gloo"))]
-fn connect_gloo(
-    _: Place,
-    _: &str,
-    _: Arc<dyn Store>,
-    _: &str,
-    _: Instant,
-) -> Result<Arc<dyn Collective>, CollectiveError> {
-    let why = "this build has no gloo: build with --features gloo, or use tcp".into();
-    Err(CollectiveError::Unsupported { name: "gloo", why })
 }
 
 #[tonic::async_trait]
@@ -347,12 +312,8 @@ impl Worker for RankServer {
         )
         .await;
         let Ok(joined) = joined else {
-            tracing::error!(
-                rank,
-                epoch = request.epoch,
-                "the device thread does not come out of an aborted step"
-            );
-            std::process::exit(STALLED);
+            self.stalled.notify_one();
+            return Err(Status::internal(DeviceEnd::Stalled.to_string()));
         };
         joined.map_err(|error| Status::internal(error.to_string()))?;
         tracing::info!(rank, epoch = request.epoch, "joined");
@@ -393,7 +354,7 @@ impl Worker for RankServer {
                     .borrow()
                     .as_ref()
                     .map(|loaded| loaded.device.activity().now());
-                let (steps, busy) = activity.unwrap_or_default();
+                let Seen { steps, busy } = activity.unwrap_or_default();
                 Ok(Beat {
                     epoch: standing.borrow().epoch,
                     steps,

@@ -8,6 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+/// The file of the tests that start an etcd; only its command is of use here.
+#[path = "../../tests/src/etcd.rs"]
+#[allow(dead_code)]
+mod etcd;
+
 use crate::process::{cargo_with, run};
 use crate::{crates, tools};
 
@@ -101,25 +106,8 @@ fn start_etcd(data: &Path) -> Result<Process> {
         std::fs::remove_dir_all(data)
             .with_context(|| format!("cannot empty {}", data.display()))?;
     }
-    let mut etcd = Command::new("etcd");
-    etcd.arg("--data-dir").arg(data).args([
-        "--listen-client-urls",
-        ETCD,
-        "--advertise-client-urls",
-        ETCD,
-    ]);
-    etcd.args([
-        "--listen-peer-urls",
-        ETCD_PEERS,
-        "--initial-advertise-peer-urls",
-        ETCD_PEERS,
-    ]);
-    etcd.args([
-        "--initial-cluster",
-        &format!("default={ETCD_PEERS}"),
-        "--log-level",
-        "error",
-    ]);
+    let mut etcd = etcd::command(data, ETCD, ETCD_PEERS);
+    etcd.args(["--log-level", "error"]);
     let process = start("etcd", &mut etcd)?;
     let address = ETCD
         .trim_start_matches("http://")

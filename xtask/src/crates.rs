@@ -58,6 +58,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "palimpsest-engine",
         ]),
     ),
+    ("palimpsest-load", Some(&["palimpsest-tls"])),
     ("xtask", Some(&[])),
     ("palimpsest", None),
     ("palimpsest-tests", None),

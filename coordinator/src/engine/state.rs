@@ -15,7 +15,7 @@ use crate::admission::{Admission, Gate, Permit};
 use crate::config::Config;
 use crate::ids::{Epoch, RequestId, SequenceId};
 use crate::metrics::{Load, Metrics};
-use crate::model::ServedModel;
+use crate::model::{self, ServedModel};
 use crate::request::{ValidRequest, with_defaults};
 use crate::scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget};
 use crate::stream::{ReaderState, Token, Writer};
@@ -499,6 +499,26 @@ impl Live {
             ),
         }
     }
+}
+
+/// Whether the first step of a group can run at all: without room for it the engine would wait for
+/// ever.
+///
+/// # Errors
+/// [`model::Error::DefaultNeverFits`].
+pub fn check_room(model: &ServedModel) -> Result<(), model::Error> {
+    let arrival = warm_up_arrival(model);
+    if arrival.cost.fits(&model.room) {
+        return Ok(());
+    }
+    let kv = arrival.init.kv.unwrap_or_default();
+    Err(model::Error::DefaultNeverFits {
+        budget: kv.budget,
+        policy: kv.policy,
+        memory: kv.memory,
+        needed: arrival.cost,
+        room: model.room,
+    })
 }
 
 /// One token under the default contract: touches every kernel, and fits any arena that serves at

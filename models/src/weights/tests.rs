@@ -549,7 +549,7 @@ fn inspection_sums_up_by_type() {
         description
             .metadata
             .iter()
-            .any(|(key, value)| key == "tokenizer.ggml.tokens" && value == "[text; 288]")
+            .any(|(key, value)| key == "tokenizer.ggml.tokens" && value.summary() == "[text; 288]")
     );
     let types = description.by_type();
     assert_eq!(

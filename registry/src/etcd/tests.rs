@@ -1,27 +1,16 @@
 //! Against a real etcd, which is started here. Skipped, and said so, where there is none.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
+use self::process::{EtcdProcess, free_url};
 use super::*;
 use crate::conformance;
 
-struct Etcd {
-    child: Child,
-    url: String,
-    _data: tempfile::TempDir,
-}
+#[path = "../../../tests/src/etcd.rs"]
+mod process;
 
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_url() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    format!("http://{}", listener.local_addr().expect("an address"))
-}
+/// A running etcd.
+struct Etcd(EtcdProcess);
 
 impl Etcd {
     /// An empty etcd, or `None` where the program is not installed.
@@ -31,39 +20,8 @@ impl Etcd {
         Some(etcd)
     }
 
-    fn spawn(url: String, extra: &[&str]) -> Option<Self> {
-        let (peers, data) = (free_url(), tempfile::tempdir().expect("a directory"));
-        let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(data.path());
-        command.args([
-            "--listen-client-urls",
-            &url,
-            "--advertise-client-urls",
-            &url,
-            "--listen-peer-urls",
-            &peers,
-        ]);
-        command.args([
-            "--initial-advertise-peer-urls",
-            &peers,
-            "--initial-cluster",
-            &format!("default={peers}"),
-        ]);
-        let spawned = command
-            .args(extra)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .stdin(Stdio::null())
-            .spawn();
-        let Ok(child) = spawned else {
-            eprintln!("SKIPPED: no etcd here; `cargo xtask test` installs Debian's etcd-server");
-            return None;
-        };
-        Some(Self {
-            child,
-            url,
-            _data: data,
-        })
+    fn spawn(url: String, more: &[&str]) -> Option<Self> {
+        EtcdProcess::spawn(url, more).map(Self)
     }
 
     async fn await_clients(&self, options: EtcdOptions) {
@@ -79,7 +37,7 @@ impl Etcd {
 
     fn options(&self) -> EtcdOptions {
         EtcdOptions {
-            endpoints: vec![self.url.clone()],
+            endpoints: vec![self.0.url.clone()],
             ..EtcdOptions::default()
         }
     }
@@ -88,13 +46,6 @@ impl Etcd {
         EtcdRegistry::connect(self.options())
             .await
             .expect("etcd is there")
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{signal}"), &self.child.id().to_string()])
-            .status();
-        assert!(sent.expect("kill runs").success());
     }
 }
 
@@ -204,14 +155,14 @@ async fn a_claim_outlives_an_outage() {
         told.next().await,
         Some(crate::RankEvent::All(vec![record.clone()]))
     );
-    etcd.signal("STOP");
+    etcd.0.signal("STOP");
     let error = registry.ranks("g").await.expect_err("etcd is stopped");
     assert!(
         matches!(error, RegistryError::Unreachable { .. }),
         "{error}"
     );
     sleep(SHORT_LEASE + Duration::from_secs(2)).await;
-    etcd.signal("CONT");
+    etcd.0.signal("CONT");
     let back = Instant::now();
     // Its lease has run out meanwhile, so for a moment it may be missing.
     let mut steady = 0;
@@ -253,7 +204,7 @@ async fn a_wrong_password_is_a_denial() {
         let mut command = Command::new("etcdctl");
         command
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &etcd.url])
+            .args(["--endpoints", &etcd.0.url])
             .args(args);
         command
             .stdout(Stdio::null())
@@ -331,7 +282,10 @@ async fn with_tls_it_conforms_and_strangers_are_refused() {
     let with = |files: ClientFiles| {
         let tls = Some(ClientTls::open(files).expect("certificates"));
         // The first endpoint is nobody: the next one is taken.
-        let endpoints = vec![free_url().replace("http://", "https://"), etcd.url.clone()];
+        let endpoints = vec![
+            free_url().replace("http://", "https://"),
+            etcd.0.url.clone(),
+        ];
         EtcdOptions {
             endpoints,
             tls,

@@ -69,7 +69,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn has_as_many_words_as_asked(text in "[a-zé \n]{0,60}x", offset: u64, num_words in 1usize..200) {
+        fn has_as_many_words_as_asked(
+            text in "[a-zé \n]{0,60}x",
+            offset: u64,
+            num_words in 1usize..200,
+        ) {
             let prompt = Corpus::new(text).expect("ends with a word").prompt(offset, num_words);
             prop_assert_eq!(prompt.split_whitespace().count(), num_words);
         }

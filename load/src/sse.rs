@@ -7,8 +7,10 @@ const MAX_EVENT_BYTES: usize = 1 << 20;
 /// Why a stream is not one of events.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
+    /// Longer than any completion.
     #[error("an event of more than {MAX_EVENT_BYTES} bytes")]
     TooLong,
+    /// Not text.
     #[error("an event that is not UTF-8")]
     NotUtf8,
 }
@@ -112,14 +114,16 @@ mod tests {
     }
 
     proptest! {
-        /// However a stream is cut, also within a character or between CR and LF, the events are the same.
+        /// However a stream is cut, also within a character or between CR and LF, the events are
+        /// the same.
         #[test]
         fn chunk_boundaries_do_not_matter(
             datas in prop::collection::vec("[a-z é漢🙂:{}\"]{0,12}", 0..6),
             end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
-            let stream: String = datas.iter().map(|data| format!("data: {data}{end}{end}")).collect();
+            let event = |data: &String| format!("data: {data}{end}{end}");
+            let stream: String = datas.iter().map(event).collect();
             let bytes = stream.as_bytes();
             let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             at.extend([0, bytes.len()]);

@@ -1,16 +1,16 @@
-//! The whole command against servers on a local socket that stream, refuse, stall and speak
+//! Whole runs against servers on a local socket that stream, refuse, stall and speak
 //! nonsense.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use clap::Parser;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
+use super::measure::Failures;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -127,42 +127,38 @@ async fn tokens(write: &mut OwnedWriteHalf, count: u64, gap: Duration) -> std::i
     Ok(())
 }
 
+/// OpenAI's error of a server that is busy.
+const REFUSED: &str = r#"{"error": {"message": "the queue is full", "type": "rate_limit_error",
+    "code": "queue_full"}}"#;
+
 /// Answers one completion; whether the connection stays open.
 async fn answer(
     write: &mut OwnedWriteHalf,
     behaviour: Behaviour,
     body: &Value,
 ) -> std::io::Result<bool> {
-    let refused = json!({"error": {"message": "the queue is full", "type": "rate_limit_error", "code": "queue_full"}});
+    const JSON: &str = "application/json";
     match behaviour {
-        Behaviour::Busy => {
-            whole(
-                write,
-                "429 Too Many Requests",
-                "application/json",
-                &refused.to_string(),
-            )
-            .await?;
-            return Ok(true);
-        }
+        Behaviour::Busy => whole(write, "429 Too Many Requests", JSON, REFUSED).await?,
         Behaviour::NotAStream => {
-            whole(
-                write,
-                "200 OK",
-                "application/json",
-                r#"{"choices":[{"text":"x"}]}"#,
-            )
-            .await?;
-            return Ok(true);
+            whole(write, "200 OK", JSON, r#"{"choices":[{"text":"x"}]}"#).await?;
         }
         Behaviour::NotHttp => {
-            write
-                .write_all(b"\x00\x01 hello, this is no web server\r\n\r\n")
-                .await?;
+            let greeting = b"\x00\x01 hello, this is no web server\r\n\r\n";
+            write.write_all(greeting).await?;
             return Ok(false);
         }
-        _ => {}
+        _ => return stream(write, behaviour, body).await,
     }
+    Ok(true)
+}
+
+/// Answers with a stream, or with the beginning of one; whether the connection stays open.
+async fn stream(
+    write: &mut OwnedWriteHalf,
+    behaviour: Behaviour,
+    body: &Value,
+) -> std::io::Result<bool> {
     let head =
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     write.write_all(head.as_bytes()).await?;
@@ -174,7 +170,7 @@ async fn answer(
         }
         Behaviour::FailsMidway => {
             tokens(write, 2, MS).await?;
-            event(write, &refused.to_string()).await?;
+            event(write, &REFUSED.replace('\n', "")).await?;
         }
         Behaviour::Stalls => {
             tokens(write, 1, MS).await?;
@@ -192,51 +188,82 @@ async fn answer(
             event(write, "[DONE]").await?;
         }
         Behaviour::Busy | Behaviour::NotAStream | Behaviour::NotHttp => {
-            unreachable!("answered above")
+            unreachable!("answered without a stream")
         }
     }
     write.write_all(b"0\r\n\r\n").await?;
     Ok(true)
 }
 
-#[derive(Parser)]
-struct Line {
-    #[command(flatten)]
-    load: LoadArgs,
+/// Twenty requests of 30 tokens, answers of 5, all within a fifth of a second.
+fn config(url: &str) -> Config {
+    Config {
+        url: url.to_owned(),
+        model: None,
+        plan: Plan {
+            rate: 100.0,
+            requests: Some(20),
+            duration: None,
+            prompt_tokens: Tokens::Fixed(30),
+            output_tokens: Tokens::Fixed(5),
+            seed: 7,
+        },
+        text: include_str!("../../assets/gpl-3.0.txt").to_owned(),
+        tokens_per_word: None,
+        objective: Objective::default(),
+        body: None,
+        api_key: None,
+        tls: ClientFiles::default(),
+        timeout: Duration::from_secs(300),
+        max_in_flight: 4096,
+    }
 }
 
-fn args(line: &[&str]) -> LoadArgs {
-    Line::try_parse_from(std::iter::once(&"load").chain(line))
-        .map(|line| line.load)
-        .unwrap()
+/// A run to its end.
+async fn load(config: &Config) -> Result<Finished, Error> {
+    run(config, std::future::pending(), |_| ()).await
 }
 
-/// A run against a server of `behaviour`, with `extra` arguments.
-async fn run_against(
-    behaviour: Behaviour,
-    extra: &[&str],
-) -> anyhow::Result<(Setting, Measurement, Asked)> {
+/// A run and what the server was asked.
+struct Ran {
+    setting: Setting,
+    measured: Measurement,
+    asked: Asked,
+}
+
+/// A run against a server of `behaviour`, with a configuration that `change` changes.
+async fn run_against(behaviour: Behaviour, change: impl FnOnce(&mut Config)) -> Result<Ran, Error> {
     let (address, asked) = server(behaviour).await;
-    let url = format!("http://{address}");
-    let mut line = vec!["--url", &url, "--rate", "100", "--requests", "20"];
-    line.extend(["--prompt-tokens", "fixed:30", "--output-tokens", "fixed:5"]);
-    line.extend(extra);
-    let (setting, measured) = load(&args(&line), std::future::pending()).await?;
-    Ok((setting, measured, asked))
+    let mut config = config(&format!("http://{address}"));
+    change(&mut config);
+    let Finished { setting, measured } = load(&config).await?;
+    Ok(Ran {
+        setting,
+        measured,
+        asked,
+    })
 }
 
-/// As above, without a first small request: all fail, in one way.
-async fn failures_of(behaviour: Behaviour, extra: &[&str]) -> (String, u64, String) {
-    let mut line = vec!["--model", "tiny", "--tokens-per-word", "1"];
-    line.extend(extra);
-    let (_, measured, _) = run_against(behaviour, &line).await.unwrap();
+/// Without a first small request.
+fn unprobed(config: &mut Config) {
+    config.model = Some("tiny".into());
+    config.tokens_per_word = Some(1.0);
+}
+
+/// A run without a first small request whose requests all fail, in one way: its kind, and what
+/// came of it.
+async fn failures_of(behaviour: Behaviour, change: impl FnOnce(&mut Config)) -> (String, Failures) {
+    let ran = run_against(behaviour, |config| {
+        unprobed(config);
+        change(config);
+    });
+    let measured = ran.await.unwrap().measured;
     assert_eq!(
         (measured.completed, measured.good, measured.finished()),
         (0, 0, 20)
     );
     assert_eq!(measured.failures.len(), 1, "{:?}", measured.failures);
-    let (kind, (count, first)) = measured.failures.into_iter().next().unwrap();
-    (kind, count, first)
+    measured.failures.into_iter().next().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -245,16 +272,19 @@ async fn a_server_that_streams_is_measured() {
         prefill: 60 * MS,
         gap: 20 * MS,
     };
-    // The second limit is twice the gap; loose bounds, since the machine may be busy.
-    let extra = [
-        "--slo-ttft-ms",
-        "2000",
-        "--slo-itl-ms",
-        "1000",
-        "--body",
-        r#"{"kv_budget":512}"#,
-    ];
-    let (setting, measured, asked) = run_against(behaviour, &extra).await.unwrap();
+    // Loose bounds, since the machine may be busy.
+    let ran = run_against(behaviour, |config| {
+        config.objective = Objective {
+            first_token: Some(2000 * MS),
+            inter_token: Some(1000 * MS),
+        };
+        config.body = Some(r#"{"kv_budget":512}"#.into());
+    });
+    let Ran {
+        setting,
+        measured,
+        asked,
+    } = ran.await.unwrap();
     assert_eq!(
         (setting.model.as_str(), setting.tokens_per_word),
         ("tiny", 2.0)
@@ -292,9 +322,10 @@ async fn requests_too_slow_are_complete_and_not_good() {
         prefill: 30 * MS,
         gap: 5 * MS,
     };
-    let (_, measured, _) = run_against(behaviour, &["--slo-ttft-ms", "10"])
-        .await
-        .unwrap();
+    let ran = run_against(behaviour, |config| {
+        config.objective.first_token = Some(10 * MS);
+    });
+    let measured = ran.await.unwrap().measured;
     assert_eq!((measured.completed, measured.good), (20, 0));
 }
 
@@ -304,10 +335,13 @@ async fn arrivals_do_not_wait_for_answers() {
         prefill: 400 * MS,
         gap: MS,
     };
-    let (setting, measured, _) =
-        run_against(behaviour, &["--model", "tiny", "--tokens-per-word", "2"])
-            .await
-            .unwrap();
+    let ran = run_against(behaviour, |config| {
+        config.model = Some("tiny".into());
+        config.tokens_per_word = Some(2.0);
+    });
+    let Ran {
+        setting, measured, ..
+    } = ran.await.unwrap();
     // One after the other would take 20 * 0.4 s.
     let limit = setting.last_arrival_seconds + 4.0;
     assert!(
@@ -320,26 +354,24 @@ async fn arrivals_do_not_wait_for_answers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_server_is_counted_with_its_reason() {
-    let (kind, count, first) = failures_of(Behaviour::Busy, &[]).await;
-    assert_eq!(
-        (kind.as_str(), count, first.as_str()),
-        ("http_429", 20, "HTTP 429: the queue is full")
-    );
-    let error = run_against(Behaviour::Busy, &[])
+    let (kind, failures) = failures_of(Behaviour::Busy, |_| ()).await;
+    assert_eq!((kind.as_str(), failures.count), ("http_429", 20));
+    assert_eq!(failures.first, "HTTP 429: the queue is full");
+    let error = run_against(Behaviour::Busy, |_| ())
         .await
         .map(|_| ())
         .expect_err("the first small request fails");
-    assert!(
-        format!("{error:#}").contains("--tokens-per-word"),
-        "{error:#}"
-    );
+    assert!(error.to_string().contains("--tokens-per-word"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stalls_does_not_stall_the_run() {
     let started = Instant::now();
-    let (kind, count, _) = failures_of(Behaviour::Stalls, &["--timeout", "0.3"]).await;
-    assert_eq!((kind.as_str(), count), ("timeout", 20));
+    let (kind, failures) = failures_of(Behaviour::Stalls, |config| {
+        config.timeout = 300 * MS;
+    })
+    .await;
+    assert_eq!((kind.as_str(), failures.count), ("timeout", 20));
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 
@@ -352,11 +384,12 @@ async fn nonsense_has_a_name() {
         (Behaviour::BreaksOff, "truncated"),
         (Behaviour::FailsMidway, "stream_error"),
     ] {
-        let (kind, count, first) = failures_of(behaviour, &[]).await;
+        let (kind, failures) = failures_of(behaviour, |_| ()).await;
         assert_eq!(
-            (kind.as_str(), count),
+            (kind.as_str(), failures.count),
             (expected, 20),
-            "{behaviour:?}: {first}"
+            "{behaviour:?}: {}",
+            failures.first
         );
     }
 }
@@ -366,12 +399,14 @@ async fn nobody_listening_is_found_before_the_run() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let line = ["--url", &url, "--requests", "1"];
-    let error = load(&args(&line), std::future::pending())
+    let error = load(&config(&url))
         .await
         .map(|_| ())
         .expect_err("nobody listens");
-    assert!(format!("{error:#}").contains("cannot connect"), "{error:#}");
+    let Error::NoServer { source, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(source.to_string().contains("cannot connect"), "{source}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -381,28 +416,14 @@ async fn a_key_is_sent_and_stopping_reports_what_there_is() {
         gap: MS,
     })
     .await;
-    let url = format!("http://{address}/v1");
-    let mut line = vec![
-        "--url",
-        &url,
-        "--model",
-        "tiny",
-        "--tokens-per-word",
-        "2",
-        "--api-key",
-        "k-1",
-    ];
-    line.extend([
-        "--rate",
-        "20",
-        "--requests",
-        "2000",
-        "--output-tokens",
-        "fixed:2",
-    ]);
-    let (setting, measured) = load(&args(&line), sleep(Duration::from_secs(1)))
-        .await
-        .unwrap();
+    let mut config = config(&format!("http://{address}/v1"));
+    unprobed(&mut config);
+    config.api_key = Some(ApiKey::from("k-1".to_owned()));
+    config.plan.rate = 20.0;
+    config.plan.requests = Some(2000);
+    config.plan.output_tokens = Tokens::Fixed(2);
+    let stop = sleep(Duration::from_secs(1));
+    let Finished { setting, measured } = run(&config, stop, |_| ()).await.unwrap();
     assert_eq!(setting.requests, 2000);
     assert!(
         (1..1000).contains(&measured.completed),
@@ -417,11 +438,4 @@ async fn a_key_is_sent_and_stopping_reports_what_there_is() {
             .iter()
             .all(|(head, _)| head.contains("authorization: Bearer k-1"))
     );
-}
-
-#[test]
-fn a_run_must_end() {
-    assert!(Line::try_parse_from(["load"]).is_err());
-    assert!(Line::try_parse_from(["load", "--duration", "0"]).is_err());
-    assert_eq!(args(&["--duration", "1.5s"]).duration, Some(1500 * MS));
 }

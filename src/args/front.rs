@@ -1,0 +1,141 @@
+//! What faces clients: of a server, and of those who ask one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use palimpsest_tls::{ClientFiles, ServerFiles};
+
+use super::positive;
+use crate::front::FrontConfig;
+
+/// What faces clients.
+#[derive(Debug, Args)]
+pub struct FrontArgs {
+    /// Address to listen on for gRPC.
+    #[arg(
+        long,
+        env = "PALIMPSEST_LISTEN",
+        default_value = "127.0.0.1:50051",
+        help_heading = "Listening"
+    )]
+    pub listen: SocketAddr,
+    /// Address to listen on for HTTP: OpenAI's API, probes and metrics.
+    #[arg(
+        long,
+        env = "PALIMPSEST_HTTP",
+        default_value = "127.0.0.1:8000",
+        help_heading = "Listening"
+    )]
+    pub http: SocketAddr,
+    /// No HTTP.
+    #[arg(
+        long,
+        env = "PALIMPSEST_NO_HTTP",
+        conflicts_with = "http",
+        help_heading = "Listening"
+    )]
+    pub no_http: bool,
+    /// Address of a port without TLS for /health, /readyz and /metrics alone.
+    #[arg(long, env = "PALIMPSEST_HEALTH", help_heading = "Listening")]
+    pub health: Option<SocketAddr>,
+    /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
+    #[arg(long, env = "PALIMPSEST_API_KEYS_FILE", help_heading = "Who may ask")]
+    pub api_keys_file: Option<PathBuf>,
+    /// Serve anyone who reaches this address, without keys.
+    #[arg(
+        long,
+        env = "PALIMPSEST_INSECURE_NO_KEYS",
+        conflicts_with = "api_keys_file",
+        help_heading = "Who may ask"
+    )]
+    pub insecure_no_keys: bool,
+    /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when
+    /// the file changes.
+    #[arg(
+        long,
+        env = "PALIMPSEST_TLS_CERT",
+        requires = "tls_key",
+        help_heading = "Who may ask"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of --tls-cert.
+    #[arg(
+        long,
+        env = "PALIMPSEST_TLS_KEY",
+        requires = "tls_cert",
+        help_heading = "Who may ask"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Clients must show a certificate of this CA.
+    #[arg(
+        long,
+        env = "PALIMPSEST_TLS_CLIENT_CA",
+        requires = "tls_cert",
+        help_heading = "Who may ask"
+    )]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Sequences that run at once.
+    #[arg(
+        long,
+        env = "PALIMPSEST_MAX_RUNNING",
+        default_value_t = 16,
+        value_parser = positive,
+        help_heading = "Limits"
+    )]
+    pub max_running: usize,
+    /// Requests that may wait.
+    #[arg(
+        long,
+        env = "PALIMPSEST_MAX_QUEUED",
+        default_value_t = 256,
+        help_heading = "Limits"
+    )]
+    pub max_queued: usize,
+}
+
+impl FrontArgs {
+    /// What was typed, as the rest of the program takes it.
+    pub fn config(self) -> FrontConfig {
+        let identity = self.tls_cert.zip(self.tls_key);
+        FrontConfig {
+            listen: self.listen,
+            http: (!self.no_http).then_some(self.http),
+            health: self.health,
+            api_keys_file: self.api_keys_file,
+            insecure_no_keys: self.insecure_no_keys,
+            tls: identity.map(|(cert, key)| ServerFiles {
+                cert,
+                key,
+                client_ca: self.tls_client_ca,
+            }),
+            max_running: self.max_running,
+            max_queued: self.max_queued,
+        }
+    }
+}
+
+/// What a client of a TLS server trusts and shows.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ClientTlsArgs {
+    /// CA (PEM) that the server's certificate must come from; those that this system trusts when
+    /// not given.
+    #[arg(long, env = "PALIMPSEST_CA", help_heading = "TLS")]
+    pub ca: Option<PathBuf>,
+    /// Certificate to show, for servers that ask for one.
+    #[arg(long, env = "PALIMPSEST_CERT", requires = "key", help_heading = "TLS")]
+    pub cert: Option<PathBuf>,
+    /// Key of --cert.
+    #[arg(long, env = "PALIMPSEST_KEY", requires = "cert", help_heading = "TLS")]
+    pub key: Option<PathBuf>,
+}
+
+impl ClientTlsArgs {
+    /// The files that were given.
+    pub fn files(self) -> ClientFiles {
+        ClientFiles {
+            ca: self.ca,
+            identity: self.cert.zip(self.key),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What the program says when it cannot do what was asked.
+
+use std::process::{Command, Output, Stdio};
+
+use palimpsest_tests::tiny_model;
+
+use crate::group::{Process, free};
+use crate::serving::Serving;
+
+fn palimpsest(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_palimpsest"))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program runs")
+}
+
+/// What it says when it fails.
+fn refusal(args: &[&str]) -> String {
+    let output = palimpsest(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    said
+}
+
+#[test]
+fn a_cause_is_named_once() {
+    let said = refusal(&["inspect", "/nope"]);
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+}
+
+#[test]
+fn logs_that_nobody_watches_have_no_colours() {
+    let keys = tempfile::NamedTempFile::new().expect("a file");
+    let key = format!("me:{}\n", "0".repeat(64));
+    std::fs::write(keys.path(), key).expect("a file");
+    let keys = keys.path().to_str().expect("UTF-8");
+    let said = refusal(&[
+        "serve",
+        "--listen",
+        "0.0.0.0:0",
+        "--no-http",
+        "--api-keys-file",
+        keys,
+        "--model",
+        "/nope",
+    ]);
+    assert!(
+        said.contains("WARN") && said.contains("plain text"),
+        "{said}"
+    );
+    assert!(!said.contains('\x1b'), "{said:?}");
+}
+
+#[test]
+fn a_port_of_http_is_told_from_one_of_grpc() {
+    let serving = Serving::start(&[]);
+    let server = serving.http.clone();
+    let said = refusal(&["generate", "--server", &server, "--prompt", "a"]);
+    assert!(said.contains("does not speak gRPC"), "{said}");
+}
+
+#[test]
+fn an_address_needs_no_scheme() {
+    let serving = Serving::start(&[]);
+    let server = serving.grpc.clone();
+    let args = [
+        "generate",
+        "--server",
+        &server,
+        "--prompt",
+        "a",
+        "--max-tokens",
+        "2",
+    ];
+    let output = palimpsest(&args);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn an_answer_that_nobody_reads_ends_quietly() {
+    let serving = Serving::start(&[]);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let ended = Command::new(env!("CARGO_BIN_EXE_palimpsest"))
+        .args([
+            "generate",
+            "--server",
+            &serving.grpc,
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "9",
+        ])
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("it starts");
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    assert_eq!(ended.status.code(), Some(141));
+}
+
+/// Contracts that no request could have: the service would wait for memory for ever.
+const NEVER_FIT: [&[&str]; 3] = [
+    &["--kv-budget", "1000000", "--kv-memory-mib", "64"],
+    &["--latent-memory-mib", "64", "--kv-memory-mib", "64"],
+    &["--kv-memory-mib", "0"],
+];
+
+#[test]
+fn serve_refuses_a_default_contract_that_never_fits() {
+    let model = tiny_model(1);
+    let model = model.path().to_str().expect("UTF-8");
+    for arguments in NEVER_FIT {
+        let mut line = vec![
+            "serve",
+            "--model",
+            model,
+            "--threads",
+            "1",
+            "--stride",
+            "16",
+        ];
+        line.extend(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        line.extend(arguments);
+        let said = refusal(&line);
+        assert!(
+            said.contains("the default contract"),
+            "{arguments:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_coordinator_refuses_ranks_whose_default_contract_never_fits() {
+    let model = tiny_model(1);
+    let model = model.path().to_str().expect("UTF-8");
+    let rank_at = free();
+    let _rank = Process::loaded_rank_with(&rank_at, model, &[], NEVER_FIT[0]);
+    let said = refusal(&[
+        "coordinator",
+        "--ranks",
+        &rank_at,
+        "--listen",
+        &free(),
+        "--no-http",
+    ]);
+    assert!(said.contains("the default contract"), "{said}");
+}

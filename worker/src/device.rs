@@ -1,0 +1,248 @@
+//! The thread that owns a device: one command at a time, in order. It is the same one in a rank
+//! that is a process and in ranks that are threads of one process.
+
+mod fault;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use palimpsest_collective::Collective;
+use palimpsest_engine::runner::Runner;
+use palimpsest_kernels::Backend;
+use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::fault::{Fault, FaultKind};
+
+enum Command {
+    Join {
+        epoch: u64,
+        collective: Option<Arc<dyn Collective>>,
+        done: oneshot::Sender<()>,
+    },
+    Execute {
+        plan: Box<StepPlan>,
+        done: oneshot::Sender<StepOutput>,
+    },
+}
+
+/// A handle on a device thread, which ends with its last handle.
+#[derive(Clone)]
+pub struct Device {
+    commands: mpsc::Sender<Command>,
+    activity: Arc<Activity>,
+    end: watch::Receiver<Option<DeviceEnd>>,
+}
+
+/// What a device thread is doing, for those who watch it.
+#[derive(Debug, Default)]
+pub struct Activity {
+    steps: AtomicU64,
+    busy: AtomicBool,
+}
+
+/// One look at an [`Activity`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Steps done.
+    pub steps: u64,
+    /// Whether one is under way.
+    pub busy: bool,
+}
+
+impl Activity {
+    /// What the thread is doing now.
+    pub fn now(&self) -> Seen {
+        Seen {
+            steps: self.steps.load(Ordering::Relaxed),
+            busy: self.busy.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Why a device cannot be used again by this process. Its supervisor starts another one: the
+/// process ends with [`EXIT_CODE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceEnd {
+    /// What was on the device is gone, the weights too.
+    #[error("the device failed in a step, which the log names")]
+    Failed,
+    /// A bug: the panic's message is on standard error.
+    #[error("the device thread panicked; standard error says where")]
+    Panicked,
+    /// The thread waits in a step for something that never comes.
+    #[error("the device thread does not come out of an aborted step")]
+    Stalled,
+}
+
+/// Exit code that tells a supervisor that the process gave itself up and should be started anew
+/// (EX_TEMPFAIL of sysexits.h).
+pub const EXIT_CODE: u8 = 75;
+
+/// The device thread takes no commands any more: see [`Device::ended`].
+#[derive(Debug, thiserror::Error)]
+#[error("the device thread has ended; the log says why")]
+pub struct DeviceGone;
+
+/// Commands that may wait: a plan, and a join that overtakes it nowhere but in time.
+const WAITING: usize = 2;
+
+impl Device {
+    /// Starts the thread, with a fault where a test asks for one.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn spawn<B: Backend>(
+        name: String,
+        runner: Runner<B>,
+        fault: Option<Fault>,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel(WAITING);
+        let (ended, end) = watch::channel(None);
+        let activity = Arc::new(Activity::default());
+        let mut thread = Thread {
+            runner,
+            inbox,
+            activity: activity.clone(),
+            fault,
+        };
+        std::thread::Builder::new().name(name).spawn(move || {
+            // Nothing of the thread is looked at after a panic.
+            let end = catch_unwind(AssertUnwindSafe(move || thread.serve()))
+                .unwrap_or(Some(DeviceEnd::Panicked));
+            ended.send_replace(end);
+        })?;
+        Ok(Self {
+            commands,
+            activity,
+            end,
+        })
+    }
+
+    /// See [`Runner::join`].
+    ///
+    /// # Errors
+    /// [`DeviceGone`].
+    pub async fn join(
+        &self,
+        epoch: u64,
+        collective: Option<Arc<dyn Collective>>,
+    ) -> Result<(), DeviceGone> {
+        let (done, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Join {
+                epoch,
+                collective,
+                done,
+            })
+            .await
+            .map_err(|_| DeviceGone)?;
+        answer.await.map_err(|_| DeviceGone)
+    }
+
+    /// See [`Runner::execute`].
+    ///
+    /// # Errors
+    /// [`DeviceGone`].
+    pub async fn execute(&self, plan: StepPlan) -> Result<StepOutput, DeviceGone> {
+        let (done, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Execute {
+                plan: Box::new(plan),
+                done,
+            })
+            .await
+            .map_err(|_| DeviceGone)?;
+        answer.await.map_err(|_| DeviceGone)
+    }
+
+    /// What the thread is doing.
+    pub fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// Waits until the device can be used no more, and says why. The last step has been answered
+    /// by then, unless the thread panicked in it.
+    pub async fn ended(&self) -> DeviceEnd {
+        let mut end = self.end.clone();
+        loop {
+            if let Some(end) = *end.borrow_and_update() {
+                return end;
+            }
+            if end.changed().await.is_err() {
+                // The thread ends without a reason only when no handle is left.
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// What the thread owns.
+struct Thread<B: Backend> {
+    runner: Runner<B>,
+    inbox: mpsc::Receiver<Command>,
+    activity: Arc<Activity>,
+    fault: Option<Fault>,
+}
+
+impl<B: Backend> Thread<B> {
+    /// Carries commands out until the device fails, or nobody is left to send one (`None`).
+    fn serve(&mut self) -> Option<DeviceEnd> {
+        while let Some(command) = self.inbox.blocking_recv() {
+            // Whoever asked may have gone; the work is done all the same.
+            match command {
+                Command::Join {
+                    epoch,
+                    collective,
+                    done,
+                } => {
+                    self.runner.join(epoch, collective);
+                    let _ = done.send(());
+                }
+                Command::Execute { plan, done } => {
+                    let (output, lost) = self.execute(&plan);
+                    let _ = done.send(output);
+                    if lost {
+                        tracing::error!(
+                            epoch = plan.epoch,
+                            step = plan.step,
+                            "the device failed in this step"
+                        );
+                        return Some(DeviceEnd::Failed);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// The step's output, and whether the device is lost.
+    fn execute(&mut self, plan: &StepPlan) -> (StepOutput, bool) {
+        let fault = self.fault_now();
+        self.activity.busy.store(true, Ordering::Relaxed);
+        let output = match fault {
+            Some(FaultKind::Panic) => panic!("the device thread panics, as was asked"),
+            Some(FaultKind::Loss) => StepOutput {
+                epoch: plan.epoch,
+                step: plan.step,
+                error: "the device fails, as was asked".into(),
+                ..StepOutput::default()
+            },
+            None => self.runner.execute(plan),
+        };
+        self.activity.steps.fetch_add(1, Ordering::Relaxed);
+        self.activity.busy.store(false, Ordering::Relaxed);
+
+        let is_lost = fault == Some(FaultKind::Loss) || self.runner.is_lost();
+        (output, is_lost)
+    }
+
+    /// The fault that a test asked for in this step.
+    fn fault_now(&self) -> Option<FaultKind> {
+        let step = self.activity.steps.load(Ordering::Relaxed) + 1;
+        self.fault
+            .filter(|fault| fault.step == step)
+            .map(|fault| fault.kind)
+    }
+}
