@@ -454,10 +454,11 @@ mod tests {
     #[test]
     fn the_readout_is_the_backends() {
         use palimpsest_kernels::latent::AssociativeState;
+        use palimpsest_kernels::parts::*;
         use palimpsest_kernels::reference::ReferenceBackend;
         use palimpsest_kernels::{
-            AssociativeLayer, Backend, KvType, LatentHead, LatentKind, LatentState, PageShape,
-            QkvShape, ReadoutItem,
+            AssociativeLayer, KvType, LatentHead, LatentKind, LatentState, PageShape, QkvShape,
+            ReadoutItem,
         };
         let kept: Vec<u32> = (0..32).collect();
         let case = Case::new(&document(4), HEADS, 0, 64, &kept);

@@ -327,7 +327,7 @@ impl<B: Backend> Decoder<B> {
     /// Makes room for the activations of a step of this size. A larger step makes more.
     ///
     /// # Errors
-    /// Those of [`Backend::alloc`].
+    /// Those of [`palimpsest_kernels::Buffers::alloc`].
     pub fn reserve(&mut self, step: StepSize) -> Result<()> {
         let size = self.scratch.size.max(step);
         if size != self.scratch.size {

@@ -27,7 +27,7 @@ impl<B: Backend> Layer<B> {
     /// Packs a layer's weights for the device.
     ///
     /// # Errors
-    /// Those of [`Backend::load_matrix`].
+    /// Those of [`palimpsest_kernels::Products::load_matrix`].
     pub fn load(backend: &B, weights: &LayerWeights<'_>) -> Result<Self> {
         Ok(Self {
             attention_norm: vector(backend, &weights.attn_norm)?,

@@ -7,9 +7,10 @@
 use std::time::Instant;
 
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce,
-    SplitItem, SplitQkv,
+    AttentionItem, HeadPages, KvType, ObserveItem, PageId, PageShape, QkvShape, Reduce, SplitItem,
+    SplitQkv,
 };
 
 const SHAPE: QkvShape = QkvShape {
@@ -53,7 +54,7 @@ fn arena(
     kv: KvType,
     heads: usize,
     slots: usize,
-) -> (<CpuBackend as Backend>::Pages, Vec<Vec<PageId>>) {
+) -> (<CpuBackend as Cache>::Pages, Vec<Vec<PageId>>) {
     let per_head = slots.div_ceil(PageShape::SLOTS);
     let shape = PageShape {
         head_dim: SHAPE.head_dim,

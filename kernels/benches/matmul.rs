@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, Pool};
-use palimpsest_kernels::{Backend, WeightType, WeightView};
+use palimpsest_kernels::parts::*;
+use palimpsest_kernels::{BlockSize, Products, WeightType, WeightView};
 
 /// Weights cycled through, in bytes.
 const WORKING_SET: usize = 96 << 20;
@@ -34,7 +35,10 @@ fn noise(state: &mut u64) -> u64 {
 
 /// A file's bytes with random codes and harmless scales.
 fn weights(case: &Case) -> Vec<u8> {
-    let (per_block, size) = case.dtype.block();
+    let BlockSize {
+        weights: per_block,
+        bytes: size,
+    } = case.dtype.block();
     let mut state = 7;
     let mut bytes: Vec<u8> = (0..case.rows * case.cols / per_block * size)
         .map(|_| noise(&mut state) as u8)

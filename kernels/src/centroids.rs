@@ -2,7 +2,7 @@
 //! centroids, `[D][32]` keys, then `[32][D]` values, in f32. A decode step reads every page it has,
 //! so nothing is copied for it.
 
-use crate::backend::PageShape;
+use crate::shapes::PageShape;
 
 const SLOTS: usize = PageShape::SLOTS;
 
@@ -21,7 +21,7 @@ pub struct CentroidState {
 impl CentroidState {
     /// `r` centroids: means of keys and of values `[r, D]` (post-RoPE) and how many entries each
     /// stands for `[r]`, at least 1. Unequal lengths are refused where the state is written
-    /// ([`Backend::write_latent`](crate::Backend::write_latent)).
+    /// (`LatentMemory::write_latent`).
     pub fn new(keys: &[f32], values: &[f32], counts: Vec<f32>) -> Self {
         let dim = keys.len() / counts.len().max(1);
         let mut state = Self {

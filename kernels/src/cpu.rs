@@ -2,92 +2,55 @@
 //!
 //! Results are bitwise independent of rows per call, threads and instruction set; see the crate's
 //! determinism contract.
+//!
+//! | where | what |
+//! |---|---|
+//! | `device`, `backend` | the backend, and its parts as traits |
+//! | [`pool`], `exec`, `scratch` | threads, where a kernel runs, memory that is used again |
+//! | `simd`, `lanes`, [`exp_minus`] | instruction sets, operations on eight lanes, exponentials |
+//! | [`quant`], [`pack`] | blocks of quantised weights, panels of packed weights |
+//! | `matmul`, `totals`, `embed` | products, their sums in fixed point, embedding rows |
+//! | `elementwise` | norms, gates, gathers, the split of fused rows |
+//! | `element`, `page_layout`, [`pages`], `page_writer`, `slots` | elements, layout and arena of slots, writes, moves |
+//! | `attention`, `attention_head`, `attention_block` | attention, one head of a call, its inner loops |
+//! | `observe` | observed probabilities |
+//! | `notes`, `scoring` | notes beside slots, scores of slots |
+//! | `memorise`, `readout`, `index` | latent memories, pairwise indexer |
 
-pub mod pool;
-pub(crate) mod simd;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod simd_avx2;
-
-pub(crate) mod attention;
-pub(crate) mod attention_block;
-mod backend;
-pub(crate) mod element;
-pub(crate) mod elementwise;
-pub(crate) mod exp;
-pub(crate) mod index;
-pub(crate) mod lanes;
-pub(crate) mod matmul;
-mod matmul_f32;
-mod matmul_int8;
-mod memorise;
-mod notes;
-pub(crate) mod observe;
 pub mod pack;
 pub mod pages;
+pub mod pool;
 pub mod quant;
-pub(crate) mod readout;
+
+mod attention;
+mod attention_block;
+mod attention_head;
+mod backend;
+mod device;
+mod element;
+mod elementwise;
+mod embed;
+mod exec;
+mod exp;
+mod index;
+mod lanes;
+mod matmul;
+mod memorise;
+mod notes;
+mod observe;
+mod page_layout;
+mod page_writer;
+mod readout;
+mod scoring;
+mod scratch;
+mod simd;
+mod slots;
 mod totals;
 
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;
 
+pub use device::{Activations, CpuBackend, CpuOptions};
 pub use exp::{exp_minus, sigmoids};
 pub use pool::Pool;
 pub use simd::SimdLevel;
-
-/// Precision of the activations that meet quantised weights. Float weights always meet f32
-/// activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Activations {
-    /// Rounded to 8 bits with one scale per 32 values, as llama.cpp does (its Q8_0): integer dot
-    /// products.
-    #[default]
-    Int8,
-    /// Kept in f32; weights are dequantised. Slower; for parity with a float32 reference.
-    F32,
-}
-
-/// How a [`CpuBackend`] is built.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CpuOptions {
-    /// Threads, the caller's included; `None`: as many as the process may use.
-    pub threads: Option<usize>,
-    /// Precision of activations.
-    pub activations: Activations,
-    /// Instruction set; `None`: the best one found. A level that the processor lacks falls back to
-    /// portable code.
-    pub simd: Option<SimdLevel>,
-}
-
-/// The backend. Buffers are `Vec<f32>`.
-pub struct CpuBackend {
-    pub(crate) pool: Pool,
-    pub(crate) simd: SimdLevel,
-    pub(crate) activations: Activations,
-    /// Memory of matrix products, one for each that runs at a time.
-    pub(crate) scratch: std::sync::Mutex<Vec<matmul::Scratch>>,
-}
-
-impl CpuBackend {
-    /// Starts the threads and settles the instruction set.
-    pub fn new(options: CpuOptions) -> Self {
-        let threads = options.threads.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
-        let best = SimdLevel::detect();
-        let simd = options
-            .simd
-            .filter(|&level| level == SimdLevel::Portable || level == best)
-            .unwrap_or(if options.simd.is_some() {
-                SimdLevel::Portable
-            } else {
-                best
-            });
-        Self {
-            pool: Pool::new(threads),
-            simd,
-            activations: options.activations,
-            scratch: std::sync::Mutex::default(),
-        }
-    }
-}

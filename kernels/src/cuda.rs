@@ -41,7 +41,7 @@ use pack::{Pack, Part};
 pub use queue::bucket;
 use queue::{Held, Queue};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, at_least};
 use crate::sums::DeviceSums;
 
 /// Memory and launches of one device. Calls take effect in order; `download` returns finished
@@ -327,20 +327,6 @@ impl<D: Device> Buffer<D> {
 
     fn arg(&self) -> Arg {
         Arg::Pointer(self.address())
-    }
-}
-
-/// Checks that `what` has at least `want` elements.
-fn at_least(op: &'static str, what: &'static str, got: usize, want: usize) -> Result<()> {
-    if got < want {
-        Err(Error::Shape {
-            op,
-            what,
-            got,
-            want,
-        })
-    } else {
-        Ok(())
     }
 }
 

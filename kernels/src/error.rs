@@ -68,3 +68,22 @@ pub enum Error {
     #[error(transparent)]
     Sums(Box<dyn std::error::Error + Send + Sync>),
 }
+
+/// Checks that `what` has at least `want` elements.
+pub(crate) fn at_least(
+    op: &'static str,
+    what: &'static str,
+    got: usize,
+    want: usize,
+) -> Result<()> {
+    if got < want {
+        Err(Error::Shape {
+            op,
+            what,
+            got,
+            want,
+        })
+    } else {
+        Ok(())
+    }
+}

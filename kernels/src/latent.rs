@@ -2,13 +2,13 @@
 //! an arena, on the device; here is what it looks like from the host, and how the CPU merges slots
 //! into it.
 //!
-//! Centroids: IndexMem++ compressed memory pool (method section 3.8), online form. Each of the
+//! Centroids: IndexMem++ compressed memory pool, online form. Each of the
 //! first entries is a centroid; a later one moves the nearest centroid, by squared Euclidean
 //! distance of keys, to the mean of all that it stands for. A centroid of `n` entries is read with
 //! `ln n` added to its logit.
 //!
 //! Associative: IndexMem (arXiv 2605.25475), latent memory. `phi(z) = features * z`; `A += phi(k)
-//! v^T`, `b += phi(k)^2`, read by [`Backend::readout`](crate::Backend::readout).
+//! v^T`, `b += phi(k)^2`, read by `LatentMemory::readout`.
 //!
 //! Entries are taken in position order, so merging them in one call or in several gives the same
 //! bits. All sums have one order: eight running sums over the dimensions, then those in order. The
@@ -339,7 +339,7 @@ impl Latents<HostLatent> {
     }
 }
 
-/// What [`Backend::memorise`](crate::Backend::memorise) checks of its features, `[layers, F, D]` in
+/// What `LatentMemory::memorise` checks of its features, `[layers, F, D]` in
 /// a buffer of `len` values, for a memory of `heads` heads: returns heads of a layer, and values of
 /// a layer's features (0 without any).
 pub(crate) fn check_features(

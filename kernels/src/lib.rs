@@ -23,14 +23,17 @@ pub mod reference;
 pub mod sample;
 pub mod score;
 pub mod select;
+mod shapes;
 pub mod sums;
 
 pub use backend::{
-    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape, KvType,
-    LEAST_MASS, ObserveItem, PageId, PageShape, QkvShape, ReadoutItem, Reduce, RotateItem,
-    SelectBudget, SelectHead, SplitItem, SplitQkv, WeightType, WeightView,
+    AssociativeLayer, Attention, AttentionItem, Backend, BlockSize, Boundary, Buffers, Cache,
+    DecodeStep, Features, IndexItem, IndexShape, Indexing, LEAST_MASS, LatentMemory, ObserveItem,
+    Products, QkNorm, RankSums, ReadoutItem, Reduce, RotateItem, Rows, Sampling, Scoring,
+    SelectBudget, SelectHead, SplitItem, SplitQkv, Steps, WeightType, WeightView, parts,
 };
 pub use error::{Error, Result};
 pub use latent::{LatentHead, LatentId, LatentKind, LatentState};
 pub use score::{NoteItem, ScoreItem, ScoreRule};
 pub use select::SelectItem;
+pub use shapes::{HeadPages, KvType, PageId, PageShape, QkvShape};

@@ -1,4 +1,4 @@
-//! Choosing the next token, on the host: what [`Backend::sample`](crate::Backend::sample) means,
+//! Choosing the next token, on the host: what `Sampling::sample` means,
 //! bit for bit.
 //!
 //! Best first is falling logit, then rising token. Every filter keeps a prefix of that order, and

@@ -1,5 +1,5 @@
 //! What a slot is worth by what lies with it on the device: the scores that
-//! [`Backend::select`](crate::Backend::select) ranks by, and how the CPU computes them.
+//! `Boundary::select` ranks by, and how the CPU computes them.
 //!
 //! A *note* is what a policy keeps with a slot, beside the slot's absolute position: 32 bits that
 //! hold one f32, or two f16. It moves with the slot when the head is compacted. All sums run from
@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::backend::HeadPages;
 use crate::error::{Error, Result};
+use crate::shapes::HeadPages;
 
 /// How the slots of a head are scored.
 #[derive(Debug, Clone, Copy, PartialEq)]

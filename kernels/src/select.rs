@@ -1,11 +1,12 @@
 //! Which slots stay at a boundary, on the host: what the CPU's
-//! [`Backend::select`](crate::Backend::select) does, and parts of it for budgets that are pooled
-//! over more than one rank.
+//! [`Boundary::select`](crate::backend::Boundary::select) does, and parts of it for budgets that
+//! are pooled over more than one rank.
 
 use std::ops::Range;
 
-use crate::backend::{HeadPages, SelectBudget, SelectHead};
+use crate::backend::{SelectBudget, SelectHead};
 use crate::error::{Error, Result};
+use crate::shapes::HeadPages;
 
 /// Scored slots of one KV head at a boundary, on the host.
 #[derive(Debug, Clone)]
@@ -219,7 +220,7 @@ pub fn with_protected(item: &SelectItem<'_>, mut chosen: Vec<u32>) -> Vec<u32> {
         .collect()
 }
 
-/// See [`Backend::select`](crate::Backend::select).
+/// See [`Boundary::select`](crate::backend::Boundary::select).
 ///
 /// # Errors
 /// A floor above the mean, candidates that are not slots, heads that do not fill the pools.
@@ -260,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::Boundary;
     use crate::reference::ReferenceBackend;
 
     proptest! {

@@ -6,8 +6,9 @@
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::{
-    Backend, HeadPages, KvType, LatentHead, LatentKind, LatentState, NoteItem, PageId, PageShape,
+    Features, HeadPages, KvType, LatentHead, LatentKind, LatentState, NoteItem, PageId, PageShape,
     ScoreItem, ScoreRule,
 };
 use proptest::prelude::*;
@@ -81,7 +82,16 @@ fn after<B: Backend>(
             .collect();
         let kept = backend.keep_lists(lens, &lists).expect("lists");
         backend
-            .memorise(&mut pages, id, Some((&features, count)), &heads, &kept)
+            .memorise(
+                &mut pages,
+                id,
+                Some(Features {
+                    values: &features,
+                    count,
+                }),
+                &heads,
+                &kept,
+            )
             .expect("a boundary");
     }
     (0..lens.len())

@@ -3,9 +3,10 @@
 
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions, SimdLevel};
 use palimpsest_kernels::latent::CentroidState;
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentId, LatentKind, LatentState,
-    ObserveItem, PageId, PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
+    AttentionItem, HeadPages, KvType, LatentHead, LatentId, LatentKind, LatentState, ObserveItem,
+    PageId, PageShape, QkvShape, Reduce, SplitItem, SplitQkv,
 };
 use proptest::prelude::*;
 
@@ -90,7 +91,7 @@ fn last_row<'a>(item: &AttentionItem<'a>) -> AttentionItem<'a> {
 /// A latent memory that holds the sequence's centroids.
 fn memory(
     backend: &CpuBackend,
-    pages: &mut <CpuBackend as Backend>::Pages,
+    pages: &mut <CpuBackend as Cache>::Pages,
     sequence: &Sequence,
 ) -> LatentId {
     let kind = LatentKind::Centroids { most: 20 };

@@ -14,10 +14,11 @@ use palimpsest_kernels::cuda::recorded::{Call, Recorded};
 use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
 use palimpsest_kernels::error::Error;
 use palimpsest_kernels::latent::CentroidState;
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentKind, LatentState, PageId,
-    PageShape, QkvShape, ScoreItem, ScoreRule, SelectBudget, SelectHead,
+    AttentionItem, HeadPages, KvType, LatentHead, LatentKind, LatentState, PageId, PageShape,
+    QkvShape, ScoreItem, ScoreRule, SelectBudget, SelectHead,
 };
 
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and

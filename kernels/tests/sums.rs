@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{Arg, CudaBackend, Device, Launch, Precision};
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::sums::{DeviceSums, Place, SumElement, Summand};
-use palimpsest_kernels::{Backend, Error, Result, WeightType, WeightView, fixed};
+use palimpsest_kernels::{Error, Result, WeightType, WeightView, fixed};
 
 /// Runs one of the kernels of `fixed.cu`.
 fn converted<T: bytemuck::Pod, U: bytemuck::Pod>(kernel: &'static str, values: &[T]) -> Vec<U> {

@@ -168,7 +168,8 @@ mod tests {
             let dtype = TensorType::from_ggml(number);
             assert_eq!(dtype.to_string(), name);
             if let Some(weight) = dtype.weight_type() {
-                assert_eq!(weight.block(), (weights, bytes), "{name}");
+                let block = weight.block();
+                assert_eq!((block.weights, block.bytes), (weights, bytes), "{name}");
                 supported += 1;
             }
         }

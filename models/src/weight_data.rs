@@ -21,7 +21,7 @@ pub struct WeightData<'a> {
 }
 
 impl<'a> WeightData<'a> {
-    /// The matrix as [`palimpsest_kernels::Backend::load_matrix`] takes it.
+    /// The matrix as [`palimpsest_kernels::Products::load_matrix`] takes it.
     pub fn view(&self) -> WeightView<'_> {
         WeightView {
             dtype: self.dtype,

@@ -23,7 +23,8 @@ impl<B: Backend> Arena<B> {
     /// memories.
     ///
     /// # Errors
-    /// Those of [`Backend::alloc_pages`] and [`Backend::reserve_latents`].
+    /// Those of [`palimpsest_kernels::Cache::alloc_pages`] and
+    /// [`palimpsest_kernels::LatentMemory::reserve_latents`].
     pub fn new(backend: &B, head_dim: usize, dtype: KvType, bytes: CacheBytes) -> Result<Self> {
         let shape = PageShape { head_dim, dtype };
         let count = bytes.pages / shape.cost();

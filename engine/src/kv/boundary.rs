@@ -2,7 +2,7 @@
 //! compact.
 
 use palimpsest_kernels::{
-    Backend, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead,
+    Backend, Features, HeadPages, PageShape, Reduce, RotateItem, ScoreItem, SelectHead,
 };
 
 use super::allocation::{Allocation, Columns};
@@ -30,8 +30,8 @@ pub struct BoundaryContext<'a, B: Backend> {
     pub trained_length: u64,
     /// Inverse rotary frequencies `[D/2]`.
     pub inv_freq: &'a [f32],
-    /// Features of associative memories, all layers, and how many a layer has.
-    pub features: Option<(&'a B::Buffer, usize)>,
+    /// Trained features of associative memories.
+    pub features: Option<Features<'a, B::Buffer>>,
     /// Where scores go.
     pub scores: &'a mut Scores<B>,
     /// The other ranks.
@@ -49,7 +49,7 @@ impl<B: Backend> Scores<B> {
     /// Room for none.
     ///
     /// # Errors
-    /// Those of [`Backend::alloc`].
+    /// Those of [`palimpsest_kernels::Buffers::alloc`].
     pub fn new(backend: &B) -> Result<Self> {
         Ok(Self {
             buffer: backend.alloc(0)?,

@@ -3,8 +3,8 @@
 //! Candidates are the slots that are neither sinks nor in the window. Every head first keeps its
 //! own best `floor` candidates; the rest of the pool's slots go to the best remaining candidates of
 //! the pool. Ties are broken by layer, then KV head, then position, smaller first, so the answer
-//! depends on the scores alone. A pool that stays on a rank is [`Backend::select`]'s work; those
-//! over all ranks are in [`budget_group`].
+//! depends on the scores alone. A pool that stays on a rank is
+//! [`palimpsest_kernels::Boundary::select`]'s work; those over all ranks are in [`budget_group`].
 
 use palimpsest_kernels::select::scored;
 use palimpsest_kernels::{Backend, SelectBudget, SelectHead};

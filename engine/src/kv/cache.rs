@@ -166,7 +166,8 @@ impl SequenceCache {
     /// Digest of everything the next token depends on, keys and values included.
     ///
     /// # Errors
-    /// Those of [`Backend::read_slots`] and [`Backend::read_latent`].
+    /// Those of [`palimpsest_kernels::Cache::read_slots`] and
+    /// [`palimpsest_kernels::LatentMemory::read_latent`].
     pub fn digest<B: Backend>(
         &self,
         backend: &B,

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use palimpsest_kernels::{
-    AssociativeLayer, AttentionItem, Backend, ObserveItem, QkvShape, ReadoutItem, SplitItem,
-    SplitQkv,
+    AssociativeLayer, AttentionItem, Backend, ObserveItem, QkNorm, QkvShape, ReadoutItem,
+    SplitItem, SplitQkv,
 };
 use palimpsest_models::weights::LayerWeights;
 
@@ -105,8 +105,8 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub cos: &'a B::Buffer,
     /// Rotary sines `[T, D/2]`.
     pub sin: &'a B::Buffer,
-    /// Per-head norms and their epsilon.
-    pub qk_norm: Option<(&'a B::Buffer, &'a B::Buffer, f32)>,
+    /// Per-head norms of queries and keys.
+    pub qk_norm: Option<QkNorm<'a, B::Buffer>>,
     /// Sliding window of the model.
     pub sliding_window: Option<usize>,
     /// `E`: stride of the boundaries.

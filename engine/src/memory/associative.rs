@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use palimpsest_kernels::{AssociativeLayer, Backend, QkvShape};
+use palimpsest_kernels::{AssociativeLayer, Backend, Features, QkvShape};
 
 use crate::error::Result;
 use crate::indexer::{Indexer, Precision, Reader, Trained};
@@ -126,8 +126,11 @@ impl<B: Backend> DeviceAssociative<B> {
         }
     }
 
-    /// What memories are written with: all features, and `F`.
-    pub fn features(&self) -> (&B::Buffer, usize) {
-        (&self.features, self.count)
+    /// What memories are written with.
+    pub fn features(&self) -> Features<'_, B::Buffer> {
+        Features {
+            values: &self.features,
+            count: self.count,
+        }
     }
 }

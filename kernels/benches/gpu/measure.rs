@@ -4,9 +4,10 @@
 
 use palimpsest_kernels::cuda::{CudaBackend, Device, Product};
 use palimpsest_kernels::error::Result;
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::{
-    AttentionItem, Backend, HeadPages, KvType, LatentKind, NoteItem, PageId, PageShape, QkvShape,
-    ScoreItem, ScoreRule, SelectBudget, SelectHead,
+    AttentionItem, HeadPages, KvType, LatentKind, NoteItem, PageId, PageShape, QkvShape, ScoreItem,
+    ScoreRule, SelectBudget, SelectHead,
 };
 use serde_json::{Value, json};
 

@@ -9,281 +9,25 @@
 //! many rows (prefill):  one task per (item, 96 query rows): each chunk is widened to f32 once, then used by 16 blocks
 //! ```
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::attention_block::{
-    Accumulate, BLOCK, CHUNK, CHUNK_PAGES, Chunk, ChunkPages, Finish, Logits, Merge, State,
-    Visible, with_block,
+    Accumulate, BLOCK, CHUNK, Finish, Logits, Merge, State, Visible, with_block,
 };
-use super::element::{Element, page_len};
-use super::elementwise::{at_least, check_item};
-use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
-use super::pages::{Arena, CpuPages, Exec, SLOTS, with_arena};
+use super::attention_head::{Call, Head, Scratch, Source, Unit, with_scratch};
+use super::element::Element;
+use super::elementwise::check_item;
+use super::exec::Exec;
+use super::lanes::{Shared, WIDTH, dispatch};
+use super::pages::{CpuPages, with_arena};
 use crate::backend::{AttentionItem, QkvShape};
 use crate::centroids::CentroidState;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, at_least};
 
 /// Query rows (token rows times `G`) of one prefill task.
 const TILE: usize = 96;
 /// Up to this many query rows an item is cut by units instead of rows.
 const FEW: usize = 2 * BLOCK;
-
-/// Memory of one thread, reused from call to call.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    /// Packed queries of a tile, scaled.
-    pub(crate) q: Vec<f32>,
-    /// Pages of one chunk as f32.
-    pub(crate) pages: Vec<f32>,
-    /// State of a tile: maxima, sums, values.
-    state: Vec<f32>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Runs `f` with this thread's scratch memory.
-pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
-    SCRATCH.with_borrow_mut(f)
-}
-
-/// What all items of a call share.
-#[derive(Clone, Copy)]
-pub(crate) struct Call<'a, T> {
-    pub(crate) exec: Exec<'a>,
-    pub(crate) shape: QkvShape,
-    pub(crate) arena: &'a Arena<T>,
-    pub(crate) q: &'a [f32],
-}
-
-/// One item with its units.
-pub(crate) struct Head<'a, T> {
-    pub(crate) call: Call<'a, T>,
-    pub(crate) item: &'a AttentionItem<'a>,
-    /// Memory of evicted entries, unless it holds nothing.
-    centroids: Option<&'a CentroidState>,
-    /// `G`.
-    pub(crate) group: usize,
-    /// Units of centroids.
-    pub(crate) centroid_units: usize,
-    /// First chunk that some row sees.
-    first_chunk: usize,
-}
-
-/// Where the keys of a unit are.
-pub(crate) enum Unit<T> {
-    /// In the pages.
-    Stored(Chunk<T>),
-    /// In scratch memory, in pages of f32, or in those of centroids.
-    Single(Chunk<f32>),
-}
-
-impl<'a, T: Element> Head<'a, T> {
-    pub(crate) fn new(
-        call: Call<'a, T>,
-        (item, centroids): (&'a AttentionItem<'a>, Option<&'a CentroidState>),
-    ) -> Self {
-        let first = item
-            .first_visible
-            .and_then(|first| first.iter().min())
-            .map_or(0, |&slot| slot as usize);
-        Self {
-            call,
-            item,
-            centroids,
-            group: call.shape.heads / call.shape.kv_heads,
-            centroid_units: centroids.map_or(0, |view| view.bias().len().div_ceil(CHUNK)),
-            first_chunk: first / CHUNK,
-        }
-    }
-
-    /// Query rows: token rows times `G`.
-    pub(crate) fn rows(&self) -> usize {
-        self.item.rows.len() * self.group
-    }
-
-    /// Units up to the last slot that query row `row` sees.
-    pub(crate) fn units_to(&self, row: usize) -> usize {
-        self.centroid_units + self.end(row / self.group).div_ceil(CHUNK) - self.first_chunk
-    }
-
-    /// Slots before this one are visible to token row `i` of the item.
-    fn end(&self, i: usize) -> usize {
-        self.item.slots.len - self.item.rows.len() + i + 1
-    }
-
-    /// First slot of a unit of slots.
-    pub(crate) fn base(&self, unit: usize) -> usize {
-        (unit - self.centroid_units + self.first_chunk) * CHUNK
-    }
-
-    /// What query row `row` sees of a unit.
-    pub(crate) fn visible(&self, unit: usize, row: usize) -> Visible {
-        if unit < self.centroid_units {
-            let all = self.centroids.map_or(0, |view| view.bias().len());
-            return Visible {
-                first: 0,
-                end: (all - unit * CHUNK).min(CHUNK),
-            };
-        }
-        let (i, base) = (row / self.group, self.base(unit));
-        let first = self.item.first_visible.map_or(0, |first| first[i] as usize);
-        Visible {
-            first: first.saturating_sub(base).min(CHUNK),
-            end: self.end(i).saturating_sub(base).min(CHUNK),
-        }
-    }
-
-    /// First element of query row `row` in `q` and `out`.
-    fn offset(&self, row: usize) -> usize {
-        let QkvShape {
-            heads, head_dim, ..
-        } = self.call.shape;
-        let head = self.item.kv_head * self.group + row % self.group;
-        ((self.item.rows.start + row / self.group) * heads + head) * head_dim
-    }
-
-    /// Packs query rows into blocks `[D][M]`, scaled by `log2(e) / sqrt(D)`.
-    pub(crate) fn pack(&self, rows: Range<usize>, packed: &mut Vec<f32>) {
-        let dim = self.call.shape.head_dim;
-        let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
-        packed.resize(rows.len() * dim, 0.0);
-        for (block, packed) in packed.chunks_mut(BLOCK * dim).enumerate() {
-            let count = packed.len() / dim;
-            for m in 0..count {
-                let q = &self.call.q[self.offset(rows.start + block * BLOCK + m)..][..dim];
-                for (packed, q) in packed[m..].iter_mut().step_by(count).zip(q) {
-                    *packed = q * scale;
-                }
-            }
-        }
-    }
-
-    /// First page of a unit of slots; null past the end.
-    fn first_page(&self, unit: usize) -> *const T {
-        let page_len = page_len::<T>(self.call.shape.head_dim);
-        match self.item.slots.pages[..self.item.slots.len.div_ceil(SLOTS)]
-            .get(self.base(unit) / SLOTS)
-        {
-            // SAFETY: the page table was checked for `slots.len` slots.
-            Some(id) => unsafe { self.call.arena.start().add(id.0 as usize * page_len) },
-            None => std::ptr::null(),
-        }
-    }
-
-    /// The pages of a unit, as f32 in `scratch` when `widen` asks for it; those of centroids are
-    /// f32. Also fills the biases of centroids, in units of log2.
-    pub(crate) fn load(
-        &self,
-        unit: usize,
-        widen: bool,
-        scratch: &mut Vec<f32>,
-        bias: &mut [f32; CHUNK],
-    ) -> Unit<T> {
-        let dim = self.call.shape.head_dim;
-        let single_len = page_len::<f32>(dim);
-        if let (true, Some(view)) = (unit < self.centroid_units, self.centroids) {
-            let mut pages = [std::ptr::null(); CHUNK_PAGES];
-            let of_unit = view
-                .pages()
-                .chunks_exact(single_len)
-                .skip(unit * CHUNK_PAGES);
-            pages
-                .iter_mut()
-                .zip(of_unit)
-                .for_each(|(to, page)| *to = page.as_ptr());
-            let biases = bias.iter_mut().zip(&view.bias()[unit * CHUNK..]);
-            biases.for_each(|(to, bias)| *to = bias * std::f32::consts::LOG2_E);
-            return Unit::Single(Chunk {
-                pages,
-                scales: None,
-            });
-        }
-        let stored = self.stored(unit);
-        if !widen {
-            return Unit::Stored(stored);
-        }
-        let Chunk { pages, scales } = stored;
-        if T::as_single(pages[0]).is_some() {
-            return Unit::Single(Chunk {
-                pages: pages.map(<*const T>::cast::<f32>),
-                scales,
-            });
-        }
-        scratch.resize(CHUNK_PAGES * single_len + 16, 0.0);
-        let pages = dispatch(
-            self.call.exec.level,
-            Widen {
-                pages,
-                page_len: single_len,
-                scratch,
-            },
-        );
-        Unit::Single(Chunk { pages, scales })
-    }
-
-    /// The pages of a unit of slots, as they are.
-    fn stored(&self, unit: usize) -> Chunk<T> {
-        let (dim, pages) = (self.call.shape.head_dim, &self.item.slots.pages);
-        let (first, used) = (self.base(unit) / SLOTS, self.item.slots.len.div_ceil(SLOTS));
-        let mut chunk = Chunk {
-            pages: [std::ptr::null(); CHUNK_PAGES],
-            scales: None,
-        };
-        let mut scales = [std::ptr::null(); CHUNK_PAGES];
-        for ((page, scales), id) in chunk
-            .pages
-            .iter_mut()
-            .zip(&mut scales)
-            .zip(&pages[first.min(used)..used])
-        {
-            // SAFETY: the page table was checked for `slots.len` slots; scales, if any, follow keys
-            // and values.
-            unsafe {
-                *page = self
-                    .call
-                    .arena
-                    .start()
-                    .add(id.0 as usize * page_len::<T>(dim));
-                *scales = page.add(2 * SLOTS * dim).cast::<u16>();
-            }
-        }
-        chunk.scales = T::SCALED.then_some(scales);
-        chunk
-    }
-}
-
-/// Widens the elements of a chunk to f32, without scales.
-struct Widen<'a, T> {
-    pages: ChunkPages<T>,
-    /// Elements of a page but for scales.
-    page_len: usize,
-    scratch: &'a mut [f32],
-}
-
-impl<T: Element> Kernel for Widen<'_, T> {
-    type Output = ChunkPages<f32>;
-    #[inline(always)]
-    fn run<L: Lanes>(self) -> ChunkPages<f32> {
-        let mut single = [std::ptr::null(); CHUNK_PAGES];
-        let first = self.scratch.as_ptr().align_offset(64).min(16);
-        let pages = self.pages.iter().take_while(|page| !page.is_null());
-        for ((single, page), out) in single
-            .iter_mut()
-            .zip(pages)
-            .zip(self.scratch[first..].chunks_exact_mut(self.page_len))
-        {
-            for (i, out) in out.chunks_exact_mut(WIDTH).enumerate() {
-                // SAFETY: `Head::load` passes whole pages of the arena.
-                unsafe { T::load::<L>(page.add(i * WIDTH)) }.write(out);
-            }
-            *single = out.as_ptr();
-        }
-        single
-    }
-}
 
 /// Checks an item of an attention call and finds its centroids; `rows` is the number of rows of
 /// `q`.
@@ -355,7 +99,7 @@ fn rows_apart(items: &[AttentionItem<'_>]) -> bool {
         .all(|pair| pair[0].0 != pair[1].0 || pair[0].2 <= pair[1].1)
 }
 
-/// See [`crate::Backend::attention`].
+/// See [`Attention::attention`](crate::backend::Attention::attention).
 pub(crate) fn attention(
     exec: Exec<'_>,
     shape: QkvShape,
@@ -373,10 +117,14 @@ pub(crate) fn attention(
         .iter()
         .map(|item| check("attention", shape, pages, rows, item))
         .collect::<Result<_>>()?;
-    let heads: Vec<_> = items.iter().zip(centroids).collect();
     let out = Shared::new(out);
     with_arena!(pages.data(), arena => {
         let call = Call { exec, shape, arena, q };
+        let heads: Vec<_> = items
+            .iter()
+            .zip(centroids)
+            .map(|(item, centroids)| Head::new(call, item, centroids))
+            .collect();
         if rows_apart(items) {
             run(call, &heads, out);
         } else {
@@ -402,84 +150,106 @@ struct Partials {
     units: usize,
 }
 
-fn run<T: Element>(
-    call: Call<'_, T>,
-    items: &[(&AttentionItem<'_>, Option<&CentroidState>)],
-    out: Shared<'_, f32>,
-) {
-    let dim = call.shape.head_dim;
-    let heads: Vec<Head<'_, T>> = items.iter().map(|&item| Head::new(call, item)).collect();
-    let (mut tasks, mut merges, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
-    let few = heads.iter().filter(|head| (1..=FEW).contains(&head.rows()));
-    let per_task = few
-        .map(|head| head.units_to(head.rows() - 1))
-        .sum::<usize>()
-        / (4 * call.exec.pool.threads());
-    let per_task = per_task.clamp(1, 8);
-    for (index, head) in heads.iter().enumerate().filter(|(_, head)| head.rows() > 0) {
-        let rows = head.rows();
-        let units = head.units_to(rows - 1);
-        work += rows * units * CHUNK * dim / WIDTH;
-        if rows <= FEW {
-            merges.push(Partials {
-                head: index,
-                first: states,
-                units,
-            });
-            tasks.extend((0..units).step_by(per_task).map(|unit| {
-                let partial = Some(states + unit * rows);
-                Task {
-                    head: index,
-                    rows: 0..rows,
-                    units: unit..units.min(unit + per_task),
-                    partial,
-                }
-            }));
-            states += units * rows;
-        } else {
-            let step = (TILE / head.group).max(1) * head.group;
-            tasks.extend((0..rows).step_by(step).map(|first| {
-                let end = rows.min(first + step);
-                Task {
-                    head: index,
-                    rows: first..end,
-                    units: 0..head.units_to(end - 1),
-                    partial: None,
-                }
-            }));
+/// How the items of a call are cut into tasks.
+#[derive(Default)]
+struct Plan {
+    tasks: Vec<Task>,
+    merges: Vec<Partials>,
+    /// Partial states of all items.
+    states: usize,
+    /// Vector operations, about.
+    work: usize,
+}
+
+impl Plan {
+    fn new<T: Element>(heads: &[Head<'_, T>], dim: usize, threads: usize) -> Self {
+        let few = heads.iter().filter(|head| (1..=FEW).contains(&head.rows()));
+        let per_task = few
+            .map(|head| head.units_to(head.rows() - 1))
+            .sum::<usize>()
+            / (4 * threads);
+        let per_task = per_task.clamp(1, 8);
+        let mut plan = Self::default();
+        for (index, head) in heads.iter().enumerate().filter(|(_, head)| head.rows() > 0) {
+            let rows = head.rows();
+            let units = head.units_to(rows - 1);
+            plan.work += rows * units * CHUNK * dim / WIDTH;
+            if rows <= FEW {
+                plan.cut_by_units(index, rows, units, per_task);
+            } else {
+                plan.cut_by_rows(index, head);
+            }
         }
+        plan
     }
-    let mut partials = vec![0.0; states * (dim + 2)];
+
+    /// Cuts an item of few rows into tasks of `per_task` units.
+    fn cut_by_units(&mut self, head: usize, rows: usize, units: usize, per_task: usize) {
+        let first = self.states;
+        self.merges.push(Partials { head, first, units });
+        self.tasks
+            .extend((0..units).step_by(per_task).map(|unit| Task {
+                head,
+                rows: 0..rows,
+                units: unit..units.min(unit + per_task),
+                partial: Some(first + unit * rows),
+            }));
+        self.states += units * rows;
+    }
+
+    /// Cuts an item of many rows into tiles, each against all units that it sees.
+    fn cut_by_rows<T: Element>(&mut self, index: usize, head: &Head<'_, T>) {
+        let rows = head.rows();
+        let step = (TILE / head.group).max(1) * head.group;
+        self.tasks.extend((0..rows).step_by(step).map(|first| {
+            let end = rows.min(first + step);
+            Task {
+                head: index,
+                rows: first..end,
+                units: 0..head.units_to(end - 1),
+                partial: None,
+            }
+        }));
+    }
+}
+
+/// Carries out a call whose items are apart.
+fn run<T: Element>(call: Call<'_, T>, heads: &[Head<'_, T>], out: Shared<'_, f32>) {
+    let dim = call.shape.head_dim;
+    let plan = Plan::new(heads, dim, call.exec.pool.threads());
+    let mut partials = vec![0.0; plan.states * (dim + 2)];
     let shared = Shared::new(&mut partials);
-    call.exec.run(tasks.len(), work, &|i| {
-        let Task {
-            head,
-            rows,
-            units,
-            partial,
-        } = &tasks[i];
-        let head = &heads[*head];
-        with_scratch(|scratch| match partial {
+    call.exec.run(plan.tasks.len(), plan.work, &|i| {
+        let task = &plan.tasks[i];
+        let head = &heads[task.head];
+        with_scratch(|scratch| match task.partial {
             Some(first) => {
-                let len = rows.len() * (dim + 2);
-                for (i, unit) in units.clone().enumerate() {
+                let len = task.rows.len() * (dim + 2);
+                for (i, unit) in task.units.clone().enumerate() {
                     // SAFETY: every task has states of its own.
                     let state = unsafe { shared.part(first * (dim + 2) + i * len, len) };
-                    accumulate(head, rows.clone(), unit..unit + 1, scratch, state);
+                    accumulate(head, task.rows.clone(), unit..unit + 1, scratch, state);
                 }
             }
             None => {
                 let mut state = std::mem::take(&mut scratch.state);
                 state.clear();
-                state.resize(rows.len() * (dim + 2), 0.0);
-                accumulate(head, rows.clone(), units.clone(), scratch, &mut state);
-                finish(head, rows.clone(), &mut state, out);
+                state.resize(task.rows.len() * (dim + 2), 0.0);
+                accumulate(
+                    head,
+                    task.rows.clone(),
+                    task.units.clone(),
+                    scratch,
+                    &mut state,
+                );
+                finish(head, task.rows.clone(), &mut state, out);
                 scratch.state = state;
             }
         });
     });
-    call.exec.run(merges.len(), 2 * states * dim, &|i| {
-        let Partials { head, first, units } = merges[i];
+    let work = 2 * plan.states * dim;
+    call.exec.run(plan.merges.len(), work, &|i| {
+        let Partials { head, first, units } = plan.merges[i];
         let head = &heads[head];
         let len = head.rows() * (dim + 2);
         // SAFETY: every item has states of its own, and nobody writes them any more.
@@ -510,26 +280,28 @@ fn accumulate<T: Element>(
     head.pack(rows.clone(), q);
     for unit in units {
         let mut bias = [0.0; CHUNK];
-        match head.load(unit, widen, pages, &mut bias) {
+        let loaded = head.load(unit, widen, pages, &mut bias);
+        let bias = (unit < head.centroid_units).then_some(&bias[..]);
+        match loaded {
             Unit::Stored(chunk) => {
                 let next = (!widen).then(|| head.first_page(unit + 1));
-                blocks(
-                    head,
-                    rows.clone(),
+                let source = Source {
                     unit,
-                    (chunk, &bias, next),
-                    q,
-                    &mut state,
-                );
+                    chunk,
+                    bias,
+                    next,
+                };
+                blocks(head, rows.clone(), source, q, &mut state);
             }
-            Unit::Single(chunk) => blocks(
-                head,
-                rows.clone(),
-                unit,
-                (chunk, &bias, None),
-                q,
-                &mut state,
-            ),
+            Unit::Single(chunk) => {
+                let source = Source {
+                    unit,
+                    chunk,
+                    bias,
+                    next: None,
+                };
+                blocks(head, rows.clone(), source, q, &mut state);
+            }
         }
     }
 }
@@ -538,18 +310,16 @@ fn accumulate<T: Element>(
 fn blocks<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
-    unit: usize,
-    (chunk, bias, next): (Chunk<U>, &[f32; CHUNK], Option<*const U>),
+    source: Source<'_, U>,
     q: &[f32],
     state: &mut State<'_>,
 ) {
     let dim = head.call.shape.head_dim;
-    let bias = (unit < head.centroid_units).then_some(&bias[..]);
     for first in (0..rows.len()).step_by(BLOCK) {
         let block = first..rows.len().min(first + BLOCK);
         let mut visible = [Visible::default(); BLOCK];
         for (visible, row) in visible.iter_mut().zip(block.clone()) {
-            *visible = head.visible(unit, rows.start + row);
+            *visible = head.visible(source.unit, rows.start + row);
         }
         let visible = &visible[..block.len()];
         if visible.iter().all(|row| row.first >= row.end) {
@@ -559,10 +329,10 @@ fn blocks<T: Element, U: Element>(
         let logits = Logits {
             q: &q[values.clone()],
             dim,
-            chunk,
+            chunk: source.chunk,
             visible,
-            bias,
-            next,
+            bias: source.bias,
+            next: source.next,
         };
         let state = State {
             max: &mut state.max[block.clone()],

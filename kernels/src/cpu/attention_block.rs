@@ -11,7 +11,7 @@
 use super::element::Element;
 use super::exp::exp2;
 use super::lanes::{Kernel, Lanes, WIDTH};
-use super::pages::SLOTS;
+use super::page_layout::SLOTS;
 
 /// Pages of one chunk.
 pub(crate) const CHUNK_PAGES: usize = 4;

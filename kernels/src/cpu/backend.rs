@@ -1,44 +1,37 @@
-//! [`Backend`] for the CPU: every method hands its slices to the kernel of the same name.
+//! The parts of [`Backend`](crate::Backend) on the CPU: every method hands its slices to the kernel
+//! of the same name.
 
+use super::device::{Activations, CpuBackend};
 use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
-use super::pages::{CpuPages, Exec};
+use super::pages::CpuPages;
+use super::simd::SimdLevel;
 use super::{
-    CpuBackend, attention, elementwise, index, matmul, memorise, notes, observe, pages, readout,
+    attention, elementwise, embed, index, matmul, memorise, observe, readout, scoring, slots,
 };
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, HeadPages, IndexItem, IndexShape, ObserveItem,
-    PageShape, QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv, WeightView,
+    AssociativeLayer, Attention, AttentionItem, Boundary, Buffers, Cache, Features, HeadPages,
+    IndexItem, IndexShape, Indexing, LatentMemory, ObserveItem, PageShape, Products, QkNorm,
+    QkvShape, RankSums, ReadoutItem, RotateItem, Rows, Sampling, Scoring, SelectBudget, SelectHead,
+    SplitQkv, Steps, WeightView,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, at_least};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
 use crate::sample::{self, SampleItem};
 use crate::score::{NoteItem, ScoreItem};
 use crate::select::{self, KeptLists};
 
-impl CpuBackend {
-    fn exec(&self) -> Exec<'_> {
-        Exec {
-            pool: &self.pool,
-            level: self.simd,
-        }
-    }
-}
-
-impl Backend for CpuBackend {
+impl Buffers for CpuBackend {
     type Buffer = Vec<f32>;
-    type Matrix = CpuMatrix;
-    type Pages = CpuPages;
-    type Kept = KeptLists;
 
     fn name(&self) -> String {
         let activations = match self.activations {
-            super::Activations::Int8 => "int8",
-            super::Activations::F32 => "f32",
+            Activations::Int8 => "int8",
+            Activations::F32 => "f32",
         };
         let simd = match self.simd {
-            super::SimdLevel::Portable => "portable",
-            super::SimdLevel::Avx2 => "avx2",
+            SimdLevel::Portable => "portable",
+            SimdLevel::Avx2 => "avx2",
         };
         format!(
             "cpu ({simd}, {} threads, {activations} activations)",
@@ -61,17 +54,23 @@ impl Backend for CpuBackend {
 
     fn upload(&self, src: &[f32], dst: &mut Vec<f32>, offset: usize) -> Result<()> {
         let want = offset.saturating_add(src.len());
-        elementwise::at_least("upload", "dst", dst.len(), want)?;
+        at_least("upload", "dst", dst.len(), want)?;
         dst[offset..want].copy_from_slice(src);
         Ok(())
     }
 
     fn download(&self, src: &Vec<f32>, offset: usize, dst: &mut [f32]) -> Result<()> {
         let want = offset.saturating_add(dst.len());
-        elementwise::at_least("download", "src", src.len(), want)?;
+        at_least("download", "src", src.len(), want)?;
         dst.copy_from_slice(&src[offset..want]);
         Ok(())
     }
+}
+
+impl Steps for CpuBackend {}
+
+impl Products for CpuBackend {
+    type Matrix = CpuMatrix;
 
     fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<CpuMatrix> {
         CpuMatrix::load(&self.pool, parts)
@@ -82,7 +81,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&self, table: &CpuMatrix, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        matmul::embed(self, table, ids, out)
+        embed::embed(self, table, ids, out)
     }
 
     fn matmul(
@@ -104,7 +103,7 @@ impl Backend for CpuBackend {
         ends: &[usize],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        matmul::matmul_fixed(self, matrix, (x, rows), ends, out.as_mut_slice())
+        matmul::matmul_fixed(self, matrix, x, rows, ends, out.as_mut_slice())
     }
 
     fn matmul_share(
@@ -115,9 +114,13 @@ impl Backend for CpuBackend {
         ends: &[usize],
         out: &mut [i64],
     ) -> Result<()> {
-        matmul::matmul_fixed(self, matrix, (x, rows), ends, out)
+        matmul::matmul_fixed(self, matrix, x, rows, ends, out)
     }
+}
 
+impl RankSums for CpuBackend {}
+
+impl Rows for CpuBackend {
     fn rms_norm(
         &self,
         x: &Vec<f32>,
@@ -152,7 +155,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         elementwise::gather_rows(x, width, rows, out)
     }
+}
 
+impl Sampling for CpuBackend {
     fn sample(
         &self,
         logits: &mut Vec<f32>,
@@ -167,6 +172,14 @@ impl Backend for CpuBackend {
             )
         };
         Ok(items.iter().map(choose).collect())
+    }
+}
+
+impl Cache for CpuBackend {
+    type Pages = CpuPages;
+
+    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<CpuPages> {
+        CpuPages::alloc(shape, count)
     }
 
     fn split_qkv(
@@ -184,7 +197,11 @@ impl Backend for CpuBackend {
             qk_norm,
             items,
         } = args;
-        let qk_norm = qk_norm.map(|(q, k, eps)| (&q[..], &k[..], eps));
+        let qk_norm = qk_norm.map(|norm| QkNorm {
+            query: &norm.query[..],
+            key: &norm.key[..],
+            eps: norm.eps,
+        });
         elementwise::split_qkv(
             self.exec(),
             &SplitArgs {
@@ -201,10 +218,39 @@ impl Backend for CpuBackend {
         )
     }
 
-    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<CpuPages> {
-        CpuPages::alloc(shape, count)
+    fn rotate_keys(
+        &self,
+        pages: &mut CpuPages,
+        items: &[RotateItem<'_>],
+        inv_freq: &[f32],
+    ) -> Result<()> {
+        slots::rotate_keys(self.exec(), pages, items, inv_freq)
     }
 
+    fn read_slots(
+        &self,
+        pages: &CpuPages,
+        head: HeadPages<'_>,
+        slots: &[u32],
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()> {
+        slots::read_slots(self.exec(), pages, head, slots, (keys, values))
+    }
+
+    fn write_slots(
+        &self,
+        pages: &mut CpuPages,
+        head: HeadPages<'_>,
+        first: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        slots::write_slots(self.exec(), pages, head, first, (keys, values))
+    }
+}
+
+impl Attention for CpuBackend {
     fn attention(
         &self,
         shape: QkvShape,
@@ -226,22 +272,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         observe::observe(self.exec(), shape, pages, q, items, out)
     }
+}
 
-    fn readout(
-        &self,
-        layer: AssociativeLayer<'_, Self>,
-        pages: &CpuPages,
-        q: &Vec<f32>,
-        items: &[ReadoutItem],
-        out: &mut Vec<f32>,
-    ) -> Result<()> {
-        readout::readout(self.exec(), layer, (pages, q), items, out)
-    }
-
-    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
-        index::index(self.exec(), shape, items)
-    }
-
+impl Scoring for CpuBackend {
     fn note(
         &self,
         pages: &mut CpuPages,
@@ -249,11 +282,11 @@ impl Backend for CpuBackend {
         width: usize,
         items: &[NoteItem<'_>],
     ) -> Result<()> {
-        notes::note(pages, values, width, items)
+        scoring::note(pages, values, width, items)
     }
 
     fn read_notes(&self, pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<u32>> {
-        notes::read_notes(pages, head)
+        scoring::read_notes(pages, head)
     }
 
     fn score(
@@ -263,8 +296,12 @@ impl Backend for CpuBackend {
         items: &[ScoreItem<'_>],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        notes::score(self.exec(), pages, at, items, out)
+        scoring::score(self.exec(), pages, at, items, out)
     }
+}
+
+impl Boundary for CpuBackend {
+    type Kept = KeptLists;
 
     fn select(
         &self,
@@ -289,9 +326,11 @@ impl Backend for CpuBackend {
         heads: &[HeadPages<'_>],
         kept: &KeptLists,
     ) -> Result<()> {
-        pages::compact(self.exec(), pages, heads, kept)
+        slots::compact(self.exec(), pages, heads, kept)
     }
+}
 
+impl LatentMemory for CpuBackend {
     fn alloc_latent(
         &self,
         pages: &mut CpuPages,
@@ -309,11 +348,14 @@ impl Backend for CpuBackend {
         &self,
         pages: &mut CpuPages,
         id: LatentId,
-        features: Option<(&Vec<f32>, usize)>,
+        features: Option<Features<'_, Vec<f32>>>,
         heads: &[HeadPages<'_>],
         kept: &KeptLists,
     ) -> Result<()> {
-        let features = features.map(|(values, count)| (&values[..], count));
+        let features = features.map(|features| Features {
+            values: &features.values[..],
+            count: features.count,
+        });
         memorise::memorise(self.exec(), pages, id, features, heads, kept)
     }
 
@@ -331,34 +373,20 @@ impl Backend for CpuBackend {
         pages.latents_mut().write(head, state, dim)
     }
 
-    fn rotate_keys(
+    fn readout(
         &self,
-        pages: &mut CpuPages,
-        items: &[RotateItem<'_>],
-        inv_freq: &[f32],
-    ) -> Result<()> {
-        pages::rotate_keys(self.exec(), pages, items, inv_freq)
-    }
-
-    fn read_slots(
-        &self,
+        layer: AssociativeLayer<'_, Self>,
         pages: &CpuPages,
-        head: HeadPages<'_>,
-        slots: &[u32],
-        keys: &mut [f32],
-        values: &mut [f32],
+        q: &Vec<f32>,
+        items: &[ReadoutItem],
+        out: &mut Vec<f32>,
     ) -> Result<()> {
-        pages::read_slots(self.exec(), pages, head, slots, (keys, values))
+        readout::readout(self.exec(), layer, (pages, q), items, out)
     }
+}
 
-    fn write_slots(
-        &self,
-        pages: &mut CpuPages,
-        head: HeadPages<'_>,
-        first: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
-        pages::write_slots(self.exec(), pages, head, first, (keys, values))
+impl Indexing for CpuBackend {
+    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+        index::index(self.exec(), shape, items)
     }
 }

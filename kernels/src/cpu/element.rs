@@ -3,7 +3,6 @@
 use half::f16;
 
 use super::lanes::{Lanes, WIDTH};
-use super::pages::SLOTS;
 
 /// Stored element of the arena.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
@@ -78,16 +77,6 @@ impl Element for i8 {
         // SAFETY: by the caller's contract; the write is unaligned.
         unsafe { dst.cast::<[i8; WIDTH]>().write_unaligned(lanes) }
     }
-}
-
-/// Elements of a page of head size `dim`.
-pub(crate) const fn page_len<T: Element>(dim: usize) -> usize {
-    let scales = if T::SCALED {
-        2 * SLOTS * size_of::<u16>() / size_of::<T>()
-    } else {
-        0
-    };
-    2 * SLOTS * dim + scales
 }
 
 /// Scale of a key or a value, whose length is a multiple of eight: the largest half `s` with `127 s

@@ -1,33 +1,18 @@
 //! Norms, activations, gathers, and the split of fused query/key/value rows.
 
+use super::exec::Exec;
 use super::exp::exp;
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
-use super::pages::{CpuPages, Exec, PageWriter, SLOTS, disjoint, with_writer};
-use crate::backend::{QkvShape, SplitItem};
-use crate::error::{Error, Result};
+use super::page_layout::SLOTS;
+use super::page_writer::{PageWriter, with_writer};
+use super::pages::CpuPages;
+use super::slots::disjoint;
+use crate::backend::{QkNorm, QkvShape, SplitItem};
+use crate::error::{Error, Result, at_least};
 
 /// Rows of one task, so that a task is a few thousand values.
 fn rows_per_task(width: usize) -> usize {
     (4096 / width.max(1)).max(1)
-}
-
-/// Checks that `what` has at least `want` elements.
-pub(crate) fn at_least(
-    op: &'static str,
-    what: &'static str,
-    got: usize,
-    want: usize,
-) -> Result<()> {
-    if got < want {
-        Err(Error::Shape {
-            op,
-            what,
-            got,
-            want,
-        })
-    } else {
-        Ok(())
-    }
 }
 
 /// `out = x / sqrt(mean(x²) + eps) * weight`: eight partial sums, then a fixed tree. `out` may not
@@ -75,7 +60,7 @@ impl Kernel for NormRows<'_> {
     }
 }
 
-/// See [`crate::Backend::rms_norm`].
+/// See [`Rows::rms_norm`](crate::backend::Rows::rms_norm).
 pub(crate) fn rms_norm(
     exec: Exec<'_>,
     x: &[f32],
@@ -125,7 +110,7 @@ impl Kernel for Add<'_> {
     }
 }
 
-/// See [`crate::Backend::add`].
+/// See [`Rows::add`](crate::backend::Rows::add).
 pub(crate) fn add(exec: Exec<'_>, x: &mut [f32], y: &[f32], len: usize) -> Result<()> {
     const STEP: usize = 8192;
     at_least("add", "x", x.len(), len)?;
@@ -176,7 +161,7 @@ impl Kernel for SiluRows<'_> {
     }
 }
 
-/// See [`crate::Backend::silu_mul`].
+/// See [`Rows::silu_mul`](crate::backend::Rows::silu_mul).
 pub(crate) fn silu_mul(
     exec: Exec<'_>,
     gate_up: &[f32],
@@ -208,7 +193,7 @@ pub(crate) fn silu_mul(
     Ok(())
 }
 
-/// See [`crate::Backend::gather_rows`].
+/// See [`Rows::gather_rows`](crate::backend::Rows::gather_rows).
 pub(crate) fn gather_rows(x: &[f32], width: usize, rows: &[usize], out: &mut [f32]) -> Result<()> {
     let op = "gather_rows";
     at_least(op, "out", out.len(), rows.len().saturating_mul(width))?;
@@ -237,7 +222,7 @@ pub(crate) struct SplitArgs<'a> {
     pub(crate) rows: usize,
     pub(crate) cos: &'a [f32],
     pub(crate) sin: &'a [f32],
-    pub(crate) qk_norm: Option<(&'a [f32], &'a [f32], f32)>,
+    pub(crate) qk_norm: Option<QkNorm<'a, [f32]>>,
     pub(crate) items: &'a [SplitItem<'a>],
 }
 
@@ -269,9 +254,9 @@ impl SplitArgs<'_> {
         at_least(op, "cos", self.cos.len(), rows.saturating_mul(head_dim / 2))?;
         at_least(op, "sin", self.sin.len(), rows.saturating_mul(head_dim / 2))?;
         at_least(op, "q", q, rows.saturating_mul(heads * head_dim))?;
-        if let Some((q_weight, k_weight, _)) = self.qk_norm {
-            at_least(op, "query norm", q_weight.len(), head_dim)?;
-            at_least(op, "key norm", k_weight.len(), head_dim)?;
+        if let Some(norm) = self.qk_norm {
+            at_least(op, "query norm", norm.query.len(), head_dim)?;
+            at_least(op, "key norm", norm.key.len(), head_dim)?;
         }
         for item in self.items {
             check_item(op, &item.rows, rows, item.kv_head, kv_heads)?;
@@ -294,7 +279,7 @@ impl SplitArgs<'_> {
     fn head<L: Lanes>(&self, t: usize, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
         let half = x.len() / 2;
         match (weight, self.qk_norm) {
-            (Some(weight), Some((_, _, eps))) => norm_row::<L>(x, &weight[..x.len()], eps, out),
+            (Some(weight), Some(norm)) => norm_row::<L>(x, &weight[..x.len()], norm.eps, out),
             _ => out.copy_from_slice(x),
         }
         let (cos, sin) = (
@@ -361,7 +346,7 @@ impl Kernel for SplitQueries<'_> {
         let QkvShape {
             heads, head_dim, ..
         } = self.args.shape;
-        let weight = self.args.qk_norm.map(|(weight, _, _)| weight);
+        let weight = self.args.qk_norm.map(|norm| norm.query);
         for (i, q) in self.q.chunks_exact_mut(heads * head_dim).enumerate() {
             let t = self.start + i;
             let row = &self.args.qkv[t * self.args.shape.width()..];
@@ -388,7 +373,7 @@ impl Kernel for SplitSlots<'_, '_> {
             kv_heads,
             head_dim,
         } = self.args.shape;
-        let weight = self.args.qk_norm.map(|(_, weight, _)| weight);
+        let weight = self.args.qk_norm.map(|norm| norm.key);
         let mut rotated = vec![0.0; head_dim];
         for (i, t) in self.item.rows.clone().enumerate() {
             let row = &self.args.qkv[t * self.args.shape.width()..];
@@ -403,7 +388,7 @@ impl Kernel for SplitSlots<'_, '_> {
     }
 }
 
-/// See [`crate::Backend::split_qkv`].
+/// See [`Cache::split_qkv`](crate::backend::Cache::split_qkv).
 pub(crate) fn split_qkv(
     exec: Exec<'_>,
     args: &SplitArgs<'_>,

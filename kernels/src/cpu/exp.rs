@@ -1,8 +1,8 @@
 //! Exponentials with the same bits on every lane type: polynomials after Cephes (`exp2f.c`,
 //! `expf.c`, S. L. Moshier), relative error below 3e-7.
 
-use super::SimdLevel;
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
+use super::simd::SimdLevel;
 
 /// `1.5 * 2^23`: adding it rounds to an integer and leaves that integer in the low bits.
 const ROUND: f32 = 12_582_912.0;

@@ -2,15 +2,15 @@
 
 use std::sync::Mutex;
 
+use super::exec::Exec;
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
-use super::pages::Exec;
 use crate::backend::{IndexItem, IndexShape};
 use crate::error::{Error, Result};
 
 /// Slots of one task.
 const SLOTS: usize = 256;
 
-/// See [`crate::Backend::index`].
+/// See [`Indexing::index`](crate::backend::Indexing::index).
 pub(crate) fn index(exec: Exec<'_>, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
     let op = "index";
     let IndexShape { heads, dim } = shape;

@@ -2,7 +2,7 @@
 //! give the same bits on both, because every operation here is correctly rounded IEEE arithmetic or
 //! exact bit manipulation.
 
-use super::SimdLevel;
+use super::simd::SimdLevel;
 
 /// Lanes of one vector.
 pub(crate) const WIDTH: usize = 8;

@@ -2,18 +2,20 @@
 
 use std::sync::Mutex;
 
-use super::pages::{CpuPages, Exec, read_slots};
-use crate::backend::HeadPages;
+use super::exec::Exec;
+use super::pages::CpuPages;
+use super::slots::read_slots;
+use crate::backend::{Features, HeadPages};
 use crate::error::{Error, Result};
 use crate::latent::{LatentId, LatentState, check_features};
 use crate::select::KeptLists;
 
-/// See [`crate::Backend::memorise`].
+/// See [`LatentMemory::memorise`](crate::backend::LatentMemory::memorise).
 pub(crate) fn memorise(
     exec: Exec<'_>,
     pages: &mut CpuPages,
     id: LatentId,
-    features: Option<(&[f32], usize)>,
+    features: Option<Features<'_, [f32]>>,
     heads: &[HeadPages<'_>],
     kept: &KeptLists,
 ) -> Result<()> {
@@ -32,8 +34,9 @@ pub(crate) fn memorise(
             want,
         });
     }
-    let (values, count) = features.unwrap_or_default();
-    let (group, layer) = check_features(kind, want, features.map(|_| (values.len(), count)), dim)?;
+    let values = features.map_or(&[][..], |features| features.values);
+    let sizes = features.map(|features| (values.len(), features.count));
+    let (group, layer) = check_features(kind, want, sizes, dim)?;
     // Pages are read while states are written.
     let mut states = std::mem::take(&mut latent.heads);
     let lost: Vec<Vec<u32>> = (0..heads.len()).map(|head| kept.lost(head)).collect();

@@ -4,22 +4,23 @@
 
 use std::ops::Range;
 
-use super::attention::{Call, Head, Unit, check, with_scratch};
+use super::attention::check;
 use super::attention_block::{
-    BLOCK, CHUNK, Chunk, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
+    BLOCK, CHUNK, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
 };
+use super::attention_head::{Call, Head, Source, Unit, with_scratch};
 use super::element::Element;
-use super::elementwise::at_least;
+use super::exec::Exec;
 use super::lanes::Shared;
-use super::pages::{CpuPages, Exec, with_arena};
+use super::pages::{CpuPages, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
 use crate::centroids::CentroidState;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, at_least};
 
 /// Query rows that are packed at a time.
 const TILE: usize = 96;
 
-/// See [`crate::Backend::observe`].
+/// See [`Attention::observe`](crate::backend::Attention::observe).
 pub(crate) fn observe(
     exec: Exec<'_>,
     shape: QkvShape,
@@ -65,7 +66,7 @@ fn run<T: Element>(
     let heads: Vec<Head<'_, T>> = items
         .iter()
         .zip(centroids)
-        .map(|(item, centroids)| Head::new(call, (&item.attend, *centroids)))
+        .map(|(item, centroids)| Head::new(call, &item.attend, *centroids))
         .collect();
     let (mut by_rows, mut by_units, mut states, mut work) = (Vec::new(), Vec::new(), 0, 0);
     let mut firsts = Vec::with_capacity(heads.len());
@@ -144,23 +145,28 @@ fn normalise<T: Element>(head: &Head<'_, T>, rows: Range<usize>, state: &mut [f3
         head.pack(rows.clone(), &mut scratch.q);
         for unit in 0..head.units_to(rows.end - 1) {
             let mut bias = [0.0; CHUNK];
-            match head.load(unit, true, &mut scratch.pages, &mut bias) {
-                Unit::Stored(chunk) => normalise_unit(
-                    head,
-                    rows.clone(),
-                    unit,
-                    (chunk, &bias),
-                    &scratch.q,
-                    (max, sum),
-                ),
-                Unit::Single(chunk) => normalise_unit(
-                    head,
-                    rows.clone(),
-                    unit,
-                    (chunk, &bias),
-                    &scratch.q,
-                    (max, sum),
-                ),
+            let loaded = head.load(unit, true, &mut scratch.pages, &mut bias);
+            let bias = (unit < head.centroid_units).then_some(&bias[..]);
+            let rows = rows.clone();
+            match loaded {
+                Unit::Stored(chunk) => {
+                    let source = Source {
+                        unit,
+                        chunk,
+                        bias,
+                        next: None,
+                    };
+                    normalise_unit(head, rows, source, &scratch.q, max, sum);
+                }
+                Unit::Single(chunk) => {
+                    let source = Source {
+                        unit,
+                        chunk,
+                        bias,
+                        next: None,
+                    };
+                    normalise_unit(head, rows, source, &scratch.q, max, sum);
+                }
             }
         }
     });
@@ -169,27 +175,29 @@ fn normalise<T: Element>(head: &Head<'_, T>, rows: Range<usize>, state: &mut [f3
 fn normalise_unit<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
-    unit: usize,
-    (chunk, bias): (Chunk<U>, &[f32; CHUNK]),
+    source: Source<'_, U>,
     q: &[f32],
-    (max, sum): (&mut [f32], &mut [f32]),
+    max: &mut [f32],
+    sum: &mut [f32],
 ) {
     let dim = head.call.shape.head_dim;
-    let bias = (unit < head.centroid_units).then_some(&bias[..]);
     for first in (0..rows.len()).step_by(BLOCK) {
         let block = first..rows.len().min(first + BLOCK);
-        let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end)
-        else {
+        let Some(visible) = seen(
+            head,
+            source.unit,
+            rows.start + block.start..rows.start + block.end,
+        ) else {
             continue;
         };
         let q = &q[block.start * dim..block.end * dim];
         let logits = Logits {
             q,
             dim,
-            chunk,
+            chunk: source.chunk,
             visible: &visible[..block.len()],
-            bias,
-            next: None,
+            bias: source.bias,
+            next: source.next,
         };
         let (max, sum) = (&mut max[block.clone()], &mut sum[block.clone()]);
         with_block!(head.call.exec.level, block.len(), Normalise<U> { logits, max, sum });
@@ -218,45 +226,72 @@ fn reduce<T: Element>(
         for first in (0..head.rows()).step_by(TILE) {
             let rows = first..head.rows().min(first + TILE);
             head.pack(rows.clone(), &mut scratch.q);
-            let state = state[2 * first..2 * rows.end].split_at(rows.len());
-            match &unit_pages {
+            let (max, sum) = state[2 * first..2 * rows.end].split_at(rows.len());
+            let totals = Totals { max, sum };
+            let q = &scratch.q;
+            match unit_pages {
                 Unit::Stored(chunk) => {
-                    reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into)
+                    let source = Source {
+                        unit,
+                        chunk,
+                        bias: None,
+                        next: None,
+                    };
+                    reduce_tile(head, rows, source, q, totals, &mut into);
                 }
                 Unit::Single(chunk) => {
-                    reduce_tile(head, rows, (unit, *chunk), &scratch.q, state, &mut into)
+                    let source = Source {
+                        unit,
+                        chunk,
+                        bias: None,
+                        next: None,
+                    };
+                    reduce_tile(head, rows, source, q, totals, &mut into);
                 }
             }
         }
     });
 }
 
+/// What the first pass found of the rows of a tile.
+#[derive(Clone, Copy)]
+struct Totals<'a> {
+    /// Largest logit of each row.
+    max: &'a [f32],
+    /// Sum of each row's exponentials.
+    sum: &'a [f32],
+}
+
 fn reduce_tile<T: Element, U: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
-    (unit, chunk): (usize, Chunk<U>),
+    source: Source<'_, U>,
     q: &[f32],
-    (max, sum): (&[f32], &[f32]),
+    totals: Totals<'_>,
     into: &mut Reduction<'_>,
 ) {
     let dim = head.call.shape.head_dim;
     let mut tile: LogitTile = [[0.0; CHUNK]; BLOCK];
     for first in (0..rows.len()).step_by(BLOCK) {
         let block = first..rows.len().min(first + BLOCK);
-        let Some(visible) = seen(head, unit, rows.start + block.start..rows.start + block.end)
-        else {
+        let Some(visible) = seen(
+            head,
+            source.unit,
+            rows.start + block.start..rows.start + block.end,
+        ) else {
             continue;
         };
         let q = &q[block.start * dim..block.end * dim];
         let logits = Logits {
             q,
             dim,
-            chunk,
+            chunk: source.chunk,
             visible: &visible[..block.len()],
-            bias: None,
-            next: None,
+            bias: source.bias,
+            next: source.next,
         };
-        let (max, sum, probabilities) = (&max[block.clone()], &sum[block.clone()], &mut tile);
+        let (max, sum) = (&totals.max[block.clone()], &totals.sum[block.clone()]);
+        let probabilities = &mut tile;
         let region = with_block!(
             head.call.exec.level,
             block.len(),

@@ -313,7 +313,7 @@ impl CpuMatrix {
                 op: OP,
                 what: "cols",
                 got: cols,
-                multiple: view.dtype.block().0,
+                multiple: view.dtype.block().weights,
             })?;
             let want = row_bytes.saturating_mul(view.rows);
             if view.bytes.len() != want {

@@ -7,7 +7,7 @@
 
 use half::{bf16, f16};
 
-use crate::backend::WeightType;
+use crate::backend::{BlockSize, WeightType};
 use crate::error::{Error, Result};
 
 /// Weights of a group.
@@ -51,7 +51,10 @@ fn nibbles(bytes: &[u8]) -> [i8; GROUP] {
 
 /// Group `index` of consecutive quantised blocks. `None` for float types, which have no groups.
 pub(crate) fn group(dtype: WeightType, bytes: &[u8], index: usize) -> Option<Group> {
-    let (weights, size) = dtype.block();
+    let BlockSize {
+        weights,
+        bytes: size,
+    } = dtype.block();
     let block = &bytes[index * GROUP / weights * size..][..size];
     let within = index % (weights / GROUP).max(1);
     match dtype {
@@ -137,7 +140,7 @@ pub fn dequantize(dtype: WeightType, bytes: &[u8], out: &mut [f32]) -> Result<()
             op: OP,
             what: "out",
             got: out.len(),
-            multiple: dtype.block().0,
+            multiple: dtype.block().weights,
         });
     };
     if bytes.len() != want {
@@ -189,7 +192,7 @@ mod tests {
 
     /// ggml's loops, transcribed one to one.
     fn ggml(dtype: WeightType, b: &[u8]) -> Vec<f32> {
-        let mut y = vec![0.0; dtype.block().0];
+        let mut y = vec![0.0; dtype.block().weights];
         match dtype {
             WeightType::Q8_0 => (0..32).for_each(|j| y[j] = f32::from(b[2 + j] as i8) * h(b, 0)),
             WeightType::Q4_0 => (0..16).for_each(|j| {
@@ -254,7 +257,10 @@ mod tests {
             WeightType::Q6K,
         ] {
             for seed in 0..20 {
-                let (weights, size) = dtype.block();
+                let BlockSize {
+                    weights,
+                    bytes: size,
+                } = dtype.block();
                 let bytes = bytes_of(dtype, weights * 2, seed);
                 let mut out = vec![0.0; weights * 2];
                 dequantize(dtype, &bytes, &mut out).unwrap();

@@ -1,17 +1,17 @@
 //! Residual readout of associative memories: two small products per query.
 
-use super::CpuBackend;
-use super::elementwise::at_least;
+use super::device::CpuBackend;
+use super::exec::Exec;
 use super::lanes::{Kernel, Lanes, Shared, WIDTH, dispatch};
-use super::pages::{CpuPages, Exec};
+use super::pages::CpuPages;
 use crate::backend::{AssociativeLayer, LEAST_MASS, ReadoutItem};
-use crate::error::Result;
+use crate::error::{Result, at_least};
 use crate::latent::AssociativeState;
 
 /// Token rows of one task.
 const ROWS: usize = 16;
 
-/// See [`crate::Backend::readout`].
+/// See [`LatentMemory::readout`](crate::backend::LatentMemory::readout).
 pub(crate) fn readout(
     exec: Exec<'_>,
     layer: AssociativeLayer<'_, CpuBackend>,

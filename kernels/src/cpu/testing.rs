@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::backend::WeightType;
+use crate::backend::{BlockSize, WeightType};
 
 /// SplitMix64 (Steele et al., 2014).
 pub(crate) struct Random(pub u64);
@@ -24,7 +24,10 @@ impl Random {
 /// `rows * cols` weights as a file holds them: random codes under moderate scales.
 pub(crate) fn weights(dtype: WeightType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
-    let (per_block, size) = dtype.block();
+    let BlockSize {
+        weights: per_block,
+        bytes: size,
+    } = dtype.block();
     let mut bytes = Vec::with_capacity(rows * cols / per_block * size);
     for _ in 0..rows * cols / per_block {
         let mut block: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();

@@ -1,5 +1,5 @@
-//! [`Backend`] on a device: every method checks its shapes and launches the kernel of the same
-//! name.
+//! The parts of [`Backend`](crate::Backend) on a device: every method checks its shapes and
+//! launches the kernel of the same name.
 
 use std::sync::Arc;
 
@@ -9,9 +9,10 @@ use super::slots::Pages;
 use super::weights::Matrix;
 use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
 use crate::backend::{
-    AssociativeLayer, AttentionItem, Backend, DecodeStep, HeadPages, IndexItem, IndexShape,
-    ObserveItem, PageShape, QkvShape, ReadoutItem, RotateItem, SelectBudget, SelectHead, SplitQkv,
-    WeightView,
+    AssociativeLayer, Attention, AttentionItem, Boundary, Buffers, Cache, DecodeStep, Features,
+    HeadPages, IndexItem, IndexShape, Indexing, LatentMemory, ObserveItem, PageShape, Products,
+    QkvShape, RankSums, ReadoutItem, RotateItem, Rows, Sampling, Scoring, SelectBudget, SelectHead,
+    SplitQkv, Steps, WeightView,
 };
 use crate::error::{Error, Result};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
@@ -22,11 +23,8 @@ use crate::sums::DeviceSums;
 /// Values of an upload that goes with a step's descriptors, at most.
 const PUT_WORDS: usize = 1 << 20;
 
-impl<D: Device> Backend for CudaBackend<D> {
+impl<D: Device> Buffers for CudaBackend<D> {
     type Buffer = Buffer<D>;
-    type Matrix = Matrix<D>;
-    type Pages = Pages<D>;
-    type Kept = Kept<D>;
 
     fn name(&self) -> String {
         let precision = match self.precision {
@@ -34,18 +32,6 @@ impl<D: Device> Backend for CudaBackend<D> {
             Precision::F32 => "f32",
         };
         format!("cuda {precision} ({})", self.device.device.name())
-    }
-
-    fn begin_decode(&self, step: &DecodeStep<'_>) -> Option<usize> {
-        self.device.open(step, SPLIT)
-    }
-
-    fn end_decode(&self) -> Result<()> {
-        self.device.close()
-    }
-
-    fn cancel_decode(&self) {
-        self.device.forget();
     }
 
     fn alloc(&self, len: usize) -> Result<Buffer<D>> {
@@ -88,6 +74,24 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device
             .download(&src.memory, offset * 4, bytemuck::cast_slice_mut(dst))
     }
+}
+
+impl<D: Device> Steps for CudaBackend<D> {
+    fn begin_decode(&self, step: &DecodeStep<'_>) -> Option<usize> {
+        self.device.open(step, SPLIT)
+    }
+
+    fn end_decode(&self) -> Result<()> {
+        self.device.close()
+    }
+
+    fn cancel_decode(&self) {
+        self.device.forget();
+    }
+}
+
+impl<D: Device> Products for CudaBackend<D> {
+    type Matrix = Matrix<D>;
 
     fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<Matrix<D>> {
         self.load(parts)
@@ -133,7 +137,9 @@ impl<D: Device> Backend for CudaBackend<D> {
     ) -> Result<()> {
         self.multiply_share(matrix, x, rows, ends, out)
     }
+}
 
+impl<D: Device> RankSums for CudaBackend<D> {
     fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) -> bool {
         self.device.join_sums(sums);
         true
@@ -153,7 +159,9 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn embed_sum(&self, table: &Matrix<D>, ids: &[Option<u32>], out: &mut Buffer<D>) -> Result<()> {
         self.embed_sum_rows(table, ids, out)
     }
+}
 
+impl<D: Device> Rows for CudaBackend<D> {
     fn rms_norm(
         &self,
         x: &Buffer<D>,
@@ -247,7 +255,9 @@ impl<D: Device> Backend for CudaBackend<D> {
             args: &args,
         })
     }
+}
 
+impl<D: Device> Sampling for CudaBackend<D> {
     fn sample(
         &self,
         logits: &mut Buffer<D>,
@@ -255,6 +265,14 @@ impl<D: Device> Backend for CudaBackend<D> {
         items: &[SampleItem<'_>],
     ) -> Result<Vec<Option<u32>>> {
         self.sample_tokens(logits, vocabulary, items)
+    }
+}
+
+impl<D: Device> Cache for CudaBackend<D> {
+    type Pages = Pages<D>;
+
+    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
+        self.new_pages(shape, count)
     }
 
     fn split_qkv(
@@ -264,133 +282,6 @@ impl<D: Device> Backend for CudaBackend<D> {
         q: &mut Buffer<D>,
     ) -> Result<()> {
         self.split(args, pages, q)
-    }
-
-    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
-        self.new_pages(shape, count)
-    }
-
-    fn attention(
-        &self,
-        shape: QkvShape,
-        pages: &Pages<D>,
-        q: &Buffer<D>,
-        items: &[AttentionItem<'_>],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.attend(shape, pages, q, items, out)
-    }
-
-    fn observe(
-        &self,
-        shape: QkvShape,
-        pages: &Pages<D>,
-        q: &Buffer<D>,
-        items: &[ObserveItem<'_>],
-        out: &mut [Vec<f32>],
-    ) -> Result<()> {
-        self.observe_all(shape, pages, q, items, out)
-    }
-
-    fn readout(
-        &self,
-        layer: AssociativeLayer<'_, Self>,
-        pages: &Pages<D>,
-        q: &Buffer<D>,
-        items: &[ReadoutItem],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.read_memories(layer, (pages, q), items, out)
-    }
-
-    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
-        self.score_pairs(shape, items)
-    }
-
-    fn note(
-        &self,
-        pages: &mut Pages<D>,
-        values: &Buffer<D>,
-        width: usize,
-        items: &[NoteItem<'_>],
-    ) -> Result<()> {
-        self.write_notes(pages, values, width, items)
-    }
-
-    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<u32>> {
-        self.download_notes(pages, head)
-    }
-
-    fn score(
-        &self,
-        pages: &Pages<D>,
-        at: u32,
-        items: &[ScoreItem<'_>],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.score_slots(pages, at, items, out)
-    }
-
-    fn select(
-        &self,
-        budget: SelectBudget,
-        scores: &Buffer<D>,
-        heads: &[SelectHead],
-    ) -> Result<Kept<D>> {
-        self.select_slots(budget, scores, heads)
-    }
-
-    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {
-        self.upload_lists(lens, lists)
-    }
-
-    fn kept(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
-        self.download_lists(kept)
-    }
-
-    fn compact(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
-        self.compact_slots(pages, heads, kept)
-    }
-
-    fn reserve_latents(&self, pages: &mut Pages<D>, bytes: usize) -> Result<()> {
-        self.reserve_room(pages, bytes)
-    }
-
-    fn alloc_latent(
-        &self,
-        pages: &mut Pages<D>,
-        kind: LatentKind,
-        heads: usize,
-    ) -> Result<LatentId> {
-        self.new_latent(pages, kind, heads)
-    }
-
-    fn free_latent(&self, pages: &mut Pages<D>, id: LatentId) {
-        pages.free(id);
-    }
-
-    fn memorise(
-        &self,
-        pages: &mut Pages<D>,
-        id: LatentId,
-        features: Option<(&Buffer<D>, usize)>,
-        heads: &[HeadPages<'_>],
-        kept: &Kept<D>,
-    ) -> Result<()> {
-        self.merge_slots(pages, id, features, heads, kept)
-    }
-
-    fn read_latent(&self, pages: &Pages<D>, head: LatentHead) -> Result<LatentState> {
-        self.download_state(pages, head)
-    }
-
-    fn write_latent(
-        &self,
-        pages: &mut Pages<D>,
-        head: LatentHead,
-        state: &LatentState,
-    ) -> Result<()> {
-        self.upload_state(pages, head, state)
     }
 
     fn rotate_keys(
@@ -422,5 +313,140 @@ impl<D: Device> Backend for CudaBackend<D> {
         values: &[f32],
     ) -> Result<()> {
         self.write(pages, head, first, (keys, values))
+    }
+}
+
+impl<D: Device> Attention for CudaBackend<D> {
+    fn attention(
+        &self,
+        shape: QkvShape,
+        pages: &Pages<D>,
+        q: &Buffer<D>,
+        items: &[AttentionItem<'_>],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.attend(shape, pages, q, items, out)
+    }
+
+    fn observe(
+        &self,
+        shape: QkvShape,
+        pages: &Pages<D>,
+        q: &Buffer<D>,
+        items: &[ObserveItem<'_>],
+        out: &mut [Vec<f32>],
+    ) -> Result<()> {
+        self.observe_all(shape, pages, q, items, out)
+    }
+}
+
+impl<D: Device> Scoring for CudaBackend<D> {
+    fn note(
+        &self,
+        pages: &mut Pages<D>,
+        values: &Buffer<D>,
+        width: usize,
+        items: &[NoteItem<'_>],
+    ) -> Result<()> {
+        self.write_notes(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<u32>> {
+        self.download_notes(pages, head)
+    }
+
+    fn score(
+        &self,
+        pages: &Pages<D>,
+        at: u32,
+        items: &[ScoreItem<'_>],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.score_slots(pages, at, items, out)
+    }
+}
+
+impl<D: Device> Boundary for CudaBackend<D> {
+    type Kept = Kept<D>;
+
+    fn select(
+        &self,
+        budget: SelectBudget,
+        scores: &Buffer<D>,
+        heads: &[SelectHead],
+    ) -> Result<Kept<D>> {
+        self.select_slots(budget, scores, heads)
+    }
+
+    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {
+        self.upload_lists(lens, lists)
+    }
+
+    fn kept(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
+        self.download_lists(kept)
+    }
+
+    fn compact(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
+        self.compact_slots(pages, heads, kept)
+    }
+}
+
+impl<D: Device> LatentMemory for CudaBackend<D> {
+    fn reserve_latents(&self, pages: &mut Pages<D>, bytes: usize) -> Result<()> {
+        self.reserve_room(pages, bytes)
+    }
+
+    fn alloc_latent(
+        &self,
+        pages: &mut Pages<D>,
+        kind: LatentKind,
+        heads: usize,
+    ) -> Result<LatentId> {
+        self.new_latent(pages, kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut Pages<D>, id: LatentId) {
+        pages.free(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut Pages<D>,
+        id: LatentId,
+        features: Option<Features<'_, Buffer<D>>>,
+        heads: &[HeadPages<'_>],
+        kept: &Kept<D>,
+    ) -> Result<()> {
+        self.merge_slots(pages, id, features, heads, kept)
+    }
+
+    fn read_latent(&self, pages: &Pages<D>, head: LatentHead) -> Result<LatentState> {
+        self.download_state(pages, head)
+    }
+
+    fn write_latent(
+        &self,
+        pages: &mut Pages<D>,
+        head: LatentHead,
+        state: &LatentState,
+    ) -> Result<()> {
+        self.upload_state(pages, head, state)
+    }
+
+    fn readout(
+        &self,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &Pages<D>,
+        q: &Buffer<D>,
+        items: &[ReadoutItem],
+        out: &mut Buffer<D>,
+    ) -> Result<()> {
+        self.read_memories(layer, (pages, q), items, out)
+    }
+}
+
+impl<D: Device> Indexing for CudaBackend<D> {
+    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
+        self.score_pairs(shape, items)
     }
 }

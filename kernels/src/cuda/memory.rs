@@ -8,7 +8,7 @@ use super::room::Room;
 use super::select::Kept;
 use super::slots::Pages;
 use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, exactly};
-use crate::backend::HeadPages;
+use crate::backend::{Features, HeadPages};
 use crate::error::{Error, Result};
 use crate::latent::{
     AssociativeState, CentroidState, LatentHead, LatentId, LatentKind, LatentState, check_features,
@@ -188,7 +188,7 @@ impl<D: Device> CudaBackend<D> {
         &self,
         pages: &Pages<D>,
         id: LatentId,
-        features: Option<(&Buffer<D>, usize)>,
+        features: Option<Features<'_, Buffer<D>>>,
         heads: &[HeadPages<'_>],
         kept: &Kept<D>,
     ) -> Result<()> {
@@ -196,7 +196,7 @@ impl<D: Device> CudaBackend<D> {
         select::check_lens(op, kept.lens(), heads)?;
         let latent = pages.latents.get(op, id)?;
         exactly(op, "heads", heads.len(), latent.heads)?;
-        let sizes = features.map(|(values, count)| (values.len, count));
+        let sizes = features.map(|features| (features.values.len, features.count));
         let (group, layer) = check_features(latent.kind, heads.len(), sizes, dim)?;
         let count = match latent.kind {
             LatentKind::Centroids { most } => most,
@@ -234,7 +234,7 @@ impl<D: Device> CudaBackend<D> {
             Arg::U32(dim as u32),
         ];
         let (kernel, grid, shared, own) = match (latent.kind, features) {
-            (LatentKind::Associative { .. }, Some((values, _))) => {
+            (LatentKind::Associative { .. }, Some(Features { values, .. })) => {
                 let floats = GROUP * (dim + 1) + ENTRIES * (2 * dim + 1 + GROUP);
                 let own = vec![values.arg(), Arg::U32(group as u32), Arg::U32(layer as u32)];
                 let grid = [count.div_ceil(GROUP) as u32, heads.len() as u32, 1];

@@ -124,7 +124,7 @@ impl<D: Device> CudaBackend<D> {
         )?;
         for (weight, what) in qk_norm
             .iter()
-            .flat_map(|(q, k, _)| [(q, "q norm"), (k, "k norm")])
+            .flat_map(|norm| [(norm.query, "q norm"), (norm.key, "k norm")])
         {
             exactly(op, what, weight.len, shape.head_dim)?;
         }
@@ -158,8 +158,8 @@ impl<D: Device> CudaBackend<D> {
         let (packed, owners) = (all.pack(&mut pack, &self.device), pack.push(&owners));
         let arg = pack.upload(&self.device, &mut work.stage)?;
         let (q_norm, k_norm, eps) = qk_norm
-            .map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |(q, k, eps)| {
-                (q.arg(), k.arg(), eps)
+            .map_or((Arg::Pointer(0), Arg::Pointer(0), 0.0), |norm| {
+                (norm.query.arg(), norm.key.arg(), norm.eps)
             });
         let [heads, kv_heads, dim] =
             [shape.heads, shape.kv_heads, shape.head_dim].map(|n| Arg::U32(n as u32));

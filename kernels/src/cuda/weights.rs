@@ -1,7 +1,7 @@
 //! Weight matrices on the device, and products with them.
 
 use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, Precision, Product, at_least};
-use crate::backend::{Backend, WeightType, WeightView};
+use crate::backend::{Buffers, WeightType, WeightView};
 use crate::error::{Error, Result};
 use crate::fixed;
 
@@ -38,7 +38,7 @@ fn check(parts: &[WeightView<'_>], cols: usize) -> Result<usize> {
     let op = "load_matrix";
     let mut rows = 0usize;
     for part in parts {
-        let block = part.dtype.block().0;
+        let block = part.dtype.block().weights;
         if part.cols != cols {
             return Err(Error::Shape {
                 op,

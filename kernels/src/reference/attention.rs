@@ -1,7 +1,8 @@
 //! Attention by its definition: all logits of a row, softmax, weighted sum, in f64.
 
-use super::ReferencePages;
-use crate::backend::{AttentionItem, ObserveItem, QkvShape, Reduce};
+use super::cache::ReferencePages;
+use super::device::ReferenceBackend;
+use crate::backend::{Attention, AttentionItem, ObserveItem, QkvShape, Reduce};
 use crate::error::Result;
 
 /// Probabilities of one query row: those of the centroids, then those of all `slots.len` slots (0
@@ -13,7 +14,8 @@ struct Row {
     entries: Vec<usize>,
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+/// Sum of products, in order.
+pub(in crate::reference) fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter()
         .zip(b)
         .map(|(&a, &b)| f64::from(a) * f64::from(b))
@@ -77,7 +79,7 @@ fn offset(shape: QkvShape, item: &AttentionItem<'_>, i: usize, g: usize) -> usiz
     ((item.rows.start + i) * shape.heads + item.kv_head * group + g) * shape.head_dim
 }
 
-pub(super) fn attention(
+fn attention(
     shape: QkvShape,
     pages: &ReferencePages,
     q: &[f32],
@@ -112,7 +114,7 @@ pub(super) fn attention(
     Ok(())
 }
 
-pub(super) fn observe(
+fn observe(
     shape: QkvShape,
     pages: &ReferencePages,
     q: &[f32],
@@ -146,4 +148,28 @@ pub(super) fn observe(
         *out = weights.into_iter().map(|weight| weight as f32).collect();
     }
     Ok(())
+}
+
+impl Attention for ReferenceBackend {
+    fn attention(
+        &self,
+        shape: QkvShape,
+        pages: &ReferencePages,
+        q: &Vec<f32>,
+        items: &[AttentionItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        attention(shape, pages, q, items, out)
+    }
+
+    fn observe(
+        &self,
+        shape: QkvShape,
+        pages: &ReferencePages,
+        q: &Vec<f32>,
+        items: &[ObserveItem<'_>],
+        out: &mut [Vec<f32>],
+    ) -> Result<()> {
+        observe(shape, pages, q, items, out)
+    }
 }

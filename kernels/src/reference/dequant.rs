@@ -1,11 +1,14 @@
 //! Weights to f32, one at a time, straight from the description of each format (GGML,
 //! `ggml-common.h`).
 
-use crate::backend::WeightType;
+use crate::backend::{BlockSize, WeightType};
 
 /// Weight `index` of consecutive blocks of type `dtype`.
 pub(super) fn weight(dtype: WeightType, bytes: &[u8], index: usize) -> f32 {
-    let (weights, size) = dtype.block();
+    let BlockSize {
+        weights,
+        bytes: size,
+    } = dtype.block();
     let block = &bytes[index / weights * size..][..size];
     let i = index % weights;
     match dtype {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
+use palimpsest_kernels::parts::*;
 use palimpsest_kernels::{AttentionItem, KvType, LatentHead, LatentKind, LatentState, QkvShape};
 use proptest::prelude::*;
 
@@ -39,7 +40,7 @@ fn marked_key(head: usize, position: u32) -> Vec<f32> {
 /// An arena without an engine.
 struct Bench {
     backend: CpuBackend,
-    pages: <CpuBackend as Backend>::Pages,
+    pages: <CpuBackend as Cache>::Pages,
     pool: PagePool,
     inv_freq: Vec<f32>,
     trained_length: u64,

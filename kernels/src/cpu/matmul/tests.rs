@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::pack::CpuMatrix;
 use super::super::quant::dequantize;
 use super::super::testing::{activations, weights};
-use super::super::{Activations, CpuBackend, CpuOptions, SimdLevel, matmul};
+use super::super::{Activations, CpuBackend, CpuOptions, SimdLevel, embed, matmul};
 use crate::backend::{WeightType, WeightView};
 use crate::error::Error;
 use crate::fixed;
@@ -69,7 +69,7 @@ fn product(
 
 /// Output rows and inputs: one block, a ragged panel, several blocks with a ragged last one.
 fn shapes(dtype: WeightType) -> Vec<(usize, usize)> {
-    let block = dtype.block().0;
+    let block = dtype.block().weights;
     let mut shapes = vec![(1, block), (13, block), (40, 3 * block), (29, 512 + block)];
     if block == 1 {
         shapes.push((17, 131));
@@ -149,7 +149,7 @@ fn int8_by_hand(dtype: WeightType, w: &[u8], x: &[f32]) -> f32 {
 
 #[test]
 fn rounded_products_equal_the_scalar_formula() {
-    for dtype in TYPES.into_iter().filter(|dtype| dtype.block().0 > 1) {
+    for dtype in TYPES.into_iter().filter(|dtype| dtype.block().weights > 1) {
         let (n, cols, rows) = (19, 768, 6);
         let x = activations(rows * cols, 9);
         let bytes = weights(dtype, n, cols, 11);
@@ -312,7 +312,7 @@ struct Cut {
 
 impl Cut {
     fn new(dtype: WeightType, rows: usize, units: &[usize]) -> Self {
-        let block = dtype.block().0;
+        let block = dtype.block().weights;
         let ends: Vec<usize> = units
             .iter()
             .scan(0, |end, unit| {
@@ -349,7 +349,7 @@ impl Cut {
         let matrix = load(backend, &[(self.dtype, self.n)], range.len(), &[bytes]);
         let ends: Vec<usize> = self.ends[units].iter().map(|end| end - first).collect();
         let mut out = vec![-1; self.rows * self.n];
-        matmul::matmul_fixed(backend, &matrix, (&own, self.rows), &ends, &mut out).unwrap();
+        matmul::matmul_fixed(backend, &matrix, &own, self.rows, &ends, &mut out).unwrap();
         out
     }
 
@@ -363,7 +363,7 @@ impl Cut {
             std::slice::from_ref(&self.bytes),
         );
         let mut out = vec![f32::NAN; self.rows * self.n];
-        matmul::matmul_fixed(backend, &matrix, (&self.x, self.rows), &self.ends, &mut out).unwrap();
+        matmul::matmul_fixed(backend, &matrix, &self.x, self.rows, &self.ends, &mut out).unwrap();
         out.into_iter().map(f32::to_bits).collect()
     }
 }
@@ -466,8 +466,8 @@ fn a_unit_without_a_valid_value_makes_its_rows_nan_and_no_others() {
         {
             let x = [1.0, 2.0, 3.0, largest, bad, 0.5, -largest, -1e-9, -largest];
             let (mut out, mut share) = ([0f32; 9], [0i64; 9]);
-            matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut out).unwrap();
-            matmul::matmul_fixed(&backend, &matrix, (&x, 3), &ends, &mut share).unwrap();
+            matmul::matmul_fixed(&backend, &matrix, &x, 3, &ends, &mut out).unwrap();
+            matmul::matmul_fixed(&backend, &matrix, &x, 3, &ends, &mut share).unwrap();
             let middle = if is_bad {
                 f32::NAN
             } else {
@@ -502,7 +502,7 @@ fn embedding_rows_are_the_dequantised_rows() {
                 let table = load(&backend, &[(dtype, n)], cols, std::slice::from_ref(&bytes));
                 let ids: Vec<u32> = (0..n as u32).rev().chain([0]).collect();
                 let mut out = vec![f32::NAN; ids.len() * cols];
-                matmul::embed(&backend, &table, &ids, &mut out).unwrap();
+                embed::embed(&backend, &table, &ids, &mut out).unwrap();
                 for (&id, out) in ids.iter().zip(out.chunks(cols)) {
                     assert_eq!(
                         out,
@@ -631,13 +631,13 @@ fn wrong_shapes_are_refused_before_anything_is_written() {
     assert_eq!(out, [7.0; 16]);
     let mut out = [7.0; 64];
     assert!(matches!(
-        matmul::embed(&backend, &matrix, &[8], &mut out),
+        embed::embed(&backend, &matrix, &[8], &mut out),
         Err(Error::Index {
             index: 8,
             len: 8,
             ..
         })
     ));
-    assert!(matmul::embed(&backend, &matrix, &[0, 1], &mut out).is_err());
+    assert!(embed::embed(&backend, &matrix, &[0, 1], &mut out).is_err());
     assert_eq!(out, [7.0; 64]);
 }

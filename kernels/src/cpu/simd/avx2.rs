@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Kernel, Simd};
+use super::ops::{Kernel, Simd};
 
 /// Runs a kernel compiled for AVX2, FMA and F16C.
 ///

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use super::matmul::{Cut, Sink};
-use super::pack::{Cell, Lines, PANEL};
-use super::pool::Pool;
-use super::simd::{Kernel, Simd};
-use super::totals::Form;
+use super::super::pack::{Cell, Lines, PANEL};
+use super::super::pool::Pool;
+use super::super::simd::{Kernel, Simd};
+use super::super::totals::Form;
+use super::task::{Cut, Sink};
 
 /// Token rows of a full tile: 2 panels times 6 rows of accumulators fill the 16 registers of AVX2
 /// best.

@@ -5,12 +5,12 @@
 //! whatever the order; the groups are then summed in order in f32: `acc = fma(dot, scale * d,
 //! acc)`, `acc = fma(min, d * sum(codes), acc)`.
 
-use super::matmul::{Cut, Sink};
-use super::pack::{Cell, I8, PANEL, Scales, U4, U6};
-use super::pool::Pool;
-use super::quant::GROUP;
-use super::simd::{Kernel, Simd, SimdLevel};
-use super::totals::{Form, Line};
+use super::super::pack::{Cell, I8, PANEL, Scales, U4, U6};
+use super::super::pool::Pool;
+use super::super::quant::GROUP;
+use super::super::simd::{Kernel, Simd, SimdLevel};
+use super::super::totals::{Form, Line};
+use super::task::{Cut, Sink};
 
 /// Token rows of a full tile.
 const TILE: usize = 4;

@@ -1,10 +1,12 @@
 //! Notes and scores by their definitions, in f64.
 
-use super::ReferencePages;
-use crate::error::Result;
+use super::cache::ReferencePages;
+use super::device::ReferenceBackend;
+use crate::backend::{HeadPages, Scoring};
+use crate::error::{Result, at_least};
 use crate::score::{NoteItem, ScoreItem, ScoreRule};
 
-pub(super) fn note(
+fn note(
     pages: &mut ReferencePages,
     values: &[f32],
     width: usize,
@@ -37,12 +39,7 @@ fn norm(x: &[f64]) -> f64 {
     x.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
-pub(super) fn score(
-    pages: &ReferencePages,
-    at: u32,
-    items: &[ScoreItem<'_>],
-    out: &mut [f32],
-) -> Result<()> {
+fn score(pages: &ReferencePages, at: u32, items: &[ScoreItem<'_>], out: &mut [f32]) -> Result<()> {
     let mut scores = Vec::new();
     for ScoreItem { slots, rule } in items {
         let entry = |slot| pages.entry("score", slots.pages, slot);
@@ -79,7 +76,34 @@ pub(super) fn score(
             }
         }
     }
-    super::at_least("score", "out", out.len(), scores.len())?;
+    at_least("score", "out", out.len(), scores.len())?;
     out[..scores.len()].copy_from_slice(&scores);
     Ok(())
+}
+
+impl Scoring for ReferenceBackend {
+    fn note(
+        &self,
+        pages: &mut ReferencePages,
+        values: &Vec<f32>,
+        width: usize,
+        items: &[NoteItem<'_>],
+    ) -> Result<()> {
+        note(pages, values, width, items)
+    }
+
+    fn read_notes(&self, pages: &ReferencePages, head: HeadPages<'_>) -> Result<Vec<u32>> {
+        let note = |slot| Ok(pages.notes[pages.entry("read_notes", head.pages, slot)?].0);
+        (0..head.len).map(note).collect()
+    }
+
+    fn score(
+        &self,
+        pages: &ReferencePages,
+        at: u32,
+        items: &[ScoreItem<'_>],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        score(pages, at, items, out)
+    }
 }

@@ -1,16 +1,50 @@
 //! Notes that move with their slots, and scores.
 
-use super::{Arenas, Check, Failure, Named, Suite, refused};
-use crate::backend::{Backend, HeadPages, PageId};
+use super::arenas::{Arenas, heads};
+use super::report::Failure;
+use super::suite::{Check, Named, Random, Suite, refused};
+use crate::backend::{Boundary, HeadPages, PageId, Scoring};
 use crate::reference::ReferenceBackend;
 use crate::score::{NoteItem, ScoreItem, ScoreRule};
+
+impl<B: Scoring> Suite<'_, B> {
+    /// Cases of [`Scoring`].
+    ///
+    /// # Errors
+    /// The first [`Failure`].
+    pub fn scoring(&mut self) -> Result<(), Failure> {
+        for of_two in [false, true] {
+            notes(self, of_two)?;
+        }
+        for dim in [8, 48, 128] {
+            for of_two in [false, true] {
+                scores(self, dim, of_two)?;
+            }
+        }
+        refused_notes(self)?;
+        refused_scores(self)
+    }
+}
+
+impl<B: Scoring + Boundary> Suite<'_, B> {
+    /// What [`Boundary::compact`] does to notes.
+    ///
+    /// # Errors
+    /// The first [`Failure`].
+    pub fn notes_after_compaction(&mut self) -> Result<(), Failure> {
+        for of_two in [false, true] {
+            compacted(self, of_two)?;
+        }
+        Ok(())
+    }
+}
 
 /// KV heads of each sequence, and slots that they have before and after the rows of a step.
 const KV_HEADS: usize = 2;
 const SEQUENCES: [(usize, usize); 5] = [(0, 0), (0, 1), (31, 34), (0, 300), (63, 64)];
 
 /// Gives every slot of `SEQUENCES` a note, of one number or of two, as two steps would.
-fn annotate<B: Backend>(
+fn annotate<B: Scoring>(
     suite: &mut Suite<'_, B>,
     arenas: &mut Arenas<B>,
     tables: &[Vec<PageId>],
@@ -57,7 +91,7 @@ fn lens() -> Vec<usize> {
         .collect()
 }
 
-fn compare<B: Backend>(
+fn compare<B: Scoring>(
     suite: &mut Suite<'_, B>,
     case: &str,
     arenas: &Arenas<B>,
@@ -90,30 +124,28 @@ fn compare<B: Backend>(
     Ok(())
 }
 
-/// `note`, `read_notes`, and what `compact` does to them.
-pub(super) fn notes<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
-    notes_of(suite, false)?;
-    notes_of(suite, true)
-}
-
-fn notes_of<B: Backend>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
+/// `note` and `read_notes`.
+fn notes<B: Scoring>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
     let lens = lens();
     let mut arenas = Arenas::new(suite, 8, &lens)?;
     let tables = arenas.tables.clone();
     annotate(suite, &mut arenas, &tables, of_two)?;
-    compare(suite, "note", &arenas, &lens)?;
-    let list = |len: usize, random: &mut super::Random| {
-        (0..len as u32).filter(|_| random.below(3) > 0).collect()
-    };
+    compare(suite, "note", &arenas, &lens)
+}
+
+/// Two slots of three stay, and their notes with them.
+fn compacted<B: Scoring + Boundary>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
+    let lens = lens();
+    let mut arenas = Arenas::new(suite, 8, &lens)?;
+    let tables = arenas.tables.clone();
+    annotate(suite, &mut arenas, &tables, of_two)?;
+    let list =
+        |len: usize, random: &mut Random| (0..len as u32).filter(|_| random.below(3) > 0).collect();
     let lists: Vec<Vec<u32>> = lens
         .iter()
         .map(|&len| list(len, &mut suite.random))
         .collect();
-    let heads: Vec<HeadPages<'_>> = tables
-        .iter()
-        .zip(&lens)
-        .map(|(pages, &len)| HeadPages { pages, len })
-        .collect();
+    let heads = heads(&tables, &lens);
     let kept = suite
         .backend
         .keep_lists(&lens, &lists)
@@ -132,63 +164,53 @@ fn notes_of<B: Backend>(suite: &mut Suite<'_, B>, of_two: bool) -> Check {
     compare(suite, "notes after compact", &arenas, &left)
 }
 
-/// `score` by every rule, heads of different rules in one call.
-pub(super) fn scores<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
-    let lens = lens();
-    let (fading, either) = (
-        |rate| ScoreRule::Fading { rate, scale: 256.0 },
-        |rate| ScoreRule::Either { rate, scale: 256.0 },
-    );
-    for (dim, of_two) in [8, 48, 128]
-        .into_iter()
-        .flat_map(|dim| [(dim, false), (dim, true)])
-    {
-        let mut arenas = Arenas::new(suite, dim, &lens)?;
-        let tables = arenas.tables.clone();
-        for (head, &len) in lens.iter().enumerate() {
-            arenas.fill(suite, head, len)?;
-        }
-        annotate(suite, &mut arenas, &tables, of_two)?;
-        let by_note = if of_two {
-            [either(-0.7), either(0.0)]
-        } else {
-            [fading(-0.7), fading(0.0)]
-        };
-        let rules = [
-            by_note[0],
-            ScoreRule::KeyNorm,
-            by_note[1],
-            ScoreRule::KeyDirection,
-        ];
-        for first in 0..rules.len() {
-            let heads = tables
-                .iter()
-                .zip(&lens)
-                .map(|(pages, &len)| HeadPages { pages, len });
-            let rule = |(i, slots)| ScoreItem {
-                slots,
-                rule: rules[(first + i) % rules.len()],
-            };
-            let items: Vec<_> = heads.enumerate().map(rule).collect();
-            let total = lens.iter().sum();
-            let case = format!("score D {dim}");
-            let mut want = vec![0.0; total];
-            ReferenceBackend
-                .score(&arenas.reference, 4100, &items, &mut want)
-                .named(&case)?;
-            let mut out = suite.backend.alloc(total).named(&case)?;
-            suite
-                .backend
-                .score(&arenas.pages, 4100, &items, &mut out)
-                .named(&case)?;
-            let got = suite.download(&out, total)?;
-            suite.compare(&case, &got, &want, suite.tolerance.elementwise)?;
-        }
-    }
-    refusals(suite)
+/// Rules of one number, or of two, and those of keys, in the order that heads take them.
+fn rules(of_two: bool) -> [ScoreRule; 4] {
+    let fading = |rate| ScoreRule::Fading { rate, scale: 256.0 };
+    let either = |rate| ScoreRule::Either { rate, scale: 256.0 };
+    let [first, second] = if of_two {
+        [either(-0.7), either(0.0)]
+    } else {
+        [fading(-0.7), fading(0.0)]
+    };
+    [first, ScoreRule::KeyNorm, second, ScoreRule::KeyDirection]
 }
 
-fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
+/// `score` by every rule, heads of different rules in one call.
+fn scores<B: Scoring>(suite: &mut Suite<'_, B>, dim: usize, of_two: bool) -> Check {
+    let lens = lens();
+    let mut arenas = Arenas::new(suite, dim, &lens)?;
+    let tables = arenas.tables.clone();
+    for (head, &len) in lens.iter().enumerate() {
+        arenas.fill(suite, head, len)?;
+    }
+    annotate(suite, &mut arenas, &tables, of_two)?;
+    let (rules, total) = (rules(of_two), lens.iter().sum());
+    for first in 0..rules.len() {
+        let item = |(i, slots)| ScoreItem {
+            slots,
+            rule: rules[(first + i) % rules.len()],
+        };
+        let heads = heads(&tables, &lens);
+        let items: Vec<_> = heads.into_iter().enumerate().map(item).collect();
+        let case = format!("score D {dim}");
+        let mut want = vec![0.0; total];
+        ReferenceBackend
+            .score(&arenas.reference, 4100, &items, &mut want)
+            .named(&case)?;
+        let mut out = suite.backend.alloc(total).named(&case)?;
+        suite
+            .backend
+            .score(&arenas.pages, 4100, &items, &mut out)
+            .named(&case)?;
+        let got = suite.download(&out, total)?;
+        suite.compare(&case, &got, &want, suite.tolerance.elementwise)?;
+    }
+    Ok(())
+}
+
+/// Notes whose rows, columns or slots are not there are refused.
+fn refused_notes<B: Scoring>(suite: &mut Suite<'_, B>) -> Check {
     let backend = suite.backend;
     let mut arenas = Arenas::new(suite, 8, &[40])?;
     let (table, bad) = (arenas.tables[0].clone(), [PageId(1), PageId(9)]);
@@ -244,15 +266,24 @@ fn refusals<B: Backend>(suite: &mut Suite<'_, B>) -> Check {
             },
             ..item
         },
-    )?;
+    )
+}
+
+/// Slots that are not there, and room for fewer scores, are refused.
+fn refused_scores<B: Scoring>(suite: &mut Suite<'_, B>) -> Check {
+    let arenas = Arenas::new(suite, 8, &[40])?;
+    let (table, bad) = (&arenas.tables[0][..], [PageId(1), PageId(9)]);
     let mut out = suite.upload(&[0.0; 40])?;
     let mut score = |case, pages, len| {
         let item = ScoreItem {
             slots: HeadPages { pages, len },
             rule: ScoreRule::KeyNorm,
         };
-        refused(case, backend.score(&arenas.pages, 0, &[item], &mut out))
+        refused(
+            case,
+            suite.backend.score(&arenas.pages, 0, &[item], &mut out),
+        )
     };
     score("scored page out of range", &bad[..], 40)?;
-    score("more slots than scores", &table[..], 41)
+    score("more slots than scores", table, 41)
 }

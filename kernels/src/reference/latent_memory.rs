@@ -1,22 +1,18 @@
-//! Latent memories and pairwise indexer by their definitions, in f64.
+//! Latent memories by their definitions, in f64.
 
-use super::ReferencePages;
-use crate::backend::{AssociativeLayer, HeadPages, IndexItem, IndexShape, LEAST_MASS, ReadoutItem};
+use super::attention::dot;
+use super::cache::ReferencePages;
+use super::device::ReferenceBackend;
+use crate::backend::{
+    AssociativeLayer, Features, HeadPages, LEAST_MASS, LatentMemory, ReadoutItem,
+};
 use crate::error::{Error, Result};
 use crate::latent::{
-    AssociativeState, CentroidState, LatentId, LatentKind, LatentState, check_features,
+    AssociativeState, CentroidState, LatentHead, LatentId, LatentKind, LatentState, check_features,
 };
-use crate::reference::ReferenceBackend;
 use crate::select::KeptLists;
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-        .sum()
-}
-
-pub(super) fn readout(
+fn readout(
     layer: AssociativeLayer<'_, ReferenceBackend>,
     (pages, q): (&ReferencePages, &[f32]),
     items: &[ReadoutItem],
@@ -58,10 +54,10 @@ pub(super) fn readout(
     Ok(())
 }
 
-pub(super) fn memorise(
+fn memorise(
     pages: &mut ReferencePages,
     id: LatentId,
-    features: Option<(&[f32], usize)>,
+    features: Option<Features<'_, [f32]>>,
     heads: &[HeadPages<'_>],
     kept: &KeptLists,
 ) -> Result<()> {
@@ -77,11 +73,11 @@ pub(super) fn memorise(
             want,
         });
     }
-    let values = features.map_or(&[][..], |(values, _)| values);
+    let values = features.map_or(&[][..], |features| features.values);
     let (group, layer) = check_features(
         kind,
         want,
-        features.map(|(values, count)| (values.len(), count)),
+        features.map(|features| (features.values.len(), features.count)),
         dim,
     )?;
     for (index, head) in heads.iter().enumerate() {
@@ -199,19 +195,61 @@ fn associative(
     AssociativeState { sums, norms }
 }
 
-pub(super) fn index(shape: IndexShape, items: &mut [IndexItem<'_>]) {
-    for item in items {
-        let before = item.scores.len() - item.rows;
-        for (slot, key) in item.keys.chunks_exact(shape.dim).enumerate() {
-            for row in slot.saturating_sub(before)..item.rows {
-                let queries = item.queries[row * shape.heads * shape.dim..].chunks_exact(shape.dim);
-                let weights = &item.weights[row * shape.heads..][..shape.heads];
-                let score: f64 = queries
-                    .zip(weights)
-                    .map(|(q, &w)| f64::from(w) * dot(q, key).max(0.0))
-                    .sum();
-                item.scores[slot] = item.scores[slot].max(score as f32);
-            }
-        }
+impl LatentMemory for ReferenceBackend {
+    fn alloc_latent(
+        &self,
+        pages: &mut ReferencePages,
+        kind: LatentKind,
+        heads: usize,
+    ) -> Result<LatentId> {
+        pages.latents.create(kind, heads)
+    }
+
+    fn free_latent(&self, pages: &mut ReferencePages, id: LatentId) {
+        pages.latents.remove(id);
+    }
+
+    fn memorise(
+        &self,
+        pages: &mut ReferencePages,
+        id: LatentId,
+        features: Option<Features<'_, Vec<f32>>>,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
+        memorise(
+            pages,
+            id,
+            features.map(|features| Features {
+                values: &features.values[..],
+                count: features.count,
+            }),
+            heads,
+            kept,
+        )
+    }
+
+    fn read_latent(&self, pages: &ReferencePages, head: LatentHead) -> Result<LatentState> {
+        pages.latents.head("read_latent", head).cloned()
+    }
+
+    fn write_latent(
+        &self,
+        pages: &mut ReferencePages,
+        head: LatentHead,
+        state: &LatentState,
+    ) -> Result<()> {
+        pages.latents.write(head, state, pages.shape.head_dim)
+    }
+
+    fn readout(
+        &self,
+        layer: AssociativeLayer<'_, Self>,
+        pages: &ReferencePages,
+        q: &Vec<f32>,
+        items: &[ReadoutItem],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        readout(layer, (pages, q), items, out)
     }
 }

@@ -1,9 +1,12 @@
 //! Sampling by its definition: the whole vocabulary is sorted, and one token after the other passes
 //! every filter.
 
-use crate::sample::{LogitEdit, SampleItem, mass};
+use super::device::ReferenceBackend;
+use crate::backend::Sampling;
+use crate::error::Result;
+use crate::sample::{LogitEdit, SampleItem, check, mass};
 
-pub(super) fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
+fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return None;
     }
@@ -56,4 +59,19 @@ pub(super) fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
     let target = ((u128::from(item.uniform) * u128::from(total(&kept))) >> 53) as u64;
     let drawn = (1..=kept.len()).find(|&count| total(&kept[..count]) > target)?;
     Some(kept[drawn - 1].0)
+}
+
+impl Sampling for ReferenceBackend {
+    fn sample(
+        &self,
+        logits: &mut Vec<f32>,
+        vocabulary: usize,
+        items: &[SampleItem<'_>],
+    ) -> Result<Vec<Option<u32>>> {
+        check(items, logits.len() / vocabulary.max(1), vocabulary)?;
+        Ok(items
+            .iter()
+            .map(|item| choose(&mut logits[item.row * vocabulary..][..vocabulary], item))
+            .collect())
+    }
 }

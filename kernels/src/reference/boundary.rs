@@ -1,10 +1,13 @@
 //! Boundary selection by its definition: full sorts, one candidate at a time.
 
-use crate::backend::SelectBudget;
-use crate::select::SelectItem;
+use super::cache::ReferencePages;
+use super::device::ReferenceBackend;
+use crate::backend::{Boundary, HeadPages, SelectBudget, SelectHead};
+use crate::error::Result;
+use crate::select::{KeptLists, SelectItem, check_select, scored};
 
 /// For each head the slots that stay, increasing.
-pub(super) fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<u32>> {
+fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<u32>> {
     let mut stays: Vec<Vec<bool>> = items
         .iter()
         .map(|item| {
@@ -49,4 +52,47 @@ pub(super) fn select(budget: SelectBudget, items: &[SelectItem<'_>]) -> Vec<Vec<
             .collect()
     };
     stays.iter().map(slots).collect()
+}
+
+impl Boundary for ReferenceBackend {
+    type Kept = KeptLists;
+
+    fn select(
+        &self,
+        budget: SelectBudget,
+        scores: &Vec<f32>,
+        heads: &[SelectHead],
+    ) -> Result<KeptLists> {
+        check_select(budget, heads)?;
+        let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
+        KeptLists::new(&lens, &select(budget, &scored(scores, heads)?))
+    }
+
+    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<KeptLists> {
+        KeptLists::new(lens, lists)
+    }
+
+    fn kept(&self, kept: &KeptLists) -> Result<Vec<Vec<u32>>> {
+        Ok(kept.lists().to_vec())
+    }
+
+    fn compact(
+        &self,
+        pages: &mut ReferencePages,
+        heads: &[HeadPages<'_>],
+        kept: &KeptLists,
+    ) -> Result<()> {
+        let op = "compact";
+        kept.check(op, heads)?;
+        for (head, list) in heads.iter().zip(kept.lists()) {
+            for (to, &from) in list.iter().enumerate() {
+                let from = pages.entry(op, head.pages, from as usize)?;
+                let to = pages.entry(op, head.pages, to)?;
+                pages.keys[to] = pages.keys[from].clone();
+                pages.values[to] = pages.values[from].clone();
+                pages.notes[to] = pages.notes[from];
+            }
+        }
+        Ok(())
+    }
 }
