@@ -43,10 +43,12 @@ pub fn run(path: &Path, as_json: bool) -> anyhow::Result<()> {
         ),
         Err(why) => println!("cannot run: {why}"),
     }
-    for (dtype, (count, parameters, size)) in description.by_type() {
+    for (dtype, total) in description.by_type() {
         println!(
-            "  {dtype:<6} {count:>5} tensors {parameters:>12} parameters {:>12}",
-            bytes(size as u64)
+            "  {dtype:<6} {:>5} tensors {:>12} parameters {:>12}",
+            total.tensors,
+            total.parameters,
+            bytes(total.bytes as u64)
         );
     }
     for (key, value) in &description.metadata {

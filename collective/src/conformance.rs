@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use palimpsest_kernels::sums::{DeviceSums, SumElement, Summand};
 
-use super::{Collective, CollectiveError, Store};
+use crate::communicator::{Collective, CollectiveError};
+use crate::store::Store;
 
 /// Makes the ends of a group of so many ranks, in rank order; every call makes a new group.
 pub type MakeGroup<'a> = &'a dyn Fn(usize) -> Vec<Arc<dyn Collective>>;

@@ -3,14 +3,15 @@
 //! Gloo moves the bytes of a [`Mesh`]. Each message takes a notice of the receiver, often one of
 //! the sender, and the data, and all of them go through gloo's own thread, which turns in a circle
 //! while the caller's thread holds a connection: where ranks have fewer cores than threads,
-//! [`super::tcp`] is many times faster.
+//! [`crate::tcp`] is many times faster.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mesh::{Mesh, MeshCollective, Round};
-use super::{CollectiveError, Store};
-use crate::Place;
+use crate::communicator::CollectiveError;
+use crate::mesh::{Mesh, MeshCollective, Round};
+use crate::place::Place;
+use crate::store::Store;
 
 #[cxx::bridge(namespace = "palimpsest")]
 mod ffi {
@@ -145,11 +146,11 @@ impl Mesh for GlooMesh {
         let Round {
             slot,
             operation,
-            out: (bytes, sends),
-            into: (into, recvs),
+            out,
+            into,
             deadline,
         } = round;
-        let spans = |spans: &[super::mesh::Span]| -> Vec<Span> {
+        let spans = |spans: &[crate::mesh::Span]| -> Vec<Span> {
             spans
                 .iter()
                 .map(|span| Span {
@@ -159,12 +160,13 @@ impl Mesh for GlooMesh {
                 .collect()
         };
         let outgoing = Outgoing {
-            bytes,
-            spans: &spans(sends),
+            bytes: out.bytes,
+            spans: &spans(out.spans),
         };
+        let recvs = spans(into.spans);
         match self
             .0
-            .exchange(slot, outgoing, into, &spans(recvs), left(deadline))
+            .exchange(slot, outgoing, into.bytes, &recvs, left(deadline))
         {
             Ok(Outcome::Done) => Ok(()),
             Ok(Outcome::Aborted) => Err(CollectiveError::Aborted),
@@ -194,7 +196,9 @@ fn left(deadline: Instant) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Collective, MemoryStore, conformance};
+    use crate::communicator::Collective;
+    use crate::conformance;
+    use crate::memory_store::MemoryStore;
 
     fn group(world_size: usize) -> Vec<Arc<dyn Collective>> {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());

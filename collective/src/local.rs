@@ -3,7 +3,8 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::{Collective, CollectiveError, add_bytes, check_gather, check_root};
+use crate::checks::{add_bytes, check_gather, check_root};
+use crate::communicator::{Collective, CollectiveError};
 
 /// Makes the communicators of a group of threads.
 pub struct LocalGroup;

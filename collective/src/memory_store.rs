@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{CollectiveError, Store};
+use crate::communicator::CollectiveError;
+use crate::store::Store;
 
 /// A [`Store`] in this process.
 #[derive(Debug, Default)]

@@ -1,14 +1,15 @@
 //! Collectives over a mesh: every rank is connected with every other one.
 //!
 //! A mesh moves bytes; sums are taken here, in rank order, so that every rank has the same bits,
-//! and the same as [`super::local`]. Short vectors go from everyone to everyone in one round; long
+//! and the same as [`crate::local`]. Short vectors go from everyone to everyone in one round; long
 //! ones are summed in slices, each by one rank, and gathered in a second round.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Collective, CollectiveError, add_bytes, check_gather, check_root};
-use crate::{Place, even};
+use crate::checks::{add_bytes, check_gather, check_root};
+use crate::communicator::{Collective, CollectiveError};
+use crate::place::{Place, even};
 
 /// A part of a buffer, in bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,17 +20,33 @@ pub struct Span {
     pub len: usize,
 }
 
+/// What a rank sends in a round. Its own span is left alone.
+#[derive(Clone, Copy)]
+pub struct Outgoing<'a> {
+    /// What all spans are parts of.
+    pub bytes: &'a [u8],
+    /// `spans[r]` goes to rank `r`.
+    pub spans: &'a [Span],
+}
+
+/// Where a rank puts what it receives in a round. Its own span is left alone.
+pub struct Incoming<'a> {
+    /// What all spans are parts of.
+    pub bytes: &'a mut [u8],
+    /// `spans[r]` comes from rank `r`.
+    pub spans: &'a [Span],
+}
+
 /// One round between all ranks.
 pub struct Round<'a> {
     /// Number of the round: messages of one never mix with those of another.
     pub slot: u64,
     /// What is done, for errors.
     pub operation: &'static str,
-    /// What is sent: `sends[r]` of the bytes to rank `r`.
-    pub out: (&'a [u8], &'a [Span]),
-    /// What is received: `recvs[r]` of the bytes from rank `r`. Spans of a rank itself are left
-    /// alone.
-    pub into: (&'a mut [u8], &'a [Span]),
+    /// What is sent.
+    pub out: Outgoing<'a>,
+    /// What is received.
+    pub into: Incoming<'a>,
     /// When the round is given up.
     pub deadline: Instant,
 }
@@ -65,12 +82,19 @@ struct Turn {
     scratch: Vec<u8>,
 }
 
+/// What is done, and when it is given up.
+#[derive(Clone, Copy)]
+struct Call {
+    operation: &'static str,
+    deadline: Instant,
+}
+
 /// Vectors of up to so many bytes are summed in one round.
 const ONE_ROUND: usize = 32 << 10;
 
 impl<M: Mesh> MeshCollective<M> {
     /// The collectives of a mesh whose ranks have met.
-    pub(super) fn new(place: Place, mesh: M) -> Self {
+    pub(crate) fn new(place: Place, mesh: M) -> Self {
         Self {
             place,
             mesh,
@@ -82,13 +106,26 @@ impl<M: Mesh> MeshCollective<M> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn exchange(&self, turn: &mut Turn, round: Round<'_>) -> Result<(), CollectiveError> {
+    /// Carries out the next round, unless one failed before.
+    fn exchange(
+        &self,
+        turn: &mut Turn,
+        call: Call,
+        out: Outgoing<'_>,
+        into: Incoming<'_>,
+    ) -> Result<(), CollectiveError> {
         if let Some(error) = &turn.failed {
             return Err(error.clone());
         }
         let slot = turn.slot;
         turn.slot += 1;
-        let done = self.mesh.exchange(Round { slot, ..round });
+        let done = self.mesh.exchange(Round {
+            slot,
+            operation: call.operation,
+            out,
+            into,
+            deadline: call.deadline,
+        });
         turn.failed = done.clone().err();
         done
     }
@@ -98,51 +135,75 @@ impl<M: Mesh> MeshCollective<M> {
     fn gather(
         &self,
         turn: &mut Turn,
-        (operation, deadline): (&'static str, Instant),
+        call: Call,
         mine: &[u8],
-        (all, lens): (&mut [u8], &[usize]),
+        all: &mut [u8],
+        lens: &[usize],
     ) -> Result<(), CollectiveError> {
         let recvs = side_by_side(lens);
         let own = recvs[self.place.rank];
-        let sends = vec![
-            Span {
-                start: 0,
-                len: mine.len()
-            };
-            lens.len()
-        ];
-        let round = Round {
-            slot: 0,
-            operation,
-            out: (mine, &sends),
-            into: (all, &recvs),
-            deadline,
+        let whole = Span {
+            start: 0,
+            len: mine.len(),
         };
-        self.exchange(turn, round)?;
+        let out = Outgoing {
+            bytes: mine,
+            spans: &vec![whole; lens.len()],
+        };
+        let into = Incoming {
+            bytes: all,
+            spans: &recvs,
+        };
+        self.exchange(turn, call, out, into)?;
         all[own.start..own.start + own.len].copy_from_slice(mine);
         Ok(())
     }
 
     fn reduce<T: bytemuck::Pod>(
         &self,
-        call: (&'static str, Instant),
+        call: Call,
         values: &mut [T],
         add: impl Fn(T, T) -> T,
     ) -> Result<(), CollectiveError> {
-        let Place { rank, world_size } = self.place;
         let mut turn = self.turn();
         // Taken out for the call; one that fails needs none any more.
         let mut scratch = std::mem::take(&mut turn.scratch);
         if size_of_val(values) <= ONE_ROUND {
-            let mine: &[u8] = bytemuck::cast_slice(values);
-            let lens = vec![mine.len(); world_size];
-            scratch.resize(mine.len() * world_size, 0);
-            self.gather(&mut turn, call, mine, (&mut scratch, &lens))?;
-            sum_parts(values, &scratch, add);
-            turn.scratch = scratch;
-            return Ok(());
+            self.reduce_at_once(&mut turn, call, values, &mut scratch, add)?;
+        } else {
+            self.reduce_in_slices(&mut turn, call, values, &mut scratch, add)?;
         }
-        // A slice for every rank: sent to it, summed there, and sent back.
+        turn.scratch = scratch;
+        Ok(())
+    }
+
+    /// Every rank sends all to all, and sums all.
+    fn reduce_at_once<T: bytemuck::Pod>(
+        &self,
+        turn: &mut Turn,
+        call: Call,
+        values: &mut [T],
+        scratch: &mut Vec<u8>,
+        add: impl Fn(T, T) -> T,
+    ) -> Result<(), CollectiveError> {
+        let mine: &[u8] = bytemuck::cast_slice(values);
+        let lens = vec![mine.len(); self.place.world_size];
+        scratch.resize(mine.len() * self.place.world_size, 0);
+        self.gather(turn, call, mine, scratch, &lens)?;
+        sum_parts(values, scratch, add);
+        Ok(())
+    }
+
+    /// Every rank has a slice, which is sent to it, summed there, and sent back.
+    fn reduce_in_slices<T: bytemuck::Pod>(
+        &self,
+        turn: &mut Turn,
+        call: Call,
+        values: &mut [T],
+        scratch: &mut Vec<u8>,
+        add: impl Fn(T, T) -> T,
+    ) -> Result<(), CollectiveError> {
+        let Place { rank, world_size } = self.place;
         let width = size_of::<T>();
         let slices: Vec<usize> = (0..world_size)
             .map(|r| even(values.len(), r, world_size).len() * width)
@@ -150,28 +211,24 @@ impl<M: Mesh> MeshCollective<M> {
         let (sends, own) = (side_by_side(&slices), even(values.len(), rank, world_size));
         let recvs = side_by_side(&vec![own.len() * width; world_size]);
         scratch.resize(own.len() * width * world_size, 0);
-        let (operation, deadline) = call;
-        let (out, into) = (
-            (bytemuck::cast_slice(values), &sends[..]),
-            (&mut scratch[..], &recvs[..]),
-        );
-        self.exchange(
-            &mut turn,
-            Round {
-                slot: 0,
-                operation,
-                out,
-                into,
-                deadline,
-            },
-        )?;
+        let out = Outgoing {
+            bytes: bytemuck::cast_slice(values),
+            spans: &sends,
+        };
+        let into = Incoming {
+            bytes: scratch,
+            spans: &recvs,
+        };
+        self.exchange(turn, call, out, into)?;
         let mut slice = values[own.clone()].to_vec();
         scratch[recvs[rank].start..][..recvs[rank].len]
             .copy_from_slice(bytemuck::cast_slice(&slice));
-        sum_parts(&mut slice, &scratch, add);
-        turn.scratch = scratch;
-        let all = (bytemuck::cast_slice_mut(values), &slices[..]);
-        self.gather(&mut turn, call, bytemuck::cast_slice(&slice), all)
+        sum_parts(&mut slice, scratch, add);
+        let (mine, all) = (
+            bytemuck::cast_slice(&slice),
+            bytemuck::cast_slice_mut(values),
+        );
+        self.gather(turn, call, mine, all, &slices)
     }
 }
 
@@ -213,7 +270,11 @@ impl<M: Mesh> Collective for MeshCollective<M> {
     }
 
     fn all_reduce_sum(&self, values: &mut [f32], deadline: Instant) -> Result<(), CollectiveError> {
-        self.reduce(("all_reduce_sum", deadline), values, |sum, part| sum + part)
+        let call = Call {
+            operation: "all_reduce_sum",
+            deadline,
+        };
+        self.reduce(call, values, |sum, part| sum + part)
     }
 
     fn all_reduce_counts(
@@ -221,9 +282,11 @@ impl<M: Mesh> Collective for MeshCollective<M> {
         counts: &mut [u64],
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
-        self.reduce(("all_reduce_counts", deadline), counts, |sum: u64, part| {
-            sum.wrapping_add(part)
-        })
+        let call = Call {
+            operation: "all_reduce_counts",
+            deadline,
+        };
+        self.reduce(call, counts, u64::wrapping_add)
     }
 
     fn all_gather(
@@ -234,12 +297,11 @@ impl<M: Mesh> Collective for MeshCollective<M> {
     ) -> Result<(), CollectiveError> {
         check_gather(self.world_size(), mine, all)?;
         let lens = vec![mine.len(); self.world_size()];
-        self.gather(
-            &mut self.turn(),
-            ("all_gather", deadline),
-            mine,
-            (all, &lens),
-        )
+        let call = Call {
+            operation: "all_gather",
+            deadline,
+        };
+        self.gather(&mut self.turn(), call, mine, all, &lens)
     }
 
     fn broadcast(
@@ -259,14 +321,19 @@ impl<M: Mesh> Collective for MeshCollective<M> {
         let mut recvs = vec![nothing; self.world_size()];
         recvs[root].len = if own { 0 } else { bytes.len() };
         let (out, into): (&[u8], &mut [u8]) = if own { (bytes, &mut []) } else { (&[], bytes) };
-        let round = Round {
-            slot: 0,
+        let call = Call {
             operation: "broadcast",
-            out: (out, &sends),
-            into: (into, &recvs),
             deadline,
         };
-        self.exchange(&mut self.turn(), round)
+        let out = Outgoing {
+            bytes: out,
+            spans: &sends,
+        };
+        let into = Incoming {
+            bytes: into,
+            spans: &recvs,
+        };
+        self.exchange(&mut self.turn(), call, out, into)
     }
 
     fn abort(&self) {

@@ -17,6 +17,7 @@
 //! the conformance suite runs over that. On a GPU this has not been run yet.
 
 pub mod api;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 #[expect(
     unsafe_code,
@@ -32,8 +33,10 @@ use std::time::{Duration, Instant};
 use palimpsest_kernels::sums::DeviceSums;
 
 use self::api::{Api, ApiError, Call, Element, Operation, UniqueId};
-use super::{Collective, CollectiveError, Store, check_gather, check_root};
-use crate::Place;
+use crate::checks::{check_gather, check_root};
+use crate::communicator::{Collective, CollectiveError};
+use crate::place::Place;
+use crate::store::Store;
 
 const NAME: &str = "nccl";
 /// Polls without a pause: a sum over NVLink takes some ten microseconds.
@@ -167,7 +170,8 @@ impl<A: Api> NcclCollective<A> {
     fn call(
         &self,
         call: Call,
-        (data, out): (&[u8], &mut [u8]),
+        data: &[u8],
+        out: &mut [u8],
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +194,7 @@ impl<A: Api> NcclCollective<A> {
             operation: Operation::AllReduce,
             element,
         };
-        self.call(call, (&data, bytemuck::cast_slice_mut(values)), deadline)
+        self.call(call, &data, bytemuck::cast_slice_mut(values), deadline)
     }
 }
 
@@ -266,7 +270,8 @@ impl<A: Api> Collective for NcclCollective<A> {
                 operation: Operation::AllGather,
                 element: Element::U8,
             },
-            (mine, all),
+            mine,
+            all,
             deadline,
         )
     }
@@ -284,7 +289,8 @@ impl<A: Api> Collective for NcclCollective<A> {
                 operation: Operation::Broadcast { root },
                 element: Element::U8,
             },
-            (&data, bytes),
+            &data,
+            bytes,
             deadline,
         )
     }
@@ -309,8 +315,8 @@ impl<A: Api> Drop for NcclCollective<A> {
 mod tests {
     use super::fake::{Fake, connect};
     use super::*;
-    use crate::MemoryStore;
     use crate::conformance::{self, Sums};
+    use crate::memory_store::MemoryStore;
 
     #[test]
     fn conforms() {

@@ -25,7 +25,8 @@ impl Default for Place {
     }
 }
 
-/// Part `index` of `width` things dealt to `count`, the first ones getting one more.
+/// Part `index` of `0 .. width` cut into `count` parts that are as even as can be: the first ones
+/// are longer by one where `count` does not divide `width`.
 pub fn even(width: usize, index: usize, count: usize) -> Range<usize> {
     let (base, extra) = (width / count, width % count);
     let start = index * base + index.min(extra);

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::mesh::{Mesh, MeshCollective, Round};
-use super::{CollectiveError, Store};
-use crate::Place;
+use crate::communicator::CollectiveError;
+use crate::mesh::{Incoming, Mesh, MeshCollective, Round};
+use crate::place::Place;
+use crate::store::Store;
 
 /// A rank's end of a group of processes.
 pub type TcpCollective = MeshCollective<TcpMesh>;
@@ -80,7 +81,7 @@ impl TcpCollective {
             let card = store.get(&key(rank), deadline)?;
             *peer = Some(call(&card, place.rank, deadline).map_err(|error| gone(rank, &error))?);
         }
-        accept(&listener, &token, &mut peers, (place, deadline))?;
+        accept(&listener, &token, &mut peers, place, deadline)?;
         for (rank, peer) in peers.iter().enumerate() {
             let ready = peer.as_ref().map_or(Ok(()), |peer| {
                 peer.set_nodelay(true).and(peer.set_nonblocking(true))
@@ -151,7 +152,8 @@ fn accept(
     listener: &TcpListener,
     token: &[u8; TOKEN],
     peers: &mut [Option<TcpStream>],
-    (place, deadline): (Place, Instant),
+    place: Place,
+    deadline: Instant,
 ) -> Result<(), CollectiveError> {
     let broken =
         |error: std::io::Error| CollectiveError::PeerGone(format!("listening failed: {error}"));
@@ -375,13 +377,9 @@ impl Mesh for TcpMesh {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for (rank, _) in self.others() {
-            let ((bytes, sends), (_, recvs)) = (round.out, &round.into);
-            let span = sends[rank];
-            transfers[rank].begin(
-                round.slot,
-                &bytes[span.start..span.start + span.len],
-                recvs[rank].len,
-            );
+            let span = round.out.spans[rank];
+            let bytes = &round.out.bytes[span.start..span.start + span.len];
+            transfers[rank].begin(round.slot, bytes, round.into.spans[rank].len);
         }
         if let Err(error) = self.run(&mut transfers, &round) {
             self.close();
@@ -391,9 +389,9 @@ impl Mesh for TcpMesh {
                 error
             });
         }
-        let (into, recvs) = &mut round.into;
+        let Incoming { bytes, spans } = &mut round.into;
         for (rank, _) in self.others() {
-            into[recvs[rank].start..][..recvs[rank].len]
+            bytes[spans[rank].start..][..spans[rank].len]
                 .copy_from_slice(&transfers[rank].into[HEADER..]);
         }
         Ok(())
@@ -410,7 +408,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{Collective, MemoryStore, conformance};
+    use crate::communicator::Collective;
+    use crate::conformance;
+    use crate::memory_store::MemoryStore;
 
     fn connect(
         store: &Arc<MemoryStore>,

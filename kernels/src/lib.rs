@@ -13,12 +13,14 @@
 
 pub mod backend;
 mod centroids;
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod fixed;
 pub mod latent;
+#[cfg(any(test, feature = "testing"))]
 pub mod reference;
 pub mod sample;
 pub mod score;

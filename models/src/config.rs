@@ -219,7 +219,7 @@ pub enum ConfigError {
 
 impl ModelConfig {
     /// Checks every number and fills in `parameters`.
-    pub(super) fn check(mut self) -> Result<Self, ConfigError> {
+    pub(crate) fn check(mut self) -> Result<Self, ConfigError> {
         within("the number of layers", self.layers, 1, 1 << 12)?;
         within("the hidden size", self.hidden, 1, 1 << 18)?;
         within("the feed-forward size", self.ffn, 1, 1 << 20)?;
@@ -299,7 +299,7 @@ impl ModelConfig {
     }
 }
 
-pub(super) fn within(
+pub(crate) fn within(
     what: &'static str,
     found: usize,
     least: usize,
@@ -316,7 +316,7 @@ pub(super) fn within(
     })
 }
 
-pub(super) fn multiple(
+pub(crate) fn multiple(
     what: &'static str,
     found: usize,
     of: &'static str,

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
+use crate::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
 
 /// Object of a JSON configuration, with checked access.
 struct Json<'a>(&'a serde_json::Map<String, Value>);
@@ -105,29 +105,12 @@ impl ModelConfig {
             .ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
         let architecture = Architecture::from_name(model_type)?;
         refuse_unsupported(&json, architecture)?;
-        let (hidden, heads) = (
-            json.needed("hidden_size")?,
-            json.needed("num_attention_heads")?,
-        );
-        within("the number of query heads", heads, 1, 1 << 12)?;
-        let head_dim = match json.size("head_dim")? {
-            Some(head_dim) => head_dim,
-            None => {
-                multiple(
-                    "the hidden size",
-                    hidden,
-                    "the number of query heads",
-                    heads,
-                )?;
-                hidden / heads
-            }
-        };
-        let kv_heads = match (json.size("num_key_value_heads")?, architecture) {
-            (Some(kv_heads), _) => kv_heads,
-            (None, Architecture::Llama) => heads,
-            (None, _) => return Err(ConfigError::Missing("num_key_value_heads".to_owned())),
-        };
-        within("the number of KV heads", kv_heads, 1, 1 << 12)?;
+        let hidden = json.needed("hidden_size")?;
+        let Heads {
+            heads,
+            kv_heads,
+            head_dim,
+        } = Heads::read(&json, architecture, hidden)?;
         let layers = json.needed("num_hidden_layers")?;
         let eos_ids = generation
             .ids("eos_token_id")?
@@ -158,6 +141,44 @@ impl ModelConfig {
             parameters: 0,
         }
         .check()
+    }
+}
+
+/// Heads of a layer.
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Heads {
+    /// Reads them; what is left out follows from the architecture and the hidden size.
+    fn read(
+        json: &Json<'_>,
+        architecture: Architecture,
+        hidden: usize,
+    ) -> Result<Self, ConfigError> {
+        let heads = json.needed("num_attention_heads")?;
+        within("the number of query heads", heads, 1, 1 << 12)?;
+        let head_dim = match json.size("head_dim")? {
+            Some(head_dim) => head_dim,
+            None => {
+                let heads_are = "the number of query heads";
+                multiple("the hidden size", hidden, heads_are, heads)?;
+                hidden / heads
+            }
+        };
+        let kv_heads = match (json.size("num_key_value_heads")?, architecture) {
+            (Some(kv_heads), _) => kv_heads,
+            (None, Architecture::Llama) => heads,
+            (None, _) => return Err(ConfigError::Missing("num_key_value_heads".to_owned())),
+        };
+        within("the number of KV heads", kv_heads, 1, 1 << 12)?;
+        Ok(Self {
+            heads,
+            kv_heads,
+            head_dim,
+        })
     }
 }
 
@@ -274,6 +295,8 @@ fn sliding_window(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn config(changes: Value) -> Result<ModelConfig, ConfigError> {
@@ -316,98 +339,89 @@ mod tests {
         assert_eq!(config.rms_eps, 1e-6);
     }
 
+    /// A configuration with these changes is refused, and the message says so.
+    fn refuses(changes: serde_json::Value, expected: &str) {
+        let found = config(changes.clone()).unwrap_err().to_string();
+        assert!(found.contains(expected), "{changes}: {found}");
+    }
+
     #[test]
     fn each_bad_value_is_named() {
-        let cases = [
+        for (changes, expected) in [
             (
-                serde_json::json!({"model_type": "gpt_neox"}),
-                "architecture \"gpt_neox\" is not supported",
-            ),
-            (
-                serde_json::json!({"hidden_act": "gelu"}),
-                "activation \"gelu\"",
-            ),
-            (
-                serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
-                "rope type \"yarn\"",
-            ),
-            (
-                serde_json::json!({"rope_scaling": {"type": "linear"}}),
+                json!({"rope_scaling": {"type": "linear"}}),
                 "\"factor\" is missing",
             ),
             (
-                serde_json::json!({"rope_scaling": {"type": "linear", "factor": 0}}),
+                json!({"rope_scaling": {"type": "linear", "factor": 0}}),
                 "the rope scaling factor is 0",
             ),
             (
-                serde_json::json!({"num_key_value_heads": 3}),
+                json!({"num_key_value_heads": 3}),
                 "must be a multiple of the number of KV heads (3)",
             ),
             (
-                serde_json::json!({"num_key_value_heads": 0}),
+                json!({"num_key_value_heads": 0}),
                 "the number of KV heads is 0",
             ),
             (
-                serde_json::json!({"num_attention_heads": 0}),
+                json!({"num_attention_heads": 0}),
                 "the number of query heads is 0",
             ),
             (
-                serde_json::json!({"num_attention_heads": 6}),
+                json!({"num_attention_heads": 6}),
                 "the hidden size is 64, which must be a multiple",
             ),
+            (json!({"head_dim": 15}), "the head dimension is 15"),
             (
-                serde_json::json!({"head_dim": 15}),
-                "the head dimension is 15",
-            ),
-            (
-                serde_json::json!({"num_hidden_layers": u64::MAX}),
+                json!({"num_hidden_layers": u64::MAX}),
                 "the number of layers is",
             ),
+            (json!({"vocab_size": 1u64 << 40}), "the vocabulary size is"),
+            (json!({"vocab_size": null}), "\"vocab_size\" is missing"),
             (
-                serde_json::json!({"vocab_size": 1u64 << 40}),
-                "the vocabulary size is",
-            ),
-            (
-                serde_json::json!({"vocab_size": null}),
-                "\"vocab_size\" is missing",
-            ),
-            (
-                serde_json::json!({"vocab_size": "many"}),
+                json!({"vocab_size": "many"}),
                 "\"vocab_size\" is \"many\", expected",
             ),
+            (json!({"vocab_size": 2}), "a special token id is 2"),
+            (json!({"rms_norm_eps": -1.0}), "the norm epsilon is -1"),
+            (json!({"rope_theta": 0.0}), "the rope base is 0"),
             (
-                serde_json::json!({"vocab_size": 2}),
-                "a special token id is 2",
+                json!({"model_type": "mistral", "sliding_window": 0}),
+                "the sliding window is 0",
             ),
+        ] {
+            refuses(changes, expected);
+        }
+    }
+
+    #[test]
+    fn what_cannot_run_is_named() {
+        for (changes, expected) in [
             (
-                serde_json::json!({"rms_norm_eps": -1.0}),
-                "the norm epsilon is -1",
+                json!({"model_type": "gpt_neox"}),
+                "architecture \"gpt_neox\" is not supported",
             ),
-            (serde_json::json!({"rope_theta": 0.0}), "the rope base is 0"),
+            (json!({"hidden_act": "gelu"}), "activation \"gelu\""),
             (
-                serde_json::json!({"attention_bias": true}),
-                "attention_bias",
+                json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+                "rope type \"yarn\"",
             ),
+            (json!({"attention_bias": true}), "attention_bias"),
             (
-                serde_json::json!({"partial_rotary_factor": 0.5}),
+                json!({"partial_rotary_factor": 0.5}),
                 "partial_rotary_factor",
             ),
             (
-                serde_json::json!({"quantization_config": {"quant_method": "gptq"}}),
+                json!({"quantization_config": {"quant_method": "gptq"}}),
                 "quantization \"gptq\"",
             ),
             (
-                serde_json::json!({"model_type": "mistral", "sliding_window": 0}),
-                "the sliding window is 0",
-            ),
-            (
-                serde_json::json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 1}),
+                json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 1}),
                 "in 1 of 2 layers",
             ),
-        ];
-        for (changes, expected) in cases {
-            let found = config(changes.clone()).unwrap_err().to_string();
-            assert!(found.contains(expected), "{changes}: {found}");
+        ] {
+            refuses(changes, expected);
         }
     }
 

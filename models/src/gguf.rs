@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::gguf_types::{Scalar, TensorType};
+use crate::gguf_types::{Scalar, TensorType};
 
 /// Array nesting that is followed; llama.cpp writes no nested arrays at all.
 const MAX_NESTING: u32 = 4;
@@ -226,7 +226,7 @@ impl Gguf {
         let mut names = HashMap::new();
         let mut offsets = Vec::new();
         for _ in 0..count {
-            let (tensor, offset) = reader.tensor()?;
+            let TensorEntry { tensor, offset } = reader.tensor()?;
             if names.insert(tensor.name.clone(), ()).is_some() {
                 return Err(GgufError::Duplicate {
                     what: "tensor",
@@ -359,7 +359,7 @@ impl Gguf {
 
     /// Adds a metadata value or replaces it.
     #[cfg(test)]
-    pub(super) fn set(&mut self, key: &str, value: GgufValue) {
+    pub(crate) fn set(&mut self, key: &str, value: GgufValue) {
         let index = self.keys.get(key).copied().unwrap_or(self.metadata.len());
         self.keys.insert(key.to_owned(), index);
         match self.metadata.get_mut(index) {
@@ -377,12 +377,24 @@ impl Gguf {
     }
 }
 
-pub(super) fn wrong(key: &str, found: &GgufValue, expected: &'static str) -> GgufError {
+pub(crate) fn wrong(key: &str, found: &GgufValue, expected: &'static str) -> GgufError {
     GgufError::WrongValue {
         key: key.to_owned(),
         found: found.summary(),
         expected,
     }
+}
+/// Kind of the elements of an array, and how many there are.
+struct ArrayHeader {
+    kind: u32,
+    len: usize,
+}
+
+/// An entry of the tensor table.
+struct TensorEntry {
+    tensor: GgufTensor,
+    /// In the data section.
+    offset: u64,
 }
 
 struct Reader<'a> {
@@ -445,7 +457,7 @@ impl<'a> Reader<'a> {
         if kind != Scalar::ARRAY {
             return self.scalar(kind, key);
         }
-        let (kind, len) = self.array_header()?;
+        let ArrayHeader { kind, len } = self.array_header()?;
         let start = self.at;
         self.skip_array(kind, len, key, 1)?;
         Ok(GgufValue::Array {
@@ -455,12 +467,10 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn array_header(&mut self) -> Result<(u32, usize), GgufError> {
+    fn array_header(&mut self) -> Result<ArrayHeader, GgufError> {
         let kind = self.u32("an array")?;
-        Ok((
-            kind,
-            usize::try_from(self.u64("an array")?).unwrap_or(usize::MAX),
-        ))
+        let len = usize::try_from(self.u64("an array")?).unwrap_or(usize::MAX);
+        Ok(ArrayHeader { kind, len })
     }
 
     fn skip_array(
@@ -485,7 +495,7 @@ impl<'a> Reader<'a> {
             match kind {
                 Scalar::TEXT => self.text_ref("an array of strings").map(|_| ())?,
                 Scalar::ARRAY => {
-                    let (kind, len) = self.array_header()?;
+                    let ArrayHeader { kind, len } = self.array_header()?;
                     self.skip_array(kind, len, key, depth + 1)?;
                 }
                 _ => {
@@ -523,8 +533,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// One entry of the tensor table and its offset into the data section.
-    fn tensor(&mut self) -> Result<(GgufTensor, u64), GgufError> {
+    /// One entry of the tensor table.
+    fn tensor(&mut self) -> Result<TensorEntry, GgufError> {
         let name = self.text("a tensor name")?;
         let num_dims = self.u32("a tensor shape")?;
         let mut dims = Vec::new();
@@ -550,15 +560,15 @@ impl<'a> Reader<'a> {
                 && rows_are_whole_blocks
         };
         match shape.filter(fits) {
-            Some(shape) => Ok((
-                GgufTensor {
+            Some(shape) => Ok(TensorEntry {
+                tensor: GgufTensor {
                     name,
                     dtype,
                     shape,
                     range: None,
                 },
                 offset,
-            )),
+            }),
             None => Err(GgufError::Shape { name, dims, dtype }),
         }
     }

@@ -1,7 +1,7 @@
 //! GGUF metadata as a model configuration.
 
-use super::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
-use super::gguf::{Gguf, GgufError};
+use crate::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
+use crate::gguf::{Gguf, GgufError};
 
 /// What can be wrong: the file, or the model in it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -5,14 +5,14 @@ use std::fmt;
 use palimpsest_kernels::WeightType;
 
 /// Numbers of metadata value types.
-pub(super) struct Scalar;
+pub(crate) struct Scalar;
 
 impl Scalar {
-    pub(super) const TEXT: u32 = 8;
-    pub(super) const ARRAY: u32 = 9;
+    pub(crate) const TEXT: u32 = 8;
+    pub(crate) const ARRAY: u32 = 9;
 
     /// Bytes of one element; `None` for text, arrays and unknown types.
-    pub(super) const fn size(kind: u32) -> Option<usize> {
+    pub(crate) const fn size(kind: u32) -> Option<usize> {
         match kind {
             0 | 1 | 7 => Some(1),
             2 | 3 => Some(2),
@@ -23,7 +23,7 @@ impl Scalar {
     }
 
     /// Name for messages.
-    pub(super) const fn name(kind: u32) -> &'static str {
+    pub(crate) const fn name(kind: u32) -> &'static str {
         match kind {
             0 => "u8",
             1 => "i8",

@@ -13,10 +13,10 @@ use palimpsest_kernels::WeightType;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::config::ModelConfig;
-use super::tokenizer::TokenizerFiles;
-use super::weights_file::{FileMap, StoredTensor, TensorTable};
-use super::{Error, Result};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::tokenizer::TokenizerFiles;
+use crate::weights_file::{FileMap, StoredTensor, TensorTable};
 
 /// What paths of random models begin with.
 pub const PREFIX: &str = "random:";
@@ -61,12 +61,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The shape's name, when `path` names a random model.
-pub(super) fn shape(path: &Path) -> Option<&str> {
+pub(crate) fn shape(path: &Path) -> Option<&str> {
     path.to_str()?.strip_prefix(PREFIX)
 }
 
 /// Configuration of a known shape, or that of the directory of that name.
-pub(super) fn config(name: &str) -> Result<ModelConfig> {
+pub(crate) fn config(name: &str) -> Result<ModelConfig> {
     let known = SHAPES
         .iter()
         .find(|(known, _)| known.eq_ignore_ascii_case(name));
@@ -103,7 +103,7 @@ pub(super) fn config(name: &str) -> Result<ModelConfig> {
 }
 
 /// Tensors of those names and shapes: norms are ones, all else is random.
-pub(super) fn table(tensors: Vec<(String, Vec<usize>)>) -> TensorTable {
+pub(crate) fn table(tensors: Vec<(String, Vec<usize>)>) -> TensorTable {
     let largest = tensors
         .iter()
         .map(|(_, shape)| shape.iter().product::<usize>())
@@ -163,7 +163,7 @@ fn drawn(count: usize) -> Vec<u8> {
 }
 
 /// A tokenizer of single bytes.
-pub(super) fn tokenizer() -> TokenizerFiles {
+pub(crate) fn tokenizer() -> TokenizerFiles {
     let vocabulary: Map<String, Value> = byte_symbols()
         .into_iter()
         .enumerate()

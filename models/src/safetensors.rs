@@ -8,36 +8,10 @@ use palimpsest_kernels::WeightType;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::weights_file::{FileMap, StoredTensor, TensorTable};
-use super::{Error, Result};
+use crate::error::{Error, Result, SAFETENSORS_INDEX as INDEX, SafetensorsError};
+use crate::weights_file::{FileMap, StoredTensor, TensorTable};
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// Why safetensors files cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SafetensorsError {
-    /// The header of a file is damaged.
-    #[error("damaged or truncated safetensors file: {0}")]
-    Header(#[from] safetensors::SafeTensorError),
-    /// The index is not what it should be.
-    #[error("{INDEX} cannot be read: {0}")]
-    Index(serde_json::Error),
-    /// An index that points out of its directory.
-    #[error("{INDEX} names \"{0}\", which is not a plain file name")]
-    Name(String),
-    /// The index promises a tensor that its file does not hold.
-    #[error("{INDEX} says that \"{tensor}\" is in {file}, but it is not")]
-    NotInFile {
-        /// Tensor.
-        tensor: String,
-        /// File of the index.
-        file: String,
-    },
-    /// Two files hold one tensor.
-    #[error("tensor \"{0}\" appears twice")]
-    Duplicate(String),
-}
 
 #[derive(Deserialize)]
 struct Index {
@@ -45,7 +19,7 @@ struct Index {
 }
 
 /// Maps the weights in directory `dir`: `model.safetensors`, or the files that its index lists.
-pub(super) fn open(dir: &Path) -> Result<TensorTable> {
+pub(crate) fn open(dir: &Path) -> Result<TensorTable> {
     let mut table = TensorTable::default();
     let index_path = dir.join(INDEX);
     if dir.join(SINGLE).is_file() {
@@ -111,7 +85,7 @@ fn add_file(table: &mut TensorTable, path: &Path) -> Result<()> {
 }
 
 /// Tensors of a safetensors file, all within `bytes`.
-pub(super) fn read_header(
+pub(crate) fn read_header(
     bytes: &[u8],
     file: usize,
 ) -> std::result::Result<Vec<(String, StoredTensor)>, SafetensorsError> {

@@ -5,56 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Error, Result};
-
-/// Why a model's tokenizer cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// A JSON file that is none.
-    #[error("not a JSON object: {0}")]
-    Json(#[from] serde_json::Error),
-    /// The GGUF metadata cannot be read.
-    #[error(transparent)]
-    Metadata(#[from] super::gguf::GgufError),
-    /// A tokenizer model that cannot be rebuilt from a GGUF file.
-    #[error(
-        "tokenizer.ggml.model is \"{0}\", which is not supported (gpt2 and llama are); use the \
-         model's Hugging Face directory"
-    )]
-    Model(String),
-    /// A pre-tokenizer that is not known.
-    #[error(
-        "tokenizer.ggml.pre is \"{0}\", which is not supported (default, gpt-2, smollm, \
-         llama-bpe, qwen2 and their aliases are); use the model's Hugging Face directory"
-    )]
-    PreTokenizer(String),
-    /// Two arrays of different lengths.
-    #[error("{what} has {found} entries, the vocabulary has {expected}")]
-    Length {
-        /// Metadata key.
-        what: &'static str,
-        /// Entries found.
-        found: usize,
-        /// Entries of the vocabulary.
-        expected: usize,
-    },
-    /// A token that appears twice.
-    #[error("token {0:?} appears twice in the vocabulary")]
-    Duplicate(String),
-    /// A merge that does not consist of two tokens.
-    #[error("merge {0:?} does not join two tokens of the vocabulary into a third")]
-    Merge(String),
-    /// A token id outside the vocabulary.
-    #[error("{what} is {id}, the vocabulary has {len} tokens")]
-    Id {
-        /// Metadata key.
-        what: &'static str,
-        /// Id found.
-        id: u64,
-        /// Tokens of the vocabulary.
-        len: usize,
-    },
-}
+pub use crate::error::TokenizerError;
+use crate::error::{Error, Result};
 
 /// What a client of the model needs to go from text to tokens and back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +26,7 @@ pub struct TokenizerFiles {
 impl TokenizerFiles {
     /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and
     /// `chat_template.jinja` where they exist.
-    pub(super) fn from_directory(dir: &Path, eos_ids: &[u32]) -> Result<Self> {
+    pub(crate) fn from_directory(dir: &Path, eos_ids: &[u32]) -> Result<Self> {
         let missing = Error::MissingFile {
             dir: dir.to_owned(),
             what: "tokenizer.json",

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::gguf::{Gguf, GgufError};
-use super::tokenizer::{TokenizerError, TokenizerFiles};
+use crate::gguf::{Gguf, GgufError};
+use crate::tokenizer::{TokenizerError, TokenizerFiles};
 
 type Result<T> = std::result::Result<T, TokenizerError>;
 
@@ -93,7 +93,7 @@ impl<'a> Vocabulary<'a> {
 impl TokenizerFiles {
     /// Builds the tokenizer that a GGUF file carries. `file`: the bytes that `gguf` was parsed
     /// from.
-    pub(super) fn from_gguf(gguf: &Gguf, file: &[u8], eos_ids: &[u32]) -> Result<Self> {
+    pub(crate) fn from_gguf(gguf: &Gguf, file: &[u8], eos_ids: &[u32]) -> Result<Self> {
         let vocabulary = Vocabulary::read(gguf, file)?;
         let kind = gguf.text("tokenizer.ggml.model")?;
         let mut tokenizer = match kind {
@@ -154,7 +154,11 @@ fn byte_level(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Result<V
             None => return Err(TokenizerError::Merge(line.to_owned())),
         }
     }
-    let (pre_tokenizer, normalizer, ignore_merges) = pre_tokenizer(pre(gguf)?)?;
+    let PreTokenizer {
+        pre_tokenizer,
+        normalizer,
+        ignore_merges,
+    } = pre_tokenizer(pre(gguf)?)?;
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": vocabulary.added_tokens(),
@@ -170,8 +174,25 @@ fn byte_level(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Result<V
     }))
 }
 
-/// Pre-tokenizer, normaliser and `ignore_merges` of a `tokenizer.ggml.pre`.
-fn pre_tokenizer(pre: &str) -> Result<(Value, Value, bool)> {
+/// How text is cut before merges.
+struct PreTokenizer {
+    pre_tokenizer: Value,
+    normalizer: Value,
+    ignore_merges: bool,
+}
+
+impl From<Value> for PreTokenizer {
+    fn from(pre_tokenizer: Value) -> Self {
+        Self {
+            pre_tokenizer,
+            normalizer: Value::Null,
+            ignore_merges: false,
+        }
+    }
+}
+
+/// That of a `tokenizer.ggml.pre`.
+fn pre_tokenizer(pre: &str) -> Result<PreTokenizer> {
     let split = |expressions: &[&str]| {
         let splits = expressions.iter().map(
             |expression| json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false}),
@@ -183,23 +204,21 @@ fn pre_tokenizer(pre: &str) -> Result<(Value, Value, bool)> {
     Ok(match pre {
         "smollm" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
-            (
-                json!({"type": "Sequence", "pretokenizers": [digits, gpt2]}),
-                Value::Null,
-                false,
-            )
+            json!({"type": "Sequence", "pretokenizers": [digits, gpt2]}).into()
         }
-        "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" => (gpt2, Value::Null, false),
+        "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" => gpt2.into(),
         "default" => {
             let punctuation = r"[\p{P}\$\+<=>\^~\|]+";
-            (
-                split(&[punctuation, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
-                Value::Null,
-                false,
-            )
+            split(&[punctuation, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]).into()
         }
-        "llama3" | "llama-v3" | "llama-bpe" => (split(&[LLAMA3]), Value::Null, true),
-        "qwen2" | "deepseek-r1-qwen" => (split(&[QWEN2]), json!({"type": "NFC"}), false),
+        "llama3" | "llama-v3" | "llama-bpe" => PreTokenizer {
+            ignore_merges: true,
+            ..split(&[LLAMA3]).into()
+        },
+        "qwen2" | "deepseek-r1-qwen" => PreTokenizer {
+            normalizer: json!({"type": "NFC"}),
+            ..split(&[QWEN2]).into()
+        },
         other => return Err(TokenizerError::PreTokenizer(other.to_owned())),
     })
 }
@@ -309,8 +328,8 @@ mod tests {
 
     use tokenizers::Tokenizer;
 
-    use super::super::{Error, Model};
     use super::*;
+    use crate::{Error, Model};
 
     fn fixtures() -> PathBuf {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -389,7 +408,7 @@ mod tests {
         let (file, mut gguf) = tiny();
         gguf.set(
             "tokenizer.ggml.bos_token_id",
-            super::super::gguf::GgufValue::Unsigned(288),
+            crate::gguf::GgufValue::Unsigned(288),
         );
         let error = TokenizerFiles::from_gguf(&gguf, &file, &[]).unwrap_err();
         assert!(
@@ -410,7 +429,7 @@ mod tests {
         let (file, mut gguf) = tiny();
         gguf.set(
             "tokenizer.ggml.add_bos_token",
-            super::super::gguf::GgufValue::Bool(true),
+            crate::gguf::GgufValue::Bool(true),
         );
         let files = TokenizerFiles::from_gguf(&gguf, &file, &[2]).unwrap();
         let tokenizer = Tokenizer::from_bytes(&files.tokenizer_json).unwrap();

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use palimpsest_kernels::{WeightType, WeightView};
 
-use super::weights::WeightsError;
+use crate::error::WeightsError;
 
 /// A matrix of a model file, `rows` outputs by `cols` inputs, row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,7 +51,7 @@ impl<'a> WeightData<'a> {
     }
 
     /// [`Self::into_rows`] of a projection whose rows stand in `order` in the file.
-    pub(super) fn into_rows_in(self, order: RowOrder, range: Range<usize>) -> Self {
+    pub(crate) fn into_rows_in(self, order: RowOrder, range: Range<usize>) -> Self {
         if order == RowOrder::Halves {
             return self.into_rows(range);
         }
@@ -106,7 +106,7 @@ impl<'a> WeightData<'a> {
 
 /// Order of the rows of query and key projections in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RowOrder {
+pub(crate) enum RowOrder {
     /// Rotary halves one after the other, as the kernels want them.
     Halves,
     /// The order of llama.cpp's converter (`LlamaModel.permute`), which interleaves the two halves
@@ -133,6 +133,6 @@ impl RowOrder {
 }
 
 /// The values of a bias that belong to rows `range`.
-pub(super) fn pick(bias: &[f32], order: RowOrder, range: Range<usize>) -> Vec<f32> {
+pub(crate) fn pick(bias: &[f32], order: RowOrder, range: Range<usize>) -> Vec<f32> {
     range.map(|row| bias[order.stored(row)]).collect()
 }

@@ -11,68 +11,15 @@ use std::ops::Range;
 use palimpsest_kernels::WeightType;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::config::{Architecture, ModelConfig};
-use super::weight_data::{RowOrder, WeightData, pick};
-use super::weights_file::{StoredTensor, TensorTable, floats};
+use crate::config::{Architecture, ModelConfig};
+pub use crate::error::WeightsError;
 use crate::part::Part;
-
-/// Why the tensors of a model file do not make the model of its configuration.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum WeightsError {
-    /// A tensor that must be there.
-    #[error("tensor \"{0}\" is missing")]
-    Missing(String),
-    /// Tensors that the model has no use for: it is not the model that the configuration describes.
-    #[error("{count} tensors have no place in this architecture, \"{first}\" is the first")]
-    Unexpected {
-        /// Name of the first.
-        first: String,
-        /// How many.
-        count: usize,
-    },
-    /// A shape that contradicts the configuration.
-    #[error("tensor \"{name}\" has shape {found:?}, the configuration says {expected:?}")]
-    Shape {
-        /// Tensor.
-        name: String,
-        /// Shape stored, outermost first.
-        found: Vec<usize>,
-        /// Shape needed.
-        expected: Vec<usize>,
-    },
-    /// An element type that the kernels do not read.
-    #[error("tensor \"{name}\" has type {found}, which is not supported; supported: {supported}")]
-    Type {
-        /// Tensor.
-        name: String,
-        /// Type stored.
-        found: String,
-        /// Types that would do.
-        supported: &'static str,
-    },
-    /// A layer that the model does not have.
-    #[error("layer {layer} was asked for, the model has {layers}")]
-    Layer {
-        /// Index asked for.
-        layer: usize,
-        /// Layers of the model.
-        layers: usize,
-    },
-    /// A slice of a matrix that would cut through a block.
-    #[error("columns {range:?} of a {dtype:?} matrix with {cols} columns do not fall on blocks")]
-    Columns {
-        /// Columns asked for.
-        range: Range<usize>,
-        /// Element type.
-        dtype: WeightType,
-        /// Columns of the matrix.
-        cols: usize,
-    },
-}
+use crate::weight_data::{RowOrder, WeightData, pick};
+use crate::weights_file::{StoredTensor, TensorTable, floats};
 
 /// Convention of a file's tensor names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Naming {
+pub(crate) enum Naming {
     Gguf,
     HuggingFace,
 }
@@ -194,7 +141,7 @@ pub struct Weights {
 
 impl Weights {
     /// Checks that the table holds the model of `config`, the whole of it and nothing else.
-    pub(super) fn new(
+    pub(crate) fn new(
         config: ModelConfig,
         table: TensorTable,
         naming: Naming,
@@ -220,7 +167,7 @@ impl Weights {
     }
 
     /// Names and shapes of all tensors of the model of `config`.
-    pub(super) fn tensors_of(config: &ModelConfig, naming: Naming) -> Vec<(String, Vec<usize>)> {
+    pub(crate) fn tensors_of(config: &ModelConfig, naming: Naming) -> Vec<(String, Vec<usize>)> {
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
         let mut tensors = vec![
             (naming.embedding().to_owned(), vec![vocabulary, hidden]),
@@ -368,7 +315,7 @@ impl Weights {
     }
 
     /// All bytes of the model's first file.
-    pub(super) fn first_file(&self) -> &[u8] {
+    pub(crate) fn first_file(&self) -> &[u8] {
         self.table.files.first().map_or(&[], |file| file)
     }
 

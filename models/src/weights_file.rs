@@ -11,7 +11,7 @@ use palimpsest_kernels::WeightType;
 
 /// Bytes of a model file.
 #[derive(Debug)]
-pub(super) enum FileMap {
+pub(crate) enum FileMap {
     /// A file mapped into memory, read-only.
     Mapped(memmap2::Mmap),
     /// Made here.
@@ -21,7 +21,7 @@ pub(super) enum FileMap {
 impl FileMap {
     /// Maps the file at `path`. An empty file is an I/O error of kind `InvalidInput` on some
     /// systems and an empty slice on others; both fail later on their missing header.
-    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
             return Err(std::io::Error::new(
@@ -51,35 +51,35 @@ impl Deref for FileMap {
 
 /// Where a tensor lies and what it is.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct StoredTensor {
+pub(crate) struct StoredTensor {
     /// Type as the kernels know it; `None`: one that they do not read.
-    pub(super) dtype: Option<WeightType>,
+    pub(crate) dtype: Option<WeightType>,
     /// Type as the file names it.
-    pub(super) type_name: String,
+    pub(crate) type_name: String,
     /// Dimensions, outermost first.
-    pub(super) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Index into [`TensorTable::files`].
-    pub(super) file: usize,
+    pub(crate) file: usize,
     /// Bytes of that file.
-    pub(super) range: Range<usize>,
+    pub(crate) range: Range<usize>,
 }
 
 /// All tensors of a model by name, and the maps that hold them.
 #[derive(Debug, Default)]
-pub(super) struct TensorTable {
-    pub(super) files: Vec<FileMap>,
-    pub(super) tensors: BTreeMap<String, StoredTensor>,
+pub(crate) struct TensorTable {
+    pub(crate) files: Vec<FileMap>,
+    pub(crate) tensors: BTreeMap<String, StoredTensor>,
 }
 
 impl TensorTable {
     /// Stored bytes of a tensor of this table.
-    pub(super) fn bytes(&self, tensor: &StoredTensor) -> &[u8] {
+    pub(crate) fn bytes(&self, tensor: &StoredTensor) -> &[u8] {
         &self.files[tensor.file][tensor.range.clone()]
     }
 }
 
 /// Dequantises a tensor of a plain float type. `None` for block types.
-pub(super) fn floats(dtype: WeightType, bytes: &[u8]) -> Option<Vec<f32>> {
+pub(crate) fn floats(dtype: WeightType, bytes: &[u8]) -> Option<Vec<f32>> {
     let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     Some(match dtype {
         WeightType::F32 => bytes

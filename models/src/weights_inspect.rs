@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::config::ModelConfig;
-use super::gguf::GgufValue;
-use super::{Error, Model, Result, map_gguf, safetensors};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::gguf::{GgufTensor, GgufValue};
+use crate::model::{Model, map_gguf};
+use crate::safetensors;
+use crate::weights_file::StoredTensor;
 
 /// A tensor of a model file.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,15 +40,26 @@ pub struct Description {
     pub config: std::result::Result<ModelConfig, String>,
 }
 
+/// All tensors of one element type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TypeTotal {
+    /// How many there are.
+    pub tensors: usize,
+    /// Elements of all of them.
+    pub parameters: u64,
+    /// Bytes of all of them.
+    pub bytes: usize,
+}
+
 impl Description {
-    /// Number of tensors, elements and bytes by element type.
-    pub fn by_type(&self) -> BTreeMap<&str, (usize, u64, usize)> {
-        let mut types = BTreeMap::new();
+    /// Totals by element type.
+    pub fn by_type(&self) -> BTreeMap<&str, TypeTotal> {
+        let mut types = BTreeMap::<&str, TypeTotal>::new();
         for tensor in &self.tensors {
-            let entry: &mut (usize, u64, usize) = types.entry(tensor.dtype.as_str()).or_default();
-            entry.0 += 1;
-            entry.1 = entry.1.saturating_add(elements(&tensor.shape));
-            entry.2 = entry.2.saturating_add(tensor.bytes);
+            let total = types.entry(tensor.dtype.as_str()).or_default();
+            total.tensors += 1;
+            total.parameters = total.parameters.saturating_add(elements(&tensor.shape));
+            total.bytes = total.bytes.saturating_add(tensor.bytes);
         }
         types
     }
@@ -66,7 +80,7 @@ pub fn inspect(path: &Path) -> Result<Description> {
             }
             table => table?,
         };
-        let describe = |(name, tensor): (String, super::StoredTensor)| {
+        let describe = |(name, tensor): (String, StoredTensor)| {
             let bytes = tensor.range.len();
             TensorDescription {
                 name,
@@ -82,7 +96,7 @@ pub fn inspect(path: &Path) -> Result<Description> {
         )
     } else {
         let (_, gguf) = map_gguf(path)?;
-        let describe = |tensor: super::gguf::GgufTensor| {
+        let describe = |tensor: GgufTensor| {
             let bytes = tensor.range.map_or(0, |range| range.len());
             TensorDescription {
                 name: tensor.name,

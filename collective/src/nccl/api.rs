@@ -3,7 +3,7 @@
 
 use palimpsest_kernels::sums::{SumElement, Summand};
 
-use crate::Place;
+use crate::place::Place;
 
 /// What ranks of one communicator share.
 pub type UniqueId = [u8; 128];

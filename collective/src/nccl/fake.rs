@@ -11,7 +11,9 @@ use palimpsest_kernels::sums::{Place as SumPlace, Summand};
 
 use super::NcclCollective;
 use super::api::{Api, ApiError, Call, Element, Operation, UniqueId};
-use crate::{CollectiveError, MemoryStore, Place};
+use crate::communicator::CollectiveError;
+use crate::memory_store::MemoryStore;
+use crate::place::Place;
 
 /// Polls that say "in progress" although all is done: callers must not rely on the first.
 const LAZY_POLLS: u64 = 3;

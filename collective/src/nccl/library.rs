@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut
 use palimpsest_kernels::sums::{Place as SumPlace, Summand};
 
 use super::api::{Api, ApiError, Call, Element, Operation, UniqueId};
-use crate::Place;
+use crate::place::Place;
 
 /// Names of the library, in the order in which they are tried.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];

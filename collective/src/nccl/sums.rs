@@ -13,7 +13,7 @@ use palimpsest_kernels::{Error, Result};
 
 use super::NcclCollective;
 use super::api::{Api, Operation};
-use crate::{Collective, CollectiveError};
+use crate::communicator::{Collective, CollectiveError};
 
 fn failed(error: CollectiveError) -> Error {
     Error::Sums(Box::new(error))

@@ -1,16 +1,19 @@
 //! Model files whole and damaged. Values are compared with what the fixtures' makers computed in
 //! Python; whether the decoder gets the golden logits out of them is the parity tests' matter.
 
+mod writer;
+
 use std::path::{Path, PathBuf};
 
 use palimpsest_kernels::WeightType;
 use proptest::prelude::*;
+use writer::{Writer, llama, text, with_tensors};
 
 use super::WeightsError;
 use crate::config::{Architecture, RopeScaling};
 use crate::gguf::{Gguf, GgufError, GgufValue};
 use crate::part::Part;
-use crate::{Error, Model, inspect, safetensors};
+use crate::{Error, Model, TypeTotal, inspect, safetensors};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -26,107 +29,6 @@ fn open(name: &str) -> Model {
         path
     };
     Model::open(&path).unwrap()
-}
-
-/// A GGUF file made by hand: metadata entries and tensors (name, dims innermost first, type,
-/// bytes).
-struct Writer {
-    metadata: Vec<u8>,
-    num_metadata: u64,
-    tensors: Vec<u8>,
-    num_tensors: u64,
-    data: Vec<u8>,
-}
-
-fn text(text: &str) -> Vec<u8> {
-    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
-}
-
-impl Writer {
-    fn new() -> Self {
-        Self {
-            metadata: Vec::new(),
-            num_metadata: 0,
-            tensors: Vec::new(),
-            num_tensors: 0,
-            data: Vec::new(),
-        }
-    }
-
-    fn raw(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
-        self.metadata
-            .extend([&text(key)[..], &kind.to_le_bytes(), value].concat());
-        self.num_metadata += 1;
-        self
-    }
-
-    fn size(self, key: &str, value: u32) -> Self {
-        self.raw(key, 4, &value.to_le_bytes())
-    }
-
-    fn float(self, key: &str, value: f32) -> Self {
-        self.raw(key, 6, &value.to_le_bytes())
-    }
-
-    fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: usize) -> Self {
-        self.tensors.extend(text(name));
-        self.tensors.extend((dims.len() as u32).to_le_bytes());
-        dims.iter()
-            .for_each(|dim| self.tensors.extend(dim.to_le_bytes()));
-        self.tensors.extend(kind.to_le_bytes());
-        self.tensors.extend((self.data.len() as u64).to_le_bytes());
-        self.data
-            .resize((self.data.len() + bytes).next_multiple_of(32), 0);
-        self.num_tensors += 1;
-        self
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let header = [b"GGUF", &3u32.to_le_bytes()[..]].concat();
-        let counts = [
-            self.num_tensors.to_le_bytes(),
-            self.num_metadata.to_le_bytes(),
-        ]
-        .concat();
-        let mut file = [header, counts, self.metadata.clone(), self.tensors.clone()].concat();
-        file.resize(file.len().next_multiple_of(32), 0);
-        file.extend(&self.data);
-        file
-    }
-}
-
-/// The metadata of a small Llama.
-fn llama() -> Writer {
-    Writer::new()
-        .raw("general.architecture", 8, &text("llama"))
-        .size("llama.block_count", 1)
-        .size("llama.context_length", 64)
-        .size("llama.embedding_length", 32)
-        .size("llama.feed_forward_length", 64)
-        .size("llama.attention.head_count", 4)
-        .size("llama.attention.head_count_kv", 2)
-        .float("llama.attention.layer_norm_rms_epsilon", 1e-5)
-}
-
-fn with_tensors(mut writer: Writer, query_type: u32, query_bytes: usize) -> Writer {
-    writer = writer
-        .tensor("token_embd.weight", &[32, 10], 0, 1280)
-        .tensor("output_norm.weight", &[32], 0, 128);
-    writer = writer.tensor("blk.0.attn_q.weight", &[32, 32], query_type, query_bytes);
-    for (name, dims) in [
-        ("attn_norm", &[32][..]),
-        ("attn_k", &[32, 16]),
-        ("attn_v", &[32, 16]),
-        ("attn_output", &[32, 32]),
-        ("ffn_norm", &[32]),
-        ("ffn_gate", &[32, 64]),
-        ("ffn_up", &[32, 64]),
-        ("ffn_down", &[64, 32]),
-    ] {
-        let bytes = dims.iter().product::<u64>() as usize * 4;
-        writer = writer.tensor(&format!("blk.0.{name}.weight"), dims, 0, bytes);
-    }
-    writer
 }
 
 fn open_bytes(bytes: &[u8]) -> Result<Model, Error> {
@@ -303,33 +205,45 @@ fn shards_are_cut_from_rows_and_columns() {
     ));
 }
 
+/// A file that cannot be used, and what its message says.
+struct Lack {
+    file: Writer,
+    expected: &'static str,
+}
+
+fn lack(file: Writer, expected: &'static str) -> Lack {
+    Lack { file, expected }
+}
+
 #[test]
 fn hand_made_file_is_read_and_every_lack_is_named() {
     let good = with_tensors(llama(), 0, 4096);
     assert_eq!(open_bytes(&good.bytes()).unwrap().config().vocabulary, 10);
-    let cases: Vec<(Writer, &str)> = vec![
-        (
-            with_tensors(llama(), 13, 0),
-            "impossible shape [32, 32] for type Q5_K",
-        ),
-        (
-            with_tensors(llama(), 6, 704),
-            "\"blk.0.attn_q.weight\" has type Q5_0, which is not supported",
-        ),
-        (with_tensors(llama(), 99, 0), "has type ggml type 99"),
-        (
+    for Lack { file, expected } in lacks_of_metadata().into_iter().chain(lacks_of_tensors()) {
+        let found = message(open_bytes(&file.bytes()));
+        assert!(
+            found.contains(expected),
+            "{found}\nshould contain {expected}"
+        );
+    }
+}
+
+/// Metadata that is missing, contradictory, or of models that cannot run.
+fn lacks_of_metadata() -> Vec<Lack> {
+    vec![
+        lack(
             with_tensors(llama().size("llama.expert_count", 8), 0, 4096),
             "mixture \"8 experts\"",
         ),
-        (
+        lack(
             with_tensors(llama().size("split.count", 2), 0, 4096),
             "split in 2 files",
         ),
-        (
+        lack(
             with_tensors(llama().size("llama.block_count", 2), 0, 4096),
             "\"llama.block_count\" appears twice",
         ),
-        (
+        lack(
             with_tensors(
                 llama().raw("llama.rope.scaling.type", 8, &text("yarn")),
                 0,
@@ -337,47 +251,55 @@ fn hand_made_file_is_read_and_every_lack_is_named() {
             ),
             "rope scaling \"yarn\"",
         ),
-        (
+        lack(
             with_tensors(llama().size("llama.rope.dimension_count", 4), 0, 4096),
             "rope.dimension_count",
         ),
-        (
+        lack(
             with_tensors(llama().size("general.alignment", 12), 0, 4096),
             "general.alignment is 12",
         ),
-        (
-            with_tensors(llama(), 0, 4096).tensor("blk.0.attn_output.bias", &[32], 0, 128),
-            "attn_output.bias\" is the first",
-        ),
-        (
-            with_tensors(llama(), 0, 4096).tensor("output_norm.weight", &[32], 0, 128),
-            "\"output_norm.weight\" appears twice",
-        ),
-        (
-            with_tensors(llama(), 0, 4096).tensor("output.weight", &[32, 11], 0, 1408),
-            "shape [11, 32]",
-        ),
-        (
-            llama().tensor("token_embd.weight", &[32, 10], 0, 1280),
-            "\"output_norm.weight\" is missing",
-        ),
-        (
+        lack(
             Writer::new().raw("general.architecture", 8, &text("mamba")),
             "architecture \"mamba\" is not supported",
         ),
-        (Writer::new(), "\"general.architecture\" is missing"),
-        (
+        lack(Writer::new(), "\"general.architecture\" is missing"),
+        lack(
             Writer::new().raw("general.architecture", 4, &[1, 0, 0, 0]),
             "is 1, expected text",
         ),
-    ];
-    for (writer, expected) in cases {
-        let found = message(open_bytes(&writer.bytes()));
-        assert!(
-            found.contains(expected),
-            "{found}\nshould contain {expected}"
-        );
-    }
+    ]
+}
+
+/// Tensors that are missing, too many, or of other types and shapes.
+fn lacks_of_tensors() -> Vec<Lack> {
+    vec![
+        lack(
+            with_tensors(llama(), 13, 0),
+            "impossible shape [32, 32] for type Q5_K",
+        ),
+        lack(
+            with_tensors(llama(), 6, 704),
+            "\"blk.0.attn_q.weight\" has type Q5_0, which is not supported",
+        ),
+        lack(with_tensors(llama(), 99, 0), "has type ggml type 99"),
+        lack(
+            with_tensors(llama(), 0, 4096).tensor("blk.0.attn_output.bias", &[32], 0, 128),
+            "attn_output.bias\" is the first",
+        ),
+        lack(
+            with_tensors(llama(), 0, 4096).tensor("output_norm.weight", &[32], 0, 128),
+            "\"output_norm.weight\" appears twice",
+        ),
+        lack(
+            with_tensors(llama(), 0, 4096).tensor("output.weight", &[32, 11], 0, 1408),
+            "shape [11, 32]",
+        ),
+        lack(
+            llama().tensor("token_embd.weight", &[32, 10], 0, 1280),
+            "\"output_norm.weight\" is missing",
+        ),
+    ]
 }
 
 /// Headers that promise more than any file holds: refused at once and without the memory they ask
@@ -554,14 +476,14 @@ fn inspection_sums_up_by_type() {
     let types = description.by_type();
     assert_eq!(
         types["Q8_0"],
-        (
-            3,
-            288 * 64 + 2 * 32 * 64,
-            (288 * 64 + 2 * 32 * 64) / 32 * 34
-        )
+        TypeTotal {
+            tensors: 3,
+            parameters: 288 * 64 + 2 * 32 * 64,
+            bytes: (288 * 64 + 2 * 32 * 64) / 32 * 34
+        }
     );
     assert_eq!(
-        types.values().map(|entry| entry.2).sum::<usize>(),
+        types.values().map(|total| total.bytes).sum::<usize>(),
         description.bytes
     );
     let shards = inspect(&fixture("mistral")).unwrap();

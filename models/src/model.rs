@@ -1,0 +1,189 @@
+//! An opened model: its configuration, its weights, its tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result, WeightsError};
+use crate::gguf::{Gguf, GgufError};
+use crate::tokenizer::TokenizerFiles;
+use crate::weights::{Naming, Weights};
+use crate::weights_file::{FileMap, StoredTensor, TensorTable, floats};
+use crate::{random, safetensors};
+
+/// An opened model: configuration and weights checked, nothing packed yet.
+///
+/// The weights stay in memory maps of the files, so a file must not be rewritten in place while its
+/// model is open.
+#[derive(Debug)]
+pub struct Model {
+    path: PathBuf,
+    gguf: Option<Gguf>,
+    weights: Weights,
+}
+
+impl Model {
+    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors,
+    /// `tokenizer.json`), or makes the model that a path `random:SHAPE` names ([`crate::random`]).
+    ///
+    /// # Errors
+    /// Whatever is wrong with the files, named; see [`Error`].
+    pub fn open(path: &Path) -> Result<Self> {
+        match random::shape(path) {
+            Some(shape) => Self::make(path, shape),
+            None if path.is_dir() => Self::open_directory(path),
+            None => Self::open_gguf(path),
+        }
+    }
+
+    fn make(path: &Path, shape: &str) -> Result<Self> {
+        let config = random::config(shape)?;
+        let table = random::table(Weights::tensors_of(&config, Naming::HuggingFace));
+        Self::new(path, None, config, table)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let (map, gguf) = map_gguf(path)?;
+        let name = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let mut table = TensorTable::default();
+        for tensor in &gguf.tensors {
+            let stored = StoredTensor {
+                dtype: tensor
+                    .range
+                    .as_ref()
+                    .and_then(|_| tensor.dtype.weight_type()),
+                type_name: tensor.dtype.to_string(),
+                shape: tensor.shape.clone(),
+                file: 0,
+                range: tensor.range.clone().unwrap_or(0..0),
+            };
+            table.tensors.insert(tensor.name.clone(), stored);
+        }
+        let factors = rope_factors(&table, &map);
+        let factors = factors.map_err(|source| Error::Weights {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config = ModelConfig::from_gguf(&gguf, factors, &name)
+            .map_err(|source| Error::gguf(path, source))?;
+        table.files.push(map);
+        Self::new(path, Some(gguf), config, table)
+    }
+
+    fn open_directory(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        if !path.is_file() {
+            return Err(Error::NotAModel {
+                path: dir.to_owned(),
+            });
+        }
+        let read = |path: &Path| std::fs::read(path).map_err(|source| Error::io(path, source));
+        let json = read(&path)?;
+        let generation = dir.join("generation_config.json");
+        let generation = if generation.is_file() {
+            Some(read(&generation)?)
+        } else {
+            None
+        };
+        let name = dir
+            .canonicalize()
+            .ok()
+            .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
+        let config =
+            ModelConfig::from_json(&json, generation.as_deref(), &name.unwrap_or_default())
+                .map_err(|source| Error::Config { path, source })?;
+        Self::new(dir, None, config, safetensors::open(dir)?)
+    }
+
+    fn new(
+        path: &Path,
+        gguf: Option<Gguf>,
+        config: ModelConfig,
+        table: TensorTable,
+    ) -> Result<Self> {
+        let naming = if gguf.is_some() {
+            Naming::Gguf
+        } else {
+            Naming::HuggingFace
+        };
+        let weights = Weights::new(config, table, naming).map_err(|source| Error::Weights {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            gguf,
+            weights,
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// The model's weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The file or directory it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tokenizer: the directory's `tokenizer.json`, or one built from what the GGUF file holds.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`], [`Error::MissingFile`] or [`Error::Io`].
+    pub fn tokenizer(&self) -> Result<TokenizerFiles> {
+        let eos_ids = &self.config().eos_ids;
+        match &self.gguf {
+            None if random::shape(&self.path).is_some() => Ok(random::tokenizer()),
+            None => TokenizerFiles::from_directory(&self.path, eos_ids),
+            Some(gguf) => TokenizerFiles::from_gguf(gguf, self.weights.first_file(), eos_ids)
+                .map_err(|source| Error::Tokenizer {
+                    path: self.path.clone(),
+                    source,
+                }),
+        }
+    }
+}
+
+/// Content of `rope_freqs.weight`, the frequency divisors of Llama 3.1 and later.
+fn rope_factors(
+    table: &TensorTable,
+    file: &[u8],
+) -> std::result::Result<Option<Vec<f32>>, WeightsError> {
+    let name = "rope_freqs.weight";
+    let Some(tensor) = table.tensors.get(name) else {
+        return Ok(None);
+    };
+    let values = tensor
+        .dtype
+        .and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
+    let found = tensor.type_name.clone();
+    values.map(Some).ok_or(WeightsError::Type {
+        name: name.to_owned(),
+        found,
+        supported: "F32, F16, BF16",
+    })
+}
+
+/// Maps and parses a GGUF file.
+pub(crate) fn map_gguf(path: &Path) -> Result<(FileMap, Gguf)> {
+    let map = FileMap::open(path).map_err(|source| Error::io(path, source))?;
+    match Gguf::parse(&map) {
+        Ok(gguf) => Ok((map, gguf)),
+        Err(GgufError::Magic(_))
+            if path.extension().is_none_or(|extension| extension != "gguf") =>
+        {
+            Err(Error::NotAModel {
+                path: path.to_owned(),
+            })
+        }
+        Err(source) => Err(Error::gguf(path, source)),
+    }
+}
