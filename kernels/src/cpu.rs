@@ -11,8 +11,10 @@
 //! | [`quant`], [`pack`] | blocks of quantised weights, panels of packed weights |
 //! | `matmul`, `totals`, `embed` | products, their sums in fixed point, embedding rows |
 //! | `elementwise` | norms, gates, gathers, the split of fused rows |
-//! | `element`, `page_layout`, [`pages`], `page_writer`, `slots` | elements, layout and arena of slots, writes, moves |
-//! | `attention`, `attention_head`, `attention_block` | attention, one head of a call, its inner loops |
+//! | `element`, `page_layout` | stored elements, where those of a slot lie in a page |
+//! | [`pages`], `page_writer`, `slots` | the arena, writes to it, moves and reads of slots |
+//! | `attention` | attention: checks, tasks, their results merged |
+//! | `attention_head`, `attention_block` | one head of a call, the inner loops |
 //! | `observe` | observed probabilities |
 //! | `notes`, `scoring` | notes beside slots, scores of slots |
 //! | `memorise`, `readout`, `index` | latent memories, pairwise indexer |

@@ -136,7 +136,8 @@ impl LatentState {
         &mut self,
         kind: LatentKind,
         features: &[f32],
-        (keys, values): (&[f32], &[f32]),
+        keys: &[f32],
+        values: &[f32],
         dim: usize,
     ) {
         if let (Self::Associative(state), LatentKind::Associative { features }) = (&mut *self, kind)
@@ -339,20 +340,40 @@ impl Latents<HostLatent> {
     }
 }
 
+/// Size of an array of trained features.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FeatureSize {
+    /// Values of all layers.
+    pub(crate) len: usize,
+    /// `F`.
+    pub(crate) count: usize,
+}
+
+/// How the heads of a memory share the layers of trained features.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FeatureLayout {
+    /// Heads of a layer.
+    pub(crate) layer_heads: usize,
+    /// Values of a layer's features, 0 without any.
+    pub(crate) layer_values: usize,
+}
+
 /// What `LatentMemory::memorise` checks of its features, `[layers, F, D]` in
-/// a buffer of `len` values, for a memory of `heads` heads: returns heads of a layer, and values of
-/// a layer's features (0 without any).
+/// an array of the device, for a memory of `heads` heads.
 pub(crate) fn check_features(
     kind: LatentKind,
     heads: usize,
-    features: Option<(usize, usize)>,
+    features: Option<FeatureSize>,
     dim: usize,
-) -> Result<(usize, usize)> {
+) -> Result<FeatureLayout> {
     let op = "memorise";
     let LatentKind::Associative { features: used } = kind else {
-        return Ok((heads.max(1), 0));
+        return Ok(FeatureLayout {
+            layer_heads: heads.max(1),
+            layer_values: 0,
+        });
     };
-    let (len, count) = features.unwrap_or((0, 0));
+    let FeatureSize { len, count } = features.unwrap_or_default();
     if count < used {
         return Err(Error::Shape {
             op,
@@ -379,7 +400,10 @@ pub(crate) fn check_features(
             multiple: layers,
         });
     }
-    Ok(((heads / layers).max(1), layer))
+    Ok(FeatureLayout {
+        layer_heads: (heads / layers).max(1),
+        layer_values: layer,
+    })
 }
 
 #[cfg(test)]
@@ -394,7 +418,8 @@ mod tests {
         state.absorb(
             kind,
             &[],
-            (&keys, &[1.0, 0.0, 0.0, 2.0, 4.0, 0.0, 1.0, 3.0]),
+            &keys,
+            &[1.0, 0.0, 0.0, 2.0, 4.0, 0.0, 1.0, 3.0],
             2,
         );
         let LatentState::Centroids(state) = state else {
@@ -418,10 +443,10 @@ mod tests {
             LatentKind::Associative { features: 2 },
         ] {
             let (mut whole, mut parts) = (LatentState::empty(kind), LatentState::empty(kind));
-            whole.absorb(kind, &entries[..8], (&entries, &entries), 4);
+            whole.absorb(kind, &entries[..8], &entries, &entries, 4);
             entries
                 .chunks(4)
-                .for_each(|e| parts.absorb(kind, &entries[..8], (e, e), 4));
+                .for_each(|e| parts.absorb(kind, &entries[..8], e, e, 4));
             assert_eq!(whole, parts);
         }
     }
@@ -435,7 +460,8 @@ mod tests {
         state.absorb(
             kind,
             &features,
-            (&[1.0, 0.0, 0.0, 3.0], &[5.0, 7.0, 1.0, 2.0]),
+            &[1.0, 0.0, 0.0, 3.0],
+            &[5.0, 7.0, 1.0, 2.0],
             2,
         );
         // phi of the keys: (2, 0) and (0, 6).

@@ -10,6 +10,26 @@
 //! many rows share the call, on how a sequence was cut into pieces, on the number of threads, or on
 //! the instruction set that was found. A product that ranks sum does not depend on how many they
 //! are either: see [`fixed`].
+//!
+//! # Map
+//! A part of [`Backend`] has the same name in `backend/`, `reference/` and `conformance/`; the
+//! kernels of a device are in its own folder.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`backend`] | the parts of a device, each a trait, and what their calls take |
+//! | [`cpu`] | the CPU: packed weights, SIMD, a thread pool |
+//! | [`cuda`] | CUDA GPUs, and an emulated one for tests |
+//! | `reference` | the oracle: every part by its definition; feature `testing` |
+//! | `conformance` | suites of cases, one for each part, against the oracle; feature `testing` |
+//! | [`error`] | what a kernel can refuse |
+//! | [`fixed`] | fixed-point sums of products, the same for any number of ranks |
+//! | `shapes` | pages, element types of the cache, layouts of heads |
+//! | [`score`] | rules by which slots are scored, and notes beside slots |
+//! | [`select`] | which slots stay at a boundary, on the host |
+//! | [`latent`], `centroids` | latent memories, on the host |
+//! | [`sample`] | the choice of a token, on the host |
+//! | [`sums`] | sums over ranks that stay on a device |
 
 pub mod backend;
 mod centroids;

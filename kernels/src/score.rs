@@ -81,6 +81,15 @@ impl NoteItem<'_> {
     }
 }
 
+/// What is kept with a slot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Noted {
+    /// 32 bits.
+    pub(crate) note: u32,
+    /// Absolute.
+    pub(crate) position: u32,
+}
+
 /// The note of two numbers, which end at f16's largest: the first in the low half.
 pub(crate) fn note_of_two(first: f32, second: f32) -> u32 {
     let half =
@@ -103,14 +112,15 @@ fn norm(x: &[f32]) -> f32 {
     x.iter().map(|v| v * v).sum::<f32>().sqrt()
 }
 
-/// [`ScoreRule::Fading`]; `notes` and `positions` of the slots.
+/// [`ScoreRule::Fading`].
 pub(crate) fn fading(
-    (rate, scale): (f32, f32),
+    rate: f32,
+    scale: f32,
     at: u32,
-    slots: impl Iterator<Item = (u32, u32)>,
+    slots: impl Iterator<Item = Noted>,
     scores: &mut [f32],
 ) {
-    for (score, (note, position)) in scores.iter_mut().zip(slots) {
+    for (score, Noted { note, position }) in scores.iter_mut().zip(slots) {
         let (note, age) = (f32::from_bits(note), at.saturating_sub(position) as f32);
         *score = if rate == 0.0 {
             note
@@ -120,14 +130,15 @@ pub(crate) fn fading(
     }
 }
 
-/// [`ScoreRule::Either`]; `notes` and `positions` of the slots.
+/// [`ScoreRule::Either`].
 pub(crate) fn either(
-    (rate, scale): (f32, f32),
+    rate: f32,
+    scale: f32,
     at: u32,
-    slots: impl Iterator<Item = (u32, u32)>,
+    slots: impl Iterator<Item = Noted>,
     scores: &mut [f32],
 ) {
-    for (score, (note, position)) in scores.iter_mut().zip(slots) {
+    for (score, Noted { note, position }) in scores.iter_mut().zip(slots) {
         let ((first, second), age) = (two_of_note(note), at.saturating_sub(position) as f32);
         *score = first.max(second + rate * (age / scale));
     }
@@ -161,13 +172,17 @@ pub(crate) fn key_direction(keys: &[f32], dim: usize, scores: &mut [f32]) {
 mod tests {
     use super::*;
 
+    fn noted(note: u32, position: u32) -> Noted {
+        Noted { note, position }
+    }
+
     #[test]
     fn notes_fade_with_age_by_a_power_law() {
         let score = |rate| {
             let mut scores = [0.0; 2];
-            let slots =
-                [(-3.0f32, 1000), (2.0, 9192)].map(|(note, position)| (note.to_bits(), position));
-            fading((rate, 256.0), 9192, slots.into_iter(), &mut scores);
+            let slots = [(-3.0f32, 1000), (2.0, 9192)]
+                .map(|(note, position)| noted(note.to_bits(), position));
+            fading(rate, 256.0, 9192, slots.into_iter(), &mut scores);
             scores
         };
         // 8,192 tokens are 32 times the scale.
@@ -184,11 +199,11 @@ mod tests {
         let mut scores = [0.0; 3];
         // Ages 0, 256, 2,560: the second falls by a nat in 256 tokens.
         let slots = [
-            (note_of_two(-3.0, -1.0), 3000),
-            (note_of_two(-3.0, -1.0), 2744),
-            (note_of_two(-3.0, -1.0), 440),
+            noted(note_of_two(-3.0, -1.0), 3000),
+            noted(note_of_two(-3.0, -1.0), 2744),
+            noted(note_of_two(-3.0, -1.0), 440),
         ];
-        either((-1.0, 256.0), 3000, slots.into_iter(), &mut scores);
+        either(-1.0, 256.0, 3000, slots.into_iter(), &mut scores);
         assert_eq!(scores, [-1.0, -2.0, -3.0]);
     }
 

@@ -271,9 +271,16 @@ mod tests {
             take in 0usize..40,
             pools in 0usize..3,
         ) {
-            let heads: Vec<Vec<f32>> = scores.iter().map(|s| s.iter().map(|&v| f32::from(v)).collect()).collect();
-            let item = |scores: &Vec<f32>| SelectHead { len: scores.len(), candidates: scores.len().min(3)..scores.len() };
-            let (flat, heads): (Vec<f32>, Vec<_>) = (heads.concat(), heads.iter().map(item).collect());
+            let scores: Vec<Vec<f32>> = scores
+                .iter()
+                .map(|scores| scores.iter().map(|&score| f32::from(score)).collect())
+                .collect();
+            let item = |scores: &Vec<f32>| SelectHead {
+                len: scores.len(),
+                candidates: scores.len().min(3)..scores.len(),
+            };
+            let heads: Vec<SelectHead> = scores.iter().map(item).collect();
+            let flat = scores.concat();
             let items = scored(&flat, &heads).expect("as many as slots");
             let pools = [6, 2, 1][pools];
             let floor = if pools == 6 { take } else { take * 15 / 100 };

@@ -103,61 +103,29 @@ fn after<B: Backend>(
         .collect()
 }
 
-/// Scores of heads by all rules in turn, after notes, of one number or of two, were kept and one in
-/// four slots went.
-fn scores<B: Backend>(
-    backend: &B,
-    shape: PageShape,
-    lens: &[usize],
-    (seed, of_two): (u64, bool),
-) -> Vec<u32> {
+/// Notes that heads are given.
+#[derive(Clone, Copy)]
+struct Notes {
+    seed: u64,
+    /// Of two numbers.
+    of_two: bool,
+}
+
+/// Scores of heads by all rules in turn, after notes were kept and one in four slots went.
+fn scores<B: Backend>(backend: &B, shape: PageShape, lens: &[usize], notes: Notes) -> Vec<u32> {
     let tables = tables(lens);
     let mut pages = backend
         .alloc_pages(shape, tables.iter().map(Vec::len).sum())
         .expect("pages");
-    let rows = lens.iter().copied().max().unwrap_or(0);
-    let mut notes = backend.alloc(2 * rows).expect("notes");
-    backend
-        .upload(&values(2 * rows, seed), &mut notes, 0)
-        .expect("they fit");
     let mut heads: Vec<HeadPages<'_>> = tables
         .iter()
         .zip(lens)
         .map(|(pages, &len)| HeadPages { pages, len })
         .collect();
-    for (head, slots) in heads.iter().enumerate() {
-        let of = |salt| values(slots.len * shape.head_dim, seed + 10 * head as u64 + salt);
-        backend
-            .write_slots(&mut pages, *slots, 0, &of(1), &of(2))
-            .expect("they fit");
-        let (rows, second, slots) = (
-            0..slots.len,
-            of_two.then_some(1),
-            HeadPages { len: 0, ..*slots },
-        );
-        let item = NoteItem {
-            rows,
-            kv_head: 0,
-            second,
-            slots,
-            position: 5,
-        };
-        backend.note(&mut pages, &notes, 2, &[item]).expect("notes");
-    }
-    let lists: Vec<Vec<u32>> = lens
-        .iter()
-        .map(|&len| (0..len as u32).filter(|slot| slot % 4 != 1).collect())
-        .collect();
-    let kept = backend.keep_lists(lens, &lists).expect("lists");
-    backend
-        .compact(&mut pages, &heads, &kept)
-        .expect("a compaction");
-    heads
-        .iter_mut()
-        .zip(&lists)
-        .for_each(|(head, list)| head.len = list.len());
+    annotate(backend, shape, &mut pages, &heads, notes);
+    compact(backend, &mut pages, &mut heads);
     let (rate, scale) = (-0.8, 256.0);
-    let by_note = if of_two {
+    let by_note = if notes.of_two {
         ScoreRule::Either { rate, scale }
     } else {
         ScoreRule::Fading { rate, scale }
@@ -168,7 +136,7 @@ fn scores<B: Backend>(
             .iter()
             .map(|&slots| ScoreItem { slots, rule })
             .collect();
-        let mut found = vec![0.0; lists.iter().map(Vec::len).sum()];
+        let mut found = vec![0.0; heads.iter().map(|head| head.len).sum()];
         let mut out = backend.alloc(found.len()).expect("scores");
         backend
             .score(&pages, 3000, &items, &mut out)
@@ -179,6 +147,50 @@ fn scores<B: Backend>(
         all.extend(found.iter().map(|x| (x + 0.0).to_bits()));
     }
     all
+}
+
+/// Writes keys, values and notes of all slots.
+fn annotate<B: Backend>(
+    backend: &B,
+    shape: PageShape,
+    pages: &mut B::Pages,
+    heads: &[HeadPages<'_>],
+    Notes { seed, of_two }: Notes,
+) {
+    let rows = heads.iter().map(|head| head.len).max().unwrap_or(0);
+    let mut notes = backend.alloc(2 * rows).expect("notes");
+    backend
+        .upload(&values(2 * rows, seed), &mut notes, 0)
+        .expect("they fit");
+    for (head, slots) in heads.iter().enumerate() {
+        let of = |salt| values(slots.len * shape.head_dim, seed + 10 * head as u64 + salt);
+        backend
+            .write_slots(pages, *slots, 0, &of(1), &of(2))
+            .expect("they fit");
+        let item = NoteItem {
+            rows: 0..slots.len,
+            kv_head: 0,
+            second: of_two.then_some(1),
+            slots: HeadPages { len: 0, ..*slots },
+            position: 5,
+        };
+        backend.note(pages, &notes, 2, &[item]).expect("notes");
+    }
+}
+
+/// One in four slots goes.
+fn compact<B: Backend>(backend: &B, pages: &mut B::Pages, heads: &mut [HeadPages<'_>]) {
+    let lens: Vec<usize> = heads.iter().map(|head| head.len).collect();
+    let lists: Vec<Vec<u32>> = lens
+        .iter()
+        .map(|&len| (0..len as u32).filter(|slot| slot % 4 != 1).collect())
+        .collect();
+    let kept = backend.keep_lists(&lens, &lists).expect("lists");
+    backend.compact(pages, heads, &kept).expect("a compaction");
+    heads
+        .iter_mut()
+        .zip(&lists)
+        .for_each(|(head, list)| head.len = list.len());
 }
 
 fn cpu() -> CpuBackend {
@@ -230,10 +242,13 @@ proptest! {
         seed in any::<u32>(),
         f16 in any::<bool>(),
     ) {
-        let shape = PageShape { head_dim: 8 * eighths, dtype: if f16 { KvType::F16 } else { KvType::F32 } };
+        let dtype = if f16 { KvType::F16 } else { KvType::F32 };
+        let shape = PageShape { head_dim: 8 * eighths, dtype };
         for of_two in [false, true] {
-            let how = (u64::from(seed), of_two);
-            prop_assert_eq!(scores(&emulated(seed), shape, &lens, how), scores(&cpu(), shape, &lens, how), "{:?}", shape);
+            let notes = Notes { seed: u64::from(seed), of_two };
+            let want = scores(&cpu(), shape, &lens, notes);
+            let got = scores(&emulated(seed), shape, &lens, notes);
+            prop_assert_eq!(got, want, "{:?}", shape);
         }
     }
 }

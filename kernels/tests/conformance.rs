@@ -2,8 +2,9 @@
 //! and precision.
 
 use palimpsest_kernels::KvType;
-use palimpsest_kernels::conformance::{self, Outcome, Tolerance};
+use palimpsest_kernels::conformance::{self, Failure, Outcome, Suite, Tolerance};
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, SimdLevel};
+use palimpsest_kernels::parts::*;
 
 fn check(simd: SimdLevel, threads: usize, activations: Activations) {
     let backend = CpuBackend::new(CpuOptions {
@@ -80,6 +81,32 @@ fn portable_two_threads() {
 #[test]
 fn portable_four_threads() {
     check(SimdLevel::Portable, 4, Activations::F32);
+}
+
+/// Cases of a device that has these parts only.
+fn products_and_rows<B: Products + Rows>(suite: &mut Suite<'_, B>) -> Result<(), Failure> {
+    suite.buffers()?;
+    suite.rows()?;
+    suite.products()
+}
+
+/// Likewise.
+fn cache_and_attention<B: Attention>(suite: &mut Suite<'_, B>) -> Result<(), Failure> {
+    suite.cache()?;
+    suite.attention()
+}
+
+#[test]
+fn parts_have_cases_of_their_own() {
+    let backend = CpuBackend::new(CpuOptions::default());
+    let tolerance = Tolerance {
+        matmul_quantised: 0.06,
+        ..Tolerance::default()
+    };
+    let mut suite = Suite::new(&backend, KvType::F16, tolerance, 9);
+    products_and_rows(&mut suite).unwrap_or_else(|e| panic!("{e}"));
+    cache_and_attention(&mut suite).unwrap_or_else(|e| panic!("{e}"));
+    assert!(!suite.into_outcomes().is_empty());
 }
 
 /// The suite has to notice a backend that is slightly wrong: here by a tolerance below what

@@ -1,6 +1,8 @@
 //! Same bits for any number of threads, either instruction set, any batch, and however a sequence
 //! is cut into pieces.
 
+use std::ops::Range;
+
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions, SimdLevel};
 use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::parts::*;
@@ -71,7 +73,7 @@ impl Sequence {
         }
     }
 
-    fn first_visible(&self, rows: std::ops::Range<usize>) -> Option<Vec<u32>> {
+    fn first_visible(&self, rows: Range<usize>) -> Option<Vec<u32>> {
         self.window.map(|window| {
             rows.map(|row| (row + 1).saturating_sub(window) as u32)
                 .collect()
@@ -107,154 +109,223 @@ fn memory(
     id
 }
 
-/// Runs split and attention over `sequences`, in steps that take at most `piece` rows of each;
-/// returns the outputs of each sequence, and the observed weights of its last row.
-fn forward(
-    backend: &CpuBackend,
-    kv: KvType,
-    sequences: &[Sequence],
-    piece: usize,
-) -> Vec<(Vec<f32>, Vec<Vec<f32>>)> {
-    let shape = sequences[0].shape;
-    let QkvShape {
-        heads,
-        kv_heads,
-        head_dim,
-    } = shape;
-    let tables: Vec<Vec<Vec<PageId>>> = {
-        let mut next = 0..;
-        let mut table = |s: &Sequence| {
-            next.by_ref()
-                .take(s.rows.div_ceil(PageShape::SLOTS))
-                .map(PageId)
-                .collect()
+/// What comes out of a sequence: attention outputs of all rows, and the observed weights of its
+/// last row for each KV head.
+#[derive(Clone, Default)]
+struct Outcome {
+    out: Vec<f32>,
+    observed: Vec<Vec<f32>>,
+}
+
+/// Sequences on their way through split and attention.
+struct Run<'a> {
+    backend: &'a CpuBackend,
+    sequences: &'a [Sequence],
+    shape: QkvShape,
+    /// Page tables of each sequence's KV heads.
+    tables: Vec<Vec<Vec<PageId>>>,
+    pages: <CpuBackend as Cache>::Pages,
+    memories: Vec<LatentId>,
+    outcomes: Vec<Outcome>,
+}
+
+/// Rows of all sequences side by side.
+struct Step {
+    /// Rows of each sequence, counted in the sequence.
+    parts: Vec<Range<usize>>,
+    /// First row of each sequence in the step.
+    starts: Vec<usize>,
+    /// Rows of the step.
+    rows: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(backend: &'a CpuBackend, kv: KvType, sequences: &'a [Sequence]) -> Self {
+        let shape = sequences[0].shape;
+        let tables = page_tables(sequences, shape.kv_heads);
+        let page = PageShape {
+            head_dim: shape.head_dim,
+            dtype: kv,
         };
-        sequences
+        let count = tables.iter().flatten().map(Vec::len).sum();
+        let mut pages = backend.alloc_pages(page, count).expect("fits in memory");
+        let memories = sequences
             .iter()
-            .map(|s| (0..kv_heads).map(|_| table(s)).collect())
-            .collect()
-    };
-    let count = tables.iter().flatten().map(Vec::len).sum();
-    let mut pages = backend
-        .alloc_pages(
-            PageShape {
-                head_dim,
-                dtype: kv,
-            },
-            count,
-        )
-        .expect("fits in memory");
-    let memories: Vec<_> = sequences
-        .iter()
-        .map(|s| memory(backend, &mut pages, s))
-        .collect();
-    let mut results: Vec<(Vec<f32>, Vec<Vec<f32>>)> =
-        sequences.iter().map(|_| Default::default()).collect();
-    let longest = sequences
-        .iter()
-        .map(|s| s.rows)
-        .max()
-        .expect("at least one sequence");
-    for first in (0..longest).step_by(piece) {
-        let parts: Vec<_> = sequences
-            .iter()
-            .map(|s| first.min(s.rows)..(first + piece).min(s.rows))
+            .map(|s| memory(backend, &mut pages, s))
             .collect();
+        Self {
+            backend,
+            sequences,
+            shape,
+            tables,
+            pages,
+            memories,
+            outcomes: vec![Outcome::default(); sequences.len()],
+        }
+    }
+
+    /// Values of a row of queries.
+    fn width(&self) -> usize {
+        self.shape.heads * self.shape.head_dim
+    }
+
+    /// The next `piece` rows of each sequence, those that it has.
+    fn step(&self, first: usize, piece: usize) -> Step {
+        let part = |s: &Sequence| first.min(s.rows)..(first + piece).min(s.rows);
+        let parts: Vec<Range<usize>> = self.sequences.iter().map(part).collect();
+        let mut rows = 0;
+        let starts = parts
+            .iter()
+            .map(|part| {
+                rows += part.len();
+                rows - part.len()
+            })
+            .collect();
+        Step {
+            parts,
+            starts,
+            rows,
+        }
+    }
+
+    /// Stores keys and values of the step's rows, and returns its queries.
+    fn split(&mut self, step: &Step) -> Vec<f32> {
+        let (shape, half) = (self.shape, self.shape.head_dim / 2);
         let (mut qkv, mut cos, mut sin) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut splits, mut starts) = (Vec::new(), Vec::new());
-        let (mut start, half) = (0, head_dim / 2);
-        for ((s, part), tables) in sequences.iter().zip(&parts).zip(&tables) {
+        let mut items = Vec::new();
+        for (i, part) in step.parts.iter().enumerate() {
+            let (s, start) = (&self.sequences[i], step.starts[i]);
             qkv.extend_from_slice(&s.qkv[part.start * shape.width()..part.end * shape.width()]);
             cos.extend_from_slice(&s.cos[part.start * half..part.end * half]);
             sin.extend_from_slice(&s.sin[part.start * half..part.end * half]);
-            splits.extend(tables.iter().enumerate().map(|(kv_head, pages)| SplitItem {
-                rows: start..start + part.len(),
-                kv_head,
-                slots: HeadPages {
-                    pages,
-                    len: part.start,
-                },
-            }));
-            starts.push(start);
-            start += part.len();
+            items.extend(
+                self.tables[i]
+                    .iter()
+                    .enumerate()
+                    .map(|(kv_head, pages)| SplitItem {
+                        rows: start..start + part.len(),
+                        kv_head,
+                        slots: HeadPages {
+                            pages,
+                            len: part.start,
+                        },
+                    }),
+            );
         }
-        let mut q = backend
-            .alloc(start * heads * head_dim)
-            .expect("fits in memory");
         let args = SplitQkv {
             shape,
             qkv: &qkv,
-            rows: start,
+            rows: step.rows,
             cos: &cos,
             sin: &sin,
             qk_norm: None,
-            items: &splits,
+            items: &items,
         };
-        backend
-            .split_qkv(args, &mut pages, &mut q)
+        let len = step.rows * self.width();
+        let mut q = self.backend.alloc(len).expect("fits in memory");
+        self.backend
+            .split_qkv(args, &mut self.pages, &mut q)
             .expect("valid arguments");
-        let firsts: Vec<_> = sequences
+        q
+    }
+
+    /// Attends with the step's queries, and keeps what comes out.
+    fn attend(&mut self, step: &Step, q: &Vec<f32>) {
+        let firsts: Vec<_> = self
+            .sequences
             .iter()
-            .zip(&parts)
+            .zip(&step.parts)
             .map(|(s, part)| s.first_visible(part.clone()))
             .collect();
         let mut items = Vec::new();
-        for (i, part) in parts.iter().enumerate() {
-            items.extend((0..kv_heads).map(|kv_head| AttentionItem {
-                rows: starts[i]..starts[i] + part.len(),
+        for (i, part) in step.parts.iter().enumerate() {
+            items.extend((0..self.shape.kv_heads).map(|kv_head| AttentionItem {
+                rows: step.starts[i]..step.starts[i] + part.len(),
                 kv_head,
                 slots: HeadPages {
-                    pages: &tables[i][kv_head],
+                    pages: &self.tables[i][kv_head],
                     len: part.end,
                 },
                 first_visible: firsts[i].as_deref(),
                 centroids: Some(LatentHead {
-                    id: memories[i],
+                    id: self.memories[i],
                     head: kv_head,
                 }),
             }));
         }
-        let mut out = backend
-            .alloc(start * heads * head_dim)
+        let width = self.width();
+        let mut out = self
+            .backend
+            .alloc(step.rows * width)
             .expect("fits in memory");
-        backend
-            .attention(shape, &pages, &q, &items, &mut out)
+        self.backend
+            .attention(self.shape, &self.pages, q, &items, &mut out)
             .expect("valid arguments");
-        for (i, part) in parts
-            .iter()
-            .enumerate()
-            .filter(|(_, part)| !part.is_empty())
-        {
-            let width = heads * head_dim;
-            results[i]
-                .0
-                .extend_from_slice(&out[starts[i] * width..(starts[i] + part.len()) * width]);
-            if part.end == sequences[i].rows {
-                let own = items[i * kv_heads..(i + 1) * kv_heads].iter();
-                let own: Vec<_> = own
-                    .map(|item| ObserveItem {
-                        attend: last_row(item),
-                        reduce: Reduce::Sum,
-                        row_weights: None,
-                    })
-                    .collect();
-                let mut observed = vec![Vec::new(); kv_heads];
-                backend
-                    .observe(shape, &pages, &q, &own, &mut observed)
-                    .expect("valid arguments");
-                results[i].1 = observed;
+        let kv_heads = self.shape.kv_heads;
+        for (i, part) in step.parts.iter().enumerate() {
+            if part.is_empty() {
+                continue;
+            }
+            let rows = &out[step.starts[i] * width..(step.starts[i] + part.len()) * width];
+            self.outcomes[i].out.extend_from_slice(rows);
+            if part.end == self.sequences[i].rows {
+                let own = &items[i * kv_heads..(i + 1) * kv_heads];
+                self.outcomes[i].observed = self.observe(q, own);
             }
         }
     }
-    results
+
+    /// Observed weights of the last row of one sequence's items.
+    fn observe(&self, q: &Vec<f32>, items: &[AttentionItem<'_>]) -> Vec<Vec<f32>> {
+        let last: Vec<_> = items
+            .iter()
+            .map(|item| ObserveItem {
+                attend: last_row(item),
+                reduce: Reduce::Sum,
+                row_weights: None,
+            })
+            .collect();
+        let mut observed = vec![Vec::new(); items.len()];
+        self.backend
+            .observe(self.shape, &self.pages, q, &last, &mut observed)
+            .expect("valid arguments");
+        observed
+    }
 }
 
-fn bits(results: &[(Vec<f32>, Vec<Vec<f32>>)]) -> Vec<Vec<u32>> {
-    results
+/// A page table for each KV head of each sequence, one after the other.
+fn page_tables(sequences: &[Sequence], kv_heads: usize) -> Vec<Vec<Vec<PageId>>> {
+    let mut next = (0..).map(PageId);
+    let mut table = |s: &Sequence| {
+        let count = s.rows.div_ceil(PageShape::SLOTS);
+        next.by_ref().take(count).collect()
+    };
+    sequences
         .iter()
-        .map(|(out, observed)| {
-            out.iter()
-                .chain(observed.iter().flatten())
+        .map(|s| (0..kv_heads).map(|_| table(s)).collect())
+        .collect()
+}
+
+/// Runs split and attention over `sequences`, in steps that take at most `piece` rows of each.
+fn forward(backend: &CpuBackend, kv: KvType, sequences: &[Sequence], piece: usize) -> Vec<Outcome> {
+    let mut run = Run::new(backend, kv, sequences);
+    let longest = sequences.iter().map(|s| s.rows).max();
+    for first in (0..longest.expect("at least one sequence")).step_by(piece) {
+        let step = run.step(first, piece);
+        let q = run.split(&step);
+        run.attend(&step, &q);
+    }
+    run.outcomes
+}
+
+fn bits(outcomes: &[Outcome]) -> Vec<Vec<u32>> {
+    outcomes
+        .iter()
+        .map(|outcome| {
+            outcome
+                .out
+                .iter()
+                .chain(outcome.observed.iter().flatten())
                 .map(|x| x.to_bits())
                 .collect()
         })
@@ -362,7 +433,11 @@ proptest! {
     }
 
     #[test]
-    fn rows_of_elementwise_operations_are_independent(rows in 1usize..40, width in 1usize..700, seed in 0u32..100) {
+    fn rows_of_elementwise_operations_are_independent(
+        rows in 1usize..40,
+        width in 1usize..700,
+        seed in 0u32..100,
+    ) {
         let (x, weight) = (values(rows * 2 * width, seed), values(width, seed + 1));
         let many = backend(SimdLevel::detect(), 2);
         let plain = backend(SimdLevel::Portable, 1);
@@ -377,7 +452,8 @@ proptest! {
         prop_assert!(all == run(&plain, &x, rows));
         for row in 0..rows {
             let alone = run(&plain, &x[row * 2 * width..(row + 1) * 2 * width], 1);
-            prop_assert!(alone[width..] == all[(rows + row) * width..][..width], "silu row {}", row);
+            let silu = &all[(rows + row) * width..][..width];
+            prop_assert!(alone[width..] == *silu, "silu row {}", row);
             let alone = run(&plain, &[&x[row * width..(row + 1) * width], &weight].concat(), 1);
             prop_assert!(alone[..width] == all[row * width..][..width], "norm row {}", row);
         }

@@ -1,9 +1,10 @@
 //! GGUF (versions 2 and 3, little-endian): the header of a model file, read from bytes that nobody
 //! vouches for.
 //!
-//! Layout (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic, version, counts, metadata, tensor
-//! table, padding, tensor data. Nothing is allocated because a count in the header says so: arrays
-//! stay in the file and are walked, tables grow entry by entry as bytes are found for them.
+//! Layout (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic, version, counts,
+//! metadata, tensor table, padding, tensor data. Nothing is allocated because a count in the header
+//! says so: arrays stay in the file and are walked, tables grow entry by entry as bytes are found
+//! for them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -245,7 +246,8 @@ impl Gguf {
             .checked_next_multiple_of(alignment)
             .ok_or(GgufError::Alignment(alignment))?;
         for (tensor, offset) in self.tensors.iter_mut().zip(offsets) {
-            let elements: usize = tensor.shape.iter().product(); // cannot overflow: checked by `Reader::tensor`
+            // Cannot overflow: `Reader::tensor` checked it.
+            let elements: usize = tensor.shape.iter().product();
             if let TensorType::Unknown(_) = tensor.dtype {
                 continue;
             }

@@ -9,13 +9,13 @@
 //! | `model` | [`Model`]: opens a file or a directory, or makes a random model |
 //! | `error` | [`Error`], and the errors of its parts |
 //! | [`config`] | [`config::ModelConfig`], and its checks |
-//! | `config_json`, `gguf_config` | the configuration out of a `config.json`, out of GGUF metadata |
+//! | `config_json`, `gguf_config` | the configuration in a `config.json`, in GGUF metadata |
 //! | [`gguf`], `gguf_types` | the GGUF reader, and its element types |
 //! | [`safetensors`] | the safetensors reader, of one file or of many |
 //! | `weights_file` | memory maps, and the table of tensors in them |
 //! | [`weights`] | weights by role, whatever a file calls them |
 //! | [`weight_data`], [`part`] | a matrix, and which part of it is asked for |
-//! | [`tokenizer`], `tokenizer_gguf` | the tokenizer of a directory, and out of GGUF metadata |
+//! | [`tokenizer`], `tokenizer_gguf` | the tokenizer of a directory, and in GGUF metadata |
 //! | [`random`] | models of real shapes with random weights |
 //! | `weights_inspect` | [`inspect`]: what a file holds, for people |
 //!

@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn pre_tokenizers_cut_as_their_expressions_say() {
         let cut = |pre: &str, text: &str| {
-            let (spec, _, _) = pre_tokenizer(pre).unwrap();
+            let spec = pre_tokenizer(pre).unwrap().pre_tokenizer;
             let pre_tokenizer: tokenizers::PreTokenizerWrapper =
                 serde_json::from_value(spec).unwrap();
             let mut text = tokenizers::PreTokenizedString::from(text);

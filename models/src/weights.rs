@@ -6,9 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::ops::Range;
 
-use palimpsest_kernels::WeightType;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::config::{Architecture, ModelConfig};

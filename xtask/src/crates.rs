@@ -216,7 +216,10 @@ fn violations(crates: &BTreeMap<String, Vec<String>>) -> Vec<String> {
             )),
             Some((_, None)) => {}
             Some((_, Some(allowed))) => {
-                let stray = uses.iter().filter(|it| !allowed.contains(&it.as_str()));
+                // A crate that names itself asks for a feature of its own in its tests.
+                let stray = uses
+                    .iter()
+                    .filter(|it| *it != name && !allowed.contains(&it.as_str()));
                 broken.extend(stray.map(|it| format!("  {name} must not depend on {it}")));
             }
         }

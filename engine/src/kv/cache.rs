@@ -26,7 +26,7 @@ impl Entries {
     /// Reads all slots of a head with `D = head_dim`, as f32.
     ///
     /// # Errors
-    /// Those of [`Backend::read_slots`].
+    /// Those of [`palimpsest_kernels::Cache::read_slots`].
     pub fn read<B: Backend>(
         backend: &B,
         pages: &B::Pages,

@@ -6,7 +6,8 @@
 //! without changing a bit:
 //! ```text
 //! few rows (decode):    one task per (item, unit), straight from the pages ▸ merge in unit order
-//! many rows (prefill):  one task per (item, 96 query rows): each chunk is widened to f32 once, then used by 16 blocks
+//! many rows (prefill):  one task per (item, 96 query rows): each chunk is widened to f32 once,
+//!                       then used by 16 blocks
 //! ```
 
 use std::ops::Range;

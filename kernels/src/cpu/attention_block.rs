@@ -241,13 +241,33 @@ fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     sum.sum()
 }
 
-/// Factors that bring two states with maxima `a` and `b` to their common maximum, which comes
-/// first.
-#[inline(always)]
-fn common<L: Lanes>(a: f32, b: f32) -> (f32, f32, f32) {
-    let max = if b > a { b } else { a };
-    let factors = exp2(L::from_slice(&[a - max, b - max], 0.0)).to_array();
-    (max, factors[0], factors[1])
+/// What two states are multiplied with to be added.
+#[derive(Clone, Copy)]
+struct Factors {
+    old: f32,
+    new: f32,
+}
+
+/// The larger of two maxima, and what brings states with these maxima to it.
+struct Common {
+    max: f32,
+    factors: Factors,
+}
+
+impl Common {
+    /// Of a state with maximum `old` and one with maximum `new`.
+    #[inline(always)]
+    fn of<L: Lanes>(old: f32, new: f32) -> Self {
+        let max = if new > old { new } else { old };
+        let factors = exp2(L::from_slice(&[old - max, new - max], 0.0)).to_array();
+        Self {
+            max,
+            factors: Factors {
+                old: factors[0],
+                new: factors[1],
+            },
+        }
+    }
 }
 
 /// Reduces a chunk and merges it into the state of a block of `M` rows; `N` vectors of keys at a
@@ -283,12 +303,13 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Accumulate<'_, T, M,
                     .scale::<L>(&mut tile[m], region.clone(), true)
             };
         }
-        let mut factors = [(1.0, 0.0); M];
+        let mut factors = [Factors { old: 1.0, new: 0.0 }; M];
         for m in 0..M {
             if max[m] != f32::NEG_INFINITY {
-                let (common, old, new) = common::<L>(self.state.max[m], max[m]);
-                factors[m] = (old, new);
-                self.state.max[m] = common;
+                let common = Common::of::<L>(self.state.max[m], max[m]);
+                factors[m] = common.factors;
+                let Factors { old, new } = common.factors;
+                self.state.max[m] = common.max;
                 self.state.sum[m] = sum[m].mul_add(new, self.state.sum[m] * old);
             }
         }
@@ -313,7 +334,7 @@ impl<T: Element, const M: usize, const N: usize> Accumulate<'_, T, M, N> {
         tile: &LogitTile,
         region: std::ops::Range<usize>,
         column: usize,
-        factors: &[(f32, f32); M],
+        factors: &[Factors; M],
     ) {
         let dim = self.logits.dim;
         let last = self
@@ -341,7 +362,7 @@ impl<T: Element, const M: usize, const N: usize> Accumulate<'_, T, M, N> {
             }
         }
         for (m, sums) in sums.into_iter().enumerate() {
-            let (old, new) = (L::splat(factors[m].0), L::splat(factors[m].1));
+            let (old, new) = (L::splat(factors[m].old), L::splat(factors[m].new));
             let out = &mut self.state.values[m * dim + column..][..V * WIDTH];
             for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(WIDTH)) {
                 sum.fma(new, L::from_slice(out, 0.0).mul(old)).write(out);
@@ -365,8 +386,9 @@ impl Kernel for Merge<'_> {
         if self.max == f32::NEG_INFINITY {
             return;
         }
-        let (common, old, new) = common::<L>(self.into.max[0], self.max);
-        self.into.max[0] = common;
+        let common = Common::of::<L>(self.into.max[0], self.max);
+        let Factors { old, new } = common.factors;
+        self.into.max[0] = common.max;
         self.into.sum[0] = self.sum.mul_add(new, self.into.sum[0] * old);
         let (old, new) = (L::splat(old), L::splat(new));
         for (out, values) in self
@@ -423,8 +445,9 @@ impl<T: Element, const M: usize, const N: usize> Kernel for Normalise<'_, T, M, 
             let max = row_max::<L>(row);
             if max != f32::NEG_INFINITY {
                 let sum = exponentials::<L>(row, max);
-                let (common, old, new) = common::<L>(self.max[m], max);
-                self.max[m] = common;
+                let common = Common::of::<L>(self.max[m], max);
+                let Factors { old, new } = common.factors;
+                self.max[m] = common.max;
                 self.sum[m] = sum.mul_add(new, self.sum[m] * old);
             }
         }

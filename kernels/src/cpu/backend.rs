@@ -129,7 +129,7 @@ impl Rows for CpuBackend {
         rows: usize,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        elementwise::rms_norm(self.exec(), x, (weight, eps), rows, out)
+        elementwise::rms_norm(self.exec(), x, weight, eps, rows, out)
     }
 
     fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<()> {
@@ -143,7 +143,7 @@ impl Rows for CpuBackend {
         width: usize,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        elementwise::silu_mul(self.exec(), gate_up, (rows, width), out)
+        elementwise::silu_mul(self.exec(), gate_up, rows, width, out)
     }
 
     fn gather_rows(
@@ -235,7 +235,7 @@ impl Cache for CpuBackend {
         keys: &mut [f32],
         values: &mut [f32],
     ) -> Result<()> {
-        slots::read_slots(self.exec(), pages, head, slots, (keys, values))
+        slots::read_slots(self.exec(), pages, head, slots, keys, values)
     }
 
     fn write_slots(
@@ -246,7 +246,7 @@ impl Cache for CpuBackend {
         keys: &[f32],
         values: &[f32],
     ) -> Result<()> {
-        slots::write_slots(self.exec(), pages, head, first, (keys, values))
+        slots::write_slots(self.exec(), pages, head, first, keys, values)
     }
 }
 
@@ -381,7 +381,7 @@ impl LatentMemory for CpuBackend {
         items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        readout::readout(self.exec(), layer, (pages, q), items, out)
+        readout::readout(self.exec(), layer, pages, q, items, out)
     }
 }
 

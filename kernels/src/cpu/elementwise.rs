@@ -64,7 +64,8 @@ impl Kernel for NormRows<'_> {
 pub(crate) fn rms_norm(
     exec: Exec<'_>,
     x: &[f32],
-    (weight, eps): (&[f32], f32),
+    weight: &[f32],
+    eps: f32,
     rows: usize,
     out: &mut [f32],
 ) -> Result<()> {
@@ -165,7 +166,8 @@ impl Kernel for SiluRows<'_> {
 pub(crate) fn silu_mul(
     exec: Exec<'_>,
     gate_up: &[f32],
-    (rows, width): (usize, usize),
+    rows: usize,
+    width: usize,
     out: &mut [f32],
 ) -> Result<()> {
     let (op, len) = ("silu_mul", rows.saturating_mul(width));
@@ -380,10 +382,10 @@ impl Kernel for SplitSlots<'_, '_> {
             let key = &row[(heads + self.item.kv_head) * head_dim..][..head_dim];
             let value = &row[(heads + kv_heads + self.item.kv_head) * head_dim..][..head_dim];
             self.args.head::<L>(t, key, weight, &mut rotated);
-            let slot = self.item.slots.len + i;
+            let (table, slot) = (self.item.slots.pages, self.item.slots.len + i);
             // SAFETY: `split_qkv` checked the table and runs items at the same time only when they
             // share no page.
-            with_writer!(self.writer, w => unsafe { w.write::<L>(self.item.slots.pages, slot, &rotated, value) });
+            with_writer!(self.writer, w => unsafe { w.write::<L>(table, slot, &rotated, value) });
         }
     }
 }

@@ -69,3 +69,6 @@ impl<C: Cell> Kernel for UnpackRow<'_, C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

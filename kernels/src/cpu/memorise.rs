@@ -7,7 +7,7 @@ use super::pages::CpuPages;
 use super::slots::read_slots;
 use crate::backend::{Features, HeadPages};
 use crate::error::{Error, Result};
-use crate::latent::{LatentId, LatentState, check_features};
+use crate::latent::{FeatureSize, LatentId, LatentState, check_features};
 use crate::select::KeptLists;
 
 /// See [`LatentMemory::memorise`](crate::backend::LatentMemory::memorise).
@@ -35,8 +35,11 @@ pub(crate) fn memorise(
         });
     }
     let values = features.map_or(&[][..], |features| features.values);
-    let sizes = features.map(|features| (values.len(), features.count));
-    let (group, layer) = check_features(kind, want, sizes, dim)?;
+    let size = features.map(|features| FeatureSize {
+        len: values.len(),
+        count: features.count,
+    });
+    let layout = check_features(kind, want, size, dim)?;
     // Pages are read while states are written.
     let mut states = std::mem::take(&mut latent.heads);
     let lost: Vec<Vec<u32>> = (0..heads.len()).map(|head| kept.lost(head)).collect();
@@ -56,16 +59,16 @@ pub(crate) fn memorise(
             reader,
             heads[index],
             &lost[index],
-            (&mut keys, &mut values_of),
+            &mut keys,
+            &mut values_of,
         )
         .expect("slots of a table that was checked");
-        let features = &values[(index / group) * layer..][..layer];
-        tasks[index].lock().expect("no task panics").absorb(
-            kind,
-            features,
-            (&keys, &values_of),
-            dim,
-        );
+        let features =
+            &values[(index / layout.layer_heads) * layout.layer_values..][..layout.layer_values];
+        tasks[index]
+            .lock()
+            .expect("no task panics")
+            .absorb(kind, features, &keys, &values_of, dim);
     });
     drop(tasks);
     pages.latents_mut().get_mut(op, id)?.heads = states;

@@ -2,6 +2,7 @@
 
 use super::page_layout::SLOTS;
 use crate::backend::PageId;
+use crate::score::Noted;
 
 /// Note and position of every slot of an arena: slot `s` of page `p` at `p * 32 + s`.
 pub(crate) struct Notes(Vec<[u32; 2]>);
@@ -17,9 +18,9 @@ impl Notes {
     }
 
     /// Note and position of a slot.
-    pub(crate) fn get(&self, table: &[PageId], slot: usize) -> (u32, u32) {
+    pub(crate) fn get(&self, table: &[PageId], slot: usize) -> Noted {
         let [note, position] = self.0[Self::at(table, slot)];
-        (note, position)
+        Noted { note, position }
     }
 
     /// Keeps a note and a position with a slot.

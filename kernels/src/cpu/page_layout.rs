@@ -49,7 +49,8 @@ pub(crate) unsafe fn read_slot<T: Element, L: Lanes>(
     dim: usize,
     table: &[PageId],
     slot: usize,
-    (key, value): (&mut [f32], &mut [f32]),
+    key: &mut [f32],
+    value: &mut [f32],
 ) {
     // SAFETY: by the caller's contract; `dim` is a multiple of eight, so all vectors lie inside.
     unsafe {

@@ -25,6 +25,12 @@ macro_rules! with_writer {
 }
 pub(crate) use with_writer;
 
+/// Where the scales of a slot lie, in halves.
+struct Scales {
+    key: *mut u16,
+    value: *mut u16,
+}
+
 /// Scattered writes to the pages of heads. All methods are unsafe in the same way: page tables were
 /// checked with `CpuPages::check` for the slots used, and no other thread touches the pages
 /// meanwhile.
@@ -55,7 +61,7 @@ impl<T: Element> Writer<'_, T> {
     }
 
     /// The scales of key and value; only scaled elements have them.
-    unsafe fn scales(&self, pages: &[PageId], slot: usize) -> (*mut u16, *mut u16) {
+    unsafe fn scales(&self, pages: &[PageId], slot: usize) -> Scales {
         // SAFETY: the page exists by the contract of the type, and of scaled elements it ends with
         // two halves a slot.
         unsafe {
@@ -64,7 +70,10 @@ impl<T: Element> Writer<'_, T> {
                 .start()
                 .add(scale_offset::<T>(self.dim, pages, slot))
                 .cast::<u16>();
-            (key, key.add(SLOTS))
+            Scales {
+                key,
+                value: key.add(SLOTS),
+            }
         }
     }
 
@@ -90,7 +99,7 @@ impl<T: Element> Writer<'_, T> {
         // lie inside.
         unsafe {
             if T::SCALED {
-                *self.scales(pages, slot).1 = scale.to_bits();
+                *self.scales(pages, slot).value = scale.to_bits();
             }
             let values = self.value(pages, slot);
             for d in (0..self.dim).step_by(WIDTH) {
@@ -119,7 +128,7 @@ impl<T: Element> Writer<'_, T> {
         // SAFETY: as in `write`.
         unsafe {
             if T::SCALED {
-                *self.scales(pages, slot).0 = scale.to_bits();
+                *self.scales(pages, slot).key = scale.to_bits();
             }
             let keys = self.key(pages, slot);
             for d in (0..self.dim).step_by(WIDTH) {
@@ -172,7 +181,8 @@ impl<T: Element> Writer<'_, T> {
                             self.scales(pages, slot as usize),
                             self.scales(pages, first + i),
                         );
-                        (*to.0, *to.1) = (*from.0, *from.1);
+                        *to.key = *from.key;
+                        *to.value = *from.value;
                     }
                 }
             }
@@ -198,7 +208,8 @@ impl<T: Element> Writer<'_, T> {
                     self.dim,
                     pages,
                     slot,
-                    (&mut key, &mut value),
+                    &mut key,
+                    &mut value,
                 )
             };
             for (i, &frequency) in inv_freq[..half].iter().enumerate() {

@@ -8,7 +8,8 @@
 //! One word of state holds the generation of the current region, whether it is open, and how many
 //! workers are inside:
 //! ```text
-//! caller:  write job ▸ state = (generation+1, open, 0) ▸ take tasks ▸ close ▸ wait until nobody is inside
+//! caller:  write job ▸ state = (generation+1, open, 0) ▸ take tasks ▸ close
+//!          ▸ wait until nobody is inside
 //! worker:  open and generation unseen ▸ enter (compare-exchange) ▸ take tasks ▸ leave
 //! ```
 //! Deliberately absent: work stealing, nested parallelism (a nested region runs inline), thread

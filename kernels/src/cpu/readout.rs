@@ -15,7 +15,8 @@ const ROWS: usize = 16;
 pub(crate) fn readout(
     exec: Exec<'_>,
     layer: AssociativeLayer<'_, CpuBackend>,
-    (pages, q): (&CpuPages, &[f32]),
+    pages: &CpuPages,
+    q: &[f32],
     items: &[ReadoutItem],
     out: &mut [f32],
 ) -> Result<()> {

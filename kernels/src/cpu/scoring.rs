@@ -53,7 +53,7 @@ pub(crate) fn note(
 pub(crate) fn read_notes(pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<u32>> {
     pages.check("read_notes", &head, head.len)?;
     Ok((0..head.len)
-        .map(|slot| pages.notes().get(head.pages, slot).0)
+        .map(|slot| pages.notes().get(head.pages, slot).note)
         .collect())
 }
 
@@ -83,16 +83,16 @@ pub(crate) fn score(
         let notes = (0..slots.len).map(|slot| pages.notes().get(slots.pages, slot));
         match rule {
             ScoreRule::Fading { rate, scale } => {
-                return fading((rate, scale), at, notes, &mut scores);
+                return fading(rate, scale, at, notes, &mut scores);
             }
             ScoreRule::Either { rate, scale } => {
-                return either((rate, scale), at, notes, &mut scores);
+                return either(rate, scale, at, notes, &mut scores);
             }
             ScoreRule::KeyNorm | ScoreRule::KeyDirection => {}
         }
         let all: Vec<u32> = (0..slots.len as u32).collect();
         let (mut keys, mut values) = (vec![0.0; slots.len * dim], vec![0.0; slots.len * dim]);
-        read_slots(exec, pages, slots, &all, (&mut keys, &mut values))
+        read_slots(exec, pages, slots, &all, &mut keys, &mut values)
             .expect("slots of a table that was checked");
         match rule {
             ScoreRule::KeyNorm => key_norm(&keys, dim, &mut scores),

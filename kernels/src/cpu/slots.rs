@@ -130,7 +130,8 @@ impl Kernel for Write<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         with_writer!(&self.writer, w => {
-            for (i, (key, value)) in self.keys.chunks_exact(w.dim).zip(self.values.chunks_exact(w.dim)).enumerate() {
+            let keys = self.keys.chunks_exact(w.dim);
+            for (i, (key, value)) in keys.zip(self.values.chunks_exact(w.dim)).enumerate() {
                 // SAFETY: `write_slots` checked the table and holds the arena exclusively.
                 unsafe { w.write::<L>(self.pages, self.first + i, key, value) };
             }
@@ -155,8 +156,9 @@ impl Kernel for Read<'_> {
         with_arena!(self.pages.data(), arena => {
             let rows = self.keys.chunks_exact_mut(dim).zip(self.values.chunks_exact_mut(dim));
             for (&slot, (key, value)) in self.slots.iter().zip(rows) {
+                let slot = slot as usize;
                 // SAFETY: `read_slots` checked the table.
-                unsafe { read_slot::<_, L>(arena.start(), dim, self.table, slot as usize, (key, value)) };
+                unsafe { read_slot::<_, L>(arena.start(), dim, self.table, slot, key, value) };
             }
         });
     }
@@ -168,7 +170,8 @@ pub(crate) fn write_slots(
     pages: &mut CpuPages,
     head: HeadPages<'_>,
     first: usize,
-    (keys, values): (&[f32], &[f32]),
+    keys: &[f32],
+    values: &[f32],
 ) -> Result<()> {
     let op = "write_slots";
     let dim = pages.head_dim();
@@ -210,7 +213,8 @@ pub(crate) fn read_slots(
     pages: &CpuPages,
     head: HeadPages<'_>,
     slots: &[u32],
-    (keys, values): (&mut [f32], &mut [f32]),
+    keys: &mut [f32],
+    values: &mut [f32],
 ) -> Result<()> {
     let op = "read_slots";
     let want = slots.len() * pages.head_dim();

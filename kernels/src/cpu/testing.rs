@@ -1,8 +1,11 @@
-//! Random weights and activations for tests.
+//! Backends, random weights and activations for tests.
 
 use half::{bf16, f16};
 
-use crate::backend::{BlockSize, WeightType};
+use super::device::{Activations, CpuBackend, CpuOptions};
+use super::pack::CpuMatrix;
+use super::simd::SimdLevel;
+use crate::backend::{BlockSize, WeightType, WeightView};
 
 /// SplitMix64 (Steele et al., 2014).
 pub(crate) struct Random(pub u64);
@@ -70,4 +73,60 @@ pub(crate) fn activations(len: usize, seed: u64) -> Vec<f32> {
                 }
         })
         .collect()
+}
+
+/// Every weight type.
+pub(crate) const TYPES: [WeightType; 8] = [
+    WeightType::F32,
+    WeightType::F16,
+    WeightType::BF16,
+    WeightType::Q8_0,
+    WeightType::Q4_0,
+    WeightType::Q4_1,
+    WeightType::Q4K,
+    WeightType::Q6K,
+];
+
+/// A backend of so many threads.
+pub(crate) fn backend(activations: Activations, simd: SimdLevel, threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuOptions {
+        threads: Some(threads),
+        activations,
+        simd: Some(simd),
+    })
+}
+
+/// A backend with the best instruction set.
+pub(crate) fn best(activations: Activations, threads: usize) -> CpuBackend {
+    backend(activations, SimdLevel::detect(), threads)
+}
+
+/// A matrix of stacked parts: element type and rows of each.
+pub(crate) fn load(
+    backend: &CpuBackend,
+    parts: &[(WeightType, usize)],
+    cols: usize,
+    bytes: &[Vec<u8>],
+) -> CpuMatrix {
+    let views: Vec<_> = parts
+        .iter()
+        .zip(bytes)
+        .map(|(&(dtype, rows), bytes)| WeightView {
+            dtype,
+            rows,
+            cols,
+            bytes,
+        })
+        .collect();
+    CpuMatrix::load(&backend.pool, &views).unwrap()
+}
+
+/// Output rows and inputs: one block, a ragged panel, several blocks with a ragged last one.
+pub(crate) fn shapes(dtype: WeightType) -> Vec<(usize, usize)> {
+    let block = dtype.block().weights;
+    let mut shapes = vec![(1, block), (13, block), (40, 3 * block), (29, 512 + block)];
+    if block == 1 {
+        shapes.push((17, 131));
+    }
+    shapes
 }

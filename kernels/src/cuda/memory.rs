@@ -11,7 +11,8 @@ use super::{Arg, Buffer, CudaBackend, Device, Held, Launch, Pack, exactly};
 use crate::backend::{Features, HeadPages};
 use crate::error::{Error, Result};
 use crate::latent::{
-    AssociativeState, CentroidState, LatentHead, LatentId, LatentKind, LatentState, check_features,
+    AssociativeState, CentroidState, FeatureSize, LatentHead, LatentId, LatentKind, LatentState,
+    check_features,
 };
 use crate::select;
 
@@ -196,8 +197,12 @@ impl<D: Device> CudaBackend<D> {
         select::check_lens(op, kept.lens(), heads)?;
         let latent = pages.latents.get(op, id)?;
         exactly(op, "heads", heads.len(), latent.heads)?;
-        let sizes = features.map(|features| (features.values.len, features.count));
-        let (group, layer) = check_features(latent.kind, heads.len(), sizes, dim)?;
+        let sizes = features.map(|features| FeatureSize {
+            len: features.values.len,
+            count: features.count,
+        });
+        let layout = check_features(latent.kind, heads.len(), sizes, dim)?;
+        let (group, layer) = (layout.layer_heads, layout.layer_values);
         let count = match latent.kind {
             LatentKind::Centroids { most } => most,
             LatentKind::Associative { features } => features,

@@ -22,26 +22,37 @@ pub(in crate::reference) fn dot(a: &[f32], b: &[f32]) -> f64 {
         .sum()
 }
 
-/// Probabilities of token row `i` of the item for query head `g` of its group.
+/// A query row of an item.
+#[derive(Clone, Copy)]
+struct Query {
+    /// Token row, counted in the item.
+    row: usize,
+    /// Query head, counted in its group.
+    head: usize,
+}
+
+/// Probabilities of a query row of the item.
 fn probabilities(
     op: &'static str,
     shape: QkvShape,
     pages: &ReferencePages,
     q: &[f32],
     item: &AttentionItem<'_>,
-    (i, g): (usize, usize),
+    query: Query,
 ) -> Result<Row> {
     let dim = shape.head_dim;
     let scale = 1.0 / (dim as f64).sqrt();
-    let q = &q[offset(shape, item, i, g)..][..dim];
+    let q = &q[offset(shape, item, query)..][..dim];
     let mut centroids = Vec::new();
     if let Some(view) = pages.latents.centroids(op, item.centroids)? {
         for (key, &bias) in view.keys().chunks_exact(dim).zip(view.bias()) {
             centroids.push(scale * dot(q, key) + f64::from(bias));
         }
     }
-    let first = item.first_visible.map_or(0, |first| first[i] as usize);
-    let end = item.slots.len - item.rows.len() + i + 1;
+    let first = item
+        .first_visible
+        .map_or(0, |first| first[query.row] as usize);
+    let end = item.slots.len - item.rows.len() + query.row + 1;
     let (mut slots, mut entries) = (Vec::new(), Vec::new());
     for slot in 0..item.slots.len {
         let entry = pages.entry(op, item.slots.pages, slot)?;
@@ -74,9 +85,10 @@ fn probabilities(
 }
 
 /// First element of a query row in `q` and `out`.
-fn offset(shape: QkvShape, item: &AttentionItem<'_>, i: usize, g: usize) -> usize {
+fn offset(shape: QkvShape, item: &AttentionItem<'_>, query: Query) -> usize {
     let group = shape.heads / shape.kv_heads;
-    ((item.rows.start + i) * shape.heads + item.kv_head * group + g) * shape.head_dim
+    let head = item.kv_head * group + query.head;
+    ((item.rows.start + query.row) * shape.heads + head) * shape.head_dim
 }
 
 fn attention(
@@ -88,9 +100,10 @@ fn attention(
 ) -> Result<()> {
     let dim = shape.head_dim;
     for item in items {
-        for i in 0..item.rows.len() {
-            for g in 0..shape.heads / shape.kv_heads {
-                let row = probabilities("attention", shape, pages, q, item, (i, g))?;
+        for row in 0..item.rows.len() {
+            for head in 0..shape.heads / shape.kv_heads {
+                let query = Query { row, head };
+                let row = probabilities("attention", shape, pages, q, item, query)?;
                 let mut sum = vec![0.0; dim];
                 if let Some(view) = pages.latents.centroids("attention", item.centroids)? {
                     for (p, value) in row.centroids.iter().zip(view.values().chunks_exact(dim)) {
@@ -104,7 +117,7 @@ fn attention(
                         .zip(&pages.values[entry])
                         .for_each(|(sum, &v)| *sum += p * f64::from(v));
                 }
-                let out = &mut out[offset(shape, item, i, g)..][..dim];
+                let out = &mut out[offset(shape, item, query)..][..dim];
                 out.iter_mut()
                     .zip(sum)
                     .for_each(|(out, sum)| *out = sum as f32);
@@ -135,7 +148,8 @@ fn observe(
         weights.resize(attend.slots.len, 0.0);
         for i in 0..attend.rows.len() {
             for g in 0..group {
-                let row = probabilities("observe", shape, pages, q, attend, (i, g))?;
+                let query = Query { row: i, head: g };
+                let row = probabilities("observe", shape, pages, q, attend, query)?;
                 let scale = row_weights.map_or(1.0, |weights| f64::from(weights[i]));
                 for (weight, p) in weights.iter_mut().zip(row.slots) {
                     match reduce {

@@ -8,13 +8,15 @@ use crate::backend::{
 };
 use crate::error::{Error, Result};
 use crate::latent::{
-    AssociativeState, CentroidState, LatentHead, LatentId, LatentKind, LatentState, check_features,
+    AssociativeState, CentroidState, FeatureSize, LatentHead, LatentId, LatentKind, LatentState,
+    check_features,
 };
 use crate::select::KeptLists;
 
 fn readout(
     layer: AssociativeLayer<'_, ReferenceBackend>,
-    (pages, q): (&ReferencePages, &[f32]),
+    pages: &ReferencePages,
+    q: &[f32],
     items: &[ReadoutItem],
     out: &mut [f32],
 ) -> Result<()> {
@@ -74,10 +76,13 @@ fn memorise(
         });
     }
     let values = features.map_or(&[][..], |features| features.values);
-    let (group, layer) = check_features(
+    let layout = check_features(
         kind,
         want,
-        features.map(|features| (features.values.len(), features.count)),
+        features.map(|features| FeatureSize {
+            len: features.values.len(),
+            count: features.count,
+        }),
         dim,
     )?;
     for (index, head) in heads.iter().enumerate() {
@@ -95,7 +100,8 @@ fn memorise(
                 LatentState::Centroids(centroids(old, most, &entries))
             }
             (LatentState::Associative(old), LatentKind::Associative { features }) => {
-                let layer = &values[index / group * layer..][..features * dim];
+                let layer =
+                    &values[index / layout.layer_heads * layout.layer_values..][..features * dim];
                 LatentState::Associative(associative(old, layer, &entries))
             }
             _ => unreachable!("checked when it was written"),
@@ -250,6 +256,6 @@ impl LatentMemory for ReferenceBackend {
         items: &[ReadoutItem],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        readout(layer, (pages, q), items, out)
+        readout(layer, pages, q, items, out)
     }
 }

@@ -17,7 +17,8 @@ pub struct ReferenceMatrix {
 fn units(
     op: &'static str,
     matrix: &ReferenceMatrix,
-    (x, rows): (&[f32], usize),
+    x: &[f32],
+    rows: usize,
     ends: &[usize],
 ) -> Result<Vec<i64>> {
     let cols = matrix.cols;
@@ -144,7 +145,7 @@ impl Products for ReferenceBackend {
             out.len(),
             rows * (matrix.weights.len() / matrix.cols.max(1)),
         )?;
-        let sums = units("matmul_units", matrix, (x, rows), ends)?;
+        let sums = units("matmul_units", matrix, x, rows, ends)?;
         out.iter_mut()
             .zip(sums)
             .for_each(|(out, sum)| *out = fixed::to_f32(sum));
@@ -165,7 +166,7 @@ impl Products for ReferenceBackend {
             out.len(),
             rows * (matrix.weights.len() / matrix.cols.max(1)),
         )?;
-        let sums = units("matmul_share", matrix, (x, rows), ends)?;
+        let sums = units("matmul_share", matrix, x, rows, ends)?;
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
         Ok(())
     }

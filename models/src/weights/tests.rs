@@ -76,7 +76,8 @@ fn every_fixture_opens_with_its_configuration() {
             config.sliding_window,
             (architecture == Architecture::Mistral).then_some(16)
         );
-        let norms = usize::from(name == "gguf-llama"); // rope_freqs.weight is no parameter of the network
+        // rope_freqs.weight is no parameter of the network.
+        let norms = usize::from(name == "gguf-llama");
         let elements =
             inspect(model.path()).unwrap().parameters - (norms * config.head_dim / 2) as u64;
         assert_eq!(config.parameters, elements, "{name}");
@@ -183,7 +184,8 @@ fn whole(model: &Model) -> Part {
 #[test]
 fn shards_are_cut_from_rows_and_columns() {
     let model = open("gguf-llama");
-    let down = model.weights().layer(0, &whole(&model)).unwrap().down; // [64, 128] in Q4_1: 20 bytes per 32 columns
+    // [64, 128] in Q4_1: 20 bytes per 32 columns.
+    let down = model.weights().layer(0, &whole(&model)).unwrap().down;
     let rows = down.clone().into_rows(8..24);
     assert_eq!(
         (rows.rows, rows.cols, &*rows.bytes),
@@ -494,10 +496,16 @@ fn inspection_sums_up_by_type() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn damaged_gguf_files_never_panic(flips in proptest::collection::vec((0usize..3_000, any::<u8>()), 1..8)) {
+    fn damaged_gguf_files_never_panic(
+        flips in proptest::collection::vec((0usize..3_000, any::<u8>()), 1..8),
+    ) {
         let mut file = with_tensors(llama(), 0, 4096).bytes();
         for (at, byte) in flips {
             file[at] ^= byte;
@@ -511,7 +519,9 @@ proptest! {
     }
 
     #[test]
-    fn damaged_safetensors_files_never_panic(flips in proptest::collection::vec((0usize..2_500, any::<u8>()), 1..8)) {
+    fn damaged_safetensors_files_never_panic(
+        flips in proptest::collection::vec((0usize..2_500, any::<u8>()), 1..8),
+    ) {
         let mut file = std::fs::read(fixture("llama-tied").join("model.safetensors")).unwrap();
         for (at, byte) in flips {
             file[at] ^= byte;

@@ -1,57 +1,17 @@
 //! Products against exact sums, and bit for bit against themselves in every way of calling them.
 
-use std::ops::Range;
+mod units;
 
-use super::super::pack::CpuMatrix;
-use super::super::quant::dequantize;
-use super::super::testing::{activations, weights};
-use super::super::{Activations, CpuBackend, CpuOptions, SimdLevel, embed, matmul};
 use crate::backend::{WeightType, WeightView};
+use crate::cpu::device::{Activations, CpuBackend};
+use crate::cpu::matmul;
+use crate::cpu::pack::CpuMatrix;
+use crate::cpu::quant::{dequantize, group};
+use crate::cpu::simd::SimdLevel;
+use crate::cpu::testing::{TYPES, activations, backend, best, load, shapes, weights};
 use crate::error::Error;
-use crate::fixed;
 
-const TYPES: [WeightType; 8] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::BF16,
-    WeightType::Q8_0,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q4K,
-    WeightType::Q6K,
-];
 const MODES: [Activations; 2] = [Activations::Int8, Activations::F32];
-
-fn backend(activations: Activations, simd: SimdLevel, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions {
-        threads: Some(threads),
-        activations,
-        simd: Some(simd),
-    })
-}
-
-fn best(activations: Activations, threads: usize) -> CpuBackend {
-    backend(activations, SimdLevel::detect(), threads)
-}
-
-fn load(
-    backend: &CpuBackend,
-    parts: &[(WeightType, usize)],
-    cols: usize,
-    bytes: &[Vec<u8>],
-) -> CpuMatrix {
-    let views: Vec<_> = parts
-        .iter()
-        .zip(bytes)
-        .map(|(&(dtype, rows), bytes)| WeightView {
-            dtype,
-            rows,
-            cols,
-            bytes,
-        })
-        .collect();
-    CpuMatrix::load(&backend.pool, &views).unwrap()
-}
 
 /// The bits of a product with a single part.
 fn product(
@@ -65,16 +25,6 @@ fn product(
     let mut out = vec![f32::NAN; rows * n];
     matmul::matmul(backend, &matrix, x, rows, None, &mut out).unwrap();
     out.into_iter().map(f32::to_bits).collect()
-}
-
-/// Output rows and inputs: one block, a ragged panel, several blocks with a ragged last one.
-fn shapes(dtype: WeightType) -> Vec<(usize, usize)> {
-    let block = dtype.block().weights;
-    let mut shapes = vec![(1, block), (13, block), (40, 3 * block), (29, 512 + block)];
-    if block == 1 {
-        shapes.push((17, 131));
-    }
-    shapes
 }
 
 #[test]
@@ -121,7 +71,7 @@ fn products_are_close_to_exact_sums() {
 fn int8_by_hand(dtype: WeightType, w: &[u8], x: &[f32]) -> f32 {
     let mut acc = 0f32;
     for (g, x) in x.chunks(32).enumerate() {
-        let group = super::super::quant::group(dtype, w, g).unwrap();
+        let group = group(dtype, w, g).unwrap();
         let d = x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
         let q: Vec<i32> = x
             .iter()
@@ -286,235 +236,6 @@ fn stacked_parts_and_bias_equal_separate_products() {
     }
 }
 
-/// Columns `range` of a matrix.
-fn columns(dtype: WeightType, bytes: &[u8], cols: usize, range: &Range<usize>) -> Vec<u8> {
-    let (row, start, end) = (
-        dtype.bytes(cols),
-        dtype.bytes(range.start),
-        dtype.bytes(range.end),
-    );
-    let (row, start, end) = (row.unwrap(), start.unwrap(), end.unwrap());
-    bytes
-        .chunks_exact(row)
-        .flat_map(|row| row[start..end].iter().copied())
-        .collect()
-}
-
-/// A matrix and activations whose columns are cut in units, each a whole number of blocks.
-struct Cut {
-    dtype: WeightType,
-    bytes: Vec<u8>,
-    x: Vec<f32>,
-    n: usize,
-    rows: usize,
-    ends: Vec<usize>,
-}
-
-impl Cut {
-    fn new(dtype: WeightType, rows: usize, units: &[usize]) -> Self {
-        let block = dtype.block().weights;
-        let ends: Vec<usize> = units
-            .iter()
-            .scan(0, |end, unit| {
-                *end += unit * block;
-                Some(*end)
-            })
-            .collect();
-        let (n, cols) = (21, ends[ends.len() - 1]);
-        Self {
-            dtype,
-            bytes: weights(dtype, n, cols, 71),
-            x: activations(rows * cols, 72),
-            n,
-            rows,
-            ends,
-        }
-    }
-
-    /// The share of a rank that holds units `units`.
-    fn share(&self, backend: &CpuBackend, units: Range<usize>) -> Vec<i64> {
-        let cols = self.ends[self.ends.len() - 1];
-        let first = if units.start == 0 {
-            0
-        } else {
-            self.ends[units.start - 1]
-        };
-        let range = first..self.ends[units.end - 1];
-        let own: Vec<f32> = self
-            .x
-            .chunks_exact(cols)
-            .flat_map(|x| x[range.clone()].to_vec())
-            .collect();
-        let bytes = columns(self.dtype, &self.bytes, cols, &range);
-        let matrix = load(backend, &[(self.dtype, self.n)], range.len(), &[bytes]);
-        let ends: Vec<usize> = self.ends[units].iter().map(|end| end - first).collect();
-        let mut out = vec![-1; self.rows * self.n];
-        matmul::matmul_fixed(backend, &matrix, &own, self.rows, &ends, &mut out).unwrap();
-        out
-    }
-
-    /// The product of a rank with all units.
-    fn whole(&self, backend: &CpuBackend) -> Vec<u32> {
-        let cols = self.ends[self.ends.len() - 1];
-        let matrix = load(
-            backend,
-            &[(self.dtype, self.n)],
-            cols,
-            std::slice::from_ref(&self.bytes),
-        );
-        let mut out = vec![f32::NAN; self.rows * self.n];
-        matmul::matmul_fixed(backend, &matrix, &self.x, self.rows, &self.ends, &mut out).unwrap();
-        out.into_iter().map(f32::to_bits).collect()
-    }
-}
-
-#[test]
-fn any_deal_of_units_gives_the_bits_of_the_whole() {
-    for dtype in TYPES {
-        for mode in MODES {
-            for rows in [1, 2, 3, 4, 5, 9] {
-                let cut = Cut::new(dtype, rows, &[1, 3, 2, 1, 1, 4]);
-                let (here, portable) = (best(mode, 2), backend(mode, SimdLevel::Portable, 1));
-                let whole = cut.whole(&here);
-                assert_eq!(cut.whole(&portable), whole, "{dtype:?} {mode:?}");
-                for deal in [
-                    vec![0, 6],
-                    vec![0, 3, 6],
-                    vec![0, 1, 5, 6],
-                    vec![0, 1, 2, 3, 4, 5, 6],
-                ] {
-                    let mut sum = vec![0i64; rows * cut.n];
-                    for (rank, units) in deal.windows(2).enumerate() {
-                        let backend = if rank % 2 == 0 { &here } else { &portable };
-                        let share = cut.share(backend, units[0]..units[1]);
-                        sum.iter_mut()
-                            .zip(share)
-                            .for_each(|(sum, share)| *sum = sum.wrapping_add(share));
-                    }
-                    let sum: Vec<u32> = sum
-                        .into_iter()
-                        .map(|sum| fixed::to_f32(sum).to_bits())
-                        .collect();
-                    assert_eq!(sum, whole, "{dtype:?} {mode:?} {rows} rows, {deal:?}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn units_are_products_of_their_columns_in_fixed_point() {
-    for dtype in TYPES {
-        for mode in MODES {
-            // More units than are added up at a time.
-            let cut = Cut::new(dtype, 5, &[1; 40]);
-            let backend = best(mode, 2);
-            let cols = cut.ends[39];
-            let mut sum = vec![0i64; 5 * cut.n];
-            for end in &cut.ends {
-                let range = end - cols / 40..*end;
-                let x: Vec<f32> = cut
-                    .x
-                    .chunks_exact(cols)
-                    .flat_map(|x| x[range.clone()].to_vec())
-                    .collect();
-                let matrix = load(
-                    &backend,
-                    &[(dtype, cut.n)],
-                    range.len(),
-                    &[columns(dtype, &cut.bytes, cols, &range)],
-                );
-                let mut unit = vec![f32::NAN; 5 * cut.n];
-                matmul::matmul(&backend, &matrix, &x, 5, None, &mut unit).unwrap();
-                sum.iter_mut()
-                    .zip(unit)
-                    .for_each(|(sum, unit)| *sum += fixed::from_f32(unit));
-            }
-            let want: Vec<u32> = sum
-                .into_iter()
-                .map(|sum| fixed::to_f32(sum).to_bits())
-                .collect();
-            assert_eq!(cut.whole(&backend), want, "{dtype:?} {mode:?}");
-        }
-    }
-}
-
-#[test]
-fn a_unit_without_a_valid_value_makes_its_rows_nan_and_no_others() {
-    let (n, ends, largest) = (3, [1, 2, 3], fixed::LIMIT);
-    for simd in [SimdLevel::Portable, SimdLevel::detect()] {
-        let backend = backend(Activations::F32, simd, 1);
-        let ones: Vec<u8> = 1f32
-            .to_le_bytes()
-            .into_iter()
-            .cycle()
-            .take(4 * n * 3)
-            .collect();
-        let matrix = load(&backend, &[(WeightType::F32, n)], 3, &[ones]);
-        let values = [
-            f32::NAN,
-            -f32::NAN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            largest.next_up(),
-            -largest.next_up(),
-        ];
-        for (bad, is_bad) in values
-            .map(|v| (v, true))
-            .into_iter()
-            .chain([(largest, false), (-largest, false)])
-        {
-            let x = [1.0, 2.0, 3.0, largest, bad, 0.5, -largest, -1e-9, -largest];
-            let (mut out, mut share) = ([0f32; 9], [0i64; 9]);
-            matmul::matmul_fixed(&backend, &matrix, &x, 3, &ends, &mut out).unwrap();
-            matmul::matmul_fixed(&backend, &matrix, &x, 3, &ends, &mut share).unwrap();
-            let middle = if is_bad {
-                f32::NAN
-            } else {
-                largest + bad + 0.5
-            };
-            for (row, want) in [6.0, middle, -2.0 * largest].into_iter().enumerate() {
-                for got in &out[row * n..][..n] {
-                    assert!(
-                        *got == want || got.is_nan() && want.is_nan(),
-                        "{got} for {want}, {bad}"
-                    );
-                }
-            }
-            assert_eq!(
-                share.map(|sum| fixed::to_f32(sum).to_bits()),
-                out.map(f32::to_bits),
-                "{bad}"
-            );
-        }
-    }
-}
-
-#[test]
-fn embedding_rows_are_the_dequantised_rows() {
-    for dtype in TYPES {
-        for (n, cols) in shapes(dtype) {
-            let bytes = weights(dtype, n, cols, 61);
-            let mut dense = vec![0.0; n * cols];
-            dequantize(dtype, &bytes, &mut dense).unwrap();
-            for simd in [SimdLevel::Portable, SimdLevel::detect()] {
-                let backend = backend(Activations::Int8, simd, 2);
-                let table = load(&backend, &[(dtype, n)], cols, std::slice::from_ref(&bytes));
-                let ids: Vec<u32> = (0..n as u32).rev().chain([0]).collect();
-                let mut out = vec![f32::NAN; ids.len() * cols];
-                embed::embed(&backend, &table, &ids, &mut out).unwrap();
-                for (&id, out) in ids.iter().zip(out.chunks(cols)) {
-                    assert_eq!(
-                        out,
-                        &dense[id as usize * cols..][..cols],
-                        "{dtype:?} row {id}"
-                    );
-                }
-            }
-        }
-    }
-}
-
 #[test]
 fn scales_that_overflow_a_half_are_kept() {
     // Q4_0 with d = 30000: the minimum -8 d is no half.
@@ -629,15 +350,4 @@ fn wrong_shapes_are_refused_before_anything_is_written() {
     assert!(run(&x, usize::MAX, None, 16));
     assert!(!run(&x, 0, None, 0));
     assert_eq!(out, [7.0; 16]);
-    let mut out = [7.0; 64];
-    assert!(matches!(
-        embed::embed(&backend, &matrix, &[8], &mut out),
-        Err(Error::Index {
-            index: 8,
-            len: 8,
-            ..
-        })
-    ));
-    assert!(embed::embed(&backend, &matrix, &[0, 1], &mut out).is_err());
-    assert_eq!(out, [7.0; 64]);
 }
