@@ -7,7 +7,9 @@ pub mod associative;
 use std::ops::Range;
 
 use associative::{AssociativeWeights, DeviceAssociative};
-use palimpsest_kernels::{AssociativeLayer, Backend, LatentHead, LatentId, LatentKind, QkvShape};
+use palimpsest_kernels::{
+    AssociativeLayer, Backend, Features, LatentHead, LatentId, LatentKind, QkvShape,
+};
 
 use crate::error::{Error, Result};
 use crate::indexer::{Reader, Trained};
@@ -115,8 +117,8 @@ impl<B: Backend> Memories<B> {
         self.associative.as_ref().map(DeviceAssociative::count)
     }
 
-    /// What memories are written with: all features, and `F`.
-    pub fn writer(&self) -> Option<(&B::Buffer, usize)> {
+    /// What memories are written with.
+    pub fn writer(&self) -> Option<Features<'_, B::Buffer>> {
         self.associative.as_ref().map(DeviceAssociative::features)
     }
 

@@ -1,6 +1,6 @@
 //! From token ids through the decoder's layers.
 
-use palimpsest_kernels::{Backend, QkvShape};
+use palimpsest_kernels::{Backend, QkNorm, QkvShape};
 
 use super::Decoder;
 use super::arena::Arena;
@@ -89,10 +89,11 @@ impl<B: Backend> Decoder<B> {
             qkv: &s.qkv,
             cos: &s.cos,
             sin: &s.sin,
-            qk_norm: attention
-                .qk_norm
-                .as_ref()
-                .map(|norm| (&norm.q, &norm.k, eps)),
+            qk_norm: attention.qk_norm.as_ref().map(|norm| QkNorm {
+                query: &norm.q,
+                key: &norm.k,
+                eps,
+            }),
             sliding_window: self.config.sliding_window,
             stride: self.stride,
             associative: self.memories.readout(index, step.shape),

@@ -5,8 +5,8 @@
 //! left out, because the normalised readout does not depend on it. So is the decay, because what
 //! makes up for the entries that are missing must count all of them alike. Gates are per KV head.
 //! And it is causal, because it is written at boundaries only. `A += phi(k) v^T`, `b += phi(k)^2`,
-//! `phi(z) = W z`: [`palimpsest_kernels::Backend::memorise`]; the readout is
-//! [`palimpsest_kernels::Backend::readout`].
+//! `phi(z) = W z`: [`palimpsest_kernels::LatentMemory::memorise`]; the readout is
+//! [`palimpsest_kernels::LatentMemory::readout`].
 //!
 //! Its tensors in an indexer file, with `features` `F` and `head_dim` `D` in the metadata:
 //! ```text

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
-use palimpsest_kernels::parts::*;
-use palimpsest_kernels::{AttentionItem, KvType, LatentHead, LatentKind, LatentState, QkvShape};
+use palimpsest_kernels::{
+    Attention as _, AttentionItem, Buffers, Cache, KvType, LatentHead, LatentKind, LatentMemory,
+    LatentState, QkvShape,
+};
 use proptest::prelude::*;
 
 use super::*;
