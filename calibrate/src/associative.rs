@@ -5,12 +5,14 @@
 //! a query learns from what was evicted at a boundary before it. Every step trains some number of
 //! the first features, so that a memory may use fewer than all.
 
-use palimpsest_engine::memory::associative::AssociativeLayerWeights;
-use palimpsest_kernels::LEAST_MASS;
+mod case;
 
-use crate::collect::LayerSample;
+use palimpsest_engine::memory::associative::AssociativeLayerWeights;
+
+use self::case::Slopes;
+pub use self::case::{Case, Heads};
 use crate::draws::Draws;
-use crate::gradient::{Adam, Scaling, add_outer, add_product, dot, rows_by_rows, uniform};
+use crate::gradient::{Adam, Scaling, dot, uniform};
 
 /// Shape and training of the associative memory.
 #[derive(Debug, Clone, Copy)]
@@ -35,235 +37,6 @@ impl Default for AssociativeOptions {
 
 /// One document in this many decides how much of a readout counts.
 const GATES_EVERY: usize = 4;
-
-/// Heads of a layer.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads {
-    /// `K`.
-    pub kv_heads: usize,
-    /// `G`: query heads of a KV head.
-    pub group: usize,
-    /// `D`.
-    pub dim: usize,
-}
-
-/// One document and KV head after an eviction. Rows have `D` values.
-pub struct Case {
-    dim: usize,
-    /// Queries after the boundary, all heads of the group `[rows, D]`.
-    queries: Vec<f32>,
-    /// Full attention less bounded attention `[rows, D]`.
-    missing: Vec<f32>,
-    /// Evicted keys `[m, D]`.
-    keys: Vec<f32>,
-    /// Evicted values `[m, D]`.
-    values: Vec<f32>,
-}
-
-/// Everything that a readout goes through.
-struct Readout {
-    /// `phi` of evicted keys `[m, F]`.
-    keys: Vec<f32>,
-    /// `phi` of queries `[rows, F]`.
-    queries: Vec<f32>,
-    /// `A`, `[F, D]`.
-    sums: Vec<f32>,
-    /// `b`, `[F]`.
-    norms: Vec<f32>,
-    /// Denominators `[rows]`, at least [`LEAST_MASS`].
-    mass: Vec<f32>,
-    /// The readout without its gate `[rows, D]`.
-    out: Vec<f32>,
-}
-
-impl Case {
-    /// What KV head `kv_head` lost when the entries before `boundary` that are not in `kept` were
-    /// evicted.
-    pub fn new(
-        sample: &LayerSample,
-        heads: Heads,
-        kv_head: usize,
-        boundary: usize,
-        kept: &[u32],
-    ) -> Self {
-        let Heads {
-            kv_heads,
-            group,
-            dim,
-        } = heads;
-        let tokens = sample.queries.len() / (kv_heads * group * dim);
-        let keys = &sample.keys[kv_head * tokens * dim..][..tokens * dim];
-        let values = &sample.values[kv_head * tokens * dim..][..tokens * dim];
-        let mut stays = vec![true; tokens];
-        stays[..boundary].fill(false);
-        kept.iter().for_each(|slot| stays[*slot as usize] = true);
-        let (mut queries, mut missing) = (Vec::new(), Vec::new());
-        for t in boundary..tokens {
-            for g in 0..group {
-                let query =
-                    &sample.queries[(t * kv_heads * group + kv_head * group + g) * dim..][..dim];
-                let full = attend(query, &keys[..(t + 1) * dim], values, |_| true);
-                let bounded = attend(query, &keys[..(t + 1) * dim], values, |j| stays[j]);
-                queries.extend_from_slice(query);
-                missing.extend(full.iter().zip(&bounded).map(|(f, b)| f - b));
-            }
-        }
-        let evicted = |from: &[f32]| -> Vec<f32> {
-            let rows = from
-                .chunks_exact(dim)
-                .zip(&stays)
-                .filter(|(_, stays)| !**stays);
-            rows.flat_map(|(row, _)| row.iter().copied()).collect()
-        };
-        Self {
-            dim,
-            queries,
-            missing,
-            keys: evicted(keys),
-            values: evicted(values),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.keys.is_empty() || self.queries.is_empty()
-    }
-
-    fn readout(&self, features: &[f32]) -> Readout {
-        let (dim, count) = (self.dim, features.len() / self.dim);
-        let keys = rows_by_rows(&self.keys, features, dim);
-        let queries = rows_by_rows(&self.queries, features, dim);
-        let mut sums = vec![0.0; count * dim];
-        add_outer(&mut sums, &keys, &self.values, (count, dim));
-        let mut norms = vec![0.0; count];
-        for key in keys.chunks_exact(count) {
-            norms
-                .iter_mut()
-                .zip(key)
-                .for_each(|(norm, phi)| *norm += phi * phi);
-        }
-        let mass_of = |phi: &[f32]| phi.iter().zip(&norms).map(|(p, n)| p * p * n).sum::<f32>();
-        let mass: Vec<f32> = queries
-            .chunks_exact(count)
-            .map(|phi| mass_of(phi).max(LEAST_MASS))
-            .collect();
-        let mut out = vec![0.0; self.queries.len()];
-        add_product(&mut out, &queries, &sums, (count, dim));
-        for (row, mass) in out.chunks_exact_mut(dim).zip(&mass) {
-            row.iter_mut().for_each(|o| *o /= mass);
-        }
-        Readout {
-            keys,
-            queries,
-            sums,
-            norms,
-            mass,
-            out,
-        }
-    }
-
-    /// Mean squared error of the gated readout in units of `energy`, and its gradient, added to
-    /// those of the features and of the gate.
-    fn loss(
-        &self,
-        features: &[f32],
-        gate: f32,
-        energy: f32,
-        slopes: (&mut [f32], &mut f32),
-    ) -> f64 {
-        let (dim, count) = (self.dim, features.len() / self.dim);
-        let Readout {
-            keys,
-            queries,
-            sums,
-            norms,
-            mass,
-            out,
-        } = self.readout(features);
-        let unit = 1.0 / (out.len() as f32 * energy);
-        let off: Vec<f32> = out
-            .iter()
-            .zip(&self.missing)
-            .map(|(o, m)| gate * o - m)
-            .collect();
-        *slopes.1 += 2.0 * unit * dot(&off, &out);
-        // With respect to numerators `[rows, D]` and denominators `[rows]`.
-        let mut numerator: Vec<f32> = off.iter().map(|o| 2.0 * unit * gate * o).collect();
-        let mut denominator = Vec::with_capacity(mass.len());
-        for ((slope, out), mass) in numerator
-            .chunks_exact_mut(dim)
-            .zip(out.chunks_exact(dim))
-            .zip(&mass)
-        {
-            let is_free = *mass > LEAST_MASS;
-            denominator.push(if is_free {
-                -dot(slope, out) / mass
-            } else {
-                0.0
-            });
-            slope.iter_mut().for_each(|s| *s /= mass);
-        }
-        // Back to `phi` of queries, to `A` and to `b`.
-        let mut of_queries = rows_by_rows(&numerator, &sums, dim);
-        let mut of_norms = vec![0.0; count];
-        let rows = of_queries
-            .chunks_exact_mut(count)
-            .zip(queries.chunks_exact(count))
-            .zip(&denominator);
-        for ((slope, phi), denominator) in rows {
-            for f in 0..count {
-                slope[f] += 2.0 * phi[f] * denominator * norms[f];
-                of_norms[f] += denominator * phi[f] * phi[f];
-            }
-        }
-        let mut of_sums = vec![0.0; count * dim];
-        add_outer(&mut of_sums, &queries, &numerator, (count, dim));
-        // Back to `phi` of keys, then to the features.
-        let mut of_keys = rows_by_rows(&self.values, &of_sums, dim);
-        for (slope, phi) in of_keys
-            .chunks_exact_mut(count)
-            .zip(keys.chunks_exact(count))
-        {
-            for f in 0..count {
-                slope[f] += 2.0 * phi[f] * of_norms[f];
-            }
-        }
-        add_outer(slopes.0, &of_queries, &self.queries, (count, dim));
-        add_outer(slopes.0, &of_keys, &self.keys, (count, dim));
-        off.iter().map(|o| f64::from(o * o)).sum::<f64>() * f64::from(unit)
-    }
-}
-
-/// Softmax attention of one query over the entries that `visible` lets through.
-fn attend(
-    query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    visible: impl Fn(usize) -> bool,
-) -> Vec<f32> {
-    let dim = query.len();
-    let scale = 1.0 / (dim as f32).sqrt();
-    let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale;
-    let logits: Vec<(usize, f32)> = keys
-        .chunks_exact(dim)
-        .enumerate()
-        .filter(|(j, _)| visible(*j))
-        .map(|(j, key)| (j, dot(key)))
-        .collect();
-    let max = logits
-        .iter()
-        .map(|(_, l)| *l)
-        .fold(f32::NEG_INFINITY, f32::max);
-    let (mut out, mut sum) = (vec![0.0; dim], 0.0);
-    for (j, logit) in logits {
-        let weight = (logit - max).exp();
-        sum += weight;
-        out.iter_mut()
-            .zip(&values[j * dim..])
-            .for_each(|(o, v)| *o += weight * v);
-    }
-    out.iter_mut().for_each(|o| *o /= sum);
-    out
-}
 
 /// Fits one layer. `cases`: every document's KV heads, in order, `K` a document. A few channels of
 /// keys are far larger than the others, so channels are scaled for training, and the features take
@@ -323,7 +96,10 @@ pub fn fit(
             .enumerate()
             .filter(|(_, case)| !case.is_empty())
         {
-            let slopes = (&mut feature_slopes[..used], &mut gate_slopes[kv_head]);
+            let slopes = Slopes {
+                features: &mut feature_slopes[..used],
+                gate: &mut gate_slopes[kv_head],
+            };
             case.loss(&features[..used], gates[kv_head], energy, slopes);
         }
         let rate = options.rate * (1.0 - step as f32 / options.steps as f32);
@@ -385,7 +161,9 @@ pub fn explained(layer: &AssociativeLayerWeights, cases: &[Case], heads: Heads) 
 
 #[cfg(test)]
 mod tests {
+    use super::case::Readout;
     use super::*;
+    use crate::collect::LayerSample;
     use crate::gradient::testing;
 
     const HEADS: Heads = Heads {
@@ -529,16 +307,25 @@ mod tests {
         let mut features = uniform(&mut Draws::new(8), 6 * HEADS.dim, 0.4);
         let (mut gate, energy) = (vec![0.7], 0.9);
         let (mut of_features, mut of_gate) = (vec![0.0; features.len()], 0.0);
-        case.loss(&features, gate[0], energy, (&mut of_features, &mut of_gate));
+        let slopes = Slopes {
+            features: &mut of_features,
+            gate: &mut of_gate,
+        };
+        case.loss(&features, gate[0], energy, slopes);
         let fixed = features.clone();
-        let unused = || (vec![0.0; 6 * HEADS.dim], 0.0);
+        let loss = |features: &[f32], gate: f32| {
+            let (mut of_features, mut of_gate) = (vec![0.0; 6 * HEADS.dim], 0.0);
+            let unused = Slopes {
+                features: &mut of_features,
+                gate: &mut of_gate,
+            };
+            case.loss(features, gate, energy, unused)
+        };
         testing::check(&mut features, &of_features, 1, &mut |moved| {
-            let (mut a, mut b) = unused();
-            case.loss(moved, 0.7, energy, (&mut a, &mut b))
+            loss(moved, 0.7)
         });
         testing::check(&mut gate, &[of_gate], 1, &mut |moved| {
-            let (mut a, mut b) = unused();
-            case.loss(&fixed, moved[0], energy, (&mut a, &mut b))
+            loss(&fixed, moved[0])
         });
     }
 }

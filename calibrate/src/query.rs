@@ -4,38 +4,18 @@
 //! gradient: the best query of every entry is found with the engine's own arithmetic, and gradients
 //! of those pairs alone are linear in the length.
 
-use palimpsest_engine::policy::pairwise::{EPSILON, PairwiseLayer, PairwiseWeights};
+mod loss;
+mod options;
+mod scores;
 
+use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
+
+use self::loss::loss;
+pub use self::options::QueryOptions;
+pub use self::scores::predict;
 use crate::collect::LayerSample;
 use crate::draws::Draws;
-use crate::gradient::{Adam, Scaling, add_outer, dot, uniform};
-
-/// Entries among the last ones of a document have seen too few queries to learn from.
-const LEAST_QUERIES: usize = 128;
-
-/// Shape and training of the pairwise indexer.
-#[derive(Debug, Clone, Copy)]
-pub struct QueryOptions {
-    /// `h`: indexer heads of one KV head.
-    pub heads: usize,
-    /// `d`: width of indexer queries and keys.
-    pub dim: usize,
-    /// Passes over the documents.
-    pub epochs: usize,
-    /// Learning rate at the start; it falls to 0 linearly.
-    pub rate: f32,
-}
-
-impl Default for QueryOptions {
-    fn default() -> Self {
-        Self {
-            heads: 2,
-            dim: 8,
-            epochs: 5,
-            rate: 3e-3,
-        }
-    }
-}
+use crate::gradient::{Adam, Scaling, uniform};
 
 /// Fits one layer on all `documents`. Channels of hidden states differ in size by orders of
 /// magnitude, which gradient descent cannot cope with: they are standardised for training, and the
@@ -134,226 +114,9 @@ fn start(
     }
 }
 
-/// Score of every entry `[n, K]`: what the engine has after the document's last token.
-pub fn predict(
-    layer: &PairwiseLayer,
-    options: QueryOptions,
-    hidden: &[f32],
-    kv_heads: usize,
-) -> Vec<f32> {
-    let weights = PairwiseWeights {
-        heads: options.heads,
-        dim: options.dim,
-        layers: vec![layer.clone()],
-    };
-    let tokens = hidden.len() / (layer.weight.len() / layer.bias.len());
-    let rows = PairwiseWeights::rows(options.heads, options.dim);
-    let mut scores = vec![0.0; tokens * kv_heads];
-    for kv_head in 0..kv_heads {
-        let mut finished = project(&weights, kv_head, hidden);
-        finished
-            .chunks_exact_mut(rows)
-            .for_each(|token| weights.finish(0, kv_head, token));
-        for (j, (score, _)) in best_queries(&weights, &finished).into_iter().enumerate() {
-            scores[j * kv_heads + kv_head] = score + layer.offset[kv_head];
-        }
-    }
-    scores
-}
-
-/// Projections of every token for one KV head before normalisation, `[n, rows]`.
-fn project(weights: &PairwiseWeights, kv_head: usize, hidden: &[f32]) -> Vec<f32> {
-    let rows = PairwiseWeights::rows(weights.heads, weights.dim);
-    let layer = &weights.layers[0];
-    let width = layer.weight.len() / layer.bias.len();
-    let matrix = &layer.weight[kv_head * rows * width..][..rows * width];
-    let bias = &layer.bias[kv_head * rows..][..rows];
-    let token = |x| {
-        matrix
-            .chunks_exact(width)
-            .zip(bias)
-            .map(move |(w, b)| dot(w, x) + b)
-    };
-    hidden.chunks_exact(width).flat_map(token).collect()
-}
-
-/// For every entry its largest score and the query that gives it. `tokens`: normalised projections.
-fn best_queries(weights: &PairwiseWeights, tokens: &[f32]) -> Vec<(f32, usize)> {
-    let (heads, dim) = (weights.heads, weights.dim);
-    let tokens: Vec<&[f32]> = tokens
-        .chunks_exact(PairwiseWeights::rows(heads, dim))
-        .collect();
-    // Keys by channel, so that vector lanes run over entries.
-    let channels: Vec<Vec<f32>> = (0..dim)
-        .map(|d| tokens.iter().map(|token| token[heads * dim + d]).collect())
-        .collect();
-    let mut best = vec![(f32::NEG_INFINITY, 0); tokens.len()];
-    let (mut scores, mut matches) = (vec![0.0f32; tokens.len()], vec![0.0f32; tokens.len()]);
-    for (t, token) in tokens.iter().enumerate() {
-        // Entry `j` is seen by queries from its own on.
-        let seen = t + 1;
-        scores[..seen].fill(0.0);
-        for (query, weight) in token
-            .chunks_exact(dim)
-            .take(heads)
-            .zip(&token[(heads + 1) * dim..])
-        {
-            matches[..seen].fill(0.0);
-            for (q, channel) in query.iter().zip(&channels) {
-                matches[..seen]
-                    .iter_mut()
-                    .zip(channel)
-                    .for_each(|(m, k)| *m += q * k);
-            }
-            scores[..seen]
-                .iter_mut()
-                .zip(&matches)
-                .for_each(|(s, m)| *s += weight * m.max(0.0));
-        }
-        for (best, score) in best.iter_mut().zip(&scores[..seen]) {
-            if *score > best.0 {
-                *best = (*score, t);
-            }
-        }
-    }
-    best
-}
-
-/// Mean squared error of the scores of a document's entries, and its gradient.
-fn loss(
-    weights: &PairwiseWeights,
-    document: &LayerSample,
-    kv_heads: usize,
-) -> (f64, PairwiseLayer) {
-    let (heads, dim) = (weights.heads, weights.dim);
-    let (rows, layer) = (PairwiseWeights::rows(heads, dim), &weights.layers[0]);
-    let width = layer.weight.len() / layer.bias.len();
-    let tokens = document.hidden.len() / width;
-    let entries = tokens.saturating_sub(LEAST_QUERIES).max(1);
-    let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let mut gradient = PairwiseLayer {
-        weight: zeros(&layer.weight),
-        bias: zeros(&layer.bias),
-        norm: zeros(&layer.norm),
-        offset: zeros(&layer.offset),
-    };
-    let mut error = 0.0;
-    for kv_head in 0..kv_heads {
-        let raw = project(weights, kv_head, &document.hidden);
-        let mut finished = raw.clone();
-        finished
-            .chunks_exact_mut(rows)
-            .for_each(|token| weights.finish(0, kv_head, token));
-        // Gradient with respect to what `finish` returns.
-        let mut upstream = vec![0.0; finished.len()];
-        for (j, (score, t)) in best_queries(weights, &finished)
-            .into_iter()
-            .take(entries)
-            .enumerate()
-        {
-            let off = score + layer.offset[kv_head] - document.targets[j * kv_heads + kv_head];
-            error += f64::from(off * off) / (entries * kv_heads) as f64;
-            let slope = 2.0 * off / (entries * kv_heads) as f32;
-            gradient.offset[kv_head] += slope;
-            pair_gradient(weights, &finished, (t, j), slope, &mut upstream);
-        }
-        let norms = (
-            &layer.norm[kv_head * 4 * dim..][..4 * dim],
-            &mut gradient.norm[kv_head * 4 * dim..][..4 * dim],
-        );
-        finish_gradient(weights, &raw, norms, &mut upstream);
-        for token in upstream.chunks_exact(rows) {
-            let bias = &mut gradient.bias[kv_head * rows..][..rows];
-            bias.iter_mut().zip(token).for_each(|(b, u)| *b += u);
-        }
-        let matrix = &mut gradient.weight[kv_head * rows * width..][..rows * width];
-        add_outer(matrix, &upstream, &document.hidden, (rows, width));
-    }
-    (error, gradient)
-}
-
-/// Adds to `upstream` the gradient of `slope` times the score that query `t` gives entry `j`.
-fn pair_gradient(
-    weights: &PairwiseWeights,
-    tokens: &[f32],
-    (t, j): (usize, usize),
-    slope: f32,
-    upstream: &mut [f32],
-) {
-    let (heads, dim) = (weights.heads, weights.dim);
-    let rows = PairwiseWeights::rows(heads, dim);
-    let (key_at, weights_at) = (j * rows + heads * dim, t * rows + (heads + 1) * dim);
-    for h in 0..heads {
-        let query_at = t * rows + h * dim;
-        let matched = dot(&tokens[query_at..][..dim], &tokens[key_at..][..dim]);
-        if matched > 0.0 {
-            upstream[weights_at + h] += slope * matched;
-            let along = slope * tokens[weights_at + h];
-            for d in 0..dim {
-                upstream[query_at + d] += along * tokens[key_at + d];
-                upstream[key_at + d] += along * tokens[query_at + d];
-            }
-        }
-    }
-}
-
-/// Turns gradients with respect to normalised projections into those with respect to the `raw`
-/// ones, in place, and adds to those of gains and shifts. `norms`: the norms `[4, d]` and their
-/// gradient.
-fn finish_gradient(
-    weights: &PairwiseWeights,
-    raw: &[f32],
-    norms: (&[f32], &mut [f32]),
-    upstream: &mut [f32],
-) {
-    let (heads, dim) = (weights.heads, weights.dim);
-    let rows = PairwiseWeights::rows(heads, dim);
-    let scale = 1.0 / ((heads * dim) as f32).sqrt();
-    for (raw, upstream) in raw.chunks_exact(rows).zip(upstream.chunks_exact_mut(rows)) {
-        for (index, (x, slope)) in raw
-            .chunks_exact(dim)
-            .zip(upstream.chunks_exact_mut(dim))
-            .take(heads + 1)
-            .enumerate()
-        {
-            // Queries first, the key last.
-            let own = if index < heads {
-                0..2 * dim
-            } else {
-                2 * dim..4 * dim
-            };
-            layer_norm_gradient(x, &norms.0[own.clone()], &mut norms.1[own], slope);
-        }
-        upstream[(heads + 1) * dim..]
-            .iter_mut()
-            .for_each(|slope| *slope *= scale);
-    }
-}
-
-/// Backward pass of a layer norm: `slope` of its outputs becomes that of its inputs `x`.
-fn layer_norm_gradient(x: &[f32], norm: &[f32], norm_slope: &mut [f32], slope: &mut [f32]) {
-    let len = x.len() as f32;
-    let mean = x.iter().sum::<f32>() / len;
-    let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / len;
-    let inverse = 1.0 / (variance + EPSILON).sqrt();
-    let (gains, _) = norm.split_at(x.len());
-    let (gain_slopes, shift_slopes) = norm_slope.split_at_mut(x.len());
-    let (mut sum, mut along) = (0.0, 0.0);
-    for (i, (x, gain)) in x.iter().zip(gains).enumerate() {
-        let normal = (x - mean) * inverse;
-        gain_slopes[i] += slope[i] * normal;
-        shift_slopes[i] += slope[i];
-        slope[i] *= gain;
-        sum += slope[i];
-        along += slope[i] * normal;
-    }
-    for (slope, x) in slope.iter_mut().zip(x) {
-        *slope = (*slope - sum / len - (x - mean) * inverse * along / len) * inverse;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::loss::LEAST_QUERIES;
     use super::*;
     use crate::gradient::testing;
 

@@ -59,7 +59,7 @@ impl Options {
     /// Whether queries, keys and values of document `index` are recorded: the memory learns from
     /// them.
     fn records_attention(&self, index: usize) -> bool {
-        self.memory.is_some() && (index % MEMORY_EVERY == 0 || self.holds_out(index))
+        self.memory.is_some() && (index.is_multiple_of(MEMORY_EVERY) || self.holds_out(index))
     }
 }
 

@@ -1,18 +1,19 @@
 //! Offline evaluation of a rank: retrieval tasks after RULER, LongBench, and next-token loss on
 //! prose, over lengths, budgets, policies, memories and head budgets.
 //!
-//! A run goes through these modules from left to right, and each uses only what stands to its left
-//! or below it:
+//! Modules from the top down. Each uses only what stands below it:
 //!
 //! ```text
-//! tasks ▸ prompt ▸ measure ▸ sample ▸ grid        a question, its tokens, one pass, one sample, all
-//!    (subject, oracle)     perplexity             a text, window by window
-//!                               ▼
-//! caches (contracts) ▸ record ▸ store             what was run and what came of it; samples.jsonl
-//!                               ▼
-//!                       report ▸ plot             tables and SVG, from records alone
+//! grid, perplexity       all cells of a run; every sample becomes a line of a file
+//! report (over plot)     tables and SVG, from records alone: it measures nothing
+//! sample                 one sample of a cell (with the policy oracle: over oracle)
+//! measure, show          one prompt under one contract: likelihoods and answers, or a page
+//! prompt                 a question as token ids, cut at a boundary
+//! record, store          what was set and what came of it, as JSON lines
+//! tasks                  what is hidden, what is asked, how answers are judged
+//! caches, contracts      which caches are compared, and what one means for a prompt
+//! draws, stats           random numbers by seed; means with their intervals
 //! ```
-//! [`show`] stands apart: one prompt as an HTML page. [`draws`] and [`stats`] are below everything.
 //!
 //! Everything is a function of the seed: sample `i` of a task and length is the same text for every
 //! policy and budget, so differences between cells are paired. A run that was cut off goes on where

@@ -1,11 +1,11 @@
 //! A question as token ids, cut where the protocol wants the cache to be within its budget.
 //!
 //! ```text
-//!                  context                                  | tail                         | answer
-//! agnostic:        template instruction haystack            | question template prefix     | answer
-//! question-first:  template question instruction haystack   | template prefix              | answer
-//! question-last:   template instruction haystack question   | template prefix              | answer
-//!                                a boundary, the cache is within its budget
+//! protocol         context                                 | tail                     | answer
+//! agnostic         template instruction haystack           | question template prefix | answer
+//! question-first   template question instruction haystack  | template prefix          | answer
+//! question-last    template instruction haystack question  | template prefix          | answer
+//!                                             a boundary ──┘
 //! ```
 //! *Prefix* is the forced beginning of the answer.
 //!

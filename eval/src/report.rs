@@ -6,6 +6,7 @@
 mod figures;
 pub mod headline;
 pub mod losses;
+mod pairing;
 mod runs;
 pub mod tables;
 

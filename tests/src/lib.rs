@@ -75,8 +75,9 @@ pub fn tiny_model(seed: u64) -> TempDir {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM,
-        "vocab_size": VOCABULARY, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": true, "bos_token_id": 266, "eos_token_id": 267,
+        "vocab_size": VOCABULARY, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true, "bos_token_id": 266,
+        "eos_token_id": 267,
     });
     let write = |name: &str, bytes: &[u8]| {
         std::fs::write(dir.path().join(name), bytes).expect("a writable directory")
@@ -90,7 +91,9 @@ pub fn tiny_model(seed: u64) -> TempDir {
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content \
                     }}<|im_end|>\n{% endfor %}{% if add_generation_prompt \
                     %}<|im_start|>assistant\n{% endif %}";
-    let tokens = serde_json::json!({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": template});
+    let tokens = serde_json::json!({
+        "eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": template,
+    });
     write("tokenizer_config.json", tokens.to_string().as_bytes());
     dir
 }

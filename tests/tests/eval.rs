@@ -250,8 +250,10 @@ fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
 fn longbench_is_read_measured_and_scored() {
     let data = tempfile::tempdir().expect("a directory");
     let line = |context: &str, answer: &str| {
-        let line = serde_json::json!({"input": "Who?", "context": context, "answers": [answer], "length": 9,
-            "dataset": "qasper", "language": "en", "all_classes": null, "_id": "0"});
+        let line = serde_json::json!({
+            "input": "Who?", "context": context, "answers": [answer], "length": 9,
+            "dataset": "qasper", "language": "en", "all_classes": null, "_id": "0",
+        });
         line.to_string()
     };
     let long = "Ann came by and left. ".repeat(60);

@@ -7,7 +7,7 @@ use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    FinishReason, GenerateRequest, KvContract, Sampling, Stopping, TokenIds,
+    FinishReason, GenerateRequest, KvContract, RetentionReport, Sampling, Stopping, TokenIds,
 };
 use palimpsest_tests::service::{ask, serve};
 use palimpsest_tests::{
@@ -156,28 +156,27 @@ async fn usage_says_what_was_held_and_evicted() {
             );
         }
         let report = answer.finished.retention.expect("the report");
-        assert_eq!(report.heads.len(), LAYERS * KV_HEADS);
-        let held: usize = report.heads.iter().map(|h| h.positions.len()).sum();
-        assert_eq!(
-            held as u64,
-            usage.held_slots * (LAYERS * KV_HEADS) as u64,
-            "{policy}"
-        );
+        assert_complete(&report, usage.held_slots, policy);
+    }
+    service.server.shut_down().await;
+}
+
+/// A report of all heads, whose positions are as many as are held, in order, sinks among them.
+fn assert_complete(report: &RetentionReport, held_slots: u64, policy: &str) {
+    assert_eq!(report.heads.len(), LAYERS * KV_HEADS);
+    let held: usize = report.heads.iter().map(|h| h.positions.len()).sum();
+    assert_eq!(
+        held as u64,
+        held_slots * (LAYERS * KV_HEADS) as u64,
+        "{policy}"
+    );
+    for head in &report.heads {
+        assert!(head.positions.windows(2).all(|p| p[0] < p[1]));
         assert!(
-            report
-                .heads
-                .iter()
-                .all(|h| h.positions.windows(2).all(|p| p[0] < p[1]))
-        );
-        assert!(
-            report
-                .heads
-                .iter()
-                .all(|h| h.positions.starts_with(&[0, 1, 2, 3])),
+            head.positions.starts_with(&[0, 1, 2, 3]),
             "sinks are never evicted"
         );
     }
-    service.server.shut_down().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -268,9 +267,11 @@ async fn a_dropped_stream_returns_its_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_of_random_weights_needs_a_shape_and_nothing_else() {
     let directory = tempfile::tempdir().expect("a directory");
-    let config = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": 7}"#;
+    let config = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "eos_token_id": 7}"#;
     std::fs::write(directory.path().join("config.json"), config).expect("written");
     let path = std::path::PathBuf::from(format!("random:{}", directory.path().display()));
     let service = serve(&path, None, ARENA, Config::default()).await;

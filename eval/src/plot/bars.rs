@@ -150,10 +150,11 @@ impl Frame<'_> {
         let x = left + place as f64 * BAR;
         let (colour, middle) = (place % COLOURS.len(), x + BAR / 2.0);
         let tall = (self.y(0.0) - self.y(value.value)).max(1.0);
-        let (x, y, width) = (x + 1.0, self.y(0.0) - tall, BAR - 2.0);
+        let (x, y, wide) = (x + 1.0, self.y(0.0) - tall, BAR - 2.0);
+        let size = format!(r#"width="{wide:.1}" height="{tall:.1}""#);
         let _ = writeln!(
             svg,
-            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{tall:.1}" class="f{colour}"/>"#,
+            r#"<rect x="{x:.1}" y="{y:.1}" {size} class="f{colour}"/>"#
         );
         let (low, high) = (self.y(value.low), self.y(value.high));
         let _ = writeln!(

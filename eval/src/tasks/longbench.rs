@@ -186,8 +186,9 @@ impl File {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"input": "Who?", "context": "Ann came.", "answers": ["Ann", "Ann B."], "length": 2,
-        "dataset": "qasper", "language": "en", "all_classes": null, "_id": "1"}"#;
+    const LINE: &str = r#"{"input": "Who?", "context": "Ann came.",
+        "answers": ["Ann", "Ann B."], "length": 2, "dataset": "qasper", "language": "en",
+        "all_classes": null, "_id": "1"}"#;
 
     fn line() -> String {
         LINE.replace('\n', "")

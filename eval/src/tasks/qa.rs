@@ -243,12 +243,14 @@ mod tests {
         {"title": "A", "paragraphs": [
             {"context": "The tower was built in 1871.", "qas": [
                 {"id": "1", "question": "When was the tower built?", "is_impossible": false,
-                 "answers": [{"text": "1871", "answer_start": 23}, {"text": "in 1871", "answer_start": 20}]},
+                 "answers": [{"text": "1871", "answer_start": 23},
+                             {"text": "in 1871", "answer_start": 20}]},
                 {"id": "2", "question": "Who paid?", "is_impossible": true, "answers": []}]},
             {"context": "The tower is red.", "qas": []}]},
         {"title": "B", "paragraphs": [{"context": "Geese fly south.", "qas": []}]}]}"#;
     const HOTPOT: &str = r#"[{"_id": "x", "question": "Which is older?", "answer": "Elm",
-        "context": [["Elm", ["Elm is old.", " Very."]], ["Oak", ["Oak is young."]]], "supporting_facts": []}]"#;
+        "context": [["Elm", ["Elm is old.", " Very."]], ["Oak", ["Oak is young."]]],
+        "supporting_facts": []}]"#;
 
     #[test]
     fn squad_questions_come_with_their_paragraph_and_those_of_the_same_article_first() {

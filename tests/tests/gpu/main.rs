@@ -1,7 +1,6 @@
 //! Models on a GPU answer as on the CPU, where there is a GPU; and NCCL with one rank and with two.
 //! `cargo xtask gpu-check` takes this test to a machine that has one.
 
-#[path = "gpu/ranks.rs"]
 mod ranks;
 
 use std::path::PathBuf;
