@@ -10,7 +10,9 @@
 //! | `simd`, `lanes`, [`exp_minus`] | instruction sets, operations on eight lanes, exponentials |
 //! | [`quant`], [`pack`] | blocks of quantised weights, panels of packed weights |
 //! | `matmul`, `totals`, `embed` | products, their sums in fixed point, embedding rows |
-//! | `elementwise` | norms, gates, gathers, the split of fused rows |
+//! | `elementwise` | norms, sums, gates, gathers |
+//! | `split_qkv` | the split of fused rows into queries, and keys and values in slots |
+//! | `checks` | checks that operations on items share |
 //! | `element`, `page_layout` | stored elements, where those of a slot lie in a page |
 //! | [`pages`], `page_writer`, `slots` | the arena, writes to it, moves and reads of slots |
 //! | `attention` | attention: checks, tasks, their results merged |
@@ -28,6 +30,7 @@ mod attention;
 mod attention_block;
 mod attention_head;
 mod backend;
+mod checks;
 mod device;
 mod element;
 mod elementwise;
@@ -47,6 +50,7 @@ mod scoring;
 mod scratch;
 mod simd;
 mod slots;
+mod split_qkv;
 mod totals;
 
 #[cfg(test)]

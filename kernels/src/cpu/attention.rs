@@ -16,8 +16,8 @@ use super::attention_block::{
     Accumulate, BLOCK, CHUNK, Finish, Logits, Merge, State, Visible, with_block,
 };
 use super::attention_head::{Call, Head, Scratch, Source, Unit, with_scratch};
+use super::checks::check_item;
 use super::element::Element;
-use super::elementwise::check_item;
 use super::exec::Exec;
 use super::lanes::{Shared, WIDTH, dispatch};
 use super::pages::{CpuPages, with_arena};

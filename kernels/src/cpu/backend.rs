@@ -2,12 +2,13 @@
 //! of the same name.
 
 use super::device::{Activations, CpuBackend};
-use super::elementwise::SplitArgs;
 use super::pack::CpuMatrix;
 use super::pages::CpuPages;
 use super::simd::SimdLevel;
+use super::split_qkv::SplitArgs;
 use super::{
     attention, elementwise, embed, index, matmul, memorise, observe, readout, scoring, slots,
+    split_qkv,
 };
 use crate::backend::{
     AssociativeLayer, Attention, AttentionItem, Boundary, Buffers, Cache, Features, HeadPages,
@@ -202,7 +203,7 @@ impl Cache for CpuBackend {
             key: &norm.key[..],
             eps: norm.eps,
         });
-        elementwise::split_qkv(
+        split_qkv::split_qkv(
             self.exec(),
             &SplitArgs {
                 shape,
