@@ -203,9 +203,9 @@ impl<B: Backend> Decoder<B> {
         Ok(answers.into_iter().map(logits).collect())
     }
 
-    /// The same, but for the pieces that bring a choice: it is made where the logits are, and only
-    /// the token comes back. Such a piece asks for [`Logits::Last`]; the row of its choice is
-    /// filled in here.
+    /// Does what [`Self::forward`] does, and chooses tokens for the pieces that bring a choice. A
+    /// choice is made where the logits are, and only the token comes back. Such a piece asks for
+    /// [`Logits::Last`]; this function fills in the row of its choice.
     ///
     /// # Errors
     /// As [`Self::forward`].

@@ -76,7 +76,7 @@ pub struct DeviceMemory {
     pub weights: usize,
     /// Pages, notes and latent memories.
     pub cache: usize,
-    /// All else.
+    /// Activations, and what the device keeps besides.
     pub workspaces: usize,
 }
 
@@ -163,7 +163,7 @@ impl DeviceMemory {
         }
     }
 
-    /// All together.
+    /// The sum of the three.
     pub const fn bytes(&self) -> usize {
         self.weights
             .saturating_add(self.cache)

@@ -10,8 +10,8 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Those of `position * inv_freq` for every position, the angle in f32 as the reference
-    /// implementations have it.
+    /// Computes the angle `position * inv_freq` of every position, in f32 as the reference
+    /// implementations have it, and puts its cosine and sine here.
     pub fn fill(&mut self, positions: impl Iterator<Item = u64>, inv_freq: &[f32]) {
         self.cos.clear();
         self.sin.clear();

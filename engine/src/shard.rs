@@ -40,7 +40,10 @@ const SHARED_PARTS: usize = 8;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ShardError {
     /// The rank is not one of the group.
-    #[error("rank {rank} is out of range: a group of {world_size} has ranks 0 to {}", world_size.saturating_sub(1))]
+    #[error(
+        "rank {rank} is out of range: a group of {world_size} has ranks 0 to {}",
+        world_size.saturating_sub(1)
+    )]
     Rank {
         /// The rank.
         rank: usize,
@@ -303,7 +306,7 @@ fn attention_units(config: &ModelConfig) -> Vec<usize> {
         .collect()
 }
 
-/// Those of `ends` that lie in `columns`, from its first one.
+/// Picks the `ends` that lie in `columns`, and counts them from its first one.
 fn within(ends: &[usize], columns: &Range<usize>) -> Vec<usize> {
     ends.iter()
         .filter(|&&end| columns.start < end && end <= columns.end)

@@ -41,7 +41,7 @@ impl<B: Backend> Hooks<B> {
         Self(Vec::new())
     }
 
-    /// Those of installed policies.
+    /// Takes the hooks of installed policies.
     pub(super) fn of(policies: Vec<Installed<B>>) -> Self {
         let hooks = policies.into_iter().filter_map(|installed| {
             Some(PolicyHook {

@@ -101,7 +101,8 @@ pub fn begin<B: Backend>(
     Ok(Some(kept))
 }
 
-/// What is left to do here at a boundary, once it is known what stays: waits for it.
+/// Waits until it is known what stays at a boundary, and brings the host's view of the sequence up
+/// to date.
 ///
 /// # Errors
 /// As [`begin`].

@@ -1,4 +1,4 @@
-//! How many slots stay, and of whom.
+//! How many slots stay, and of which heads.
 //!
 //! Candidates are the slots that are neither sinks nor in the window. Every head first keeps its
 //! own best `floor` candidates; the rest of the pool's slots go to the best remaining candidates of

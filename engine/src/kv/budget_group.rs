@@ -19,9 +19,10 @@ use crate::error::Result;
 /// Heads that share a budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pool {
-    /// Those of a layer: AdaKV's allocation (arXiv 2407.11550), with its safeguard as our floor.
+    /// The heads of a layer share: AdaKV's allocation (arXiv 2407.11550), with its safeguard as our
+    /// floor.
     Layer,
-    /// All, though no column gets more than [`GROUP_CAP`] times its share.
+    /// All heads share, though no column gets more than [`GROUP_CAP`] times its share.
     Model,
 }
 
@@ -47,7 +48,7 @@ impl Pools {
         }
     }
 
-    /// That of a head of this rank.
+    /// The pool of a head of this rank.
     fn of_head(&self, head: usize) -> usize {
         self.of_layer(head / self.columns.own)
     }
@@ -150,8 +151,9 @@ struct Threshold {
     ties: u64,
 }
 
-/// Of every pool, `None` where every candidate is kept. `num_own`: what the floors took of each on
-/// this rank; `total`: what the heads of a pool keep.
+/// The threshold of every pool; `None` where every candidate is kept. `num_own`: how many
+/// candidates of each pool the floors took on this rank. `total`: how many the heads of a pool
+/// keep.
 fn thresholds(
     rest: &[Ranked],
     pools: &Pools,

@@ -27,9 +27,9 @@ pub struct AttentionWeights<B: Backend> {
 
 /// RMS norms of the queries and the keys of every head.
 pub struct HeadNorms<B: Backend> {
-    /// Of queries `[D]`.
+    /// The queries' norm `[D]`.
     pub q: B::Buffer,
-    /// Of keys `[D]`.
+    /// The keys' norm `[D]`.
     pub k: B::Buffer,
 }
 

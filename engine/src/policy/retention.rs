@@ -82,7 +82,7 @@ pub struct RetentionWeights {
 }
 
 impl RetentionWeights {
-    /// Those of an indexer. Every indexer file has them.
+    /// Reads the scorers of an indexer. Every indexer file has some.
     ///
     /// # Errors
     /// [`Error::Indexer`] when a tensor is missing or misshapen, or a score would rise with age.
