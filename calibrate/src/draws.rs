@@ -21,6 +21,26 @@ impl Draws {
         low + (self.next() % (high - low + 1) as u64) as usize
     }
 
+    /// One of `of`, which is not empty.
+    pub fn pick<'t, T>(&mut self, of: &'t [T]) -> &'t T {
+        &of[self.between(0, of.len() - 1)]
+    }
+
+    /// `count` different ones of `of`.
+    pub fn several<T: Copy>(&mut self, of: &[T], count: usize) -> Vec<T> {
+        let mut all = of.to_vec();
+        self.shuffle(&mut all);
+        all.truncate(count);
+        all
+    }
+
+    /// Puts the items into a random order (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.between(0, last));
+        }
+    }
+
     /// Uniform in [-1, 1).
     pub fn signed(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
