@@ -20,7 +20,7 @@ fn counts_that_would_do_nothing_are_refused() {
     for line in [
         "serve --max-running 0",
         "serve --threads 0",
-        "serve --threads -1",
+        "serve --threads=-1",
         "worker --rank 0 --threads 0",
         "coordinator --max-running none",
     ] {
