@@ -81,16 +81,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .unwrap_or_else(|| default_length(config, &rank));
     let question = match &config.own {
         Some(own) => about(&document, &own.question),
-        None => {
-            let draw = Draw {
-                seed: config.seed,
-                index: config.sample,
-                depth: None,
-                length,
-                key: 0,
-            };
-            tasks::question(config.task, &material, draw)?
-        }
+        None => drawn(config, &material, length)?,
     };
 
     let stride = rank.runner.decoder().stride() as usize;
@@ -131,6 +122,22 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         config.out.display()
     );
     Ok(())
+}
+
+/// The question of the task that was asked for.
+fn drawn<'a>(
+    config: &Config,
+    material: &'a Material,
+    length: usize,
+) -> anyhow::Result<Question<'a>> {
+    let draw = Draw {
+        seed: config.seed,
+        index: config.sample,
+        depth: None,
+        length,
+        key: 0,
+    };
+    Ok(tasks::question(config.task, material, draw)?)
 }
 
 /// Of a document all that the model was trained for, beside the answer.
