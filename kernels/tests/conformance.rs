@@ -103,7 +103,7 @@ fn parts_have_cases_of_their_own() {
         matmul_quantised: 0.06,
         ..Tolerance::default()
     };
-    let mut suite = Suite::new(&backend, KvType::F16, tolerance, 9);
+    let mut suite = Suite::new(&backend, KvType::F16, tolerance, 2);
     products_and_rows(&mut suite).unwrap_or_else(|e| panic!("{e}"));
     cache_and_attention(&mut suite).unwrap_or_else(|e| panic!("{e}"));
     assert!(!suite.into_outcomes().is_empty());

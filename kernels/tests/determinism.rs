@@ -410,22 +410,44 @@ fn a_sequence_alone_or_in_a_batch() {
     }
 }
 
+/// A sequence, and one way to cut it.
+#[derive(Debug)]
+struct Case {
+    shape: QkvShape,
+    kv: KvType,
+    rows: usize,
+    piece: usize,
+    seed: u32,
+    threads: usize,
+}
+
+/// Shapes, lengths, cuts and threads of all kinds.
+fn cases() -> impl Strategy<Value = Case> {
+    let shape =
+        (1usize..9, 1usize..3, 1usize..12).prop_map(|(group, kv_heads, eighths)| QkvShape {
+            heads: group * kv_heads,
+            kv_heads,
+            head_dim: 8 * eighths,
+        });
+    let kv = prop_oneof![Just(KvType::F16), Just(KvType::Q8)];
+    (shape, kv, 1usize..280, 1usize..280, 0u32..6, 1usize..4).prop_map(
+        |(shape, kv, rows, piece, seed, threads)| Case {
+            shape,
+            kv,
+            rows,
+            piece,
+            seed,
+            threads,
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_cut_any_shape(
-        group in 1usize..9,
-        kv_heads in 1usize..3,
-        eighths in 1usize..12,
-        rows in 1usize..280,
-        piece in 1usize..280,
-        seed in 0u32..6,
-        threads in 1usize..4,
-        scaled in any::<bool>(),
-    ) {
-        let kv = if scaled { KvType::Q8 } else { KvType::F16 };
-        let shape = QkvShape { heads: group * kv_heads, kv_heads, head_dim: 8 * eighths };
+    fn any_cut_any_shape(case in cases()) {
+        let Case { shape, kv, rows, piece, seed, threads } = case;
         let sequence = [Sequence::new(shape, rows, seed)];
         let once = bits(&forward(&backend(SimdLevel::detect(), 1), kv, &sequence, rows));
         let cut = bits(&forward(&backend(SimdLevel::detect(), threads), kv, &sequence, piece));

@@ -20,7 +20,8 @@ using std::chrono::milliseconds;
 // Gloo's store interface over ours.
 class Store : public gloo::rendezvous::Store {
  public:
-  Store(const Rendezvous& rendezvous, Clock::time_point deadline) : rendezvous_(rendezvous), deadline_(deadline) {}
+  Store(const Rendezvous& rendezvous, Clock::time_point deadline)
+      : rendezvous_(rendezvous), deadline_(deadline) {}
 
   void set(const std::string& key, const std::vector<char>& data) override {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
@@ -46,7 +47,8 @@ class Store : public gloo::rendezvous::Store {
 
 milliseconds until(Clock::time_point deadline) {
   // Gloo takes a negative timeout for its own default, and zero for none at all.
-  return std::max(milliseconds(1), std::chrono::duration_cast<milliseconds>(deadline - Clock::now()));
+  const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
+  return std::max(milliseconds(1), left);
 }
 
 }  // namespace
@@ -69,7 +71,8 @@ Outcome Mesh::exchange(
     std::int64_t timeout_ms) const {
   const auto deadline = Clock::now() + milliseconds(timeout_ms);
   // Gloo only reads from a buffer that it sends.
-  auto source = context_->createUnboundBuffer(const_cast<std::uint8_t*>(out.bytes.data()), out.bytes.size());
+  auto* bytes = const_cast<std::uint8_t*>(out.bytes.data());
+  auto source = context_->createUnboundBuffer(bytes, out.bytes.size());
   auto target = context_->createUnboundBuffer(in.data(), in.size());
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -87,8 +90,12 @@ Outcome Mesh::exchange(
       const int peer = (context_->rank + step) % context_->size;
       source->send(peer, slot, out.spans[peer].start, out.spans[peer].len);
     }
-    for (int step = 1; done && step < context_->size; step++) done = target->waitRecv(until(deadline));
-    for (int step = 1; done && step < context_->size; step++) done = source->waitSend(until(deadline));
+    for (int step = 1; done && step < context_->size; step++) {
+      done = target->waitRecv(until(deadline));
+    }
+    for (int step = 1; done && step < context_->size; step++) {
+      done = source->waitSend(until(deadline));
+    }
   } catch (...) {
     std::lock_guard<std::mutex> lock(mutex_);
     in_ = out_ = nullptr;
@@ -121,6 +128,8 @@ void Mesh::close() const noexcept {
   }
 }
 
-std::unique_ptr<Mesh> new_mesh(std::int32_t rank, std::int32_t size) { return std::make_unique<Mesh>(rank, size); }
+std::unique_ptr<Mesh> new_mesh(std::int32_t rank, std::int32_t size) {
+  return std::make_unique<Mesh>(rank, size);
+}
 
 }  // namespace palimpsest

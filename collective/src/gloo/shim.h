@@ -1,4 +1,5 @@
-// One exchange between all ranks of a group over gloo's unbound buffers: what every collective here is made of.
+// One exchange between all ranks of a group over gloo's unbound buffers: what every collective here
+// is made of.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ class Mesh {
   // Connects to all other ranks; blocks until they are there or the timeout has passed. Throws.
   void connect(rust::Str address, const Rendezvous& store, std::int64_t timeout_ms);
 
-  // Sends span r of `out` to rank r and receives recvs[r] of `in` from it, for every other rank r. Throws when a rank
-  // is gone; the mesh is of no more use unless the outcome is Done.
+  // Sends span r of `out` to rank r and receives recvs[r] of `in` from it, for every other rank r.
+  // Throws when a rank is gone; the mesh is of no more use unless the outcome is Done.
   Outcome exchange(
       std::uint64_t slot, Outgoing out, rust::Slice<std::uint8_t> in, rust::Slice<const Span> recvs,
       std::int64_t timeout_ms) const;
