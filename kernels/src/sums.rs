@@ -3,7 +3,7 @@
 //!
 //! A backend puts an all-reduce between its kernels, on the same stream, so that neither the host
 //! nor the bus sees the values and a step of decoding is one graph with its sums inside. Who
-//! carries it out (NCCL, in `worker`) knows nothing of backends, and backends know nothing of
+//! carries it out (NCCL, in `collective`) knows nothing of backends, and backends know nothing of
 //! ranks: they meet in [`DeviceSums`].
 
 use std::time::Instant;

@@ -386,6 +386,7 @@ pub(crate) fn wrong(key: &str, found: &GgufValue, expected: &'static str) -> Ggu
         expected,
     }
 }
+
 /// Kind of the elements of an array, and how many there are.
 struct ArrayHeader {
     kind: u32,
@@ -399,6 +400,7 @@ struct TensorEntry {
     offset: u64,
 }
 
+/// Where the reading of a file has come to.
 struct Reader<'a> {
     file: &'a [u8],
     at: usize,
