@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use palimpsest_coordinator::request::with_defaults;
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
 use palimpsest_engine::offline::{OfflineBatch, OfflineSequence};
@@ -85,7 +84,9 @@ fn run_on<B: Backend>(config: &Config, rank: &mut Rank<B>) -> anyhow::Result<()>
         .model
         .as_ref()
         .context("a rank reports its model")?;
-    let contract = Contract::parse(&with_defaults(&config.kv, info))?;
+    let open = KvContract::default();
+    let server = info.default_kv.as_ref().unwrap_or(&open);
+    let contract = Contract::complete(&config.kv, server)?;
     for &depth in &config.depths {
         let mut points = Vec::new();
         for _ in 0..config.repeat.max(1) {
@@ -132,8 +133,8 @@ fn measure<B: Backend>(
         kind: config.kind.name(),
         depth,
         sequences,
-        budget: contract.budget,
-        policy: contract.policy.clone(),
+        budget: contract.budget(),
+        policy: contract.policy().to_owned(),
         tokens_per_second,
         step_bytes,
         peak_rss_bytes: peak_bytes(),

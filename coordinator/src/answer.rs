@@ -69,7 +69,7 @@ impl Answer {
             model: model.info.name.clone(),
             seed: request.sampling.seed(),
             prompt_tokens: request.prompt.len() as u64,
-            kv: Some(request.kv.clone()),
+            kv: Some((&request.kv).into()),
             reserved_bytes: request.cost.bytes(),
         });
         Self {
@@ -218,8 +218,8 @@ impl Drop for Answer {
             failed: self.failed,
             prompt_tokens: self.request.prompt.len() as u64,
             generated_tokens: generated,
-            budget: self.request.kv.budget,
-            policy: &self.request.kv.policy,
+            budget: self.request.kv.budget().unwrap_or(0),
+            policy: self.request.kv.policy(),
             arrived: self.request.arrived,
             started: self
                 .started

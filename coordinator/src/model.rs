@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use palimpsest_proto::contract::{Contract, ContractError};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::kv::{Geometry, PAGE_SLOTS};
 use palimpsest_proto::v1;
@@ -56,6 +57,9 @@ pub enum Error {
         /// What the smallest rank has.
         room: Cost,
     },
+    /// The contract of requests that do not say means nothing.
+    #[error("the default contract of rank 0 cannot be kept: {0}")]
+    DefaultContract(#[from] ContractError),
     /// Another group took over with another model or less memory.
     #[error("the new group cannot take over: its model or arena is not that of the old one")]
     OtherModel,
@@ -82,6 +86,8 @@ pub struct ServedModel {
     pub room: Cost,
     /// Of all ranks alike.
     pub digest: Vec<u8>,
+    /// What a request gets that asks for nothing.
+    pub default_contract: Contract,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template, if it has one.
@@ -131,7 +137,9 @@ impl ServedModel {
             "" => None,
             source => Some(ChatTemplate::new(source, &info.bos_token, &info.eos_token)?),
         };
+        let default_contract = complete(&v1::KvContract::default(), &info)?;
         Ok(Self {
+            default_contract,
             world_size: first.world_size,
             geometry: geometry(&info, first.world_size),
             room,
@@ -171,6 +179,14 @@ impl ServedModel {
         self.room.pages / (pages * self.geometry.page_bytes())
     }
 
+    /// The contract of a request that `asked`, with the group's defaults for what it leaves open.
+    ///
+    /// # Errors
+    /// Those of [`Contract::complete`].
+    pub fn contract(&self, asked: &v1::KvContract) -> Result<Contract, ContractError> {
+        complete(asked, &self.info)
+    }
+
     /// Token ids of a conversation.
     ///
     /// # Errors
@@ -180,6 +196,11 @@ impl ServedModel {
         // The template writes BOS itself.
         self.tokenizer.encode(&template.render(chat)?, false)
     }
+}
+
+fn complete(asked: &v1::KvContract, info: &ModelInfo) -> Result<Contract, ContractError> {
+    let open = v1::KvContract::default();
+    Contract::complete(asked, info.default_kv.as_ref().unwrap_or(&open))
 }
 
 /// What one of `world_size` ranks holds of a model.

@@ -8,13 +8,13 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::SpanParent;
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{Chat, GenerateRequest, KvContract, Sampling, Stopping};
+use palimpsest_proto::v1::{Chat, GenerateRequest, Sampling, Stopping};
 use tokio::time::Instant;
 
-pub use self::contract::with_defaults;
 use crate::config::Config;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
@@ -45,8 +45,8 @@ pub struct ValidRequest {
     pub max_tokens: u32,
     /// Go on past the end of sequence.
     pub ignore_eos: bool,
-    /// With every default filled in.
-    pub kv: KvContract,
+    /// What the sequence may hold.
+    pub kv: Contract,
     /// What it reserves on each rank; fits an empty arena.
     pub cost: Cost,
     /// When it came.

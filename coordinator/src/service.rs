@@ -6,8 +6,8 @@ use std::time::Duration;
 use opentelemetry::trace::SpanContext;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::{
-    GenerateRequest, GetModelResponse, KvContract, TokenizeRequest, TokenizeResponse,
-    generate_request, tokenize_request,
+    GenerateRequest, GetModelResponse, TokenizeRequest, TokenizeResponse, generate_request,
+    tokenize_request,
 };
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
-use crate::request::{encode_chat, text_error, validate, with_defaults};
+use crate::request::{encode_chat, text_error, validate};
 use crate::trace::RequestSpan;
 
 /// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
@@ -82,8 +82,8 @@ impl Service {
             tracing::info!(
                 prompt_tokens = request.prompt.len(),
                 max_tokens = request.max_tokens,
-                budget = request.kv.budget,
-                policy = %request.kv.policy,
+                budget = request.kv.budget(),
+                policy = request.kv.policy(),
                 reserved_bytes = request.cost.bytes(),
                 "accepted"
             );
@@ -156,7 +156,7 @@ impl Service {
             world_size: self.model.world_size,
             policies: info.policies.clone(),
             memories: info.memories.clone(),
-            default_kv: Some(with_defaults(&KvContract::default(), info)),
+            default_kv: Some((&self.model.default_contract).into()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

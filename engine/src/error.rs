@@ -38,6 +38,9 @@ pub enum Error {
     /// The device has less memory free than the rank takes; nothing was loaded.
     #[error(transparent)]
     DoesNotFit(#[from] DoesNotFit),
+    /// A contract that means nothing.
+    #[error("KV contract: {0}")]
+    InvalidContract(#[from] palimpsest_proto::contract::ContractError),
     /// A contract that this rank cannot keep.
     #[error("KV contract: {0}")]
     Contract(String),

@@ -18,10 +18,9 @@ pub mod boundary;
 pub mod budget;
 pub mod budget_group;
 pub mod cache;
-pub mod contract;
 pub mod pages;
 pub mod sharing;
 
 pub use cache::{Entries, SequenceCache};
-pub use contract::{Contract, HeadBudget, Positions};
 pub use pages::PagePool;
+pub use palimpsest_proto::contract::{Bounded, Contract, HeadBudget, LatentMemory, Positions};

@@ -3,11 +3,14 @@
 pub mod oracle;
 pub mod reconstruction;
 
+use std::sync::Arc;
+
 use palimpsest_kernels::Backend;
 
 use crate::decoder::{Logits, Piece};
 use crate::error::Result;
 use crate::kv::{Contract, Entries, SequenceCache};
+use crate::policy::Policy;
 use crate::runner::Runner;
 use crate::slots::HeadSlots;
 
@@ -32,6 +35,15 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
     /// small; those of the kernels when the device has no room for the memory.
     pub fn open(runner: &'a mut Runner<B>, contract: Contract) -> Result<Self> {
         let cache = runner.open_cache(contract)?;
+        Ok(Self { runner, cache })
+    }
+
+    /// An empty sequence that keeps everything, while `policy` observes it.
+    ///
+    /// # Errors
+    /// Those of the kernels.
+    pub fn watched(runner: &'a mut Runner<B>, policy: Arc<dyn Policy>) -> Result<Self> {
+        let cache = runner.open_cache_under(Contract::Full, policy)?;
         Ok(Self { runner, cache })
     }
 
@@ -102,7 +114,8 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
     /// small; those of the kernels when the device has no room for the memory.
     pub fn restart(&mut self) -> Result<()> {
         self.runner.reclaim(&mut self.cache);
-        self.cache = self.runner.open_cache(self.cache.contract.clone())?;
+        let (contract, policy) = (self.cache.contract.clone(), self.cache.policy.clone());
+        self.cache = self.runner.open_cache_under(contract, policy)?;
         Ok(())
     }
 
@@ -122,7 +135,7 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
         let cache = &mut self.cache;
         // Between two boundaries slots are only added at the end, and what changes of the others is
         // in the mark.
-        if cache.contract.exact_slots().is_some() && mark.seen / stride != cache.seen / stride {
+        if cache.contract.bounded().is_some() && mark.seen / stride != cache.seen / stride {
             return false;
         }
         for (head, old) in cache.heads.iter_mut().zip(&mark.heads) {

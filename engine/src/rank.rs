@@ -9,6 +9,7 @@ use palimpsest_kernels::{Backend, KvType};
 use palimpsest_models::Model;
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::tokenizer::TokenizerFiles;
+use palimpsest_proto::contract::{Contract, HeadBudget, NO_MEMORY, Positions};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::v1::KvContract;
 use prost::Message;
@@ -134,7 +135,11 @@ fn group_digest(info: &ModelInfo, weights: u64, indexer: Option<&Indexer>, devic
 }
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else
-/// the window.
+/// the window. What depends on the budget of a request stays open.
+///
+/// # Errors
+/// [`Error::InvalidContract`] and [`Error::Contract`] for what the operator asked for and no
+/// request could get.
 fn default_contract(
     options: &RankOptions,
     policies: &[Arc<dyn Policy>],
@@ -153,9 +158,9 @@ fn default_contract(
         // The memory pays for its bytes beside the learned policy, and not beside the heuristics:
         // EVALUATION.md.
         kv.memory = if kv.policy == Retention::NAME {
-            "centroid"
+            memory::CENTROID
         } else {
-            "none"
+            NO_MEMORY
         }
         .into();
     }
@@ -167,16 +172,17 @@ fn default_contract(
         )));
     }
     if kv.head_budget.is_empty() {
-        kv.head_budget = if policy.comparable() {
-            "column"
+        let head_budget = if policy.comparable() {
+            HeadBudget::Column
         } else {
-            "uniform"
-        }
-        .into();
+            HeadBudget::Uniform
+        };
+        kv.head_budget = head_budget.name().into();
     }
     if kv.positions.is_empty() {
-        kv.positions = "absolute".into();
+        kv.positions = Positions::Absolute.name().into();
     }
+    Contract::complete(&options.default_kv, &kv)?;
     Ok(kv)
 }
 

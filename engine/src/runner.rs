@@ -107,17 +107,34 @@ impl<B: Backend> Runner<B> {
     /// [`Error::Contract`] for a policy or memory that is not known, or a memory that is too small;
     /// those of the kernels when the device has no room for the memory.
     pub(crate) fn open_cache(&mut self, contract: Contract) -> Result<SequenceCache> {
+        let policy = policy::find(&self.policies, contract.policy())?;
+        self.open_cache_under(contract, policy)
+    }
+
+    /// An empty cache for one sequence under `contract`, which `policy` ranks or only observes. It
+    /// must come back by [`Self::reclaim`].
+    ///
+    /// # Errors
+    /// As [`Self::open_cache`], but for the name of the policy.
+    pub(crate) fn open_cache_under(
+        &mut self,
+        contract: Contract,
+        policy: Arc<dyn Policy>,
+    ) -> Result<SequenceCache> {
         let (backend, config) = (self.decoder.backend(), self.decoder.config());
-        let policy = policy::find(&self.policies, &contract.policy)?;
+        let (memory, entries) = match contract.memory() {
+            Some(memory) => (memory.name.as_str(), memory.slots.get()),
+            None => (memory::NONE, 0),
+        };
         let layout = self.decoder.shard().head_layout(config);
         let payment = Payment {
-            entries: contract.memory_slots,
+            entries,
             entry_bytes: self.arena.shape.dtype.slot_bytes(config.head_dim),
             head_dim: config.head_dim,
         };
         let features = self.decoder.memories().features();
         let pages = &mut self.arena.pages;
-        let memory = memory::kind(&contract.memory, payment, features)?
+        let memory = memory::kind(memory, payment, features)?
             .map(|kind| Memory::open(backend, pages, kind, layout.heads(), config.head_dim))
             .transpose()?;
         Ok(SequenceCache::new(layout, contract, policy, memory))
@@ -328,7 +345,7 @@ impl<B: Backend> Runner<B> {
     }
 
     fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
-        let contract = Contract::parse(init.kv.as_ref().unwrap_or(&v1::KvContract::default()))?;
+        let contract = Contract::try_from(&init.kv.clone().unwrap_or_default())?;
         let cache = self.open_cache(contract)?;
         let sampler = Sampler::new(
             init.sampling.clone().unwrap_or_default(),
@@ -397,10 +414,18 @@ impl<B: Backend> Runner<B> {
             let cache = self.sequences.get(&output.sequence).map(|s| &s.cache);
             // Where ranks share a pool they evict different numbers; otherwise every KV head evicts
             // the same.
-            if let Some(cache) = cache.filter(|cache| !cache.contract.head_budget.spans_ranks()) {
+            if let Some(cache) = cache.filter(|cache| !shares_pools(cache)) {
                 hash.update(&(cache.evicted / shard.part.kv_heads.len() as u64).to_le_bytes());
             }
         }
         hash.digest()
     }
+}
+
+/// Whether ranks share the budget of a sequence.
+fn shares_pools(cache: &SequenceCache) -> bool {
+    cache
+        .contract
+        .bounded()
+        .is_some_and(|bounded| bounded.head_budget.spans_ranks())
 }

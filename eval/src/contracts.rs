@@ -1,10 +1,13 @@
 //! From what a grid names (a budget or a share of the prompt) to a KV contract, and back to what
 //! was really held.
 
-use palimpsest_engine::kv::{Contract, HeadBudget, Positions, SequenceCache};
+use palimpsest_engine::kv::SequenceCache;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::{Backend, KvType};
-use palimpsest_proto::kv::{default_memory, default_window};
+use palimpsest_proto::contract::{
+    Bounded, Contract, ContractError, HeadBudget, LatentMemory, NO_MEMORY, PolicyName, Positions,
+    default_memory, default_window,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -182,47 +185,36 @@ impl CacheShape {
     /// [`Error::Spec`] names what does not fit.
     pub fn contract(&self, prompt: usize, tail: usize, size: EntrySize) -> Result<Contract> {
         let Some(budget) = self.budget else {
-            return Ok(Contract::full());
+            return Ok(Contract::Full);
         };
-        let head_budget = HeadBudget::ALL
-            .into_iter()
-            .find(|h| h.name() == self.head_budget)
-            .ok_or_else(|| {
-                Error::Spec(format!(
-                    "head budget `{}` is not one of {}",
-                    self.head_budget,
-                    HeadBudget::ALL.map(HeadBudget::name).join(", ")
-                ))
-            })?;
         let entries = budget.entries(prompt, tail, size);
-        let memory_slots = if self.memory == "none" {
+        let bounded = self
+            .bounded(entries)
+            .map_err(|error| Error::Spec(error.to_string()))?;
+        bounded.check().map_err(|error| {
+            Error::Spec(format!(
+                "{budget} of {prompt} tokens leaves {entries} entries after {tail} tokens of \
+                 question: {error}"
+            ))
+        })?;
+        Ok(bounded.into())
+    }
+
+    /// The contract with a budget of so many entries, which may be too few.
+    fn bounded(&self, entries: u32) -> std::result::Result<Bounded, ContractError> {
+        let memory_slots = if self.memory == NO_MEMORY {
             0
         } else {
             self.memory_slots.unwrap_or_else(|| default_memory(entries))
         };
-        let window = self.window.unwrap_or_else(|| default_window(entries));
-        let smallest = self
-            .sinks
-            .saturating_add(window)
-            .saturating_add(memory_slots)
-            .saturating_add(1);
-        if entries < smallest {
-            return Err(Error::Spec(format!(
-                "{budget} of {prompt} tokens leaves {entries} entries after {tail} tokens of \
-                 question; {smallest} are needed (sinks {} + window {window} + memory \
-                 {memory_slots} + 1)",
-                self.sinks
-            )));
-        }
-        Ok(Contract {
-            budget: Some(entries),
-            policy: self.policy.clone(),
-            memory: self.memory.clone(),
-            head_budget,
+        Ok(Bounded {
+            policy: PolicyName::new(&self.policy)?,
+            budget: entries,
+            head_budget: self.head_budget.parse()?,
             sinks: self.sinks,
-            window,
+            window: self.window.unwrap_or_else(|| default_window(entries)),
             positions: Positions::Absolute,
-            memory_slots,
+            memory: LatentMemory::parse(&self.memory, memory_slots)?,
         })
     }
 }
@@ -263,26 +255,30 @@ mod tests {
         }
     }
 
+    /// Window and memory slots.
+    fn protection(contract: &Contract) -> (u32, u32) {
+        let bounded = contract.bounded().expect("bounded");
+        (bounded.window, bounded.memory_slots())
+    }
+
     #[test]
     fn a_share_counts_the_tail() {
         let contract = shape(Budget::share(0.1).expect("a share"), "none")
             .contract(2090, 42, PLAIN)
             .expect("fits");
         // 209 entries when the answer begins, 42 of them read after the boundary.
-        assert_eq!(contract.budget, Some(209 - 42));
-        assert_eq!((contract.window, contract.memory_slots), (167 / 16, 0));
+        assert_eq!(contract.budget(), Some(209 - 42));
+        assert_eq!(protection(&contract), (167 / 16, 0));
         let contract = shape(Budget::Entries(1024), "centroid")
             .contract(2090, 42, PLAIN)
             .expect("fits");
-        assert_eq!(
-            (contract.budget, contract.window, contract.memory_slots),
-            (Some(1024), 64, 128)
-        );
+        assert_eq!(contract.budget(), Some(1024));
+        assert_eq!(protection(&contract), (64, 128));
         assert_eq!(
             CacheShape::full()
                 .contract(2090, 42, PLAIN)
                 .expect("always"),
-            Contract::full()
+            Contract::Full
         );
     }
 
@@ -296,7 +292,7 @@ mod tests {
         let entries = share
             .contract(2090, 42, size)
             .expect("fits")
-            .budget
+            .budget()
             .expect("bounded");
         // 209 entries of 256 bytes are 185 slots of 288.
         assert_eq!(entries, 185 - 42);
@@ -314,12 +310,12 @@ mod tests {
                 },
             )
             .expect("fits");
-        assert_eq!(eight.budget, Some(393 - 42));
+        assert_eq!(eight.budget(), Some(393 - 42));
         let named = shape(Budget::Entries(100), "none")
             .contract(2090, 42, size)
             .expect("fits");
         assert_eq!(
-            named.budget,
+            named.budget(),
             Some(100),
             "entries are what a request asks for"
         );

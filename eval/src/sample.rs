@@ -1,6 +1,6 @@
 //! One sample of a cell: the questions on one context, under one cache.
 
-use palimpsest_engine::kv::Contract;
+use palimpsest_engine::kv::{Bounded, Contract};
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 
@@ -118,9 +118,9 @@ pub fn sample<B: Backend>(
         share: mean(&|i| measured[i].held / prompts[i].len() as f64),
         prompt_tokens: prompts[0].len(),
         tail_tokens: prompts[0].tail.len(),
-        contract_budget: contract.budget,
-        contract_window: contract.window,
-        contract_memory_slots: contract.memory_slots,
+        contract_budget: contract.budget(),
+        contract_window: contract.bounded().map_or(0, |bounded| bounded.window),
+        contract_memory_slots: contract.bounded().map_or(0, Bounded::memory_slots),
         expected: expected.join(" |"),
         decoded: (!texts.is_empty()).then(|| texts.join(" |")),
         seconds: [seconds(0), seconds(1), seconds(2)],

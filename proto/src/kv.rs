@@ -6,40 +6,10 @@
 //! brings it back to the budget. So a bounded sequence never holds more than `budget + stride`
 //! entries per KV head on average, at any length.
 
-use crate::v1::KvContract;
+use crate::contract::{Bounded, Contract, HeadBudget};
 
 /// Entries of one page.
 pub const PAGE_SLOTS: u64 = 32;
-/// Default number of protected first positions.
-pub const DEFAULT_SINKS: u32 = 4;
-/// Largest default number of protected last positions.
-pub const DEFAULT_WINDOW: u32 = 128;
-
-/// Last positions that a budget of `budget` entries protects by default: a sixteenth, 8 to
-/// [`DEFAULT_WINDOW`]. Chosen by measurement: a learned policy spends these entries better than a
-/// window does (EVALUATION.md).
-pub const fn default_window(budget: u32) -> u32 {
-    let share = budget / 16;
-    if share < 8 {
-        8
-    } else if share > DEFAULT_WINDOW {
-        DEFAULT_WINDOW
-    } else {
-        share
-    }
-}
-
-/// Entries of the budget that pay for a latent memory by default: a smaller share where the budget
-/// is small, since there it takes slots that hold what is asked for (EVALUATION.md).
-pub const fn default_memory(budget: u32) -> u32 {
-    let share = if budget < 512 {
-        budget / 16
-    } else {
-        budget / 8
-    };
-    // What one centroid costs, whatever the head size.
-    if share < 4 { 4 } else { share }
-}
 /// Under the head budget `group` no KV head index keeps more than this many times (numerator,
 /// denominator) its share of the evictable slots, which bounds what a rank can be asked to hold.
 pub const GROUP_CAP: (u64, u64) = (3, 2);
@@ -47,12 +17,11 @@ pub const GROUP_CAP: (u64, u64) = (3, 2);
 /// entries.
 pub const NOTE_BYTES: u64 = 8;
 /// Latent memories get one part in so many of a rank's cache, where its operator does not say:
-/// enough for contracts that leave the share of the memory to [`default_memory`].
+/// enough for contracts that leave the share of the memory to
+/// [`default_memory`](crate::contract::default_memory).
 pub const LATENT_SHARE: u64 = 8;
 /// Latent memory of a KV head is allocated in multiples of this many bytes.
 const LATENT_UNIT: u64 = 16;
-/// Policy that evicts nothing.
-pub const FULL: &str = "full";
 
 /// What of a model and a rank decides the cost of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,71 +65,58 @@ impl Geometry {
 }
 
 /// Pages that a sequence of at most `max_tokens` tokens can ever hold on one rank.
-///
-/// Pooled budgets share a total among heads, each of which may leave one page partly filled.
-pub fn reserved_pages(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
-    let heads = geometry.heads();
-    let whole = heads * max_tokens.div_ceil(PAGE_SLOTS);
-    if contract.policy == FULL {
-        return whole;
+pub fn reserved_pages(contract: &Contract, geometry: &Geometry, max_tokens: u64) -> u64 {
+    let whole = geometry.heads() * max_tokens.div_ceil(PAGE_SLOTS);
+    match contract {
+        Contract::Full => whole,
+        Contract::Bounded(bounded) => bounded_pages(bounded, geometry).min(whole),
     }
-    let retained = u64::from(
-        contract
-            .budget
-            .saturating_sub(contract.memory_slots.unwrap_or(0)),
-    );
-    let bounded = if contract.head_budget == "uniform" {
-        heads * (retained + geometry.stride).div_ceil(PAGE_SLOTS)
-    } else {
-        let protected = u64::from(
-            contract.sinks.unwrap_or(DEFAULT_SINKS) + contract.window.unwrap_or(DEFAULT_WINDOW),
-        );
-        let evictable = retained.saturating_sub(protected) * heads;
-        // Slots of other ranks' heads may come here: all of them, or up to the cap.
-        let all = evictable / geometry.kv_heads * geometry.total_kv_heads;
-        let evictable = match contract.head_budget.as_str() {
-            "layer" => all,
-            "group" => all.min((evictable * GROUP_CAP.0).div_ceil(GROUP_CAP.1) + geometry.kv_heads),
-            _ => evictable,
-        };
-        let retained = evictable + retained.min(protected) * heads;
-        // sum of ceil(n_i / s) <= sum(n_i) / s + number of heads
-        (retained + geometry.stride * heads) / PAGE_SLOTS + heads
+}
+
+/// Pages of a sequence of any length. Pooled budgets share a total among heads, each of which may
+/// leave one page partly filled.
+fn bounded_pages(contract: &Bounded, geometry: &Geometry) -> u64 {
+    let heads = geometry.heads();
+    let retained = u64::from(contract.exact_slots());
+    let protected = u64::from(contract.sinks) + u64::from(contract.window);
+    let own = retained.saturating_sub(protected) * heads;
+    // Entries of other ranks' heads may come here: all of them, or up to the cap.
+    let all = own / geometry.kv_heads * geometry.total_kv_heads;
+    let evictable = match contract.head_budget {
+        HeadBudget::Uniform => return heads * (retained + geometry.stride).div_ceil(PAGE_SLOTS),
+        HeadBudget::Column => own,
+        HeadBudget::Layer => all,
+        HeadBudget::Group => all.min((own * GROUP_CAP.0).div_ceil(GROUP_CAP.1) + geometry.kv_heads),
     };
-    bounded.min(whole)
+    let retained = evictable + retained.min(protected) * heads;
+    // sum of ceil(n_i / s) <= sum(n_i) / s + number of heads
+    (retained + geometry.stride * heads) / PAGE_SLOTS + heads
 }
 
 /// Bytes of latent memory of one sequence on one rank.
-pub fn memory_bytes(contract: &KvContract, geometry: &Geometry) -> u64 {
-    if contract.policy == FULL {
-        return 0;
-    }
-    let of_head = u64::from(contract.memory_slots.unwrap_or(0)) * geometry.entry_bytes();
+pub fn memory_bytes(contract: &Contract, geometry: &Geometry) -> u64 {
+    let slots = contract.memory().map_or(0, |memory| memory.slots.get());
+    let of_head = u64::from(slots) * geometry.entry_bytes();
     geometry.heads() * of_head.next_multiple_of(LATENT_UNIT)
 }
 
 /// Bytes of all pages that a sequence of at most `max_tokens` tokens can ever hold on one rank,
 /// notes included.
-pub fn page_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
+pub fn page_bytes(contract: &Contract, geometry: &Geometry, max_tokens: u64) -> u64 {
     reserved_pages(contract, geometry, max_tokens) * geometry.page_bytes()
 }
 
 /// Bytes that a sequence reserves on one rank: its pages and its latent memory.
-pub fn reserved_bytes(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> u64 {
+pub fn reserved_bytes(contract: &Contract, geometry: &Geometry, max_tokens: u64) -> u64 {
     page_bytes(contract, geometry, max_tokens) + memory_bytes(contract, geometry)
-}
-
-/// Smallest budget that leaves one slot to the policy.
-pub const fn smallest_budget(sinks: u32, window: u32, memory_slots: u32) -> u32 {
-    sinks
-        .saturating_add(window)
-        .saturating_add(memory_slots)
-        .saturating_add(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::{
+        DEFAULT_SINKS, LatentMemory, MOST_WINDOW, PolicyName, Positions, default_memory,
+    };
 
     const G: Geometry = Geometry {
         layers: 30,
@@ -172,25 +128,32 @@ mod tests {
         stride: 256,
     };
 
-    fn contract(policy: &str, head_budget: &str, budget: u32) -> KvContract {
-        KvContract {
-            policy: policy.into(),
-            head_budget: head_budget.into(),
+    fn bounded(policy: &str, head_budget: HeadBudget, budget: u32) -> Bounded {
+        Bounded {
+            policy: PolicyName::new(policy).unwrap(),
             budget,
-            ..Default::default()
+            head_budget,
+            sinks: DEFAULT_SINKS,
+            window: MOST_WINDOW,
+            positions: Positions::Absolute,
+            memory: None,
         }
+    }
+
+    fn contract(policy: &str, head_budget: HeadBudget, budget: u32) -> Contract {
+        bounded(policy, head_budget, budget).into()
     }
 
     #[test]
     fn a_bounded_sequence_costs_the_same_at_any_length() {
-        let c = contract("window", "uniform", 1024);
+        let c = contract("window", HeadBudget::Uniform, 1024);
         assert_eq!(
             reserved_bytes(&c, &G, 100_000),
             reserved_bytes(&c, &G, 10_000_000)
         );
         assert_eq!(reserved_bytes(&c, &G, 100_000), 90 * 40 * G.page_bytes());
         assert_eq!(
-            reserved_bytes(&contract("full", "", 0), &G, 64),
+            reserved_bytes(&Contract::Full, &G, 64),
             (G.token_bytes() + 90 * NOTE_BYTES) * 64
         );
     }
@@ -198,14 +161,14 @@ mod tests {
     #[test]
     fn a_short_sequence_costs_no_more_than_its_tokens() {
         assert_eq!(
-            reserved_pages(&contract("window", "column", 1024), &G, 31),
+            reserved_pages(&contract("window", HeadBudget::Column, 1024), &G, 31),
             90
         );
     }
 
     #[test]
     fn pooled_budgets_are_covered_for_any_split_among_heads() {
-        let c = contract("window", "column", 1000);
+        let c = contract("window", HeadBudget::Column, 1000);
         let pages = reserved_pages(&c, &G, u64::MAX / 1000) / G.kv_heads;
         for skew in 0..29u64 {
             // layer 0 takes as much as it can, the others share the rest
@@ -226,12 +189,11 @@ mod tests {
     #[test]
     fn an_eighth_is_enough_for_default_memories() {
         for budget in [16, 64, 511, 512, 1024, 4096, 1 << 20] {
-            for head_budget in ["uniform", "column"] {
-                let memory_slots = Some(default_memory(budget));
-                let c = KvContract {
-                    memory_slots,
-                    ..contract("retention", head_budget, budget)
-                };
+            for head_budget in [HeadBudget::Uniform, HeadBudget::Column] {
+                let c = Contract::from(Bounded {
+                    memory: LatentMemory::parse("centroid", default_memory(budget)).unwrap(),
+                    ..bounded("retention", head_budget, budget)
+                });
                 let (latent, pages) = (memory_bytes(&c, &G), page_bytes(&c, &G, 1 << 40));
                 assert!(
                     latent * (LATENT_SHARE - 1) <= pages,
@@ -239,20 +201,12 @@ mod tests {
                 );
             }
         }
-        assert_eq!(
-            memory_bytes(
-                &KvContract {
-                    memory_slots: Some(9),
-                    ..contract("full", "", 0)
-                },
-                &G
-            ),
-            0
-        );
+        assert_eq!(memory_bytes(&Contract::Full, &G), 0);
     }
 
     #[test]
     fn a_rank_reserves_its_share() {
+        use HeadBudget::{Column, Group, Layer, Uniform};
         let alone =
             |head_budget| reserved_pages(&contract("retention", head_budget, 1024), &G, 1 << 30);
         let of = |kv_heads, head_budget| {
@@ -263,19 +217,19 @@ mod tests {
                 1 << 30,
             )
         };
-        for head_budget in ["uniform", "column"] {
+        for head_budget in [Uniform, Column] {
             assert_eq!(3 * of(1, head_budget), alone(head_budget));
         }
         // One head of a layer may get all that is evictable there; what is protected and the tail
         // are each head's own.
-        assert_eq!(of(3, "layer"), alone("column"));
+        assert_eq!(of(3, Layer), alone(Column));
         assert!(
-            (alone("layer") * 2 / 3..alone("layer")).contains(&of(1, "layer")),
+            (alone(Layer) * 2 / 3..alone(Layer)).contains(&of(1, Layer)),
             "{}",
-            of(1, "layer")
+            of(1, Layer)
         );
         // Pooled over the model: at most half more.
-        let (share, most) = (alone("group") / 3, of(1, "group"));
+        let (share, most) = (alone(Group) / 3, of(1, Group));
         assert!(most > share && most <= share * 3 / 2 + 1, "{share} {most}");
     }
 }

@@ -1,7 +1,9 @@
-//! The contract between Palimpsest's processes: generated messages and services, the cost of a KV
-//! contract, and the error classes. It knows nothing of models, devices or scheduling.
+//! The contract between Palimpsest's processes: generated messages and services, the typed KV
+//! contract with its cost, and the error classes. It knows nothing of models, devices or
+//! scheduling.
 #![forbid(unsafe_code)]
 
+pub mod contract;
 pub mod error;
 pub mod kv;
 

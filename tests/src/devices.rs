@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::error::Error;
 use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, Positions};
 use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_kernels::{Backend, KvType};
 
-use crate::{EngineOptions, VOCABULARY, contract, engine, engine_on, fixtures, random};
+use crate::{
+    EngineOptions, VOCABULARY, bounded, contract, engine, engine_on, fixtures, memory, random,
+};
 
 /// What an engine says, keeps and has evicted.
 #[derive(Debug, PartialEq)]
@@ -74,16 +76,16 @@ pub fn prompt(count: usize) -> Vec<u32> {
 /// positions.
 pub fn contracts() -> Vec<Contract> {
     vec![
-        Contract::full(),
+        Contract::Full,
         contract("retention", HeadBudget::Column, 12),
-        Contract {
+        Contract::Bounded(Bounded {
             positions: Positions::Compacted,
-            ..contract("retention", HeadBudget::Group, 12)
-        },
-        Contract {
-            memory: "associative".into(),
-            ..contract("query-indexer", HeadBudget::Column, 12)
-        },
+            ..bounded("retention", HeadBudget::Group, 12)
+        }),
+        Contract::Bounded(Bounded {
+            memory: memory("associative", 12),
+            ..bounded("query-indexer", HeadBudget::Column, 12)
+        }),
         contract("h2o", HeadBudget::Uniform, 0),
         contract("snapkv", HeadBudget::Column, 0),
     ]
@@ -112,7 +114,7 @@ pub fn on_cpu(
         (tokens, None),
     );
     assert!(
-        contract.budget.is_none() || want.evicted > 0,
+        contract.bounded().is_none() || want.evicted > 0,
         "{contract:?} evicts nothing"
     );
     want

@@ -14,7 +14,7 @@ use palimpsest_collective::Place;
 use palimpsest_engine::decoder::Decoder;
 use palimpsest_engine::device_memory::CacheBytes;
 use palimpsest_engine::indexer::{Indexer, ModelShape};
-use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, LatentMemory, Positions};
 use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
 use palimpsest_engine::policy::pairwise::{PairwiseLayer, PairwiseWeights};
 use palimpsest_engine::policy::retention::{LayerScorer, RecentScorer, RetentionWeights};
@@ -23,6 +23,7 @@ use palimpsest_engine::shard::Shard;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::{Backend, KvType};
 use palimpsest_models::Model;
+use palimpsest_proto::contract::PolicyName;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use tempfile::TempDir;
 
@@ -270,16 +271,34 @@ pub fn engine_on<B: Backend>(
     runner
 }
 
-/// A bounded contract for the tiny model.
+/// A bounded contract for the tiny model, with centroids where they get slots.
 pub fn contract(policy: &str, head_budget: HeadBudget, memory_slots: u32) -> Contract {
-    Contract {
-        budget: Some(40 + memory_slots),
-        policy: policy.into(),
-        memory: if memory_slots > 0 { "centroid" } else { "none" }.into(),
+    bounded(policy, head_budget, memory_slots).into()
+}
+
+/// What [`contract`] holds a sequence to.
+///
+/// # Panics
+/// Where `policy` is no policy that evicts.
+pub fn bounded(policy: &str, head_budget: HeadBudget, memory_slots: u32) -> Bounded {
+    Bounded {
+        policy: PolicyName::new(policy).expect("a policy that evicts"),
+        budget: 40 + memory_slots,
         head_budget,
         sinks: 2,
         window: 8,
         positions: Positions::Absolute,
-        memory_slots,
+        memory: memory("centroid", memory_slots),
     }
+}
+
+/// The latent memory called `name`, if it gets slots.
+///
+/// # Panics
+/// Where `name` is no memory.
+pub fn memory(name: &str, slots: u32) -> Option<LatentMemory> {
+    if slots == 0 {
+        return None;
+    }
+    LatentMemory::parse(name, slots).expect("a memory")
 }

@@ -138,7 +138,7 @@ fn count(calls: &[Call], name: &str) -> usize {
 
 fn contracts() -> [Contract; 3] {
     [
-        Contract::full(),
+        Contract::Full,
         contract("retention", HeadBudget::Column, 12),
         contract("retention", HeadBudget::Group, 0),
     ]
@@ -350,7 +350,7 @@ fn an_epoch_that_is_ended_ends_the_step() {
         .expect("a group")
         .clone();
     let failed = std::thread::scope(|scope| {
-        let alone = scope.spawn(|| answer(&mut ranks[0], &Contract::full(), 1));
+        let alone = scope.spawn(|| answer(&mut ranks[0], &Contract::Full, 1));
         std::thread::sleep(Duration::from_millis(100));
         end.abort();
         alone

@@ -87,7 +87,10 @@ fn tensor_cores_choose_nearly_the_same() {
         let all: usize = want.kept.iter().map(Vec::len).sum();
         println!(
             "{kv:?} {} {}: {same} of {TOKENS} tokens, {kept} of {all} entries",
-            contract.policy, contract.memory
+            contract.policy(),
+            contract
+                .memory()
+                .map_or("none", |memory| memory.name.as_str())
         );
         // Where policies rank what is nearly equal, one other slot changes a random model's next
         // choices.

@@ -214,7 +214,7 @@ fn asking_for_every_key_gives_the_mean_of_asking_for_each() {
             length: 1024,
             key,
         };
-        let (material, contract) = (material(), Contract::full());
+        let (material, contract) = (material(), Contract::Full);
         let question = tasks::question(Task::Multikey1, &material, draw).expect("no file needed");
         let prompt =
             prompt::build(&Bytes, &question, size(1024), Protocol::Agnostic).expect("fits");

@@ -48,7 +48,7 @@ fn request(ids: &[u32], policy: &str, budget: u32, max_tokens: u32) -> GenerateR
 /// Greedy tokens of the engine alone, under the contract the service said it used.
 fn alone(path: &std::path::Path, ids: &[u32], kv: &KvContract, count: usize) -> Vec<u32> {
     let mut runner = engine(path, EngineOptions::default(), Some(&tiny_indexer(5)));
-    let contract = Contract::parse(kv).expect("a contract the service accepted");
+    let contract = Contract::try_from(kv).expect("a contract the service accepted");
     let mut sequence = OfflineSequence::open(&mut runner, contract).expect("a valid contract");
     let mut logits = sequence.feed(ids, Logits::Last).expect("a step");
     let mut tokens = Vec::new();

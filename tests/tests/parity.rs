@@ -23,8 +23,7 @@ fn check(path: &Path, golden_file: &Path) {
     };
     let mut runner = engine(path, exact, None);
     let vocabulary = runner.decoder().config().vocabulary;
-    let mut sequence =
-        OfflineSequence::open(&mut runner, Contract::full()).expect("the full policy");
+    let mut sequence = OfflineSequence::open(&mut runner, Contract::Full).expect("the full policy");
     let got = sequence.feed(&prompt, Logits::All).expect("a forward pass");
     assert_eq!(got.len(), logits.len());
     for (position, (got, want)) in got

@@ -53,8 +53,7 @@ fn compare(runner: &mut Runner<CpuBackend>, golden: &Golden, undecided: f32) -> 
         let positions = golden.ids(&format!("positions.{i}"));
         let top_ids = golden.ids(&format!("top_ids.{i}"));
         let top = top_ids.len() / positions.len();
-        let mut sequence =
-            OfflineSequence::open(runner, Contract::full()).expect("the full policy");
+        let mut sequence = OfflineSequence::open(runner, Contract::Full).expect("the full policy");
         let logits = sequence.feed(&prompt, Logits::All).expect("a forward pass");
         for (row, &position) in positions.iter().enumerate() {
             let ours = argmax(&logits[position as usize * vocabulary..][..vocabulary]);

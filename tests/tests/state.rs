@@ -5,14 +5,14 @@ use std::path::Path;
 
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, Positions};
 use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_kernels::KvType;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
-use palimpsest_proto::v1::{KvContract, Sampling};
+use palimpsest_proto::v1::Sampling;
 use palimpsest_tests::{
-    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, engine, random,
-    tiny_indexer, tiny_indexer_of_two, tiny_model,
+    EngineOptions, HEAD_DIM, KV_HEADS, LAYERS, STRIDE, VOCABULARY, bounded, contract, engine,
+    memory, random, tiny_indexer, tiny_indexer_of_two, tiny_model,
 };
 
 fn tokens(seed: u64, count: usize) -> Vec<u32> {
@@ -24,7 +24,7 @@ fn tokens(seed: u64, count: usize) -> Vec<u32> {
 
 /// Every policy with a head budget and a memory that exercise it.
 fn contracts() -> Vec<Contract> {
-    let mut all = vec![Contract::full()];
+    let mut all = vec![Contract::Full];
     for policy in [
         "window",
         "random",
@@ -44,14 +44,15 @@ fn contracts() -> Vec<Contract> {
         all.push(contract(policy, HeadBudget::Column, 12));
     }
     for policy in ["window", "retention"] {
-        all.push(Contract {
-            memory: "associative".into(),
-            ..contract(policy, HeadBudget::Column, 12)
-        });
+        all.push(Contract::Bounded(Bounded {
+            memory: memory("associative", 12),
+            ..bounded(policy, HeadBudget::Column, 12)
+        }));
     }
-    let mut compacted = contract("retention", HeadBudget::Column, 12);
-    compacted.positions = Positions::Compacted;
-    all.push(compacted);
+    all.push(Contract::Bounded(Bounded {
+        positions: Positions::Compacted,
+        ..bounded("retention", HeadBudget::Column, 12)
+    }));
     all
 }
 
@@ -193,7 +194,7 @@ fn what_was_read_since_a_mark_can_be_forgotten_until_the_next_boundary() {
                 .expect("a step");
             assert_eq!(
                 sequence.rewind(&mark),
-                contract.budget.is_none(),
+                contract.bounded().is_none(),
                 "{contract:?}"
             );
         }
@@ -259,13 +260,15 @@ fn a_budget_that_holds_everything_is_the_full_cache() {
     let full = outcome(
         model.path(),
         EngineOptions::default(),
-        &Contract::full(),
+        &Contract::Full,
         &prompt,
         16,
     );
     for policy in ["window", "h2o", "retention"] {
-        let mut roomy = contract(policy, HeadBudget::Column, 0);
-        roomy.budget = Some(100);
+        let roomy = Contract::Bounded(Bounded {
+            budget: 100,
+            ..bounded(policy, HeadBudget::Column, 0)
+        });
         let got = outcome(model.path(), EngineOptions::default(), &roomy, &prompt, 16);
         assert_eq!(got.1, full.1, "{policy} with room for all");
     }
@@ -287,7 +290,6 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
             ..Default::default()
         };
         let mut runner = engine(model.path(), options, Some(&indexer));
-        let wire = wire(&contract);
         let geometry = palimpsest_proto::kv::Geometry {
             layers: LAYERS as u64,
             kv_heads: KV_HEADS as u64,
@@ -297,7 +299,7 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
             scale_bytes: kv.scale_bytes() as u64,
             stride: STRIDE,
         };
-        let reserved = palimpsest_proto::kv::reserved_bytes(&wire, &geometry, 1 << 40);
+        let reserved = palimpsest_proto::kv::reserved_bytes(&contract, &geometry, 1 << 40);
         let page = geometry.page_bytes();
         let mut sequence =
             OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
@@ -315,19 +317,6 @@ fn memory_of_a_sequence_stays_within_its_reservation() {
             most * 3 > reserved,
             "{contract:?}: the reservation of {reserved} is far above {most}"
         );
-    }
-}
-
-fn wire(contract: &Contract) -> KvContract {
-    KvContract {
-        budget: contract.budget.unwrap_or(0),
-        policy: contract.policy.clone(),
-        memory: contract.memory.clone(),
-        head_budget: contract.head_budget.name().into(),
-        sinks: Some(contract.sinks),
-        window: Some(contract.window),
-        positions: contract.positions.name().into(),
-        memory_slots: Some(contract.memory_slots),
     }
 }
 
@@ -405,7 +394,7 @@ fn next_step(
     SequenceStep {
         sequence: i as u64,
         init: (*read == 0).then(|| SequenceInit {
-            kv: Some(wire(contract)),
+            kv: Some(contract.into()),
             sampling: Some(Sampling {
                 temperature: Some(0.8),
                 seed: Some(i as u64),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceOutput, StepOutput, StepPlan};
-use palimpsest_proto::v1::{KvContract, Sampling};
+use palimpsest_proto::v1::Sampling;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::ids::{Epoch, RequestId, SequenceId};
 use crate::metrics::{Load, Metrics};
 use crate::model::{self, ServedModel};
-use crate::request::{ValidRequest, with_defaults};
+use crate::request::ValidRequest;
 use crate::scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget};
 use crate::stream::{ReaderState, Token, Writer};
 
@@ -341,7 +341,7 @@ impl State {
             false => (self.eos_ids.clone(), Vec::new()),
         };
         let init = SequenceInit {
-            kv: Some(request.kv.clone()),
+            kv: Some((&request.kv).into()),
             sampling: Some(request.sampling.clone()),
             max_tokens: request.max_total_tokens(),
             banned,
@@ -524,7 +524,7 @@ pub fn check_room(model: &ServedModel) -> Result<(), model::Error> {
 /// One token under the default contract: touches every kernel, and fits any arena that serves at
 /// all.
 fn warm_up_arrival(model: &ServedModel) -> Arrival {
-    let kv = with_defaults(&KvContract::default(), &model.info);
+    let contract = &model.default_contract;
     let token = model
         .info
         .eos_ids
@@ -545,9 +545,9 @@ fn warm_up_arrival(model: &ServedModel) -> Arrival {
         prompt: [token].into(),
         max_new_tokens: 1,
         stop_ids: [].into(),
-        cost: Cost::of(&kv, &model.geometry, 2),
+        cost: Cost::of(contract, &model.geometry, 2),
         init: SequenceInit {
-            kv: Some(kv),
+            kv: Some(contract.into()),
             sampling: Some(sampling),
             max_tokens: 2,
             prompt_tokens: 1,

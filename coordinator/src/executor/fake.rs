@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use palimpsest_proto::contract::Contract;
 use palimpsest_proto::internal::v1::worker_server::Worker;
 use palimpsest_proto::internal::v1::{
     Beat, CacheState, GetRankRequest, JoinRequest, JoinResponse, Lead, ModelInfo, RankInfo,
     SequenceInit, SequenceOutput, SequenceStep, StepOutput, StepPlan, WatchRequest,
 };
-use palimpsest_proto::kv::{FULL, Geometry};
+use palimpsest_proto::kv::Geometry;
 use palimpsest_proto::v1::{HeadRetention, KvContract, RetentionReport, TokenLogprob};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
@@ -330,6 +331,7 @@ impl FakeRank {
 
 struct Held {
     init: SequenceInit,
+    contract: Contract,
     tokens: Vec<u32>,
 }
 
@@ -374,7 +376,7 @@ impl State {
         {
             return Err(format!(
                 "{:?} does not fit beside {} bytes reserved",
-                held.init.kv,
+                held.contract,
                 capacity.reserved_bytes()
             ));
         }
@@ -391,8 +393,10 @@ impl State {
     fn advance(&mut self, script: &Script, step: &SequenceStep) -> Result<SequenceOutput, String> {
         let id = step.sequence;
         if let Some(init) = &step.init {
+            let kv = init.kv.as_ref().ok_or(format!("{id} without contract"))?;
             let held = Held {
                 init: init.clone(),
+                contract: Contract::try_from(kv).map_err(|error| error.to_string())?,
                 tokens: Vec::new(),
             };
             if self.held.insert(id, held).is_some() {
@@ -448,12 +452,14 @@ impl State {
 /// Positions below this, and from the other on, are what a `window` cache holds: the sinks and the
 /// last of the budget at the last boundary, and the tail since.
 fn held_positions(held: &Held, stride: u64) -> (u64, u64) {
-    let contract = held.init.kv.clone().unwrap_or_default();
     let fed = held.tokens.len() as u64;
     let boundary = fed - fed % stride;
-    let budget = u64::from(contract.budget - contract.memory_slots.unwrap_or(0));
-    let sinks = u64::from(contract.sinks()).min(budget);
-    if contract.policy == FULL || boundary <= budget {
+    let Contract::Bounded(contract) = &held.contract else {
+        return (fed, fed);
+    };
+    let budget = u64::from(contract.exact_slots());
+    let sinks = u64::from(contract.sinks).min(budget);
+    if boundary <= budget {
         (fed, fed)
     } else {
         (sinks, boundary - (budget - sinks))
@@ -492,9 +498,7 @@ fn retention(held: &Held, rank: &RankInfo, stride: u64) -> RetentionReport {
 }
 
 fn cost(held: &Held, geometry: &Geometry) -> Cost {
-    held.init.kv.as_ref().map_or(Cost::default(), |kv| {
-        Cost::of(kv, geometry, held.init.max_tokens)
-    })
+    Cost::of(&held.contract, geometry, held.init.max_tokens)
 }
 
 fn geometry(rank: &RankInfo) -> Geometry {

@@ -64,8 +64,12 @@ fn plan(step: u64) -> StepPlan {
     let kv = KvContract {
         policy: "window".into(),
         head_budget: "uniform".into(),
+        positions: "absolute".into(),
+        memory: "none".into(),
         budget: 8,
-        ..Default::default()
+        sinks: Some(0),
+        window: Some(0),
+        memory_slots: Some(0),
     };
     let init = SequenceInit {
         kv: Some(kv),

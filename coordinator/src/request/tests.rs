@@ -1,4 +1,4 @@
-use palimpsest_proto::v1::{Chat, ChatMessage, TokenIds};
+use palimpsest_proto::v1::{Chat, ChatMessage, KvContract, TokenIds};
 
 use super::*;
 use crate::executor::fake::{IM_END, IM_START, Script, VOCABULARY};
@@ -83,176 +83,154 @@ fn chat(messages: &[&str]) -> GenerateRequest {
     }
 }
 
+/// Checks that `request` is refused for `reason`, with a message that says `part`.
+fn refused(request: GenerateRequest, reason: Reason, part: &str) {
+    let shown = format!("{request:?}");
+    let error = check(request).expect_err(&shown);
+    assert_eq!(error.reason, reason, "{error}");
+    assert!(
+        error.message.contains(part),
+        "{error} should say {part}: {shown}"
+    );
+}
+
 #[test]
-fn every_bad_field_has_its_reason_and_its_numbers() {
-    let rows = [
-        (GenerateRequest::default(), Reason::EmptyPrompt, "no tokens"),
-        (text(""), Reason::EmptyPrompt, "no tokens"),
-        (ids(&[]), Reason::EmptyPrompt, "no tokens"),
-        (chat(&[]), Reason::EmptyPrompt, "messages is empty"),
-        (
-            ids(&[1, 268]),
-            Reason::TokenOutOfRange,
-            "token id 268 at index 1 is not below the vocabulary of 268",
-        ),
-        (
-            GenerateRequest {
-                model: "gpt".into(),
-                ..text("x")
-            },
-            Reason::UnknownModel,
-            "\"fake\"",
-        ),
-        (
-            GenerateRequest {
-                request_id: "a b".into(),
-                ..text("x")
-            },
-            Reason::BadRequestId,
-            "128",
-        ),
-        (
-            sampling(|s| s.temperature = Some(f32::NAN)),
-            Reason::BadSampling,
-            "temperature is NaN",
-        ),
-        (
-            sampling(|s| s.temperature = Some(-0.5)),
-            Reason::BadSampling,
-            "temperature is -0.5",
-        ),
-        (
-            sampling(|s| s.temperature = Some(f32::INFINITY)),
-            Reason::BadSampling,
-            "temperature is inf",
-        ),
-        (
-            sampling(|s| s.top_p = Some(0.0)),
-            Reason::BadSampling,
-            "top_p is 0",
-        ),
-        (
-            sampling(|s| s.top_p = Some(1.5)),
-            Reason::BadSampling,
-            "top_p is 1.5",
-        ),
-        (
-            sampling(|s| s.min_p = -1.0),
-            Reason::BadSampling,
-            "min_p is -1",
-        ),
-        (
-            sampling(|s| s.repetition_penalty = Some(0.0)),
-            Reason::BadSampling,
-            "repetition_penalty is 0",
-        ),
-        (
-            sampling(|s| s.frequency_penalty = f32::NEG_INFINITY),
-            Reason::BadSampling,
-            "frequency_penalty is -inf",
-        ),
-        (
-            sampling(|s| s.presence_penalty = f32::NAN),
-            Reason::BadSampling,
-            "presence_penalty is NaN",
-        ),
-        (
-            sampling(|s| _ = s.logit_bias.insert(268, 0.0)),
-            Reason::BadSampling,
-            "token id 268",
-        ),
-        (
-            sampling(|s| _ = s.logit_bias.insert(2, f32::NAN)),
-            Reason::BadSampling,
-            "token 2 is NaN",
-        ),
-        (
-            sampling(|s| s.logprobs = Some(21)),
-            Reason::BadSampling,
-            "logprobs is 21, over the limit of 20",
-        ),
-        (
-            stopping(|s| s.max_tokens = Some(0)),
-            Reason::BadStopping,
-            "max_tokens is 0",
-        ),
-        (
-            stopping(|s| s.stop = vec!["x".into(); 17]),
-            Reason::BadStopping,
-            "17 stop strings",
-        ),
-        (
-            stopping(|s| s.stop = vec!["x".into(), String::new()]),
-            Reason::BadStopping,
-            "stop string 1 has 0 bytes",
-        ),
-        (
-            stopping(|s| s.stop = vec!["x".repeat(257)]),
-            Reason::BadStopping,
-            "257 bytes",
-        ),
-        (
-            stopping(|s| s.max_tokens = Some(1_000_000)),
-            Reason::TooLong,
-            "are 1000001, over the limit of 1000000",
-        ),
-        (
-            kv(|k| k.policy = "lru".into()),
-            Reason::BadContract,
-            "use one of: full, window, random, retention",
-        ),
-        (
-            kv(|k| k.memory = "disk".into()),
-            Reason::BadContract,
-            "use one of: none, associative",
-        ),
-        (
-            kv(|k| k.head_budget = "row".into()),
-            Reason::BadContract,
-            "uniform, column, layer, group",
-        ),
-        (
-            kv(|k| k.positions = "rope".into()),
-            Reason::BadContract,
-            "absolute, compacted",
-        ),
-        (
-            kv(|k| (k.budget, k.window) = (100, Some(128))),
-            Reason::BadContract,
-            "kv.budget is 100, the least is 133",
-        ),
-        (
-            kv(|k| (k.budget, k.sinks) = (4, None)),
-            Reason::BadContract,
-            "kv.budget is 4, the least is 5",
-        ),
-        (
-            kv(|k| k.budget = 4097),
-            Reason::BadContract,
-            "over the limit of 4096",
-        ),
-        (
-            kv(|k| k.memory_slots = Some(3)),
-            Reason::BadContract,
-            "memory_slots is 3",
-        ),
-        (
-            kv(|k| (k.memory, k.memory_slots) = ("associative".into(), Some(0))),
-            Reason::BadContract,
-            "0 slots",
-        ),
-        (
-            kv(|k| (k.policy, k.memory) = ("full".into(), "associative".into())),
-            Reason::BadContract,
-            "takes no memory",
-        ),
-    ];
-    for (request, reason, part) in rows {
-        let shown = format!("{request:?}");
-        let error = check(request).expect_err(&shown);
-        assert_eq!(error.reason, reason, "{error}");
-        assert!(error.message.contains(part), "{error} should say {part}");
-    }
+fn bad_prompts_have_their_reason() {
+    refused(GenerateRequest::default(), Reason::EmptyPrompt, "no tokens");
+    refused(text(""), Reason::EmptyPrompt, "no tokens");
+    refused(ids(&[]), Reason::EmptyPrompt, "no tokens");
+    refused(chat(&[]), Reason::EmptyPrompt, "messages is empty");
+    refused(
+        ids(&[1, 268]),
+        Reason::TokenOutOfRange,
+        "token id 268 at index 1 is not below the vocabulary of 268",
+    );
+}
+
+#[test]
+fn bad_names_have_their_reason() {
+    let model = GenerateRequest {
+        model: "gpt".into(),
+        ..text("x")
+    };
+    refused(model, Reason::UnknownModel, "\"fake\"");
+    let id = GenerateRequest {
+        request_id: "a b".into(),
+        ..text("x")
+    };
+    refused(id, Reason::BadRequestId, "128");
+}
+
+#[test]
+fn bad_sampling_has_its_reason_and_its_numbers() {
+    let bad = |change: fn(&mut Sampling), part| {
+        refused(sampling(change), Reason::BadSampling, part);
+    };
+    bad(|s| s.temperature = Some(f32::NAN), "temperature is NaN");
+    bad(|s| s.temperature = Some(-0.5), "temperature is -0.5");
+    bad(
+        |s| s.temperature = Some(f32::INFINITY),
+        "temperature is inf",
+    );
+    bad(|s| s.top_p = Some(0.0), "top_p is 0");
+    bad(|s| s.top_p = Some(1.5), "top_p is 1.5");
+    bad(|s| s.min_p = -1.0, "min_p is -1");
+    bad(
+        |s| s.repetition_penalty = Some(0.0),
+        "repetition_penalty is 0",
+    );
+    bad(
+        |s| s.frequency_penalty = f32::NEG_INFINITY,
+        "frequency_penalty is -inf",
+    );
+    bad(|s| s.presence_penalty = f32::NAN, "presence_penalty is NaN");
+    bad(|s| _ = s.logit_bias.insert(268, 0.0), "token id 268");
+    bad(|s| _ = s.logit_bias.insert(2, f32::NAN), "token 2 is NaN");
+    bad(
+        |s| s.logprobs = Some(21),
+        "logprobs is 21, over the limit of 20",
+    );
+}
+
+#[test]
+fn bad_stopping_has_its_reason_and_its_numbers() {
+    let bad = |change: fn(&mut Stopping), reason, part| refused(stopping(change), reason, part);
+    let reason = Reason::BadStopping;
+    bad(|s| s.max_tokens = Some(0), reason, "max_tokens is 0");
+    bad(|s| s.stop = vec!["x".into(); 17], reason, "17 stop strings");
+    bad(
+        |s| s.stop = vec!["x".into(), String::new()],
+        reason,
+        "stop string 1 has 0 bytes",
+    );
+    bad(|s| s.stop = vec!["x".repeat(257)], reason, "257 bytes");
+    bad(
+        |s| s.max_tokens = Some(1_000_000),
+        Reason::TooLong,
+        "are 1000001, over the limit of 1000000",
+    );
+}
+
+#[test]
+fn a_contract_of_names_nobody_knows_is_refused() {
+    let bad = |change: fn(&mut KvContract), part| refused(kv(change), Reason::BadContract, part);
+    bad(
+        |k| k.policy = "lru".into(),
+        "use one of: full, window, random, retention",
+    );
+    bad(
+        |k| k.memory = "disk".into(),
+        "use one of: none, associative",
+    );
+    bad(
+        |k| k.head_budget = "row".into(),
+        "uniform, column, layer, group",
+    );
+    bad(|k| k.positions = "rope".into(), "absolute, compacted");
+}
+
+#[test]
+fn a_contract_whose_numbers_do_not_fit_is_refused() {
+    let bad = |change: fn(&mut KvContract), part| refused(kv(change), Reason::BadContract, part);
+    bad(
+        |k| (k.budget, k.window) = (100, Some(128)),
+        "kv.budget is 100, the least is 133",
+    );
+    bad(
+        |k| (k.budget, k.sinks) = (4, None),
+        "kv.budget is 4, the least is 5",
+    );
+    bad(|k| k.budget = 4097, "over the limit of 4096");
+    bad(|k| k.memory_slots = Some(3), "memory_slots is 3");
+    bad(
+        |k| (k.memory, k.memory_slots) = ("associative".into(), Some(0)),
+        "0 slots",
+    );
+}
+
+/// `full` keeps everything: what else a request asks for is refused, and not dropped.
+#[test]
+fn full_beside_anything_else_is_refused() {
+    let bad = |change: fn(&mut KvContract), part| {
+        let change = |k: &mut KvContract| {
+            k.policy = "full".into();
+            change(k);
+        };
+        refused(kv(change), Reason::BadContract, part);
+    };
+    bad(|k| k.memory = "associative".into(), "takes no memory");
+    bad(|k| k.memory_slots = Some(3), "leave kv.memory_slots out");
+    bad(
+        |k| k.positions = "compacted".into(),
+        "leave kv.positions out",
+    );
+    bad(
+        |k| k.head_budget = "column".into(),
+        "leave kv.head_budget out",
+    );
+    bad(|k| k.budget = 512, "leave kv.budget out");
+    bad(|k| k.sinks = Some(4), "leave kv.sinks out");
+    bad(|k| k.window = Some(64), "leave kv.window out");
 }
 
 #[test]
@@ -314,6 +292,15 @@ fn defaults_are_filled_in() {
     );
     assert!(sampling.seed.is_some());
     assert_eq!(request.max_tokens, 512);
+    assert_ne!(
+        check(text("x")).unwrap().sampling.seed,
+        check(text("x")).unwrap().sampling.seed
+    );
+}
+
+#[test]
+fn the_contract_is_completed_by_the_servers_defaults() {
+    let get = |request: GenerateRequest| KvContract::from(&check(request).unwrap().kv);
     let expected = KvContract {
         budget: 64,
         policy: "window".into(),
@@ -324,31 +311,24 @@ fn defaults_are_filled_in() {
         positions: "absolute".into(),
         memory_slots: Some(0),
     };
-    assert_eq!(request.kv, expected);
-    let learned =
-        kv(|k| (k.policy, k.memory, k.budget) = ("retention".into(), "associative".into(), 1024));
-    let learned = check(learned).unwrap().kv;
+    assert_eq!(get(text("the é")), expected);
+
+    let learned = get(kv(|k| {
+        (k.policy, k.memory, k.budget) = ("retention".into(), "associative".into(), 1024);
+    }));
     assert_eq!(
-        (
-            learned.window,
-            learned.memory_slots,
-            learned.head_budget.as_str()
-        ),
-        (Some(64), Some(128), "column")
+        (learned.window, learned.memory_slots),
+        (Some(64), Some(128))
     );
-    let small =
-        kv(|k| (k.policy, k.memory, k.budget) = ("retention".into(), "associative".into(), 256));
-    let small = check(small).unwrap().kv;
+    assert_eq!(learned.head_budget, "column");
+
+    let small = get(kv(|k| {
+        (k.policy, k.memory, k.budget) = ("retention".into(), "associative".into(), 256);
+    }));
     assert_eq!((small.window, small.memory_slots), (Some(16), Some(16)));
-    let full = check(kv(|k| k.policy = "full".into())).unwrap();
-    assert_eq!(
-        (full.kv.memory.as_str(), full.kv.memory_slots),
-        ("none", Some(0))
-    );
-    assert_ne!(
-        check(text("x")).unwrap().sampling.seed,
-        check(text("x")).unwrap().sampling.seed
-    );
+
+    let full = get(kv(|k| k.policy = "full".into()));
+    assert_eq!((full.memory.as_str(), full.memory_slots), ("none", Some(0)));
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! taken once when the sequence starts and given back once when it is released. Nothing is ever
 //! preempted for memory.
 
+use palimpsest_proto::contract::Contract;
 use palimpsest_proto::kv::{self, Geometry};
-use palimpsest_proto::v1::KvContract;
 
 /// Bytes of a rank's cache: what a sequence reserves of it, or all there are. A rank sets pages and
 /// latent memories apart when it starts, so each has to fit by itself.
@@ -20,7 +20,7 @@ pub struct Cost {
 impl Cost {
     /// Cost of a sequence of at most `max_tokens` tokens under `contract` on a rank of this
     /// `geometry`.
-    pub fn of(contract: &KvContract, geometry: &Geometry, max_tokens: u64) -> Self {
+    pub fn of(contract: &Contract, geometry: &Geometry, max_tokens: u64) -> Self {
         Self {
             pages: kv::page_bytes(contract, geometry, max_tokens),
             latent: kv::memory_bytes(contract, geometry),

@@ -1,6 +1,6 @@
 //! What every allocation of slots to heads goes by.
 
-use super::contract::HeadBudget;
+use super::HeadBudget;
 
 /// Heads of this rank among those of the model.
 #[derive(Debug, Clone, Copy)]

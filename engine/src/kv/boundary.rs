@@ -7,9 +7,8 @@ use palimpsest_kernels::{
 
 use super::allocation::{Allocation, Columns};
 use super::cache::{Entries, SequenceCache};
-use super::contract::{HeadBudget, Positions};
 use super::pages::PagePool;
-use super::{budget, sharing};
+use super::{Bounded, HeadBudget, Positions, budget, sharing};
 use crate::error::Result;
 use crate::peers::Peers;
 use crate::policy::{Attention, HeadView};
@@ -65,11 +64,11 @@ impl<B: Backend> Scores<B> {
     }
 }
 
-/// Slots that a head may keep on average, if the sequence is bounded and stands at a boundary.
-fn bound(cache: &SequenceCache, stride: u64) -> Option<usize> {
+/// What the sequence is held to, if it is bounded and stands at a boundary.
+fn bound(cache: &SequenceCache, stride: u64) -> Option<&Bounded> {
     cache
         .contract
-        .exact_slots()
+        .bounded()
         .filter(|_| cache.seen.is_multiple_of(stride))
 }
 
@@ -84,10 +83,11 @@ pub fn begin<B: Backend>(
     cache: &mut SequenceCache,
     ctx: &mut BoundaryContext<'_, B>,
 ) -> Result<Option<B::Kept>> {
-    let Some(slots) = bound(cache, ctx.stride).filter(|&slots| cache.seen > slots as u64) else {
+    let exceeded = |bounded: &&Bounded| cache.seen > u64::from(bounded.exact_slots());
+    let Some(bounded) = bound(cache, ctx.stride).filter(exceeded) else {
         return Ok(None);
     };
-    let kept = choose(cache, ctx, slots)?;
+    let kept = choose(cache, ctx, bounded)?;
     let heads: Vec<HeadPages<'_>> = cache
         .heads
         .iter()
@@ -134,7 +134,7 @@ pub fn finish<B: Backend>(
             .flat_map(|head| &mut head.mass)
             .for_each(|mass| mass.fill(0.0));
     }
-    if cache.contract.positions == Positions::Compacted {
+    if cache.contract.positions() == Positions::Compacted {
         reindex(cache, ctx)?;
     }
     cache.check_integrity();
@@ -145,10 +145,10 @@ pub fn finish<B: Backend>(
 fn choose<B: Backend>(
     cache: &SequenceCache,
     ctx: &mut BoundaryContext<'_, B>,
-    slots: usize,
+    bounded: &Bounded,
 ) -> Result<B::Kept> {
-    let (sinks, window) = (cache.contract.sinks, u64::from(cache.contract.window));
-    let take = slots - sinks as usize - window as usize;
+    let (sinks, window) = (bounded.sinks, u64::from(bounded.window));
+    let take = bounded.exact_slots() as usize - sinks as usize - window as usize;
     let window_start = cache.seen.saturating_sub(window);
     score(cache, ctx)?;
     let ranked = cache.heads.iter().map(|head| {
@@ -164,7 +164,7 @@ fn choose<B: Backend>(
     });
     let heads: Vec<SelectHead> = ranked.collect();
     let head_budget = if cache.policy.comparable() {
-        cache.contract.head_budget
+        bounded.head_budget
     } else {
         HeadBudget::Uniform
     };
@@ -303,7 +303,10 @@ fn view<'a, B: Backend>(
         kv_head: cache.layout.kv_head_of(index),
         at: cache.seen - 1,
         next_rotary: cache.next_rotary,
-        sinks: cache.contract.sinks as usize,
+        sinks: cache
+            .contract
+            .bounded()
+            .map_or(0, |bounded| bounded.sinks as usize),
         head_dim: ctx.head_dim,
         inv_freq: ctx.inv_freq,
         positions: &head.positions,

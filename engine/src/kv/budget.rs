@@ -9,9 +9,9 @@
 use palimpsest_kernels::select::scored;
 use palimpsest_kernels::{Backend, SelectBudget, SelectHead};
 
+use super::HeadBudget;
 use super::allocation::{Allocation, floor_of};
 use super::budget_group::{self, Pool, SumCounts};
-use super::contract::HeadBudget;
 use crate::error::Result;
 
 /// Chooses the slots that stay, protected ones included. `heads` is layer-major (`layer *

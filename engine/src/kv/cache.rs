@@ -5,8 +5,8 @@ use std::sync::Arc;
 use palimpsest_kernels::{Backend, LatentHead, PageShape};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::contract::{Contract, Positions};
 use super::pages::PagePool;
+use super::{Contract, Positions};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::policy::Policy;
@@ -98,7 +98,7 @@ impl SequenceCache {
         let needs = self.policy.needs();
         let terms = needs.terms;
         let masses = needs.attention.kept(self.layout.query_heads);
-        let compacted = self.contract.positions == Positions::Compacted;
+        let compacted = self.contract.positions() == Positions::Compacted;
         let first =
             u32::try_from(self.seen).map_err(|_| Error::Contract("position beyond 2^32".into()))?;
         let next_rotary = self.next_rotary as u32;

@@ -97,7 +97,7 @@ mod tests {
             sharing,
             ..HeadLayout::alone(2, 1)
         };
-        let mut cache = SequenceCache::new(layout, Contract::full(), Arc::new(H2o), None);
+        let mut cache = SequenceCache::new(layout, Contract::Full, Arc::new(H2o), None);
         for (head, slots) in cache.heads.iter_mut().zip(slots) {
             *head = HeadSlots {
                 positions: (0..slots).collect(),

@@ -324,7 +324,7 @@ mod tests {
                 for count in 1..=stride - first % stride {
                     let mut cache = SequenceCache::new(
                         HeadLayout::alone(1, 1),
-                        Contract::full(),
+                        Contract::Full,
                         Arc::new(Full),
                         None,
                     );

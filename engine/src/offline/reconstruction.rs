@@ -13,9 +13,9 @@ use palimpsest_kernels::Backend;
 
 use crate::decoder::Logits;
 use crate::error::Result;
-use crate::kv::Contract;
 use crate::offline::OfflineSequence;
 use crate::offline::oracle::{MaxAttention, RowWeights, ScoreTable};
+use crate::policy;
 use crate::runner::Runner;
 use crate::slots::HeadSlots;
 
@@ -73,13 +73,8 @@ impl Reconstruction {
         runner: &'a mut Runner<B>,
     ) -> Result<OfflineSequence<'a, B>> {
         *self.weights.write().expect("no reader panics") = RowWeights::default();
-        OfflineSequence::open(
-            runner,
-            Contract {
-                policy: MaxAttention::NAME.into(),
-                ..Contract::full()
-            },
-        )
+        let policy = policy::find(runner.policies(), MaxAttention::NAME)?;
+        OfflineSequence::watched(runner, policy)
     }
 
     /// Reads a context. Returns what each row of its repetition counts for.

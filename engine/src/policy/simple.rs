@@ -9,7 +9,7 @@ pub struct Full;
 
 impl Policy for Full {
     fn name(&self) -> &'static str {
-        palimpsest_proto::kv::FULL
+        palimpsest_proto::contract::FULL
     }
 
     fn comparable(&self) -> bool {

@@ -109,7 +109,7 @@ fn smollm2_answers_as_on_the_cpu() {
         println!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file");
         return;
     };
-    for contract in [Contract::full(), contract("keydiff", HeadBudget::Column, 0)] {
+    for contract in [Contract::Full, contract("keydiff", HeadBudget::Column, 0)] {
         let Some(backend) = gpu() else { return };
         let got = on_device(
             backend,

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use palimpsest_coordinator::text::Tokenizer;
 use palimpsest_engine::indexer::Indexer;
-use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::kv::{Bounded, Contract, HeadBudget};
 use palimpsest_kernels::cpu::Activations;
 use palimpsest_models::Model;
-use palimpsest_tests::{EngineOptions, contract};
+use palimpsest_tests::{EngineOptions, bounded, memory};
 
 use crate::group::{EXACT, Outcome, answer, assert_same, group};
 
@@ -32,26 +32,26 @@ const ANSWER_TOKENS: usize = 16;
 /// What a prompt is read under: the window, and what was trained for the model with the memories it
 /// goes with.
 fn default_contracts() -> [Contract; 3] {
-    let with = |contract: Contract, memory: &str, window| Contract {
-        budget: Some(300),
-        sinks: 4,
-        window,
-        memory: memory.into(),
-        ..contract
+    let window = Bounded {
+        window: 128,
+        ..bounded("window", HeadBudget::Uniform, 0)
     };
-    [
-        with(contract("window", HeadBudget::Uniform, 0), "none", 128),
-        with(
-            contract("retention", HeadBudget::Column, 32),
-            "centroid",
-            64,
-        ),
-        with(
-            contract("query-indexer", HeadBudget::Column, 32),
-            "associative",
-            64,
-        ),
-    ]
+    let retention = Bounded {
+        window: 64,
+        ..bounded("retention", HeadBudget::Column, 32)
+    };
+    let pairwise = Bounded {
+        window: 64,
+        memory: memory("associative", 32),
+        ..bounded("query-indexer", HeadBudget::Column, 32)
+    };
+    [window, retention, pairwise].map(|contract| {
+        Contract::Bounded(Bounded {
+            budget: 300,
+            sinks: 4,
+            ..contract
+        })
+    })
 }
 
 /// Different parts of one text, which begins anew where it ends.
@@ -120,7 +120,7 @@ impl Reading {
     /// A group's outcomes are those of one rank, and its weights are cut evenly.
     fn assert_alike(&self, alone: &[Outcome], many: &[Outcome], group: &str, most: f64) {
         for (index, (one, many)) in alone.iter().zip(many).enumerate() {
-            let policy = &self.contracts[index % self.contracts.len()].policy;
+            let policy = self.contracts[index % self.contracts.len()].policy();
             let len = self.prompts[index].len();
             let what = format!("{group}, {policy}, prompt {index} of {len} tokens");
             assert_same(one, many, &what);

@@ -4,10 +4,10 @@
 mod default_model;
 mod group;
 
-use palimpsest_engine::kv::{Contract, HeadBudget, Positions};
+use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, Positions};
 use palimpsest_engine::peers::Calls;
 use palimpsest_tests::{
-    KV_HEADS, LAYERS, STRIDE, VOCABULARY, contract, random, tiny_indexer_of_two, tiny_model,
+    KV_HEADS, LAYERS, STRIDE, VOCABULARY, bounded, contract, memory, random, tiny_indexer_of_two, tiny_model,
 };
 
 use crate::group::{EXACT, answer, assert_same, group};
@@ -21,7 +21,7 @@ fn tokens(seed: u64, count: usize) -> Vec<u32> {
 
 /// Contracts whose scores, memories and positions take different ways through a rank.
 fn contracts() -> Vec<Contract> {
-    let mut all = vec![Contract::full(), contract("window", HeadBudget::Uniform, 0)];
+    let mut all = vec![Contract::Full, contract("window", HeadBudget::Uniform, 0)];
     for policy in [
         "random",
         "retention",
@@ -36,15 +36,15 @@ fn contracts() -> Vec<Contract> {
         ["tova", "expected-attention"].map(|policy| contract(policy, HeadBudget::Column, 0)),
     );
     all.push(contract("retention", HeadBudget::Column, 12));
-    all.push(Contract {
-        memory: "associative".into(),
-        ..contract("retention", HeadBudget::Column, 12)
-    });
+    all.push(Contract::Bounded(Bounded {
+        memory: memory("associative", 12),
+        ..bounded("retention", HeadBudget::Column, 12)
+    }));
     for budget in HeadBudget::ALL {
-        all.push(Contract {
+        all.push(Contract::Bounded(Bounded {
             positions: Positions::Compacted,
-            ..contract("retention", budget, 12)
-        });
+            ..bounded("retention", budget, 12)
+        }));
     }
     all
 }

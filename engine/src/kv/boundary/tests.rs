@@ -8,10 +8,11 @@ use palimpsest_kernels::{
     Attention as _, AttentionItem, Buffers, Cache, KvType, LatentHead, LatentKind, LatentMemory,
     LatentState, QkvShape,
 };
+use palimpsest_proto::contract::PolicyName;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kv::{Contract, HeadBudget};
+use crate::kv::{Bounded, HeadBudget};
 use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::policy::{self, Policy, Site};
@@ -228,20 +229,23 @@ impl Policy for Hostile {
     }
 }
 
-fn contract(budget: u32, sinks: u32, window: u32, head_budget: HeadBudget) -> Contract {
-    Contract {
-        budget: Some(budget),
+fn contract(budget: u32, sinks: u32, window: u32, head_budget: HeadBudget) -> Bounded {
+    Bounded {
+        // The tests give the cache its policy themselves.
+        policy: PolicyName::new("any").expect("a name"),
+        budget,
         sinks,
         window,
         head_budget,
-        ..Contract::full()
+        positions: Positions::Absolute,
+        memory: None,
     }
 }
 
 /// Everything a boundary promises about the positions held and lost.
 fn check(cache: &SequenceCache, lost: &[Vec<u32>], before: &[usize], context: &str) {
-    let contract = &cache.contract;
-    let (seen, slots) = (cache.seen as u32, contract.exact_slots().expect("bounded"));
+    let contract = cache.contract.bounded().expect("bounded");
+    let (seen, slots) = (cache.seen as u32, contract.exact_slots() as usize);
     for (head, lost) in cache.heads.iter().zip(lost) {
         let is_held = |p: u32| head.positions.binary_search(&p).is_ok();
         assert!(
@@ -323,7 +327,7 @@ proptest! {
         let layout = HeadLayout::alone(LAYERS, KV_HEADS);
         let memory = recorder(&mut bench);
         let recorder = Some(Memory { ..memory });
-        let mut cache = SequenceCache::new(layout, contract, policy.clone(), recorder);
+        let mut cache = SequenceCache::new(layout, contract.into(), policy.clone(), recorder);
         for _ in 0..strides {
             let before: Vec<usize> = recorded(&bench, &memory).iter().map(Vec::len).collect();
             bench.fill(&mut cache, &|head, position, _| marked_key(head, position));
@@ -396,7 +400,7 @@ fn reindexing_error(dtype: KvType) -> f64 {
     contract.positions = Positions::Compacted;
     let policy = policy::find(&bench.policies(), "random").expect("a known policy");
     let layout = HeadLayout::alone(LAYERS, KV_HEADS);
-    let mut cache = SequenceCache::new(layout, contract, policy, None);
+    let mut cache = SequenceCache::new(layout, contract.into(), policy, None);
     let inv_freq = bench.inv_freq.clone();
     let (mut worst, mut rewinds) = (0f64, 0);
     for _ in 0..16 {

@@ -1,0 +1,164 @@
+//! A rank keeps the contract that it is given or refuses it, in a plan as at its start.
+
+use palimpsest_collective::Place;
+use palimpsest_engine::device_memory::CacheBytes;
+use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::rank::{Rank, RankOptions};
+use palimpsest_kernels::KvType;
+use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
+use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
+use palimpsest_proto::v1::KvContract;
+use palimpsest_tests::{EngineOptions, STRIDE, contract, engine, tiny_model};
+
+/// A rank reads the contract of a plan as strictly as the coordinator reads a request: what means
+/// nothing is refused by the name of its field, and nothing is dropped or guessed.
+#[test]
+fn a_contract_that_means_nothing_is_refused_by_the_rank() {
+    let model = tiny_model(1);
+    let mut runner = engine(model.path(), EngineOptions::default(), None);
+    let full = KvContract::from(&Contract::Full);
+    let bounded = KvContract::from(&contract("window", HeadBudget::Uniform, 0));
+    let meaningless = [
+        (
+            "kv.positions",
+            KvContract {
+                positions: "compacted".into(),
+                ..full.clone()
+            },
+        ),
+        (
+            "kv.memory",
+            KvContract {
+                memory: "centroid".into(),
+                memory_slots: Some(8),
+                ..full.clone()
+            },
+        ),
+        (
+            "kv.budget",
+            KvContract {
+                budget: 64,
+                ..full.clone()
+            },
+        ),
+        (
+            "kv.head_budget",
+            KvContract {
+                head_budget: "column".into(),
+                ..full
+            },
+        ),
+        (
+            "kv.head_budget",
+            KvContract {
+                head_budget: String::new(),
+                ..bounded.clone()
+            },
+        ),
+        (
+            "kv.positions",
+            KvContract {
+                positions: "rope".into(),
+                ..bounded.clone()
+            },
+        ),
+        (
+            "kv.memory_slots",
+            KvContract {
+                memory_slots: Some(8),
+                ..bounded
+            },
+        ),
+    ];
+    let step = |(id, (_, kv)): (u64, &(&str, KvContract))| SequenceStep {
+        sequence: id,
+        init: Some(SequenceInit {
+            kv: Some(kv.clone()),
+            max_tokens: 100,
+            prompt_tokens: 2,
+            ..Default::default()
+        }),
+        tokens: vec![1, 2],
+        ..Default::default()
+    };
+    let output = runner.execute(&StepPlan {
+        epoch: 1,
+        step: 1,
+        sequences: (0..).zip(&meaningless).map(step).collect(),
+        release: Vec::new(),
+    });
+    assert_eq!(output.error, "");
+    for (sequence, (field, kv)) in output.sequences.iter().zip(&meaningless) {
+        assert!(
+            sequence.error.contains(field),
+            "{kv:?}: {:?} should name {field}",
+            sequence.error
+        );
+    }
+}
+
+/// What an operator asks for and no request could get is refused when the rank starts.
+#[test]
+fn a_rank_does_not_start_with_a_default_contract_that_means_nothing() {
+    let model = tiny_model(1);
+    let open = |default_kv: KvContract| {
+        let options = RankOptions {
+            model: model.path().to_owned(),
+            name: String::new(),
+            kv: KvType::F16,
+            cache: CacheBytes::of(1 << 20, None),
+            stride: STRIDE as u32,
+            indexer: None,
+            default_kv,
+            step: None,
+            place: Place::ALONE,
+        };
+        let backend = CpuBackend::new(CpuOptions {
+            threads: Some(1),
+            ..Default::default()
+        });
+        let rank = Rank::open(backend, options, &mut |_| {});
+        rank.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let full = KvContract {
+        policy: "full".into(),
+        ..Default::default()
+    };
+    assert_eq!(open(KvContract::default()), Ok(()));
+    assert_eq!(open(full.clone()), Ok(()));
+    let meaningless = [
+        (
+            "kv.positions",
+            KvContract {
+                positions: "compacted".into(),
+                ..full
+            },
+        ),
+        (
+            "kv.head_budget",
+            KvContract {
+                head_budget: "row".into(),
+                ..Default::default()
+            },
+        ),
+        (
+            "kv.memory_slots",
+            KvContract {
+                memory_slots: Some(8),
+                ..Default::default()
+            },
+        ),
+        (
+            "kv.budget",
+            KvContract {
+                budget: 16,
+                window: Some(16),
+                ..Default::default()
+            },
+        ),
+    ];
+    for (field, kv) in meaningless {
+        let error = open(kv).expect_err(field);
+        assert!(error.contains(field), "{error} should name {field}");
+    }
+}
