@@ -83,7 +83,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         front.describe()
     );
 
-    let engine = &coordinator.service().engine;
+    let driver = &coordinator.service().driver;
     let end = async {
         let deposed = tokio::select! {
             () = signals::shutdown() => return Ok(()),
@@ -96,7 +96,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         };
         // The ranks are another's. What runs here ends with a reason, not with a connection that
         // breaks.
-        engine.lose(deposed.to_string()).await;
+        driver.lose(deposed.to_string()).await;
         Err(deposed.context("this coordinator leads no longer"))
     };
     let served = front.serve_until(&coordinator, end).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use palimpsest_registry::{Claim, Registry, RegistryError};
 #[cfg(feature = "etcd")]
-use palimpsest_registry::{EtcdOptions, EtcdRegistry};
+use palimpsest_registry::{EtcdOptions, EtcdRegistry, EtcdUser};
 use palimpsest_tls::ClientFiles;
 #[cfg(feature = "etcd")]
 use palimpsest_tls::ClientTls;
@@ -52,7 +52,7 @@ pub async fn open(config: EtcdConfig) -> anyhow::Result<Arc<dyn Registry>> {
     };
     let options = EtcdOptions {
         endpoints: config.endpoints,
-        user: config.user,
+        user: config.user.map(|(name, password)| EtcdUser { name, password }),
         tls,
         lease: config.lease,
         ..EtcdOptions::default()

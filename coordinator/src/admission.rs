@@ -40,8 +40,16 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     gate: Gate,
-    requests: usize,
-    tokens: u64,
+    queued: Queued,
+}
+
+/// What waits in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queued {
+    /// Requests.
+    pub requests: usize,
+    /// Tokens of their prompts.
+    pub tokens: u64,
 }
 
 /// A place in the queue, given back on `Drop`.
@@ -61,8 +69,7 @@ impl Admission {
         };
         let state = State {
             gate,
-            requests: 0,
-            tokens: 0,
+            queued: Queued::default(),
         };
         Self(Arc::new(Inner {
             max_requests: config.max_queued,
@@ -87,40 +94,13 @@ impl Admission {
     /// the whole queue may wait alone.
     pub fn admit(&self, request: &ValidRequest) -> Result<Permit, RequestError> {
         let tokens = request.prompt.len() as u64;
-        let (max_requests, max_tokens) = (self.0.max_requests, self.0.max_tokens);
-        self.0.with(|state| {
-            let refusal = match state.gate {
-                Gate::Draining => Some((
-                    Reason::Draining,
-                    "the service is shutting down: ask another".to_owned(),
-                )),
-                Gate::Unready => Some((
-                    Reason::NoReadyGroup,
-                    "no worker group is ready: try again later".to_owned(),
-                )),
-                Gate::Open | Gate::Waiting if state.requests >= max_requests => Some((
-                    Reason::QueueFull,
-                    format!("{max_requests} requests wait already: try again later"),
-                )),
-                Gate::Open | Gate::Waiting
-                    if state.requests > 0 && state.tokens + tokens > max_tokens =>
-                {
-                    Some((
-                        Reason::QueueFull,
-                        format!(
-                            "{} prompt tokens wait, with {tokens} more the limit of {max_tokens} \
-                             is passed: try again later",
-                            state.tokens
-                        ),
-                    ))
-                }
-                Gate::Open | Gate::Waiting => None,
-            };
-            if let Some((reason, message)) = refusal {
-                return Err(RequestError::new(reason, message));
+        let limits = &*self.0;
+        limits.with(|state| {
+            if let Some(refusal) = limits.refusal(state, tokens) {
+                return Err(refusal);
             }
-            state.requests += 1;
-            state.tokens += tokens;
+            state.queued.requests += 1;
+            state.queued.tokens += tokens;
             Ok(Permit {
                 inner: self.0.clone(),
                 tokens,
@@ -128,13 +108,48 @@ impl Admission {
         })
     }
 
-    /// Requests and prompt tokens that wait.
-    pub fn waiting(&self) -> (usize, u64) {
-        self.0.with(|state| (state.requests, state.tokens))
+    /// What waits now.
+    pub fn waiting(&self) -> Queued {
+        self.0.with(|state| state.queued)
     }
 }
 
 impl Inner {
+    /// Why a prompt of `tokens` tokens may not wait, if it may not.
+    fn refusal(&self, state: &State, tokens: u64) -> Option<RequestError> {
+        let Queued {
+            requests,
+            tokens: waiting,
+        } = state.queued;
+        let (reason, message) = match state.gate {
+            Gate::Draining => (
+                Reason::Draining,
+                "the service is shutting down: ask another".to_owned(),
+            ),
+            Gate::Unready => (
+                Reason::NoReadyGroup,
+                "no worker group is ready: try again later".to_owned(),
+            ),
+            Gate::Open | Gate::Waiting if requests >= self.max_requests => (
+                Reason::QueueFull,
+                format!(
+                    "{} requests wait already: try again later",
+                    self.max_requests
+                ),
+            ),
+            Gate::Open | Gate::Waiting if requests > 0 && waiting + tokens > self.max_tokens => (
+                Reason::QueueFull,
+                format!(
+                    "{waiting} prompt tokens wait, with {tokens} more the limit of {} is passed: \
+                     try again later",
+                    self.max_tokens
+                ),
+            ),
+            Gate::Open | Gate::Waiting => return None,
+        };
+        Some(RequestError::new(reason, message))
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -143,8 +158,8 @@ impl Inner {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.inner.with(|state| {
-            state.requests -= 1;
-            state.tokens -= self.tokens;
+            state.queued.requests -= 1;
+            state.queued.tokens -= self.tokens;
         });
     }
 }

@@ -1,5 +1,5 @@
 //! From sampled tokens to the events of a request. It runs in the request's own task, not in the
-//! engine's.
+//! driver's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,6 +44,14 @@ pub struct Answer {
     span: Option<RequestSpan>,
 }
 
+/// The last report of what is retained.
+#[derive(Debug)]
+struct Reported {
+    report: RetentionReport,
+    /// Tokens that the sequence had been fed then.
+    fed: u64,
+}
+
 /// What the tokens so far said about the sequence.
 #[derive(Debug, Default)]
 struct Seen {
@@ -51,8 +59,7 @@ struct Seen {
     first: Option<Instant>,
     last: Option<Instant>,
     cache: CacheState,
-    /// The last report, and how many tokens the sequence had been fed then.
-    retention: Option<(RetentionReport, u64)>,
+    retention: Option<Reported>,
 }
 
 impl Answer {
@@ -191,7 +198,7 @@ impl Answer {
             .seen
             .retention
             .take()
-            .map(|(report, at)| grown(report, at, fed));
+            .map(|reported| reported.grown(fed));
         self.ready.push_back(Event::Finished(Finished {
             reason: reason.into(),
             usage: Some(usage),
@@ -241,7 +248,10 @@ impl Seen {
         self.last = Some(token.at);
         self.cache = token.cache;
         if let Some(report) = &token.retention {
-            self.retention = Some((report.clone(), self.fed(prompt)));
+            self.retention = Some(Reported {
+                report: report.clone(),
+                fed: self.fed(prompt),
+            });
         }
     }
 
@@ -279,12 +289,14 @@ impl Seen {
     }
 }
 
-/// A report taken after `at` tokens, as it stands after `fed`: between boundaries every head keeps
-/// every new position.
-fn grown(mut report: RetentionReport, at: u64, fed: u64) -> RetentionReport {
-    for head in &mut report.heads {
-        head.positions
-            .extend((at..fed).map(|position| u32::try_from(position).unwrap_or(u32::MAX)));
+impl Reported {
+    /// The report as it stands after `fed` tokens: between boundaries every head keeps every new
+    /// position.
+    fn grown(mut self, fed: u64) -> RetentionReport {
+        let since = (self.fed..fed).map(|position| u32::try_from(position).unwrap_or(u32::MAX));
+        for head in &mut self.report.heads {
+            head.positions.extend(since.clone());
+        }
+        self.report
     }
-    report
 }

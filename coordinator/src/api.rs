@@ -2,3 +2,5 @@
 
 pub mod grpc;
 pub mod http;
+#[cfg(test)]
+mod tests;

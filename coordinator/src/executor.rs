@@ -10,6 +10,7 @@
 //! use.
 
 mod channel;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 mod grpc;
 

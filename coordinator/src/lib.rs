@@ -1,26 +1,28 @@
 //! The coordinator: takes requests, decides what runs when, and drives the ranks of a worker group.
 //!
 //! ```text
-//! client ─Generate─▶ api ─ValidRequest─▶ admission ─permit─▶ engine mailbox (bounded)
+//! client ─Generate─▶ api ─ValidRequest─▶ admission ─permit─▶ driver mailbox (bounded)
 //!                                                                 │
-//!            scheduler.plan() ─▶ StepPlan{epoch, step, sequences, release}      (pure: no I/O, clock or lock)
+//!      scheduler.plan() ─▶ StepPlan{epoch, step, sequences, release}   (no I/O, clock or lock)
 //!                                                                 │
-//!            executor: the same StepPlan to every rank            ▼
-//!            StepOutput{token ids, digest} ─▶ scheduler ─▶ ring of the request ─▶ answer (text, stop strings) ─▶ client
+//!      executor: the same StepPlan to every rank                  ▼
+//!      StepOutput{token ids, digest} ─▶ scheduler ─▶ ring of the request
+//!                                                                 │
+//!      answer: text, stop strings, usage ◀────────────────────────┘ ─▶ client
 //! ```
-//! - One owner: the [`engine`] task owns all sequences; others hold handles.
+//! - One owner: the [`driver`] task owns all sequences; others hold handles.
 //! - Cancelling is dropping: the client's stream goes, its ring's reader goes, the next plan
 //!   releases the sequence.
 //! - Every queue has a bound and every wait a deadline, in [`Config`].
-//! - Nothing here knows of models, kernels, etcd or processes: ranks are whatever an
-//!   [`executor::Executor`] reaches.
+//! - Nothing here computes: a [`model`] is what ranks report of theirs (names, sizes, tokenizer,
+//!   template), and ranks are whatever an [`executor::Executor`] reaches.
 #![forbid(unsafe_code)]
 
 pub mod admission;
 pub mod answer;
 pub mod api;
 pub mod config;
-pub mod engine;
+pub mod driver;
 pub mod executor;
 pub mod ids;
 pub mod keys;
@@ -45,14 +47,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use self::config::Config;
-use self::engine::Readiness;
+use self::driver::Readiness;
 use self::executor::Executor;
 use self::ids::Epoch;
 use self::metrics::Metrics;
 use self::model::ServedModel;
 use self::service::Service;
 
-/// A running coordinator. Dropping it and all its services ends the engine when its requests are
+/// A running coordinator. Dropping it and all its services ends the driver when its requests are
 /// done.
 #[derive(Debug, Clone)]
 pub struct Coordinator {
@@ -82,15 +84,15 @@ impl Coordinator {
         ranks: Vec<RankInfo>,
     ) -> Result<Self, model::Error> {
         let model = ServedModel::new(ranks)?;
-        engine::check_room(&model)?;
+        driver::check_room(&model)?;
         let metrics = Metrics::new();
         metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());
-        let engine = engine::start(&config, &model, executor, metrics.clone());
+        let driver = driver::start(&config, &model, executor, metrics.clone());
         Ok(Self {
             service: Service {
                 model: Arc::new(model),
                 config: Arc::new(config),
-                engine,
+                driver,
                 metrics,
             },
         })
@@ -101,10 +103,10 @@ impl Coordinator {
         &self.service
     }
 
-    /// Waits until requests are taken. False if the group failed its first step or the engine has
+    /// Waits until requests are taken. False if the group failed its first step or the driver has
     /// ended.
     pub async fn ready(&self) -> bool {
-        let mut readiness = self.service.engine.readiness();
+        let mut readiness = self.service.driver.readiness();
         let settled = readiness
             .wait_for(|readiness| *readiness != Readiness::Starting)
             .await;
@@ -123,7 +125,7 @@ impl Coordinator {
         epoch: u64,
     ) -> Result<(), model::Error> {
         self.service.model.check_successor(ranks)?;
-        self.service.engine.replace(executor, Epoch(epoch)).await;
+        self.service.driver.replace(executor, Epoch(epoch)).await;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Who is in the worker group, and keeping it together.
 //!
 //! ```text
-//! members (addresses) ─▶ form: GetRank ▸ agree? ▸ Join an epoch ▸ streams ─▶ engine
+//! members (addresses) ─▶ form: GetRank ▸ agree? ▸ Join an epoch ▸ streams ─▶ driver
 //!        ▲                                                                     │
 //!        └── keep: a rank is gone, hangs, or fails a step ◀─ beats · executor ─┘
 //! ```

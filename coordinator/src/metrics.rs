@@ -59,7 +59,7 @@ struct Inner {
     started: Instant,
 }
 
-/// State of the engine after a step.
+/// State of the driver after a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
     /// Sequences that run.
@@ -148,7 +148,7 @@ impl Metrics {
         self.load(load);
     }
 
-    /// The engine's state has changed.
+    /// The driver's state has changed.
     pub fn load(&self, load: Load) {
         let inner = &*self.0;
         inner.running.set(load.running as i64);
@@ -199,79 +199,96 @@ impl Inner {
     fn registered(mut self) -> Self {
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("palimpsest");
-        let mut seconds = |name: &str, help: &str, metric: &Histogram| {
-            own.register_with_unit(name, help, Unit::Seconds, metric.clone());
-        };
-        seconds(
-            "time_to_first_token",
-            "From arrival to the first token",
-            &self.first_token,
-        );
-        seconds(
-            "inter_token",
-            "Between two tokens of an answer",
-            &self.inter_token,
-        );
-        seconds("queue", "From arrival to the first step", &self.queue);
-        seconds(
-            "prefill",
-            "From the first step to the first token",
-            &self.prefill,
-        );
-        seconds("decode", "From the first token to the last", &self.decode);
-        own.register(
+        self.register_times(own);
+        self.register_counts(own);
+        self.register_group(own);
+        self.register_gateway_names(&mut registry);
+        self.registry = registry;
+        self
+    }
+
+    /// Histograms of the parts of a request.
+    fn register_times(&self, registry: &mut Registry) {
+        let times = [
+            (
+                "time_to_first_token",
+                "From arrival to the first token",
+                &self.first_token,
+            ),
+            (
+                "inter_token",
+                "Between two tokens of an answer",
+                &self.inter_token,
+            ),
+            ("queue", "From arrival to the first step", &self.queue),
+            (
+                "prefill",
+                "From the first step to the first token",
+                &self.prefill,
+            ),
+            ("decode", "From the first token to the last", &self.decode),
+        ];
+        for (name, help, time) in times {
+            registry.register_with_unit(name, help, Unit::Seconds, time.clone());
+        }
+    }
+
+    /// What has been done since the start.
+    fn register_counts(&self, registry: &mut Registry) {
+        registry.register(
             "requests",
             "Requests that have ended",
             self.requests.clone(),
         );
-        own.register(
-            "prompt_tokens",
-            "Tokens of prompts",
-            self.prompt_tokens.clone(),
-        );
-        own.register(
-            "generated_tokens",
-            "Tokens of answers",
-            self.generated_tokens.clone(),
-        );
-        own.register(
-            "evicted_tokens",
-            "Entries evicted, mean per KV head",
-            self.evicted_tokens.clone(),
-        );
-        own.register("steps", "Steps of the worker group", self.steps.clone());
-        own.register(
-            "requests_running",
-            "Requests that run",
-            self.running.clone(),
-        );
-        own.register("requests_queued", "Requests that wait", self.queued.clone());
-        own.register(
-            "kv_reserved_bytes",
-            "Cache reserved by requests, on each rank",
-            self.reserved.clone(),
-        );
-        own.register(
-            "kv_capacity_bytes",
-            "Cache that a rank has",
-            self.capacity.clone(),
-        );
-        own.register(
-            "group_epoch",
-            "Epoch of the worker group",
-            self.epoch.clone(),
-        );
-        own.register(
-            "group_ready",
-            "1 while a worker group serves, else 0",
-            self.group_ready.clone(),
-        );
-        own.register(
+        let counts = [
+            ("prompt_tokens", "Tokens of prompts", &self.prompt_tokens),
+            (
+                "generated_tokens",
+                "Tokens of answers",
+                &self.generated_tokens,
+            ),
+            (
+                "evicted_tokens",
+                "Entries evicted, mean per KV head",
+                &self.evicted_tokens,
+            ),
+            ("steps", "Steps of the worker group", &self.steps),
+        ];
+        for (name, help, count) in counts {
+            registry.register(name, help, count.clone());
+        }
+    }
+
+    /// How the worker group stands now.
+    fn register_group(&self, registry: &mut Registry) {
+        let gauges = [
+            ("requests_running", "Requests that run", &self.running),
+            ("requests_queued", "Requests that wait", &self.queued),
+            (
+                "kv_reserved_bytes",
+                "Cache reserved by requests, on each rank",
+                &self.reserved,
+            ),
+            ("kv_capacity_bytes", "Cache that a rank has", &self.capacity),
+            ("group_epoch", "Epoch of the worker group", &self.epoch),
+            (
+                "group_ready",
+                "1 while a worker group serves, else 0",
+                &self.group_ready,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register(
             "step_age_seconds",
             "Since the last step, while requests run",
             self.step_age.clone(),
         );
-        // The names that gateways and autoscalers of the Kubernetes Gateway API look for.
+    }
+
+    /// The names that gateways and autoscalers of the Kubernetes Gateway API look for.
+    fn register_gateway_names(&self, registry: &mut Registry) {
         registry.register(
             "vllm:num_requests_running",
             "Requests that run",
@@ -292,8 +309,6 @@ impl Inner {
             "Tokens of a full cache that fit",
             self.cache_config.clone(),
         );
-        self.registry = registry;
-        self
     }
 }
 

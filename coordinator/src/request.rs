@@ -2,6 +2,7 @@
 //! every default filled in.
 
 mod contract;
+mod sampling;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{Chat, GenerateRequest, Sampling, Stopping};
 use tokio::time::Instant;
 
+pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
 use crate::config::Config;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
@@ -25,10 +27,6 @@ use crate::text;
 pub const MAX_STOP_STRINGS: usize = 16;
 /// Bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 256;
-/// Alternatives whose log-probabilities a request may ask for.
-pub const MAX_LOGPROBS: u32 = 20;
-/// Entries of `logit_bias`.
-pub const MAX_BIASES: usize = 1024;
 
 /// A request that can be served as it stands.
 #[derive(Debug, Clone)]
@@ -98,7 +96,7 @@ pub fn validate(
         );
         return Err(RequestError::new(Reason::UnknownModel, message));
     }
-    let sampling = validate_sampling(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
+    let sampling = sampling::validate(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
     let stopping = request.stopping.unwrap_or_default();
     let max_tokens = validate_stopping(&stopping, config)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
@@ -203,84 +201,6 @@ pub fn text_error(error: text::Error) -> RequestError {
         }
     };
     RequestError::new(reason, error.to_string())
-}
-
-fn validate_sampling(mut sampling: Sampling, vocabulary: u64) -> Result<Sampling, RequestError> {
-    let bad = |message: String| Err(RequestError::new(Reason::BadSampling, message));
-    let penalty = *sampling.repetition_penalty.get_or_insert(1.0);
-    let (temperature, top_p) = (
-        *sampling.temperature.get_or_insert(0.0),
-        *sampling.top_p.get_or_insert(1.0),
-    );
-    // NaN and the infinities are in none of these ranges.
-    let in_range = [
-        (
-            "temperature",
-            temperature,
-            (0.0..=100.0).contains(&temperature),
-            "0 to 100",
-        ),
-        (
-            "top_p",
-            top_p,
-            top_p > 0.0 && top_p <= 1.0,
-            "above 0, up to 1",
-        ),
-        (
-            "min_p",
-            sampling.min_p,
-            (0.0..=1.0).contains(&sampling.min_p),
-            "0 to 1",
-        ),
-        (
-            "repetition_penalty",
-            penalty,
-            penalty > 0.0 && penalty <= 100.0,
-            "above 0, up to 100",
-        ),
-        (
-            "frequency_penalty",
-            sampling.frequency_penalty,
-            sampling.frequency_penalty.abs() <= 2.0,
-            "-2 to 2",
-        ),
-        (
-            "presence_penalty",
-            sampling.presence_penalty,
-            sampling.presence_penalty.abs() <= 2.0,
-            "-2 to 2",
-        ),
-    ];
-    if let Some((name, value, _, range)) = in_range.iter().find(|(_, _, valid, _)| !valid) {
-        return bad(format!(
-            "{name} is {value}, it must be a number in the range {range}"
-        ));
-    }
-    if sampling.logit_bias.len() > MAX_BIASES {
-        return bad(format!(
-            "logit_bias has {} entries, over the limit of {MAX_BIASES}",
-            sampling.logit_bias.len()
-        ));
-    }
-    for (&id, &bias) in &sampling.logit_bias {
-        if u64::from(id) >= vocabulary {
-            return bad(format!(
-                "logit_bias names token id {id}, which is not below the vocabulary of {vocabulary}"
-            ));
-        }
-        if !(-100.0..=100.0).contains(&bias) {
-            return bad(format!(
-                "logit_bias of token {id} is {bias}, it must be a number in the range -100 to 100"
-            ));
-        }
-    }
-    if let Some(count) = sampling.logprobs.filter(|&count| count > MAX_LOGPROBS) {
-        return bad(format!(
-            "logprobs is {count}, over the limit of {MAX_LOGPROBS}"
-        ));
-    }
-    sampling.seed.get_or_insert_with(rand::random);
-    Ok(sampling)
 }
 
 /// Returns the largest number of tokens to generate.

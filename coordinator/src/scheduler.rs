@@ -2,7 +2,9 @@
 //! lock.
 //!
 //! ```text
-//! Arrive ─▶ waiting (priority, then arrival) ─capacity─▶ prefilling (round robin) ─first token─▶ decoding ─▶ released
+//! Arrive ─▶ waiting ─capacity─▶ prefilling ─first token─▶ decoding ─▶ released
+//!           (priority,          (round robin)
+//!            then arrival)
 //! ```
 //! - A step holds every decoding sequence, then prefill pieces up to the step's token budget: a
 //!   long prompt never keeps the others waiting for more than that budget.
@@ -17,6 +19,7 @@
 
 mod capacity;
 mod plan;
+mod sequence;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -26,6 +29,7 @@ use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepOutput, Ste
 
 pub use self::capacity::{Capacity, Cost};
 pub use self::plan::{TokenBudget, piece, to_boundary};
+use self::sequence::{Place, Running, Waiting};
 use crate::ids::{Epoch, SequenceId};
 
 /// Fixed bounds of a scheduler.
@@ -106,63 +110,13 @@ pub enum Ending {
     Length,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    arrival: Arrival,
-    /// What it answered in an earlier epoch.
-    answer: Vec<u32>,
-    paused: bool,
-}
-
-#[derive(Debug)]
-struct Running {
-    arrival: Arrival,
-    /// Sampled tokens.
-    answer: Vec<u32>,
-    /// Tokens that the ranks have seen; the position of the next one.
-    fed: u64,
-    /// More tokens are known than the ranks have seen, beyond the last sampled one.
-    prefilling: bool,
-    paused: bool,
-    /// The ranks have its init, so they must be told to release it.
-    known: bool,
-    /// Tokens in the step that is under way.
-    in_step: u64,
-}
-
-impl Running {
-    /// Tokens of prompt and answer so far.
-    fn known_tokens(&self) -> u64 {
-        (self.arrival.prompt.len() + self.answer.len()) as u64
-    }
-
-    /// The next `count` known tokens.
-    fn step(&mut self, count: u64, stride: u64) -> SequenceStep {
-        let known = self.arrival.prompt.iter().chain(&self.answer);
-        let tokens = known
-            .skip(self.fed as usize)
-            .take(count as usize)
-            .copied()
-            .collect();
-        let end = self.fed + count;
-        let sample = end == self.known_tokens();
-        self.prefilling = !sample;
-        let init = (!self.known).then(|| self.arrival.init.clone());
-        self.known = true;
-        self.in_step = count;
-        // Between boundaries only the tail grows, so these reports determine every other one.
-        let report = self.arrival.retention_report
-            && sample
-            && (self.answer.is_empty() || end.is_multiple_of(stride));
-        SequenceStep {
-            sequence: self.arrival.id.0,
-            init,
-            tokens,
-            position: self.fed,
-            sample,
-            retention_report: report,
-        }
-    }
+/// How many sequences a scheduler has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sequences {
+    /// Those that wait to start.
+    pub waiting: usize,
+    /// Those that hold memory.
+    pub running: usize,
 }
 
 /// Owner of the order in which sequences run.
@@ -173,7 +127,8 @@ pub struct Scheduler {
     epoch: Epoch,
     step: u64,
     in_flight: bool,
-    waiting: BTreeMap<(Reverse<i32>, SequenceId), Waiting>,
+    /// Who starts first stands first.
+    waiting: BTreeMap<Place, Waiting>,
     running: BTreeMap<SequenceId, Running>,
     /// Sequences with prompt left, the next one to be served first.
     prefilling: VecDeque<SequenceId>,
@@ -222,7 +177,7 @@ impl Scheduler {
                 {
                     self.release.push(id);
                 }
-                self.waiting.retain(|(_, waiting), _| *waiting != id);
+                self.waiting.retain(|place, _| place.id != id);
             }
             Event::Pause(id) => self.set_paused(id, true),
             Event::Resume(id) => self.set_paused(id, false),
@@ -319,9 +274,12 @@ impl Scheduler {
         lost
     }
 
-    /// Sequences that wait, and that run.
-    pub fn load(&self) -> (usize, usize) {
-        (self.waiting.len(), self.running.len())
+    /// Sequences that the scheduler has.
+    pub fn load(&self) -> Sequences {
+        Sequences {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+        }
     }
 
     /// Bytes reserved on each rank.
@@ -408,10 +366,11 @@ impl Scheduler {
     }
 
     fn wait(&mut self, waiting: Waiting) {
-        self.waiting.insert(
-            (Reverse(waiting.arrival.priority), waiting.arrival.id),
-            waiting,
-        );
+        let place = Place {
+            priority: Reverse(waiting.arrival.priority),
+            id: waiting.arrival.id,
+        };
+        self.waiting.insert(place, waiting);
     }
 
     /// Takes a running sequence out and gives its memory back.

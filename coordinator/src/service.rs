@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use crate::answer::Answer;
 use crate::config::Config;
-use crate::engine::EngineHandle;
+use crate::driver::DriverHandle;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::request::{encode_chat, text_error, validate};
@@ -31,7 +31,7 @@ pub struct Service {
     /// Limits.
     pub config: Arc<Config>,
     /// Where requests go.
-    pub engine: EngineHandle,
+    pub driver: DriverHandle,
     /// What dashboards want to know.
     pub metrics: Metrics,
 }
@@ -90,7 +90,7 @@ impl Service {
             if let Some(caller) = caller {
                 tracing::info!(request = %request.id, trace_id = %caller.trace_id(), "traced");
             }
-            match self.engine.submit(request.clone()) {
+            match self.driver.submit(request.clone()) {
                 Ok(reader) => Ok(Answer::new(
                     request,
                     self.model.clone(),

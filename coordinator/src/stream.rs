@@ -1,8 +1,8 @@
-//! The ring between the engine and one request's reader: bounded, numbered, and cheap for the
-//! engine.
+//! The ring between the driver and one request's reader: bounded, numbered, and cheap for the
+//! driver.
 //!
-//! The engine never waits for a reader. It pauses a sequence whose ring is full, so a slow reader
-//! costs `capacity` tokens of memory and no more; the reader wakes the engine when half of the ring
+//! The driver never waits for a reader. It pauses a sequence whose ring is full, so a slow reader
+//! costs `capacity` tokens of memory and no more; the reader wakes the driver when half of the ring
 //! is free again, and when it goes away.
 
 use std::collections::VecDeque;
@@ -31,7 +31,7 @@ pub struct Token {
     pub retention: Option<RetentionReport>,
     /// Set on the last token.
     pub ended: Option<Ending>,
-    /// When the engine had it.
+    /// When the driver had it.
     pub at: Instant,
 }
 
@@ -62,7 +62,7 @@ struct Shared {
     capacity: usize,
     state: Mutex<State>,
     reader: Notify,
-    engine: Arc<Notify>,
+    driver: Arc<Notify>,
 }
 
 impl Shared {
@@ -71,7 +71,7 @@ impl Shared {
     }
 }
 
-/// The engine's end. Dropped without an end, it answers the reader with `Internal`.
+/// The driver's end. Dropped without an end, it answers the reader with `Internal`.
 #[derive(Debug)]
 pub struct Writer(Arc<Shared>);
 
@@ -79,8 +79,8 @@ pub struct Writer(Arc<Shared>);
 #[derive(Debug)]
 pub struct Reader(Arc<Shared>);
 
-/// A ring of `capacity` tokens (at least 1) whose reader wakes `engine`.
-pub fn ring(capacity: usize, engine: Arc<Notify>) -> (Writer, Reader) {
+/// A ring of `capacity` tokens (at least 1) whose reader wakes `driver`.
+pub fn ring(capacity: usize, driver: Arc<Notify>) -> (Writer, Reader) {
     let state = State {
         tokens: VecDeque::new(),
         pushed: 0,
@@ -93,7 +93,7 @@ pub fn ring(capacity: usize, engine: Arc<Notify>) -> (Writer, Reader) {
         capacity: capacity.max(1),
         state: Mutex::new(state),
         reader: Notify::new(),
-        engine,
+        driver,
     });
     (Writer(shared.clone()), Reader(shared))
 }
@@ -152,7 +152,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.fail(RequestError::new(
             Reason::Internal,
-            "the engine gave the request up: see the log under its id",
+            "the service gave the request up: see the log under its id",
         ));
     }
 }
@@ -169,7 +169,7 @@ impl Reader {
                 if let Some(token) = state.tokens.pop_front() {
                     if state.paused && state.tokens.len() <= self.0.capacity / 2 {
                         state.paused = false;
-                        self.0.engine.notify_one();
+                        self.0.driver.notify_one();
                     }
                     return Ok(Some(token));
                 }
@@ -200,7 +200,7 @@ impl Drop for Reader {
         }
         state.tokens.clear();
         drop(state);
-        self.0.engine.notify_one();
+        self.0.driver.notify_one();
     }
 }
 
@@ -223,18 +223,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_ring_says_so_and_half_an_empty_one_wakes_the_engine() {
-        let engine = Arc::new(Notify::new());
-        let (writer, mut reader) = ring(4, engine.clone());
+        let driver = Arc::new(Notify::new());
+        let (writer, mut reader) = ring(4, driver.clone());
         let full: Vec<_> = (0..4).map(|id| writer.push(token(id))).collect();
         assert_eq!(full, [false, false, false, true]);
         assert_eq!(reader.next().await.unwrap().unwrap().number, 0);
         assert!(!writer.has_room());
         let second = reader.next().await.unwrap().unwrap();
         assert_eq!((second.number, second.id), (1, 1));
-        engine.notified().await;
+        driver.notified().await;
         assert!(writer.has_room());
         drop(reader);
-        engine.notified().await;
+        driver.notified().await;
         assert_eq!(writer.reader(), ReaderState::Gone);
         let (writer, reader) = ring(4, Arc::default());
         assert_eq!(writer.reader(), ReaderState::Reads);

@@ -54,7 +54,8 @@ reasons! {
     BadSampling = "bad_sampling", InvalidRequest;
     /// Stop strings or token limits out of range.
     BadStopping = "bad_stopping", InvalidRequest;
-    /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go together.
+    /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go
+    /// together.
     BadContract = "bad_contract", InvalidRequest;
     /// A request id that cannot stand in logs and metadata.
     BadRequestId = "bad_request_id", InvalidRequest;

@@ -19,13 +19,31 @@ use crate::{
     check_group,
 };
 
+/// A user of etcd.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdUser {
+    /// Name.
+    pub name: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for EtcdUser {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdUser")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How etcd is reached.
 #[derive(Debug, Clone)]
 pub struct EtcdOptions {
     /// `http://host:2379`, several for a cluster; `https://` for all of them with TLS.
     pub endpoints: Vec<String>,
-    /// Name and password, where etcd wants them.
-    pub user: Option<(String, String)>,
+    /// Who this is, where etcd asks.
+    pub user: Option<EtcdUser>,
     /// Whom to trust and what to show, for endpoints of `https://`.
     pub tls: Option<ClientTls>,
     /// Prefix of all keys.
@@ -71,7 +89,7 @@ impl EtcdRegistry {
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(ANSWER_LIMIT)
             .with_timeout(ANSWER_LIMIT);
-        if let Some((name, password)) = &options.user {
+        if let Some(EtcdUser { name, password }) = &options.user {
             connect = connect.with_user(name, password);
         }
         let client = match &options.tls {

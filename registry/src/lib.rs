@@ -1,9 +1,9 @@
 //! Where the ranks of worker groups are found.
 //!
-//! | key | value | written by | lives |
+//! | key below `{root}/groups/{group}` | value, as JSON | written by | lives |
 //! |---|---|---|---|
-//! | `{root}/groups/{group}/ranks/{rank}` | [`RankRecord`] as JSON | the rank, if nobody has the key | as long as the rank's lease |
-//! | `{root}/groups/{group}/epoch` | [`GroupRecord`] as JSON | the coordinator, if the epoch is later than the one that stands there | for ever |
+//! | `/ranks/{rank}` | [`RankRecord`] | the rank, if nobody has it | as long as the lease |
+//! | `/epoch` | [`GroupRecord`] | the coordinator, if its epoch is later | for ever |
 //!
 //! A registry says where ranks are, not whether they live: the coordinator asks it only while it
 //! forms a group, and learns of dead and hung ranks from their beats. So a registry that is away
@@ -26,7 +26,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 #[cfg(feature = "etcd")]
-pub use self::etcd::{EtcdOptions, EtcdRegistry};
+pub use self::etcd::{EtcdOptions, EtcdRegistry, EtcdUser};
 pub use self::follow::{RankEvent, RankWatch};
 pub use self::memory::MemoryRegistry;
 

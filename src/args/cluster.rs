@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use palimpsest_collective::Place;
-use palimpsest_tls::{ClientFiles, ClusterFiles};
+use palimpsest_tls::{ClientFiles, ClusterFiles, IdentityFiles};
 use palimpsest_worker::device::Fault;
 
 use super::{FrontArgs, KvArgs, ModelArgs};
@@ -344,7 +344,7 @@ impl RegistryArgs {
             user: self.etcd_user.map(|name| (name, password)),
             tls: ClientFiles {
                 ca: self.etcd_ca,
-                identity: self.etcd_cert.zip(self.etcd_key),
+                identity: self.etcd_cert.zip(self.etcd_key).map(|(cert, key)| IdentityFiles { cert, key }),
             },
             lease: Duration::from_secs(self.etcd_lease_seconds.into()),
             patience: Duration::from_secs(self.etcd_wait_seconds.into()),

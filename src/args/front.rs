@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use palimpsest_tls::{ClientFiles, ServerFiles};
+use palimpsest_tls::{ClientFiles, IdentityFiles, ServerFiles};
 
 use super::positive;
 use crate::front::FrontConfig;
@@ -135,7 +135,7 @@ impl ClientTlsArgs {
     pub fn files(self) -> ClientFiles {
         ClientFiles {
             ca: self.ca,
-            identity: self.cert.zip(self.key),
+            identity: self.cert.zip(self.key).map(|(cert, key)| IdentityFiles { cert, key }),
         }
     }
 }

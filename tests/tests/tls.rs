@@ -18,8 +18,8 @@ use palimpsest_tests::certificates::{Authority, Identity, Validity};
 use palimpsest_tests::service::{TestService, serve};
 use palimpsest_tests::tiny_model;
 use palimpsest_tls::{
-    ClientFiles, ClientTls, ClusterFiles, Connector, Incoming, Limits, Role, ServerFiles,
-    ServerTls, TlsError, explain,
+    ClientFiles, ClientTls, ClusterFiles, Connector, IdentityFiles, Incoming, Limits, Role,
+    ServerFiles, ServerTls, TlsError, explain,
 };
 use palimpsest_worker::server::{self, ServerOptions, Transport};
 use tokio::net::TcpListener;
@@ -126,7 +126,10 @@ fn trusting(authority: &Authority) -> ClientFiles {
 
 fn showing(authority: &Authority, identity: &Identity) -> ClientFiles {
     ClientFiles {
-        identity: Some((identity.cert.clone(), identity.key.clone())),
+        identity: Some(IdentityFiles {
+            cert: identity.cert.clone(),
+            key: identity.key.clone(),
+        }),
         ..trusting(authority)
     }
 }

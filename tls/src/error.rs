@@ -30,7 +30,11 @@ pub enum TlsError {
         what: &'static str,
     },
     /// A key that belongs to another certificate.
-    #[error("the key in {} does not belong to the certificate in {}", key.display(), cert.display())]
+    #[error(
+        "the key in {} does not belong to the certificate in {}",
+        key.display(),
+        cert.display()
+    )]
     Mismatch {
         /// The certificate's file.
         cert: PathBuf,

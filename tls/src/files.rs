@@ -30,14 +30,23 @@ pub struct ServerFiles {
     pub client_ca: Option<PathBuf>,
 }
 
+/// A certificate and its key, by their files.
+#[derive(Debug, Clone)]
+pub struct IdentityFiles {
+    /// The certificate, with those between it and its CA.
+    pub cert: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+}
+
 /// What a client trusts, and shows.
 #[derive(Debug, Clone, Default)]
 pub struct ClientFiles {
     /// Servers must show a certificate of one of these CAs; `None`: of those that this system
     /// trusts.
     pub ca: Option<PathBuf>,
-    /// Certificate and key, for servers that ask for them.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    /// What it shows to servers that ask.
+    pub identity: Option<IdentityFiles>,
 }
 
 /// What a process of a cluster shows to the others, and trusts of them.
@@ -81,7 +90,8 @@ impl ServerFiles {
 
 impl ClientFiles {
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
+        let identity = self.identity.iter();
+        let identity = identity.flat_map(|IdentityFiles { cert, key }| [cert, key]);
         identity.chain(&self.ca).cloned().collect()
     }
 
@@ -98,7 +108,7 @@ impl ClientFiles {
         let builder = builder.with_root_certificates(roots);
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
-            Some((cert, key)) => {
+            Some(IdentityFiles { cert, key }) => {
                 let (chain, private) = identity(cert, key)?;
                 builder
                     .with_client_auth_cert(chain, private)
@@ -124,7 +134,7 @@ impl ClusterFiles {
         let Self { cert, key, ca } = self.clone();
         ClientFiles {
             ca: Some(ca),
-            identity: Some((cert, key)),
+            identity: Some(IdentityFiles { cert, key }),
         }
     }
 

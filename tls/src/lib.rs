@@ -1,9 +1,11 @@
 //! TLS of every link, over rustls: clients to coordinator, coordinator to ranks, both to etcd.
 //!
 //! ```text
-//! PEM files ─▶ Reloading (looked at again once a second, when somebody connects) ─▶ rustls configuration
-//!                                                                                      │
-//! listener ─▶ Incoming: bounded, time for the handshake, plain text answered ─▶ ServerStream + Peer (who it is)
+//! PEM files ─▶ Reloading: looked at again once a second, when somebody connects
+//!                 │
+//!                 ▼  rustls configuration
+//! listener ─▶ Incoming: bounded, time for the handshake, plain text answered
+//!                 └─▶ ServerStream + Peer (who it is)
 //! Connector: TCP, handshake, and what went wrong in words ─▶ ClientStream
 //! ```
 //! The links inside a cluster are mutual and private: both ends show a certificate of the cluster's
@@ -19,7 +21,7 @@ mod server;
 
 pub use self::client::{ClientStream, ClientTls, Connector};
 pub use self::error::{TlsError, explain};
-pub use self::files::{ClientFiles, ClusterFiles, ServerFiles};
+pub use self::files::{ClientFiles, ClusterFiles, IdentityFiles, ServerFiles};
 pub use self::server::{Incoming, Limits, Peer, ServerStream, ServerTls, only};
 
 /// What a process is within a cluster, as its certificate says.

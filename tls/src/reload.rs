@@ -23,17 +23,29 @@ pub(crate) struct Reloading<T> {
 
 struct State<T> {
     current: Arc<T>,
-    stamps: Vec<Stamp>,
+    stamps: Vec<Option<Stamp>>,
     looked: Instant,
 }
 
 /// Differs when a file was written or replaced.
-type Stamp = Option<(u64, u64, i64, i64)>;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    written_seconds: i64,
+    written_nanoseconds: i64,
+}
 
-fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
+/// One for each file; `None` where there is none.
+fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
     let stamp = |path: &PathBuf| {
         let meta = fs::metadata(path).ok()?;
-        Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+        Some(Stamp {
+            inode: meta.ino(),
+            bytes: meta.len(),
+            written_seconds: meta.mtime(),
+            written_nanoseconds: meta.mtime_nsec(),
+        })
     };
     files.iter().map(stamp).collect()
 }
@@ -73,7 +85,10 @@ impl<T> Reloading<T> {
                     // Halfway through a replacement, certificate and key differ; the next look
                     // finds both.
                     Err(error) => {
-                        tracing::warn!(%error, "changed certificates cannot be used; the former stay in use")
+                        tracing::warn!(
+                            %error,
+                            "changed certificates cannot be used; the former stay in use"
+                        );
                     }
                 }
             }

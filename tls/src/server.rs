@@ -136,10 +136,12 @@ impl Incoming {
     pub async fn accept(&mut self) -> ServerStream {
         loop {
             let (place, stream) = tokio::select! {
-                Some(done) = self.handshakes.join_next(), if !self.handshakes.is_empty() => match done {
-                    Ok(Some(stream)) => return stream,
-                    _ => continue,
-                },
+                Some(done) = self.handshakes.join_next(), if !self.handshakes.is_empty() => {
+                    match done {
+                        Ok(Some(stream)) => return stream,
+                        _ => continue,
+                    }
+                }
                 accepted = next(&self.listener, &self.places) => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
@@ -227,9 +229,8 @@ async fn refuse_plain(mut stream: TcpStream, is_http2: bool) {
 }
 
 fn bad_request() -> Vec<u8> {
-    let body = format!(
-        r#"{{"error":{{"message":"{SPEAKS_TLS}","type":"invalid_request_error","param":null,"code":"plain_text"}}}}"#
-    );
+    let kind = r#""type":"invalid_request_error","param":null,"code":"plain_text""#;
+    let body = format!(r#"{{"error":{{"message":"{SPEAKS_TLS}",{kind}}}}}"#);
     let length = body.len();
     let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close";
     format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::engine::Readiness;
+use crate::driver::Readiness;
 use crate::keys::ApiKeys;
 use crate::service::Service;
 use crate::trace;
@@ -87,7 +87,7 @@ impl Inference for GrpcApi {
     }
 }
 
-/// Serves until `shutdown`, then drains the engine, closes the connections and returns.
+/// Serves until `shutdown`, then drains the driver, closes the connections and returns.
 ///
 /// # Errors
 /// If the transport fails.
@@ -98,7 +98,7 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     report(&reporter, Readiness::Starting).await;
-    let follow = tokio::spawn(follow(reporter, service.engine.readiness()));
+    let follow = tokio::spawn(follow(reporter, service.driver.readiness()));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -121,11 +121,11 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflection().build_v1().expect(built))
         .add_service(reflection().build_v1alpha().expect(built));
-    let engine = service.engine.clone();
+    let driver = service.driver.clone();
     let end = async move {
         shutdown.await;
         tracing::info!("draining");
-        engine.drain().await;
+        driver.drain().await;
         drained.send_replace(true);
     };
     let served = router.serve_with_incoming_shutdown(incoming.into_stream(), end);

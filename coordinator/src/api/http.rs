@@ -2,7 +2,8 @@
 //!
 //! | route | answer |
 //! |---|---|
-//! | `POST /v1/chat/completions`, `POST /v1/completions` | OpenAI's objects, whole or as server-sent events |
+//! | `POST /v1/chat/completions` | OpenAI's objects, whole or as server-sent events |
+//! | `POST /v1/completions` | the same, for a prompt without roles |
 //! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
 //! | `POST /tokenize` | token ids of a text or a conversation |
 //! | `GET /health` | 200 while the process runs |
@@ -40,7 +41,7 @@ pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
 pub use self::server::{HttpLimits, serve, serve_probes, serve_waiting};
 use self::wire::{ChatRequest, CompletionRequest};
-use crate::engine::Readiness;
+use crate::driver::Readiness;
 use crate::ids::RequestId;
 use crate::service::Service;
 use crate::trace;
@@ -190,13 +191,13 @@ async fn refuse(request: Request, error: HttpError) -> Response {
 }
 
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
-    let (caller, body): (_, ChatRequest) = read(&app, request).await?;
+    let Called { caller, body } = read::<ChatRequest>(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
     answer(&app.service, Dialect::Chat, caller, body.choices()?, stream).await
 }
 
 async fn completions(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
-    let (caller, body): (_, CompletionRequest) = read(&app, request).await?;
+    let Called { caller, body } = read::<CompletionRequest>(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
     answer(
         &app.service,
@@ -236,7 +237,10 @@ fn model_object(service: &Service) -> serde_json::Value {
         "id": model.name, "object": "model", "created": 0, "owned_by": "palimpsest",
         "context_length": model.context_length, "kv_bytes_per_token": model.kv_bytes_per_token,
         "policies": model.policies, "memories": model.memories,
-        "default_kv": {"budget": kv.budget, "policy": kv.policy, "memory": kv.memory, "head_budget": kv.head_budget},
+        "default_kv": {
+            "budget": kv.budget, "policy": kv.policy, "memory": kv.memory,
+            "head_budget": kv.head_budget,
+        },
     })
 }
 
@@ -258,7 +262,7 @@ async fn tokenize(
     State(app): State<App>,
     request: Request,
 ) -> Result<Json<serde_json::Value>, HttpError> {
-    let (_, body): (_, TokenizeBody) = read(&app, request).await?;
+    let Called { body, .. } = read::<TokenizeBody>(&app, request).await?;
     let input = match (body.prompt, body.messages) {
         (Some(text), None) => Input::Text(text),
         (None, Some(messages)) => {
@@ -284,13 +288,14 @@ async fn tokenize(
         .tokenize(TokenizeRequest { input: Some(input) })
         .await?;
     let most = app.service.describe().context_length;
-    Ok(Json(
-        json!({"tokens": found.ids, "token_strs": found.pieces, "count": found.ids.len(), "max_model_len": most}),
-    ))
+    Ok(Json(json!({
+        "tokens": found.ids, "token_strs": found.pieces, "count": found.ids.len(),
+        "max_model_len": most,
+    })))
 }
 
 async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
-    let readiness = *app.service.engine.readiness().borrow();
+    let readiness = *app.service.driver.readiness().borrow();
     match readiness {
         Readiness::Ready => (StatusCode::OK, "ready"),
         Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
@@ -310,8 +315,14 @@ async fn metrics(State(app): State<App>) -> impl IntoResponse {
     )
 }
 
+/// A request that was read.
+struct Called<T> {
+    caller: Caller,
+    body: T,
+}
+
 /// Reads a request's caller and body.
-async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(Caller, T), HttpError> {
+async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<Called<T>, HttpError> {
     let caller = {
         let header = |name: HeaderName| {
             request
@@ -340,7 +351,7 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<(Calle
         );
         HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message)
     })?;
-    Ok((caller, body))
+    Ok(Called { caller, body })
 }
 
 /// What is wrong with well-formed JSON. Only messages that name fields and types are passed on:

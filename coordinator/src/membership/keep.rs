@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{FormError, Formed, Lead, Members, Watchers, form};
 use crate::Coordinator;
 use crate::config::Config;
-use crate::engine::Readiness;
+use crate::driver::Readiness;
 
 /// Waits between attempts to form a group.
 const PAUSES: [Duration; 4] = [
@@ -30,13 +30,13 @@ pub struct Kept {
 }
 
 /// Watches over the group that `coordinator` was given and replaces it whenever it is lost, until
-/// the engine ends.
+/// the driver ends.
 ///
 /// # Errors
 /// [`FormError::Superseded`] when another coordinator leads the ranks. This one has no group then
 /// and will get none.
 pub async fn keep(coordinator: Coordinator, config: Config, group: Kept) -> Result<(), FormError> {
-    let mut ended = coordinator.service().engine.readiness();
+    let mut ended = coordinator.service().driver.readiness();
     tokio::select! {
         superseded = replace_lost(&coordinator, &config, group) => Err(superseded),
         _ = ended.wait_for(|readiness| *readiness == Readiness::Ended) => Ok(()),
@@ -49,15 +49,15 @@ async fn replace_lost(coordinator: &Coordinator, config: &Config, group: Kept) -
         mut lead,
         mut watchers,
     } = group;
-    let engine = &coordinator.service().engine;
-    let mut readiness = engine.readiness();
+    let driver = &coordinator.service().driver;
+    let mut readiness = driver.readiness();
     loop {
         let why = lost(&mut watchers, &mut readiness).await;
         let since = Instant::now();
         tracing::warn!(%why, "the worker group is lost; forming another");
         // A group at rest does not find out by itself, and would be called ready until the next one
         // comes.
-        engine.lose(why).await;
+        driver.lose(why).await;
         let Formed {
             epoch,
             executor,
@@ -67,7 +67,7 @@ async fn replace_lost(coordinator: &Coordinator, config: &Config, group: Kept) -
             Ok(formed) => formed,
             Err(superseded) => return superseded,
         };
-        // From its return on the engine's readiness is that of the new group. To wait until it says
+        // From its return on the driver's readiness is that of the new group. To wait until it says
         // something else than "lost" would be to wait for ever for a group that was lost again
         // before anyone looked.
         if let Err(error) = coordinator
@@ -79,7 +79,8 @@ async fn replace_lost(coordinator: &Coordinator, config: &Config, group: Kept) -
             continue;
         }
         watchers = next;
-        tracing::warn!(%epoch, seconds = since.elapsed().as_secs_f64(), "another worker group has taken over");
+        let seconds = since.elapsed().as_secs_f64();
+        tracing::warn!(%epoch, seconds, "another worker group has taken over");
     }
 }
 

@@ -15,7 +15,7 @@ use tonic::transport::Server;
 use super::*;
 use crate::Coordinator;
 use crate::config::Config;
-use crate::engine::Readiness;
+use crate::driver::Readiness;
 use crate::executor::fake::{FakeRank, Fault, Script};
 
 fn config() -> Config {
@@ -263,7 +263,7 @@ async fn groups_that_are_lost_as_soon_as_they_form_are_replaced_until_one_lasts(
     ];
     let (coordinator, _processes) = serve(&ranks).await;
     // The group fails in the course of the answer; the next ones are dead when they are given to
-    // the engine.
+    // the driver.
     ranks[0].hang_up(2);
     let answer = tokio::time::timeout(Duration::from_secs(20), text(&coordinator, "a")).await;
     assert_eq!(
@@ -296,7 +296,7 @@ async fn a_request_that_comes_while_a_lost_group_is_replaced_waits_for_the_next(
 }
 
 async fn settles(coordinator: &Coordinator, wanted: Readiness) {
-    let mut readiness = coordinator.service().engine.readiness();
+    let mut readiness = coordinator.service().driver.readiness();
     let settled = tokio::time::timeout(
         Duration::from_secs(10),
         readiness.wait_for(|now| *now == wanted),
@@ -304,7 +304,7 @@ async fn settles(coordinator: &Coordinator, wanted: Readiness) {
     .await;
     settled
         .unwrap_or_else(|_| panic!("not {wanted:?}"))
-        .expect("an engine");
+        .expect("a driver");
     let figure = format!(
         "palimpsest_group_ready {}",
         u8::from(wanted == Readiness::Ready)
@@ -348,7 +348,7 @@ async fn a_coordinator_whose_ranks_follow_another_has_no_group_and_gives_up() {
     );
     assert_eq!(text(&next, "b").await.expect("an answer"), ANSWER);
     assert_eq!(
-        *former.service().engine.readiness().borrow(),
+        *former.service().driver.readiness().borrow(),
         Readiness::Lost
     );
     // What waits for its group is told so when it ends.
@@ -357,7 +357,7 @@ async fn a_coordinator_whose_ranks_follow_another_has_no_group_and_gives_up() {
         async move { text(&former, "c").await }
     });
     sleep(Duration::from_millis(50)).await;
-    former.service().engine.drain().await;
+    former.service().driver.drain().await;
     let error = waiting.await.expect("no panic").expect_err("no group");
     assert_eq!(error.reason, palimpsest_proto::error::Reason::Draining);
     let epochs: Vec<u64> = ranks[0].plans().iter().map(|plan| plan.epoch).collect();

@@ -1,8 +1,11 @@
+mod group;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use palimpsest_proto::internal::v1::SequenceOutput;
 use proptest::prelude::*;
 
+use self::group::Group;
 use super::*;
 
 fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
@@ -33,102 +36,6 @@ fn limits(stride: u64, max_running: usize, busy: u64, idle: u64) -> Limits {
     }
 }
 
-/// What a group must see: the rules of the contract, kept independently of the scheduler.
-#[derive(Default)]
-struct Group {
-    /// Position and cost of every sequence that holds memory.
-    held: BTreeMap<u64, (u64, u64)>,
-    released: BTreeSet<u64>,
-    finished: BTreeSet<u64>,
-    decoding: BTreeSet<u64>,
-    paused: BTreeSet<u64>,
-}
-
-impl Group {
-    fn execute(
-        &mut self,
-        plan: &StepPlan,
-        costs: &BTreeMap<u64, u64>,
-        limits: &Limits,
-    ) -> StepOutput {
-        for id in &plan.release {
-            assert!(
-                self.held.remove(id).is_some(),
-                "{id} released without memory"
-            );
-            assert!(self.released.insert(*id), "{id} released twice");
-            self.decoding.remove(id);
-        }
-        let present: BTreeSet<_> = plan.sequences.iter().map(|s| s.sequence).collect();
-        assert_eq!(
-            present.len(),
-            plan.sequences.len(),
-            "a sequence twice in a step"
-        );
-        for id in self.decoding.difference(&self.paused) {
-            assert!(
-                present.contains(id),
-                "{id} decodes but was left out of a step"
-            );
-        }
-        let had_decodes = present.iter().any(|id| self.decoding.contains(id));
-        let prefill: u64 = plan
-            .sequences
-            .iter()
-            .filter(|s| !self.decoding.contains(&s.sequence))
-            .map(|s| s.tokens.len() as u64)
-            .sum();
-        assert!(
-            prefill
-                <= if had_decodes {
-                    limits.tokens.busy
-                } else {
-                    limits.tokens.idle
-                }
-        );
-        let mut output = StepOutput {
-            epoch: plan.epoch,
-            step: plan.step,
-            ..Default::default()
-        };
-        for step in &plan.sequences {
-            let id = step.sequence;
-            assert!(!self.paused.contains(&id), "{id} is paused");
-            if step.init.is_some() {
-                assert!(
-                    self.held.insert(id, (0, costs[&id])).is_none(),
-                    "{id} begins twice"
-                );
-            }
-            let (position, _) = self.held.get_mut(&id).expect("init comes first");
-            assert_eq!(*position, step.position);
-            assert!(!step.tokens.is_empty());
-            let last = *position + step.tokens.len() as u64 - 1;
-            assert_eq!(
-                *position / limits.stride,
-                last / limits.stride,
-                "{id} carried across a boundary"
-            );
-            *position = last + 1;
-            let token = step.sample.then_some(7);
-            if step.sample {
-                self.decoding.insert(id);
-            }
-            output.sequences.push(SequenceOutput {
-                sequence: id,
-                token,
-                ..Default::default()
-            });
-        }
-        assert!(self.held.len() <= limits.max_running);
-        assert!(
-            self.held.values().map(|(_, bytes)| bytes).sum::<u64>() <= limits.room.pages,
-            "over-committed"
-        );
-        output
-    }
-}
-
 #[derive(Debug, Clone)]
 enum Act {
     Arrive {
@@ -143,9 +50,19 @@ enum Act {
     Step,
 }
 
+fn arrive() -> impl Strategy<Value = Act> {
+    let fields = (1..90usize, 1..6u32, 1..=100u64, 0..3i32);
+    fields.prop_map(|(prompt, new, bytes, priority)| Act::Arrive {
+        prompt,
+        new,
+        bytes,
+        priority,
+    })
+}
+
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        2 => (1..90usize, 1..6u32, 1..=100u64, 0..3i32).prop_map(|(prompt, new, bytes, priority)| Act::Arrive { prompt, new, bytes, priority }),
+        2 => arrive(),
         1 => (0..40usize).prop_map(Act::Leave),
         1 => (0..40usize).prop_map(Act::Pause),
         1 => (0..40usize).prop_map(Act::Resume),
@@ -250,7 +167,7 @@ impl World {
                     }
                     Act::Pause(n) => {
                         if let Some(id) = pick(n, self)
-                            && self.group.held.contains_key(&id)
+                            && self.group.holds(id)
                         {
                             self.scheduler.on_event(Event::Pause(SequenceId(id)));
                             self.group.paused.insert(id);
@@ -289,15 +206,16 @@ proptest! {
             world.scheduler.on_event(Event::Resume(SequenceId(id)));
         }
         world.group.paused.clear();
-        // Every step moves at least one token of the 90 + 5 of each sequence: more steps mean that something hangs.
+        // Every step moves at least one token of the 90 + 5 of each sequence: more steps mean that
+        // something hangs.
         let mut steps = 0;
         while world.step() {
             steps += 1;
             prop_assert!(steps < 2 * (95 * world.costs.len() + 10), "no end");
         }
-        prop_assert_eq!(world.scheduler.load(), (0, 0));
+        prop_assert_eq!(world.scheduler.load(), Sequences::default());
         prop_assert_eq!(world.scheduler.reserved_bytes(), 0);
-        prop_assert!(world.group.held.is_empty(), "not released: {:?}", world.group.held);
+        prop_assert_eq!(world.group.held(), Vec::<u64>::new(), "not released");
         prop_assert_eq!(world.gone.len(), world.costs.len());
     }
 }
@@ -430,7 +348,13 @@ fn a_failed_sequence_holds_nothing_and_a_lost_group_holds_nothing() {
     assert_eq!(scheduler.restart(Epoch(2)), [SequenceId(1), SequenceId(2)]);
     assert_eq!(
         (scheduler.load(), scheduler.reserved_bytes()),
-        ((2, 0), 0),
+        (
+            Sequences {
+                waiting: 2,
+                running: 0
+            },
+            0
+        ),
         "they wait again"
     );
     let plan = scheduler.plan().unwrap();

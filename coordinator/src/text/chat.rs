@@ -169,7 +169,7 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
         "Wednesday",
     ];
     let (days, seconds) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    let (year, month, day) = civil(days);
+    let Date { year, month, day } = civil(days);
     let (month_name, weekday) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
     let mut out = String::new();
     let mut chars = format.chars();
@@ -198,9 +198,18 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
     out
 }
 
-/// Year, month and day of a day since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date
+/// A day of the calendar.
+struct Date {
+    year: u64,
+    /// From 1.
+    month: u64,
+    /// From 1.
+    day: u64,
+}
+
+/// The date of a day since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date
 /// algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
+fn civil(days: u64) -> Date {
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -212,7 +221,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     } else {
         shifted - 9
     };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+    Date {
+        year: year_of_era + era * 400 + u64::from(month <= 2),
+        month,
+        day,
+    }
 }
 
 #[cfg(test)]

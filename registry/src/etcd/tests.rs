@@ -222,7 +222,10 @@ async fn a_wrong_password_is_a_denial() {
         (None, false),
         (Some("secret"), true),
     ] {
-        let user = user.map(|password| ("root".to_owned(), password.to_owned()));
+        let user = user.map(|password| EtcdUser {
+            name: "root".to_owned(),
+            password: password.to_owned(),
+        });
         let found = EtcdRegistry::connect(EtcdOptions {
             user: user.clone(),
             ..etcd.options()
@@ -262,7 +265,7 @@ fn certificates(directory: &std::path::Path) -> [std::path::PathBuf; 3] {
 
 #[tokio::test]
 async fn with_tls_it_conforms_and_strangers_are_refused() {
-    use palimpsest_tls::ClientFiles;
+    use palimpsest_tls::{ClientFiles, IdentityFiles};
     let directory = tempfile::tempdir().expect("a directory");
     let [ca, cert, key] = certificates(directory.path());
     let [ca_arg, cert_arg, key_arg] = [&ca, &cert, &key].map(|path| path.to_str().expect("UTF-8"));
@@ -294,7 +297,7 @@ async fn with_tls_it_conforms_and_strangers_are_refused() {
     };
     let ours = ClientFiles {
         ca: Some(ca.clone()),
-        identity: Some((cert, key)),
+        identity: Some(IdentityFiles { cert, key }),
     };
     etcd.await_clients(with(ours.clone())).await;
     conformance::run(

@@ -51,7 +51,8 @@ impl Frame {
     fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id, "object": kind, "created": self.created, "model": self.model,
-            "system_fingerprint": concat!("palimpsest-", env!("CARGO_PKG_VERSION")), "choices": choices,
+            "system_fingerprint": concat!("palimpsest-", env!("CARGO_PKG_VERSION")),
+            "choices": choices,
         })
     }
 
@@ -65,7 +66,8 @@ impl Frame {
                 "message": {"role": "assistant", "content": choice.text, "refusal": null},
             }),
             Dialect::Completion => json!({
-                "index": index, "finish_reason": choice.finish, "logprobs": logprobs(choice), "text": choice.text,
+                "index": index, "finish_reason": choice.finish, "logprobs": logprobs(choice),
+                "text": choice.text,
             }),
         };
         let kind = if self.dialect == Dialect::Chat {
@@ -250,10 +252,13 @@ fn usage(choices: &[Choice], per_prompt: usize) -> Value {
         .collect();
     warnings.dedup();
     json!({
-        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens": prompt, "completion_tokens": completion,
+        "total_tokens": prompt + completion,
         "kv": {
-            "evicted_tokens": most(|usage| usage.evicted_tokens), "held_slots": most(|usage| usage.held_slots),
-            "held_bytes": sum(|usage| usage.held_bytes), "full_cache_bytes": sum(|usage| usage.full_cache_bytes),
+            "evicted_tokens": most(|usage| usage.evicted_tokens),
+            "held_slots": most(|usage| usage.held_slots),
+            "held_bytes": sum(|usage| usage.held_bytes),
+            "full_cache_bytes": sum(|usage| usage.full_cache_bytes),
             "warnings": warnings,
         },
     })

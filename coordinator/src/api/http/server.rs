@@ -38,7 +38,7 @@ impl Default for HttpLimits {
 /// Time that open connections have to close when everything is answered.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then drains the engine and closes the connections.
+/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then drains the driver and closes the connections.
 pub async fn serve(
     service: Service,
     mut incoming: Incoming,
@@ -53,7 +53,7 @@ pub async fn serve(
     )
     .await;
     drop(incoming);
-    service.engine.drain().await;
+    service.driver.drain().await;
     // Streams have ended by now; a reader that takes nothing does not hold the process up.
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
 }
@@ -67,7 +67,7 @@ pub async fn serve_probes(
     let app = probes_router(service.clone());
     let ended = async {
         shutdown.await;
-        service.engine.drain().await;
+        service.driver.drain().await;
     };
     let open = accept(&app, &mut incoming, HttpLimits::default(), ended).await;
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;

@@ -1,14 +1,7 @@
 //! The gRPC API over a real connection and a fake rank.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test says by panicking that it failed"
-)]
 
 use std::time::Duration;
 
-use palimpsest_coordinator::executor::ChannelExecutor;
-use palimpsest_coordinator::executor::fake::{FakeRank, Fault, Script};
-use palimpsest_coordinator::{Config, Coordinator, LocalServer};
 use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
@@ -27,6 +20,10 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+use crate::executor::ChannelExecutor;
+use crate::executor::fake::{FakeRank, Fault, Script};
+use crate::{Config, Coordinator, LocalServer};
 
 async fn serve(script: Script, config: Config) -> (Coordinator, LocalServer, Channel) {
     let rank = FakeRank::new(script);

@@ -1,7 +1,7 @@
 //! The one loop that owns all sequences of a group.
 //!
 //! ```text
-//! mailbox ─▶ ┌──────────────── engine task ────────────────┐
+//! mailbox ─▶ ┌──────────────── driver task ────────────────┐
 //!            │ tend (readers, deadlines) ▸ scheduler.plan  │ ─ StepPlan ─▶ executor ─▶ ranks
 //! readers ─▶ │ ▸ rings ◂ scheduler.on_output ◂─────────────│ ◂ StepOutput
 //!            └─────────────────────────────────────────────┘
@@ -9,7 +9,9 @@
 //! While a step is under way the loop goes on taking requests, cancellations and deadlines; only
 //! the plan waits. Detokenisation is not done here but by each request's reader.
 
+mod live;
 mod state;
+mod warm_up;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,8 +19,8 @@ use std::sync::Arc;
 use palimpsest_proto::error::{Reason, RequestError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use self::state::State;
-pub use self::state::check_room;
+use self::state::{Outlets, State};
+pub use self::warm_up::check_room;
 use crate::admission::{Admission, Gate, Permit};
 use crate::config::Config;
 use crate::executor::Executor;
@@ -28,7 +30,7 @@ use crate::model::ServedModel;
 use crate::request::ValidRequest;
 use crate::stream::{Reader, Writer, ring};
 
-/// Whether an engine serves.
+/// Whether a driver serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
     /// The first step of a group has not passed yet.
@@ -39,7 +41,7 @@ pub enum Readiness {
     Lost,
     /// Shutting down: running requests finish, new ones are refused.
     Draining,
-    /// The engine has ended.
+    /// The driver has ended.
     Ended,
 }
 
@@ -54,7 +56,7 @@ enum Message {
 struct Replacement {
     executor: Box<dyn Executor>,
     epoch: Epoch,
-    /// Told, or dropped, when the engine has turned to it.
+    /// Told, or dropped, when the driver has turned to it.
     taken: oneshot::Sender<()>,
 }
 
@@ -64,9 +66,9 @@ struct Submission {
     writer: Writer,
 }
 
-/// A handle on an engine; cheap to clone.
+/// A handle on a driver; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct EngineHandle {
+pub struct DriverHandle {
     mailbox: mpsc::Sender<Message>,
     wake: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,
@@ -74,8 +76,8 @@ pub struct EngineHandle {
     ring_tokens: usize,
 }
 
-impl EngineHandle {
-    /// Hands a request to the engine and returns the reader of its tokens. Dropping the reader
+impl DriverHandle {
+    /// Hands a request to the driver and returns the reader of its tokens. Dropping the reader
     /// cancels the request.
     ///
     /// # Errors
@@ -93,7 +95,7 @@ impl EngineHandle {
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => RequestError::new(
                     Reason::QueueFull,
-                    "the engine's mailbox is full: try again later",
+                    "the service's mailbox is full: try again later",
                 ),
                 mpsc::error::TrySendError::Closed(_) => {
                     RequestError::new(Reason::Draining, "the service has shut down: ask another")
@@ -102,13 +104,13 @@ impl EngineHandle {
         Ok(reader)
     }
 
-    /// Gives the engine another group, in place of a lost one or of the present one. It goes on
+    /// Gives the driver another group, in place of a lost one or of the present one. It goes on
     /// with the requests of the former, where `Config::regroup_limit` lets them wait. Returns when
-    /// the engine has turned to this group: from then on its readiness speaks of this one, also if
+    /// the driver has turned to this group: from then on its readiness speaks of this one, also if
     /// it has been lost again already.
     pub async fn replace(&self, executor: Box<dyn Executor>, epoch: Epoch) {
         let (taken, turned) = oneshot::channel();
-        // A closed mailbox or a dropped sender means that the engine has ended: there is nothing to
+        // A closed mailbox or a dropped sender means that the driver has ended: there is nothing to
         // replace.
         let _ = self
             .mailbox
@@ -121,58 +123,58 @@ impl EngineHandle {
         let _ = turned.await;
     }
 
-    /// Tells the engine that its group is lost, and why: a group at rest has no step that would
+    /// Tells the driver that its group is lost, and why: a group at rest has no step that would
     /// fail. Nothing changes where it has none.
     pub async fn lose(&self, why: String) {
-        // A closed mailbox means that the engine has ended.
+        // A closed mailbox means that the driver has ended.
         let _ = self.mailbox.send(Message::Lose(why)).await;
     }
 
-    /// Stops admission; what was admitted finishes, within the drain limit. Returns when the engine
+    /// Stops admission; what was admitted finishes, within the drain limit. Returns when the driver
     /// has ended.
     pub async fn drain(&self) {
         self.admission.set_gate(Gate::Draining);
         let _ = self.mailbox.send(Message::Drain).await;
         let mut readiness = self.readiness.clone();
-        // An error means that the engine is gone, which is what we wait for.
+        // An error means that the driver is gone, which is what we wait for.
         let _ = readiness
             .wait_for(|readiness| *readiness == Readiness::Ended)
             .await;
     }
 
-    /// Follows the engine's readiness.
+    /// Follows the driver's readiness.
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.clone()
     }
 
-    /// The queue in front of the engine.
+    /// The queue in front of the driver.
     pub fn admission(&self) -> &Admission {
         &self.admission
     }
 }
 
-/// Starts an engine as a task of the current runtime. It ends when drained, or when the last handle
+/// Starts a driver as a task of the current runtime. It ends when drained, or when the last handle
 /// is dropped and its requests are done.
 pub fn start(
     config: &Config,
     model: &ServedModel,
     executor: Box<dyn Executor>,
     metrics: Metrics,
-) -> EngineHandle {
+) -> DriverHandle {
     // Room for every request that admission lets wait, and for commands.
     let (mailbox, inbox) = mpsc::channel(config.max_queued + 16);
     let (readiness, follow) = watch::channel(Readiness::Starting);
     let admission = Admission::new(config);
     let wake = Arc::new(Notify::new());
-    let state = State::new(
-        config,
-        model,
+    let outlets = Outlets {
         readiness,
-        admission.clone(),
-        (wake.clone(), metrics),
-    );
+        admission: admission.clone(),
+        wake: wake.clone(),
+        metrics,
+    };
+    let state = State::new(config, model, outlets);
     tokio::spawn(run(state, inbox, executor));
-    EngineHandle {
+    DriverHandle {
         mailbox,
         wake,
         readiness: follow,

@@ -1,37 +1,24 @@
-//! What the engine knows between two awaits.
+//! What the driver knows between two awaits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::error::RequestError;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceOutput, StepOutput, StepPlan};
-use palimpsest_proto::v1::Sampling;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::{Message, Readiness, Replacement, Submission};
-use crate::admission::{Admission, Gate, Permit};
+use super::live::Live;
+use super::{Message, Readiness, Replacement, Submission, warm_up};
+use crate::admission::{Admission, Gate};
 use crate::config::Config;
-use crate::ids::{Epoch, RequestId, SequenceId};
+use crate::ids::{Epoch, SequenceId};
 use crate::metrics::{Load, Metrics};
-use crate::model::{self, ServedModel};
+use crate::model::ServedModel;
 use crate::request::ValidRequest;
-use crate::scheduler::{Arrival, Cost, Ending, Event, Limits, Progress, Scheduler, TokenBudget};
-use crate::stream::{ReaderState, Token, Writer};
-
-struct Live {
-    request: RequestId,
-    writer: Writer,
-    /// Held while the request waits.
-    permit: Option<Permit>,
-    deadline: Instant,
-    paused: Option<Instant>,
-    /// Groups that were lost under it.
-    losses: u32,
-    /// It came while no group was ready: how long it waits for one.
-    group_by: Option<Instant>,
-}
+use crate::scheduler::{Arrival, Ending, Event, Limits, Progress, Scheduler, TokenBudget};
+use crate::stream::{ReaderState, Token};
 
 /// A group that failed and was not replaced yet.
 struct Loss {
@@ -40,6 +27,19 @@ struct Loss {
     until: Instant,
 }
 
+/// What the driver's handles, the APIs and dashboards follow.
+pub(super) struct Outlets {
+    /// Whether the driver serves.
+    pub(super) readiness: watch::Sender<Readiness>,
+    /// The queue in front of the driver.
+    pub(super) admission: Admission,
+    /// Wakes the driver when a reader has room again or has gone.
+    pub(super) wake: Arc<Notify>,
+    /// Figures.
+    pub(super) metrics: Metrics,
+}
+
+/// The driver's sequences and its group.
 pub(super) struct State {
     scheduler: Scheduler,
     live: BTreeMap<SequenceId, Live>,
@@ -69,13 +69,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(
-        config: &Config,
-        model: &ServedModel,
-        readiness: watch::Sender<Readiness>,
-        admission: Admission,
-        (wake, metrics): (Arc<Notify>, Metrics),
-    ) -> Self {
+    pub(super) fn new(config: &Config, model: &ServedModel, outlets: Outlets) -> Self {
+        let Outlets {
+            readiness,
+            admission,
+            wake,
+            metrics,
+        } = outlets;
         let stride = model.geometry.stride;
         let or = |tokens: u64, default: u64| if tokens == 0 { default } else { tokens };
         let tokens = TokenBudget {
@@ -94,7 +94,7 @@ impl State {
             next_sequence: 0,
             epoch: config.first_epoch,
             warm_up: None,
-            warm_up_arrival: warm_up_arrival(model),
+            warm_up_arrival: warm_up::arrival(model),
             eos_ids: model.info.eos_ids.clone().into(),
             slow_reader_limit: config.slow_reader_limit,
             drain_limit: config.drain_limit,
@@ -177,11 +177,11 @@ impl State {
     }
 
     fn load(&self) -> Load {
-        let (queued, running) = self.scheduler.load();
+        let sequences = self.scheduler.load();
         let reserved_bytes = self.scheduler.reserved_bytes();
         Load {
-            running,
-            queued,
+            running: sequences.running,
+            queued: sequences.waiting,
             reserved_bytes,
             capacity_bytes: self.capacity_bytes,
             epoch: self.epoch,
@@ -405,7 +405,12 @@ impl State {
 
     fn fail(&mut self, id: SequenceId, error: RequestError) {
         if let Some(live) = self.live.remove(&id) {
-            tracing::info!(request = %live.request, sequence = %id, reason = error.reason.tag(), "ended early");
+            tracing::info!(
+                request = %live.request,
+                sequence = %id,
+                reason = error.reason.tag(),
+                "ended early"
+            );
             live.writer.fail(error);
         }
     }
@@ -430,129 +435,5 @@ impl State {
     fn new_sequence(&mut self) -> SequenceId {
         self.next_sequence += 1;
         SequenceId(self.next_sequence)
-    }
-}
-
-impl Live {
-    /// Why this request must end now, if it must.
-    fn verdict(
-        &self,
-        now: Instant,
-        slow: Duration,
-        drain_until: Option<Instant>,
-    ) -> Option<RequestError> {
-        let waiting = self.permit.is_some();
-        if self.writer.reader() == ReaderState::Gone {
-            return Some(RequestError::new(
-                Reason::ClientGone,
-                "the client dropped the stream",
-            ));
-        }
-        if self.group_by.is_some_and(|by| by <= now) {
-            let message = "no worker group became ready while the request waited: try again later";
-            return Some(RequestError::new(Reason::NoReadyGroup, message));
-        }
-        if self.deadline <= now {
-            let (reason, when) = match waiting {
-                true => (
-                    Reason::DeadlineInQueue,
-                    "before the request started: ask for less or later",
-                ),
-                false => (
-                    Reason::DeadlineInExecution,
-                    "while tokens were made: allow more time or fewer tokens",
-                ),
-            };
-            return Some(RequestError::new(
-                reason,
-                format!("the deadline passed {when}"),
-            ));
-        }
-        if self.paused.is_some_and(|since| since + slow <= now) && !self.writer.has_room() {
-            let message = format!(
-                "the stream was not read for {} s: read faster or ask for less",
-                slow.as_secs_f64()
-            );
-            return Some(RequestError::new(Reason::SlowReader, message));
-        }
-        let message = "the service is shutting down and the time to finish is over: ask another";
-        drain_until
-            .filter(|until| *until <= now)
-            .map(|_| RequestError::new(Reason::Draining, message))
-    }
-
-    /// The group failed; what that means depends on whether the client has seen a token.
-    fn failure(&self, why: &str) -> RequestError {
-        let count = self.writer.pushed();
-        match count {
-            0 if self.group_by.is_some() => RequestError::new(
-                Reason::NoReadyGroup,
-                format!("no worker group is ready ({why}): try again later"),
-            ),
-            0 => RequestError::new(
-                Reason::RankFailed,
-                format!("the worker group failed before the first token ({why}): try again"),
-            ),
-            _ => RequestError::new(
-                Reason::GroupLost,
-                format!("the worker group failed after {count} tokens ({why}): start again"),
-            ),
-        }
-    }
-}
-
-/// Whether the first step of a group can run at all: without room for it the engine would wait for
-/// ever.
-///
-/// # Errors
-/// [`model::Error::DefaultNeverFits`].
-pub fn check_room(model: &ServedModel) -> Result<(), model::Error> {
-    let arrival = warm_up_arrival(model);
-    if arrival.cost.fits(&model.room) {
-        return Ok(());
-    }
-    let kv = arrival.init.kv.unwrap_or_default();
-    Err(model::Error::DefaultNeverFits {
-        budget: kv.budget,
-        policy: kv.policy,
-        memory: kv.memory,
-        needed: arrival.cost,
-        room: model.room,
-    })
-}
-
-/// One token under the default contract: touches every kernel, and fits any arena that serves at
-/// all.
-fn warm_up_arrival(model: &ServedModel) -> Arrival {
-    let contract = &model.default_contract;
-    let token = model
-        .info
-        .eos_ids
-        .first()
-        .copied()
-        .filter(|&id| u64::from(id) < model.info.vocabulary)
-        .unwrap_or(0);
-    let sampling = Sampling {
-        temperature: Some(0.0),
-        top_p: Some(1.0),
-        repetition_penalty: Some(1.0),
-        seed: Some(0),
-        ..Default::default()
-    };
-    Arrival {
-        id: SequenceId(0),
-        priority: i32::MAX,
-        prompt: [token].into(),
-        max_new_tokens: 1,
-        stop_ids: [].into(),
-        cost: Cost::of(contract, &model.geometry, 2),
-        init: SequenceInit {
-            kv: Some(contract.into()),
-            sampling: Some(sampling),
-            max_tokens: 2,
-            prompt_tokens: 1,
-            ..Default::default()
-        },
-        retention_report: false,
     }
 }

@@ -1,0 +1,92 @@
+//! One request in the hands of the driver, and what can end it early.
+
+use std::time::Duration;
+
+use palimpsest_proto::error::{Reason, RequestError};
+use tokio::time::Instant;
+
+use crate::admission::Permit;
+use crate::ids::RequestId;
+use crate::stream::{ReaderState, Writer};
+
+/// A request whose sequence waits or runs.
+pub(super) struct Live {
+    /// For logs.
+    pub(super) request: RequestId,
+    /// Where its tokens go.
+    pub(super) writer: Writer,
+    /// Held while the request waits.
+    pub(super) permit: Option<Permit>,
+    /// When it is given up.
+    pub(super) deadline: Instant,
+    /// When its reader fell behind, if it has not caught up.
+    pub(super) paused: Option<Instant>,
+    /// Groups that were lost under it.
+    pub(super) losses: u32,
+    /// It came while no group was ready: how long it waits for one.
+    pub(super) group_by: Option<Instant>,
+}
+
+impl Live {
+    /// Why this request must end now, if it must.
+    pub(super) fn verdict(
+        &self,
+        now: Instant,
+        slow: Duration,
+        drain_until: Option<Instant>,
+    ) -> Option<RequestError> {
+        if self.writer.reader() == ReaderState::Gone {
+            return Some(RequestError::new(
+                Reason::ClientGone,
+                "the client dropped the stream",
+            ));
+        }
+        if self.group_by.is_some_and(|by| by <= now) {
+            let message = "no worker group became ready while the request waited: try again later";
+            return Some(RequestError::new(Reason::NoReadyGroup, message));
+        }
+        if self.deadline <= now {
+            return Some(self.out_of_time());
+        }
+        if self.paused.is_some_and(|since| since + slow <= now) && !self.writer.has_room() {
+            let message = format!(
+                "the stream was not read for {} s: read faster or ask for less",
+                slow.as_secs_f64()
+            );
+            return Some(RequestError::new(Reason::SlowReader, message));
+        }
+        let message = "the service is shutting down and the time to finish is over: ask another";
+        drain_until
+            .filter(|until| *until <= now)
+            .map(|_| RequestError::new(Reason::Draining, message))
+    }
+
+    /// The deadline has passed; where depends on whether the request still waits.
+    fn out_of_time(&self) -> RequestError {
+        if self.permit.is_some() {
+            let message = "the deadline passed before the request started: ask for less or later";
+            return RequestError::new(Reason::DeadlineInQueue, message);
+        }
+        let message = "the deadline passed while tokens were made: allow more time or fewer tokens";
+        RequestError::new(Reason::DeadlineInExecution, message)
+    }
+
+    /// The group failed; what that means depends on whether the client has seen a token.
+    pub(super) fn failure(&self, why: &str) -> RequestError {
+        let count = self.writer.pushed();
+        match count {
+            0 if self.group_by.is_some() => RequestError::new(
+                Reason::NoReadyGroup,
+                format!("no worker group is ready ({why}): try again later"),
+            ),
+            0 => RequestError::new(
+                Reason::RankFailed,
+                format!("the worker group failed before the first token ({why}): try again"),
+            ),
+            _ => RequestError::new(
+                Reason::GroupLost,
+                format!("the worker group failed after {count} tokens ({why}): start again"),
+            ),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Deadlines, drains, and bounds of the queue and of memory.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn deadlines_in_the_queue_and_in_execution() {
+    let (coordinator, _) = start_with(
+        Config {
+            max_running: 1,
+            ..config()
+        },
+        vec![Script::endless(0, 1)],
+    )
+    .await;
+    let within = |ms: u64, tokens| GenerateRequest {
+        deadline_ms: ms,
+        ..prompt(3, tokens)
+    };
+    let service = coordinator.service();
+    let mut running = ask(&coordinator, within(300, 1000)).await;
+    let mut waiting = ask(&coordinator, within(100, 1)).await;
+    let begin = Instant::now();
+    let running =
+        tokio::spawn(async move { (whole(&mut running).await.err().unwrap(), begin.elapsed()) });
+    let error = whole(&mut waiting).await.err().unwrap();
+    assert_eq!(
+        (error.reason, begin.elapsed().as_millis()),
+        (Reason::DeadlineInQueue, 100)
+    );
+    assert_eq!(service.driver.admission().waiting(), Queued::default());
+    let (error, after) = running.await.unwrap();
+    assert_eq!(
+        (error.reason, after.as_millis()),
+        (Reason::DeadlineInExecution, 300)
+    );
+    // The transport's deadline counts as well.
+    let mut answer = service
+        .generate(prompt(3, 1000), Some(Duration::from_millis(50)))
+        .await
+        .unwrap();
+    assert_eq!(failure(&mut answer).await, Reason::DeadlineInExecution);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_holds_while_a_step_hangs() {
+    let (coordinator, _) = start_with(
+        config(),
+        vec![Script::endless(0, 1).with_fault(2, Fault::Hang)],
+    )
+    .await;
+    let request = GenerateRequest {
+        deadline_ms: 100,
+        ..prompt(3, 9)
+    };
+    let begin = Instant::now();
+    assert_eq!(
+        refusal(&coordinator, request).await,
+        Reason::DeadlineInExecution
+    );
+    assert_eq!(begin.elapsed().as_millis(), 100, "not the 5 s of the step");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_finishes_what_was_admitted_and_refuses_the_rest() {
+    let (coordinator, ranks) = start_with(
+        Config {
+            max_running: 1,
+            ..config()
+        },
+        vec![Script::endless(0, 1)],
+    )
+    .await;
+    let service = coordinator.service().clone();
+    let mut running = ask(&coordinator, prompt(3, 5)).await;
+    let mut queued = ask(&coordinator, prompt(3, 5)).await;
+    let driver = service.driver.clone();
+    let drain = tokio::spawn(async move { driver.drain().await });
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(*service.driver.readiness().borrow(), Readiness::Draining);
+    assert_eq!(refusal(&coordinator, prompt(3, 1)).await, Reason::Draining);
+    let (first, second) = tokio::join!(whole(&mut running), whole(&mut queued));
+    assert_eq!(
+        (first.unwrap().text.len(), second.unwrap().text.len()),
+        (5, 5)
+    );
+    timeout(Duration::from_secs(1), drain)
+        .await
+        .unwrap()
+        .unwrap();
+    let released: usize = ranks[0].plans().iter().map(|plan| plan.release.len()).sum();
+    assert_eq!(released, 3, "also the last one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_has_a_limit() {
+    let config = Config {
+        drain_limit: Duration::from_millis(200),
+        ..config()
+    };
+    let (coordinator, _) = start_with(config, vec![Script::endless(0, 1)]).await;
+    let mut answer = ask(&coordinator, prompt(3, 100_000)).await;
+    let driver = coordinator.service().driver.clone();
+    let drain = tokio::spawn(async move { driver.drain().await });
+    assert_eq!(failure(&mut answer).await, Reason::Draining);
+    timeout(Duration::from_secs(1), drain)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded_in_requests_and_in_tokens() {
+    let config = Config {
+        max_running: 1,
+        max_queued: 2,
+        max_queued_tokens: 50,
+        ..config()
+    };
+    let (coordinator, _) = start_with(config, vec![Script::endless(0, 1)]).await;
+    let service = coordinator.service();
+    let running = ask(&coordinator, prompt(3, 1000)).await;
+    sleep(3 * STEP).await;
+    let waiting = ask(&coordinator, prompt(30, 1)).await;
+    let error = service.generate(prompt(30, 1), None).await.err().unwrap();
+    assert_eq!(error.reason, Reason::QueueFull);
+    assert!(
+        error
+            .message
+            .contains("30 prompt tokens wait, with 30 more the limit of 50"),
+        "{error}"
+    );
+    let second = ask(&coordinator, prompt(20, 1)).await;
+    let error = service.generate(prompt(1, 1), None).await.err().unwrap();
+    assert!(error.message.contains("2 requests wait already"), "{error}");
+    assert_eq!(
+        service.driver.admission().waiting(),
+        Queued {
+            requests: 2,
+            tokens: 50
+        }
+    );
+    drop((running, waiting, second));
+    sleep(3 * STEP).await;
+    assert_eq!(service.driver.admission().waiting(), Queued::default());
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_never_over_committed_and_64_streams_say_what_they_say_alone() {
+    let config = Config {
+        max_running: 64,
+        ..config()
+    };
+    let mut script = Script::endless(0, 1);
+    // Room for about 20 of them; the fake rank refuses plans that reserve more than its arena.
+    script.rank.kv_arena_bytes = 20 * 4 * 3 * (1024 + 256);
+    let (coordinator, _) = start_with(config, vec![script]).await;
+    let mut alone = Vec::new();
+    for tokens in 1..=64 {
+        alone.push(
+            generate(&coordinator, prompt(tokens, 30))
+                .await
+                .unwrap()
+                .text,
+        );
+    }
+    let together = (1..=64).map(|tokens| {
+        let coordinator = coordinator.clone();
+        tokio::spawn(async move {
+            generate(&coordinator, prompt(tokens, 30))
+                .await
+                .unwrap()
+                .text
+        })
+    });
+    let together: Vec<_> = together.collect();
+    for (alone, together) in alone.into_iter().zip(together) {
+        assert_eq!(alone, together.await.unwrap());
+    }
+}

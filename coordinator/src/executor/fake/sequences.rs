@@ -1,0 +1,239 @@
+//! What a rank would hold: every plan is checked against the contract between coordinator and
+//! ranks, and entries are counted as a bounded cache would keep them.
+
+use std::collections::BTreeMap;
+
+use palimpsest_proto::contract::Contract;
+use palimpsest_proto::internal::v1::{
+    CacheState, ModelInfo, RankInfo, SequenceInit, SequenceOutput, SequenceStep, StepOutput,
+    StepPlan,
+};
+use palimpsest_proto::kv::Geometry;
+use palimpsest_proto::v1::{HeadRetention, RetentionReport, TokenLogprob};
+
+use super::Script;
+use crate::scheduler::{Capacity, Cost};
+
+/// A sequence on a fake rank.
+struct Held {
+    init: SequenceInit,
+    contract: Contract,
+    tokens: Vec<u32>,
+}
+
+/// Which step of which epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct StepId {
+    epoch: u64,
+    step: u64,
+}
+
+/// What a fake rank holds.
+#[derive(Default)]
+pub(super) struct Sequences {
+    held: BTreeMap<u64, Held>,
+    last: StepId,
+}
+
+impl Sequences {
+    /// Carries a plan out, as `script` says.
+    ///
+    /// # Errors
+    /// What of the plan a rank may rely on and does not find.
+    pub(super) fn execute(
+        &mut self,
+        script: &Script,
+        plan: &StepPlan,
+    ) -> Result<StepOutput, String> {
+        let this = StepId {
+            epoch: plan.epoch,
+            step: plan.step,
+        };
+        if this <= self.last {
+            return Err(format!("{this:?} after {:?}", self.last));
+        }
+        self.last = this;
+        for id in &plan.release {
+            self.held
+                .remove(id)
+                .ok_or(format!("release of {id}, which holds nothing"))?;
+        }
+        let mut digest = plan.step;
+        let mut sequences = Vec::new();
+        for step in &plan.sequences {
+            let output = self.advance(script, step)?;
+            digest = digest.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                ^ (step.sequence << 32)
+                ^ u64::from(output.token());
+            sequences.push(output);
+        }
+        self.check_memory(script)?;
+        Ok(StepOutput {
+            epoch: plan.epoch,
+            step: plan.step,
+            sequences,
+            digest,
+            error: String::new(),
+            seconds: 0.0,
+        })
+    }
+
+    /// Forgets a sequence that has failed.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.held.remove(&id);
+    }
+
+    /// Whether all that is held fits the rank's cache.
+    fn check_memory(&self, script: &Script) -> Result<(), String> {
+        let geometry = geometry(&script.rank);
+        let mut capacity = Capacity::new(Cost {
+            pages: script.rank.kv_arena_bytes,
+            latent: script.rank.kv_latent_bytes,
+        });
+        if let Some(held) = self
+            .held
+            .values()
+            .find(|held| !capacity.take(cost(held, &geometry)))
+        {
+            return Err(format!(
+                "{:?} does not fit beside {} bytes reserved",
+                held.contract,
+                capacity.reserved_bytes()
+            ));
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, id: u64, init: &SequenceInit) -> Result<(), String> {
+        let kv = init.kv.as_ref().ok_or(format!("{id} without contract"))?;
+        let held = Held {
+            init: init.clone(),
+            contract: Contract::try_from(kv).map_err(|error| error.to_string())?,
+            tokens: Vec::new(),
+        };
+        match self.held.insert(id, held) {
+            Some(_) => Err(format!("{id} begins twice")),
+            None => Ok(()),
+        }
+    }
+
+    fn advance(&mut self, script: &Script, step: &SequenceStep) -> Result<SequenceOutput, String> {
+        let id = step.sequence;
+        if let Some(init) = &step.init {
+            self.begin(id, init)?;
+        }
+        let held = self.held.get_mut(&id).ok_or(format!("{id} without init"))?;
+        let stride = u64::from(script.rank.model.as_ref().map_or(1, |model| model.stride));
+        let position = held.tokens.len() as u64;
+        if step.position != position || step.tokens.is_empty() {
+            return Err(format!(
+                "{id}: {} tokens at {}, not {position}",
+                step.tokens.len(),
+                step.position
+            ));
+        }
+        let end = position + step.tokens.len() as u64;
+        if position / stride != (end - 1) / stride || end > held.init.max_tokens {
+            return Err(format!(
+                "{id}: tokens {position}..{end}, stride {stride}, at most {}",
+                held.init.max_tokens
+            ));
+        }
+        held.tokens.extend(&step.tokens);
+        let token = step
+            .sample
+            .then(|| (script.answer)(&held.tokens, held.init.prompt_tokens as usize));
+        let wanted = held
+            .init
+            .sampling
+            .as_ref()
+            .is_some_and(|sampling| sampling.logprobs.is_some());
+        let logprob = token.filter(|_| wanted).map(|id| TokenLogprob {
+            id,
+            logprob: -0.5,
+            ..Default::default()
+        });
+        let cache = cache(held, &script.rank, stride);
+        let retention = step
+            .retention_report
+            .then(|| retention(held, &script.rank, stride));
+        Ok(SequenceOutput {
+            sequence: id,
+            token,
+            logprob,
+            cache: Some(cache),
+            retention,
+            error: String::new(),
+        })
+    }
+}
+
+/// Positions that a `window` cache holds: those below `sinks` and those from `recent` on.
+struct Window {
+    sinks: u64,
+    recent: u64,
+}
+
+/// The sinks and the last of the budget at the last boundary, and the tail since.
+fn held_positions(held: &Held, stride: u64) -> Window {
+    let fed = held.tokens.len() as u64;
+    let everything = Window {
+        sinks: fed,
+        recent: fed,
+    };
+    let Contract::Bounded(contract) = &held.contract else {
+        return everything;
+    };
+    let boundary = fed - fed % stride;
+    let budget = u64::from(contract.exact_slots());
+    if boundary <= budget {
+        return everything;
+    }
+    let sinks = u64::from(contract.sinks).min(budget);
+    Window {
+        sinks,
+        recent: boundary - (budget - sinks),
+    }
+}
+
+fn cache(held: &Held, rank: &RankInfo, stride: u64) -> CacheState {
+    let geometry = geometry(rank);
+    let fed = held.tokens.len() as u64;
+    let Window { sinks, recent } = held_positions(held, stride);
+    let entries = (sinks + fed - recent) * geometry.heads();
+    CacheState {
+        held_entries: entries,
+        evicted_entries: fed * geometry.heads() - entries,
+        held_bytes: entries * geometry.entry_bytes(),
+    }
+}
+
+fn retention(held: &Held, rank: &RankInfo, stride: u64) -> RetentionReport {
+    let geometry = geometry(rank);
+    let Window { sinks, recent } = held_positions(held, stride);
+    let positions: Vec<u32> = (0..sinks)
+        .chain(recent..held.tokens.len() as u64)
+        .map(|at| at as u32)
+        .collect();
+    let head = |layer: u64, head: u64| HeadRetention {
+        layer: layer as u32,
+        kv_head: rank.rank * geometry.kv_heads as u32 + head as u32,
+        positions: positions.clone(),
+    };
+    let heads =
+        (0..geometry.layers).flat_map(|layer| (0..geometry.kv_heads).map(move |kv| (layer, kv)));
+    RetentionReport {
+        heads: heads.map(|(layer, kv)| head(layer, kv)).collect(),
+    }
+}
+
+fn cost(held: &Held, geometry: &Geometry) -> Cost {
+    Cost::of(&held.contract, geometry, held.init.max_tokens)
+}
+
+fn geometry(rank: &RankInfo) -> Geometry {
+    crate::model::geometry(
+        rank.model.as_ref().unwrap_or(&ModelInfo::default()),
+        rank.world_size,
+    )
+}

@@ -1,0 +1,76 @@
+//! Sequences in the hands of the scheduler: those that wait and those that run.
+
+use std::cmp::Reverse;
+
+use palimpsest_proto::internal::v1::SequenceStep;
+
+use super::Arrival;
+use crate::ids::SequenceId;
+
+/// A place in the queue: by priority, then by arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) priority: Reverse<i32>,
+    pub(super) id: SequenceId,
+}
+
+/// A sequence that waits to start, or to start again.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) arrival: Arrival,
+    /// What it answered in an earlier epoch.
+    pub(super) answer: Vec<u32>,
+    pub(super) paused: bool,
+}
+
+/// A sequence that holds memory.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) arrival: Arrival,
+    /// Sampled tokens.
+    pub(super) answer: Vec<u32>,
+    /// Tokens that the ranks have seen; the position of the next one.
+    pub(super) fed: u64,
+    /// More tokens are known than the ranks have seen, beyond the last sampled one.
+    pub(super) prefilling: bool,
+    pub(super) paused: bool,
+    /// The ranks have its init, so they must be told to release it.
+    pub(super) known: bool,
+    /// Tokens in the step that is under way.
+    pub(super) in_step: u64,
+}
+
+impl Running {
+    /// Tokens of prompt and answer so far.
+    pub(super) fn known_tokens(&self) -> u64 {
+        (self.arrival.prompt.len() + self.answer.len()) as u64
+    }
+
+    /// The next `count` known tokens.
+    pub(super) fn step(&mut self, count: u64, stride: u64) -> SequenceStep {
+        let known = self.arrival.prompt.iter().chain(&self.answer);
+        let tokens = known
+            .skip(self.fed as usize)
+            .take(count as usize)
+            .copied()
+            .collect();
+        let end = self.fed + count;
+        let sample = end == self.known_tokens();
+        self.prefilling = !sample;
+        let init = (!self.known).then(|| self.arrival.init.clone());
+        self.known = true;
+        self.in_step = count;
+        // Between boundaries only the tail grows, so these reports determine every other one.
+        let report = self.arrival.retention_report
+            && sample
+            && (self.answer.is_empty() || end.is_multiple_of(stride));
+        SequenceStep {
+            sequence: self.arrival.id.0,
+            init,
+            tokens,
+            position: self.fed,
+            sample,
+            retention_report: report,
+        }
+    }
+}
