@@ -11,8 +11,7 @@ use palimpsest_tls::ClientFiles;
 #[cfg(feature = "etcd")]
 use palimpsest_tls::ClientTls;
 
-/// How long a rank, or the lead of a group, that was claimed by a process that died stays claimed,
-/// and some more.
+/// How long a rank that was claimed by a process that died stays claimed, and some more.
 pub const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where etcd is.

@@ -52,8 +52,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             end = group.lost() => end,
         };
         // What runs ends with a reason, not with a connection that breaks.
-        let engine = &coordinator.service().engine;
-        engine.lose(end.to_string()).await;
+        let driver = &coordinator.service().driver;
+        driver.lose(end.to_string()).await;
         Err(end).context("this process can serve no longer")
     };
     front.serve_until(&coordinator, end).await?;

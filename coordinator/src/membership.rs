@@ -12,6 +12,7 @@
 mod form;
 mod keep;
 mod lead;
+mod leadership;
 mod registry;
 
 use async_trait::async_trait;
@@ -20,6 +21,7 @@ use palimpsest_registry::GroupRecord;
 pub use self::form::{FormError, Formed, Watchers, form};
 pub use self::keep::{Kept, keep};
 pub use self::lead::Lead;
+pub use self::leadership::{Candidacy, Candidate, Deposed, LeadError, Leader};
 pub use self::registry::RegistryMembers;
 
 /// Looks up the ranks of a group.

@@ -1,3 +1,5 @@
+mod leadership;
+
 use std::sync::Arc;
 use std::time::Duration;
 
