@@ -51,7 +51,9 @@ pub async fn open(config: EtcdConfig) -> anyhow::Result<Arc<dyn Registry>> {
     };
     let options = EtcdOptions {
         endpoints: config.endpoints,
-        user: config.user.map(|(name, password)| EtcdUser { name, password }),
+        user: config
+            .user
+            .map(|(name, password)| EtcdUser { name, password }),
         tls,
         lease: config.lease,
         ..EtcdOptions::default()

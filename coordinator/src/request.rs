@@ -28,6 +28,8 @@ pub const MAX_STOP_STRINGS: usize = 16;
 /// Bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 256;
 
+const STOP: &str = "stopping.stop";
+
 /// A request that can be served as it stands.
 #[derive(Debug, Clone)]
 pub struct ValidRequest {
@@ -205,22 +207,30 @@ pub fn text_error(error: text::Error) -> RequestError {
 
 /// Returns the largest number of tokens to generate.
 fn validate_stopping(stopping: &Stopping, config: &Config) -> Result<u32, RequestError> {
-    let bad = |message: String| Err(RequestError::new(Reason::BadStopping, message));
+    let bad =
+        |path, message: String| Err(RequestError::new(Reason::BadStopping, message).in_field(path));
     if stopping.max_tokens == Some(0) {
-        return bad("max_tokens is 0, it must be at least 1".into());
+        let message = "max_tokens is 0, it must be at least 1".to_owned();
+        return bad("stopping.max_tokens", message);
     }
     if stopping.stop.len() > MAX_STOP_STRINGS {
-        return bad(format!(
-            "{} stop strings, over the limit of {MAX_STOP_STRINGS}",
-            stopping.stop.len()
-        ));
+        return bad(
+            STOP,
+            format!(
+                "{} stop strings, over the limit of {MAX_STOP_STRINGS}",
+                stopping.stop.len()
+            ),
+        );
     }
     for (index, stop) in stopping.stop.iter().enumerate() {
         if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
-            return bad(format!(
-                "stop string {index} has {} bytes, it must have 1 to {MAX_STOP_BYTES}",
-                stop.len()
-            ));
+            return bad(
+                STOP,
+                format!(
+                    "stop string {index} has {} bytes, it must have 1 to {MAX_STOP_BYTES}",
+                    stop.len()
+                ),
+            );
         }
     }
     Ok(stopping.max_tokens.unwrap_or(config.default_max_tokens))

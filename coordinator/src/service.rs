@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::driver::DriverHandle;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
-use crate::request::{encode_chat, text_error, validate};
+use crate::request::{ValidRequest, encode_chat, text_error, validate};
 use crate::trace::RequestSpan;
 
 /// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
@@ -50,11 +50,26 @@ impl Service {
         self.generate_for(None, request, timeout).await
     }
 
-    /// The same as a part of its caller's trace.
+    /// Starts a request as a part of its caller's trace.
     ///
     /// # Errors
     /// As [`Self::generate`].
     pub async fn generate_for(
+        &self,
+        caller: Option<&SpanContext>,
+        request: GenerateRequest,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, RequestError> {
+        let started = self.start(caller, request, timeout).await;
+        if let Err(error) = &started {
+            // An answer counts its own end; there is none.
+            self.metrics.ended(error.reason.tag());
+            tracing::info!(reason = error.reason.tag(), "refused");
+        }
+        started
+    }
+
+    async fn start(
         &self,
         caller: Option<&SpanContext>,
         request: GenerateRequest,
@@ -79,25 +94,17 @@ impl Service {
         request.trace = traced.as_ref().map(RequestSpan::parent);
         let span = tracing::info_span!("generate", request = %request.id);
         async {
-            tracing::info!(
-                prompt_tokens = request.prompt.len(),
-                max_tokens = request.max_tokens,
-                budget = request.kv.budget(),
-                policy = request.kv.policy(),
-                reserved_bytes = request.cost.bytes(),
-                "accepted"
-            );
-            if let Some(caller) = caller {
-                tracing::info!(request = %request.id, trace_id = %caller.trace_id(), "traced");
-            }
             match self.driver.submit(request.clone()) {
-                Ok(reader) => Ok(Answer::new(
-                    request,
-                    self.model.clone(),
-                    reader,
-                    self.metrics.clone(),
-                    traced,
-                )),
+                Ok(reader) => {
+                    log_accepted(&request, caller);
+                    Ok(Answer::new(
+                        request,
+                        self.model.clone(),
+                        reader,
+                        self.metrics.clone(),
+                        traced,
+                    ))
+                }
                 Err(error) => {
                     if let Some(traced) = traced {
                         traced.refused(error.reason.tag());
@@ -159,6 +166,20 @@ impl Service {
             default_kv: Some((&self.model.default_contract).into()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+}
+
+fn log_accepted(request: &ValidRequest, caller: Option<&SpanContext>) {
+    tracing::info!(
+        prompt_tokens = request.prompt.len(),
+        max_tokens = request.max_tokens,
+        budget = request.kv.budget(),
+        policy = request.kv.policy(),
+        reserved_bytes = request.cost.bytes(),
+        "accepted"
+    );
+    if let Some(caller) = caller {
+        tracing::info!(request = %request.id, trace_id = %caller.trace_id(), "traced");
     }
 }
 

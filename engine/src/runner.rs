@@ -17,7 +17,6 @@ use palimpsest_collective::Collective;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::internal::v1 as internal;
-use palimpsest_proto::v1;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 

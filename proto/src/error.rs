@@ -125,6 +125,8 @@ pub struct RequestError {
     pub reason: Reason,
     /// For the client: what is wrong and what to do. No prompt text.
     pub message: String,
+    /// Path in a `GenerateRequest` of the field at fault, where one is: `kv.budget`.
+    pub field: Option<&'static str>,
 }
 
 impl RequestError {
@@ -133,6 +135,16 @@ impl RequestError {
         Self {
             reason,
             message: message.into(),
+            field: None,
+        }
+    }
+
+    /// The failure, with the path of the field at fault.
+    #[must_use]
+    pub fn in_field(self, path: &'static str) -> Self {
+        Self {
+            field: Some(path),
+            ..self
         }
     }
 }

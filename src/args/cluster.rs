@@ -344,7 +344,10 @@ impl RegistryArgs {
             user: self.etcd_user.map(|name| (name, password)),
             tls: ClientFiles {
                 ca: self.etcd_ca,
-                identity: self.etcd_cert.zip(self.etcd_key).map(|(cert, key)| IdentityFiles { cert, key }),
+                identity: self
+                    .etcd_cert
+                    .zip(self.etcd_key)
+                    .map(|(cert, key)| IdentityFiles { cert, key }),
             },
             lease: Duration::from_secs(self.etcd_lease_seconds.into()),
             patience: Duration::from_secs(self.etcd_wait_seconds.into()),

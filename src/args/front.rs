@@ -135,7 +135,10 @@ impl ClientTlsArgs {
     pub fn files(self) -> ClientFiles {
         ClientFiles {
             ca: self.ca,
-            identity: self.cert.zip(self.key).map(|(cert, key)| IdentityFiles { cert, key }),
+            identity: self
+                .cert
+                .zip(self.key)
+                .map(|(cert, key)| IdentityFiles { cert, key }),
         }
     }
 }

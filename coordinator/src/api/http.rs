@@ -32,7 +32,6 @@ use axum::{Json, Router};
 use palimpsest_proto::v1::TokenizeRequest;
 use palimpsest_proto::v1::tokenize_request::Input;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -40,7 +39,7 @@ use self::answers::Dialect;
 pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
 pub use self::server::{HttpLimits, serve, serve_probes, serve_waiting};
-use self::wire::{ChatRequest, CompletionRequest};
+use self::wire::{ChatRequest, CompletionRequest, RequestBody, field_at_fault};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
 use crate::service::Service;
@@ -252,6 +251,10 @@ struct TokenizeBody {
     messages: Option<Vec<TokenizeMessage>>,
 }
 
+impl RequestBody for TokenizeBody {
+    const LEAST: &'static str = "{}";
+}
+
 #[derive(Deserialize)]
 struct TokenizeMessage {
     role: String,
@@ -322,7 +325,7 @@ struct Called<T> {
 }
 
 /// Reads a request's caller and body.
-async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<Called<T>, HttpError> {
+async fn read<T: RequestBody>(app: &App, request: Request) -> Result<Called<T>, HttpError> {
     let caller = {
         let header = |name: HeaderName| {
             request
@@ -338,9 +341,10 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<Called
     };
     let bytes = bytes(app, request.into_body()).await?;
     let body = serde_json::from_slice(&bytes).map_err(|error| {
+        let field = field_at_fault::<T>(&bytes);
         // The text of serde's errors may quote the body; place and kind do not.
         let kind = match error.classify() {
-            serde_json::error::Category::Data => describe(&error),
+            serde_json::error::Category::Data => describe(&error, field.as_deref()),
             serde_json::error::Category::Eof => "it ends too early".to_owned(),
             _ => "it is no JSON".to_owned(),
         };
@@ -349,21 +353,23 @@ async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Result<Called
             error.line(),
             error.column()
         );
-        HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message)
+        let mut refused = HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message);
+        refused.body.param = field;
+        refused
     })?;
     Ok(Called { caller, body })
 }
 
-/// What is wrong with well-formed JSON. Only messages that name fields and types are passed on:
-/// others quote values.
-fn describe(error: &serde_json::Error) -> String {
+/// What is wrong with well-formed JSON, in `field` where one alone is at fault. Only messages that
+/// name fields and types are passed on: others quote values.
+fn describe(error: &serde_json::Error, field: Option<&str>) -> String {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
     let is_ours = text.starts_with("missing field `") || text.starts_with("duplicate field `");
-    if is_ours {
-        text.to_owned()
-    } else {
-        "a field has a value of the wrong type or range".to_owned()
+    match field {
+        _ if is_ours => text.to_owned(),
+        Some(field) => format!("`{field}` has a value of the wrong type or range"),
+        None => "a field has a value of the wrong type or range".to_owned(),
     }
 }
 

@@ -23,7 +23,9 @@ pub fn check_room(model: &ServedModel) -> Result<(), model::Error> {
     Err(model::Error::DefaultNeverFits {
         budget: contract.budget().unwrap_or(0),
         policy: contract.policy().to_owned(),
-        memory: memory.map_or(NO_MEMORY, |memory| memory.name.as_str()).to_owned(),
+        memory: memory
+            .map_or(NO_MEMORY, |memory| memory.name.as_str())
+            .to_owned(),
         needed,
         room: model.room,
     })

@@ -23,7 +23,8 @@ pub(super) fn validate(
         Some(budget) if budget > config.max_budget => {
             let most = config.max_budget;
             let message = format!("kv.budget is {budget}, over the limit of {most}");
-            Err(RequestError::new(Reason::BadContract, message))
+            let refused = RequestError::new(Reason::BadContract, message);
+            Err(refused.in_field(Field::Budget.path()))
         }
         _ => Ok(contract),
     }

@@ -122,6 +122,20 @@ fn bad_names_have_their_reason() {
 }
 
 #[test]
+fn what_is_wrong_is_named_by_its_path() {
+    let field = |request| check(request).unwrap_err().field;
+    let sampled = sampling(|s| s.temperature = Some(-0.5));
+    assert_eq!(field(sampled), Some("sampling.temperature"));
+    let biased = sampling(|s| _ = s.logit_bias.insert(268, 0.0));
+    assert_eq!(field(biased), Some("sampling.logit_bias"));
+    let stopped = stopping(|s| s.max_tokens = Some(0));
+    assert_eq!(field(stopped), Some("stopping.max_tokens"));
+    let contract = kv(|k| k.memory_slots = Some(3));
+    assert_eq!(field(contract), Some("kv.memory_slots"));
+    assert_eq!(field(text("")), None);
+}
+
+#[test]
 fn bad_sampling_has_its_reason_and_its_numbers() {
     let bad = |change: fn(&mut Sampling), part| {
         refused(sampling(change), Reason::BadSampling, part);

@@ -153,7 +153,7 @@ impl ContractError {
 
 impl From<ContractError> for RequestError {
     fn from(error: ContractError) -> Self {
-        Self::new(Reason::BadContract, error.to_string())
+        Self::new(Reason::BadContract, error.to_string()).in_field(error.field().path())
     }
 }
 

@@ -7,7 +7,8 @@ mod group;
 use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, Positions};
 use palimpsest_engine::peers::Calls;
 use palimpsest_tests::{
-    KV_HEADS, LAYERS, STRIDE, VOCABULARY, bounded, contract, memory, random, tiny_indexer_of_two, tiny_model,
+    KV_HEADS, LAYERS, STRIDE, VOCABULARY, bounded, contract, memory, random, tiny_indexer_of_two,
+    tiny_model,
 };
 
 use crate::group::{EXACT, answer, assert_same, group};

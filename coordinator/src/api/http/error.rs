@@ -77,7 +77,7 @@ impl From<RequestError> for HttpError {
         let (param, code) = match error.reason {
             // The one code that clients look for by name.
             Reason::UnknownModel => (Some("model".to_owned()), "model_not_found"),
-            reason => (None, reason.tag()),
+            reason => (error.field.and_then(param).map(str::to_owned), reason.tag()),
         };
         Self {
             status,
@@ -89,6 +89,17 @@ impl From<RequestError> for HttpError {
             },
         }
     }
+}
+
+/// The name in a body of what stands under `path` in a `GenerateRequest`, where a body has it.
+fn param(path: &str) -> Option<&str> {
+    Some(match path {
+        "kv.budget" => "kv_budget",
+        "kv.policy" => "kv_policy",
+        "kv.memory" => "latent_memory",
+        _ if path.starts_with("kv.") => return None,
+        _ => path.rsplit('.').next().unwrap_or(path),
+    })
 }
 
 impl IntoResponse for HttpError {
@@ -108,5 +119,29 @@ impl IntoResponse for HttpError {
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_wrong_names_the_field_as_a_body_does() {
+        let param = |path| {
+            let error = RequestError::new(Reason::BadContract, "text").in_field(path);
+            HttpError::from(error).body.param
+        };
+        for (path, field) in [
+            ("kv.budget", "kv_budget"),
+            ("kv.policy", "kv_policy"),
+            ("kv.memory", "latent_memory"),
+            ("sampling.temperature", "temperature"),
+            ("stopping.max_tokens", "max_tokens"),
+        ] {
+            assert_eq!(param(path).as_deref(), Some(field));
+        }
+        // A body has no such field.
+        assert_eq!(param("kv.memory_slots"), None);
     }
 }

@@ -15,6 +15,7 @@ use palimpsest_proto::v1::{
     Chat, ChatMessage, GenerateRequest, KvContract, Sampling, Stopping, TokenIds,
 };
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::HttpError;
@@ -133,6 +134,34 @@ pub struct Choices {
     pub per_prompt: usize,
     /// Whether a stream ends with usage.
     pub include_usage: bool,
+}
+
+/// A body that can be read field by field.
+pub trait RequestBody: DeserializeOwned {
+    /// The JSON of a body without anything that may be left out.
+    const LEAST: &'static str;
+}
+
+impl RequestBody for ChatRequest {
+    const LEAST: &'static str = r#"{"messages":[]}"#;
+}
+
+impl RequestBody for CompletionRequest {
+    const LEAST: &'static str = r#"{"prompt":""}"#;
+}
+
+/// The name of the field for which a body that is JSON cannot be read as `T`, if one alone is at
+/// fault.
+pub fn field_at_fault<T: RequestBody>(body: &[u8]) -> Option<String> {
+    let fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let least: Map<String, Value> = serde_json::from_str(T::LEAST).ok()?;
+    let is_bad = |name: &String, value: &Value| {
+        let mut body = least.clone();
+        body.insert(name.clone(), value.clone());
+        serde_json::from_value::<T>(Value::Object(body)).is_err()
+    };
+    let fault = fields.iter().find(|(name, value)| is_bad(name, value));
+    fault.map(|(name, _)| name.clone())
 }
 
 impl ChatRequest {

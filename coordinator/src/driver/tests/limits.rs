@@ -132,6 +132,21 @@ async fn the_queue_is_bounded_in_requests_and_in_tokens() {
     let second = ask(&coordinator, prompt(20, 1)).await;
     let error = service.generate(prompt(1, 1), None).await.err().unwrap();
     assert!(error.message.contains("2 requests wait already"), "{error}");
+    // Who is refused is counted, whatever the reason.
+    assert_eq!(
+        refusal(&coordinator, prompt(0, 1)).await,
+        Reason::EmptyPrompt
+    );
+    let figures = service.metrics.encode();
+    for line in [
+        "palimpsest_requests_total{outcome=\"queue_full\"} 2",
+        "palimpsest_requests_total{outcome=\"empty_prompt\"} 1",
+    ] {
+        assert!(
+            figures.lines().any(|found| found == line),
+            "{line} is missing in\n{figures}"
+        );
+    }
     assert_eq!(
         service.driver.admission().waiting(),
         Queued {

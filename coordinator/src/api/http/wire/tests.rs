@@ -167,3 +167,25 @@ fn prompts_come_in_four_shapes() {
     );
     assert_eq!(ask(json!([[1], [2]])).requests.len(), 4);
 }
+
+#[test]
+fn the_field_that_cannot_be_read_is_named() {
+    let chat = |extra: Value| {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        let fields = extra.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(fields);
+        field_at_fault::<ChatRequest>(body.to_string().as_bytes())
+    };
+    assert_eq!(chat(json!({})), None);
+    for (extra, field) in [
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"max_tokens": -1}), "max_tokens"),
+        (json!({"seed": 1, "top_p": [0.5]}), "top_p"),
+        (json!({"messages": "hi"}), "messages"),
+    ] {
+        assert_eq!(chat(extra).as_deref(), Some(field));
+    }
+    // Nothing that stands there is at fault.
+    assert_eq!(field_at_fault::<CompletionRequest>(b"{}"), None);
+    assert_eq!(field_at_fault::<CompletionRequest>(b"[1"), None);
+}
