@@ -9,6 +9,8 @@
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
+#[cfg(feature = "emulate")]
+use std::path::Path;
 use std::path::PathBuf;
 
 fn main() {
@@ -28,7 +30,15 @@ fn main() {
         None => std::fs::write(&embedded, []).expect("OUT_DIR is writable"),
     }
     #[cfg(feature = "emulate")]
-    cc::Build::new()
+    emulate(&crate_dir, &out);
+}
+
+/// Compiles the emulated device, and writes its sources with all macros expanded: a test compares
+/// the parameters of the kernels with those that the launches pass.
+#[cfg(feature = "emulate")]
+fn emulate(crate_dir: &Path, out: &Path) {
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++17")
         .define("PALIMPSEST_EMULATED", None)
@@ -41,4 +51,5 @@ fn main() {
         .warnings_into_errors(true)
         .link_lib_modifier("+whole-archive")
         .compile("palimpsest_emulated");
+    std::fs::write(out.join("kernels.expanded.cpp"), build.expand()).expect("OUT_DIR is writable");
 }

@@ -8,7 +8,7 @@
 // A split is a function of the slots alone, so the order of sums does not depend on the batch.
 #include "attention.cuh"
 
-constexpr uint32_t SPLIT = 512;  // Backend: kernels/src/cuda/attention.rs
+constexpr uint32_t SPLIT = 512;  // Backend: kernels/src/cuda/backend.rs
 
 // splits: {item, first slot, partial result or NONE, 1 when the split reads the centroids}
 // partial results: [16][DP] weighted values, [16] maxima, [16] sums
@@ -17,7 +17,7 @@ __device__ inline void attention_decode(const AttentionArgs &args, const uint4 *
     DYNAMIC_SHARED(raw);
     constexpr uint32_t PART = SLOTS * ROW<DP>;
     const uint4 split = splits[blockIdx.x];
-    if (split.x == NONE) return;  // the list ended before: kernels/src/cuda/queue.rs
+    if (split.x == NONE) return;  // the list ended before: kernels/src/cuda/attention/tiles.rs
     const Item item = args.items[split.x];
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = args.heads / args.kv_heads;
     half_t *shared = reinterpret_cast<half_t *>(raw) + warp * 4 * PART;

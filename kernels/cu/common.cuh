@@ -24,7 +24,7 @@ constexpr float HALF_MAX = 65504.0f;
 constexpr uint32_t SLOTS = 32;
 constexpr uint32_t NONE = 0xffffffffu;
 
-// One KV head of one sequence, as packed by kernels/src/cuda/items.rs. Offsets count elements of the packed arrays.
+// One KV head of one sequence, as kernels/src/cuda/launch/records.rs has it. Offsets count elements of the packed arrays.
 struct Item {
     uint32_t row;      // first token row
     uint32_t rows;     // token rows

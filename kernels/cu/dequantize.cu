@@ -32,7 +32,7 @@ __device__ inline float q6_k(const unsigned char *block, uint32_t i) {
     return half_at(block + 208) * (float)(signed char)block[192 + i / 16] * (float)code;
 }
 
-// The numbers of the types are those of kernels/src/cuda/weights.rs.
+// The numbers of the types are those of kernels/src/cuda/products/weights.rs.
 __device__ inline float weight_at(const unsigned char *bytes, uint32_t type, size_t index) {
     if (type == 0) {
         const unsigned char *at = bytes + index * 4;
@@ -50,11 +50,11 @@ __device__ inline float weight_at(const unsigned char *bytes, uint32_t type, siz
     return half_at(block) * (float)code + half_at(block + 2);
 }
 
-extern "C" __global__ void dequantize(const unsigned char *bytes, uint32_t type, uint32_t cols, uint32_t stride,
+extern "C" __global__ void dequantize(const unsigned char *bytes, uint32_t dtype, uint32_t cols, uint32_t stride,
                                       uint32_t is_f32, void *out) {
     size_t row = blockIdx.x;
     for (uint32_t c = threadIdx.x; c < stride; c += blockDim.x) {
-        float w = c < cols ? weight_at(bytes, type, row * cols + c) : 0.0f;
+        float w = c < cols ? weight_at(bytes, dtype, row * cols + c) : 0.0f;
         if (is_f32) static_cast<float *>(out)[row * stride + c] = w;
         else store(static_cast<bf16_t *>(out) + row * stride + c, w);
     }

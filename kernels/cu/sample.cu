@@ -14,7 +14,7 @@
 
 typedef unsigned long long u64;
 
-// As packed by kernels/src/cuda/sample.rs.
+// As in kernels/src/cuda/launch/records.rs.
 struct Sample {
     uint32_t row, first_edit, edits, top_k;
     float temperature, top_p;
@@ -159,7 +159,7 @@ extern "C" __global__ void sample(float *all, uint32_t vocabulary, const Sample 
     __shared__ uint32_t counts[BINS], partial[32], found;
     __shared__ u64 total;
     const Sample sample = samples[blockIdx.x];
-    if (sample.row == NONE) return;  // of no sequence: kernels/src/cuda/queue.rs
+    if (sample.row == NONE) return;  // of no sequence: kernels/src/cuda/sampling.rs
     float *logits = all + (size_t)sample.row * vocabulary;
     if (threadIdx.x == 0) found = 0;
     __syncthreads();

@@ -17,8 +17,8 @@ use palimpsest_kernels::latent::CentroidState;
 use palimpsest_kernels::parts::*;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{
-    AttentionItem, HeadPages, KvType, LatentHead, LatentKind, LatentState, PageId, PageShape,
-    QkvShape, ScoreItem, ScoreRule, SelectBudget, SelectHead,
+    AttentionItem, Backend, HeadPages, KvType, LatentHead, LatentKind, LatentState, PageId,
+    PageShape, QkvShape, ScoreItem, ScoreRule, SelectBudget, SelectHead,
 };
 
 /// bf16 keeps 8 bits of a weight and of an activation, f16 keeps 11 of a query, key and
@@ -162,13 +162,13 @@ fn eight_bits_are_those_of_the_cpu() {
 fn faulty(kernel: &'static str, bytes: usize) -> Result<Vec<u8>, Error> {
     let device = Emulated::new(5);
     let memory = device.alloc("test", bytes)?;
-    let args = [Arg::Pointer(Emulated::address(&memory))];
+    let args = vec![Arg::Pointer(Emulated::address(&memory))];
     let launch = Launch {
         kernel,
         grid: [1, 1, 1],
         threads: 64,
         shared: 64,
-        args: &args,
+        args,
     };
     // SAFETY: these kernels write up to 64 bytes past their array, inside the guard behind it.
     unsafe { device.launch(&launch) }?;
@@ -199,81 +199,76 @@ fn faults_are_found() {
     assert!(faulty("faulty_nothing", 256).is_ok());
 }
 
-/// Two orders of threads give the same bits: nothing depends on who comes first.
-#[test]
-fn the_order_of_threads_does_not_matter() {
+/// Numbers of both signs, not more than 1.
+fn values(count: usize, salt: usize) -> Vec<f32> {
+    (0..count)
+        .map(|i| ((i * 37 + salt * 101) % 61) as f32 / 30.0 - 1.0)
+        .collect()
+}
+
+/// Bits of attention over 580 of 600 slots that a compaction left, under an order of threads: of
+/// few rows, which splits share, and of many.
+fn attended_after_compaction(seed: u64) -> Vec<u32> {
     let shape = QkvShape {
         heads: 4,
         kv_heads: 2,
         head_dim: 64,
     };
-    let run = |seed| {
-        let backend = CudaBackend::new(Emulated::new(seed), Precision::Bf16);
-        let table: Vec<PageId> = (0..20).map(PageId).collect();
-        let mut pages = backend
-            .alloc_pages(
-                PageShape {
-                    head_dim: 64,
-                    dtype: KvType::F16,
-                },
-                20,
-            )
-            .expect("pages");
-        let value = |i: usize, salt: usize| ((i * 37 + salt * 101) % 61) as f32 / 30.0 - 1.0;
-        let values = |count: usize, salt| (0..count).map(|i| value(i, salt)).collect::<Vec<f32>>();
-        let slots = HeadPages {
-            pages: &table,
-            len: 600,
+    let page_shape = PageShape {
+        head_dim: 64,
+        dtype: KvType::F16,
+    };
+    let backend = CudaBackend::new(Emulated::new(seed), Precision::Bf16);
+    let table: Vec<PageId> = (0..20).map(PageId).collect();
+    let head = |len| HeadPages { pages: &table, len };
+    let (keys, entries) = (values(600 * 64, 1), values(600 * 64, 2));
+    let mut pages = backend.alloc_pages(page_shape, 20).expect("pages");
+    backend
+        .write_slots(&mut pages, head(600), 0, &keys, &entries)
+        .expect("a write");
+    let keep: Vec<u32> = (0..580).map(|i| i + i / 29).collect();
+    let kept = backend.keep_lists(&[600], &[keep]).expect("lists");
+    backend
+        .compact(&mut pages, &[head(600)], &kept)
+        .expect("a compaction");
+
+    let mut bits = Vec::new();
+    for rows in [2, 70] {
+        let len = rows * 4 * 64;
+        let mut q = backend.alloc(len).expect("q");
+        let mut out = backend.alloc(len).expect("out");
+        backend
+            .upload(&values(len, 3), &mut q, 0)
+            .expect("an upload");
+        let item = |kv_head| AttentionItem {
+            rows: 0..rows,
+            kv_head,
+            slots: head(580),
+            first_visible: None,
+            centroids: None,
         };
         backend
-            .write_slots(
-                &mut pages,
-                slots,
-                0,
-                &values(600 * 64, 1),
-                &values(600 * 64, 2),
-            )
-            .expect("a write");
-        let keep: Vec<u32> = (0..580).map(|i| i + i / 29).collect();
-        let kept = backend.keep_lists(&[600], &[keep]).expect("lists");
+            .attention(shape, &pages, &q, &[item(0), item(1)], &mut out)
+            .expect("attention");
+        let mut attended = vec![0.0; len];
         backend
-            .compact(&mut pages, &[slots], &kept)
-            .expect("a compaction");
-        let mut out = Vec::new();
-        for rows in [2, 70] {
-            let len = rows * 4 * 64;
-            let (mut q, mut attended) = (
-                backend.alloc(len).expect("q"),
-                backend.alloc(len).expect("out"),
-            );
-            backend
-                .upload(&values(len, 3), &mut q, 0)
-                .expect("an upload");
-            let head = HeadPages {
-                pages: &table,
-                len: 580,
-            };
-            let item = |kv_head| AttentionItem {
-                rows: 0..rows,
-                kv_head,
-                slots: head,
-                first_visible: None,
-                centroids: None,
-            };
-            backend
-                .attention(shape, &pages, &q, &[item(0), item(1)], &mut attended)
-                .expect("attention");
-            let mut values = vec![0.0; len];
-            backend
-                .download(&attended, 0, &mut values)
-                .expect("a download");
-            out.extend(values.iter().map(|v| v.to_bits()));
-        }
-        out
-    };
-    let natural = run(0);
+            .download(&out, 0, &mut attended)
+            .expect("a download");
+        bits.extend(attended.into_iter().map(f32::to_bits));
+    }
+    bits
+}
+
+/// Two orders of threads give the same bits: nothing depends on who comes first.
+#[test]
+fn the_order_of_threads_does_not_matter() {
+    let natural = attended_after_compaction(0);
     assert!(natural.iter().any(|&bits| bits != 0));
-    assert!([1, 2, 3].iter().all(|&seed| run(seed) == natural));
+    assert!(
+        [1, 2, 3]
+            .iter()
+            .all(|&seed| attended_after_compaction(seed) == natural)
+    );
 }
 
 impl measure::Timed for Emulated {
@@ -311,9 +306,29 @@ fn the_measurements_run() {
             kv_heads: 2,
             head_dim: 32,
         },
-        decode: &[(1, 40), (3, 600)],
-        prefill: &[(2, 40, 70)],
-        boundaries: &[(2, 60, 40, 5)],
+        decode: &[
+            measure::Attended {
+                sequences: 1,
+                rows: 1,
+                slots: 40,
+            },
+            measure::Attended {
+                sequences: 3,
+                rows: 1,
+                slots: 600,
+            },
+        ],
+        prefill: &[measure::Attended {
+            sequences: 2,
+            rows: 40,
+            slots: 70,
+        }],
+        boundaries: &[measure::BoundarySize {
+            layers: 2,
+            keep: 60,
+            stride: 40,
+            centroids: 5,
+        }],
         runs: 1,
     };
     let mut figures = Vec::new();
@@ -344,6 +359,12 @@ fn the_measurements_run() {
     );
 }
 
+/// Pages of small heads.
+const HALVES: PageShape = PageShape {
+    head_dim: 16,
+    dtype: KvType::F16,
+};
+
 fn recording() -> CudaBackend<Recorded<Emulated>> {
     CudaBackend::new(Recorded::new(Emulated::new(2)), Precision::Bf16)
 }
@@ -357,32 +378,26 @@ fn calls(backend: &CudaBackend<Recorded<Emulated>>) -> Vec<String> {
     told.map(|call| call.name().to_owned()).collect()
 }
 
-/// Room for latent memories is allocated once; what fits by its size is given a place, whatever
+/// A state of one centroid that `seed` tells from others.
+fn one_centroid(seed: f32) -> LatentState {
+    let part = |salt: f32| {
+        (0..16u8)
+            .map(|i| seed + salt * f32::from(i))
+            .collect::<Vec<f32>>()
+    };
+    LatentState::Centroids(CentroidState::new(&part(0.5), &part(0.25), vec![seed]))
+}
+
+/// Memory for latent memories is allocated once; what fits by its size is given a place, whatever
 /// came and went before, and what is moved for it keeps its bits. What does not fit is refused with
 /// numbers.
 #[test]
-fn latent_memories_share_the_room_that_was_reserved() {
+fn latent_memories_share_the_memory_that_was_reserved() {
     let backend = recording();
-    let mut pages = backend
-        .alloc_pages(
-            PageShape {
-                head_dim: 16,
-                dtype: KvType::F16,
-            },
-            4,
-        )
-        .expect("pages");
+    let mut pages = backend.alloc_pages(HALVES, 4).expect("pages");
     // 33 values of a centroid, so 144 bytes of a head with one.
     let kind = LatentKind::Centroids { most: 1 };
     backend.reserve_latents(&mut pages, 7 * 144).expect("room");
-    let state = |seed: f32| {
-        let part = |salt: f32| {
-            (0..16u8)
-                .map(|i| seed + salt * f32::from(i))
-                .collect::<Vec<f32>>()
-        };
-        LatentState::Centroids(CentroidState::new(&part(0.5), &part(0.25), vec![seed]))
-    };
     let sizes = [2, 1, 3, 1];
     let ids = sizes.map(|heads| {
         backend
@@ -391,7 +406,7 @@ fn latent_memories_share_the_room_that_was_reserved() {
     });
     for (i, (&id, heads)) in ids.iter().zip(sizes).enumerate() {
         for head in 0..heads {
-            let state = state((10 * i + head + 1) as f32);
+            let state = one_centroid((10 * i + head + 1) as f32);
             backend
                 .write_latent(&mut pages, LatentHead { id, head }, &state)
                 .expect("a state");
@@ -416,7 +431,11 @@ fn latent_memories_share_the_room_that_was_reserved() {
             let got = backend
                 .read_latent(&pages, LatentHead { id, head })
                 .expect("a state");
-            assert_eq!(got, state((first + head) as f32), "head {head} of {id:?}");
+            assert_eq!(
+                got,
+                one_centroid((first + head) as f32),
+                "head {head} of {id:?}"
+            );
         }
     }
     let empty = backend
@@ -427,12 +446,8 @@ fn latent_memories_share_the_room_that_was_reserved() {
         LatentState::empty(kind),
         "what was there before is gone"
     );
-    let allocated = backend
-        .device()
-        .take()
-        .into_iter()
-        .filter(|call| call.name() == "alloc");
-    let what: Vec<_> = allocated.collect();
+    let mut what = backend.device().take();
+    what.retain(|call| call.name() == "alloc");
     assert!(
         matches!(
             what[..],
@@ -452,15 +467,7 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let tables: Vec<Vec<PageId>> = (0..4)
         .map(|head| (0..3).map(|page| PageId(head * 3 + page)).collect())
         .collect();
-    let mut pages = backend
-        .alloc_pages(
-            PageShape {
-                head_dim: 16,
-                dtype: KvType::F16,
-            },
-            12,
-        )
-        .expect("pages");
+    let mut pages = backend.alloc_pages(HALVES, 12).expect("pages");
     let heads: Vec<HeadPages<'_>> = tables
         .iter()
         .map(|pages| HeadPages { pages, len: 90 })
@@ -489,17 +496,12 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     backend
         .score(&pages, 89, &items, &mut scores)
         .expect("scores");
-    let kept = backend
-        .select(
-            SelectBudget {
-                pools: 2,
-                take: 20,
-                floor: 3,
-            },
-            &scores,
-            &ranked,
-        )
-        .expect("a choice");
+    let budget = SelectBudget {
+        pools: 2,
+        take: 20,
+        floor: 3,
+    };
+    let kept = backend.select(budget, &scores, &ranked).expect("a choice");
     backend
         .memorise(&mut pages, id, None, &heads, &kept)
         .expect("a merge");

@@ -23,7 +23,7 @@ fn converted<T: bytemuck::Pod, U: bytemuck::Pod>(kernel: &'static str, values: &
         .upload(bytemuck::cast_slice(values), &from, 0)
         .expect("a copy");
     let [from_arg, to_arg] = [&from, &to].map(|memory| Arg::Pointer(Emulated::address(memory)));
-    let args = [from_arg, Arg::U64(len as u64), to_arg];
+    let args = vec![from_arg, Arg::U64(len as u64), to_arg];
     let grid = [len.div_ceil(256) as u32, 1, 1];
     // SAFETY: both arrays hold `len` values of the kernel's types.
     unsafe {
@@ -32,7 +32,7 @@ fn converted<T: bytemuck::Pod, U: bytemuck::Pod>(kernel: &'static str, values: &
             grid,
             threads: 256,
             shared: 0,
-            args: &args,
+            args,
         })
     }
     .expect("a kernel");

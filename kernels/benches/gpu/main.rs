@@ -37,12 +37,18 @@ fn run(part: &str) -> Result<()> {
     }
     let driver = Driver::open(0)?;
     let facts = driver.facts()?;
+    let (major, minor) = facts.capability;
     println!(
         "{}",
         serde_json::json!({
-            "kind": "device", "name": facts.name, "capability": format!("{}.{}", facts.capability.0, facts.capability.1),
-            "driver": facts.driver, "multiprocessors": facts.multiprocessors, "free_bytes": facts.free,
-            "total_bytes": facts.total, "cublas": facts.blas,
+            "kind": "device",
+            "name": facts.name,
+            "capability": format!("{major}.{minor}"),
+            "driver": facts.driver,
+            "multiprocessors": facts.multiprocessors,
+            "free_bytes": facts.free,
+            "total_bytes": facts.total,
+            "cublas": facts.blas,
         })
     );
     if part == "kernels" {

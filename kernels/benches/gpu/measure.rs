@@ -21,6 +21,30 @@ pub trait Timed: Device {
     fn copy(&self, src: &Self::Memory, dst: &Self::Memory, bytes: usize) -> Result<()>;
 }
 
+/// An attention call.
+#[derive(Clone, Copy)]
+pub struct Attended {
+    /// Sequences.
+    pub sequences: usize,
+    /// Rows of each.
+    pub rows: usize,
+    /// Slots of each head, those of the rows included.
+    pub slots: usize,
+}
+
+/// A boundary of one sequence.
+#[derive(Clone, Copy)]
+pub struct BoundarySize {
+    /// Layers.
+    pub layers: usize,
+    /// Slots that a head keeps.
+    pub keep: usize,
+    /// Slots that it has beyond them.
+    pub stride: usize,
+    /// Centroids of a head.
+    pub centroids: usize,
+}
+
 /// How much is measured.
 pub struct Sizes {
     /// Bytes that are copied.
@@ -29,19 +53,18 @@ pub struct Sizes {
     pub product: usize,
     /// Heads of the attention that is measured.
     pub heads: QkvShape,
-    /// Sequences and slots per head of decode attention.
-    pub decode: &'static [(usize, usize)],
-    /// Sequences, rows and slots per head of prefill attention.
-    pub prefill: &'static [(usize, usize, usize)],
-    /// Layers, slots that a head keeps, slots that it has beyond them, and centroids, of a
-    /// boundary of one sequence.
-    pub boundaries: &'static [(usize, usize, usize, usize)],
+    /// Calls of decoding.
+    pub decode: &'static [Attended],
+    /// Calls of reading a prompt.
+    pub prefill: &'static [Attended],
+    /// Boundaries of one sequence.
+    pub boundaries: &'static [BoundarySize],
     /// Runs of each, of which the median counts.
     pub runs: usize,
 }
 
 impl Sizes {
-    /// Llama-3.1-8B's heads at the points that issue 6 names.
+    /// Llama-3.1-8B's heads, batches of 1 to 64 sequences, and 4,096 slots of a head.
     #[allow(dead_code, reason = "the test of the measurements has its own sizes")]
     pub const REAL: Self = Self {
         copy: 1 << 30,
@@ -51,12 +74,37 @@ impl Sizes {
             kv_heads: 8,
             head_dim: 128,
         },
-        decode: &[(1, 4096), (16, 4096), (64, 4096)],
-        prefill: &[(1, 512, 4608), (4, 512, 4608)],
+        decode: &[
+            Self::decode_call(1),
+            Self::decode_call(16),
+            Self::decode_call(64),
+        ],
+        prefill: &[Self::prefill_call(1), Self::prefill_call(4)],
         // The default contract: an eighth of the budget pays for centroids, two entries for one.
-        boundaries: &[(32, 4096 - 512, 512, 254)],
+        boundaries: &[BoundarySize {
+            layers: 32,
+            keep: 4096 - 512,
+            stride: 512,
+            centroids: 254,
+        }],
         runs: 21,
     };
+
+    const fn decode_call(sequences: usize) -> Attended {
+        Attended {
+            sequences,
+            rows: 1,
+            slots: 4096,
+        }
+    }
+
+    const fn prefill_call(sequences: usize) -> Attended {
+        Attended {
+            sequences,
+            rows: 512,
+            slots: 4608,
+        }
+    }
 }
 
 /// Measures everything and hands each figure to `report`.
@@ -68,37 +116,43 @@ pub fn all<D: Timed>(
     let copy_rate = copy_rate(backend.device(), sizes)?;
     report(json!({"kind": "copy", "bytes": sizes.copy, "bytes_per_second": copy_rate}));
     let product_rate = product_rate(backend, sizes)?;
-    report(
-        json!({"kind": "bf16 product", "size": sizes.product, "flops": product_rate.map(|rate| rate.0),
-                  "by": product_rate.map(|rate| rate.1)}),
-    );
-    for &(sequences, slots) in sizes.decode {
-        let seconds = attention(backend, sizes, (sequences, 1, slots))?;
+    report(json!({
+        "kind": "bf16 product", "size": sizes.product, "flops": product_rate,
+        "by": product_rate.map(|_| "cuBLAS"),
+    }));
+    for &call in sizes.decode {
+        let seconds = attention(backend, sizes, call)?;
         let shape = sizes.heads;
-        let bytes = sequences * shape.kv_heads * slots * 2 * shape.head_dim * KvType::F16.bytes();
+        let heads = call.sequences * shape.kv_heads;
+        let bytes = heads * call.slots * 2 * shape.head_dim * KvType::F16.bytes();
         let rate = bytes as f64 / seconds;
-        report(
-            json!({"kind": "decode attention", "sequences": sequences, "slots": slots, "seconds": seconds,
-                      "bytes_per_second": rate, "of_copy": rate / copy_rate}),
-        );
+        report(json!({
+            "kind": "decode attention", "sequences": call.sequences, "slots": call.slots,
+            "seconds": seconds, "bytes_per_second": rate, "of_copy": rate / copy_rate,
+        }));
     }
-    for &(sequences, rows, slots) in sizes.prefill {
-        let seconds = attention(backend, sizes, (sequences, rows, slots))?;
+    for &call in sizes.prefill {
+        let seconds = attention(backend, sizes, call)?;
+        let Attended {
+            sequences,
+            rows,
+            slots,
+        } = call;
         let pairs: usize = (0..rows).map(|row| slots - rows + row + 1).sum();
         let flops =
             (sequences * 4 * sizes.heads.head_dim * sizes.heads.heads * pairs) as f64 / seconds;
-        report(
-            json!({"kind": "prefill attention", "sequences": sequences, "rows": rows, "slots": slots,
-                      "seconds": seconds, "flops": flops, "of_product": product_rate.map(|rate| flops / rate.0)}),
-        );
+        report(json!({
+            "kind": "prefill attention", "sequences": sequences, "rows": rows, "slots": slots,
+            "seconds": seconds, "flops": flops, "of_product": product_rate.map(|rate| flops / rate),
+        }));
     }
-    for &(layers, keep, stride, centroids) in sizes.boundaries {
-        let kernels = boundary(backend, sizes, (layers, keep, stride, centroids))?;
+    for &size in sizes.boundaries {
+        let kernels = boundary(backend, sizes, size)?;
         let seconds: f64 = kernels.iter().map(|kernel| kernel.1).sum();
-        report(
-            json!({"kind": "boundary", "layers": layers, "keep": keep, "stride": stride, "centroids": centroids,
-                      "seconds": seconds, "kernels": kernels}),
-        );
+        report(json!({
+            "kind": "boundary", "layers": size.layers, "keep": size.keep, "stride": size.stride,
+            "centroids": size.centroids, "seconds": seconds, "kernels": kernels,
+        }));
     }
     Ok(())
 }
@@ -121,43 +175,53 @@ fn noise(len: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Slots of all heads of a sequence, with entries and notes.
+fn filled<D: Timed>(
+    backend: &CudaBackend<D>,
+    shape: QkvShape,
+    heads: &[HeadPages<'_>],
+) -> Result<<CudaBackend<D> as Cache>::Pages> {
+    let (dim, kv_heads, len) = (shape.head_dim, shape.kv_heads, heads[0].len);
+    let shape = PageShape {
+        head_dim: dim,
+        dtype: KvType::F16,
+    };
+    let mut pages = backend.alloc_pages(shape, heads.len() * heads[0].pages.len())?;
+    let mut notes = backend.alloc(len * kv_heads)?;
+    backend.upload(&noise(len * kv_heads), &mut notes, 0)?;
+    for (index, head) in heads.iter().enumerate() {
+        let entries = noise(len * dim + index);
+        backend.write_slots(&mut pages, *head, 0, &entries[index..], &entries[index..])?;
+        let item = NoteItem {
+            rows: 0..len,
+            kv_head: index % kv_heads,
+            second: None,
+            slots: HeadPages { len: 0, ..*head },
+            position: 0,
+        };
+        backend.note(&mut pages, &notes, kv_heads, &[item])?;
+    }
+    Ok(pages)
+}
+
 /// Seconds of each kernel of a boundary of the default policy and memory, in the run whose sum is
 /// the median.
 fn boundary<D: Timed>(
     backend: &CudaBackend<D>,
     sizes: &Sizes,
-    (layers, keep, stride, most): (usize, usize, usize, usize),
+    size: BoundarySize,
 ) -> Result<Vec<(String, f64)>> {
-    let QkvShape {
-        kv_heads, head_dim, ..
-    } = sizes.heads;
-    let (count, len) = (layers * kv_heads, keep + stride);
+    let kv_heads = sizes.heads.kv_heads;
+    let (count, len) = (size.layers * kv_heads, size.keep + size.stride);
     let tables = scattered(count, len.div_ceil(PageShape::SLOTS));
-    let shape = PageShape {
-        head_dim,
-        dtype: KvType::F16,
-    };
-    let mut pages = backend.alloc_pages(shape, count * tables[0].len())?;
     let heads: Vec<HeadPages<'_>> = tables
         .iter()
         .map(|pages| HeadPages { pages, len })
         .collect();
-    let (mut notes, mut scores) = (backend.alloc(len * kv_heads)?, backend.alloc(len * count)?);
-    backend.upload(&noise(len * kv_heads), &mut notes, 0)?;
-    for (index, head) in heads.iter().enumerate() {
-        let entries = noise(len * head_dim + index);
-        backend.write_slots(&mut pages, *head, 0, &entries[index..], &entries[index..])?;
-        let slots = HeadPages { len: 0, ..*head };
-        let item = NoteItem {
-            rows: 0..len,
-            kv_head: index % kv_heads,
-            second: None,
-            slots,
-            position: 0,
-        };
-        backend.note(&mut pages, &notes, kv_heads, &[item])?;
-    }
+    let mut pages = filled(backend, sizes.heads, &heads)?;
+    let most = size.centroids;
     let id = backend.alloc_latent(&mut pages, LatentKind::Centroids { most }, count)?;
+    let mut scores = backend.alloc(len * count)?;
     let rule = ScoreRule::Fading {
         rate: -0.1,
         scale: 256.0,
@@ -168,16 +232,11 @@ fn boundary<D: Timed>(
         .collect();
     let budget = SelectBudget {
         pools: kv_heads,
-        take: keep,
-        floor: keep * 15 / 100,
+        take: size.keep,
+        floor: size.keep * 15 / 100,
     };
-    let ranked = vec![
-        SelectHead {
-            len,
-            candidates: 0..len
-        };
-        count
-    ];
+    let candidates = 0..len;
+    let ranked = vec![SelectHead { len, candidates }; count];
     let mut pass = || {
         backend.score(&pages, len as u32 - 1, &items, &mut scores)?;
         let kept = backend.select(budget, &scores, &ranked)?;
@@ -186,13 +245,12 @@ fn boundary<D: Timed>(
     };
     // The first one fills the memory.
     pass()?;
-    let runs = (0..sizes.runs)
+    let mut runs = (0..sizes.runs)
         .map(|_| backend.device().kernel_seconds(&mut pass))
         .collect::<Result<Vec<_>>>()?;
     let total = |run: &Vec<(String, f64)>| run.iter().map(|kernel| kernel.1).sum::<f64>();
-    let mut order: Vec<usize> = (0..runs.len()).collect();
-    order.sort_by(|&a, &b| total(&runs[a]).total_cmp(&total(&runs[b])));
-    Ok(runs[order[order.len() / 2]].clone())
+    runs.sort_by(|a, b| total(a).total_cmp(&total(b)));
+    Ok(runs.swap_remove(runs.len() / 2))
 }
 
 /// Median of `runs` measurements, after one that warms up.
@@ -215,12 +273,9 @@ fn copy_rate<D: Timed>(device: &D, sizes: &Sizes) -> Result<f64> {
     Ok(2.0 * sizes.copy as f64 / seconds)
 }
 
-/// Multiply-adds, counted as two, per second of a bf16 product by the vendor's library, and by
-/// whom; `None` where there is none.
-fn product_rate<D: Timed>(
-    backend: &CudaBackend<D>,
-    sizes: &Sizes,
-) -> Result<Option<(f64, &'static str)>> {
+/// Multiply-adds, counted as two, per second of a bf16 product by the vendor's library; `None`
+/// where there is none.
+fn product_rate<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes) -> Result<Option<f64>> {
     let (device, size) = (backend.device(), sizes.product);
     if !device.has_products() {
         return Ok(None);
@@ -253,16 +308,16 @@ fn product_rate<D: Timed>(
     // SAFETY: all three were allocated here with `size` rows of `size` elements of their types.
     let multiply = || unsafe { device.product(&product) };
     let seconds = median(sizes.runs, || device.seconds(&mut || multiply()))?;
-    Ok(Some((2.0 * (size as f64).powi(3) / seconds, "cuBLAS")))
+    Ok(Some(2.0 * (size as f64).powi(3) / seconds))
 }
 
-/// Median seconds of the kernels of one attention call: `sequences` of `rows` rows over `slots`
-/// slots, those of the rows included.
-fn attention<D: Timed>(
-    backend: &CudaBackend<D>,
-    sizes: &Sizes,
-    (sequences, rows, slots): (usize, usize, usize),
-) -> Result<f64> {
+/// Median seconds of the kernels of one attention call.
+fn attention<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, call: Attended) -> Result<f64> {
+    let Attended {
+        sequences,
+        rows,
+        slots,
+    } = call;
     let QkvShape {
         heads,
         kv_heads,

@@ -1,27 +1,157 @@
-//! The parts of [`Backend`](crate::Backend) on a device: every method checks its shapes and
-//! launches the kernel of the same name.
+//! The backend over a device: its buffers, its workspaces, and how a call launches kernels.
+//!
+//! A call checks its shapes, sends its descriptors and launches over all its items at once. Calls
+//! take turns: they share the workspaces. The parts of [`Backend`](crate::Backend) are implemented
+//! in the modules beside this one, which have the parts' names.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::attention::SPLIT;
-use super::select::Kept;
-use super::slots::Pages;
-use super::weights::Matrix;
-use super::{Arg, Buffer, CudaBackend, Device, Launch, Pack, Precision, at_least};
-use crate::backend::{
-    AssociativeLayer, Attention, AttentionItem, Boundary, Buffers, Cache, DecodeStep, Features,
-    HeadPages, IndexItem, IndexShape, Indexing, LatentMemory, ObserveItem, PageShape, Products,
-    QkvShape, RankSums, ReadoutItem, RotateItem, Rows, Sampling, Scoring, SelectBudget, SelectHead,
-    SplitQkv, Steps, WeightView,
-};
+use super::checks::at_least;
+use super::descriptors::Descriptors;
+use super::device::Device;
+use super::launch::kernels::PutWords;
+use super::launch::{Kernel, Launch, Ptr, PtrMut};
+use super::stream::{Stream, StreamMemory, Workspace};
+use crate::backend::{Buffers, DecodeStep, Steps};
 use crate::error::{Error, Result};
-use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
-use crate::sample::SampleItem;
-use crate::score::{NoteItem, ScoreItem};
-use crate::sums::DeviceSums;
+
+/// Slots of a split of attention: `SPLIT` of `kernels/cu/attention_decode.cu`.
+pub(super) const SPLIT: usize = 512;
 
 /// Values of an upload that goes with a step's descriptors, at most.
-const PUT_WORDS: usize = 1 << 20;
+const MOST_VALUES_OF_A_STEP: usize = 1 << 20;
+
+/// Type of weights on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// bfloat16 weights and activations in products, f32 sums: tensor cores.
+    #[default]
+    Bf16,
+    /// f32 throughout: for parity with the CPU.
+    F32,
+}
+
+/// The backend over a device.
+pub struct CudaBackend<D: Device> {
+    pub(super) stream: Stream<D>,
+    pub(super) precision: Precision,
+    workspaces: Mutex<Workspaces<D>>,
+    /// Memory of lists of slots that nobody needs any more.
+    pub(super) spare_lists: SpareMemory<D>,
+}
+
+/// Memory that was given back, to be used again: the stream works in order.
+pub(super) type SpareMemory<D> = Arc<Mutex<Vec<SizedMemory<D>>>>;
+
+/// Memory with its size.
+pub(super) struct SizedMemory<D: Device> {
+    pub(super) memory: StreamMemory<D>,
+    pub(super) bytes: usize,
+}
+
+/// Device memory that calls use one after the other.
+pub(super) struct Workspaces<D: Device> {
+    /// Descriptors of the call, and a file's weights while they are loaded.
+    pub(super) descriptors: Workspace<D>,
+    /// Partial results of the call.
+    pub(super) scratch: Workspace<D>,
+    /// What ranks sum in fixed point.
+    pub(super) fixed: Workspace<D>,
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// A backend over `device`. Steps of decoding are captured as graphs.
+    pub fn new(device: D, precision: Precision) -> Self {
+        Self {
+            stream: Stream::new(device),
+            precision,
+            workspaces: Mutex::new(Workspaces {
+                descriptors: Workspace::default(),
+                scratch: Workspace::default(),
+                fixed: Workspace::default(),
+            }),
+            spare_lists: SpareMemory::default(),
+        }
+    }
+
+    /// This backend, which captures steps of decoding as graphs if `wanted`. Either way the same
+    /// kernels run with the same arguments.
+    #[must_use]
+    pub fn with_graphs(self, wanted: bool) -> Self {
+        self.stream.want_graphs(wanted);
+        self
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.stream.device
+    }
+
+    /// The workspaces, which a call holds until it has started its launches.
+    pub(super) fn workspaces(&self) -> MutexGuard<'_, Workspaces<D>> {
+        // Every call overwrites what it uses: a panic elsewhere leaves nothing behind.
+        self.workspaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Launches unless the grid is empty. Callers have checked that shapes, tables and buffers
+    /// agree.
+    pub(super) fn launch(&self, launch: Launch) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: a launch is made by `launch::kernels`, so its arguments are those that the kernel
+        // declares. Every caller is a module of this backend and has checked buffer lengths and
+        // page tables against the grid; all memory of the backend is `StreamMemory`.
+        unsafe { self.stream.launch(launch) }
+    }
+
+    /// Copies words on the device, or zeroes them where `from` is null.
+    pub(super) fn put_words(&self, from: Ptr<u32>, count: usize, out: PtrMut<u32>) -> Result<()> {
+        self.launch(
+            PutWords {
+                from,
+                count: count as u32,
+                out,
+            }
+            .blocks(count.div_ceil(256)),
+        )
+    }
+}
+
+/// Array of f32 on a device.
+pub struct Buffer<D: Device> {
+    pub(super) memory: StreamMemory<D>,
+    pub(super) len: usize,
+}
+
+impl<D: Device> Buffer<D> {
+    /// Values it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first value, for libraries that work on device memory.
+    pub fn address(&self) -> u64 {
+        self.memory.address()
+    }
+
+    /// Its values, for a kernel that reads them.
+    pub(super) fn ptr(&self) -> Ptr<f32> {
+        Ptr::at(self.address())
+    }
+
+    /// Its values, for a kernel that writes them.
+    pub(super) fn ptr_mut(&mut self) -> PtrMut<f32> {
+        PtrMut::at(self.address())
+    }
+}
 
 impl<D: Device> Buffers for CudaBackend<D> {
     type Buffer = Buffer<D>;
@@ -31,422 +161,53 @@ impl<D: Device> Buffers for CudaBackend<D> {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
         };
-        format!("cuda {precision} ({})", self.device.device.name())
+        format!("cuda {precision} ({})", self.device().name())
     }
 
     fn alloc(&self, len: usize) -> Result<Buffer<D>> {
-        let bytes = len.checked_mul(4).ok_or(Error::OutOfMemory {
-            what: "buffer",
-            bytes: usize::MAX,
-        })?;
+        let bytes = len
+            .checked_mul(size_of::<f32>())
+            .ok_or(Error::OutOfMemory {
+                what: "buffer",
+                bytes: usize::MAX,
+            })?;
         Ok(Buffer {
-            memory: self.device.alloc("buffer", bytes)?,
+            memory: self.stream.alloc("buffer", bytes)?,
             len,
         })
     }
 
     fn upload(&self, src: &[f32], dst: &mut Buffer<D>, offset: usize) -> Result<()> {
         at_least("upload", "dst", dst.len, offset.saturating_add(src.len()))?;
-        let mut work = self.work();
-        let mut pack = Pack::of_step(&self.device);
-        if pack.shape.is_none() || src.len() > PUT_WORDS {
+        let mut work = self.workspaces();
+        let mut descriptors = Descriptors::of_step(&self.stream);
+        if descriptors.bucket().is_none() || src.len() > MOST_VALUES_OF_A_STEP {
             drop(work);
-            return self
-                .device
-                .upload(bytemuck::cast_slice(src), &dst.memory, offset * 4);
+            let bytes = bytemuck::cast_slice(src);
+            return self.stream.upload(bytes, &dst.memory, offset * 4);
         }
-        let values = pack.push(src);
-        let from = pack.upload(&self.device, &mut work.stage)?(values);
-        let to = Arg::Pointer(dst.address() + 4 * offset as u64);
-        let grid = [src.len().div_ceil(256) as u32, 1, 1];
-        let args = [from, Arg::U32(src.len() as u32), to];
-        self.run(Launch {
-            kernel: "put_words",
-            grid,
-            threads: 256,
-            shared: 0,
-            args: &args,
-        })
+        let values = descriptors.push(src);
+        descriptors.send(&self.stream, &mut work.descriptors)?;
+        self.put_words(values.cast(), src.len(), dst.ptr_mut().skip(offset).cast())
     }
 
     fn download(&self, src: &Buffer<D>, offset: usize, dst: &mut [f32]) -> Result<()> {
         at_least("download", "src", src.len, offset.saturating_add(dst.len()))?;
-        self.device
-            .download(&src.memory, offset * 4, bytemuck::cast_slice_mut(dst))
+        let bytes = bytemuck::cast_slice_mut(dst);
+        self.stream.download(&src.memory, offset * 4, bytes)
     }
 }
 
 impl<D: Device> Steps for CudaBackend<D> {
     fn begin_decode(&self, step: &DecodeStep<'_>) -> Option<usize> {
-        self.device.open(step, SPLIT)
+        self.stream.begin_step(step, SPLIT)
     }
 
     fn end_decode(&self) -> Result<()> {
-        self.device.close()
+        self.stream.end_step()
     }
 
     fn cancel_decode(&self) {
-        self.device.forget();
-    }
-}
-
-impl<D: Device> Products for CudaBackend<D> {
-    type Matrix = Matrix<D>;
-
-    fn load_matrix(&self, parts: &[WeightView<'_>]) -> Result<Matrix<D>> {
-        self.load(parts)
-    }
-
-    fn matrix_bytes(&self, matrix: &Matrix<D>) -> usize {
-        self.bytes_of(matrix)
-    }
-
-    fn embed(&self, table: &Matrix<D>, ids: &[u32], out: &mut Buffer<D>) -> Result<()> {
-        self.embed_rows(table, ids, out)
-    }
-
-    fn matmul(
-        &self,
-        matrix: &Matrix<D>,
-        x: &Buffer<D>,
-        rows: usize,
-        bias: Option<&Buffer<D>>,
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.multiply(matrix, x, rows, bias, out)
-    }
-
-    fn matmul_units(
-        &self,
-        matrix: &Matrix<D>,
-        x: &Buffer<D>,
-        rows: usize,
-        ends: &[usize],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.multiply_units(matrix, x, rows, ends, out)
-    }
-
-    fn matmul_share(
-        &self,
-        matrix: &Matrix<D>,
-        x: &Buffer<D>,
-        rows: usize,
-        ends: &[usize],
-        out: &mut [i64],
-    ) -> Result<()> {
-        self.multiply_share(matrix, x, rows, ends, out)
-    }
-}
-
-impl<D: Device> RankSums for CudaBackend<D> {
-    fn join_sums(&self, sums: Option<Arc<dyn DeviceSums>>) -> bool {
-        self.device.join_sums(sums);
-        true
-    }
-
-    fn matmul_sum(
-        &self,
-        matrix: &Matrix<D>,
-        x: &Buffer<D>,
-        rows: usize,
-        ends: &[usize],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.multiply_sum(matrix, x, rows, ends, out)
-    }
-
-    fn embed_sum(&self, table: &Matrix<D>, ids: &[Option<u32>], out: &mut Buffer<D>) -> Result<()> {
-        self.embed_sum_rows(table, ids, out)
-    }
-}
-
-impl<D: Device> Rows for CudaBackend<D> {
-    fn rms_norm(
-        &self,
-        x: &Buffer<D>,
-        weight: &Buffer<D>,
-        eps: f32,
-        rows: usize,
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        let (op, width) = ("rms_norm", weight.len);
-        at_least(op, "x", x.len, rows.saturating_mul(width))?;
-        at_least(op, "out", out.len, rows.saturating_mul(width))?;
-        let args = [
-            x.arg(),
-            weight.arg(),
-            Arg::F32(eps),
-            Arg::U32(width as u32),
-            out.arg(),
-        ];
-        self.run(Launch {
-            kernel: "rms_norm",
-            grid: [rows as u32, 1, 1],
-            threads: 256,
-            shared: 0,
-            args: &args,
-        })
-    }
-
-    fn add(&self, x: &mut Buffer<D>, y: &Buffer<D>, len: usize) -> Result<()> {
-        at_least("add", "x", x.len, len)?;
-        at_least("add", "y", y.len, len)?;
-        let args = [x.arg(), y.arg(), Arg::U64(len as u64)];
-        let grid = [len.div_ceil(256) as u32, 1, 1];
-        self.run(Launch {
-            kernel: "add",
-            grid,
-            threads: 256,
-            shared: 0,
-            args: &args,
-        })
-    }
-
-    fn silu_mul(
-        &self,
-        gate_up: &Buffer<D>,
-        rows: usize,
-        width: usize,
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        let (op, values) = ("silu_mul", rows.saturating_mul(width));
-        at_least(op, "gate_up", gate_up.len, values.saturating_mul(2))?;
-        at_least(op, "out", out.len, values)?;
-        let args = [gate_up.arg(), Arg::U32(width as u32), out.arg()];
-        self.run(Launch {
-            kernel: "silu_mul",
-            grid: [rows as u32, 1, 1],
-            threads: 256,
-            shared: 0,
-            args: &args,
-        })
-    }
-
-    fn gather_rows(
-        &self,
-        x: &Buffer<D>,
-        width: usize,
-        rows: &[usize],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        let (op, len) = ("gather_rows", x.len / width.max(1));
-        at_least(op, "out", out.len, rows.len().saturating_mul(width))?;
-        if let Some(&index) = rows.iter().find(|&&row| row >= len) {
-            return Err(Error::Index {
-                op,
-                what: "row",
-                index,
-                len,
-            });
-        }
-        let list: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        let mut work = self.work();
-        let mut pack = Pack::new();
-        let list = pack.push(&list);
-        let arg = pack.upload(&self.device, &mut work.stage)?;
-        let args = [x.arg(), Arg::U32(width as u32), arg(list), out.arg()];
-        let grid = [rows.len() as u32, 1, 1];
-        self.run(Launch {
-            kernel: "gather_rows",
-            grid,
-            threads: 256,
-            shared: 0,
-            args: &args,
-        })
-    }
-}
-
-impl<D: Device> Sampling for CudaBackend<D> {
-    fn sample(
-        &self,
-        logits: &mut Buffer<D>,
-        vocabulary: usize,
-        items: &[SampleItem<'_>],
-    ) -> Result<Vec<Option<u32>>> {
-        self.sample_tokens(logits, vocabulary, items)
-    }
-}
-
-impl<D: Device> Cache for CudaBackend<D> {
-    type Pages = Pages<D>;
-
-    fn alloc_pages(&self, shape: PageShape, count: usize) -> Result<Pages<D>> {
-        self.new_pages(shape, count)
-    }
-
-    fn split_qkv(
-        &self,
-        args: SplitQkv<'_, Self>,
-        pages: &mut Pages<D>,
-        q: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.split(args, pages, q)
-    }
-
-    fn rotate_keys(
-        &self,
-        pages: &mut Pages<D>,
-        items: &[RotateItem<'_>],
-        inv_freq: &[f32],
-    ) -> Result<()> {
-        self.rotate(pages, items, inv_freq)
-    }
-
-    fn read_slots(
-        &self,
-        pages: &Pages<D>,
-        head: HeadPages<'_>,
-        slots: &[u32],
-        keys: &mut [f32],
-        values: &mut [f32],
-    ) -> Result<()> {
-        self.read(pages, head, slots, (keys, values))
-    }
-
-    fn write_slots(
-        &self,
-        pages: &mut Pages<D>,
-        head: HeadPages<'_>,
-        first: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
-        self.write(pages, head, first, (keys, values))
-    }
-}
-
-impl<D: Device> Attention for CudaBackend<D> {
-    fn attention(
-        &self,
-        shape: QkvShape,
-        pages: &Pages<D>,
-        q: &Buffer<D>,
-        items: &[AttentionItem<'_>],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.attend(shape, pages, q, items, out)
-    }
-
-    fn observe(
-        &self,
-        shape: QkvShape,
-        pages: &Pages<D>,
-        q: &Buffer<D>,
-        items: &[ObserveItem<'_>],
-        out: &mut [Vec<f32>],
-    ) -> Result<()> {
-        self.observe_all(shape, pages, q, items, out)
-    }
-}
-
-impl<D: Device> Scoring for CudaBackend<D> {
-    fn note(
-        &self,
-        pages: &mut Pages<D>,
-        values: &Buffer<D>,
-        width: usize,
-        items: &[NoteItem<'_>],
-    ) -> Result<()> {
-        self.write_notes(pages, values, width, items)
-    }
-
-    fn read_notes(&self, pages: &Pages<D>, head: HeadPages<'_>) -> Result<Vec<u32>> {
-        self.download_notes(pages, head)
-    }
-
-    fn score(
-        &self,
-        pages: &Pages<D>,
-        at: u32,
-        items: &[ScoreItem<'_>],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.score_slots(pages, at, items, out)
-    }
-}
-
-impl<D: Device> Boundary for CudaBackend<D> {
-    type Kept = Kept<D>;
-
-    fn select(
-        &self,
-        budget: SelectBudget,
-        scores: &Buffer<D>,
-        heads: &[SelectHead],
-    ) -> Result<Kept<D>> {
-        self.select_slots(budget, scores, heads)
-    }
-
-    fn keep_lists(&self, lens: &[usize], lists: &[Vec<u32>]) -> Result<Kept<D>> {
-        self.upload_lists(lens, lists)
-    }
-
-    fn kept(&self, kept: &Kept<D>) -> Result<Vec<Vec<u32>>> {
-        self.download_lists(kept)
-    }
-
-    fn compact(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], kept: &Kept<D>) -> Result<()> {
-        self.compact_slots(pages, heads, kept)
-    }
-}
-
-impl<D: Device> LatentMemory for CudaBackend<D> {
-    fn reserve_latents(&self, pages: &mut Pages<D>, bytes: usize) -> Result<()> {
-        self.reserve_room(pages, bytes)
-    }
-
-    fn alloc_latent(
-        &self,
-        pages: &mut Pages<D>,
-        kind: LatentKind,
-        heads: usize,
-    ) -> Result<LatentId> {
-        self.new_latent(pages, kind, heads)
-    }
-
-    fn free_latent(&self, pages: &mut Pages<D>, id: LatentId) {
-        pages.free(id);
-    }
-
-    fn memorise(
-        &self,
-        pages: &mut Pages<D>,
-        id: LatentId,
-        features: Option<Features<'_, Buffer<D>>>,
-        heads: &[HeadPages<'_>],
-        kept: &Kept<D>,
-    ) -> Result<()> {
-        self.merge_slots(pages, id, features, heads, kept)
-    }
-
-    fn read_latent(&self, pages: &Pages<D>, head: LatentHead) -> Result<LatentState> {
-        self.download_state(pages, head)
-    }
-
-    fn write_latent(
-        &self,
-        pages: &mut Pages<D>,
-        head: LatentHead,
-        state: &LatentState,
-    ) -> Result<()> {
-        self.upload_state(pages, head, state)
-    }
-
-    fn readout(
-        &self,
-        layer: AssociativeLayer<'_, Self>,
-        pages: &Pages<D>,
-        q: &Buffer<D>,
-        items: &[ReadoutItem],
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.read_memories(layer, (pages, q), items, out)
-    }
-}
-
-impl<D: Device> Indexing for CudaBackend<D> {
-    fn index(&self, shape: IndexShape, items: &mut [IndexItem<'_>]) -> Result<()> {
-        self.score_pairs(shape, items)
+        self.stream.cancel_step();
     }
 }
