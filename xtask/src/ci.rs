@@ -20,6 +20,7 @@ pub fn run_checks() -> Result<()> {
     run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
     tools::install_system_packages()?;
     check_third_party()?;
+    run(Command::new(tools::mdbook()?).args(["build", "docs"]))?;
     // Before anything is built: what is built from here on has kernels.
     kernels::install_compiler()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked"];

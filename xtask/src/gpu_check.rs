@@ -6,6 +6,8 @@
 //! report that is committed under `tests/gpu`.
 
 pub mod goals;
+pub mod outcome;
+pub mod plan;
 pub mod report;
 pub mod stages;
 

@@ -18,6 +18,7 @@ mod process;
 mod rust_source;
 mod test;
 mod tools;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                        GPU and without Rust, and writes a report; tests/gpu/README.md says how
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   image                size of what the CPU image adds to its base: the binary and what it links
+  wheel                the program as a Python wheel, tried in an empty environment
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes \
                      to the ranks
   eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes \
@@ -81,6 +83,7 @@ fn dispatch() -> Result<()> {
         ["gpu-check", rest @ ..] => gpu_check::bundle(rest),
         ["deploy-check"] => deploy_check::check(),
         ["image"] => image::measure(),
+        ["wheel"] => wheel::build_and_try(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),

@@ -8,29 +8,14 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use rules::Rule;
+use rules::{
+    MAX_ARGUMENTS, MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_TUPLE, MAX_USUAL_FILE_LINES, Rule,
+    UNSAFE_ALLOWED,
+};
 
 use crate::process::output;
 use crate::rust_source::{code_only, find_word, functions, line_of, signatures};
 
-/// A file longer than this is refused.
-const MAX_FILE_LINES: usize = 600;
-/// Nine files of ten are no longer than this.
-const MAX_USUAL_FILE_LINES: usize = 400;
-/// A function longer than this is refused.
-const MAX_FUNCTION_LINES: usize = 70;
-/// Arguments of a function, `self` among them.
-const MAX_ARGUMENTS: usize = 6;
-/// A longer tuple is a record: it gets a struct whose fields have names.
-const MAX_TUPLE: usize = 2;
-/// Where `unsafe` may stand: SIMD, the thread pool and kernel launches; the memory map of the
-/// weights; foreign libraries.
-const UNSAFE_ALLOWED: &[&str] = &[
-    "kernels/",
-    "models/src/weights_file.rs",
-    "collective/src/gloo.rs",
-    "collective/src/nccl/library.rs",
-];
 /// Places shown for each rule.
 const MAX_SHOWN: usize = 30;
 

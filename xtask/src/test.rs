@@ -21,8 +21,12 @@ const GRPC_VARIABLE: &str = "PALIMPSEST_TEST_GRPC";
 /// Directory with schemathesis, which makes requests from the OpenAPI document.
 const FUZZER_VARIABLE: &str = "PALIMPSEST_TEST_SCHEMATHESIS";
 
-/// Features that need system packages: clusters, and the emulated CUDA device (a C++ compiler).
-pub const CLUSTER: [&str; 2] = ["--features", "palimpsest/cluster,palimpsest-tests/emulate"];
+/// Features that need system packages, clusters and the emulated CUDA device (a C++ compiler), and
+/// training, which a newcomer's build leaves out.
+pub const CLUSTER: [&str; 2] = [
+    "--features",
+    "palimpsest/cluster,palimpsest/calibrate,palimpsest-tests/emulate",
+];
 
 /// How much is tested.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,7 +79,10 @@ pub fn run_all(extent: Extent) -> Result<()> {
     let mut suites = vec![main_suite(extent)];
     if extent == Extent::All {
         tools::install_system_packages()?;
-        suites.push(cargo_with(&["test", "--workspace", "--doc", "--locked"]));
+        // With the features of the main suite: its crates are not built a second time.
+        let mut doc_tests = cargo_with(&["test", "--workspace", "--doc", "--locked"]);
+        doc_tests.args(CLUSTER);
+        suites.push(doc_tests);
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
         let openai = tools::python_packages("openai", &["openai==3.54.0"])?;

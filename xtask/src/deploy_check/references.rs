@@ -251,14 +251,23 @@ mod tests {
             json!({"kind": "ConfigMap", "metadata": {"name": "settings"}}),
             json!({
                 "kind": "Service", "metadata": {"name": "a", "labels": {"app": "a"}},
-                "spec": {"selector": {"app": "a"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+                "spec": {
+                    "selector": {"app": "a"},
+                    "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
+                },
             }),
             json!({
                 "kind": "NetworkPolicy", "metadata": {"name": "n"},
                 "spec": {
                     "podSelector": {},
-                    "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "b"}}}], "ports": [{"port": "http"}]}],
-                    "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": [{"port": 80}]}],
+                    "ingress": [{
+                        "from": [{"podSelector": {"matchLabels": {"app": "b"}}}],
+                        "ports": [{"port": "http"}],
+                    }],
+                    "egress": [{
+                        "to": [{"podSelector": {"matchLabels": {"app": "a"}}}],
+                        "ports": [{"port": 80}],
+                    }],
                 },
             }),
             json!({
@@ -271,7 +280,10 @@ mod tests {
             }),
             json!({
                 "kind": "ServiceMonitor", "metadata": {"name": "m"},
-                "spec": {"selector": {"matchLabels": {"app": "a"}}, "endpoints": [{"port": "http"}]},
+                "spec": {
+                    "selector": {"matchLabels": {"app": "a"}},
+                    "endpoints": [{"port": "http"}],
+                },
             }),
         ]
     }
@@ -286,91 +298,87 @@ mod tests {
         );
     }
 
-    #[test]
-    fn every_name_that_leads_nowhere_is_found() {
-        let pod = "/spec/template/spec";
-        for (index, pointer, value, expected) in [
-            (
-                0,
-                format!("{pod}/serviceAccountName"),
-                json!("x"),
-                "needs ServiceAccount/x",
-            ),
-            (
-                0,
-                format!("{pod}/volumes/0/secret/secretName"),
-                json!("x"),
-                "needs Secret/x",
-            ),
-            (
-                1,
-                format!("{pod}/containers/0/envFrom/0/configMapRef/name"),
-                json!("x"),
-                "needs ConfigMap/x",
-            ),
-            (
+    /// A sound set of objects with one field changed, and what is then said.
+    struct Fault {
+        object: usize,
+        field: &'static str,
+        value: Value,
+        problem: &'static str,
+    }
+
+    fn fault(object: usize, field: &'static str, value: Value, problem: &'static str) -> Fault {
+        Fault {
+            object,
+            field,
+            value,
+            problem,
+        }
+    }
+
+    fn faults_of_workloads() -> Vec<Fault> {
+        let account = "/spec/template/spec/serviceAccountName";
+        let secret = "/spec/template/spec/volumes/0/secret/secretName";
+        let settings = "/spec/template/spec/containers/0/envFrom/0/configMapRef/name";
+        vec![
+            fault(0, account, json!("x"), "needs ServiceAccount/x"),
+            fault(0, secret, json!("x"), "needs Secret/x"),
+            fault(1, settings, json!("x"), "needs ConfigMap/x"),
+        ]
+    }
+
+    fn faults_of_traffic() -> Vec<Fault> {
+        let port = "/spec/ports/0/targetPort";
+        let caller = "/spec/ingress/0/from/0/podSelector/matchLabels";
+        let (called, sent) = (
+            "/spec/ingress/0/ports/0/port",
+            "/spec/egress/0/ports/0/port",
+        );
+        let other = json!({"app": "x"});
+        let only_a = json!({"matchLabels": {"app": "a"}});
+        vec![
+            fault(
                 4,
-                "/spec/selector".into(),
-                json!({"app": "x"}),
+                "/spec/selector",
+                other.clone(),
                 "Service/a selects no pod",
             ),
-            (
-                4,
-                "/spec/ports/0/targetPort".into(),
-                json!("x"),
-                "has no port \"x\"",
-            ),
-            (
+            fault(4, port, json!("x"), "has no port \"x\""),
+            fault(5, caller, other, "is no pod"),
+            fault(5, called, json!("x"), "no pod has port \"x\""),
+            fault(5, sent, json!(81), "no pod has port 81"),
+            fault(
                 5,
-                "/spec/ingress/0/from/0/podSelector/matchLabels".into(),
-                json!({"app": "x"}),
-                "is no pod",
-            ),
-            (
-                5,
-                "/spec/ingress/0/ports/0/port".into(),
-                json!("x"),
-                "no pod has port \"x\"",
-            ),
-            (
-                5,
-                "/spec/egress/0/ports/0/port".into(),
-                json!(81),
-                "no pod has port 81",
-            ),
-            (
-                5,
-                "/spec/podSelector".into(),
-                json!({"matchLabels": {"app": "a"}}),
+                "/spec/podSelector",
+                only_a,
                 "no NetworkPolicy selects it",
             ),
-            (
-                6,
-                "/spec/selector/matchLabels".into(),
-                json!({"app": "x"}),
-                "PodDisruptionBudget/p selects no pod",
-            ),
-            (
-                7,
-                "/spec/scaleTargetRef/name".into(),
-                json!("x"),
-                "is not there",
-            ),
-            (
-                8,
-                "/spec/endpoints/0/port".into(),
-                json!("x"),
-                "ServiceMonitor/m",
-            ),
-        ] {
-            let mut objects = sound();
-            *objects[index]
-                .pointer_mut(&pointer)
-                .expect("the field is there") = value;
+        ]
+    }
+
+    fn faults_of_operation() -> Vec<Fault> {
+        let labels = "/spec/selector/matchLabels";
+        let no_pod = "PodDisruptionBudget/p selects no pod";
+        vec![
+            fault(6, labels, json!({"app": "x"}), no_pod),
+            fault(7, "/spec/scaleTargetRef/name", json!("x"), "is not there"),
+            fault(8, "/spec/endpoints/0/port", json!("x"), "ServiceMonitor/m"),
+        ]
+    }
+
+    #[test]
+    fn every_name_that_leads_nowhere_is_found() {
+        let mut faults = faults_of_workloads();
+        faults.extend(faults_of_traffic());
+        faults.extend(faults_of_operation());
+        for fault in faults {
+            let (field, mut objects) = (fault.field, sound());
+            *objects[fault.object]
+                .pointer_mut(field)
+                .expect("the field is there") = fault.value;
             let found = problems(&Manifests::new(objects), README);
             assert!(
-                found.len() == 1 && found[0].contains(expected),
-                "{pointer}: {found:?}"
+                found.len() == 1 && found[0].contains(fault.problem),
+                "{field}: {found:?}"
             );
         }
         let untold = problems(&Manifests::new(sound()), "");

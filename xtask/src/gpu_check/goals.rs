@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::report::{Ended, Outcome, Report};
+use super::outcome::{Ended, Outcome, Run};
 
 /// The longest context that strides are to be flat to.
 const FLAT_TO: u64 = 1 << 20;
@@ -66,13 +66,19 @@ impl Goal {
 
     /// For `report.json`.
     pub fn json(&self) -> Value {
-        json!({"name": self.name, "want": self.want, "got": self.got, "measured": self.measured(), "verdict": self.word()})
+        json!({
+            "name": self.name,
+            "want": self.want,
+            "got": self.got,
+            "measured": self.measured(),
+            "verdict": self.word(),
+        })
     }
 }
 
-/// All goals of the issue, in its order: speed first, then what has to be right.
-pub fn all(report: &Report) -> Vec<Goal> {
-    let run = Run(report);
+/// All goals, in order: speed first, then what has to be right.
+pub fn all(run: &Run) -> Vec<Goal> {
+    let run = Measured(run);
     let figure = |name, bound, stages, got| run.figure(name, bound, stages, got);
     let mut goals = vec![
         figure(
@@ -168,9 +174,9 @@ const CHECKS: [(&str, &str); 7] = [
 ];
 
 /// What a run printed.
-struct Run<'a>(&'a Report);
+struct Measured<'a>(&'a Run);
 
-impl<'a> Run<'a> {
+impl<'a> Measured<'a> {
     fn stage(&self, name: &str) -> Option<&'a Ended> {
         self.0.stages.iter().find(|stage| stage.name == name)
     }
@@ -337,8 +343,8 @@ mod tests {
     }
 
     fn goals(profile: &str, stages: Vec<Ended>) -> Vec<Goal> {
-        let machine = super::super::report::Machine::default();
-        all(&Report {
+        let machine = super::super::outcome::Machine::default();
+        all(&Run {
             manifest: json!({"profile": profile}),
             machine,
             minutes: 9.5,

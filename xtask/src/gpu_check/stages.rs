@@ -10,141 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::report::{Ended, Machine, Outcome, Report};
+use super::outcome::{Ended, Machine, Outcome, Run};
+use super::plan::{MINUTES, Stage, stages};
+use super::report;
 
 /// The default model's file in the bundle, when it was put in.
 pub const MODEL: &str = "model.gguf";
-/// Minutes for everything, where the command line does not say.
-const MINUTES: f64 = 9.5;
 /// Kept back for writing the report.
 const RESERVE: Duration = Duration::from_secs(5);
-/// What random weights of a real shape are measured with.
-const SHAPE: &str = "random:llama-3.1-8b";
-
-/// One stage.
-pub struct Stage {
-    /// Name in the report.
-    pub name: &'static str,
-    /// What it shows.
-    pub what: &'static str,
-    /// Seconds it may take, of `MINUTES`; more time gives each stage more.
-    pub limit: u64,
-    /// Program and arguments.
-    pub command: Vec<String>,
-}
-
-fn stage(name: &'static str, what: &'static str, limit: u64, command: &str) -> Stage {
-    Stage {
-        name,
-        what,
-        limit,
-        command: command.split_whitespace().map(str::to_owned).collect(),
-    }
-}
-
-/// All stages, in order: what is wrong is known before what is slow.
-fn stages() -> Vec<Stage> {
-    let tests = "--nocapture --test-threads=1";
-    let bench = format!("--device cuda:0 --model {SHAPE} --kv-budget 4096 --json");
-    let decode = |sequences: u32, mib: u32| {
-        format!(
-            "bin/palimpsest bench decode {bench} --depths 4096 --assume-context --tokens 64 \
-             --repeat 3 --sequences {sequences} --kv-memory-mib {mib}"
-        )
-    };
-    let prefill = |depth: u32| {
-        format!(
-            "bin/palimpsest bench prefill {bench} --stride 512 --depths {depth} --strides \
-             --kv-memory-mib 4096"
-        )
-    };
-    vec![
-        stage(
-            "device",
-            "the GPU as the program sees it",
-            20,
-            "bin/kernels-bench identify",
-        ),
-        stage(
-            "kernels",
-            "copies, products and attention, by events",
-            75,
-            "bin/kernels-bench kernels",
-        ),
-        stage(
-            "conformance",
-            "every operation against the reference",
-            90,
-            &format!("bin/kernels-conformance {tests}"),
-        ),
-        stage(
-            "tiny models",
-            "tokens and kept slots against the CPU",
-            60,
-            &format!("bin/models-check {tests} every_"),
-        ),
-        stage(
-            "SmolLM2",
-            "the default model's tokens against the CPU",
-            45,
-            &format!("bin/models-check {tests} smollm2"),
-        ),
-        stage(
-            "decode, 1 sequence",
-            "8B, budget 4096",
-            60,
-            &decode(1, 4096),
-        ),
-        stage(
-            "decode, 64 sequences",
-            "8B, budget 4096",
-            60,
-            &decode(64, 43 << 10),
-        ),
-        stage(
-            "prefill to 32K",
-            "8B, stride 512: is the time of a stride flat",
-            60,
-            &prefill(32 << 10),
-        ),
-        stage(
-            "NCCL",
-            "a group of one rank",
-            25,
-            &format!("bin/models-check {tests} nccl"),
-        ),
-        stage(
-            "NCCL, two ranks",
-            "processes on one GPU that sum inside captured graphs; one is killed",
-            40,
-            &format!("bin/models-check {tests} two_ranks"),
-        ),
-        stage(
-            "memcheck",
-            "accesses out of bounds",
-            45,
-            &format!(
-                "compute-sanitizer --tool memcheck --error-exitcode 9 bin/kernels-conformance \
-                 {tests} halves"
-            ),
-        ),
-        stage(
-            "racecheck",
-            "races in shared memory",
-            45,
-            &format!(
-                "compute-sanitizer --tool racecheck --error-exitcode 9 bin/kernels-conformance \
-                 {tests} halves"
-            ),
-        ),
-        stage(
-            "prefill to 1M",
-            "the same to a million positions",
-            900,
-            &prefill(1 << 20),
-        ),
-    ]
-}
 
 /// Where and how long.
 struct Options {
@@ -198,7 +71,7 @@ pub fn run_all(args: &[&str]) -> Result<()> {
     let manifest: Value = serde_json::from_str(&manifest)?;
     let started = Instant::now();
     let budget = Duration::from_secs_f64(options.minutes * 60.0);
-    let mut report = Report {
+    let mut run = Run {
         manifest,
         machine: Machine::ask(),
         minutes: options.minutes,
@@ -212,11 +85,11 @@ pub fn run_all(args: &[&str]) -> Result<()> {
             Duration::from_secs_f64(stage.limit as f64 * (options.minutes / MINUTES).max(1.0));
         let ended = run_stage(&stage, scaled.min(left), &options)?;
         println!("{}", ended.line());
-        report.stages.push(ended);
+        run.stages.push(ended);
         // After every stage: what is known is not lost with the machine.
-        report.write(&options.out)?;
+        report::write(&run, &options.out)?;
     }
-    let bad = report.bad();
+    let bad = run.bad();
     println!("report in {}", options.out.display());
     ensure!(bad.is_empty(), "not passed: {}", bad.join(", "));
     Ok(())
@@ -287,6 +160,7 @@ fn wait(mut child: Child, limit: Duration) -> Result<Option<i32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu_check::plan::stage;
 
     fn shell(script: &str, limit: f64) -> Ended {
         let folder = std::env::temp_dir().join(format!(
@@ -378,17 +252,5 @@ mod tests {
         ] {
             parse(bad).err().expect("a bad argument");
         }
-    }
-
-    #[test]
-    fn the_stages_fit_the_time_they_are_given() {
-        let all = stages();
-        let sum: u64 = all
-            .iter()
-            .filter(|stage| stage.name != "prefill to 1M")
-            .map(|stage| stage.limit)
-            .sum();
-        assert!(sum as f64 <= 1.1 * MINUTES * 60.0, "{sum} s");
-        assert!(all.iter().all(|stage| !stage.command.is_empty()));
     }
 }
