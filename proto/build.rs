@@ -17,7 +17,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         out.join("descriptors.bin"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
+    // Engine, evaluation and training take the messages and leave the services.
+    let has_services = env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()
+        .build_client(has_services)
+        .build_server(has_services)
         .bytes(".")
         .btree_map(".")
         .compile_fds(descriptors)?;

@@ -2,6 +2,7 @@
 //! knows of it: each command takes a plain configuration.
 
 mod bench;
+#[cfg(feature = "calibrate")]
 mod calibrate;
 mod cluster;
 mod eval;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use palimpsest_models::fetch::DEFAULT_MODEL;
 
 pub use self::bench::*;
+#[cfg(feature = "calibrate")]
 pub use self::calibrate::*;
 pub use self::cluster::*;
 pub use self::eval::*;
@@ -72,7 +74,16 @@ pub enum Command {
     /// Measure this engine.
     Bench(BenchArgs),
     /// Train the indexer of a model from text.
+    #[cfg(feature = "calibrate")]
     Calibrate(CalibrateArgs),
+    /// Train the indexer of a model from text (not in this program: it says how to get it).
+    #[cfg(not(feature = "calibrate"))]
+    #[command(disable_help_flag = true)]
+    Calibrate {
+        /// Whatever was asked for.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure retrieval and perplexity under eviction.
     Eval(Box<EvalArgs>),
     /// Say what a model file or directory holds.

@@ -8,6 +8,7 @@
 
 mod args;
 mod bench;
+#[cfg(feature = "calibrate")]
 mod calibrate;
 mod client;
 mod coordinator;
@@ -69,7 +70,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             BenchKind::Decode(run) => bench::run(&run.config(Kind::Decode)),
             BenchKind::Load(args) => block_on(load::run(args.config()?)),
         },
+        #[cfg(feature = "calibrate")]
         Command::Calibrate(args) => calibrate::run(&args.config()),
+        #[cfg(not(feature = "calibrate"))]
+        Command::Calibrate { arguments } => anyhow::bail!(
+            "this program was built without training, whose libraries take a third of a build; in \
+             the repository: cargo run --release --features calibrate -- calibrate {}",
+            arguments.join(" ")
+        ),
         Command::Eval(args) => eval::run(args.config()),
         Command::Inspect(args) => inspect::run(&args.path, args.json),
     }

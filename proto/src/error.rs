@@ -3,8 +3,6 @@
 //! An error is classified once, nearest its cause, as a [`Reason`]; the reason has a [`Class`]; the
 //! class has the codes. The message is for the client: it says what to do and never holds a prompt.
 
-use tonic::{Code, Status};
-
 /// What a client can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -88,20 +86,6 @@ reasons! {
 }
 
 impl Class {
-    /// gRPC code of the class.
-    pub const fn code(self) -> Code {
-        match self {
-            Self::InvalidRequest => Code::InvalidArgument,
-            Self::NotFound => Code::NotFound,
-            Self::CapacityExhausted => Code::ResourceExhausted,
-            Self::Unavailable => Code::Unavailable,
-            Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::Cancelled => Code::Cancelled,
-            Self::GroupLost => Code::Aborted,
-            Self::Internal => Code::Internal,
-        }
-    }
-
     /// HTTP status of the class.
     pub const fn http(self) -> u16 {
         match self {
@@ -151,42 +135,3 @@ impl RequestError {
 
 /// Metadata key under which a status carries the reason's tag.
 pub const REASON_KEY: &str = "palimpsest-reason";
-
-impl From<RequestError> for Status {
-    fn from(error: RequestError) -> Self {
-        let mut status = Self::new(error.reason.class().code(), error.message);
-        status.metadata_mut().insert(
-            REASON_KEY,
-            tonic::metadata::MetadataValue::from_static(error.reason.tag()),
-        );
-        if error.reason.class() == Class::CapacityExhausted {
-            // Milliseconds, as gRPC retry policies read it.
-            status.metadata_mut().insert(
-                "grpc-retry-pushback-ms",
-                tonic::metadata::MetadataValue::from_static("1000"),
-            );
-        }
-        status
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_reason_has_its_own_tag_and_carries_it() {
-        let mut tags: Vec<_> = Reason::ALL.iter().map(|r| r.tag()).collect();
-        tags.sort_unstable();
-        tags.dedup();
-        assert_eq!(tags.len(), Reason::ALL.len());
-        for &reason in Reason::ALL {
-            let status = Status::from(RequestError::new(reason, "text"));
-            assert_eq!(status.code(), reason.class().code());
-            assert_eq!(
-                status.metadata().get(REASON_KEY).map(|v| v.as_bytes()),
-                Some(reason.tag().as_bytes())
-            );
-        }
-    }
-}

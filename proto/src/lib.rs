@@ -6,6 +6,8 @@
 pub mod contract;
 pub mod error;
 pub mod kv;
+#[cfg(feature = "grpc")]
+mod status;
 
 /// The public API, `palimpsest.v1`.
 #[allow(
@@ -14,7 +16,7 @@ pub mod kv;
     reason = "generated; documented in the .proto file"
 )]
 pub mod v1 {
-    tonic::include_proto!("palimpsest.v1");
+    include!(concat!(env!("OUT_DIR"), "/palimpsest.v1.rs"));
 }
 
 /// Coordinator to rank, `palimpsest.internal.v1`.
@@ -26,7 +28,7 @@ pub mod internal {
         reason = "generated; documented in the .proto file"
     )]
     pub mod v1 {
-        tonic::include_proto!("palimpsest.internal.v1");
+        include!(concat!(env!("OUT_DIR"), "/palimpsest.internal.v1.rs"));
     }
 }
 

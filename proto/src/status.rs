@@ -1,0 +1,60 @@
+//! Errors as gRPC carries them: a class is a code, a reason is metadata.
+
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+use crate::error::{Class, REASON_KEY, RequestError};
+
+impl Class {
+    /// gRPC code of the class.
+    pub const fn code(self) -> Code {
+        match self {
+            Self::InvalidRequest => Code::InvalidArgument,
+            Self::NotFound => Code::NotFound,
+            Self::CapacityExhausted => Code::ResourceExhausted,
+            Self::Unavailable => Code::Unavailable,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::Cancelled => Code::Cancelled,
+            Self::GroupLost => Code::Aborted,
+            Self::Internal => Code::Internal,
+        }
+    }
+}
+
+impl From<RequestError> for Status {
+    fn from(error: RequestError) -> Self {
+        let mut status = Self::new(error.reason.class().code(), error.message);
+        status
+            .metadata_mut()
+            .insert(REASON_KEY, MetadataValue::from_static(error.reason.tag()));
+        if error.reason.class() == Class::CapacityExhausted {
+            // Milliseconds, as gRPC retry policies read it.
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+        }
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Reason;
+
+    #[test]
+    fn every_reason_has_its_own_tag_and_carries_it() {
+        let mut tags: Vec<_> = Reason::ALL.iter().map(|r| r.tag()).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), Reason::ALL.len());
+        for &reason in Reason::ALL {
+            let status = Status::from(RequestError::new(reason, "text"));
+            assert_eq!(status.code(), reason.class().code());
+            assert_eq!(
+                status.metadata().get(REASON_KEY).map(|v| v.as_bytes()),
+                Some(reason.tag().as_bytes())
+            );
+        }
+    }
+}
