@@ -100,10 +100,7 @@ pub fn check_dependencies() -> Result<()> {
         broken.join("\n")
     );
     let page = fs::read_to_string(PAGE).with_context(|| PAGE.to_owned())?;
-    if let Err(problem) = check_page(&page) {
-        println!("    {PAGE}: {problem}");
-    }
-    Ok(())
+    check_page(&page).context(PAGE)
 }
 
 /// `cargo xtask crates`: prints the block of [`PAGE`] that draws the table.

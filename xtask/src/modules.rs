@@ -14,15 +14,9 @@ use graph::Graph;
 use tree::Tree;
 
 /// Crates, by folder, in which a circle is refused.
-const REFUSED: &[&str] = &[];
-/// Crates whose circles are printed.
-const PRINTED: &[&str] = &[
-    ".",
+const REFUSED: &[&str] = &[
     "proto",
     "tls",
-    "registry",
-    "coordinator",
-    "kernels",
     "models",
     "collective",
     "engine",
@@ -32,6 +26,8 @@ const PRINTED: &[&str] = &[
     "load",
     "xtask",
 ];
+/// Crates whose circles are printed.
+const PRINTED: &[&str] = &[".", "registry", "coordinator", "kernels"];
 
 /// Prints the circles between the modules of each crate.
 ///

@@ -63,7 +63,10 @@ impl Rule {
 
     /// Whether breaking it fails the run. The others are printed.
     pub fn is_refused(self) -> bool {
-        matches!(self, Self::FileName | Self::StrayUnsafe)
+        matches!(
+            self,
+            Self::LongFile | Self::UsualLength | Self::FileName | Self::StrayUnsafe
+        )
     }
 
     /// What is counted: the places that break it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::paths::{self, Names};
+use super::paths::{self, Import, Names};
 use crate::rust_source::code_only;
 
 /// One file of a crate.
@@ -127,37 +127,57 @@ impl Tree {
 
     /// A child or an import of `module` called `name`.
     fn find(&self, module: usize, name: &str, steps: usize) -> Place {
+        self.find_among(module, name, steps, |_| true)
+    }
+
+    /// The same, when only the imports that are `seen` count.
+    fn find_among(
+        &self,
+        module: usize,
+        name: &str,
+        steps: usize,
+        seen: fn(&Import) -> bool,
+    ) -> Place {
         if let Some(&child) = self.modules[module].children.get(name) {
             return Place::Module(child);
         }
         let Some(steps) = steps.checked_sub(1) else {
             return Place::Outside;
         };
-        let imports = &self.modules[module].names.imports;
-        for import in imports.iter().filter(|import| import.name == name) {
-            // `use name::…` names a crate outside unless `name` is a child.
-            let is_itself = import.path.first().is_some_and(|first| first == name);
-            if is_itself {
-                continue;
-            }
+        let imports = || {
+            self.modules[module]
+                .names
+                .imports
+                .iter()
+                .filter(|it| seen(it))
+        };
+        // `use name::…` names a crate outside, unless `name` is a child.
+        let is_itself = |import: &Import| import.path.first().is_some_and(|first| first == name);
+        let named = imports().find(|import| import.name == name && !is_itself(import));
+        if let Some(import) = named {
             return self.walk(module, &import.path, steps);
         }
-        for glob in imports.iter().filter(|import| import.name == "*") {
-            let Place::Module(source) = self.walk(module, &glob.path, steps) else {
-                continue;
-            };
-            if source == module {
-                continue;
-            }
-            if self.modules[source].names.items.contains(name) {
-                return Place::Item(source, name.to_owned());
-            }
-            let found = self.find(source, name, steps);
+        let globs = imports().filter(|import| import.name == "*");
+        for glob in globs {
+            let found = self.find_in_glob(module, &glob.path, name, steps);
             if found != Place::Outside {
                 return found;
             }
         }
         Place::Outside
+    }
+
+    /// What a glob brings in under `name`: what its source defines or passes on.
+    fn find_in_glob(&self, module: usize, glob: &[String], name: &str, steps: usize) -> Place {
+        match self.walk(module, glob, steps) {
+            Place::Module(source) if source != module => {
+                if self.modules[source].names.items.contains(name) {
+                    return Place::Item(source, name.to_owned());
+                }
+                self.find_among(source, name, steps, |import| import.is_public)
+            }
+            _ => Place::Outside,
+        }
     }
 }
 
@@ -214,6 +234,25 @@ mod tests {
         ] {
             assert_eq!(lead(&tree, cache, path), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn a_glob_passes_on_what_is_public() {
+        let tree = tree(&[
+            ("lib.rs", "mod args;"),
+            (
+                "args.rs",
+                "mod bench; mod model; pub use bench::*; pub use model::*;",
+            ),
+            (
+                "args/bench.rs",
+                "use super::ModelArgs; pub struct BenchArgs;",
+            ),
+            ("args/model.rs", "pub struct ModelArgs;"),
+        ]);
+        let model = "ModelArgs of args/model.rs";
+        assert_eq!(lead(&tree, 2, "super::ModelArgs"), model);
+        assert_eq!(lead(&tree, 0, "crate::args::ModelArgs"), model);
     }
 
     #[test]
