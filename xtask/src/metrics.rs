@@ -115,7 +115,7 @@ impl Report {
             }
         }
         let may_be_unsafe = |allowed: &&str| path.starts_with(*allowed);
-        if !UNSAFE_ALLOWED.iter().any(|allowed| may_be_unsafe(&allowed)) {
+        if !UNSAFE_ALLOWED.iter().any(may_be_unsafe) {
             for at in find_word(code, "unsafe") {
                 let place = format!("{path}:{}", line_of(code, at));
                 self.found(Rule::StrayUnsafe, place);

@@ -55,7 +55,7 @@ fn ends_in_link(line: &str) -> bool {
         let is_last = link.contains("](") || !link.contains(' ');
         line[..begin].chars().count() < MAX_COLUMNS
             && is_last
-            && !link.split_once(')').is_some_and(|(_, rest)| rest.len() > 2)
+            && link.split_once(')').is_none_or(|(_, rest)| rest.len() <= 2)
     })
 }
 
