@@ -7,8 +7,12 @@ use palimpsest_tests::tiny_model;
 use crate::group::{Process, free};
 use crate::serving::Serving;
 
+/// Seconds after which a program that should have refused counts as hanging (exit code 124).
+const LIMIT: &str = "60";
+
 fn palimpsest(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_palimpsest"))
+    Command::new("timeout")
+        .args([LIMIT, env!("CARGO_BIN_EXE_palimpsest")])
         .args(args)
         .stdin(Stdio::null())
         .output()
@@ -105,9 +109,17 @@ fn an_answer_that_nobody_reads_ends_quietly() {
     assert_eq!(ended.status.code(), Some(141));
 }
 
-/// Contracts that no request could have: the service would wait for memory for ever.
+/// Contracts that no request could have: the service would wait for memory for ever. A latent
+/// memory is reserved whole, however short a request is.
 const NEVER_FIT: [&[&str]; 3] = [
-    &["--kv-budget", "1000000", "--kv-memory-mib", "64"],
+    &[
+        "--kv-budget",
+        "1000000",
+        "--memory",
+        "centroid",
+        "--kv-memory-mib",
+        "64",
+    ],
     &["--latent-memory-mib", "64", "--kv-memory-mib", "64"],
     &["--kv-memory-mib", "0"],
 ];

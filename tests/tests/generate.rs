@@ -24,7 +24,9 @@ fn prompt(seed: u64, count: usize) -> Vec<u32> {
         .collect()
 }
 
+/// A policy that keeps everything takes no budget.
 fn request(ids: &[u32], policy: &str, budget: u32, max_tokens: u32) -> GenerateRequest {
+    let budget = if policy == "full" { 0 } else { budget };
     GenerateRequest {
         input: Some(Input::TokenIds(TokenIds { ids: ids.to_vec() })),
         sampling: Some(Sampling {
@@ -214,7 +216,10 @@ async fn bad_requests_are_named_and_the_service_goes_on() {
             r.stopping.as_mut().expect("set").max_tokens = Some(0)
         }),
         ("never_fits", Code::InvalidArgument, |r| {
-            r.kv.as_mut().expect("set").policy = "full".into();
+            r.kv = Some(KvContract {
+                policy: "full".into(),
+                ..Default::default()
+            });
             r.stopping.as_mut().expect("set").max_tokens = Some(100);
         }),
         ("unknown_model", Code::NotFound, |r| {
