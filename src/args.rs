@@ -10,6 +10,7 @@ mod front;
 mod generate;
 mod load;
 mod model;
+mod number;
 #[cfg(test)]
 mod tests;
 
@@ -144,13 +145,4 @@ pub struct InspectArgs {
     /// JSON instead of a table.
     #[arg(long)]
     pub json: bool,
-}
-
-/// A whole number of at least 1.
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("not a whole number".into()),
-    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use palimpsest_tls::{ClientFiles, IdentityFiles, ServerFiles};
 
-use super::positive;
+use super::number::positive;
 use crate::front::FrontConfig;
 
 /// What faces clients.

@@ -8,7 +8,7 @@ use palimpsest_kernels::cpu::Activations;
 use palimpsest_models::fetch::DEFAULT_MODEL;
 use palimpsest_proto::v1;
 
-use super::positive;
+use super::number::positive;
 use crate::model::{Device, ModelConfig};
 
 /// Which model, and how it runs.

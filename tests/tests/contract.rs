@@ -10,66 +10,53 @@ use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::KvContract;
 use palimpsest_tests::{EngineOptions, STRIDE, contract, engine, tiny_model};
 
+/// Contracts that mean nothing, each with the field that its refusal names.
+fn meaningless() -> [(&'static str, KvContract); 7] {
+    let full = || KvContract::from(&Contract::Full);
+    let bounded = || KvContract::from(&contract("window", HeadBudget::Uniform, 0));
+    let with = |mut kv: KvContract, change: fn(&mut KvContract)| {
+        change(&mut kv);
+        kv
+    };
+    [
+        (
+            "kv.positions",
+            with(full(), |kv| kv.positions = "compacted".into()),
+        ),
+        (
+            "kv.memory",
+            with(full(), |kv| {
+                kv.memory = "centroid".into();
+                kv.memory_slots = Some(8);
+            }),
+        ),
+        ("kv.budget", with(full(), |kv| kv.budget = 64)),
+        (
+            "kv.head_budget",
+            with(full(), |kv| kv.head_budget = "column".into()),
+        ),
+        (
+            "kv.head_budget",
+            with(bounded(), |kv| kv.head_budget = String::new()),
+        ),
+        (
+            "kv.positions",
+            with(bounded(), |kv| kv.positions = "rope".into()),
+        ),
+        (
+            "kv.memory_slots",
+            with(bounded(), |kv| kv.memory_slots = Some(8)),
+        ),
+    ]
+}
+
 /// A rank reads the contract of a plan as strictly as the coordinator reads a request: what means
 /// nothing is refused by the name of its field, and nothing is dropped or guessed.
 #[test]
 fn a_contract_that_means_nothing_is_refused_by_the_rank() {
     let model = tiny_model(1);
     let mut runner = engine(model.path(), EngineOptions::default(), None);
-    let full = KvContract::from(&Contract::Full);
-    let bounded = KvContract::from(&contract("window", HeadBudget::Uniform, 0));
-    let meaningless = [
-        (
-            "kv.positions",
-            KvContract {
-                positions: "compacted".into(),
-                ..full.clone()
-            },
-        ),
-        (
-            "kv.memory",
-            KvContract {
-                memory: "centroid".into(),
-                memory_slots: Some(8),
-                ..full.clone()
-            },
-        ),
-        (
-            "kv.budget",
-            KvContract {
-                budget: 64,
-                ..full.clone()
-            },
-        ),
-        (
-            "kv.head_budget",
-            KvContract {
-                head_budget: "column".into(),
-                ..full
-            },
-        ),
-        (
-            "kv.head_budget",
-            KvContract {
-                head_budget: String::new(),
-                ..bounded.clone()
-            },
-        ),
-        (
-            "kv.positions",
-            KvContract {
-                positions: "rope".into(),
-                ..bounded.clone()
-            },
-        ),
-        (
-            "kv.memory_slots",
-            KvContract {
-                memory_slots: Some(8),
-                ..bounded
-            },
-        ),
-    ];
+    let meaningless = meaningless();
     let step = |(id, (_, kv)): (u64, &(&str, KvContract))| SequenceStep {
         sequence: id,
         init: Some(SequenceInit {

@@ -25,9 +25,11 @@ const REFUSED: &[&str] = &[
     "eval",
     "load",
     "xtask",
+    "kernels",
+    ".",
 ];
 /// Crates whose circles are printed.
-const PRINTED: &[&str] = &[".", "registry", "coordinator", "kernels"];
+const PRINTED: &[&str] = &["registry", "coordinator"];
 
 /// Prints the circles between the modules of each crate.
 ///

@@ -1,4 +1,4 @@
-//! The goals of tests/gpu/README.md, one by one: what is wanted, what a run measured, and why not where it did
+//! The goals of tests/gpu/README.md: what is wanted, what a run measured, and why not where it did
 //! not.
 
 use serde_json::{Value, json};
