@@ -55,6 +55,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if !coordinator.ready().await {
         eprintln!("the first step failed; forming the group anew");
     }
+    let shutdown = signals::shutdown();
     eprintln!(
         "serving {} at {} ({} ranks)",
         model.info.name,
@@ -64,7 +65,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let end = async {
         tokio::select! {
-            () = signals::shutdown() => Ok(()),
+            () = shutdown => Ok(()),
             deposed = leader.deposed() => deposed.context("this coordinator leads no longer"),
         }
     };

@@ -41,6 +41,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let coordinator = group.coordinator.clone();
     let info = &coordinator.service().model.info;
+    let shutdown = signals::shutdown();
     eprintln!("serving {} at {} ({place})", info.name, front.describe());
     eprintln!(
         "default contract: {}",
@@ -48,7 +49,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     let end = async {
         let end = tokio::select! {
-            () = signals::shutdown() => return Ok(()),
+            () = shutdown => return Ok(()),
             end = group.lost() => end,
         };
         // What runs ends with a reason, not with a connection that breaks.

@@ -1,36 +1,55 @@
 //! The signals that end a service.
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Waits for the first Ctrl-C, SIGTERM or SIGHUP, which starts the drain. A second one ends the
-/// process at once.
-pub async fn shutdown() {
-    any().await;
-    eprintln!("draining; once more to stop at once");
-    tokio::spawn(async {
-        any().await;
-        std::process::exit(130);
-    });
-}
-
-async fn any() {
-    tokio::select! {
-        () = one(SignalKind::interrupt()) => {}
-        () = one(SignalKind::terminate()) => {}
-        () = one(SignalKind::hangup()) => {}
+/// Watches for Ctrl-C, SIGTERM and SIGHUP from this call on: a signal that comes before the future
+/// is waited for is not lost. The first one ends the future and starts the drain. A second one ends
+/// the process at once.
+///
+/// # Panics
+/// Outside of a runtime.
+pub fn shutdown() -> impl Future<Output = ()> {
+    let mut watched = Watched::new();
+    async move {
+        watched.any().await;
+        eprintln!("draining; once more to stop at once");
+        tokio::spawn(async move {
+            watched.any().await;
+            std::process::exit(130);
+        });
     }
 }
 
-/// Waits for a signal of one kind; for ever where it cannot be watched.
-async fn one(kind: SignalKind) {
-    let watched: std::io::Result<Signal> = signal(kind);
-    match watched {
-        Ok(mut signal) => {
-            signal.recv().await;
-        }
-        Err(error) => {
-            tracing::warn!(%error, ?kind, "a signal cannot be watched");
-            std::future::pending().await
-        }
+/// The signals that can be watched here.
+struct Watched(Vec<Signal>);
+
+impl Watched {
+    fn new() -> Self {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let watch = |kind| {
+            signal(kind)
+                .inspect_err(|error| tracing::warn!(%error, ?kind, "a signal cannot be watched"))
+                .ok()
+        };
+        Self(kinds.into_iter().filter_map(watch).collect())
+    }
+
+    /// Waits for one of them.
+    async fn any(&mut self) {
+        poll_fn(|context| {
+            let came = self
+                .0
+                .iter_mut()
+                .any(|signal| signal.poll_recv(context).is_ready());
+            if came { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }

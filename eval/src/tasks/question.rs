@@ -99,6 +99,6 @@ pub struct Draw {
     pub depth: Option<f64>,
     /// Tokens of the context. Only word lists depend on it.
     pub length: usize,
-    /// Which of the task's [`Task::keys`] is asked for. The context does not depend on it.
+    /// Which of the task's keys is asked for. The context does not depend on it.
     pub key: usize,
 }
