@@ -77,6 +77,10 @@ fn run_suites(suites: &mut [Command]) -> Result<()> {
 /// As [`run_suites`], and when something the tests need cannot be installed.
 pub fn run_all(extent: Extent) -> Result<()> {
     let mut suites = vec![main_suite(extent)];
+    if extent == Extent::Fast {
+        // Tests run the examples, and not every runner builds them as programs.
+        run(&mut cargo_with(&["build", "--examples", "--locked"]))?;
+    }
     if extent == Extent::All {
         tools::install_system_packages()?;
         // With the features of the main suite: its crates are not built a second time.
@@ -120,7 +124,6 @@ fn main_suite(extent: Extent) -> Command {
             "--lib",
             "--bins",
             "--tests",
-            "--examples",
         ])
     };
     // Clusters need system packages, which the fast run does not install.
@@ -133,7 +136,8 @@ fn main_suite(extent: Extent) -> Command {
 /// Path of the default model, fetched with the program itself. Builds the tests too: with them the
 /// features of all dependencies are those of the test run, which then builds nothing again.
 fn fetch_model() -> Result<PathBuf> {
-    run(cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]).args(CLUSTER))?;
+    let mut build = cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]);
+    run(build.arg("--examples").args(CLUSTER))?;
     let program = crates::target_directory()?.join("debug/palimpsest");
     let stdout =
         output(Command::new(&program).arg("pull")).context("fetching the default model")?;
