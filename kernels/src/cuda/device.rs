@@ -1,7 +1,7 @@
 //! What a device can do: memory, copies, launches, graphs.
 //!
-//! [`driver`] is a GPU, through the CUDA driver. [`emulated`] runs the same kernel sources on the
-//! host, and [`recorded`] writes down what another device is asked for; tests use these two.
+//! [`driver`] is a GPU, through the CUDA driver. `emulated` runs the same kernel sources on the
+//! host, and `recorded` writes down what another device is asked for; tests use these two.
 
 pub mod driver;
 #[cfg(feature = "emulate")]
