@@ -10,6 +10,7 @@
 //! the plan waits. Detokenisation is not done here but by each request's reader.
 
 mod live;
+mod message;
 mod state;
 mod warm_up;
 
@@ -19,52 +20,18 @@ use std::sync::Arc;
 use palimpsest_proto::error::{Reason, RequestError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+pub use self::message::Readiness;
+use self::message::{Message, Replacement, Submission};
 use self::state::{Outlets, State};
 pub use self::warm_up::check_room;
-use crate::admission::{Admission, Gate, Permit};
+use crate::admission::{Admission, Gate};
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::ids::Epoch;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::request::ValidRequest;
-use crate::stream::{Reader, Writer, ring};
-
-/// Whether a driver serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Readiness {
-    /// The first step of a group has not passed yet.
-    Starting,
-    /// Steps pass.
-    Ready,
-    /// The group failed; another must be given.
-    Lost,
-    /// Shutting down: running requests finish, new ones are refused.
-    Draining,
-    /// The driver has ended.
-    Ended,
-}
-
-enum Message {
-    Submit(Box<Submission>),
-    Replace(Replacement),
-    Lose(String),
-    Drain,
-}
-
-/// A group in place of another.
-struct Replacement {
-    executor: Box<dyn Executor>,
-    epoch: Epoch,
-    /// Told, or dropped, when the driver has turned to it.
-    taken: oneshot::Sender<()>,
-}
-
-struct Submission {
-    request: ValidRequest,
-    permit: Permit,
-    writer: Writer,
-}
+use crate::stream::{Reader, ring};
 
 /// A handle on a driver; cheap to clone.
 #[derive(Debug, Clone)]

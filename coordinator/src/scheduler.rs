@@ -23,12 +23,12 @@ mod sequence;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
-use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepOutput, StepPlan};
+use palimpsest_proto::internal::v1::{SequenceStep, StepOutput, StepPlan};
 
 pub use self::capacity::{Capacity, Cost};
 pub use self::plan::{TokenBudget, piece, to_boundary};
+pub use self::sequence::Arrival;
 use self::sequence::{Place, Running, Waiting};
 use crate::ids::{Epoch, SequenceId};
 
@@ -43,27 +43,6 @@ pub struct Limits {
     pub tokens: TokenBudget,
     /// Cache of the smallest rank.
     pub room: Cost,
-}
-
-/// A sequence as it arrives.
-#[derive(Debug, Clone)]
-pub struct Arrival {
-    /// Ids increase in the order of arrival.
-    pub id: SequenceId,
-    /// Larger starts first.
-    pub priority: i32,
-    /// At least one token.
-    pub prompt: Arc<[u32]>,
-    /// Tokens to generate at most; at least 1.
-    pub max_new_tokens: u32,
-    /// Tokens that end the sequence.
-    pub stop_ids: Arc<[u32]>,
-    /// For the ranks, with the first piece.
-    pub init: SequenceInit,
-    /// What it reserves; must fit an empty arena.
-    pub cost: Cost,
-    /// Ask the ranks which positions they retain, whenever that changes after the prompt.
-    pub retention_report: bool,
 }
 
 /// What happens to a scheduler from outside.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use crate::RankRecord;
+use crate::record::RankRecord;
 
 /// Changes that may wait for who follows a group; who is further behind is told all anew.
 pub(crate) const WAITING: usize = 16;

@@ -17,6 +17,7 @@
 mod answers;
 mod error;
 mod generate;
+mod limits;
 mod server;
 mod wire;
 
@@ -38,7 +39,8 @@ use tokio::time::timeout;
 use self::answers::Dialect;
 pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
-pub use self::server::{HttpLimits, serve, serve_probes, serve_waiting};
+pub use self::limits::HttpLimits;
+pub use self::server::{serve, serve_probes, serve_waiting};
 use self::wire::{ChatRequest, CompletionRequest, RequestBody, field_at_fault};
 use crate::driver::Readiness;
 use crate::ids::RequestId;

@@ -10,7 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::live::Live;
-use super::{Message, Readiness, Replacement, Submission, warm_up};
+use super::message::{Message, Readiness, Replacement, Submission};
+use super::warm_up;
 use crate::admission::{Admission, Gate};
 use crate::config::Config;
 use crate::ids::{Epoch, SequenceId};

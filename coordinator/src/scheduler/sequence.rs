@@ -1,11 +1,33 @@
 //! Sequences in the hands of the scheduler: those that wait and those that run.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 
-use palimpsest_proto::internal::v1::SequenceStep;
+use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep};
 
-use super::Arrival;
+use super::capacity::Cost;
 use crate::ids::SequenceId;
+
+/// A sequence as it arrives.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Ids increase in the order of arrival.
+    pub id: SequenceId,
+    /// Larger starts first.
+    pub priority: i32,
+    /// At least one token.
+    pub prompt: Arc<[u32]>,
+    /// Tokens to generate at most; at least 1.
+    pub max_new_tokens: u32,
+    /// Tokens that end the sequence.
+    pub stop_ids: Arc<[u32]>,
+    /// For the ranks, with the first piece.
+    pub init: SequenceInit,
+    /// What it reserves; must fit an empty arena.
+    pub cost: Cost,
+    /// Ask the ranks which positions they retain, whenever that changes after the prompt.
+    pub retention_report: bool,
+}
 
 /// A place in the queue: by priority, then by arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

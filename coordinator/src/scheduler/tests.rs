@@ -2,7 +2,7 @@ mod group;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use palimpsest_proto::internal::v1::SequenceOutput;
+use palimpsest_proto::internal::v1::{SequenceInit, SequenceOutput};
 use proptest::prelude::*;
 
 use self::group::Group;

@@ -7,7 +7,7 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use palimpsest_proto::v1::Chat;
 use serde::Serialize;
 
-use super::Error;
+use super::error::Error;
 
 const NAME: &str = "chat";
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use super::Error;
+use super::error::Error;
 
 /// How token strings become bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

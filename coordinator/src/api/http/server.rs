@@ -11,29 +11,9 @@ use hyper_util::service::TowerToHyperService;
 use palimpsest_tls::Incoming;
 use tokio::time::timeout;
 
+use super::limits::HttpLimits;
 use super::{probes_router, router, waiting_router};
 use crate::service::Service;
-
-/// What a client may take of this server once it is connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HttpLimits {
-    /// Time for the headers of a request to come.
-    pub header_time: Duration,
-    /// Time for the body of a request to come.
-    pub body_time: Duration,
-    /// Bytes of the headers of a request.
-    pub header_bytes: usize,
-}
-
-impl Default for HttpLimits {
-    fn default() -> Self {
-        Self {
-            header_time: Duration::from_secs(10),
-            body_time: Duration::from_secs(60),
-            header_bytes: 64 << 10,
-        }
-    }
-}
 
 /// Time that open connections have to close when everything is answered.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);

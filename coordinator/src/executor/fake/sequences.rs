@@ -11,7 +11,7 @@ use palimpsest_proto::internal::v1::{
 use palimpsest_proto::kv::Geometry;
 use palimpsest_proto::v1::{HeadRetention, RetentionReport, TokenLogprob};
 
-use super::Script;
+use super::script::Script;
 use crate::scheduler::{Capacity, Cost};
 
 /// A sequence on a fake rank.

@@ -1,0 +1,100 @@
+//! What a fake rank is to say, and when it is to fail.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palimpsest_proto::internal::v1::RankInfo;
+
+use super::model::{IM_END, model};
+
+/// The next token from all tokens so far and the length of the prompt.
+pub type Answer = Arc<dyn Fn(&[u32], usize) -> u32 + Send + Sync>;
+
+/// A way to fail, in a given step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The step fails as a whole.
+    Error,
+    /// No answer ever comes.
+    Hang,
+    /// Another digest than that of the other ranks.
+    Diverge,
+    /// The rank ends.
+    Vanish,
+    /// The first sequence of the step fails alone.
+    FailSequence,
+    /// The answer is one of another step.
+    WrongStep,
+}
+
+/// What a fake rank does.
+#[derive(Clone)]
+pub struct Script {
+    /// Model and arena, as the rank reports them.
+    pub rank: RankInfo,
+    /// The model.
+    pub answer: Answer,
+    /// Duration of a step.
+    pub step_time: Duration,
+    /// Faults by the number of plans that the rank has had, from 0.
+    pub faults: HashMap<usize, Fault>,
+}
+
+impl Script {
+    /// A rank of a group of `world_size` whose model repeats the bytes of `text` and then ends.
+    pub fn saying(text: &str, rank: u32, world_size: u32) -> Self {
+        let text = text.as_bytes().to_vec();
+        let answer = move |tokens: &[u32], prompt: usize| {
+            text.get(tokens.len() - prompt)
+                .map_or(IM_END, |&byte| u32::from(byte))
+        };
+        Self::answering(Arc::new(answer), rank, world_size)
+    }
+
+    /// A rank whose model writes letters that depend on all tokens before, and never ends.
+    pub fn endless(rank: u32, world_size: u32) -> Self {
+        let letters = |tokens: &[u32], _: usize| {
+            let hash = tokens.iter().fold(17u32, |hash, &token| {
+                hash.wrapping_mul(31).wrapping_add(token + 1)
+            });
+            u32::from(b'a') + (hash >> 8) % 26
+        };
+        Self::answering(Arc::new(letters), rank, world_size)
+    }
+
+    /// A rank with this model.
+    pub fn answering(answer: Answer, rank: u32, world_size: u32) -> Self {
+        let rank = RankInfo {
+            rank,
+            world_size,
+            model: Some(model()),
+            kv_arena_bytes: 64 << 20,
+            kv_latent_bytes: 8 << 20,
+            device: "fake".into(),
+            digest: b"fake"[..].into(),
+            epoch: 0,
+            lead: None,
+        };
+        Self {
+            rank,
+            answer,
+            step_time: Duration::ZERO,
+            faults: HashMap::new(),
+        }
+    }
+
+    /// The same with a fault in plan number `plan`, from 0.
+    #[must_use]
+    pub fn with_fault(mut self, plan: usize, fault: Fault) -> Self {
+        self.faults.insert(plan, fault);
+        self
+    }
+
+    /// The same with steps that take this long.
+    #[must_use]
+    pub const fn with_step_time(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
+        self
+    }
+}

@@ -1,0 +1,21 @@
+//! What goes wrong between characters and token ids.
+
+/// Why a model's text side cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The worker's `tokenizer.json` is not one.
+    #[error("the model's tokenizer.json cannot be read: {0}")]
+    Tokenizer(String),
+    /// The text has no token ids.
+    #[error("the text cannot be tokenised: {0}")]
+    Encode(String),
+    /// The chat template is not valid Jinja.
+    #[error("the model's chat template cannot be read: {0}")]
+    Template(String),
+    /// The template refuses the conversation.
+    #[error("the model's chat template refuses the conversation: {0}")]
+    Render(String),
+    /// A chat for a model that is none.
+    #[error("the model has no chat template: send text or token ids")]
+    NoTemplate,
+}
