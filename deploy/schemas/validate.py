@@ -1,8 +1,10 @@
-"""Reads rendered manifests from stdin, checks each against its schema, and prints {"documents", "problems"} as JSON.
+"""Reads rendered manifests from stdin, checks each against its schema, and prints {"documents",
+"problems"} as JSON.
 
-Kubernetes' own kinds are checked against the schemas of the package kubernetes-validate, strictly: an unknown field is a
-problem. Custom resources are checked against the reduced schemas beside this file; the pod templates within them against
-Kubernetes' schema of a PodTemplate. Started by `cargo xtask deploy-check`.
+Kubernetes' own kinds are checked against the schemas of the package kubernetes-validate, strictly:
+an unknown field is a problem. Custom resources are checked against the reduced schemas beside this
+file; the pod templates within them against Kubernetes' schema of a PodTemplate. Started by `cargo
+xtask deploy-check`.
 """
 
 import json
@@ -26,7 +28,10 @@ def builtin_problems(document):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
         yield f"{'.'.join(map(str, error.path))}: {error.message}"
-    except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError) as error:
+    except (
+        kubernetes_validate.SchemaNotFoundError,
+        kubernetes_validate.InvalidSchemaError,
+    ) as error:
         yield f"no schema: {error}"
 
 
@@ -36,7 +41,12 @@ def custom_problems(document, schema):
     templates = document.get("spec", {}).get("leaderWorkerTemplate", {})
     for name in ("leaderTemplate", "workerTemplate"):
         if name in templates:
-            pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": templates[name]}
+            pod = {
+                "apiVersion": "v1",
+                "kind": "PodTemplate",
+                "metadata": {"name": name},
+                "template": templates[name],
+            }
             for problem in builtin_problems(pod):
                 yield f"{name}: {problem}"
 

@@ -4,12 +4,13 @@
 //                 A state [f, D], then [f], at an address of its own, written by memorise.cu.
 //                 A block per (row, query head): features by warps, then a thread per dimension.
 //   index_scores  score[slot] = max(score[slot], max over rows of sum_h w[h] * relu(<q[h], key>))
-//                 A thread per slot; keys are narrow (8 to 32 values), queries come from the L1 for all threads alike.
+//                 A thread per slot; keys are narrow (8 to 32 values), queries come from the L1 for
+//                 all threads alike.
 #include "common.cuh"
 
-extern "C" __global__ void readout(const float *features, const float *gates, const float *q, const Item *items,
-                                   const float *const *states, float *out, uint32_t heads, uint32_t kv_heads,
-                                   uint32_t dim) {
+extern "C" __global__ void readout(const float *features, const float *gates, const float *q,
+                                   const Item *items, const float *const *states, float *out,
+                                   uint32_t heads, uint32_t kv_heads, uint32_t dim) {
     DYNAMIC_SHARED(raw);
     float *phi = reinterpret_cast<float *>(raw);
     __shared__ float partial[32];
@@ -40,21 +41,25 @@ extern "C" __global__ void readout(const float *features, const float *gates, co
 }
 REGISTER_KERNEL(readout)
 
-// An item's floats begin at `extra`: queries [rows, heads, dim], weights [rows, heads], keys [len, dim].
-extern "C" __global__ void index_scores(const Item *items, const float *inputs, float *scores, uint32_t heads,
-                                        uint32_t dim) {
+// An item's floats begin at `extra`: queries [rows, heads, dim], weights [rows, heads], keys [len,
+// dim].
+extern "C" __global__ void index_scores(const Item *items, const float *inputs, float *scores,
+                                        uint32_t heads, uint32_t dim) {
     const Item item = items[blockIdx.y];
-    const float *queries = inputs + item.extra, *weights = queries + (size_t)item.rows * heads * dim;
+    const float *queries = inputs + item.extra,
+                *weights = queries + (size_t)item.rows * heads * dim;
     const float *keys = weights + (size_t)item.rows * heads;
     uint32_t before = item.len - item.rows;
-    for (uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x; slot < item.len; slot += gridDim.x * blockDim.x) {
+    for (uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x; slot < item.len;
+         slot += gridDim.x * blockDim.x) {
         float most = scores[item.output + slot];
         for (uint32_t row = slot > before ? slot - before : 0; row < item.rows; ++row) {
             float score = 0.0f;
             for (uint32_t h = 0; h < heads; ++h) {
                 float dot = 0.0f;
                 for (uint32_t d = 0; d < dim; ++d)
-                    dot += queries[((size_t)row * heads + h) * dim + d] * keys[(size_t)slot * dim + d];
+                    dot +=
+                        queries[((size_t)row * heads + h) * dim + d] * keys[(size_t)slot * dim + d];
                 score += weights[(size_t)row * heads + h] * fmaxf(dot, 0.0f);
             }
             most = fmaxf(most, score);

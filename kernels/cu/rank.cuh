@@ -1,4 +1,5 @@
-// Ranking within a block: keys that order as integers do, cuts by radix select, places by prefix counts.
+// Ranking within a block: keys that order as integers do, cuts by radix select, places by prefix
+// counts.
 #pragma once
 #include "common.cuh"
 
@@ -16,8 +17,8 @@ __device__ inline uint32_t score_key(float score) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// The cut that `want` keys pass, of at least as many that `each` hands to its argument with how often they count.
-// `bins` has BINS counts. All threads of the block get it.
+// The cut that `want` keys pass, of at least as many that `each` hands to its argument with how
+// often they count. `bins` has BINS counts. All threads of the block get it.
 template <class Each>
 __device__ inline Cut radix_cut(Each each, uint32_t want, uint32_t *bins) {
     uint32_t prefix = 0, left = want;
@@ -25,7 +26,8 @@ __device__ inline Cut radix_cut(Each each, uint32_t want, uint32_t *bins) {
         for (uint32_t bin = threadIdx.x; bin < BINS; bin += blockDim.x) bins[bin] = 0;
         __syncthreads();
         each([&](uint32_t key, uint32_t times) {
-            if (shift == 24 || (key ^ prefix) >> (shift + 8) == 0) atomicAdd(&bins[(key >> shift) % BINS], times);
+            if (shift == 24 || (key ^ prefix) >> (shift + 8) == 0)
+                atomicAdd(&bins[(key >> shift) % BINS], times);
         });
         __syncthreads();
         uint32_t digit = BINS - 1;
@@ -36,7 +38,8 @@ __device__ inline Cut radix_cut(Each each, uint32_t want, uint32_t *bins) {
     return {prefix, left};
 }
 
-// How many threads before this one have `flag`, and how many of the block do. `partial` has a count for each warp.
+// How many threads before this one have `flag`, and how many of the block do. `partial` has a count
+// for each warp.
 __device__ inline uint32_t block_rank(bool flag, uint32_t *partial, uint32_t &total) {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t mask = __ballot_sync(FULL, flag);

@@ -1,13 +1,15 @@
-// The next token of each row of logits: edits, greedy choice, temperature, top-k, min-p, top-p, draw.
+// The next token of each row of logits: edits, greedy choice, temperature, top-k, min-p, top-p,
+// draw.
 //
-//   best first is falling logit, then rising token; every filter keeps a prefix of that order, so each is a mass:
-//   mass(token) = floor(2^44 exp((logit - best) / temperature));  total = the least of what top-k and min-p leave
-//   top-p: the shortest prefix with at least ceil(total * top_p);  draw: the first token whose prefix exceeds
-//   floor(uniform * total)
+//   best first is falling logit, then rising token; every filter keeps a prefix of that order, so
+//   each is a mass: mass(token) = floor(2^44 exp((logit - best) / temperature));  total = the least
+//   of what top-k and min-p leave top-p: the shortest prefix with at least ceil(total * top_p);
+//   draw: the first token whose prefix exceeds floor(uniform * total)
 //
-// Masses are integers: they add up to the same sum in any order, and exp is made of multiplications and additions that round
-// the same everywhere, so the token is the host's (kernels/src/sample.rs), bit for bit. A place in the order is found by
-// radix descent over the keys of the logits, eight bits at a time, with a histogram of masses in shared memory.
+// Masses are integers: they add up to the same sum in any order, and exp is made of multiplications
+// and additions that round the same everywhere, so the token is the host's (kernels/src/sample.rs),
+// bit for bit. A place in the order is found by radix descent over the keys of the logits, eight
+// bits at a time, with a histogram of masses in shared memory.
 //
 // A block per row. NaN among the logits: the token is NONE.
 #include "rank.cuh"
@@ -18,8 +20,8 @@ typedef unsigned long long u64;
 struct Sample {
     uint32_t row, first_edit, edits, top_k;
     float temperature, top_p;
-    u64 least_mass;  // of min-p
-    u64 uniform;     // 53 random bits
+    u64 least_mass; // of min-p
+    u64 uniform;    // 53 random bits
 };
 
 // See LogitEdit.
@@ -45,7 +47,8 @@ __device__ inline u64 token_mass(float difference) {
     if (!(x > -31.0)) return 0;
     const double round = 6755399441055744.0;
     double n = __dadd_rn(__dadd_rn(__dmul_rn(x, 1.4426950408889634), round), -round);
-    double r = __dadd_rn(__dadd_rn(x, -__dmul_rn(n, 0.6931471803691238)), -__dmul_rn(n, 1.9082149292705877e-10));
+    double r = __dadd_rn(__dadd_rn(x, -__dmul_rn(n, 0.6931471803691238)),
+                         -__dmul_rn(n, 1.9082149292705877e-10));
     double p = 1.0;
 #pragma unroll
     for (int k = 13; k > 0; --k) p = __dadd_rn(1.0, __ddiv_rn(__dmul_rn(r, p), (double)k));
@@ -61,13 +64,15 @@ struct Row {
     __device__ u64 mass(float logit) const { return token_mass((logit - best) / temperature); }
 };
 
-// A place in the order: tokens of this very key, and the mass that is left before the place among them.
+// A place in the order: tokens of this very key, and the mass that is left before the place among
+// them.
 struct Place {
     uint32_t key;
     u64 left;
 };
 
-// Where the masses before exceed `target`, which is less than all of them together. All threads get it.
+// Where the masses before exceed `target`, which is less than all of them together. All threads get
+// it.
 __device__ inline Place descend(const Row &row, u64 target, u64 *bins) {
     uint32_t prefix = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
@@ -106,7 +111,8 @@ __device__ inline u64 sum_masses(const Row &row, Wanted wanted, u64 *total) {
 }
 
 // What top-k and min-p leave.
-__device__ inline u64 total_mass(const Row &row, const Sample &sample, uint32_t *counts, u64 *total) {
+__device__ inline u64 total_mass(const Row &row, const Sample &sample, uint32_t *counts,
+                                 u64 *total) {
     u64 sum = sum_masses(row, [&](uint32_t, u64 mass) { return mass >= sample.least_mass; }, total);
     if (sample.top_k == 0 || sample.top_k >= row.vocabulary) return sum;
     auto each = [&](auto add) {
@@ -120,7 +126,8 @@ __device__ inline u64 total_mass(const Row &row, const Sample &sample, uint32_t 
 }
 
 // The token that ends the prefix of mass `target`.
-__device__ inline uint32_t token_at(const Row &row, Place place, uint32_t *partial, uint32_t *found) {
+__device__ inline uint32_t token_at(const Row &row, Place place, uint32_t *partial,
+                                    uint32_t *found) {
     uint32_t index = (uint32_t)(place.left / row.mass(from_total_key(place.key))), seen = 0;
     for (uint32_t base = 0; base < row.vocabulary && seen <= index; base += blockDim.x) {
         uint32_t token = base + threadIdx.x, total;
@@ -133,7 +140,8 @@ __device__ inline uint32_t token_at(const Row &row, Place place, uint32_t *parti
     return *found;
 }
 
-// The best logit and its first token, both zeros being one; `best` has a word for each warp. All threads get the token.
+// The best logit and its first token, both zeros being one; `best` has a word for each warp. All
+// threads get the token.
 __device__ inline uint32_t best_token(const float *logits, uint32_t vocabulary, u64 *best) {
     u64 own = 0;
     for (uint32_t token = threadIdx.x; token < vocabulary; token += blockDim.x) {
@@ -153,13 +161,13 @@ __device__ inline uint32_t best_token(const float *logits, uint32_t vocabulary, 
     return 0xffffffffu - (uint32_t)most;
 }
 
-extern "C" __global__ void sample(float *all, uint32_t vocabulary, const Sample *samples, const Edit *edits,
-                                  uint32_t *tokens) {
+extern "C" __global__ void sample(float *all, uint32_t vocabulary, const Sample *samples,
+                                  const Edit *edits, uint32_t *tokens) {
     __shared__ u64 bins[256];
     __shared__ uint32_t counts[BINS], partial[32], found;
     __shared__ u64 total;
     const Sample sample = samples[blockIdx.x];
-    if (sample.row == NONE) return;  // of no sequence: kernels/src/cuda/sampling.rs
+    if (sample.row == NONE) return; // of no sequence: kernels/src/cuda/sampling.rs
     float *logits = all + (size_t)sample.row * vocabulary;
     if (threadIdx.x == 0) found = 0;
     __syncthreads();

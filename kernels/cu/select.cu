@@ -1,27 +1,30 @@
 // Which slots stay at a boundary: ranking under pooled budgets, without the host.
 //
-//   select_heads   the best `floor` candidates of each head, as a cut: a key, and how many of that very key are in.
-//   select_pools   the rest of a pool's places go to the best remaining candidates of its heads; the cut of each head.
-//   select_lists   what stays and what goes, in order: a stable compaction of slot numbers by the cuts.
-//   keep_lists     the same lists from what the host chose.
+//   select_heads   the best `floor` candidates of each head, as a cut: a key, and how many of that
+//   very key are in. select_pools   the rest of a pool's places go to the best remaining candidates
+//   of its heads; the cut of each head. select_lists   what stays and what goes, in order: a stable
+//   compaction of slot numbers by the cuts. keep_lists     the same lists from what the host chose.
 //
-// A score becomes a key that orders as integers do (NaN below everything, both zeros one). A cut is found by radix select:
-// four rounds over eight bits of the keys from the top, each a histogram in shared memory and a walk down it. Counts do not
-// depend on the order in which they are added up, so the answer is the same in every run. Ties go by head, then by slot,
-// smaller first. A head keeps a prefix of its own ranking, hence one cut per head says everything.
+// A score becomes a key that orders as integers do (NaN below everything, both zeros one). A cut is
+// found by radix select: four rounds over eight bits of the keys from the top, each a histogram in
+// shared memory and a walk down it. Counts do not depend on the order in which they are added up,
+// so the answer is the same in every run. Ties go by head, then by slot, smaller first. A head
+// keeps a prefix of its own ranking, hence one cut per head says everything.
 //
-// A block per head, per pool, per head. One block reads all keys of a pool: 32 heads of 4352 slots are 0.5 MB, five times.
+// A block per head, per pool, per head. One block reads all keys of a pool: 32 heads of 4352 slots
+// are 0.5 MB, five times.
 #include "rank.cuh"
 
 // The floor of a head, and what it leaves to the pool.
 struct Floor {
     Cut cut;
-    uint32_t own;   // candidates taken
-    uint32_t rest;  // ties of the cut that were not
+    uint32_t own;  // candidates taken
+    uint32_t rest; // ties of the cut that were not
 };
 
 // Candidates of `item` that have this very key. All threads get the count.
-__device__ inline uint32_t count_key(const Item &item, const float *scores, uint32_t key, uint32_t *counter) {
+__device__ inline uint32_t count_key(const Item &item, const float *scores, uint32_t key,
+                                     uint32_t *counter) {
     if (threadIdx.x == 0) *counter = 0;
     __syncthreads();
     for (uint32_t slot = item.first + threadIdx.x; slot < item.count; slot += blockDim.x)
@@ -33,7 +36,8 @@ __device__ inline uint32_t count_key(const Item &item, const float *scores, uint
 }
 
 // Candidates of an item are its slots `first .. count`; its scores begin at `extra`.
-extern "C" __global__ void select_heads(const Item *items, const float *scores, Floor *floors, uint32_t floor) {
+extern "C" __global__ void select_heads(const Item *items, const float *scores, Floor *floors,
+                                        uint32_t floor) {
     __shared__ uint32_t bins[BINS];
     __shared__ uint32_t counter;
     const Item item = items[blockIdx.x];
@@ -54,8 +58,8 @@ extern "C" __global__ void select_heads(const Item *items, const float *scores, 
 REGISTER_KERNEL(select_heads)
 
 // Pool p has the items p, p + pools, ...; its heads keep `take` candidates on average.
-extern "C" __global__ void select_pools(const Item *items, const float *scores, const Floor *floors, Cut *cuts,
-                                        uint32_t heads, uint32_t pools, uint32_t take) {
+extern "C" __global__ void select_pools(const Item *items, const float *scores, const Floor *floors,
+                                        Cut *cuts, uint32_t heads, uint32_t pools, uint32_t take) {
     __shared__ uint32_t bins[BINS];
     __shared__ uint32_t counter;
     uint32_t left = 0, remaining = 0;
@@ -71,7 +75,8 @@ extern "C" __global__ void select_pools(const Item *items, const float *scores, 
             for (uint32_t head = blockIdx.x; head < heads; head += pools) {
                 const Item item = items[head];
                 const Floor floor = floors[head];
-                for (uint32_t slot = item.first + threadIdx.x; slot < item.count; slot += blockDim.x) {
+                for (uint32_t slot = item.first + threadIdx.x; slot < item.count;
+                     slot += blockDim.x) {
                     uint32_t key = score_key(scores[item.extra + slot]);
                     if (key < floor.cut.key) add(key, 1u);
                 }
@@ -85,7 +90,10 @@ extern "C" __global__ void select_pools(const Item *items, const float *scores, 
         Cut cut = floor.cut;
         if (pool.key < floor.cut.key) {
             // Whatever the floor left of its key is above the pool's cut.
-            uint32_t ties = pool.ties == ALL ? ALL : min(pool.ties, count_key(items[head], scores, pool.key, &counter));
+            uint32_t ties =
+                pool.ties == ALL
+                    ? ALL
+                    : min(pool.ties, count_key(items[head], scores, pool.key, &counter));
             cut = {pool.key, ties};
             if (pool.ties != ALL) pool.ties -= ties;
         } else if (pool.key == floor.cut.key && floor.cut.ties != ALL) {
@@ -98,10 +106,12 @@ extern "C" __global__ void select_pools(const Item *items, const float *scores, 
 }
 REGISTER_KERNEL(select_pools)
 
-// Writes the slots that `stays` names to `keeps` and the others to `losts`, both from `output` on, and to `counts` how many
-// stay and how many of them are in their places. `stays` is asked by all threads for neighbouring slots.
+// Writes the slots that `stays` names to `keeps` and the others to `losts`, both from `output` on,
+// and to `counts` how many stay and how many of them are in their places. `stays` is asked by all
+// threads for neighbouring slots.
 template <class Stays>
-__device__ inline void write_lists(const Item &item, Stays stays, uint32_t *counts, uint32_t *keeps, uint32_t *losts) {
+__device__ inline void write_lists(const Item &item, Stays stays, uint32_t *counts, uint32_t *keeps,
+                                   uint32_t *losts) {
     __shared__ uint32_t partial[32];
     uint32_t kept = 0;
     if (threadIdx.x == 0) counts[1] = item.len;
@@ -121,8 +131,8 @@ __device__ inline void write_lists(const Item &item, Stays stays, uint32_t *coun
     if (threadIdx.x == 0) counts[0] = kept;
 }
 
-extern "C" __global__ void select_lists(const Item *items, const float *scores, const Cut *cuts, uint32_t *counts,
-                                        uint32_t *keeps, uint32_t *losts) {
+extern "C" __global__ void select_lists(const Item *items, const float *scores, const Cut *cuts,
+                                        uint32_t *counts, uint32_t *keeps, uint32_t *losts) {
     __shared__ uint32_t partial[32];
     const Item item = items[blockIdx.x];
     const Cut cut = cuts[blockIdx.x];
@@ -140,10 +150,12 @@ extern "C" __global__ void select_lists(const Item *items, const float *scores, 
 REGISTER_KERNEL(select_lists)
 
 // `chosen` has a byte for every slot, from `extra` on.
-extern "C" __global__ void keep_lists(const Item *items, const unsigned char *chosen, uint32_t *counts, uint32_t *keeps,
-                                      uint32_t *losts) {
+extern "C" __global__ void keep_lists(const Item *items, const unsigned char *chosen,
+                                      uint32_t *counts, uint32_t *keeps, uint32_t *losts) {
     const Item item = items[blockIdx.x];
-    auto stays = [&](uint32_t slot, bool inside) { return inside && chosen[item.extra + slot] != 0; };
+    auto stays = [&](uint32_t slot, bool inside) {
+        return inside && chosen[item.extra + slot] != 0;
+    };
     write_lists(item, stays, counts + 2 * blockIdx.x, keeps, losts);
 }
 REGISTER_KERNEL(keep_lists)

@@ -1,20 +1,25 @@
 // Kernels that write, move, rotate and copy slots of the cache.
 //
-//   split_qkv     fused rows [T, (H+2K)*D] to queries [T, H, D] and to slots: RMS norm per head (optional), rotary
-//                 position (GPT-NeoX halves), write of keys and values into pages. A warp per head of a row.
-//   compact       kept slot i moves to slot i, its note with it. A block per head, 32 slots at a time through shared memory: kept slots
+//   split_qkv     fused rows [T, (H+2K)*D] to queries [T, H, D] and to slots: RMS norm per head
+//   (optional), rotary
+//                 position (GPT-NeoX halves), write of keys and values into pages. A warp per head
+//                 of a row.
+//   compact       kept slot i moves to slot i, its note with it. A block per head, 32 slots at a
+//   time through shared memory: kept slots
 //                 increase, so what a later step reads lies behind everything that was written.
 //                 Scales of 8-bit slots move along.
-//   rotate_keys   keys by delta * inv_freq. The angle is reduced in f64: positions reach millions, f32 keeps 24 bits.
-//   read_slots, write_slots   between pages and f32 [n, D].
+//   rotate_keys   keys by delta * inv_freq. The angle is reduced in f64: positions reach millions,
+//   f32 keeps 24 bits. read_slots, write_slots   between pages and f32 [n, D].
 #include "common.cuh"
 
 template <class T>
-__device__ inline void split_qkv(const float *qkv, const float *cos, const float *sin, const float *q_norm,
-                                 const float *k_norm, float eps, const Item *items, const uint32_t *owners,
-                                 const uint32_t *tables, T *pages, float *q, uint32_t heads, uint32_t kv_heads,
+__device__ inline void split_qkv(const float *qkv, const float *cos, const float *sin,
+                                 const float *q_norm, const float *k_norm, float eps,
+                                 const Item *items, const uint32_t *owners, const uint32_t *tables,
+                                 T *pages, float *q, uint32_t heads, uint32_t kv_heads,
                                  uint32_t dim) {
-    uint32_t lane = threadIdx.x % 32, head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, t = blockIdx.x;
+    uint32_t lane = threadIdx.x % 32, head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32,
+             t = blockIdx.x;
     if (head >= heads + kv_heads) return;
     const float *row = qkv + (size_t)t * (heads + 2 * kv_heads) * dim;
     const float *x = row + head * dim;
@@ -72,11 +77,12 @@ __device__ inline void split_qkv(const float *qkv, const float *cos, const float
     }
 }
 
-// A thread moves a chunk of C, then the first 32 a note and two scales each; `bytes` are those of D elements. `counts`, `keeps`: see
-// select.cu.
+// A thread moves a chunk of C, then the first 32 a note and two scales each; `bytes` are those of D
+// elements. `counts`, `keeps`: see select.cu.
 template <class C, class T>
-__device__ inline void compact_slots(T *pages, uint2 *notes, const Item *items, const uint32_t *tables,
-                                     const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {
+__device__ inline void compact_slots(T *pages, uint2 *notes, const Item *items,
+                                     const uint32_t *tables, const uint32_t *counts,
+                                     const uint32_t *keeps, uint32_t bytes) {
     DYNAMIC_SHARED(shared);
     const Item item = items[blockIdx.x];
     const uint32_t *table = tables + item.table, *keep = keeps + item.output;
@@ -115,11 +121,12 @@ __device__ inline void compact_slots(T *pages, uint2 *notes, const Item *items, 
 }
 
 // Slots of 16-byte chunks; a row of integers has eight bytes at least.
-#define COMPACT(NAME, C, T)                                                                                            \
-    extern "C" __global__ void compact_##NAME(T *pages, uint2 *notes, const Item *items, const uint32_t *tables,       \
-                                              const uint32_t *counts, const uint32_t *keeps, uint32_t bytes) {         \
-        compact_slots<C>(pages, notes, items, tables, counts, keeps, bytes);                                           \
-    }                                                                                                                  \
+#define COMPACT(NAME, C, T)                                                                        \
+    extern "C" __global__ void compact_##NAME(T *pages, uint2 *notes, const Item *items,           \
+                                              const uint32_t *tables, const uint32_t *counts,      \
+                                              const uint32_t *keeps, uint32_t bytes) {             \
+        compact_slots<C>(pages, notes, items, tables, counts, keeps, bytes);                       \
+    }                                                                                              \
     REGISTER_KERNEL(compact_##NAME)
 
 COMPACT(q8, uint2, eight_t)
@@ -127,8 +134,8 @@ COMPACT(f16, uint4, half_t)
 COMPACT(f32, uint4, float)
 
 template <class T>
-__device__ inline void rotate_keys(T *pages, const Item *items, const uint32_t *tables, const float *deltas,
-                                   const float *inv_freq, uint32_t dim) {
+__device__ inline void rotate_keys(T *pages, const Item *items, const uint32_t *tables,
+                                   const float *deltas, const float *inv_freq, uint32_t dim) {
     DYNAMIC_SHARED(raw);
     __shared__ float partial[32];
     const Item item = items[blockIdx.y];
@@ -167,8 +174,8 @@ __device__ inline void rotate_keys(T *pages, const Item *items, const uint32_t *
 }
 
 template <class T>
-__device__ inline void read_slots(const T *pages, const uint32_t *table, const uint32_t *slots, uint32_t dim,
-                                  float *keys, float *values) {
+__device__ inline void read_slots(const T *pages, const uint32_t *table, const uint32_t *slots,
+                                  uint32_t dim, float *keys, float *values) {
     const T *key = slot_key(pages, table, slots[blockIdx.x], dim);
     float2 scale = read_scales(pages, table, slots[blockIdx.x], dim);
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
@@ -178,8 +185,8 @@ __device__ inline void read_slots(const T *pages, const uint32_t *table, const u
 }
 
 template <class T>
-__device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t first, uint32_t dim, const float *keys,
-                                   const float *values) {
+__device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t first, uint32_t dim,
+                                   const float *keys, const float *values) {
     __shared__ float partial[32];
     T *key = slot_key(pages, table, first + blockIdx.x, dim);
     keys += (size_t)blockIdx.x * dim, values += (size_t)blockIdx.x * dim;
@@ -188,7 +195,8 @@ __device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t fir
         float2 most = {0.0f, 0.0f};
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x)
             most = make_float2(fmaxf(most.x, fabsf(keys[i])), fmaxf(most.y, fabsf(values[i])));
-        half_t of_key = scale_of(block_max(most.x, partial)), of_value = scale_of(block_max(most.y, partial));
+        half_t of_key = scale_of(block_max(most.x, partial)),
+               of_value = scale_of(block_max(most.y, partial));
         scale = make_float2(to_float(of_key), to_float(of_value));
         half_t *scales = slot_scales(pages, table, first + blockIdx.x, dim);
         if (threadIdx.x == 0) scales[0] = of_key, scales[SLOTS] = of_value;
@@ -199,28 +207,33 @@ __device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t fir
     }
 }
 
-#define SLOT_KERNELS(NAME, T)                                                                                          \
-    extern "C" __global__ void split_qkv_##NAME(                                                                       \
-        const float *qkv, const float *cos, const float *sin, const float *q_norm, const float *k_norm, float eps,     \
-        const Item *items, const uint32_t *owners, const uint32_t *tables, T *pages, float *q, uint32_t heads,         \
-        uint32_t kv_heads, uint32_t dim) {                                                                             \
-        split_qkv(qkv, cos, sin, q_norm, k_norm, eps, items, owners, tables, pages, q, heads, kv_heads, dim);          \
-    }                                                                                                                  \
-    REGISTER_KERNEL(split_qkv_##NAME)                                                                                  \
-    extern "C" __global__ void rotate_keys_##NAME(T *pages, const Item *items, const uint32_t *tables,                 \
-                                                  const float *deltas, const float *inv_freq, uint32_t dim) {          \
-        rotate_keys(pages, items, tables, deltas, inv_freq, dim);                                                      \
-    }                                                                                                                  \
-    REGISTER_KERNEL(rotate_keys_##NAME)                                                                                \
-    extern "C" __global__ void read_slots_##NAME(const T *pages, const uint32_t *table, const uint32_t *slots,         \
-                                                 uint32_t dim, float *keys, float *values) {                           \
-        read_slots(pages, table, slots, dim, keys, values);                                                            \
-    }                                                                                                                  \
-    REGISTER_KERNEL(read_slots_##NAME)                                                                                 \
-    extern "C" __global__ void write_slots_##NAME(T *pages, const uint32_t *table, uint32_t first, uint32_t dim,       \
-                                                  const float *keys, const float *values) {                            \
-        write_slots(pages, table, first, dim, keys, values);                                                           \
-    }                                                                                                                  \
+#define SLOT_KERNELS(NAME, T)                                                                      \
+    extern "C" __global__ void split_qkv_##NAME(                                                   \
+        const float *qkv, const float *cos, const float *sin, const float *q_norm,                 \
+        const float *k_norm, float eps, const Item *items, const uint32_t *owners,                 \
+        const uint32_t *tables, T *pages, float *q, uint32_t heads, uint32_t kv_heads,             \
+        uint32_t dim) {                                                                            \
+        split_qkv(qkv, cos, sin, q_norm, k_norm, eps, items, owners, tables, pages, q, heads,      \
+                  kv_heads, dim);                                                                  \
+    }                                                                                              \
+    REGISTER_KERNEL(split_qkv_##NAME)                                                              \
+    extern "C" __global__ void rotate_keys_##NAME(T *pages, const Item *items,                     \
+                                                  const uint32_t *tables, const float *deltas,     \
+                                                  const float *inv_freq, uint32_t dim) {           \
+        rotate_keys(pages, items, tables, deltas, inv_freq, dim);                                  \
+    }                                                                                              \
+    REGISTER_KERNEL(rotate_keys_##NAME)                                                            \
+    extern "C" __global__ void read_slots_##NAME(const T *pages, const uint32_t *table,            \
+                                                 const uint32_t *slots, uint32_t dim, float *keys, \
+                                                 float *values) {                                  \
+        read_slots(pages, table, slots, dim, keys, values);                                        \
+    }                                                                                              \
+    REGISTER_KERNEL(read_slots_##NAME)                                                             \
+    extern "C" __global__ void write_slots_##NAME(T *pages, const uint32_t *table, uint32_t first, \
+                                                  uint32_t dim, const float *keys,                 \
+                                                  const float *values) {                           \
+        write_slots(pages, table, first, dim, keys, values);                                       \
+    }                                                                                              \
     REGISTER_KERNEL(write_slots_##NAME)
 
 SLOT_KERNELS(q8, eight_t)

@@ -169,7 +169,9 @@ pub(crate) fn tokenizer() -> TokenizerFiles {
         .enumerate()
         .map(|(id, symbol)| (symbol.to_string(), id.into()))
         .collect();
-    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
     let json = json!({
         "version": "1.0",
         "pre_tokenizer": level,

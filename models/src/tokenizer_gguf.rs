@@ -165,11 +165,13 @@ fn byte_level(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Result<V
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "decoder": {
+            "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
+        },
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": ignore_merges,
-            "vocab": vocabulary.as_json(), "merges": merges,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": ignore_merges, "vocab": vocabulary.as_json(), "merges": merges,
         },
     }))
 }
@@ -191,16 +193,32 @@ impl From<Value> for PreTokenizer {
     }
 }
 
-/// That of a `tokenizer.ggml.pre`.
+/// A normalizer or decoder that puts `to` in place of `from`.
+fn replace(from: &str, to: &str) -> Value {
+    json!({"type": "Replace", "pattern": {"String": from}, "content": to})
+}
+
+/// A pre-tokenizer that maps bytes to GPT-2's alphabet and adds no space before a text.
+fn byte_alphabet(use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}
+
+/// The pre-tokenizer of a `tokenizer.ggml.pre`.
 fn pre_tokenizer(pre: &str) -> Result<PreTokenizer> {
     let split = |expressions: &[&str]| {
-        let splits = expressions.iter().map(
-            |expression| json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false}),
-        );
-        let letters = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        let splits = expressions.iter().map(|expression| {
+            json!({
+                "type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated",
+                "invert": false,
+            })
+        });
+        let letters = byte_alphabet(false);
         json!({"type": "Sequence", "pretokenizers": splits.chain([letters]).collect::<Vec<_>>()})
     };
-    let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let gpt2 = byte_alphabet(true);
     Ok(match pre {
         "smollm" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
@@ -241,7 +259,6 @@ fn sentence_piece(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Resu
     let prefix = gguf
         .boolean("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
-    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
     let mut normalizers = vec![replace(" ", "\u{2581}")];
     let mut decoders = vec![
         replace("\u{2581}", " "),
@@ -261,8 +278,9 @@ fn sentence_piece(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Resu
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-            "vocab": vocabulary.as_json(), "merges": merges_of_pieces(vocabulary, &scores),
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+            "ignore_merges": false, "vocab": vocabulary.as_json(),
+            "merges": merges_of_pieces(vocabulary, &scores),
         },
     }))
 }
@@ -319,7 +337,10 @@ fn frame(vocabulary: &Vocabulary<'_>, bos: Option<&str>, eos: Option<&str>) -> V
             )
         })
         .collect();
-    json!({"type": "TemplateProcessing", "single": around(text("A")), "pair": pair, "special_tokens": special})
+    json!({
+        "type": "TemplateProcessing", "single": around(text("A")), "pair": pair,
+        "special_tokens": special,
+    })
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Speed and peak memory against llama.cpp and PyTorch, on one machine, in one run.
 
-Engines alternate: each round measures every engine once at each depth, so that what else the machine does meets them all
-alike. Each measurement is a process of its own, whose peak memory the kernel reports when it ends. Ratios are taken
-within a round and their median is shown; speeds are medians over the rounds.
+Engines alternate: each round measures every engine once at each depth, so that what else the
+machine does meets them all alike. Each measurement is a process of its own, whose peak memory the
+kernel reports when it ends. Ratios are taken within a round and their median is shown; speeds are
+medians over the rounds.
 
-Run as `cargo xtask bench-peers`. llama.cpp is built from PyPI's llama-cpp-python source package, with pip's own cmake and
-ninja, natively for this processor; that takes about 12 minutes on 2 cores, once.
+Run as `cargo xtask bench-peers`. llama.cpp is built from PyPI's llama-cpp-python source package,
+with pip's own cmake and ninja, natively for this processor; that takes about 12 minutes on 2 cores,
+once.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -31,8 +34,16 @@ PEERS = ROOT / "target" / "peers"
 LLAMA_PACKAGE = "llama-cpp-python==0.3.36"
 BUILD_TOOLS = ["cmake==3.31.10", "ninja==1.13.0"]
 LLAMA_PROGRAMS = ["llama-bench", "llama-quantize", "llama-perplexity", "llama-server"]
-LLAMA_OPTIONS = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF"]
-LLAMA_OPTIONS += [f"-DLLAMA_{part}=OFF" for part in ("BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI", "USE_PREBUILT_UI", "BUILD_APP")]
+LLAMA_OPTIONS = [
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DGGML_NATIVE=ON",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+]
+LLAMA_OPTIONS += [
+    f"-DLLAMA_{part}=OFF"
+    for part in ("BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI", "USE_PREBUILT_UI", "BUILD_APP")
+]
 BEGIN, END = "<!-- bench-peers: begin -->", "<!-- bench-peers: end -->"
 # Above this depth a warm-up run would only double the time.
 MAX_WARMUP_DEPTH = 4096
@@ -40,7 +51,8 @@ MAX_WARMUP_DEPTH = 4096
 
 @dataclass(frozen=True)
 class Measurement:
-    """One process: `kind` is prefill or decode, `depth` the tokens before (decode) or during (prefill) the timing."""
+    """One process: `kind` is prefill or decode, `depth` the tokens before (decode) or during
+    (prefill) the timing."""
 
     round: int
     engine: str
@@ -55,7 +67,7 @@ class EngineError(RuntimeError):
     """An engine failed, ran past the limit, or printed no figure."""
 
 
-# --- building the peers ------------------------------------------------------------------------------------------------
+# --- building the peers ---------------------------------------------------------------------------
 
 
 def build_llama_cpp(jobs):
@@ -65,12 +77,34 @@ def build_llama_cpp(jobs):
         return programs
     tools, source = PEERS / "tools", PEERS / "src"
     PEERS.mkdir(parents=True, exist_ok=True)
-    call([sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", tools, *BUILD_TOOLS])
+    call([
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--upgrade",
+        "--target",
+        tools,
+        *BUILD_TOOLS,
+    ])
     if not (source / "vendor" / "llama.cpp" / "CMakeLists.txt").is_file():
         unpack_source(source)
     path = os.pathsep.join([str(tools / "bin"), os.environ.get("PATH", "")])
     env = {**os.environ, "PYTHONPATH": str(tools), "PATH": path}
-    call(["cmake", "-S", source / "vendor" / "llama.cpp", "-B", PEERS / "build", "-G", "Ninja", *LLAMA_OPTIONS], env=env)
+    call(
+        [
+            "cmake",
+            "-S",
+            source / "vendor" / "llama.cpp",
+            "-B",
+            PEERS / "build",
+            "-G",
+            "Ninja",
+            *LLAMA_OPTIONS,
+        ],
+        env=env,
+    )
     call(["ninja", "-C", PEERS / "build", f"-j{jobs}", *LLAMA_PROGRAMS], env=env)
     return programs
 
@@ -89,7 +123,8 @@ def unpack_source(target):
 
 
 def converted_models(programs, model, types, threads):
-    """Copies of `model` in other number types, made by llama-quantize: {type: path}. `as-is` is the file itself."""
+    """Copies of `model` in other number types, made by llama-quantize: {type: path}. `as-is` is the
+    file itself."""
     paths = {}
     for kind in types:
         path = pathlib.Path(model)
@@ -98,7 +133,14 @@ def converted_models(programs, model, types, threads):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
                 partial = path.with_suffix(".partial")
-                call([programs / "llama-quantize", "--allow-requantize", model, partial, kind, threads])
+                call([
+                    programs / "llama-quantize",
+                    "--allow-requantize",
+                    model,
+                    partial,
+                    kind,
+                    threads,
+                ])
                 partial.rename(path)
         paths[kind] = path
     return paths
@@ -111,18 +153,23 @@ def call(command, env=None):
     subprocess.run(command, check=True, env=env)
 
 
-# --- measuring ---------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def measure(command, limit_seconds):
-    """Runs `command` to its end; returns its stdout and its peak resident memory in bytes (getrusage's maximum)."""
+    """Runs `command` to its end; returns its stdout and its peak resident memory in bytes
+    (getrusage's maximum)."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=out, stderr=err, stdin=subprocess.DEVNULL
+        )
         late = threading.Event()
 
         def stop():
             late.set()
-            os.kill(process.pid, signal.SIGKILL)  # Popen.kill would collect the status that wait4 is waiting for
+            os.kill(
+                process.pid, signal.SIGKILL
+            )  # Popen.kill would collect the status that wait4 is waiting for
 
         timer = threading.Timer(limit_seconds, stop)
         timer.start()
@@ -164,12 +211,21 @@ class LlamaCpp:
 
     def __init__(self, args, programs, kind, path):
         label = "Q4_1" if kind == "as-is" and "Q4_1" in path.name else kind
-        self.name, self.path, self.args, self.program = f"llama.cpp {label}", path, args, programs / "llama-bench"
+        self.name, self.path, self.args, self.program = (
+            f"llama.cpp {label}",
+            path,
+            args,
+            programs / "llama-bench",
+        )
 
     def run(self, kind, depth):
         args = self.args
         command = [self.program, "-m", self.path, "-t", args.threads, "-r", 1, "-o", "json"]
-        command += ["-p", depth, "-n", 0] if kind == "prefill" else ["-p", 0, "-n", args.decode_tokens, "-d", depth]
+        command += (
+            ["-p", depth, "-n", 0]
+            if kind == "prefill"
+            else ["-p", 0, "-n", args.decode_tokens, "-d", depth]
+        )
         if depth > MAX_WARMUP_DEPTH:
             command.append("--no-warmup")
         stdout, peak = measure(command, args.limit)
@@ -188,14 +244,27 @@ class Torch:
     def run(self, kind, depth):
         args = self.args
         script = pathlib.Path(__file__).with_name("bench_torch.py")
-        command = [args.torch_python, script, kind, args.model, depth, args.threads, args.decode_tokens]
+        command = [
+            args.torch_python,
+            script,
+            kind,
+            args.model,
+            depth,
+            args.threads,
+            args.decode_tokens,
+        ]
         stdout, peak = measure(command, args.limit)
         row = json.loads(stdout.splitlines()[-1])
-        return row["tokens_per_second"], peak, f"torch {row['torch']}, transformers {row['transformers']}"
+        return (
+            row["tokens_per_second"],
+            peak,
+            f"torch {row['torch']}, transformers {row['transformers']}",
+        )
 
 
 def run_rounds(engines, args, log):
-    """Measures every engine at every depth in every round. An engine that fails at a depth is not tried there again."""
+    """Measures every engine at every depth in every round. An engine that fails at a depth is not
+    tried there again."""
     results, failed = [], {}
     for number in range(args.rounds):
         for kind in args.kinds:
@@ -210,14 +279,18 @@ def run_rounds(engines, args, log):
                         print(f"FAILED {engine.name} {kind} {depth}: {error}", flush=True)
                         continue
                     row = Measurement(number, engine.name, kind, depth, speed, peak, note)
-                    print(f"round {number} {kind} {depth:>6} {engine.name:<20} {speed:9.1f} tok/s {peak / 1e6:8.0f} MB", flush=True)
+                    print(
+                        f"round {number} {kind} {depth:>6} {engine.name:<20} "
+                        f"{speed:9.1f} tok/s {peak / 1e6:8.0f} MB",
+                        flush=True,
+                    )
                     log.write(json.dumps(asdict(row)) + "\n")
                     log.flush()
                     results.append(row)
     return results, failed
 
 
-# --- reporting ---------------------------------------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------
 
 
 def median_ratio(ours, theirs):
@@ -241,7 +314,9 @@ def table(header, rows):
     | 1 | - |
     """
     lines = [header, ["---"] * len(header), *rows]
-    text = ["| " + " | ".join("-" if cell is None else cell for cell in line) + " |" for line in lines]
+    text = [
+        "| " + " | ".join("-" if cell is None else cell for cell in line) + " |" for line in lines
+    ]
     text[1] = text[1].replace(" ", "")
     return "\n".join(text)
 
@@ -268,12 +343,21 @@ def kind_section(kind, results):
         value = median_ratio(speeds.get((mine, depth), {}), speeds.get((peer, depth), {}))
         return None if value is None else f"{value:.2f}"
 
-    parts = [f"#### {kind.capitalize()}, tokens/s", table(["depth", *engines], medians("tokens_per_second", 1, 1))]
-    parts += [f"#### {kind.capitalize()}, peak memory, MB", table(["depth", *engines], medians("peak_rss_bytes", 1e-6, 0))]
+    parts = [
+        f"#### {kind.capitalize()}, tokens/s",
+        table(["depth", *engines], medians("tokens_per_second", 1, 1)),
+    ]
+    parts += [
+        f"#### {kind.capitalize()}, peak memory, MB",
+        table(["depth", *engines], medians("peak_rss_bytes", 1e-6, 0)),
+    ]
     if ours and peers:
         pairs = [(mine, peer) for mine in ours for peer in peers]
         rows = [[str(depth), *(ratio(*pair, depth) for pair in pairs)] for depth in depths]
-        parts += [f"#### {kind.capitalize()}, ours / theirs", table(["depth", *(f"{a} / {b}" for a, b in pairs)], rows)]
+        parts += [
+            f"#### {kind.capitalize()}, ours / theirs",
+            table(["depth", *(f"{a} / {b}" for a, b in pairs)], rows),
+        ]
     return "\n\n".join(parts)
 
 
@@ -282,26 +366,47 @@ def machine():
     info = pathlib.Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*:\s*(.*)", info)
     flags = set((re.search(r"flags\s*:\s*(.*)", info) or ["", ""])[1].split())
-    simd = [flag for flag in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni") if flag in flags]
-    total = int(re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) / 2**20
+    simd = [
+        flag
+        for flag in ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni")
+        if flag in flags
+    ]
+    total = (
+        int(re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) / 2**20
+    )
     cpu = name[1] if name else platform.machine()
     return f"{os.cpu_count()} cores of {cpu} ({', '.join(simd)}), {total:.0f} GiB"
 
 
 def report(args, results, failed, loads):
     """The text between the markers. Paths of this machine are left out of the command line."""
-    shown = re.sub(r"(--(?:torch-python|model|palimpsest|out)[ =])\S*/", r"\1", " ".join(sys.argv[1:]))
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    shown = re.sub(
+        r"(--(?:torch-python|model|palimpsest|out)[ =])\S*/", r"\1", " ".join(sys.argv[1:])
+    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     notes = sorted({row.note for row in results if row.note})
+    command = textwrap.wrap(
+        f"cargo xtask bench-peers {shown}", 94, break_long_words=False, break_on_hyphens=False
+    )
     lines = [
-        f"Command: `cargo xtask bench-peers {shown}`".replace(" `", "`").replace("Command:`", "Command: `"),
-        f"Date: {datetime.date.today()}; commit {commit}; {args.rounds} rounds, {args.threads} threads; {'; '.join(notes)}.",
+        f"Date: {datetime.date.today()}; commit {commit}; {args.rounds} rounds, "
+        f"{args.threads} threads; {'; '.join(notes)}.",
         f"Machine: {machine()}; load average {loads[0]:.1f} before and {loads[1]:.1f} after.",
     ]
-    parts = ["\n".join(f"- {line}" for line in lines)]
-    parts += [kind_section(kind, [row for row in results if row.kind == kind]) for kind in args.kinds]
+    parts = [
+        "```sh\n" + " \\\n    ".join(command) + "\n```",
+        "\n".join(f"- {line}" for line in lines),
+    ]
+    parts += [
+        kind_section(kind, [row for row in results if row.kind == kind]) for kind in args.kinds
+    ]
     if failed:
-        parts.append("Not measured:\n" + "\n".join(f"- {' '.join(map(str, key))}: {why}" for key, why in failed.items()))
+        parts.append(
+            "Not measured:\n"
+            + "\n".join(f"- {' '.join(map(str, key))}: {why}" for key, why in failed.items())
+        )
     return "\n\n".join(parts)
 
 
@@ -320,7 +425,7 @@ def splice(document, body):
     return f"{document.rstrip()}\n\n{block}\n"
 
 
-# --- command line ------------------------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def numbers(text):
@@ -332,19 +437,45 @@ def words(text):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(prog="cargo xtask bench-peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="cargo xtask bench-peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", help="GGUF file (default: what `palimpsest pull` fetches)")
-    parser.add_argument("--palimpsest", default=ROOT / "target/release/palimpsest", help="our program")
+    parser.add_argument(
+        "--palimpsest", default=ROOT / "target/release/palimpsest", help="our program"
+    )
     parser.add_argument("--depths", type=numbers, default=[512, 2048, 8192, 32768])
     parser.add_argument("--kinds", type=words, default=["prefill", "decode"])
-    parser.add_argument("--budgets", type=words, default=["1024", "full"], help="our KV budgets, slots per KV head or `full`; `none`: leave ours out")
-    parser.add_argument("--llama-types", type=words, default=["as-is", "F16", "Q8_0"], help="number types for llama.cpp; `none`: leave it out")
-    parser.add_argument("--torch-python", help="a Python that has torch, transformers, accelerate and gguf; without it PyTorch is left out")
+    parser.add_argument(
+        "--budgets",
+        type=words,
+        default=["1024", "full"],
+        help="our KV budgets, slots per KV head or `full`; `none`: leave ours out",
+    )
+    parser.add_argument(
+        "--llama-types",
+        type=words,
+        default=["as-is", "F16", "Q8_0"],
+        help="number types for llama.cpp; `none`: leave it out",
+    )
+    parser.add_argument(
+        "--torch-python",
+        help="a Python that has torch, transformers, accelerate and gguf; without it PyTorch is "
+        "left out",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--decode-tokens", type=int, default=32, help="tokens that decode is timed over")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds one measurement may take")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for building llama.cpp")
+    parser.add_argument(
+        "--decode-tokens", type=int, default=32, help="tokens that decode is timed over"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=1800, help="seconds one measurement may take"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes for building llama.cpp"
+    )
     parser.add_argument("--build-only", action="store_true", help="build llama.cpp and stop")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "BENCHMARKS.md")
     return parser.parse_args()
@@ -367,7 +498,9 @@ def main():
         print(build_llama_cpp(args.jobs))
         return
     if not args.model:
-        pulled = subprocess.run([str(args.palimpsest), "pull"], check=True, capture_output=True, text=True).stdout
+        pulled = subprocess.run(
+            [str(args.palimpsest), "pull"], check=True, capture_output=True, text=True
+        ).stdout
         args.model = pulled.splitlines()[-1].strip()
     engines = make_engines(args)
     load_before = os.getloadavg()[0]

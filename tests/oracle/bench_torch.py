@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""One measurement of transformers on PyTorch, float32, CPU: prefill of `depth` tokens, or decode after them.
+"""One measurement of transformers on PyTorch, float32, CPU: prefill of `depth` tokens, or decode
+after them.
 
 usage: bench_torch.py prefill|decode MODEL.gguf DEPTH THREADS DECODE_TOKENS
 
-Prints one JSON line. Tokens are pseudo-random: speed does not depend on them. Needs torch, transformers, accelerate and gguf.
+Prints one JSON line. Tokens are pseudo-random: speed does not depend on them. Needs torch,
+transformers, accelerate and gguf.
 """
 
 import json
@@ -16,11 +18,18 @@ import transformers
 
 
 def main():
-    kind, model_path, (depth, threads, decode_tokens) = sys.argv[1], pathlib.Path(sys.argv[2]), map(int, sys.argv[3:6])
+    kind, model_path, (depth, threads, decode_tokens) = (
+        sys.argv[1],
+        pathlib.Path(sys.argv[2]),
+        map(int, sys.argv[3:6]),
+    )
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        model_path.parent, gguf_file=model_path.name, dtype=torch.float32, attn_implementation="sdpa"
+        model_path.parent,
+        gguf_file=model_path.name,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
     ).eval()
     tokens = torch.randint(100, model.config.vocab_size, (1, depth))
     with torch.inference_mode():

@@ -1,6 +1,8 @@
-"""The official `openai` client against a running service: `openai_client.py BASE_URL`. Ends with "ok".
+"""The official `openai` client against a running service: `openai_client.py BASE_URL`. Ends with
+"ok".
 
-Run by tests/tests/openai.rs. Every call goes through the client's own models, which check the shape of what comes back.
+Run by tests/tests/openai.rs. Every call goes through the client's own models, which check the shape
+of what comes back.
 """
 
 import sys
@@ -19,18 +21,34 @@ def main(base_url: str) -> None:
     assert client.models.retrieve("tiny").id == "tiny"
 
     whole = client.chat.completions.create(
-        model="tiny", messages=messages, max_tokens=9, temperature=0, seed=1, logprobs=True, top_logprobs=2, extra_body=ours
+        model="tiny",
+        messages=messages,
+        max_tokens=9,
+        temperature=0,
+        seed=1,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body=ours,
     )
     choice = whole.choices[0]
     assert choice.finish_reason == "length" and choice.message.role == "assistant", choice
-    assert whole.usage.completion_tokens == 9 and whole.usage.total_tokens == whole.usage.prompt_tokens + 9
+    assert (
+        whole.usage.completion_tokens == 9
+        and whole.usage.total_tokens == whole.usage.prompt_tokens + 9
+    )
     assert whole.usage.kv["held_bytes"] > 0, whole.usage
     assert len(choice.logprobs.content) == 9 and len(choice.logprobs.content[0].top_logprobs) == 2
 
     text, finish, usage = "", None, None
     stream = client.chat.completions.create(
-        model="tiny", messages=messages, max_tokens=9, temperature=0, seed=1, stream=True,
-        stream_options={"include_usage": True}, extra_body=ours,
+        model="tiny",
+        messages=messages,
+        max_tokens=9,
+        temperature=0,
+        seed=1,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body=ours,
     )
     for chunk in stream:
         usage = chunk.usage or usage
@@ -40,16 +58,33 @@ def main(base_url: str) -> None:
     assert (text, finish) == (choice.message.content, "length"), (text, choice.message.content)
     assert usage.completion_tokens == 9
 
-    two = client.completions.create(model="tiny", prompt=["ab", "cd"], n=2, max_tokens=3, seed=5, extra_body={"ignore_eos": True})
+    two = client.completions.create(
+        model="tiny",
+        prompt=["ab", "cd"],
+        n=2,
+        max_tokens=3,
+        seed=5,
+        extra_body={"ignore_eos": True},
+    )
     assert [one.index for one in two.choices] == [0, 1, 2, 3] and two.usage.completion_tokens == 12
-    pieces = list(client.completions.create(model="tiny", prompt="ab", max_tokens=3, stream=True, extra_body={"ignore_eos": True}))
+    pieces = list(
+        client.completions.create(
+            model="tiny", prompt="ab", max_tokens=3, stream=True, extra_body={"ignore_eos": True}
+        )
+    )
     assert pieces[-1].choices[0].finish_reason == "length"
 
-    expect(openai.NotFoundError, lambda: client.chat.completions.create(model="gpt-4", messages=messages))
-    expect(openai.BadRequestError, lambda: client.chat.completions.create(model="tiny", messages=[]))
+    expect(
+        openai.NotFoundError,
+        lambda: client.chat.completions.create(model="gpt-4", messages=messages),
+    )
+    expect(
+        openai.BadRequestError, lambda: client.chat.completions.create(model="tiny", messages=[])
+    )
     tools = [{"type": "function", "function": {"name": "f"}}]
     error = expect(
-        openai.BadRequestError, lambda: client.chat.completions.create(model="tiny", messages=messages, tools=tools)
+        openai.BadRequestError,
+        lambda: client.chat.completions.create(model="tiny", messages=messages, tools=tools),
     )
     assert error.param == "tools", error
     wrong = OpenAI(base_url=base_url, api_key="wrong", max_retries=0)

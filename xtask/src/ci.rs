@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::process::{cargo_with, run};
 use crate::test::CLUSTER;
-use crate::{bench_peers, crates, deploy_check, kernels, metrics, modules, tools};
+use crate::{bench_peers, crates, deploy_check, formats, kernels, metrics, modules, tools};
 
 /// Runs all checks and stops at the first that fails.
 ///
@@ -19,6 +19,7 @@ pub fn run_checks() -> Result<()> {
     crates::check_dependencies()?;
     run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
     tools::install_system_packages()?;
+    formats::check()?;
     check_third_party()?;
     run(Command::new(tools::mdbook()?).args(["build", "docs"]))?;
     // Before anything is built: what is built from here on has kernels.

@@ -244,9 +244,10 @@ fn manifest(programs: &Path, profile: &str) -> Result<Value> {
         )?;
     }
     let (major, minor) = newest_glibc(&symbols).context("objdump names no version of glibc")?;
-    Ok(
-        json!({"commit": commit.trim(), "changed": changed, "profile": profile, "glibc": format!("{major}.{minor}")}),
-    )
+    Ok(json!({
+        "commit": commit.trim(), "changed": changed, "profile": profile,
+        "glibc": format!("{major}.{minor}"),
+    }))
 }
 
 /// The newest version of glibc that symbols are taken from, in what `objdump -T` prints.

@@ -9,6 +9,7 @@ mod cluster;
 mod crates;
 mod deploy_check;
 mod eval_quick;
+mod formats;
 mod gpu_check;
 mod image;
 mod kernels;
@@ -27,25 +28,25 @@ use anyhow::{Result, bail};
 const USAGE: &str = "usage: cargo xtask COMMAND
 
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
-  ci                   every other check: format, lints, dependencies, docs, code size, CUDA \
-                     kernels
-  metrics, deny        the house rules alone: sizes, and circles between modules; the licences alone
+  ci                   every other check: format, lints, dependencies, docs, code size, kernels
+  metrics, deny        the house rules alone (sizes, circles between modules); the licences alone
+  format               format CUDA, C++ and Python; `cargo fmt --all` formats Rust
   crates               the graph of the crates, as ARCHITECTURE.md shows it
-  kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is \
-                     none, and check registers
-                       and spills; --table writes the table that is checked
-  gpu-check [ARGS]     one archive under target/gpu-check that checks and measures the CUDA \
-                     backend on a machine with a
-                       GPU and without Rust, and writes a report; tests/gpu/README.md says how
+  kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is
+                       none, and check registers and spills; --table writes the table they are
+                       checked against
+  gpu-check [ARGS]     one archive under target/gpu-check that checks and measures the CUDA
+                       backend on a machine with a GPU and without Rust, and writes a report;
+                       tests/gpu/README.md says how
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   image                size of what the CPU image adds to its base: the binary and what it links
   wheel                the program as a Python wheel, tried in an empty environment
-  cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest goes \
-                     to the ranks
-  eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes \
-                     to `palimpsest eval ruler`
-  bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists \
-                     the arguments";
+  cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest
+                       goes to the ranks
+  eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes
+                       to `palimpsest eval ruler`
+  bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists
+                       the arguments";
 
 fn main() -> ExitCode {
     match dispatch() {
@@ -76,6 +77,7 @@ fn dispatch() -> Result<()> {
         ["test", "--fast"] => test::run_all(test::Extent::Fast),
         ["ci"] => ci::run_checks(),
         ["metrics"] => metrics::check().and_then(|()| modules::check()),
+        ["format"] => formats::apply(),
         ["crates"] => crates::print_drawing(),
         ["deny"] => ci::check_third_party(),
         ["kernels"] => kernels::check(),

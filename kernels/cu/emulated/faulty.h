@@ -15,8 +15,10 @@ REGISTER_KERNEL(faulty_barrier)
 
 extern "C" __global__ void faulty_shuffle(float *out) {
     float x = 1.0f;
-    if (threadIdx.x % 32 < 7) x = __shfl_xor_sync(FULL, x, 1);
-    else __syncwarp();
+    if (threadIdx.x % 32 < 7)
+        x = __shfl_xor_sync(FULL, x, 1);
+    else
+        __syncwarp();
     out[threadIdx.x] = x;
 }
 REGISTER_KERNEL(faulty_shuffle)
@@ -30,5 +32,7 @@ extern "C" __global__ void faulty_shared(float *out) {
 }
 REGISTER_KERNEL(faulty_shared)
 
-extern "C" __global__ void faulty_global(float *out) { out[threadIdx.x + (threadIdx.x == 63)] = 1.0f; }
+extern "C" __global__ void faulty_global(float *out) {
+    out[threadIdx.x + (threadIdx.x == 63)] = 1.0f;
+}
 REGISTER_KERNEL(faulty_global)

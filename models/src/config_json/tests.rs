@@ -7,8 +7,9 @@ use super::*;
 fn config(changes: Value) -> Result<ModelConfig, ConfigError> {
     let mut config = serde_json::json!({
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "eos_token_id": 2, "bos_token_id": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "eos_token_id": 2, "bos_token_id": 1,
     });
     for (key, value) in changes.as_object().unwrap() {
         config[key] = value.clone();

@@ -65,9 +65,8 @@ fn embedded_tokenizer_works() {
 
 #[test]
 fn unknown_kinds_are_named() {
-    assert!(
-        matches!(replaced("smollm", "sm0llm"), Err(TokenizerError::PreTokenizer(name)) if name == "sm0llm")
-    );
+    let replaced_pre = replaced("smollm", "sm0llm");
+    assert!(matches!(replaced_pre, Err(TokenizerError::PreTokenizer(name)) if name == "sm0llm"));
     assert!(matches!(replaced("gpt2", "wp_2"), Err(TokenizerError::Model(name)) if name == "wp_2"));
     let merge = replaced("Ġ t", "Ġ~t").unwrap_err();
     assert!(

@@ -308,13 +308,16 @@ mod tests {
             "kind": "Deployment", "metadata": {"name": name},
             "spec": {"template": {"spec": {"containers": [{
                 "name": "main", "image": "host:5000/palimpsest:1", "args": args, "ports": ports,
-                "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                "env": [
+                    {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                ],
             }]}}},
         })
     }
 
     fn etcd() -> Value {
-        json!({"kind": "Service", "metadata": {"name": "etcd"}, "spec": {"ports": [{"port": 2379}]}})
+        let spec = json!({"ports": [{"port": 2379}]});
+        json!({"kind": "Service", "metadata": {"name": "etcd"}, "spec": spec})
     }
 
     fn coordinator(extra: &str) -> Value {
@@ -388,7 +391,11 @@ mod tests {
     fn variables_that_no_flag_reads_are_found() {
         let args = json!(["worker"]);
         let mut object = deployment("w", &args, &[]);
-        let env = json!([{"name": "PALIMPSEST_TP", "value": "2"}, {"name": "PALIMPSEST_TPP", "value": "2"}, {"name": "HOME"}]);
+        let env = json!([
+            {"name": "PALIMPSEST_TP", "value": "2"},
+            {"name": "PALIMPSEST_TPP", "value": "2"},
+            {"name": "HOME"},
+        ]);
         *object
             .pointer_mut("/spec/template/spec/containers/0/env")
             .expect("the field is there") = env;

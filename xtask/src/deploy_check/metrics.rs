@@ -170,7 +170,10 @@ mod tests {
         assert_eq!(panel_problems(&json!({}), &names).len(), 1);
         let rule = |query: &str| {
             let rules = json!([{"alert": "A", "expr": query}]);
-            let object = json!({"kind": "PrometheusRule", "metadata": {"name": "r"}, "spec": {"groups": [{"rules": rules}]}});
+            let object = json!({
+                "kind": "PrometheusRule", "metadata": {"name": "r"},
+                "spec": {"groups": [{"rules": rules}]},
+            });
             alert_problems(&Manifests::new(vec![object]), &names)
         };
         assert_eq!(rule("palimpsest_age > 1"), Vec::<String>::new());

@@ -188,14 +188,18 @@ mod tests {
                 "metadata": {"labels": {"a": "b"}, "annotations": {DRAIN: "60"}},
                 "spec": {
                     "terminationGracePeriodSeconds": 90,
-                    "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "securityContext": {
+                        "runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"},
+                    },
                     "volumes": [{"name": "keys"}],
                     "containers": [{
                         "name": "c", "image": "host:5000/palimpsest:1.0", "args": ["coordinator"],
                         "ports": [{"name": "http", "containerPort": 8000}],
                         "startupProbe": probe, "readinessProbe": probe, "livenessProbe": probe,
                         "lifecycle": {"preStop": {"sleep": {"seconds": 10}}},
-                        "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+                        "resources": {
+                            "requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1Gi"},
+                        },
                         "securityContext": {
                             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                             "capabilities": {"drop": ["ALL"]},

@@ -1,0 +1,49 @@
+//! Formats of what is not Rust: CUDA and C++ by `.clang-format`, Python by `ruff.toml`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::{output, run};
+use crate::tools;
+
+/// The formatters, as Python packages.
+const PACKAGES: [&str; 2] = ["clang-format==23.1.5", "ruff==0.17.6"];
+
+/// Fails when a file is formatted otherwise; `cargo xtask format` mends it.
+///
+/// # Errors
+/// When a file is, or a formatter cannot be installed.
+pub fn check() -> Result<()> {
+    run(cpp()?.args(["--dry-run", "-Werror"]).args(sources()?))?;
+    run(python()?.args(["format", "--check", "--quiet", "."]))
+}
+
+/// Formats all files in place.
+///
+/// # Errors
+/// When a formatter cannot be installed or run.
+pub fn apply() -> Result<()> {
+    run(cpp()?.arg("-i").args(sources()?))?;
+    run(python()?.args(["format", "."]))
+}
+
+fn cpp() -> Result<Command> {
+    Ok(Command::new(folder()?.join("bin/clang-format")))
+}
+
+fn python() -> Result<Command> {
+    Ok(Command::new(folder()?.join("bin/ruff")))
+}
+
+fn folder() -> Result<PathBuf> {
+    tools::python_packages("formats", &PACKAGES)
+}
+
+/// Files of CUDA and C++ that git knows.
+fn sources() -> Result<Vec<String>> {
+    let list = ["ls-files", "*.cu", "*.cuh", "*.h", "*.cpp", "*.cc"];
+    let files = output(Command::new("git").args(list)).context("git lists no files")?;
+    Ok(files.lines().map(str::to_owned).collect())
+}
