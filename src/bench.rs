@@ -8,6 +8,7 @@ use palimpsest_engine::kv::Contract;
 use palimpsest_engine::offline::{OfflineBatch, OfflineSequence};
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
+use palimpsest_proto::contract::Offer;
 use palimpsest_proto::v1::KvContract;
 
 use crate::model::{self, ModelConfig, Ranks};
@@ -85,8 +86,11 @@ fn run_on<B: Backend>(config: &Config, rank: &mut Rank<B>) -> anyhow::Result<()>
         .as_ref()
         .context("a rank reports its model")?;
     let open = KvContract::default();
-    let server = info.default_kv.as_ref().unwrap_or(&open);
-    let contract = Contract::complete(&config.kv, server)?;
+    let offer = Offer {
+        defaults: info.default_kv.as_ref().unwrap_or(&open),
+        pooled: &info.pooled_policies,
+    };
+    let contract = Contract::complete(&config.kv, offer)?;
     for &depth in &config.depths {
         let mut points = Vec::new();
         for _ in 0..config.repeat.max(1) {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use palimpsest_proto::contract::{Contract, ContractError};
+use palimpsest_proto::contract::{Contract, ContractError, Offer};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::kv::{Geometry, PAGE_SLOTS};
 use palimpsest_proto::v1;
@@ -200,7 +200,11 @@ impl ServedModel {
 
 fn complete(asked: &v1::KvContract, info: &ModelInfo) -> Result<Contract, ContractError> {
     let open = v1::KvContract::default();
-    Contract::complete(asked, info.default_kv.as_ref().unwrap_or(&open))
+    let offer = Offer {
+        defaults: info.default_kv.as_ref().unwrap_or(&open),
+        pooled: &info.pooled_policies,
+    };
+    Contract::complete(asked, offer)
 }
 
 /// What one of `world_size` ranks holds of a model.

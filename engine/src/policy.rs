@@ -72,5 +72,11 @@ pub fn find(known: &[Arc<dyn Policy>], name: &str) -> Result<Arc<dyn Policy>> {
         })
 }
 
+/// Names of those whose scores of different heads can be compared.
+pub fn pooled(known: &[Arc<dyn Policy>]) -> Vec<String> {
+    let comparable = known.iter().filter(|policy| policy.comparable());
+    comparable.map(|policy| policy.name().to_owned()).collect()
+}
+
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use palimpsest_kernels::{Backend, KvType};
 use palimpsest_models::Model;
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::tokenizer::TokenizerFiles;
-use palimpsest_proto::contract::{Contract, HeadBudget, NO_MEMORY, Positions};
+use palimpsest_proto::contract::{Contract, HeadBudget, NO_MEMORY, Offer, Positions};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::v1::KvContract;
 use prost::Message;
@@ -182,7 +182,11 @@ fn default_contract(
     if kv.positions.is_empty() {
         kv.positions = Positions::Absolute.name().into();
     }
-    Contract::complete(&options.default_kv, &kv)?;
+    let offer = Offer {
+        defaults: &kv,
+        pooled: &policy::pooled(policies),
+    };
+    Contract::complete(&options.default_kv, offer)?;
     Ok(kv)
 }
 
@@ -211,6 +215,7 @@ fn model_info(
         eos_token: tokenizer.eos_token.unwrap_or_default(),
         eos_ids: tokenizer.eos_ids,
         policies: policies.iter().map(|p| p.name().to_string()).collect(),
+        pooled_policies: policy::pooled(policies),
         memories: Vec::new(),
         default_kv: Some(default_kv),
     }

@@ -16,6 +16,7 @@ pub use outputs::retention;
 use palimpsest_collective::Collective;
 use palimpsest_kernels::sample::{LogitEdit, SampleItem};
 use palimpsest_kernels::{Backend, KvType, PageShape};
+use palimpsest_proto::contract::ContractError;
 use palimpsest_proto::internal::v1 as internal;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
@@ -25,7 +26,7 @@ use crate::decoder::{Arena, Capture, Decoder, Logits, Piece};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
-use crate::kv::{Contract, SequenceCache};
+use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::{self, Memory, Payment};
 use crate::policy::{self, Policy};
 use crate::sampler::Sampler;
@@ -120,6 +121,7 @@ impl<B: Backend> Runner<B> {
         contract: Contract,
         policy: Arc<dyn Policy>,
     ) -> Result<SequenceCache> {
+        self.check_head_budget(&contract, &*policy)?;
         let (backend, config) = (self.decoder.backend(), self.decoder.config());
         let (memory, entries) = match contract.memory() {
             Some(memory) => (memory.name.as_str(), memory.slots.get()),
@@ -137,6 +139,24 @@ impl<B: Backend> Runner<B> {
             .map(|kind| Memory::open(backend, pages, kind, layout.heads(), config.head_dim))
             .transpose()?;
         Ok(SequenceCache::new(layout, contract, policy, memory))
+    }
+
+    /// Whether heads share a budget only by scores that can be compared.
+    fn check_head_budget(&self, contract: &Contract, policy: &dyn Policy) -> Result<()> {
+        let head_budget = match contract.bounded() {
+            Some(bounded) if !policy.comparable() => bounded.head_budget,
+            _ => HeadBudget::Uniform,
+        };
+        if head_budget == HeadBudget::Uniform {
+            return Ok(());
+        }
+        let pooled = policy::pooled(&self.policies);
+        Err(ContractError::not_comparable(
+            policy.name(),
+            head_budget.name(),
+            pooled.iter().map(String::as_str),
+        )
+        .into())
     }
 
     /// Takes back what a sequence holds.

@@ -6,9 +6,9 @@
 //! type, in which parts that do not go together cannot be written down.
 //!
 //! ```text
-//!  client ─KvContract─▶ Contract::complete(asked, server's defaults) ─Contract─▶ admission, cost
-//!                                                                        │
-//!  rank ◀─Contract─ Contract::try_from ◀─KvContract, every field set─────┘
+//!  client ─KvContract─▶ Contract::complete(asked, server's offer) ─Contract─▶ admission, cost
+//!                                                                     │
+//!  rank ◀─Contract─ Contract::try_from ◀─KvContract, every field set──┘
 //! ```
 
 mod defaults;
@@ -21,7 +21,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
-pub use self::defaults::{DEFAULT_SINKS, MOST_WINDOW, default_memory, default_window};
+pub use self::defaults::{DEFAULT_SINKS, MOST_WINDOW, Offer, default_memory, default_window};
 pub use self::error::{ContractError, Field};
 
 /// Name of the policy that evicts nothing.

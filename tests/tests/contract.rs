@@ -1,5 +1,7 @@
 //! A rank keeps the contract that it is given or refuses it, in a plan as at its start.
 
+use std::path::Path;
+
 use palimpsest_collective::Place;
 use palimpsest_engine::device_memory::CacheBytes;
 use palimpsest_engine::kv::{Contract, HeadBudget};
@@ -11,7 +13,7 @@ use palimpsest_proto::v1::KvContract;
 use palimpsest_tests::{EngineOptions, STRIDE, contract, engine, tiny_model};
 
 /// Contracts that mean nothing, each with the field that its refusal names.
-fn meaningless() -> [(&'static str, KvContract); 7] {
+fn meaningless() -> [(&'static str, KvContract); 8] {
     let full = || KvContract::from(&Contract::Full);
     let bounded = || KvContract::from(&contract("window", HeadBudget::Uniform, 0));
     let with = |mut kv: KvContract, change: fn(&mut KvContract)| {
@@ -46,6 +48,11 @@ fn meaningless() -> [(&'static str, KvContract); 7] {
         (
             "kv.memory_slots",
             with(bounded(), |kv| kv.memory_slots = Some(8)),
+        ),
+        // Scores of `window` cannot be compared between heads.
+        (
+            "kv.head_budget",
+            with(bounded(), |kv| kv.head_budget = "group".into()),
         ),
     ]
 }
@@ -84,29 +91,32 @@ fn a_contract_that_means_nothing_is_refused_by_the_rank() {
     }
 }
 
+/// Starts a rank alone with this default contract.
+fn open_rank(model: &Path, default_kv: KvContract) -> Result<(), String> {
+    let options = RankOptions {
+        model: model.to_owned(),
+        name: String::new(),
+        kv: KvType::F16,
+        cache: CacheBytes::of(1 << 20, None),
+        stride: STRIDE as u32,
+        indexer: None,
+        default_kv,
+        step: None,
+        place: Place::ALONE,
+    };
+    let backend = CpuBackend::new(CpuOptions {
+        threads: Some(1),
+        ..Default::default()
+    });
+    let rank = Rank::open(backend, options, &mut |_| {});
+    rank.map(|_| ()).map_err(|error| error.to_string())
+}
+
 /// What an operator asks for and no request could get is refused when the rank starts.
 #[test]
 fn a_rank_does_not_start_with_a_default_contract_that_means_nothing() {
     let model = tiny_model(1);
-    let open = |default_kv: KvContract| {
-        let options = RankOptions {
-            model: model.path().to_owned(),
-            name: String::new(),
-            kv: KvType::F16,
-            cache: CacheBytes::of(1 << 20, None),
-            stride: STRIDE as u32,
-            indexer: None,
-            default_kv,
-            step: None,
-            place: Place::ALONE,
-        };
-        let backend = CpuBackend::new(CpuOptions {
-            threads: Some(1),
-            ..Default::default()
-        });
-        let rank = Rank::open(backend, options, &mut |_| {});
-        rank.map(|_| ()).map_err(|error| error.to_string())
-    };
+    let open = |default_kv: KvContract| open_rank(model.path(), default_kv);
     let full = KvContract {
         policy: "full".into(),
         ..Default::default()
@@ -125,6 +135,14 @@ fn a_rank_does_not_start_with_a_default_contract_that_means_nothing() {
             "kv.head_budget",
             KvContract {
                 head_budget: "row".into(),
+                ..Default::default()
+            },
+        ),
+        (
+            "kv.head_budget",
+            KvContract {
+                policy: "window".into(),
+                head_budget: "layer".into(),
                 ..Default::default()
             },
         ),

@@ -50,7 +50,7 @@ fn the_emulated_device_answers_as_the_cpu_does() {
 /// Every architecture, with a policy that needs no training.
 #[test]
 fn every_tiny_model_answers_as_on_the_cpu() {
-    let contract = contract("keydiff", HeadBudget::Column, 12);
+    let contract = contract("keydiff", HeadBudget::Uniform, 12);
     for path in tiny_configurations() {
         let backend = CudaBackend::new(Emulated::new(3), Precision::F32);
         let got = on_device(backend, &path, (KvType::F32, None), &contract, (8, None));

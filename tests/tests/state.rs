@@ -38,15 +38,26 @@ fn contracts() -> Vec<Contract> {
         "retention",
         "query-indexer",
     ] {
+        let pools = !["window", "knorm", "keydiff", "lagkv"].contains(&policy);
         for head_budget in HeadBudget::ALL {
-            all.push(contract(policy, head_budget, 0));
+            if pools || head_budget == HeadBudget::Uniform {
+                all.push(contract(policy, head_budget, 0));
+            }
         }
-        all.push(contract(policy, HeadBudget::Column, 12));
+        let head_budget = if pools {
+            HeadBudget::Column
+        } else {
+            HeadBudget::Uniform
+        };
+        all.push(contract(policy, head_budget, 12));
     }
-    for policy in ["window", "retention"] {
+    for (policy, head_budget) in [
+        ("window", HeadBudget::Uniform),
+        ("retention", HeadBudget::Column),
+    ] {
         all.push(Contract::Bounded(Bounded {
             memory: memory("associative", 12),
-            ..bounded(policy, HeadBudget::Column, 12)
+            ..bounded(policy, head_budget, 12)
         }));
     }
     all.push(Contract::Bounded(Bounded {
@@ -213,13 +224,7 @@ fn different_policies_and_memories_make_different_states() {
     let count = digests.len();
     digests.sort_unstable();
     digests.dedup();
-    // Policies whose scores are not comparable use uniform budgets whatever the contract says:
-    // window, knorm, keydiff and lagkv give the same state for all head budgets.
-    assert_eq!(
-        digests.len(),
-        count - 4 * (HeadBudget::ALL.len() - 1),
-        "states coincide that should not"
-    );
+    assert_eq!(digests.len(), count, "states coincide that should not");
 }
 
 #[test]
@@ -267,7 +272,7 @@ fn a_budget_that_holds_everything_is_the_full_cache() {
     for policy in ["window", "h2o", "retention"] {
         let roomy = Contract::Bounded(Bounded {
             budget: 100,
-            ..bounded(policy, HeadBudget::Column, 0)
+            ..bounded(policy, HeadBudget::Uniform, 0)
         });
         let got = outcome(model.path(), EngineOptions::default(), &roomy, &prompt, 16);
         assert_eq!(got.1, full.1, "{policy} with room for all");

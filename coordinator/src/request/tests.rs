@@ -201,6 +201,11 @@ fn a_contract_of_names_nobody_knows_is_refused() {
         "uniform, column, layer, group",
     );
     bad(|k| k.positions = "rope".into(), "absolute, compacted");
+    // Scores of the server's `window` cannot be compared between heads.
+    bad(
+        |k| k.head_budget = "layer".into(),
+        "use \"uniform\", or one of the policies random, retention",
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use palimpsest_kernels::{
 use super::allocation::{Allocation, Columns};
 use super::cache::{Entries, SequenceCache};
 use super::pages::PagePool;
-use super::{Bounded, HeadBudget, Positions, budget, sharing};
+use super::{Bounded, Positions, budget, sharing};
 use crate::error::Result;
 use crate::peers::Peers;
 use crate::policy::{Attention, HeadView};
@@ -163,11 +163,6 @@ fn choose<B: Backend>(
         }
     });
     let heads: Vec<SelectHead> = ranked.collect();
-    let head_budget = if cache.policy.comparable() {
-        bounded.head_budget
-    } else {
-        HeadBudget::Uniform
-    };
     let columns = Columns {
         own: cache.layout.kv_heads.len(),
         first: cache.layout.kv_heads.start,
@@ -183,7 +178,7 @@ fn choose<B: Backend>(
     let allocation = Allocation {
         columns,
         take,
-        head_budget,
+        head_budget: bounded.head_budget,
     };
     budget::select(
         ctx.backend,

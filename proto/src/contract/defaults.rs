@@ -10,9 +10,15 @@ pub const MOST_WINDOW: u32 = 128;
 
 /// The policy of a server that names none.
 const DEFAULT_POLICY: &str = "window";
-/// Policies that keep the same positions in every head. To pool their budgets would only cost
-/// partly filled pages.
-const ALIKE_IN_ALL_HEADS: [&str; 2] = ["window", "random"];
+
+/// What a server has for requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer<'a> {
+    /// What a request gets where it leaves a field open. It may leave fields open too.
+    pub defaults: &'a KvContract,
+    /// Policies whose scores of different heads can be compared, so that heads may share a budget.
+    pub pooled: &'a [String],
+}
 
 /// Last positions that a budget of `budget` entries protects: a sixteenth of it, 8 to
 /// [`MOST_WINDOW`]. Chosen by measurement: a learned policy spends these entries better than a
@@ -41,12 +47,13 @@ pub const fn default_memory(budget: u32) -> u32 {
 }
 
 impl Contract {
-    /// The contract of a request that `asked`, with the defaults of the `server` that takes it for
-    /// what the request leaves open. The server's own may leave fields open too.
+    /// The contract of a request that `asked`, with what the server offers for what the request
+    /// leaves open.
     ///
     /// # Errors
     /// A name that is not known, and parts that do not go together.
-    pub fn complete(asked: &KvContract, server: &KvContract) -> Result<Self, ContractError> {
+    pub fn complete(asked: &KvContract, offer: Offer<'_>) -> Result<Self, ContractError> {
+        let server = offer.defaults;
         let policy = first_named([&asked.policy, &server.policy, DEFAULT_POLICY]);
         let policy = policy.to_owned();
         if policy == FULL {
@@ -56,12 +63,39 @@ impl Contract {
                 ..asked.clone()
             });
         }
-        Self::try_from(&fill(policy, asked, server))
+        let contract = Self::try_from(&fill(policy, asked, offer))?;
+        offer.check(&contract)?;
+        Ok(contract)
+    }
+}
+
+impl Offer<'_> {
+    fn pools(&self, policy: &str) -> bool {
+        self.pooled.iter().any(|name| name == policy)
+    }
+
+    /// Whether heads share a budget only by scores that can be compared.
+    fn check(&self, contract: &Contract) -> Result<(), ContractError> {
+        match contract.bounded() {
+            Some(bounded)
+                if bounded.head_budget != HeadBudget::Uniform && !self.pools(contract.policy()) =>
+            {
+                let pooled = self.pooled.iter().map(String::as_str);
+                let head_budget = bounded.head_budget.name();
+                Err(ContractError::not_comparable(
+                    contract.policy(),
+                    head_budget,
+                    pooled,
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// The contract of a `policy` that evicts, with every field set, not yet checked.
-fn fill(policy: String, asked: &KvContract, server: &KvContract) -> KvContract {
+fn fill(policy: String, asked: &KvContract, offer: Offer<'_>) -> KvContract {
+    let server = offer.defaults;
     let budget = if asked.budget == 0 {
         server.budget
     } else {
@@ -84,12 +118,13 @@ fn fill(policy: String, asked: &KvContract, server: &KvContract) -> KvContract {
         let window = server.window.unwrap_or_else(|| default_window(budget));
         window.min(unspent / 2)
     });
-    let of_policy = if ALIKE_IN_ALL_HEADS.contains(&policy.as_str()) {
-        HeadBudget::Uniform.name()
-    } else {
-        &server.head_budget
+    // The server's head budget may pool; another policy may have scores that do not allow it.
+    let (of_server, usual) = match (offer.pools(&policy), policy == server.policy) {
+        (true, _) => (server.head_budget.as_str(), HeadBudget::Column),
+        (false, true) => (server.head_budget.as_str(), HeadBudget::Uniform),
+        (false, false) => ("", HeadBudget::Uniform),
     };
-    let head_budget = [&asked.head_budget, of_policy, HeadBudget::Column.name()];
+    let head_budget = [&asked.head_budget, of_server, usual.name()];
     let positions = [
         &asked.positions,
         &server.positions,

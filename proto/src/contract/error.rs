@@ -82,6 +82,19 @@ pub enum ContractError {
         /// Names that are known.
         known: String,
     },
+    /// Heads would share a budget by scores that cannot be compared.
+    #[error(
+        "kv.head_budget is {head_budget:?}, but the scores of different heads under the policy \
+         {policy:?} cannot be compared: use \"uniform\", or one of the policies {pooled}"
+    )]
+    NotComparable {
+        /// The beginning of the policy's name.
+        policy: String,
+        /// What is asked for.
+        head_budget: &'static str,
+        /// Policies whose scores can be compared.
+        pooled: String,
+    },
     /// A field that has no meaning where everything is kept.
     #[error(
         "the policy `full` evicts nothing, so it takes no {}: leave {field} out, or name another \
@@ -133,6 +146,19 @@ impl ContractError {
         }
     }
 
+    /// `head_budget` pools scores of `policy`, which is none of `pooled`.
+    pub fn not_comparable<'a>(
+        policy: &str,
+        head_budget: &'static str,
+        pooled: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        Self::NotComparable {
+            policy: beginning(policy),
+            head_budget,
+            pooled: pooled.into_iter().collect::<Vec<_>>().join(", "),
+        }
+    }
+
     pub(super) fn memory_without_slots(memory: &str) -> Self {
         Self::MemoryWithoutSlots {
             memory: beginning(memory),
@@ -146,6 +172,7 @@ impl ContractError {
             | Self::Unknown { field, .. }
             | Self::MeaninglessWithFull { field } => *field,
             Self::SlotsWithoutMemory(_) | Self::MemoryWithoutSlots { .. } => Field::MemorySlots,
+            Self::NotComparable { .. } => Field::HeadBudget,
             Self::BudgetTooSmall { .. } => Field::Budget,
         }
     }

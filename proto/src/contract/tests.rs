@@ -16,6 +16,16 @@ fn learned() -> KvContract {
     }
 }
 
+/// Completes by the defaults of `server`, which can compare scores of `retention` alone.
+fn complete(asked: &KvContract, server: &KvContract) -> Result<Contract, ContractError> {
+    let pooled = ["retention".to_owned()];
+    let offer = Offer {
+        defaults: server,
+        pooled: &pooled,
+    };
+    Contract::complete(asked, offer)
+}
+
 fn full() -> KvContract {
     KvContract {
         policy: FULL.into(),
@@ -184,33 +194,50 @@ fn a_rank_takes_no_contract_with_open_fields() {
 
 #[test]
 fn a_request_gets_the_servers_defaults_for_what_it_leaves_open() {
-    let complete = |asked: KvContract| {
-        Contract::complete(&asked, &learned()).map(|contract| KvContract::from(&contract))
+    let completed = |asked: KvContract| {
+        complete(&asked, &learned()).map(|contract| KvContract::from(&contract))
     };
-    assert_eq!(complete(KvContract::default()), Ok(learned()));
+    assert_eq!(completed(KvContract::default()), Ok(learned()));
 
-    // Another policy takes no memory of the server's, and pools nothing where heads are alike.
+    // Another policy takes no memory of the server's, and pools nothing that it cannot compare.
     let window = but(KvContract::default(), |kv| kv.policy = "window".into());
     let expected = but(learned(), |kv| {
         kv.policy = "window".into();
         kv.head_budget = "uniform".into();
         (kv.memory, kv.memory_slots) = (NO_MEMORY.into(), Some(0));
     });
-    assert_eq!(complete(window), Ok(expected));
+    assert_eq!(completed(window), Ok(expected));
 
     // A small budget is left to the policy by half, after the memory's share.
     let small = but(KvContract::default(), |kv| kv.budget = 20);
     let expected = but(learned(), |kv| {
         (kv.budget, kv.window, kv.memory_slots) = (20, Some(3), Some(10));
     });
-    assert_eq!(complete(small), Ok(expected));
+    assert_eq!(completed(small), Ok(expected));
+}
+
+/// Heads share a budget by their scores. Where scores cannot be compared, who asks for that is
+/// told, and who leaves it open gets a budget for each head.
+#[test]
+fn heads_share_no_budget_by_scores_that_cannot_be_compared() {
+    let window = but(KvContract::default(), |kv| kv.policy = "window".into());
+    for name in ["column", "layer", "group"] {
+        let asked = but(window.clone(), |kv| kv.head_budget = name.into());
+        let error = complete(&asked, &learned()).unwrap_err();
+        assert_eq!(error.field(), Field::HeadBudget);
+        let said = error.to_string();
+        assert!(said.contains("retention") && said.contains(name), "{said}");
+        let learned_asks = but(learned(), |kv| kv.head_budget = name.into());
+        assert!(complete(&learned_asks, &learned()).is_ok());
+    }
+    let uniform = but(window, |kv| kv.head_budget = "uniform".into());
+    assert!(complete(&uniform, &learned()).is_ok());
 }
 
 /// The server's defaults are for policies that evict: `full` takes none of them. What the request
 /// itself asks for beside `full` is refused.
 #[test]
 fn full_takes_none_of_the_servers_defaults() {
-    let complete = |asked: &KvContract, server: &KvContract| Contract::complete(asked, server);
     assert_eq!(complete(&full(), &learned()), Ok(Contract::Full));
 
     let compacted = but(full(), |kv| kv.positions = "compacted".into());

@@ -85,7 +85,7 @@ fn graphs_answer_as_launches_do() {
 fn every_tiny_model_answers_as_on_the_cpu() {
     for path in tiny_configurations() {
         let Some(backend) = gpu() else { return };
-        let contract = contract("keydiff", HeadBudget::Column, 12);
+        let contract = contract("keydiff", HeadBudget::Uniform, 12);
         let got = on_device(
             backend,
             &path,
@@ -109,7 +109,7 @@ fn smollm2_answers_as_on_the_cpu() {
         println!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file");
         return;
     };
-    for contract in [Contract::Full, contract("keydiff", HeadBudget::Column, 0)] {
+    for contract in [Contract::Full, contract("keydiff", HeadBudget::Uniform, 0)] {
         let Some(backend) = gpu() else { return };
         let got = on_device(
             backend,

@@ -39,6 +39,7 @@ pub fn model() -> ModelInfo {
         policies: ["full", "window", "random", "retention"]
             .map(String::from)
             .into(),
+        pooled_policies: ["random", "retention"].map(String::from).into(),
         memories: ["none", "associative"].map(String::from).into(),
         default_kv: Some(KvContract {
             budget: 64,

@@ -272,12 +272,7 @@ fn check(cache: &SequenceCache, lost: &[Vec<u32>], before: &[usize], context: &s
     let held =
         |heads: &mut dyn Iterator<Item = usize>| heads.map(|h| cache.heads[h].len()).sum::<usize>();
     let full = slots.min(seen as usize);
-    let scope = if cache.policy.comparable() {
-        contract.head_budget
-    } else {
-        HeadBudget::Uniform
-    };
-    match scope {
+    match contract.head_budget {
         HeadBudget::Uniform => assert!(
             cache.heads.iter().all(|h| h.len() == full),
             "{context}: uniform budgets"
