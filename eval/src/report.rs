@@ -7,6 +7,7 @@ mod figures;
 pub mod headline;
 pub mod losses;
 mod pairing;
+mod prose;
 mod runs;
 pub mod tables;
 

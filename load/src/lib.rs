@@ -15,7 +15,7 @@ mod drive;
 pub mod measure;
 pub mod report;
 pub mod schedule;
-mod sse;
+pub mod sse;
 #[cfg(test)]
 mod tests;
 

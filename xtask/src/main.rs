@@ -10,6 +10,7 @@ mod crates;
 mod deploy_check;
 mod eval_quick;
 mod formats;
+mod fuzz;
 mod gpu_check;
 mod image;
 mod kernels;
@@ -40,6 +41,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                        tests/gpu/README.md says how
   deploy-check         the Kubernetes manifests against schemas, themselves and the program
   image                size of what the CPU image adds to its base: the binary and what it links
+  fuzz [--seconds N] [TARGET…]
+                       readers of outside bytes under guided mutations, 60 s each
   wheel                the program as a Python wheel, tried in an empty environment
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest
                        goes to the ranks
@@ -85,6 +88,7 @@ fn dispatch() -> Result<()> {
         ["gpu-check", rest @ ..] => gpu_check::bundle(rest),
         ["deploy-check"] => deploy_check::check(),
         ["image"] => image::measure(),
+        ["fuzz", rest @ ..] => fuzz::run_targets(rest),
         ["wheel"] => wheel::build_and_try(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),

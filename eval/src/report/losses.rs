@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::path::Path;
 
+use super::prose::paragraph;
 use crate::Result;
 use crate::contracts::FULL;
 use crate::record::{LossCell, LossResult, LossSample, buckets};
@@ -104,16 +105,17 @@ pub fn table(results: &[LossResult]) -> String {
             .iter()
             .map(|positions| format!("{}-{}", positions.start, positions.end))
             .collect();
+        let legend = format!(
+            "{}; stride {}, text {}. n: windows. Nats per token by position; bounded caches: above \
+             the full cache on the same windows [95 % interval, Student's t over windows].",
+            windows.model, windows.stride, windows.text,
+        );
         let _ = writeln!(
             text,
-            "### Next-token loss, windows of {} tokens\n\n{}; stride {}, text {}. n: windows. \
-             Nats per token by position; bounded caches: above the full cache on the same windows \
-             [95 % interval, Student's t over windows].\n\n| cache | budget | n | {} \
+            "### Next-token loss, windows of {} tokens\n\n{}\n\n| cache | budget | n | {} \
              |\n|---|---|---|{}",
             windows.length,
-            windows.model,
-            windows.stride,
-            windows.text,
+            paragraph(&legend),
             names.join(" | "),
             "---|".repeat(names.len())
         );

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::headline::Headline;
+use super::prose::paragraph;
 use crate::record::{CellResult, Metric, Protocol, Setting};
 use crate::stats::distinct;
 use crate::tasks::Task;
@@ -36,19 +37,23 @@ pub fn means(lines: &[Headline]) -> String {
     let mut text = String::new();
     for heading in distinct(lines.iter().map(Heading::of)) {
         let tasks: Vec<String> = heading.tasks.iter().map(ToString::to_string).collect();
-        let _ = writeln!(
-            text,
-            "### Mean over {}: {} tokens, {}\n\n{}; stride {}, metric {}. n: samples, over all \
-             tasks. Score: percent of answers. Difference: score less the full cache's on the \
-             same prompts, points. Of full: score as a share of the full cache's, percent. Loss: \
-             log-likelihood per answer token less the full cache's, nats. Held: share of a full \
-             cache of 16 bits. Brackets: 95 %, paired bootstrap.\n",
-            tasks.join(", "),
-            heading.length,
-            heading.protocol.name(),
+        let legend = format!(
+            "{}; stride {}, metric {}. n: samples, over all tasks. Score: percent of answers. \
+             Difference: score less the full cache's on the same prompts, points. Of full: score \
+             as a share of the full cache's, percent. Loss: log-likelihood per answer token less \
+             the full cache's, nats. Held: share of a full cache of 16 bits. Brackets: 95 %, \
+             paired bootstrap.",
             heading.model,
             heading.stride,
             heading.metric.name(),
+        );
+        let _ = writeln!(
+            text,
+            "### Mean over {}: {} tokens, {}\n\n{}\n",
+            tasks.join(", "),
+            heading.length,
+            heading.protocol.name(),
+            paragraph(&legend),
         );
         text.push_str(
             "| cache | budget | n | score | difference | of full | loss | held \
@@ -119,15 +124,12 @@ pub fn by_task(results: &[CellResult]) -> String {
         let name = |b: &Option<_>| b.as_ref().map_or("all".to_string(), ToString::to_string);
         let names: Vec<String> = budgets.iter().map(name).collect();
         let metric = setting.metric.name();
-        let _ = writeln!(
-            text,
-            "### {}\n\n{}; n = {n}, seed {}, stride {}. Cells: {metric} accuracy [95 % interval] \
-             / log-likelihood per answer token ± standard error @ share really held.\n",
-            title(setting),
-            setting.model,
-            setting.seed,
-            setting.stride
+        let legend = format!(
+            "{}; n = {n}, seed {}, stride {}. Cells: {metric} accuracy [95 % interval] / \
+             log-likelihood per answer token ± standard error @ share really held.",
+            setting.model, setting.seed, setting.stride
         );
+        let _ = writeln!(text, "### {}\n\n{}\n", title(setting), paragraph(&legend));
         let _ = writeln!(
             text,
             "| cache | {} |\n|---|{}",
