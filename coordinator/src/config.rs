@@ -23,10 +23,14 @@ pub struct Config {
     pub max_budget: u32,
     /// Tokens of an answer when the request does not say.
     pub default_max_tokens: u32,
-    /// Prefill tokens of a step in which others decode; 0: one stride.
+    /// Prefill tokens of a step in which others decode, at most; 0: one stride.
     pub busy_prefill_tokens: u64,
-    /// Prefill tokens of a step in which nobody decodes; 0: four strides.
+    /// Prefill tokens of a step in which nobody decodes, at most; 0: four strides.
     pub idle_prefill_tokens: u64,
+    /// Time that the prompts of a step in which nobody decodes may take, and four times what they
+    /// may add to one in which others do. Steps are made as small as that needs, from what earlier
+    /// ones took, down to 16 tokens: so a slow machine stays far below `step_limit`.
+    pub step_target: Duration,
     /// Longest time from arrival to the end of a request.
     pub request_limit: Duration,
     /// Longest time of one step on any rank.
@@ -49,8 +53,9 @@ pub struct Config {
     /// Time that a request waits which comes while a group is about to be ready or a lost one is
     /// being replaced.
     pub group_wait_limit: Duration,
-    /// Groups that one request may lose. A request that breaks every group must not go on for
-    /// ever.
+    /// Times that one request is read anew after a group was lost in a step with it, the last time
+    /// in steps of its own. If the group is lost in one of these, the request ends; those that only
+    /// shared steps with it do not.
     pub max_replays: u32,
     /// Keys that clients must show; `None`: anyone may ask.
     pub keys: Option<Arc<ApiKeys>>,
@@ -71,6 +76,7 @@ impl Default for Config {
             default_max_tokens: 512,
             busy_prefill_tokens: 0,
             idle_prefill_tokens: 0,
+            step_target: Duration::from_secs(1),
             request_limit: Duration::from_secs(3600),
             step_limit: Duration::from_secs(60),
             beat_limit: Duration::from_millis(2500),
@@ -81,7 +87,7 @@ impl Default for Config {
             max_message_bytes: 64 << 20,
             regroup_limit: Duration::ZERO,
             group_wait_limit: Duration::from_secs(30),
-            max_replays: 3,
+            max_replays: 2,
             keys: None,
             ranks: Connector::default(),
             first_epoch: 1,

@@ -19,9 +19,10 @@ use std::sync::Arc;
 
 use palimpsest_proto::error::{Reason, RequestError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 pub use self::message::Readiness;
-use self::message::{Message, Replacement, Submission};
+use self::message::{Loss, Message, Outlook, Replacement, Submission};
 use self::state::{Outlets, State};
 pub use self::warm_up::check_room;
 use crate::admission::{Admission, Gate};
@@ -93,8 +94,23 @@ impl DriverHandle {
     /// Tells the driver that its group is lost, and why: a group at rest has no step that would
     /// fail. Nothing changes where it has none.
     pub async fn lose(&self, why: String) {
+        let outlook = Outlook::Open;
         // A closed mailbox means that the driver has ended.
-        let _ = self.mailbox.send(Message::Lose(why)).await;
+        let _ = self
+            .mailbox
+            .send(Message::Lose(Loss { why, outlook }))
+            .await;
+    }
+
+    /// As [`Self::lose`], where no other group will come: all requests end now, with a reason that
+    /// says so.
+    pub async fn lose_for_good(&self, why: String) {
+        let outlook = Outlook::Final;
+        // A closed mailbox means that the driver has ended.
+        let _ = self
+            .mailbox
+            .send(Message::Lose(Loss { why, outlook }))
+            .await;
     }
 
     /// Stops admission; what was admitted finishes, within the drain limit. Returns when the driver
@@ -154,10 +170,13 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
     state.warm_up();
     let mut group = Some(executor);
     loop {
-        if let Some(why) = state.told_lost.take()
-            && group.take().is_some()
-        {
-            state.lose_group(&why);
+        if let Some(Loss { why, outlook }) = state.told_lost.take() {
+            if group.take().is_some() {
+                state.lose_group(&why);
+            }
+            if outlook == Outlook::Final {
+                state.close(&why);
+            }
         }
         if let Some(Replacement {
             executor,
@@ -183,6 +202,7 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
             event(&mut state, &mut inbox).await;
             continue;
         };
+        let begun = Instant::now();
         let output = {
             let mut step = pin!(executor.execute(plan));
             loop {
@@ -194,7 +214,9 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
             }
         };
         match output {
-            Ok(output) => {
+            Ok(mut output) => {
+                // As the limit of a step counts, with the way to the ranks and back.
+                output.seconds = begun.elapsed().as_secs_f64();
                 if !state.absorb(output) {
                     group = None;
                 }

@@ -6,6 +6,7 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ use crate::text;
 pub const MAX_STOP_STRINGS: usize = 16;
 /// Bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 256;
+
+/// Priorities that a client may ask for.
+pub const PRIORITIES: RangeInclusive<i32> = -100..=100;
 
 const STOP: &str = "stopping.stop";
 
@@ -101,6 +105,7 @@ pub fn validate(
     let sampling = sampling::validate(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
     let stopping = request.stopping.unwrap_or_default();
     let max_tokens = validate_stopping(&stopping, config)?;
+    let priority = validate_priority(request.priority)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
     let prompt = tokenize(request.input, model)?;
     let total = prompt.len() as u64 + u64::from(max_tokens);
@@ -125,10 +130,19 @@ pub fn validate(
         cost,
         arrived,
         deadline: arrived + limit,
-        priority: request.priority,
+        priority,
         retention_report: request.retention_report,
         trace: None,
     })
+}
+
+fn validate_priority(priority: i32) -> Result<i32, RequestError> {
+    if PRIORITIES.contains(&priority) {
+        return Ok(priority);
+    }
+    let (least, most) = (PRIORITIES.start(), PRIORITIES.end());
+    let message = format!("priority is {priority}, it must be {least} to {most}");
+    Err(RequestError::new(Reason::BadPriority, message).in_field("priority"))
 }
 
 fn validate_deadline(

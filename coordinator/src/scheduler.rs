@@ -7,29 +7,36 @@
 //!            then arrival)
 //! ```
 //! - A step holds every decoding sequence, then prefill pieces up to the step's token budget: a
-//!   long prompt never keeps the others waiting for more than that budget.
+//!   long prompt never keeps the others waiting for more than that budget, which follows from the
+//!   seconds that earlier steps took.
 //! - A piece ends at a stride boundary at the latest, so ranks evict between steps only.
 //! - Waiting sequences start strictly in order: a large one at the head is not overtaken for ever
 //!   by small ones.
 //! - A lost group costs no sequence: what ran waits again, in its old place, and reads its prompt
 //!   and its answer so far anew. The state is a function of the tokens, so it goes on as if nothing
-//!   had happened.
+//!   had happened. Who was in the step that broke one group after another is replayed alone.
 //! - A sequence that leaves is listed under `release` of the next plan, exactly once; its memory
 //!   counts as free from then on, because ranks release before they compute.
 
 mod capacity;
+mod pace;
 mod plan;
 mod sequence;
+mod suspicion;
+mod turns;
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use palimpsest_proto::internal::v1::{SequenceStep, StepOutput, StepPlan};
 
 pub use self::capacity::{Capacity, Cost};
+use self::pace::{Pace, Work};
 pub use self::plan::{TokenBudget, piece, to_boundary};
-pub use self::sequence::Arrival;
+pub use self::sequence::{Arrival, Priority};
 use self::sequence::{Place, Running, Waiting};
+use self::suspicion::Suspicion;
+use self::turns::{Turn, Turns};
 use crate::ids::{Epoch, SequenceId};
 
 /// Fixed bounds of a scheduler.
@@ -39,8 +46,13 @@ pub struct Limits {
     pub stride: u64,
     /// Sequences that run at once; at least 1.
     pub max_running: usize,
-    /// Prefill tokens of one step; both at least 1.
+    /// Prefill tokens of one step at most; both at least 1.
     pub tokens: TokenBudget,
+    /// Time for the prompts of a step in which nobody decodes; a quarter of it where others do.
+    pub step_target: Duration,
+    /// Times that one sequence is read anew after the group was lost in a step with it, the last
+    /// time alone.
+    pub max_replays: u32,
     /// Cache of the smallest rank.
     pub room: Cost,
 }
@@ -98,6 +110,33 @@ pub struct Sequences {
     pub running: usize,
 }
 
+/// What a lost group leaves behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Sequences that ran on it. They wait again.
+    pub ran: Vec<SequenceId>,
+    /// The one of them that broke it, as far as can be told.
+    pub broken_by: Option<Breaker>,
+}
+
+/// A sequence that breaks every group: it was alone in the last step of the last one, after all its
+/// replays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Groups that were lost in a step with it.
+    pub losses: u32,
+}
+
+/// A step that the ranks carry out now.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    work: Work,
+    /// Sequences in it.
+    company: usize,
+}
+
 /// Owner of the order in which sequences run.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -105,7 +144,9 @@ pub struct Scheduler {
     capacity: Capacity,
     epoch: Epoch,
     step: u64,
-    in_flight: bool,
+    under_way: Option<Step>,
+    pace: Pace,
+    turns: Turns,
     /// Who starts first stands first.
     waiting: BTreeMap<Place, Waiting>,
     running: BTreeMap<SequenceId, Running>,
@@ -128,7 +169,9 @@ impl Scheduler {
             capacity: Capacity::new(limits.room),
             epoch,
             step: 0,
-            in_flight: false,
+            under_way: None,
+            pace: Pace::new(limits.tokens, limits.step_target),
+            turns: Turns::default(),
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             prefilling: VecDeque::new(),
@@ -148,6 +191,7 @@ impl Scheduler {
                     arrival: *arrival,
                     answer: Vec::new(),
                     paused: false,
+                    suspicion: Suspicion::default(),
                 });
             }
             Event::Leave(id) => {
@@ -167,23 +211,23 @@ impl Scheduler {
     ///
     /// A sequence starts with the plan that holds its `init`.
     pub fn plan(&mut self) -> Option<StepPlan> {
-        if self.in_flight {
+        if self.under_way.is_some() {
             return None;
         }
         self.start_waiting();
-        let mut sequences = self.decodes();
-        let tokens = self.limits.tokens;
-        let allowance = if sequences.is_empty() {
-            tokens.idle
-        } else {
-            tokens.busy
-        };
-        self.prefill(allowance, &mut sequences);
+        let turn = self.turns.next(&self.running, self.limits.max_replays);
+        let is_busy = self.running.values().any(Running::decodes);
+        let mut sequences = self.decodes(turn);
+        let decodes = sequences.len() as u64;
+        let prefill = self.prefill(turn, self.pace.allowance(is_busy), &mut sequences);
         let release: Vec<u64> = self.release.drain(..).map(|id| id.0).collect();
         if sequences.is_empty() && release.is_empty() {
             return None;
         }
-        self.in_flight = true;
+        self.under_way = Some(Step {
+            work: Work { prefill, decodes },
+            company: sequences.len(),
+        });
         self.step += 1;
         Some(StepPlan {
             epoch: self.epoch.0,
@@ -194,9 +238,14 @@ impl Scheduler {
     }
 
     /// Takes the output of the step under way and says what it did to its sequences. Those that
-    /// have left meanwhile are passed over.
+    /// have left meanwhile are passed over. The seconds that it took decide about the size of the
+    /// next ones.
     pub fn on_output(&mut self, output: &StepOutput) -> Vec<Progress> {
-        self.in_flight = false;
+        let mut was_alone = false;
+        if let Some(step) = self.under_way.take() {
+            self.pace.observe(step.work, output.seconds);
+            was_alone = step.company == 1;
+        }
         let mut progress = Vec::new();
         for one in &output.sequences {
             let id = SequenceId(one.sequence);
@@ -212,6 +261,9 @@ impl Scheduler {
                 continue;
             }
             running.fed += std::mem::take(&mut running.in_step);
+            if was_alone {
+                running.suspicion.pass(running.fed);
+            }
             let Some(token) = one.token else { continue };
             running.answer.push(token);
             let ended = if running.arrival.stop_ids.contains(&token) {
@@ -229,27 +281,35 @@ impl Scheduler {
         progress
     }
 
-    /// The group is gone with all it held. Sequences that ran are returned and wait again, to be
-    /// read anew by the group of `epoch`.
-    pub fn restart(&mut self, epoch: Epoch) -> Vec<SequenceId> {
-        let lost: Vec<_> = self.running.keys().copied().collect();
-        for &id in &lost {
-            if let Some(Running {
-                arrival,
-                answer,
-                paused,
-                ..
-            }) = self.remove(id)
-            {
-                self.wait(Waiting {
-                    arrival,
-                    answer,
-                    paused,
-                });
+    /// The group is gone with all it held. Sequences that ran wait again, to be read anew by the
+    /// group of `epoch`; those in the step under way are suspected of its loss.
+    pub fn restart(&mut self, epoch: Epoch) -> Lost {
+        let was_alone = self.under_way.take().is_some_and(|step| step.company == 1);
+        let max_replays = self.limits.max_replays;
+        let mut lost = Lost::default();
+        let ran: Vec<_> = self.running.keys().copied().collect();
+        for id in ran {
+            let Some(running) = self.remove(id) else {
+                continue;
+            };
+            let mut suspicion = running.suspicion;
+            if running.in_step > 0 {
+                suspicion.lose(running.fed + running.in_step);
+                let losses = suspicion.losses();
+                let is_proven = was_alone && suspicion.is_proven(max_replays);
+                lost.broken_by = is_proven.then_some(Breaker { id, losses });
             }
+            lost.ran.push(id);
+            self.wait(Waiting {
+                arrival: running.arrival,
+                answer: running.answer,
+                paused: running.paused,
+                suspicion,
+            });
         }
         self.release.clear();
-        (self.epoch, self.step, self.in_flight) = (epoch, 0, false);
+        self.pace.forget();
+        (self.epoch, self.step) = (epoch, 0);
         lost
     }
 
@@ -278,6 +338,7 @@ impl Scheduler {
                 arrival,
                 answer,
                 paused,
+                suspicion,
             } = first.remove();
             let id = arrival.id;
             let running = Running {
@@ -288,22 +349,29 @@ impl Scheduler {
                 paused,
                 known: false,
                 in_step: 0,
+                suspicion,
             };
             self.running.insert(id, running);
             self.prefilling.push_back(id);
         }
     }
 
-    fn decodes(&mut self) -> Vec<SequenceStep> {
-        let stride = self.limits.stride;
+    fn decodes(&mut self, turn: Turn) -> Vec<SequenceStep> {
+        let Limits {
+            stride,
+            max_replays,
+            ..
+        } = self.limits;
         let ready = self
             .running
             .values_mut()
-            .filter(|running| !running.prefilling && !running.paused);
+            .filter(|running| running.decodes() && turn.has(running, max_replays));
         ready.map(|running| running.step(1, stride)).collect()
     }
 
-    fn prefill(&mut self, mut allowance: u64, sequences: &mut Vec<SequenceStep>) {
+    /// Adds pieces of prompts of so many tokens at most, and returns how many these are.
+    fn prefill(&mut self, turn: Turn, most: u64, sequences: &mut Vec<SequenceStep>) -> u64 {
+        let mut allowance = most;
         let mut unserved = VecDeque::new();
         let mut served = VecDeque::new();
         while let Some(id) = self.prefilling.pop_front() {
@@ -317,7 +385,8 @@ impl Scheduler {
                 self.limits.stride,
                 allowance,
             );
-            if running.paused || count == 0 {
+            let is_due = turn.has(running, self.limits.max_replays);
+            if running.paused || count == 0 || !is_due {
                 unserved.push_back(id);
                 continue;
             }
@@ -329,6 +398,7 @@ impl Scheduler {
         }
         unserved.append(&mut served);
         self.prefilling = unserved;
+        most - allowance
     }
 
     fn set_paused(&mut self, id: SequenceId, paused: bool) {
@@ -346,7 +416,7 @@ impl Scheduler {
 
     fn wait(&mut self, waiting: Waiting) {
         let place = Place {
-            priority: Reverse(waiting.arrival.priority),
+            priority: waiting.arrival.priority,
             id: waiting.arrival.id,
         };
         self.waiting.insert(place, waiting);

@@ -52,6 +52,8 @@ reasons! {
     BadSampling = "bad_sampling", InvalidRequest;
     /// Stop strings or token limits out of range.
     BadStopping = "bad_stopping", InvalidRequest;
+    /// A priority outside the range that clients may ask for.
+    BadPriority = "bad_priority", InvalidRequest;
     /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go
     /// together.
     BadContract = "bad_contract", InvalidRequest;
@@ -79,7 +81,7 @@ reasons! {
     SlowReader = "slow_reader", Cancelled;
     /// A rank failed before the first token.
     RankFailed = "rank_failed", Unavailable;
-    /// A rank failed in mid-stream.
+    /// A rank failed in mid-stream, or every group that ran the request was lost.
     GroupLost = "group_lost", GroupLost;
     /// A fault of the service; the log has the details under the request id.
     Internal = "internal", Internal;

@@ -21,8 +21,6 @@ pub(super) struct Live {
     pub(super) deadline: Instant,
     /// When its reader fell behind, if it has not caught up.
     pub(super) paused: Option<Instant>,
-    /// Groups that were lost under it.
-    pub(super) losses: u32,
     /// It came while no group was ready: how long it waits for one.
     pub(super) group_by: Option<Instant>,
 }
@@ -69,6 +67,16 @@ impl Live {
         }
         let message = "the deadline passed while tokens were made: allow more time or fewer tokens";
         RequestError::new(Reason::DeadlineInExecution, message)
+    }
+
+    /// Every group that ran this request was lost, `losses` of them, the last one with nothing else
+    /// in its step. What the client has seen makes no difference: it is not to ask again.
+    pub(super) fn breaks_groups(losses: u32, why: &str) -> RequestError {
+        let message = format!(
+            "the worker group was lost {losses} times while it ran this request, the last time \
+             with this request alone ({why}): do not ask the same again, and report it"
+        );
+        RequestError::new(Reason::GroupLost, message)
     }
 
     /// The group failed; what that means depends on whether the client has seen a token.

@@ -30,9 +30,25 @@ pub(super) enum Message {
     /// Another group.
     Replace(Replacement),
     /// The group is lost, and why.
-    Lose(String),
+    Lose(Loss),
     /// Finish what runs and end.
     Drain,
+}
+
+/// A loss that somebody else found out.
+pub(super) struct Loss {
+    pub(super) why: String,
+    /// Whether another group may come.
+    pub(super) outlook: Outlook,
+}
+
+/// What follows a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// Another group may come.
+    Open,
+    /// None will.
+    Final,
 }
 
 /// A group in place of another.

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::live::Live;
-use super::message::{Message, Readiness, Replacement, Submission};
+use super::message::{Loss, Message, Readiness, Replacement, Submission};
 use super::warm_up;
 use crate::admission::{Admission, Gate};
 use crate::config::Config;
@@ -18,11 +18,13 @@ use crate::ids::{Epoch, SequenceId};
 use crate::metrics::{Load, Metrics};
 use crate::model::ServedModel;
 use crate::request::ValidRequest;
-use crate::scheduler::{Arrival, Ending, Event, Limits, Progress, Scheduler, TokenBudget};
+use crate::scheduler::{
+    Arrival, Ending, Event, Limits, Lost, Priority, Progress, Scheduler, TokenBudget,
+};
 use crate::stream::{ReaderState, Token};
 
 /// A group that failed and was not replaced yet.
-struct Loss {
+struct Gap {
     why: String,
     /// When its requests are given up.
     until: Instant,
@@ -55,8 +57,7 @@ pub(super) struct State {
     drain_until: Option<Instant>,
     regroup_limit: Duration,
     group_wait_limit: Duration,
-    max_replays: u32,
-    loss: Option<Loss>,
+    gap: Option<Gap>,
     readiness: watch::Sender<Readiness>,
     admission: Admission,
     pub(super) wake: Arc<Notify>,
@@ -64,7 +65,7 @@ pub(super) struct State {
     capacity_bytes: u64,
     pub(super) replacement: Option<Replacement>,
     /// Why the present group is lost, as somebody else found out.
-    pub(super) told_lost: Option<String>,
+    pub(super) told_lost: Option<Loss>,
     /// No handle is left that could send anything.
     pub(super) orphaned: bool,
 }
@@ -87,6 +88,8 @@ impl State {
             stride,
             max_running: config.max_running.max(1),
             tokens,
+            step_target: config.step_target,
+            max_replays: config.max_replays,
             room: model.room,
         };
         Self {
@@ -102,8 +105,7 @@ impl State {
             drain_until: None,
             regroup_limit: config.regroup_limit,
             group_wait_limit: config.group_wait_limit,
-            max_replays: config.max_replays,
-            loss: None,
+            gap: None,
             readiness,
             admission,
             wake,
@@ -120,7 +122,7 @@ impl State {
         match message {
             Some(Message::Submit(submission)) => self.submit(*submission),
             Some(Message::Replace(replacement)) => self.replacement = Some(replacement),
-            Some(Message::Lose(why)) => self.told_lost = Some(why),
+            Some(Message::Lose(loss)) => self.told_lost = Some(loss),
             Some(Message::Drain) => self.drain(),
             None => {
                 self.orphaned = true;
@@ -145,8 +147,8 @@ impl State {
     /// long for a group; resumes what is read again.
     pub(super) fn tend(&mut self) {
         let now = Instant::now();
-        if let Some(loss) = self.loss.take_if(|loss| loss.until <= now) {
-            self.give_up(|_| true, &loss.why);
+        if let Some(gap) = self.gap.take_if(|gap| gap.until <= now) {
+            self.give_up(|_| true, &gap.why);
             // Nobody can tell when there will be a group: what comes now need not wait to be told
             // so.
             self.admission.set_gate(Gate::Unready);
@@ -216,7 +218,7 @@ impl State {
             match one {
                 Progress::Token { id, .. } if Some(id) == self.warm_up => {
                     self.warm_up = None;
-                    self.loss = None;
+                    self.gap = None;
                     self.live.values_mut().for_each(|live| live.group_by = None);
                     self.admission.set_gate(Gate::Open);
                     self.report(Readiness::Ready);
@@ -249,32 +251,37 @@ impl State {
 
     /// The group is gone. What ran on it waits for the next one, as long as the limits allow.
     pub(super) fn lose_group(&mut self, why: &str) {
-        self.epoch += 1;
+        // Only so that no plan of a group that is gone is taken for one of this: the next group
+        // brings its own.
+        self.epoch = self.epoch.saturating_add(1);
         if let Some(id) = self.warm_up.take() {
             self.scheduler.on_event(Event::Leave(id));
         }
-        for id in self.scheduler.restart(Epoch(self.epoch)) {
-            if let Some(live) = self.live.get_mut(&id) {
-                live.losses += 1;
-            }
+        let Lost { ran, broken_by } = self.scheduler.restart(Epoch(self.epoch));
+        if self.regroup_limit.is_zero() {
+            self.give_up(|id| ran.contains(&id), why);
+        } else if let Some(breaker) = broken_by {
+            self.scheduler.on_event(Event::Leave(breaker.id));
+            self.fail(breaker.id, Live::breaks_groups(breaker.losses, why));
         }
-        let max_losses = if self.regroup_limit.is_zero() {
-            0
-        } else {
-            self.max_replays
-        };
-        self.give_up(|live| live.losses > max_losses, why);
         let until = Instant::now() + self.regroup_limit;
         if self.regroup_limit.is_zero() {
             self.admission.set_gate(Gate::Unready);
         } else {
-            self.loss.get_or_insert(Loss {
+            self.gap.get_or_insert(Gap {
                 why: why.to_owned(),
                 until,
             });
             self.admission.set_gate(Gate::Waiting);
         }
         self.report(Readiness::Lost);
+    }
+
+    /// There is no group, and none will come.
+    pub(super) fn close(&mut self, why: &str) {
+        self.gap = None;
+        self.give_up(|_| true, why);
+        self.admission.set_gate(Gate::Unready);
     }
 
     /// When the loop must look again though nothing happens.
@@ -288,7 +295,7 @@ impl State {
         let drain = self.drain_until.filter(|_| !self.live.is_empty());
         alarms
             .chain(drain)
-            .chain(self.loss.as_ref().map(|loss| loss.until))
+            .chain(self.gap.as_ref().map(|gap| gap.until))
             .min()
     }
 
@@ -322,7 +329,7 @@ impl State {
         let arrival = self.arrival(id, &request);
         self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
         let (request, deadline) = (request.id, request.deadline);
-        let has_group = self.loss.is_none() && self.warm_up.is_none();
+        let has_group = self.gap.is_none() && self.warm_up.is_none();
         let group_by = (!has_group).then(|| Instant::now() + self.group_wait_limit);
         let live = Live {
             request,
@@ -330,7 +337,6 @@ impl State {
             permit: Some(permit),
             deadline,
             paused: None,
-            losses: 0,
             group_by,
         };
         self.live.insert(id, live);
@@ -351,7 +357,7 @@ impl State {
         };
         Arrival {
             id,
-            priority: request.priority,
+            priority: Priority::client(request.priority),
             prompt: request.prompt.clone(),
             max_new_tokens: request.max_tokens,
             stop_ids,
@@ -391,11 +397,11 @@ impl State {
     }
 
     /// Ends requests for which there is no group.
-    fn give_up(&mut self, which: impl Fn(&Live) -> bool, why: &str) {
+    fn give_up(&mut self, which: impl Fn(SequenceId) -> bool, why: &str) {
         let given_up: Vec<_> = self
             .live
             .iter()
-            .filter(|(_, live)| which(live))
+            .filter(|(id, _)| which(**id))
             .map(|(&id, live)| (id, live.failure(why)))
             .collect();
         for (id, failure) in given_up {

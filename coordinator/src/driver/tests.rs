@@ -3,6 +3,8 @@
 mod answers;
 mod groups;
 mod limits;
+mod pace;
+mod suspects;
 
 use std::time::Duration;
 
@@ -40,10 +42,14 @@ fn executor(ranks: &[FakeRank], config: &Config) -> Box<dyn Executor> {
 }
 
 async fn start_with(config: Config, scripts: Vec<Script>) -> (Coordinator, Vec<FakeRank>) {
-    let ranks: Vec<_> = scripts
+    let ranks = scripts
         .into_iter()
         .map(|script| FakeRank::new(script.with_step_time(STEP)))
         .collect();
+    start_on(config, ranks).await
+}
+
+async fn start_on(config: Config, ranks: Vec<FakeRank>) -> (Coordinator, Vec<FakeRank>) {
     let infos = ranks.iter().map(FakeRank::info).collect();
     let coordinator = Coordinator::build(config.clone(), executor(&ranks, &config), infos).unwrap();
     assert!(coordinator.ready().await);

@@ -6,7 +6,7 @@ use palimpsest_proto::v1::Sampling;
 
 use crate::ids::SequenceId;
 use crate::model::{self, ServedModel};
-use crate::scheduler::{Arrival, Cost};
+use crate::scheduler::{Arrival, Cost, Priority};
 
 /// Whether the first step of a group can run at all: without room for it the driver would wait for
 /// ever.
@@ -51,7 +51,7 @@ pub(super) fn arrival(model: &ServedModel) -> Arrival {
     };
     Arrival {
         id: SequenceId(0),
-        priority: i32::MAX,
+        priority: Priority::WARM_UP,
         prompt: [token].into(),
         max_new_tokens: 1,
         stop_ids: [].into(),

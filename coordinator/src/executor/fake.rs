@@ -101,10 +101,18 @@ impl FakeRank {
             log.push(plan.clone());
             log.len() - 1
         };
-        if !self.script.step_time.is_zero() {
-            tokio::time::sleep(self.script.step_time).await;
+        let tokens = || plan.sequences.iter().flat_map(|step| &step.tokens);
+        let count = u32::try_from(tokens().count()).unwrap_or(u32::MAX);
+        let time = self.script.step_time + self.script.token_time * count;
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
         }
-        let fault = self.script.faults.get(&number).copied();
+        let is_poisoned = tokens().any(|&token| self.script.poison == Some(token));
+        let fault = if is_poisoned {
+            Some(Fault::Error)
+        } else {
+            self.script.faults.get(&number).copied()
+        };
         let (epoch, step) = (plan.epoch, plan.step);
         let failed = |error: String| StepOutput {
             epoch,

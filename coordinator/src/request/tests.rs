@@ -185,6 +185,23 @@ fn bad_stopping_has_its_reason_and_its_numbers() {
     );
 }
 
+/// The largest number that fits the field started before everything else that waited.
+#[test]
+fn a_priority_out_of_range_is_refused_and_named() {
+    let with = |priority| GenerateRequest {
+        priority,
+        ..text("x")
+    };
+    for priority in [i32::MIN, -101, 101, i32::MAX] {
+        let part = format!("priority is {priority}, it must be -100 to 100");
+        refused(with(priority), Reason::BadPriority, &part);
+        assert_eq!(check(with(priority)).unwrap_err().field, Some("priority"));
+    }
+    for priority in [-100, 0, 100] {
+        assert_eq!(check(with(priority)).unwrap().priority, priority);
+    }
+}
+
 #[test]
 fn a_contract_of_names_nobody_knows_is_refused() {
     let bad = |change: fn(&mut KvContract), part| refused(kv(change), Reason::BadContract, part);

@@ -6,15 +6,37 @@ use std::sync::Arc;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep};
 
 use super::capacity::Cost;
+use super::suspicion::Suspicion;
 use crate::ids::SequenceId;
+
+/// What starts before what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Priority(Class);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    WarmUp,
+    Client(Reverse<i32>),
+}
+
+impl Priority {
+    /// The sequence by which a group shows that it serves: before every client's, whatever number
+    /// that has, and in steps of its own.
+    pub const WARM_UP: Self = Self(Class::WarmUp);
+
+    /// A client's; the larger number starts first.
+    pub const fn client(number: i32) -> Self {
+        Self(Class::Client(Reverse(number)))
+    }
+}
 
 /// A sequence as it arrives.
 #[derive(Debug, Clone)]
 pub struct Arrival {
     /// Ids increase in the order of arrival.
     pub id: SequenceId,
-    /// Larger starts first.
-    pub priority: i32,
+    /// Who starts first.
+    pub priority: Priority,
     /// At least one token.
     pub prompt: Arc<[u32]>,
     /// Tokens to generate at most; at least 1.
@@ -32,7 +54,7 @@ pub struct Arrival {
 /// A place in the queue: by priority, then by arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) priority: Reverse<i32>,
+    pub(super) priority: Priority,
     pub(super) id: SequenceId,
 }
 
@@ -43,6 +65,8 @@ pub(super) struct Waiting {
     /// What it answered in an earlier epoch.
     pub(super) answer: Vec<u32>,
     pub(super) paused: bool,
+    /// Of earlier epochs.
+    pub(super) suspicion: Suspicion,
 }
 
 /// A sequence that holds memory.
@@ -60,12 +84,19 @@ pub(super) struct Running {
     pub(super) known: bool,
     /// Tokens in the step that is under way.
     pub(super) in_step: u64,
+    /// What groups that were lost say of it.
+    pub(super) suspicion: Suspicion,
 }
 
 impl Running {
     /// Tokens of prompt and answer so far.
     pub(super) fn known_tokens(&self) -> u64 {
         (self.arrival.prompt.len() + self.answer.len()) as u64
+    }
+
+    /// Whether it is ready for its next token.
+    pub(super) const fn decodes(&self) -> bool {
+        !self.prefilling && !self.paused
     }
 
     /// The next `count` known tokens.

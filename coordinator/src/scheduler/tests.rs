@@ -1,4 +1,5 @@
 mod group;
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ use super::*;
 fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
     Arrival {
         id: SequenceId(id),
-        priority: 0,
+        priority: Priority::client(0),
         prompt: (0..prompt as u32).collect(),
         max_new_tokens: new,
         stop_ids: [].into(),
@@ -29,6 +30,8 @@ fn limits(stride: u64, max_running: usize, busy: u64, idle: u64) -> Limits {
         stride,
         max_running,
         tokens: TokenBudget { busy, idle },
+        step_target: Duration::from_secs(1),
+        max_replays: 2,
         room: Cost {
             pages: 100,
             latent: 0,
@@ -143,7 +146,7 @@ impl World {
                 self.costs.insert(id, bytes);
                 self.wanted.insert(id, new);
                 let arrival = Arrival {
-                    priority,
+                    priority: Priority::client(priority),
                     ..arrival(id, prompt, new, bytes)
                 };
                 self.scheduler.on_event(Event::Arrive(Box::new(arrival)));
@@ -270,7 +273,7 @@ fn priority_then_arrival_and_nobody_overtakes_the_head() {
     let mut scheduler = Scheduler::new(limits(16, 8, 16, 64), Epoch(1));
     for (id, priority, bytes) in [(0, 0, 60), (1, 0, 60), (2, 5, 60), (3, 0, 10)] {
         scheduler.on_event(Event::Arrive(Box::new(Arrival {
-            priority,
+            priority: Priority::client(priority),
             ..arrival(id, 3, 1, bytes)
         })));
     }
@@ -345,7 +348,9 @@ fn a_failed_sequence_holds_nothing_and_a_lost_group_holds_nothing() {
     assert_eq!(scheduler.on_output(&output), [failed]);
     let next = scheduler.plan().unwrap();
     assert!(next.release.is_empty());
-    assert_eq!(scheduler.restart(Epoch(2)), [SequenceId(1), SequenceId(2)]);
+    let lost = scheduler.restart(Epoch(2));
+    assert_eq!(lost.ran, [SequenceId(1), SequenceId(2)]);
+    assert_eq!(lost.broken_by, None);
     assert_eq!(
         (scheduler.load(), scheduler.reserved_bytes()),
         (
@@ -380,7 +385,7 @@ fn run_over_groups(mut arrival: Arrival, steps_per_group: usize) -> Vec<u32> {
         }
         if number % (steps_per_group + 1) == 0 {
             epoch += 1;
-            assert_eq!(scheduler.restart(Epoch(epoch)), [SequenceId(0)]);
+            assert_eq!(scheduler.restart(Epoch(epoch)).ran, [SequenceId(0)]);
             seen.clear();
         }
         let plan = scheduler.plan().unwrap();

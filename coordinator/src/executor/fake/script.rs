@@ -37,6 +37,10 @@ pub struct Script {
     pub answer: Answer,
     /// Duration of a step.
     pub step_time: Duration,
+    /// What each token adds to that.
+    pub token_time: Duration,
+    /// A token that breaks the rank: every step with it fails.
+    pub poison: Option<u32>,
     /// Faults by the number of plans that the rank has had, from 0.
     pub faults: HashMap<usize, Fault>,
 }
@@ -80,6 +84,8 @@ impl Script {
             rank,
             answer,
             step_time: Duration::ZERO,
+            token_time: Duration::ZERO,
+            poison: None,
             faults: HashMap::new(),
         }
     }
@@ -95,6 +101,19 @@ impl Script {
     #[must_use]
     pub const fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
+        self
+    }
+    /// The same with steps that take this much longer for each of their tokens.
+    #[must_use]
+    pub const fn with_token_time(mut self, token_time: Duration) -> Self {
+        self.token_time = token_time;
+        self
+    }
+
+    /// The same, broken by every step with this token.
+    #[must_use]
+    pub const fn broken_by(mut self, token: u32) -> Self {
+        self.poison = Some(token);
         self
     }
 }
