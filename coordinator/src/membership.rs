@@ -14,6 +14,7 @@ mod keep;
 mod lead;
 mod leadership;
 mod registry;
+mod succession;
 
 use async_trait::async_trait;
 use palimpsest_registry::GroupRecord;
@@ -23,6 +24,7 @@ pub use self::keep::{Kept, keep};
 pub use self::lead::Lead;
 pub use self::leadership::{Candidacy, Candidate, Deposed, LeadError, Leader};
 pub use self::registry::RegistryMembers;
+pub use self::succession::Implausible;
 
 /// Looks up the ranks of a group.
 #[async_trait]

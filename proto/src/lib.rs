@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod contract;
+pub mod count;
 pub mod error;
 pub mod kv;
 #[cfg(feature = "grpc")]

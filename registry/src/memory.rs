@@ -102,6 +102,13 @@ impl Shared {
     }
 }
 
+impl MemoryRegistry {
+    /// Forgets what was announced of a group, as an operator would who deletes its key.
+    pub fn forget(&self, group: &str) {
+        self.0.state().groups.remove(group);
+    }
+}
+
 #[async_trait]
 impl Registry for MemoryRegistry {
     async fn claim(

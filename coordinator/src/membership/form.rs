@@ -13,7 +13,9 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Lead, Members, MembersError};
+use super::lead::NoLead;
+use super::succession::next_epoch;
+use super::{Implausible, Lead, Members, MembersError};
 use crate::config::Config;
 use crate::executor::{ExecutorError, Failure, GrpcExecutor};
 use crate::ids::Epoch;
@@ -75,6 +77,9 @@ pub enum FormError {
         /// Its term.
         term: u64,
     },
+    /// A rank or the registry tells a number that nobody can have counted to.
+    #[error(transparent)]
+    Implausible(#[from] Implausible),
     /// The ranks could not meet.
     #[error("the ranks could not join epoch {epoch}: {what}")]
     Join {
@@ -86,6 +91,15 @@ pub enum FormError {
     /// A rank was lost again at once.
     #[error(transparent)]
     Lost(#[from] ExecutorError),
+}
+
+impl From<NoLead> for FormError {
+    fn from(why: NoLead) -> Self {
+        match why {
+            NoLead::Superseded(term) => Self::Superseded { term },
+            NoLead::Implausible(why) => Self::Implausible(why),
+        }
+    }
 }
 
 /// Forms a group of the ranks that `members` knows, in an epoch later than any of them was in, if
@@ -127,16 +141,8 @@ pub async fn form(
     ServedModel::new(ranks.clone())?;
     // Ranks that were all started anew know of no epoch, and a former coordinator of the group may
     // still speak of one.
-    let last = ranks
-        .iter()
-        .map(|rank| rank.epoch)
-        .max()
-        .unwrap_or(0)
-        .max(members.last_epoch());
-    let epoch = Epoch(last + 1);
-    let leading = lead
-        .over(&ranks)
-        .map_err(|term| FormError::Superseded { term })?;
+    let epoch = next_epoch(lead.last_epoch(), &ranks, members.last_epoch())?;
+    let leading = lead.over(&ranks)?;
     let request = JoinRequest {
         epoch: epoch.0,
         world_size: channels.len() as u32,
@@ -145,7 +151,7 @@ pub async fn form(
         lead: Some(leading.clone()),
     };
     join(&channels, &request, config.join_limit).await?;
-    lead.taken(&leading);
+    lead.taken(&leading, epoch);
     let watchers = watch_all(&channels, epoch, config.beat_limit);
     let executor =
         GrpcExecutor::connect(channels, config.step_limit, watchers.failure.clone()).await?;

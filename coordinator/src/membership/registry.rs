@@ -1,10 +1,12 @@
 //! Ranks that are found in a registry.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use palimpsest_proto::count::can_follow;
 use palimpsest_registry::{
     ANSWER_LIMIT, GroupRecord, RankEvent, RankRecord, Registry, RegistryError,
 };
@@ -21,6 +23,7 @@ pub struct RegistryMembers {
     group: String,
     world_size: u32,
     known: watch::Receiver<Known>,
+    last_epoch: Arc<AtomicU64>,
     follower: JoinHandle<()>,
     /// Tells the registry of the last group.
     announcer: Mutex<Option<JoinHandle<()>>>,
@@ -34,7 +37,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 struct Known {
     /// By rank; `None` before it has told anything.
     ranks: Option<BTreeMap<u32, RankRecord>>,
-    last_epoch: u64,
 }
 
 impl Drop for RegistryMembers {
@@ -52,12 +54,19 @@ impl RegistryMembers {
     /// A group of `world_size` ranks, which is followed from now on. Needs a tokio runtime.
     pub fn new(registry: Arc<dyn Registry>, group: String, world_size: u32) -> Self {
         let (told, known) = watch::channel(Known::default());
-        let follower = tokio::spawn(follow(registry.clone(), group.clone(), told));
+        let last_epoch = Arc::default();
+        let follower = tokio::spawn(follow(
+            registry.clone(),
+            group.clone(),
+            told,
+            Arc::clone(&last_epoch),
+        ));
         Self {
             registry,
             group,
             world_size,
             known,
+            last_epoch,
             follower,
             announcer: Mutex::default(),
         }
@@ -78,10 +87,25 @@ impl RegistryMembers {
         }
         self.registry.ranks(&self.group).await
     }
+
+    /// Asks once more for an epoch that cannot be: an operator may have deleted it since.
+    async fn look_again(&self) {
+        if !can_follow(self.last_epoch(), 0)
+            && let Ok(Ok(formed)) = timeout(ANSWER_LIMIT, self.registry.group(&self.group)).await
+        {
+            let epoch = formed.map_or(0, |formed| formed.epoch);
+            self.last_epoch.store(epoch, Ordering::SeqCst);
+        }
+    }
 }
 
 /// Takes in what the registry tells of a group, for ever.
-async fn follow(registry: Arc<dyn Registry>, group: String, told: watch::Sender<Known>) {
+async fn follow(
+    registry: Arc<dyn Registry>,
+    group: String,
+    told: watch::Sender<Known>,
+    last_epoch: Arc<AtomicU64>,
+) {
     // A name that is refused is refused again, and said, when the ranks are asked for.
     let Ok(mut events) = registry.watch(&group).await else {
         return;
@@ -94,18 +118,15 @@ async fn follow(registry: Arc<dyn Registry>, group: String, told: watch::Sender<
         } else {
             None
         };
-        told.send_modify(|known| {
-            event.apply(known.ranks.get_or_insert_default());
-            known.last_epoch = known
-                .last_epoch
-                .max(formed.map_or(0, |formed| formed.epoch));
-        });
+        last_epoch.fetch_max(formed.map_or(0, |formed| formed.epoch), Ordering::SeqCst);
+        told.send_modify(|known| event.apply(known.ranks.get_or_insert_default()));
     }
 }
 
 #[async_trait]
 impl Members for RegistryMembers {
     async fn addresses(&self) -> Result<Vec<Option<String>>, MembersError> {
+        self.look_again().await;
         let ranks = self.ranks().await.map_err(|error| match error {
             RegistryError::Unreachable { .. } => MembersError::Unreachable(error.to_string()),
             other => MembersError::Refused(other.to_string()),
@@ -128,7 +149,7 @@ impl Members for RegistryMembers {
     }
 
     fn last_epoch(&self) -> u64 {
-        self.known.borrow().last_epoch
+        self.last_epoch.load(Ordering::SeqCst)
     }
 
     fn formed(&self, record: GroupRecord) {

@@ -1,6 +1,8 @@
 //! Who leads a group, who stands by, and how a lead ends.
 
-use palimpsest_registry::{Claim, MemoryRegistry, RankRecord, Registry};
+use std::sync::Mutex;
+
+use palimpsest_registry::{Claim, GroupRecord, MemoryRegistry, RankRecord, Registry};
 use tokio::time::timeout;
 
 use super::*;
@@ -92,4 +94,40 @@ async fn a_first_group_that_does_not_come_in_time_is_told_of_and_given_up() {
     );
     assert_eq!(told.len(), 1, "said once: {told:?}");
     assert!(told[0].starts_with("waiting: the group is not complete"));
+}
+
+/// The epoch after the largest number was 0, which no rank takes for a later one: written once, it
+/// stopped the group until all of its ranks and their registry were made anew.
+#[tokio::test]
+async fn an_epoch_that_cannot_be_is_refused_until_an_operator_deletes_it() {
+    let ranks = [FakeRank::new(script(0)), FakeRank::new(script(1))];
+    let processes: Vec<_> = ranks.iter().map(|rank| start(rank, ANYWHERE)).collect();
+    let registry = MemoryRegistry::default();
+    let _claims = announce(&registry, &processes).await;
+    let record = GroupRecord {
+        epoch: u64::MAX,
+        world_size: 2,
+        model: "m".into(),
+        digest: "00".into(),
+        policies: Vec::new(),
+    };
+    registry.announce("g", record).await.expect("it is taken");
+
+    let claim = Candidate::claim(Arc::new(registry.clone()), candidacy("first:1"), |_| {});
+    let mut candidate = claim.await.expect("a free lead");
+    let reasons = Mutex::new(Vec::new());
+    let tell = |reason: &str| {
+        reasons.lock().expect("no panic").push(reason.to_owned());
+        registry.forget("g");
+    };
+    let formed = candidate.first_group(&config(), SOON, tell).await;
+    assert_eq!(formed.expect("a group").epoch.0, 1);
+    let reasons = reasons.into_inner().expect("no panic");
+    assert!(
+        reasons.len() == 1
+            && reasons[0]
+                .contains("the registry says that the last epoch was 18446744073709551615")
+            && reasons[0].contains("delete the key `epoch`"),
+        "{reasons:?}"
+    );
 }
