@@ -30,6 +30,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::hooks::Hooks;
 use self::scratch::Scratch;
+use crate::cancel::Cancel;
 use crate::device_memory::StepSize;
 use crate::error::{Error, Result};
 use crate::kv::boundary::{self, BoundaryContext, Scores};
@@ -59,6 +60,7 @@ pub struct Decoder<B: Backend> {
     capture: Option<Capture>,
     state_digests: Vec<u64>,
     perturbed: bool,
+    cancel: Cancel,
     /// Scores of a boundary.
     scores: Scores<B>,
     scratch: Scratch<B>,
@@ -97,6 +99,7 @@ impl<B: Backend> Decoder<B> {
             capture: None,
             state_digests: Vec::new(),
             perturbed: false,
+            cancel: Cancel::default(),
             scores: Scores::new(&backend)?,
             scratch: Scratch::new(&backend, &config, &shard, StepSize::ONE)?,
             peers: Peers::alone(),
@@ -109,6 +112,11 @@ impl<B: Backend> Decoder<B> {
         };
         progress(1.0);
         Ok(decoder)
+    }
+
+    /// Abandons steps of this decoder.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
     }
 
     /// Exchanges with the other ranks of the group over `collective` from now on.
@@ -188,8 +196,8 @@ impl<B: Backend> Decoder<B> {
     /// Returns the logits of each piece, `[rows, V]` flattened.
     ///
     /// # Errors
-    /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors leave
-    /// the sequences unusable.
+    /// [`Error::Plan`] or [`Error::PagesExhausted`] before anything changed; kernel errors and
+    /// [`Error::Cancelled`] leave the sequences unusable.
     pub fn forward(
         &mut self,
         arena: &mut Arena<B>,
@@ -259,9 +267,11 @@ impl<B: Backend> Decoder<B> {
         self.embed(&ids)?;
         self.perturb(rows)?;
         for layer in 0..self.layers.len() {
+            self.cancel.check()?;
             self.layer(layer, rows, &mut spans, arena)?;
         }
         drop(spans);
+        self.cancel.check()?;
         // The device is given all its work before the host waits for any of it.
         self.multiply_wanted(pieces, rows)?;
         self.digest_states(pieces)?;

@@ -50,6 +50,9 @@ pub enum Error {
     /// A collective failed or was aborted: the epoch is over.
     #[error("collective: {0}")]
     Collective(#[from] palimpsest_collective::CollectiveError),
+    /// The step was abandoned half-way, as was asked: none of its sequences can go on.
+    #[error("the step was abandoned: its epoch is over")]
+    Cancelled,
     /// The model cannot be split into so many parts.
     #[error(transparent)]
     Shard(#[from] ShardError),

@@ -18,6 +18,7 @@
 //! `runner` is where a request enters. `offline` is for benchmarks, calibration and evaluation.
 #![forbid(unsafe_code)]
 
+pub mod cancel;
 pub mod decoder;
 pub mod device_memory;
 pub mod error;

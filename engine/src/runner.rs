@@ -22,6 +22,7 @@ use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
 use self::sequence::{Admitted, Sequence};
+use crate::cancel::Cancel;
 use crate::decoder::{Arena, Capture, Decoder, Logits, Piece};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
@@ -169,13 +170,21 @@ impl<B: Backend> Runner<B> {
         self.decoder.set_capture(capture);
     }
 
+    /// Abandons the step under way, from another thread, and every later one until
+    /// [`Self::join`]. What was half done is dropped.
+    pub fn cancel(&self) -> Cancel {
+        self.decoder.cancel().clone()
+    }
+
     /// Joins an epoch of the group: sequences of an earlier one are dropped, weights stay. From
-    /// here on plans of other epochs are refused.
+    /// here on plans of other epochs are refused. Steps that were to be abandoned are of an earlier
+    /// epoch.
     pub fn join(&mut self, epoch: u64, collective: Option<Arc<dyn Collective>>) {
         let sequences: Vec<u64> = self.sequences.keys().copied().collect();
         sequences.into_iter().for_each(|id| self.end(id));
         self.traces.end_all();
         self.epoch = Some(epoch);
+        self.decoder.cancel().clear();
         if let Some(collective) = collective {
             self.decoder.join(collective);
         }

@@ -6,8 +6,10 @@ mod fault;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use palimpsest_collective::Collective;
+use palimpsest_engine::cancel::Cancel;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
@@ -32,6 +34,7 @@ enum Command {
 pub struct Device {
     commands: mpsc::Sender<Command>,
     activity: Arc<Activity>,
+    cancel: Cancel,
     end: watch::Receiver<Option<DeviceEnd>>,
 }
 
@@ -101,10 +104,12 @@ impl Device {
         let (commands, inbox) = mpsc::channel(WAITING);
         let (ended, end) = watch::channel(None);
         let activity = Arc::new(Activity::default());
+        let cancel = runner.cancel();
         let mut thread = Thread {
             runner,
             inbox,
             activity: activity.clone(),
+            cancel: cancel.clone(),
             fault,
         };
         std::thread::Builder::new().name(name).spawn(move || {
@@ -116,8 +121,16 @@ impl Device {
         Ok(Self {
             commands,
             activity,
+            cancel,
             end,
         })
+    }
+
+    /// Abandons the step under way, and every later one until [`Self::join`]. Returns at once; the
+    /// thread comes back within the time of one layer. A thread that waits for other ranks does
+    /// not: abort its communicator as well.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
     }
 
     /// See [`Runner::join`].
@@ -183,6 +196,7 @@ struct Thread<B: Backend> {
     runner: Runner<B>,
     inbox: mpsc::Receiver<Command>,
     activity: Arc<Activity>,
+    cancel: Cancel,
     fault: Option<Fault>,
 }
 
@@ -229,6 +243,13 @@ impl<B: Backend> Thread<B> {
                 error: "the device fails, as was asked".into(),
                 ..StepOutput::default()
             },
+            Some(FaultKind::Stall) => {
+                self.stall();
+                self.runner.execute(plan)
+            }
+            Some(FaultKind::Hang) => loop {
+                std::thread::park();
+            },
             None => self.runner.execute(plan),
         };
         self.activity.steps.fetch_add(1, Ordering::Relaxed);
@@ -236,6 +257,13 @@ impl<B: Backend> Thread<B> {
 
         let is_lost = fault == Some(FaultKind::Loss) || self.runner.is_lost();
         (output, is_lost)
+    }
+
+    /// Takes as long as a step on a machine that is far too slow.
+    fn stall(&self) {
+        while !self.cancel.is_cancelled() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The fault that a test asked for in this step.

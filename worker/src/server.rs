@@ -6,9 +6,10 @@
 //!                                                                      └─Collective─▶ other ranks
 //! ```
 //! A rank joins epochs when its coordinator says so, each later than the last. Joining ends
-//! whatever is under way: the old communicator is aborted from here while the device thread waits
-//! in it. If even that does not free the thread, or the device fails, or its thread panics, the
-//! server ends with [`ServeError::Device`]: only a new process can be that rank again.
+//! whatever is under way: the step is abandoned at its next layer, and the old communicator is
+//! aborted from here while the device thread waits in it. If even that does not free the thread, or
+//! the device fails, or its thread panics, the server ends with [`ServeError::Device`]: only a new
+//! process can be that rank again.
 
 mod rendezvous;
 mod standing;
@@ -130,7 +131,7 @@ pub async fn serve(
         store: store.clone(),
         stalled: Arc::default(),
     };
-    let epoch = server.epoch.clone();
+    let (epoch, loaded) = (server.epoch.clone(), server.loaded.clone());
     let device = device_ended(server.loaded.clone(), server.stalled.clone());
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut tasks = JoinSet::new();
@@ -163,6 +164,9 @@ pub async fn serve(
         }
     };
     tasks.shutdown().await;
+    if let Some(Loaded { device, .. }) = &*loaded.borrow() {
+        device.cancel();
+    }
     // The others must not wait for a rank that leaves. A join under way has its own deadline.
     if let Ok(mut epoch) = epoch.try_lock()
         && let Some(collective) = epoch.collective.take()
@@ -299,6 +303,7 @@ impl Worker for RankServer {
             lead: request.lead.clone().unwrap_or_default(),
         };
         self.standing.send_replace(epoch.standing.clone());
+        device.cancel();
         if let Some(old) = epoch.collective.take() {
             old.abort();
         }

@@ -19,6 +19,10 @@ pub enum FaultKind {
     Panic,
     /// The device fails: the step is answered with an error, and no other can follow.
     Loss,
+    /// The step takes for ever, unless it is abandoned.
+    Stall,
+    /// The thread never comes out of the step.
+    Hang,
 }
 
 impl fmt::Display for Fault {
@@ -26,6 +30,8 @@ impl fmt::Display for Fault {
         let kind = match self.kind {
             FaultKind::Panic => "panic",
             FaultKind::Loss => "loss",
+            FaultKind::Stall => "stall",
+            FaultKind::Hang => "hang",
         };
         write!(f, "{kind}@{}", self.step)
     }
@@ -35,11 +41,14 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || format!("`{text}` is no fault: give panic@STEP or loss@STEP");
+        let unknown =
+            || format!("`{text}` is no fault: give panic@STEP, loss@STEP, stall@STEP or hang@STEP");
         let (kind, step) = text.split_once('@').ok_or_else(unknown)?;
         let kind = match kind {
             "panic" => FaultKind::Panic,
             "loss" => FaultKind::Loss,
+            "stall" => FaultKind::Stall,
+            "hang" => FaultKind::Hang,
             _ => return Err(unknown()),
         };
         let step = step.parse().map_err(|_| unknown())?;
@@ -53,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_fault_reads_what_it_writes() {
-        for text in ["panic@3", "loss@1"] {
+        for text in ["panic@3", "loss@1", "stall@2", "hang@9"] {
             assert_eq!(
                 text.parse::<Fault>().map(|it| it.to_string()),
                 Ok(text.into())
