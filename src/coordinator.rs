@@ -24,6 +24,8 @@ pub struct Config {
     pub tp: u32,
     /// Time that the first group has to form.
     pub form_limit: Duration,
+    /// Longest time of one step on any rank.
+    pub step_limit: Duration,
     /// Time that requests of a lost group wait for the next one.
     pub regroup_limit: Duration,
     /// Time that a request waits which comes while a lost group is being replaced.
@@ -66,7 +68,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let end = async {
         tokio::select! {
             () = shutdown => Ok(()),
-            deposed = leader.deposed() => deposed.context("this coordinator leads no longer"),
+            deposed = leader.deposed() => Err(deposed).context("this coordinator leads no longer"),
         }
     };
     let served = front.serve_until(&coordinator, end).await;
@@ -82,6 +84,7 @@ fn limits(config: &Config, front: &Front) -> anyhow::Result<Limits> {
         .clone()
         .map(|files| ClientTls::cluster(files, Role::Coordinator, Role::Worker));
     Ok(Limits {
+        step_limit: config.step_limit,
         regroup_limit: config.regroup_limit,
         group_wait_limit: config.group_wait_limit,
         ranks: Connector::new(tls.transpose()?),

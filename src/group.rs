@@ -1,42 +1,42 @@
 //! A coordinator and its ranks in this process. The path is the one of a cluster; only the
 //! transport of plans differs.
 
-use std::sync::Arc;
+mod threads;
+
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use palimpsest_collective::local::LocalGroup;
-use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
+use palimpsest_coordinator::driver::Readiness;
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
-use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
-use palimpsest_worker::device::{Device, DeviceEnd, DeviceGone, Fault};
-use tokio::sync::{mpsc, oneshot};
+use palimpsest_worker::device::{DeviceEnd, Fault};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
+use self::threads::Threads;
 use crate::model::Ranks;
-
-/// Plans that may wait for the device thread. The engine sends the next one when it has the last
-/// one's output.
-const PLANS_IN_FLIGHT: usize = 1;
-
-/// Number of the only epoch of ranks that are threads: they fail together or not at all.
-const EPOCH: u64 = 1;
 
 /// Time in which a device thread that has ended tells so.
 const DEVICE_WORD: Duration = Duration::from_millis(100);
+/// Time that requests of a group that failed wait for the next one.
+const REGROUP_LIMIT: Duration = Duration::from_secs(120);
+/// Waits before a group is formed of the same threads, the longer one where the last group failed
+/// at once.
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
 /// A running group.
 pub struct Group {
     /// Takes requests.
     pub coordinator: Coordinator,
-    ranks: JoinSet<Option<DeviceEnd>>,
+    /// Its only task ends with the devices.
+    keeper: JoinSet<DeviceEnd>,
 }
 
 impl Group {
     /// Starts the device threads of the opened ranks of a group, in rank order, and a coordinator
-    /// over them. Needs a tokio runtime. A `fault` for tests is rank 0's.
+    /// over them. A group that fails in a step is formed anew of the same threads. Needs a tokio
+    /// runtime. A `fault` for tests is rank 0's.
     pub fn start(ranks: Ranks, config: Config, fault: Option<Fault>) -> anyhow::Result<Self> {
         match ranks {
             Ranks::Cpu(ranks) => Self::start_on(ranks, config, fault),
@@ -47,32 +47,22 @@ impl Group {
     fn start_on<B: Backend>(
         ranks: Vec<Rank<B>>,
         config: Config,
-        mut fault: Option<Fault>,
+        fault: Option<Fault>,
     ) -> anyhow::Result<Self> {
-        let mut channels = Vec::with_capacity(ranks.len());
-        let mut infos = Vec::with_capacity(ranks.len());
-        let mut carriers = JoinSet::new();
-        let is_group = ranks.len() > 1;
-        let collectives = LocalGroup::new(ranks.len());
-        for ((index, rank), collective) in ranks.into_iter().enumerate().zip(collectives) {
-            let Rank { info, mut runner } = rank;
-            if is_group {
-                runner.join(EPOCH, Some(Arc::new(collective)));
-            }
-            let device = Device::spawn(format!("rank-{index}"), runner, fault.take())?;
-            let (plans, inbox) = mpsc::channel(PLANS_IN_FLIGHT);
-            carriers.spawn(carry(device, inbox));
-            channels.push(RankChannel { plans });
-            infos.push(info);
-        }
+        let mut threads = Threads::start(ranks, fault)?;
         let config = Config {
-            first_epoch: EPOCH,
+            first_epoch: threads.epoch(),
+            regroup_limit: REGROUP_LIMIT,
             ..config
         };
-        let executor = ChannelExecutor::new(channels, config.step_limit);
+        let step_limit = config.step_limit;
+        let executor = Box::new(threads.executor(step_limit));
+        let coordinator = Coordinator::build(config, executor, threads.infos().to_vec())?;
+        let mut keeper = JoinSet::new();
+        keeper.spawn(keep(coordinator.clone(), threads, step_limit));
         Ok(Self {
-            coordinator: Coordinator::build(config, Box::new(executor), infos)?,
-            ranks: carriers,
+            coordinator,
+            keeper,
         })
     }
 
@@ -95,31 +85,48 @@ impl Group {
 
     /// Waits until the device of a rank can be used no more, and says why. Its group is lost then,
     /// and this process cannot form another.
+    ///
+    /// # Panics
+    /// If the task that keeps the group panicked.
     pub async fn lost(&mut self) -> DeviceEnd {
-        while let Some(ended) = self.ranks.join_next().await {
-            if let Ok(Some(end)) = ended {
-                return end;
-            }
+        match self.keeper.join_next().await {
+            Some(Ok(end)) => end,
+            Some(Err(error)) => match error.try_into_panic() {
+                // Nobody keeps the group any more: better to end than to serve until it fails.
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => std::future::pending().await,
+            },
+            // It was told already.
+            None => std::future::pending().await,
         }
-        // The coordinator has gone, and nobody needs the devices.
-        std::future::pending().await
     }
 }
 
-/// Carries plans to a device thread until that ends, or until no more plans can come (`None`).
-async fn carry(
-    device: Device,
-    mut plans: mpsc::Receiver<(StepPlan, oneshot::Sender<StepOutput>)>,
-) -> Option<DeviceEnd> {
+/// Forms the group anew of the same threads whenever it is lost, until one of these can be used no
+/// more.
+async fn keep(coordinator: Coordinator, mut threads: Threads, step_limit: Duration) -> DeviceEnd {
+    let driver = &coordinator.service().driver;
+    let mut readiness = driver.readiness();
+    let mut formed = Instant::now();
     loop {
-        let (plan, reply) = tokio::select! {
-            end = device.ended() => return Some(end),
-            next = plans.recv() => next?,
-        };
-        match device.execute(plan).await {
-            // A coordinator that stopped waiting has ended the epoch already.
-            Ok(output) => drop(reply.send(output)),
-            Err(DeviceGone) => return Some(device.ended().await),
+        tokio::select! {
+            end = threads.ended() => return end,
+            // Where the driver has ended nothing is lost any more.
+            Ok(_) = readiness.wait_for(|readiness| *readiness == Readiness::Lost) => {}
+        }
+        tracing::warn!("the ranks of this process are to form their group anew");
+        let lasted = formed.elapsed() > PAUSES[1];
+        sleep(PAUSES[usize::from(!lasted)]).await;
+        if let Err(end) = threads.rejoin().await {
+            return end;
+        }
+        formed = Instant::now();
+        let (executor, epoch) = (Box::new(threads.executor(step_limit)), threads.epoch());
+        // From its return on the driver's readiness is that of the new group.
+        let infos = threads.infos().to_vec();
+        match coordinator.replace(executor, infos, epoch).await {
+            Ok(()) => tracing::warn!(epoch, "the group has formed anew"),
+            Err(error) => tracing::error!(epoch, %error, "the new group cannot take over"),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! `palimpsest serve`: everything in one process.
 
-use anyhow::Context;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use palimpsest_coordinator::Config as Limits;
 use palimpsest_engine::policy::Retention;
 use palimpsest_proto::v1::KvContract;
 use palimpsest_worker::device::Fault;
@@ -21,6 +24,8 @@ pub struct Config {
     pub tp: usize,
     /// What faces clients.
     pub front: FrontConfig,
+    /// Longest time of one step.
+    pub step_limit: Duration,
     /// A fault of rank 0's device, for tests.
     pub fault: Option<Fault>,
 }
@@ -36,7 +41,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         model::open_ranks(&config.model, &config.default_kv, config.tp)
     })?;
     let place = describe(&ranks);
-    let mut group = Group::start(ranks, front.config(), config.fault)?;
+    let limits = Limits {
+        step_limit: config.step_limit,
+        ..front.config()
+    };
+    let mut group = Group::start(ranks, limits, config.fault)?;
     group.ready().await?;
 
     let coordinator = group.coordinator.clone();
@@ -51,10 +60,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let end = tokio::select! {
             () = shutdown => return Ok(()),
             end = group.lost() => end,
+            () = coordinator.ended() => bail!("the driver has ended: standard error says why"),
         };
         // What runs ends with a reason, not with a connection that breaks.
         let driver = &coordinator.service().driver;
-        driver.lose(end.to_string()).await;
+        driver.lose_for_good(end.to_string()).await;
         Err(end).context("this process can serve no longer")
     };
     front.serve_until(&coordinator, end).await?;

@@ -228,7 +228,6 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
             }
         }
     }
-    state.end();
 }
 
 /// Waits for one thing to happen and takes it in. May be dropped while it waits.

@@ -113,6 +113,15 @@ impl Coordinator {
         settled.is_ok_and(|readiness| *readiness == Readiness::Ready)
     }
 
+    /// Waits until the driver has ended, which it does in a drain, or in a panic.
+    pub async fn ended(&self) {
+        let mut readiness = self.service.driver.readiness();
+        // A sender that is gone has ended as well.
+        let _ = readiness
+            .wait_for(|readiness| *readiness == Readiness::Ended)
+            .await;
+    }
+
     /// Takes another group of the same model, which has joined `epoch`, after one was lost or in
     /// place of the present one.
     ///

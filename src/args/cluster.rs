@@ -43,7 +43,9 @@ pub struct ServeArgs {
     pub tp: u8,
     #[command(flatten)]
     pub front: FrontArgs,
-    /// A fault for tests: panic@STEP or loss@STEP of the device of rank 0.
+    #[command(flatten)]
+    pub step: StepArgs,
+    /// A fault for tests: panic@STEP, loss@STEP, stall@STEP or hang@STEP of the device of rank 0.
     #[arg(long, hide = true)]
     pub inject_fault: Option<Fault>,
 }
@@ -56,6 +58,7 @@ impl ServeArgs {
             default_kv: self.kv.wire(),
             tp: self.tp.into(),
             front: self.front.config(),
+            step_limit: self.step.limit(),
             fault: self.inject_fault,
         }
     }
@@ -112,6 +115,8 @@ pub struct CoordinatorArgs {
     )]
     pub group_wait_seconds: u64,
     #[command(flatten)]
+    pub step: StepArgs,
+    #[command(flatten)]
     pub front: FrontArgs,
     #[command(flatten)]
     pub cluster: ClusterTlsArgs,
@@ -126,11 +131,33 @@ impl CoordinatorArgs {
             ranks: self.ranks,
             tp: self.tp,
             form_limit: Duration::from_secs(self.form_seconds),
+            step_limit: self.step.limit(),
             regroup_limit: Duration::from_secs(self.regroup_seconds),
             group_wait_limit: Duration::from_secs(self.group_wait_seconds),
             front: self.front.config(),
             cluster: self.cluster.files(),
         }
+    }
+}
+
+/// How long ranks may take.
+#[derive(Debug, Args)]
+pub struct StepArgs {
+    /// Seconds that one step may take on any rank; one that takes longer is abandoned, and what was
+    /// in it is read anew.
+    #[arg(
+        long,
+        env = "PALIMPSEST_STEP_SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = "Worker group"
+    )]
+    pub step_seconds: u16,
+}
+
+impl StepArgs {
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.step_seconds.into())
     }
 }
 
@@ -188,7 +215,7 @@ pub struct WorkerArgs {
     /// the others.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub inject_divergence: Vec<u64>,
-    /// A fault for tests: panic@STEP or loss@STEP of the device.
+    /// A fault for tests: panic@STEP, loss@STEP, stall@STEP or hang@STEP of the device.
     #[arg(long, hide = true)]
     pub inject_fault: Option<Fault>,
 }

@@ -76,6 +76,11 @@ impl Process {
         Duration::from_millis(ticks * 10)
     }
 
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.0.try_wait().expect("a child").is_none()
+    }
+
     /// Its exit code, when it ends by itself; `None` after a signal.
     pub fn code(&mut self) -> Option<i32> {
         await_that(Instant::now(), || {

@@ -311,11 +311,6 @@ impl State {
         self.live.is_empty()
     }
 
-    pub(super) fn end(&mut self) {
-        self.metrics.group_ready(false);
-        self.readiness.send_replace(Readiness::Ended);
-    }
-
     fn submit(
         &mut self,
         Submission {
@@ -442,5 +437,14 @@ impl State {
     fn new_sequence(&mut self) -> SequenceId {
         self.next_sequence += 1;
         SequenceId(self.next_sequence)
+    }
+}
+
+/// However the driver ends, in a panic too, it says so: its last word must not stand for ever.
+impl Drop for State {
+    fn drop(&mut self) {
+        self.metrics.group_ready(false);
+        self.admission.set_gate(Gate::Draining);
+        self.readiness.send_replace(Readiness::Ended);
     }
 }

@@ -88,6 +88,9 @@ pub enum Deposed {
     /// The task that replaces lost groups has ended.
     #[error(transparent)]
     KeeperLost(JoinError),
+    /// The task that owns all requests has ended, though nobody asked it to.
+    #[error("the driver has ended: standard error says why")]
+    DriverLost,
 }
 
 impl Candidate {
@@ -180,23 +183,20 @@ impl Leader {
     }
 
     /// Waits until this coordinator leads no longer, and takes its group away: what runs here ends
-    /// with a reason, not with a connection that breaks. Returns without an error when the driver
-    /// has ended by itself. To be called once.
-    ///
-    /// # Errors
-    /// What has ended the lead.
-    pub async fn deposed(&mut self) -> Result<(), Deposed> {
+    /// with a reason, not with a connection that breaks. Says what has ended the lead. To be called
+    /// once, and no longer than until a drain begins.
+    pub async fn deposed(&mut self) -> Deposed {
         let deposed = tokio::select! {
             error = lost(self.claim.as_ref()) => Deposed::ClaimLost(error),
             kept = &mut self.keeper => match kept {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => Deposed::DriverLost,
                 Ok(Err(superseded)) => Deposed::Superseded(superseded),
                 Err(error) => Deposed::KeeperLost(error),
             },
         };
         let driver = &self.coordinator.service().driver;
         driver.lose(deposed.to_string()).await;
-        Err(deposed)
+        deposed
     }
 
     /// Replaces no group any more and gives the lead back: who stands by need not wait until the

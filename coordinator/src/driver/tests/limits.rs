@@ -1,6 +1,9 @@
 //! Deadlines, drains, and bounds of the queue and of memory.
 
+use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
+
 use super::*;
+use crate::executor::ExecutorError;
 
 #[tokio::test(start_paused = true)]
 async fn deadlines_in_the_queue_and_in_execution() {
@@ -191,4 +194,28 @@ async fn memory_is_never_over_committed_and_64_streams_say_what_they_say_alone()
     for (alone, together) in alone.into_iter().zip(together) {
         assert_eq!(alone, together.await.unwrap());
     }
+}
+
+/// An executor with a bug.
+struct Panics;
+
+#[async_trait::async_trait]
+impl Executor for Panics {
+    async fn execute(&mut self, _: StepPlan) -> Result<StepOutput, ExecutorError> {
+        panic!("as was asked")
+    }
+}
+
+/// The last word of a driver that had panicked stood for ever, and probes believed it.
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_panics_is_not_taken_for_a_ready_one() {
+    let (coordinator, ranks) = start_with(config(), vec![Script::endless(0, 1)]).await;
+    let taken = coordinator.replace(Box::new(Panics), vec![ranks[0].info()], 2);
+    let (taken, ()) = tokio::join!(taken, coordinator.ended());
+    taken.unwrap();
+    let service = coordinator.service();
+    assert_eq!(*service.driver.readiness().borrow(), Readiness::Ended);
+    let figures = service.metrics.encode();
+    assert!(figures.contains("palimpsest_group_ready 0"), "{figures}");
+    assert_eq!(refusal(&coordinator, prompt(3, 1)).await, Reason::Draining);
 }

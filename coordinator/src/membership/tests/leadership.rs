@@ -73,7 +73,7 @@ async fn a_leader_whose_ranks_follow_another_is_told_so_and_has_no_group() {
     assert!(
         matches!(
             deposed,
-            Err(Deposed::Superseded(FormError::Superseded { term: 2 }))
+            Deposed::Superseded(FormError::Superseded { term: 2 })
         ),
         "{deposed:?}"
     );
