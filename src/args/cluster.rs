@@ -143,13 +143,13 @@ impl CoordinatorArgs {
 /// How long ranks may take.
 #[derive(Debug, Args)]
 pub struct StepArgs {
-    /// Seconds that one step may take on any rank; one that takes longer is abandoned, and what was
-    /// in it is read anew.
+    /// Seconds that one step may take on any rank, 60 at most; one that takes longer is abandoned,
+    /// and what was in it is read anew.
     #[arg(
         long,
         env = "PALIMPSEST_STEP_SECONDS",
         default_value_t = 60,
-        value_parser = clap::value_parser!(u16).range(1..),
+        value_parser = clap::value_parser!(u16).range(1..=60),
         help_heading = "Worker group"
     )]
     pub step_seconds: u16,

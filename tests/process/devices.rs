@@ -61,7 +61,7 @@ fn text(answer: &str) -> &str {
 /// A step that took too long left `serve` without a group for ever: every later request was
 /// refused, by a process that said it was alive.
 fn serve_with_stall(args: &[&str]) {
-    let mut all = vec!["--inject-fault", "stall@4", "--step-seconds", "1"];
+    let mut all = vec!["--inject-fault", "stall@4", "--step-seconds", "2"];
     all.extend(args);
     let serving = Serving::start_with(&[], &all);
     let started = Instant::now();
@@ -86,7 +86,7 @@ fn serve_goes_on_after_a_step_of_a_shared_model_that_took_too_long() {
 
 #[test]
 fn serve_ends_when_its_device_thread_does_not_come_back() {
-    let args = ["--inject-fault", "hang@4", "--step-seconds", "1"];
+    let args = ["--inject-fault", "hang@4", "--step-seconds", "2"];
     let serving = Serving::start_with(&[], &args);
     let answer = serving.send("POST", "/v1/completions", "", BODY);
     assert!(answer.starts_with("HTTP/1.0 50"), "{answer}");
@@ -103,7 +103,7 @@ fn a_rank_abandons_a_step_that_takes_too_long_and_joins_the_next_group() {
     let (rank_at, grpc, http) = (free(), free(), free());
     let faults = ["--inject-fault", "stall@4"];
     let mut rank = Process::loaded_rank_with(&rank_at, model, &[], &faults);
-    let args = ["coordinator", "--ranks", &rank_at, "--step-seconds", "1"];
+    let args = ["coordinator", "--ranks", &rank_at, "--step-seconds", "2"];
     let ports = ["--listen", &grpc, "--http", &http];
     let _coordinator = Process::start(&[&args[..], &ports].concat(), &[]);
     await_that(Instant::now(), || is_ok(&http, "/readyz"));
@@ -125,6 +125,8 @@ fn rank_with_fault(fault: &str) {
         &grpc,
         "--http",
         &http,
+        "--step-seconds",
+        "5",
     ];
     let _coordinator = Process::start(&args, &[]);
     await_that(Instant::now(), || is_ok(&http, "/readyz"));
@@ -148,4 +150,9 @@ fn a_rank_ends_when_its_device_fails_and_another_goes_on() {
 #[test]
 fn a_rank_ends_when_its_device_thread_panics_and_another_goes_on() {
     rank_with_fault("panic@4");
+}
+
+#[test]
+fn a_rank_ends_when_its_device_thread_does_not_come_back_and_another_goes_on() {
+    rank_with_fault("hang@4");
 }

@@ -88,7 +88,8 @@ impl State {
             stride,
             max_running: config.max_running.max(1),
             tokens,
-            step_target: config.step_target,
+            // Steps are sized to last four of these at most.
+            step_target: config.step_target.min(config.step_limit / 4),
             max_replays: config.max_replays,
             room: model.room,
         };
