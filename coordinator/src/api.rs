@@ -2,5 +2,6 @@
 
 pub mod grpc;
 pub mod http;
+mod http2;
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,9 @@
 //! PEM files ─▶ Reloading: looked at again once a second, when somebody connects
 //!                 │
 //!                 ▼  rustls configuration
-//! listener ─▶ Incoming: bounded, time for the handshake, plain text answered
-//!                 └─▶ ServerStream + Peer (who it is)
+//! listener ─▶ Incoming: places, time for the first byte and the handshake, plain text answered
+//!                 └─▶ ServerStream + Peer (who it is): closed when it stalls or idles
+//!                         ▲ Counted: which requests are under way
 //! Connector: TCP, handshake, and what went wrong in words ─▶ ClientStream
 //! ```
 //! The links inside a cluster are mutual and private: both ends show a certificate of the cluster's
@@ -14,15 +15,28 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod counted;
 mod error;
+mod farewell;
 mod files;
+mod limits;
+mod pace;
+mod peer;
+mod places;
 mod reload;
+mod requests;
 mod server;
+mod stream;
 
 pub use self::client::{ClientStream, ClientTls, Connector};
+pub use self::counted::{CountRequests, Counted, CountedBody};
 pub use self::error::{TlsError, explain};
 pub use self::files::{ClientFiles, ClusterFiles, IdentityFiles, ServerFiles};
-pub use self::server::{Incoming, Limits, Peer, ServerStream, ServerTls, only};
+pub use self::limits::Limits;
+pub use self::peer::{Peer, only};
+pub use self::requests::{Requests, UnderWay};
+pub use self::server::{Incoming, ServerTls};
+pub use self::stream::ServerStream;
 
 /// What a process is within a cluster, as its certificate says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,42 +1,32 @@
 //! The side that is connected to.
 
+use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
-use std::{fmt, io};
+use std::time::{Duration, Instant};
+use std::fmt;
 
 use futures::stream::{self, Stream};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::client::verify_server_name;
-use tokio_rustls::rustls::server::ParsedCertificate;
-use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
-use tonic::{Request, Status};
 
-use crate::error::SPEAKS_TLS;
-use crate::files::role_name;
+use crate::farewell::{HTTP2_SIGN, refuse_full, refuse_plain};
+use crate::places::{Full, Place, Places};
 use crate::reload::Reloading;
-use crate::{ClusterFiles, Role, ServerFiles, TlsError, explain};
+use crate::stream::{ServerStream, Terms};
+use crate::{ClusterFiles, Limits, Role, ServerFiles, TlsError, explain};
 
 /// First byte of every TLS connection: a handshake record.
 const HANDSHAKE_RECORD: u8 = 22;
-/// Begin of every HTTP/2 connection.
-const HTTP2_PREFACE: &[u8] = b"PRI ";
 /// Pause after a failure to accept, which mostly means that the system is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time between the connection and the first request of a client of HTTP/2.
-const REQUEST_TIME: Duration = Duration::from_millis(200);
-/// Time and bytes that a client of plain text has to take its answer.
-const FAREWELL: Duration = Duration::from_secs(1);
-const FAREWELL_BYTES: u64 = 64 << 10;
+/// The same where a connection goes to make room for another.
+const FREED_PAUSE: Duration = Duration::from_millis(1);
+/// Refused connections are logged once in this time.
+const REFUSALS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Certificates of a server, read again when they change.
 #[derive(Clone)]
@@ -71,32 +61,17 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-/// What clients may take of a port before they have said anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at once, handshakes among them; more wait to be accepted.
-    pub connections: usize,
-    /// Time for a handshake.
-    pub handshake_time: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            handshake_time: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Connections of a port, with or without TLS. A slow handshake holds nobody else up.
+/// Connections of a port, with or without TLS. A slow handshake holds nobody else up, and who says
+/// nothing costs a socket and a timer for a while.
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
     tls: Option<ServerTls>,
-    limits: Limits,
-    places: Arc<Semaphore>,
-    handshakes: JoinSet<Option<ServerStream>>,
+    terms: Terms,
+    places: Places,
+    /// Connections whose first byte or whose handshake has not come.
+    opening: JoinSet<Option<ServerStream>>,
+    refusals: Refusals,
 }
 
 impl From<TcpListener> for Incoming {
@@ -108,14 +83,24 @@ impl From<TcpListener> for Incoming {
 impl Incoming {
     /// Connections of `listener`, behind TLS if there is any.
     pub fn new(listener: TcpListener, tls: Option<ServerTls>, limits: Limits) -> Self {
-        let places = Arc::new(Semaphore::new(limits.connections));
         Self {
             listener,
             tls,
-            limits,
-            places,
-            handshakes: JoinSet::new(),
+            terms: Terms {
+                limits,
+                counts_requests: false,
+            },
+            places: Places::new(&limits),
+            opening: JoinSet::new(),
+            refusals: Refusals::default(),
         }
+    }
+
+    /// For a server that counts the requests of its connections, with [`Counted`](crate::Counted):
+    /// those without any have their time as well.
+    pub fn counting_requests(mut self) -> Self {
+        self.terms.counts_requests = true;
+        self
     }
 
     /// Where it listens.
@@ -135,32 +120,43 @@ impl Incoming {
     /// lost.
     pub async fn accept(&mut self) -> ServerStream {
         loop {
-            let (place, stream) = tokio::select! {
-                Some(done) = self.handshakes.join_next(), if !self.handshakes.is_empty() => {
+            let accepted = tokio::select! {
+                Some(done) = self.opening.join_next(), if !self.opening.is_empty() => {
                     match done {
                         Ok(Some(stream)) => return stream,
                         _ => continue,
                     }
                 }
-                accepted = next(&self.listener, &self.places) => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "no connection can be accepted");
-                        sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
+                accepted = self.listener.accept() => accepted,
             };
-            // Tokens are small and must not wait for one another in the socket.
-            let _ = stream.set_nodelay(true);
-            match &self.tls {
-                None => return ServerStream::plain(stream, place),
-                Some(tls) => {
-                    let shaken = shake(tls.clone(), stream, self.limits.handshake_time, place);
-                    self.handshakes.spawn(shaken);
+            match accepted {
+                Ok((stream, address)) => self.open(stream, address),
+                Err(error) => {
+                    tracing::warn!(%error, "no connection can be accepted");
+                    // One that has said nothing may have the descriptor that is missing.
+                    let is_freed = self.places.free_one();
+                    sleep(if is_freed { FREED_PAUSE } else { ACCEPT_PAUSE }).await;
                 }
             }
         }
+    }
+
+    /// Gives a connection its place and waits for what it says, beside all others; or refuses it.
+    fn open(&mut self, stream: TcpStream, address: SocketAddr) {
+        let place = match self.places.take(address.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                self.refusals.add(full, address);
+                if self.tls.is_none() {
+                    refuse_full(stream);
+                }
+                return;
+            }
+        };
+        // Tokens are small and must not wait for one another in the socket.
+        let _ = stream.set_nodelay(true);
+        let (tls, terms) = (self.tls.clone(), self.terms);
+        self.opening.spawn(opened(tls, stream, place, terms));
     }
 
     /// As a stream, for tonic. It never ends and never fails.
@@ -171,38 +167,59 @@ impl Incoming {
     }
 }
 
-async fn next(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(OwnedSemaphorePermit, TcpStream)> {
-    let place = places
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((place, stream))
+/// A connection whose first byte has come, and whose handshake is done where there is one.
+async fn opened(
+    tls: Option<ServerTls>,
+    stream: TcpStream,
+    mut place: Place,
+    terms: Terms,
+) -> Option<ServerStream> {
+    let first = tokio::select! {
+        first = timeout(terms.limits.first_byte_time, first_bytes(&stream)) => first,
+        () = place.lost() => return None,
+    };
+    let Ok(Ok(first)) = first else {
+        tracing::debug!(peer = ?stream.peer_addr().ok(), "a connection that said nothing is closed");
+        return None;
+    };
+    let Some(tls) = tls else {
+        // What came is read with the rest; here it only counts.
+        return Some(ServerStream::plain(stream, place, terms));
+    };
+    if first.starts_with(&[HANDSHAKE_RECORD]) {
+        return shake(&tls, stream, place, terms).await;
+    }
+    tracing::info!(peer = ?stream.peer_addr().ok(), "a connection speaks plain text to TLS");
+    refuse_plain(stream, first.starts_with(HTTP2_SIGN)).await;
+    None
+}
+
+/// The first bytes, which stay in the socket; an error where the peer has closed it.
+async fn first_bytes(stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut first = [0; HTTP2_SIGN.len()];
+    let found = stream.peek(&mut first).await?;
+    if found == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(first[..found].to_vec())
 }
 
 /// A handshake within its time; what fails is the client's affair and only logged.
 async fn shake(
-    tls: ServerTls,
+    tls: &ServerTls,
     stream: TcpStream,
-    limit: Duration,
-    place: OwnedSemaphorePermit,
+    mut place: Place,
+    terms: Terms,
 ) -> Option<ServerStream> {
     let address = stream.peer_addr().ok();
-    let shaken = timeout(limit, async {
-        let mut first = [0; HTTP2_PREFACE.len()];
-        let found = stream.peek(&mut first).await?;
-        if found > 0 && first[0] != HANDSHAKE_RECORD {
-            refuse_plain(stream, first.starts_with(HTTP2_PREFACE)).await;
-            return Err(io::Error::other("it speaks plain text"));
-        }
-        TlsAcceptor::from(tls.0.get()).accept(stream).await
-    });
-    let why = match shaken.await {
-        Ok(Ok(stream)) => return Some(ServerStream::encrypted(stream, address, place)),
+    let limit = terms.limits.handshake_time;
+    let shaken = tokio::select! {
+        shaken = timeout(limit, TlsAcceptor::from(tls.0.get()).accept(stream)) => shaken,
+        // Records of a handshake cost little to make: only who gets through one has a claim.
+        () = place.lost() => return None,
+    };
+    let why = match shaken {
+        Ok(Ok(stream)) => return Some(ServerStream::encrypted(stream, address, place, terms)),
         Ok(Err(error)) => explain(&error).unwrap_or_else(|| error.to_string()),
         Err(_) => format!("not done within {} s", limit.as_secs_f64()),
     };
@@ -210,198 +227,29 @@ async fn shake(
     None
 }
 
-/// Says what is wrong in the client's own protocol.
-async fn refuse_plain(mut stream: TcpStream, is_http2: bool) {
-    let farewell = async {
-        if is_http2 {
-            stream.write_all(&SETTINGS).await?;
-            // A client that has sent a request by then relates the reason to it; before, it would
-            // drop the reason.
-            sleep(REQUEST_TIME).await;
+/// Connections for which there was no place, told of once in a while: whoever causes them must not
+/// fill the log as well.
+#[derive(Debug, Default)]
+struct Refusals {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Refusals {
+    fn add(&mut self, full: Full, address: SocketAddr) {
+        self.count += 1;
+        if self.told.is_some_and(|told| told.elapsed() < REFUSALS_PAUSE) {
+            return;
         }
-        let answer = if is_http2 { goaway() } else { bad_request() };
-        stream.write_all(&answer).await?;
-        stream.shutdown().await?;
-        // Closed with bytes unread, a connection is reset and the answer lost.
-        tokio::io::copy(&mut stream.take(FAREWELL_BYTES), &mut tokio::io::sink()).await
-    };
-    let _ = timeout(FAREWELL, farewell).await;
-}
-
-fn bad_request() -> Vec<u8> {
-    let kind = r#""type":"invalid_request_error","param":null,"code":"plain_text""#;
-    let body = format!(r#"{{"error":{{"message":"{SPEAKS_TLS}",{kind}}}}}"#);
-    let length = body.len();
-    let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close";
-    format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
-}
-
-/// An HTTP/2 frame of settings, empty (RFC 9113, section 6.5).
-const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-
-/// An HTTP/2 frame that ends the connection with a reason (RFC 9113, section 6.8).
-fn goaway() -> Vec<u8> {
-    /// INADEQUATE_SECURITY.
-    const REASON: u32 = 0xc;
-    let mut bytes = vec![0, 0, 8 + SPEAKS_TLS.len() as u8, 7, 0, 0, 0, 0, 0];
-    bytes.extend(0u32.to_be_bytes());
-    bytes.extend(REASON.to_be_bytes());
-    bytes.extend(SPEAKS_TLS.as_bytes());
-    bytes
-}
-
-/// Who is at the other end of a connection. tonic puts it into the extensions of each request.
-#[derive(Debug, Clone)]
-pub struct Peer {
-    /// Its address.
-    pub address: Option<SocketAddr>,
-    /// Roles that its certificate names; `None` without TLS.
-    roles: Option<Vec<Role>>,
-}
-
-impl Peer {
-    /// Whether it may act in `role`. Without TLS nobody can be told from anybody, and the network
-    /// decides.
-    pub fn is(&self, role: Role) -> bool {
-        self.roles
-            .as_ref()
-            .is_none_or(|roles| roles.contains(&role))
-    }
-}
-
-/// Lets calls of one role through.
-pub fn only(
-    role: Role,
-) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
-    move |request| match request.extensions().get::<Peer>() {
-        Some(peer) if peer.is(role) => Ok(request),
-        _ => Err(Status::permission_denied(format!(
-            "only for who shows a certificate with the DNS name {}",
-            role.dns_name()
-        ))),
-    }
-}
-
-/// A connection of either kind. While it lives it has one of the port's places.
-#[derive(Debug)]
-pub struct ServerStream {
-    io: Io,
-    peer: Peer,
-    _place: OwnedSemaphorePermit,
-}
-
-#[derive(Debug)]
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl ServerStream {
-    fn plain(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
-        let peer = Peer {
-            address: stream.peer_addr().ok(),
-            roles: None,
+        let limit = match full {
+            Full::Port => "connections of this port",
+            Full::Address => "connections of one address",
         };
-        Self {
-            io: Io::Plain(stream),
-            peer,
-            _place: place,
-        }
-    }
-
-    fn encrypted(
-        stream: TlsStream<TcpStream>,
-        address: Option<SocketAddr>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
-        let shown = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(<[_]>::first);
-        let parsed = shown.and_then(|shown| ParsedCertificate::try_from(shown).ok());
-        let names = |role: &Role| {
-            parsed
-                .as_ref()
-                .is_some_and(|parsed| verify_server_name(parsed, &role_name(*role)).is_ok())
-        };
-        let roles = [Role::Coordinator, Role::Worker]
-            .into_iter()
-            .filter(names)
-            .collect();
-        Self {
-            io: Io::Tls(Box::new(stream)),
-            peer: Peer {
-                address,
-                roles: Some(roles),
-            },
-            _place: place,
-        }
+        tracing::warn!(refused = self.count, last = %address.ip(), limit, "too many connections");
+        self.told = Some(Instant::now());
+        self.count = 0;
     }
 }
 
-impl Connected for ServerStream {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for ServerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for ServerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.io {
-            Io::Plain(stream) => stream.is_write_vectored(),
-            Io::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

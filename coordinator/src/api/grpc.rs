@@ -10,7 +10,7 @@ use palimpsest_proto::v1::{
     GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest,
     TokenizeResponse,
 };
-use palimpsest_tls::Incoming;
+use palimpsest_tls::{CountRequests, Incoming};
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::api::http2;
 use crate::driver::Readiness;
 use crate::keys::ApiKeys;
 use crate::service::Service;
@@ -28,9 +29,6 @@ use crate::trace;
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
 /// Name of the public service, for health checks.
 pub const SERVICE_NAME: &str = "palimpsest.v1.Inference";
-/// A connection that does not answer for this long is given up, and with it its requests.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time that open connections have to close when everything is answered.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -114,9 +112,8 @@ pub async fn serve(
         authorize(keys.as_deref(), request)
     });
     let (drained, closing) = watch::channel(false);
-    let router = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+    let router = bounded()
+        .layer(CountRequests)
         .add_service(api)
         .add_service(health)
         .add_service(reflection().build_v1().expect(built))
@@ -128,7 +125,8 @@ pub async fn serve(
         driver.drain().await;
         drained.send_replace(true);
     };
-    let served = router.serve_with_incoming_shutdown(incoming.into_stream(), end);
+    let incoming = incoming.counting_requests().into_stream();
+    let served = router.serve_with_incoming_shutdown(incoming, end);
     let limited = async {
         let mut closing = closing;
         let _ = closing.wait_for(|drained| *drained).await;
@@ -141,6 +139,19 @@ pub async fn serve(
     };
     follow.abort();
     result
+}
+
+/// A server whose connections may hold as much as those of HTTP.
+fn bounded() -> Server {
+    Server::builder()
+        .max_concurrent_streams(http2::STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(http2::PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(http2::OWN_RESETS))
+        .http2_max_header_list_size(http2::HEADER_BYTES)
+        .initial_stream_window_size(http2::STREAM_WINDOW)
+        .initial_connection_window_size(http2::CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(http2::PING_PAUSE))
+        .http2_keepalive_timeout(Some(http2::PING_TIME))
 }
 
 /// Asks for a key, where keys are. Health and reflection need none: probes have none.

@@ -5,8 +5,6 @@ use std::time::Duration;
 /// What a client may take of this server once it is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Time for the headers of a request to come.
-    pub header_time: Duration,
     /// Time for the body of a request to come.
     pub body_time: Duration,
     /// Bytes of the headers of a request.
@@ -16,7 +14,6 @@ pub struct HttpLimits {
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
-            header_time: Duration::from_secs(10),
             body_time: Duration::from_secs(60),
             header_bytes: 64 << 10,
         }

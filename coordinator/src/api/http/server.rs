@@ -1,4 +1,5 @@
-//! Connections: bounded in time and in size; [`Incoming`] bounds their number.
+//! Connections: what each may hold. [`Incoming`] bounds their number, and their time where no
+//! request is under way.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use palimpsest_tls::Incoming;
+use palimpsest_tls::{Counted, Incoming};
 use tokio::time::timeout;
 
 use super::limits::HttpLimits;
 use super::{probes_router, router, waiting_router};
+use crate::api::http2;
 use crate::service::Service;
 
 /// Time that open connections have to close when everything is answered.
@@ -21,17 +23,13 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then drains the driver and closes the connections.
 pub async fn serve(
     service: Service,
-    mut incoming: Incoming,
+    incoming: Incoming,
     limits: HttpLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let open = accept(
-        &router(service.clone(), limits),
-        &mut incoming,
-        limits,
-        shutdown,
-    )
-    .await;
+    let app = router(service.clone(), limits);
+    let mut incoming = incoming.counting_requests();
+    let open = accept(&app, &mut incoming, limits, shutdown).await;
     drop(incoming);
     service.driver.drain().await;
     // Streams have ended by now; a reader that takes nothing does not hold the process up.
@@ -41,10 +39,11 @@ pub async fn serve(
 /// Answers probes and metrics until `shutdown` and the end of the drain.
 pub async fn serve_probes(
     service: Service,
-    mut incoming: Incoming,
+    incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let app = probes_router(service.clone());
+    let mut incoming = incoming.counting_requests();
     let ended = async {
         shutdown.await;
         service.driver.drain().await;
@@ -70,16 +69,21 @@ async fn accept(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_time)
+        // Its time would count a connection at rest as a head that does not come.
+        .header_read_timeout(None)
         .max_buf_size(limits.header_bytes);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(limits.header_bytes as u32);
-    builder
-        .http2()
-        .keep_alive_interval(Some(Duration::from_secs(30)));
+        .max_header_list_size(limits.header_bytes as u32)
+        .max_concurrent_streams(http2::STREAMS)
+        .max_pending_accept_reset_streams(http2::PENDING_RESETS)
+        .max_local_error_reset_streams(http2::OWN_RESETS)
+        .initial_stream_window_size(http2::STREAM_WINDOW)
+        .initial_connection_window_size(http2::CONNECTION_WINDOW)
+        .max_send_buf_size(http2::SEND_BUFFER)
+        .keep_alive_interval(Some(http2::PING_PAUSE))
+        .keep_alive_timeout(http2::PING_TIME);
     let open = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -87,7 +91,7 @@ async fn accept(
             stream = incoming.accept() => stream,
             () = &mut shutdown => break,
         };
-        let service = TowerToHyperService::new(app.clone());
+        let service = TowerToHyperService::new(Counted::new(app.clone(), stream.requests()));
         let connection = open.watch(
             builder
                 .serve_connection(TokioIo::new(stream), service)
