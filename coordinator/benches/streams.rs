@@ -74,7 +74,7 @@ async fn stream(path: Path) -> f64 {
             let body = format!(
                 r#"{{"prompt":{prompt:?},"max_tokens":{TOKENS},"temperature":0,"stream":true}}"#
             );
-            let head = "POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-length";
+            let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length";
             let request = format!("{head}: {}\r\n\r\n{body}", body.len());
             connection
                 .write_all(request.as_bytes())

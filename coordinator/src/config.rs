@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use palimpsest_tls::Connector;
 
+use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
 
 /// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound
@@ -41,7 +42,8 @@ pub struct Config {
     pub join_limit: Duration,
     /// Tokens that wait for a reader before its sequence is paused.
     pub ring_tokens: usize,
-    /// Time after which a paused request is given up.
+    /// Time after which a paused request is given up, and in which a reader that is behind must
+    /// take as many tokens as its ring holds.
     pub slow_reader_limit: Duration,
     /// Time that running requests have to finish on shutdown.
     pub drain_limit: Duration,
@@ -59,6 +61,8 @@ pub struct Config {
     pub max_replays: u32,
     /// Keys that clients must show; `None`: anyone may ask.
     pub keys: Option<Arc<ApiKeys>>,
+    /// Hosts beside addresses and localhost that HTTP is asked by, where no keys are.
+    pub allowed_hosts: AllowedHosts,
     /// How ranks are connected to.
     pub ranks: Connector,
     /// Number of the first epoch.
@@ -89,6 +93,7 @@ impl Default for Config {
             group_wait_limit: Duration::from_secs(30),
             max_replays: 2,
             keys: None,
+            allowed_hosts: AllowedHosts::default(),
             ranks: Connector::default(),
             first_epoch: 1,
         }

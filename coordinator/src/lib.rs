@@ -24,6 +24,7 @@ pub mod api;
 pub mod config;
 pub mod driver;
 pub mod executor;
+pub mod hosts;
 pub mod ids;
 pub mod keys;
 pub mod membership;

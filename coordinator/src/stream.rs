@@ -43,7 +43,20 @@ struct State {
     /// Set once: `Ok` behind the last token.
     end: Option<Result<(), RequestError>>,
     paused: bool,
+    /// Tokens that the reader has taken.
+    taken: u64,
+    /// The reader fell behind and has not caught up: when, and what it had taken by then.
+    behind: Option<(Instant, u64)>,
     reader: ReaderState,
+}
+
+/// A reader that has not emptied its ring since that was full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// When the ring was full, or the last look at this.
+    pub since: Instant,
+    /// Tokens that the reader has taken since then.
+    pub taken: u64,
 }
 
 /// Whether somebody still wants tokens.
@@ -87,6 +100,8 @@ pub fn ring(capacity: usize, driver: Arc<Notify>) -> (Writer, Reader) {
         started: None,
         end: None,
         paused: false,
+        taken: 0,
+        behind: None,
         reader: ReaderState::Reads,
     };
     let shared = Arc::new(Shared {
@@ -118,9 +133,14 @@ impl Writer {
         if token.ended.is_some() {
             state.end = Some(Ok(()));
         }
+        let at = token.at;
         state.tokens.push_back(token);
         state.paused = state.tokens.len() == self.0.capacity;
         let full = state.paused;
+        if full {
+            let taken = state.taken;
+            state.behind.get_or_insert((at, taken));
+        }
         drop(state);
         self.0.reader.notify_one();
         full
@@ -140,6 +160,27 @@ impl Writer {
     /// Whether the reader still reads.
     pub fn reader(&self) -> ReaderState {
         self.0.lock().reader
+    }
+
+    /// How far the reader has come since it fell behind, if it has not caught up.
+    pub fn lag(&self) -> Option<Lag> {
+        let state = self.0.lock();
+        state.behind.map(|(since, before)| Lag {
+            since,
+            taken: state.taken - before,
+        })
+    }
+
+    /// Counts anew what a reader takes that is still behind.
+    pub fn restart_lag(&self, now: Instant) {
+        let mut state = self.0.lock();
+        let taken = state.taken;
+        state.behind = state.behind.map(|_| (now, taken));
+    }
+
+    /// Tokens that the ring holds.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity
     }
 
     /// Whether a paused sequence may go on: the reader has emptied half of the ring.
@@ -167,6 +208,10 @@ impl Reader {
             {
                 let mut state = self.0.lock();
                 if let Some(token) = state.tokens.pop_front() {
+                    state.taken += 1;
+                    if state.tokens.is_empty() {
+                        state.behind = None;
+                    }
                     if state.paused && state.tokens.len() <= self.0.capacity / 2 {
                         state.paused = false;
                         self.0.driver.notify_one();
@@ -240,6 +285,33 @@ mod tests {
         assert_eq!(writer.reader(), ReaderState::Reads);
         reader.done();
         assert_eq!(writer.reader(), ReaderState::Done);
+    }
+
+    #[tokio::test]
+    async fn a_reader_is_behind_from_a_full_ring_to_an_empty_one() {
+        let (writer, mut reader) = ring(2, Arc::default());
+        writer.push(token(0));
+        assert_eq!(writer.lag(), None);
+        let full = token(1);
+        let since = full.at;
+        writer.push(full);
+        reader.next().await.unwrap();
+        writer.push(token(2));
+        reader.next().await.unwrap();
+        assert_eq!(writer.lag(), Some(Lag { since, taken: 2 }));
+        let now = Instant::now();
+        writer.restart_lag(now);
+        assert_eq!(
+            writer.lag(),
+            Some(Lag {
+                since: now,
+                taken: 0
+            })
+        );
+        reader.next().await.unwrap();
+        assert_eq!(writer.lag(), None);
+        writer.restart_lag(now);
+        assert_eq!(writer.lag(), None);
     }
 
     #[tokio::test]

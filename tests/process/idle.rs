@@ -22,7 +22,7 @@ fn open(address: &str) -> BufReader<TcpStream> {
     stream
         .set_read_timeout(Some(Duration::from_secs(60)))
         .expect("a connection");
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length";
     stream
         .write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes())
         .expect("a request");

@@ -101,7 +101,7 @@ impl Serving {
     pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.http).expect("a connection");
         let head = format!(
-            "{method} {path} HTTP/1.0\r\nhost: t\r\n{headers}content-length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.0\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n",
             body.len()
         );
         stream

@@ -173,9 +173,9 @@ fn noise(target: &Target) -> Vec<(SocketAddr, Vec<u8>)> {
         b"",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
-        b"POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n\
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
           content-length: 64\r\n\r\n{\"prompt\":",
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n",
     ];
     let message = |round: u64| {
         let noise = random(round, 64).into_iter().flat_map(f32::to_le_bytes);

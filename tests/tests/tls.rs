@@ -192,7 +192,7 @@ async fn plain_text_and_silence_are_answered_and_harm_nobody() {
     let plain = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(http).expect("a connection");
         stream
-            .write_all(b"GET /health HTTP/1.1\r\nhost: t\r\n\r\n")
+            .write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             .expect("a request");
         let mut answer = String::new();
         stream

@@ -66,6 +66,10 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
+            // A peer whose window is closed does not even ask for the first part.
+            if let Some(under_way) = &under_way {
+                under_way.hold();
+            }
             Ok(answer.map(|body| CountedBody { body, under_way }))
         })
     }

@@ -44,7 +44,13 @@ pub(crate) fn refuse_full(stream: TcpStream) {
 }
 
 fn bad_request() -> Vec<u8> {
-    response("400 Bad Request", "", SPEAKS_TLS, "invalid_request_error", "plain_text")
+    response(
+        "400 Bad Request",
+        "",
+        SPEAKS_TLS,
+        "invalid_request_error",
+        "plain_text",
+    )
 }
 
 fn unavailable() -> Vec<u8> {

@@ -94,10 +94,16 @@ impl Pace {
         let requests = self.requests.as_ref()?;
         let idle_since = requests.idle_since()?;
         match self.phase {
-            Phase::Head(since) if !requests.begun_since(since) => {
-                due(since, self.limits.head_time, "the head of a request did not come")
-            }
-            _ => due(idle_since, self.limits.idle_time, "no request was under way"),
+            Phase::Head(since) if !requests.begun_since(since) => due(
+                since,
+                self.limits.head_time,
+                "the head of a request did not come",
+            ),
+            _ => due(
+                idle_since,
+                self.limits.idle_time,
+                "no request was under way",
+            ),
         }
     }
 

@@ -222,7 +222,10 @@ mod tests {
             place.keep();
             Ok::<_, Full>(place)
         };
-        let mut held = vec![take("10.0.0.1").expect("room"), take("10.0.0.1").expect("room")];
+        let mut held = vec![
+            take("10.0.0.1").expect("room"),
+            take("10.0.0.1").expect("room"),
+        ];
         assert_eq!(take("10.0.0.1").err(), Some(Full::Address));
         // The same address in the other notation, and a network of IPv6.
         assert_eq!(take("::ffff:10.0.0.1").err(), Some(Full::Address));

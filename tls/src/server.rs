@@ -1,10 +1,10 @@
 //! The side that is connected to.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::fmt;
 
 use futures::stream::{self, Stream};
 use tokio::net::{TcpListener, TcpStream};
@@ -238,7 +238,10 @@ struct Refusals {
 impl Refusals {
     fn add(&mut self, full: Full, address: SocketAddr) {
         self.count += 1;
-        if self.told.is_some_and(|told| told.elapsed() < REFUSALS_PAUSE) {
+        if self
+            .told
+            .is_some_and(|told| told.elapsed() < REFUSALS_PAUSE)
+        {
             return;
         }
         let limit = match full {

@@ -18,6 +18,7 @@ mod answers;
 mod error;
 mod generate;
 mod limits;
+mod origin;
 mod server;
 mod wire;
 
@@ -63,7 +64,11 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
-        .layer(middleware::from_fn_with_state(service.clone(), authorize));
+        .layer(middleware::from_fn_with_state(service.clone(), authorize))
+        .layer(middleware::from_fn_with_state(
+            service.clone(),
+            refuse_pages,
+        ));
     Router::new()
         .merge(api)
         .merge(probes())
@@ -161,6 +166,18 @@ async fn name_request(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// Refuses what pages in browsers ask without being asked to, where no keys are: no page knows one.
+async fn refuse_pages(State(service): State<Service>, request: Request, next: Next) -> Response {
+    if service.config.keys.is_none() {
+        let allowed = &service.config.allowed_hosts;
+        let checked = origin::check(request.method(), request.uri(), request.headers(), allowed);
+        if let Err(error) = checked {
+            return refuse(request, error).await;
+        }
+    }
+    next.run(request).await
 }
 
 /// Asks for a key, where keys are.

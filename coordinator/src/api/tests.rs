@@ -1,5 +1,7 @@
 //! The gRPC API over a real connection and a fake rank.
 
+mod connections;
+
 use std::time::Duration;
 
 use palimpsest_proto::error::REASON_KEY;

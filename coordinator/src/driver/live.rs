@@ -53,10 +53,31 @@ impl Live {
             );
             return Some(RequestError::new(Reason::SlowReader, message));
         }
+        if let Some(error) = self.too_slow(now, slow) {
+            return Some(error);
+        }
         let message = "the service is shutting down and the time to finish is over: ask another";
         drain_until
             .filter(|until| *until <= now)
             .map(|_| RequestError::new(Reason::Draining, message))
+    }
+
+    /// A reader that is behind must take as much as its ring holds in each such time, or it would
+    /// keep a running sequence for ever by a little reading now and then.
+    fn too_slow(&self, now: Instant, slow: Duration) -> Option<RequestError> {
+        let lag = self.writer.lag().filter(|lag| lag.since + slow <= now)?;
+        let least = self.writer.capacity();
+        // Nobody looks while the sequence is paused, so more time may have passed.
+        let rings = (now - lag.since).as_secs_f64() / slow.as_secs_f64();
+        if lag.taken as f64 >= least as f64 * rings {
+            self.writer.restart_lag(now);
+            return None;
+        }
+        let message = format!(
+            "fewer than {least} tokens of the stream were read in {} s: read faster or ask for less",
+            slow.as_secs_f64()
+        );
+        Some(RequestError::new(Reason::SlowReader, message))
     }
 
     /// The deadline has passed; where depends on whether the request still waits.

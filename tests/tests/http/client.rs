@@ -43,7 +43,7 @@ impl Reply {
 pub fn send(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Reply {
     let mut stream = TcpStream::connect(address).expect("a connection");
     let head = format!(
-        "{method} {path} HTTP/1.0\r\nhost: test\r\ncontent-length: {}\r\n{headers}\r\n",
+        "{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {}\r\n{headers}\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).expect("a request");

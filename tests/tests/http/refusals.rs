@@ -118,7 +118,7 @@ async fn a_full_queue_says_when_to_come_again() {
     ] {
         let mut stream = TcpStream::connect(http.address).expect("a connection");
         let body = endless.to_string();
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-length:";
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length:";
         stream
             .write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes())
             .expect("a request");

@@ -219,3 +219,43 @@ async fn a_driver_that_panics_is_not_taken_for_a_ready_one() {
     assert!(figures.contains("palimpsest_group_ready 0"), "{figures}");
     assert_eq!(refusal(&coordinator, prompt(3, 1)).await, Reason::Draining);
 }
+
+/// Reads `tokens` of an endless answer every 900 ms until `until`, or until the answer fails.
+async fn read_slowly(coordinator: &Coordinator, tokens: usize, until: Duration) -> Option<Reason> {
+    let mut answer = ask(coordinator, prompt(3, 100_000)).await;
+    let begin = Instant::now();
+    while begin.elapsed() < until {
+        sleep(Duration::from_millis(900)).await;
+        for _ in 0..tokens {
+            if let Err(error) = answer.next().await.unwrap() {
+                return Some(error.reason);
+            }
+        }
+    }
+    None
+}
+
+/// Guards against a reader that holds a running sequence for an hour by reading just enough, just
+/// in time: half a ring, so that its sequence is never paused for long.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_takes_less_than_its_ring_in_the_limit_is_given_up() {
+    let config = Config {
+        slow_reader_limit: Duration::from_secs(1),
+        ..config()
+    };
+    let (coordinator, _) = start_with(config, vec![Script::endless(0, 1)]).await;
+    let hour = Duration::from_secs(3600);
+    let begin = Instant::now();
+    let reason = read_slowly(&coordinator, 5, hour).await;
+    assert_eq!(reason, Some(Reason::SlowReader));
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    // A ring in 900 ms is enough, though it never catches up for long.
+    assert_eq!(
+        read_slowly(&coordinator, 8, Duration::from_secs(60)).await,
+        None
+    );
+}
