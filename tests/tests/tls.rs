@@ -47,6 +47,7 @@ impl Front {
         let tls = ServerTls::open(files).expect("certificates");
         let service = serve(tiny_model(1).path(), None, 16 << 20, Config::default()).await;
         let limits = Limits {
+            first_byte_time: Duration::from_secs(1),
             handshake_time: Duration::from_secs(1),
             ..Limits::default()
         };
@@ -232,6 +233,24 @@ async fn plain_text_and_silence_are_answered_and_harm_nobody() {
         })
     });
     assert!(ended.await.expect("no panic"));
+}
+
+/// Guards against a handshake as the price of a connection that is kept for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_after_the_handshake_has_its_time_too() {
+    use tokio::io::AsyncReadExt;
+    let ours = Authority::new("ours");
+    let front = Front::start(&ours.server(), None).await;
+    let tls = ClientTls::http1(trusting(&ours)).expect("a CA");
+    let address = format!("https://{}", front.http)
+        .parse()
+        .expect("an address");
+    let mut connector = Connector::new(Some(tls));
+    let connected = tonic::codegen::Service::call(&mut connector, address).await;
+    let mut stream = connected.expect("a handshake").into_inner();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok() && rest.is_empty(), "{rest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -179,7 +179,8 @@ async fn opened(
         () = place.lost() => return None,
     };
     let Ok(Ok(first)) = first else {
-        tracing::debug!(peer = ?stream.peer_addr().ok(), "a connection that said nothing is closed");
+        let peer = stream.peer_addr().ok();
+        tracing::debug!(?peer, "a connection that said nothing is closed");
         return None;
     };
     let Some(tls) = tls else {
