@@ -6,13 +6,21 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use palimpsest_coordinator::api::http::serve_waiting;
+use palimpsest_coordinator::hosts::AllowedHosts;
 use palimpsest_coordinator::keys::ApiKeys;
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_tls::{Incoming, Limits, ServerFiles, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::texts;
+use crate::runtimes::Background;
+use crate::{descriptors, texts};
+
+/// Threads of what clients ask. The kernels have their own, and this machine's cores are theirs.
+const CLIENT_THREADS: usize = 2;
+/// Connections of the port of probes: a kubelet, scrapers, and whoever looks.
+const PROBE_CONNECTIONS: usize = 256;
 
 /// What faces clients.
 #[derive(Debug, Clone)]
@@ -27,6 +35,12 @@ pub struct FrontConfig {
     pub api_keys_file: Option<PathBuf>,
     /// Whether anyone may ask who reaches an address beyond loopback.
     pub insecure_no_keys: bool,
+    /// Hosts beside addresses and localhost that HTTP is asked by, where no keys are.
+    pub allowed_hosts: Vec<String>,
+    /// Connections that each port of clients has at once.
+    pub max_connections: usize,
+    /// Those of one address.
+    pub max_connections_per_address: usize,
     /// What gRPC and HTTP show; both are plain text without it.
     pub tls: Option<ServerFiles>,
     /// Sequences that run at once.
@@ -35,14 +49,18 @@ pub struct FrontConfig {
     pub max_queued: usize,
 }
 
-/// Ports that are bound, before a model is loaded: what is wrong with them is found at once.
+/// Ports that are bound, before a model is loaded: what is wrong with them is found at once. What
+/// comes in is taken on threads of its own.
 pub struct Front {
     grpc: Incoming,
     http: Option<Incoming>,
     probes: Option<Incoming>,
     keys: Option<Arc<ApiKeys>>,
+    allowed_hosts: AllowedHosts,
     max_running: usize,
     max_queued: usize,
+    client_threads: Background,
+    probe_threads: Background,
 }
 
 impl Front {
@@ -57,43 +75,72 @@ impl Front {
             None => None,
         };
         check_exposure(&config, keys.is_some())?;
+        let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
+            .context("--allowed-host")?;
+        descriptors::allow(2 * config.max_connections + PROBE_CONNECTIONS);
+        let (client_threads, probe_threads) = (
+            Background::start("clients", CLIENT_THREADS)?,
+            Background::start("probes", 1)?,
+        );
+        let limits = Limits {
+            connections: config.max_connections,
+            connections_per_address: config.max_connections_per_address,
+            ..Limits::default()
+        };
+        let probe_limits = Limits {
+            connections: PROBE_CONNECTIONS,
+            connections_per_address: PROBE_CONNECTIONS,
+            ..Limits::default()
+        };
         let tls = config.tls.map(ServerTls::open).transpose()?;
-        let incoming = |listener, tls| Incoming::new(listener, tls, Limits::default());
+        let clients = |address, flag| bind(&client_threads, address, flag);
 
         let http = match config.http {
-            Some(address) => Some(incoming(bind(address, "--http").await?, tls.clone())),
+            Some(address) => {
+                let listener = clients(address, "--http").await?;
+                Some(Incoming::new(listener, tls.clone(), limits))
+            }
             None => None,
         };
         let probes = match config.health {
-            Some(address) => Some(incoming(bind(address, "--health").await?, None)),
+            Some(address) => {
+                let listener = bind(&probe_threads, address, "--health").await?;
+                Some(Incoming::new(listener, None, probe_limits))
+            }
             None => None,
         };
-        let grpc = incoming(bind(config.listen, "--listen").await?, tls);
+        let grpc = Incoming::new(clients(config.listen, "--listen").await?, tls, limits);
         Ok(Self {
             grpc,
-            http,
-            probes,
+            http: http.map(Incoming::counting_requests),
+            probes: probes.map(Incoming::counting_requests),
             keys,
+            allowed_hosts,
             max_running: config.max_running,
             max_queued: config.max_queued,
+            client_threads,
+            probe_threads,
         })
     }
 
-    /// Does `work` and answers probes meanwhile.
+    /// Does `work` and answers probes meanwhile, on their port and on that of HTTP.
     pub async fn wait_for<T>(&mut self, work: impl Future<Output = T>) -> T {
         let (done, finished) = watch::channel(false);
-        let work = async {
-            let result = work.await;
-            done.send_replace(true);
-            result
-        };
-        let (http, probes) = (self.http.as_mut(), self.probes.as_mut());
-        tokio::join!(
-            work,
-            probed(http, finished.clone()),
-            probed(probes, finished)
-        )
-        .0
+        let http = probed(&self.client_threads, self.http.take(), &finished);
+        let result = self.probe_while(work).await;
+        done.send_replace(true);
+        self.http = back(http).await;
+        result
+    }
+
+    /// Does `work` and answers probes meanwhile, on their port alone.
+    pub async fn probe_while<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let (done, finished) = watch::channel(false);
+        let probes = probed(&self.probe_threads, self.probes.take(), &finished);
+        let result = work.await;
+        done.send_replace(true);
+        self.probes = back(probes).await;
+        result
     }
 
     /// Limits and keys for a coordinator.
@@ -102,6 +149,7 @@ impl Front {
             max_running: self.max_running,
             max_queued: self.max_queued,
             keys: self.keys.clone(),
+            allowed_hosts: self.allowed_hosts.clone(),
             ..Config::default()
         }
     }
@@ -135,45 +183,64 @@ impl Front {
         end: impl Future<Output = anyhow::Result<()>>,
     ) -> anyhow::Result<()> {
         let (stop, stopping) = watch::channel(false);
-        let stopped = |mut stopping: watch::Receiver<bool>| async move {
-            // A sender that is gone has stopped as well.
-            let _ = stopping.wait_for(|stop| *stop).await;
-        };
-        let grpc = coordinator.serve(self.grpc, stopped(stopping.clone()));
-        let http = async {
-            if let Some(listener) = self.http {
-                coordinator
-                    .serve_http(listener, stopped(stopping.clone()))
-                    .await;
-            }
-            Ok(())
-        };
-        let probes = async {
-            if let Some(port) = self.probes {
-                coordinator
-                    .serve_probes(port, stopped(stopping.clone()))
-                    .await;
-            }
-            Ok(())
-        };
+        let (served, stopped) = (coordinator.clone(), raised(stopping.clone()));
+        let grpc = self
+            .client_threads
+            .spawn(async move { Ok(served.serve(self.grpc, stopped).await?) });
+        let http = self.http.map(|port| {
+            let (served, stopped) = (coordinator.clone(), raised(stopping.clone()));
+            self.client_threads
+                .spawn(async move { served.serve_http(port, stopped).await })
+        });
+        let probes = self.probes.map(|port| {
+            let (served, stopped) = (coordinator.clone(), raised(stopping.clone()));
+            self.probe_threads
+                .spawn(async move { served.serve_probes(port, stopped).await })
+        });
+        let grpc = async { grpc.await.context("the server of gRPC failed")? };
         let end = async {
             let ended = end.await;
             stop.send_replace(true);
             Ok(ended)
         };
-        // A transport that fails ends the others too.
-        tokio::try_join!(grpc, http, probes, end)?.3
+        // A server that fails ends the others too.
+        tokio::try_join!(grpc, done(http), done(probes), end)?.3
     }
 }
 
-/// Answers probes at a port, if there is one, until `finished`.
-async fn probed(port: Option<&mut Incoming>, mut finished: watch::Receiver<bool>) {
-    let Some(port) = port else { return };
-    let finished = async {
-        // A sender that is gone has finished as well.
-        let _ = finished.wait_for(|done| *done).await;
-    };
-    serve_waiting(port, finished).await;
+/// Waits until `flag` is raised, or nobody can raise it any more.
+async fn raised(mut flag: watch::Receiver<bool>) {
+    let _ = flag.wait_for(|raised| *raised).await;
+}
+
+/// Answers probes at a port, if there is one, until `finished`; the port comes back then.
+fn probed(
+    threads: &Background,
+    port: Option<Incoming>,
+    finished: &watch::Receiver<bool>,
+) -> Option<JoinHandle<Incoming>> {
+    let mut port = port?;
+    let finished = raised(finished.clone());
+    Some(threads.spawn(async move {
+        serve_waiting(&mut port, finished).await;
+        port
+    }))
+}
+
+/// The port that was waited on.
+async fn back(port: Option<JoinHandle<Incoming>>) -> Option<Incoming> {
+    match port?.await {
+        Ok(port) => Some(port),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Waits until a server has ended, if there is one.
+async fn done(server: Option<JoinHandle<()>>) -> anyhow::Result<()> {
+    match server {
+        Some(server) => server.await.context("the server of HTTP failed"),
+        None => Ok(()),
+    }
 }
 
 /// Refuses to serve everyone beyond this machine unless the operator says so, and warns of secrets
@@ -205,10 +272,19 @@ fn check_exposure(config: &FrontConfig, has_keys: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+/// Binds a port on the threads that will take what comes.
+async fn bind(
+    threads: &Background,
+    address: SocketAddr,
+    flag: &str,
+) -> anyhow::Result<TcpListener> {
+    let bound = threads.spawn(TcpListener::bind(address)).await?;
+    bound.with_context(|| {
         format!(
             "cannot listen on {address}; is another server running? choose an address with {flag}"
         )
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ mod bench;
 mod calibrate;
 mod client;
 mod coordinator;
+mod descriptors;
 mod eval;
 mod front;
 mod generate;
@@ -24,6 +25,7 @@ mod progress;
 mod pull;
 mod quickstart;
 mod registry;
+mod runtimes;
 mod serve;
 mod signals;
 mod term;
@@ -122,7 +124,8 @@ fn end_quietly_when_nobody_reads() {
 }
 
 /// Runs a command that waits for others. Few threads: the kernels have their own, and this
-/// machine's cores are theirs.
+/// machine's cores are theirs. What clients may keep busy has threads of its own: see
+/// [`runtimes`].
 fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -35,18 +35,24 @@ pub struct Config {
 /// # Errors
 /// Also when the device of a rank can be used no more: what runs then ends with a reason.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let front = Front::open(config.front).await?;
+    let mut front = Front::open(config.front).await?;
     let _traces = traces::start()?;
-    let ranks = tokio::task::block_in_place(|| {
-        model::open_ranks(&config.model, &config.default_kv, config.tp)
-    })?;
-    let place = describe(&ranks);
     let limits = Limits {
         step_limit: config.step_limit,
         ..front.config()
     };
-    let mut group = Group::start(ranks, limits, config.fault)?;
-    group.ready().await?;
+    // A model may take minutes to load, and a probe tells that from a process that hangs.
+    let (place, mut group) = front
+        .probe_while(async {
+            let ranks = tokio::task::block_in_place(|| {
+                model::open_ranks(&config.model, &config.default_kv, config.tp)
+            })?;
+            let place = describe(&ranks);
+            let mut group = Group::start(ranks, limits, config.fault)?;
+            group.ready().await?;
+            anyhow::Ok((place, group))
+        })
+        .await?;
 
     let coordinator = group.coordinator.clone();
     let info = &coordinator.service().model.info;

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use palimpsest_tls::{ClientFiles, IdentityFiles, ServerFiles};
+use palimpsest_coordinator::hosts::{AllowedHosts, BadHost};
+use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 
 use super::number::positive;
 use crate::front::FrontConfig;
@@ -50,6 +51,17 @@ pub struct FrontArgs {
         help_heading = "Who may ask"
     )]
     pub insecure_no_keys: bool,
+    /// Without keys HTTP is asked by address or as localhost; also by this host, with its pages
+    /// (repeatable; `*` for any).
+    #[arg(
+        long,
+        env = "PALIMPSEST_ALLOWED_HOST",
+        value_name = "HOST",
+        value_delimiter = ',',
+        value_parser = host,
+        help_heading = "Who may ask"
+    )]
+    pub allowed_host: Vec<String>,
     /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when
     /// the file changes.
     #[arg(
@@ -75,6 +87,24 @@ pub struct FrontArgs {
         help_heading = "Who may ask"
     )]
     pub tls_client_ca: Option<PathBuf>,
+    /// Connections that gRPC and HTTP have at once, each.
+    #[arg(
+        long,
+        env = "PALIMPSEST_MAX_CONNECTIONS",
+        default_value_t = Limits::default().connections,
+        value_parser = positive,
+        help_heading = "Limits"
+    )]
+    pub max_connections: usize,
+    /// The same from one address. A proxy in front is one.
+    #[arg(
+        long,
+        env = "PALIMPSEST_MAX_CONNECTIONS_PER_ADDRESS",
+        default_value_t = Limits::default().connections_per_address,
+        value_parser = positive,
+        help_heading = "Limits"
+    )]
+    pub max_connections_per_address: usize,
     /// Sequences that run at once.
     #[arg(
         long,
@@ -104,6 +134,9 @@ impl FrontArgs {
             health: self.health,
             api_keys_file: self.api_keys_file,
             insecure_no_keys: self.insecure_no_keys,
+            allowed_hosts: self.allowed_host,
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
             tls: identity.map(|(cert, key)| ServerFiles {
                 cert,
                 key,
@@ -113,6 +146,11 @@ impl FrontArgs {
             max_queued: self.max_queued,
         }
     }
+}
+
+/// A host's name, or `*`.
+fn host(text: &str) -> Result<String, BadHost> {
+    AllowedHosts::new([text]).map(|_| text.to_owned())
 }
 
 /// What a client of a TLS server trusts and shows.

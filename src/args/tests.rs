@@ -23,6 +23,8 @@ fn counts_that_would_do_nothing_are_refused() {
         "serve --threads=-1",
         "worker --rank 0 --threads 0",
         "coordinator --max-running none",
+        "serve --max-connections 0",
+        "serve --allowed-host http://llm.example",
     ] {
         assert_eq!(
             parse(line).err(),
@@ -56,4 +58,16 @@ fn every_flag_of_a_service_has_a_heading() {
         assert!(bare.is_empty(), "{name}: {bare:?}");
         assert!(service.get_after_help().is_some(), "{name} has no examples");
     }
+}
+
+#[test]
+fn hosts_may_be_named_more_than_once() {
+    let line = "serve --allowed-host a.example --allowed-host b.example,*";
+    let Command::Serve(args) = parse(line).expect("parses").command else {
+        panic!("another command")
+    };
+    assert_eq!(
+        args.config().front.allowed_hosts,
+        ["a.example", "b.example", "*"]
+    );
 }
