@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::commands::is_ours;
 use super::manifests::{Manifests, Pods, container_has_port, list, text};
 
 /// How long the containers of a pod take to drain after SIGTERM.
@@ -46,7 +47,9 @@ pub fn problems(manifests: &Manifests) -> Vec<String> {
                             "{name}: {probe} asks port {port}, which is not declared"
                         ));
                     }
-                    Some(_) => {}
+                    Some(port) => {
+                        problems.extend(probe_problem(&name, container, probe, port));
+                    }
                 }
             }
             let volumes = list(&pods.spec["volumes"]);
@@ -61,6 +64,23 @@ pub fn problems(manifests: &Manifests) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Our programs are probed on a port of their own: what clients do to theirs must not restart a
+/// pod.
+fn probe_problem(name: &str, container: &Value, probe: &str, port: &Value) -> Option<String> {
+    if !is_ours(container) {
+        return None;
+    }
+    let declared = list(&container["ports"]);
+    let named = || declared.iter().find(|declared| declared["name"] == *port);
+    let number = port.as_u64().or_else(|| named()?["containerPort"].as_u64());
+    let args = list(&container["args"]).iter().map(text);
+    let health = args
+        .filter_map(|arg| arg.strip_prefix("--health="))
+        .find_map(|address| address.rsplit(':').next()?.parse().ok());
+    (number != health || health.is_none())
+        .then(|| format!("{name}: {probe} asks port {port}, which is not that of --health"))
 }
 
 /// `latest`, and nothing, say not what runs.
@@ -180,7 +200,7 @@ mod tests {
 
     /// A deployment without faults; the tests make one each.
     fn sound() -> Value {
-        let probe = json!({"httpGet": {"path": "/health", "port": "http"}});
+        let probe = json!({"httpGet": {"path": "/health", "port": "probes"}});
         json!({
             "kind": "Deployment",
             "metadata": {"name": "c"},
@@ -193,8 +213,12 @@ mod tests {
                     },
                     "volumes": [{"name": "keys"}],
                     "containers": [{
-                        "name": "c", "image": "host:5000/palimpsest:1.0", "args": ["coordinator"],
-                        "ports": [{"name": "http", "containerPort": 8000}],
+                        "name": "c", "image": "host:5000/palimpsest:1.0",
+                        "args": ["coordinator", "--health=0.0.0.0:8081"],
+                        "ports": [
+                            {"name": "http", "containerPort": 8000},
+                            {"name": "probes", "containerPort": 8081},
+                        ],
                         "startupProbe": probe, "readinessProbe": probe, "livenessProbe": probe,
                         "lifecycle": {"preStop": {"sleep": {"seconds": 10}}},
                         "resources": {
@@ -258,6 +282,16 @@ mod tests {
                 &format!("{container}/livenessProbe/httpGet/port"),
                 json!("htp"),
                 "not declared",
+            ),
+            (
+                &format!("{container}/livenessProbe/httpGet/port"),
+                json!("http"),
+                "not that of --health",
+            ),
+            (
+                &format!("{container}/readinessProbe/httpGet/port"),
+                json!(8000),
+                "not that of --health",
             ),
             (
                 &format!("{container}/resources/limits"),
