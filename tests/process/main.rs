@@ -1,6 +1,7 @@
 //! `palimpsest serve` as a process over a tiny model: what only a process shows.
 #![forbid(unsafe_code)]
 
+mod attack;
 mod devices;
 mod group;
 mod idle;
