@@ -26,6 +26,9 @@ use crate::{ClientFiles, ClusterFiles, Role, TlsError, explain};
 const HTTP2: &[u8] = b"h2";
 /// A server's first bytes are waited for this long.
 const GREETING_TIME: Duration = Duration::from_secs(1);
+/// One of several addresses has this long for TCP, handshake and first bytes; then the next one is
+/// tried. Less than callers wait for all of them.
+const DIAL_TIME: Duration = Duration::from_secs(1);
 
 /// Whom a client trusts and what it shows, read again when the files change.
 #[derive(Clone)]
@@ -109,7 +112,7 @@ impl Connector {
     }
 
     /// Connects to the first of `addresses` that answers, whatever the request says; after a
-    /// failure to the one behind it.
+    /// failure, or a second of silence, to the one behind it.
     pub fn to_any_of(addresses: Vec<(String, u16)>, tls: Option<ClientTls>) -> Self {
         Self {
             tls,
@@ -139,17 +142,38 @@ impl Connector {
         };
         let mut failed = io::Error::other("there is no address to connect to");
         for _ in &targets.addresses {
-            let index = targets.next.load(Ordering::Relaxed);
+            // Moved on first: a caller that gives up in the middle of a dial drops it here, and
+            // the next one must not begin with the same address.
+            let index = targets.next.fetch_add(1, Ordering::Relaxed);
             let (host, port) = &targets.addresses[index % targets.addresses.len()];
-            match self.dial(host, *port).await {
-                Ok(stream) => return Ok(stream),
+            match self.dial_one_of(targets.addresses.len(), host, *port).await {
+                Ok(stream) => {
+                    targets.next.store(index, Ordering::Relaxed);
+                    return Ok(stream);
+                }
                 Err(error) => {
                     failed = io::Error::new(error.kind(), format!("{host}:{port}: {error}"))
                 }
             }
-            targets.next.store(index.wrapping_add(1), Ordering::Relaxed);
         }
         Err(failed)
+    }
+
+    /// As [`Self::dial`]; no longer than [`DIAL_TIME`] where there is another address to try.
+    async fn dial_one_of(
+        &self,
+        addresses: usize,
+        host: &str,
+        port: u16,
+    ) -> io::Result<TokioIo<ClientStream>> {
+        let dial = self.dial(host, port);
+        if addresses == 1 {
+            return dial.await;
+        }
+        timeout(DIAL_TIME, dial).await.unwrap_or_else(|_| {
+            let why = format!("no connection within {} s", DIAL_TIME.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        })
     }
 
     async fn dial(&self, host: &str, port: u16) -> io::Result<TokioIo<ClientStream>> {

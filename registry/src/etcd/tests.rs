@@ -327,6 +327,45 @@ async fn with_tls_it_conforms_and_strangers_are_refused() {
     }
 }
 
+/// A listener that takes connections and never says a word is what a cut-off host looks like.
+/// Without a time of its own for each dial, the first of these held every answer up for ever: who
+/// asked gave up before the dial had failed, and the next one began with the same address.
+#[tokio::test]
+async fn endpoints_that_never_answer_are_left_for_the_one_that_does() {
+    use palimpsest_tls::ClientFiles;
+    let directory = tempfile::tempdir().expect("a directory");
+    let [ca, cert, key] = certificates(directory.path());
+    let [cert, key] = [&cert, &key].map(|path| path.to_str().expect("UTF-8"));
+    let secure = || free_url().replace("http://", "https://");
+    let Some(etcd) = Etcd::spawn(secure(), &["--cert-file", cert, "--key-file", key]) else {
+        return;
+    };
+    let tls = || {
+        let files = ClientFiles {
+            ca: Some(ca.clone()),
+            identity: None,
+        };
+        Some(ClientTls::open(files).expect("certificates"))
+    };
+    let with = |endpoints| EtcdOptions {
+        endpoints,
+        tls: tls(),
+        ..EtcdOptions::default()
+    };
+    etcd.await_clients(with(vec![etcd.0.url.clone()])).await;
+    // Their backlogs take connections; nobody accepts them.
+    let silent = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [first, second] = silent.each_ref().map(|listener| {
+        let address = listener.local_addr().expect("an address");
+        format!("https://{address}")
+    });
+    let started = Instant::now();
+    EtcdRegistry::connect(with(vec![first, second, etcd.0.url.clone()]))
+        .await
+        .expect("the third endpoint answers");
+    assert!(started.elapsed() < ANSWER_LIMIT, "{:?}", started.elapsed());
+}
+
 /// What happened since a revision that etcd has forgotten is not guessed: all is told anew.
 #[tokio::test]
 async fn a_watch_outlives_compaction() {
