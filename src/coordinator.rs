@@ -1,5 +1,6 @@
 //! `palimpsest coordinator`: serves a model whose ranks are processes.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -34,10 +35,13 @@ pub struct Config {
     pub front: FrontConfig,
     /// What is shown to ranks.
     pub cluster: Option<ClusterFiles>,
+    /// Whether links with ranks may be plain text beyond this machine.
+    pub insecure: bool,
 }
 
 /// Waits for the ranks, serves until a signal, then drains.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    check_exposure(&config)?;
     let mut front = Front::open(config.front.clone()).await?;
     let _traces = traces::start()?;
     let limits = limits(&config, &front)?;
@@ -78,6 +82,35 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses to send prompts in plain text to other machines unless the operator says so. Where
+/// ranks are found in a registry, they are taken to be where the registry is.
+fn check_exposure(config: &Config) -> anyhow::Result<()> {
+    if config.cluster.is_some() || config.insecure {
+        return Ok(());
+    }
+    let registry = config.registry.iter();
+    let elsewhere = registry
+        .flat_map(|etcd| &etcd.endpoints)
+        .chain(&config.ranks)
+        .find(|address| !is_loopback(address));
+    if let Some(address) = elsewhere {
+        bail!(
+            "{address} is on another machine, and prompts would travel to ranks there in plain \
+             text: give --cluster-cert, --cluster-key and --cluster-ca, or --insecure on a network \
+             that nobody else reaches"
+        );
+    }
+    Ok(())
+}
+
+/// Whether `host:port`, with or without a scheme, is this machine by its name or address.
+fn is_loopback(address: &str) -> bool {
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
 fn limits(config: &Config, front: &Front) -> anyhow::Result<Limits> {
     let tls = config
         .cluster
@@ -116,4 +149,32 @@ async fn candidate(config: &Config) -> anyhow::Result<Candidate> {
 /// Tells the operator what this process waits for.
 fn say(reason: &str) {
     eprintln!("{reason}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_machine_are_told_from_others() {
+        for own in [
+            "127.0.0.1:50061",
+            "http://127.0.0.1:2379",
+            "https://localhost:2379",
+            "[::1]:50061",
+            "127.8.8.8:1",
+        ] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in [
+            "10.0.0.1:50061",
+            "http://etcd:2379",
+            "localhost.example:1",
+            "127.0.0.1.example:1",
+            "[2001:db8::1]:50061",
+            "",
+        ] {
+            assert!(!is_loopback(other), "{other}");
+        }
+    }
 }

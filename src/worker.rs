@@ -48,6 +48,8 @@ pub struct Config {
     pub health: Option<SocketAddr>,
     /// What is shown to coordinator and other ranks.
     pub cluster: Option<ClusterFiles>,
+    /// Whether they may be plain text beyond this machine.
+    pub insecure: bool,
     /// A fault for tests: steps in which this rank computes something else than the others.
     pub diverge_at: Vec<u64>,
     /// A fault of the device for tests.
@@ -69,6 +71,7 @@ pub enum CollectiveKind {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let place = config.place;
     check(place)?;
+    check_exposure(&config)?;
     let _traces = traces::start()?;
     let Tls { server: tls, ranks } = Tls::open(config.cluster.clone())?;
     let Bound {
@@ -123,6 +126,19 @@ fn check(place: Place) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Refuses to be driven by everyone beyond this machine unless the operator says so.
+fn check_exposure(config: &Config) -> anyhow::Result<()> {
+    if config.listen.ip().is_loopback() || config.cluster.is_some() || config.insecure {
+        return Ok(());
+    }
+    bail!(
+        "{} can be reached from outside, and whoever reaches it could drive this rank: give \
+         --cluster-cert, --cluster-key and --cluster-ca, or --insecure on a network that nobody \
+         else reaches",
+        config.listen
+    )
 }
 
 /// TLS with coordinator and other ranks.

@@ -92,6 +92,14 @@ pub enum CollectiveError {
     /// The caller's arguments are wrong; nothing was sent.
     #[error("wrong use of a collective: {0}")]
     Misuse(String),
+    /// Where ranks find each other holds as much as it may.
+    #[error("the rendezvous is full: it holds at most {keys} keys of {bytes} bytes together")]
+    StoreFull {
+        /// Keys at most.
+        keys: usize,
+        /// Bytes of all keys and values at most.
+        bytes: usize,
+    },
     /// The implementation cannot be used here.
     #[error("{name} cannot be used: {why}")]
     Unsupported {

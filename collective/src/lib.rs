@@ -41,6 +41,6 @@ mod store;
 pub mod tcp;
 
 pub use self::communicator::{Collective, CollectiveError};
-pub use self::memory_store::MemoryStore;
+pub use self::memory_store::{MemoryStore, StoreLimits};
 pub use self::place::{Place, even};
 pub use self::store::Store;

@@ -135,6 +135,7 @@ impl CoordinatorArgs {
             regroup_limit: Duration::from_secs(self.regroup_seconds),
             group_wait_limit: Duration::from_secs(self.group_wait_seconds),
             front: self.front.config(),
+            insecure: self.cluster.insecure,
             cluster: self.cluster.files(),
         }
     }
@@ -240,6 +241,7 @@ impl WorkerArgs {
             listen: self.listen,
             advertise: self.advertise,
             health: self.health,
+            insecure: self.cluster.insecure,
             cluster: self.cluster.files(),
             diverge_at: self.inject_divergence,
             fault: self.inject_fault,
@@ -284,6 +286,15 @@ pub struct ClusterTlsArgs {
         help_heading = "TLS within the cluster"
     )]
     pub cluster_ca: Option<PathBuf>,
+    /// Links within the cluster may be plain text beyond this machine: whoever reaches a rank may
+    /// drive it, and prompts can be read on the way.
+    #[arg(
+        long,
+        env = "PALIMPSEST_INSECURE",
+        conflicts_with = "cluster_cert",
+        help_heading = "TLS within the cluster"
+    )]
+    pub insecure: bool,
 }
 
 impl ClusterTlsArgs {

@@ -118,7 +118,7 @@ impl Cluster {
         let place = |host| RankPlace {
             address: format!("{}:50061", hosts.address(Some(host))),
             namespace: Some(hosts.name(host).to_owned()),
-            more: Vec::new(),
+            more: vec![INSECURE.into()],
         };
         let places = (0..hosts.len()).map(place).collect();
         Self::start_at(&vec![tiny; hosts.len()], places)
@@ -278,6 +278,9 @@ fn spawn_rank(
     Process::spawn(command, &logs.path().join(format!("rank-{rank}")))
 }
 
+/// Ranks on hosts of their own without certificates, and who drives them, say so.
+const INSECURE: &str = "--insecure";
+
 /// How a coordinator finds the ranks.
 fn coordinator_arguments(places: &[RankPlace]) -> Vec<String> {
     if let Some(place) = places
@@ -292,7 +295,14 @@ fn coordinator_arguments(places: &[RankPlace]) -> Vec<String> {
             .collect();
     }
     let addresses: Vec<&str> = places.iter().map(|place| place.address.as_str()).collect();
-    vec!["--ranks".into(), addresses.join(",")]
+    let mut arguments = vec!["--ranks".into(), addresses.join(",")];
+    if places
+        .iter()
+        .any(|place| place.more.contains(&INSECURE.into()))
+    {
+        arguments.push(INSECURE.into());
+    }
+    arguments
 }
 
 /// A coordinator whose ranks are not there, and where it speaks HTTP.

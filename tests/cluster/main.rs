@@ -271,6 +271,7 @@ async fn ranks_that_do_not_fit_are_refused_by_name() {
         "2",
         "--listen",
         "0.0.0.0:0",
+        "--insecure",
     ]);
     assert!(refused.contains("--advertise"), "{refused}");
 }

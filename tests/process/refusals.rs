@@ -164,3 +164,32 @@ fn a_coordinator_refuses_ranks_whose_default_contract_never_fits() {
     ]);
     assert!(said.contains("the default contract"), "{said}");
 }
+
+/// A port that takes plans from whoever reaches it must not be opened by leaving a flag out.
+#[test]
+fn a_worker_beyond_loopback_wants_certificates_or_the_operators_word() {
+    let worker = ["worker", "--rank", "0", "--listen", "0.0.0.0:0"];
+    let said = refusal(&worker);
+    for flag in ["--cluster-cert", "--insecure"] {
+        assert!(said.contains(flag), "{said}");
+    }
+    let mut insecure = worker.to_vec();
+    insecure.push("--insecure");
+    let said = refusal(&insecure);
+    assert!(said.contains("--advertise"), "the next thing: {said}");
+}
+
+#[test]
+fn a_coordinator_sends_no_prompts_in_plain_text_to_other_machines_unasked() {
+    for place in [
+        ["--ranks", "127.0.0.1:1,192.0.2.1:50061"],
+        ["--etcd", "http://192.0.2.1:2379"],
+    ] {
+        let mut line = vec!["coordinator", "--listen", "127.0.0.1:0", "--no-http"];
+        line.extend(place);
+        let said = refusal(&line);
+        for word in ["192.0.2.1", "--cluster-cert", "--insecure"] {
+            assert!(said.contains(word), "{said}");
+        }
+    }
+}

@@ -20,7 +20,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palimpsest_collective::{Collective, CollectiveError, MemoryStore, Place, Store};
+use palimpsest_collective::{Collective, CollectiveError, Place, Store};
 use palimpsest_proto::internal::v1::rendezvous_server::RendezvousServer;
 use palimpsest_proto::internal::v1::worker_server::{Worker, WorkerServer};
 use palimpsest_proto::internal::v1::{
@@ -38,7 +38,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use self::rendezvous::{RemoteStore, RendezvousService};
+use self::rendezvous::{EpochStore, RemoteStore, RendezvousService};
 use self::standing::Standing;
 use self::transport::Meeting;
 pub use self::transport::Transport;
@@ -98,7 +98,7 @@ struct RankServer {
     epoch: Arc<Mutex<Epoch>>,
     /// What was joined last, for those who must not wait for a join under way.
     standing: Arc<watch::Sender<Standing>>,
-    store: Arc<MemoryStore>,
+    store: Arc<EpochStore>,
     /// Told when the device thread does not come out of a step.
     stalled: Arc<Notify>,
 }
@@ -122,7 +122,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let probes = options.probes.take();
-    let store = Arc::new(MemoryStore::default());
+    let store = Arc::new(EpochStore::default());
     let server = RankServer {
         options,
         loaded,
@@ -239,10 +239,7 @@ impl RankServer {
         let limit = Duration::from_millis(request.limit_millis).min(MAX_JOIN);
         let store: Arc<dyn Store> = if place.rank == 0 {
             // Other ranks may have come before this one: what they set stays.
-            self.store.retain(|key| {
-                key.strip_prefix(&prefix)
-                    .is_some_and(|rest| rest.starts_with('/'))
-            });
+            self.store.keep_only(&prefix);
             self.store.clone()
         } else {
             Arc::new(RemoteStore::new(

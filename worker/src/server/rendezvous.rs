@@ -4,48 +4,128 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palimpsest_collective::{CollectiveError, MemoryStore, Store};
+use palimpsest_collective::{CollectiveError, MemoryStore, Store, StoreLimits};
 use palimpsest_proto::internal::v1::rendezvous_client::RendezvousClient;
 use palimpsest_proto::internal::v1::rendezvous_server::Rendezvous;
 use palimpsest_proto::internal::v1::{GetRequest, GetResponse, SetRequest, SetResponse};
 use palimpsest_tls::{Connector, explain};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 /// Values are addresses and ids: anything longer is not ours.
 const MAX_VALUE: usize = 1 << 20;
+/// Keys name an epoch, a purpose and ranks.
+const MAX_KEY: usize = 1 << 10;
 /// Longest wait that is granted to one call.
 const MAX_WAIT: Duration = Duration::from_secs(120);
+/// Calls that may wait at once. A rank waits for one key at a time.
+const MAX_WAITERS: usize = 1024;
+
+/// What rank 0 keeps for its group.
+pub(super) struct EpochStore {
+    values: MemoryStore,
+    /// Told of each value, for those who wait without a thread.
+    changed: watch::Sender<()>,
+    waiters: Semaphore,
+}
+
+impl EpochStore {
+    /// An empty store that lets so many wait at once.
+    pub fn new(waiters: usize) -> Self {
+        Self {
+            values: MemoryStore::new(StoreLimits::default()),
+            changed: watch::channel(()).0,
+            waiters: Semaphore::new(waiters),
+        }
+    }
+
+    /// Forgets the keys that do not begin with `prefix` and a slash.
+    pub fn keep_only(&self, prefix: &str) {
+        self.values.retain(|key| {
+            key.strip_prefix(prefix)
+                .is_some_and(|rest| rest.starts_with('/'))
+        });
+    }
+
+    /// The value of a key. Whoever waits holds no thread, and nothing at all once the call is
+    /// dropped.
+    async fn wait_for(&self, key: &str, limit: Duration) -> Result<Vec<u8>, Status> {
+        let _waiting = self.waiters.try_acquire().map_err(|_| {
+            Status::resource_exhausted("too many calls wait at the rendezvous: try again")
+        })?;
+        let mut changes = self.changed.subscribe();
+        let found = async {
+            loop {
+                // Values that come between this look and the wait below are seen by it.
+                if let Some(value) = self.values.find(key) {
+                    return value;
+                }
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        timeout(limit, found).await.map_err(|_| {
+            status(&CollectiveError::Deadline {
+                operation: "rendezvous",
+                missing: key.to_owned(),
+            })
+        })
+    }
+}
+
+impl Default for EpochStore {
+    fn default() -> Self {
+        Self::new(MAX_WAITERS)
+    }
+}
+
+impl Store for EpochStore {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), CollectiveError> {
+        self.values.set(key, value)?;
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    fn get(&self, key: &str, deadline: Instant) -> Result<Vec<u8>, CollectiveError> {
+        self.values.get(key, deadline)
+    }
+}
 
 /// Rank 0's side.
-pub(super) struct RendezvousService(pub Arc<MemoryStore>);
+pub(super) struct RendezvousService(pub Arc<EpochStore>);
 
 #[tonic::async_trait]
 impl Rendezvous for RendezvousService {
     async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
         let SetRequest { key, value } = request.into_inner();
-        if key.len() > MAX_VALUE || value.len() > MAX_VALUE {
-            return Err(Status::invalid_argument(
-                "a rendezvous value has at most 1 MiB",
-            ));
-        }
+        check("value", value.len(), MAX_VALUE)?;
+        check("key", key.len(), MAX_KEY)?;
         self.0.set(&key, &value).map_err(|error| status(&error))?;
         Ok(Response::new(SetResponse {}))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let GetRequest { key, limit_millis } = request.into_inner();
-        let deadline = Instant::now() + Duration::from_millis(limit_millis).min(MAX_WAIT);
-        let store = self.0.clone();
-        let found = tokio::task::spawn_blocking(move || store.get(&key, deadline)).await;
-        let value = found
-            .map_err(|_| Status::internal("the wait failed"))?
-            .map_err(|error| status(&error))?;
+        check("key", key.len(), MAX_KEY)?;
+        let limit = Duration::from_millis(limit_millis).min(MAX_WAIT);
+        let value = self.0.wait_for(&key, limit).await?;
         Ok(Response::new(GetResponse {
             value: value.into(),
         }))
     }
+}
+
+fn check(what: &str, bytes: usize, most: usize) -> Result<(), Status> {
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "a rendezvous {what} has at most {most} bytes, not {bytes}"
+    )))
 }
 
 /// The other ranks' side. Its methods block and must not be called on a thread of the runtime.
@@ -109,6 +189,7 @@ impl Store for RemoteStore {
 fn status(error: &CollectiveError) -> Status {
     match error {
         CollectiveError::Deadline { .. } => Status::deadline_exceeded(error.to_string()),
+        CollectiveError::StoreFull { .. } => Status::resource_exhausted(error.to_string()),
         other => Status::internal(other.to_string()),
     }
 }
@@ -151,5 +232,84 @@ mod tests {
         tokio::task::spawn_blocking(move || conformance::run_store(&store))
             .await
             .expect("the store conforms");
+    }
+
+    fn get(key: &str, limit_millis: u64) -> Request<GetRequest> {
+        Request::new(GetRequest {
+            key: key.to_owned(),
+            limit_millis,
+        })
+    }
+
+    fn set(key: String, bytes: usize) -> Request<SetRequest> {
+        Request::new(SetRequest {
+            key,
+            value: vec![0; bytes].into(),
+        })
+    }
+
+    /// Without a bound, calls for keys that never come held a thread each for two minutes, and
+    /// there were no threads left for the rank's own work.
+    #[tokio::test(start_paused = true)]
+    async fn waiting_calls_have_a_bound_and_leave_when_they_are_dropped() {
+        let store = Arc::new(EpochStore::new(2));
+        let service = Arc::new(RendezvousService(store.clone()));
+        let ask = || {
+            let service = service.clone();
+            tokio::spawn(async move { service.get(get("epoch-1/never", u64::MAX)).await })
+        };
+        let (first, second) = (ask(), ask());
+        while store.waiters.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let third = ask().await.expect("no panic").expect_err("two wait");
+        assert_eq!(third.code(), tonic::Code::ResourceExhausted);
+        first.abort();
+        first.await.expect_err("it was dropped");
+        assert_eq!(store.waiters.available_permits(), 1, "its place is free");
+        // Time is the runtime's: two minutes pass as soon as everybody waits.
+        let late = second.await.expect("no panic").expect_err("it never came");
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
+    }
+
+    #[tokio::test]
+    async fn a_value_that_comes_while_somebody_waits_is_told() {
+        let store = Arc::new(EpochStore::default());
+        let service = RendezvousService(store.clone());
+        let waiting = tokio::spawn(async move { service.get(get("epoch-1/0", 60_000)).await });
+        while store.waiters.available_permits() == MAX_WAITERS {
+            tokio::task::yield_now().await;
+        }
+        store.set("epoch-1/0", b"here").expect("room");
+        let found = waiting.await.expect("no panic").expect("a value");
+        assert_eq!(&found.into_inner().value[..], b"here");
+    }
+
+    /// A flood of values ends in a refusal, and the next epoch has room again.
+    #[tokio::test]
+    async fn values_of_an_epoch_have_a_bound() {
+        let store = Arc::new(EpochStore::default());
+        let service = RendezvousService(store.clone());
+        let long = service.set(set("epoch-1/0".into(), MAX_VALUE + 1)).await;
+        assert_eq!(
+            long.expect_err("too long").code(),
+            tonic::Code::InvalidArgument
+        );
+        let most = StoreLimits::default().bytes / MAX_VALUE;
+        let mut taken = 0;
+        let refused = loop {
+            let key = format!("epoch-1/{taken}");
+            match service.set(set(key, MAX_VALUE)).await {
+                Ok(_) => taken += 1,
+                Err(status) => break status,
+            }
+            assert!(taken <= most, "the store is bounded");
+        };
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        store.keep_only("epoch-2");
+        service
+            .set(set("epoch-2/0".into(), 4))
+            .await
+            .expect("room again");
     }
 }
