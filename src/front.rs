@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::runtimes::Background;
-use crate::{descriptors, texts};
+use crate::descriptors;
 
 /// Threads of what clients ask. The kernels have their own, and this machine's cores are theirs.
 const CLIENT_THREADS: usize = 2;
@@ -66,14 +66,8 @@ pub struct Front {
 impl Front {
     /// Reads the keys and binds the ports.
     pub async fn open(config: FrontConfig) -> anyhow::Result<Self> {
-        let keys = match &config.api_keys_file {
-            Some(path) => {
-                let keys = ApiKeys::parse(&texts::read(path)?)
-                    .with_context(|| path.display().to_string())?;
-                Some(Arc::new(keys))
-            }
-            None => None,
-        };
+        let keys = config.api_keys_file.as_deref().map(ApiKeys::open);
+        let keys = keys.transpose()?.map(Arc::new);
         check_exposure(&config, keys.is_some())?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
             .context("--allowed-host")?;

@@ -13,6 +13,7 @@ use palimpsest_proto::v1::{
 use tokio::time::Instant;
 
 use crate::ids::RequestId;
+use crate::keys::TenantPermit;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::request::ValidRequest;
@@ -42,6 +43,8 @@ pub struct Answer {
     started: Option<Instant>,
     /// If it is traced.
     span: Option<RequestSpan>,
+    /// The place that its tenant has for it.
+    tenant: Option<TenantPermit>,
 }
 
 /// The last report of what is retained.
@@ -91,10 +94,17 @@ impl Answer {
             failed: false,
             started: None,
             span,
+            tenant: None,
             reader: Some(reader),
             request,
             model,
         }
+    }
+
+    /// The same, counted to its tenant until it is dropped.
+    pub(crate) fn of_tenant(mut self, tenant: Option<TenantPermit>) -> Self {
+        self.tenant = tenant;
+        self
     }
 
     /// For logs and metadata.
@@ -212,6 +222,9 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or("cancelled");
         self.metrics.ended(outcome);
+        let tenant = self.tenant.as_ref().map(|permit| permit.tenant().name());
+        self.metrics.tenant_ended(tenant, outcome);
+        self.metrics.tenant_tokens(tenant, self.seen.generated);
         let Seen {
             generated,
             first,
@@ -234,7 +247,13 @@ impl Drop for Answer {
             first,
             last,
         };
-        tracing::info!(request = %self.request.id, outcome, generated_tokens = generated, "ended");
+        tracing::info!(
+            request = %self.request.id,
+            tenant = tenant.map(|name| &**name),
+            outcome,
+            generated_tokens = generated,
+            "ended"
+        );
         if let Some(span) = &self.span {
             ended.record(span);
         }

@@ -21,6 +21,20 @@ struct Outcome {
     outcome: &'static str,
 }
 
+/// Labels of a tenant's requests. Tenants are those of the file of keys, so there are as many as the
+/// operator has named.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TenantOutcome {
+    tenant: Arc<str>,
+    outcome: &'static str,
+}
+
+/// Label of a tenant's tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TenantName {
+    tenant: Arc<str>,
+}
+
 /// Labels of `vllm:cache_config_info`, by which routers know how many tokens a server can hold.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CacheConfig {
@@ -41,6 +55,8 @@ struct Inner {
     prefill: Histogram,
     decode: Histogram,
     requests: Family<Outcome, Counter>,
+    tenant_requests: Family<TenantOutcome, Counter>,
+    tenant_tokens: Family<TenantName, Counter>,
     prompt_tokens: Counter,
     generated_tokens: Counter,
     evicted_tokens: Counter,
@@ -87,6 +103,8 @@ impl Metrics {
             prefill: seconds(),
             decode: seconds(),
             requests: Family::default(),
+            tenant_requests: Family::default(),
+            tenant_tokens: Family::default(),
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             evicted_tokens: Counter::default(),
@@ -176,6 +194,22 @@ impl Metrics {
         self.0.requests.get_or_create(&Outcome { outcome }).inc();
     }
 
+    /// The same of a tenant's request, where there are tenants.
+    pub fn tenant_ended(&self, tenant: Option<&Arc<str>>, outcome: &'static str) {
+        if let Some(tenant) = tenant.cloned() {
+            let labels = TenantOutcome { tenant, outcome };
+            self.0.tenant_requests.get_or_create(&labels).inc();
+        }
+    }
+
+    /// Tokens that were made for a tenant, also in answers that came to no end.
+    pub fn tenant_tokens(&self, tenant: Option<&Arc<str>>, tokens: u64) {
+        if let Some(tenant) = tenant.cloned() {
+            let labels = TenantName { tenant };
+            self.0.tenant_tokens.get_or_create(&labels).inc_by(tokens);
+        }
+    }
+
     /// What a request that came to its end cost.
     pub fn usage(&self, usage: &Usage) {
         let inner = &*self.0;
@@ -239,6 +273,16 @@ impl Inner {
             "requests",
             "Requests that have ended",
             self.requests.clone(),
+        );
+        registry.register(
+            "tenant_requests",
+            "Requests of a tenant that have ended",
+            self.tenant_requests.clone(),
+        );
+        registry.register(
+            "tenant_generated_tokens",
+            "Tokens made for a tenant",
+            self.tenant_tokens.clone(),
         );
         let counts = [
             ("prompt_tokens", "Tokens of prompts", &self.prompt_tokens),
@@ -329,6 +373,10 @@ mod tests {
         metrics.cache_config(256, 12);
         metrics.group_ready(true);
         metrics.ended("eos");
+        let tenant = Arc::from("a \"b\"");
+        metrics.tenant_ended(Some(&tenant), "eos");
+        metrics.tenant_tokens(Some(&tenant), 9);
+        metrics.tenant_ended(None, "eos");
         metrics.usage(&Usage {
             prompt_tokens: 5,
             evicted_tokens: 4,
@@ -345,6 +393,8 @@ mod tests {
             "palimpsest_group_epoch 7",
             "palimpsest_group_ready 1",
             "palimpsest_requests_total{outcome=\"eos\"} 1",
+            "palimpsest_tenant_requests_total{tenant=\"a \\\"b\\\"\",outcome=\"eos\"} 1",
+            "palimpsest_tenant_generated_tokens_total{tenant=\"a \\\"b\\\"\"} 9",
             "palimpsest_prompt_tokens_total 5",
             "palimpsest_evicted_tokens_total 4",
             "palimpsest_time_to_first_token_seconds_count 1",

@@ -15,6 +15,7 @@ use tracing::Instrument;
 use crate::answer::Answer;
 use crate::config::Config;
 use crate::driver::DriverHandle;
+use crate::keys::Tenant;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::request::{ValidRequest, encode_chat, text_error, validate};
@@ -47,24 +48,31 @@ impl Service {
         request: GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<Answer, RequestError> {
-        self.generate_for(None, request, timeout).await
+        self.generate_for(None, None, request, timeout).await
     }
 
-    /// Starts a request as a part of its caller's trace.
+    /// Starts a request as a part of its caller's trace, within what its tenant may ask for.
     ///
     /// # Errors
     /// As [`Self::generate`].
     pub async fn generate_for(
         &self,
         caller: Option<&SpanContext>,
+        tenant: Option<&Arc<Tenant>>,
         request: GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<Answer, RequestError> {
-        let started = self.start(caller, request, timeout).await;
+        let started = self.start(caller, tenant, request, timeout).await;
         if let Err(error) = &started {
             // An answer counts its own end; there is none.
-            self.metrics.ended(error.reason.tag());
-            tracing::info!(reason = error.reason.tag(), "refused");
+            let (outcome, tenant) = (error.reason.tag(), tenant.map(|tenant| tenant.name()));
+            self.metrics.ended(outcome);
+            self.metrics.tenant_ended(tenant, outcome);
+            tracing::info!(
+                tenant = tenant.map(|name| &**name),
+                reason = outcome,
+                "refused"
+            );
         }
         started
     }
@@ -72,10 +80,15 @@ impl Service {
     async fn start(
         &self,
         caller: Option<&SpanContext>,
+        tenant: Option<&Arc<Tenant>>,
         request: GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<Answer, RequestError> {
         let arrived = Instant::now();
+        // Before anything is done for it; its place is given back whatever happens below.
+        let mut permit = tenant
+            .map(|tenant| tenant.begin(request.priority))
+            .transpose()?;
         let bytes = match &request.input {
             Some(generate_request::Input::Text(text)) => text.len(),
             Some(generate_request::Input::Chat(chat)) => chat
@@ -90,9 +103,13 @@ impl Service {
             validate(request, timeout, arrived, &model, &config)
         })
         .await?;
+        if let Some(permit) = &mut permit {
+            permit.reserve(request.max_total_tokens())?;
+        }
         let traced = RequestSpan::begin(caller, arrived);
         request.trace = traced.as_ref().map(RequestSpan::parent);
-        let span = tracing::info_span!("generate", request = %request.id);
+        let tenant = tenant.map(|tenant| &**tenant.name());
+        let span = tracing::info_span!("generate", request = %request.id, tenant);
         async {
             match self.driver.submit(request.clone()) {
                 Ok(reader) => {
@@ -103,7 +120,8 @@ impl Service {
                         reader,
                         self.metrics.clone(),
                         traced,
-                    ))
+                    )
+                    .of_tenant(permit))
                 }
                 Err(error) => {
                     if let Some(traced) = traced {

@@ -61,12 +61,16 @@ reasons! {
     BadRequestId = "bad_request_id", InvalidRequest;
     /// The conversation cannot be rendered.
     BadChat = "bad_chat", InvalidRequest;
+    /// A priority above what the client's API key may ask for.
+    PriorityNotAllowed = "priority_not_allowed", InvalidRequest;
     /// The request would never fit, however long it waited.
     NeverFits = "never_fits", InvalidRequest;
     /// A model that is not served here.
     UnknownModel = "unknown_model", NotFound;
     /// The queue of waiting requests is full.
     QueueFull = "queue_full", CapacityExhausted;
+    /// The client's API key has as much under way as it may.
+    KeyLimit = "key_limit", CapacityExhausted;
     /// The service is shutting down.
     Draining = "draining", Unavailable;
     /// No worker group is ready.

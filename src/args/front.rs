@@ -40,7 +40,8 @@ pub struct FrontArgs {
     /// Address of a port without TLS for /health, /readyz and /metrics alone.
     #[arg(long, env = "PALIMPSEST_HEALTH", help_heading = "Listening")]
     pub health: Option<SocketAddr>,
-    /// File of API keys: a line `tenant:sha256` for each. Needed beyond loopback.
+    /// File of API keys: a line `tenant:sha256` for each, and behind it what the key may ask for.
+    /// Needed beyond loopback. Read again when it changes.
     #[arg(long, env = "PALIMPSEST_API_KEYS_FILE", help_heading = "Who may ask")]
     pub api_keys_file: Option<PathBuf>,
     /// Serve anyone who reaches this address, without keys.

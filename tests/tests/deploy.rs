@@ -13,6 +13,9 @@ fn exported() -> BTreeSet<String> {
     let metrics = Metrics::new();
     // Families show what they have seen only.
     metrics.ended("eos");
+    let tenant = "a".into();
+    metrics.tenant_ended(Some(&tenant), "eos");
+    metrics.tenant_tokens(Some(&tenant), 1);
     metrics.step(Load::default());
     metrics.usage(&Usage::default());
     let text = metrics.encode();

@@ -33,7 +33,7 @@ const DIAL_TIME: Duration = Duration::from_secs(1);
 /// Whom a client trusts and what it shows, read again when the files change.
 #[derive(Clone)]
 pub struct ClientTls {
-    config: Arc<Reloading<ClientConfig>>,
+    config: Arc<Reloading<ClientConfig, TlsError>>,
     /// Must stand in the server's certificate; `None`: the host that is connected to.
     name: Option<ServerName<'static>>,
     /// Servers of HTTP/2 speak first.
@@ -58,7 +58,9 @@ impl ClientTls {
     }
 
     fn with_protocol(files: ClientFiles, protocol: &'static [u8]) -> Result<Self, TlsError> {
-        let config = Reloading::new(files.paths(), move || files.config(protocol))?;
+        let config = Reloading::new("certificates", files.paths(), move || {
+            files.config(protocol)
+        })?;
         Ok(Self {
             config: Arc::new(config),
             name: None,
@@ -74,7 +76,7 @@ impl ClientTls {
     pub fn cluster(files: ClusterFiles, own: Role, other: Role) -> Result<Self, TlsError> {
         let client = files.client();
         let build = move || files.check(own).and_then(|()| files.client().config(HTTP2));
-        let config = Reloading::new(client.paths(), build)?;
+        let config = Reloading::new("certificates", client.paths(), build)?;
         Ok(Self {
             config: Arc::new(config),
             name: Some(role_name(other)),

@@ -34,6 +34,7 @@ pub use self::error::{TlsError, explain};
 pub use self::files::{ClientFiles, ClusterFiles, IdentityFiles, ServerFiles};
 pub use self::limits::Limits;
 pub use self::peer::{Peer, only};
+pub use self::reload::Reloading;
 pub use self::requests::{Requests, UnderWay};
 pub use self::server::{Incoming, ServerTls};
 pub use self::stream::ServerStream;

@@ -30,7 +30,7 @@ const REFUSALS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Certificates of a server, read again when they change.
 #[derive(Clone)]
-pub struct ServerTls(Arc<Reloading<ServerConfig>>);
+pub struct ServerTls(Arc<Reloading<ServerConfig, TlsError>>);
 
 impl ServerTls {
     /// Reads the files.
@@ -38,9 +38,11 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`]: files that are missing, do not fit each other, or are out of date.
     pub fn open(files: ServerFiles) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(Reloading::new(files.paths(), move || {
-            files.config()
-        })?)))
+        Ok(Self(Arc::new(Reloading::new(
+            "certificates",
+            files.paths(),
+            move || files.config(),
+        )?)))
     }
 
     /// For a process that only others of its cluster may reach: each must show a certificate of the
@@ -51,7 +53,11 @@ impl ServerTls {
     pub fn cluster(files: ClusterFiles, role: Role) -> Result<Self, TlsError> {
         let server = files.server();
         let build = move || files.check(role).and_then(|()| files.server().config());
-        Ok(Self(Arc::new(Reloading::new(server.paths(), build)?)))
+        Ok(Self(Arc::new(Reloading::new(
+            "certificates",
+            server.paths(),
+            build,
+        )?)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gRPC API: `palimpsest.v1.Inference`, health and reflection.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
@@ -21,7 +22,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::api::http2;
 use crate::driver::Readiness;
-use crate::keys::ApiKeys;
+use crate::keys::{ApiKeys, Tenant};
 use crate::service::Service;
 use crate::trace;
 
@@ -50,9 +51,15 @@ impl Inference for GrpcApi {
             .get("traceparent")
             .and_then(|value| value.to_str().ok());
         let parent = trace::parent(traceparent);
+        let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
         let answer = self
             .0
-            .generate_for(parent.as_ref(), request.into_inner(), timeout)
+            .generate_for(
+                parent.as_ref(),
+                tenant.as_ref(),
+                request.into_inner(),
+                timeout,
+            )
             .await?;
         let id = answer
             .request_id()
@@ -155,17 +162,19 @@ fn bounded() -> Server {
 }
 
 /// Asks for a key, where keys are. Health and reflection need none: probes have none.
-fn authorize(keys: Option<&ApiKeys>, request: Request<()>) -> Result<Request<()>, Status> {
+fn authorize(keys: Option<&ApiKeys>, mut request: Request<()>) -> Result<Request<()>, Status> {
+    let Some(keys) = keys else {
+        return Ok(request);
+    };
     let given = request
         .metadata()
         .get("authorization")
         .and_then(|value| value.to_str().ok());
-    match keys {
-        Some(keys) if keys.bearer(given).is_none() => Err(Status::unauthenticated(
-            "no valid API key: send the metadata `authorization: Bearer KEY`",
-        )),
-        _ => Ok(request),
-    }
+    let tenant = keys.bearer(given).map_err(|denied| {
+        Status::unauthenticated(denied.message("the metadata `authorization: Bearer KEY`"))
+    })?;
+    request.extensions_mut().insert(tenant);
+    Ok(request)
 }
 
 async fn follow(reporter: HealthReporter, mut readiness: watch::Receiver<Readiness>) {

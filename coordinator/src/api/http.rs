@@ -22,6 +22,7 @@ mod origin;
 mod server;
 mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody, to_bytes};
@@ -45,6 +46,7 @@ pub use self::server::{serve, serve_probes, serve_waiting};
 use self::wire::{ChatRequest, CompletionRequest, RequestBody, field_at_fault};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
+use crate::keys::Tenant;
 use crate::service::Service;
 use crate::trace;
 
@@ -181,16 +183,21 @@ async fn refuse_pages(State(service): State<Service>, request: Request, next: Ne
 }
 
 /// Asks for a key, where keys are.
-async fn authorize(State(service): State<Service>, request: Request, next: Next) -> Response {
+async fn authorize(State(service): State<Service>, mut request: Request, next: Next) -> Response {
     if let Some(keys) = &service.config.keys {
         let given = request
             .headers()
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok());
-        if keys.bearer(given).is_none() {
-            let message = "no valid API key: send `Authorization: Bearer KEY`";
-            let error = HttpError::protocol(StatusCode::UNAUTHORIZED, "invalid_api_key", message);
-            return refuse(request, error).await;
+        match keys.bearer(given) {
+            Ok(tenant) => {
+                request.extensions_mut().insert(tenant);
+            }
+            Err(denied) => {
+                let (status, code) = (StatusCode::UNAUTHORIZED, "invalid_api_key");
+                let message = denied.message("`Authorization: Bearer KEY`");
+                return refuse(request, HttpError::protocol(status, code, message)).await;
+            }
         }
     }
     next.run(request).await
@@ -356,6 +363,7 @@ async fn read<T: RequestBody>(app: &App, request: Request) -> Result<Called<T>, 
         Caller {
             id: header(REQUEST_ID).unwrap_or_default().to_owned(),
             parent,
+            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
         }
     };
     let bytes = bytes(app, request.into_body()).await?;

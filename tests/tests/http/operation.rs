@@ -113,3 +113,70 @@ async fn keys_are_asked_for_on_every_api_but_not_by_probes() {
         .insert("authorization", "Bearer secret".parse().expect("ASCII"));
     assert!(http.service.client.clone().generate(keyed).await.is_ok());
 }
+
+/// What a key may ask for holds over both APIs, and whose it is stands in metrics.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_asks_for_no_more_than_its_line_says() {
+    // sha256("secret"), sha256("other")
+    let lines = "slow:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b \
+                 max-priority=0 max-requests=1\n\
+                 old:d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa \
+                 expires=2001-09-09";
+    let keys = Some(Arc::new(ApiKeys::parse(lines).expect("keys")));
+    let http = Http::start(Config {
+        keys,
+        ..Config::default()
+    })
+    .await;
+    let (secret, other) = (
+        "authorization: Bearer secret\r\n",
+        "authorization: Bearer other\r\n",
+    );
+    let post = async |key: &'static str, priority: i32| {
+        let body = json!({"prompt": "abc", "max_tokens": 1, "priority": priority});
+        http.send("POST", "/v1/completions", key, body).await
+    };
+    let expired = post(other, 0).await;
+    assert_eq!(expired.status, 401);
+    assert!(expired.body.contains("has expired"), "{}", expired.body);
+    let error = post(secret, 1).await.json();
+    assert_eq!(error["error"]["code"], "priority_not_allowed");
+    assert_eq!(error["error"]["param"], "priority");
+    assert_eq!(post(secret, 0).await.status, 200);
+    // An answer that nobody reads to its end is under way until it is dropped.
+    let mut held = tonic::Request::new(GenerateRequest {
+        input: Some(Input::Text("abc".into())),
+        stopping: Some(palimpsest_proto::v1::Stopping {
+            max_tokens: Some(200),
+            ignore_eos: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    held.metadata_mut()
+        .insert("authorization", "Bearer secret".parse().expect("ASCII"));
+    let mut client = http.service.client.clone();
+    let held = client.generate(held).await.expect("the only one");
+    let refused = post(secret, 0).await;
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["code"]),
+        (429, &json!("key_limit"))
+    );
+    drop(held);
+    while post(secret, 0).await.status != 200 {
+        tokio::task::yield_now().await;
+    }
+    let metrics = http.metrics().await;
+    for line in [
+        "palimpsest_tenant_requests_total{tenant=\"slow\",outcome=\"priority_not_allowed\"} 1",
+        "palimpsest_tenant_requests_total{tenant=\"slow\",outcome=\"length\"} 2",
+        "palimpsest_tenant_requests_total{tenant=\"slow\",outcome=\"cancelled\"} 1",
+    ] {
+        assert!(
+            metrics.body.lines().any(|found| found == line),
+            "{line} is missing in {}",
+            metrics.body
+        );
+    }
+    assert!(!metrics.body.contains("secret"), "no key anywhere");
+}

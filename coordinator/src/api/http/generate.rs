@@ -1,6 +1,7 @@
 //! Running the choices of a request: to the end, or as server-sent events.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,7 @@ use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
 use super::error::HttpError;
 use super::wire::Choices;
 use crate::answer::Answer;
+use crate::keys::Tenant;
 use crate::service::Service;
 
 /// Of whom a request is.
@@ -28,6 +30,8 @@ pub struct Caller {
     pub id: String,
     /// The span that it names.
     pub parent: Option<SpanContext>,
+    /// Whose key it shows, where keys are asked for.
+    pub tenant: Option<Arc<Tenant>>,
 }
 
 type Events = BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)>;
@@ -86,9 +90,8 @@ impl Run {
                 format!("{id}-{index}")
             };
             // An error here drops the answers before it, which cancels them.
-            let answer = service
-                .generate_for(caller.parent.as_ref(), request, None)
-                .await?;
+            let (parent, tenant) = (caller.parent.as_ref(), caller.tenant.as_ref());
+            let answer = service.generate_for(parent, tenant, request, None).await?;
             events.push(follow(index, answer));
         }
         // Choosing among streams costs something for every token.

@@ -1,0 +1,189 @@
+//! Who asks with a key, and what it has under way.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use palimpsest_proto::error::{Reason, RequestError};
+
+use super::options::KeyOptions;
+
+/// What the requests under way of one key take.
+#[derive(Debug, Default)]
+pub(super) struct InUse(Mutex<Amount>);
+
+#[derive(Debug, Default)]
+struct Amount {
+    requests: u32,
+    tokens: u64,
+}
+
+impl InUse {
+    fn with<T>(&self, act: impl FnOnce(&mut Amount) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whose key was shown, and what it may ask for. Two keys of one tenant are counted apart.
+#[derive(Debug)]
+pub struct Tenant {
+    name: Arc<str>,
+    options: KeyOptions,
+    in_use: Arc<InUse>,
+}
+
+impl Tenant {
+    /// `in_use` outlives a file that is read again: what is under way stays counted.
+    pub(super) fn new(name: Arc<str>, options: KeyOptions, in_use: Arc<InUse>) -> Self {
+        Self {
+            name,
+            options,
+            in_use,
+        }
+    }
+
+    /// As the file of keys names it: for logs and metrics.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// What its key may ask for.
+    pub fn options(&self) -> &KeyOptions {
+        &self.options
+    }
+
+    /// A place for one more request of this priority.
+    ///
+    /// # Errors
+    /// `PriorityNotAllowed`, and `KeyLimit` when as many are under way as may be.
+    pub fn begin(self: &Arc<Self>, priority: i32) -> Result<TenantPermit, RequestError> {
+        if let Some(most) = self.options.max_priority.filter(|&most| priority > most) {
+            let message = format!(
+                "priority {priority} is more than this API key may ask for: send {most} or less"
+            );
+            return Err(RequestError::new(Reason::PriorityNotAllowed, message).in_field("priority"));
+        }
+        self.in_use.with(|amount| {
+            if let Some(most) = self.options.max_requests
+                && amount.requests >= most
+            {
+                let message = format!(
+                    "{most} requests of this API key are under way, as many as may be: try again \
+                     when one has ended"
+                );
+                return Err(RequestError::new(Reason::KeyLimit, message));
+            }
+            amount.requests += 1;
+            Ok(TenantPermit {
+                tenant: self.clone(),
+                tokens: 0,
+            })
+        })
+    }
+}
+
+/// A request of a tenant that is under way, until it is dropped.
+#[derive(Debug)]
+pub struct TenantPermit {
+    tenant: Arc<Tenant>,
+    tokens: u64,
+}
+
+impl TenantPermit {
+    /// Whose it is.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// Counts the tokens that the request reserves. One that alone passes the limit may go when
+    /// nothing else is under way.
+    ///
+    /// # Errors
+    /// `KeyLimit`, and nothing is counted.
+    pub fn reserve(&mut self, tokens: u64) -> Result<(), RequestError> {
+        let options = self.tenant.options;
+        self.tenant.in_use.with(|amount| {
+            if let Some(most) = options.max_tokens
+                && amount.tokens > 0
+                && amount.tokens.saturating_add(tokens) > most
+            {
+                let message = format!(
+                    "requests of this API key that are under way reserve {} tokens, with {tokens} \
+                     more its limit of {most} is passed: try again when one has ended",
+                    amount.tokens
+                );
+                return Err(RequestError::new(Reason::KeyLimit, message));
+            }
+            amount.tokens = amount.tokens.saturating_add(tokens);
+            self.tokens = self.tokens.saturating_add(tokens);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for TenantPermit {
+    fn drop(&mut self) {
+        self.tenant.in_use.with(|amount| {
+            amount.requests -= 1;
+            amount.tokens = amount.tokens.saturating_sub(self.tokens);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(options: KeyOptions) -> Arc<Tenant> {
+        Arc::new(Tenant::new("research".into(), options, Arc::default()))
+    }
+
+    fn reason<T>(found: Result<T, RequestError>) -> Option<Reason> {
+        found.err().map(|error| error.reason)
+    }
+
+    #[test]
+    fn requests_of_a_key_have_a_bound_and_give_their_place_back() {
+        let tenant = tenant(KeyOptions {
+            max_requests: Some(2),
+            ..KeyOptions::default()
+        });
+        let first = tenant.begin(0).expect("a place");
+        let _second = tenant.begin(0).expect("a place");
+        assert_eq!(reason(tenant.begin(0)), Some(Reason::KeyLimit));
+        drop(first);
+        tenant.begin(0).expect("the place of the first");
+    }
+
+    #[test]
+    fn tokens_of_a_key_have_a_bound_and_a_long_request_may_go_alone() {
+        let tenant = tenant(KeyOptions {
+            max_tokens: Some(100),
+            ..KeyOptions::default()
+        });
+        let mut long = tenant.begin(0).expect("a place");
+        long.reserve(150).expect("nothing else is under way");
+        let mut short = tenant.begin(0).expect("a place");
+        assert_eq!(reason(short.reserve(1)), Some(Reason::KeyLimit));
+        drop(long);
+        short.reserve(60).expect("room again");
+        let mut third = tenant.begin(0).expect("a place");
+        assert_eq!(reason(third.reserve(41)), Some(Reason::KeyLimit));
+        third.reserve(40).expect("the rest");
+        assert_eq!(reason(third.reserve(u64::MAX)), Some(Reason::KeyLimit));
+    }
+
+    /// A client's priority was without bound: any key could go before all others.
+    #[test]
+    fn a_key_may_ask_for_no_more_than_its_priority() {
+        let tenant = tenant(KeyOptions {
+            max_priority: Some(0),
+            ..KeyOptions::default()
+        });
+        for allowed in [i32::MIN, -1, 0] {
+            tenant.begin(allowed).expect("no more than 0");
+        }
+        let refused = tenant.begin(1).expect_err("more than 0");
+        assert_eq!(refused.reason, Reason::PriorityNotAllowed);
+        assert_eq!(refused.field, Some("priority"));
+        assert_eq!(tenant.in_use.with(|amount| amount.requests), 0);
+    }
+}
