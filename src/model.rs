@@ -12,8 +12,8 @@ use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::cuda::driver::Driver;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::{Backend, KvType};
-use palimpsest_models::Model;
-use palimpsest_models::fetch::DEFAULT_MODEL;
+use palimpsest_models::fetch::{DEFAULT_MODEL, default_cache_dir};
+use palimpsest_models::{DigestCache, Model};
 use palimpsest_proto::internal::v1::RankInfo;
 use palimpsest_proto::v1::KvContract;
 
@@ -237,6 +237,7 @@ impl Part<'_> {
             step: matches!(config.device, Device::Cuda(_))
                 .then(|| StepSize::usual(config.stride as usize)),
             place: self.place,
+            digests: digests(),
         };
         let bar = term::progress(100, "loading");
         let rank = Rank::open(backend, options, &mut |done| {
@@ -245,6 +246,14 @@ impl Part<'_> {
         bar.finish_and_clear();
         Ok(rank)
     }
+}
+
+/// Digests of model files are kept beside fetched models; nowhere where there is no such place.
+fn digests() -> DigestCache {
+    default_cache_dir().map_or_else(
+        |_| DigestCache::nowhere(),
+        |cache| DigestCache::within(cache.join("digests")),
+    )
 }
 
 /// The default model's indexer: `palimpsest calibrate` on the corpus of `calibrate/make_corpus.py`.

@@ -177,9 +177,11 @@ impl Indexer {
         self.metadata.insert(key.into(), value.to_string());
     }
 
-    /// Feeds every weight to a digest.
+    /// Feeds what it computes with to a digest: every weight, under its name and in its shape. How
+    /// it was trained changes no score.
     pub fn digest(&self, hash: &mut Xxh3) {
-        for tensor in self.tensors.values() {
+        for (name, tensor) in &self.tensors {
+            hash.update(format!("{name:?} {:?} ", tensor.shape).as_bytes());
             hash.update(bytemuck::cast_slice(&tensor.values));
         }
     }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use palimpsest_collective::Place;
 use palimpsest_kernels::{Backend, KvType};
-use palimpsest_models::Model;
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::tokenizer::TokenizerFiles;
+use palimpsest_models::{DigestCache, Model};
 use palimpsest_proto::contract::{Contract, HeadBudget, NO_MEMORY, Offer, Positions};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::v1::KvContract;
@@ -45,6 +45,8 @@ pub struct RankOptions {
     pub step: Option<StepSize>,
     /// Which part of the model this rank holds.
     pub place: Place,
+    /// Where digests of the model's files are kept.
+    pub digests: DigestCache,
 }
 
 /// A rank ready to run.
@@ -101,7 +103,7 @@ impl<B: Backend> Rank<B> {
         let device = runner.decoder().backend().name();
         let digest = group_digest(
             &info,
-            model.weights().digest(),
+            model.weights().digest(&options.digests),
             options.indexer.as_ref(),
             &device,
         );
@@ -121,7 +123,7 @@ impl<B: Backend> Rank<B> {
 }
 
 /// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.
-fn group_digest(info: &ModelInfo, weights: u64, indexer: Option<&Indexer>, device: &str) -> u64 {
+fn group_digest(info: &ModelInfo, weights: u128, indexer: Option<&Indexer>, device: &str) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(&info.encode_to_vec());
     hash.update(&weights.to_le_bytes());

@@ -13,6 +13,8 @@
 //! | [`gguf`], `gguf_types` | the GGUF reader, and its element types |
 //! | [`safetensors`] | the safetensors reader, of one file or of many |
 //! | `weights_file` | memory maps, and the table of tensors in them |
+//! | `file_digest` | [`DigestCache`]: digests of whole files, kept until they change |
+//! | `no_follow` | files of the cache directory, opened without following links |
 //! | [`weights`] | weights by role, whatever a file calls them |
 //! | [`weight_data`], [`part`] | a matrix, and which part of it is asked for |
 //! | [`tokenizer`], `tokenizer_gguf` | the tokenizer of a directory, and in GGUF metadata |
@@ -27,10 +29,12 @@ pub mod config;
 mod config_json;
 mod error;
 pub mod fetch;
+mod file_digest;
 pub mod gguf;
 mod gguf_config;
 mod gguf_types;
 mod model;
+mod no_follow;
 pub mod part;
 pub mod random;
 pub mod safetensors;
@@ -42,6 +46,7 @@ mod weights_file;
 mod weights_inspect;
 
 pub use error::{Error, Result, SafetensorsError};
+pub use file_digest::DigestCache;
 pub use gguf_types::TensorType;
 pub use model::Model;
 pub use weights_inspect::{Description, TensorDescription, TypeTotal, inspect};

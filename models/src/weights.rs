@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::config::{Architecture, ModelConfig};
 pub use crate::error::WeightsError;
+use crate::file_digest::DigestCache;
 use crate::part::Part;
 use crate::weight_data::{RowOrder, WeightData, pick};
 use crate::weights_file::{StoredTensor, TensorTable, floats};
@@ -290,12 +291,26 @@ impl Weights {
             .sum()
     }
 
-    /// Digest of what the files hold: names, shapes, types and sizes of all tensors, and the
-    /// beginning of each. Two files that differ in a way that matters differ here, without all of
-    /// them being read.
-    pub fn digest(&self) -> u64 {
+    /// Digest of what the model is: its configuration but for its name, every byte of its files,
+    /// and names, shapes and types of all tensors. Files are hashed once, and again when they
+    /// change: see [`DigestCache`]. Weights that are made here are told by the beginnings of their
+    /// tensors.
+    pub fn digest(&self, cache: &DigestCache) -> u128 {
         const BEGINNING: usize = 4096;
         let mut hash = Xxh3::new();
+        let nameless = ModelConfig {
+            name: String::new(),
+            ..self.config.clone()
+        };
+        hash.update(format!("{nameless:?}").as_bytes());
+        for file in self
+            .table
+            .files
+            .iter()
+            .filter_map(|file| file.digest(cache))
+        {
+            hash.update(&file.to_le_bytes());
+        }
         for (name, tensor) in &self.table.tensors {
             let bytes = self.table.bytes(tensor);
             hash.update(
@@ -309,7 +324,7 @@ impl Weights {
             );
             hash.update(&bytes[..bytes.len().min(BEGINNING)]);
         }
-        hash.digest()
+        hash.digest128()
     }
 
     /// All bytes of the model's first file.

@@ -5,17 +5,27 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::{Deref, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use palimpsest_kernels::WeightType;
+
+use crate::file_digest::DigestCache;
 
 /// Bytes of a model file.
 #[derive(Debug)]
 pub(crate) enum FileMap {
     /// A file mapped into memory, read-only.
-    Mapped(memmap2::Mmap),
+    Mapped(MappedFile),
     /// Made here.
     Made(Vec<u8>),
+}
+
+/// A file, mapped.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    map: memmap2::Mmap,
+    file: File,
+    path: PathBuf,
 }
 
 impl FileMap {
@@ -34,7 +44,19 @@ impl FileMap {
         // renaming (`pull` does so), and the operator who edits one in place is told not to by the
         // documentation of `Model::open`.
         let map = unsafe { memmap2::Mmap::map(&file)? };
-        Ok(Self::Mapped(map))
+        Ok(Self::Mapped(MappedFile {
+            map,
+            file,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// Digest of the whole file; `None` for what was made here.
+    pub(crate) fn digest(&self, cache: &DigestCache) -> Option<u128> {
+        match self {
+            Self::Mapped(MappedFile { map, file, path }) => Some(cache.digest(path, file, map)),
+            Self::Made(_) => None,
+        }
     }
 }
 
@@ -43,7 +65,7 @@ impl Deref for FileMap {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(mapped) => &mapped.map,
             Self::Made(bytes) => bytes,
         }
     }

@@ -10,6 +10,7 @@ use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
+use palimpsest_models::DigestCache;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};
@@ -50,6 +51,7 @@ pub async fn serve(
         },
         step: None,
         place: Place::ALONE,
+        digests: DigestCache::nowhere(),
     };
     let backend = CpuBackend::new(CpuOptions {
         threads: Some(1),

