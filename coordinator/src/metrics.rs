@@ -21,8 +21,8 @@ struct Outcome {
     outcome: &'static str,
 }
 
-/// Labels of a tenant's requests. Tenants are those of the file of keys, so there are as many as the
-/// operator has named.
+/// Labels of a tenant's requests. Tenants are those of the file of keys, so there are as many as
+/// the operator has named.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TenantOutcome {
     tenant: Arc<str>,

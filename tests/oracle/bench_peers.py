@@ -31,8 +31,7 @@ from dataclasses import asdict, dataclass
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ROOT / "target" / "peers"
-LLAMA_PACKAGE = "llama-cpp-python==0.3.36"
-BUILD_TOOLS = ["cmake==3.31.10", "ninja==1.13.0"]
+REQUIREMENTS = ROOT / "xtask" / "requirements"
 LLAMA_PROGRAMS = ["llama-bench", "llama-quantize", "llama-perplexity", "llama-server"]
 LLAMA_OPTIONS = [
     "-DCMAKE_BUILD_TYPE=Release",
@@ -77,21 +76,13 @@ def build_llama_cpp(jobs):
         return programs
     tools, source = PEERS / "tools", PEERS / "src"
     PEERS.mkdir(parents=True, exist_ok=True)
-    call([
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--upgrade",
-        "--target",
-        tools,
-        *BUILD_TOOLS,
-    ])
-    if not (source / "vendor" / "llama.cpp" / "CMakeLists.txt").is_file():
-        unpack_source(source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    pip += ["--only-binary", ":all:", "--upgrade", "--target", tools]
+    call([*pip, "--requirement", REQUIREMENTS / "build-tools.txt"])
     path = os.pathsep.join([str(tools / "bin"), os.environ.get("PATH", "")])
     env = {**os.environ, "PYTHONPATH": str(tools), "PATH": path}
+    if not (source / "vendor" / "llama.cpp" / "CMakeLists.txt").is_file():
+        unpack_source(source, env)
     call(
         [
             "cmake",
@@ -109,12 +100,13 @@ def build_llama_cpp(jobs):
     return programs
 
 
-def unpack_source(target):
-    """Downloads the source package through pip and unpacks it into `target`."""
-    name = LLAMA_PACKAGE.split("==")[0]
+def unpack_source(target, env):
+    """Downloads the source package through pip and unpacks it into `target`. pip asks its build
+    system for its name: the one in `env`, whose hash is known, and not one that it would fetch."""
     with tempfile.TemporaryDirectory(dir=PEERS) as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
-        call([*pip, "--dest", scratch, LLAMA_PACKAGE])
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        pip += ["--no-build-isolation", "--no-binary", ":all:", "--dest", scratch]
+        call([*pip, "--requirement", REQUIREMENTS / "llama.txt"], env=env)
         (archive,) = pathlib.Path(scratch).glob("*.tar.gz")
         call(["tar", "-xzf", archive, "-C", scratch])
         (folder,) = (path for path in pathlib.Path(scratch).iterdir() if path.is_dir())

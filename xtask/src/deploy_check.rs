@@ -26,12 +26,6 @@ const DEPLOY: &str = "deploy";
 /// Where base, or an overlay, and components are put together, so that components that no overlay
 /// uses are checked as well.
 const SCRATCH: &str = "target/deploy-check";
-/// The schemas of Kubernetes 1.34, and what reads them.
-const PACKAGES: [&str; 3] = [
-    "kubernetes-validate==1.34.1",
-    "jsonschema==4.26.0",
-    "PyYAML==6.0.3",
-];
 /// What this machine can run.
 const STARTED: [&str; 3] = ["dev", "cpu", "dev with tls"];
 const VALIDATE: &str = "deploy/schemas/validate.py";
@@ -46,7 +40,8 @@ pub fn check() -> Result<()> {
         println!("    SKIPPED: kubectl is not installed");
         return Ok(());
     }
-    let packages = tools::python_packages("deploy", &PACKAGES)?;
+    // The schemas of Kubernetes 1.34, and what reads them.
+    let packages = tools::python_packages("deploy")?;
     let readme =
         fs::read_to_string(Path::new(DEPLOY).join("README.md")).context("deploy/README.md")?;
     let names = metrics::Names::read(&Path::new(DEPLOY).join("metrics.txt"))?;

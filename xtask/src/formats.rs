@@ -8,9 +8,6 @@ use anyhow::{Context, Result};
 use crate::process::{output, run};
 use crate::tools;
 
-/// The formatters, as Python packages.
-const PACKAGES: [&str; 2] = ["clang-format==23.1.5", "ruff==0.17.6"];
-
 /// Fails when a file is formatted otherwise; `cargo xtask format` mends it.
 ///
 /// # Errors
@@ -37,8 +34,9 @@ fn python() -> Result<Command> {
     Ok(Command::new(folder()?.join("bin/ruff")))
 }
 
+/// Where the formatters are, as Python packages.
 fn folder() -> Result<PathBuf> {
-    tools::python_packages("formats", &PACKAGES)
+    tools::python_packages("formats")
 }
 
 /// Files of CUDA and C++ that git knows.

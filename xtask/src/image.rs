@@ -114,4 +114,39 @@ mod tests {
         let expected = ["/lib/libm.so.6", "/lib64/ld.so.2"].map(PathBuf::from);
         assert_eq!(libraries(printed), BTreeSet::from(expected));
     }
+
+    /// A tag or a script that is fetched is whatever stands there on the day of the build.
+    #[test]
+    fn images_are_made_of_what_has_a_hash() {
+        for name in ["Dockerfile.cpu", "Dockerfile.cuda"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../deploy")
+                .join(name);
+            let text = fs::read_to_string(path).expect(name).replace("\\\n", " ");
+            let arguments: Vec<(&str, &str)> = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("ARG ")?.split_once('='))
+                .collect();
+            let bases: Vec<&str> = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("FROM ")?.split_whitespace().next())
+                .map(|base| {
+                    let argument = arguments
+                        .iter()
+                        .find(|(argument, _)| base == format!("${{{argument}}}"));
+                    argument.map_or(base, |(_, value)| value)
+                })
+                .collect();
+            assert_eq!(bases.len(), 2, "{name}: what builds and what runs");
+            for base in bases {
+                let digest = base.split_once("@sha256:").map_or("", |(_, digest)| digest);
+                assert_eq!(digest.len(), 64, "{name}: {base} has no digest");
+            }
+            for command in text.lines().filter(|line| line.contains("curl --")) {
+                assert!(!command.contains("| sh "), "{name}: a script is run unseen");
+                let fetches = command.contains("--output");
+                assert_eq!(fetches, command.contains("sha256sum --check"), "{name}");
+            }
+        }
+    }
 }

@@ -13,15 +13,6 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::process::{cargo_with, run};
 use crate::tools;
 
-/// nvcc in parts, as NVIDIA publishes it for pip.
-const NVCC_PACKAGES: [&str; 5] = [
-    "nvidia-cuda-nvcc==13.0.*",
-    "nvidia-cuda-crt==13.0.*",
-    "nvidia-nvvm==13.0.*",
-    "nvidia-cuda-runtime==13.0.*",
-    "nvidia-cuda-cccl==13.0.*",
-];
-
 /// Registers of every kernel, by target. `cargo xtask kernels --table` writes it.
 const TABLE: &str = "kernels/cu/registers.txt";
 
@@ -44,7 +35,8 @@ pub fn install_compiler() -> Result<()> {
     if nvcc::find(Path::new(".")).is_some() {
         return Ok(());
     }
-    tools::python_packages("nvcc", &NVCC_PACKAGES)?;
+    // In parts, as NVIDIA publishes it for pip.
+    tools::python_packages("nvcc")?;
     ensure!(
         nvcc::find(Path::new(".")).is_some(),
         "pip installed no nvcc that runs here: set NVCC or CUDA_HOME"

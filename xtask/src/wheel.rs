@@ -11,10 +11,6 @@ use anyhow::{Context, Result, ensure};
 use crate::process::{output, run};
 use crate::{crates, tools};
 
-/// Makes wheels out of crates.
-const MATURIN: &str = "maturin==1.16.0";
-/// Makes environments on machines whose Python cannot (Debian's has no ensurepip).
-const VIRTUALENV: &str = "virtualenv==21.15.11";
 /// Below the target directory; made anew each time.
 const FOLDER: &str = "wheel";
 /// What the answer to the built-in question says.
@@ -31,7 +27,7 @@ pub fn build_and_try() -> Result<()> {
         fs::remove_dir_all(&folder)
             .with_context(|| format!("cannot empty {}", folder.display()))?;
     }
-    let maturin = tools::python_packages("maturin", &[MATURIN])?.join("bin/maturin");
+    let maturin = tools::python_packages("maturin")?.join("bin/maturin");
     run(Command::new(maturin)
         .args(["build", "--release", "--out"])
         .arg(&folder))?;
@@ -40,7 +36,8 @@ pub fn build_and_try() -> Result<()> {
     println!("    {} ({} bytes)", name, fs::metadata(&wheel)?.len());
     println!("    runs on {}", platform(&name));
     let environment = folder.join("environment");
-    let virtualenv = tools::python_packages("virtualenv", &[VIRTUALENV])?;
+    // Debian's Python has no ensurepip to make environments with.
+    let virtualenv = tools::python_packages("virtualenv")?;
     run(Command::new("python3")
         .env("PYTHONPATH", virtualenv)
         .args(["-m", "virtualenv", "--quiet"])
