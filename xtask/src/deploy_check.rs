@@ -9,6 +9,7 @@ mod pods;
 mod references;
 mod secrets;
 mod start;
+mod trust;
 
 use std::fs;
 use std::io::Write;
@@ -59,6 +60,7 @@ pub fn check() -> Result<()> {
         found.extend(metrics::alert_problems(&manifests, &names));
         found.extend(commands::group_problems(&manifests));
         found.extend(program.problems(&manifests));
+        found.extend(trust::problems(&name, &manifests));
         println!(
             "    {name}: {} objects, {} problems",
             manifests.len(),
@@ -130,12 +132,12 @@ fn roots() -> Result<Vec<(String, PathBuf)>> {
 /// What a component is checked above, and with which components, in their order.
 fn stacks(component: &str) -> Vec<(&'static str, Vec<&str>)> {
     match component {
-        // What it changes in monitoring is checked only where that is.
+        // The overlays cpu and cuda have it. What it changes in monitoring is checked only where
+        // that is.
         "tls" => vec![
-            ("overlays/cpu", vec!["tls"]),
-            ("overlays/cuda", vec!["tls"]),
             ("overlays/dev", vec!["tls"]),
-            ("overlays/cpu", vec!["scale-out", "tls"]),
+            ("base", vec!["monitoring", "scale-out", "tls"]),
+            ("base", vec!["monitoring", "cuda", "scale-out", "tls"]),
         ],
         other => vec![("base", vec![other])],
     }
