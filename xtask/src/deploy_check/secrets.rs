@@ -13,6 +13,9 @@ use rcgen::{
 /// The key whose digest the overlay `dev` has.
 pub const KEY: &str = "palimpsest-dev";
 const KEY_LINE: &str = "dev:efeadd5bf30c5f2e99712ee5c5d3187cf01f5487beb554e76f5e6ab7706d9f79\n";
+/// Where connections between loopback addresses come from: members of etcd look whether it stands
+/// in the certificate that they are shown.
+const SOURCE: &str = "127.0.0.1";
 /// Secrets with certificates, and the names in these that `deploy/README.md` asks for.
 const CERTIFICATES: [(&str, &[&str]); 4] = [
     ("palimpsest-tls", &["palimpsest"]),
@@ -73,7 +76,7 @@ impl Authority {
         };
         let names: Vec<String> = names
             .iter()
-            .chain([&ip])
+            .chain([&ip, &SOURCE])
             .map(|name| (*name).to_owned())
             .collect();
         let mut params = CertificateParams::new(names)?;
