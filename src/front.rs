@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::runtimes::Background;
 use crate::descriptors;
+use crate::runtimes::Background;
 
 /// Threads of what clients ask. The kernels have their own, and this machine's cores are theirs.
 const CLIENT_THREADS: usize = 2;

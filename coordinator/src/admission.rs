@@ -108,6 +108,16 @@ impl Admission {
         })
     }
 
+    /// Whether a request of any length would find a place now. It is asked before a prompt is
+    /// tokenised, and takes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub fn check(&self) -> Result<(), RequestError> {
+        let limits = &*self.0;
+        limits.with(|state| limits.refusal(state, 1).map_or(Ok(()), Err))
+    }
+
     /// What waits now.
     pub fn waiting(&self) -> Queued {
         self.0.with(|state| state.queued)

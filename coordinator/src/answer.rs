@@ -22,6 +22,10 @@ use crate::stream::{Reader, Token};
 use crate::text::{Detokenizer, StopStrings};
 use crate::trace::{Ended, RequestSpan};
 
+/// Log-probabilities that wait for text. Tokens without any, such as control tokens, may come for
+/// ever.
+const HELD_LOGPROBS: usize = 256;
+
 /// The events of one request: `Started`, deltas, `Finished`. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Answer {
@@ -174,7 +178,9 @@ impl Answer {
     }
 
     fn delta(&mut self, text: String, last: bool) {
-        if !text.is_empty() || (last && !self.logprobs.is_empty()) {
+        let has_tokens = !self.logprobs.is_empty();
+        let is_full = self.logprobs.len() >= HELD_LOGPROBS;
+        if !text.is_empty() || (last && has_tokens) || is_full {
             let tokens = std::mem::take(&mut self.logprobs);
             self.ready.push_back(Event::Delta(Delta { text, tokens }));
         }

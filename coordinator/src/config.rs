@@ -5,8 +5,16 @@ use std::time::Duration;
 
 use palimpsest_tls::Connector;
 
+use crate::budget::BODY_WEIGHT;
 use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
+use crate::pool::TOKENIZER_WEIGHT;
+
+/// What a message may have beside a full context: instructions, encodings, prompts beyond it.
+const SPARE_BYTES: u64 = 4 << 20;
+/// Bytes of a message for each token of a model's context, generously: English takes 4 to 5, and
+/// escapes may double that.
+const BYTES_PER_TOKEN: u64 = 8;
 
 /// What a coordinator takes on, and how long it waits. Every queue and every wait has its bound
 /// here.
@@ -47,8 +55,16 @@ pub struct Config {
     pub slow_reader_limit: Duration,
     /// Time that running requests have to finish on shutdown.
     pub drain_limit: Duration,
-    /// Largest message that a client may send, in bytes.
+    /// Largest message that a client may send, in bytes; 0: what the model's context needs (see
+    /// [`Self::message_limit`]).
     pub max_message_bytes: usize,
+    /// Memory that requests may take between their first byte and admission, all together, in
+    /// bytes. A byte of a body counts as [`BODY_WEIGHT`] of them.
+    pub max_inflight_bytes: u64,
+    /// Long texts that are tokenised at once, each on a thread of its own.
+    pub tokenizer_threads: usize,
+    /// What is held of an answer that is not streamed, in bytes.
+    pub max_answer_bytes: usize,
     /// Time that the requests of a lost group wait for another one, which then goes on with them;
     /// zero: they end at once.
     pub regroup_limit: Duration,
@@ -88,7 +104,10 @@ impl Default for Config {
             ring_tokens: 256,
             slow_reader_limit: Duration::from_secs(60),
             drain_limit: Duration::from_secs(60),
-            max_message_bytes: 64 << 20,
+            max_message_bytes: 0,
+            max_inflight_bytes: 256 << 20,
+            tokenizer_threads: 2,
+            max_answer_bytes: 16 << 20,
             regroup_limit: Duration::ZERO,
             group_wait_limit: Duration::from_secs(30),
             max_replays: 2,
@@ -97,5 +116,46 @@ impl Default for Config {
             ranks: Connector::default(),
             first_epoch: 1,
         }
+    }
+}
+
+impl Config {
+    /// Largest message that a client of a model with this context may send, in bytes: what was
+    /// set, or 4 MiB and 8 bytes for each token of the context. A message that alone passed
+    /// `max_inflight_bytes` could never be read, so it is never larger than that allows.
+    pub fn message_limit(&self, context_length: u64) -> usize {
+        let asked = match self.max_message_bytes {
+            0 => SPARE_BYTES.saturating_add(context_length.saturating_mul(BYTES_PER_TOKEN)),
+            bytes => bytes as u64,
+        };
+        usize::try_from(asked.min(self.max_inflight_bytes / BODY_WEIGHT)).unwrap_or(usize::MAX)
+    }
+
+    /// The most that requests before admission take of the memory of a coordinator, in bytes:
+    /// `max_inflight_bytes` for all that are read, and for texts of one message limit what a
+    /// tokenizer takes.
+    pub fn intake_peak(&self, context_length: u64) -> u64 {
+        let text = self.message_limit(context_length) as u64;
+        self.max_inflight_bytes
+            .saturating_add(text.saturating_mul(TOKENIZER_WEIGHT))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_room_for_the_context_and_never_more_than_the_budget() {
+        let config = Config::default();
+        assert_eq!(config.message_limit(8192), (4 << 20) + 8 * 8192);
+        let most = (config.max_inflight_bytes / BODY_WEIGHT) as usize;
+        assert_eq!(config.message_limit(u64::MAX), most);
+        let set = |max_message_bytes| Config {
+            max_message_bytes,
+            ..Config::default()
+        };
+        assert_eq!(set(1000).message_limit(8192), 1000);
+        assert_eq!(set(usize::MAX).message_limit(8192), most);
     }
 }

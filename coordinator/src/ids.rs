@@ -28,6 +28,16 @@ impl RequestId {
         valid.then(|| Self(id.to_owned()))
     }
 
+    /// The id of one of several choices of a request whose id is `request`. The beginning of a long
+    /// id is kept, so that it stays one.
+    pub fn of_choice(request: &str, index: usize) -> String {
+        let end = format!("-{index}");
+        let most = Self::MAX_BYTES - end.len();
+        let kept = request.char_indices().map(|(at, c)| at + c.len_utf8());
+        let kept = kept.take_while(|end| *end <= most).last().unwrap_or(0);
+        format!("{}{end}", &request[..kept])
+    }
+
     /// The id as text: printable ASCII.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -55,6 +65,20 @@ impl fmt::Display for RequestId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A client's id of 128 characters with two choices was answered 400.
+    #[test]
+    fn a_choice_of_a_request_with_a_long_id_has_one_too() {
+        assert_eq!(RequestId::of_choice("job", 3), "job-3");
+        for bytes in [126, 127, 128] {
+            let ids = [0, 15].map(|index| RequestId::of_choice(&"x".repeat(bytes), index));
+            assert!(
+                ids.iter().all(|id| RequestId::parse(id).is_some()),
+                "{ids:?}"
+            );
+            assert_ne!(ids[0], ids[1]);
+        }
+    }
 
     #[test]
     fn ids_are_printable_and_bounded() {

@@ -21,6 +21,7 @@
 pub mod admission;
 pub mod answer;
 pub mod api;
+pub mod budget;
 pub mod config;
 pub mod driver;
 pub mod executor;
@@ -30,6 +31,7 @@ pub mod keys;
 pub mod membership;
 pub mod metrics;
 pub mod model;
+pub mod pool;
 pub mod request;
 pub mod scheduler;
 pub mod service;
@@ -39,7 +41,6 @@ pub mod trace;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use palimpsest_proto::internal::v1::RankInfo;
 use palimpsest_tls::Incoming;
@@ -90,12 +91,7 @@ impl Coordinator {
         metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());
         let driver = driver::start(&config, &model, executor, metrics.clone());
         Ok(Self {
-            service: Service {
-                model: Arc::new(model),
-                config: Arc::new(config),
-                driver,
-                metrics,
-            },
+            service: Service::new(model, config, driver, metrics),
         })
     }
 

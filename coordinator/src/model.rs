@@ -187,14 +187,13 @@ impl ServedModel {
         complete(asked, &self.info)
     }
 
-    /// Token ids of a conversation.
+    /// The prompt for a conversation.
     ///
     /// # Errors
-    /// [`text::Error::NoTemplate`], or what the template or the tokenizer says.
-    pub fn encode_chat(&self, chat: &v1::Chat) -> Result<Vec<u32>, text::Error> {
+    /// [`text::Error::NoTemplate`], or what the template says.
+    pub fn render(&self, chat: &v1::Chat) -> Result<String, text::Error> {
         let template = self.template.as_ref().ok_or(text::Error::NoTemplate)?;
-        // The template writes BOS itself.
-        self.tokenizer.encode(&template.render(chat)?, false)
+        template.render(chat)
     }
 }
 

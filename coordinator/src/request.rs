@@ -1,7 +1,9 @@
 //! From the wire to [`ValidRequest`], the only type that admission takes: every field is checked,
 //! every default filled in.
 
+mod bounds;
 mod contract;
+mod prompt;
 mod sampling;
 #[cfg(test)]
 mod tests;
@@ -13,16 +15,16 @@ use std::time::Duration;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::SpanParent;
-use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{Chat, GenerateRequest, Sampling, Stopping};
+use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping};
 use tokio::time::Instant;
 
+pub use self::bounds::answer_bytes;
+pub use self::prompt::{MESSAGE_BYTES, check_input, encode, tokenize, weight};
 pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
 use crate::config::Config;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
 use crate::scheduler::Cost;
-use crate::text;
 
 /// Stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -74,19 +76,33 @@ impl ValidRequest {
     }
 }
 
-/// Checks a request that came at `arrived`. `timeout` is the transport's deadline, from arrival.
-///
-/// It tokenises, which takes time on long texts: call it where blocking is allowed.
+/// A request all of whose fields but the prompt are known to be right.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    id: RequestId,
+    sampling: Sampling,
+    stopping: Stopping,
+    max_tokens: u32,
+    kv: Contract,
+    arrived: Instant,
+    /// When it is given up.
+    pub deadline: Instant,
+    priority: i32,
+    retention_report: bool,
+}
+
+/// Checks all of a request but its input, in time that does not grow with the prompt. It came at
+/// `arrived`; `timeout` is the transport's deadline, from arrival.
 ///
 /// # Errors
 /// What is wrong with the request, with numbers, for the client.
-pub fn validate(
+pub fn check(
     request: GenerateRequest,
     timeout: Option<Duration>,
     arrived: Instant,
     model: &ServedModel,
     config: &Config,
-) -> Result<ValidRequest, RequestError> {
+) -> Result<Checked, RequestError> {
     let limit = validate_deadline(request.deadline_ms, timeout, config)?;
     let id = RequestId::parse(&request.request_id).ok_or_else(|| {
         let message = format!(
@@ -107,33 +123,61 @@ pub fn validate(
     let max_tokens = validate_stopping(&stopping, config)?;
     let priority = validate_priority(request.priority)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
-    let prompt = tokenize(request.input, model)?;
-    let total = prompt.len() as u64 + u64::from(max_tokens);
-    if total > config.max_total_tokens {
-        let most = config.max_total_tokens;
-        let message = format!(
-            "{} prompt tokens and {max_tokens} of answer are {total}, over the limit of {most}",
-            prompt.len()
-        );
-        return Err(RequestError::new(Reason::TooLong, message));
-    }
-    let cost = contract::cost(&kv, model, total)?;
-    Ok(ValidRequest {
+    Ok(Checked {
         id,
-        warnings: contract::warnings(&kv, model, total),
-        prompt: prompt.into(),
         sampling,
-        stop: stopping.stop,
+        stopping,
         max_tokens,
-        ignore_eos: stopping.ignore_eos,
         kv,
-        cost,
         arrived,
         deadline: arrived + limit,
         priority,
         retention_report: request.retention_report,
-        trace: None,
     })
+}
+
+impl Checked {
+    /// The request with its prompt, which several choices may share.
+    ///
+    /// # Errors
+    /// `TooLong`, `NeverFits`, `AnswerTooLarge`.
+    pub fn with_prompt(
+        self,
+        prompt: Arc<[u32]>,
+        model: &ServedModel,
+        config: &Config,
+    ) -> Result<ValidRequest, RequestError> {
+        let max_tokens = self.max_tokens;
+        let total = prompt.len() as u64 + u64::from(max_tokens);
+        if total > config.max_total_tokens {
+            let most = config.max_total_tokens;
+            let message = format!(
+                "{} prompt tokens and {max_tokens} of answer are {total}, over the limit of {most}",
+                prompt.len()
+            );
+            return Err(RequestError::new(Reason::TooLong, message));
+        }
+        let cost = contract::cost(&self.kv, model, total)?;
+        if self.retention_report {
+            bounds::check_report(&self.kv, model, config, total)?;
+        }
+        Ok(ValidRequest {
+            id: self.id,
+            warnings: contract::warnings(&self.kv, model, total),
+            prompt,
+            sampling: self.sampling,
+            stop: self.stopping.stop,
+            max_tokens,
+            ignore_eos: self.stopping.ignore_eos,
+            kv: self.kv,
+            cost,
+            arrived: self.arrived,
+            deadline: self.deadline,
+            priority: self.priority,
+            retention_report: self.retention_report,
+            trace: None,
+        })
+    }
 }
 
 fn validate_priority(priority: i32) -> Result<i32, RequestError> {
@@ -164,59 +208,6 @@ fn validate_deadline(
         ));
     }
     Ok(limit)
-}
-
-/// Token ids of whatever the client sent.
-fn tokenize(input: Option<Input>, model: &ServedModel) -> Result<Vec<u32>, RequestError> {
-    let ids = match input {
-        None => Vec::new(),
-        Some(Input::Text(text)) => model.tokenizer.encode(&text, true).map_err(text_error)?,
-        Some(Input::Chat(chat)) => encode_chat(&chat, model)?,
-        Some(Input::TokenIds(tokens)) => tokens.ids,
-    };
-    if ids.is_empty() {
-        return Err(RequestError::new(
-            Reason::EmptyPrompt,
-            "the prompt has no tokens: send text, chat or token_ids",
-        ));
-    }
-    if let Some((index, id)) = ids
-        .iter()
-        .enumerate()
-        .find(|(_, id)| u64::from(**id) >= model.info.vocabulary)
-    {
-        let message = format!(
-            "token id {id} at index {index} is not below the vocabulary of {}",
-            model.info.vocabulary
-        );
-        return Err(RequestError::new(Reason::TokenOutOfRange, message));
-    }
-    Ok(ids)
-}
-
-/// Token ids of a conversation.
-///
-/// # Errors
-/// `EmptyPrompt` without messages, `BadChat` for what the model's template refuses.
-pub fn encode_chat(chat: &Chat, model: &ServedModel) -> Result<Vec<u32>, RequestError> {
-    if chat.messages.is_empty() {
-        return Err(RequestError::new(
-            Reason::EmptyPrompt,
-            "chat.messages is empty: send at least one message",
-        ));
-    }
-    model.encode_chat(chat).map_err(text_error)
-}
-
-/// The class of a text error that a client caused.
-pub fn text_error(error: text::Error) -> RequestError {
-    let reason = match error {
-        text::Error::Render(_) | text::Error::NoTemplate => Reason::BadChat,
-        text::Error::Encode(_) | text::Error::Tokenizer(_) | text::Error::Template(_) => {
-            Reason::Internal
-        }
-    };
-    RequestError::new(reason, error.to_string())
 }
 
 /// Returns the largest number of tokens to generate.

@@ -5,24 +5,50 @@ use std::time::Duration;
 
 use opentelemetry::trace::SpanContext;
 use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    GenerateRequest, GetModelResponse, TokenizeRequest, TokenizeResponse, generate_request,
-    tokenize_request,
+    GenerateRequest, GetModelResponse, TokenizeRequest, TokenizeResponse, tokenize_request,
 };
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use crate::answer::Answer;
+use crate::budget::{Budget, Charge};
 use crate::config::Config;
 use crate::driver::DriverHandle;
-use crate::keys::Tenant;
+use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
-use crate::request::{ValidRequest, encode_chat, text_error, validate};
+use crate::pool::Pool;
+use crate::request::{self, Checked, ValidRequest};
 use crate::trace::RequestSpan;
 
-/// Texts up to this many bytes are tokenised in place; longer ones on a thread that may block.
-const INLINE_BYTES: usize = 4096;
+/// Of whom a request is, and what it holds until it is admitted.
+#[derive(Debug, Default)]
+pub struct Call {
+    /// The span that it names.
+    pub parent: Option<SpanContext>,
+    /// The transport's deadline, counted from now.
+    pub timeout: Option<Duration>,
+    /// Its share of [`Service::budget`]; none for calls within this process.
+    pub charge: Option<Charge>,
+    /// Whose key it shows, where keys are asked for.
+    pub tenant: Option<Arc<Tenant>>,
+}
+
+/// A prompt and what is asked of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prompted {
+    /// The prompt, which is tokenised once.
+    pub input: Option<Input>,
+    /// One for each answer; their own inputs are not read.
+    pub choices: Vec<GenerateRequest>,
+}
+
+/// A choice whose fields were checked, and its place among those of its tenant.
+struct Choice {
+    checked: Checked,
+    permit: Option<TenantPermit>,
+}
 
 /// The coordinator as its APIs see it; cheap to clone.
 #[derive(Debug, Clone)]
@@ -35,9 +61,31 @@ pub struct Service {
     pub driver: DriverHandle,
     /// What dashboards want to know.
     pub metrics: Metrics,
+    /// What requests hold before they are admitted.
+    pub budget: Budget,
+    /// Where long texts are parsed and tokenised.
+    pub pool: Pool,
 }
 
 impl Service {
+    /// A service over a driver.
+    pub fn new(model: ServedModel, config: Config, driver: DriverHandle, metrics: Metrics) -> Self {
+        let longest = config.message_limit(model.info.context_length);
+        Self {
+            budget: Budget::new(config.max_inflight_bytes),
+            pool: Pool::new(config.tokenizer_threads, longest),
+            model: Arc::new(model),
+            config: Arc::new(config),
+            driver,
+            metrics,
+        }
+    }
+
+    /// Largest message that a client may send, in bytes.
+    pub fn message_limit(&self) -> usize {
+        self.config.message_limit(self.model.info.context_length)
+    }
+
     /// Starts a request. `timeout` is the transport's deadline, counted from now. Dropping the
     /// answer cancels it.
     ///
@@ -48,24 +96,46 @@ impl Service {
         request: GenerateRequest,
         timeout: Option<Duration>,
     ) -> Result<Answer, RequestError> {
-        self.generate_for(None, None, request, timeout).await
+        let call = Call {
+            timeout,
+            ..Call::default()
+        };
+        self.generate_for(&call, request).await
     }
 
-    /// Starts a request as a part of its caller's trace, within what its tenant may ask for.
+    /// Starts a request of a caller.
     ///
     /// # Errors
     /// As [`Self::generate`].
     pub async fn generate_for(
         &self,
-        caller: Option<&SpanContext>,
-        tenant: Option<&Arc<Tenant>>,
-        request: GenerateRequest,
-        timeout: Option<Duration>,
+        call: &Call,
+        mut request: GenerateRequest,
     ) -> Result<Answer, RequestError> {
-        let started = self.start(caller, tenant, request, timeout).await;
+        let asked = Prompted {
+            input: request.input.take(),
+            choices: vec![request],
+        };
+        let answers = self.generate_all(call, vec![asked]).await?;
+        let none = || RequestError::new(Reason::Internal, "a choice has no answer");
+        answers.into_iter().next().ok_or_else(none)
+    }
+
+    /// Starts all choices of all prompts, in their order, or none. Each prompt is tokenised once,
+    /// after all else was checked and there is room in the queue.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub async fn generate_all(
+        &self,
+        call: &Call,
+        asked: Vec<Prompted>,
+    ) -> Result<Vec<Answer>, RequestError> {
+        let started = self.start(call, asked).await;
         if let Err(error) = &started {
             // An answer counts its own end; there is none.
-            let (outcome, tenant) = (error.reason.tag(), tenant.map(|tenant| tenant.name()));
+            let outcome = error.reason.tag();
+            let tenant = call.tenant.as_ref().map(|tenant| tenant.name());
             self.metrics.ended(outcome);
             self.metrics.tenant_ended(tenant, outcome);
             tracing::info!(
@@ -77,90 +147,105 @@ impl Service {
         started
     }
 
-    async fn start(
-        &self,
-        caller: Option<&SpanContext>,
-        tenant: Option<&Arc<Tenant>>,
-        request: GenerateRequest,
-        timeout: Option<Duration>,
-    ) -> Result<Answer, RequestError> {
+    async fn start(&self, call: &Call, asked: Vec<Prompted>) -> Result<Vec<Answer>, RequestError> {
         let arrived = Instant::now();
-        // Before anything is done for it; its place is given back whatever happens below.
-        let mut permit = tenant
-            .map(|tenant| tenant.begin(request.priority))
-            .transpose()?;
-        let bytes = match &request.input {
-            Some(generate_request::Input::Text(text)) => text.len(),
-            Some(generate_request::Input::Chat(chat)) => chat
-                .messages
-                .iter()
-                .map(|message| message.content.len())
-                .sum(),
-            Some(generate_request::Input::TokenIds(_)) | None => 0,
-        };
-        let (model, config) = (self.model.clone(), self.config.clone());
-        let mut request = blocking(bytes, move || {
-            validate(request, timeout, arrived, &model, &config)
-        })
-        .await?;
-        if let Some(permit) = &mut permit {
-            permit.reserve(request.max_total_tokens())?;
+        let (model, config) = (&self.model, &self.config);
+        let mut prompts = Vec::with_capacity(asked.len());
+        for Prompted { input, choices } in asked {
+            let begin = |request: GenerateRequest| {
+                // Before anything is done for it; its place is given back whatever happens below.
+                let begun = |tenant: &Arc<Tenant>| tenant.begin(request.priority);
+                let permit = call.tenant.as_ref().map(begun).transpose()?;
+                let checked = request::check(request, call.timeout, arrived, model, config)?;
+                Ok::<_, RequestError>(Choice { checked, permit })
+            };
+            let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
+            request::check_input(input.as_ref())?;
+            prompts.push((input, choices));
         }
-        let traced = RequestSpan::begin(caller, arrived);
-        request.trace = traced.as_ref().map(RequestSpan::parent);
-        let tenant = tenant.map(|tenant| &**tenant.name());
-        let span = tracing::info_span!("generate", request = %request.id, tenant);
-        async {
-            match self.driver.submit(request.clone()) {
-                Ok(reader) => {
-                    log_accepted(&request, caller);
-                    Ok(Answer::new(
-                        request,
-                        self.model.clone(),
-                        reader,
-                        self.metrics.clone(),
-                        traced,
-                    )
-                    .of_tenant(permit))
+        self.driver.admission().check()?;
+        let mut requests = Vec::new();
+        for (input, choices) in prompts {
+            let Some(Choice { checked: first, .. }) = choices.first() else {
+                continue;
+            };
+            let bytes = input.as_ref().map_or(0, request::weight);
+            let (model, config) = (model.clone(), config.clone());
+            let work = move || request::tokenize(input, &model, &config);
+            let ids = self
+                .pool
+                .run(bytes, first.deadline, call.charge.clone(), work);
+            let prompt: Arc<[u32]> = ids.await?.into();
+            for Choice { checked, permit } in choices {
+                let request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
+                let mut permit = permit;
+                if let Some(permit) = &mut permit {
+                    permit.reserve(request.max_total_tokens())?;
                 }
-                Err(error) => {
-                    if let Some(traced) = traced {
-                        traced.refused(error.reason.tag());
-                    }
-                    Err(error)
-                }
+                requests.push((request, permit));
             }
         }
-        .instrument(span)
-        .await
+        requests
+            .into_iter()
+            .map(|(request, permit)| Ok(self.submit(call, request)?.of_tenant(permit)))
+            .collect()
     }
 
-    /// Token ids of a text, as `Generate` would see it.
+    fn submit(&self, call: &Call, mut request: ValidRequest) -> Result<Answer, RequestError> {
+        let caller = call.parent.as_ref();
+        let traced = RequestSpan::begin(caller, request.arrived);
+        request.trace = traced.as_ref().map(RequestSpan::parent);
+        let tenant = call.tenant.as_ref().map(|tenant| &**tenant.name());
+        let span = tracing::info_span!("generate", request = %request.id, tenant);
+        let _entered = span.enter();
+        match self.driver.submit(request.clone()) {
+            Ok(reader) => {
+                log_accepted(&request, caller);
+                Ok(Answer::new(
+                    request,
+                    self.model.clone(),
+                    reader,
+                    self.metrics.clone(),
+                    traced,
+                ))
+            }
+            Err(error) => {
+                if let Some(traced) = traced {
+                    traced.refused(error.reason.tag());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Token ids of a text, as `Generate` would see it. Every token has at most as many bytes as
+    /// the text, and all of them together about as many.
     ///
     /// # Errors
-    /// `EmptyPrompt`, `BadChat`.
+    /// `EmptyPrompt`, `TooLong`, `BadChat`, `DeadlineInQueue`.
     pub async fn tokenize(
         &self,
+        call: &Call,
         request: TokenizeRequest,
     ) -> Result<TokenizeResponse, RequestError> {
-        let Some(input) = request.input else {
-            return Err(RequestError::new(Reason::EmptyPrompt, "send text or chat"));
+        let input = match request.input {
+            Some(tokenize_request::Input::Text(text)) => Input::Text(text),
+            Some(tokenize_request::Input::Chat(chat)) => Input::Chat(chat),
+            None => return Err(RequestError::new(Reason::EmptyPrompt, "send text or chat")),
         };
-        let model = self.model.clone();
-        blocking(usize::MAX, move || {
-            let ids = match input {
-                tokenize_request::Input::Text(text) => {
-                    model.tokenizer.encode(&text, true).map_err(text_error)?
-                }
-                tokenize_request::Input::Chat(chat) => encode_chat(&chat, &model)?,
-            };
-            let pieces = ids
-                .iter()
-                .map(|&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned())
-                .collect();
+        let bytes = request::weight(&input);
+        let (model, config) = (self.model.clone(), self.config.clone());
+        let limit = call.timeout.unwrap_or(config.request_limit);
+        let deadline = Instant::now() + limit.min(config.request_limit);
+        let work = move || {
+            let ids = request::encode(input, &model, &config)?;
+            let piece = |&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned();
+            let pieces = ids.iter().map(piece).collect();
             Ok(TokenizeResponse { ids, pieces })
-        })
-        .await
+        };
+        self.pool
+            .run(bytes, deadline, call.charge.clone(), work)
+            .await
     }
 
     /// What is served and what a request may ask of it.
@@ -199,16 +284,4 @@ fn log_accepted(request: &ValidRequest, caller: Option<&SpanContext>) {
     if let Some(caller) = caller {
         tracing::info!(request = %request.id, trace_id = %caller.trace_id(), "traced");
     }
-}
-
-/// Runs work on `bytes` of text where it does not hold other requests up.
-async fn blocking<T: Send + 'static>(
-    bytes: usize,
-    work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
-) -> Result<T, RequestError> {
-    if bytes <= INLINE_BYTES {
-        return work();
-    }
-    let failed = |_| RequestError::new(Reason::Internal, "tokenisation failed: see the log");
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }

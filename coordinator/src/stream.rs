@@ -134,6 +134,12 @@ impl Writer {
             state.end = Some(Ok(()));
         }
         let at = token.at;
+        if token.retention.is_some() {
+            // Only the last report is told, and one may be large.
+            for waiting in &mut state.tokens {
+                waiting.retention = None;
+            }
+        }
         state.tokens.push_back(token);
         state.paused = state.tokens.len() == self.0.capacity;
         let full = state.paused;

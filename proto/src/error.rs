@@ -65,12 +65,16 @@ reasons! {
     PriorityNotAllowed = "priority_not_allowed", InvalidRequest;
     /// The request would never fit, however long it waited.
     NeverFits = "never_fits", InvalidRequest;
+    /// The answer could be, or has become, larger than what is held of one.
+    AnswerTooLarge = "answer_too_large", InvalidRequest;
     /// A model that is not served here.
     UnknownModel = "unknown_model", NotFound;
     /// The queue of waiting requests is full.
     QueueFull = "queue_full", CapacityExhausted;
     /// The client's API key has as much under way as it may.
     KeyLimit = "key_limit", CapacityExhausted;
+    /// Requests that are being read and tokenised hold all the memory that is set aside for them.
+    IntakeFull = "intake_full", CapacityExhausted;
     /// The service is shutting down.
     Draining = "draining", Unavailable;
     /// No worker group is ready.

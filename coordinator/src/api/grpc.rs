@@ -1,5 +1,8 @@
 //! The gRPC API: `palimpsest.v1.Inference`, health and reflection.
 
+mod charged;
+mod elements;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +23,12 @@ use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use self::charged::Charged;
 use crate::api::http2;
+use crate::budget::Charge;
 use crate::driver::Readiness;
 use crate::keys::{ApiKeys, Tenant};
-use crate::service::Service;
+use crate::service::{Call, Service};
 use crate::trace;
 
 /// Metadata key of a response that names its request.
@@ -50,17 +55,17 @@ impl Inference for GrpcApi {
             .metadata()
             .get("traceparent")
             .and_then(|value| value.to_str().ok());
-        let parent = trace::parent(traceparent);
-        let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
-        let answer = self
-            .0
-            .generate_for(
-                parent.as_ref(),
-                tenant.as_ref(),
-                request.into_inner(),
-                timeout,
-            )
-            .await?;
+        let call = Call {
+            parent: trace::parent(traceparent),
+            timeout,
+            charge: request.extensions().get::<Charge>().cloned(),
+            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
+        };
+        let (_, extensions, request) = request.into_parts();
+        // The other copy of the charge: from here on it ends with the call.
+        drop(extensions);
+        let answer = self.0.generate_for(&call, request).await?;
+        drop(call);
         let id = answer
             .request_id()
             .as_str()
@@ -81,7 +86,13 @@ impl Inference for GrpcApi {
         &self,
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
-        Ok(Response::new(self.0.tokenize(request.into_inner()).await?))
+        let call = Call {
+            timeout: grpc_timeout(request.metadata())?,
+            charge: request.extensions().get::<Charge>().cloned(),
+            ..Call::default()
+        };
+        let answer = self.0.tokenize(&call, request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 
     async fn get_model(
@@ -112,8 +123,9 @@ pub async fn serve(
             .with_service_name("grpc.health.v1.Health")
     };
     let built = "the descriptors were built with this program";
-    let limit = service.config.max_message_bytes;
+    let limit = service.message_limit();
     let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
+    let api = Charged::new(api, service.budget.clone(), limit);
     let keys = service.config.keys.clone();
     let api = InterceptedService::new(api, move |request: Request<()>| {
         authorize(keys.as_deref(), request)

@@ -20,34 +20,43 @@ mod generate;
 mod limits;
 mod origin;
 mod server;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody, to_bytes};
+use axum::BoxError;
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures::StreamExt;
+use futures::future::ready;
+use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1::TokenizeRequest;
-use palimpsest_proto::v1::tokenize_request::Input;
-use serde::Deserialize;
+use serde::Serialize;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::answers::Dialect;
+use self::error::shorten;
 pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
 pub use self::limits::HttpLimits;
 pub use self::server::{serve, serve_probes, serve_waiting};
-use self::wire::{ChatRequest, CompletionRequest, RequestBody, field_at_fault};
+use self::wire::{
+    ChatRequest, CompletionRequest, RequestBody, TokenizeBody, Unreadable, read_body,
+};
+use crate::budget::{Budget, Charge, counted};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
 use crate::keys::Tenant;
-use crate::service::Service;
+use crate::service::{Call, Service};
 use crate::trace;
 
 /// The routes for machines; a test holds it against the types of `wire`, and a fuzzer against the
@@ -56,6 +65,8 @@ const OPENAPI: &str = include_str!("http/openapi.json");
 /// What is read of a refused request, at most.
 const DRAINED_BYTES: usize = 64 << 10;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// Bytes of a body that are read as fast as one of a text is tokenised.
+const PARSE_SPEED: usize = 16;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes over a service.
@@ -66,6 +77,10 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
+        .layer(middleware::from_fn_with_state(
+            service.budget.clone(),
+            charge,
+        ))
         .layer(middleware::from_fn_with_state(service.clone(), authorize))
         .layer(middleware::from_fn_with_state(
             service.clone(),
@@ -109,7 +124,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
 fn probes() -> Router<App> {
     Router::new()
         .route("/health", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
 }
 
@@ -203,14 +218,28 @@ async fn authorize(State(service): State<Service>, mut request: Request, next: N
     next.run(request).await
 }
 
+/// Counts the bytes of a body as they come, and lets the request hold their room.
+async fn charge(State(budget): State<Budget>, request: Request, next: Next) -> Response {
+    let charge = budget.open();
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(charge.clone());
+    let body = counted(body, charge, BoxError::from);
+    next.run(Request::from_parts(parts, body)).await
+}
+
 /// Refuses a request without a look at its body, which is read all the same where it is short:
 /// HTTP/2 resets a stream whose request nobody read, and some clients report that instead of the
 /// answer.
 async fn refuse(request: Request, error: HttpError) -> Response {
     let body = request.into_body();
     if body.size_hint().lower() <= DRAINED_BYTES as u64 {
-        // A body that turns out longer, or does not come, is left alone.
-        let _ = timeout(DRAIN_TIME, to_bytes(body, DRAINED_BYTES)).await;
+        // A body that turns out longer, or does not come, is left alone. Nothing of it is kept.
+        let mut left = DRAINED_BYTES;
+        let drained = body.into_data_stream().take_while(|chunk| {
+            left = left.saturating_sub(chunk.as_ref().map_or(left, Bytes::len));
+            ready(left > 0)
+        });
+        let _ = timeout(DRAIN_TIME, drained.for_each(|_| ready(()))).await;
     }
     error.into_response()
 }
@@ -248,7 +277,7 @@ async fn one_model(
     let mut error = HttpError::protocol(
         StatusCode::NOT_FOUND,
         "model_not_found",
-        format!("there is no model {name:?} here"),
+        format!("there is no model {:?} here", shorten(&name)),
     );
     error.body.param = Some("model".to_owned());
     Err(error)
@@ -269,61 +298,31 @@ fn model_object(service: &Service) -> serde_json::Value {
     })
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TokenizeBody {
-    #[serde(alias = "text")]
-    prompt: Option<String>,
-    messages: Option<Vec<TokenizeMessage>>,
-}
-
-impl RequestBody for TokenizeBody {
-    const LEAST: &'static str = "{}";
-}
-
-#[derive(Deserialize)]
-struct TokenizeMessage {
-    role: String,
-    content: String,
-}
-
-async fn tokenize(
-    State(app): State<App>,
-    request: Request,
-) -> Result<Json<serde_json::Value>, HttpError> {
-    let Called { body, .. } = read::<TokenizeBody>(&app, request).await?;
-    let input = match (body.prompt, body.messages) {
-        (Some(text), None) => Input::Text(text),
-        (None, Some(messages)) => {
-            let message = |m: TokenizeMessage| palimpsest_proto::v1::ChatMessage {
-                role: m.role,
-                content: m.content,
-            };
-            let messages = messages.into_iter().map(message).collect();
-            Input::Chat(palimpsest_proto::v1::Chat {
-                messages,
-                answer_prefix: String::new(),
-            })
-        }
-        _ => {
-            return Err(HttpError::invalid(
-                "prompt",
-                "send either `prompt` or `messages`",
-            ));
-        }
-    };
+async fn tokenize(State(app): State<App>, request: Request) -> Result<Json<Tokenized>, HttpError> {
+    let Called { caller, body } = read::<TokenizeBody>(&app, request).await?;
+    let input = Some(body.input()?);
     let found = app
         .service
-        .tokenize(TokenizeRequest { input: Some(input) })
+        .tokenize(&caller.call, TokenizeRequest { input })
         .await?;
-    let most = app.service.describe().context_length;
-    Ok(Json(json!({
-        "tokens": found.ids, "token_strs": found.pieces, "count": found.ids.len(),
-        "max_model_len": most,
-    })))
+    Ok(Json(Tokenized {
+        count: found.ids.len(),
+        tokens: found.ids,
+        token_strs: found.pieces,
+        max_model_len: app.service.model.info.context_length,
+    }))
 }
 
-async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
+/// Answer of `/tokenize`.
+#[derive(Serialize)]
+struct Tokenized {
+    tokens: Vec<u32>,
+    token_strs: Vec<String>,
+    count: usize,
+    max_model_len: u64,
+}
+
+async fn readiness(State(app): State<App>) -> (StatusCode, &'static str) {
     let readiness = *app.service.driver.readiness().borrow();
     match readiness {
         Readiness::Ready => (StatusCode::OK, "ready"),
@@ -351,40 +350,54 @@ struct Called<T> {
 }
 
 /// Reads a request's caller and body.
-async fn read<T: RequestBody>(app: &App, request: Request) -> Result<Called<T>, HttpError> {
-    let caller = {
-        let header = |name: HeaderName| {
-            request
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
-        let parent = trace::parent(header(HeaderName::from_static("traceparent")));
-        Caller {
-            id: header(REQUEST_ID).unwrap_or_default().to_owned(),
-            parent,
-            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
-        }
+async fn read<T: RequestBody + Send + 'static>(
+    app: &App,
+    request: Request,
+) -> Result<Called<T>, HttpError> {
+    let (mut parts, body) = request.into_parts();
+    let header = |name: HeaderName| {
+        let value = parts.headers.get(name);
+        value.and_then(|value| value.to_str().ok())
     };
-    let bytes = bytes(app, request.into_body()).await?;
-    let body = serde_json::from_slice(&bytes).map_err(|error| {
-        let field = field_at_fault::<T>(&bytes);
-        // The text of serde's errors may quote the body; place and kind do not.
-        let kind = match error.classify() {
-            serde_json::error::Category::Data => describe(&error, field.as_deref()),
-            serde_json::error::Category::Eof => "it ends too early".to_owned(),
-            _ => "it is no JSON".to_owned(),
-        };
-        let message = format!(
-            "the body cannot be read at line {}, column {}: {kind}",
-            error.line(),
-            error.column()
-        );
-        let mut refused = HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message);
-        refused.body.param = field;
-        refused
-    })?;
-    Ok(Called { caller, body })
+    let parent = trace::parent(header(HeaderName::from_static("traceparent")));
+    let id = header(REQUEST_ID).unwrap_or_default().to_owned();
+    let announced = header(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    // Only this copy is left, which goes with the call.
+    let charge = parts.extensions.remove::<Charge>();
+    let bytes = bytes(app, announced, body).await?;
+    let deadline = Instant::now() + app.service.config.request_limit;
+    let weight = bytes.len() / PARSE_SPEED;
+    let work = move || Ok(read_body::<T>(&bytes).map_err(invalid_body));
+    let body = app.service.pool.run(weight, deadline, charge.clone(), work);
+    let call = Call {
+        parent,
+        timeout: None,
+        charge,
+        tenant: parts.extensions.remove::<Arc<Tenant>>(),
+    };
+    Ok(Called {
+        body: body.await??,
+        caller: Caller { id, call },
+    })
+}
+
+/// What a client reads of a body that cannot be read.
+fn invalid_body(unreadable: Unreadable) -> HttpError {
+    let Unreadable { error, field } = unreadable;
+    // The text of serde's errors may quote the body; place and kind do not.
+    let kind = match error.classify() {
+        serde_json::error::Category::Data => describe(&error, field.as_deref()),
+        serde_json::error::Category::Eof => "it ends too early".to_owned(),
+        _ => "it is no JSON".to_owned(),
+    };
+    let message = format!(
+        "the body cannot be read at line {}, column {}: {kind}",
+        error.line(),
+        error.column()
+    );
+    let mut refused = HttpError::protocol(StatusCode::BAD_REQUEST, "invalid_body", message);
+    refused.body.param = field;
+    refused
 }
 
 /// What is wrong with well-formed JSON, in `field` where one alone is at fault. Only messages that
@@ -392,7 +405,8 @@ async fn read<T: RequestBody>(app: &App, request: Request) -> Result<Called<T>, 
 fn describe(error: &serde_json::Error, field: Option<&str>) -> String {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
-    let is_ours = text.starts_with("missing field `") || text.starts_with("duplicate field `");
+    let ours = ["missing field `", "duplicate field `", "unknown field `"];
+    let is_ours = ours.iter().any(|start| text.starts_with(start));
     match field {
         _ if is_ours => text.to_owned(),
         Some(field) => format!("`{field}` has a value of the wrong type or range"),
@@ -400,19 +414,20 @@ fn describe(error: &serde_json::Error, field: Option<&str>) -> String {
     }
 }
 
-async fn bytes(app: &App, body: Body) -> Result<axum::body::Bytes, HttpError> {
-    let limit = app.service.config.max_message_bytes;
+/// The bytes of a body, of which the client announced so many.
+async fn bytes(app: &App, announced: Option<u64>, body: Body) -> Result<Bytes, HttpError> {
+    let limit = app.service.message_limit();
     let too_long = || {
         let message = format!("the body is cut off or longer than {limit} bytes");
         HttpError::protocol(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
     // A client that announces too much and waits for leave (Expect: 100-continue) need not send it.
-    if body.size_hint().lower() > limit as u64 {
+    if announced.is_some_and(|bytes| bytes > limit as u64) {
         return Err(too_long());
     }
     match timeout(app.limits.body_time, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(too_long()),
+        Ok(Err(error)) => Err(refusal(&error).map_or_else(too_long, HttpError::from)),
         Err(_) => {
             let message = format!(
                 "the body did not come within {} s",
@@ -425,4 +440,16 @@ async fn bytes(app: &App, body: Body) -> Result<axum::body::Bytes, HttpError> {
             ))
         }
     }
+}
+
+/// The refusal that ended a body, if it was one.
+fn refusal(error: &axum::Error) -> Option<RequestError> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(refusal) = error.downcast_ref::<RequestError>() {
+            return Some(refusal.clone());
+        }
+        cause = error.source();
+    }
+    None
 }

@@ -23,6 +23,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
+use crate::budget::BODY_WEIGHT;
 use crate::executor::ChannelExecutor;
 use crate::executor::fake::{FakeRank, Fault, Script};
 use crate::{Config, Coordinator, LocalServer};
@@ -219,7 +220,15 @@ async fn a_client_that_goes_away_frees_its_sequence() {
         .await
         .unwrap()
         .into_inner();
-    events.message().await.unwrap();
+    // Before its first token it may not be in any plan yet, and then nobody has to release it.
+    while !matches!(
+        events
+            .message()
+            .await
+            .unwrap()
+            .and_then(|event| event.event),
+        Some(Event::Delta(_))
+    ) {}
     drop(events);
     let released = async {
         while !rank.plans().iter().any(|plan| plan.release == [2]) {
@@ -328,5 +337,85 @@ async fn reflection_lists_the_public_services() {
     names.sort();
     assert_eq!(names, ["grpc.health.v1.Health", "palimpsest.v1.Inference"]);
     drop(answers);
+    server.shut_down().await;
+}
+
+/// One budget stands in front of both APIs.
+#[tokio::test]
+async fn messages_beyond_the_budget_are_refused_and_room_comes_back() {
+    let config = Config {
+        max_inflight_bytes: 1000 * BODY_WEIGHT,
+        max_message_bytes: 500,
+        ..Config::default()
+    };
+    let (coordinator, server, channel) = serve(Script::saying("x", 0, 1), config).await;
+    assert!(coordinator.ready().await);
+    let budget = coordinator.service().budget.clone();
+    let other = budget.open();
+    other.take(900).unwrap();
+    let mut client = InferenceClient::new(channel);
+    let text = "a".repeat(200);
+    let refused = client.generate(request(&text, 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(refused.metadata().get(REASON_KEY).unwrap(), "intake_full");
+    let input = Some(tokenize_request::Input::Text(text.clone()));
+    let tokenize = TokenizeRequest { input };
+    let refused = client.tokenize(tokenize.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(budget.held(), 900 * BODY_WEIGHT);
+    drop(other);
+    // An admitted request holds nothing, however long its answer takes to be read.
+    let answer = client.generate(request(&text, 1)).await.unwrap();
+    assert_eq!(budget.held(), 0);
+    client.tokenize(tokenize).await.unwrap();
+    assert_eq!(budget.held(), 0);
+    let too_long = client.generate(request(&"a".repeat(600), 1)).await;
+    assert_eq!(too_long.unwrap_err().code(), Code::OutOfRange);
+    drop(answer);
+    server.shut_down().await;
+}
+
+/// A message of a conversation takes two bytes on the wire and a hundred and more where it is
+/// decoded.
+#[tokio::test]
+async fn lists_of_too_many_elements_are_refused_before_they_are_decoded() {
+    let config = Config {
+        max_message_bytes: 64_000,
+        ..Config::default()
+    };
+    let (coordinator, server, channel) = serve(Script::saying("x", 0, 1), config).await;
+    assert!(coordinator.ready().await);
+    let mut client = InferenceClient::new(channel);
+    let chat = |count| Chat {
+        messages: vec![ChatMessage::default(); count],
+        answer_prefix: String::new(),
+    };
+    let many = GenerateRequest {
+        input: Some(Input::Chat(chat(1001))),
+        ..request("", 1)
+    };
+    let stops = GenerateRequest {
+        stopping: Some(Stopping {
+            stop: vec!["x".into(); 17],
+            ..Default::default()
+        }),
+        ..request("x", 1)
+    };
+    for (request, reason) in [(many, "too_long"), (stops, "bad_stopping")] {
+        let status = client.generate(request).await.unwrap_err();
+        assert_eq!(status.metadata().get(REASON_KEY).unwrap(), reason);
+    }
+    let tokenize = |count| TokenizeRequest {
+        input: Some(tokenize_request::Input::Chat(chat(count))),
+    };
+    let status = client.tokenize(tokenize(1001)).await.unwrap_err();
+    assert!(
+        status
+            .message()
+            .contains("1001 messages, over the limit of 1000"),
+        "{status}"
+    );
+    client.tokenize(tokenize(900)).await.unwrap();
+    assert_eq!(coordinator.service().budget.held(), 0);
     server.shut_down().await;
 }

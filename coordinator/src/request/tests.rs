@@ -1,3 +1,4 @@
+use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{Chat, ChatMessage, KvContract, TokenIds};
 
 use super::*;
@@ -33,6 +34,20 @@ fn ids(ids: &[u32]) -> GenerateRequest {
         stopping,
         ..Default::default()
     }
+}
+
+/// All that happens to a request before it is admitted.
+fn validate(
+    mut request: GenerateRequest,
+    timeout: Option<Duration>,
+    arrived: Instant,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<ValidRequest, RequestError> {
+    let input = request.input.take();
+    let checked = super::check(request, timeout, arrived, model, config)?;
+    let prompt = tokenize(input, model, config)?;
+    checked.with_prompt(prompt.into(), model, config)
 }
 
 fn check(request: GenerateRequest) -> Result<ValidRequest, RequestError> {
@@ -415,4 +430,108 @@ fn the_nearest_deadline_counts() {
         run(0, Some(Duration::ZERO)).unwrap_err().reason,
         Reason::DeadlineInQueue
     );
+}
+
+fn with_config(request: GenerateRequest, config: &Config) -> Result<ValidRequest, RequestError> {
+    validate(request, None, Instant::now(), &model(), config)
+}
+
+/// The tokenizer would take a hundred times the memory of a text to find out the same.
+#[test]
+fn a_text_that_cannot_be_a_prompt_is_refused_before_it_is_tokenised() {
+    let config = Config {
+        max_total_tokens: 100,
+        ..config()
+    };
+    let model = model();
+    let longest = "<|im_start|>".len();
+    let refused = tokenize(
+        Some(Input::Text("x".repeat(100 * longest + 1))),
+        &model,
+        &config,
+    );
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.reason, Reason::TooLong);
+    assert!(refused.message.contains("at least 101 tokens"), "{refused}");
+    let encoded = || {
+        model
+            .tokenizer
+            .encoded
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    assert_eq!(encoded(), 0);
+    // This one could be: 100 times the longest token.
+    let possible = Input::Text("<|im_start|>".repeat(100));
+    assert_eq!(
+        tokenize(Some(possible), &model, &config).unwrap().len(),
+        100
+    );
+    assert_eq!(encoded(), 1);
+}
+
+/// A message of 12 bytes takes hundreds where a template reads it, and is written with 30 more.
+#[test]
+fn a_conversation_counts_its_messages_as_well_as_their_text() {
+    let config = Config {
+        max_message_bytes: 10_000,
+        ..config()
+    };
+    let error = with_config(chat(&["x"; 150]), &config).unwrap_err();
+    assert_eq!(
+        (error.reason, error.field),
+        (Reason::TooLong, Some("chat.messages"))
+    );
+    assert!(
+        error.message.contains("150 messages count as 10350 bytes"),
+        "{error}"
+    );
+    with_config(chat(&["x"; 100]), &config).unwrap();
+    let Some(Input::Chat(long)) = chat(&["ab", "c"]).input else {
+        panic!("it is a chat")
+    };
+    let roles = Chat {
+        answer_prefix: "1234".into(),
+        ..long
+    };
+    assert_eq!(weight(&Input::Chat(roles)), 2 * (64 + 4) + 3 + 4);
+    assert_eq!(weight(&Input::TokenIds(TokenIds { ids: vec![1, 2] })), 8);
+}
+
+/// All running sequences may report in one step, and a rank's answer has a bound: one that passes
+/// it counts as a lost rank.
+#[test]
+fn a_report_that_no_answer_holds_is_refused_and_says_what_to_do() {
+    let report = |budget| GenerateRequest {
+        retention_report: true,
+        ..kv(move |k| (k.policy, k.budget) = ("window".into(), budget))
+    };
+    let limited = Config {
+        max_running: 128 << 10,
+        ..config()
+    };
+    // 4 heads of 32 + 16 positions of 5 bytes are 960, and a share is 1024.
+    let long = |mut request: GenerateRequest| {
+        request.stopping = Some(Stopping {
+            max_tokens: Some(1000),
+            ..Default::default()
+        });
+        request
+    };
+    with_config(long(report(32)), &limited).unwrap();
+    let error = with_config(long(report(64)), &limited).unwrap_err();
+    assert_eq!(
+        (error.reason, error.field),
+        (Reason::AnswerTooLarge, Some("retention_report"))
+    );
+    assert!(
+        error
+            .message
+            .contains("takes 1600 bytes, over the limit of 1024"),
+        "{error}"
+    );
+    let silent = GenerateRequest {
+        retention_report: false,
+        ..report(64)
+    };
+    with_config(long(silent), &limited).unwrap();
 }

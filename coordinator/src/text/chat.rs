@@ -10,6 +10,12 @@ use serde::Serialize;
 use super::error::Error;
 
 const NAME: &str = "chat";
+/// Steps that a template may take for any conversation, for each message, and for each byte of
+/// text. Templates of models take some dozens for a message, and some look at all messages for each
+/// of them.
+const FUEL: u64 = 1_000_000;
+const MESSAGE_FUEL: u64 = 10_000;
+const BYTE_FUEL: u64 = 16;
 
 /// A model's chat template, compiled.
 #[derive(Debug)]
@@ -57,14 +63,18 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Render`] with what the template says; it holds no text of the messages.
+    /// [`Error::OutOfFuel`] for a template that goes on and on.
     pub fn render(&self, chat: &Chat) -> Result<String, Error> {
+        let fuel = fuel(chat);
+        // Fuel belongs to an environment. A copy shares the compiled template.
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
         let messages: Vec<Value> = chat
             .messages
             .iter()
             .map(|message| context! { role => message.role, content => message.content })
             .collect();
-        let template = self
-            .environment
+        let template = environment
             .get_template(NAME)
             .map_err(|error| Error::Template(error.to_string()))?;
         let prompt = template.render(context! {
@@ -74,6 +84,9 @@ impl ChatTemplate {
             eos_token => self.eos_token,
         });
         let mut prompt = prompt.map_err(|error| {
+            if error.kind() == ErrorKind::OutOfFuel {
+                return Error::OutOfFuel(fuel);
+            }
             // Details of other kinds may quote values, and values are the client's text.
             let detail = if error.kind() == ErrorKind::InvalidOperation {
                 error.detail()
@@ -85,6 +98,15 @@ impl ChatTemplate {
         prompt.push_str(&chat.answer_prefix);
         Ok(prompt)
     }
+}
+
+/// Steps that a template may take for a conversation.
+fn fuel(chat: &Chat) -> u64 {
+    let text = |bytes: usize| (bytes as u64).saturating_mul(BYTE_FUEL);
+    let messages = chat.messages.iter();
+    messages
+        .map(|message| text(message.role.len() + message.content.len()) + MESSAGE_FUEL)
+        .fold(FUEL, u64::saturating_add)
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)`, which is not what Jinja's own filter does: no
@@ -314,6 +336,23 @@ mod tests {
             ChatTemplate::new("{% if %}", "", ""),
             Err(Error::Template(_))
         ));
+    }
+
+    /// Without fuel this takes hours.
+    #[test]
+    fn a_template_that_goes_on_and_on_is_stopped() {
+        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor \
+                      %}";
+        let error = render(source, &chat(&[("user", "secret")], "")).unwrap_err();
+        assert!(matches!(error, Error::OutOfFuel(_)), "{error}");
+        assert!(
+            error.to_string().contains("more than 1010160 steps"),
+            "{error}"
+        );
+        // What looks at all messages for each of a long conversation is fine.
+        let source = "{% for a in messages %}{% for b in messages %}{{ loop.index }}{% endfor \
+                      %}{% endfor %}";
+        render(source, &chat(&[("user", "x"); 500], "")).unwrap();
     }
 
     #[test]

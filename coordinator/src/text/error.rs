@@ -15,6 +15,12 @@ pub enum Error {
     /// The template refuses the conversation.
     #[error("the model's chat template refuses the conversation: {0}")]
     Render(String),
+    /// The template takes more steps than a conversation of this length may.
+    #[error(
+        "the model's chat template took more than {0} steps for the conversation: send fewer or \
+         shorter messages"
+    )]
+    OutOfFuel(u64),
     /// A chat for a model that is none.
     #[error("the model has no chat template: send text or token ids")]
     NoTemplate,

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
 use super::error::Error;
 
 /// How token strings become bytes.
@@ -26,6 +29,10 @@ pub struct Tokenizer {
     /// copies of its list.
     added: HashMap<u32, Added>,
     pub(super) decoding: Decoding,
+    longest: Option<usize>,
+    /// Texts that were tokenised.
+    #[cfg(test)]
+    pub(crate) encoded: std::sync::atomic::AtomicUsize,
 }
 
 impl Tokenizer {
@@ -58,11 +65,18 @@ impl Tokenizer {
                 )
             })
             .collect();
-        Ok(Self {
+        let mut tokenizer = Self {
             inner,
             added,
             decoding,
-        })
+            longest: None,
+            #[cfg(test)]
+            encoded: std::sync::atomic::AtomicUsize::new(0),
+        };
+        if decoding == Decoding::Bytes && keeps_all_text(json) {
+            tokenizer.longest = tokenizer.measure();
+        }
+        Ok(tokenizer)
     }
 
     /// Token ids of a text. `special`: with what the tokenizer adds around a text of its own, such
@@ -71,6 +85,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Encode`].
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        #[cfg(test)]
+        self.encoded
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let encoding = self
             .inner
             .encode_fast(text, special)
@@ -101,10 +118,77 @@ impl Tokenizer {
         }
     }
 
+    /// Bytes of the longest token, where every text has at least as many tokens as its bytes
+    /// divided by them; `None` where that is not certain, because the tokenizer may drop text.
+    pub fn longest_token(&self) -> Option<usize> {
+        self.longest
+    }
+
+    /// Bytes of the longest token, if every byte has a token of its own.
+    fn measure(&self) -> Option<usize> {
+        let mut has_token = [false; 256];
+        let mut longest = 0;
+        for id in self.inner.get_vocab(true).into_values() {
+            let bytes = self.bytes(id);
+            longest = longest.max(bytes.len());
+            if let [byte] = bytes[..] {
+                has_token[usize::from(byte)] = true;
+            }
+        }
+        has_token.iter().all(|has| *has).then_some(longest)
+    }
+
     /// Whether the id is a control token that never shows in text.
     pub fn is_special(&self, id: u32) -> bool {
         self.added.get(&id).is_some_and(|added| added.special)
     }
+}
+
+/// What of a `tokenizer.json` may drop text before it has tokens.
+#[derive(Deserialize)]
+struct Steps {
+    normalizer: Option<IgnoredAny>,
+    pre_tokenizer: Option<PreTokenizer>,
+    #[serde(default)]
+    added_tokens: Vec<AddedStep>,
+}
+
+#[derive(Deserialize)]
+struct PreTokenizer {
+    #[serde(rename = "type")]
+    kind: String,
+    behavior: Option<String>,
+    #[serde(default)]
+    pretokenizers: Vec<PreTokenizer>,
+}
+
+#[derive(Deserialize)]
+struct AddedStep {
+    lstrip: bool,
+    rstrip: bool,
+}
+
+impl PreTokenizer {
+    fn keeps_all_text(&self) -> bool {
+        match self.kind.as_str() {
+            "ByteLevel" | "Digits" => true,
+            "Split" => self.behavior.as_deref().is_some_and(|how| how != "Removed"),
+            "Sequence" => self.pretokenizers.iter().all(Self::keeps_all_text),
+            _ => false,
+        }
+    }
+}
+
+/// Whether it is certain that all bytes of a text reach the model.
+fn keeps_all_text(json: &[u8]) -> bool {
+    serde_json::from_slice::<Steps>(json).is_ok_and(|steps| {
+        steps.normalizer.is_none()
+            && steps.pre_tokenizer.is_none_or(|step| step.keeps_all_text())
+            && steps
+                .added_tokens
+                .iter()
+                .all(|token| !token.lstrip && !token.rstrip)
+    })
 }
 
 /// `<0x0A>` as SentencePiece writes a byte that has no token of its own.
@@ -154,7 +238,7 @@ impl std::fmt::Debug for Tokenizer {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -221,6 +305,34 @@ pub(crate) mod tests {
         assert!(tokenizer.is_special(ids[0]));
         assert_eq!(tokenizer.bytes(ids[0]), b"<|im_start|>");
         assert_eq!(tokenizer.bytes(9_999_999), b"");
+    }
+
+    #[test]
+    fn the_longest_token_is_known_only_where_no_text_is_dropped() {
+        let longest = |change: fn(&mut Value)| {
+            let mut file: Value = serde_json::from_slice(&byte_level_json()).unwrap();
+            change(&mut file);
+            let json = serde_json::to_vec(&file).unwrap();
+            Tokenizer::from_bytes(&json).unwrap().longest_token()
+        };
+        assert_eq!(longest(|_| {}), Some("<|im_start|>".len()));
+        assert_eq!(
+            longest(|file| file["normalizer"] = json!({"type": "NFKC"})),
+            None
+        );
+        let removes = |file: &mut Value| {
+            file["pre_tokenizer"] = json!({
+                "type": "Split", "pattern": {"String": "x"}, "behavior": "Removed",
+                "invert": false,
+            });
+        };
+        assert_eq!(longest(removes), None);
+        assert_eq!(
+            longest(|file| file["added_tokens"][0]["rstrip"] = true.into()),
+            None
+        );
+        let sentence_piece = Tokenizer::from_bytes(&sentencepiece_json()).unwrap();
+        assert_eq!(sentence_piece.longest_token(), None);
     }
 
     #[test]

@@ -29,14 +29,110 @@ pub struct Frame {
 /// A choice as far as it has come.
 #[derive(Debug, Clone, Default)]
 pub struct Choice {
-    /// Text so far.
-    pub text: String,
-    /// Log-probabilities so far.
-    pub tokens: Vec<TokenLogprob>,
+    /// Text so far, where the answer is sent whole.
+    text: String,
+    /// Log-probabilities so far, where the answer is sent whole.
+    logprobs: Logprobs,
+    /// Characters so far, where the answer is a stream with log-probabilities.
+    pub characters: usize,
     /// Why it ended.
     pub finish: Option<&'static str>,
     /// What it cost.
     pub usage: Usage,
+}
+
+impl Choice {
+    /// Adds a piece of the answer.
+    pub fn add(&mut self, dialect: Dialect, delta: &Delta) {
+        self.text.push_str(&delta.text);
+        for token in &delta.tokens {
+            self.logprobs.add(dialect, token);
+        }
+    }
+
+    /// Bytes that are held of the answer.
+    pub fn bytes(&self) -> usize {
+        self.text.len() + self.logprobs.bytes()
+    }
+}
+
+/// Log-probabilities as the JSON that is sent: as objects they would take several times as much.
+#[derive(Debug, Clone, Default)]
+struct Logprobs {
+    /// Elements of the lists that the dialect has, with commas between them.
+    lists: [Vec<u8>; 4],
+    /// Characters of all tokens so far, and of what was before.
+    offset: usize,
+}
+
+/// Names of the lists of `/v1/completions`.
+const LISTS: [&str; 4] = ["tokens", "token_logprobs", "top_logprobs", "text_offset"];
+
+impl Logprobs {
+    /// None so far, behind so many characters.
+    fn behind(characters: usize) -> Self {
+        Self {
+            offset: characters,
+            ..Self::default()
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.lists.iter().map(Vec::len).sum()
+    }
+
+    fn add(&mut self, dialect: Dialect, token: &TokenLogprob) {
+        match dialect {
+            Dialect::Chat => {
+                let mut whole = entry(token);
+                whole["top_logprobs"] = token.top.iter().map(entry).collect();
+                self.push(0, &whole);
+            }
+            Dialect::Completion => {
+                let text = text(token);
+                let top = token.top.iter();
+                let top = top.map(|one| (self::text(one), json!(one.logprob)));
+                let top: serde_json::Map<_, _> = top.collect();
+                self.push(0, &json!(text));
+                self.push(1, &json!(token.logprob));
+                self.push(2, &Value::Object(top));
+                self.push(3, &json!(self.offset));
+                self.offset += text.chars().count();
+            }
+        }
+    }
+
+    fn push(&mut self, list: usize, value: &Value) {
+        let list = &mut self.lists[list];
+        if !list.is_empty() {
+            list.push(b',');
+        }
+        write_json(list, value);
+    }
+
+    fn write(&self, out: &mut Vec<u8>, dialect: Dialect) {
+        if self.lists[0].is_empty() {
+            out.extend_from_slice(b"null");
+            return;
+        }
+        match dialect {
+            Dialect::Chat => {
+                out.extend_from_slice(br#"{"content":["#);
+                out.extend_from_slice(&self.lists[0]);
+                out.extend_from_slice(br#"],"refusal":null}"#);
+            }
+            Dialect::Completion => {
+                for (index, (name, list)) in LISTS.iter().zip(&self.lists).enumerate() {
+                    out.push(if index == 0 { b'{' } else { b',' });
+                    write_json(out, name);
+                    out.extend_from_slice(b":[");
+                    out.extend_from_slice(list);
+                    out.push(b']');
+                }
+                out.push(b'}');
+            }
+        }
+    }
 }
 
 /// OpenAI's word for the end of an answer.
@@ -56,42 +152,56 @@ impl Frame {
         })
     }
 
-    /// The whole answer.
-    pub fn whole(&self, choices: &[Choice], per_prompt: usize) -> Value {
-        let logprobs =
-            |choice: &Choice| (!choice.tokens.is_empty()).then(|| self.logprobs(&choice.tokens, 0));
-        let one = |(index, choice): (usize, &Choice)| match self.dialect {
-            Dialect::Chat => json!({
-                "index": index, "finish_reason": choice.finish, "logprobs": logprobs(choice),
-                "message": {"role": "assistant", "content": choice.text, "refusal": null},
-            }),
-            Dialect::Completion => json!({
-                "index": index, "finish_reason": choice.finish, "logprobs": logprobs(choice),
-                "text": choice.text,
-            }),
+    /// The whole answer. The choices are given away piece by piece: it would be held twice.
+    pub fn whole(&self, choices: Vec<Choice>, per_prompt: usize) -> Vec<u8> {
+        let usage = usage(&choices, per_prompt);
+        let kind = match self.dialect {
+            Dialect::Chat => "chat.completion",
+            Dialect::Completion => "text_completion",
         };
-        let kind = if self.dialect == Dialect::Chat {
-            "chat.completion"
-        } else {
-            "text_completion"
-        };
-        let mut whole = self.object(kind, choices.iter().enumerate().map(one).collect());
-        whole["usage"] = usage(choices, per_prompt);
-        whole
+        let mut out = self.head(kind);
+        for (index, choice) in choices.into_iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(br#"{"index":"#);
+            write_json(&mut out, &index);
+            out.extend_from_slice(br#","finish_reason":"#);
+            write_json(&mut out, &choice.finish);
+            out.extend_from_slice(br#","logprobs":"#);
+            choice.logprobs.write(&mut out, self.dialect);
+            match self.dialect {
+                Dialect::Chat => {
+                    out.extend_from_slice(br#","message":{"role":"assistant","content":"#);
+                    write_json(&mut out, &choice.text);
+                    out.extend_from_slice(br#","refusal":null}}"#);
+                }
+                Dialect::Completion => {
+                    out.extend_from_slice(br#","text":"#);
+                    write_json(&mut out, &choice.text);
+                    out.push(b'}');
+                }
+            }
+        }
+        out.extend_from_slice(br#"],"usage":"#);
+        write_json(&mut out, &usage);
+        out.push(b'}');
+        out
+    }
+
+    /// An object up to its first choice.
+    fn head(&self, kind: &str) -> Vec<u8> {
+        let object = self.object(kind, Vec::new()).to_string();
+        let head = object.strip_suffix("]}").expect("choices come last");
+        head.as_bytes().to_vec()
     }
 
     /// What all chunks of a stream begin with, up to their only choice. It is written anew for no
     /// token.
     pub fn chunk_head(&self) -> Vec<u8> {
-        let mut head = b"data: ".to_vec();
-        let object = self.object(self.chunk_kind(), Vec::new()).to_string();
-        head.extend_from_slice(
-            object
-                .strip_suffix("]}")
-                .expect("choices come last")
-                .as_bytes(),
-        );
-        head
+        let mut chunk = b"data: ".to_vec();
+        chunk.extend(self.head(self.chunk_kind()));
+        chunk
     }
 
     /// Adds a piece of choice `index` to `out`. `before`: characters of its text that went before.
@@ -116,10 +226,11 @@ impl Frame {
             }
         }
         out.extend_from_slice(br#","logprobs":"#);
-        write_json(
-            out,
-            &(!delta.tokens.is_empty()).then(|| self.logprobs(&delta.tokens, before)),
-        );
+        let mut logprobs = Logprobs::behind(before);
+        for token in &delta.tokens {
+            logprobs.add(self.dialect, token);
+        }
+        logprobs.write(out, self.dialect);
         out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
     }
 
@@ -155,40 +266,6 @@ impl Frame {
         match self.dialect {
             Dialect::Chat => "chat.completion.chunk",
             Dialect::Completion => "text_completion",
-        }
-    }
-
-    fn logprobs(&self, tokens: &[TokenLogprob], before: usize) -> Value {
-        match self.dialect {
-            Dialect::Chat => {
-                let one = |token: &TokenLogprob| {
-                    let mut entry = entry(token);
-                    entry["top_logprobs"] = token.top.iter().map(self::entry).collect();
-                    entry
-                };
-                json!({"content": tokens.iter().map(one).collect::<Vec<_>>(), "refusal": null})
-            }
-            Dialect::Completion => {
-                let mut offset = before;
-                let mut place = |token: &TokenLogprob| {
-                    let here = offset;
-                    offset += text(token).chars().count();
-                    here
-                };
-                let top = |token: &TokenLogprob| {
-                    token
-                        .top
-                        .iter()
-                        .map(|one| (text(one), json!(one.logprob)))
-                        .collect::<serde_json::Map<_, _>>()
-                };
-                json!({
-                    "tokens": tokens.iter().map(text).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-                    "text_offset": tokens.iter().map(&mut place).collect::<Vec<_>>(),
-                })
-            }
         }
     }
 }

@@ -9,6 +9,17 @@ use serde::Serialize;
 /// Seconds after which a full queue is worth another try.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+/// Characters of a name that an error repeats: a client's names may have any length.
+const NAME_CHARACTERS: usize = 64;
+
+/// The beginning of a name that a client chose, for errors.
+pub fn shorten(name: &str) -> String {
+    match name.char_indices().nth(NAME_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
 /// A failure with its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpError {
@@ -125,6 +136,13 @@ impl IntoResponse for HttpError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_repeats_the_beginning_of_a_name() {
+        let (short, long) = ("é".repeat(64), "é".repeat(65));
+        assert_eq!(shorten(&short), short);
+        assert_eq!(shorten(&long), format!("{short}…"));
+    }
 
     #[test]
     fn a_request_that_is_wrong_names_the_field_as_a_body_does() {

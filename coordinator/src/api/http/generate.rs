@@ -1,17 +1,14 @@
 //! Running the choices of a request: to the end, or as server-sent events.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::http::header;
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
-use opentelemetry::trace::SpanContext;
-use palimpsest_proto::error::RequestError;
+use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::GenerateEvent;
 use palimpsest_proto::v1::generate_event::Event;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -20,18 +17,17 @@ use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
 use super::error::HttpError;
 use super::wire::Choices;
 use crate::answer::Answer;
-use crate::keys::Tenant;
-use crate::service::Service;
+use crate::ids::RequestId;
+use crate::request::answer_bytes;
+use crate::service::{Call, Service};
 
 /// Of whom a request is.
 #[derive(Debug)]
 pub struct Caller {
     /// Id of the request, for logs and answers.
     pub id: String,
-    /// The span that it names.
-    pub parent: Option<SpanContext>,
-    /// Whose key it shows, where keys are asked for.
-    pub tenant: Option<Arc<Tenant>>,
+    /// The rest, as the service knows it.
+    pub call: Call,
 }
 
 type Events = BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)>;
@@ -65,12 +61,50 @@ pub async fn answer(
     asked: Choices,
     stream: bool,
 ) -> Result<Response, HttpError> {
+    if !stream {
+        check_whole(service, &asked)?;
+    }
     let run = Run::start(service, dialect, caller, asked).await?;
     if stream {
         Ok(run.stream())
     } else {
-        run.whole().await
+        run.whole(service.config.max_answer_bytes).await
     }
+}
+
+/// Refuses log-probabilities that no whole answer would hold.
+fn check_whole(service: &Service, asked: &Choices) -> Result<(), HttpError> {
+    let choices = asked.count() as u64;
+    let first = asked.prompts.iter().flat_map(|asked| &asked.choices).next();
+    let Some(request) = first else {
+        return Ok(());
+    };
+    let top = request
+        .sampling
+        .as_ref()
+        .and_then(|sampling| sampling.logprobs);
+    let Some(top) = top.map(u64::from) else {
+        return Ok(());
+    };
+    let stated = request
+        .stopping
+        .as_ref()
+        .and_then(|stopping| stopping.max_tokens);
+    let max_tokens = u64::from(stated.unwrap_or(service.config.default_max_tokens));
+    let (needed, most) = (
+        answer_bytes(choices, max_tokens, top),
+        service.config.max_answer_bytes as u64,
+    );
+    if needed <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "{choices} choices of {max_tokens} tokens with {top} alternatives each take about {needed} \
+         bytes, over the limit of {most} for one answer: lower max_tokens, n or the alternatives, \
+         or ask for a stream"
+    );
+    let error = RequestError::new(Reason::AnswerTooLarge, message);
+    Err(error.in_field("stopping.max_tokens").into())
 }
 
 impl Run {
@@ -81,19 +115,21 @@ impl Run {
         asked: Choices,
     ) -> Result<Self, HttpError> {
         let id = caller.id.as_str();
-        let count = asked.requests.len();
-        let mut events = Vec::with_capacity(count);
-        for (index, mut request) in asked.requests.into_iter().enumerate() {
+        let mut asked = asked;
+        let count = asked.count();
+        let requests = asked.prompts.iter_mut().flat_map(|one| &mut one.choices);
+        for (index, request) in requests.enumerate() {
             request.request_id = if count == 1 {
                 id.to_owned()
             } else {
-                format!("{id}-{index}")
+                RequestId::of_choice(id, index)
             };
-            // An error here drops the answers before it, which cancels them.
-            let (parent, tenant) = (caller.parent.as_ref(), caller.tenant.as_ref());
-            let answer = service.generate_for(parent, tenant, request, None).await?;
-            events.push(follow(index, answer));
         }
+        let answers = service.generate_all(&caller.call, asked.prompts).await?;
+        let answers = answers.into_iter().enumerate();
+        let mut events: Vec<_> = answers
+            .map(|(index, answer)| follow(index, answer))
+            .collect();
         // Choosing among streams costs something for every token.
         let events = if count == 1 {
             events.remove(0)
@@ -127,13 +163,18 @@ impl Run {
         })
     }
 
-    async fn whole(mut self) -> Result<Response, HttpError> {
+    async fn whole(mut self, most: usize) -> Result<Response, HttpError> {
+        let mut held = 0;
         while let Some((index, event)) = self.events.next().await {
             let choice = &mut self.choices[index];
             match event?.event {
                 Some(Event::Delta(delta)) => {
-                    choice.text.push_str(&delta.text);
-                    choice.tokens.extend(delta.tokens);
+                    held -= choice.bytes();
+                    choice.add(self.frame.dialect, &delta);
+                    held += choice.bytes();
+                    if held > most {
+                        return Err(too_large(most).into());
+                    }
                 }
                 Some(Event::Finished(finished)) => {
                     choice.finish = Some(finish_reason(finished.reason()));
@@ -142,7 +183,9 @@ impl Run {
                 Some(Event::Started(_)) | None => {}
             }
         }
-        Ok(Json(self.frame.whole(&self.choices, self.per_prompt)).into_response())
+        let json = HeaderValue::from_static("application/json");
+        let body = self.frame.whole(self.choices, self.per_prompt);
+        Ok(([(header::CONTENT_TYPE, json)], body).into_response())
     }
 
     fn stream(self) -> Response {
@@ -183,9 +226,9 @@ impl Run {
             Ok(Some(Event::Delta(delta))) => {
                 // Offsets count characters of all the text before; without log-probabilities nobody
                 // asks.
-                let before = choice.text.chars().count();
+                let before = choice.characters;
                 if self.frame.dialect == Dialect::Completion && !delta.tokens.is_empty() {
-                    choice.text.push_str(&delta.text);
+                    choice.characters += delta.text.chars().count();
                 }
                 self.frame.write_delta(out, head, index, &delta, before);
             }
@@ -207,6 +250,15 @@ impl Run {
         }
         false
     }
+}
+
+/// Why an answer ends that has become larger than what is held of one.
+fn too_large(most: usize) -> RequestError {
+    let message = format!(
+        "the answer has passed {most} bytes, the most that is held of one: ask for a stream, or \
+         for fewer tokens"
+    );
+    RequestError::new(Reason::AnswerTooLarge, message)
 }
 
 /// A run as the body of a response.

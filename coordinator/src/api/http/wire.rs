@@ -3,52 +3,51 @@
 //! A field that we know is honoured or refused by name. Fields that clients send without expecting
 //! anything of the answer are ignored; any other is refused, as OpenAI does, because a typing error
 //! must not change an answer in silence.
+//!
+//! A body is read field by field: what is not read is skipped, and lists are held no longer than
+//! they may be, so that a body takes a bounded multiple of its own bytes.
 
 mod fields;
+mod lists;
+mod read;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{
-    Chat, ChatMessage, GenerateRequest, KvContract, Sampling, Stopping, TokenIds,
-};
+use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, tokenize_request};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::de::{Error, IgnoredAny, MapAccess};
 
-use super::error::HttpError;
+use self::fields::{COMMON, Rest};
+use self::lists::{Biases, MAX_CHOICES, Messages, Prompts, Stops};
+pub use self::read::{RequestBody, Unreadable, read_body};
+use super::error::{HttpError, shorten};
+use crate::service::Prompted;
 
-/// Choices of one request at most, over all its prompts.
-pub const MAX_CHOICES: usize = 16;
 /// Alternatives per token at most, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
 
 /// What both kinds of request have.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Common {
-    #[serde(default)]
     model: String,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     temperature: Option<f32>,
     top_p: Option<f32>,
     n: Option<usize>,
-    stop: Option<OneOrMany>,
+    stop: Option<Stops>,
     seed: Option<i64>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
-    logit_bias: Option<BTreeMap<String, f32>>,
+    logit_bias: Option<Biases>,
     /// Whether the answer comes as server-sent events.
     pub stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     top_k: Option<i64>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
-    #[serde(default)]
     ignore_eos: bool,
-    #[serde(default)]
     priority: i32,
     kv_budget: Option<u32>,
     kv_policy: Option<String>,
@@ -61,107 +60,163 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
 /// Body of `/v1/chat/completions`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default)]
 pub struct ChatRequest {
     /// What both kinds have.
-    #[serde(flatten)]
     pub common: Common,
-    messages: Vec<Message>,
-    #[serde(default)]
+    messages: Messages,
     logprobs: Option<bool>,
     top_logprobs: Option<u32>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Message {
-    role: String,
-    #[serde(default)]
-    content: Option<Content>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    text: String,
+    rest: Rest,
 }
 
 /// Body of `/v1/completions`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default)]
 pub struct CompletionRequest {
     /// What both kinds have.
-    #[serde(flatten)]
     pub common: Common,
-    prompt: Prompt,
+    prompt: Prompts,
     logprobs: Option<u32>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
+    rest: Rest,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<u32>),
-    IdLists(Vec<Vec<u32>>),
+/// Body of `/tokenize`.
+#[derive(Debug, Clone, Default)]
+pub struct TokenizeBody {
+    prompt: Option<String>,
+    messages: Option<Messages>,
 }
 
-/// A request as the service takes it, once for each choice, in the order of their indices.
+/// A request as the service takes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choices {
-    /// One for each choice.
-    pub requests: Vec<GenerateRequest>,
+    /// The prompts, each with its choices, in the order of their indices.
+    pub prompts: Vec<Prompted>,
     /// Choices of one prompt: usage counts a prompt once.
     pub per_prompt: usize,
     /// Whether a stream ends with usage.
     pub include_usage: bool,
 }
 
-/// A body that can be read field by field.
-pub trait RequestBody: DeserializeOwned {
-    /// The JSON of a body without anything that may be left out.
-    const LEAST: &'static str;
+impl Choices {
+    /// Answers that are asked for, over all prompts.
+    pub fn count(&self) -> usize {
+        self.prompts.iter().map(|asked| asked.choices.len()).sum()
+    }
+}
+
+/// Reads the value of the named field into the field of the same name.
+macro_rules! read_field {
+    ($body:expr, $field:expr, $values:expr; $($name:ident),* $(,)?) => {
+        match $field {
+            $(stringify!($name) => $body.$name = $values.next_value()?,)*
+            _ => _ = $values.next_value::<IgnoredAny>()?,
+        }
+    };
 }
 
 impl RequestBody for ChatRequest {
-    const LEAST: &'static str = r#"{"messages":[]}"#;
+    const OWN: &'static [&'static str] = &["messages", "logprobs", "top_logprobs"];
+    const SHARED: &'static [&'static str] = &COMMON;
+    const NEEDED: Option<&'static str> = Some("messages");
+
+    fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        field: &'static str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        if !Self::OWN.contains(&field) {
+            return self.common.read(field, values);
+        }
+        read_field!(self, field, values; messages, logprobs, top_logprobs);
+        Ok(())
+    }
+
+    fn read_other<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        self.rest.read(name, values)
+    }
 }
 
 impl RequestBody for CompletionRequest {
-    const LEAST: &'static str = r#"{"prompt":""}"#;
+    const OWN: &'static [&'static str] = &["prompt", "logprobs"];
+    const SHARED: &'static [&'static str] = &COMMON;
+    const NEEDED: Option<&'static str> = Some("prompt");
+
+    fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        field: &'static str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        if !Self::OWN.contains(&field) {
+            return self.common.read(field, values);
+        }
+        read_field!(self, field, values; prompt, logprobs);
+        Ok(())
+    }
+
+    fn read_other<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        self.rest.read(name, values)
+    }
 }
 
-/// The name of the field for which a body that is JSON cannot be read as `T`, if one alone is at
-/// fault.
-pub fn field_at_fault<T: RequestBody>(body: &[u8]) -> Option<String> {
-    let fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
-    let least: Map<String, Value> = serde_json::from_str(T::LEAST).ok()?;
-    let is_bad = |name: &String, value: &Value| {
-        let mut body = least.clone();
-        body.insert(name.clone(), value.clone());
-        serde_json::from_value::<T>(Value::Object(body)).is_err()
-    };
-    let fault = fields.iter().find(|(name, value)| is_bad(name, value));
-    fault.map(|(name, _)| name.clone())
+impl RequestBody for TokenizeBody {
+    const OWN: &'static [&'static str] = &["prompt", "text", "messages"];
+    const SHARED: &'static [&'static str] = &[];
+    const NEEDED: Option<&'static str> = None;
+
+    fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        field: &'static str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        match field {
+            // Another name of the same field.
+            "text" => {
+                if self.prompt.is_some() {
+                    return Err(A::Error::duplicate_field("prompt"));
+                }
+                self.prompt = values.next_value()?;
+            }
+            "prompt" if self.prompt.is_some() => return Err(A::Error::duplicate_field("prompt")),
+            _ => read_field!(self, field, values; prompt, messages),
+        }
+        Ok(())
+    }
+
+    fn read_other<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        _: &mut A,
+    ) -> Result<(), A::Error> {
+        let name = shorten(name);
+        Err(A::Error::custom(format_args!("unknown field `{name}`")))
+    }
+}
+
+impl TokenizeBody {
+    /// What is to be tokenised.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    pub fn input(self) -> Result<tokenize_request::Input, HttpError> {
+        match (self.prompt, self.messages) {
+            (Some(text), None) => Ok(tokenize_request::Input::Text(text)),
+            (None, Some(messages)) => Ok(tokenize_request::Input::Chat(messages.chat()?)),
+            _ => Err(HttpError::invalid(
+                "prompt",
+                "send either `prompt` or `messages`",
+            )),
+        }
+    }
 }
 
 impl ChatRequest {
@@ -170,14 +225,8 @@ impl ChatRequest {
     /// # Errors
     /// Names the field that is wrong or not supported.
     pub fn choices(self) -> Result<Choices, HttpError> {
-        fields::check(&self.rest)?;
-        let mut messages = Vec::with_capacity(self.messages.len());
-        for (index, message) in self.messages.into_iter().enumerate() {
-            messages.push(ChatMessage {
-                content: text_of(message.content, index)?,
-                role: message.role,
-            });
-        }
+        self.rest.check()?;
+        let chat = self.messages.chat()?;
         let logprobs = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (true, top) => Some(check_top("top_logprobs", top.unwrap_or(0))?),
             (false, None | Some(0)) => None,
@@ -188,11 +237,9 @@ impl ChatRequest {
                 ));
             }
         };
-        let chat = Chat {
-            messages,
-            answer_prefix: String::new(),
-        };
-        self.common.choices(vec![Input::Chat(chat)], logprobs)
+        let count = 1;
+        self.common
+            .choices(vec![Input::Chat(chat)], count, logprobs)
     }
 }
 
@@ -202,26 +249,40 @@ impl CompletionRequest {
     /// # Errors
     /// Names the field that is wrong or not supported.
     pub fn choices(self) -> Result<Choices, HttpError> {
-        fields::check(&self.rest)?;
-        let ids = |ids| Input::TokenIds(TokenIds { ids });
-        let inputs = match self.prompt {
-            Prompt::Text(text) => vec![Input::Text(text)],
-            Prompt::Texts(texts) => texts.into_iter().map(Input::Text).collect(),
-            Prompt::Ids(list) => vec![ids(list)],
-            Prompt::IdLists(lists) => lists.into_iter().map(ids).collect(),
-        };
+        self.rest.check()?;
         let logprobs = self
             .logprobs
             .map(|top| check_top("logprobs", top))
             .transpose()?;
-        self.common.choices(inputs, logprobs)
+        let Prompts { inputs, count } = self.prompt;
+        self.common.choices(inputs, count, logprobs)
     }
 }
 
 impl Common {
-    fn choices(self, inputs: Vec<Input>, logprobs: Option<u32>) -> Result<Choices, HttpError> {
+    fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        field: &str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        read_field!(
+            self, field, values;
+            model, max_tokens, max_completion_tokens, temperature, top_p, n, stop, seed,
+            frequency_penalty, presence_penalty, logit_bias, stream, stream_options, top_k, min_p,
+            repetition_penalty, ignore_eos, priority, kv_budget, kv_policy, latent_memory,
+        );
+        Ok(())
+    }
+
+    /// What is asked of `inputs`, which are all the `prompts` there are unless those are too many.
+    fn choices(
+        self,
+        inputs: Vec<Input>,
+        prompts: usize,
+        logprobs: Option<u32>,
+    ) -> Result<Choices, HttpError> {
         let per_prompt = self.n.unwrap_or(1);
-        let count = per_prompt.saturating_mul(inputs.len());
+        let count = per_prompt.saturating_mul(prompts);
         if count == 0 || count > MAX_CHOICES {
             let message = format!(
                 "n times the number of prompts is {count}: ask for 1 to {MAX_CHOICES} choices"
@@ -233,9 +294,8 @@ impl Common {
             .as_ref()
             .is_some_and(|options| options.include_usage);
         let request = self.request(logprobs)?;
-        let with = |index: usize, input: &Input| {
+        let choice = |index: usize| {
             let mut request = request.clone();
-            request.input = Some(input.clone());
             if let Some(seed) = request
                 .sampling
                 .as_mut()
@@ -246,12 +306,12 @@ impl Common {
             }
             request
         };
-        let requests = inputs
-            .iter()
-            .flat_map(|input| (0..per_prompt).map(move |index| (index, input)));
-        let requests = requests.map(|(index, input)| with(index, input)).collect();
+        let prompted = |input| Prompted {
+            input: Some(input),
+            choices: (0..per_prompt).map(choice).collect(),
+        };
         Ok(Choices {
-            requests,
+            prompts: inputs.into_iter().map(prompted).collect(),
             per_prompt,
             include_usage,
         })
@@ -265,12 +325,6 @@ impl Common {
             k => u32::try_from(k)
                 .map_err(|_| HttpError::invalid("top_k", "top_k must be -1, 0 or positive"))?,
         };
-        let bias = |(id, bias): (String, f32)| {
-            let id = id.parse().map_err(|_| {
-                HttpError::invalid("logit_bias", "logit_bias has token ids for keys")
-            })?;
-            Ok((id, bias))
-        };
         let sampling = Sampling {
             // OpenAI's default; over gRPC the default is greedy.
             temperature: Some(self.temperature.unwrap_or(1.0)),
@@ -281,19 +335,10 @@ impl Common {
             frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
             seed: self.seed.map(i64::cast_unsigned),
-            logit_bias: self
-                .logit_bias
-                .unwrap_or_default()
-                .into_iter()
-                .map(bias)
-                .collect::<Result<_, HttpError>>()?,
+            logit_bias: self.logit_bias.unwrap_or_default().entries()?,
             logprobs,
         };
-        let stop = match self.stop {
-            None => Vec::new(),
-            Some(OneOrMany::One(stop)) => vec![stop],
-            Some(OneOrMany::Many(stops)) => stops,
-        };
+        let stop = self.stop.unwrap_or_default().strings()?;
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);
         let kv = KvContract {
             budget: self.kv_budget.unwrap_or(0),
@@ -324,24 +369,4 @@ fn check_top(param: &str, top: u32) -> Result<u32, HttpError> {
         param,
         format!("{param} is {top}, the most is {MAX_TOP_LOGPROBS}"),
     ))
-}
-
-fn text_of(content: Option<Content>, index: usize) -> Result<String, HttpError> {
-    match content {
-        None => Ok(String::new()),
-        Some(Content::Text(text)) => Ok(text),
-        Some(Content::Parts(parts)) => match parts.iter().find(|part| part.kind != "text") {
-            Some(other) => {
-                let message = format!(
-                    "content of type `{}` is not supported, only `text`",
-                    other.kind
-                );
-                Err(HttpError::invalid(
-                    &format!("messages[{index}].content"),
-                    message,
-                ))
-            }
-            None => Ok(parts.into_iter().map(|part| part.text).collect()),
-        },
-    }
 }

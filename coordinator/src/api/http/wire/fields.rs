@@ -1,8 +1,11 @@
 //! Which fields of a body are read, ignored and refused.
 
-use serde_json::{Map, Value};
+use std::fmt;
 
-use crate::api::http::error::HttpError;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::api::http::error::{HttpError, shorten};
 
 /// Sent by clients, and without effect on an answer.
 pub(super) const IGNORED: [&str; 10] = [
@@ -48,41 +51,162 @@ const UNSUPPORTED: [Unsupported; 14] = [
     Unsupported::new("structured_outputs", "guided decoding is not supported"),
 ];
 
-/// Whether a value asks for what is done anyway.
-fn is_default(name: &str, value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) if name == "modalities" => items.iter().all(|item| item == "text"),
-        Value::Array(items) => items.is_empty(),
-        Value::String(text) => text == "none" || (text == "auto" && name != "response_format"),
-        Value::Object(fields) => {
-            name == "response_format" && fields.get("type").is_some_and(|kind| kind == "text")
-        }
-        Value::Number(number) => name == "best_of" && number.as_u64() == Some(1),
-        Value::Bool(true) => false,
-    }
+/// The fields of a body that no type reads: nothing is held of them but what is wrong.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rest {
+    refused: Option<HttpError>,
 }
 
-/// Checks the fields of a body that no type reads.
-///
-/// # Errors
-/// Names the first that would change the answer, or that nobody knows.
-pub(super) fn check(rest: &Map<String, Value>) -> Result<(), HttpError> {
-    for (name, value) in rest {
-        if let Some(unsupported) = UNSUPPORTED.iter().find(|one| one.name == name) {
-            if !is_default(name, value) {
-                let message = format!("`{name}`: {}", unsupported.why);
-                return Err(HttpError::invalid(name, message));
+impl Rest {
+    /// Reads over a field.
+    pub(super) fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        let refused = match UNSUPPORTED.iter().find(|one| one.name == name) {
+            Some(unsupported) => {
+                let is_default = values.next_value_seed(IsDefault { name })?;
+                (!is_default).then(|| format!("`{name}`: {}", unsupported.why))
             }
-        } else if !IGNORED.contains(&name.as_str()) && !COMMON.contains(&name.as_str()) {
-            return Err(HttpError::invalid(name, format!("unknown field `{name}`")));
+            None => {
+                values.next_value::<IgnoredAny>()?;
+                let is_known = IGNORED.contains(&name);
+                (!is_known).then(|| format!("unknown field `{}`", shorten(name)))
+            }
+        };
+        if let (Some(message), None) = (refused, &self.refused) {
+            self.refused = Some(HttpError::invalid(&shorten(name), message));
         }
+        Ok(())
     }
-    Ok(())
+
+    /// # Errors
+    /// Names the first field that would change the answer, or that nobody knows.
+    pub(super) fn check(&self) -> Result<(), HttpError> {
+        self.refused.clone().map_or(Ok(()), Err)
+    }
 }
 
-/// Fields of [`Common`](super::Common): serde gives a flattened map the fields of its flattened
-/// neighbour too.
+/// Reads over the value of an unsupported field, and says whether it asks for what is done anyway.
+#[derive(Clone, Copy)]
+struct IsDefault<'a> {
+    name: &'a str,
+}
+
+impl<'de> DeserializeSeed<'de> for IsDefault<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<bool, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for IsDefault<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(true)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
+        Ok(!value)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<bool, E> {
+        Ok(self.name == "best_of" && value == 1)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<bool, E> {
+        Ok(text == "none" || (text == "auto" && self.name != "response_format"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {
+        let mut is_default = true;
+        while let Some(IsText(is_text)) = items.next_element()? {
+            is_default &= self.name == "modalities" && is_text;
+        }
+        Ok(is_default)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<bool, A::Error> {
+        let mut is_default = false;
+        while let Some(field) = fields.next_key::<String>()? {
+            let IsText(is_text) = fields.next_value()?;
+            if field == "type" {
+                is_default = self.name == "response_format" && is_text;
+            }
+        }
+        Ok(is_default)
+    }
+}
+
+/// Whether a value is the string `text`.
+struct IsText(bool);
+
+impl<'de> Deserialize<'de> for IsText {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = bool;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_unit<E>(self) -> Result<bool, E> {
+                Ok(false)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
+                Ok(false)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
+                Ok(false)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
+                Ok(false)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
+                Ok(false)
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<bool, E> {
+                Ok(text == "text")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(false)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<bool, A::Error> {
+                while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(false)
+            }
+        }
+
+        from.deserialize_any(Any).map(Self)
+    }
+}
+
+/// Fields of [`Common`](super::Common).
 pub(super) const COMMON: [&str; 21] = [
     "model",
     "max_tokens",

@@ -1,16 +1,21 @@
-use serde_json::json;
+use std::collections::BTreeMap;
+
+use palimpsest_proto::v1::TokenIds;
+use serde_json::{Value, json};
 
 use super::fields::{COMMON, IGNORED};
 use super::*;
+
+fn read<T: RequestBody>(body: &Value) -> Result<T, Unreadable> {
+    read_body(body.to_string().as_bytes())
+}
 
 fn chat(extra: Value) -> Result<Choices, HttpError> {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
     body.as_object_mut()
         .unwrap()
         .extend(extra.as_object().unwrap().clone());
-    serde_json::from_value::<ChatRequest>(body)
-        .expect("well-formed")
-        .choices()
+    read::<ChatRequest>(&body).expect("well-formed").choices()
 }
 
 #[test]
@@ -23,8 +28,8 @@ fn every_field_reaches_the_request() {
         "stream_options": {"include_usage": true}, "min_p": 0.05, "user": "u", "ignore_eos": true,
     }))
     .unwrap();
-    assert!(choices.include_usage && choices.per_prompt == 2 && choices.requests.len() == 2);
-    let [first, second] = &choices.requests[..] else {
+    assert!(choices.include_usage && choices.per_prompt == 2 && choices.count() == 2);
+    let [first, second] = &choices.prompts[0].choices[..] else {
         panic!("two choices")
     };
     let sampling = first.sampling.clone().unwrap();
@@ -55,7 +60,7 @@ fn every_field_reaches_the_request() {
         (512, "window", "none", 2)
     );
     assert_eq!(
-        chat(json!({})).unwrap().requests[0]
+        chat(json!({})).unwrap().prompts[0].choices[0]
             .sampling
             .clone()
             .unwrap()
@@ -139,13 +144,12 @@ fn the_openapi_document_has_the_fields_of_these_types() {
         known.sort_unstable();
         assert_eq!(documented, known);
         assert_eq!(schema["additionalProperties"], false);
-        // COMMON itself is held against the struct: a field that serde does not read would be
-        // left in `rest`.
+        // COMMON itself is held against the struct: a field that is not read takes anything.
         for field in own.iter().chain(&COMMON) {
             let mut body = least.clone();
             body[*field] = json!({"no": ["such", "type"]});
-            let is_read = serde_json::from_value::<ChatRequest>(body.clone()).is_err()
-                || serde_json::from_value::<CompletionRequest>(body).is_err();
+            let is_read =
+                read::<ChatRequest>(&body).is_err() || read::<CompletionRequest>(&body).is_err();
             assert!(is_read, "{field} takes anything");
         }
     }
@@ -154,18 +158,95 @@ fn the_openapi_document_has_the_fields_of_these_types() {
 #[test]
 fn prompts_come_in_four_shapes() {
     let ask = |prompt: Value| {
-        serde_json::from_value::<CompletionRequest>(json!({"prompt": prompt, "n": 2}))
+        read::<CompletionRequest>(&json!({"prompt": prompt, "n": 2}))
             .unwrap()
             .choices()
             .unwrap()
     };
-    assert_eq!(ask(json!("a")).requests.len(), 2);
-    assert_eq!(ask(json!(["a", "b"])).requests.len(), 4);
+    assert_eq!(ask(json!("a")).count(), 2);
+    let two = ask(json!(["a", "b"]));
+    assert_eq!((two.prompts.len(), two.count()), (2, 4));
     assert_eq!(
-        ask(json!([1, 2, 3])).requests[0].input,
+        ask(json!([1, 2, 3])).prompts[0].input,
         Some(Input::TokenIds(TokenIds { ids: vec![1, 2, 3] }))
     );
-    assert_eq!(ask(json!([[1], [2]])).requests.len(), 4);
+    assert_eq!(ask(json!([[1], [2]])).count(), 4);
+    for bad in [
+        json!([1, "a"]),
+        json!([[1], 2]),
+        json!([-1]),
+        json!([1.5]),
+        json!([1_u64 << 32]),
+    ] {
+        let error = read::<CompletionRequest>(&json!({"prompt": bad})).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("prompt"), "{bad}");
+    }
+}
+
+/// What a list has beyond its limit is counted and not held.
+#[test]
+fn lists_over_their_limit_are_refused_with_their_number() {
+    let refused = |extra: Value| {
+        let error = chat(extra).unwrap_err();
+        (error.body.code, error.body.message)
+    };
+    let stops = refused(json!({"stop": vec!["x"; 1000]}));
+    assert_eq!(stops.0, "bad_stopping");
+    assert!(
+        stops.1.contains("1000 stop strings, over the limit of 16"),
+        "{stops:?}"
+    );
+    let biases: BTreeMap<String, f32> = (0..2000).map(|id| (id.to_string(), 1.0)).collect();
+    let biases = refused(json!({"logit_bias": biases}));
+    assert_eq!(biases.0, "bad_sampling");
+    assert!(biases.1.contains("more than 1024 entries"), "{biases:?}");
+    for prompt in [json!(vec!["x"; 1000]), json!(vec![[1]; 1000])] {
+        let body = read::<CompletionRequest>(&json!({"prompt": prompt})).unwrap();
+        assert_eq!((body.prompt.inputs.len(), body.prompt.count), (16, 1000));
+        let error = body.choices().unwrap_err();
+        assert!(
+            error.body.message.contains("is 1000: ask for 1 to 16"),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn messages_come_as_text_or_in_parts_and_never_as_lists() {
+    let ask = |messages: Value| read::<ChatRequest>(&json!({"messages": messages}));
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let read = ask(json!([{"role": "user", "content": parts}, {"role": "x", "name": [1]}]));
+    let asked = read.unwrap().choices().unwrap();
+    let Some(Input::Chat(chat)) = &asked.prompts[0].input else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(
+        (chat.messages[0].content.as_str(), chat.messages.len()),
+        ("ab", 2)
+    );
+    // Five bytes each, of which a hundred would be made.
+    for bad in [
+        json!([["user"]]),
+        json!([{"role": "user", "content": [["text"]]}]),
+    ] {
+        assert_eq!(ask(bad).unwrap_err().field.as_deref(), Some("messages"));
+    }
+}
+
+/// Names are the client's: an error that repeats megabytes goes into logs, too.
+#[test]
+fn an_error_repeats_the_beginning_of_a_field_only() {
+    let name = "x".repeat(1_000_000);
+    let error = chat(json!({ name.as_str(): 1 })).unwrap_err();
+    let shown = error.json().to_string();
+    assert!(
+        shown.len() < 400 && shown.contains(&"x".repeat(64)),
+        "{}",
+        shown.len()
+    );
+    let error = read::<TokenizeBody>(&json!({ name.as_str(): 1 })).unwrap_err();
+    assert!(error.field.is_some_and(|field| field.len() < 100));
+    assert!(error.error.to_string().len() < 200);
 }
 
 #[test]
@@ -174,7 +255,7 @@ fn the_field_that_cannot_be_read_is_named() {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
         let fields = extra.as_object().unwrap().clone();
         body.as_object_mut().unwrap().extend(fields);
-        field_at_fault::<ChatRequest>(body.to_string().as_bytes())
+        read::<ChatRequest>(&body).err().map(|error| error.field)
     };
     assert_eq!(chat(json!({})), None);
     for (extra, field) in [
@@ -183,9 +264,16 @@ fn the_field_that_cannot_be_read_is_named() {
         (json!({"seed": 1, "top_p": [0.5]}), "top_p"),
         (json!({"messages": "hi"}), "messages"),
     ] {
-        assert_eq!(chat(extra).as_deref(), Some(field));
+        assert_eq!(chat(extra), Some(Some(field.to_owned())));
     }
     // Nothing that stands there is at fault.
-    assert_eq!(field_at_fault::<CompletionRequest>(b"{}"), None);
-    assert_eq!(field_at_fault::<CompletionRequest>(b"[1"), None);
+    for bad in [
+        "{}",
+        "[1",
+        "{\"prompt\": \"a\", \"n\": 1e",
+        "{\"prompt\": \"a\"} x",
+    ] {
+        let error = read_body::<CompletionRequest>(bad.as_bytes()).unwrap_err();
+        assert_eq!(error.field, None, "{bad}");
+    }
 }

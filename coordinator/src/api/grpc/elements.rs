@@ -1,0 +1,137 @@
+//! Elements of the lists in a message, counted before they are decoded: an element may take two
+//! bytes on the wire, and what is made of it a hundred.
+
+/// A list of messages or strings in a message: the field that has it, and its number there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct List {
+    /// Number of the field in the outer message.
+    pub(super) parent: u64,
+    /// Number of the list in that field.
+    pub(super) list: u64,
+}
+
+/// `GenerateRequest.chat.messages`.
+pub(super) const CHAT: List = List { parent: 3, list: 1 };
+/// `GenerateRequest.stopping.stop`.
+pub(super) const STOP: List = List { parent: 6, list: 2 };
+/// `TokenizeRequest.chat.messages`.
+pub(super) const TOKENIZE_CHAT: List = List { parent: 2, list: 1 };
+
+/// Elements of a list in all frames of a body; `None` if it is no protobuf, or has the groups of
+/// old ones, which nobody sends.
+pub(super) fn count(mut body: &[u8], path: List) -> Option<usize> {
+    let mut count = 0;
+    while let Some((head, rest)) = body.split_first_chunk::<5>() {
+        let [_, a, b, c, d] = *head;
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        // A frame that is cut off is the decoder's affair, and it decodes none.
+        let Some((message, next)) = rest.split_at_checked(length) else {
+            break;
+        };
+        let mut inner = Some(0);
+        each_field(message, path.parent, |field| {
+            let mut elements = 0;
+            let whole = each_field(field, path.list, |_| elements += 1);
+            inner = whole.and(inner).map(|count| count + elements);
+        })?;
+        count += inner?;
+        body = next;
+    }
+    Some(count)
+}
+
+/// Calls `act` with each field of this number that has a length.
+fn each_field(mut message: &[u8], number: u64, mut act: impl FnMut(&[u8])) -> Option<()> {
+    while !message.is_empty() {
+        let key = varint(&mut message)?;
+        let skipped = match key & 7 {
+            0 => {
+                varint(&mut message)?;
+                0
+            }
+            1 => 8,
+            2 => usize::try_from(varint(&mut message)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        let (value, rest) = message.split_at_checked(skipped)?;
+        if key == number << 3 | 2 {
+            act(value);
+        }
+        message = rest;
+    }
+    Some(())
+}
+
+fn varint(message: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..70).step_by(7) {
+        let (&byte, rest) = message.split_first()?;
+        *message = rest;
+        // The tenth byte has one bit of a u64; decoders drop the others.
+        value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_proto::v1::generate_request::Input;
+    use palimpsest_proto::v1::{Chat, ChatMessage, GenerateRequest, Stopping};
+    use tonic::codec::{Codec, EncodeBody};
+    use tonic_prost::ProstCodec;
+
+    use super::*;
+
+    /// As clients send it, with the library's own encoder.
+    async fn frames(requests: Vec<GenerateRequest>) -> Vec<u8> {
+        let encoder = ProstCodec::<GenerateRequest, ()>::default().encoder();
+        let messages = futures::stream::iter(requests.into_iter().map(Ok));
+        let body = EncodeBody::new_client(encoder, messages, None, None);
+        let body = axum::body::Body::new(body);
+        axum::body::to_bytes(body, usize::MAX).await.unwrap().into()
+    }
+
+    fn request(messages: usize, stops: usize) -> GenerateRequest {
+        let chat = Chat {
+            messages: vec![ChatMessage::default(); messages],
+            answer_prefix: "\u{a}\u{12}".into(),
+        };
+        GenerateRequest {
+            model: "m".repeat(300),
+            input: Some(Input::Chat(chat)),
+            stopping: Some(Stopping {
+                max_tokens: Some(u32::MAX),
+                stop: vec![String::new(); stops],
+                ignore_eos: true,
+            }),
+            priority: -1,
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn elements_are_counted_as_the_encoder_writes_them() {
+        let body = frames(vec![request(1000, 3), request(17, 0)]).await;
+        assert_eq!(count(&body, CHAT), Some(1017));
+        assert_eq!(count(&body, STOP), Some(3));
+        assert_eq!(count(b"", CHAT), Some(0));
+        let cut = count(&body[..body.len() - 1], CHAT);
+        assert_eq!(cut, Some(1000), "the second cannot be decoded");
+    }
+
+    #[test]
+    fn what_is_no_protobuf_is_not_counted() {
+        // A field of type 7, a length beyond the end, a varint without an end, a group.
+        for bad in [&[0x0f_u8][..], &[0x1a, 5, 0], &[0xff; 11], &[0x1b, 0x1c]] {
+            let mut body = vec![0, 0, 0, 0, bad.len() as u8];
+            body.extend(bad);
+            assert_eq!(count(&body, CHAT), None, "{bad:?}");
+        }
+        // The same within the field of the list.
+        assert_eq!(count(&[0, 0, 0, 0, 3, 0x1a, 1, 0x0f], CHAT), None);
+    }
+}

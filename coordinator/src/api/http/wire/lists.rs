@@ -1,0 +1,390 @@
+//! The parts of a body that may be long: messages, prompts, stop strings, biases. They are held as
+//! the service takes them, and no further than it would.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::{Chat, ChatMessage, TokenIds};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::read::object;
+use crate::api::http::error::{HttpError, shorten};
+use crate::request::{MAX_BIASES, MAX_STOP_STRINGS};
+
+/// Choices of one request at most, over all its prompts.
+pub const MAX_CHOICES: usize = 16;
+
+/// Stop strings: one, or a list.
+#[derive(Debug, Clone, Default)]
+pub struct Stops {
+    /// No more than one too many.
+    kept: Vec<String>,
+    count: usize,
+}
+
+impl Stops {
+    /// The stop strings.
+    ///
+    /// # Errors
+    /// If they are too many.
+    pub fn strings(self) -> Result<Vec<String>, HttpError> {
+        if self.count <= MAX_STOP_STRINGS {
+            return Ok(self.kept);
+        }
+        let message = format!(
+            "{} stop strings, over the limit of {MAX_STOP_STRINGS}",
+            self.count
+        );
+        let error = RequestError::new(Reason::BadStopping, message).in_field("stopping.stop");
+        Err(error.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Stops {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct List;
+
+        impl<'de> Visitor<'de> for List {
+            type Value = Stops;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+
+            fn visit_str<E>(self, stop: &str) -> Result<Stops, E> {
+                Ok(Stops {
+                    kept: vec![stop.to_owned()],
+                    count: 1,
+                })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Stops, A::Error> {
+                let mut stops = Stops::default();
+                while let Some(stop) = list.next_element::<String>()? {
+                    stops.count += 1;
+                    if stops.count <= MAX_STOP_STRINGS {
+                        stops.kept.push(stop);
+                    }
+                }
+                Ok(stops)
+            }
+        }
+
+        from.deserialize_any(List)
+    }
+}
+
+/// What is added to logits, by token ids that are strings in JSON.
+#[derive(Debug, Clone, Default)]
+pub struct Biases {
+    kept: BTreeMap<u32, f32>,
+    has_other_key: bool,
+    has_more: bool,
+}
+
+impl Biases {
+    /// The biases.
+    ///
+    /// # Errors
+    /// If a key is no token id, or they are too many.
+    pub fn entries(self) -> Result<BTreeMap<u32, f32>, HttpError> {
+        if self.has_other_key {
+            let message = "logit_bias has token ids for keys";
+            return Err(HttpError::invalid("logit_bias", message));
+        }
+        if self.has_more {
+            let message = format!("logit_bias has more than {MAX_BIASES} entries");
+            let error = RequestError::new(Reason::BadSampling, message);
+            return Err(error.in_field("sampling.logit_bias").into());
+        }
+        Ok(self.kept)
+    }
+}
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Biases;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Biases, A::Error> {
+                let mut biases = Biases::default();
+                while let Some(key) = entries.next_key::<String>()? {
+                    let bias = entries.next_value()?;
+                    match key.parse() {
+                        Err(_) => biases.has_other_key = true,
+                        Ok(id) if biases.kept.len() < MAX_BIASES => {
+                            biases.kept.insert(id, bias);
+                        }
+                        Ok(id) => match biases.kept.get_mut(&id) {
+                            Some(kept) => *kept = bias,
+                            None => biases.has_more = true,
+                        },
+                    }
+                }
+                Ok(biases)
+            }
+        }
+
+        from.deserialize_map(Entries)
+    }
+}
+
+/// A conversation.
+#[derive(Debug, Clone, Default)]
+pub struct Messages {
+    messages: Vec<ChatMessage>,
+    other: Option<OtherPart>,
+}
+
+/// The first part of a message that is no text.
+#[derive(Debug, Clone)]
+struct OtherPart {
+    message: usize,
+    /// The beginning of its type.
+    kind: String,
+}
+
+impl Messages {
+    /// The conversation as the service takes it.
+    ///
+    /// # Errors
+    /// Names the message that has something else than text.
+    pub fn chat(self) -> Result<Chat, HttpError> {
+        if let Some(OtherPart { message, kind }) = self.other {
+            let text = format!("content of type `{kind}` is not supported, only `text`");
+            return Err(HttpError::invalid(
+                &format!("messages[{message}].content"),
+                text,
+            ));
+        }
+        Ok(Chat {
+            messages: self.messages,
+            answer_prefix: String::new(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    #[serde(default)]
+    content: Option<Content>,
+}
+
+/// The text of a message, which comes whole or in parts.
+#[derive(Default)]
+struct Content {
+    text: String,
+    other: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    text: String,
+}
+
+impl<'de> Deserialize<'de> for Messages {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct List;
+
+        impl<'de> Visitor<'de> for List {
+            type Value = Messages;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Messages, A::Error> {
+                let mut messages = Messages::default();
+                while let Some(Object(Message { role, content })) = list.next_element()? {
+                    let Content { text, other } = content.unwrap_or_default();
+                    if let (Some(kind), None) = (other, &messages.other) {
+                        messages.other = Some(OtherPart {
+                            message: messages.messages.len(),
+                            kind,
+                        });
+                    }
+                    messages.messages.push(ChatMessage {
+                        role,
+                        content: text,
+                    });
+                }
+                Ok(messages)
+            }
+        }
+
+        from.deserialize_seq(List)
+    }
+}
+
+/// What stands in an object, and not in a list in the order of its fields.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        object(from).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Parts;
+
+        impl<'de> Visitor<'de> for Parts {
+            type Value = Content;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of parts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+                Ok(Content {
+                    text: text.to_owned(),
+                    other: None,
+                })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Content, A::Error> {
+                let mut content = Content::default();
+                while let Some(Object(Part { kind, text })) = list.next_element()? {
+                    if kind == "text" {
+                        content.text.push_str(&text);
+                    } else {
+                        content.other.get_or_insert_with(|| shorten(&kind));
+                    }
+                }
+                Ok(content)
+            }
+        }
+
+        from.deserialize_any(Parts)
+    }
+}
+
+/// Prompts: a text, texts, token ids, or lists of token ids.
+#[derive(Debug, Clone, Default)]
+pub struct Prompts {
+    /// No more than may be.
+    pub inputs: Vec<Input>,
+    /// All that were there.
+    pub count: usize,
+}
+
+impl Prompts {
+    fn push(&mut self, input: Input) {
+        self.count += 1;
+        if self.count <= MAX_CHOICES {
+            self.inputs.push(input);
+        }
+    }
+}
+
+/// An element of a list that is a prompt or has prompts.
+enum Element {
+    Text(String),
+    Id(u32),
+    Ids(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Element;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, a token id or a list of token ids")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Element, E> {
+                Ok(Element::Text(text.to_owned()))
+            }
+
+            fn visit_u64<E: Error>(self, id: u64) -> Result<Element, E> {
+                let id = u32::try_from(id).map_err(|_| E::custom("a token id is too large"))?;
+                Ok(Element::Id(id))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Element, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = list.next_element()? {
+                    ids.push(id);
+                }
+                Ok(Element::Ids(ids))
+            }
+        }
+
+        from.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Prompts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, texts, token ids or lists of token ids")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+                let mut prompts = Prompts::default();
+                prompts.push(Input::Text(text.to_owned()));
+                Ok(prompts)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompts, A::Error> {
+                let mut prompts = Prompts::default();
+                let Some(first) = list.next_element()? else {
+                    return Ok(prompts);
+                };
+                let other = || A::Error::custom("prompts are of one kind");
+                match first {
+                    Element::Id(id) => {
+                        let mut ids = vec![id];
+                        while let Some(id) = list.next_element()? {
+                            ids.push(id);
+                        }
+                        prompts.push(Input::TokenIds(TokenIds { ids }));
+                    }
+                    Element::Text(text) => {
+                        prompts.push(Input::Text(text));
+                        while let Some(next) = list.next_element()? {
+                            let Element::Text(text) = next else {
+                                return Err(other());
+                            };
+                            prompts.push(Input::Text(text));
+                        }
+                    }
+                    Element::Ids(ids) => {
+                        prompts.push(Input::TokenIds(TokenIds { ids }));
+                        while let Some(next) = list.next_element()? {
+                            let Element::Ids(ids) = next else {
+                                return Err(other());
+                            };
+                            prompts.push(Input::TokenIds(TokenIds { ids }));
+                        }
+                    }
+                }
+                Ok(prompts)
+            }
+        }
+
+        from.deserialize_any(Any)
+    }
+}

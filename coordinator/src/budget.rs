@@ -1,0 +1,172 @@
+//! The budget of requests on their way to admission.
+//!
+//! [`crate::admission`] bounds what waits in the queue. Before that, a request's body is read,
+//! parsed and tokenised, and it holds memory that no queue counts. Each byte of a body is charged
+//! here as it comes, weighted by what parsing makes of it, and a request that finds no room is
+//! refused at once. A [`Charge`] gives everything back when its last copy is dropped: once the
+//! request is admitted or refused, or when its client goes away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::BoxError;
+use axum::body::Body;
+use futures::StreamExt;
+use palimpsest_proto::error::{Reason, RequestError};
+
+/// Bytes that a byte of a body takes at most until its request is admitted, tokenisation apart
+/// ([`crate::pool`]). `tests/peak_memory.rs` measures it.
+pub const BODY_WEIGHT: u64 = 16;
+
+/// What all requests before admission may hold together.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: u64,
+    held: AtomicU64,
+}
+
+/// What one request holds of a [`Budget`]. Copies share it, and the last one gives it back.
+#[derive(Debug, Clone)]
+pub struct Charge(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    budget: Budget,
+    bytes: AtomicU64,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: u64) -> Self {
+        Self(Arc::new(Inner {
+            limit,
+            held: AtomicU64::new(0),
+        }))
+    }
+
+    /// What one request will hold; nothing yet.
+    pub fn open(&self) -> Charge {
+        Charge(Arc::new(Held {
+            budget: self.clone(),
+            bytes: AtomicU64::new(0),
+        }))
+    }
+
+    /// What all requests hold now, in bytes.
+    pub fn held(&self) -> u64 {
+        self.0.held.load(Ordering::Relaxed)
+    }
+}
+
+impl Charge {
+    /// Takes room for `bytes` more of a body.
+    ///
+    /// # Errors
+    /// [`Reason::IntakeFull`]: others hold the rest of the budget.
+    pub fn take(&self, bytes: usize) -> Result<(), RequestError> {
+        let budget = &self.0.budget.0;
+        let needed = (bytes as u64).saturating_mul(BODY_WEIGHT);
+        // The counters guard no other memory, so no ordering is needed.
+        let taken = budget
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                held.checked_add(needed).filter(|&sum| sum <= budget.limit)
+            });
+        if taken.is_err() {
+            let message = format!(
+                "requests that are being read hold the {} bytes that are set aside for them: try \
+                 again later",
+                budget.limit
+            );
+            return Err(RequestError::new(Reason::IntakeFull, message));
+        }
+        self.0.bytes.fetch_add(needed, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        self.budget.0.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A body whose bytes are charged as they come. Where there is no room, it ends with what `refused`
+/// makes of the reason.
+pub fn counted(body: Body, charge: Charge, refused: fn(RequestError) -> BoxError) -> Body {
+    let chunks = body.into_data_stream().map(move |chunk| {
+        let chunk = chunk?;
+        charge.take(chunk.len()).map_err(refused)?;
+        Ok::<_, BoxError>(chunk)
+    });
+    Body::from_stream(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Bytes, to_bytes};
+    use futures::stream;
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+
+    const LIMIT: u64 = 100 * BODY_WEIGHT;
+
+    #[test]
+    fn a_charge_is_refused_beyond_the_limit_and_given_back_by_its_last_copy() {
+        let budget = Budget::new(LIMIT);
+        let (one, other) = (budget.open(), budget.open());
+        one.take(60).unwrap();
+        other.take(40).unwrap();
+        let error = other.take(1).unwrap_err();
+        assert_eq!(error.reason, Reason::IntakeFull);
+        assert!(error.message.contains("1600 bytes"), "{error}");
+        // What was refused is not counted, and a number too large does not wrap.
+        assert!(one.take(usize::MAX).is_err());
+        assert_eq!(budget.held(), LIMIT);
+        let copy = one.clone();
+        drop(one);
+        assert_eq!(budget.held(), LIMIT);
+        drop(copy);
+        assert_eq!(budget.held(), 40 * BODY_WEIGHT);
+        drop(other);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_charged_chunk_by_chunk_and_ends_where_there_is_no_room() {
+        let budget = Budget::new(LIMIT);
+        let charge = budget.open();
+        let chunks = stream::iter((0..3).map(|_| Ok::<_, BoxError>(Bytes::from(vec![b'x'; 40]))));
+        let body = counted(Body::from_stream(chunks), charge.clone(), BoxError::from);
+        assert!(
+            to_bytes(body, usize::MAX).await.is_err(),
+            "120 bytes of 100"
+        );
+        assert_eq!(budget.held(), 80 * BODY_WEIGHT, "until the request is gone");
+        drop(charge);
+        assert_eq!(budget.held(), 0);
+    }
+
+    /// A client that goes away in mid-body: whoever reads it is dropped, and the charge with it.
+    #[tokio::test]
+    async fn a_body_that_is_given_up_gives_its_charge_back() {
+        let budget = Budget::new(LIMIT);
+        let (send, chunks) = mpsc::channel(1);
+        let body = Body::from_stream(ReceiverStream::new(chunks));
+        let body = counted(body, budget.open(), BoxError::from);
+        let mut reading = Box::pin(to_bytes(body, usize::MAX));
+        send.send(Ok::<_, BoxError>(Bytes::from_static(b"12345")))
+            .await
+            .unwrap();
+        assert!(futures::poll!(&mut reading).is_pending());
+        assert_eq!(budget.held(), 5 * BODY_WEIGHT);
+        drop(reading);
+        assert_eq!(budget.held(), 0);
+    }
+}

@@ -1,0 +1,53 @@
+//! What an answer may become, by arithmetic on its request.
+
+use palimpsest_proto::contract::Contract;
+use palimpsest_proto::error::{Reason, RequestError};
+
+use crate::config::Config;
+use crate::model::ServedModel;
+
+/// Bytes of retention reports of all running sequences together, in what a rank answers to a step:
+/// half of what is read of such an answer (256 MiB).
+const REPORTS_BYTES: u64 = 128 << 20;
+/// A position in a report, as a varint of a u32 at most.
+const POSITION_BYTES: u64 = 5;
+/// A token with its log-probability as JSON: its text and its bytes as numbers, both short.
+const LOGPROB_BYTES: u64 = 96;
+
+/// Refuses a report that could be larger than a sequence's share of a rank's answer.
+pub(super) fn check_report(
+    contract: &Contract,
+    model: &ServedModel,
+    config: &Config,
+    total: u64,
+) -> Result<(), RequestError> {
+    let held = match contract {
+        Contract::Full => total,
+        // Between two boundaries a head holds up to a stride beyond its budget. Budgets that are
+        // pooled over heads move positions between heads and do not add any.
+        Contract::Bounded(bounded) => total.min(u64::from(bounded.budget) + model.geometry.stride),
+    };
+    let needed = model
+        .all_heads()
+        .saturating_mul(held)
+        .saturating_mul(POSITION_BYTES);
+    let share = REPORTS_BYTES / config.max_running.max(1) as u64;
+    if needed <= share {
+        return Ok(());
+    }
+    let message = format!(
+        "a retention report of {} heads with {held} positions each takes {needed} bytes, over the \
+         limit of {share}: lower kv.budget, or leave retention_report out",
+        model.all_heads()
+    );
+    Err(RequestError::new(Reason::AnswerTooLarge, message).in_field("retention_report"))
+}
+
+/// Bytes of log-probabilities in an answer of `choices` times `max_tokens` tokens, each with `top`
+/// alternatives, as JSON and roughly.
+pub fn answer_bytes(choices: u64, max_tokens: u64, top: u64) -> u64 {
+    choices
+        .saturating_mul(max_tokens)
+        .saturating_mul(top + 1)
+        .saturating_mul(LOGPROB_BYTES)
+}

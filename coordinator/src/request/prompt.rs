@@ -1,0 +1,157 @@
+//! The prompt of a request: how much text it is, and its token ids.
+
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::Chat;
+use palimpsest_proto::v1::generate_request::Input;
+
+use crate::config::Config;
+use crate::model::ServedModel;
+use crate::text;
+
+/// What a message of a conversation counts beside its text: a template writes about as much around
+/// it, and takes a few hundred bytes for it while it does.
+pub const MESSAGE_BYTES: usize = 64;
+/// What a template may write of its own, in bytes: a standing instruction, a date.
+const TEMPLATE_BYTES: usize = 64 << 10;
+
+/// How much work a prompt is, in bytes of text: all that is tokenised or looked at.
+pub fn weight(input: &Input) -> usize {
+    match input {
+        Input::Text(text) => text.len(),
+        Input::Chat(chat) => chat_weight(chat),
+        Input::TokenIds(tokens) => tokens.ids.len().saturating_mul(size_of::<u32>()),
+    }
+}
+
+fn chat_weight(chat: &Chat) -> usize {
+    let messages = chat.messages.iter();
+    messages
+        .map(|message| message.role.len() + message.content.len() + MESSAGE_BYTES)
+        .fold(chat.answer_prefix.len(), usize::saturating_add)
+}
+
+/// Refuses an input that has nothing in it, whatever the tokenizer adds.
+///
+/// # Errors
+/// `EmptyPrompt`.
+pub fn check_input(input: Option<&Input>) -> Result<(), RequestError> {
+    match input {
+        None => Err(no_tokens()),
+        Some(Input::TokenIds(tokens)) if tokens.ids.is_empty() => Err(no_tokens()),
+        Some(Input::Chat(chat)) if chat.messages.is_empty() => Err(RequestError::new(
+            Reason::EmptyPrompt,
+            "chat.messages is empty: send at least one message",
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+fn no_tokens() -> RequestError {
+    RequestError::new(
+        Reason::EmptyPrompt,
+        "the prompt has no tokens: send text, chat or token_ids",
+    )
+}
+
+/// Token ids of whatever the client sent, all of them in the vocabulary, and at least one.
+///
+/// It takes time on long texts: call it where blocking is allowed.
+///
+/// # Errors
+/// `EmptyPrompt`, `TokenOutOfRange`, `TooLong`, `BadChat`.
+pub fn tokenize(
+    input: Option<Input>,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<Vec<u32>, RequestError> {
+    let ids = input.map_or(Ok(Vec::new()), |input| encode(input, model, config))?;
+    if ids.is_empty() {
+        return Err(no_tokens());
+    }
+    if let Some((index, id)) = ids
+        .iter()
+        .enumerate()
+        .find(|(_, id)| u64::from(**id) >= model.info.vocabulary)
+    {
+        let message = format!(
+            "token id {id} at index {index} is not below the vocabulary of {}",
+            model.info.vocabulary
+        );
+        return Err(RequestError::new(Reason::TokenOutOfRange, message));
+    }
+    Ok(ids)
+}
+
+/// Token ids of an input, unchecked if they are the client's own.
+///
+/// # Errors
+/// `EmptyPrompt` without messages, `TooLong` for a text that cannot be a prompt, `BadChat` for what
+/// the model's template refuses.
+pub fn encode(
+    input: Input,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<Vec<u32>, RequestError> {
+    check_input(Some(&input))?;
+    let (text, special) = match input {
+        Input::TokenIds(tokens) => return Ok(tokens.ids),
+        Input::Text(text) => (text, true),
+        // The template writes BOS itself.
+        Input::Chat(chat) => (render(&chat, model, config)?, false),
+    };
+    check_length(text.len(), model, config)?;
+    model.tokenizer.encode(&text, special).map_err(text_error)
+}
+
+/// The text of a conversation, which is not much longer than its messages.
+fn render(chat: &Chat, model: &ServedModel, config: &Config) -> Result<String, RequestError> {
+    let (count, bytes) = (chat.messages.len(), chat_weight(chat));
+    let limit = config.message_limit(model.info.context_length);
+    if bytes > limit {
+        let message = format!(
+            "{count} messages count as {bytes} bytes, {MESSAGE_BYTES} for each and their text, \
+             over the limit of {limit}: send fewer messages"
+        );
+        return Err(RequestError::new(Reason::TooLong, message).in_field("chat.messages"));
+    }
+    let text = model.render(chat).map_err(text_error)?;
+    let most = bytes.saturating_mul(4).saturating_add(TEMPLATE_BYTES);
+    if text.len() > most {
+        let message = format!(
+            "the model's chat template makes {} bytes of {bytes}, over the limit of {most}: send \
+             fewer messages",
+            text.len()
+        );
+        return Err(RequestError::new(Reason::BadChat, message));
+    }
+    Ok(text)
+}
+
+/// Refuses a text that has too many tokens whatever it says.
+fn check_length(bytes: usize, model: &ServedModel, config: &Config) -> Result<(), RequestError> {
+    let Some(longest) = model.tokenizer.longest_token() else {
+        return Ok(());
+    };
+    let least = (bytes as u64).div_ceil(longest as u64);
+    if least <= config.max_total_tokens {
+        return Ok(());
+    }
+    let message = format!(
+        "a prompt of {bytes} bytes has at least {least} tokens, over the limit of {}",
+        config.max_total_tokens
+    );
+    Err(RequestError::new(Reason::TooLong, message))
+}
+
+/// The class of a text error that a client caused.
+fn text_error(error: text::Error) -> RequestError {
+    let reason = match error {
+        text::Error::Render(_) | text::Error::OutOfFuel(_) | text::Error::NoTemplate => {
+            Reason::BadChat
+        }
+        text::Error::Encode(_) | text::Error::Tokenizer(_) | text::Error::Template(_) => {
+            Reason::Internal
+        }
+    };
+    RequestError::new(reason, error.to_string())
+}
