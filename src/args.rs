@@ -8,6 +8,7 @@ mod cluster;
 mod eval;
 mod front;
 mod generate;
+mod intake;
 mod load;
 mod model;
 mod number;

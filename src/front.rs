@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::descriptors;
+use crate::intake::Intake;
 use crate::runtimes::Background;
 
 /// Threads of what clients ask. The kernels have their own, and this machine's cores are theirs.
@@ -47,6 +48,8 @@ pub struct FrontConfig {
     pub max_running: usize,
     /// Requests that may wait.
     pub max_queued: usize,
+    /// What requests may take before they wait.
+    pub intake: Intake,
 }
 
 /// Ports that are bound, before a model is loaded: what is wrong with them is found at once. What
@@ -61,6 +64,7 @@ pub struct Front {
     max_queued: usize,
     client_threads: Background,
     probe_threads: Background,
+    intake: Intake,
 }
 
 impl Front {
@@ -114,6 +118,7 @@ impl Front {
             max_queued: config.max_queued,
             client_threads,
             probe_threads,
+            intake: config.intake,
         })
     }
 
@@ -144,7 +149,7 @@ impl Front {
             max_queued: self.max_queued,
             keys: self.keys.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
-            ..Config::default()
+            ..self.intake.limits()
         }
     }
 

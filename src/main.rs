@@ -19,6 +19,7 @@ mod generate;
 mod group;
 mod health;
 mod inspect;
+mod intake;
 mod load;
 mod model;
 mod progress;

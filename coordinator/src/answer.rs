@@ -325,3 +325,47 @@ impl Reported {
         self.report
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use palimpsest_proto::v1::generate_request::Input;
+    use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping};
+
+    use super::*;
+    use crate::executor::ChannelExecutor;
+    use crate::executor::fake::{FakeRank, IM_START, Script};
+    use crate::{Config, Coordinator};
+
+    /// Control tokens have no text to wait for: their log-probabilities were held to the end of the
+    /// answer.
+    #[tokio::test]
+    async fn log_probabilities_of_tokens_without_text_are_not_held_for_ever() {
+        let answer = Arc::new(|_: &[u32], _: usize| IM_START);
+        let rank = FakeRank::new(Script::answering(answer, 0, 1));
+        let config = Config::default();
+        let executor = Box::new(ChannelExecutor::new(vec![rank.spawn()], config.step_limit));
+        let coordinator = Coordinator::build(config, executor, vec![rank.info()]).unwrap();
+        assert!(coordinator.ready().await);
+        let request = GenerateRequest {
+            input: Some(Input::Text("x".into())),
+            sampling: Some(Sampling {
+                logprobs: Some(0),
+                ..Default::default()
+            }),
+            stopping: Some(Stopping {
+                max_tokens: Some(600),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut answer = coordinator.service().generate(request, None).await.unwrap();
+        let mut sizes = Vec::new();
+        while let Some(event) = answer.next().await {
+            if let Some(Event::Delta(delta)) = event.unwrap().event {
+                assert_eq!(delta.text, "");
+                sizes.push(delta.tokens.len());
+            }
+        }
+        assert_eq!(sizes, [256, 256, 88]);
+    }
+}

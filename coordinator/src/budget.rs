@@ -6,12 +6,15 @@
 //! refused at once. A [`Charge`] gives everything back when its last copy is dropped: once the
 //! request is admitted or refused, or when its client goes away.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use axum::BoxError;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use futures::StreamExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use palimpsest_proto::error::{Reason, RequestError};
 
 /// Bytes that a byte of a body takes at most until its request is admitted, tokenisation apart
@@ -106,9 +109,70 @@ pub fn counted(body: Body, charge: Charge, refused: fn(RequestError) -> BoxError
     Body::from_stream(chunks)
 }
 
+/// The body of an answer that is about as large as what it answers: it holds the charge until it
+/// has been sent, however slowly it is read.
+pub fn held(body: Body, charge: Charge) -> Body {
+    Body::new(HeldBody {
+        body,
+        rest: Bytes::new(),
+        _charge: charge,
+    })
+}
+
+/// Bytes of a body that are given out at once: a connection takes more only when these are on their
+/// way.
+const PIECE_BYTES: usize = 64 << 10;
+
+struct HeldBody {
+    body: Body,
+    rest: Bytes,
+    _charge: Charge,
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        loop {
+            if !self.rest.is_empty() {
+                let size = self.rest.len().min(PIECE_BYTES);
+                let piece = self.rest.split_to(size);
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                // Trailers.
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Ok(Ok(bytes))) => self.rest = bytes,
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.len() as u64;
+        let body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower().saturating_add(rest));
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use axum::body::{Bytes, to_bytes};
+    use axum::body::to_bytes;
     use futures::stream;
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
@@ -167,6 +231,23 @@ mod tests {
         assert!(futures::poll!(&mut reading).is_pending());
         assert_eq!(budget.held(), 5 * BODY_WEIGHT);
         drop(reading);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_holds_its_charge_until_it_is_read() {
+        let budget = Budget::new(LIMIT);
+        let charge = budget.open();
+        charge.take(7).unwrap();
+        let sent = vec![b'x'; 2 * PIECE_BYTES + 1];
+        let mut body = held(Body::from(sent.clone()), charge).into_data_stream();
+        let mut read = Vec::new();
+        while let Some(piece) = body.next().await {
+            assert_eq!(budget.held(), 7 * BODY_WEIGHT);
+            read.push(piece.unwrap().len());
+        }
+        assert_eq!(read, [PIECE_BYTES, PIECE_BYTES, 1]);
+        drop(body);
         assert_eq!(budget.held(), 0);
     }
 }

@@ -218,16 +218,29 @@ impl Service {
         }
     }
 
-    /// Token ids of a text, as `Generate` would see it. Every token has at most as many bytes as
-    /// the text, and all of them together about as many.
+    /// Token ids of a text, as `Generate` would see it.
     ///
     /// # Errors
-    /// `EmptyPrompt`, `TooLong`, `BadChat`, `DeadlineInQueue`.
+    /// As [`Self::tokenize_as`].
     pub async fn tokenize(
         &self,
         call: &Call,
         request: TokenizeRequest,
     ) -> Result<TokenizeResponse, RequestError> {
+        self.tokenize_as(call, request, |found| found).await
+    }
+
+    /// What `made` makes of the token ids of a text, where it may take time and memory. All tokens
+    /// together have about as many bytes as the text.
+    ///
+    /// # Errors
+    /// `EmptyPrompt`, `TooLong`, `BadChat`, `DeadlineInQueue`.
+    pub async fn tokenize_as<T: Send + 'static>(
+        &self,
+        call: &Call,
+        request: TokenizeRequest,
+        made: impl FnOnce(TokenizeResponse) -> T + Send + 'static,
+    ) -> Result<T, RequestError> {
         let input = match request.input {
             Some(tokenize_request::Input::Text(text)) => Input::Text(text),
             Some(tokenize_request::Input::Chat(chat)) => Input::Chat(chat),
@@ -241,7 +254,7 @@ impl Service {
             let ids = request::encode(input, &model, &config)?;
             let piece = |&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned();
             let pieces = ids.iter().map(piece).collect();
-            Ok(TokenizeResponse { ids, pieces })
+            Ok(made(TokenizeResponse { ids, pieces }))
         };
         self.pool
             .run(bytes, deadline, call.charge.clone(), work)

@@ -332,4 +332,22 @@ mod tests {
         drop(writer);
         assert_eq!(reader.next().await.unwrap_err().reason, Reason::Internal);
     }
+
+    /// A report may have megabytes, and a slow reader's ring hundreds of tokens.
+    #[tokio::test]
+    async fn a_ring_holds_the_last_report_alone() {
+        let (writer, mut reader) = ring(4, Arc::default());
+        for id in 0..3 {
+            writer.push(Token {
+                retention: (id < 2).then(RetentionReport::default),
+                ..token(id)
+            });
+        }
+        let mut reported = Vec::new();
+        for _ in 0..3 {
+            let token = reader.next().await.unwrap().unwrap();
+            reported.push(token.retention.is_some());
+        }
+        assert_eq!(reported, [false, true, false]);
+    }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use palimpsest_coordinator::hosts::{AllowedHosts, BadHost};
 use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 
+use super::intake::IntakeArgs;
 use super::number::positive;
 use crate::front::FrontConfig;
 
@@ -123,6 +124,8 @@ pub struct FrontArgs {
         help_heading = "Limits"
     )]
     pub max_queued: usize,
+    #[command(flatten)]
+    pub intake: IntakeArgs,
 }
 
 impl FrontArgs {
@@ -145,6 +148,7 @@ impl FrontArgs {
             }),
             max_running: self.max_running,
             max_queued: self.max_queued,
+            intake: self.intake.config(),
         }
     }
 }

@@ -38,7 +38,7 @@ use axum::{Json, Router};
 use futures::StreamExt;
 use futures::future::ready;
 use palimpsest_proto::error::RequestError;
-use palimpsest_proto::v1::TokenizeRequest;
+use palimpsest_proto::v1::{TokenizeRequest, TokenizeResponse};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -52,7 +52,7 @@ pub use self::server::{serve, serve_probes, serve_waiting};
 use self::wire::{
     ChatRequest, CompletionRequest, RequestBody, TokenizeBody, Unreadable, read_body,
 };
-use crate::budget::{Budget, Charge, counted};
+use crate::budget::{Budget, Charge, counted, held};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
 use crate::keys::Tenant;
@@ -298,19 +298,27 @@ fn model_object(service: &Service) -> serde_json::Value {
     })
 }
 
-async fn tokenize(State(app): State<App>, request: Request) -> Result<Json<Tokenized>, HttpError> {
+async fn tokenize(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
     let Called { caller, body } = read::<TokenizeBody>(&app, request).await?;
     let input = Some(body.input()?);
-    let found = app
-        .service
-        .tokenize(&caller.call, TokenizeRequest { input })
-        .await?;
-    Ok(Json(Tokenized {
-        count: found.ids.len(),
-        tokens: found.ids,
-        token_strs: found.pieces,
-        max_model_len: app.service.model.info.context_length,
-    }))
+    let max_model_len = app.service.model.info.context_length;
+    let write = move |found: TokenizeResponse| {
+        let answer = Tokenized {
+            count: found.ids.len(),
+            tokens: found.ids,
+            token_strs: found.pieces,
+            max_model_len,
+        };
+        serde_json::to_vec(&answer).expect("numbers and strings have a JSON form")
+    };
+    let call = caller.call;
+    let request = TokenizeRequest { input };
+    let json = app.service.tokenize_as(&call, request, write).await?;
+    let body = match call.charge {
+        Some(charge) => held(Body::from(json), charge),
+        None => Body::from(json),
+    };
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Answer of `/tokenize`.

@@ -16,7 +16,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::elements::{CHAT, List, STOP, TOKENIZE_CHAT, count};
-use crate::budget::{BODY_WEIGHT, Budget, Charge, counted};
+use crate::budget::{BODY_WEIGHT, Budget, Charge, counted, held};
 use crate::request::{MAX_STOP_STRINGS, MESSAGE_BYTES};
 
 /// Time for a message to come. What came of it holds its room meanwhile.
@@ -80,12 +80,16 @@ where
                 check(&bytes, &charge, limit, chat, stop)?;
                 Ok(bytes)
             });
-            parts.extensions.insert(charge);
+            parts.extensions.insert(charge.clone());
             // The library answers with a status that it finds in a body.
             let body = AnyBody::from_stream(stream::iter([checked]));
-            inner
-                .call(Request::from_parts(parts, Body::new(body)))
-                .await
+            let request = Request::from_parts(parts, Body::new(body));
+            if !is_tokenize {
+                drop(charge);
+                return inner.call(request).await;
+            }
+            let response = inner.call(request).await?;
+            Ok(response.map(|body| Body::new(held(AnyBody::new(body), charge))))
         })
     }
 }

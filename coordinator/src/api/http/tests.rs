@@ -260,6 +260,25 @@ async fn a_long_body_is_refused_by_its_announcement_and_by_its_bytes() {
     assert_eq!(server.held(), 0);
 }
 
+/// Its answer is about as large as its body, and a client may read it as slowly as it likes.
+#[tokio::test]
+async fn an_answer_of_token_ids_counts_until_it_is_read() {
+    let server = Server::start(Config::default()).await;
+    let text = json!({"prompt": "hello é\n".repeat(1000)}).to_string();
+    let room = text.len() as u64 * BODY_WEIGHT;
+    let mut router = server.router.clone();
+    let response = router.call(post_of("/tokenize", Body::from(text))).await;
+    let response = response.expect("it is infallible");
+    assert_eq!(server.held(), room);
+    let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    assert_eq!(server.held(), 0);
+    assert!((bytes.len() as u64) < room, "{} bytes", bytes.len());
+    let json: Value = serde_json::from_slice(&bytes).unwrap();
+    let pieces = json["token_strs"].as_array().unwrap();
+    assert_eq!(json["count"], pieces.len());
+    assert_eq!(json["max_model_len"], 512);
+}
+
 #[tokio::test]
 async fn a_long_request_id_and_several_choices_go_together() {
     let server = Server::start(Config::default()).await;
