@@ -380,7 +380,10 @@ mod tests {
     #[test]
     fn a_whole_chat_is_written_as_an_object_would_be() {
         let top = json!([{"token": "b\"", "logprob": -0.5, "bytes": [98, 34]}]);
-        let entry = |text: &str| json!({"token": text, "logprob": -0.5, "bytes": text.as_bytes(), "top_logprobs": top});
+        let entry = |text: &str| {
+            let bytes = text.as_bytes();
+            json!({"token": text, "logprob": -0.5, "bytes": bytes, "top_logprobs": top})
+        };
         let whole = whole(Dialect::Chat);
         assert_eq!(
             whole["choices"],
