@@ -100,10 +100,14 @@ impl Drop for Held {
 
 /// A body whose bytes are charged as they come. Where there is no room, it ends with what `refused`
 /// makes of the reason.
-pub fn counted(body: Body, charge: Charge, refused: fn(RequestError) -> BoxError) -> Body {
+pub fn counted(
+    body: Body,
+    charge: Charge,
+    refused: impl Fn(RequestError) -> BoxError + Send + 'static,
+) -> Body {
     let chunks = body.into_data_stream().map(move |chunk| {
         let chunk = chunk?;
-        charge.take(chunk.len()).map_err(refused)?;
+        charge.take(chunk.len()).map_err(&refused)?;
         Ok::<_, BoxError>(chunk)
     });
     Body::from_stream(chunks)

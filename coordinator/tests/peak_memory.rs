@@ -12,9 +12,13 @@ use palimpsest_coordinator::executor::ChannelExecutor;
 use palimpsest_coordinator::executor::fake::{FakeRank, Script, byte_level_tokenizer};
 use palimpsest_coordinator::pool::TOKENIZER_WEIGHT;
 use palimpsest_coordinator::{Config, Coordinator};
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::inference_client::InferenceClient;
+use palimpsest_proto::v1::{Chat, ChatMessage, GenerateRequest, Sampling, TokenIds};
 use peak_alloc::PeakAlloc;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tonic::Code;
 use tonic::codegen::Service;
 
 #[global_allocator]
@@ -240,6 +244,69 @@ async fn check_bodies(coordinator: &Coordinator) {
     }
 }
 
+/// Messages that take much of what they are decoded into, and are refused then.
+fn messages() -> Vec<GenerateRequest> {
+    let with = |input| GenerateRequest {
+        input: Some(input),
+        sampling: Some(Sampling {
+            temperature: Some(-1.0),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let chat = Chat {
+        messages: vec![ChatMessage::default(); SIZE / 64],
+        answer_prefix: String::new(),
+    };
+    let mut biased = with(Input::Text(String::new()));
+    let sampling = biased.sampling.as_mut().expect("it has one");
+    sampling.logit_bias = (0..SIZE as u32 / 16).map(|id| (id, 1.0)).collect();
+    vec![
+        with(Input::TokenIds(TokenIds { ids: vec![1; SIZE] })),
+        with(Input::Text("7".repeat(SIZE))),
+        with(Input::Chat(chat)),
+        biased,
+    ]
+}
+
+fn name(message: &GenerateRequest) -> &'static str {
+    match &message.input {
+        Some(Input::TokenIds(_)) => "token ids",
+        Some(Input::Chat(_)) => "messages",
+        Some(Input::Text(text)) if text.is_empty() => "biases",
+        Some(Input::Text(_)) => "text",
+        None => "nothing",
+    }
+}
+
+/// What gRPC takes, with a client in the same heap: it holds a message as it is and as it is sent.
+async fn check_messages(config: Config) {
+    let coordinator = coordinator(config, true).await;
+    let server = coordinator.serve_local().await.expect("a server");
+    let address = format!("http://{}", server.address);
+    let mut client = InferenceClient::connect(address).await.expect("a client");
+    // What is made once for all is made.
+    let small = client.generate(GenerateRequest::default()).await;
+    assert_eq!(
+        small.err().map(|status| status.code()),
+        Some(Code::InvalidArgument)
+    );
+    for message in messages() {
+        let input = name(&message);
+        let measure = Measure::start();
+        let status = client.generate(message).await.expect_err("a refusal");
+        assert_eq!(status.code(), Code::InvalidArgument, "{input}: {status}");
+        let peak = measure.peak();
+        println!(
+            "gRPC, {input}: {:.1} bytes for each of the message",
+            peak as f64 / SIZE as f64
+        );
+        let most = SIZE * (BODY_WEIGHT as usize + 2) + 4 * FIXED;
+        assert!(peak <= most, "{input}: {peak} bytes");
+    }
+    server.shut_down().await;
+}
+
 /// Bodies whose text is tokenised, and which are refused then: `max_tokens` is too large for any
 /// prompt.
 fn texts() -> Vec<Case> {
@@ -321,6 +388,11 @@ async fn check_many(config: &Config) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_before_admission_take_no_more_than_is_said() {
     check_bodies(&coordinator(Config::default(), true).await).await;
+    check_messages(Config {
+        max_message_bytes: SIZE + 1024,
+        ..Config::default()
+    })
+    .await;
     for splits in [true, false] {
         check_texts(&coordinator(Config::default(), splits).await).await;
     }

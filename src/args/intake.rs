@@ -49,3 +49,41 @@ impl IntakeArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        intake: IntakeArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<Intake, clap::Error> {
+        let flags = Flags::try_parse_from([&["test"], flags].concat())?;
+        Ok(flags.intake.config())
+    }
+
+    #[test]
+    fn limits_are_in_mib_and_never_zero() {
+        let defaults = parse(&[]).unwrap();
+        let library = palimpsest_coordinator::Config::default();
+        assert_eq!(defaults.max_inflight_bytes, library.max_inflight_bytes);
+        assert_eq!(defaults.max_message_bytes, library.max_message_bytes);
+        assert_eq!(defaults.tokenizer_threads, library.tokenizer_threads);
+        let flags = ["--max-inflight-mib", "64", "--max-message-mib", "1"];
+        let limits = parse(&flags).unwrap().limits();
+        assert_eq!(limits.max_inflight_bytes, 64 << 20);
+        assert_eq!(limits.message_limit(1 << 20), 1 << 20);
+        for flag in [
+            "--max-inflight-mib",
+            "--max-message-mib",
+            "--tokenizer-threads",
+        ] {
+            assert!(parse(&[flag, "0"]).is_err(), "{flag}");
+        }
+    }
+}

@@ -125,7 +125,7 @@ pub async fn serve(
     let built = "the descriptors were built with this program";
     let limit = service.message_limit();
     let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
-    let api = Charged::new(api, service.budget.clone(), limit);
+    let api = Charged::new(api, &service);
     let keys = service.config.keys.clone();
     let api = InterceptedService::new(api, move |request: Request<()>| {
         authorize(keys.as_deref(), request)

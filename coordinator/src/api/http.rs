@@ -27,7 +27,6 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::BoxError;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -52,7 +51,7 @@ pub use self::server::{serve, serve_probes, serve_waiting};
 use self::wire::{
     ChatRequest, CompletionRequest, RequestBody, TokenizeBody, Unreadable, read_body,
 };
-use crate::budget::{Budget, Charge, counted, held};
+use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
 use crate::keys::Tenant;
@@ -77,10 +76,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
-        .layer(middleware::from_fn_with_state(
-            service.budget.clone(),
-            charge,
-        ))
+        .layer(middleware::from_fn_with_state(service.clone(), charge))
         .layer(middleware::from_fn_with_state(service.clone(), authorize))
         .layer(middleware::from_fn_with_state(
             service.clone(),
@@ -219,11 +215,14 @@ async fn authorize(State(service): State<Service>, mut request: Request, next: N
 }
 
 /// Counts the bytes of a body as they come, and lets the request hold their room.
-async fn charge(State(budget): State<Budget>, request: Request, next: Next) -> Response {
-    let charge = budget.open();
+async fn charge(State(service): State<Service>, request: Request, next: Next) -> Response {
+    let charge = service.budget.open();
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(charge.clone());
-    let body = counted(body, charge, BoxError::from);
+    let body = counted(body, charge, move |error| {
+        service.metrics.ended(error.reason.tag());
+        error.into()
+    });
     next.run(Request::from_parts(parts, body)).await
 }
 

@@ -363,6 +363,9 @@ async fn messages_beyond_the_budget_are_refused_and_room_comes_back() {
     let refused = client.tokenize(tokenize.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(budget.held(), 900 * BODY_WEIGHT);
+    let figures = coordinator.service().metrics.encode();
+    let counted = "palimpsest_requests_total{outcome=\"intake_full\"} 2";
+    assert!(figures.contains(counted), "{figures}");
     drop(other);
     // An admitted request holds nothing, however long its answer takes to be read.
     let answer = client.generate(request(&text, 1)).await.unwrap();

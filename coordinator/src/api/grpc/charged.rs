@@ -17,7 +17,9 @@ use tonic::{Code, Status};
 
 use super::elements::{CHAT, List, STOP, TOKENIZE_CHAT, count};
 use crate::budget::{BODY_WEIGHT, Budget, Charge, counted, held};
+use crate::metrics::Metrics;
 use crate::request::{MAX_STOP_STRINGS, MESSAGE_BYTES};
+use crate::service::Service as Coordinator;
 
 /// Time for a message to come. What came of it holds its room meanwhile.
 const MESSAGE_TIME: Duration = Duration::from_secs(60);
@@ -25,23 +27,32 @@ const MESSAGE_TIME: Duration = Duration::from_secs(60);
 const FRAME_BYTES: usize = 5;
 /// Bytes that a message of a conversation takes while its list grows, beside its text: three times
 /// two strings.
-const ELEMENT_BYTES: u64 = 144;
+const ELEMENT_BYTES: usize = 144;
 /// A service whose requests hold a [`Charge`] for their messages, in their extensions.
 #[derive(Debug, Clone)]
 pub(super) struct Charged<S> {
     inner: S,
+    intake: Intake,
+}
+
+/// What messages go through before they are decoded.
+#[derive(Debug, Clone)]
+struct Intake {
     budget: Budget,
+    /// Bytes of a message at most.
     limit: usize,
+    metrics: Metrics,
 }
 
 impl<S> Charged<S> {
-    /// Messages of `inner` have at most `limit` bytes.
-    pub(super) fn new(inner: S, budget: Budget, limit: usize) -> Self {
-        Self {
-            inner,
-            budget,
-            limit,
-        }
+    /// Messages of `inner` count against the budget of `service`.
+    pub(super) fn new(inner: S, service: &Coordinator) -> Self {
+        let intake = Intake {
+            budget: service.budget.clone(),
+            limit: service.message_limit(),
+            metrics: service.metrics.clone(),
+        };
+        Self { inner, intake }
     }
 }
 
@@ -69,15 +80,17 @@ where
         // The one that was ready goes, and its copy stays.
         let copy = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, copy);
-        let (charge, limit) = (self.budget.open(), self.limit);
+        let intake = self.intake.clone();
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let is_tokenize = parts.uri.path().ends_with("/Tokenize");
             let chat = if is_tokenize { TOKENIZE_CHAT } else { CHAT };
             let stop = (!is_tokenize).then_some(STOP);
-            let read = read(AnyBody::new(body), &charge, limit).await;
+            let charge = intake.budget.open();
+            let read = intake.read(AnyBody::new(body), &charge).await;
             let checked = read.and_then(|bytes| {
-                check(&bytes, &charge, limit, chat, stop)?;
+                let lists = intake.check(&bytes, chat, stop)?;
+                charge.take(lists).map_err(|error| intake.refuse(error))?;
                 Ok(bytes)
             });
             parts.extensions.insert(charge.clone());
@@ -94,61 +107,54 @@ where
     }
 }
 
-/// The bytes of a body, each of which is charged as it comes.
-async fn read(body: AnyBody, charge: &Charge, limit: usize) -> Result<Bytes, Status> {
-    let body = counted(body, charge.clone(), |error| {
-        BoxError::from(Status::from(error))
-    });
-    let too_long = || {
-        Status::out_of_range(format!(
-            "the message is cut off or longer than {limit} bytes"
-        ))
-    };
-    match timeout(
-        MESSAGE_TIME,
-        to_bytes(body, limit.saturating_add(FRAME_BYTES)),
-    )
-    .await
-    {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            let status = Status::from_error(error.into_inner());
-            Err(if status.code() == Code::Unknown {
-                too_long()
-            } else {
-                status
-            })
+impl Intake {
+    /// The bytes of a body, each of which is charged as it comes.
+    async fn read(&self, body: AnyBody, charge: &Charge) -> Result<Bytes, Status> {
+        let intake = self.clone();
+        let refused = move |error| BoxError::from(intake.refuse(error));
+        let body = counted(body, charge.clone(), refused);
+        let most = self.limit.saturating_add(FRAME_BYTES);
+        match timeout(MESSAGE_TIME, to_bytes(body, most)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) => match Status::from_error(error.into_inner()) {
+                status if status.code() == Code::Unknown => Err(Status::out_of_range(format!(
+                    "the message is cut off or longer than {} bytes",
+                    self.limit
+                ))),
+                status => Err(status),
+            },
+            Err(_) => Err(Status::deadline_exceeded(
+                "the message did not come within 60 s",
+            )),
         }
-        Err(_) => Err(Status::deadline_exceeded(
-            "the message did not come within 60 s",
-        )),
     }
-}
 
-/// Refuses lists that would take much more than their bytes, and charges what they take.
-fn check(
-    body: &[u8],
-    charge: &Charge,
-    limit: usize,
-    chat: List,
-    stop: Option<List>,
-) -> Result<(), Status> {
-    let bad = || Status::invalid_argument("the message cannot be decoded");
-    let messages = count(body, chat).ok_or_else(bad)?;
-    let stops = stop.map_or(Some(0), |list| count(body, list));
-    let stops = stops.ok_or_else(bad)?;
-    if stops > MAX_STOP_STRINGS {
-        let message = format!("{stops} stop strings, over the limit of {MAX_STOP_STRINGS}");
-        let error = RequestError::new(Reason::BadStopping, message);
-        return Err(error.in_field("stopping.stop").into());
+    /// Refuses lists that would take much more than their bytes. Returns the bytes of a body that
+    /// take as much as what the others are decoded into.
+    fn check(&self, body: &[u8], chat: List, stop: Option<List>) -> Result<usize, Status> {
+        let bad = || Status::invalid_argument("the message cannot be decoded");
+        let messages = count(body, chat).ok_or_else(bad)?;
+        let stops = stop.map_or(Some(0), |list| count(body, list));
+        let stops = stops.ok_or_else(bad)?;
+        if stops > MAX_STOP_STRINGS {
+            let message = format!("{stops} stop strings, over the limit of {MAX_STOP_STRINGS}");
+            let error = RequestError::new(Reason::BadStopping, message);
+            return Err(self.refuse(error.in_field("stopping.stop")));
+        }
+        let most = self.limit / MESSAGE_BYTES;
+        if messages > most {
+            let message = format!(
+                "{messages} messages, over the limit of {most}: send fewer, and longer ones"
+            );
+            let error = RequestError::new(Reason::TooLong, message);
+            return Err(self.refuse(error.in_field("chat.messages")));
+        }
+        Ok(messages * ELEMENT_BYTES.div_ceil(BODY_WEIGHT as usize))
     }
-    let most = limit / MESSAGE_BYTES;
-    if messages > most {
-        let message =
-            format!("{messages} messages, over the limit of {most}: send fewer, and longer ones");
-        let error = RequestError::new(Reason::TooLong, message);
-        return Err(error.in_field("chat.messages").into());
+
+    /// Counts a refusal. The service counts those of requests that come to it.
+    fn refuse(&self, error: RequestError) -> Status {
+        self.metrics.ended(error.reason.tag());
+        error.into()
     }
-    let taken = (messages as u64 * ELEMENT_BYTES).div_ceil(BODY_WEIGHT);
-    charge.take(taken as usize).map_err(Status::from)
 }

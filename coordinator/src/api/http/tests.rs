@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use axum::BoxError;
 use axum::body::to_bytes;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -220,6 +221,9 @@ async fn bodies_beyond_the_budget_are_refused_and_room_comes_back() {
     assert_eq!(refused.json["error"]["code"], "intake_full");
     assert_eq!(refused.json["error"]["type"], "rate_limit_error");
     assert_eq!(refused.headers[header::RETRY_AFTER], "1");
+    let figures = server.service().metrics.encode();
+    let counted = "palimpsest_requests_total{outcome=\"intake_full\"} 1";
+    assert!(figures.contains(counted), "{figures}");
     assert_eq!(
         server.held(),
         9000 * BODY_WEIGHT,
