@@ -34,6 +34,11 @@ fn config() -> FrontConfig {
         tls: None,
         max_running: 2,
         max_queued: 2,
+        intake: Intake {
+            max_inflight_bytes: 64 << 20,
+            max_message_bytes: 0,
+            tokenizer_threads: 2,
+        },
     }
 }
 

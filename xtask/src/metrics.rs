@@ -106,7 +106,7 @@ impl Report {
         }
         for signature in signatures(code) {
             let place = format!("{path}:{} {}", signature.line, signature.name);
-            let is_foreign = FOREIGN_SIGNATURES.iter().any(|file| path == *file);
+            let is_foreign = FOREIGN_SIGNATURES.contains(&path);
             if signature.arguments.len() > MAX_ARGUMENTS && !is_foreign {
                 let count = signature.arguments.len();
                 self.found(Rule::ManyArguments, format!("{place} ({count})"));
