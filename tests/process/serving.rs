@@ -8,9 +8,20 @@ use std::time::{Duration, Instant};
 use palimpsest_tests::{STRIDE, tiny_model};
 use tempfile::TempDir;
 
+/// A process that ends with this, also when a test fails before it has stopped it.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // One that has ended already is what we want.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Ends with it.
 pub struct Serving {
-    child: Child,
+    child: Ending,
     /// host:port of gRPC.
     pub grpc: String,
     /// host:port of HTTP.
@@ -54,9 +65,14 @@ impl Serving {
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the program runs");
-        let mut lines =
-            BufReader::new(child.stderr.take().expect("stderr was requested as a pipe"));
+        let mut child = Ending(command.spawn().expect("the program runs"));
+        let mut lines = BufReader::new(
+            child
+                .0
+                .stderr
+                .take()
+                .expect("stderr was requested as a pipe"),
+        );
         let mut log = String::new();
         let (grpc, http) = loop {
             let start = log.len();
@@ -85,7 +101,7 @@ impl Serving {
 
     /// KiB that the process has in memory.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id()))
             .expect("a process");
         let line = status
             .lines()
@@ -121,7 +137,7 @@ impl Serving {
     /// Sends it a signal.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill")
-            .args([&format!("-{signal}"), &self.child.id().to_string()])
+            .args([&format!("-{signal}"), &self.child.0.id().to_string()])
             .status();
         assert!(sent.expect("kill runs").success());
     }
@@ -130,11 +146,10 @@ impl Serving {
     pub fn ended(mut self) -> Ended {
         let started = Instant::now();
         let status = loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
+            if let Some(status) = self.child.0.try_wait().expect("a child") {
                 break status;
             }
             if started.elapsed() > Duration::from_secs(30) {
-                let _ = self.child.kill();
                 panic!("it does not end");
             }
             std::thread::sleep(Duration::from_millis(20));
