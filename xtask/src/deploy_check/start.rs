@@ -274,6 +274,10 @@ impl Site<'_> {
         }
         for (path, directory) in mounts {
             value = value.replace(&format!("={path}/"), &format!("={directory}/"));
+            // A variable that names the directory itself.
+            if value == *path {
+                value = directory.clone();
+            }
         }
         value
     }
