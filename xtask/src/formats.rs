@@ -27,7 +27,9 @@ pub fn apply() -> Result<()> {
 }
 
 fn cpp() -> Result<Command> {
-    Ok(Command::new(folder()?.join("bin/clang-format")))
+    // The script beside it would look for its package in the interpreter.
+    let program = "clang_format/data/bin/clang-format";
+    Ok(Command::new(folder()?.join(program)))
 }
 
 fn python() -> Result<Command> {
