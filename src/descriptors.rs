@@ -8,7 +8,7 @@ const OWN: u64 = 512;
 /// Lets the process open `connections` at once, as far as the system lets it: many begin with 1,024
 /// descriptors, and programs have to ask for the rest.
 pub fn allow(connections: usize) {
-    let needed = connections as u64 + OWN;
+    let needed = (connections as u64).saturating_add(OWN);
     let limit = getrlimit(Resource::Nofile);
     let Some(current) = limit.current.filter(|current| *current < needed) else {
         return;

@@ -75,7 +75,8 @@ impl Front {
         check_exposure(&config, keys.is_some())?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
             .context("--allowed-host")?;
-        descriptors::allow(2 * config.max_connections + PROBE_CONNECTIONS);
+        let connections = config.max_connections.saturating_mul(2);
+        descriptors::allow(connections.saturating_add(PROBE_CONNECTIONS));
         let (client_threads, probe_threads) = (
             Background::start("clients", CLIENT_THREADS)?,
             Background::start("probes", 1)?,

@@ -59,7 +59,17 @@ impl Group {
         let executor = Box::new(threads.executor(step_limit));
         let coordinator = Coordinator::build(config, executor, threads.infos().to_vec())?;
         let mut keeper = JoinSet::new();
-        keeper.spawn(keep(coordinator.clone(), threads, step_limit));
+        keeper.spawn({
+            let coordinator = coordinator.clone();
+            async move {
+                let end = keep(&coordinator, threads, step_limit).await;
+                // No other group can come: what runs ends with this reason, and not with a
+                // connection that breaks.
+                let driver = &coordinator.service().driver;
+                driver.lose_for_good(end.to_string()).await;
+                end
+            }
+        });
         Ok(Self {
             coordinator,
             keeper,
@@ -104,7 +114,7 @@ impl Group {
 
 /// Forms the group anew of the same threads whenever it is lost, until one of these can be used no
 /// more.
-async fn keep(coordinator: Coordinator, mut threads: Threads, step_limit: Duration) -> DeviceEnd {
+async fn keep(coordinator: &Coordinator, mut threads: Threads, step_limit: Duration) -> DeviceEnd {
     let driver = &coordinator.service().driver;
     let mut readiness = driver.readiness();
     let mut formed = Instant::now();
@@ -116,7 +126,11 @@ async fn keep(coordinator: Coordinator, mut threads: Threads, step_limit: Durati
         }
         tracing::warn!("the ranks of this process are to form their group anew");
         let lasted = formed.elapsed() > PAUSES[1];
-        sleep(PAUSES[usize::from(!lasted)]).await;
+        // A device that has ended says so just after the step that it failed.
+        tokio::select! {
+            end = threads.ended() => return end,
+            () = sleep(PAUSES[usize::from(!lasted)]) => {}
+        }
         if let Err(end) = threads.rejoin().await {
             return end;
         }

@@ -68,9 +68,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             end = group.lost() => end,
             () = coordinator.ended() => bail!("the driver has ended: standard error says why"),
         };
-        // What runs ends with a reason, not with a connection that breaks.
-        let driver = &coordinator.service().driver;
-        driver.lose_for_good(end.to_string()).await;
         Err(end).context("this process can serve no longer")
     };
     front.serve_until(&coordinator, end).await?;

@@ -7,19 +7,30 @@
 //! request is admitted or refused, or when its client goes away.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::BoxError;
 use axum::body::{Body, Bytes};
 use futures::StreamExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use palimpsest_proto::error::{Reason, RequestError};
+use tokio::task::AbortHandle;
 
 /// Bytes that a byte of a body takes at most until its request is admitted, tokenisation apart
 /// ([`crate::pool`]). `tests/peak_memory.rs` measures it.
 pub const BODY_WEIGHT: u64 = 16;
+/// Requests of at most so many bytes find room where larger ones do not, so that a few that come
+/// slowly do not keep all others out.
+const SMALL_BYTES: u64 = 4096;
+
+/// What is left of a budget of `limit` bytes for requests of any size: an eighth is for small ones
+/// alone.
+pub const fn for_large(limit: u64) -> u64 {
+    limit - limit / 8
+}
 
 /// What all requests before admission may hold together.
 #[derive(Debug, Clone)]
@@ -72,11 +83,17 @@ impl Charge {
     pub fn take(&self, bytes: usize) -> Result<(), RequestError> {
         let budget = &self.0.budget.0;
         let needed = (bytes as u64).saturating_mul(BODY_WEIGHT);
+        let own = self.0.bytes.load(Ordering::Relaxed).saturating_add(needed);
+        let limit = if own <= SMALL_BYTES * BODY_WEIGHT {
+            budget.limit
+        } else {
+            for_large(budget.limit)
+        };
         // The counters guard no other memory, so no ordering is needed.
         let taken = budget
             .held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                held.checked_add(needed).filter(|&sum| sum <= budget.limit)
+                held.checked_add(needed).filter(|&sum| sum <= limit)
             });
         if taken.is_err() {
             let message = format!(
@@ -113,40 +130,71 @@ pub fn counted(
     Body::from_stream(chunks)
 }
 
-/// The body of an answer that is about as large as what it answers: it holds the charge until it
-/// has been sent, however slowly it is read.
-pub fn held(body: Body, charge: Charge) -> Body {
-    Body::new(HeldBody {
+/// The body of an answer that stands in memory whole, and is about as large as what it answers: it
+/// holds the charge of that until it has been sent, and no longer than [`READ_TIME`]. Needs a tokio
+/// runtime.
+pub fn held(body: Body, charge: Option<Charge>) -> Body {
+    let kept = Arc::new(Mutex::new(Some(Kept {
         body,
         rest: Bytes::new(),
         _charge: charge,
+    })));
+    let late = Arc::downgrade(&kept);
+    // A connection does not poll a body whose client takes nothing.
+    let timer = tokio::spawn(async move {
+        tokio::time::sleep(READ_TIME).await;
+        if let Some(kept) = late.upgrade() {
+            lock(&kept).take();
+        }
+    });
+    Body::new(HeldBody {
+        kept,
+        timer: timer.abort_handle(),
     })
 }
 
+/// Time in which such an answer must be read. Then it ends with an error.
+const READ_TIME: Duration = Duration::from_secs(60);
 /// Bytes of a body that are given out at once: a connection takes more only when these are on their
 /// way.
 const PIECE_BYTES: usize = 64 << 10;
 
 struct HeldBody {
-    body: Body,
-    rest: Bytes,
-    _charge: Charge,
+    /// `None` when its time was over.
+    kept: Arc<Mutex<Option<Kept>>>,
+    timer: AbortHandle,
 }
 
-impl HttpBody for HeldBody {
-    type Data = Bytes;
-    type Error = axum::Error;
+struct Kept {
+    body: Body,
+    rest: Bytes,
+    _charge: Option<Charge>,
+}
 
+fn lock(kept: &Mutex<Option<Kept>>) -> MutexGuard<'_, Option<Kept>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for HeldBody {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
+}
+
+impl Kept {
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         loop {
             if !self.rest.is_empty() {
                 let size = self.rest.len().min(PIECE_BYTES);
-                let piece = self.rest.split_to(size);
+                // A copy: a part of the answer that waits in a connection would keep all of it in
+                // memory, when the charge has been given back.
+                let piece = Bytes::copy_from_slice(&self.rest.split_to(size));
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
+            self.rest = Bytes::new();
             let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 None => return Poll::Ready(None),
@@ -158,10 +206,6 @@ impl HttpBody for HeldBody {
         }
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
     fn size_hint(&self) -> SizeHint {
         let rest = self.rest.len() as u64;
         let body = self.body.size_hint();
@@ -171,6 +215,34 @@ impl HttpBody for HeldBody {
             hint.set_upper(upper.saturating_add(rest));
         }
         hint
+    }
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match &mut *lock(&self.kept) {
+            Some(kept) => kept.poll_frame(cx),
+            None => Poll::Ready(Some(Err(axum::Error::new(
+                "the answer was not read in time",
+            )))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let kept = lock(&self.kept);
+        kept.as_ref()
+            .is_some_and(|kept| kept.rest.is_empty() && kept.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = lock(&self.kept);
+        kept.as_ref().map_or_else(SizeHint::new, Kept::size_hint)
     }
 }
 
@@ -244,7 +316,7 @@ mod tests {
         let charge = budget.open();
         charge.take(7).unwrap();
         let sent = vec![b'x'; 2 * PIECE_BYTES + 1];
-        let mut body = held(Body::from(sent.clone()), charge).into_data_stream();
+        let mut body = held(Body::from(sent.clone()), Some(charge)).into_data_stream();
         let mut read = Vec::new();
         while let Some(piece) = body.next().await {
             assert_eq!(budget.held(), 7 * BODY_WEIGHT);
@@ -253,5 +325,35 @@ mod tests {
         assert_eq!(read, [PIECE_BYTES, PIECE_BYTES, 1]);
         drop(body);
         assert_eq!(budget.held(), 0);
+    }
+
+    /// Four clients that took nothing of their answers kept everyone else out for ever.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_read_gives_its_charge_back() {
+        let budget = Budget::new(LIMIT);
+        let charge = budget.open();
+        charge.take(7).unwrap();
+        let answer = Body::from(vec![b'x'; 2 * PIECE_BYTES]);
+        let mut body = held(answer, Some(charge)).into_data_stream();
+        body.next().await.unwrap().unwrap();
+        assert_eq!(budget.held(), 7 * BODY_WEIGHT);
+        tokio::time::sleep(READ_TIME + Duration::from_secs(1)).await;
+        assert_eq!(budget.held(), 0);
+        assert!(body.next().await.unwrap().is_err());
+    }
+
+    /// Large bodies that came slowly kept small requests out.
+    #[test]
+    fn large_requests_leave_room_for_small_ones() {
+        let limit = 64 * SMALL_BYTES * BODY_WEIGHT;
+        let budget = Budget::new(limit);
+        let large = budget.open();
+        let most = (for_large(limit) / BODY_WEIGHT) as usize;
+        large.take(most).unwrap();
+        assert!(large.take(1).is_err());
+        let next = budget.open();
+        assert!(next.take(SMALL_BYTES as usize + 1).is_err());
+        next.take(SMALL_BYTES as usize).unwrap();
+        assert!(next.take(1).is_err(), "it is small no longer");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use palimpsest_tls::Connector;
 
-use crate::budget::BODY_WEIGHT;
+use crate::budget::{BODY_WEIGHT, for_large};
 use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
 use crate::pool::TOKENIZER_WEIGHT;
@@ -128,7 +128,8 @@ impl Config {
             0 => SPARE_BYTES.saturating_add(context_length.saturating_mul(BYTES_PER_TOKEN)),
             bytes => bytes as u64,
         };
-        usize::try_from(asked.min(self.max_inflight_bytes / BODY_WEIGHT)).unwrap_or(usize::MAX)
+        let most = for_large(self.max_inflight_bytes) / BODY_WEIGHT;
+        usize::try_from(asked.min(most)).unwrap_or(usize::MAX)
     }
 
     /// The most that requests before admission take of the memory of a coordinator, in bytes:
@@ -149,7 +150,7 @@ mod tests {
     fn a_message_has_room_for_the_context_and_never_more_than_the_budget() {
         let config = Config::default();
         assert_eq!(config.message_limit(8192), (4 << 20) + 8 * 8192);
-        let most = (config.max_inflight_bytes / BODY_WEIGHT) as usize;
+        let most = (config.max_inflight_bytes / 8 * 7 / BODY_WEIGHT) as usize;
         assert_eq!(config.message_limit(u64::MAX), most);
         let set = |max_message_bytes| Config {
             max_message_bytes,

@@ -215,7 +215,7 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
         };
         match output {
             Ok(mut output) => {
-                // As the limit of a step counts, with the way to the ranks and back.
+                // The limit of a step counts the way to the ranks and back, so these seconds do.
                 output.seconds = begun.elapsed().as_secs_f64();
                 if !state.absorb(output) {
                     group = None;

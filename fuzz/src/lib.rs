@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 /// A coordinator and what it runs on.
 pub struct Fixture {
-    /// One thread, so that a run depends on its input alone.
+    /// One thread, but for texts of more than 4 KiB: those are tokenised on another.
     pub runtime: Runtime,
     /// Serves a model that answers `ok`.
     pub coordinator: Coordinator,

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::num::NonZero;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -94,10 +95,14 @@ fn digest(bytes: &[u8]) -> u128 {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let threads = cores.min(MOST_THREADS).min(pieces.len());
     let mut digests = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let others: Vec<_> = (1..threads)
+            // Where the system gives no thread, the others do its part.
+            .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
         let mut done = work();
         for other in others {
-            done.extend(other.join().unwrap_or_default());
+            // A digest without some of its pieces would be kept for a true one.
+            done.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         }
         done
     });
@@ -139,7 +144,7 @@ fn changed(meta: &Metadata) -> Option<SystemTime> {
 }
 
 fn read(record: &Path, stamp: &str) -> Option<u128> {
-    let text = no_follow::read_short(record, MOST_RECORD).ok()?;
+    let text = no_follow::read_own(record, MOST_RECORD).ok()?;
     let digits = text.strip_prefix(stamp)?.strip_suffix('\n')?;
     u128::from_str_radix(digits, 16)
         .ok()

@@ -18,8 +18,8 @@ pub struct IntakeArgs {
         help_heading = "Limits"
     )]
     pub max_inflight_mib: usize,
-    /// MiB of one request's body or message: 4 and 8 bytes for each token of the model's context
-    /// when not given, and at most a sixteenth of --max-inflight-mib.
+    /// MiB of one request's body or message. When not given: 4 MiB, and 8 bytes for each token of
+    /// the model's context. At most about an eighteenth of --max-inflight-mib.
     #[arg(
         long,
         env = "PALIMPSEST_MAX_MESSAGE_MIB",

@@ -20,11 +20,11 @@ use crate::serving::Serving;
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// More than the 4,096 that a port has places for.
 const SILENT: u64 = 5000;
-/// As many as one address may have.
+/// Fewer than the 1,024 that one address may have.
 const PER_ADDRESS: u64 = 1000;
 
 /// Asks for as many descriptors as the attack takes, and returns the connections that it can make.
-fn silent_connections() -> u64 {
+pub fn silent_connections() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = SILENT + 1000;
     let current = limit.maximum.map_or(wanted, |most| most.min(wanted));
@@ -33,11 +33,16 @@ fn silent_connections() -> u64 {
         ..limit
     };
     setrlimit(Resource::Nofile, raised).expect("below the maximum");
-    SILENT.min(current - 1000)
+    let count = SILENT.min(current.saturating_sub(1000));
+    assert!(
+        count > 4096,
+        "{current} descriptors are too few: raise ulimit -Hn"
+    );
+    count
 }
 
 /// Connections that say nothing, from several addresses of this machine.
-async fn connect_silently(address: SocketAddr, count: u64) -> Vec<TcpStream> {
+pub async fn connect_silently(address: SocketAddr, count: u64) -> Vec<TcpStream> {
     let mut silent = Vec::new();
     for number in 0..count {
         let socket = TcpSocket::new_v4().expect("a socket");
@@ -181,6 +186,12 @@ fn large_chats_lose_no_group() {
             assert!(is_ok(&probes, "/health"));
             slowest = slowest.max(since.elapsed());
             std::thread::sleep(Duration::from_millis(5));
+        }
+        for chat in chats {
+            let answer = chat.join().expect("no panic").unwrap_or_default();
+            for code in ["body_too_large", "intake_full", "invalid_body"] {
+                assert!(!answer.contains(code), "{answer}");
+            }
         }
         slowest
     });

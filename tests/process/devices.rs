@@ -36,6 +36,22 @@ fn serve_ends_when_its_device_fails() {
     serve_with_fault("loss@4");
 }
 
+/// A device that fails before anything is served was told from the first step's failure only by
+/// chance, and the process ended with 1.
+#[test]
+fn serve_ends_when_its_device_fails_in_the_first_step() {
+    let model = tiny_model(1);
+    let path = model.path().to_str().expect("UTF-8");
+    let mut args = vec!["serve", "--listen", "127.0.0.1:0", "--model", path];
+    args.extend(["--threads", "1", "--inject-fault", "loss@1"]);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_palimpsest"))
+        .args(&args)
+        .output()
+        .expect("the program runs");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), RESTART, "{log}");
+}
+
 #[test]
 fn serve_ends_when_its_device_thread_panics() {
     serve_with_fault("panic@4");

@@ -9,5 +9,6 @@ mod pipes;
 mod ready;
 mod refusals;
 mod serving;
+mod siege;
 mod signals;
 mod traces;

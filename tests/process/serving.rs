@@ -101,11 +101,20 @@ impl Serving {
 
     /// KiB that the process has in memory.
     pub fn resident_kib(&self) -> u64 {
+        self.figure_kib("VmRSS:")
+    }
+
+    /// KiB that the process has had in memory at most.
+    pub fn peak_kib(&self) -> u64 {
+        self.figure_kib("VmHWM:")
+    }
+
+    fn figure_kib(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id()))
             .expect("a process");
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .find_map(|line| line.strip_prefix(name))
             .expect("a figure");
         line.trim()
             .trim_end_matches(" kB")

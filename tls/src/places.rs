@@ -8,7 +8,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 
@@ -156,10 +156,14 @@ impl Place {
 
     /// Whether another connection has this place now.
     pub(crate) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.lost {
-            Some(lost) => Pin::new(lost).poll(cx).map(|_| ()),
-            None => Poll::Pending,
-        }
+        let Some(lost) = &mut self.lost else {
+            return Poll::Pending;
+        };
+        // A sender that is gone has told as well.
+        let _ = ready!(Pin::new(lost).poll(cx));
+        // It must not be asked again.
+        self.lost = None;
+        Poll::Ready(())
     }
 
     /// Waits until another connection has this place.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::process::{cargo_with, run, succeeds};
+use crate::process::{cargo_with, output, run, succeeds};
 use crate::test::CLUSTER;
 use crate::{bench_peers, crates, deploy_check, formats, kernels, metrics, modules, sbom, tools};
 
@@ -23,6 +23,9 @@ pub fn run_checks() -> Result<()> {
     metrics::check()?;
     modules::check()?;
     crates::check_dependencies()?;
+    // The fuzzers are a workspace of their own, whose lock no other build would look at.
+    let lock = ["metadata", "--format-version", "1", "--locked"];
+    output(cargo_with(&lock).args(["--manifest-path", "fuzz/Cargo.toml"]))?;
     run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
     tools::install_system_packages()?;
     formats::check()?;

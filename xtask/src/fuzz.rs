@@ -5,6 +5,7 @@
 //! of a file of weights.
 
 use std::fs::{self, File};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread::available_parallelism;
@@ -97,7 +98,9 @@ impl Asked {
         while let Some(&arg) = args.next() {
             if arg == "--seconds" {
                 let value = args.next().context("--seconds needs a number")?;
-                asked.seconds = value.parse().context("--seconds needs a number")?;
+                // To libFuzzer 0 is no limit.
+                let seconds: NonZero<u64> = value.parse().context("--seconds is at least 1")?;
+                asked.seconds = seconds.get();
             } else if let Some(target) = TARGETS.iter().find(|target| target.name == arg) {
                 asked.targets.push(*target);
             } else {
@@ -151,7 +154,8 @@ impl Running {
             .arg(format!("-max_len={}", target.longest))
             .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
             .arg(format!("-timeout={INPUT_SECONDS}"))
-            .args(["-print_final_stats=1", "-artifact_prefix=./"])
+            // An input that failed lies among those that the next run begins with.
+            .args(["-print_final_stats=1", "-artifact_prefix=corpus/"])
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
@@ -186,6 +190,14 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already where nothing went wrong.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,5 +227,6 @@ mod tests {
         assert_eq!(Asked::parse(&[]).unwrap().targets.len(), TARGETS.len());
         assert!(Asked::parse(&["nothing"]).is_err());
         assert!(Asked::parse(&["--seconds"]).is_err());
+        assert!(Asked::parse(&["--seconds", "0"]).is_err());
     }
 }

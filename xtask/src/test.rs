@@ -91,7 +91,7 @@ pub fn run_all(extent: Extent) -> Result<()> {
         println!("    {MODEL_VARIABLE}={}", model.display());
         let openai = tools::python_packages("openai")?;
         let grpc = tools::python_packages("grpc")?;
-        let fuzzer = tools::python_packages("fuzz")?;
+        let fuzzer = tools::python_packages("schemathesis")?;
         for suite in &mut suites {
             suite
                 .env(MODEL_VARIABLE, &model)

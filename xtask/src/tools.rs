@@ -110,6 +110,10 @@ pub fn python_packages(purpose: &str) -> Result<PathBuf> {
     if fs::read_to_string(&installed).is_ok_and(|have| have == wanted) {
         return Ok(root);
     }
+    // What is not asked for any more must not be found.
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("cannot empty {}", root.display()))?;
+    }
     fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
     // What was half installed must not pass for whole: the name that is looked for comes last.
     let asked = root.join("requirements.asked.txt");
@@ -204,8 +208,7 @@ impl Prebuilt {
 mod tests {
     use super::*;
 
-    /// Files below the workspace that run pip, and how each of its installations is bound to
-    /// hashes.
+    /// Files that run pip; each of its installations must ask for hashes.
     const RUN_PIP: [&str; 2] = ["src/tools.rs", "../tests/oracle/bench_peers.py"];
 
     #[test]

@@ -35,6 +35,9 @@ use crate::trace;
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
 /// Name of the public service, for health checks.
 pub const SERVICE_NAME: &str = "palimpsest.v1.Inference";
+/// Bytes of a question about health or descriptors, which names one of them. It needs no key, and
+/// the budget does not count it.
+const QUESTION_BYTES: usize = 1024;
 /// Time that open connections have to close when everything is answered.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -131,12 +134,17 @@ pub async fn serve(
         authorize(keys.as_deref(), request)
     });
     let (drained, closing) = watch::channel(false);
+    let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
     let router = bounded()
         .layer(CountRequests)
         .add_service(api)
-        .add_service(health)
-        .add_service(reflection().build_v1().expect(built))
-        .add_service(reflection().build_v1alpha().expect(built));
+        .add_service(health.max_decoding_message_size(QUESTION_BYTES))
+        .add_service(v1.expect(built).max_decoding_message_size(QUESTION_BYTES))
+        .add_service(
+            v1alpha
+                .expect(built)
+                .max_decoding_message_size(QUESTION_BYTES),
+        );
     let driver = service.driver.clone();
     let end = async move {
         shutdown.await;

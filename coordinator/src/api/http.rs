@@ -313,10 +313,7 @@ async fn tokenize(State(app): State<App>, request: Request) -> Result<Response, 
     let call = caller.call;
     let request = TokenizeRequest { input };
     let json = app.service.tokenize_as(&call, request, write).await?;
-    let body = match call.charge {
-        Some(charge) => held(Body::from(json), charge),
-        None => Body::from(json),
-    };
+    let body = held(Body::from(json), call.charge);
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 

@@ -279,6 +279,19 @@ async fn health(channel: &Channel, service: &str) -> ServingStatus {
         .status()
 }
 
+/// Health and reflection need no key, and the budget does not count them: a question of 4 MiB was
+/// read all the same, and one that stopped before its end was held for ever.
+#[tokio::test]
+async fn questions_without_a_key_are_short() {
+    let (_coordinator, server, channel) = serve(Script::endless(0, 1), Config::default()).await;
+    let request = HealthCheckRequest {
+        service: "x".repeat(2000),
+    };
+    let refused = HealthClient::new(channel).check(request).await;
+    assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
+    server.shut_down().await;
+}
+
 #[tokio::test]
 async fn health_follows_the_first_step_and_the_drain() {
     let script = Script::endless(0, 1).with_step_time(Duration::from_millis(300));

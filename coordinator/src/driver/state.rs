@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::live::Live;
-use super::message::{Loss, Message, Readiness, Replacement, Submission};
+use super::message::{Loss, Message, Outlook, Readiness, Replacement, Submission};
 use super::warm_up;
 use crate::admission::{Admission, Gate};
 use crate::config::Config;
@@ -123,7 +123,13 @@ impl State {
         match message {
             Some(Message::Submit(submission)) => self.submit(*submission),
             Some(Message::Replace(replacement)) => self.replacement = Some(replacement),
-            Some(Message::Lose(loss)) => self.told_lost = Some(loss),
+            Some(Message::Lose(loss)) => {
+                // Where no group can come any more, none will.
+                let told = self.told_lost.as_ref();
+                if told.is_none_or(|told| told.outlook == Outlook::Open) {
+                    self.told_lost = Some(loss);
+                }
+            }
             Some(Message::Drain) => self.drain(),
             None => {
                 self.orphaned = true;

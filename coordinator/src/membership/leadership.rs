@@ -195,7 +195,7 @@ impl Leader {
             },
         };
         let driver = &self.coordinator.service().driver;
-        driver.lose(deposed.to_string()).await;
+        driver.lose_for_good(deposed.to_string()).await;
         deposed
     }
 

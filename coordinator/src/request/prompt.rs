@@ -115,7 +115,11 @@ fn render(chat: &Chat, model: &ServedModel, config: &Config) -> Result<String, R
         return Err(RequestError::new(Reason::TooLong, message).in_field("chat.messages"));
     }
     let text = model.render(chat).map_err(text_error)?;
-    let most = bytes.saturating_mul(4).saturating_add(TEMPLATE_BYTES);
+    // The pool of tokenizers counts on texts no longer than a message.
+    let most = bytes
+        .saturating_mul(4)
+        .min(limit)
+        .saturating_add(TEMPLATE_BYTES);
     if text.len() > most {
         let message = format!(
             "the model's chat template makes {} bytes of {bytes}, over the limit of {most}: send \

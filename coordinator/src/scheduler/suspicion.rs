@@ -14,7 +14,7 @@
 pub(super) struct Suspicion {
     /// Groups that were lost in a step with the sequence.
     losses: u32,
-    /// Tokens that it had with the last of these steps.
+    /// Tokens that it had with the furthest of these steps.
     place: u64,
     /// It passed that place alone.
     is_cleared: bool,
@@ -24,7 +24,11 @@ impl Suspicion {
     /// A group was lost in a step after which the sequence would have had so many tokens.
     pub(super) const fn lose(&mut self, tokens: u64) {
         self.losses = self.losses.saturating_add(1);
-        (self.place, self.is_cleared) = (tokens, false);
+        // Who was lost at an earlier place since has still to pass the later one.
+        if tokens > self.place {
+            self.place = tokens;
+        }
+        self.is_cleared = false;
     }
 
     /// It has come so far, in a step of its own.
@@ -53,6 +57,18 @@ impl Suspicion {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A chance loss on the way back to the place that broke the group cleared it too early.
+    #[test]
+    fn the_furthest_place_is_the_one_to_pass() {
+        let mut one = Suspicion::default();
+        one.lose(100);
+        one.lose(10);
+        one.pass(10);
+        assert!(one.stands_alone(2));
+        one.pass(100);
+        assert!(!one.stands_alone(2));
+    }
 
     #[test]
     fn twice_alone_until_it_has_passed_and_once_more_for_good() {

@@ -1,13 +1,14 @@
 //! Which epoch a rank is in, and which join may end it.
 
+use palimpsest_proto::count::MAX_LEAP;
 use palimpsest_proto::internal::v1::{JoinRequest, Lead};
 use tonic::Status;
 
-/// A coordinator that takes over counts one term on: a rank that was away for that many, or begins
-/// with so late a one, is asked by nobody who counts.
-const MAX_TERM_STEP: u64 = 1 << 20;
-/// Groups that may have formed since this rank joined one; a million a second for twelve days.
-const MAX_EPOCH_STEP: u64 = 1 << 40;
+/// How far a rank follows at once that knows a term or an epoch. It is far less than a fresh rank
+/// or a coordinator believes, so that a number taken here in error stops neither of them.
+const MAX_STEP: u64 = 1 << 20;
+/// How far a fresh rank follows, which may come to an old group. Coordinators believe twice as much.
+const MAX_FIRST_STEP: u64 = MAX_LEAP / 2;
 
 /// Which epoch this rank joined last, and whose.
 #[derive(Clone, Debug, Default)]
@@ -36,14 +37,15 @@ impl Standing {
             );
             return Err(Status::failed_precondition(message));
         }
-        plausible("term", known.term, asked.term, MAX_TERM_STEP)?;
-        plausible("epoch", self.epoch, request.epoch, MAX_EPOCH_STEP)
+        plausible("term", known.term, asked.term)?;
+        plausible("epoch", self.epoch, request.epoch)
     }
 }
 
 /// Refuses a number after which nobody could count on: one `Join` in the largest term would keep
 /// this rank from its coordinators for ever.
-fn plausible(what: &str, known: u64, asked: u64, most: u64) -> Result<(), Status> {
+fn plausible(what: &str, known: u64, asked: u64) -> Result<(), Status> {
+    let most = if known == 0 { MAX_FIRST_STEP } else { MAX_STEP };
     if asked.saturating_sub(known) <= most {
         return Ok(());
     }
@@ -78,19 +80,22 @@ mod tests {
         standing.check(0, &join(3, 8)).expect("the next epoch");
         standing.check(0, &join(4, 8)).expect("the next term");
         standing
-            .check(0, &join(3 + MAX_TERM_STEP, 7 + MAX_EPOCH_STEP))
+            .check(0, &join(3 + MAX_STEP, 7 + MAX_STEP))
             .expect("the last of both");
         for far in [
             join(u64::MAX, 8),
-            join(4 + MAX_TERM_STEP, 8),
+            join(4 + MAX_STEP, 8),
             join(4, u64::MAX),
-            join(4, 8 + MAX_EPOCH_STEP),
+            join(4, 8 + MAX_STEP),
         ] {
             let refused = standing.check(0, &far).expect_err("too far");
             assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{far:?}");
         }
         let fresh = Standing::default();
-        fresh.check(0, &join(500, 90_000)).expect("an old cluster");
+        // A rank that starts in an old group believes more than one that was there.
+        let old = join(2 + MAX_STEP, 2 + MAX_STEP);
+        fresh.check(0, &old).expect("an old group");
+        const { assert!(MAX_FIRST_STEP < MAX_LEAP) };
         fresh
             .check(0, &join(u64::MAX, 1))
             .expect_err("too far for a fresh rank as well");

@@ -102,7 +102,7 @@ where
                 return inner.call(request).await;
             }
             let response = inner.call(request).await?;
-            Ok(response.map(|body| Body::new(held(AnyBody::new(body), charge))))
+            Ok(response.map(|body| Body::new(held(AnyBody::new(body), Some(charge)))))
         })
     }
 }

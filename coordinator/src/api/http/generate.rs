@@ -17,6 +17,7 @@ use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
 use super::error::HttpError;
 use super::wire::Choices;
 use crate::answer::Answer;
+use crate::budget::held;
 use crate::ids::RequestId;
 use crate::request::answer_bytes;
 use crate::service::{Call, Service};
@@ -62,7 +63,8 @@ pub async fn answer(
     stream: bool,
 ) -> Result<Response, HttpError> {
     if !stream {
-        check_whole(service, &asked)?;
+        let count = |error: &HttpError| service.metrics.ended(error.body.code);
+        check_whole(service, &asked).inspect_err(count)?;
     }
     let run = Run::start(service, dialect, caller, asked).await?;
     if stream {
@@ -164,15 +166,15 @@ impl Run {
     }
 
     async fn whole(mut self, most: usize) -> Result<Response, HttpError> {
-        let mut held = 0;
+        let mut bytes = 0;
         while let Some((index, event)) = self.events.next().await {
             let choice = &mut self.choices[index];
             match event?.event {
                 Some(Event::Delta(delta)) => {
-                    held -= choice.bytes();
+                    bytes -= choice.bytes();
                     choice.add(self.frame.dialect, &delta);
-                    held += choice.bytes();
-                    if held > most {
+                    bytes += choice.bytes();
+                    if bytes > most {
                         return Err(too_large(most).into());
                     }
                 }
@@ -185,6 +187,8 @@ impl Run {
         }
         let json = HeaderValue::from_static("application/json");
         let body = self.frame.whole(self.choices, self.per_prompt);
+        // It stands in memory whole, so it must be read in time.
+        let body = held(Body::from(body), None);
         Ok(([(header::CONTENT_TYPE, json)], body).into_response())
     }
 

@@ -26,6 +26,8 @@ use crate::service::Prompted;
 
 /// Alternatives per token at most, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
+/// Bytes of a name at most: each choice has a copy of its own.
+const MAX_NAME_BYTES: usize = 1024;
 
 /// What both kinds of request have.
 #[derive(Debug, Clone, Default)]
@@ -319,6 +321,17 @@ impl Common {
 
     /// All but the input.
     fn request(self, logprobs: Option<u32>) -> Result<GenerateRequest, HttpError> {
+        for (field, name) in [
+            ("model", Some(&self.model)),
+            ("kv_policy", self.kv_policy.as_ref()),
+            ("latent_memory", self.latent_memory.as_ref()),
+        ] {
+            let bytes = name.map_or(0, String::len);
+            if bytes > MAX_NAME_BYTES {
+                let message = format!("{field} has {bytes} bytes, the most is {MAX_NAME_BYTES}");
+                return Err(HttpError::invalid(field, message));
+            }
+        }
         let top_k = match self.top_k.unwrap_or(0) {
             // As vLLM's clients say "no limit".
             -1 => 0,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::read::object;
 use crate::api::http::error::{HttpError, shorten};
-use crate::request::{MAX_BIASES, MAX_STOP_STRINGS};
+use crate::request::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOP_STRINGS};
 
 /// Choices of one request at most, over all its prompts.
 pub const MAX_CHOICES: usize = 16;
@@ -29,8 +29,16 @@ impl Stops {
     /// The stop strings.
     ///
     /// # Errors
-    /// If they are too many.
+    /// If they are too many, or one is too long: each choice has a copy of its own.
     pub fn strings(self) -> Result<Vec<String>, HttpError> {
+        if let Some(stop) = self.kept.iter().find(|stop| stop.len() > MAX_STOP_BYTES) {
+            let message = format!(
+                "a stop string has {} bytes, it must have 1 to {MAX_STOP_BYTES}",
+                stop.len()
+            );
+            let error = RequestError::new(Reason::BadStopping, message).in_field("stopping.stop");
+            return Err(error.into());
+        }
         if self.count <= MAX_STOP_STRINGS {
             return Ok(self.kept);
         }

@@ -62,12 +62,10 @@ fn kernels_of(sources: &str) -> BTreeMap<String, Vec<(String, String)>> {
         let Some((head, rest)) = text.split_once('(') else {
             continue;
         };
-        let (Some((list, after)), Some(name)) = (
-            rest.split_once(')'),
-            head.trim_start()
-                .strip_prefix("void ")
-                .and_then(|head| head.split_whitespace().last()),
-        ) else {
+        let mut words = head.split_whitespace();
+        let (Some((list, after)), Some("void"), Some(name)) =
+            (rest.split_once(')'), words.next(), words.last())
+        else {
             continue;
         };
         // Without a body it is a declaration and no kernel.
