@@ -7,7 +7,8 @@ use tonic::Status;
 /// How far a rank follows at once that knows a term or an epoch. It is far less than a fresh rank
 /// or a coordinator believes, so that a number taken here in error stops neither of them.
 const MAX_STEP: u64 = 1 << 20;
-/// How far a fresh rank follows, which may come to an old group. Coordinators believe twice as much.
+/// How far a fresh rank follows, which may come to an old group. Coordinators believe twice as
+/// much.
 const MAX_FIRST_STEP: u64 = MAX_LEAP / 2;
 
 /// Which epoch this rank joined last, and whose.
