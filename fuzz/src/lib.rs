@@ -13,6 +13,7 @@ pub struct Fixture {
     pub runtime: Runtime,
     /// Serves a model that answers `ok`.
     pub coordinator: Coordinator,
+    rank: FakeRank,
 }
 
 impl Fixture {
@@ -22,20 +23,30 @@ impl Fixture {
             .enable_all()
             .build()
             .expect("a runtime");
+        let rank = FakeRank::new(Script::saying("ok", 0, 1));
         let coordinator = runtime.block_on(async {
-            let rank = FakeRank::new(Script::saying("ok", 0, 1));
-            let config = Config::default();
+            // A request may ask for millions of tokens, which is no fault and takes its time.
+            let config = Config {
+                max_total_tokens: 1024,
+                ..Config::default()
+            };
             let executor = ChannelExecutor::new(vec![rank.spawn()], Duration::from_secs(60));
             let ranks = vec![rank.info()];
-            let coordinator = Coordinator::build(config, Box::new(executor), ranks)
-                .expect("a group of one rank");
+            let coordinator =
+                Coordinator::build(config, Box::new(executor), ranks).expect("a group of one rank");
             assert!(coordinator.ready().await);
             coordinator
         });
         Self {
             runtime,
             coordinator,
+            rank,
         }
+    }
+
+    /// To be called before each request: the rank keeps every plan for tests that look at them.
+    pub fn forget(&self) {
+        self.rank.forget_plans();
     }
 }
 

@@ -16,7 +16,9 @@ fuzz_target!(|data: &[u8]| {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, data).expect("the file is written");
-    let Ok(model) = Model::open(&path) else { return };
+    let Ok(model) = Model::open(&path) else {
+        return;
+    };
     let _ = model.tokenizer();
     let _ = model.weights().layer(0, &Part::whole(model.config()));
 });

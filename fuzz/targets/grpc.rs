@@ -14,8 +14,11 @@ thread_local! {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(request) = GenerateRequest::decode(data) else { return };
+    let Ok(request) = GenerateRequest::decode(data) else {
+        return;
+    };
     FIXTURE.with_borrow_mut(|fixture| {
+        fixture.forget();
         let service = fixture.coordinator.service().clone();
         fixture.runtime.block_on(async {
             match service.generate(request, None).await {

@@ -18,8 +18,11 @@ thread_local! {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&choice, body)) = data.split_first() else { return };
+    let Some((&choice, body)) = data.split_first() else {
+        return;
+    };
     FIXTURE.with_borrow_mut(|fixture| {
+        fixture.forget();
         let service = fixture.coordinator.service().clone();
         let mut router = router(service, HttpLimits::default());
         let request = Request::post(ROUTES[usize::from(choice) % ROUTES.len()])
@@ -28,7 +31,10 @@ fuzz_target!(|data: &[u8]| {
             .body(Body::from(body.to_vec()))
             .expect("a request");
         fixture.runtime.block_on(async {
-            let response = router.call(request).await.expect("the router always answers");
+            let response = router
+                .call(request)
+                .await
+                .expect("the router always answers");
             assert_ne!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
             response.into_body().collect().await.expect("a whole body");
         });

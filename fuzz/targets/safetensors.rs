@@ -17,7 +17,9 @@ fuzz_target!(|data: &[u8]| {
     write("config.json", &data[..at]);
     write("model.safetensors", &data[at + LINE.len()..]);
     write("tokenizer.json", b"{}");
-    let Ok(model) = Model::open(folder.path()) else { return };
+    let Ok(model) = Model::open(folder.path()) else {
+        return;
+    };
     let _ = model.tokenizer();
     let _ = model.weights().layer(0, &Part::whole(model.config()));
 });

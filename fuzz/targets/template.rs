@@ -8,7 +8,9 @@ use palimpsest_proto::v1::{Chat, ChatMessage};
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     let (source, content) = text.split_once('\0').unwrap_or((&text, "hello"));
-    let Ok(template) = ChatTemplate::new(source, "<s>", "</s>") else { return };
+    let Ok(template) = ChatTemplate::new(source, "<s>", "</s>") else {
+        return;
+    };
     let message = |role: &str| ChatMessage {
         role: role.to_owned(),
         content: content.to_owned(),

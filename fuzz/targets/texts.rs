@@ -11,7 +11,9 @@ use palimpsest_registry::{GroupRecord, RankRecord};
 use prost::Message;
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&choice, rest)) = data.split_first() else { return };
+    let Some((&choice, rest)) = data.split_first() else {
+        return;
+    };
     let text = String::from_utf8_lossy(rest);
     match choice % 6 {
         0 => drop(ApiKeys::parse(&text)),

@@ -77,6 +77,12 @@ impl FakeRank {
             .clone()
     }
 
+    /// Forgets every plan so far, and counts anew for faults.
+    pub fn forget_plans(&self) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.clear();
+    }
+
     /// Starts the rank in this process and returns the coordinator's end. It ends when that is
     /// dropped.
     pub fn spawn(&self) -> RankChannel {

@@ -1,6 +1,8 @@
 //! The model's tokenizer, from the `tokenizer.json` that the worker sends.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
@@ -35,14 +37,24 @@ pub struct Tokenizer {
     pub(crate) encoded: std::sync::atomic::AtomicUsize,
 }
 
+/// Reads a file by the library, which panics on some damaged ones.
+fn read(json: &[u8]) -> Result<tokenizers::Tokenizer, Error> {
+    let bad = |error: &dyn fmt::Display| Error::Tokenizer(error.to_string());
+    // It takes for granted that parts which it reads later are JSON.
+    serde_json::from_slice::<IgnoredAny>(json).map_err(|error| bad(&error))?;
+    // Nothing that it has half read is used afterwards.
+    catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+        .map_err(|_| bad(&"a part of it makes no sense"))?
+        .map_err(|error| bad(&error))
+}
+
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if it is not one.
     pub fn from_bytes(json: &[u8]) -> Result<Self, Error> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let mut inner = read(json)?;
         // A file may ask for these for the sake of training; a prompt must reach the model as it
         // is.
         inner
@@ -284,6 +296,24 @@ pub(crate) mod tests {
             },
         }))
         .unwrap()
+    }
+
+    /// The library panics on a decoder that is no JSON; so did the coordinator, on what a worker
+    /// sent. Found by fuzzing.
+    #[test]
+    fn a_damaged_file_is_refused_and_does_not_panic() {
+        let json = String::from_utf8(crate::executor::fake::byte_level_tokenizer()).unwrap();
+        let at = json.find("\"decoder\"").unwrap();
+        let colon = at + json[at..].find("\":").unwrap() + 1;
+        let inner = colon + 1 + json[colon + 1..].find("\":").unwrap() + 1;
+        for cut in [colon, inner] {
+            let mut bytes = json.clone().into_bytes();
+            bytes[cut] = b' ';
+            assert!(matches!(
+                Tokenizer::from_bytes(&bytes),
+                Err(Error::Tokenizer(_))
+            ));
+        }
     }
 
     #[test]
