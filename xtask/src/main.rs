@@ -15,6 +15,7 @@ mod gpu_check;
 mod image;
 mod kernels;
 mod metrics;
+mod miri;
 mod modules;
 mod process;
 mod rust_source;
@@ -46,6 +47,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   image                size of what the CPU image adds to its base: the binary and what it links
   fuzz [--seconds N] [TARGET…]
                        readers of outside bytes under guided mutations, 60 s each
+  miri                 unsafe code of the CPU kernels under Miri, which it installs
   wheel                the program as a Python wheel, tried in an empty environment
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest
                        goes to the ranks
@@ -93,6 +95,7 @@ fn dispatch() -> Result<()> {
         ["deploy-check"] => deploy_check::check(),
         ["image"] => image::measure(),
         ["fuzz", rest @ ..] => fuzz::run_targets(rest),
+        ["miri"] => miri::check(),
         ["wheel"] => wheel::build_and_try(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
