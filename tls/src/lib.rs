@@ -9,6 +9,9 @@
 //!                         ▲ Counted: which requests are under way
 //! Connector: TCP, handshake, and what went wrong in words ─▶ ClientStream
 //! ```
+//! Connections between two ranks carry no requests: [`SessionTls`] makes a [`Session`] for each,
+//! and the thread that owns the socket moves its bytes.
+//!
 //! The links inside a cluster are mutual and private: both ends show a certificate of the cluster's
 //! own CA, whose DNS name says the [`Role`] and not the host, because ranks have addresses that
 //! nobody knows beforehand.
@@ -26,6 +29,7 @@ mod places;
 mod reload;
 mod requests;
 mod server;
+mod session;
 mod stream;
 
 pub use self::client::{ClientStream, ClientTls, Connector};
@@ -37,6 +41,7 @@ pub use self::peer::{Peer, only};
 pub use self::reload::Reloading;
 pub use self::requests::{Requests, UnderWay};
 pub use self::server::{Incoming, ServerTls};
+pub use self::session::{Session, SessionTls};
 pub use self::stream::ServerStream;
 
 /// What a process is within a cluster, as its certificate says.
