@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use palimpsest_collective::Place;
 use palimpsest_collective::nccl::library::Library;
+use palimpsest_collective::{CollectiveError, Place};
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
 use palimpsest_proto::v1::KvContract;
 use palimpsest_registry::{Claim, RankRecord};
-use palimpsest_tls::{ClientTls, ClusterFiles, Connector, Incoming, Limits, Role, ServerTls};
+use palimpsest_tls::{
+    ClientTls, ClusterFiles, Connector, Incoming, Limits, Role, ServerTls, SessionTls,
+};
 use palimpsest_worker::device::{Device as DeviceThread, Fault};
 use palimpsest_worker::server::{self, Loaded, ServerOptions, Transport};
 use tokio::net::TcpListener;
@@ -73,7 +75,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     check(place)?;
     check_exposure(&config)?;
     let _traces = traces::start()?;
-    let Tls { server: tls, ranks } = Tls::open(config.cluster.clone())?;
+    let Tls {
+        server: tls,
+        ranks,
+        tensors,
+    } = Tls::open(config.cluster.clone())?;
     let Bound {
         listener,
         probes,
@@ -84,7 +90,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let options = ServerOptions {
         place,
         host,
-        transport: transport(config.collective, config.model.device, place)?,
+        transport: transport(config.collective, config.model.device, place, tensors)?,
         ranks,
         probes: probes.map(Incoming::from),
     };
@@ -145,6 +151,8 @@ fn check_exposure(config: &Config) -> anyhow::Result<()> {
 struct Tls {
     server: Option<ServerTls>,
     ranks: Connector,
+    /// For what ranks exchange tensors over.
+    tensors: Option<SessionTls>,
 }
 
 impl Tls {
@@ -153,13 +161,16 @@ impl Tls {
             return Ok(Self {
                 server: None,
                 ranks: Connector::default(),
+                tensors: None,
             });
         };
         let server = ServerTls::cluster(files.clone(), Role::Worker)?;
+        let tensors = SessionTls::cluster(files.clone(), Role::Worker)?;
         let ranks = ClientTls::cluster(files, Role::Worker, Role::Worker)?;
         Ok(Self {
             server: Some(server),
             ranks: Connector::new(Some(ranks)),
+            tensors: Some(tensors),
         })
     }
 }
@@ -260,11 +271,12 @@ async fn shutdown(mut leave: watch::Receiver<bool>) {
 }
 
 /// What ranks exchange tensors over: what was asked for, else what suits the device. A rank alone
-/// exchanges nothing.
+/// exchanges nothing. With certificates TCP is encrypted; gloo, which cannot be, is refused.
 fn transport(
     asked: Option<CollectiveKind>,
     device: Device,
     place: Place,
+    tls: Option<SessionTls>,
 ) -> anyhow::Result<Transport> {
     match (asked, device) {
         (Some(CollectiveKind::Nccl), Device::Cpu) => {
@@ -272,13 +284,23 @@ fn transport(
                 "--collective nccl is for GPUs: give --device cuda:N, or --collective tcp for CPUs"
             )
         }
-        (None, Device::Cuda(_)) if place.world_size == 1 => Ok(Transport::Tcp),
+        (None, Device::Cuda(_)) if place.world_size == 1 => Ok(Transport::Tcp(tls)),
         (Some(CollectiveKind::Nccl) | None, Device::Cuda(ordinal)) => {
             let library = Library::open(ordinal)
                 .context("NCCL cannot be used here; --collective tcp goes through the host")?;
             Ok(Transport::Nccl(Arc::new(library)))
         }
+        (Some(CollectiveKind::Gloo), _) if tls.is_some() => {
+            let why = "it sends tensors in the clear, and --cluster-cert asks for TLS: give \
+                       --collective tcp, or --insecure instead of certificates on a network that \
+                       nobody else reaches";
+            Err(CollectiveError::Unsupported {
+                name: "gloo",
+                why: why.into(),
+            }
+            .into())
+        }
         (Some(CollectiveKind::Gloo), _) => Ok(Transport::Gloo),
-        (Some(CollectiveKind::Tcp), _) | (None, Device::Cpu) => Ok(Transport::Tcp),
+        (Some(CollectiveKind::Tcp), _) | (None, Device::Cpu) => Ok(Transport::Tcp(tls)),
     }
 }

@@ -14,6 +14,7 @@
 //! | `memory_store` | [`MemoryStore`], a store for ranks of one process |
 //! | [`local`] | ranks that are threads of one process |
 //! | [`mesh`] | collectives over anything that moves bytes between ranks |
+//! | [`link`] | how a connection of two ranks is secured, or not |
 //! | [`tcp`] | a mesh of sockets: ranks that are processes |
 //! | `gloo` | a mesh of gloo's connections; feature `gloo` |
 //! | `nccl` | ranks on GPUs; feature `nccl` |
@@ -31,6 +32,7 @@ pub mod conformance;
     reason = "FFI; what cxx generates, and that its handle may cross threads"
 )]
 pub mod gloo;
+pub mod link;
 pub mod local;
 mod memory_store;
 pub mod mesh;

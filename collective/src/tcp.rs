@@ -5,18 +5,25 @@
 //!
 //! Each message is a header (number of the round, length; 8 bytes each, little-endian) and its
 //! bytes, so that ranks that do not make the same calls are found out. A rank that connects shows a
-//! token of whom it connects to, found in the store.
+//! token of whom it connects to, found in the store. All of it goes over a [`Link`], in the clear
+//! or secured. A link may hold bytes of the next round, and bytes that the socket did not take: a
+//! round begins with the first and ends after the second.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+mod meeting;
+mod wait;
+
+use std::io::ErrorKind;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 
+use self::meeting::{Peer, Reception, call, new_token};
+use self::wait::{go_on, wait};
 use crate::communicator::CollectiveError;
+use crate::link::{Clear, Link, Secure};
 use crate::mesh::{Incoming, Mesh, MeshCollective, Round};
 use crate::place::Place;
 use crate::store::Store;
@@ -33,8 +40,9 @@ pub struct TcpMesh {
 }
 
 /// What goes to a rank in a round, and what comes from it, headers included.
-#[derive(Default)]
 struct Transfer {
+    /// Nothing goes over that of the rank itself.
+    link: Box<dyn Link>,
     out: Vec<u8>,
     sent: usize,
     into: Vec<u8>,
@@ -44,24 +52,22 @@ struct Transfer {
 /// Signs that the other end is closed.
 const HUNG_UP: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 const HEADER: usize = 16;
-const TOKEN: usize = 16;
-/// Longest wait for the first bytes of whoever connects: it may be a stranger.
-const GREETING: Duration = Duration::from_secs(1);
 
 impl TcpCollective {
     /// Joins the group of `place`, whose ranks find each other in `store` under `prefix`, which no
     /// other group has used. `host` is a name or address of this machine that the other ranks
-    /// reach.
+    /// reach. `secure` makes the links: the same kind on all ranks.
     ///
     /// # Errors
     /// [`CollectiveError::Deadline`] with who is missing, [`CollectiveError::PeerGone`] with who
-    /// cannot be reached, [`CollectiveError::Unsupported`] when this machine cannot be reached at
-    /// `host`.
+    /// cannot be reached or does not take this rank for one of its group,
+    /// [`CollectiveError::Unsupported`] when this machine cannot be reached at `host`.
     pub fn connect(
         place: Place,
         host: &str,
         store: &dyn Store,
         prefix: &str,
+        secure: &dyn Secure,
         deadline: Instant,
     ) -> Result<Self, CollectiveError> {
         let here = |error: std::io::Error| CollectiveError::Unsupported {
@@ -75,20 +81,22 @@ impl TcpCollective {
         card.extend_from_slice(&port.to_le_bytes());
         card.extend_from_slice(host.as_bytes());
         store.set(&key(place.rank), &card)?;
-        let mut peers: Vec<Option<TcpStream>> = (0..place.world_size).map(|_| None).collect();
+        let mut met: Vec<Option<Peer>> = (0..place.world_size).map(|_| None).collect();
         // Each connects to those before it and waits for those after it.
-        for (rank, peer) in peers.iter_mut().enumerate().take(place.rank) {
+        for (rank, peer) in met.iter_mut().enumerate().take(place.rank) {
             let card = store.get(&key(rank), deadline)?;
-            *peer = Some(call(&card, place.rank, deadline).map_err(|error| gone(rank, &error))?);
+            let called = call(&card, place.rank, secure, deadline);
+            *peer = Some(called.map_err(|error| unanswered(rank, &error))?);
         }
-        accept(&listener, &token, &mut peers, place, deadline)?;
-        for (rank, peer) in peers.iter().enumerate() {
-            let ready = peer.as_ref().map_or(Ok(()), |peer| {
-                peer.set_nodelay(true).and(peer.set_nonblocking(true))
-            });
-            ready.map_err(|error| gone(rank, &error))?;
+        Reception::new(&listener, token, secure).receive(&mut met, place, deadline)?;
+        let mut peers = Vec::with_capacity(met.len());
+        let mut transfers = Vec::with_capacity(met.len());
+        for peer in met {
+            let (stream, link) = peer.map(|Peer { stream, link }| (stream, link)).unzip();
+            peers.push(stream);
+            transfers.push(Transfer::over(link.unwrap_or_else(|| Box::new(Clear))));
         }
-        let transfers = Mutex::new((0..place.world_size).map(|_| Transfer::default()).collect());
+        let transfers = Mutex::new(transfers);
         Ok(Self::new(
             place,
             TcpMesh {
@@ -100,114 +108,32 @@ impl TcpCollective {
     }
 }
 
-/// Not to be guessed by who does not see the store. The standard library's hashers have random
-/// keys.
-fn new_token() -> [u8; TOKEN] {
-    let draw = || RandomState::new().build_hasher().finish().to_le_bytes();
-    let mut token = [0; TOKEN];
-    token[..8].copy_from_slice(&draw());
-    token[8..].copy_from_slice(&draw());
-    token
-}
-
 fn gone(rank: usize, error: &std::io::Error) -> CollectiveError {
     CollectiveError::PeerGone(format!("rank {rank}: {error}"))
 }
 
-/// Time until `deadline`, never none.
-fn left(deadline: Instant) -> Duration {
-    deadline
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(1))
-}
-
-/// Connects to the rank whose card this is.
-fn call(card: &[u8], rank: usize, deadline: Instant) -> std::io::Result<TcpStream> {
-    let bad = || {
-        std::io::Error::new(
-            ErrorKind::InvalidData,
-            "what it left in the rendezvous is no address",
-        )
-    };
-    let (token, rest) = card.split_at_checked(TOKEN).ok_or_else(bad)?;
-    let (port, host) = rest.split_first_chunk::<2>().ok_or_else(bad)?;
-    let host = std::str::from_utf8(host).map_err(|_| bad())?;
-    let mut last = bad();
-    for address in (host, u16::from_le_bytes(*port)).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, left(deadline)) {
-            Ok(mut stream) => {
-                stream.set_write_timeout(Some(left(deadline)))?;
-                stream.write_all(token)?;
-                stream.write_all(&(rank as u32).to_le_bytes())?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// Waits for the ranks after this one; whoever does not show the token is none of them.
-fn accept(
-    listener: &TcpListener,
-    token: &[u8; TOKEN],
-    peers: &mut [Option<TcpStream>],
-    place: Place,
-    deadline: Instant,
-) -> Result<(), CollectiveError> {
-    let broken =
-        |error: std::io::Error| CollectiveError::PeerGone(format!("listening failed: {error}"));
-    listener.set_nonblocking(true).map_err(broken)?;
-    loop {
-        let absent = (place.rank + 1..place.world_size).filter(|&rank| peers[rank].is_none());
-        let missing = absent
-            .map(|rank| format!("rank {rank}"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        if missing.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(CollectiveError::Deadline {
-                operation: "rendezvous",
-                missing,
-            });
-        }
-        wait(&mut [PollFd::new(listener, PollFlags::IN)], deadline).map_err(broken)?;
-        // It may have gone already.
-        let Ok((stream, _)) = listener.accept() else {
-            continue;
-        };
-        if let Some(rank) = greeted(&stream, token, deadline)
-            .filter(|&rank| place.rank < rank && rank < peers.len())
-        {
-            peers[rank].get_or_insert(stream);
-        }
-    }
-}
-
-/// The rank that whoever connected says it is.
-fn greeted(mut stream: &TcpStream, token: &[u8; TOKEN], deadline: Instant) -> Option<usize> {
-    let mut greeting = [0; TOKEN + 4];
-    stream.set_nonblocking(false).ok()?;
-    stream
-        .set_read_timeout(Some(GREETING.min(left(deadline))))
-        .ok()?;
-    stream.read_exact(&mut greeting).ok()?;
-    let (shown, rank) = greeting.split_first_chunk::<TOKEN>()?;
-    (shown == token).then(|| u32::from_le_bytes(rank.try_into().unwrap_or_default()) as usize)
-}
-
-/// Sleeps until one of them is ready or `deadline` has passed.
-fn wait(fds: &mut [PollFd<'_>], deadline: Instant) -> std::io::Result<()> {
-    let limit = Timespec::try_from(left(deadline)).map_err(|_| ErrorKind::InvalidInput)?;
-    match poll(fds, Some(&limit)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
+/// What went wrong while a rank was called.
+fn unanswered(rank: usize, error: &std::io::Error) -> CollectiveError {
+    match error.kind() {
+        ErrorKind::TimedOut => CollectiveError::Deadline {
+            operation: "rendezvous",
+            missing: format!("rank {rank}"),
+        },
+        _ => gone(rank, error),
     }
 }
 
 impl Transfer {
+    fn over(link: Box<dyn Link>) -> Self {
+        Self {
+            link,
+            out: Vec::new(),
+            sent: 0,
+            into: Vec::new(),
+            received: 0,
+        }
+    }
+
     fn begin(&mut self, slot: u64, bytes: &[u8], expected: usize) {
         self.out.clear();
         self.out.extend_from_slice(&slot.to_le_bytes());
@@ -219,7 +145,7 @@ impl Transfer {
     }
 
     fn has_sent(&self) -> bool {
-        self.sent == self.out.len()
+        self.sent == self.out.len() && !self.link.has_unsent()
     }
 
     fn has_received(&self) -> bool {
@@ -231,22 +157,31 @@ impl Transfer {
     }
 
     /// Writes as much as the socket takes.
-    fn write(&mut self, mut stream: &TcpStream) -> std::io::Result<()> {
-        let out = &self.out;
+    fn write(&mut self, stream: &TcpStream) -> std::io::Result<()> {
+        let (link, out) = (&mut self.link, &self.out);
         go_on(&mut self.sent, out.len(), ErrorKind::WriteZero, |from| {
-            stream.write(&out[from..])
-        })
+            link.write(stream, &out[from..])
+        })?;
+        self.link.flush(stream)
     }
 
     /// Reads as much as there is, never beyond this round.
-    fn read(&mut self, mut stream: &TcpStream) -> std::io::Result<()> {
-        let into = &mut self.into;
+    fn read(&mut self, stream: &TcpStream) -> std::io::Result<()> {
+        let (link, into) = (&mut self.link, &mut self.into);
         go_on(
             &mut self.received,
             into.len(),
             ErrorKind::UnexpectedEof,
-            |from| stream.read(&mut into[from..]),
+            |from| link.read(stream, &mut into[from..]),
         )
+    }
+
+    /// Finds out whether `rank` does the same as this one.
+    fn check(&self, rank: usize, slot: u64) -> Result<(), CollectiveError> {
+        match self.mismatch(slot) {
+            Some(what) => Err(CollectiveError::Mismatch(format!("rank {rank}: {what}"))),
+            None => Ok(()),
+        }
     }
 
     /// What the other rank does, when it is something else than this one.
@@ -274,26 +209,6 @@ impl Transfer {
     }
 }
 
-/// Goes on from byte `done` to byte `end` as far as a socket that does not block lets it. `step`
-/// moves bytes from one on and says how many; none at all means `over`.
-fn go_on(
-    done: &mut usize,
-    end: usize,
-    over: ErrorKind,
-    mut step: impl FnMut(usize) -> std::io::Result<usize>,
-) -> std::io::Result<()> {
-    while *done < end {
-        match step(*done) {
-            Ok(0) => return Err(over.into()),
-            Ok(count) => *done += count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 impl TcpMesh {
     /// The other ranks that are connected.
     fn others(&self) -> impl Iterator<Item = (usize, &TcpStream)> {
@@ -305,9 +220,16 @@ impl TcpMesh {
 
     fn run(&self, transfers: &mut [Transfer], round: &Round<'_>) -> Result<(), CollectiveError> {
         for (rank, stream) in self.others() {
-            transfers[rank]
+            let transfer = &mut transfers[rank];
+            transfer
                 .write(stream)
+                .and_then(|()| match transfer.link.has_unread() {
+                    // The socket would not tell of it.
+                    true => transfer.read(stream),
+                    false => Ok(()),
+                })
                 .map_err(|error| gone(rank, &error))?;
+            transfer.check(rank, round.slot)?;
         }
         loop {
             let mut waiting = Vec::with_capacity(transfers.len());
@@ -348,9 +270,7 @@ impl TcpMesh {
                     .write(stream)
                     .and_then(|()| transfer.read(stream))
                     .map_err(|error| gone(rank, &error))?;
-                if let Some(what) = transfer.mismatch(round.slot) {
-                    return Err(CollectiveError::Mismatch(format!("rank {rank}: {what}")));
-                }
+                transfer.check(rank, round.slot)?;
                 // What it sent before it gave up may be all there; its epoch is over all the same.
                 if fd.revents().intersects(HUNG_UP) {
                     return Err(gone(rank, &ErrorKind::UnexpectedEof.into()));

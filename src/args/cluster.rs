@@ -186,7 +186,8 @@ pub struct WorkerArgs {
     )]
     pub tp: usize,
     /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for
-    /// GPUs. tcp or nccl, by the device, when not given.
+    /// GPUs. tcp or nccl, by the device, when not given. Of these tcp alone is encrypted where
+    /// --cluster-cert is given; gloo is refused there.
     #[arg(
         long,
         env = "PALIMPSEST_COLLECTIVE",

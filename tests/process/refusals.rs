@@ -1,8 +1,11 @@
 //! What the program says when it cannot do what was asked.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use palimpsest_tests::certificates::Authority;
 use palimpsest_tests::tiny_model;
+use palimpsest_tls::{ClusterFiles, Role};
 
 use crate::group::{Process, free};
 use crate::serving::Serving;
@@ -177,6 +180,38 @@ fn a_worker_beyond_loopback_wants_certificates_or_the_operators_word() {
     insecure.push("--insecure");
     let said = refusal(&insecure);
     assert!(said.contains("--advertise"), "the next thing: {said}");
+}
+
+/// Certificates ask for encryption, which gloo does not have: what travels in the clear must not do
+/// so unnoticed.
+#[test]
+fn gloo_is_refused_where_certificates_ask_for_encryption() {
+    let files = Authority::new("ours");
+    let ClusterFiles { cert, key, ca } = files.cluster(Role::Worker);
+    let path = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (cert, key, ca) = (path(&cert), path(&key), path(&ca));
+    let worker = [
+        "worker",
+        "--rank",
+        "0",
+        "--tp",
+        "2",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let certificates = [
+        "--cluster-cert",
+        &cert,
+        "--cluster-key",
+        &key,
+        "--cluster-ca",
+        &ca,
+    ];
+    let line = [&worker[..], &certificates, &["--collective", "gloo"]].concat();
+    let said = refusal(&line);
+    for word in ["gloo cannot be used", "--collective tcp", "--insecure"] {
+        assert!(said.contains(word), "{said}");
+    }
 }
 
 #[test]

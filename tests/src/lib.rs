@@ -5,6 +5,7 @@ pub mod certificates;
 pub mod devices;
 pub mod etcd;
 pub mod golden;
+pub mod mesh;
 pub mod service;
 
 use std::collections::BTreeMap;

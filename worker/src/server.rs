@@ -12,6 +12,7 @@
 //! process can be that rank again.
 
 mod rendezvous;
+mod secured;
 mod standing;
 mod transport;
 
@@ -39,6 +40,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use self::rendezvous::{EpochStore, RemoteStore, RendezvousService};
+pub use self::secured::Secured;
 use self::standing::Standing;
 use self::transport::Meeting;
 pub use self::transport::Transport;

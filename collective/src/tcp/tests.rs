@@ -1,7 +1,10 @@
 //! The suite over TCP, and strangers and deaths at its sockets.
 
+use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::meeting::TOKEN;
 use super::*;
 use crate::communicator::Collective;
 use crate::conformance;
@@ -14,7 +17,7 @@ fn connect(store: &Arc<MemoryStore>, rank: usize, world_size: usize, limit: Dura
         Instant::now() + limit,
     );
     std::thread::spawn(move || {
-        TcpCollective::connect(place, "127.0.0.1", &*store, "epoch-1", deadline)
+        TcpCollective::connect(place, "127.0.0.1", &*store, "epoch-1", &Clear, deadline)
     })
 }
 

@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 
-use palimpsest_collective::Place;
 use palimpsest_collective::local::LocalGroup;
+use palimpsest_collective::{Collective, Place};
 use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, Entries};
@@ -54,19 +54,28 @@ pub fn group(
     options: EngineOptions,
     indexer: Option<&Indexer>,
 ) -> Vec<Runner<CpuBackend>> {
+    let ends = LocalGroup::new(world_size).into_iter();
+    let ends = ends.map(|end| Arc::new(end) as Arc<dyn Collective>);
+    group_over(ends.collect(), path, options, indexer)
+}
+
+/// The same over other communicators, in rank order.
+pub fn group_over(
+    ends: Vec<Arc<dyn Collective>>,
+    path: &Path,
+    options: EngineOptions,
+    indexer: Option<&Indexer>,
+) -> Vec<Runner<CpuBackend>> {
+    let world_size = ends.len();
     let rank = |(rank, end)| {
         let place = Place { rank, world_size };
         let mut runner = engine(path, EngineOptions { place, ..options }, indexer);
         if world_size > 1 {
-            runner.join(1, Some(Arc::new(end)));
+            runner.join(1, Some(end));
         }
         runner
     };
-    LocalGroup::new(world_size)
-        .into_iter()
-        .enumerate()
-        .map(rank)
-        .collect()
+    ends.into_iter().enumerate().map(rank).collect()
 }
 
 /// Reads `prompt` and answers greedily, every rank on a thread of its own.

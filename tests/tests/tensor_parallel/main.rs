@@ -11,7 +11,10 @@ use palimpsest_tests::{
     tiny_model,
 };
 
-use crate::group::{EXACT, answer, assert_same, group};
+use palimpsest_tests::certificates::Authority;
+use palimpsest_tests::mesh::{secured, tcp_group};
+
+use crate::group::{EXACT, answer, assert_same, group, group_over};
 
 fn tokens(seed: u64, count: usize) -> Vec<u32> {
     random(seed, count)
@@ -66,6 +69,28 @@ fn every_number_of_ranks_gives_the_answer_of_one() {
             );
             assert_same(&one, &many, &format!("{world_size} ranks, {contract:?}"));
         }
+    }
+}
+
+/// Encryption must not reach the numbers.
+#[test]
+fn ranks_over_tls_give_the_answer_of_ranks_in_the_clear() {
+    let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
+    let (prompt, secure) = (tokens(9, 300), secured(&Authority::new("ours")));
+    let contract = contract("retention", HeadBudget::Group, 12);
+    for world_size in [2, 3] {
+        let mut over_tls = group_over(
+            tcp_group(world_size, &secure),
+            model.path(),
+            EXACT,
+            Some(&indexer),
+        );
+        let mut in_the_clear = group(model.path(), world_size, EXACT, Some(&indexer));
+        assert_same(
+            &answer(&mut in_the_clear, &contract, &prompt, 24),
+            &answer(&mut over_tls, &contract, &prompt, 24),
+            &format!("{world_size} ranks over TLS"),
+        );
     }
 }
 

@@ -3,26 +3,31 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use palimpsest_collective::link::{Clear, Secure};
 use palimpsest_collective::nccl::NcclCollective;
 use palimpsest_collective::nccl::library::Library;
 use palimpsest_collective::tcp::TcpCollective;
 use palimpsest_collective::{Collective, CollectiveError, Place, Store};
+use palimpsest_tls::SessionTls;
+
+use super::secured::Secured;
 
 /// What ranks that are processes exchange tensors over; the same on all ranks of a group.
 #[derive(Clone)]
 pub enum Transport {
-    /// TCP between hosts, for CPUs.
-    Tcp,
-    /// Gloo over TCP, for CPUs. Needs the feature `gloo`.
+    /// TCP between hosts, for CPUs; encrypted where there are certificates.
+    Tcp(Option<SessionTls>),
+    /// Gloo over TCP, for CPUs, always in the clear. Needs the feature `gloo`.
     Gloo,
-    /// NCCL between GPUs.
+    /// NCCL between GPUs, always in the clear.
     Nccl(Arc<Library>),
 }
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Tcp => "tcp",
+            Self::Tcp(None) => "tcp",
+            Self::Tcp(Some(_)) => "tcp over tls",
             Self::Gloo => "gloo",
             Self::Nccl(_) => "nccl",
         })
@@ -52,8 +57,13 @@ impl Transport {
             deadline,
         } = meeting;
         match self {
-            Self::Tcp => {
-                let tcp = TcpCollective::connect(place, &host, &*store, &prefix, deadline)?;
+            Self::Tcp(tls) => {
+                let secured = tls.map(Secured);
+                let secure: &dyn Secure = match &secured {
+                    Some(secured) => secured,
+                    None => &Clear,
+                };
+                let tcp = TcpCollective::connect(place, &host, &*store, &prefix, secure, deadline)?;
                 Ok(Arc::new(tcp))
             }
             Self::Gloo => connect_gloo(place, &host, store, &prefix, deadline),
