@@ -131,7 +131,7 @@ pub fn counted(
 }
 
 /// The body of an answer that stands in memory whole, and is about as large as what it answers: it
-/// holds the charge of that until it has been sent, and no longer than [`READ_TIME`]. Needs a tokio
+/// holds the charge of that until it has been sent, and no longer than a minute. Needs a tokio
 /// runtime.
 pub fn held(body: Body, charge: Option<Charge>) -> Body {
     let kept = Arc::new(Mutex::new(Some(Kept {
