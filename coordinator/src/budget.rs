@@ -130,9 +130,9 @@ pub fn counted(
     Body::from_stream(chunks)
 }
 
-/// The body of an answer that stands in memory whole, and is about as large as what it answers: it
-/// holds the charge of that until it has been sent, and no longer than a minute. Needs a tokio
-/// runtime.
+/// The body of an answer that stands in memory whole, and is about as large as its request. It keeps
+/// the request's charge until the client has read it. A client that has not read it after a minute
+/// gets an error instead of the rest, and the charge is given back. Needs a tokio runtime.
 pub fn held(body: Body, charge: Option<Charge>) -> Body {
     let kept = Arc::new(Mutex::new(Some(Kept {
         body,
@@ -140,7 +140,7 @@ pub fn held(body: Body, charge: Option<Charge>) -> Body {
         _charge: charge,
     })));
     let late = Arc::downgrade(&kept);
-    // A connection does not poll a body whose client takes nothing.
+    // A timer of its own, because a connection does not poll a body whose client takes nothing.
     let timer = tokio::spawn(async move {
         tokio::time::sleep(READ_TIME).await;
         if let Some(kept) = late.upgrade() {
@@ -153,7 +153,7 @@ pub fn held(body: Body, charge: Option<Charge>) -> Body {
     })
 }
 
-/// Time in which such an answer must be read. Then it ends with an error.
+/// Time in which a client must read an answer that stands in memory whole.
 const READ_TIME: Duration = Duration::from_secs(60);
 /// Bytes of a body that are given out at once: a connection takes more only when these are on their
 /// way.

@@ -153,7 +153,7 @@ impl Service {
         let mut prompts = Vec::with_capacity(asked.len());
         for Prompted { input, choices } in asked {
             let begin = |request: GenerateRequest| {
-                // Before anything is done for it; its place is given back whatever happens below.
+                // A tenant's bounds come before any work; a dropped permit gives its place back.
                 let begun = |tenant: &Arc<Tenant>| tenant.begin(request.priority);
                 let permit = call.tenant.as_ref().map(begun).transpose()?;
                 let checked = request::check(request, call.timeout, arrived, model, config)?;
@@ -176,9 +176,12 @@ impl Service {
                 .pool
                 .run(bytes, first.deadline, call.charge.clone(), work);
             let prompt: Arc<[u32]> = ids.await?.into();
-            for Choice { checked, permit } in choices {
+            for Choice {
+                checked,
+                mut permit,
+            } in choices
+            {
                 let request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
-                let mut permit = permit;
                 if let Some(permit) = &mut permit {
                     permit.reserve(request.max_total_tokens())?;
                 }
