@@ -130,9 +130,9 @@ pub fn counted(
     Body::from_stream(chunks)
 }
 
-/// The body of an answer that stands in memory whole, and is about as large as its request. It keeps
-/// the request's charge until the client has read it. A client that has not read it after a minute
-/// gets an error instead of the rest, and the charge is given back. Needs a tokio runtime.
+/// The body of an answer that stands in memory whole, and is about as large as its request. It
+/// keeps the request's charge until the client has read it. A client that has not read it after a
+/// minute gets an error instead of the rest, and the charge is given back. Needs a tokio runtime.
 pub fn held(body: Body, charge: Option<Charge>) -> Body {
     let kept = Arc::new(Mutex::new(Some(Kept {
         body,
