@@ -15,10 +15,16 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("palimpsest-proto", Some(&[])),
     ("palimpsest-kernels", Some(&[])),
     ("palimpsest-tls", Some(&[])),
+    ("palimpsest-store", Some(&[])),
     ("palimpsest-registry", Some(&["palimpsest-tls"])),
     (
         "palimpsest-coordinator",
-        Some(&["palimpsest-proto", "palimpsest-registry", "palimpsest-tls"]),
+        Some(&[
+            "palimpsest-proto",
+            "palimpsest-registry",
+            "palimpsest-store",
+            "palimpsest-tls",
+        ]),
     ),
     ("palimpsest-models", Some(&["palimpsest-kernels"])),
     ("palimpsest-collective", Some(&["palimpsest-kernels"])),
@@ -39,6 +45,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "palimpsest-kernels",
             "palimpsest-collective",
             "palimpsest-engine",
+            "palimpsest-store",
         ]),
     ),
     (
