@@ -48,6 +48,10 @@ pub struct FrontConfig {
     pub max_running: usize,
     /// Requests that may wait.
     pub max_queued: usize,
+    /// Bytes that a rank's kept states may take in its store.
+    pub snapshot_store_bytes: u64,
+    /// Whether clients with different keys use each other's.
+    pub share_snapshots: bool,
     /// What requests may take before they wait.
     pub intake: Intake,
 }
@@ -62,6 +66,8 @@ pub struct Front {
     allowed_hosts: AllowedHosts,
     max_running: usize,
     max_queued: usize,
+    snapshot_store_bytes: u64,
+    share_snapshots: bool,
     client_threads: Background,
     probe_threads: Background,
     intake: Intake,
@@ -117,6 +123,8 @@ impl Front {
             allowed_hosts,
             max_running: config.max_running,
             max_queued: config.max_queued,
+            snapshot_store_bytes: config.snapshot_store_bytes,
+            share_snapshots: config.share_snapshots,
             client_threads,
             probe_threads,
             intake: config.intake,
@@ -150,6 +158,8 @@ impl Front {
             max_queued: self.max_queued,
             keys: self.keys.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
+            snapshot_store_bytes: self.snapshot_store_bytes,
+            share_snapshots: self.share_snapshots,
             ..self.intake.limits()
         }
     }

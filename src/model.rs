@@ -42,6 +42,10 @@ pub struct ModelConfig {
     pub latent_memory_mib: Option<usize>,
     /// Tokens between two evictions.
     pub stride: u32,
+    /// MiB of host memory for kept states.
+    pub snapshot_memory_mib: usize,
+    /// Where kept states outlive the process.
+    pub snapshot_store: Option<String>,
 }
 
 impl ModelConfig {
@@ -58,6 +62,7 @@ impl ModelConfig {
             threads: Some((self.threads.unwrap_or(cores) / ranks).max(1)),
             kv_memory_mib: self.kv_memory_mib.div_ceil(ranks),
             latent_memory_mib: self.latent_memory_mib.map(|mib| mib.div_ceil(ranks)),
+            snapshot_memory_mib: self.snapshot_memory_mib / ranks,
             ..self.clone()
         }
     }
@@ -231,6 +236,7 @@ impl Part<'_> {
             },
             kv: config.kv_type,
             cache: config.cache(),
+            snapshot_bytes: (config.snapshot_memory_mib as u64).saturating_mul(1 << 20),
             stride: config.stride,
             indexer: indexer(config)?,
             default_kv: self.default_kv.clone(),

@@ -17,6 +17,7 @@ use palimpsest_tls::{
 };
 use palimpsest_worker::device::{Device as DeviceThread, Fault};
 use palimpsest_worker::server::{self, Loaded, ServerOptions, Transport};
+use palimpsest_worker::shelf::Shelf;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -256,9 +257,10 @@ fn start<B: Backend>(config: &Config, opened: Rank<B>) -> anyhow::Result<Loaded>
     let Rank { info, mut runner } = opened;
     runner.diverge_at(config.diverge_at.clone());
     let name = format!("rank-{}", config.place.rank);
+    let shelf = Shelf::in_memory(runner.kept().clone());
     Ok(Loaded {
         info,
-        device: DeviceThread::spawn(name, runner, config.fault)?,
+        device: DeviceThread::spawn(name, runner, shelf, config.fault)?,
     })
 }
 

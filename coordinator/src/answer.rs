@@ -67,6 +67,8 @@ struct Seen {
     last: Option<Instant>,
     cache: CacheState,
     retention: Option<Reported>,
+    /// Tokens of the prompt that were not read.
+    cached: u64,
 }
 
 impl Answer {
@@ -145,6 +147,9 @@ impl Answer {
                 .inter_token(token.at.saturating_duration_since(last));
         }
         self.seen.take(&token, self.request.prompt.len() as u64);
+        if token.ended == Some(Ending::Read) {
+            return self.finish(FinishReason::Read, String::new());
+        }
         let Token {
             id, logprob, ended, ..
         } = token;
@@ -171,6 +176,7 @@ impl Answer {
                 let reason = match ending {
                     Ending::Eos => FinishReason::Eos,
                     Ending::Length => FinishReason::Length,
+                    Ending::Read => FinishReason::Read,
                 };
                 self.finish(reason, String::new());
             }
@@ -207,6 +213,7 @@ impl Answer {
         self.outcome = Some(match reason {
             FinishReason::Eos => "eos",
             FinishReason::Stop => "stop",
+            FinishReason::Read => "read",
             FinishReason::Length | FinishReason::Unspecified => "length",
         });
         let fed = self.seen.fed(self.request.prompt.len() as u64);
@@ -268,7 +275,8 @@ impl Drop for Answer {
 
 impl Seen {
     fn take(&mut self, token: &Token, prompt: u64) {
-        self.generated += 1;
+        self.cached = token.cached;
+        self.generated += u64::from(token.ended != Some(Ending::Read));
         self.first.get_or_insert(token.at);
         self.last = Some(token.at);
         self.cache = token.cache;
@@ -310,6 +318,7 @@ impl Seen {
             decode_seconds: between(self.first, self.last),
             first_token_seconds: between(Some(request.arrived), self.first),
             warnings: request.warnings.clone(),
+            cached_tokens: self.cached,
         }
     }
 }

@@ -83,6 +83,11 @@ pub struct Config {
     pub ranks: Connector,
     /// Number of the first epoch.
     pub first_epoch: u64,
+    /// Bytes that a rank's snapshots may take in the store, where ranks have one.
+    pub snapshot_store_bytes: u64,
+    /// Whether clients with different keys may use each other's snapshots. Who does learns from
+    /// the time of an answer what others have asked.
+    pub share_snapshots: bool,
 }
 
 impl Default for Config {
@@ -108,6 +113,8 @@ impl Default for Config {
             max_inflight_bytes: 256 << 20,
             tokenizer_threads: 2,
             max_answer_bytes: 16 << 20,
+            snapshot_store_bytes: 16 << 30,
+            share_snapshots: false,
             regroup_limit: Duration::ZERO,
             group_wait_limit: Duration::from_secs(30),
             max_replays: 2,

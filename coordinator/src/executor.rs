@@ -109,6 +109,7 @@ fn merge(plan: &StepPlan, outputs: Vec<StepOutput>) -> Result<StepOutput, Execut
     let mut merged = outputs.next().expect("a group has at least one rank");
     for (rank, output) in (1..).zip(outputs) {
         merged.seconds = merged.seconds.max(output.seconds);
+        merged.snapshots.extend(output.snapshots);
         for (one, other) in merged.sequences.iter_mut().zip(output.sequences) {
             if one.token != other.token || one.error.is_empty() != other.error.is_empty() {
                 let message = format!(
@@ -179,8 +180,13 @@ fn agree(step: u64, outputs: &[StepOutput]) -> Result<(), ExecutorError> {
     }
 }
 
-/// Adds what another rank holds of a sequence.
+/// Adds what another rank holds of a sequence. A snapshot is kept if every rank keeps its part; its
+/// bytes are those of the fullest.
 fn add(one: &mut SequenceOutput, other: SequenceOutput) {
+    one.kept_bytes = match one.kept_bytes.min(other.kept_bytes) {
+        0 => 0,
+        _ => one.kept_bytes.max(other.kept_bytes),
+    };
     if let Some(cache) = other.cache {
         let sum = one.cache.get_or_insert_default();
         sum.held_entries += cache.held_entries;

@@ -35,6 +35,7 @@ pub mod pool;
 pub mod request;
 pub mod scheduler;
 pub mod service;
+pub mod snapshots;
 pub mod stream;
 pub mod text;
 pub mod trace;

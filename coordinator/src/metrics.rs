@@ -15,6 +15,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 
+use crate::snapshots::Held;
+
 /// Label of finished requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -33,6 +35,12 @@ struct TenantOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TenantName {
     tenant: Arc<str>,
+}
+
+/// Label of a place where snapshots are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Tier {
+    tier: &'static str,
 }
 
 /// Labels of `vllm:cache_config_info`, by which routers know how many tokens a server can hold.
@@ -60,6 +68,9 @@ struct Inner {
     prompt_tokens: Counter,
     generated_tokens: Counter,
     evicted_tokens: Counter,
+    cached_tokens: Counter,
+    snapshots: Family<Tier, Gauge>,
+    snapshot_bytes: Family<Tier, Gauge>,
     steps: Counter,
     running: Gauge,
     queued: Gauge,
@@ -88,6 +99,8 @@ pub struct Load {
     pub capacity_bytes: u64,
     /// The group's epoch.
     pub epoch: u64,
+    /// Snapshots that are kept.
+    pub kept: Held,
 }
 
 impl Metrics {
@@ -108,6 +121,9 @@ impl Metrics {
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             evicted_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            snapshots: Family::default(),
+            snapshot_bytes: Family::default(),
             steps: Counter::default(),
             running: Gauge::default(),
             queued: Gauge::default(),
@@ -173,6 +189,24 @@ impl Metrics {
         inner.queued.set(load.queued as i64);
         inner.reserved.set(load.reserved_bytes.cast_signed());
         inner.capacity.set(load.capacity_bytes.cast_signed());
+        let Held {
+            in_memory,
+            memory_bytes,
+            in_store,
+            store_bytes,
+        } = load.kept;
+        let tiers = [
+            ("memory", in_memory, memory_bytes),
+            ("store", in_store, store_bytes),
+        ];
+        for (tier, count, bytes) in tiers {
+            let tier = Tier { tier };
+            let set = |gauges: &Family<Tier, Gauge>, value: u64| {
+                gauges.get_or_create(&tier).set(value.cast_signed());
+            };
+            set(&inner.snapshots, count);
+            set(&inner.snapshot_bytes, bytes);
+        }
         inner
             .usage
             .set(load.reserved_bytes as f64 / load.capacity_bytes.max(1) as f64);
@@ -220,6 +254,7 @@ impl Metrics {
         inner.prompt_tokens.inc_by(usage.prompt_tokens);
         inner.generated_tokens.inc_by(usage.generated_tokens);
         inner.evicted_tokens.inc_by(usage.evicted_tokens);
+        inner.cached_tokens.inc_by(usage.cached_tokens);
     }
 }
 
@@ -270,6 +305,17 @@ impl Inner {
     /// What has been done since the start.
     fn register_counts(&self, registry: &mut Registry) {
         registry.register(
+            "snapshots",
+            "States of prompts and answers that are kept",
+            self.snapshots.clone(),
+        );
+        registry.register_with_unit(
+            "snapshot",
+            "Bytes of kept states on the fullest rank",
+            Unit::Bytes,
+            self.snapshot_bytes.clone(),
+        );
+        registry.register(
             "requests",
             "Requests that have ended",
             self.requests.clone(),
@@ -286,6 +332,11 @@ impl Inner {
         );
         let counts = [
             ("prompt_tokens", "Tokens of prompts", &self.prompt_tokens),
+            (
+                "cached_prompt_tokens",
+                "Tokens of prompts that were not read, because their state was kept",
+                &self.cached_tokens,
+            ),
             (
                 "generated_tokens",
                 "Tokens of answers",
@@ -369,6 +420,11 @@ mod tests {
             reserved_bytes: 10,
             capacity_bytes: 40,
             epoch: 7,
+            kept: Held {
+                in_memory: 5,
+                memory_bytes: 50,
+                ..Held::default()
+            },
         });
         metrics.cache_config(256, 12);
         metrics.group_ready(true);

@@ -8,7 +8,9 @@ use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::kv::{Geometry, PAGE_SLOTS};
 use palimpsest_proto::v1;
 
+use crate::config::Config;
 use crate::scheduler::Cost;
+use crate::snapshots::{Room, Root};
 use crate::text::{self, ChatTemplate, Tokenizer};
 
 /// Why ranks do not make a group.
@@ -84,6 +86,8 @@ pub struct ServedModel {
     pub geometry: Geometry,
     /// Cache of the smallest rank.
     pub room: Cost,
+    /// Room for snapshots on the smallest rank.
+    pub snapshots: Room,
     /// Of all ranks alike.
     pub digest: Vec<u8>,
     /// What a request gets that asks for nothing.
@@ -106,6 +110,11 @@ impl ServedModel {
         let room = Cost {
             pages: least(|rank| rank.kv_arena_bytes)?,
             latent: least(|rank| rank.kv_latent_bytes)?,
+        };
+        let has_store = ranks.iter().all(|rank| rank.snapshot_store);
+        let snapshots = Room {
+            memory: least(|rank| rank.snapshot_bytes)?,
+            store: if has_store { u64::MAX } else { 0 },
         };
         for (index, rank) in ranks.iter().enumerate() {
             if rank.rank as usize != index || rank.world_size as usize != count {
@@ -143,6 +152,7 @@ impl ServedModel {
             world_size: first.world_size,
             geometry: geometry(&info, first.world_size),
             room,
+            snapshots,
             digest: first.digest.to_vec(),
             tokenizer: Arc::new(Tokenizer::from_bytes(&info.tokenizer)?),
             template,
@@ -160,6 +170,24 @@ impl ServedModel {
             && next.geometry == self.geometry
             && self.room.fits(&next.room);
         same.then_some(()).ok_or(Error::OtherModel)
+    }
+
+    /// Room for snapshots on each rank, as far as the coordinator uses it.
+    pub fn snapshot_room(&self, config: &Config) -> Room {
+        Room {
+            store: self.snapshots.store.min(config.snapshot_store_bytes),
+            ..self.snapshots
+        }
+    }
+
+    /// What names the states of a request under `contract`, which those of `salt` alone may use.
+    pub fn snapshot_root<'a>(&'a self, contract: &'a Contract, salt: &'a [u8]) -> Root<'a> {
+        Root {
+            model: &self.info.state_digest,
+            contract,
+            stride: self.geometry.stride,
+            salt,
+        }
     }
 
     /// KV heads of all ranks together, over all layers.

@@ -24,7 +24,7 @@ pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
 use crate::config::Config;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
-use crate::scheduler::Cost;
+use crate::scheduler::{Cost, Reuse};
 
 /// Stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -47,7 +47,7 @@ pub struct ValidRequest {
     pub sampling: Sampling,
     /// None of them empty.
     pub stop: Vec<String>,
-    /// At least 1.
+    /// 0: the prompt is read, and that is all.
     pub max_tokens: u32,
     /// Go on past the end of sequence.
     pub ignore_eos: bool,
@@ -67,6 +67,8 @@ pub struct ValidRequest {
     pub warnings: Vec<String>,
     /// What ranks are told when it is traced.
     pub trace: Option<SpanParent>,
+    /// What of it may be kept and used again; `None`: nothing.
+    pub reuse: Option<Reuse>,
 }
 
 impl ValidRequest {
@@ -137,6 +139,15 @@ pub fn check(
 }
 
 impl Checked {
+    /// The same request, of which no token is asked for.
+    #[must_use]
+    pub fn without_answer(self) -> Self {
+        Self {
+            max_tokens: 0,
+            ..self
+        }
+    }
+
     /// The request with its prompt, which several choices may share.
     ///
     /// # Errors
@@ -176,6 +187,7 @@ impl Checked {
             priority: self.priority,
             retention_report: self.retention_report,
             trace: None,
+            reuse: None,
         })
     }
 }

@@ -19,8 +19,10 @@
 //!   counts as free from then on, because ranks release before they compute.
 
 mod capacity;
+mod lineage;
 mod pace;
 mod plan;
+mod reuse;
 mod sequence;
 mod suspicion;
 mod turns;
@@ -31,6 +33,8 @@ use std::time::Duration;
 use palimpsest_proto::internal::v1::{SequenceStep, StepOutput, StepPlan};
 
 pub use self::capacity::{Capacity, Cost};
+use self::lineage::Lineage;
+pub use self::lineage::Reuse;
 use self::pace::{Pace, Work};
 pub use self::plan::{TokenBudget, piece, to_boundary};
 pub use self::sequence::{Arrival, Priority};
@@ -38,6 +42,7 @@ use self::sequence::{Place, Running, Waiting};
 use self::suspicion::Suspicion;
 use self::turns::{Turn, Turns};
 use crate::ids::{Epoch, SequenceId};
+use crate::snapshots::{Ended, Held, Index, Keep, Name, Room, Sightings, Want};
 
 /// Fixed bounds of a scheduler.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +87,15 @@ pub enum Progress {
         token: u32,
         /// Set with the last token.
         ended: Option<Ending>,
+        /// Tokens of its prompt that were not read, because they were kept.
+        cached: u64,
+    },
+    /// The prompt was read, and no token was asked for.
+    Read {
+        /// The sequence.
+        id: SequenceId,
+        /// Tokens of its prompt that were not read, because they were kept.
+        cached: u64,
     },
     /// The ranks gave the sequence up; it holds no memory any more.
     Failed {
@@ -99,6 +113,8 @@ pub enum Ending {
     Eos,
     /// It has its `max_new_tokens`.
     Length,
+    /// Its prompt was read, and no token was asked for.
+    Read,
 }
 
 /// How many sequences a scheduler has.
@@ -153,6 +169,10 @@ pub struct Scheduler {
     /// Sequences with prompt left, the next one to be served first.
     prefilling: VecDeque<SequenceId>,
     release: Vec<SequenceId>,
+    index: Index,
+    /// What the step under way is to keep, and of whom.
+    keeping: BTreeMap<SequenceId, Keep>,
+    sightings: Sightings,
 }
 
 impl Scheduler {
@@ -176,28 +196,37 @@ impl Scheduler {
             running: BTreeMap::new(),
             prefilling: VecDeque::new(),
             release: Vec::new(),
+            index: Index::new(Room::default(), 1),
+            keeping: BTreeMap::new(),
+            sightings: Sightings::default(),
         }
+    }
+
+    /// The same, with so much room for snapshots on each of `ranks` ranks.
+    #[must_use]
+    pub fn with_snapshots(mut self, room: Room, ranks: u32) -> Self {
+        self.index = Index::new(room, ranks);
+        self
     }
 
     /// Takes an event in, at any time, also while a step is under way.
     pub fn on_event(&mut self, event: Event) {
         match event {
             Event::Arrive(arrival) => {
-                assert!(
-                    !arrival.prompt.is_empty() && arrival.max_new_tokens > 0,
-                    "a request is validated before"
-                );
+                assert!(!arrival.prompt.is_empty(), "a request is validated before");
                 self.wait(Waiting {
                     arrival: *arrival,
                     answer: Vec::new(),
                     paused: false,
                     suspicion: Suspicion::default(),
+                    hold: None,
                 });
             }
             Event::Leave(id) => {
                 if let Some(running) = self.remove(id)
                     && running.known
                 {
+                    self.leave_behind(&running);
                     self.release.push(id);
                 }
                 self.waiting.retain(|place, _| place.id != id);
@@ -221,7 +250,11 @@ impl Scheduler {
         let decodes = sequences.len() as u64;
         let prefill = self.prefill(turn, self.pace.allowance(is_busy), &mut sequences);
         let release: Vec<u64> = self.release.drain(..).map(|id| id.0).collect();
-        if sequences.is_empty() && release.is_empty() {
+        sequences.iter_mut().for_each(|step| self.keep_after(step));
+        let snapshots = self.index.orders();
+        // Ranks tell with an output what they have done in the background.
+        let is_awaited = snapshots.is_some() || self.index.has_pending();
+        if sequences.is_empty() && release.is_empty() && !is_awaited {
             return None;
         }
         self.under_way = Some(Step {
@@ -234,6 +267,7 @@ impl Scheduler {
             step: self.step,
             sequences,
             release,
+            snapshots,
         })
     }
 
@@ -246,9 +280,17 @@ impl Scheduler {
             self.pace.observe(step.work, output.seconds);
             was_alone = step.company == 1;
         }
+        self.index.report(&output.snapshots);
         let mut progress = Vec::new();
         for one in &output.sequences {
             let id = SequenceId(one.sequence);
+            self.note_kept(one);
+            if !self.running.contains_key(&id) {
+                continue;
+            }
+            if !one.error.is_empty() && self.reads_instead(id) {
+                continue;
+            }
             let Some(running) = self.running.get_mut(&id) else {
                 continue;
             };
@@ -264,7 +306,14 @@ impl Scheduler {
             if was_alone {
                 running.suspicion.pass(running.fed);
             }
-            let Some(token) = one.token else { continue };
+            let cached = running.lineage.as_ref().map_or(0, Lineage::reused);
+            let Some(token) = one.token else {
+                if running.is_read() {
+                    self.end(id);
+                    progress.push(Progress::Read { id, cached });
+                }
+                continue;
+            };
             running.answer.push(token);
             let ended = if running.arrival.stop_ids.contains(&token) {
                 Some(Ending::Eos)
@@ -273,10 +322,14 @@ impl Scheduler {
                     .then_some(Ending::Length)
             };
             if ended.is_some() {
-                self.remove(id);
-                self.release.push(id);
+                self.end(id);
             }
-            progress.push(Progress::Token { id, token, ended });
+            progress.push(Progress::Token {
+                id,
+                token,
+                ended,
+                cached,
+            });
         }
         progress
     }
@@ -305,8 +358,11 @@ impl Scheduler {
                 answer: running.answer,
                 paused: running.paused,
                 suspicion,
+                hold: None,
             });
         }
+        self.index.begin_epoch();
+        self.keeping.clear();
         self.release.clear();
         self.pace.forget();
         (self.epoch, self.step) = (epoch, 0);
@@ -321,39 +377,73 @@ impl Scheduler {
         }
     }
 
+    /// Snapshots that are kept.
+    pub const fn kept(&self) -> Held {
+        self.index.held()
+    }
+
+    /// Has a snapshot brought to another tier. Returns whether that is under way now.
+    pub fn move_snapshot(&mut self, name: Name, want: Want) -> bool {
+        self.index.want(name, want)
+    }
+
+    /// What became of snapshots that were to be moved, since the last call.
+    pub fn moved(&mut self) -> Vec<Ended> {
+        self.index.take_ended()
+    }
+
     /// Bytes reserved on each rank.
     pub fn reserved_bytes(&self) -> u64 {
         self.capacity.reserved_bytes()
     }
 
+    /// Sequences that are over in the step: it has all they asked for.
+    fn end(&mut self, id: SequenceId) {
+        if let Some(running) = self.remove(id) {
+            self.leave_behind(&running);
+            self.release.push(id);
+        }
+    }
+
+    /// Starts what waits, in order, as far as there is room. Those that wait for a prefix let
+    /// others pass.
     fn start_waiting(&mut self) {
-        while self.running.len() < self.limits.max_running {
-            let Some(first) = self.waiting.first_entry() else {
-                break;
-            };
-            if !self.capacity.take(first.get().arrival.cost) {
+        let places: Vec<Place> = self.waiting.keys().copied().collect();
+        for place in places {
+            if self.running.len() >= self.limits.max_running {
                 break;
             }
-            let Waiting {
-                arrival,
-                answer,
-                paused,
-                suspicion,
-            } = first.remove();
-            let id = arrival.id;
-            let running = Running {
-                arrival,
-                answer,
-                fed: 0,
-                prefilling: true,
-                paused,
-                known: false,
-                in_step: 0,
-                suspicion,
+            if self.is_held(place) {
+                continue;
+            }
+            let Some(waiting) = self.waiting.get(&place) else {
+                continue;
             };
-            self.running.insert(id, running);
-            self.prefilling.push_back(id);
+            if !self.capacity.take(waiting.arrival.cost) {
+                break;
+            }
+            if let Some(waiting) = self.waiting.remove(&place) {
+                self.start(waiting);
+            }
         }
+    }
+
+    fn start(&mut self, waiting: Waiting) {
+        let lineage = self.lineage(&waiting);
+        let id = waiting.arrival.id;
+        let running = Running {
+            fed: lineage.as_ref().map_or(0, Lineage::reused),
+            arrival: waiting.arrival,
+            answer: waiting.answer,
+            prefilling: true,
+            paused: waiting.paused,
+            known: false,
+            in_step: 0,
+            suspicion: waiting.suspicion,
+            lineage,
+        };
+        self.running.insert(id, running);
+        self.prefilling.push_back(id);
     }
 
     fn decodes(&mut self, turn: Turn) -> Vec<SequenceStep> {
@@ -425,6 +515,11 @@ impl Scheduler {
     /// Takes a running sequence out and gives its memory back.
     fn remove(&mut self, id: SequenceId) -> Option<Running> {
         let running = self.running.remove(&id)?;
+        if let Some(began) = running.lineage.as_ref().and_then(Lineage::began)
+            && !running.known
+        {
+            self.index.begun(began.name);
+        }
         self.prefilling.retain(|other| *other != id);
         self.capacity.give(running.arrival.cost);
         Some(running)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::trace::SpanContext;
+use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
@@ -20,6 +21,8 @@ use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::Pool;
 use crate::request::{self, Checked, ValidRequest};
+use crate::scheduler::Reuse;
+use crate::snapshots::Chain;
 use crate::trace::RequestSpan;
 
 /// Of whom a request is, and what it holds until it is admitted.
@@ -33,6 +36,8 @@ pub struct Call {
     pub charge: Option<Charge>,
     /// Whose key it shows, where keys are asked for.
     pub tenant: Option<Arc<Tenant>>,
+    /// Its prompts are read and their states kept; no token is asked for.
+    pub reads_only: bool,
 }
 
 /// A prompt and what is asked of it.
@@ -156,7 +161,10 @@ impl Service {
                 // A tenant's bounds come before any work; a dropped permit gives its place back.
                 let begun = |tenant: &Arc<Tenant>| tenant.begin(request.priority);
                 let permit = call.tenant.as_ref().map(begun).transpose()?;
-                let checked = request::check(request, call.timeout, arrived, model, config)?;
+                let mut checked = request::check(request, call.timeout, arrived, model, config)?;
+                if call.reads_only {
+                    checked = checked.without_answer();
+                }
                 Ok::<_, RequestError>(Choice { checked, permit })
             };
             let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
@@ -181,7 +189,8 @@ impl Service {
                 mut permit,
             } in choices
             {
-                let request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
+                let mut request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
+                request.reuse = self.reuse(call, &request);
                 if let Some(permit) = &mut permit {
                     permit.reserve(request.max_total_tokens())?;
                 }
@@ -192,6 +201,25 @@ impl Service {
             .into_iter()
             .map(|(request, permit)| Ok(self.submit(call, request)?.of_tenant(permit)))
             .collect()
+    }
+
+    /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
+    /// choice.
+    fn reuse(&self, call: &Call, request: &ValidRequest) -> Option<Reuse> {
+        if self.model.snapshots.memory == 0 {
+            return None;
+        }
+        let tenant = call
+            .tenant
+            .as_ref()
+            .filter(|_| !self.config.share_snapshots);
+        let salt = tenant.map_or(&b""[..], |tenant| tenant.name().as_bytes());
+        let root = self.model.snapshot_root(&request.kv, salt);
+        Some(Reuse {
+            chain: Arc::new(Chain::of(&root, &request.prompt)),
+            marks: Vec::new(),
+            rolls: request.kv != Contract::Full,
+        })
     }
 
     fn submit(&self, call: &Call, mut request: ValidRequest) -> Result<Answer, RequestError> {

@@ -23,6 +23,7 @@ pub mod decoder;
 pub mod device_memory;
 pub mod error;
 pub mod indexer;
+pub mod kept;
 pub mod kv;
 pub mod layers;
 pub mod memory;

@@ -19,6 +19,7 @@ use crate::decoder::Decoder;
 use crate::device_memory::{CacheBytes, StepSize};
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
+use crate::kept::Kept;
 use crate::memory;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
@@ -34,6 +35,8 @@ pub struct RankOptions {
     pub kv: KvType,
     /// Bytes of the cache.
     pub cache: CacheBytes,
+    /// Bytes of host memory for snapshots; 0: none are kept.
+    pub snapshot_bytes: u64,
     /// Tokens between two boundaries.
     pub stride: u32,
     /// Trained scorers and memories.
@@ -78,6 +81,7 @@ impl<B: Backend> Rank<B> {
             progress,
         )?;
         let mut runner = Runner::new(decoder, options.kv, options.cache)?;
+        runner.keep_in(Kept::new(options.snapshot_bytes));
         if let Some(indexer) = &options.indexer {
             runner.set_indexer(indexer)?;
         }
@@ -101,12 +105,9 @@ impl<B: Backend> Rank<B> {
         info.stride = options.stride;
         info.memories = memories.into_iter().map(str::to_string).collect();
         let device = runner.decoder().backend().name();
-        let digest = group_digest(
-            &info,
-            model.weights().digest(&options.digests),
-            options.indexer.as_ref(),
-            &device,
-        );
+        let weights = model.weights().digest(&options.digests);
+        info.state_digest = state_digest(weights, options.indexer.as_ref(), options.kv);
+        let digest = group_digest(&info, weights, options.indexer.as_ref(), &device);
         let info = RankInfo {
             rank: place.rank as u32,
             world_size: place.world_size as u32,
@@ -117,6 +118,8 @@ impl<B: Backend> Rank<B> {
             digest: digest.to_le_bytes().to_vec().into(),
             epoch: 0,
             lead: None,
+            snapshot_bytes: options.snapshot_bytes,
+            snapshot_store: false,
         };
         Ok(Self { info, runner })
     }
@@ -134,6 +137,21 @@ fn group_digest(info: &ModelInfo, weights: u128, indexer: Option<&Indexer>, devi
     hash.update(device.split(',').next().unwrap_or(device).as_bytes());
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
     hash.digest()
+}
+
+/// Changes whenever the same tokens leave another state than before.
+const STATE_VERSION: u32 = 1;
+
+/// What the state of a sequence is a function of, beside its tokens, its contract and the stride.
+fn state_digest(weights: u128, indexer: Option<&Indexer>, kv: KvType) -> bytes::Bytes {
+    let mut hash = Xxh3::new();
+    hash.update(&STATE_VERSION.to_le_bytes());
+    hash.update(&weights.to_le_bytes());
+    hash.update(kv.name().as_bytes());
+    if let Some(indexer) = indexer {
+        indexer.digest(&mut hash);
+    }
+    hash.digest128().to_le_bytes().to_vec().into()
 }
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else
@@ -220,5 +238,6 @@ fn model_info(
         pooled_policies: policy::pooled(policies),
         memories: Vec::new(),
         default_kv: Some(default_kv),
+        state_digest: bytes::Bytes::new(),
     }
 }

@@ -7,6 +7,7 @@
 mod faults;
 mod outputs;
 mod sequence;
+mod snapshots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::decoder::{Arena, Capture, Decoder, Logits, Piece};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
+use crate::kept::Kept;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::{self, Memory, Payment};
 use crate::policy::{self, Policy};
@@ -46,6 +48,8 @@ pub struct Runner<B: Backend> {
     epoch: Option<u64>,
     /// See [`Self::is_lost`].
     lost: bool,
+    /// Snapshots in host memory.
+    kept: Kept,
     /// Steps of the model so far.
     steps: u64,
     /// Steps in which this rank diverges from the others, for tests.
@@ -70,6 +74,7 @@ impl<B: Backend> Runner<B> {
             sequences: HashMap::new(),
             epoch: None,
             lost: false,
+            kept: Kept::new(0),
             steps: 0,
             diverge_at: Vec::new(),
         })
@@ -83,6 +88,16 @@ impl<B: Backend> Runner<B> {
     /// Policies this rank knows.
     pub fn policies(&self) -> &[Arc<dyn Policy>] {
         &self.policies
+    }
+
+    /// Keeps snapshots in `kept` from now on.
+    pub fn keep_in(&mut self, kept: Kept) {
+        self.kept = kept;
+    }
+
+    /// Snapshots in host memory.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// Adds a policy that requests may then name.
@@ -266,7 +281,7 @@ impl<B: Backend> Runner<B> {
         let error = match done {
             Ok(done) => {
                 outputs.extend(done);
-                self.keep(admitted, &outputs);
+                self.keep(admitted, &mut outputs);
                 String::new()
             }
             Err(failure) => {
@@ -287,6 +302,7 @@ impl<B: Backend> Runner<B> {
             sequences: outputs,
             error,
             seconds: started.elapsed().as_secs_f64(),
+            snapshots: Vec::new(),
         }
     }
 
@@ -305,8 +321,15 @@ impl<B: Backend> Runner<B> {
     }
 
     /// After a step that was done: its sequences stay, but for those that cannot go on.
-    fn keep(&mut self, admitted: Vec<Admitted<'_>>, outputs: &[internal::SequenceOutput]) {
+    fn keep(&mut self, admitted: Vec<Admitted<'_>>, outputs: &mut [internal::SequenceOutput]) {
         for a in admitted {
+            if !a.step.keep.is_empty() {
+                let output = outputs.iter_mut().find(|o| o.sequence == a.step.sequence);
+                let kept = self.keep_state(&a.step.keep, &a.sequence.cache);
+                if let Some(output) = output.filter(|output| output.error.is_empty()) {
+                    output.kept_bytes = kept;
+                }
+            }
             self.sequences.insert(a.step.sequence, a.sequence);
         }
         for broken in outputs.iter().filter(|o| !o.error.is_empty()) {
@@ -374,11 +397,21 @@ impl<B: Backend> Runner<B> {
 
     fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
         let contract = Contract::try_from(&init.kv.clone().unwrap_or_default())?;
-        let cache = self.open_cache(contract)?;
-        let sampler = Sampler::new(
+        let mut cache = self.open_cache(contract)?;
+        let mut sampler = Sampler::new(
             init.sampling.clone().unwrap_or_default(),
             init.banned.clone(),
         );
+        if !init.fork.is_empty() {
+            if let Err(error) = self.begin_with(&init.fork, &mut cache) {
+                self.reclaim(&mut cache);
+                return Err(error);
+            }
+            let known = &init.forked_tokens;
+            let prompt = known.len().min(init.prompt_tokens as usize);
+            sampler.observe(&known[..prompt], false);
+            sampler.observe(&known[prompt..], true);
+        }
         Ok(Sequence {
             cache,
             sampler,

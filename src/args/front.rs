@@ -9,6 +9,7 @@ use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 
 use super::intake::IntakeArgs;
 use super::number::positive;
+use super::snapshots::ReuseArgs;
 use crate::front::FrontConfig;
 
 /// What faces clients.
@@ -125,6 +126,8 @@ pub struct FrontArgs {
     )]
     pub max_queued: usize,
     #[command(flatten)]
+    pub reuse: ReuseArgs,
+    #[command(flatten)]
     pub intake: IntakeArgs,
 }
 
@@ -148,6 +151,8 @@ impl FrontArgs {
             }),
             max_running: self.max_running,
             max_queued: self.max_queued,
+            snapshot_store_bytes: self.reuse.snapshot_store_mib.saturating_mul(1 << 20),
+            share_snapshots: self.reuse.share_snapshots,
             intake: self.intake.config(),
         }
     }

@@ -9,6 +9,7 @@ use palimpsest_models::fetch::DEFAULT_MODEL;
 use palimpsest_proto::v1;
 
 use super::number::positive;
+use super::snapshots::SnapshotArgs;
 use crate::model::{Device, ModelConfig};
 
 /// Which model, and how it runs.
@@ -98,6 +99,8 @@ pub struct ModelArgs {
         help_heading = "Cache of all requests"
     )]
     pub stride: u32,
+    #[command(flatten)]
+    pub snapshots: SnapshotArgs,
 }
 
 impl ModelArgs {
@@ -121,6 +124,8 @@ impl ModelArgs {
             kv_memory_mib: self.kv_memory_mib,
             latent_memory_mib: self.latent_memory_mib,
             stride: self.stride,
+            snapshot_memory_mib: self.snapshots.snapshot_memory_mib,
+            snapshot_store: self.snapshots.snapshot_store,
         }
     }
 }

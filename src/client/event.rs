@@ -29,6 +29,7 @@ fn reason(reason: v1::FinishReason) -> &'static str {
         v1::FinishReason::Eos => "eos",
         v1::FinishReason::Stop => "stop",
         v1::FinishReason::Length => "length",
+        v1::FinishReason::Read => "read",
         v1::FinishReason::Unspecified => "unspecified",
     }
 }

@@ -34,6 +34,8 @@ fn config() -> FrontConfig {
         tls: None,
         max_running: 2,
         max_queued: 2,
+        snapshot_store_bytes: 0,
+        share_snapshots: false,
         intake: Intake {
             max_inflight_bytes: 64 << 20,
             max_message_bytes: 0,

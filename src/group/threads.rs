@@ -10,6 +10,7 @@ use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
 use palimpsest_proto::internal::v1::{RankInfo, StepOutput, StepPlan};
 use palimpsest_worker::device::{Device, DeviceEnd, DeviceGone, Fault};
+use palimpsest_worker::shelf::Shelf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -57,7 +58,9 @@ impl Threads {
             let Rank { info, mut runner } = rank;
             // Also where a rank is alone: from here on it refuses plans of other epochs.
             runner.join(FIRST, threads.collectives[index].clone());
-            let device = Device::spawn(format!("rank-{index}"), runner, fault.take())?;
+            let shelf = Shelf::in_memory(runner.kept().clone());
+            let name = format!("rank-{index}");
+            let device = Device::spawn(name, runner, shelf, fault.take())?;
             threads.ends.spawn({
                 let device = device.clone();
                 async move { device.ended().await }

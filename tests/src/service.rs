@@ -43,6 +43,7 @@ pub async fn serve(
         name: "tiny".into(),
         kv: KvType::F16,
         cache: CacheBytes::of(arena_bytes, None),
+        snapshot_bytes: 0,
         stride: crate::STRIDE as u32,
         indexer,
         default_kv: KvContract {

@@ -99,6 +99,7 @@ fn open_rank(model: &Path, default_kv: KvContract) -> Result<RankInfo, String> {
         name: String::new(),
         kv: KvType::F16,
         cache: CacheBytes::of(1 << 20, None),
+        snapshot_bytes: 0,
         stride: STRIDE as u32,
         indexer: None,
         default_kv,

@@ -16,6 +16,7 @@ use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::fault::{Fault, FaultKind};
+use crate::shelf::Shelf;
 
 enum Command {
     Join {
@@ -92,13 +93,15 @@ pub struct DeviceGone;
 const WAITING: usize = 2;
 
 impl Device {
-    /// Starts the thread, with a fault where a test asks for one.
+    /// Starts the thread, with a fault where a test asks for one. `shelf` has the snapshots of
+    /// `runner`.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn spawn<B: Backend>(
         name: String,
         runner: Runner<B>,
+        shelf: Shelf,
         fault: Option<Fault>,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel(WAITING);
@@ -107,6 +110,7 @@ impl Device {
         let cancel = runner.cancel();
         let mut thread = Thread {
             runner,
+            shelf,
             inbox,
             activity: activity.clone(),
             cancel: cancel.clone(),
@@ -194,6 +198,7 @@ impl Device {
 /// What the thread owns.
 struct Thread<B: Backend> {
     runner: Runner<B>,
+    shelf: Shelf,
     inbox: mpsc::Receiver<Command>,
     activity: Arc<Activity>,
     cancel: Cancel,
@@ -245,18 +250,28 @@ impl<B: Backend> Thread<B> {
             },
             Some(FaultKind::Stall) => {
                 self.stall();
-                self.runner.execute(plan)
+                self.carry_out(plan)
             }
             Some(FaultKind::Hang) => loop {
                 std::thread::park();
             },
-            None => self.runner.execute(plan),
+            None => self.carry_out(plan),
         };
         self.activity.steps.fetch_add(1, Ordering::Relaxed);
         self.activity.busy.store(false, Ordering::Relaxed);
 
         let is_lost = fault == Some(FaultKind::Loss) || self.runner.is_lost();
         (output, is_lost)
+    }
+
+    /// The step itself, with what the plan says of snapshots.
+    fn carry_out(&mut self, plan: &StepPlan) -> StepOutput {
+        if let Some(orders) = &plan.snapshots {
+            self.shelf.obey(orders);
+        }
+        let mut output = self.runner.execute(plan);
+        output.snapshots = self.shelf.reports();
+        output
     }
 
     /// Takes as long as a step on a machine that is far too slow.

@@ -4,3 +4,4 @@
 
 pub mod device;
 pub mod server;
+pub mod shelf;

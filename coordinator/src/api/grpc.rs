@@ -63,6 +63,7 @@ impl Inference for GrpcApi {
             timeout,
             charge: request.extensions().get::<Charge>().cloned(),
             tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
+            reads_only: false,
         };
         let (_, extensions, request) = request.into_parts();
         // The other copy of the charge: from here on it ends with the call.

@@ -378,6 +378,7 @@ async fn read<T: RequestBody + Send + 'static>(
         timeout: None,
         charge,
         tenant: parts.extensions.remove::<Arc<Tenant>>(),
+        reads_only: false,
     };
     Ok(Called {
         body: body.await??,

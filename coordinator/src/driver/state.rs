@@ -94,7 +94,8 @@ impl State {
             room: model.room,
         };
         Self {
-            scheduler: Scheduler::new(limits, Epoch(config.first_epoch)),
+            scheduler: Scheduler::new(limits, Epoch(config.first_epoch))
+                .with_snapshots(model.snapshot_room(config), model.world_size),
             live: BTreeMap::new(),
             next_sequence: 0,
             epoch: config.first_epoch,
@@ -195,6 +196,7 @@ impl State {
             reserved_bytes,
             capacity_bytes: self.capacity_bytes,
             epoch: self.epoch,
+            kept: self.scheduler.kept(),
         }
     }
 
@@ -230,9 +232,29 @@ impl State {
                     self.admission.set_gate(Gate::Open);
                     self.report(Readiness::Ready);
                 }
-                Progress::Token { id, token, ended } => {
+                Progress::Token {
+                    id,
+                    token,
+                    ended,
+                    cached,
+                } => {
                     let output = outputs.remove(&id.0).unwrap_or_default();
-                    self.hand_out(id, token, ended, output, now);
+                    let token = Token {
+                        id: token,
+                        ended,
+                        cached,
+                        ..after(output, now)
+                    };
+                    self.hand_out(id, token);
+                }
+                Progress::Read { id, cached } => {
+                    let output = outputs.remove(&id.0).unwrap_or_default();
+                    let end = Token {
+                        ended: Some(Ending::Read),
+                        cached,
+                        ..after(output, now)
+                    };
+                    self.hand_out(id, end);
                 }
                 Progress::Failed { id, error } if Some(id) == self.warm_up => {
                     tracing::error!(%error, "the worker group failed its first sequence");
@@ -356,6 +378,7 @@ impl State {
             banned,
             prompt_tokens: request.prompt.len() as u64,
             trace: request.trace.clone(),
+            ..SequenceInit::default()
         };
         Arrival {
             id,
@@ -366,29 +389,16 @@ impl State {
             init,
             cost: request.cost,
             retention_report: request.retention_report,
+            reuse: request.reuse.clone(),
         }
     }
 
-    fn hand_out(
-        &mut self,
-        id: SequenceId,
-        token: u32,
-        ended: Option<Ending>,
-        output: SequenceOutput,
-        at: Instant,
-    ) {
+    fn hand_out(&mut self, id: SequenceId, token: Token) {
         let Some(live) = self.live.get_mut(&id) else {
             return;
         };
-        let full = live.writer.push(Token {
-            number: 0,
-            id: token,
-            logprob: output.logprob,
-            cache: output.cache.unwrap_or_default(),
-            retention: output.retention,
-            ended,
-            at,
-        });
+        let (ended, at) = (token.ended, token.at);
+        let full = live.writer.push(token);
         if ended.is_some() {
             tracing::debug!(request = %live.request, sequence = %id, ?ended, "done");
             self.live.remove(&id);
@@ -444,6 +454,20 @@ impl State {
     fn new_sequence(&mut self) -> SequenceId {
         self.next_sequence += 1;
         SequenceId(self.next_sequence)
+    }
+}
+
+/// What a step says of a sequence, for its ring.
+fn after(output: SequenceOutput, at: Instant) -> Token {
+    Token {
+        number: 0,
+        id: 0,
+        logprob: output.logprob,
+        cache: output.cache.unwrap_or_default(),
+        retention: output.retention,
+        ended: None,
+        cached: 0,
+        at,
     }
 }
 

@@ -4,6 +4,7 @@ mod answers;
 mod groups;
 mod limits;
 mod pace;
+mod reuse;
 mod suspects;
 
 use std::time::Duration;

@@ -64,5 +64,6 @@ pub(super) fn arrival(model: &ServedModel) -> Arrival {
             ..Default::default()
         },
         retention_report: false,
+        reuse: None,
     }
 }

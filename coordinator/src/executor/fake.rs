@@ -8,6 +8,7 @@ mod model;
 mod script;
 mod sequences;
 mod service;
+mod snapshots;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use tonic::Status;
 pub use self::model::{BYTE_TOKENS, IM_END, IM_START, VOCABULARY, byte_level_tokenizer, model};
 pub use self::script::{Answer, Fault, Script};
 use self::sequences::Sequences;
+use self::snapshots::SharedSnapshots;
 use super::RankChannel;
 
 /// A rank without a model.
@@ -30,6 +32,7 @@ pub struct FakeRank {
     lead: Arc<Mutex<Option<Lead>>>,
     silent: Arc<AtomicBool>,
     hang_ups: Arc<AtomicU64>,
+    snapshots: SharedSnapshots,
 }
 
 impl FakeRank {
@@ -42,6 +45,7 @@ impl FakeRank {
             lead: Arc::default(),
             silent: Arc::default(),
             hang_ups: Arc::default(),
+            snapshots: SharedSnapshots::default(),
         }
     }
 
@@ -89,7 +93,7 @@ impl FakeRank {
         let (plans, mut inbox) = mpsc::channel::<(StepPlan, oneshot::Sender<StepOutput>)>(1);
         let rank = self.clone();
         tokio::spawn(async move {
-            let mut held = Sequences::default();
+            let mut held = Sequences::beside(rank.snapshots.clone());
             while let Some((plan, reply)) = inbox.recv().await {
                 match rank.step(&mut held, plan).await {
                     // The coordinator may have given up waiting.

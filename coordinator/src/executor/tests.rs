@@ -85,12 +85,13 @@ fn plan(step: u64) -> StepPlan {
         position: if step == 1 { 0 } else { step + 1 },
         sample: true,
         retention_report: step == 1,
+        ..Default::default()
     };
     StepPlan {
         epoch: 3,
         step,
         sequences: vec![sequence],
-        release: vec![],
+        ..Default::default()
     }
 }
 

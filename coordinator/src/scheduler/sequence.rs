@@ -3,9 +3,13 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceStep};
+use palimpsest_proto::v1::Sampling;
 
 use super::capacity::Cost;
+use super::lineage::{Lineage, Reuse};
+use super::reuse::Hold;
 use super::suspicion::Suspicion;
 use crate::ids::SequenceId;
 
@@ -39,7 +43,7 @@ pub struct Arrival {
     pub priority: Priority,
     /// At least one token.
     pub prompt: Arc<[u32]>,
-    /// Tokens to generate at most; at least 1.
+    /// Tokens to generate at most; 0: the prompt is read, and that is all.
     pub max_new_tokens: u32,
     /// Tokens that end the sequence.
     pub stop_ids: Arc<[u32]>,
@@ -49,6 +53,8 @@ pub struct Arrival {
     pub cost: Cost,
     /// Ask the ranks which positions they retain, whenever that changes after the prompt.
     pub retention_report: bool,
+    /// What of it may be kept and used again; `None`: nothing.
+    pub reuse: Option<Reuse>,
 }
 
 /// A place in the queue: by priority, then by arrival.
@@ -67,6 +73,15 @@ pub(super) struct Waiting {
     pub(super) paused: bool,
     /// Of earlier epochs.
     pub(super) suspicion: Suspicion,
+    /// What it waits for beside its turn and room.
+    pub(super) hold: Option<Hold>,
+}
+
+impl Waiting {
+    /// Tokens of prompt and answer so far.
+    pub(super) fn known_tokens(&self) -> u64 {
+        (self.arrival.prompt.len() + self.answer.len()) as u64
+    }
 }
 
 /// A sequence that holds memory.
@@ -86,12 +101,19 @@ pub(super) struct Running {
     pub(super) in_step: u64,
     /// What groups that were lost say of it.
     pub(super) suspicion: Suspicion,
+    /// Where it comes from, and what it leaves; `None`: nothing of it is kept.
+    pub(super) lineage: Option<Lineage>,
 }
 
 impl Running {
     /// Tokens of prompt and answer so far.
     pub(super) fn known_tokens(&self) -> u64 {
         (self.arrival.prompt.len() + self.answer.len()) as u64
+    }
+
+    /// Whether all of it has been read, and nothing else was asked for.
+    pub(super) fn is_read(&self) -> bool {
+        self.arrival.max_new_tokens == 0 && self.fed == self.known_tokens()
     }
 
     /// Whether it is ready for its next token.
@@ -108,9 +130,10 @@ impl Running {
             .copied()
             .collect();
         let end = self.fed + count;
-        let sample = end == self.known_tokens();
+        let is_read = end == self.known_tokens();
+        let sample = is_read && self.arrival.max_new_tokens > 0;
         self.prefilling = !sample;
-        let init = (!self.known).then(|| self.arrival.init.clone());
+        let init = (!self.known).then(|| self.init());
         self.known = true;
         self.in_step = count;
         // Between boundaries only the tail grows, so these reports determine every other one.
@@ -124,6 +147,28 @@ impl Running {
             position: self.fed,
             sample,
             retention_report: report,
+            keep: Bytes::new(),
         }
     }
+
+    /// For the ranks, in its first step.
+    fn init(&self) -> SequenceInit {
+        let mut init = self.arrival.init.clone();
+        let Some(began) = self.lineage.as_ref().and_then(Lineage::began) else {
+            return init;
+        };
+        init.fork = began.name.bytes();
+        if init.sampling.as_ref().is_some_and(counts_tokens) {
+            let known = self.arrival.prompt.iter().chain(&self.answer);
+            init.forked_tokens = known.take(began.position as usize).copied().collect();
+        }
+        init
+    }
+}
+
+/// Whether a sampler goes by how often each token occurred.
+fn counts_tokens(sampling: &Sampling) -> bool {
+    sampling.repetition_penalty.unwrap_or(1.0) != 1.0
+        || sampling.frequency_penalty != 0.0
+        || sampling.presence_penalty != 0.0
 }

@@ -22,6 +22,7 @@ fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
             latent: 0,
         },
         retention_report: false,
+        reuse: None,
     }
 }
 
@@ -433,6 +434,7 @@ fn retention_is_asked_for_when_it_can_have_changed() {
     let mut scheduler = Scheduler::new(limits(4, 8, 16, 64), Epoch(1));
     scheduler.on_event(Event::Arrive(Box::new(Arrival {
         retention_report: true,
+        reuse: None,
         ..arrival(0, 6, 7, 1)
     })));
     let mut asked = Vec::new();

@@ -24,8 +24,10 @@ pub struct Token {
     pub cache: CacheState,
     /// With the first token and after each boundary, if the request asked for it.
     pub retention: Option<RetentionReport>,
-    /// Set on the last token.
+    /// Set on the last token. One that ends with [`Ending::Read`] is no token, but that end.
     pub ended: Option<Ending>,
+    /// Tokens of the prompt that were not read, because they were kept.
+    pub cached: u64,
     /// When the driver had it.
     pub at: Instant,
 }

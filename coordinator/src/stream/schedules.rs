@@ -88,6 +88,7 @@ fn token(id: u32, ended: Option<Ending>) -> Token {
         cache: CacheState::default(),
         retention: None,
         ended,
+        cached: 0,
         at: Instant::now(),
     }
 }

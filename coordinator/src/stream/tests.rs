@@ -19,6 +19,7 @@ fn token(id: u32) -> Token {
         cache,
         retention: None,
         ended: None,
+        cached: 0,
         at: Instant::now(),
     }
 }

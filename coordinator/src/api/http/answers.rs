@@ -139,7 +139,9 @@ impl Logprobs {
 pub const fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",
-        FinishReason::Eos | FinishReason::Stop | FinishReason::Unspecified => "stop",
+        FinishReason::Eos | FinishReason::Stop | FinishReason::Read | FinishReason::Unspecified => {
+            "stop"
+        }
     }
 }
 
@@ -310,6 +312,11 @@ fn usage(choices: &[Choice], per_prompt: usize) -> Value {
         .iter()
         .map(|choice| choice.usage.generated_tokens)
         .sum();
+    let cached: u64 = choices
+        .iter()
+        .step_by(per_prompt.max(1))
+        .map(|choice| choice.usage.cached_tokens)
+        .sum();
     let sum = |field: fn(&Usage) -> u64| {
         choices
             .iter()
@@ -331,6 +338,7 @@ fn usage(choices: &[Choice], per_prompt: usize) -> Value {
     json!({
         "prompt_tokens": prompt, "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
         "kv": {
             "evicted_tokens": most(|usage| usage.evicted_tokens),
             "held_slots": most(|usage| usage.held_slots),

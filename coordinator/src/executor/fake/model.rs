@@ -47,6 +47,7 @@ pub fn model() -> ModelInfo {
             memory: "none".into(),
             ..Default::default()
         }),
+        state_digest: b"fake"[..].into(),
     }
 }
 

@@ -67,6 +67,14 @@ impl Script {
         Self::answering(Arc::new(letters), rank, world_size)
     }
 
+    /// The same rank, with so much host memory for snapshots, and a store for them.
+    #[must_use]
+    pub fn keeping(mut self, bytes: u64) -> Self {
+        self.rank.snapshot_bytes = bytes;
+        self.rank.snapshot_store = true;
+        self
+    }
+
     /// A rank with this model.
     pub fn answering(answer: Answer, rank: u32, world_size: u32) -> Self {
         let rank = RankInfo {
@@ -79,6 +87,8 @@ impl Script {
             digest: b"fake"[..].into(),
             epoch: 0,
             lead: None,
+            snapshot_bytes: 0,
+            snapshot_store: false,
         };
         Self {
             rank,

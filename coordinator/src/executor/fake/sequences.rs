@@ -12,6 +12,7 @@ use palimpsest_proto::kv::Geometry;
 use palimpsest_proto::v1::{HeadRetention, RetentionReport, TokenLogprob};
 
 use super::script::Script;
+use super::snapshots::{FakeSnapshot, SharedSnapshots};
 use crate::scheduler::{Capacity, Cost};
 
 /// A sequence on a fake rank.
@@ -33,9 +34,18 @@ struct StepId {
 pub(super) struct Sequences {
     held: BTreeMap<u64, Held>,
     last: StepId,
+    snapshots: SharedSnapshots,
 }
 
 impl Sequences {
+    /// None yet, on a rank that may have kept some earlier.
+    pub(super) fn beside(snapshots: SharedSnapshots) -> Self {
+        Self {
+            snapshots,
+            ..Self::default()
+        }
+    }
+
     /// Carries a plan out, as `script` says.
     ///
     /// # Errors
@@ -58,6 +68,9 @@ impl Sequences {
                 .remove(id)
                 .ok_or(format!("release of {id}, which holds nothing"))?;
         }
+        if let Some(orders) = &plan.snapshots {
+            self.snapshots.lock().obey(orders)?;
+        }
         let mut digest = plan.step;
         let mut sequences = Vec::new();
         for step in &plan.sequences {
@@ -75,6 +88,7 @@ impl Sequences {
             digest,
             error: String::new(),
             seconds: 0.0,
+            snapshots: self.snapshots.lock().take_reports(),
         })
     }
 
@@ -109,7 +123,10 @@ impl Sequences {
         let held = Held {
             init: init.clone(),
             contract: Contract::try_from(kv).map_err(|error| error.to_string())?,
-            tokens: Vec::new(),
+            tokens: match init.fork.is_empty() {
+                true => Vec::new(),
+                false => self.snapshots.lock().begin_with(&init.fork)?,
+            },
         };
         match self.held.insert(id, held) {
             Some(_) => Err(format!("{id} begins twice")),
@@ -157,6 +174,21 @@ impl Sequences {
         let retention = step
             .retention_report
             .then(|| retention(held, &script.rank, stride));
+        let kept_bytes = match step.keep.is_empty() {
+            true => 0,
+            false => {
+                if !end.is_multiple_of(stride) {
+                    return Err(format!("{id}: a state kept at {end}, stride {stride}"));
+                }
+                let kept = FakeSnapshot {
+                    tokens: held.tokens.clone(),
+                    bytes: cache.held_bytes,
+                };
+                let room = script.rank.snapshot_bytes;
+                self.snapshots.lock().keep(&step.keep, kept, room)?;
+                cache.held_bytes
+            }
+        };
         Ok(SequenceOutput {
             sequence: id,
             token,
@@ -164,6 +196,7 @@ impl Sequences {
             cache: Some(cache),
             retention,
             error: String::new(),
+            kept_bytes,
         })
     }
 }

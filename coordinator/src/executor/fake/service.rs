@@ -75,7 +75,7 @@ impl Worker for FakeRank {
         let (outputs, stream) = mpsc::channel(1);
         let rank = self.clone();
         tokio::spawn(async move {
-            let mut held = Sequences::default();
+            let mut held = Sequences::beside(rank.snapshots.clone());
             while let Some(Ok(plan)) = plans.next().await {
                 let output = rank.step(&mut held, plan).await;
                 let last = output.is_err();

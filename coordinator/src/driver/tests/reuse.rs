@@ -1,0 +1,264 @@
+//! Prompts that begin with what is kept: what is read, what is not, and that no answer changes.
+
+use palimpsest_proto::internal::v1::StepPlan;
+use proptest::prelude::*;
+
+use super::*;
+
+/// Room for a few snapshots of the fake model.
+const ROOM: u64 = 1 << 20;
+/// Tokens between two boundaries of the fake model.
+const STRIDE: u32 = 16;
+
+/// A rank whose tokens depend on all that it was fed.
+fn hashing(room: u64, rank: u32, world_size: u32) -> Script {
+    let answer = Arc::new(|tokens: &[u32], prompt: usize| {
+        let mix = |sum: u32, id: &u32| sum.wrapping_mul(31).wrapping_add(*id);
+        97 + (tokens.iter().fold(7, mix) ^ prompt as u32) % 26
+    });
+    Script::answering(answer, rank, world_size).keeping(room)
+}
+
+fn ids(ids: Vec<u32>, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        input: Some(Input::TokenIds(TokenIds { ids })),
+        ..prompt(1, max_tokens)
+    }
+}
+
+/// `length` tokens that only prompts of the same `text` share.
+fn text(text: u32, length: u32) -> Vec<u32> {
+    (0..length)
+        .map(|i| 97 + (i * 7 + text * 5 + i / 26 * text) % 26)
+        .collect()
+}
+
+fn cached(whole: &Whole) -> u64 {
+    whole.finished.usage.as_ref().unwrap().cached_tokens
+}
+
+/// Prompt tokens that ranks were given to read.
+fn read(plans: &[StepPlan]) -> usize {
+    let steps = plans.iter().flat_map(|plan| &plan.sequences);
+    steps
+        .map(|step| step.tokens.len())
+        .filter(|&count| count > 1)
+        .sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_turn_reads_what_is_new_and_a_stride_at_most() {
+    let scripts = vec![hashing(ROOM, 0, 2), hashing(ROOM, 1, 2)];
+    let (coordinator, ranks) = start_with(config(), scripts).await;
+    let mut conversation = text(1, 200);
+    let mut longest = 0;
+    for turn in 0..6 {
+        ranks[0].forget_plans();
+        let whole = generate(&coordinator, ids(conversation.clone(), 40))
+            .await
+            .unwrap();
+        let unread = conversation.len() as u64 - cached(&whole);
+        if turn > 0 {
+            // What the last turn added is 7 tokens and the last one of its answer.
+            assert!(
+                unread <= u64::from(STRIDE) + 8,
+                "turn {turn}: {unread} tokens read"
+            );
+            assert!(read(&ranks[0].plans()) as u64 <= unread, "turn {turn}");
+        }
+        longest = longest.max(cached(&whole));
+        conversation.extend(whole.text.bytes().map(u32::from));
+        conversation.extend(text(9 + turn, 7));
+    }
+    assert!(longest > 300);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_text_that_many_ask_about_at_once_is_read_once() {
+    let (coordinator, ranks) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let document = text(1, 400);
+    let asked: Vec<_> = (0..10)
+        .map(|question| {
+            let coordinator = coordinator.clone();
+            let prompt = [document.clone(), text(20 + question, 9)].concat();
+            tokio::spawn(async move { generate(&coordinator, ids(prompt, 5)).await.unwrap() })
+        })
+        .collect();
+    for answer in asked {
+        answer.await.unwrap();
+    }
+    let read = read(&ranks[0].plans());
+    assert!(
+        read < 400 + 10 * (9 + STRIDE as usize),
+        "{read} tokens read"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_reader_that_leaves_reads_itself() {
+    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let document = text(1, 400);
+    let first = ask(&coordinator, ids(document.clone(), 5)).await;
+    sleep(STEP * 3).await;
+    let mut second = ask(&coordinator, ids([document, text(3, 5)].concat(), 5)).await;
+    sleep(STEP * 3).await;
+    drop(first);
+    assert_eq!(
+        whole(&mut second).await.unwrap().finished.reason(),
+        FinishReason::Length
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_contracts_and_short_prompts_share_nothing() {
+    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    generate(&coordinator, ids(text(1, 100), 3)).await.unwrap();
+    let kv = KvContract {
+        budget: 32,
+        ..Default::default()
+    };
+    let other = GenerateRequest {
+        kv: Some(kv),
+        ..ids(text(1, 100), 3)
+    };
+    assert_eq!(cached(&generate(&coordinator, other).await.unwrap()), 0);
+    assert_eq!(
+        cached(&generate(&coordinator, ids(text(1, 16), 3)).await.unwrap()),
+        0
+    );
+    // The last token is always read, since the answer follows from it.
+    assert_eq!(
+        cached(&generate(&coordinator, ids(text(1, 96), 3)).await.unwrap()),
+        80
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefix_that_was_asked_for_twice_is_kept() {
+    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let mut found = Vec::new();
+    for question in 0..3 {
+        // Questions of three strides: the ends of these prompts are no prefix of the others.
+        let prompt = [text(1, 200), text(20 + question, 48)].concat();
+        found.push(cached(
+            &generate(&coordinator, ids(prompt, 3)).await.unwrap(),
+        ));
+    }
+    assert_eq!(found, [0, 0, 192]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_alone_can_be_read() {
+    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let call = crate::service::Call {
+        reads_only: true,
+        ..Default::default()
+    };
+    let mut answer = coordinator
+        .service()
+        .generate_for(&call, ids(text(1, 100), 9))
+        .await
+        .unwrap();
+    let read = whole(&mut answer).await.unwrap();
+    assert_eq!(
+        (read.text.as_str(), read.finished.reason()),
+        ("", FinishReason::Read)
+    );
+    assert_eq!(read.finished.usage.unwrap().generated_tokens, 0);
+    assert_eq!(
+        cached(&generate(&coordinator, ids(text(1, 100), 3)).await.unwrap()),
+        96
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_is_too_small_keeps_what_fits_or_nothing() {
+    // A snapshot of 64 entries takes 8 KiB.
+    for room in [1, 9 << 10, 20 << 10] {
+        let (coordinator, _) = start_with(config(), vec![hashing(room, 0, 1)]).await;
+        for round in 0..6 {
+            let prompt = text(round % 3, 100 + round);
+            generate(&coordinator, ids(prompt, 40)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_group_begins_with_what_its_ranks_have_kept() {
+    let rank = FakeRank::new(hashing(ROOM, 0, 1).with_step_time(STEP));
+    let mut config = config();
+    config.regroup_limit = Duration::from_secs(10);
+    let (coordinator, _) = start_on(config, vec![rank.clone()]).await;
+    generate(&coordinator, ids(text(1, 100), 3)).await.unwrap();
+    coordinator.service().driver.lose("a test".into()).await;
+    until_lost(&coordinator).await;
+    take_over(&coordinator, &rank, 5).await;
+    assert!(coordinator.ready().await);
+    let again = generate(&coordinator, ids(text(1, 100), 3)).await.unwrap();
+    assert_eq!(cached(&again), 96);
+}
+
+/// One request of a random run.
+#[derive(Debug, Clone)]
+struct Asked {
+    text: u32,
+    length: u32,
+    rest: u32,
+    max_tokens: u32,
+    /// Tokens after which the client goes away; 0: it stays.
+    leaves: u32,
+    /// Steps until the next one is asked.
+    pause: u32,
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let lengths = (0u32..3, 1u32..200, 0u32..60);
+    (lengths, 1u32..50, 0u32..9, 0u32..6).prop_map(|(lengths, max_tokens, leaves, pause)| Asked {
+        text: lengths.0,
+        length: lengths.1,
+        rest: lengths.2,
+        max_tokens,
+        leaves: if leaves > 3 { 0 } else { leaves },
+        pause,
+    })
+}
+
+async fn answers(room: u64, asked: &[Asked]) -> Vec<String> {
+    let (coordinator, _) = start_with(config(), vec![hashing(room, 0, 1)]).await;
+    let mut tasks = Vec::new();
+    for one in asked.iter().cloned() {
+        let coordinator = coordinator.clone();
+        let prompt = [text(one.text, one.length), text(7, one.rest)].concat();
+        sleep(STEP * one.pause).await;
+        tasks.push(tokio::spawn(async move {
+            let mut answer = ask(&coordinator, ids(prompt, one.max_tokens)).await;
+            if one.leaves > 0 && one.leaves < one.max_tokens {
+                first_delta(&mut answer).await;
+                return "left".to_owned();
+            }
+            whole(&mut answer).await.unwrap().text
+        }));
+    }
+    let mut all = Vec::new();
+    for task in tasks {
+        all.push(task.await.unwrap());
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever is asked, together or in turn, answers are those of a service that keeps nothing.
+    /// The fake rank refuses whatever of a plan its state does not allow.
+    #[test]
+    fn no_answer_changes(asked in prop::collection::vec(asked(), 1..12), room in 0u64..100_000) {
+        let runtime = || tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let without = runtime().block_on(answers(0, &asked));
+        let with = runtime().block_on(answers(room, &asked));
+        prop_assert_eq!(with, without);
+    }
+}

@@ -1,0 +1,199 @@
+//! Beginning with what is kept, and keeping what others may begin with.
+//!
+//! A sequence that starts begins with the longest prefix of its prompt whose state is kept in host
+//! memory. It waits in two cases, and lets others pass: a longer prefix is being read from the
+//! store, or a sequence that runs is about to reach one. So a text that many ask about at once is
+//! read once.
+
+use palimpsest_proto::internal::v1::{SequenceOutput, SequenceStep};
+
+use super::sequence::{Place, Running, Waiting};
+use super::{Lineage, Scheduler};
+use crate::ids::SequenceId;
+use crate::snapshots::{Chain, Found, Keep, Name, Want};
+
+/// What a sequence waits for, though there is room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Another one is reading what both begin with, up to this boundary.
+    Follows { leader: SequenceId, until: u64 },
+    /// It is on its way from the store.
+    Fetches(Name),
+}
+
+impl Scheduler {
+    /// Whether the sequence at `place` waits for a longer prefix than there is.
+    pub(super) fn is_held(&mut self, place: Place) -> bool {
+        let Some(waiting) = self.waiting.get(&place) else {
+            return false;
+        };
+        if waiting.hold.is_some_and(|hold| self.still_holds(hold)) {
+            return true;
+        }
+        let hold = self.find_hold(place);
+        if let Some(waiting) = self.waiting.get_mut(&place) {
+            waiting.hold = hold;
+        }
+        hold.is_some()
+    }
+
+    fn still_holds(&self, hold: Hold) -> bool {
+        match hold {
+            Hold::Follows { leader, until } => self
+                .running
+                .get(&leader)
+                .is_some_and(|leader| !leader.paused && leader.fed < until),
+            Hold::Fetches(name) => self.index.is_coming(name),
+        }
+    }
+
+    fn find_hold(&mut self, place: Place) -> Option<Hold> {
+        let waiting = self.waiting.get(&place)?;
+        // Who is read anew after a loss may be at fault: it waits for nobody, and nobody for it.
+        let is_new = waiting.answer.is_empty() && waiting.suspicion.losses() == 0;
+        let reuse = waiting.arrival.reuse.as_ref().filter(|_| is_new)?;
+        let chain = reuse.chain.clone();
+        let most = waiting.known_tokens().saturating_sub(1);
+        let in_memory = self.index.in_memory(&chain, most);
+        let ready = in_memory.map_or(0, |found| found.position);
+        if let Some(stored) = self.index.in_store(&chain, most)
+            && stored.position > ready
+            && self.index.want(stored.name, Want::Fetch)
+        {
+            return Some(Hold::Fetches(stored.name));
+        }
+        self.find_leader(&chain, ready, most)
+    }
+
+    /// Who reads more of the same text than is `ready`, and has it kept where the two part.
+    fn find_leader(&mut self, chain: &Chain, ready: u64, most: u64) -> Option<Hold> {
+        let stride = chain.stride();
+        let shared = |leader: &Running| {
+            let lineage = leader.lineage.as_ref()?;
+            let reads_on = leader.prefilling && !leader.paused && leader.suspicion.losses() == 0;
+            let until = lineage.chain().shared(chain).min(most / stride * stride);
+            (reads_on && until > ready && until > leader.fed).then_some(until)
+        };
+        let (until, leader) = self
+            .running
+            .iter()
+            .filter_map(|(id, running)| Some((shared(running)?, *id)))
+            // The first to come of those that read as far.
+            .max_by_key(|&(until, id)| (until, std::cmp::Reverse(id)))?;
+        let lineage = self.running.get_mut(&leader)?.lineage.as_mut()?;
+        lineage.keep(until);
+        Some(Hold::Follows { leader, until })
+    }
+
+    /// What a sequence that starts now begins with, and what it will leave.
+    pub(super) fn lineage(&mut self, waiting: &Waiting) -> Option<Lineage> {
+        let arrival = &waiting.arrival;
+        let reuse = arrival.reuse.as_ref().filter(|_| self.index.is_on())?;
+        let tokens: Vec<u32> = match waiting.answer.is_empty() {
+            // The chain has all of a prompt already.
+            true => Vec::new(),
+            false => arrival
+                .prompt
+                .iter()
+                .chain(&waiting.answer)
+                .copied()
+                .collect(),
+        };
+        let prompt = arrival.prompt.len() as u64;
+        let all = Lineage::new(reuse, &tokens, prompt, None);
+        let most = waiting.known_tokens().saturating_sub(1);
+        let began = self.index.in_memory(all.chain(), most);
+        if let Some(found) = began {
+            self.index.begin_with(found);
+        }
+        let mut lineage = Lineage::new(reuse, &tokens, prompt, began);
+        if let Some(before) = self.sightings.see(&reuse.chain) {
+            lineage.keep(before);
+        }
+        Some(lineage)
+    }
+
+    /// After a sequence's part of a plan is made: has its state kept where that is wanted.
+    pub(super) fn keep_after(&mut self, step: &mut SequenceStep) {
+        let id = SequenceId(step.sequence);
+        let Some(running) = self.running.get_mut(&id) else {
+            return;
+        };
+        let bytes = running.arrival.cost.bytes();
+        let end = step.position + step.tokens.len() as u64;
+        let Running {
+            arrival,
+            answer,
+            lineage,
+            ..
+        } = running;
+        let Some(lineage) = lineage else { return };
+        if let Some(began) = lineage.began().filter(|_| step.init.is_some()) {
+            self.index.begun(began.name);
+        }
+        let read = arrival.prompt.iter().chain(&*answer).take(end as usize);
+        let Some(found) = lineage.wanted_at(end, read) else {
+            return;
+        };
+        if self.index.make_room(found.name, bytes) {
+            let Found { position, name } = found;
+            let keep = Keep {
+                name,
+                position,
+                bytes: 0,
+                after: lineage.last(),
+            };
+            self.keeping.insert(id, keep);
+            step.keep = name.bytes();
+        }
+    }
+
+    /// What a step kept of a sequence, which may have left meanwhile.
+    pub(super) fn note_kept(&mut self, output: &SequenceOutput) {
+        let id = SequenceId(output.sequence);
+        let Some(keeping) = self.keeping.remove(&id) else {
+            return;
+        };
+        let is_good = output.error.is_empty();
+        let bytes = if is_good { output.kept_bytes } else { 0 };
+        self.index.kept(Keep { bytes, ..keeping });
+        let running = self.running.get_mut(&id).filter(|_| bytes > 0);
+        let Some(lineage) = running.and_then(|running| running.lineage.as_mut()) else {
+            return;
+        };
+        let Keep { name, position, .. } = keeping;
+        if let Some(before) = lineage.took(Found { position, name }) {
+            self.index.replace(before);
+        }
+    }
+
+    /// A sequence failed in its first step, which was to begin with a snapshot. Ranks could not, so
+    /// it waits again, to read what it would have begun with. Returns whether that is so.
+    pub(super) fn reads_instead(&mut self, id: SequenceId) -> bool {
+        let began = self.running.get(&id).and_then(|running| {
+            let began = running.lineage.as_ref()?.began()?;
+            (running.fed == began.position).then_some(began)
+        });
+        let Some(began) = began else { return false };
+        let Some(running) = self.remove(id) else {
+            return false;
+        };
+        tracing::warn!(sequence = %id, "a snapshot could not be used; its tokens are read again");
+        self.index.forget(began.name);
+        self.wait(Waiting {
+            arrival: running.arrival,
+            answer: running.answer,
+            paused: running.paused,
+            suspicion: running.suspicion,
+            hold: None,
+        });
+        true
+    }
+
+    /// A sequence is over: what it leaves goes to the store, where there is one.
+    pub(super) fn leave_behind(&mut self, running: &Running) {
+        for name in running.lineage.iter().flat_map(Lineage::ends) {
+            self.index.want(name, Want::Store);
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! Which snapshots are kept, in which tier, and which go when room is short.
+//!
+//! All ranks hold their parts of the same snapshots, so one index stands for all of them: its bytes
+//! are those of the fullest rank. Ranks do what plans say, in order. A snapshot counts as there
+//! only once every rank has said so.
+
+use std::collections::HashMap;
+
+use palimpsest_proto::internal::v1::snapshot_report::Event;
+use palimpsest_proto::internal::v1::{SnapshotOrders, SnapshotReport};
+
+use super::chain::{Chain, Name};
+use super::entry::{Clocks, Entry, Parent, Place};
+use super::orders::{Fate, Orders, Want};
+
+/// Bytes of each tier on a rank; 0: there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Host memory.
+    pub memory: u64,
+    /// The store that outlives the ranks.
+    pub store: u64,
+}
+
+/// A snapshot that a step kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Its name.
+    pub name: Name,
+    /// Tokens it is the state of.
+    pub position: u64,
+    /// Bytes on the fullest rank; 0: a rank did not keep it.
+    pub bytes: u64,
+    /// What was kept before it of the same sequence, with its position.
+    pub after: Option<Found>,
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Snapshots in host memory.
+    pub in_memory: u64,
+    /// Their bytes on the fullest rank.
+    pub memory_bytes: u64,
+    /// Snapshots in the store.
+    pub in_store: u64,
+    /// Their bytes on the fullest rank.
+    pub store_bytes: u64,
+}
+
+/// The snapshots of a group.
+#[derive(Debug)]
+pub struct Index {
+    room: Room,
+    ranks: u32,
+    entries: HashMap<Name, Entry>,
+    held: Held,
+    clocks: Clocks,
+    orders: Orders,
+    /// What ranks do in the background, and how it ended where that is known.
+    pending: usize,
+    ended: Vec<Ended>,
+    /// Plans so far.
+    plan: u64,
+    /// Bytes in host memory that steps under way may keep.
+    reserved: u64,
+}
+
+/// Something that ranks did in the background, and how that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Of which snapshot.
+    pub name: Name,
+    /// What it was.
+    pub want: Want,
+    /// How it ended.
+    pub fate: Fate,
+}
+
+/// A prefix whose state is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Its tokens.
+    pub position: u64,
+    /// Its snapshot.
+    pub name: Name,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    Memory,
+    Store,
+}
+
+impl Index {
+    /// An empty index over `ranks` ranks.
+    pub fn new(room: Room, ranks: u32) -> Self {
+        Self {
+            room,
+            ranks: ranks.max(1),
+            entries: HashMap::new(),
+            held: Held::default(),
+            clocks: Clocks::default(),
+            orders: Orders::of_epoch(),
+            pending: 0,
+            ended: Vec::new(),
+            plan: 0,
+            reserved: 0,
+        }
+    }
+
+    /// Whether anything is kept at all.
+    pub const fn is_on(&self) -> bool {
+        self.room.memory > 0
+    }
+
+    /// Whether there is a store.
+    pub const fn has_store(&self) -> bool {
+        self.is_on() && self.room.store > 0
+    }
+
+    /// Another group takes over: its ranks tell in their first step what they have. What was under
+    /// way has failed.
+    pub fn begin_epoch(&mut self) {
+        for (&name, entry) in &self.entries {
+            let tiers = [(&entry.store, Want::Store), (&entry.memory, Want::Fetch)];
+            for (_, want) in tiers.into_iter().filter(|(place, _)| place.is_coming()) {
+                let fate = Fate::Failed("the worker group was lost".into());
+                self.ended.push(Ended { name, want, fate });
+            }
+        }
+        self.entries.clear();
+        self.held = Held::default();
+        self.orders = Orders::of_epoch();
+        self.pending = 0;
+        self.reserved = 0;
+    }
+
+    /// Orders for the next plan, if there are any.
+    pub fn orders(&mut self) -> Option<SnapshotOrders> {
+        self.plan += 1;
+        self.is_on().then(|| self.orders.take()).flatten()
+    }
+
+    /// Whether ranks do something in the background whose end is awaited.
+    pub const fn has_pending(&self) -> bool {
+        self.pending > 0
+    }
+
+    /// How much is kept.
+    pub const fn held(&self) -> Held {
+        self.held
+    }
+
+    /// What has ended since the last call.
+    pub fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// The longest prefix, of at most `most` tokens, whose state is in host memory.
+    pub fn in_memory(&self, chain: &Chain, most: u64) -> Option<Found> {
+        self.longest(chain, most, |entry| &entry.memory)
+    }
+
+    /// The longest prefix, of at most `most` tokens, whose state is in the store.
+    pub fn in_store(&self, chain: &Chain, most: u64) -> Option<Found> {
+        self.longest(chain, most, |entry| &entry.store)
+    }
+
+    fn longest(&self, chain: &Chain, most: u64, place: fn(&Entry) -> &Place) -> Option<Found> {
+        chain
+            .boundaries(most)
+            .find(|(_, name)| self.has(*name, place))
+            .map(|(position, name)| Found { position, name })
+    }
+
+    fn has(&self, name: Name, place: fn(&Entry) -> &Place) -> bool {
+        let entry = self.entries.get(&name);
+        entry.is_some_and(|entry| *place(entry) == Place::Here)
+    }
+
+    /// Whether ranks are bringing it into host memory.
+    pub fn is_coming(&self, name: Name) -> bool {
+        let entry = self.entries.get(&name);
+        entry.is_some_and(|entry| entry.memory.is_coming())
+    }
+
+    /// A sequence is to begin with it: it stays until [`Self::begun`].
+    pub fn begin_with(&mut self, found: Found) {
+        let clocks = self.clocks;
+        if let Some(entry) = self.entries.get_mut(&found.name) {
+            entry.position = Some(found.position);
+            entry.uses += 1;
+            entry.since = clocks;
+            entry.awaited_by += 1;
+        }
+    }
+
+    /// A sequence begins with it in the plan that is being made, or never will.
+    pub fn begun(&mut self, name: Name) {
+        let plan = self.plan;
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.awaited_by = entry.awaited_by.saturating_sub(1);
+            entry.needed_in = plan + 1;
+        }
+    }
+
+    /// Makes room in host memory for a snapshot of at most `bytes` that the plan being made will
+    /// keep as `name`. Returns whether it is to be kept.
+    pub fn make_room(&mut self, name: Name, bytes: u64) -> bool {
+        if !self.is_on() || bytes > self.room.memory {
+            return false;
+        }
+        if self.has(name, |entry| &entry.memory) || self.is_coming(name) {
+            return false;
+        }
+        let fits = self.evict_from_memory(bytes + self.reserved);
+        if fits {
+            self.reserved += bytes;
+        }
+        fits
+    }
+
+    /// A step kept a snapshot, or was to.
+    pub fn kept(&mut self, keep: Keep) {
+        if keep.bytes == 0 {
+            // Some ranks may have it.
+            self.orders.drop(keep.name);
+            self.leave_memory(keep.name);
+            return;
+        }
+        let clocks = self.clocks;
+        let entry = self
+            .entries
+            .entry(keep.name)
+            .or_insert_with(|| Entry::new(keep.bytes));
+        entry.position = Some(keep.position);
+        entry.parent = keep
+            .after
+            .map(|Found { position, name }| Parent { name, position });
+        entry.uses += 1;
+        entry.since = clocks;
+        self.set(keep.name, Tier::Memory, Place::Here);
+        // Two sequences may keep the same state in one step, and room may have been short between.
+        self.orders.spare(keep.name);
+        // What was reserved was an estimate.
+        self.evict_from_memory(0);
+    }
+
+    /// Forgets the copy in host memory of a snapshot that a later one of the same sequence
+    /// replaces, unless others began with it.
+    pub fn replace(&mut self, name: Name) {
+        let plan = self.plan;
+        let is_free = |entry: &Entry| entry.uses <= 1 && entry.is_free(plan);
+        if self.entries.get(&name).is_some_and(is_free) {
+            self.leave_memory(name);
+        }
+    }
+
+    /// Orders something that ranks do in the background. Returns whether it was to be ordered: it
+    /// is not there already, nor under way, and it can be.
+    pub fn want(&mut self, name: Name, want: Want) -> bool {
+        let has_store = self.has_store();
+        let Some(entry) = self.entries.get(&name) else {
+            return false;
+        };
+        let bytes = entry.bytes;
+        let (from, to, tier) = match want {
+            Want::Store => (&entry.memory, &entry.store, Tier::Store),
+            Want::Fetch => (&entry.store, &entry.memory, Tier::Memory),
+        };
+        if *from != Place::Here || *to != Place::Absent || !has_store {
+            return false;
+        }
+        let fits = match want {
+            Want::Store => self.evict_from_store(bytes),
+            Want::Fetch => self.evict_from_memory(bytes + self.reserved),
+        };
+        if fits {
+            self.set(name, tier, Place::Coming { done: 0 });
+            self.pending += 1;
+            self.orders.want(name, want);
+        }
+        fits
+    }
+
+    /// What the ranks report with the output of a step.
+    pub fn report(&mut self, reports: &[SnapshotReport]) {
+        self.reserved = 0;
+        let mut listed: HashMap<(Name, Event), Listed> = HashMap::new();
+        for report in reports {
+            let Some(name) = Name::read(&report.name) else {
+                continue;
+            };
+            match report.event() {
+                event @ (Event::InMemory | Event::InStore) => {
+                    let listed = listed.entry((name, event)).or_default();
+                    listed.ranks += 1;
+                    listed.bytes = listed.bytes.max(report.bytes);
+                }
+                Event::Stored => self.advance(name, Want::Store, report),
+                Event::Fetched => self.advance(name, Want::Fetch, report),
+                Event::Unspecified => {}
+            }
+        }
+        for ((name, event), Listed { ranks, bytes }) in listed {
+            self.list(name, event, ranks == self.ranks, bytes);
+        }
+        self.evict_from_memory(0);
+        self.evict_from_store(0);
+    }
+
+    /// One that was there before this coordinator, or before this epoch.
+    fn list(&mut self, name: Name, event: Event, on_all: bool, bytes: u64) {
+        if !on_all {
+            // What only some ranks have nobody can begin with.
+            if event == Event::InMemory {
+                self.orders.drop(name);
+            }
+            return;
+        }
+        let entry = self
+            .entries
+            .entry(name)
+            .or_insert_with(|| Entry::new(bytes));
+        entry.uses = entry.uses.max(1);
+        let (tier, place) = match event {
+            Event::InMemory => (Tier::Memory, &entry.memory),
+            _ => (Tier::Store, &entry.store),
+        };
+        if *place == Place::Absent {
+            self.set(name, tier, Place::Here);
+        }
+    }
+
+    /// A rank has done its part of something, or could not.
+    fn advance(&mut self, name: Name, want: Want, report: &SnapshotReport) {
+        let ranks = self.ranks;
+        let Some(entry) = self.entries.get_mut(&name) else {
+            return;
+        };
+        let (place, tier) = match want {
+            Want::Store => (&mut entry.store, Tier::Store),
+            Want::Fetch => (&mut entry.memory, Tier::Memory),
+        };
+        let Place::Coming { done } = place else {
+            return;
+        };
+        *done += 1;
+        let (end, fate) = if !report.error.is_empty() {
+            (Place::Absent, Fate::Failed(report.error.clone()))
+        } else if *done >= ranks {
+            (Place::Here, Fate::Done)
+        } else {
+            return;
+        };
+        self.pending -= 1;
+        self.set(name, tier, end);
+        match (want, &fate) {
+            // A part that cannot be read is of no use, and other ranks may have fetched theirs.
+            (Want::Fetch, Fate::Failed(_)) => {
+                self.orders.drop(name);
+                self.leave_store(name);
+            }
+            (Want::Store, Fate::Failed(_)) => self.orders.erase(name),
+            (_, Fate::Done) => {}
+        }
+        self.ended.push(Ended { name, want, fate });
+        self.forget_if_gone(name);
+    }
+
+    /// Evicts what is worth least until so many bytes more fit; whether they do.
+    fn evict_from_memory(&mut self, bytes: u64) -> bool {
+        while self.held.memory_bytes + bytes > self.room.memory {
+            let plan = self.plan;
+            let free = |entry: &Entry| entry.memory == Place::Here && entry.is_free(plan);
+            let value = |entry: &Entry| entry.value(entry.since.memory);
+            let Some((name, value)) = self.least(free, value) else {
+                return false;
+            };
+            self.clocks.memory = self.clocks.memory.max(value);
+            self.leave_memory(name);
+        }
+        true
+    }
+
+    fn evict_from_store(&mut self, bytes: u64) -> bool {
+        while self.held.store_bytes + bytes > self.room.store {
+            let free = |entry: &Entry| {
+                // What is being read stays until it has been.
+                entry.store == Place::Here && !entry.memory.is_coming()
+            };
+            let value = |entry: &Entry| entry.value(entry.since.store);
+            let Some((name, value)) = self.least(free, value) else {
+                return false;
+            };
+            self.clocks.store = self.clocks.store.max(value);
+            self.leave_store(name);
+        }
+        true
+    }
+
+    /// Who is worth least. Ties go to the smaller name, so that the answer is one.
+    fn least(
+        &self,
+        free: impl Fn(&Entry) -> bool,
+        value: impl Fn(&Entry) -> f64,
+    ) -> Option<(Name, f64)> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| free(entry))
+            .map(|(name, entry)| (*name, value(entry)))
+            .min_by(|(a, x), (b, y)| x.total_cmp(y).then(a.cmp(b)))
+    }
+
+    /// Forgets a snapshot in every tier.
+    pub fn forget(&mut self, name: Name) {
+        self.leave_memory(name);
+        self.leave_store(name);
+    }
+
+    fn leave_memory(&mut self, name: Name) {
+        if let Some(entry) = self.entries.get(&name)
+            && entry.memory == Place::Here
+        {
+            self.orders.drop(name);
+            self.set(name, Tier::Memory, Place::Absent);
+            self.forget_if_gone(name);
+        }
+    }
+
+    /// Forgets a snapshot in the store.
+    pub fn leave_store(&mut self, name: Name) {
+        if let Some(entry) = self.entries.get(&name)
+            && entry.store == Place::Here
+        {
+            self.orders.erase(name);
+            self.set(name, Tier::Store, Place::Absent);
+            self.forget_if_gone(name);
+        }
+    }
+
+    /// Takes an entry out that no tier has. Those that came after it come after its parent now.
+    fn forget_if_gone(&mut self, name: Name) {
+        if self.entries.get(&name).is_none_or(|entry| !entry.is_gone()) {
+            return;
+        }
+        let Some(gone) = self.entries.remove(&name) else {
+            return;
+        };
+        for entry in self.entries.values_mut() {
+            if entry.parent.is_some_and(|parent| parent.name == name) {
+                entry.parent = gone.parent;
+            }
+        }
+    }
+
+    /// Changes where a snapshot is, and what that takes.
+    fn set(&mut self, name: Name, tier: Tier, to: Place) {
+        let Some(entry) = self.entries.get_mut(&name) else {
+            return;
+        };
+        let held = &mut self.held;
+        let (place, count, sum) = match tier {
+            Tier::Memory => (
+                &mut entry.memory,
+                &mut held.in_memory,
+                &mut held.memory_bytes,
+            ),
+            Tier::Store => (&mut entry.store, &mut held.in_store, &mut held.store_bytes),
+        };
+        if *place != Place::Absent {
+            *count -= 1;
+            *sum -= entry.bytes;
+        }
+        if to != Place::Absent {
+            *count += 1;
+            *sum += entry.bytes;
+        }
+        *place = to;
+    }
+}
+
+/// What a listing says of one snapshot in one tier.
+#[derive(Debug, Default)]
+struct Listed {
+    ranks: u32,
+    bytes: u64,
+}
+
+#[cfg(test)]
+mod tests;
