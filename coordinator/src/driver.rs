@@ -11,6 +11,7 @@
 
 mod live;
 mod message;
+mod moves;
 mod state;
 mod warm_up;
 
@@ -23,6 +24,8 @@ use tokio::time::Instant;
 
 pub use self::message::Readiness;
 use self::message::{Loss, Message, Outlook, Replacement, Submission};
+use self::moves::Moving;
+pub use self::moves::{Move, MoveError};
 use self::state::{Outlets, State};
 pub use self::warm_up::check_room;
 use crate::admission::{Admission, Gate};
@@ -32,6 +35,7 @@ use crate::ids::Epoch;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::request::ValidRequest;
+use crate::snapshots::Chain;
 use crate::stream::{Reader, ring};
 
 /// A handle on a driver; cheap to clone.
@@ -123,6 +127,20 @@ impl DriverHandle {
         let _ = readiness
             .wait_for(|readiness| *readiness == Readiness::Ended)
             .await;
+    }
+
+    /// Brings the last kept state of a chain to another tier, and returns the tokens that it is the
+    /// state of.
+    ///
+    /// # Errors
+    /// [`MoveError`]. The tokens can be read again in any case.
+    pub async fn move_state(&self, chain: Arc<Chain>, what: Move) -> Result<u64, MoveError> {
+        let (done, end) = oneshot::channel();
+        let moving = Message::Move(Moving { chain, what, done });
+        // A closed mailbox means that the driver has ended.
+        let sent = self.mailbox.send(moving).await;
+        sent.map_err(|_| MoveError::Ended)?;
+        end.await.unwrap_or(Err(MoveError::Ended))
     }
 
     /// Follows the driver's readiness.

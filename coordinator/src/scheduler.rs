@@ -42,7 +42,7 @@ use self::sequence::{Place, Running, Waiting};
 use self::suspicion::Suspicion;
 use self::turns::{Turn, Turns};
 use crate::ids::{Epoch, SequenceId};
-use crate::snapshots::{Ended, Held, Index, Keep, Name, Room, Sightings, Want};
+use crate::snapshots::{Index, Keep, Room, Sightings};
 
 /// Fixed bounds of a scheduler.
 #[derive(Debug, Clone, Copy)]
@@ -375,21 +375,6 @@ impl Scheduler {
             waiting: self.waiting.len(),
             running: self.running.len(),
         }
-    }
-
-    /// Snapshots that are kept.
-    pub const fn kept(&self) -> Held {
-        self.index.held()
-    }
-
-    /// Has a snapshot brought to another tier. Returns whether that is under way now.
-    pub fn move_snapshot(&mut self, name: Name, want: Want) -> bool {
-        self.index.want(name, want)
-    }
-
-    /// What became of snapshots that were to be moved, since the last call.
-    pub fn moved(&mut self) -> Vec<Ended> {
-        self.index.take_ended()
     }
 
     /// Bytes reserved on each rank.

@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::moves::Moving;
 use crate::admission::Permit;
 use crate::executor::Executor;
 use crate::ids::Epoch;
@@ -31,6 +32,8 @@ pub(super) enum Message {
     Replace(Replacement),
     /// The group is lost, and why.
     Lose(Loss),
+    /// A state is to be in another tier.
+    Move(Moving),
     /// Finish what runs and end.
     Drain,
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::live::Live;
 use super::message::{Loss, Message, Outlook, Readiness, Replacement, Submission};
+use super::moves::Waiter;
 use super::warm_up;
 use crate::admission::{Admission, Gate};
 use crate::config::Config;
@@ -44,7 +45,9 @@ pub(super) struct Outlets {
 
 /// The driver's sequences and its group.
 pub(super) struct State {
-    scheduler: Scheduler,
+    pub(super) scheduler: Scheduler,
+    /// Who waits for a state in another tier.
+    pub(super) moving: Vec<Waiter>,
     live: BTreeMap<SequenceId, Live>,
     next_sequence: u64,
     epoch: u64,
@@ -96,6 +99,7 @@ impl State {
         Self {
             scheduler: Scheduler::new(limits, Epoch(config.first_epoch))
                 .with_snapshots(model.snapshot_room(config), model.world_size),
+            moving: Vec::new(),
             live: BTreeMap::new(),
             next_sequence: 0,
             epoch: config.first_epoch,
@@ -131,6 +135,7 @@ impl State {
                     self.told_lost = Some(loss);
                 }
             }
+            Some(Message::Move(moving)) => self.begin_move(moving),
             Some(Message::Drain) => self.drain(),
             None => {
                 self.orphaned = true;
@@ -217,6 +222,7 @@ impl State {
     pub(super) fn absorb(&mut self, output: StepOutput) -> bool {
         let now = Instant::now();
         let progress = self.scheduler.on_output(&output);
+        self.end_moves();
         self.metrics.step(self.load());
         let mut outputs: HashMap<u64, SequenceOutput> = output
             .sequences
@@ -287,6 +293,7 @@ impl State {
             self.scheduler.on_event(Event::Leave(id));
         }
         let Lost { ran, broken_by } = self.scheduler.restart(Epoch(self.epoch));
+        self.end_moves();
         if self.regroup_limit.is_zero() {
             self.give_up(|id| ran.contains(&id), why);
         } else if let Some(breaker) = broken_by {

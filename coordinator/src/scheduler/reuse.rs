@@ -10,7 +10,7 @@ use palimpsest_proto::internal::v1::{SequenceOutput, SequenceStep};
 use super::sequence::{Place, Running, Waiting};
 use super::{Lineage, Scheduler};
 use crate::ids::SequenceId;
-use crate::snapshots::{Chain, Found, Keep, Name, Want};
+use crate::snapshots::{Chain, Ended, Found, Held, Keep, Name, Want};
 
 /// What a sequence waits for, though there is room for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,5 +195,52 @@ impl Scheduler {
         for name in running.lineage.iter().flat_map(Lineage::ends) {
             self.index.want(name, Want::Store);
         }
+    }
+
+    /// Snapshots that are kept.
+    pub const fn kept(&self) -> Held {
+        self.index.held()
+    }
+
+    /// The last state of a chain that any tier has.
+    pub fn kept_of(&self, chain: &Chain) -> Option<Found> {
+        let tiers = [
+            self.index.in_memory(chain, u64::MAX),
+            self.index.in_store(chain, u64::MAX),
+        ];
+        tiers
+            .into_iter()
+            .flatten()
+            .max_by_key(|found| found.position)
+    }
+
+    /// Whether a snapshot is where it is wanted.
+    pub fn has_snapshot(&self, name: Name, want: Want) -> bool {
+        self.index.is_where(name, want)
+    }
+
+    /// Has a snapshot brought to another tier. Returns whether that is under way now.
+    pub fn move_snapshot(&mut self, name: Name, want: Want) -> bool {
+        self.index.want(name, want) || self.index.is_under_way(name, want)
+    }
+
+    /// What became of snapshots that were to be moved, since the last call.
+    pub fn moved(&mut self) -> Vec<Ended> {
+        self.index.take_ended()
+    }
+
+    /// Forgets the copy of a snapshot in host memory, unless a sequence is to begin with it.
+    pub fn leave_memory(&mut self, name: Name) {
+        self.index.release(name);
+    }
+
+    /// Forgets all states of a chain. Returns how many tokens the last one had.
+    pub fn forget_snapshots(&mut self, chain: &Chain) -> u64 {
+        let last = self.kept_of(chain).map_or(0, |found| found.position);
+        for (_, name) in chain.boundaries(u64::MAX) {
+            self.index.release(name);
+            self.index.leave_store(name);
+        }
+        last
     }
 }

@@ -181,8 +181,25 @@ impl Index {
 
     /// Whether ranks are bringing it into host memory.
     pub fn is_coming(&self, name: Name) -> bool {
-        let entry = self.entries.get(&name);
-        entry.is_some_and(|entry| entry.memory.is_coming())
+        self.is_under_way(name, Want::Fetch)
+    }
+
+    /// Whether ranks are bringing it where it is wanted.
+    pub fn is_under_way(&self, name: Name, want: Want) -> bool {
+        self.place(name, want).is_some_and(Place::is_coming)
+    }
+
+    /// Whether it is where it is wanted.
+    pub fn is_where(&self, name: Name, want: Want) -> bool {
+        self.place(name, want) == Some(&Place::Here)
+    }
+
+    fn place(&self, name: Name, want: Want) -> Option<&Place> {
+        let entry = self.entries.get(&name)?;
+        Some(match want {
+            Want::Store => &entry.store,
+            Want::Fetch => &entry.memory,
+        })
     }
 
     /// A sequence is to begin with it: it stays until [`Self::begun`].
@@ -417,6 +434,15 @@ impl Index {
     pub fn forget(&mut self, name: Name) {
         self.leave_memory(name);
         self.leave_store(name);
+    }
+
+    /// Forgets the copy in host memory, unless a sequence is to begin with it.
+    pub fn release(&mut self, name: Name) {
+        let plan = self.plan;
+        let is_free = |entry: &Entry| entry.is_free(plan);
+        if self.entries.get(&name).is_some_and(is_free) {
+            self.leave_memory(name);
+        }
     }
 
     fn leave_memory(&mut self, name: Name) {

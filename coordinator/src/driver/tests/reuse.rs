@@ -262,3 +262,47 @@ proptest! {
         prop_assert_eq!(with, without);
     }
 }
+
+/// The chain of a prompt, as the service names it.
+fn chain(coordinator: &Coordinator, tokens: &[u32]) -> Arc<crate::snapshots::Chain> {
+    let model = &coordinator.service().model;
+    let root = model.snapshot_root(&model.default_contract, b"");
+    Arc::new(crate::snapshots::Chain::of(&root, tokens))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_goes_to_the_store_and_comes_back() {
+    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let driver = &coordinator.service().driver;
+    let tokens = text(1, 100);
+    let chain = chain(&coordinator, &tokens);
+    let unknown = driver.move_state(chain.clone(), Move::Suspend).await;
+    assert_eq!(unknown, Err(MoveError::NotKept));
+
+    let first = generate(&coordinator, ids(tokens.clone(), 3))
+        .await
+        .unwrap();
+    assert_eq!(
+        driver.move_state(chain.clone(), Move::Suspend).await,
+        Ok(96)
+    );
+    assert_eq!(
+        driver.move_state(chain.clone(), Move::Suspend).await,
+        Ok(96)
+    );
+    assert_eq!(driver.move_state(chain.clone(), Move::Resume).await, Ok(96));
+    assert_eq!(
+        driver.move_state(chain.clone(), Move::Suspend).await,
+        Ok(96)
+    );
+
+    // Whoever asks about a text in the store waits for it, and reads the rest.
+    let again = generate(&coordinator, ids(tokens.clone(), 3))
+        .await
+        .unwrap();
+    assert_eq!((cached(&again), again.text), (96, first.text));
+
+    assert_eq!(driver.move_state(chain.clone(), Move::Forget).await, Ok(96));
+    let again = generate(&coordinator, ids(tokens, 3)).await.unwrap();
+    assert_eq!(cached(&again), 0);
+}
