@@ -10,7 +10,7 @@ use palimpsest_proto::v1;
 
 use crate::config::Config;
 use crate::scheduler::Cost;
-use crate::snapshots::{Room, Root};
+use crate::snapshots::{Room, Root, Salt};
 use crate::text::{self, ChatTemplate, Tokenizer};
 
 /// Why ranks do not make a group.
@@ -181,7 +181,7 @@ impl ServedModel {
     }
 
     /// What names the states of a request under `contract`, which those of `salt` alone may use.
-    pub fn snapshot_root<'a>(&'a self, contract: &'a Contract, salt: &'a [u8]) -> Root<'a> {
+    pub fn snapshot_root<'a>(&'a self, contract: &'a Contract, salt: Salt<'a>) -> Root<'a> {
         Root {
             model: &self.info.state_digest,
             contract,

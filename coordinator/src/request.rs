@@ -31,6 +31,11 @@ pub const MAX_STOP_STRINGS: usize = 16;
 /// Bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 256;
 
+/// Bytes of a salt.
+pub const MAX_SALT_BYTES: usize = 256;
+/// Positions of one prompt at which a client has states kept.
+pub const MAX_MARKS: usize = 16;
+
 /// Priorities that a client may ask for.
 pub const PRIORITIES: RangeInclusive<i32> = -100..=100;
 
@@ -67,8 +72,19 @@ pub struct ValidRequest {
     pub warnings: Vec<String>,
     /// What ranks are told when it is traced.
     pub trace: Option<SpanParent>,
+    /// What it asks of kept states.
+    pub caching: Caching,
     /// What of it may be kept and used again; `None`: nothing.
     pub reuse: Option<Reuse>,
+}
+
+/// What a request asks of kept states.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caching {
+    /// Only requests of the same salt begin with its states.
+    pub salt: String,
+    /// Positions of its prompt at which states are kept.
+    pub marks: Vec<u64>,
 }
 
 impl ValidRequest {
@@ -91,6 +107,7 @@ pub struct Checked {
     pub deadline: Instant,
     priority: i32,
     retention_report: bool,
+    caching: Caching,
 }
 
 /// Checks all of a request but its input, in time that does not grow with the prompt. It came at
@@ -124,6 +141,7 @@ pub fn check(
     let stopping = request.stopping.unwrap_or_default();
     let max_tokens = validate_stopping(&stopping, config)?;
     let priority = validate_priority(request.priority)?;
+    let caching = validate_caching(request.cache_salt, request.snapshot_at)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
     Ok(Checked {
         id,
@@ -135,6 +153,7 @@ pub fn check(
         deadline: arrived + limit,
         priority,
         retention_report: request.retention_report,
+        caching,
     })
 }
 
@@ -187,9 +206,25 @@ impl Checked {
             priority: self.priority,
             retention_report: self.retention_report,
             trace: None,
+            caching: self.caching,
             reuse: None,
         })
     }
+}
+
+fn validate_caching(salt: String, marks: Vec<u64>) -> Result<Caching, RequestError> {
+    let bad = |path, message| Err(RequestError::new(Reason::BadReuse, message).in_field(path));
+    if salt.len() > MAX_SALT_BYTES {
+        let bytes = salt.len();
+        let message = format!("cache_salt has {bytes} bytes, the most is {MAX_SALT_BYTES}");
+        return bad("cache_salt", message);
+    }
+    if marks.len() > MAX_MARKS {
+        let count = marks.len();
+        let message = format!("snapshot_at has {count} positions, the most is {MAX_MARKS}");
+        return bad("snapshot_at", message);
+    }
+    Ok(Caching { salt, marks })
 }
 
 fn validate_priority(priority: i32) -> Result<i32, RequestError> {

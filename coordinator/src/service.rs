@@ -22,7 +22,7 @@ use crate::model::ServedModel;
 use crate::pool::Pool;
 use crate::request::{self, Checked, ValidRequest};
 use crate::scheduler::Reuse;
-use crate::snapshots::Chain;
+use crate::snapshots::{Chain, Salt};
 use crate::trace::RequestSpan;
 
 /// Of whom a request is, and what it holds until it is admitted.
@@ -213,11 +213,14 @@ impl Service {
             .tenant
             .as_ref()
             .filter(|_| !self.config.share_snapshots);
-        let salt = tenant.map_or(&b""[..], |tenant| tenant.name().as_bytes());
+        let salt = Salt {
+            tenant: tenant.map_or("", |tenant| tenant.name()),
+            request: &request.caching.salt,
+        };
         let root = self.model.snapshot_root(&request.kv, salt);
         Some(Reuse {
             chain: Arc::new(Chain::of(&root, &request.prompt)),
-            marks: Vec::new(),
+            marks: request.caching.marks.clone(),
             rolls: request.kv != Contract::Full,
         })
     }

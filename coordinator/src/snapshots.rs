@@ -12,7 +12,7 @@ mod index;
 mod orders;
 mod sightings;
 
-pub use self::chain::{Chain, Name, Root};
+pub use self::chain::{Chain, Name, Root, Salt};
 pub use self::index::{Ended, Found, Held, Index, Keep, Room};
 pub use self::orders::{Fate, Want};
 pub use self::sightings::Sightings;

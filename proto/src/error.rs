@@ -52,6 +52,8 @@ reasons! {
     BadSampling = "bad_sampling", InvalidRequest;
     /// Stop strings or token limits out of range.
     BadStopping = "bad_stopping", InvalidRequest;
+    /// A salt that is too long, or too many positions at which states are to be kept.
+    BadReuse = "bad_reuse", InvalidRequest;
     /// A priority outside the range that clients may ask for.
     BadPriority = "bad_priority", InvalidRequest;
     /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go

@@ -535,3 +535,28 @@ fn a_report_that_no_answer_holds_is_refused_and_says_what_to_do() {
     };
     with_config(long(silent), &limited).unwrap();
 }
+
+#[test]
+fn what_is_asked_of_kept_states_has_bounds() {
+    let salted = |bytes: usize| GenerateRequest {
+        cache_salt: "s".repeat(bytes),
+        ..text("x")
+    };
+    let marked = |count: usize| GenerateRequest {
+        snapshot_at: vec![1; count],
+        ..text("x")
+    };
+    let caching = check(marked(MAX_MARKS)).unwrap().caching;
+    assert_eq!(caching.marks.len(), MAX_MARKS);
+    assert_eq!(
+        check(salted(MAX_SALT_BYTES)).unwrap().caching.salt.len(),
+        256
+    );
+    for (request, field) in [
+        (salted(MAX_SALT_BYTES + 1), "cache_salt"),
+        (marked(MAX_MARKS + 1), "snapshot_at"),
+    ] {
+        let error = check(request).unwrap_err();
+        assert_eq!((error.reason, error.field), (Reason::BadReuse, Some(field)));
+    }
+}

@@ -52,7 +52,16 @@ pub struct Root<'a> {
     /// Tokens between two boundaries.
     pub stride: u64,
     /// Who may use it: requests with other salts have other names for the same states.
-    pub salt: &'a [u8],
+    pub salt: Salt<'a>,
+}
+
+/// Who may begin with a state.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Salt<'a> {
+    /// Whose key was shown; empty: anyone's.
+    pub tenant: &'a str,
+    /// What the request says; mostly nothing.
+    pub request: &'a str,
 }
 
 impl Root<'_> {
@@ -60,7 +69,9 @@ impl Root<'_> {
         let mut hash = Sha256::new();
         let contract = KvContract::from(self.contract).encode_to_vec();
         // Each part with its length, so that no two lists of parts are the same bytes.
-        for part in [VERSION, self.model, &contract, self.salt] {
+        let Salt { tenant, request } = self.salt;
+        let (tenant, request) = (tenant.as_bytes(), request.as_bytes());
+        for part in [VERSION, self.model, &contract, tenant, request] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -151,12 +162,15 @@ mod tests {
 
     const STRIDE: u64 = 4;
 
-    fn root<'a>(model: &'a [u8], salt: &'a [u8]) -> Root<'a> {
+    fn root<'a>(model: &'a [u8], tenant: &'a str) -> Root<'a> {
         Root {
             model,
             contract: &Contract::Full,
             stride: STRIDE,
-            salt,
+            salt: Salt {
+                tenant,
+                request: "",
+            },
         }
     }
 
@@ -167,7 +181,7 @@ mod tests {
             a in prop::collection::vec(0u32..3, 0..40),
             b in prop::collection::vec(0u32..3, 0..40),
         ) {
-            let chains = [&a, &b].map(|tokens| Chain::of(&root(b"m", b""), tokens));
+            let chains = [&a, &b].map(|tokens| Chain::of(&root(b"m", ""), tokens));
             let same = a.iter().zip(&b).take_while(|(x, y)| x == y).count() as u64;
             prop_assert_eq!(chains[0].shared(&chains[1]), same / STRIDE * STRIDE);
         }
@@ -175,9 +189,9 @@ mod tests {
         /// A chain that grows is the chain of all its tokens.
         #[test]
         fn a_chain_grows(tokens in prop::collection::vec(0u32..9, 0..60), cut in 0usize..15) {
-            let whole = Chain::of(&root(b"m", b""), &tokens);
+            let whole = Chain::of(&root(b"m", ""), &tokens);
             let cut = (cut * STRIDE as usize).min(tokens.len() / 4 * 4);
-            let mut grown = Chain::of(&root(b"m", b""), &tokens[..cut]);
+            let mut grown = Chain::of(&root(b"m", ""), &tokens[..cut]);
             grown.extend(tokens[cut..].chunks_exact(STRIDE as usize));
             prop_assert_eq!(grown, whole);
         }
@@ -188,13 +202,20 @@ mod tests {
         let tokens = [1, 2, 3, 4];
         let name = |root: &Root<'_>| Chain::of(root, &tokens).at(4).expect("a boundary");
         let names = [
-            name(&root(b"m", b"")),
-            name(&root(b"n", b"")),
-            name(&root(b"m", b"t")),
-            name(&root(b"mt", b"")),
+            name(&root(b"m", "")),
+            name(&root(b"n", "")),
+            name(&root(b"m", "t")),
+            name(&root(b"mt", "")),
+            name(&Root {
+                salt: Salt {
+                    tenant: "",
+                    request: "t",
+                },
+                ..root(b"m", "")
+            }),
             name(&Root {
                 stride: 2,
-                ..root(b"m", b"")
+                ..root(b"m", "")
             }),
         ];
         let distinct: std::collections::HashSet<_> = names.iter().collect();
@@ -203,7 +224,7 @@ mod tests {
 
     #[test]
     fn names_stand_at_boundaries_only() {
-        let chain = Chain::of(&root(b"m", b""), &[7; 11]);
+        let chain = Chain::of(&root(b"m", ""), &[7; 11]);
         assert_eq!(chain.end(), 8);
         assert!(chain.at(0).is_none() && chain.at(6).is_none() && chain.at(12).is_none());
         let positions: Vec<_> = chain.boundaries(7).map(|(at, _)| at).collect();

@@ -39,7 +39,7 @@ impl Sightings {
 mod tests {
     use palimpsest_proto::contract::Contract;
 
-    use super::super::chain::Root;
+    use super::super::chain::{Root, Salt};
     use super::*;
 
     fn chain(tokens: &[u32]) -> Chain {
@@ -47,7 +47,7 @@ mod tests {
             model: b"",
             contract: &Contract::Full,
             stride: 2,
-            salt: b"",
+            salt: Salt::default(),
         };
         Chain::of(&root, tokens)
     }

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess};
 
 use self::fields::{COMMON, Rest};
-use self::lists::{Biases, MAX_CHOICES, Messages, Prompts, Stops};
+use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{RequestBody, Unreadable, read_body};
 use super::error::{HttpError, shorten};
 use crate::service::Prompted;
@@ -54,6 +54,8 @@ pub struct Common {
     kv_budget: Option<u32>,
     kv_policy: Option<String>,
     latent_memory: Option<String>,
+    cache_salt: Option<String>,
+    snapshot_at: Option<Positions>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -272,6 +274,7 @@ impl Common {
             model, max_tokens, max_completion_tokens, temperature, top_p, n, stop, seed,
             frequency_penalty, presence_penalty, logit_bias, stream, stream_options, top_k, min_p,
             repetition_penalty, ignore_eos, priority, kv_budget, kv_policy, latent_memory,
+            cache_salt, snapshot_at,
         );
         Ok(())
     }
@@ -325,6 +328,7 @@ impl Common {
             ("model", Some(&self.model)),
             ("kv_policy", self.kv_policy.as_ref()),
             ("latent_memory", self.latent_memory.as_ref()),
+            ("cache_salt", self.cache_salt.as_ref()),
         ] {
             let bytes = name.map_or(0, String::len);
             if bytes > MAX_NAME_BYTES {
@@ -369,6 +373,8 @@ impl Common {
             }),
             kv: Some(kv),
             priority: self.priority,
+            cache_salt: self.cache_salt.unwrap_or_default(),
+            snapshot_at: self.snapshot_at.unwrap_or_default().0,
             ..Default::default()
         })
     }

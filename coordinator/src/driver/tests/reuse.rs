@@ -266,7 +266,7 @@ proptest! {
 /// The chain of a prompt, as the service names it.
 fn chain(coordinator: &Coordinator, tokens: &[u32]) -> Arc<crate::snapshots::Chain> {
     let model = &coordinator.service().model;
-    let root = model.snapshot_root(&model.default_contract, b"");
+    let root = model.snapshot_root(&model.default_contract, crate::snapshots::Salt::default());
     Arc::new(crate::snapshots::Chain::of(&root, tokens))
 }
 

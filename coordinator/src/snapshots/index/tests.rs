@@ -4,7 +4,7 @@ use palimpsest_proto::contract::Contract;
 use palimpsest_proto::internal::v1::SnapshotReport;
 use proptest::prelude::*;
 
-use super::super::chain::Root;
+use super::super::chain::{Root, Salt};
 use super::*;
 
 const STRIDE: u64 = 2;
@@ -14,7 +14,7 @@ fn chain(tokens: &[u32]) -> Chain {
         model: b"",
         contract: &Contract::Full,
         stride: STRIDE,
-        salt: b"",
+        salt: Salt::default(),
     };
     Chain::of(&root, tokens)
 }

@@ -207,7 +207,7 @@ impl<'de> Deserialize<'de> for IsText {
 }
 
 /// Fields of [`Common`](super::Common).
-pub(super) const COMMON: [&str; 21] = [
+pub(super) const COMMON: [&str; 23] = [
     "model",
     "max_tokens",
     "max_completion_tokens",
@@ -229,4 +229,6 @@ pub(super) const COMMON: [&str; 21] = [
     "kv_budget",
     "kv_policy",
     "latent_memory",
+    "cache_salt",
+    "snapshot_at",
 ];

@@ -12,10 +12,40 @@ use serde::{Deserialize, Deserializer};
 
 use super::read::object;
 use crate::api::http::error::{HttpError, shorten};
-use crate::request::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOP_STRINGS};
+use crate::request::{MAX_BIASES, MAX_MARKS, MAX_STOP_BYTES, MAX_STOP_STRINGS};
 
 /// Choices of one request at most, over all its prompts.
 pub const MAX_CHOICES: usize = 16;
+
+/// Positions of a prompt, no more than one too many.
+#[derive(Debug, Clone, Default)]
+pub struct Positions(pub Vec<u64>);
+
+impl<'de> Deserialize<'de> for Positions {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct List;
+
+        impl<'de> Visitor<'de> for List {
+            type Value = Positions;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of positions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Positions, A::Error> {
+                let mut kept = Vec::new();
+                while let Some(position) = list.next_element()? {
+                    if kept.len() <= MAX_MARKS {
+                        kept.push(position);
+                    }
+                }
+                Ok(Positions(kept))
+            }
+        }
+
+        from.deserialize_seq(List)
+    }
+}
 
 /// Stop strings: one, or a list.
 #[derive(Debug, Clone, Default)]
