@@ -1,5 +1,5 @@
-//! `cargo xtask bench-peers`: the comparison with other engines. The harness is Python, since one
-//! of the peers is.
+//! `cargo xtask bench-peers` and `bench-turns`: comparisons with other engines and servers. The
+//! harnesses are Python, since one of the peers is.
 
 use std::process::Command;
 
@@ -10,12 +10,15 @@ use crate::process::{cargo_with, run};
 /// The harness; its pure functions carry doctests.
 pub const HARNESS: &str = "tests/oracle/bench_peers.py";
 
-/// Runs the harness with `args`. Our own release binary is built first, unless no measurement was
+/// The harness of conversations and of questions about one document.
+pub const TURNS: &str = "tests/oracle/bench_turns.py";
+
+/// Runs a harness with `args`. Our own release binary is built first, unless no measurement was
 /// asked for.
 ///
 /// # Errors
 /// When a build or a measurement fails.
-pub fn run_harness(args: &[&str]) -> Result<()> {
+pub fn run_harness(harness: &str, args: &[&str]) -> Result<()> {
     if !args
         .iter()
         .any(|arg| ["--help", "-h", "--build-only"].contains(arg))
@@ -28,5 +31,5 @@ pub fn run_harness(args: &[&str]) -> Result<()> {
             "palimpsest",
         ]))?;
     }
-    run(Command::new("python3").arg(HARNESS).args(args))
+    run(Command::new("python3").arg(harness).args(args))
 }

@@ -26,7 +26,9 @@ pub fn run_checks() -> Result<()> {
     // The fuzzers are a workspace of their own, whose lock no other build would look at.
     let lock = ["metadata", "--format-version", "1", "--locked"];
     output(cargo_with(&lock).args(["--manifest-path", "fuzz/Cargo.toml"]))?;
-    run(Command::new("python3").args(["-m", "doctest", bench_peers::HARNESS]))?;
+    for harness in [bench_peers::HARNESS, bench_peers::TURNS] {
+        run(Command::new("python3").args(["-m", "doctest", harness]))?;
+    }
     tools::install_system_packages()?;
     formats::check()?;
     check_third_party()?;

@@ -54,7 +54,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   eval-quick [ARGS]    what eviction costs with the shipped indexer, in 12 minutes; the rest goes
                        to `palimpsest eval ruler`
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists
-                       the arguments";
+                       the arguments
+  bench-turns KIND …   a conversation about a long document (`turns`), or many questions at once
+                       (`questions`), beside llama.cpp's server";
 
 fn main() -> ExitCode {
     match dispatch() {
@@ -99,7 +101,8 @@ fn dispatch() -> Result<()> {
         ["wheel"] => wheel::build_and_try(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
-        ["bench-peers", rest @ ..] => bench_peers::run_harness(rest),
+        ["bench-peers", rest @ ..] => bench_peers::run_harness(bench_peers::HARNESS, rest),
+        ["bench-turns", rest @ ..] => bench_peers::run_harness(bench_peers::TURNS, rest),
         _ => bail!("unknown command line `{}`\n{USAGE}", args.join(" ")),
     }
 }
