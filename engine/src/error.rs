@@ -2,6 +2,7 @@
 
 use crate::device_memory::DoesNotFit;
 use crate::shard::ShardError;
+use crate::snapshot::SnapshotError;
 
 /// Result of a rank's operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -53,6 +54,9 @@ pub enum Error {
     /// The step was abandoned half-way, as was asked: none of its sequences can go on.
     #[error("the step was abandoned: its epoch is over")]
     Cancelled,
+    /// A snapshot that cannot be restored here.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The model cannot be split into so many parts.
     #[error(transparent)]
     Shard(#[from] ShardError),

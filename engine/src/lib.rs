@@ -5,6 +5,7 @@
 //! ```text
 //! rank · offline                  a model file becomes a rank · sequences without a coordinator
 //! runner                          plans in, outputs out
+//! snapshot                        the state of a sequence in host memory, taken and given back
 //! decoder                         a step through all layers, and what policies compute in it
 //! layers · sampler · trace        attention of a layer · tokens from logits · spans of requests
 //! kv                              the bounded cache, and what happens at a boundary
@@ -37,6 +38,7 @@ pub mod runner;
 pub mod sampler;
 pub mod shard;
 pub mod slots;
+pub mod snapshot;
 mod trace;
 mod upload;
 

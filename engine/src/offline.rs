@@ -13,6 +13,7 @@ use crate::kv::{Contract, Entries, SequenceCache};
 use crate::policy::Policy;
 use crate::runner::Runner;
 use crate::slots::HeadSlots;
+use crate::snapshot::Snapshot;
 
 /// A sequence on a runner that nothing else uses meanwhile.
 pub struct OfflineSequence<'a, B: Backend> {
@@ -147,6 +148,26 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
         }
         (cache.seen, cache.next_rotary) = (mark.seen, mark.next_rotary);
         true
+    }
+
+    /// Copies the state of the sequence.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::take`].
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let (decoder, arena) = (&self.runner.decoder, &self.runner.arena);
+        Snapshot::take(decoder.backend(), arena, &self.cache)
+    }
+
+    /// An empty sequence under a snapshot's contract, which goes on from it.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and those of [`Snapshot::restore`].
+    pub fn resume(runner: &'a mut Runner<B>, snapshot: &Snapshot) -> Result<Self> {
+        let mut sequence = Self::open(runner, snapshot.contract().clone())?;
+        let Self { runner, cache } = &mut sequence;
+        snapshot.restore(runner.decoder.backend(), &mut runner.arena, cache)?;
+        Ok(sequence)
     }
 
     /// Digest of everything the next token depends on.

@@ -92,6 +92,8 @@ pub struct HeadLayout {
     pub total_kv_heads: usize,
     /// Query heads of each KV head whose attention this rank computes.
     pub query_heads: usize,
+    /// The first of them, among those of its KV head.
+    pub first_query_head: usize,
     /// Who else computes attention of this rank's KV head, where there are more ranks than KV
     /// heads.
     pub sharing: Option<Sharing>,
@@ -108,8 +110,17 @@ impl HeadLayout {
             kv_heads: 0..kv_heads,
             total_kv_heads: kv_heads,
             query_heads: 1,
+            first_query_head: 0,
             sharing: None,
             leads: true,
+        }
+    }
+
+    /// `G`: query heads of each KV head, on all ranks.
+    pub fn group(&self) -> usize {
+        match &self.sharing {
+            Some(sharing) => sharing.query_heads.iter().sum(),
+            None => self.query_heads,
         }
     }
 
@@ -215,6 +226,8 @@ impl Shard {
             kv_heads: self.part.kv_heads.clone(),
             total_kv_heads: config.kv_heads,
             query_heads: self.part.heads() / self.part.kv_heads.len(),
+            first_query_head: self.part.query_heads.start
+                - self.part.kv_heads.start * (config.heads / config.kv_heads),
             sharing: self.sharing(config),
             leads: self.leads,
         }

@@ -9,6 +9,7 @@
 //                   max(first, second + rate * (at - position) / scale)
 //   score_keys      -|k|, or -<k, m> / (|k| |m|) with m = sum_j k_j / |k_j| (KNorm; KeyDiff)
 //   read_notes      notes of a head, in order
+//   write_notes     notes of a head, in order, with the positions of its slots
 //
 // Sums run from the first on, products and sums rounded apart, as in kernels/src/score.rs: scores
 // of keys have the CPU's bits, those with a logarithm differ by its last bits.
@@ -43,6 +44,13 @@ extern "C" __global__ void read_notes(const uint2 *notes, const uint32_t *table,
     if (slot < len) values[slot] = slot_note(notes, table, slot)->x;
 }
 REGISTER_KERNEL(read_notes)
+
+extern "C" __global__ void write_notes(uint2 *notes, const uint32_t *table, uint32_t len,
+                                       const uint32_t *values, const uint32_t *positions) {
+    uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x;
+    if (slot < len) *slot_note(notes, table, slot) = {values[slot], positions[slot]};
+}
+REGISTER_KERNEL(write_notes)
 
 // `extra`: the item's {rate, scale}; `flags`: 1 for notes of two numbers; `output`: its first
 // score.

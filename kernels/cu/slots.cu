@@ -10,6 +10,8 @@
 //                 Scales of 8-bit slots move along.
 //   rotate_keys   keys by delta * inv_freq. The angle is reduced in f64: positions reach millions,
 //   f32 keeps 24 bits. read_slots, write_slots   between pages and f32 [n, D].
+//   save_slots, load_slots   between pages and bytes: elements as they are stored. A block per
+//   slot.
 #include "common.cuh"
 
 template <class T>
@@ -207,6 +209,48 @@ __device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t fir
     }
 }
 
+// Slots `first ..` of an item, `len` of them, in `output` and the bytes behind it: keys, values,
+// scales of keys, scales of values, as StoredParts (kernels/src/stored.rs) has them.
+template <class T>
+__device__ inline void save_slots(const T *pages, const Item *items, const uint32_t *tables,
+                                  uint32_t dim, unsigned char *out) {
+    const Item item = items[blockIdx.y];
+    size_t elements = (size_t)item.len * dim;
+    T *keys = reinterpret_cast<T *>(out + item.output), *values = keys + elements;
+    half_t *scales = reinterpret_cast<half_t *>(values + elements);
+    for (uint32_t i = blockIdx.x; i < item.len; i += gridDim.x) {
+        const T *key = slot_key(pages, tables + item.table, item.first + i, dim);
+        for (uint32_t d = threadIdx.x; d < dim; d += blockDim.x) {
+            keys[(size_t)i * dim + d] = key[d];
+            values[(size_t)i * dim + d] = key[SLOTS * dim + d];
+        }
+        if (SCALED<T> && threadIdx.x == 0) {
+            const half_t *from = slot_scales(pages, tables + item.table, item.first + i, dim);
+            scales[i] = from[0], scales[item.len + i] = from[SLOTS];
+        }
+    }
+}
+
+template <class T>
+__device__ inline void load_slots(T *pages, const Item *items, const uint32_t *tables, uint32_t dim,
+                                  const unsigned char *from) {
+    const Item item = items[blockIdx.y];
+    size_t elements = (size_t)item.len * dim;
+    const T *keys = reinterpret_cast<const T *>(from + item.output), *values = keys + elements;
+    const half_t *scales = reinterpret_cast<const half_t *>(values + elements);
+    for (uint32_t i = blockIdx.x; i < item.len; i += gridDim.x) {
+        T *key = slot_key(pages, tables + item.table, item.first + i, dim);
+        for (uint32_t d = threadIdx.x; d < dim; d += blockDim.x) {
+            key[d] = keys[(size_t)i * dim + d];
+            key[SLOTS * dim + d] = values[(size_t)i * dim + d];
+        }
+        if (SCALED<T> && threadIdx.x == 0) {
+            half_t *to = slot_scales(pages, tables + item.table, item.first + i, dim);
+            to[0] = scales[i], to[SLOTS] = scales[item.len + i];
+        }
+    }
+}
+
 #define SLOT_KERNELS(NAME, T)                                                                      \
     extern "C" __global__ void split_qkv_##NAME(                                                   \
         const float *qkv, const float *cos, const float *sin, const float *q_norm,                 \
@@ -234,7 +278,19 @@ __device__ inline void write_slots(T *pages, const uint32_t *table, uint32_t fir
                                                   const float *values) {                           \
         write_slots(pages, table, first, dim, keys, values);                                       \
     }                                                                                              \
-    REGISTER_KERNEL(write_slots_##NAME)
+    REGISTER_KERNEL(write_slots_##NAME)                                                            \
+    extern "C" __global__ void save_slots_##NAME(const T *pages, const Item *items,                \
+                                                 const uint32_t *tables, uint32_t dim,             \
+                                                 unsigned char *out) {                             \
+        save_slots(pages, items, tables, dim, out);                                                \
+    }                                                                                              \
+    REGISTER_KERNEL(save_slots_##NAME)                                                             \
+    extern "C" __global__ void load_slots_##NAME(T *pages, const Item *items,                      \
+                                                 const uint32_t *tables, uint32_t dim,             \
+                                                 const unsigned char *from) {                      \
+        load_slots(pages, items, tables, dim, from);                                               \
+    }                                                                                              \
+    REGISTER_KERNEL(load_slots_##NAME)
 
 SLOT_KERNELS(q8, eight_t)
 SLOT_KERNELS(f16, half_t)

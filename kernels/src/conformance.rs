@@ -39,6 +39,7 @@ mod rows;
 mod sampling;
 mod scoring;
 mod shapes;
+mod stored;
 mod suite;
 
 pub use report::{Failure, Outcome, Tolerance};
@@ -62,10 +63,12 @@ pub fn run<B: Backend>(
     suite.rows()?;
     suite.products()?;
     suite.cache()?;
+    suite.stored()?;
     suite.attention_with_centroids()?;
     suite.boundary()?;
     suite.scoring()?;
     suite.notes_after_compaction()?;
+    suite.stored_notes()?;
     suite.sampling()?;
     suite.latent_memory()?;
     suite.indexing()?;

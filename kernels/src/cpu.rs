@@ -51,6 +51,7 @@ mod scratch;
 mod simd;
 mod slots;
 mod split_qkv;
+mod stored;
 mod totals;
 
 #[cfg(test)]

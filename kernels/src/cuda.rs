@@ -45,6 +45,7 @@ mod rank_sums;
 mod rows;
 mod sampling;
 mod scoring;
+mod stored;
 
 pub use backend::{Buffer, CudaBackend, Precision};
 pub use device::{Device, driver};

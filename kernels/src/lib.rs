@@ -25,6 +25,7 @@
 //! | [`error`] | what a kernel can refuse |
 //! | [`fixed`] | fixed-point sums of products, the same for any number of ranks |
 //! | `shapes` | pages, element types of the cache, layouts of heads |
+//! | `stored` | slots of a head as bytes of the host |
 //! | [`score`] | rules by which slots are scored, and notes beside slots |
 //! | [`select`] | which slots stay at a boundary, on the host |
 //! | [`latent`], `centroids` | latent memories, on the host |
@@ -46,6 +47,7 @@ pub mod sample;
 pub mod score;
 pub mod select;
 mod shapes;
+mod stored;
 pub mod sums;
 
 pub use backend::{
@@ -59,3 +61,4 @@ pub use latent::{LatentHead, LatentId, LatentKind, LatentState};
 pub use score::{NoteItem, ScoreItem, ScoreRule};
 pub use select::SelectItem;
 pub use shapes::{HeadPages, KvType, PageId, PageShape, QkvShape};
+pub use stored::StoredParts;

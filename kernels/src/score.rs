@@ -81,6 +81,21 @@ impl NoteItem<'_> {
     }
 }
 
+/// Checks that `Scoring::write_notes` has a note and a position for each slot of a head.
+pub(crate) fn check_notes(head: HeadPages<'_>, notes: &[u32], positions: &[u32]) -> Result<()> {
+    for (what, got) in [("notes", notes.len()), ("positions", positions.len())] {
+        if got != head.len {
+            return Err(Error::Shape {
+                op: "write_notes",
+                what,
+                got,
+                want: head.len,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// What is kept with a slot.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Noted {

@@ -93,6 +93,15 @@ impl Attention {
             Self::Unused | Self::Predicted => 0,
         }
     }
+
+    /// Whether what is kept for it (numbers of slots, and sums) is kept for each query head of a
+    /// rank, rather than for each KV head.
+    pub fn is_per_query_head(self) -> bool {
+        match self {
+            Self::Observed(_) | Self::Predicted => true,
+            Self::ByHook | Self::Unused => false,
+        }
+    }
 }
 
 /// Which attention rows a policy looks at. Rows are chosen by absolute position, so the answer does

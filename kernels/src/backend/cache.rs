@@ -109,4 +109,22 @@ pub trait Cache: Buffers {
         keys: &[f32],
         values: &[f32],
     ) -> Result<()>;
+
+    /// Copies all slots of some heads to the host as they are stored, head by head: see
+    /// [`StoredParts`](crate::StoredParts), which says how long `out` is. Every device gives the
+    /// same bytes.
+    fn save_slots(
+        &self,
+        pages: &Self::Pages,
+        heads: &[HeadPages<'_>],
+        out: &mut [u8],
+    ) -> Result<()>;
+
+    /// Fills all slots of some heads with what [`Self::save_slots`] wrote of as many, bit for bit.
+    fn load_slots(
+        &self,
+        pages: &mut Self::Pages,
+        heads: &[HeadPages<'_>],
+        from: &[u8],
+    ) -> Result<()>;
 }

@@ -22,6 +22,16 @@ pub trait Scoring: Cache {
     /// undefined.
     fn read_notes(&self, pages: &Self::Pages, head: HeadPages<'_>) -> Result<Vec<u32>>;
 
+    /// Keeps a note with each slot of a head, as [`Self::read_notes`] read them, and the slots'
+    /// absolute positions. `notes`, `positions`: `[head.len]`.
+    fn write_notes(
+        &self,
+        pages: &mut Self::Pages,
+        head: HeadPages<'_>,
+        notes: &[u32],
+        positions: &[u32],
+    ) -> Result<()>;
+
     /// Scores all slots of all items, one item after the other in `out`, where
     /// [`Boundary::select`](super::Boundary::select) reads them; `at` is the position of the last
     /// token read.

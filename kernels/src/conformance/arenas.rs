@@ -17,10 +17,7 @@ pub(super) struct Arenas<B: Cache> {
 impl<B: Cache> Arenas<B> {
     /// One table per entry of `slots`, for that many slots.
     pub(super) fn new(suite: &mut Suite<'_, B>, dim: usize, slots: &[usize]) -> Check<Self> {
-        let shape = PageShape {
-            head_dim: dim,
-            dtype: suite.kv,
-        };
+        let shape = suite.shape(dim);
         let counts: Vec<usize> = slots
             .iter()
             .map(|slots| slots.div_ceil(PageShape::SLOTS))

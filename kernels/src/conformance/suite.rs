@@ -1,7 +1,7 @@
 //! A backend under test, and what all cases need: values, comparisons, names.
 
 use super::report::{Failure, Outcome, Tolerance};
-use crate::backend::{Buffers, KvType};
+use crate::backend::{Buffers, KvType, PageShape};
 use crate::error::Error;
 
 /// Result of a case.
@@ -25,6 +25,14 @@ impl<'a, B> Suite<'a, B> {
             tolerance,
             random: Random(seed),
             outcomes: Vec::new(),
+        }
+    }
+
+    /// Geometry of the pages of heads of `dim` elements.
+    pub(super) fn shape(&self, head_dim: usize) -> PageShape {
+        PageShape {
+            head_dim,
+            dtype: self.kv,
         }
     }
 

@@ -8,7 +8,7 @@ use super::simd::SimdLevel;
 use super::split_qkv::SplitArgs;
 use super::{
     attention, elementwise, embed, index, matmul, memorise, observe, readout, scoring, slots,
-    split_qkv,
+    split_qkv, stored,
 };
 use crate::backend::{
     AssociativeLayer, Attention, AttentionItem, Boundary, Buffers, Cache, Features, HeadPages,
@@ -249,6 +249,14 @@ impl Cache for CpuBackend {
     ) -> Result<()> {
         slots::write_slots(self.exec(), pages, head, first, keys, values)
     }
+
+    fn save_slots(&self, pages: &CpuPages, heads: &[HeadPages<'_>], out: &mut [u8]) -> Result<()> {
+        stored::save_slots(self.exec(), pages, heads, out)
+    }
+
+    fn load_slots(&self, pages: &mut CpuPages, heads: &[HeadPages<'_>], from: &[u8]) -> Result<()> {
+        stored::load_slots(self.exec(), pages, heads, from)
+    }
 }
 
 impl Attention for CpuBackend {
@@ -288,6 +296,16 @@ impl Scoring for CpuBackend {
 
     fn read_notes(&self, pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<u32>> {
         scoring::read_notes(pages, head)
+    }
+
+    fn write_notes(
+        &self,
+        pages: &mut CpuPages,
+        head: HeadPages<'_>,
+        notes: &[u32],
+        positions: &[u32],
+    ) -> Result<()> {
+        scoring::write_notes(pages, head, notes, positions)
     }
 
     fn score(

@@ -5,7 +5,7 @@ use half::f16;
 use super::lanes::{Lanes, WIDTH};
 
 /// Stored element of the arena.
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Element: bytemuck::Pod + Default + Send + Sync {
     /// Whether each key and each value has a scale, that all its elements are multiples of:
     /// [`KvType::Q8`](crate::KvType::Q8).
     const SCALED: bool = false;

@@ -3,7 +3,7 @@
 use super::element::{Element, scale};
 use super::exp::sin_cos;
 use super::lanes::{Lanes, Shared, WIDTH};
-use super::page_layout::{SLOTS, key_offset, read_slot, scale_offset, value_offset};
+use super::page_layout::{SLOTS, key_offset, page_len, read_slot, scale_offset, value_offset};
 use crate::backend::PageId;
 
 /// [`Writer`] of any element type.
@@ -41,7 +41,17 @@ pub(crate) struct Writer<'a, T> {
     pub(crate) dim: usize,
 }
 
-impl<T: Element> Writer<'_, T> {
+impl<'a, T: Element> Writer<'a, T> {
+    /// All elements of page `page`.
+    ///
+    /// # Safety
+    /// See [`Writer`].
+    pub(crate) unsafe fn page(&self, page: usize) -> &'a mut [T] {
+        let len = page_len::<T>(self.dim);
+        // SAFETY: no other thread touches the page, by the contract of the type.
+        unsafe { self.arena.part(page * len, len) }
+    }
+
     unsafe fn key(&self, pages: &[PageId], slot: usize) -> *mut T {
         // SAFETY: the page exists by the contract of the type.
         unsafe {

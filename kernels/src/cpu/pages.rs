@@ -5,9 +5,9 @@
 use super::element::Element;
 use super::lanes::{Shared, WIDTH};
 use super::notes::Notes;
-use super::page_layout::SLOTS;
+use super::page_layout::{SLOTS, page_len};
 use super::page_writer::{PageWriter, Writer};
-use crate::backend::{HeadPages, KvType, PageShape};
+use crate::backend::{HeadPages, KvType, PageId, PageShape};
 use crate::error::{Error, Result};
 use crate::latent::{HostLatent, Latents};
 
@@ -39,6 +39,12 @@ impl<T: Element> Arena<T> {
             values,
             first: if first < spare { first } else { 0 },
         })
+    }
+
+    /// The elements of a page.
+    pub(crate) fn page(&self, page: PageId, dim: usize) -> &[T] {
+        let len = page_len::<T>(dim);
+        &self.values[self.first..][page.0 as usize * len..][..len]
     }
 
     /// First element of the first page.
@@ -114,6 +120,11 @@ impl CpuPages {
             notes: Notes::zeroed(count),
             latents: Latents::default(),
         })
+    }
+
+    /// Geometry.
+    pub(crate) fn shape(&self) -> PageShape {
+        self.shape
     }
 
     /// `D`.

@@ -8,7 +8,8 @@ use super::slots::read_slots;
 use crate::backend::HeadPages;
 use crate::error::{Result, at_least};
 use crate::score::{
-    NoteItem, ScoreItem, ScoreRule, either, fading, key_direction, key_norm, note_of_two,
+    NoteItem, ScoreItem, ScoreRule, check_notes, either, fading, key_direction, key_norm,
+    note_of_two,
 };
 
 /// See [`Scoring::note`](crate::backend::Scoring::note).
@@ -55,6 +56,22 @@ pub(crate) fn read_notes(pages: &CpuPages, head: HeadPages<'_>) -> Result<Vec<u3
     Ok((0..head.len)
         .map(|slot| pages.notes().get(head.pages, slot).note)
         .collect())
+}
+
+/// See [`Scoring::write_notes`](crate::backend::Scoring::write_notes).
+pub(crate) fn write_notes(
+    pages: &mut CpuPages,
+    head: HeadPages<'_>,
+    notes: &[u32],
+    positions: &[u32],
+) -> Result<()> {
+    check_notes(head, notes, positions)?;
+    pages.check("write_notes", &head, head.len)?;
+    let all = pages.notes_mut();
+    for (slot, (&note, &position)) in notes.iter().zip(positions).enumerate() {
+        all.set(head.pages, slot, note, position);
+    }
+    Ok(())
 }
 
 /// See [`Scoring::score`](crate::backend::Scoring::score).

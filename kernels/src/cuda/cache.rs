@@ -250,6 +250,14 @@ impl<D: Device> Cache for CudaBackend<D> {
         };
         self.launch(kernel.blocks(count))
     }
+
+    fn save_slots(&self, pages: &Pages<D>, heads: &[HeadPages<'_>], out: &mut [u8]) -> Result<()> {
+        self.save(pages, heads, out)
+    }
+
+    fn load_slots(&self, pages: &mut Pages<D>, heads: &[HeadPages<'_>], from: &[u8]) -> Result<()> {
+        self.load(pages, heads, from)
+    }
 }
 
 /// Checks the sizes of a split's arrays.

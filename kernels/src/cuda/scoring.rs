@@ -9,11 +9,11 @@ use super::cache::Pages;
 use super::checks::at_least;
 use super::descriptors::{Descriptors, Items};
 use super::device::Device;
-use super::launch::kernels::{Note, ReadNotes, ScoreKeys, ScoreNotes};
+use super::launch::kernels::{Note, ReadNotes, ScoreKeys, ScoreNotes, WriteNotes};
 use super::launch::{Item, Kernel, NONE, PtrMut};
 use crate::backend::Scoring;
 use crate::error::Result;
-use crate::score::{NoteItem, ScoreItem, ScoreRule};
+use crate::score::{NoteItem, ScoreItem, ScoreRule, check_notes};
 use crate::shapes::HeadPages;
 
 /// Slots of a block.
@@ -83,6 +83,32 @@ impl<D: Device> Scoring for CudaBackend<D> {
         let bytes = bytemuck::cast_slice_mut(&mut notes);
         self.stream.download(work.scratch.memory()?, 0, bytes)?;
         Ok(notes)
+    }
+
+    fn write_notes(
+        &self,
+        pages: &mut Pages<D>,
+        head: HeadPages<'_>,
+        notes: &[u32],
+        positions: &[u32],
+    ) -> Result<()> {
+        check_notes(head, notes, positions)?;
+        pages.check("write_notes", &head, head.len)?;
+        let mut all = Items::default();
+        all.table(&head, head.len);
+        let mut work = self.workspaces();
+        let mut descriptors = Descriptors::of_call(&self.stream);
+        let on_device = all.push(&mut descriptors, &self.stream);
+        let (values, positions) = (descriptors.push(notes), descriptors.push(positions));
+        descriptors.send(&self.stream, &mut work.descriptors)?;
+        let kernel = WriteNotes {
+            notes: pages.notes_mut(),
+            table: on_device.tables,
+            len: head.len as u32,
+            values,
+            positions,
+        };
+        self.launch(kernel.blocks(head.len.div_ceil(BLOCK)))
     }
 
     fn score(

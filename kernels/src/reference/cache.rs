@@ -7,6 +7,7 @@ use super::rows::norm;
 use crate::backend::{Cache, HeadPages, KvType, PageId, PageShape, QkvShape, RotateItem, SplitQkv};
 use crate::error::{Error, Result, at_least};
 use crate::latent::{HostLatent, Latents};
+use crate::stored::{StoredParts, check_bytes};
 
 /// Keys and values of all slots as f32, rounded to the stored type: slot `s` of page `p` is entry
 /// `p * 32 + s`.
@@ -63,8 +64,7 @@ impl ReferencePages {
                     .collect()
             }
             KvType::Q8 => {
-                let most = x.iter().map(|x| x.abs()).fold(0.0, f32::max) / 127.0;
-                let scale = HALVES[HALVES.partition_point(|scale| *scale <= most) - 1];
+                let scale = Self::scale(x);
                 let integer = |x: f32| {
                     if scale == 0.0 {
                         0.0
@@ -75,6 +75,52 @@ impl ReferencePages {
                 x.iter().map(|&x| integer(x) * scale).collect()
             }
         }
+    }
+
+    /// Appends the stored elements of a key or a value; returns their scale, where they have one.
+    fn encode(&self, x: &[f32], out: &mut Vec<u8>) -> Option<half::f16> {
+        match self.shape.dtype {
+            KvType::F32 => out.extend(x.iter().flat_map(|x| x.to_le_bytes())),
+            KvType::F16 => {
+                let half = |x: &f32| half::f16::from_f32(*x).to_le_bytes();
+                out.extend(x.iter().flat_map(half));
+            }
+            KvType::Q8 => {
+                let scale = Self::scale(x);
+                let integer = |x: &f32| {
+                    let steps = if scale == 0.0 { 0.0 } else { x / scale };
+                    (steps.round_ties_even() as i8).to_le_bytes()
+                };
+                out.extend(x.iter().flat_map(integer));
+                return Some(half::f16::from_f32(scale));
+            }
+        }
+        None
+    }
+
+    /// The key or the value of slot `slot` among stored elements `[L, D]` and scales `[L]`.
+    fn decode(&self, elements: &[u8], scales: &[u8], slot: usize) -> Vec<f32> {
+        let half = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]).to_f32();
+        let row = self.shape.head_dim * self.shape.dtype.bytes();
+        let elements = &elements[slot * row..][..row];
+        match self.shape.dtype {
+            KvType::F32 => elements
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            KvType::F16 => elements.chunks_exact(2).map(half).collect(),
+            KvType::Q8 => {
+                let scale = half(&scales[2 * slot..]);
+                let value = |b: &u8| f32::from(i8::from_le_bytes([*b])) * scale;
+                elements.iter().map(value).collect()
+            }
+        }
+    }
+
+    /// The scale of a key or a value of 8-bit integers.
+    fn scale(x: &[f32]) -> f32 {
+        let most = x.iter().map(|x| x.abs()).fold(0.0, f32::max) / 127.0;
+        HALVES[HALVES.partition_point(|scale| *scale <= most) - 1]
     }
 
     fn write(&mut self, entry: usize, key: &[f32], value: &[f32]) {
@@ -227,6 +273,59 @@ impl Cache for ReferenceBackend {
         {
             let entry = pages.entry("write_slots", head.pages, first + i)?;
             pages.write(entry, key, value);
+        }
+        Ok(())
+    }
+
+    fn save_slots(
+        &self,
+        pages: &ReferencePages,
+        heads: &[HeadPages<'_>],
+        out: &mut [u8],
+    ) -> Result<()> {
+        check_bytes("save_slots", pages.shape, heads, out.len())?;
+        let mut all = Vec::new();
+        for head in heads {
+            let entry = |slot| pages.entry("save_slots", head.pages, slot);
+            let entries: Vec<usize> = (0..head.len).map(entry).collect::<Result<_>>()?;
+            let mut scales = Vec::new();
+            for rows in [&pages.keys, &pages.values] {
+                for &entry in &entries {
+                    let scale = pages.encode(&rows[entry], &mut all);
+                    scales.extend(scale.into_iter().flat_map(half::f16::to_le_bytes));
+                }
+            }
+            all.append(&mut scales);
+        }
+        out.copy_from_slice(&all);
+        Ok(())
+    }
+
+    fn load_slots(
+        &self,
+        pages: &mut ReferencePages,
+        heads: &[HeadPages<'_>],
+        from: &[u8],
+    ) -> Result<()> {
+        check_bytes("load_slots", pages.shape, heads, from.len())?;
+        let mut first = 0;
+        for head in heads {
+            let parts = StoredParts::of(pages.shape, head.len);
+            let own = &from[first..first + parts.bytes()];
+            for slot in 0..head.len {
+                let entry = pages.entry("load_slots", head.pages, slot)?;
+                pages.keys[entry] = pages.decode(
+                    &own[parts.keys.clone()],
+                    &own[parts.key_scales.clone()],
+                    slot,
+                );
+                pages.values[entry] = pages.decode(
+                    &own[parts.values.clone()],
+                    &own[parts.value_scales.clone()],
+                    slot,
+                );
+            }
+            first += parts.bytes();
         }
         Ok(())
     }

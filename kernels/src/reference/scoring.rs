@@ -4,7 +4,7 @@ use super::cache::ReferencePages;
 use super::device::ReferenceBackend;
 use crate::backend::{HeadPages, Scoring};
 use crate::error::{Result, at_least};
-use crate::score::{NoteItem, ScoreItem, ScoreRule};
+use crate::score::{NoteItem, ScoreItem, ScoreRule, check_notes};
 
 fn note(
     pages: &mut ReferencePages,
@@ -95,6 +95,21 @@ impl Scoring for ReferenceBackend {
     fn read_notes(&self, pages: &ReferencePages, head: HeadPages<'_>) -> Result<Vec<u32>> {
         let note = |slot| Ok(pages.notes[pages.entry("read_notes", head.pages, slot)?].0);
         (0..head.len).map(note).collect()
+    }
+
+    fn write_notes(
+        &self,
+        pages: &mut ReferencePages,
+        head: HeadPages<'_>,
+        notes: &[u32],
+        positions: &[u32],
+    ) -> Result<()> {
+        check_notes(head, notes, positions)?;
+        for slot in 0..head.len {
+            let entry = pages.entry("write_notes", head.pages, slot)?;
+            pages.notes[entry] = (notes[slot], positions[slot]);
+        }
+        Ok(())
     }
 
     fn score(

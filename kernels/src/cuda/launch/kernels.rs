@@ -206,6 +206,16 @@ kernels! {
         by |kernel| of_element(kernel.pages.dtype) => (
         pages: SlotsMut, table: Ptr<u32>, first: u32, dim: u32, keys: Ptr<f32>, values: Ptr<f32>,
     );
+    /// Slots as they are stored, to the bytes of the host.
+    SaveSlots, 64 threads, ["save_slots_q8", "save_slots_f16", "save_slots_f32"]
+        by |kernel| of_element(kernel.pages.dtype) => (
+        pages: Slots, items: Ptr<Item>, tables: Ptr<u32>, dim: u32, out: PtrMut<u8>,
+    );
+    /// Slots as they are stored, from the bytes of the host.
+    LoadSlots, 64 threads, ["load_slots_q8", "load_slots_f16", "load_slots_f32"]
+        by |kernel| of_element(kernel.pages.dtype) => (
+        pages: SlotsMut, items: Ptr<Item>, tables: Ptr<u32>, dim: u32, from: Ptr<u8>,
+    );
     /// Moves the slots that stay to the front, their notes with them.
     Compact, 256 threads, ["compact_q8", "compact_f16", "compact_f32"]
         by |kernel| of_element(kernel.pages.dtype) => (
@@ -222,6 +232,10 @@ kernels! {
     /// The notes of a head.
     ReadNotes, 256 threads, ["read_notes"] => (
         notes: Ptr<[u32; 2]>, table: Ptr<u32>, len: u32, values: PtrMut<u32>,
+    );
+    /// Notes and positions of a head's slots.
+    WriteNotes, 256 threads, ["write_notes"] => (
+        notes: PtrMut<[u32; 2]>, table: Ptr<u32>, len: u32, values: Ptr<u32>, positions: Ptr<u32>,
     );
     /// Scores by notes; `rates`: rate and scale.
     ScoreNotes, 256 threads, ["score_notes"] => (
