@@ -306,3 +306,26 @@ async fn a_state_goes_to_the_store_and_comes_back() {
     let again = generate(&coordinator, ids(tokens, 3)).await.unwrap();
     assert_eq!(cached(&again), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_begin_with_a_state_reads_its_tokens() {
+    let asked = || ids(text(1, 100), 5);
+    let (coordinator, ranks) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let first = generate(&coordinator, asked()).await.unwrap();
+    let again = generate(&coordinator, asked()).await.unwrap();
+    assert_eq!(cached(&again), 96);
+    let plans = ranks[0].plans();
+    let forks = |plan: &StepPlan| {
+        let mut begun = plan.sequences.iter().filter_map(|step| step.init.as_ref());
+        begun.any(|init| !init.fork.is_empty())
+    };
+    let at = plans.iter().position(forks).unwrap();
+
+    let script = hashing(ROOM, 0, 1).with_fault(at, Fault::FailSequence);
+    let (coordinator, _) = start_with(config(), vec![script]).await;
+    generate(&coordinator, asked()).await.unwrap();
+    let again = generate(&coordinator, asked()).await.unwrap();
+    assert_eq!((cached(&again), again.text), (0, first.text));
+    let third = generate(&coordinator, asked()).await.unwrap();
+    assert_eq!(cached(&third), 96, "what was read has been kept");
+}
