@@ -12,6 +12,7 @@ mod intake;
 mod load;
 mod model;
 mod number;
+mod pace;
 mod snapshots;
 #[cfg(test)]
 mod tests;

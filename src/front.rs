@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use palimpsest_coordinator::api::http::serve_waiting;
 use palimpsest_coordinator::hosts::AllowedHosts;
 use palimpsest_coordinator::keys::ApiKeys;
+use palimpsest_coordinator::scheduler::Company;
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_tls::{Incoming, Limits, ServerFiles, ServerTls};
 use tokio::net::TcpListener;
@@ -54,6 +55,8 @@ pub struct FrontConfig {
     pub share_snapshots: bool,
     /// What requests may take before they wait.
     pub intake: Intake,
+    /// What requests that run beside each other owe each other.
+    pub company: Company,
 }
 
 /// Ports that are bound, before a model is loaded: what is wrong with them is found at once. What
@@ -71,6 +74,7 @@ pub struct Front {
     client_threads: Background,
     probe_threads: Background,
     intake: Intake,
+    company: Company,
 }
 
 impl Front {
@@ -128,6 +132,7 @@ impl Front {
             client_threads,
             probe_threads,
             intake: config.intake,
+            company: config.company,
         })
     }
 
@@ -160,6 +165,7 @@ impl Front {
             allowed_hosts: self.allowed_hosts.clone(),
             snapshot_store_bytes: self.snapshot_store_bytes,
             share_snapshots: self.share_snapshots,
+            company: self.company,
             ..self.intake.limits()
         }
     }

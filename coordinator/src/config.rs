@@ -9,6 +9,7 @@ use crate::budget::{BODY_WEIGHT, for_large};
 use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
 use crate::pool::TOKENIZER_WEIGHT;
+use crate::scheduler::Company;
 
 /// What a message may have beside a full context: instructions, encodings, prompts beyond it.
 const SPARE_BYTES: u64 = 4 << 20;
@@ -36,10 +37,12 @@ pub struct Config {
     pub busy_prefill_tokens: u64,
     /// Prefill tokens of a step in which nobody decodes, at most; 0: four strides.
     pub idle_prefill_tokens: u64,
-    /// Time that the prompts of a step in which nobody decodes may take, and four times what they
-    /// may add to one in which others do. Steps are made as small as that needs, from what earlier
-    /// ones took, down to 16 tokens: so a slow machine stays far below `step_limit`.
+    /// Time that the prompts of a step may take. Steps are made as small as that needs, from what
+    /// earlier ones took, down to 16 tokens: so a slow machine stays far below `step_limit`.
     pub step_target: Duration,
+    /// How much prompts that are read lengthen the gaps between tokens of those that decode, and
+    /// these the reading.
+    pub company: Company,
     /// Longest time from arrival to the end of a request.
     pub request_limit: Duration,
     /// Longest time of one step on any rank.
@@ -102,6 +105,7 @@ impl Default for Config {
             busy_prefill_tokens: 0,
             idle_prefill_tokens: 0,
             step_target: Duration::from_secs(1),
+            company: Company::default(),
             request_limit: Duration::from_secs(3600),
             step_limit: Duration::from_secs(60),
             beat_limit: Duration::from_millis(2500),

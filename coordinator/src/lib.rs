@@ -25,6 +25,7 @@ pub mod budget;
 pub mod config;
 pub mod driver;
 pub mod executor;
+pub mod flow;
 pub mod hosts;
 pub mod ids;
 pub mod keys;

@@ -22,6 +22,7 @@ pub use self::bounds::answer_bytes;
 pub use self::prompt::{MESSAGE_BYTES, check_input, encode, tokenize, weight};
 pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
 use crate::config::Config;
+use crate::flow::Flow;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
 use crate::scheduler::{Cost, Reuse};
@@ -66,6 +67,8 @@ pub struct ValidRequest {
     pub deadline: Instant,
     /// Larger is served first.
     pub priority: i32,
+    /// Whose it is.
+    pub flow: Flow,
     /// Report retained positions at the end.
     pub retention_report: bool,
     /// For the client, in usage.
@@ -105,7 +108,8 @@ pub struct Checked {
     arrived: Instant,
     /// When it is given up.
     pub deadline: Instant,
-    priority: i32,
+    /// Larger is served first.
+    pub priority: i32,
     retention_report: bool,
     caching: Caching,
 }
@@ -204,6 +208,7 @@ impl Checked {
             arrived: self.arrived,
             deadline: self.deadline,
             priority: self.priority,
+            flow: Flow::Local,
             retention_report: self.retention_report,
             trace: None,
             caching: self.caching,

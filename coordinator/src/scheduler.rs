@@ -3,15 +3,16 @@
 //!
 //! ```text
 //! Arrive ─▶ waiting ─capacity─▶ prefilling ─first token─▶ decoding ─▶ released
-//!           (priority,          (round robin)
-//!            then arrival)
+//!           (priority,          (priority, then flow,
+//!            then flow)          then the shortest)
 //! ```
-//! - A step holds every decoding sequence, then prefill pieces up to the step's token budget: a
-//!   long prompt never keeps the others waiting for more than that budget, which follows from the
-//!   seconds that earlier steps took.
+//! - A step holds every decoding sequence, then prefill pieces up to the step's token budget, which
+//!   follows from the seconds that earlier steps took: a long prompt lengthens the gaps between
+//!   tokens of the others by no more than a factor, and is itself read no more than a factor later.
 //! - A piece ends at a stride boundary at the latest, so ranks evict between steps only.
-//! - Waiting sequences start strictly in order: a large one at the head is not overtaken for ever
-//!   by small ones.
+//! - Starts and prompt tokens are shared fairly between flows, that is between clients. Waiting
+//!   sequences start strictly in order: a large one at the head is not overtaken for ever by small
+//!   ones.
 //! - A lost group costs no sequence: what ran waits again, in its old place, and reads its prompt
 //!   and its answer so far anew. The state is a function of the tokens, so it goes on as if nothing
 //!   had happened. Who was in the step that broke one group after another is replayed alone.
@@ -22,12 +23,15 @@ mod capacity;
 mod lineage;
 mod pace;
 mod plan;
+mod reading;
 mod reuse;
 mod sequence;
+mod shares;
+mod starts;
 mod suspicion;
 mod turns;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use palimpsest_proto::internal::v1::{SequenceStep, StepOutput, StepPlan};
@@ -35,10 +39,13 @@ use palimpsest_proto::internal::v1::{SequenceStep, StepOutput, StepPlan};
 pub use self::capacity::{Capacity, Cost};
 use self::lineage::Lineage;
 pub use self::lineage::Reuse;
-use self::pace::{Pace, Work};
+pub use self::pace::Company;
+use self::pace::{Pace, Who, Work};
 pub use self::plan::{TokenBudget, piece, to_boundary};
+use self::reading::{Candidate, Reading};
 pub use self::sequence::{Arrival, Priority};
 use self::sequence::{Place, Running, Waiting};
+use self::starts::Starts;
 use self::suspicion::Suspicion;
 use self::turns::{Turn, Turns};
 use crate::ids::{Epoch, SequenceId};
@@ -53,8 +60,10 @@ pub struct Limits {
     pub max_running: usize,
     /// Prefill tokens of one step at most; both at least 1.
     pub tokens: TokenBudget,
-    /// Time for the prompts of a step in which nobody decodes; a quarter of it where others do.
+    /// Time for the prompts of a step.
     pub step_target: Duration,
+    /// What sequences that decode and prompts that are read owe each other.
+    pub company: Company,
     /// Times that one sequence is read anew after the group was lost in a step with it, the last
     /// time alone.
     pub max_replays: u32,
@@ -163,11 +172,12 @@ pub struct Scheduler {
     under_way: Option<Step>,
     pace: Pace,
     turns: Turns,
-    /// Who starts first stands first.
     waiting: BTreeMap<Place, Waiting>,
+    /// Who of them is next.
+    starts: Starts,
     running: BTreeMap<SequenceId, Running>,
-    /// Sequences with prompt left, the next one to be served first.
-    prefilling: VecDeque<SequenceId>,
+    /// Sequences with prompt left.
+    reading: Reading,
     release: Vec<SequenceId>,
     index: Index,
     /// What the step under way is to keep, and of whom.
@@ -190,11 +200,12 @@ impl Scheduler {
             epoch,
             step: 0,
             under_way: None,
-            pace: Pace::new(limits.tokens, limits.step_target),
+            pace: Pace::new(limits.tokens, limits.step_target, limits.company),
             turns: Turns::default(),
             waiting: BTreeMap::new(),
+            starts: Starts::default(),
             running: BTreeMap::new(),
-            prefilling: VecDeque::new(),
+            reading: Reading::default(),
             release: Vec::new(),
             index: Index::new(Room::default(), 1),
             keeping: BTreeMap::new(),
@@ -229,7 +240,14 @@ impl Scheduler {
                     self.leave_behind(&running);
                     self.release.push(id);
                 }
-                self.waiting.retain(|place, _| place.id != id);
+                let starts = &mut self.starts;
+                self.waiting.retain(|place, waiting| {
+                    let leaves = place.id == id;
+                    if leaves {
+                        starts.leave(&waiting.arrival.flow);
+                    }
+                    !leaves
+                });
             }
             Event::Pause(id) => self.set_paused(id, true),
             Event::Resume(id) => self.set_paused(id, false),
@@ -248,7 +266,14 @@ impl Scheduler {
         let is_busy = self.running.values().any(Running::decodes);
         let mut sequences = self.decodes(turn);
         let decodes = sequences.len() as u64;
-        let prefill = self.prefill(turn, self.pace.allowance(is_busy), &mut sequences);
+        let who = match decodes {
+            0 if is_busy => Who::Waiting,
+            0 => Who::Nobody,
+            _ => Who::InStep(decodes),
+        };
+        let candidates = self.candidates(turn);
+        let is_reading = !candidates.is_empty();
+        let prefill = self.prefill(candidates, who, &mut sequences);
         let release: Vec<u64> = self.release.drain(..).map(|id| id.0).collect();
         sequences.iter_mut().for_each(|step| self.keep_after(step));
         let snapshots = self.index.orders();
@@ -258,7 +283,11 @@ impl Scheduler {
             return None;
         }
         self.under_way = Some(Step {
-            work: Work { prefill, decodes },
+            work: Work {
+                prefill,
+                decodes,
+                is_reading,
+            },
             company: sequences.len(),
         });
         self.step += 1;
@@ -393,21 +422,19 @@ impl Scheduler {
     /// Starts what waits, in order, as far as there is room. Those that wait for a prefix let
     /// others pass.
     fn start_waiting(&mut self) {
-        let places: Vec<Place> = self.waiting.keys().copied().collect();
-        for place in places {
-            if self.running.len() >= self.limits.max_running {
+        self.release_holds();
+        while self.running.len() < self.limits.max_running {
+            let Some(next) = self.starts.next(&self.waiting) else {
                 break;
-            }
-            if self.is_held(place) {
-                continue;
-            }
-            let Some(waiting) = self.waiting.get(&place) else {
-                continue;
             };
-            if !self.capacity.take(waiting.arrival.cost) {
+            if self.is_held(next) {
+                continue;
+            }
+            let cost = self.waiting.get(&next).map(|one| one.arrival.cost);
+            if !cost.is_some_and(|cost| self.capacity.take(cost)) {
                 break;
             }
-            if let Some(waiting) = self.waiting.remove(&place) {
+            if let Some(waiting) = self.waiting.remove(&next) {
                 self.start(waiting);
             }
         }
@@ -427,8 +454,11 @@ impl Scheduler {
             suspicion: waiting.suspicion,
             lineage,
         };
+        let flow = &running.arrival.flow;
+        self.starts
+            .start(flow, running.known_tokens() - running.fed);
+        self.reading.enter(id, flow);
         self.running.insert(id, running);
-        self.prefilling.push_back(id);
     }
 
     fn decodes(&mut self, turn: Turn) -> Vec<SequenceStep> {
@@ -441,39 +471,55 @@ impl Scheduler {
             .running
             .values_mut()
             .filter(|running| running.decodes() && turn.has(running, max_replays));
-        ready.map(|running| running.step(1, stride)).collect()
+        let starts = &mut self.starts;
+        let step = |running: &mut Running| {
+            starts.charge(&running.arrival.flow, 1);
+            running.step(1, stride)
+        };
+        ready.map(step).collect()
     }
 
-    /// Adds pieces of prompts of so many tokens at most, and returns how many these are.
-    fn prefill(&mut self, turn: Turn, most: u64, sequences: &mut Vec<SequenceStep>) -> u64 {
-        let mut allowance = most;
-        let mut unserved = VecDeque::new();
-        let mut served = VecDeque::new();
-        while let Some(id) = self.prefilling.pop_front() {
+    /// Prompts that may be in a step.
+    fn candidates(&self, turn: Turn) -> Vec<Candidate> {
+        let running = self.reading.ids().filter_map(|id| self.running.get(&id));
+        let max_replays = self.limits.max_replays;
+        let ready = running.filter(|one| !one.paused && turn.has(one, max_replays));
+        let candidate = |one: &Running| Candidate {
+            id: one.arrival.id,
+            priority: one.arrival.priority,
+            left: one.known_tokens() - one.fed,
+        };
+        ready.map(candidate).collect()
+    }
+
+    /// Adds pieces of prompts, and returns how many tokens these are.
+    fn prefill(
+        &mut self,
+        mut candidates: Vec<Candidate>,
+        who: Who,
+        sequences: &mut Vec<SequenceStep>,
+    ) -> u64 {
+        let most = self.pace.allowance(who);
+        let enough = self.pace.enough();
+        let stride = self.limits.stride;
+        let mut taken = 0;
+        while taken < most.min(enough) {
+            let Some(Candidate { id, .. }) = self.reading.next(&mut candidates) else {
+                break;
+            };
             let running = self
                 .running
                 .get_mut(&id)
-                .expect("a sequence leaves both lists at once");
-            let count = piece(
-                running.fed,
-                running.known_tokens(),
-                self.limits.stride,
-                allowance,
-            );
-            let is_due = turn.has(running, self.limits.max_replays);
-            if running.paused || count == 0 || !is_due {
-                unserved.push_back(id);
-                continue;
-            }
-            allowance -= count;
-            sequences.push(running.step(count, self.limits.stride));
-            if running.prefilling {
-                served.push_back(id);
+                .expect("a sequence that is read runs");
+            let count = piece(running.fed, running.known_tokens(), stride, most - taken);
+            sequences.push(running.step(count, stride));
+            taken += count;
+            self.reading.serve(id, count);
+            if !running.prefilling {
+                self.reading.leave(id);
             }
         }
-        unserved.append(&mut served);
-        self.prefilling = unserved;
-        most - allowance
+        taken
     }
 
     fn set_paused(&mut self, id: SequenceId, paused: bool) {
@@ -494,6 +540,7 @@ impl Scheduler {
             priority: waiting.arrival.priority,
             id: waiting.arrival.id,
         };
+        self.starts.enter(&waiting.arrival.flow);
         self.waiting.insert(place, waiting);
     }
 
@@ -505,7 +552,7 @@ impl Scheduler {
         {
             self.index.begun(began.name);
         }
-        self.prefilling.retain(|other| *other != id);
+        self.reading.leave(id);
         self.capacity.give(running.arrival.cost);
         Some(running)
     }

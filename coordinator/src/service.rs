@@ -10,12 +10,15 @@ use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
     GenerateRequest, GetModelResponse, TokenizeRequest, TokenizeResponse, tokenize_request,
 };
+use palimpsest_tls::Network;
 use tokio::time::Instant;
 
+use crate::admission::Asker;
 use crate::answer::Answer;
 use crate::budget::{Budget, Charge};
 use crate::config::Config;
 use crate::driver::DriverHandle;
+use crate::flow::Flow;
 use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
@@ -38,6 +41,19 @@ pub struct Call {
     pub tenant: Option<Arc<Tenant>>,
     /// Its prompts are read and their states kept; no token is asked for.
     pub reads_only: bool,
+    /// Where it comes from; none for calls within this process.
+    pub network: Option<Network>,
+}
+
+impl Call {
+    /// Whom it counts for.
+    fn flow(&self) -> Flow {
+        match (&self.tenant, self.network) {
+            (Some(tenant), _) => Flow::Tenant(tenant.name().clone()),
+            (None, Some(network)) => Flow::Network(network),
+            (None, None) => Flow::Local,
+        }
+    }
 }
 
 /// A prompt and what is asked of it.
@@ -171,7 +187,13 @@ impl Service {
             request::check_input(input.as_ref())?;
             prompts.push((input, choices));
         }
-        self.driver.admission().check()?;
+        let flow = call.flow();
+        let choices = prompts.iter().flat_map(|(_, choices)| choices);
+        let asker = Asker {
+            flow: flow.clone(),
+            priority: choices.map(|one| one.checked.priority).max().unwrap_or(0),
+        };
+        self.driver.admission().check(&asker)?;
         let mut requests = Vec::new();
         for (input, choices) in prompts {
             let Some(Choice { checked: first, .. }) = choices.first() else {
@@ -191,6 +213,7 @@ impl Service {
             {
                 let mut request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
                 request.reuse = self.reuse(call, &request);
+                request.flow = flow.clone();
                 if let Some(permit) = &mut permit {
                     permit.reserve(request.max_total_tokens())?;
                 }

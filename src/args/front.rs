@@ -9,6 +9,7 @@ use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 
 use super::intake::IntakeArgs;
 use super::number::positive;
+use super::pace::PaceArgs;
 use super::snapshots::ReuseArgs;
 use crate::front::FrontConfig;
 
@@ -129,6 +130,8 @@ pub struct FrontArgs {
     pub reuse: ReuseArgs,
     #[command(flatten)]
     pub intake: IntakeArgs,
+    #[command(flatten)]
+    pub pace: PaceArgs,
 }
 
 impl FrontArgs {
@@ -154,6 +157,7 @@ impl FrontArgs {
             snapshot_store_bytes: self.reuse.snapshot_store_mib.saturating_mul(1 << 20),
             share_snapshots: self.reuse.share_snapshots,
             intake: self.intake.config(),
+            company: self.pace.company(),
         }
     }
 }

@@ -41,6 +41,7 @@ fn config() -> FrontConfig {
             max_message_bytes: 0,
             tokenizer_threads: 2,
         },
+        company: Company::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_rustls::rustls::server::ParsedCertificate;
 use tonic::{Request, Status};
 
 use crate::files::role_name;
-use crate::{Requests, Role};
+use crate::{Network, Requests, Role};
 
 /// Who is at the other end of a connection. tonic puts it into the extensions of each request.
 #[derive(Debug, Clone)]
@@ -57,6 +57,11 @@ impl Peer {
         self.roles
             .as_ref()
             .is_none_or(|roles| roles.contains(&role))
+    }
+
+    /// Whom its requests count for.
+    pub fn network(&self) -> Option<Network> {
+        self.address.map(|address| address.ip().into())
     }
 
     /// What it has under way on this connection.

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 
-use crate::Limits;
+use crate::{Limits, Network};
 
 /// The places of a port.
 #[derive(Debug, Clone)]
@@ -33,26 +33,6 @@ struct Taken {
     of_network: HashMap<Network, usize>,
     /// Those that have sent nothing, the oldest first. To drop an entry is to tell its connection.
     silent: BTreeMap<u64, oneshot::Sender<()>>,
-}
-
-/// Whom a connection counts for: an address of IPv4, or 64 bits of IPv6, which one host has alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Network {
-    V4([u8; 4]),
-    V6([u8; 8]),
-}
-
-impl From<IpAddr> for Network {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address.octets()),
-            IpAddr::V6(address) => {
-                let mut network = [0; 8];
-                network.copy_from_slice(&address.octets()[..8]);
-                Self::V6(network)
-            }
-        }
-    }
 }
 
 /// Why there is no place.

@@ -14,7 +14,7 @@ use palimpsest_proto::v1::{
     GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest,
     TokenizeResponse,
 };
-use palimpsest_tls::{CountRequests, Incoming};
+use palimpsest_tls::{CountRequests, Incoming, Peer};
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
@@ -64,6 +64,7 @@ impl Inference for GrpcApi {
             charge: request.extensions().get::<Charge>().cloned(),
             tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
             reads_only: false,
+            network: request.extensions().get::<Peer>().and_then(Peer::network),
         };
         let (_, extensions, request) = request.into_parts();
         // The other copy of the charge: from here on it ends with the call.

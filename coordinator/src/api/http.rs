@@ -38,6 +38,7 @@ use futures::StreamExt;
 use futures::future::ready;
 use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1::{TokenizeRequest, TokenizeResponse};
+use palimpsest_tls::Peer;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -379,6 +380,10 @@ async fn read<T: RequestBody + Send + 'static>(
         charge,
         tenant: parts.extensions.remove::<Arc<Tenant>>(),
         reads_only: false,
+        network: parts
+            .extensions
+            .remove::<Peer>()
+            .and_then(|peer| peer.network()),
     };
     Ok(Called {
         body: body.await??,

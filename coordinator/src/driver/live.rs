@@ -43,6 +43,11 @@ impl Live {
             let message = "no worker group became ready while the request waited: try again later";
             return Some(RequestError::new(Reason::NoReadyGroup, message));
         }
+        if self.permit.as_ref().is_some_and(Permit::is_lost) {
+            let message = "the queue is full, and this client has more requests in it than others: \
+                           try again later";
+            return Some(RequestError::new(Reason::QueueFull, message));
+        }
         if self.deadline <= now {
             return Some(self.out_of_time());
         }

@@ -93,6 +93,7 @@ impl State {
             tokens,
             // Steps are sized to last four of these at most.
             step_target: config.step_target.min(config.step_limit / 4),
+            company: config.company,
             max_replays: config.max_replays,
             room: model.room,
         };
@@ -390,6 +391,7 @@ impl State {
         Arrival {
             id,
             priority: Priority::client(request.priority),
+            flow: request.flow.clone(),
             prompt: request.prompt.clone(),
             max_new_tokens: request.max_tokens,
             stop_ids,

@@ -4,6 +4,7 @@ use palimpsest_proto::contract::NO_MEMORY;
 use palimpsest_proto::internal::v1::SequenceInit;
 use palimpsest_proto::v1::Sampling;
 
+use crate::flow::Flow;
 use crate::ids::SequenceId;
 use crate::model::{self, ServedModel};
 use crate::scheduler::{Arrival, Cost, Priority};
@@ -52,6 +53,7 @@ pub(super) fn arrival(model: &ServedModel) -> Arrival {
     Arrival {
         id: SequenceId(0),
         priority: Priority::WARM_UP,
+        flow: Flow::Local,
         prompt: [token].into(),
         max_new_tokens: 1,
         stop_ids: [].into(),

@@ -22,14 +22,22 @@ pub(super) enum Hold {
 }
 
 impl Scheduler {
-    /// Whether the sequence at `place` waits for a longer prefix than there is.
-    pub(super) fn is_held(&mut self, place: Place) -> bool {
-        let Some(waiting) = self.waiting.get(&place) else {
-            return false;
-        };
-        if waiting.hold.is_some_and(|hold| self.still_holds(hold)) {
-            return true;
+    /// Lets those go on for whom nothing is on its way any more.
+    pub(super) fn release_holds(&mut self) {
+        let held = self.waiting.iter().filter_map(|(place, one)| {
+            let hold = one.hold.filter(|hold| !self.still_holds(*hold));
+            hold.map(|_| *place)
+        });
+        for place in held.collect::<Vec<_>>() {
+            if let Some(waiting) = self.waiting.get_mut(&place) {
+                waiting.hold = None;
+            }
         }
+    }
+
+    /// Has the sequence at `place` wait if a longer prefix than there is comes. Returns whether it
+    /// does.
+    pub(super) fn is_held(&mut self, place: Place) -> bool {
         let hold = self.find_hold(place);
         if let Some(waiting) = self.waiting.get_mut(&place) {
             waiting.hold = hold;

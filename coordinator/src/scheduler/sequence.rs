@@ -11,6 +11,7 @@ use super::capacity::Cost;
 use super::lineage::{Lineage, Reuse};
 use super::reuse::Hold;
 use super::suspicion::Suspicion;
+use crate::flow::Flow;
 use crate::ids::SequenceId;
 
 /// What starts before what.
@@ -41,6 +42,8 @@ pub struct Arrival {
     pub id: SequenceId,
     /// Who starts first.
     pub priority: Priority,
+    /// Whose it is.
+    pub flow: Flow,
     /// At least one token.
     pub prompt: Arc<[u32]>,
     /// Tokens to generate at most; 0: the prompt is read, and that is all.

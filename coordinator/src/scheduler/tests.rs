@@ -1,4 +1,5 @@
 mod group;
+mod shares;
 mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,11 +9,13 @@ use proptest::prelude::*;
 
 use self::group::Group;
 use super::*;
+use crate::flow::Flow;
 
 fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
     Arrival {
         id: SequenceId(id),
         priority: Priority::client(0),
+        flow: Flow::Local,
         prompt: (0..prompt as u32).collect(),
         max_new_tokens: new,
         stop_ids: [].into(),
@@ -32,6 +35,7 @@ fn limits(stride: u64, max_running: usize, busy: u64, idle: u64) -> Limits {
         max_running,
         tokens: TokenBudget { busy, idle },
         step_target: Duration::from_secs(1),
+        company: Company::default(),
         max_replays: 2,
         room: Cost {
             pages: 100,
@@ -225,7 +229,7 @@ proptest! {
 }
 
 #[test]
-fn decodes_come_first_and_prefills_take_turns() {
+fn decodes_come_first_and_prompts_are_read_one_after_the_other() {
     let mut world = World::new(limits(16, 8, 16, 64));
     world.act(Act::Arrive {
         prompt: 4,
@@ -262,9 +266,9 @@ fn decodes_come_first_and_prefills_take_turns() {
     }
     let expected = [
         [(0, 1), (1, 16)],
-        [(0, 1), (2, 16)],
         [(0, 1), (1, 16)],
-        [(0, 1), (2, 16)],
+        [(0, 1), (1, 16)],
+        [(0, 1), (1, 16)],
     ];
     assert_eq!(order, expected);
 }

@@ -4,13 +4,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use palimpsest_tls::{Counted, Incoming};
 use tokio::time::timeout;
+use tonic::transport::server::Connected;
+use tower_layer::Layer;
 
 use super::limits::HttpLimits;
 use super::{probes_router, router, waiting_router};
@@ -91,7 +93,8 @@ async fn accept(
             stream = incoming.accept() => stream,
             () = &mut shutdown => break,
         };
-        let service = TowerToHyperService::new(Counted::new(app.clone(), stream.requests()));
+        let named = Extension(stream.connect_info()).layer(app.clone());
+        let service = TowerToHyperService::new(Counted::new(named, stream.requests()));
         let connection = open.watch(
             builder
                 .serve_connection(TokioIo::new(stream), service)
