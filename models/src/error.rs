@@ -236,6 +236,15 @@ pub enum TokenizerError {
     /// A merge that does not consist of two tokens.
     #[error("merge {0:?} does not join two tokens of the vocabulary into a third")]
     Merge(String),
+    /// Pieces that join in too many ways.
+    #[error(
+        "the merges of the pieces in tokenizer.ggml.tokens would take more than {} MiB; use the \
+         model's Hugging Face directory", limit >> 20
+    )]
+    Merges {
+        /// Most that they may take, in bytes.
+        limit: usize,
+    },
     /// A token id outside the vocabulary.
     #[error("{what} is {id}, the vocabulary has {len} tokens")]
     Id {

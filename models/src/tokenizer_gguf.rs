@@ -4,10 +4,13 @@
 //! llama.cpp's `llama-vocab.cpp` by the name in `tokenizer.ggml.pre`, and from the tokenizers of
 //! the models so named.
 
+mod pieces;
+
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use self::pieces::merges_of_pieces;
 use crate::gguf::{Gguf, GgufError};
 use crate::tokenizer::{TokenizerError, TokenizerFiles};
 
@@ -280,35 +283,9 @@ fn sentence_piece(gguf: &Gguf, file: &[u8], vocabulary: &Vocabulary<'_>) -> Resu
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
             "ignore_merges": false, "vocab": vocabulary.as_json(),
-            "merges": merges_of_pieces(vocabulary, &scores),
+            "merges": merges_of_pieces(vocabulary, &scores)?,
         },
     }))
-}
-
-/// Every way to join two pieces into a third, best score of the third first: what SentencePiece's
-/// greedy merging by score does. Ties go by the piece's id, then by the ids of the halves.
-fn merges_of_pieces(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<Value> {
-    let mut merges = Vec::new();
-    for (id, piece) in vocabulary
-        .tokens
-        .iter()
-        .enumerate()
-        .filter(|(id, _)| vocabulary.types[*id] == 1.0)
-    {
-        for (at, _) in piece.char_indices().skip(1) {
-            let (left, right) = piece.split_at(at);
-            if let (Some(&left), Some(&right)) =
-                (vocabulary.ids.get(left), vocabulary.ids.get(right))
-            {
-                merges.push((id, left, right));
-            }
-        }
-    }
-    merges.sort_by(|a, b| scores[b.0].total_cmp(&scores[a.0]).then(a.cmp(b)));
-    merges
-        .into_iter()
-        .map(|(_, left, right)| json!([vocabulary.tokens[left], vocabulary.tokens[right]]))
-        .collect()
 }
 
 /// Template that puts the first token before a text and the last one after it.
