@@ -10,6 +10,8 @@
 //! round begins with the first and ends after the second.
 
 mod meeting;
+#[cfg(any(test, feature = "testing"))]
+pub mod scripted;
 mod wait;
 
 use std::io::ErrorKind;
@@ -20,7 +22,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use self::meeting::{Peer, Reception, call, new_token};
+use self::meeting::{Card, Peer, Reception, call, new_token};
 use self::wait::{go_on, wait};
 use crate::communicator::CollectiveError;
 use crate::link::{Clear, Link, Secure};
@@ -77,10 +79,8 @@ impl TcpCollective {
         let listener = TcpListener::bind((host, 0)).map_err(here)?;
         let (port, token) = (listener.local_addr().map_err(here)?.port(), new_token());
         let key = |rank: usize| format!("{prefix}/tcp/{rank}");
-        let mut card = token.to_vec();
-        card.extend_from_slice(&port.to_le_bytes());
-        card.extend_from_slice(host.as_bytes());
-        store.set(&key(place.rank), &card)?;
+        let card = Card { token, host, port };
+        store.set(&key(place.rank), &card.to_bytes())?;
         let mut met: Vec<Option<Peer>> = (0..place.world_size).map(|_| None).collect();
         // Each connects to those before it and waits for those after it.
         for (rank, peer) in met.iter_mut().enumerate().take(place.rank) {

@@ -37,6 +37,8 @@ const TARGETS: &[Target] = &[
     target("http", 16 << 10),
     target("grpc", 16 << 10),
     target("texts", 4 << 10),
+    target("mesh", 4 << 10),
+    target("config", 8 << 10),
 ];
 /// Time of each target where none is given.
 const USUAL_SECONDS: u64 = 60;

@@ -50,6 +50,43 @@ impl Peer {
     }
 }
 
+/// What a rank leaves in the store for those that call it.
+pub(super) struct Card<'a> {
+    /// Shown to it by who calls.
+    pub token: [u8; TOKEN],
+    /// Name or address of its machine.
+    pub host: &'a str,
+    pub port: u16,
+}
+
+impl<'a> Card<'a> {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [
+            &self.token[..],
+            &self.port.to_le_bytes(),
+            self.host.as_bytes(),
+        ]
+        .concat()
+    }
+
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let (&token, rest) = bytes.split_first_chunk().ok_or_else(Self::bad)?;
+        let (port, host) = rest.split_first_chunk().ok_or_else(Self::bad)?;
+        Ok(Self {
+            token,
+            host: std::str::from_utf8(host).map_err(|_| Self::bad())?,
+            port: u16::from_le_bytes(*port),
+        })
+    }
+
+    fn bad() -> Error {
+        Error::new(
+            ErrorKind::InvalidData,
+            "what it left in the rendezvous is no address",
+        )
+    }
+}
+
 /// Not to be guessed by who does not see the store. The standard library's hashers have random
 /// keys.
 pub(super) fn new_token() -> [u8; TOKEN] {
@@ -68,18 +105,10 @@ pub(super) fn call(
     secure: &dyn Secure,
     deadline: Instant,
 ) -> Result<Peer> {
-    let bad = || {
-        Error::new(
-            ErrorKind::InvalidData,
-            "what it left in the rendezvous is no address",
-        )
-    };
-    let (token, rest) = card.split_at_checked(TOKEN).ok_or_else(bad)?;
-    let (port, host) = rest.split_first_chunk::<2>().ok_or_else(bad)?;
-    let host = std::str::from_utf8(host).map_err(|_| bad())?;
-    let greeting = [token, &(rank as u32).to_le_bytes()].concat();
-    let mut last = bad();
-    for address in (host, u16::from_le_bytes(*port)).to_socket_addrs()? {
+    let Card { token, host, port } = Card::parse(card)?;
+    let greeting = [&token[..], &(rank as u32).to_le_bytes()].concat();
+    let mut last = Card::bad();
+    for address in (host, port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, left(deadline)) {
             Ok(stream) => {
                 let peer = Peer::new(stream, secure, Side::Connects)?;
@@ -248,7 +277,7 @@ impl<'a> Reception<'a> {
     }
 
     /// Hears those that have something to say, and lets go of those whose time is over.
-    fn hear(&mut self, ready: &[bool], peers: &mut [Option<Peer>], place: Place) {
+    pub(super) fn hear(&mut self, ready: &[bool], peers: &mut [Option<Peer>], place: Place) {
         let now = Instant::now();
         for (mut opening, &is_ready) in std::mem::take(&mut self.opening).into_iter().zip(ready) {
             let address = opening.address;
@@ -289,14 +318,25 @@ impl<'a> Reception<'a> {
             self.refusals.add(oldest.address, &why);
         }
         match Peer::new(stream, self.secure, Side::Accepts) {
-            Ok(peer) => self.opening.push(Opening {
-                peer,
-                address,
-                greeting: [0; GREETING],
-                received: 0,
-                until: Instant::now() + GREETING_TIME,
-            }),
+            Ok(peer) => self.open(peer, address),
             Err(why) => self.refusals.add(address, &why),
         }
+    }
+
+    /// Hears from now on who connected from `address`.
+    pub(super) fn open(&mut self, peer: Peer, address: SocketAddr) {
+        self.opening.push(Opening {
+            peer,
+            address,
+            greeting: [0; GREETING],
+            received: 0,
+            until: Instant::now() + GREETING_TIME,
+        });
+    }
+
+    /// Whether somebody has not said yet who it is.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn is_opening(&self) -> bool {
+        !self.opening.is_empty()
     }
 }
