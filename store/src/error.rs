@@ -54,6 +54,16 @@ pub enum Error {
         /// The limit of a call.
         seconds: f64,
     },
+    /// Another service has the place.
+    #[error(
+        "{store} is in use by {owner}: give this service a place of its own, or end the other one"
+    )]
+    Taken {
+        /// The store.
+        store: String,
+        /// Who has it, as it names itself.
+        owner: String,
+    },
     /// The store refused or cannot be reached.
     #[error("{store} failed for `{key}`: {message}")]
     Failed {

@@ -3,7 +3,9 @@
 //! Every call has a deadline, every object that is read has a bound, and every error says what to
 //! do. [`sealed`] tells a damaged record from a whole one.
 
+pub mod claim;
 mod error;
+mod place;
 pub mod sealed;
 mod url;
 
@@ -18,7 +20,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::time::timeout;
 
+pub use self::claim::Claim;
 pub use self::error::{Error, Result};
+use self::place::Place;
 
 /// Time for one call, unless [`Store::with_limit`] says otherwise.
 pub const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -32,6 +36,7 @@ pub struct Store {
     limit: Duration,
     /// As the operator named it, without credentials.
     name: Arc<str>,
+    place: Arc<Place>,
 }
 
 /// What a listing says of an object.
@@ -55,7 +60,7 @@ impl Store {
 
     /// A store in this process's memory.
     pub fn memory() -> Self {
-        Self::over(Arc::new(InMemory::new()), Path::default(), "memory:")
+        Self::over(Arc::new(InMemory::new()), Path::default(), "memory:").at(Place::Private)
     }
 
     /// A store over any implementation, for tests that let it fail.
@@ -65,7 +70,14 @@ impl Store {
             prefix,
             limit: CALL_LIMIT,
             name: name.into(),
+            place: Arc::new(Place::Shared),
         }
+    }
+
+    /// The same store, reached by these.
+    fn at(self, place: Place) -> Self {
+        let place = Arc::new(place);
+        Self { place, ..self }
     }
 
     /// The same store with another time for each call.

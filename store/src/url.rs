@@ -9,6 +9,7 @@ use url::Url;
 
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::place::Place;
 
 /// See [`Store::open`].
 pub(crate) fn open(place: &str) -> Result<Store> {
@@ -36,10 +37,11 @@ fn directory(path: &FilePath, place: &str) -> Result<Store> {
     std::fs::create_dir_all(path).map_err(failed)?;
     // Objects lie below an absolute path, wherever the process goes.
     let root = path.canonicalize().map_err(failed)?;
-    let objects = LocalFileSystem::new_with_prefix(root)
+    let objects = LocalFileSystem::new_with_prefix(&root)
         .map_err(|error| wrong(place, &error.to_string()))?
         .with_fsync(true);
-    Ok(Store::over(Arc::new(objects), Path::default(), place))
+    let store = Store::over(Arc::new(objects), Path::default(), place);
+    Ok(store.at(Place::Directory(root)))
 }
 
 #[cfg(feature = "cloud")]
