@@ -6,6 +6,8 @@ use std::{env, fs};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "palimpsest/v1/inference.proto",
+        "palimpsest/v1/sessions.proto",
+        "palimpsest/internal/v1/session.proto",
         "palimpsest/internal/v1/worker.proto",
     ];
     for file in files {

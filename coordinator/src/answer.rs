@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::request::ValidRequest;
 use crate::scheduler::Ending;
+use crate::sessions::Turn;
 use crate::stream::{Reader, Token};
 use crate::text::{Detokenizer, StopStrings};
 use crate::trace::{Ended, RequestSpan};
@@ -49,6 +50,8 @@ pub struct Answer {
     span: Option<RequestSpan>,
     /// The place that its tenant has for it.
     tenant: Option<TenantPermit>,
+    /// The session that goes on with it.
+    turn: Option<Turn>,
 }
 
 /// The last report of what is retained.
@@ -101,6 +104,7 @@ impl Answer {
             started: None,
             span,
             tenant: None,
+            turn: None,
             reader: Some(reader),
             request,
             model,
@@ -110,6 +114,12 @@ impl Answer {
     /// The same, counted to its tenant until it is dropped.
     pub(crate) fn of_tenant(mut self, tenant: Option<TenantPermit>) -> Self {
         self.tenant = tenant;
+        self
+    }
+
+    /// The same, written down in its session before the client is told that it has finished.
+    pub(crate) fn of_session(mut self, turn: Option<Turn>) -> Self {
+        self.turn = turn;
         self
     }
 
@@ -133,6 +143,14 @@ impl Answer {
             }
         }
         let event = self.ready.pop_front();
+        if matches!(event, Some(Event::Finished(_)))
+            && let Some(turn) = self.turn.take()
+            && let Err(error) = turn.commit().await
+        {
+            self.outcome = Some(error.reason.tag());
+            self.failed = true;
+            return Some(Err(error));
+        }
         let sequence_number = self.sent;
         self.sent += 1;
         Some(Ok(GenerateEvent {
@@ -161,6 +179,11 @@ impl Answer {
         } else {
             self.detokenizer.push(id)
         };
+        if let Some(turn) = &mut self.turn
+            && ended != Some(Ending::Eos)
+        {
+            turn.made(id, text.len(), self.detokenizer.is_whole());
+        }
         if ended.is_some() {
             text.push_str(&self.detokenizer.finish());
         }
@@ -184,6 +207,9 @@ impl Answer {
     }
 
     fn delta(&mut self, text: String, last: bool) {
+        if let Some(turn) = &mut self.turn {
+            turn.delivered(&text);
+        }
         let has_tokens = !self.logprobs.is_empty();
         let is_full = self.logprobs.len() >= HELD_LOGPROBS;
         if !text.is_empty() || (last && has_tokens) || is_full {

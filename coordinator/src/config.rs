@@ -10,6 +10,7 @@ use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
 use crate::pool::TOKENIZER_WEIGHT;
 use crate::scheduler::Company;
+use crate::sessions;
 
 /// What a message may have beside a full context: instructions, encodings, prompts beyond it.
 const SPARE_BYTES: u64 = 4 << 20;
@@ -82,6 +83,8 @@ pub struct Config {
     pub keys: Option<Arc<ApiKeys>>,
     /// Hosts beside addresses and localhost that HTTP is asked by, where no keys are.
     pub allowed_hosts: AllowedHosts,
+    /// What sessions may take, and where they are kept.
+    pub sessions: sessions::Limits,
     /// How ranks are connected to.
     pub ranks: Connector,
     /// Number of the first epoch.
@@ -124,6 +127,7 @@ impl Default for Config {
             max_replays: 2,
             keys: None,
             allowed_hosts: AllowedHosts::default(),
+            sessions: sessions::Limits::default(),
             ranks: Connector::default(),
             first_epoch: 1,
         }

@@ -36,6 +36,7 @@ pub mod pool;
 pub mod request;
 pub mod scheduler;
 pub mod service;
+pub mod sessions;
 pub mod snapshots;
 pub mod stream;
 pub mod text;

@@ -80,6 +80,8 @@ struct Inner {
     cache_config: Family<CacheConfig, Gauge>,
     epoch: Gauge,
     group_ready: Gauge,
+    sessions: Gauge,
+    session_bytes: Gauge,
     step_age: Gauge<f64, AtomicU64>,
     /// Milliseconds from `started` to the last step's end.
     last_step: AtomicU64,
@@ -133,6 +135,8 @@ impl Metrics {
             cache_config: Family::default(),
             epoch: Gauge::default(),
             group_ready: Gauge::default(),
+            sessions: Gauge::default(),
+            session_bytes: Gauge::default(),
             step_age: Gauge::default(),
             last_step: AtomicU64::new(0),
             started: Instant::now(),
@@ -216,6 +220,12 @@ impl Metrics {
     /// Whether a worker group serves and requests are taken.
     pub fn group_ready(&self, ready: bool) {
         self.0.group_ready.set(ready.into());
+    }
+
+    /// Sessions that are open, and the bytes of their records.
+    pub fn sessions(&self, open: usize, bytes: u64) {
+        self.0.sessions.set(open as i64);
+        self.0.session_bytes.set(bytes.cast_signed());
     }
 
     /// Time between two tokens of an answer.
@@ -371,6 +381,12 @@ impl Inner {
                 "1 while a worker group serves, else 0",
                 &self.group_ready,
             ),
+            ("sessions", "Sessions that are open", &self.sessions),
+            (
+                "session_bytes",
+                "Bytes of the records of sessions",
+                &self.session_bytes,
+            ),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
@@ -428,6 +444,7 @@ mod tests {
         });
         metrics.cache_config(256, 12);
         metrics.group_ready(true);
+        metrics.sessions(8, 900);
         metrics.ended("eos");
         let tenant = Arc::from("a \"b\"");
         metrics.tenant_ended(Some(&tenant), "eos");
@@ -448,6 +465,8 @@ mod tests {
             "vllm:cache_config_info{block_size=\"256\",num_gpu_blocks=\"12\"} 1",
             "palimpsest_group_epoch 7",
             "palimpsest_group_ready 1",
+            "palimpsest_sessions 8",
+            "palimpsest_session_bytes 900",
             "palimpsest_requests_total{outcome=\"eos\"} 1",
             "palimpsest_tenant_requests_total{tenant=\"a \\\"b\\\"\",outcome=\"eos\"} 1",
             "palimpsest_tenant_generated_tokens_total{tenant=\"a \\\"b\\\"\"} 9",

@@ -15,11 +15,13 @@ use std::time::Duration;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::SpanParent;
-use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping};
+use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping};
 use tokio::time::Instant;
 
 pub use self::bounds::answer_bytes;
-pub use self::prompt::{MESSAGE_BYTES, check_input, encode, tokenize, weight};
+pub use self::prompt::{
+    MESSAGE_BYTES, check_ids, check_input, encode, encode_text, render, tokenize, weight,
+};
 pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
 use crate::config::Config;
 use crate::flow::Flow;
@@ -159,6 +161,18 @@ pub fn check(
         retention_report: request.retention_report,
         caching,
     })
+}
+
+/// The contract that was asked for, with every default filled in, if this server can keep it.
+///
+/// # Errors
+/// `BadContract`, with the field.
+pub fn contract(
+    asked: &KvContract,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<Contract, RequestError> {
+    contract::validate(asked, model, config)
 }
 
 impl Checked {

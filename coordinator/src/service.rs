@@ -1,5 +1,7 @@
 //! What every API offers: a request in, an answer out. The APIs only translate.
 
+mod sessions;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ use crate::model::ServedModel;
 use crate::pool::Pool;
 use crate::request::{self, Checked, ValidRequest};
 use crate::scheduler::Reuse;
+use crate::sessions::pins::Unpinned;
+use crate::sessions::{Opening, Sessions, Turn};
 use crate::snapshots::{Chain, Salt};
 use crate::trace::RequestSpan;
 
@@ -86,13 +90,18 @@ pub struct Service {
     pub budget: Budget,
     /// Where long texts are parsed and tokenised.
     pub pool: Pool,
+    /// Token logs that clients go on from.
+    pub sessions: Sessions,
 }
 
 impl Service {
     /// A service over a driver.
     pub fn new(model: ServedModel, config: Config, driver: DriverHandle, metrics: Metrics) -> Self {
         let longest = config.message_limit(model.info.context_length);
+        let limits = config.sessions.clone();
+        let sessions = Sessions::new(limits, &model, Arc::new(Unpinned), metrics.clone());
         Self {
+            sessions,
             budget: Budget::new(config.max_inflight_bytes),
             pool: Pool::new(config.tokenizer_threads, longest),
             model: Arc::new(model),
@@ -152,7 +161,17 @@ impl Service {
         call: &Call,
         asked: Vec<Prompted>,
     ) -> Result<Vec<Answer>, RequestError> {
-        let started = self.start(call, asked).await;
+        self.start_all(call, asked, Opening::Answer).await
+    }
+
+    /// The same, where what is read may have no answer.
+    async fn start_all(
+        &self,
+        call: &Call,
+        asked: Vec<Prompted>,
+        opening: Opening,
+    ) -> Result<Vec<Answer>, RequestError> {
+        let started = self.start(call, asked, opening).await;
         if let Err(error) = &started {
             // An answer counts its own end; there is none.
             let outcome = error.reason.tag();
@@ -168,9 +187,15 @@ impl Service {
         started
     }
 
-    async fn start(&self, call: &Call, asked: Vec<Prompted>) -> Result<Vec<Answer>, RequestError> {
+    async fn start(
+        &self,
+        call: &Call,
+        mut asked: Vec<Prompted>,
+        opening: Opening,
+    ) -> Result<Vec<Answer>, RequestError> {
         let arrived = Instant::now();
         let (model, config) = (&self.model, &self.config);
+        let mut turn = self.begin_turn(call, &mut asked).await?;
         let mut prompts = Vec::with_capacity(asked.len());
         for Prompted { input, choices } in asked {
             let begin = |request: GenerateRequest| {
@@ -184,7 +209,9 @@ impl Service {
                 Ok::<_, RequestError>(Choice { checked, permit })
             };
             let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
-            request::check_input(input.as_ref())?;
+            if turn.is_none() || input.is_some() {
+                request::check_input(input.as_ref())?;
+            }
             prompts.push((input, choices));
         }
         let flow = call.flow();
@@ -199,31 +226,53 @@ impl Service {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
-            let bytes = input.as_ref().map_or(0, request::weight);
-            let (model, config) = (model.clone(), config.clone());
-            let work = move || request::tokenize(input, &model, &config);
-            let ids = self
-                .pool
-                .run(bytes, first.deadline, call.charge.clone(), work);
-            let prompt: Arc<[u32]> = ids.await?.into();
+            let prompt: Arc<[u32]> = match turn.take() {
+                Some(begun) => {
+                    let deadline = first.deadline;
+                    let extended = self.extend_turn(call, begun, input, opening, deadline);
+                    let (extended, prompt) = extended.await?;
+                    turn = Some(extended);
+                    prompt
+                }
+                None => self.tokenize_prompt(call, input, first.deadline).await?,
+            };
             for Choice {
                 checked,
                 mut permit,
             } in choices
             {
-                let mut request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
+                let mut request = checked.with_prompt(prompt.clone(), model, config)?;
                 request.reuse = self.reuse(call, &request);
                 request.flow = flow.clone();
+                let warning = turn.as_ref().and_then(Turn::warning);
+                request.warnings.extend(warning);
                 if let Some(permit) = &mut permit {
                     permit.reserve(request.max_total_tokens())?;
                 }
                 requests.push((request, permit));
             }
         }
-        requests
-            .into_iter()
-            .map(|(request, permit)| Ok(self.submit(call, request)?.of_tenant(permit)))
-            .collect()
+        let submit = |(request, permit)| {
+            let answer = self.submit(call, request)?.of_tenant(permit);
+            // A session has one request.
+            Ok(answer.of_session(turn.take()))
+        };
+        requests.into_iter().map(submit).collect()
+    }
+
+    /// Token ids of a prompt, made where that may take time.
+    async fn tokenize_prompt(
+        &self,
+        call: &Call,
+        input: Option<Input>,
+        deadline: Instant,
+    ) -> Result<Arc<[u32]>, RequestError> {
+        let bytes = input.as_ref().map_or(0, request::weight);
+        let (model, config) = (self.model.clone(), self.config.clone());
+        let work = move || request::tokenize(input, &model, &config);
+        let charge = call.charge.clone();
+        let ids = self.pool.run(bytes, deadline, charge, work).await?;
+        Ok(ids.into())
     }
 
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's

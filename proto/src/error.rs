@@ -10,6 +10,8 @@ pub enum Class {
     InvalidRequest,
     /// Ask for something that exists.
     NotFound,
+    /// What is asked for is in a state that does not allow it: try again when that has changed.
+    Conflict,
     /// Try again later, or ask for less.
     CapacityExhausted,
     /// Try again, perhaps elsewhere.
@@ -71,6 +73,24 @@ reasons! {
     AnswerTooLarge = "answer_too_large", InvalidRequest;
     /// A model that is not served here.
     UnknownModel = "unknown_model", NotFound;
+    /// A field of a session that cannot be, or an input that its log does not take.
+    BadSession = "bad_session", InvalidRequest;
+    /// A request of a session under another KV contract than the session's.
+    SessionContract = "session_contract", InvalidRequest;
+    /// A session that is not there: never made, forgotten, or another tenant's.
+    SessionUnknown = "session_unknown", NotFound;
+    /// A session under this name is there already.
+    SessionExists = "session_exists", Conflict;
+    /// Another request works on the session.
+    SessionBusy = "session_busy", Conflict;
+    /// The session was made with another model than the one that is served.
+    SessionModel = "session_model", Conflict;
+    /// The session's record cannot be read.
+    SessionDamaged = "session_damaged", Internal;
+    /// As many sessions, or bytes of them, as may be.
+    SessionLimit = "session_limit", CapacityExhausted;
+    /// The place that keeps sessions did not do what was asked.
+    StoreUnavailable = "store_unavailable", Unavailable;
     /// The queue of waiting requests is full.
     QueueFull = "queue_full", CapacityExhausted;
     /// The client's API key has as much under way as it may.
@@ -103,6 +123,7 @@ impl Class {
         match self {
             Self::InvalidRequest => 400,
             Self::NotFound => 404,
+            Self::Conflict => 409,
             Self::CapacityExhausted => 429,
             Self::Unavailable => 503,
             Self::DeadlineExceeded => 504,

@@ -11,6 +11,7 @@ impl Class {
         match self {
             Self::InvalidRequest => Code::InvalidArgument,
             Self::NotFound => Code::NotFound,
+            Self::Conflict => Code::Aborted,
             Self::CapacityExhausted => Code::ResourceExhausted,
             Self::Unavailable => Code::Unavailable,
             Self::DeadlineExceeded => Code::DeadlineExceeded,

@@ -68,6 +68,15 @@ pub fn tokenize(
     if ids.is_empty() {
         return Err(no_tokens());
     }
+    check_ids(&ids, model)?;
+    Ok(ids)
+}
+
+/// Refuses token ids that the vocabulary does not have.
+///
+/// # Errors
+/// `TokenOutOfRange`, with the first one.
+pub fn check_ids(ids: &[u32], model: &ServedModel) -> Result<(), RequestError> {
     if let Some((index, id)) = ids
         .iter()
         .enumerate()
@@ -79,7 +88,7 @@ pub fn tokenize(
         );
         return Err(RequestError::new(Reason::TokenOutOfRange, message));
     }
-    Ok(ids)
+    Ok(())
 }
 
 /// Token ids of an input, unchecked if they are the client's own.
@@ -97,14 +106,36 @@ pub fn encode(
         Input::TokenIds(tokens) => return Ok(tokens.ids),
         Input::Text(text) => (text, true),
         // The template writes BOS itself.
-        Input::Chat(chat) => (render(&chat, model, config)?, false),
+        Input::Chat(chat) => (render(&chat, true, model, config)?, false),
     };
-    check_length(text.len(), model, config)?;
-    model.tokenizer.encode(&text, special).map_err(text_error)
+    encode_text(&text, special, model, config)
 }
 
-/// The text of a conversation, which is not much longer than its messages.
-fn render(chat: &Chat, model: &ServedModel, config: &Config) -> Result<String, RequestError> {
+/// Token ids of a text, with what the tokenizer adds around one of its own if `special`.
+///
+/// # Errors
+/// `TooLong` for a text that cannot be a prompt.
+pub fn encode_text(
+    text: &str,
+    special: bool,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<Vec<u32>, RequestError> {
+    check_length(text.len(), model, config)?;
+    model.tokenizer.encode(text, special).map_err(text_error)
+}
+
+/// The text of a conversation, which is not much longer than its messages, with the opening of an
+/// answer or without.
+///
+/// # Errors
+/// `TooLong`, and `BadChat` for what the model's template refuses.
+pub fn render(
+    chat: &Chat,
+    has_opening: bool,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<String, RequestError> {
     let (count, bytes) = (chat.messages.len(), chat_weight(chat));
     let limit = config.message_limit(model.info.context_length);
     if bytes > limit {
@@ -114,7 +145,13 @@ fn render(chat: &Chat, model: &ServedModel, config: &Config) -> Result<String, R
         );
         return Err(RequestError::new(Reason::TooLong, message).in_field("chat.messages"));
     }
-    let text = model.render(chat).map_err(text_error)?;
+    let text = if has_opening {
+        model.render(chat)
+    } else {
+        let template = model.template.as_ref().ok_or(text::Error::NoTemplate);
+        template.and_then(|template| template.render_messages(chat))
+    };
+    let text = text.map_err(text_error)?;
     // The pool of tokenizers counts on texts no longer than a message.
     let most = bytes
         .saturating_mul(4)

@@ -65,6 +65,20 @@ impl ChatTemplate {
     /// [`Error::Render`] with what the template says; it holds no text of the messages.
     /// [`Error::OutOfFuel`] for a template that goes on and on.
     pub fn render(&self, chat: &Chat) -> Result<String, Error> {
+        let mut prompt = self.render_with(chat, true)?;
+        prompt.push_str(&chat.answer_prefix);
+        Ok(prompt)
+    }
+
+    /// The messages alone, behind which nothing is answered.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_messages(&self, chat: &Chat) -> Result<String, Error> {
+        self.render_with(chat, false)
+    }
+
+    fn render_with(&self, chat: &Chat, has_opening: bool) -> Result<String, Error> {
         let fuel = fuel(chat);
         // Fuel belongs to an environment. A copy shares the compiled template.
         let mut environment = self.environment.clone();
@@ -79,11 +93,11 @@ impl ChatTemplate {
             .map_err(|error| Error::Template(error.to_string()))?;
         let prompt = template.render(context! {
             messages,
-            add_generation_prompt => true,
+            add_generation_prompt => has_opening,
             bos_token => self.bos_token,
             eos_token => self.eos_token,
         });
-        let mut prompt = prompt.map_err(|error| {
+        prompt.map_err(|error| {
             if error.kind() == ErrorKind::OutOfFuel {
                 return Error::OutOfFuel(fuel);
             }
@@ -94,9 +108,7 @@ impl ChatTemplate {
                 None
             };
             Error::Render(detail.map_or_else(|| error.kind().to_string(), str::to_owned))
-        })?;
-        prompt.push_str(&chat.answer_prefix);
-        Ok(prompt)
+        })
     }
 }
 

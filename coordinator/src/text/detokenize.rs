@@ -60,6 +60,11 @@ impl Detokenizer {
         }
     }
 
+    /// Whether all text of the tokens so far was given out: no part of a character waits.
+    pub fn is_whole(&self) -> bool {
+        self.pending.is_empty() && self.read == self.window.len()
+    }
+
     /// What is left at the end: U+FFFD for an unfinished character.
     pub fn finish(&mut self) -> String {
         match self.tokenizer.decoding {

@@ -1,0 +1,431 @@
+//! Which sessions there are: what is known of each without its record, and who works on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::{self, SessionState};
+
+use super::error::{bad, gone};
+use super::id::{SessionId, TenantKey};
+use super::limits::Limits;
+
+/// Folder of all records in the store.
+pub(super) const FOLDER: &str = "sessions";
+
+/// Where a session is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    tenant: TenantKey,
+    id: SessionId,
+}
+
+/// All sessions of a service, each a few hundred bytes.
+#[derive(Debug)]
+pub(super) struct Index {
+    max_sessions: usize,
+    max_tenant_sessions: usize,
+    max_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<Key, Entry>,
+    of_tenant: HashMap<TenantKey, usize>,
+    /// Of all records.
+    bytes: u64,
+    /// Of records that are being written.
+    reserved: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// Of the record that holds; 0: none yet.
+    version: u64,
+    /// Of the next attempt to write one. No version is tried twice: a write that was given up may
+    /// still come to be.
+    next: u64,
+    bytes: u64,
+    is_busy: bool,
+    is_suspended: bool,
+    is_damaged: bool,
+    /// What the record says, once it was read.
+    seen: Option<v1::Session>,
+}
+
+/// A record in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) key: Key,
+    pub(super) version: u64,
+    pub(super) bytes: u64,
+}
+
+/// A session that one request works on, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Hold {
+    index: Arc<Index>,
+    key: Key,
+    version: u64,
+    is_known: bool,
+}
+
+/// Bytes that a record may take, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    index: Arc<Index>,
+    bytes: u64,
+}
+
+impl Key {
+    pub(super) fn new(tenant: TenantKey, id: SessionId) -> Self {
+        Self { tenant, id }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    fn folder(&self) -> String {
+        format!("{FOLDER}/{}/{}", self.tenant.as_str(), self.id.as_str())
+    }
+
+    fn place(&self, version: u64) -> String {
+        format!("{}/{version:016x}", self.folder())
+    }
+}
+
+impl Found {
+    /// The record under a key of the store, if it is one.
+    pub(super) fn parse(place: &str, bytes: u64) -> Option<Self> {
+        let mut parts = place.split('/');
+        let mut next = || parts.next();
+        let (folder, tenant, id, version) = (next()?, next()?, next()?, next()?);
+        let version = u64::from_str_radix(version, 16).ok()?;
+        let key = Key::new(TenantKey::parse(tenant), SessionId::parse(id)?);
+        (folder == FOLDER && key.place(version) == place).then_some(Self {
+            key,
+            version,
+            bytes,
+        })
+    }
+
+    pub(super) fn place(&self) -> String {
+        self.key.place(self.version)
+    }
+}
+
+impl Index {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            max_sessions: limits.max_sessions,
+            max_tenant_sessions: limits.max_tenant_sessions,
+            max_bytes: limits.max_bytes,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the records that a store holds, and returns those that later versions replace.
+    pub(super) fn load(&self, found: Vec<Found>) -> Vec<Found> {
+        let mut newest: BTreeMap<Key, Found> = BTreeMap::new();
+        let mut replaced = Vec::new();
+        for one in found {
+            let key = one.key.clone();
+            let other = match newest.remove(&key) {
+                Some(other) if other.version > one.version => {
+                    newest.insert(key, other);
+                    Some(one)
+                }
+                other => {
+                    newest.insert(key, one);
+                    other
+                }
+            };
+            replaced.extend(other);
+        }
+        let mut state = self.state();
+        for (key, found) in newest {
+            state.bytes += found.bytes;
+            *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
+            let entry = Entry {
+                version: found.version,
+                next: found.version + 1,
+                bytes: found.bytes,
+                // Nothing of it is in memory.
+                is_suspended: true,
+                ..Entry::default()
+            };
+            state.entries.insert(key, entry);
+        }
+        replaced
+    }
+
+    /// A new session, which is there once its record is written.
+    pub(super) fn add(self: &Arc<Self>, key: Key) -> Result<Hold, RequestError> {
+        let mut state = self.state();
+        if state.entries.contains_key(&key) {
+            let message = format!(
+                "there is a session {:?} already: delete it, or choose another name",
+                key.id()
+            );
+            let error = RequestError::new(Reason::SessionExists, message);
+            return Err(error.in_field("session_id"));
+        }
+        let own = state.of_tenant.get(&key.tenant).copied().unwrap_or(0);
+        let whose = if own >= self.max_tenant_sessions {
+            Some((own, "of this client"))
+        } else if state.entries.len() >= self.max_sessions {
+            Some((state.entries.len(), "of this server"))
+        } else {
+            None
+        };
+        if let Some((count, whose)) = whose {
+            let message = format!(
+                "{count} sessions {whose} are open, as many as may be: delete some, or wait until \
+                 one is forgotten"
+            );
+            return Err(RequestError::new(Reason::SessionLimit, message));
+        }
+        *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
+        let entry = Entry {
+            next: 1,
+            is_busy: true,
+            ..Entry::default()
+        };
+        state.entries.insert(key.clone(), entry);
+        Ok(Hold {
+            index: self.clone(),
+            key,
+            version: 0,
+            is_known: true,
+        })
+    }
+
+    /// A session, alone.
+    pub(super) fn hold(self: &Arc<Self>, key: &Key) -> Result<Hold, RequestError> {
+        let mut state = self.state();
+        let entry = state.entries.get_mut(key);
+        let entry = entry.ok_or_else(|| gone(key.id()))?;
+        if entry.is_busy {
+            let message = format!(
+                "another request works on the session {:?}: wait until that has ended, or fork \
+                 the session before it begins",
+                key.id()
+            );
+            let error = RequestError::new(Reason::SessionBusy, message);
+            return Err(error.in_field("session_id"));
+        }
+        entry.is_busy = true;
+        Ok(Hold {
+            index: self.clone(),
+            key: key.clone(),
+            version: entry.version,
+            is_known: entry.seen.is_some(),
+        })
+    }
+
+    /// Room for a record in place of the present one.
+    pub(super) fn reserve(self: &Arc<Self>, key: &Key, bytes: u64) -> Result<Room, RequestError> {
+        let mut state = self.state();
+        let old = state.entries.get(key).map_or(0, |entry| entry.bytes);
+        let others = state.bytes.saturating_sub(old) + state.reserved;
+        if others.saturating_add(bytes) > self.max_bytes {
+            let message = format!(
+                "records of sessions take {} bytes, and {bytes} for this one would pass the limit \
+                 of {}: delete some, or wait until one is forgotten",
+                others, self.max_bytes
+            );
+            return Err(RequestError::new(Reason::SessionLimit, message));
+        }
+        state.reserved += bytes;
+        Ok(Room {
+            index: self.clone(),
+            bytes,
+        })
+    }
+
+    /// The record of a session is another one now.
+    pub(super) fn written(&self, key: &Key, version: u64, room: Room, seen: v1::Session) {
+        let mut state = self.state();
+        if let Some(entry) = state.entries.get_mut(key) {
+            let old = std::mem::replace(&mut entry.bytes, room.bytes);
+            entry.version = version;
+            entry.is_suspended = false;
+            entry.seen = Some(seen);
+            state.bytes = state.bytes.saturating_sub(old) + room.bytes;
+        }
+        // The room takes the lock as it goes.
+        drop(state);
+        drop(room);
+    }
+
+    pub(super) fn learnt(&self, key: &Key, seen: v1::Session) {
+        self.change(key, |entry| entry.seen = Some(seen));
+    }
+
+    pub(super) fn damaged(&self, key: &Key) {
+        self.change(key, |entry| entry.is_damaged = true);
+    }
+
+    pub(super) fn set_suspended(&self, key: &Key, is_suspended: bool) {
+        self.change(key, |entry| entry.is_suspended = is_suspended);
+    }
+
+    fn change(&self, key: &Key, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.state().entries.get_mut(key) {
+            change(entry);
+        }
+    }
+
+    /// Whether the record was read, or need not be tried again.
+    pub(super) fn is_known(&self, key: &Key) -> bool {
+        let state = self.state();
+        let entry = state.entries.get(key);
+        entry.is_none_or(|entry| entry.seen.is_some() || entry.is_damaged)
+    }
+
+    /// What is known of a session that has a record.
+    pub(super) fn view(&self, key: &Key) -> Option<v1::Session> {
+        let state = self.state();
+        let entry = state.entries.get(key).filter(|entry| entry.version > 0)?;
+        Some(entry.view(key))
+    }
+
+    /// Sessions of a tenant whose names come behind `after`, `most` of them at most.
+    pub(super) fn behind(&self, tenant: &TenantKey, after: &str, most: usize) -> Vec<Key> {
+        let state = self.state();
+        let of_tenant = state
+            .entries
+            .iter()
+            .skip_while(|(key, _)| key.tenant < *tenant);
+        let of_tenant = of_tenant.take_while(|(key, _)| key.tenant == *tenant);
+        let there = of_tenant.filter(|(key, entry)| entry.version > 0 && key.id() > after);
+        there.take(most).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Sessions behind `after`, of all tenants.
+    pub(super) fn all_behind(&self, after: Option<&Key>, most: usize) -> Vec<Key> {
+        let state = self.state();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = state.entries.range((from, Bound::Unbounded));
+        behind.take(most).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Sessions, and the bytes of their records.
+    pub(super) fn totals(&self) -> (usize, u64) {
+        let state = self.state();
+        (state.entries.len(), state.bytes)
+    }
+}
+
+impl Entry {
+    fn view(&self, key: &Key) -> v1::Session {
+        let state = if self.is_damaged {
+            SessionState::Damaged
+        } else if self.is_busy {
+            SessionState::Running
+        } else if self.is_suspended {
+            SessionState::Suspended
+        } else {
+            SessionState::Idle
+        };
+        let mut view = self.seen.clone().unwrap_or_default();
+        view.session_id = key.id().to_owned();
+        view.state = state.into();
+        view.record_bytes = self.bytes;
+        view
+    }
+}
+
+impl Hold {
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Of the record that holds; 0: none yet.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether the record was read before.
+    pub(super) fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Where the record is.
+    pub(super) fn place(&self) -> String {
+        self.key.place(self.version)
+    }
+
+    /// Where all versions of the record are.
+    pub(super) fn folder(&self) -> String {
+        self.key.folder()
+    }
+
+    /// A version that was never tried, and its place.
+    pub(super) fn next_place(&self) -> (u64, String) {
+        let mut version = self.version + 1;
+        self.index.change(&self.key, |entry| {
+            version = entry.next;
+            entry.next += 1;
+        });
+        (version, self.key.place(version))
+    }
+
+    /// The session is no more.
+    pub(super) fn remove(self) {
+        self.index.state().remove(&self.key);
+    }
+}
+
+impl State {
+    fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.entries.remove(key) else {
+            return;
+        };
+        self.bytes = self.bytes.saturating_sub(entry.bytes);
+        if let Some(count) = self.of_tenant.get_mut(&key.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_tenant.remove(&key.tenant);
+            }
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.index.state();
+        let Some(entry) = state.entries.get_mut(&self.key) else {
+            return;
+        };
+        entry.is_busy = false;
+        if entry.version == 0 {
+            // Its first record was not written.
+            state.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.index.state().reserved -= self.bytes;
+    }
+}
+
+/// Refuses a page token that is no name.
+pub(super) fn check_page_token(token: &str) -> Result<(), RequestError> {
+    if token.is_empty() || SessionId::parse(token).is_some() {
+        return Ok(());
+    }
+    Err(bad(
+        "page_token",
+        "page_token is none: send next_page_token of the page before",
+    ))
+}
