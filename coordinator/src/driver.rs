@@ -25,7 +25,7 @@ use tokio::time::Instant;
 pub use self::message::Readiness;
 use self::message::{Loss, Message, Outlook, Replacement, Submission};
 use self::moves::Moving;
-pub use self::moves::{Move, MoveError};
+pub use self::moves::{Move, MoveError, Moved};
 use self::state::{Outlets, State};
 pub use self::warm_up::check_room;
 use crate::admission::{Admission, Gate};
@@ -129,12 +129,11 @@ impl DriverHandle {
             .await;
     }
 
-    /// Brings the last kept state of a chain to another tier, and returns the tokens that it is the
-    /// state of.
+    /// Brings the last kept state of a chain to another tier.
     ///
     /// # Errors
     /// [`MoveError`]. The tokens can be read again in any case.
-    pub async fn move_state(&self, chain: Arc<Chain>, what: Move) -> Result<u64, MoveError> {
+    pub async fn move_state(&self, chain: Arc<Chain>, what: Move) -> Result<Moved, MoveError> {
         let (done, end) = oneshot::channel();
         let moving = Message::Move(Moving { chain, what, done });
         // A closed mailbox means that the driver has ended.

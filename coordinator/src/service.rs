@@ -1,5 +1,6 @@
 //! What every API offers: a request in, an answer out. The APIs only translate.
 
+mod pins;
 mod sessions;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use palimpsest_proto::v1::{
 use palimpsest_tls::Network;
 use tokio::time::Instant;
 
+pub use self::pins::DriverPins;
 use crate::admission::Asker;
 use crate::answer::Answer;
 use crate::budget::{Budget, Charge};
@@ -27,7 +29,6 @@ use crate::model::ServedModel;
 use crate::pool::Pool;
 use crate::request::{self, Checked, ValidRequest};
 use crate::scheduler::Reuse;
-use crate::sessions::pins::Unpinned;
 use crate::sessions::{Opening, Sessions, Turn};
 use crate::snapshots::{Chain, Salt};
 use crate::trace::RequestSpan;
@@ -51,7 +52,7 @@ pub struct Call {
 
 impl Call {
     /// Whom it counts for.
-    fn flow(&self) -> Flow {
+    pub(crate) fn flow(&self) -> Flow {
         match (&self.tenant, self.network) {
             (Some(tenant), _) => Flow::Tenant(tenant.name().clone()),
             (None, Some(network)) => Flow::Network(network),
@@ -99,12 +100,14 @@ impl Service {
     pub fn new(model: ServedModel, config: Config, driver: DriverHandle, metrics: Metrics) -> Self {
         let longest = config.message_limit(model.info.context_length);
         let limits = config.sessions.clone();
-        let sessions = Sessions::new(limits, &model, Arc::new(Unpinned), metrics.clone());
+        let model = Arc::new(model);
+        let pins = DriverPins::new(driver.clone(), model.clone(), config.share_snapshots);
+        let sessions = Sessions::new(limits, &model, Arc::new(pins), metrics.clone());
         Self {
             sessions,
             budget: Budget::new(config.max_inflight_bytes),
             pool: Pool::new(config.tokenizer_threads, longest),
-            model: Arc::new(model),
+            model,
             config: Arc::new(config),
             driver,
             metrics,

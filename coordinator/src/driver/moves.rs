@@ -25,8 +25,11 @@ pub enum MoveError {
     /// No tier has any of its states.
     #[error("no state of it is kept; it will be read again when it is next used")]
     NotKept,
-    /// There is no store, or no room.
-    #[error("there is no store with room for it: start with --snapshot-store")]
+    /// There is no store to bring it to.
+    #[error("there is no store for it: start with --snapshot-store")]
+    NoStore,
+    /// There is no room where it is wanted.
+    #[error("there is no room for it: give --snapshot-memory-mib or --snapshot-store-mib more")]
     NoRoom,
     /// A rank could not.
     #[error("it could not be moved: {0}")]
@@ -36,13 +39,22 @@ pub enum MoveError {
     Ended,
 }
 
+/// What was moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// The tokens that it is the state of.
+    pub position: u64,
+    /// Its bytes on the fullest rank; 0 if it was where it is wanted.
+    pub bytes: u64,
+}
+
 /// A question to the driver.
 #[derive(Debug)]
 pub(super) struct Moving {
     pub(super) chain: Arc<Chain>,
     pub(super) what: Move,
-    /// Told, or dropped, when it is done; the tokens whose state was moved.
-    pub(super) done: oneshot::Sender<Result<u64, MoveError>>,
+    /// Told, or dropped, when it is done.
+    pub(super) done: oneshot::Sender<Result<Moved, MoveError>>,
 }
 
 /// Who waits for the end of a move.
@@ -50,9 +62,9 @@ pub(super) struct Moving {
 pub(super) struct Waiter {
     name: Name,
     want: Want,
-    position: u64,
+    moved: Moved,
     what: Move,
-    done: oneshot::Sender<Result<u64, MoveError>>,
+    done: oneshot::Sender<Result<Moved, MoveError>>,
 }
 
 impl State {
@@ -62,7 +74,10 @@ impl State {
             Move::Suspend => Want::Store,
             Move::Resume => Want::Fetch,
             Move::Forget => {
-                let forgotten = self.scheduler.forget_snapshots(&chain);
+                let forgotten = Moved {
+                    position: self.scheduler.kept_of(&chain).map_or(0, |one| one.position),
+                    bytes: self.scheduler.forget_snapshots(&chain),
+                };
                 // Whoever asked may have gone; the work is done all the same.
                 let _ = done.send(Ok(forgotten));
                 return;
@@ -75,16 +90,38 @@ impl State {
         let waiter = Waiter {
             name: found.name,
             want,
-            position: found.position,
+            moved: Moved {
+                position: found.position,
+                bytes: self.scheduler.snapshot_bytes(found.name),
+            },
             what,
             done,
         };
         if self.scheduler.has_snapshot(found.name, want) {
+            // It leaves memory now, if it was there as well.
+            let is_there = self.scheduler.has_snapshot(found.name, Want::Fetch);
+            let bytes = if what == Move::Suspend && is_there {
+                waiter.moved.bytes
+            } else {
+                0
+            };
+            let waiter = Waiter {
+                moved: Moved {
+                    bytes,
+                    ..waiter.moved
+                },
+                ..waiter
+            };
             waiter.end(&mut self.scheduler, Ok(()));
         } else if self.scheduler.move_snapshot(found.name, want) {
             self.moving.push(waiter);
         } else {
-            waiter.end(&mut self.scheduler, Err(MoveError::NoRoom));
+            let error = if self.scheduler.has_store() {
+                MoveError::NoRoom
+            } else {
+                MoveError::NoStore
+            };
+            waiter.end(&mut self.scheduler, Err(error));
         }
     }
 
@@ -112,6 +149,6 @@ impl Waiter {
             scheduler.leave_memory(self.name);
         }
         // Whoever asked may have gone.
-        let _ = self.done.send(result.map(|()| self.position));
+        let _ = self.done.send(result.map(|()| self.moved));
     }
 }

@@ -242,13 +242,27 @@ impl Scheduler {
         self.index.release(name);
     }
 
-    /// Forgets all states of a chain. Returns how many tokens the last one had.
+    /// Forgets the states of a chain that no other sequence has begun with. Returns the bytes of
+    /// these.
     pub fn forget_snapshots(&mut self, chain: &Chain) -> u64 {
-        let last = self.kept_of(chain).map_or(0, |found| found.position);
+        let mut bytes = 0;
         for (_, name) in chain.boundaries(u64::MAX) {
-            self.index.release(name);
-            self.index.leave_store(name);
+            if self.index.is_of_one(name) {
+                bytes += self.index.bytes(name);
+                self.index.release(name);
+                self.index.leave_store(name);
+            }
         }
-        last
+        bytes
+    }
+
+    /// Bytes of a snapshot on the fullest rank; 0 if it is not kept.
+    pub fn snapshot_bytes(&self, name: Name) -> u64 {
+        self.index.bytes(name)
+    }
+
+    /// Whether ranks have a store.
+    pub const fn has_store(&self) -> bool {
+        self.index.has_store()
     }
 }

@@ -194,6 +194,17 @@ impl Index {
         self.place(name, want) == Some(&Place::Here)
     }
 
+    /// Its bytes on the fullest rank; 0 if it is not kept.
+    pub fn bytes(&self, name: Name) -> u64 {
+        self.entries.get(&name).map_or(0, |entry| entry.bytes)
+    }
+
+    /// Whether only the sequence that left it has had to do with it.
+    pub fn is_of_one(&self, name: Name) -> bool {
+        let entry = self.entries.get(&name);
+        entry.is_some_and(|entry| entry.uses <= 1)
+    }
+
     fn place(&self, name: Name, want: Want) -> Option<&Place> {
         let entry = self.entries.get(&name)?;
         Some(match want {
