@@ -9,6 +9,7 @@ use crate::budget::{BODY_WEIGHT, for_large};
 use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
 use crate::pool::TOKENIZER_WEIGHT;
+use crate::responses;
 use crate::scheduler::Company;
 use crate::sessions;
 
@@ -85,6 +86,8 @@ pub struct Config {
     pub allowed_hosts: AllowedHosts,
     /// What sessions may take, and where they are kept.
     pub sessions: sessions::Limits,
+    /// What responses may take that are kept, and where.
+    pub responses: responses::Limits,
     /// How ranks are connected to.
     pub ranks: Connector,
     /// Number of the first epoch.
@@ -128,6 +131,7 @@ impl Default for Config {
             keys: None,
             allowed_hosts: AllowedHosts::default(),
             sessions: sessions::Limits::default(),
+            responses: responses::Limits::default(),
             ranks: Connector::default(),
             first_epoch: 1,
         }

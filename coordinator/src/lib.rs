@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod model;
 pub mod pool;
 pub mod request;
+pub mod responses;
 pub mod scheduler;
 pub mod service;
 pub mod sessions;

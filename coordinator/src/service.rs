@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::Pool;
 use crate::request::{self, Checked, ValidRequest};
+use crate::responses::Responses;
 use crate::scheduler::Reuse;
 use crate::sessions::{Opening, Sessions, Turn};
 use crate::snapshots::{Chain, Salt};
@@ -93,6 +94,8 @@ pub struct Service {
     pub pool: Pool,
     /// Token logs that clients go on from.
     pub sessions: Sessions,
+    /// Responses that are kept.
+    pub responses: Responses,
 }
 
 impl Service {
@@ -107,6 +110,7 @@ impl Service {
             sessions,
             budget: Budget::new(config.max_inflight_bytes),
             pool: Pool::new(config.tokenizer_threads, longest),
+            responses: Responses::new(config.responses.clone()),
             model,
             config: Arc::new(config),
             driver,
