@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `POST /v1/chat/completions` | OpenAI's objects, whole or as server-sent events |
 //! | `POST /v1/completions` | the same, for a prompt without roles |
+//! | `POST /v1/responses`, `GET`, `DELETE /v1/responses/{id}` | OpenAI's responses, which are kept |
 //! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
 //! | `POST /tokenize` | token ids of a text or a conversation |
 //! | `GET /health` | 200 while the process runs |
@@ -19,6 +20,7 @@ mod error;
 mod generate;
 mod limits;
 mod origin;
+mod responses;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -77,6 +79,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
+        .merge(responses::routes())
         .layer(middleware::from_fn_with_state(service.clone(), charge))
         .layer(middleware::from_fn_with_state(service.clone(), authorize))
         .layer(middleware::from_fn_with_state(

@@ -34,11 +34,11 @@ pub struct Caller {
 type Events = BoxStream<'static, (usize, Result<GenerateEvent, RequestError>)>;
 
 /// A stream without tokens says that often that it is there: proxies close silent connections.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Room for an event with one token.
 const EVENT_BYTES: usize = 512;
 /// What is ready at once goes out together, up to about this much.
-const WRITE_BYTES: usize = 16 << 10;
+pub const WRITE_BYTES: usize = 16 << 10;
 
 /// The events of all choices as they come, and where they are put.
 struct Run {
@@ -257,7 +257,7 @@ impl Run {
 }
 
 /// Why an answer ends that has become larger than what is held of one.
-fn too_large(most: usize) -> RequestError {
+pub fn too_large(most: usize) -> RequestError {
     let message = format!(
         "the answer has passed {most} bytes, the most that is held of one: ask for a stream, or \
          for fewer tokens"

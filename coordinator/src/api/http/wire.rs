@@ -10,6 +10,7 @@
 mod fields;
 mod lists;
 mod read;
+mod responses;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use serde::de::{Error, IgnoredAny, MapAccess};
 use self::fields::{COMMON, Rest};
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{RequestBody, Unreadable, read_body};
+pub use self::responses::{ResponseBody, ResponseRequest};
 use super::error::{HttpError, shorten};
 use crate::service::Prompted;
 

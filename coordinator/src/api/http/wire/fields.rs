@@ -21,13 +21,13 @@ pub(super) const IGNORED: [&str; 10] = [
     "prompt_cache_retention",
 ];
 /// A field that is not supported, and what to say of it.
-struct Unsupported {
+pub(super) struct Unsupported {
     name: &'static str,
     why: &'static str,
 }
 
 impl Unsupported {
-    const fn new(name: &'static str, why: &'static str) -> Self {
+    pub(super) const fn new(name: &'static str, why: &'static str) -> Self {
         Self { name, why }
     }
 }
@@ -51,6 +51,20 @@ const UNSUPPORTED: [Unsupported; 14] = [
     Unsupported::new("structured_outputs", "guided decoding is not supported"),
 ];
 
+/// Fields that no type reads, and that have an answer of their own.
+pub(super) struct Known {
+    /// Without effect on an answer.
+    pub ignored: &'static [&'static str],
+    /// Refused unless they ask for what is done anyway.
+    pub unsupported: &'static [Unsupported],
+}
+
+/// Those of chats and completions.
+const KNOWN: Known = Known {
+    ignored: &IGNORED,
+    unsupported: &UNSUPPORTED,
+};
+
 /// The fields of a body that no type reads: nothing is held of them but what is wrong.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rest {
@@ -58,20 +72,30 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Reads over a field.
+    /// Reads over a field of a chat or completion.
     pub(super) fn read<'de, A: MapAccess<'de>>(
         &mut self,
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        let refused = match UNSUPPORTED.iter().find(|one| one.name == name) {
+        self.read_among(&KNOWN, name, values)
+    }
+
+    /// Reads over a field of a body of which these are known.
+    pub(super) fn read_among<'de, A: MapAccess<'de>>(
+        &mut self,
+        known: &Known,
+        name: &str,
+        values: &mut A,
+    ) -> Result<(), A::Error> {
+        let refused = match known.unsupported.iter().find(|one| one.name == name) {
             Some(unsupported) => {
                 let is_default = values.next_value_seed(IsDefault { name })?;
                 (!is_default).then(|| format!("`{name}`: {}", unsupported.why))
             }
             None => {
                 values.next_value::<IgnoredAny>()?;
-                let is_known = IGNORED.contains(&name);
+                let is_known = known.ignored.contains(&name);
                 (!is_known).then(|| format!("unknown field `{}`", shorten(name)))
             }
         };
@@ -118,7 +142,10 @@ impl<'de> Visitor<'de> for IsDefault<'_> {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<bool, E> {
-        Ok(self.name == "best_of" && value == 1)
+        Ok(matches!(
+            (self.name, value),
+            ("best_of", 1) | ("top_logprobs", 0)
+        ))
     }
 
     fn visit_i64<E>(self, _: i64) -> Result<bool, E> {

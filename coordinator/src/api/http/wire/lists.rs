@@ -268,7 +268,8 @@ impl<'de> Deserialize<'de> for Messages {
 }
 
 /// What stands in an object, and not in a list in the order of its fields.
-struct Object<T>(T);
+#[derive(Debug, Clone, Default)]
+pub(super) struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {

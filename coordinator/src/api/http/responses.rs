@@ -1,0 +1,402 @@
+//! OpenAI's responses: a conversation that the service keeps, turn by turn.
+//!
+//! | route | answer |
+//! |---|---|
+//! | `POST /v1/responses` | a response, whole or as server-sent events |
+//! | `GET /v1/responses/{id}` | one that is kept |
+//! | `DELETE /v1/responses/{id}` | it is forgotten; those that go on from it stay |
+//! | `GET /v1/responses/{id}/input_items` | the messages before its answer, in pages |
+//! | `POST /v1/responses/{id}/cancel` | refused: none runs in the background |
+
+mod events;
+mod object;
+mod page;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::{get, post};
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::{Chat, ChatMessage};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use self::object::{Response, Stage};
+use self::page::Page;
+use self::run::{Run, answers};
+use super::error::{HttpError, shorten};
+use super::generate::Caller;
+use super::wire::{ResponseBody, ResponseRequest};
+use super::{App, Called, PARSE_SPEED, read};
+use crate::budget::{Charge, held};
+use crate::keys::Tenant;
+use crate::responses::{Error, Message, Pinned, Record, ResponseId, TenantKey};
+use crate::service::Service;
+
+/// Name of the field that a request goes on by.
+const PREVIOUS: &str = "previous_response_id";
+/// Parameters of a query, as they come.
+type Parameters = Query<Vec<(String, String)>>;
+
+/// The routes of this page.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/responses", post(create))
+        .route("/v1/responses/{id}", get(retrieve).delete(delete))
+        .route("/v1/responses/{id}/input_items", get(input_items))
+        .route("/v1/responses/{id}/cancel", post(cancel))
+}
+
+async fn create(State(app): State<App>, request: Request) -> Result<HttpResponse, HttpError> {
+    let Called { caller, body } = read::<ResponseBody>(&app, request).await?;
+    let answered = answer(&app.service, caller, body.asked()?).await;
+    answered.map_err(in_fields_of_responses)
+}
+
+/// Answers a request whose body was read.
+async fn answer(
+    service: &Service,
+    caller: Caller,
+    asked: ResponseRequest,
+) -> Result<HttpResponse, HttpError> {
+    let of = Whose {
+        tenant: tenant_key(caller.call.tenant.as_ref()),
+        charge: caller.call.charge.clone(),
+    };
+    let (parent, mut messages) = match asked.previous {
+        None => (None, Vec::new()),
+        Some(id) => {
+            let conversation = go_on(service, &of, id).await?;
+            (Some(conversation.pinned), conversation.messages)
+        }
+    };
+    let mut record = Record::begin(
+        of.tenant,
+        parent.as_ref().map(Pinned::id),
+        service.responses.now(),
+        service.model.info.name.clone(),
+        asked.asked,
+    );
+    if record.asked.store {
+        record.input.clone_from(&asked.input);
+    }
+    messages.extend(asked.input.into_iter().map(chat_message));
+    if let Some(instructions) = &record.asked.instructions {
+        let instructions = Message {
+            role: "system".into(),
+            text: instructions.clone(),
+        };
+        messages.insert(0, chat_message(instructions));
+    }
+    let mut request = asked.request;
+    request.request_id.clone_from(&caller.id);
+    request.input = Some(Input::Chat(Chat {
+        messages,
+        answer_prefix: String::new(),
+    }));
+    let answer = service.generate_for(&caller.call, request).await?;
+    // What the request held until it was admitted is given back.
+    drop((caller, of));
+    let run = Run {
+        answer: answers(answer),
+        parent: parent.filter(|_| record.asked.store),
+        record,
+        responses: service.responses.clone(),
+        most: service.config.max_answer_bytes,
+    };
+    if asked.stream {
+        Ok(run.stream())
+    } else {
+        run.whole().await
+    }
+}
+
+/// Whose responses are meant, and what the request holds until it is admitted or answered.
+struct Whose {
+    tenant: TenantKey,
+    charge: Option<Charge>,
+}
+
+/// What a request goes on from.
+struct Conversation {
+    pinned: Pinned,
+    messages: Vec<ChatMessage>,
+}
+
+/// The messages of all turns so far.
+async fn go_on(
+    service: &Service,
+    of: &Whose,
+    id: Option<ResponseId>,
+) -> Result<Conversation, HttpError> {
+    let failed = |error: Error| refused(&error, Some(PREVIOUS));
+    let id = id.ok_or_else(|| failed(Error::Unknown))?;
+    let pinned = service
+        .responses
+        .go_on(of.tenant, id)
+        .await
+        .map_err(failed)?;
+    check_length(service, &pinned)?;
+    let messages = |records: Vec<Record>| {
+        let mut messages = Vec::new();
+        for record in records {
+            messages.extend(record.input.into_iter().map(chat_message));
+            messages.push(ChatMessage {
+                role: "assistant".into(),
+                content: record.output,
+            });
+        }
+        messages
+    };
+    let messages = turns(service, of, &pinned, Some(PREVIOUS), messages).await?;
+    Ok(Conversation { pinned, messages })
+}
+
+/// Refuses a conversation that no request could bring as a whole.
+fn check_length(service: &Service, pinned: &Pinned) -> Result<(), HttpError> {
+    let (bytes, most) = (pinned.bytes(), service.message_limit() as u64);
+    if bytes <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "the conversation takes {bytes} bytes, over the limit of {most} for one request: begin a \
+         new one"
+    );
+    let mut error = HttpError::invalid(PREVIOUS, message);
+    error.body.code = "too_long";
+    Err(error)
+}
+
+/// What `made` makes of the turns of a conversation, the oldest first. Their bytes count as those
+/// of a body do.
+async fn turns<T: Send + 'static>(
+    service: &Service,
+    of: &Whose,
+    pinned: &Pinned,
+    param: Option<&'static str>,
+    made: impl FnOnce(Vec<Record>) -> T + Send + 'static,
+) -> Result<T, HttpError> {
+    let bytes = usize::try_from(pinned.bytes()).unwrap_or(usize::MAX);
+    if let Some(charge) = &of.charge {
+        charge.take(bytes)?;
+    }
+    let records = pinned
+        .read()
+        .await
+        .map_err(|error| refused(&error, param))?;
+    let tenant = of.tenant;
+    let work = move || {
+        let parsed = records.iter().map(|bytes| Record::parse(bytes, tenant));
+        let parsed: Result<Vec<_>, Error> = parsed.collect();
+        Ok(parsed.map(made))
+    };
+    let deadline = Instant::now() + service.config.request_limit;
+    let weight = bytes / PARSE_SPEED;
+    let done = service.pool.run(weight, deadline, of.charge.clone(), work);
+    done.await?.map_err(|error| refused(&error, param))
+}
+
+async fn retrieve(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Query(parameters): Parameters,
+    request: Request,
+) -> Result<HttpResponse, HttpError> {
+    check_parameters(&parameters)?;
+    let (of, pinned) = find(&app.service, &id, request).await?;
+    if let Some(charge) = &of.charge {
+        let bytes = usize::try_from(pinned.own_bytes()).unwrap_or(usize::MAX);
+        charge.take(bytes)?;
+    }
+    let bytes = pinned
+        .read_own()
+        .await
+        .map_err(|error| refused(&error, None))?;
+    let tenant = of.tenant;
+    let weight = bytes.len() / PARSE_SPEED;
+    let work = move || {
+        let record = Record::parse(&bytes, tenant);
+        Ok(record.map(|record| write_json(&Response::of(&record, &Stage::Ended))))
+    };
+    let deadline = Instant::now() + app.service.config.request_limit;
+    let pool = &app.service.pool;
+    let written = pool.run(weight, deadline, of.charge.clone(), work).await?;
+    let written = written.map_err(|error| refused(&error, None))?;
+    Ok(json_answer(written, of.charge))
+}
+
+async fn input_items(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Query(parameters): Parameters,
+    request: Request,
+) -> Result<HttpResponse, HttpError> {
+    let page = Page::parse(&parameters)?;
+    let (of, pinned) = find(&app.service, &id, request).await?;
+    let made = move |records: Vec<Record>| page.write(&records);
+    let written = turns(&app.service, &of, &pinned, None, made).await??;
+    Ok(json_answer(written, of.charge))
+}
+
+async fn delete(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, HttpError> {
+    let of = whose(request);
+    let failed = |error: Error| not_found(&error, &id);
+    let name = ResponseId::parse(&id).ok_or_else(|| failed(Error::Unknown))?;
+    let deleted = app.service.responses.delete(of.tenant, name).await;
+    deleted.map_err(failed)?;
+    Ok(Json(
+        json!({"id": name, "object": "response", "deleted": true}),
+    ))
+}
+
+async fn cancel(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<HttpResponse, HttpError> {
+    find(&app.service, &id, request).await?;
+    let message = "only a response in the background can be cancelled, and none is made there: to \
+                   cancel a request close its connection";
+    Err(HttpError::protocol(
+        StatusCode::BAD_REQUEST,
+        "not_in_background",
+        message,
+    ))
+}
+
+/// The response of this name, and whose it is.
+async fn find(service: &Service, id: &str, request: Request) -> Result<(Whose, Pinned), HttpError> {
+    let of = whose(request);
+    let failed = |error: Error| not_found(&error, id);
+    let name = ResponseId::parse(id).ok_or_else(|| failed(Error::Unknown))?;
+    let pinned = service.responses.pin(of.tenant, name).await;
+    Ok((of, pinned.map_err(failed)?))
+}
+
+fn whose(request: Request) -> Whose {
+    let (mut parts, _) = request.into_parts();
+    Whose {
+        tenant: tenant_key(parts.extensions.get::<Arc<Tenant>>()),
+        charge: parts.extensions.remove::<Charge>(),
+    }
+}
+
+fn tenant_key(tenant: Option<&Arc<Tenant>>) -> TenantKey {
+    TenantKey::of(tenant.map(|tenant| &**tenant.name()))
+}
+
+/// A response is not streamed again; what else a client may ask of it changes nothing here.
+fn check_parameters(parameters: &[(String, String)]) -> Result<(), HttpError> {
+    let is_true = |value: &str| value.eq_ignore_ascii_case("true");
+    for (name, value) in parameters {
+        match name.as_str() {
+            "stream" if is_true(value) => {
+                let message = "a response that is kept comes whole: leave `stream` out";
+                return Err(HttpError::invalid("stream", message));
+            }
+            "stream" | "include" | "include[]" | "starting_after" | "include_obfuscation" => {}
+            other => return Err(unknown_parameter(other)),
+        }
+    }
+    Ok(())
+}
+
+fn unknown_parameter(name: &str) -> HttpError {
+    let name = shorten(name);
+    HttpError::invalid(&name, format!("unknown parameter `{name}`"))
+}
+
+fn chat_message(message: Message) -> ChatMessage {
+    ChatMessage {
+        role: message.role,
+        content: message.text,
+    }
+}
+
+/// What a client reads whose request names a response in its path.
+fn not_found(error: &Error, id: &str) -> HttpError {
+    let mut refused = refused(error, None);
+    if *error == Error::Unknown {
+        refused.body.message = format!("there is no response `{}` here", shorten(id));
+    }
+    refused
+}
+
+/// What a client reads that named a response in its field `param`.
+fn refused(error: &Error, param: Option<&'static str>) -> HttpError {
+    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    let (status, code, advice) = match error {
+        Error::Unknown if param.is_some() => (
+            StatusCode::NOT_FOUND,
+            "previous_response_not_found",
+            ": send the whole conversation as input",
+        ),
+        Error::Unknown => (StatusCode::NOT_FOUND, "response_not_found", ""),
+        Error::TooLong { .. } => (
+            StatusCode::BAD_REQUEST,
+            "too_long",
+            ": begin a new conversation",
+        ),
+        Error::TooLarge { .. } => (
+            StatusCode::BAD_REQUEST,
+            "response_too_large",
+            ": ask with `store: false`",
+        ),
+        Error::Damaged { .. } => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "response_damaged",
+            ": begin a new conversation, and tell the operator",
+        ),
+        Error::Store(_) => (
+            unavailable,
+            "store_unavailable",
+            ": try again later, or ask with `store: false`",
+        ),
+        Error::NotOurs | Error::Ended => (unavailable, "store_unavailable", ": try again later"),
+    };
+    // What a store says names keys and places, which are the operator's.
+    let what = match error {
+        Error::Store(_) => "the store of responses cannot be reached".to_owned(),
+        other => other.to_string(),
+    };
+    let mut refused = HttpError::protocol(status, code, format!("{what}{advice}"));
+    refused.body.param = param.map(str::to_owned);
+    if status.is_server_error() {
+        refused.body.kind = "server_error";
+    }
+    refused
+}
+
+/// The error with the names that fields have in a body of this page.
+fn in_fields_of_responses(mut error: HttpError) -> HttpError {
+    let name = match error.body.param.as_deref() {
+        Some("max_tokens") => "max_output_tokens",
+        Some("messages") => "input",
+        _ => return error,
+    };
+    error.body.param = Some(name.to_owned());
+    error
+}
+
+fn write_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("texts and numbers have a JSON form")
+}
+
+/// An answer that is about as large as what was read for it.
+fn json_answer(json: Vec<u8>, charge: Option<Charge>) -> HttpResponse {
+    let body = held(Body::from(json), charge);
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
