@@ -10,6 +10,8 @@
 
 mod error;
 mod extent;
+pub mod file;
+mod join;
 mod latent;
 
 use palimpsest_kernels::{
@@ -21,7 +23,7 @@ pub use self::extent::Extent;
 use self::latent::LatentArrays;
 use crate::decoder::Arena;
 use crate::error::{Error, Result};
-use crate::kv::{Contract, PagePool, SequenceCache};
+use crate::kv::{Contract, PagePool, Positions, SequenceCache};
 use crate::slots::HeadSlots;
 
 /// The whole state of a sequence on one rank at a position, normally a boundary.
@@ -198,6 +200,11 @@ impl Snapshot {
         size_of::<Self>() + self.slots.len() + heads
     }
 
+    /// Lines of numbers that the policy keeps with a KV head.
+    fn lines(&self) -> usize {
+        lines(self.per_query_head, &self.extent)
+    }
+
     /// Entries evicted so far, over all heads here.
     fn evicted(&self) -> u64 {
         let evicted = |head: &HeadState| self.position - head.len() as u64;
@@ -227,6 +234,25 @@ impl Snapshot {
         let memory = cache.memory.as_ref().map(|memory| memory.kind);
         error::same("latent memory", &self.memory, &memory, |kind| {
             format!("{kind:?}")
+        })?;
+        self.check_needs(cache)
+    }
+
+    /// Whether there is what the policy keeps, and nothing else.
+    fn check_needs(&self, cache: &SequenceCache) -> Result<()> {
+        let needs = cache.policy.needs();
+        let lines = needs.attention.kept(cache.layout.query_heads);
+        let compacted = self.contract.positions() == Positions::Compacted;
+        let fits = |head: &HeadState| {
+            let len = head.len();
+            head.terms.len() == len * needs.terms
+                && head.notes.len() == if needs.notes { len } else { 0 }
+                && head.rotary.len() == if compacted { len } else { 0 }
+                && head.mass.len() == lines
+                && head.mass.iter().all(|line| line.len() == len)
+        };
+        error::possible(self.heads.iter().all(fits), || {
+            format!("it has other numbers than the policy {} keeps", self.policy)
         })?;
         Ok(())
     }
@@ -267,6 +293,15 @@ impl Snapshot {
             }
         }
         Ok(())
+    }
+}
+
+/// Lines of numbers that a policy keeps with a KV head: one for each query head, or a single one.
+fn lines(per_query_head: bool, extent: &Extent) -> usize {
+    if per_query_head {
+        extent.queries.len()
+    } else {
+        1
     }
 }
 
