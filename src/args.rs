@@ -13,6 +13,8 @@ mod load;
 mod model;
 mod number;
 mod pace;
+mod session;
+mod sessions;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ pub use self::front::*;
 pub use self::generate::*;
 pub use self::load::*;
 pub use self::model::*;
+pub use self::session::*;
 use crate::quickstart;
 
 /// LLM inference with a bounded KV cache.
@@ -73,6 +76,8 @@ pub enum Command {
     Worker(Box<WorkerArgs>),
     /// Ask a running server.
     Generate(Box<GenerateArgs>),
+    /// Keep a conversation or a document on a running server, and go on from it.
+    Session(SessionArgs),
     /// Ask a server or a rank for its health, as a probe does: exit code 0 when it serves.
     Health(HealthArgs),
     /// Measure this engine.

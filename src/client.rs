@@ -9,11 +9,14 @@ use palimpsest_proto::error::REASON_KEY;
 use palimpsest_proto::v1;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
+use palimpsest_proto::v1::sessions_client::SessionsClient;
 use palimpsest_tls::{ClientFiles, ClientTls, Connector};
 use tonic::codegen::http::uri::InvalidUri;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use self::event::event_json;
+pub use self::event::{contract_json, usage_json};
 use crate::term;
 
 /// Largest event taken from a server: a retention report of a long request.
@@ -32,6 +35,25 @@ pub struct Server {
 pub async fn connect(server: &Server) -> anyhow::Result<InferenceClient<Channel>> {
     let client = InferenceClient::new(channel(server).await?);
     Ok(client.max_decoding_message_size(MAX_EVENT_BYTES))
+}
+
+/// Opens a channel to a server for what concerns its sessions.
+pub async fn sessions(server: &Server) -> anyhow::Result<SessionsClient<Channel>> {
+    let client = SessionsClient::new(channel(server).await?);
+    Ok(client.max_decoding_message_size(MAX_EVENT_BYTES))
+}
+
+/// A message with the client's key, if it has one.
+pub fn keyed<T>(message: T, key: Option<&str>) -> anyhow::Result<tonic::Request<T>> {
+    let mut request = tonic::Request::new(message);
+    if let Some(key) = key {
+        let mut value: AsciiMetadataValue = format!("Bearer {key}")
+            .parse()
+            .context("the API key has characters that no header can carry")?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    Ok(request)
 }
 
 /// Opens a channel to a server.
@@ -123,7 +145,7 @@ fn cause<'a>(
 }
 
 /// What a server refused, or why the connection ended.
-fn explain(status: tonic::Status) -> anyhow::Error {
+pub fn explain(status: tonic::Status) -> anyhow::Error {
     // The connection failed, which says nothing of the request.
     if let Some(why) = palimpsest_tls::explain(&status) {
         return anyhow::anyhow!("the connection ended: {why}");

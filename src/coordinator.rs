@@ -10,7 +10,7 @@ use palimpsest_tls::{ClientTls, ClusterFiles, Connector, Role};
 
 use crate::front::{Front, FrontConfig};
 use crate::registry::{self, EtcdConfig};
-use crate::{signals, traces};
+use crate::{sessions, signals, traces};
 
 /// What a coordinator serves over.
 #[derive(Debug, Clone)]
@@ -45,18 +45,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut front = Front::open(config.front.clone()).await?;
     let _traces = traces::start()?;
     let limits = limits(&config, &front)?;
+    let places = front.sessions().clone();
     let forming = async {
         let mut candidate = candidate(&config).await?;
         let group = candidate
             .first_group(&limits, config.form_limit, say)
             .await?;
-        anyhow::Ok(candidate.lead(group, limits.clone())?)
+        // A standby leaves the place of sessions to the leader.
+        let limits = Limits {
+            sessions: sessions::take_over(&places, say).await?,
+            ..limits
+        };
+        anyhow::Ok(candidate.lead(group, limits)?)
     };
     let mut leader = tokio::select! {
         formed = front.wait_for(forming) => formed?,
         () = signals::shutdown() => return Ok(()),
     };
     let coordinator = leader.coordinator().clone();
+    coordinator.service().sessions.open().await?;
     let model = &coordinator.service().model;
     if !coordinator.ready().await {
         eprintln!("the first step failed; forming the group anew");

@@ -9,6 +9,7 @@ use palimpsest_coordinator::api::http::serve_waiting;
 use palimpsest_coordinator::hosts::AllowedHosts;
 use palimpsest_coordinator::keys::ApiKeys;
 use palimpsest_coordinator::scheduler::Company;
+use palimpsest_coordinator::sessions::Limits as SessionLimits;
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_tls::{Incoming, Limits, ServerFiles, ServerTls};
 use tokio::net::TcpListener;
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::descriptors;
 use crate::intake::Intake;
 use crate::runtimes::Background;
+use crate::sessions::SessionConfig;
 
 /// Threads of what clients ask. The kernels have their own, and this machine's cores are theirs.
 const CLIENT_THREADS: usize = 2;
@@ -57,6 +59,8 @@ pub struct FrontConfig {
     pub intake: Intake,
     /// What requests that run beside each other owe each other.
     pub company: Company,
+    /// Where sessions are kept, and what they may take.
+    pub sessions: SessionConfig,
 }
 
 /// Ports that are bound, before a model is loaded: what is wrong with them is found at once. What
@@ -75,6 +79,8 @@ pub struct Front {
     probe_threads: Background,
     intake: Intake,
     company: Company,
+    /// Their place is nobody's yet.
+    sessions: SessionLimits,
 }
 
 impl Front {
@@ -83,6 +89,7 @@ impl Front {
         let keys = config.api_keys_file.as_deref().map(ApiKeys::open);
         let keys = keys.transpose()?.map(Arc::new);
         check_exposure(&config, keys.is_some())?;
+        let sessions = config.sessions.open()?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
             .context("--allowed-host")?;
         let connections = config.max_connections.saturating_mul(2);
@@ -133,6 +140,7 @@ impl Front {
             probe_threads,
             intake: config.intake,
             company: config.company,
+            sessions,
         })
     }
 
@@ -156,7 +164,12 @@ impl Front {
         result
     }
 
-    /// Limits and keys for a coordinator.
+    /// Where sessions are kept, which others may have claimed.
+    pub fn sessions(&self) -> &SessionLimits {
+        &self.sessions
+    }
+
+    /// Limits and keys for a coordinator, without sessions.
     pub fn config(&self) -> Config {
         Config {
             max_running: self.max_running,

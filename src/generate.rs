@@ -1,13 +1,12 @@
 //! `palimpsest generate`: asks a running server.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use palimpsest_proto::v1;
 use palimpsest_proto::v1::generate_request::Input;
-use tonic::metadata::AsciiMetadataValue;
 
 use crate::client::{self, Server, question};
 use crate::{term, texts};
@@ -37,27 +36,24 @@ pub struct Config {
     pub timeout: Option<Duration>,
     /// Whether every event is printed as JSON.
     pub json: bool,
+    /// The session that the request goes on from, if it does.
+    pub session_id: String,
 }
 
 /// Sends the request and prints what comes back.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let json = config.json;
-    let mut request = tonic::Request::new(v1::GenerateRequest {
+    let message = v1::GenerateRequest {
         input: Some(input(&config)?),
         sampling: Some(config.sampling),
         stopping: Some(config.stopping),
         kv: Some(config.kv),
+        session_id: config.session_id,
         ..Default::default()
-    });
+    };
+    let mut request = client::keyed(message, config.api_key.as_deref())?;
     if let Some(timeout) = config.timeout {
         request.set_timeout(timeout);
-    }
-    if let Some(key) = &config.api_key {
-        let mut value: AsciiMetadataValue = format!("Bearer {key}")
-            .parse()
-            .context("the API key has characters that no header can carry")?;
-        value.set_sensitive(true);
-        request.metadata_mut().insert("authorization", value);
     }
 
     let client = client::connect(&config.server).await?;
@@ -68,9 +64,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The prompt out of file and text.
+/// What is asked of the server.
 fn input(config: &Config) -> anyhow::Result<Input> {
-    let mut text = match &config.prompt_file {
+    let text = prompt(config.prompt_file.as_deref(), config.prompt.as_deref())?;
+    Ok(if config.raw {
+        Input::Text(text)
+    } else {
+        Input::Chat(question(text, &config.answer_prefix))
+    })
+}
+
+/// The prompt out of file and text.
+pub fn prompt(file: Option<&Path>, prompt: Option<&str>) -> anyhow::Result<String> {
+    let mut text = match file {
         Some(path) if path.as_os_str() == "-" => {
             let mut text = String::new();
             std::io::stdin()
@@ -81,17 +87,13 @@ fn input(config: &Config) -> anyhow::Result<Input> {
         Some(path) => texts::read(path)?,
         None => String::new(),
     };
-    if let Some(prompt) = &config.prompt {
+    if let Some(prompt) = prompt {
         if !text.is_empty() {
             text.push_str("\n\n");
         }
         text.push_str(prompt);
     }
-    Ok(if config.raw {
-        Input::Text(text)
-    } else {
-        Input::Chat(question(text, &config.answer_prefix))
-    })
+    Ok(text)
 }
 
 /// What a request cost, for people.

@@ -28,6 +28,8 @@ mod quickstart;
 mod registry;
 mod runtimes;
 mod serve;
+mod session;
+mod sessions;
 mod signals;
 mod term;
 mod texts;
@@ -67,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Coordinator(args) => block_on(coordinator::run(args.config())),
         Command::Worker(args) => block_on(worker::run(args.config())),
         Command::Generate(args) => block_on(generate::run(args.config()?)),
+        Command::Session(args) => block_on(session::run(args.config()?)),
         Command::Health(args) => block_on(health::run(args.config())),
         Command::Bench(args) => match args.kind {
             BenchKind::Prefill(run) => bench::run(&run.config(Kind::Prefill)),

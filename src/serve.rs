@@ -11,7 +11,7 @@ use palimpsest_worker::device::Fault;
 use crate::front::{Front, FrontConfig};
 use crate::group::Group;
 use crate::model::{self, ModelConfig, Ranks};
-use crate::{signals, term, traces};
+use crate::{sessions, signals, term, traces};
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]
@@ -39,6 +39,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _traces = traces::start()?;
     let limits = Limits {
         step_limit: config.step_limit,
+        sessions: sessions::claim(front.sessions()).await?,
         ..front.config()
     };
     // A model may take minutes to load, and a probe tells that from a process that hangs.
@@ -55,6 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .await?;
 
     let coordinator = group.coordinator.clone();
+    coordinator.service().sessions.open().await?;
     let info = &coordinator.service().model.info;
     let shutdown = signals::shutdown();
     eprintln!("serving {} at {} ({place})", info.name, front.describe());

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1;
+pub use palimpsest_store::Error as StoreError;
 use tokio::sync::OnceCell;
 
 use self::error::{bad, gone};

@@ -10,6 +10,7 @@ use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 use super::intake::IntakeArgs;
 use super::number::positive;
 use super::pace::PaceArgs;
+use super::sessions::SessionStoreArgs;
 use super::snapshots::ReuseArgs;
 use crate::front::FrontConfig;
 
@@ -132,6 +133,8 @@ pub struct FrontArgs {
     pub intake: IntakeArgs,
     #[command(flatten)]
     pub pace: PaceArgs,
+    #[command(flatten)]
+    pub sessions: SessionStoreArgs,
 }
 
 impl FrontArgs {
@@ -158,6 +161,7 @@ impl FrontArgs {
             share_snapshots: self.reuse.share_snapshots,
             intake: self.intake.config(),
             company: self.pace.company(),
+            sessions: self.sessions.config(),
         }
     }
 }

@@ -102,6 +102,7 @@ impl GenerateArgs {
             },
             timeout,
             json: self.json,
+            session_id: String::new(),
         })
     }
 }

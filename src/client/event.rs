@@ -34,7 +34,8 @@ fn reason(reason: v1::FinishReason) -> &'static str {
     }
 }
 
-fn contract_json(kv: &v1::KvContract) -> serde_json::Value {
+/// A contract as JSON.
+pub fn contract_json(kv: &v1::KvContract) -> serde_json::Value {
     serde_json::json!({
         "budget": kv.budget, "policy": kv.policy, "memory": kv.memory,
         "head_budget": kv.head_budget, "sinks": kv.sinks, "window": kv.window,
@@ -42,7 +43,8 @@ fn contract_json(kv: &v1::KvContract) -> serde_json::Value {
     })
 }
 
-fn usage_json(usage: &v1::Usage) -> serde_json::Value {
+/// What a request cost, as JSON.
+pub fn usage_json(usage: &v1::Usage) -> serde_json::Value {
     serde_json::json!({
         "prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens,
         "evicted_tokens": usage.evicted_tokens, "held_slots": usage.held_slots,

@@ -42,6 +42,17 @@ fn config() -> FrontConfig {
             tokenizer_threads: 2,
         },
         company: Company::default(),
+        sessions: SessionConfig {
+            place: None,
+            ttl: None,
+            max_ttl: PATIENCE,
+            suspend_after: PATIENCE,
+            max_sessions: 2,
+            max_tenant_sessions: None,
+            max_bytes: None,
+            max_record_bytes: 1 << 20,
+            max_tokens: 0,
+        },
     }
 }
 

@@ -44,6 +44,11 @@ fn the_commands_of_the_api_run() {
     run("docs/src/api.md");
 }
 
+#[test]
+fn the_commands_of_sessions_run() {
+    run("docs/src/sessions.md");
+}
+
 /// A page with commands that no test above runs would be a page that nobody checks.
 #[test]
 fn every_page_with_commands_is_run() {

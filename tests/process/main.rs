@@ -9,6 +9,7 @@ mod pipes;
 mod ready;
 mod refusals;
 mod serving;
+mod sessions;
 mod siege;
 mod signals;
 mod traces;

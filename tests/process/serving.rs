@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ pub struct Serving {
     /// host:port of HTTP.
     pub http: String,
     log: std::thread::JoinHandle<String>,
-    _model: TempDir,
+    _model: Option<TempDir>,
 }
 
 impl Serving {
@@ -39,6 +40,15 @@ impl Serving {
     /// With more arguments.
     pub fn start_with(env: &[(&str, &str)], args: &[&str]) -> Self {
         let model = tiny_model(1);
+        let serving = Self::start_over(model.path(), env, args);
+        Self {
+            _model: Some(model),
+            ..serving
+        }
+    }
+
+    /// Over a model that others may serve as well.
+    pub fn start_over(model: &Path, env: &[(&str, &str)], args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
         command.args([
             "serve",
@@ -60,7 +70,7 @@ impl Serving {
             "--model",
         ]);
         command
-            .arg(model.path())
+            .arg(model)
             .args(args)
             .envs(env.iter().copied())
             .stdin(Stdio::null())
@@ -95,7 +105,7 @@ impl Serving {
             grpc,
             http,
             log,
-            _model: model,
+            _model: None,
         }
     }
 

@@ -1,7 +1,9 @@
-//! The gRPC API: `palimpsest.v1.Inference`, health and reflection.
+//! The gRPC API: `palimpsest.v1.Inference`, `palimpsest.v1.Sessions`, health and reflection.
 
 mod charged;
 mod elements;
+mod sessions;
+mod timeout;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,20 +12,22 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream, StreamExt};
 use palimpsest_proto::DESCRIPTORS;
 use palimpsest_proto::v1::inference_server::{Inference, InferenceServer};
+use palimpsest_proto::v1::sessions_server::SessionsServer;
 use palimpsest_proto::v1::{
     GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest,
     TokenizeResponse,
 };
 use palimpsest_tls::{CountRequests, Incoming, Peer};
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
-use tonic::service::interceptor::InterceptedService;
+use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use self::charged::Charged;
+use self::sessions::SessionsApi;
+use self::timeout::grpc_timeout;
 use crate::api::http2;
 use crate::budget::Charge;
 use crate::driver::Readiness;
@@ -35,6 +39,8 @@ use crate::trace;
 pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
 /// Name of the public service, for health checks.
 pub const SERVICE_NAME: &str = "palimpsest.v1.Inference";
+/// Name of the service of sessions, for health checks.
+pub const SESSIONS_NAME: &str = "palimpsest.v1.Sessions";
 /// Bytes of a question about health or descriptors, which names one of them. It needs no key, and
 /// the budget does not count it.
 const QUESTION_BYTES: usize = 1024;
@@ -125,21 +131,20 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name(SERVICE_NAME)
+            .with_service_name(SESSIONS_NAME)
             .with_service_name("grpc.health.v1.Health")
     };
     let built = "the descriptors were built with this program";
     let limit = service.message_limit();
     let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
-    let api = Charged::new(api, &service);
-    let keys = service.config.keys.clone();
-    let api = InterceptedService::new(api, move |request: Request<()>| {
-        authorize(keys.as_deref(), request)
-    });
+    let sessions = SessionsServer::new(SessionsApi(service.clone()));
+    let sessions = sessions.max_decoding_message_size(limit);
     let (drained, closing) = watch::channel(false);
     let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
     let router = bounded()
         .layer(CountRequests)
-        .add_service(api)
+        .add_service(guarded(api, &service))
+        .add_service(guarded(sessions, &service))
         .add_service(health.max_decoding_message_size(QUESTION_BYTES))
         .add_service(v1.expect(built).max_decoding_message_size(QUESTION_BYTES))
         .add_service(
@@ -183,6 +188,16 @@ fn bounded() -> Server {
         .http2_keepalive_timeout(Some(http2::PING_TIME))
 }
 
+/// A service whose messages count against the budget, and which asks for a key.
+fn guarded<S: Clone>(
+    api: S,
+    service: &Service,
+) -> InterceptedService<Charged<S>, impl Interceptor + Clone + use<S>> {
+    let keys = service.config.keys.clone();
+    let guard = move |request: Request<()>| authorize(keys.as_deref(), request);
+    InterceptedService::new(Charged::new(api, service), guard)
+}
+
 /// Asks for a key, where keys are. Health and reflection need none: probes have none.
 fn authorize(keys: Option<&ApiKeys>, mut request: Request<()>) -> Result<Request<()>, Status> {
     let Some(keys) = keys else {
@@ -216,67 +231,7 @@ async fn report(reporter: &HealthReporter, readiness: Readiness) {
     } else {
         ServingStatus::NotServing
     };
-    for name in ["", SERVICE_NAME] {
+    for name in ["", SERVICE_NAME, SESSIONS_NAME] {
         reporter.set_service_status(name, status).await;
-    }
-}
-
-/// The deadline that gRPC clients send along: digits and a unit (gRPC over HTTP/2, "Timeout").
-fn grpc_timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = metadata.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let invalid = || {
-        Status::invalid_argument(
-            "grpc-timeout must be up to 8 digits and a unit of H, M, S, m, u or n",
-        )
-    };
-    let text = value.to_str().map_err(|_| invalid())?;
-    let (digits, unit) = text
-        .split_at_checked(text.len().saturating_sub(1))
-        .ok_or_else(invalid)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(invalid());
-    }
-    let count: u64 = digits.parse().map_err(|_| invalid())?;
-    match unit {
-        "H" => Ok(Some(Duration::from_secs(count * 3600))),
-        "M" => Ok(Some(Duration::from_secs(count * 60))),
-        "S" => Ok(Some(Duration::from_secs(count))),
-        "m" => Ok(Some(Duration::from_millis(count))),
-        "u" => Ok(Some(Duration::from_micros(count))),
-        "n" => Ok(Some(Duration::from_nanos(count))),
-        _ => Err(invalid()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_are_read_as_the_protocol_writes_them() {
-        let parse = |text: &'static str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert(
-                "grpc-timeout",
-                tonic::metadata::MetadataValue::from_static(text),
-            );
-            grpc_timeout(&metadata)
-        };
-        assert_eq!(parse("2H").unwrap(), Some(Duration::from_secs(7200)));
-        assert_eq!(parse("100m").unwrap(), Some(Duration::from_millis(100)));
-        assert_eq!(
-            parse("99999999n").unwrap(),
-            Some(Duration::from_nanos(99_999_999))
-        );
-        assert_eq!(grpc_timeout(&MetadataMap::new()).unwrap(), None);
-        for bad in ["", "S", "1", "1x", "-1S", "123456789S", "1.5S"] {
-            assert_eq!(
-                parse(bad).unwrap_err().code(),
-                tonic::Code::InvalidArgument,
-                "{bad}"
-            );
-        }
     }
 }

@@ -6,6 +6,7 @@
 //! | `POST /v1/completions` | the same, for a prompt without roles |
 //! | `POST /v1/responses`, `GET`, `DELETE /v1/responses/{id}` | OpenAI's responses, which are kept |
 //! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
+//! | `/v1/sessions` and below, `/open_session`, `/close_session` | token logs that are kept |
 //! | `POST /tokenize` | token ids of a text or a conversation |
 //! | `GET /health` | 200 while the process runs |
 //! | `GET /readyz` | 200 while a group serves that has passed a first step |
@@ -22,6 +23,7 @@ mod limits;
 mod origin;
 mod responses;
 mod server;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{FromRef, Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -51,8 +53,10 @@ pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
 pub use self::limits::HttpLimits;
 pub use self::server::{serve, serve_probes, serve_waiting};
+use self::sessions::SessionBody;
 use self::wire::{
-    ChatRequest, CompletionRequest, RequestBody, TokenizeBody, Unreadable, read_body,
+    AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CreateSessionBody, ForkBody,
+    OpenSessionBody, RequestBody, TokenizeBody, Unreadable, read_body,
 };
 use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
@@ -80,6 +84,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
         .merge(responses::routes())
+        .merge(session_routes())
         .layer(middleware::from_fn_with_state(service.clone(), charge))
         .layer(middleware::from_fn_with_state(service.clone(), authorize))
         .layer(middleware::from_fn_with_state(
@@ -118,6 +123,25 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         })
         .layer(middleware::from_fn(name_request))
         .with_state(App { service, limits })
+}
+
+/// Token logs that are kept, as resources and by SGLang's names.
+fn session_routes() -> Router<App> {
+    let one = get(sessions::show).delete(sessions::delete);
+    let open = || session::<OpenSessionBody>;
+    let close = || session::<CloseSessionBody>;
+    Router::new()
+        .route(
+            "/v1/sessions",
+            get(sessions::list).post(session::<CreateSessionBody>),
+        )
+        .route("/v1/sessions/{id}", one)
+        .route("/v1/sessions/{id}/append", post(session::<AppendBody>))
+        .route("/v1/sessions/{id}/fork", post(session::<ForkBody>))
+        .route("/v1/sessions/{id}/suspend", post(sessions::suspend))
+        .route("/v1/sessions/{id}/resume", post(sessions::resume))
+        .route("/open_session", get(open()).post(open()))
+        .route("/close_session", get(close()).post(close()))
 }
 
 /// What probes and scrapers ask.
@@ -164,6 +188,12 @@ fn waiting_router() -> Router {
 struct App {
     service: Service,
     limits: HttpLimits,
+}
+
+impl FromRef<App> for Service {
+    fn from_ref(app: &App) -> Self {
+        app.service.clone()
+    }
 }
 
 /// Gives every request its id: the client's, if it can be one.
@@ -264,6 +294,17 @@ async fn completions(State(app): State<App>, request: Request) -> Result<Respons
         stream,
     )
     .await
+}
+
+/// Answers a request about sessions that has a body.
+async fn session<T: SessionBody>(
+    State(app): State<App>,
+    id: Option<Path<String>>,
+    request: Request,
+) -> Result<Response, HttpError> {
+    let Called { caller, body } = read::<T>(&app, request).await?;
+    let id = id.map_or_else(String::new, |Path(id)| id);
+    body.answer(&app.service, caller, id).await
 }
 
 async fn models(State(app): State<App>) -> Json<serde_json::Value> {

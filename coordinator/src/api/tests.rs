@@ -1,6 +1,7 @@
 //! The gRPC API over a real connection and a fake rank.
 
 mod connections;
+mod sessions;
 
 use std::time::Duration;
 
@@ -348,7 +349,14 @@ async fn reflection_lists_the_public_services() {
         .map(|service| service.name)
         .collect();
     names.sort();
-    assert_eq!(names, ["grpc.health.v1.Health", "palimpsest.v1.Inference"]);
+    assert_eq!(
+        names,
+        [
+            "grpc.health.v1.Health",
+            "palimpsest.v1.Inference",
+            "palimpsest.v1.Sessions"
+        ]
+    );
     drop(answers);
     server.shut_down().await;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palimpsest_store::{Claim, Store};
+use palimpsest_store::{Claim, Error as StoreError, Store};
 
 /// What sessions may take, and where they are kept.
 #[derive(Debug, Clone)]
@@ -36,6 +36,31 @@ impl Limits {
     pub const DURABLE_TTL: Duration = Duration::from_secs(24 * 3600);
     /// Time to live where records are in memory.
     pub const MEMORY_TTL: Duration = Duration::from_secs(30 * 60);
+
+    /// The defaults, over the store that `place` names. It is nobody's yet: see
+    /// [`Self::claimed`].
+    ///
+    /// # Errors
+    /// If it names none.
+    pub fn over(place: &str) -> Result<Self, StoreError> {
+        Ok(Self {
+            store: Store::open(place)?,
+            ttl: Self::DURABLE_TTL,
+            ..Self::default()
+        })
+    }
+
+    /// The same over a store that is now this service's own. `owner` is its name for others.
+    ///
+    /// # Errors
+    /// [`StoreError::Taken`], and what the store says.
+    pub async fn claimed(self, owner: &str) -> Result<Self, StoreError> {
+        let claim = self.store.claim(owner).await?;
+        Ok(Self {
+            claim: Some(Arc::new(claim)),
+            ..self
+        })
+    }
 
     /// Whether records may be written.
     pub(super) fn is_ours(&self) -> bool {

@@ -81,7 +81,7 @@ impl From<RequestError> for HttpError {
         let status =
             StatusCode::from_u16(class.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let kind = match class {
-            Class::InvalidRequest | Class::NotFound => "invalid_request_error",
+            Class::InvalidRequest | Class::NotFound | Class::Conflict => "invalid_request_error",
             Class::CapacityExhausted => "rate_limit_error",
             _ => "server_error",
         };

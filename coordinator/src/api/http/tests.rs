@@ -1,6 +1,8 @@
 //! What a request may take before it is admitted, and of an answer: the routes over a fake rank,
 //! without sockets.
 
+mod sessions;
+
 use std::sync::atomic::Ordering;
 
 use axum::BoxError;

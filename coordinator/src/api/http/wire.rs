@@ -11,6 +11,7 @@ mod fields;
 mod lists;
 mod read;
 mod responses;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,9 @@ use self::fields::{COMMON, Rest};
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
+pub use self::sessions::{
+    AppendBody, CloseSessionBody, CreateSessionBody, ForkBody, OpenSessionBody,
+};
 use super::error::{HttpError, shorten};
 use crate::service::Prompted;
 
@@ -58,6 +62,7 @@ pub struct Common {
     latent_memory: Option<String>,
     cache_salt: Option<String>,
     snapshot_at: Option<Positions>,
+    session_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -277,6 +282,7 @@ impl Common {
             frequency_penalty, presence_penalty, logit_bias, stream, stream_options, top_k, min_p,
             repetition_penalty, ignore_eos, priority, kv_budget, kv_policy, latent_memory,
             cache_salt, snapshot_at,
+            session_id,
         );
         Ok(())
     }
@@ -331,6 +337,7 @@ impl Common {
             ("kv_policy", self.kv_policy.as_ref()),
             ("latent_memory", self.latent_memory.as_ref()),
             ("cache_salt", self.cache_salt.as_ref()),
+            ("session_id", self.session_id.as_ref()),
         ] {
             let bytes = name.map_or(0, String::len);
             if bytes > MAX_NAME_BYTES {
@@ -377,6 +384,7 @@ impl Common {
             priority: self.priority,
             cache_salt: self.cache_salt.unwrap_or_default(),
             snapshot_at: self.snapshot_at.unwrap_or_default().0,
+            session_id: self.session_id.unwrap_or_default(),
             ..Default::default()
         })
     }

@@ -52,83 +52,87 @@ struct Pair {
 
 impl Pair {
     async fn act(&mut self, act: Act) {
-        let Self { server, model, .. } = self;
-        let sessions = server.service().sessions.clone();
-        let logs = &mut model.0;
         match act {
-            Act::Create(name) => {
-                let name = name.to_string();
-                let made = server
-                    .service()
-                    .create_session(&Call::default(), named(&name))
-                    .await;
-                match logs.contains_key(&name) {
-                    true => assert_eq!(reason(made), Reason::SessionExists),
-                    false => {
-                        made.unwrap();
-                        logs.insert(name, Vec::new());
-                    }
-                }
-            }
-            Act::Append(name, words) => {
-                let name = name.to_string();
-                let new = ids(server, &words);
-                let done = server
-                    .append(&name, append_request::Input::Text(words))
-                    .await;
-                match logs.get_mut(&name) {
-                    None => assert_eq!(reason(done), Reason::SessionUnknown),
-                    Some(log) => {
-                        log.extend(new);
-                        assert_eq!(done.unwrap(), log.len() as u64);
-                    }
-                }
-            }
+            Act::Create(name) => self.create(name.to_string()).await,
+            Act::Append(name, words) => self.append(name.to_string(), words).await,
             Act::Generate(name, words, most) => {
-                let name = name.to_string();
-                let asked = request(&name, text(&words), most.into());
-                let said = server.generate(asked).await;
-                match logs.get_mut(&name) {
-                    None => assert_eq!(reason(said), Reason::SessionUnknown),
-                    Some(log) => {
-                        log.extend(ids(server, &words));
-                        // The fake model says letters, each a token of its own.
-                        log.extend(said.unwrap().text.bytes().map(u32::from));
-                    }
-                }
+                self.generate(name.to_string(), words, most.into()).await;
             }
             Act::Leave(name, words, events) => {
                 let asked = request(&name.to_string(), text(&words), 40);
-                if let Ok(mut answer) = server.begin(asked).await {
+                if let Ok(mut answer) = self.server.begin(asked).await {
                     for _ in 0..events {
                         answer.next().await;
                     }
                 }
             }
-            Act::Fork(from, to) => {
-                let (from, to) = (from.to_string(), to.to_string());
-                let copied = sessions.fork(None, &from, &to).await;
-                match (logs.get(&from).cloned(), logs.contains_key(&to)) {
-                    (None, _) => assert_eq!(reason(copied), Reason::SessionUnknown),
-                    (Some(_), true) => assert_eq!(reason(copied), Reason::SessionExists),
-                    (Some(log), false) => {
-                        copied.unwrap();
-                        logs.insert(to, log);
-                    }
-                }
-            }
+            Act::Fork(from, to) => self.fork(from.to_string(), to.to_string()).await,
             Act::Move(name) => {
                 let name = name.to_string();
-                let is_there = logs.contains_key(&name);
+                let is_there = self.model.0.contains_key(&name);
+                let sessions = &self.server.service().sessions;
                 assert_eq!(sessions.suspend(None, &name).await.is_ok(), is_there);
                 assert_eq!(sessions.resume(None, &name).await.is_ok(), is_there);
             }
             Act::Delete(name) => {
                 let name = name.to_string();
-                let is_there = logs.remove(&name).is_some();
+                let is_there = self.model.0.remove(&name).is_some();
+                let sessions = &self.server.service().sessions;
                 assert_eq!(sessions.delete(None, &name).await.is_ok(), is_there);
             }
             Act::Restart => self.server = Server::start(self.limits.clone()).await,
+        }
+    }
+
+    async fn create(&mut self, name: String) {
+        let service = self.server.service();
+        let made = service.create_session(&Call::default(), named(&name)).await;
+        if self.model.0.contains_key(&name) {
+            assert_eq!(reason(made), Reason::SessionExists);
+        } else {
+            made.unwrap();
+            self.model.0.insert(name, Vec::new());
+        }
+    }
+
+    async fn append(&mut self, name: String, words: String) {
+        let new = ids(&self.server, &words);
+        let input = append_request::Input::Text(words);
+        let done = self.server.append(&name, input).await;
+        match self.model.0.get_mut(&name) {
+            None => assert_eq!(reason(done), Reason::SessionUnknown),
+            Some(log) => {
+                log.extend(new);
+                assert_eq!(done.unwrap(), log.len() as u64);
+            }
+        }
+    }
+
+    async fn generate(&mut self, name: String, words: String, most: u32) {
+        let said = self
+            .server
+            .generate(request(&name, text(&words), most))
+            .await;
+        match self.model.0.get_mut(&name) {
+            None => assert_eq!(reason(said), Reason::SessionUnknown),
+            Some(log) => {
+                log.extend(ids(&self.server, &words));
+                // The fake model says letters, each a token of its own.
+                log.extend(said.unwrap().text.bytes().map(u32::from));
+            }
+        }
+    }
+
+    async fn fork(&mut self, from: String, to: String) {
+        let logs = &mut self.model.0;
+        let copied = self.server.service().sessions.fork(None, &from, &to).await;
+        match (logs.get(&from).cloned(), logs.contains_key(&to)) {
+            (None, _) => assert_eq!(reason(copied), Reason::SessionUnknown),
+            (Some(_), true) => assert_eq!(reason(copied), Reason::SessionExists),
+            (Some(log), false) => {
+                copied.unwrap();
+                logs.insert(to, log);
+            }
         }
     }
 

@@ -234,7 +234,7 @@ impl<'de> Deserialize<'de> for IsText {
 }
 
 /// Fields of [`Common`](super::Common).
-pub(super) const COMMON: [&str; 23] = [
+pub(super) const COMMON: [&str; 24] = [
     "model",
     "max_tokens",
     "max_completion_tokens",
@@ -258,4 +258,5 @@ pub(super) const COMMON: [&str; 23] = [
     "latent_memory",
     "cache_salt",
     "snapshot_at",
+    "session_id",
 ];

@@ -26,6 +26,7 @@ fn every_field_reaches_the_request() {
         "logit_bias": {"5": -1.0}, "logprobs": true, "top_logprobs": 4, "kv_budget": 512,
         "kv_policy": "window", "latent_memory": "none", "priority": 2, "stream": true,
         "stream_options": {"include_usage": true}, "min_p": 0.05, "user": "u", "ignore_eos": true,
+        "session_id": "s",
     }))
     .unwrap();
     assert!(choices.include_usage && choices.per_prompt == 2 && choices.count() == 2);
@@ -49,6 +50,7 @@ fn every_field_reaches_the_request() {
         (stopping.max_tokens, stopping.stop, stopping.ignore_eos),
         (Some(7), vec!["x".to_owned()], true)
     );
+    assert_eq!(first.session_id, "s");
     let kv = first.kv.clone().unwrap();
     assert_eq!(
         (
@@ -152,6 +154,24 @@ fn the_openapi_document_has_the_fields_of_these_types() {
                 read::<ChatRequest>(&body).is_err() || read::<CompletionRequest>(&body).is_err();
             assert!(is_read, "{field} takes anything");
         }
+    }
+}
+
+#[test]
+fn the_openapi_document_has_the_fields_of_bodies_about_sessions() {
+    let document: Value = serde_json::from_str(include_str!("../openapi.json")).expect("JSON");
+    for (schema, own) in [
+        ("CreateSession", CreateSessionBody::OWN),
+        ("Append", AppendBody::OWN),
+        ("Fork", ForkBody::OWN),
+        ("OpenSession", OpenSessionBody::OWN),
+        ("CloseSession", CloseSessionBody::OWN),
+    ] {
+        let schema = &document["components"]["schemas"][schema];
+        let documented = schema["properties"].as_object().expect("properties");
+        let documented: Vec<&str> = documented.keys().map(String::as_str).collect();
+        assert_eq!(documented, own);
+        assert_eq!(schema["additionalProperties"], false);
     }
 }
 
