@@ -45,8 +45,6 @@ pub struct Call {
     pub charge: Option<Charge>,
     /// Whose key it shows, where keys are asked for.
     pub tenant: Option<Arc<Tenant>>,
-    /// Its prompts are read and their states kept; no token is asked for.
-    pub reads_only: bool,
     /// Where it comes from; none for calls within this process.
     pub network: Option<Network>,
 }
@@ -210,7 +208,7 @@ impl Service {
                 let begun = |tenant: &Arc<Tenant>| tenant.begin(request.priority);
                 let permit = call.tenant.as_ref().map(begun).transpose()?;
                 let mut checked = request::check(request, call.timeout, arrived, model, config)?;
-                if call.reads_only {
+                if opening == Opening::Nothing {
                     checked = checked.without_answer();
                 }
                 Ok::<_, RequestError>(Choice { checked, permit })

@@ -69,7 +69,6 @@ impl Inference for GrpcApi {
             timeout,
             charge: request.extensions().get::<Charge>().cloned(),
             tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
-            reads_only: false,
             network: request.extensions().get::<Peer>().and_then(Peer::network),
         };
         let (_, extensions, request) = request.into_parts();

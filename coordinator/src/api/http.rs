@@ -423,7 +423,6 @@ async fn read<T: RequestBody + Send + 'static>(
         timeout: None,
         charge,
         tenant: parts.extensions.remove::<Arc<Tenant>>(),
-        reads_only: false,
         network: parts
             .extensions
             .remove::<Peer>()

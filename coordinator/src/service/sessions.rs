@@ -6,8 +6,7 @@ use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    AppendRequest, AppendResponse, CreateSessionRequest, GenerateRequest, Session, Stopping,
-    append_request,
+    AppendRequest, AppendResponse, CreateSessionRequest, GenerateRequest, Session, append_request,
 };
 use tokio::time::Instant;
 
@@ -68,11 +67,6 @@ impl Service {
         });
         request::check_input(input.as_ref())?;
         let request = GenerateRequest {
-            // The step that reads the last token makes one, which is given to nobody.
-            stopping: Some(Stopping {
-                max_tokens: Some(1),
-                ..Default::default()
-            }),
             deadline_ms: asked.deadline_ms,
             request_id: asked.request_id,
             priority: asked.priority,
@@ -92,12 +86,10 @@ impl Service {
                 }
             }
         }
-        let mut usage = usage.unwrap_or_default();
-        usage.generated_tokens = 0;
         let session = self.sessions.show(call.tenant_name(), &id).await?;
         Ok(AppendResponse {
             session: Some(session),
-            usage: Some(usage),
+            usage: Some(usage.unwrap_or_default()),
         })
     }
 

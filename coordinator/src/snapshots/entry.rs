@@ -56,6 +56,9 @@ pub(super) struct Clocks {
     pub(super) store: f64,
 }
 
+/// Tokens of a snapshot that was found in a tier, until a prompt tells its position.
+const UNKNOWN_TOKENS: u64 = 4096;
+
 impl Entry {
     /// One that is nowhere yet.
     pub(super) fn new(bytes: u64) -> Self {
@@ -78,8 +81,10 @@ impl Entry {
     /// Source: GreedyDual-Size with frequency (Cao and Irani, USITS 1997; Cherkasova, HPL-98-69).
     pub(super) fn value(&self, since: f64) -> f64 {
         let from = self.parent.map_or(0, |parent| parent.position);
-        // One whose position is not known yet was kept for at least a stride.
-        let tokens = self.position.map_or(1, |at| at.saturating_sub(from).max(1));
+        let tokens = match self.position {
+            Some(at) => at.saturating_sub(from).max(1),
+            None => UNKNOWN_TOKENS,
+        };
         since + self.uses as f64 * tokens as f64 / self.bytes.max(1) as f64
     }
 

@@ -13,6 +13,9 @@ use super::chain::{Chain, Name};
 use super::entry::{Clocks, Entry, Parent, Place};
 use super::orders::{Fate, Orders, Want};
 
+/// States that are kept of one text and used by nobody else, the newest among them.
+const STATES_OF_A_TEXT: usize = 4;
+
 /// Bytes of each tier on a rank; 0: there is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
@@ -271,8 +274,32 @@ impl Index {
         self.set(keep.name, Tier::Memory, Place::Here);
         // Two sequences may keep the same state in one step, and room may have been short between.
         self.orders.spare(keep.name);
+        self.thin_out(keep.name);
         // What was reserved was an estimate.
         self.evict_from_memory(0);
+    }
+
+    /// Bounds what one text keeps: of the states before `newest` that no two sequences have begun
+    /// with, the one goes that costs least to read again once there are too many. So a conversation
+    /// takes as much room after a hundred turns as after a few, and the states that stay lie apart.
+    fn thin_out(&mut self, newest: Name) {
+        let mut own = Vec::new();
+        let mut next = self.entries.get(&newest).and_then(|entry| entry.parent);
+        while let Some(Parent { name, position }) = next {
+            let Some(entry) = self.entries.get(&name) else {
+                break;
+            };
+            if entry.uses <= 2 && entry.is_free(self.plan) {
+                let from = entry.parent.map_or(0, |parent| parent.position);
+                own.push((position.saturating_sub(from), name));
+            }
+            next = entry.parent;
+        }
+        if own.len() >= STATES_OF_A_TEXT
+            && let Some((_, name)) = own.into_iter().min()
+        {
+            self.forget(name);
+        }
     }
 
     /// Forgets the copy in host memory of a snapshot that a later one of the same sequence

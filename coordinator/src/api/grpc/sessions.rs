@@ -8,6 +8,7 @@ use palimpsest_proto::v1::{
     AppendRequest, AppendResponse, CreateSessionRequest, DeleteSessionResponse, ForkSessionRequest,
     ListSessionsRequest, ListSessionsResponse, MovedResponse, Session, SessionRequest,
 };
+use palimpsest_tls::Peer;
 use tonic::{Request, Response, Status};
 
 use super::timeout::grpc_timeout;
@@ -31,6 +32,7 @@ fn split<T>(request: Request<T>) -> Result<(Call, T), Status> {
         timeout: grpc_timeout(metadata)?,
         charge: request.extensions().get::<Charge>().cloned(),
         tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
+        network: request.extensions().get::<Peer>().and_then(Peer::network),
     };
     Ok((call, request.into_inner()))
 }

@@ -1,6 +1,7 @@
 //! Prompts that begin with what is kept: what is read, what is not, and that no answer changes.
 
 use palimpsest_proto::internal::v1::StepPlan;
+use palimpsest_proto::v1::{AppendRequest, CreateSessionRequest, append_request};
 use proptest::prelude::*;
 
 use super::*;
@@ -149,26 +150,26 @@ async fn a_prefix_that_was_asked_for_twice_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_prompt_alone_can_be_read() {
-    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
-    let call = crate::service::Call {
-        reads_only: true,
+    let (coordinator, ranks) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let (service, call) = (coordinator.service(), crate::service::Call::default());
+    let new = CreateSessionRequest {
+        session_id: "s".into(),
         ..Default::default()
     };
-    let mut answer = coordinator
-        .service()
-        .generate_for(&call, ids(text(1, 100), 9))
-        .await
-        .unwrap();
-    let read = whole(&mut answer).await.unwrap();
-    assert_eq!(
-        (read.text.as_str(), read.finished.reason()),
-        ("", FinishReason::Read)
-    );
-    assert_eq!(read.finished.usage.unwrap().generated_tokens, 0);
-    assert_eq!(
-        cached(&generate(&coordinator, ids(text(1, 100), 3)).await.unwrap()),
-        96
-    );
+    service.create_session(&call, new).await.unwrap();
+    let input = append_request::Input::TokenIds(TokenIds { ids: text(1, 100) });
+    let append = AppendRequest {
+        session_id: "s".into(),
+        input: Some(input),
+        ..Default::default()
+    };
+    let usage = service.append(&call, append).await.unwrap().usage.unwrap();
+    assert_eq!((usage.prompt_tokens, usage.generated_tokens), (100, 0));
+    let plans = ranks[0].plans();
+    let mut steps = plans.iter().flat_map(|plan| &plan.sequences).skip(1);
+    assert!(steps.all(|step| !step.sample), "no token is asked for");
+    let whole = generate(&coordinator, ids(text(1, 100), 3)).await.unwrap();
+    assert_eq!(cached(&whole), 96);
 }
 
 #[tokio::test(start_paused = true)]

@@ -107,6 +107,51 @@ fn what_is_used_no_more_goes_in_the_end() {
 }
 
 #[test]
+fn a_long_conversation_keeps_a_few_states_that_lie_apart() {
+    let mut index = index(1000, 0);
+    let text = chain(&[1; 400]);
+    let mut after = None;
+    for turn in 0..100 {
+        // A long document first, then short turns.
+        let position = 200 + turn * STRIDE;
+        let keep = Keep {
+            after,
+            ..keep(&text, position, 10)
+        };
+        index.kept(keep);
+        after = index.in_memory(&text, position);
+        index.begin_with(after.expect("kept"));
+        index.begun(keep.name);
+        index.orders();
+    }
+    assert_eq!(index.held().in_memory, STATES_OF_A_TEXT as u64);
+    let has = |position| index.in_memory(&text, position).map(|found| found.position);
+    assert_eq!(has(398), Some(398), "the newest");
+    assert_eq!(has(200), Some(200), "the document");
+}
+
+#[test]
+fn what_two_have_begun_with_is_no_part_of_one_conversation() {
+    let mut index = index(1000, 0);
+    let text = chain(&[1; 400]);
+    let mut after = None;
+    for turn in 1..50 {
+        let keep = Keep {
+            after,
+            ..keep(&text, turn * STRIDE, 10)
+        };
+        index.kept(keep);
+        after = index.in_memory(&text, keep.position);
+        for _ in 0..2 {
+            index.begin_with(after.expect("kept"));
+            index.begun(keep.name);
+        }
+        index.orders();
+    }
+    assert_eq!(index.held().in_memory, 49);
+}
+
+#[test]
 fn what_the_present_plan_begins_with_stays() {
     let mut index = index(10, 0);
     let a = long(1);
