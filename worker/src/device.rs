@@ -2,8 +2,11 @@
 //! that is a process and in ranks that are threads of one process.
 
 mod fault;
+mod mailbox;
+#[cfg(test)]
+mod schedules;
+mod sync;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,9 +16,11 @@ use palimpsest_engine::cancel::Cancel;
 use palimpsest_engine::runner::Runner;
 use palimpsest_kernels::Backend;
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
-use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::fault::{Fault, FaultKind};
+pub use self::mailbox::DeviceGone;
+use self::mailbox::{Mailbox, mailbox};
+use self::sync::oneshot;
 use crate::shelf::Shelf;
 
 enum Command {
@@ -33,10 +38,9 @@ enum Command {
 /// A handle on a device thread, which ends with its last handle.
 #[derive(Clone)]
 pub struct Device {
-    commands: mpsc::Sender<Command>,
+    mailbox: Mailbox<Command, DeviceEnd>,
     activity: Arc<Activity>,
     cancel: Cancel,
-    end: watch::Receiver<Option<DeviceEnd>>,
 }
 
 /// What a device thread is doing, for those who watch it.
@@ -84,14 +88,6 @@ pub enum DeviceEnd {
 /// (EX_TEMPFAIL of sysexits.h).
 pub const EXIT_CODE: u8 = 75;
 
-/// The device thread takes no commands any more: see [`Device::ended`].
-#[derive(Debug, thiserror::Error)]
-#[error("the device thread has ended; the log says why")]
-pub struct DeviceGone;
-
-/// Commands that may wait: a plan, and a join that overtakes it nowhere but in time.
-const WAITING: usize = 2;
-
 impl Device {
     /// Starts the thread, with a fault where a test asks for one. `shelf` has the snapshots of
     /// `runner`.
@@ -104,29 +100,25 @@ impl Device {
         shelf: Shelf,
         fault: Option<Fault>,
     ) -> std::io::Result<Self> {
-        let (commands, inbox) = mpsc::channel(WAITING);
-        let (ended, end) = watch::channel(None);
+        let (mailbox, inbox) = mailbox();
         let activity = Arc::new(Activity::default());
         let cancel = runner.cancel();
         let mut thread = Thread {
             runner,
             shelf,
-            inbox,
             activity: activity.clone(),
             cancel: cancel.clone(),
             fault,
         };
         std::thread::Builder::new().name(name).spawn(move || {
-            // Nothing of the thread is looked at after a panic.
-            let end = catch_unwind(AssertUnwindSafe(move || thread.serve()))
-                .unwrap_or(Some(DeviceEnd::Panicked));
-            ended.send_replace(end);
+            inbox.serve(DeviceEnd::Panicked, move |command| {
+                thread.carry_out(command)
+            });
         })?;
         Ok(Self {
-            commands,
+            mailbox,
             activity,
             cancel,
-            end,
         })
     }
 
@@ -146,16 +138,12 @@ impl Device {
         epoch: u64,
         collective: Option<Arc<dyn Collective>>,
     ) -> Result<(), DeviceGone> {
-        let (done, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Join {
-                epoch,
-                collective,
-                done,
-            })
-            .await
-            .map_err(|_| DeviceGone)?;
-        answer.await.map_err(|_| DeviceGone)
+        let join = |done| Command::Join {
+            epoch,
+            collective,
+            done,
+        };
+        self.mailbox.ask(join).await
     }
 
     /// See [`Runner::execute`].
@@ -163,15 +151,10 @@ impl Device {
     /// # Errors
     /// [`DeviceGone`].
     pub async fn execute(&self, plan: StepPlan) -> Result<StepOutput, DeviceGone> {
-        let (done, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Execute {
-                plan: Box::new(plan),
-                done,
-            })
+        let plan = Box::new(plan);
+        self.mailbox
+            .ask(|done| Command::Execute { plan, done })
             .await
-            .map_err(|_| DeviceGone)?;
-        answer.await.map_err(|_| DeviceGone)
     }
 
     /// What the thread is doing.
@@ -182,16 +165,7 @@ impl Device {
     /// Waits until the device can be used no more, and says why. The last step has been answered
     /// by then, unless the thread panicked in it.
     pub async fn ended(&self) -> DeviceEnd {
-        let mut end = self.end.clone();
-        loop {
-            if let Some(end) = *end.borrow_and_update() {
-                return end;
-            }
-            if end.changed().await.is_err() {
-                // The thread ends without a reason only when no handle is left.
-                return std::future::pending().await;
-            }
-        }
+        self.mailbox.ended().await
     }
 }
 
@@ -199,41 +173,35 @@ impl Device {
 struct Thread<B: Backend> {
     runner: Runner<B>,
     shelf: Shelf,
-    inbox: mpsc::Receiver<Command>,
     activity: Arc<Activity>,
     cancel: Cancel,
     fault: Option<Fault>,
 }
 
 impl<B: Backend> Thread<B> {
-    /// Carries commands out until the device fails, or nobody is left to send one (`None`).
-    fn serve(&mut self) -> Option<DeviceEnd> {
-        while let Some(command) = self.inbox.blocking_recv() {
-            // Whoever asked may have gone; the work is done all the same.
-            match command {
-                Command::Join {
-                    epoch,
-                    collective,
-                    done,
-                } => {
-                    self.runner.join(epoch, collective);
-                    let _ = done.send(());
-                }
-                Command::Execute { plan, done } => {
-                    let (output, lost) = self.execute(&plan);
-                    let _ = done.send(output);
-                    if lost {
-                        tracing::error!(
-                            epoch = plan.epoch,
-                            step = plan.step,
-                            "the device failed in this step"
-                        );
-                        return Some(DeviceEnd::Failed);
-                    }
-                }
+    /// Carries a command out and says whether the device can be used no more after it.
+    fn carry_out(&mut self, command: Command) -> Option<DeviceEnd> {
+        // Whoever asked may have gone; the work is done all the same.
+        match command {
+            Command::Join {
+                epoch,
+                collective,
+                done,
+            } => {
+                self.runner.join(epoch, collective);
+                let _ = done.send(());
+                None
+            }
+            Command::Execute { plan, done } => {
+                let (output, lost) = self.execute(&plan);
+                let _ = done.send(output);
+                lost.then(|| {
+                    let (epoch, step) = (plan.epoch, plan.step);
+                    tracing::error!(epoch, step, "the device failed in this step");
+                    DeviceEnd::Failed
+                })
             }
         }
-        None
     }
 
     /// The step's output, and whether the device is lost.
