@@ -2,9 +2,9 @@
 //! driver's.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use palimpsest_proto::error::RequestError;
+use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::CacheState;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::{
@@ -43,6 +43,8 @@ pub struct Answer {
     metrics: Metrics,
     /// How it ended, once it has.
     outcome: Option<&'static str>,
+    /// Why whoever holds it gave it up, if they said so.
+    given_up: GivenUp,
     failed: bool,
     /// When its first step began, once its reader is gone.
     started: Option<Instant>,
@@ -52,6 +54,18 @@ pub struct Answer {
     tenant: Option<TenantPermit>,
     /// The session that goes on with it.
     turn: Option<Turn>,
+}
+
+/// Says of an answer that is about to be dropped why it is: without a word its client has gone.
+#[derive(Debug, Clone, Default)]
+pub struct GivenUp(Arc<OnceLock<Reason>>);
+
+impl GivenUp {
+    /// The answer is dropped for this reason, unless it has ended before.
+    pub fn because_of(&self, reason: Reason) {
+        // The first word counts.
+        let _ = self.0.set(reason);
+    }
 }
 
 /// The last report of what is retained.
@@ -100,6 +114,7 @@ impl Answer {
             seen: Seen::default(),
             metrics,
             outcome: None,
+            given_up: GivenUp::default(),
             failed: false,
             started: None,
             span,
@@ -121,6 +136,11 @@ impl Answer {
     pub(crate) fn of_session(mut self, turn: Option<Turn>) -> Self {
         self.turn = turn;
         self
+    }
+
+    /// To say why it is dropped, by who no longer holds it itself.
+    pub fn given_up(&self) -> GivenUp {
+        self.given_up.clone()
     }
 
     /// For logs and metadata.
@@ -259,7 +279,8 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let outcome = self.outcome.unwrap_or("cancelled");
+        let given_up = self.given_up.0.get().map(|reason| reason.tag());
+        let outcome = self.outcome.or(given_up).unwrap_or("cancelled");
         self.metrics.ended(outcome);
         let tenant = self.tenant.as_ref().map(|permit| permit.tenant().name());
         self.metrics.tenant_ended(tenant, outcome);

@@ -2,14 +2,16 @@
 //!
 //! A file has one line per key: `tenant:sha256`, the digest in hexadecimal digits of the key as
 //! clients send it, and behind it what the key may ask for ([`KeyOptions`]): `expires=YYYY-MM-DD`,
-//! `max-requests=N`, `max-tokens=N`, `max-priority=N`. Keys themselves are nowhere stored. Lines
-//! that are empty or begin with `#` are skipped. Keys are looked up by their digest: how long that
-//! takes says something of digests at most, and a digest leads to no key.
+//! `max-requests=N`, `max-requests-per-minute=N`, `max-tokens=N`, `max-priority=N`. Keys themselves
+//! are nowhere stored. Lines that are empty or begin with `#` are skipped. Keys are looked up by
+//! their digest: how long that takes says something of digests at most, and a digest leads to no
+//! key.
 //!
 //! The file is read again when it changes. One that cannot be read, or not as a whole, leaves the
 //! keys that were there before.
 
 mod options;
+mod rate;
 mod table;
 mod tenant;
 

@@ -148,7 +148,8 @@ impl Coordinator {
         incoming: impl Into<Incoming>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        api::grpc::serve(self.service.clone(), incoming.into(), shutdown).await
+        let incoming = self.watched("grpc", incoming);
+        api::grpc::serve(self.service.clone(), incoming, shutdown).await
     }
 
     /// Serves HTTP until `shutdown`, then drains as [`Self::serve`] does.
@@ -157,9 +158,10 @@ impl Coordinator {
         incoming: impl Into<Incoming>,
         shutdown: impl Future<Output = ()> + Send,
     ) {
+        let incoming = self.watched("http", incoming);
         api::http::serve(
             self.service.clone(),
-            incoming.into(),
+            incoming,
             api::http::HttpLimits::default(),
             shutdown,
         )
@@ -173,7 +175,15 @@ impl Coordinator {
         incoming: impl Into<Incoming>,
         shutdown: impl Future<Output = ()> + Send,
     ) {
-        api::http::serve_probes(self.service.clone(), incoming.into(), shutdown).await;
+        let incoming = self.watched("probes", incoming);
+        api::http::serve_probes(self.service.clone(), incoming, shutdown).await;
+    }
+
+    /// A port whose refusals are among the metrics.
+    fn watched(&self, port: &'static str, incoming: impl Into<Incoming>) -> Incoming {
+        let incoming = incoming.into();
+        self.service.metrics.watch_port(port, incoming.refused());
+        incoming
     }
 
     /// Serves gRPC on a free port of 127.0.0.1, for clients in this process.

@@ -1,11 +1,13 @@
 //! What a dashboard wants to know. Figures are taken where they arise: when an answer ends, and
 //! once per step.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use palimpsest_proto::v1::Usage;
+use palimpsest_tls::{Refusal, Refused};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -43,6 +45,13 @@ struct Tier {
     tier: &'static str,
 }
 
+/// Labels of connections that came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedConnection {
+    port: &'static str,
+    reason: &'static str,
+}
+
 /// Labels of `vllm:cache_config_info`, by which routers know how many tokens a server can hold.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CacheConfig {
@@ -65,6 +74,9 @@ struct Inner {
     requests: Family<Outcome, Counter>,
     tenant_requests: Family<TenantOutcome, Counter>,
     tenant_tokens: Family<TenantName, Counter>,
+    refused_connections: Family<RefusedConnection, Counter>,
+    /// What each port has refused, of which the family is a copy.
+    ports: Mutex<Vec<(&'static str, Refused)>>,
     prompt_tokens: Counter,
     generated_tokens: Counter,
     evicted_tokens: Counter,
@@ -120,6 +132,8 @@ impl Metrics {
             requests: Family::default(),
             tenant_requests: Family::default(),
             tenant_tokens: Family::default(),
+            refused_connections: Family::default(),
+            ports: Mutex::default(),
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             evicted_tokens: Counter::default(),
@@ -169,6 +183,7 @@ impl Metrics {
         inner
             .step_age
             .set(if busy { since.as_secs_f64() } else { 0.0 });
+        inner.count_refused();
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &inner.registry);
@@ -238,6 +253,19 @@ impl Metrics {
         self.0.requests.get_or_create(&Outcome { outcome }).inc();
     }
 
+    /// A request was refused before it had an answer: `outcome` is the tag of the error.
+    pub fn refused(&self, tenant: Option<&Arc<str>>, outcome: &'static str) {
+        self.ended(outcome);
+        self.tenant_ended(tenant, outcome);
+    }
+
+    /// Tells of the connections that a port refuses from now on. A port that serves again under
+    /// the same name goes on counting.
+    pub fn watch_port(&self, port: &'static str, refused: Refused) {
+        let mut ports = self.0.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.push((port, refused));
+    }
+
     /// The same of a tenant's request, where there are tenants.
     pub fn tenant_ended(&self, tenant: Option<&Arc<str>>, outcome: &'static str) {
         if let Some(tenant) = tenant.cloned() {
@@ -275,6 +303,24 @@ impl Default for Metrics {
 }
 
 impl Inner {
+    /// Brings the family of refused connections to what the ports have counted.
+    fn count_refused(&self) {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        for why in Refusal::ALL {
+            let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
+            for (port, refused) in &*ports {
+                *sums.entry(port).or_default() += refused.of(why);
+            }
+            for (port, sum) in sums {
+                let reason = why.tag();
+                let labels = RefusedConnection { port, reason };
+                let counter = self.refused_connections.get_or_create_owned(&labels);
+                // Whoever counts holds the lock of the ports.
+                counter.inc_by(sum.saturating_sub(counter.get()));
+            }
+        }
+    }
+
     fn registered(mut self) -> Self {
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("palimpsest");
@@ -339,6 +385,11 @@ impl Inner {
             "tenant_generated_tokens",
             "Tokens made for a tenant",
             self.tenant_tokens.clone(),
+        );
+        registry.register(
+            "refused_connections",
+            "Connections that came to nothing",
+            self.refused_connections.clone(),
         );
         let counts = [
             ("prompt_tokens", "Tokens of prompts", &self.prompt_tokens),
@@ -446,7 +497,12 @@ mod tests {
         metrics.group_ready(true);
         metrics.sessions(8, 900);
         metrics.ended("eos");
+        let ports = [Refused::default(), Refused::default()];
+        for refused in ports {
+            metrics.watch_port("http", refused);
+        }
         let tenant = Arc::from("a \"b\"");
+        metrics.refused(Some(&tenant), "intake_full");
         metrics.tenant_ended(Some(&tenant), "eos");
         metrics.tenant_tokens(Some(&tenant), 9);
         metrics.tenant_ended(None, "eos");
@@ -470,6 +526,9 @@ mod tests {
             "palimpsest_requests_total{outcome=\"eos\"} 1",
             "palimpsest_tenant_requests_total{tenant=\"a \\\"b\\\"\",outcome=\"eos\"} 1",
             "palimpsest_tenant_generated_tokens_total{tenant=\"a \\\"b\\\"\"} 9",
+            "palimpsest_requests_total{outcome=\"intake_full\"} 1",
+            "palimpsest_tenant_requests_total{tenant=\"a \\\"b\\\"\",outcome=\"intake_full\"} 1",
+            "palimpsest_refused_connections_total{port=\"http\",reason=\"handshake\"} 0",
             "palimpsest_prompt_tokens_total 5",
             "palimpsest_evicted_tokens_total 4",
             "palimpsest_time_to_first_token_seconds_count 1",

@@ -34,6 +34,10 @@ use crate::sessions::{Opening, Sessions, Turn};
 use crate::snapshots::{Chain, Salt};
 use crate::trace::RequestSpan;
 
+/// Bytes of a body that take as much as what a choice holds of one token's bias: an entry of two
+/// hash tables.
+const BIAS_BYTES: usize = 3;
+
 /// Of whom a request is, and what it holds until it is admitted.
 #[derive(Debug, Default)]
 pub struct Call {
@@ -94,6 +98,30 @@ pub struct Service {
     pub sessions: Sessions,
     /// Responses that are kept.
     pub responses: Responses,
+}
+
+impl Call {
+    /// Counts a request that comes now to its tenant.
+    fn arrive(&self) -> Result<(), RequestError> {
+        self.tenant
+            .as_ref()
+            .map_or(Ok(()), |tenant| tenant.arrive())
+    }
+
+    /// Counts what every choice but the first holds for itself: a body names biases once, and each
+    /// choice has a copy.
+    fn hold_copies(&self, asked: &[Prompted]) -> Result<(), RequestError> {
+        let Some(charge) = &self.charge else {
+            return Ok(());
+        };
+        let biases = |request: &GenerateRequest| {
+            let sampling = request.sampling.as_ref();
+            sampling.map_or(0, |sampling| sampling.logit_bias.len())
+        };
+        let choices = asked.iter().flat_map(|asked| &asked.choices);
+        let copied: usize = choices.skip(1).map(biases).sum();
+        charge.take(copied.saturating_mul(BIAS_BYTES))
+    }
 }
 
 impl Service {
@@ -181,8 +209,7 @@ impl Service {
             // An answer counts its own end; there is none.
             let outcome = error.reason.tag();
             let tenant = call.tenant.as_ref().map(|tenant| tenant.name());
-            self.metrics.ended(outcome);
-            self.metrics.tenant_ended(tenant, outcome);
+            self.metrics.refused(tenant, outcome);
             tracing::info!(
                 tenant = tenant.map(|name| &**name),
                 reason = outcome,
@@ -199,6 +226,8 @@ impl Service {
         opening: Opening,
     ) -> Result<Vec<Answer>, RequestError> {
         let arrived = Instant::now();
+        call.arrive()?;
+        call.hold_copies(&asked)?;
         let (model, config) = (&self.model, &self.config);
         let mut turn = self.begin_turn(call, &mut asked).await?;
         let mut prompts = Vec::with_capacity(asked.len());
@@ -329,29 +358,21 @@ impl Service {
         }
     }
 
-    /// Token ids of a text, as `Generate` would see it.
+    /// What `made` makes of the token ids of a text, as `Generate` would see it, where it may take
+    /// time and memory. All tokens together have about as many bytes as the text.
     ///
     /// # Errors
-    /// As [`Self::tokenize_as`].
-    pub async fn tokenize(
-        &self,
-        call: &Call,
-        request: TokenizeRequest,
-    ) -> Result<TokenizeResponse, RequestError> {
-        self.tokenize_as(call, request, |found| found).await
-    }
-
-    /// What `made` makes of the token ids of a text, where it may take time and memory. All tokens
-    /// together have about as many bytes as the text.
-    ///
-    /// # Errors
-    /// `EmptyPrompt`, `TooLong`, `BadChat`, `DeadlineInQueue`.
+    /// `RateLimited`, `EmptyPrompt`, `TooLong`, `BadChat`, `DeadlineInQueue`.
     pub async fn tokenize_as<T: Send + 'static>(
         &self,
         call: &Call,
         request: TokenizeRequest,
         made: impl FnOnce(TokenizeResponse) -> T + Send + 'static,
     ) -> Result<T, RequestError> {
+        call.arrive().inspect_err(|error| {
+            let tenant = call.tenant.as_ref().map(|tenant| tenant.name());
+            self.metrics.refused(tenant, error.reason.tag());
+        })?;
         let input = match request.input {
             Some(tokenize_request::Input::Text(text)) => Input::Text(text),
             Some(tokenize_request::Input::Chat(chat)) => Input::Chat(chat),

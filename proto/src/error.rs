@@ -3,6 +3,8 @@
 //! An error is classified once, nearest its cause, as a [`Reason`]; the reason has a [`Class`]; the
 //! class has the codes. The message is for the client: it says what to do and never holds a prompt.
 
+use std::time::Duration;
+
 /// What a client can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -95,6 +97,8 @@ reasons! {
     QueueFull = "queue_full", CapacityExhausted;
     /// The client's API key has as much under way as it may.
     KeyLimit = "key_limit", CapacityExhausted;
+    /// The client's API key has sent as many requests in a minute as it may.
+    RateLimited = "rate_limited", CapacityExhausted;
     /// Requests that are being read and tokenised hold all the memory that is set aside for them.
     IntakeFull = "intake_full", CapacityExhausted;
     /// The service is shutting down.
@@ -144,6 +148,8 @@ pub struct RequestError {
     pub message: String,
     /// Path in a `GenerateRequest` of the field at fault, where one is: `kv.budget`.
     pub field: Option<&'static str>,
+    /// When the same request may succeed, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl RequestError {
@@ -153,6 +159,7 @@ impl RequestError {
             reason,
             message: message.into(),
             field: None,
+            retry_after: None,
         }
     }
 
@@ -161,6 +168,15 @@ impl RequestError {
     pub fn in_field(self, path: &'static str) -> Self {
         Self {
             field: Some(path),
+            ..self
+        }
+    }
+
+    /// The failure, with the time after which the same request may succeed.
+    #[must_use]
+    pub fn to_retry_after(self, time: Duration) -> Self {
+        Self {
+            retry_after: Some(time),
             ..self
         }
     }

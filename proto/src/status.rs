@@ -1,9 +1,14 @@
 //! Errors as gRPC carries them: a class is a code, a reason is metadata.
 
+use std::time::Duration;
+
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::error::{Class, REASON_KEY, RequestError};
+
+/// Time after which a full queue is worth another try.
+const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
 impl Class {
     /// gRPC code of the class.
@@ -30,9 +35,11 @@ impl From<RequestError> for Status {
             .insert(REASON_KEY, MetadataValue::from_static(error.reason.tag()));
         if error.reason.class() == Class::CapacityExhausted {
             // Milliseconds, as gRPC retry policies read it.
+            let pause = error.retry_after.unwrap_or(USUAL_PAUSE).as_millis();
+            let pause = u64::try_from(pause).unwrap_or(u64::MAX);
             status
                 .metadata_mut()
-                .insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+                .insert("grpc-retry-pushback-ms", pause.into());
         }
         status
     }
@@ -57,5 +64,19 @@ mod tests {
                 Some(reason.tag().as_bytes())
             );
         }
+    }
+
+    #[test]
+    fn a_client_is_told_when_to_try_again() {
+        let pause = |error: RequestError| {
+            let status = Status::from(error);
+            let value = status.metadata().get("grpc-retry-pushback-ms").cloned();
+            value.map(|value| value.to_str().unwrap().to_owned())
+        };
+        let full = RequestError::new(Reason::QueueFull, "text");
+        assert_eq!(pause(full.clone()).as_deref(), Some("1000"));
+        let later = full.to_retry_after(Duration::from_millis(2500));
+        assert_eq!(pause(later).as_deref(), Some("2500"));
+        assert_eq!(pause(RequestError::new(Reason::TooLong, "text")), None);
     }
 }

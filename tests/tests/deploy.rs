@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use palimpsest_coordinator::metrics::{Load, Metrics};
 use palimpsest_proto::v1::Usage;
+use palimpsest_tls::Refused;
 
 const LIST: &str = include_str!("../../deploy/metrics.txt");
 
@@ -16,6 +17,7 @@ fn exported() -> BTreeSet<String> {
     let tenant = "a".into();
     metrics.tenant_ended(Some(&tenant), "eos");
     metrics.tenant_tokens(Some(&tenant), 1);
+    metrics.watch_port("http", Refused::default());
     metrics.step(Load::default());
     metrics.usage(&Usage::default());
     let text = metrics.encode();

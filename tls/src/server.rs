@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::stream::{self, Stream};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +15,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::farewell::{HTTP2_SIGN, refuse_full, refuse_plain};
 use crate::places::{Full, Place, Places};
+use crate::refused::{Refusal, Refused, Told};
 use crate::reload::Reloading;
 use crate::stream::{ServerStream, Terms};
 use crate::{ClusterFiles, Limits, Role, ServerFiles, TlsError, explain};
@@ -25,8 +26,6 @@ const HANDSHAKE_RECORD: u8 = 22;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The same where a connection goes to make room for another.
 const FREED_PAUSE: Duration = Duration::from_millis(1);
-/// Refused connections are logged once in this time.
-const REFUSALS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Certificates of a server, read again when they change.
 #[derive(Clone)]
@@ -77,7 +76,8 @@ pub struct Incoming {
     places: Places,
     /// Connections whose first byte or whose handshake has not come.
     opening: JoinSet<Option<ServerStream>>,
-    refusals: Refusals,
+    refused: Refused,
+    told: Told,
 }
 
 impl From<TcpListener> for Incoming {
@@ -98,7 +98,8 @@ impl Incoming {
             },
             places: Places::new(&limits),
             opening: JoinSet::new(),
-            refusals: Refusals::default(),
+            refused: Refused::default(),
+            told: Told::default(),
         }
     }
 
@@ -115,6 +116,11 @@ impl Incoming {
     /// The system's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Counts of the connections that came to nothing.
+    pub fn refused(&self) -> Refused {
+        self.refused.clone()
     }
 
     /// Whether it speaks TLS.
@@ -152,7 +158,7 @@ impl Incoming {
         let place = match self.places.take(address.ip()) {
             Ok(place) => place,
             Err(full) => {
-                self.refusals.add(full, address);
+                self.tell(full, address);
                 if self.tls.is_none() {
                     refuse_full(stream);
                 }
@@ -161,8 +167,23 @@ impl Incoming {
         };
         // Tokens are small and must not wait for one another in the socket.
         let _ = stream.set_nodelay(true);
-        let (tls, terms) = (self.tls.clone(), self.terms);
-        self.opening.spawn(opened(tls, stream, place, terms));
+        let (tls, terms, refused) = (self.tls.clone(), self.terms, self.refused.clone());
+        self.opening.spawn(async move {
+            let opened = opened(tls, stream, place, terms).await;
+            opened.inspect_err(|&why| refused.add(why)).ok()
+        });
+    }
+
+    /// Counts a connection for which there was no place, and tells of it once in a while.
+    fn tell(&mut self, full: Full, address: SocketAddr) {
+        let (why, limit) = match full {
+            Full::Port => (Refusal::PortFull, "connections of this port"),
+            Full::Address => (Refusal::AddressFull, "connections of one address"),
+        };
+        self.refused.add(why);
+        if let Some(refused) = self.told.next() {
+            tracing::warn!(refused, last = %address.ip(), limit, "too many connections");
+        }
     }
 
     /// As a stream, for tonic. It never ends and never fails.
@@ -179,26 +200,26 @@ async fn opened(
     stream: TcpStream,
     mut place: Place,
     terms: Terms,
-) -> Option<ServerStream> {
+) -> Result<ServerStream, Refusal> {
     let first = tokio::select! {
         first = timeout(terms.limits.first_byte_time, first_bytes(&stream)) => first,
-        () = place.lost() => return None,
+        () = place.lost() => return Err(Refusal::Displaced),
     };
     let Ok(Ok(first)) = first else {
         let peer = stream.peer_addr().ok();
         tracing::debug!(?peer, "a connection that said nothing is closed");
-        return None;
+        return Err(Refusal::Silent);
     };
     let Some(tls) = tls else {
         // What came is read with the rest; here it only counts.
-        return Some(ServerStream::plain(stream, place, terms));
+        return Ok(ServerStream::plain(stream, place, terms));
     };
     if first.starts_with(&[HANDSHAKE_RECORD]) {
         return shake(&tls, stream, place, terms).await;
     }
     tracing::info!(peer = ?stream.peer_addr().ok(), "a connection speaks plain text to TLS");
     refuse_plain(stream, first.starts_with(HTTP2_SIGN)).await;
-    None
+    Err(Refusal::PlainText)
 }
 
 /// The first bytes, which stay in the socket; an error where the peer has closed it.
@@ -217,48 +238,21 @@ async fn shake(
     stream: TcpStream,
     mut place: Place,
     terms: Terms,
-) -> Option<ServerStream> {
+) -> Result<ServerStream, Refusal> {
     let address = stream.peer_addr().ok();
     let limit = terms.limits.handshake_time;
     let shaken = tokio::select! {
         shaken = timeout(limit, TlsAcceptor::from(tls.0.get()).accept(stream)) => shaken,
         // Records of a handshake cost little to make: only who gets through one has a claim.
-        () = place.lost() => return None,
+        () = place.lost() => return Err(Refusal::Displaced),
     };
     let why = match shaken {
-        Ok(Ok(stream)) => return Some(ServerStream::encrypted(stream, address, place, terms)),
+        Ok(Ok(stream)) => return Ok(ServerStream::encrypted(stream, address, place, terms)),
         Ok(Err(error)) => explain(&error).unwrap_or_else(|| error.to_string()),
         Err(_) => format!("not done within {} s", limit.as_secs_f64()),
     };
     tracing::info!(peer = ?address, %why, "a TLS handshake failed");
-    None
-}
-
-/// Connections for which there was no place, told of once in a while: whoever causes them must not
-/// fill the log as well.
-#[derive(Debug, Default)]
-struct Refusals {
-    count: u64,
-    told: Option<Instant>,
-}
-
-impl Refusals {
-    fn add(&mut self, full: Full, address: SocketAddr) {
-        self.count += 1;
-        if self
-            .told
-            .is_some_and(|told| told.elapsed() < REFUSALS_PAUSE)
-        {
-            return;
-        }
-        let limit = match full {
-            Full::Port => "connections of this port",
-            Full::Address => "connections of one address",
-        };
-        tracing::warn!(refused = self.count, last = %address.ip(), limit, "too many connections");
-        self.told = Some(Instant::now());
-        self.count = 0;
-    }
+    Err(Refusal::Handshake)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod charged;
 mod elements;
 mod sessions;
 mod timeout;
+mod tokenize;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -94,15 +95,10 @@ impl Inference for GrpcApi {
 
     async fn tokenize(
         &self,
-        request: Request<TokenizeRequest>,
+        _: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
-        let call = Call {
-            timeout: grpc_timeout(request.metadata())?,
-            charge: request.extensions().get::<Charge>().cloned(),
-            ..Call::default()
-        };
-        let answer = self.0.tokenize(&call, request.into_inner()).await?;
-        Ok(Response::new(answer))
+        // `Charged` stands before this service, and answers with an encoded message.
+        Err(Status::internal("Tokenize is answered elsewhere"))
     }
 
     async fn get_model(

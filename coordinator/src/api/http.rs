@@ -253,8 +253,10 @@ async fn charge(State(service): State<Service>, request: Request, next: Next) ->
     let charge = service.budget.open();
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(charge.clone());
+    let tenant = parts.extensions.get::<Arc<Tenant>>().cloned();
     let body = counted(body, charge, move |error| {
-        service.metrics.ended(error.reason.tag());
+        let tenant = tenant.as_ref().map(|tenant| tenant.name());
+        service.metrics.refused(tenant, error.reason.tag());
         error.into()
     });
     next.run(Request::from_parts(parts, body)).await

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use prost_types::Timestamp;
 
+/// Most requests in a minute that a line may name: their distance is 60 microseconds.
+const MAX_PER_MINUTE: u32 = 1_000_000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a key may ask for; `None`: what everybody may.
@@ -14,6 +16,8 @@ pub struct KeyOptions {
     pub expires: Option<SystemTime>,
     /// Requests that may be under way at once, waiting ones among them.
     pub max_requests: Option<u32>,
+    /// Requests in a minute.
+    pub max_per_minute: Option<u32>,
     /// Tokens of prompts and answers that all of them together may reserve.
     pub max_tokens: Option<u64>,
     /// Largest priority of a request.
@@ -25,8 +29,8 @@ pub struct KeyOptions {
 pub enum BadOption {
     /// One that is not known, or has no value.
     #[error(
-        "an option is expires=YYYY-MM-DD, max-requests=N, max-tokens=N or max-priority=N, and \
-         `{0}` is none of them"
+        "an option is expires=YYYY-MM-DD, max-requests=N, max-requests-per-minute=N, max-tokens=N \
+         or max-priority=N, and `{0}` is none of them"
     )]
     Unknown(String),
     /// A value that it cannot have.
@@ -61,6 +65,13 @@ impl KeyOptions {
                     let kind = "a number of requests from 1 on";
                     let number = value.parse().ok().filter(|&number| number > 0);
                     put("max-requests", kind, number, &mut options.max_requests)?;
+                }
+                "max-requests-per-minute" => {
+                    let name = "max-requests-per-minute";
+                    let kind = "a number of requests from 1 to 1000000";
+                    let number = value.parse().ok();
+                    let number = number.filter(|number| (1..=MAX_PER_MINUTE).contains(number));
+                    put(name, kind, number, &mut options.max_per_minute)?;
                 }
                 "max-tokens" => {
                     let kind = "a number of tokens from 1 on";
@@ -117,7 +128,10 @@ mod tests {
     #[test]
     fn options_are_read_in_any_order() {
         assert_eq!(parse(""), Ok(KeyOptions::default()));
-        let read = parse("max-priority=-3 max-tokens=5000 expires=2001-09-09 max-requests=4");
+        let read = parse(
+            "max-priority=-3 max-tokens=5000 expires=2001-09-09 max-requests-per-minute=90 \
+             max-requests=4",
+        );
         // `date --date=2001-09-10T00:00Z +%s`
         let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_080_000);
         assert_eq!(
@@ -125,6 +139,7 @@ mod tests {
             Ok(KeyOptions {
                 expires: Some(expires),
                 max_requests: Some(4),
+                max_per_minute: Some(90),
                 max_tokens: Some(5000),
                 max_priority: Some(-3),
             })
@@ -144,6 +159,8 @@ mod tests {
             ("expires=tomorrow", "expires"),
             ("max-requests=0", "max-requests"),
             ("max-requests=-1", "max-requests"),
+            ("max-requests-per-minute=0", "max-requests-per-minute"),
+            ("max-requests-per-minute=1000001", "max-requests-per-minute"),
             ("max-tokens=many", "max-tokens"),
             ("max-priority=2147483648", "max-priority"),
         ] {

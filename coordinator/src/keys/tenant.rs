@@ -3,12 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use palimpsest_proto::error::{Reason, RequestError};
+use tokio::time::Instant;
 
 use super::options::KeyOptions;
+use super::rate::Rate;
 
-/// What the requests under way of one key take.
+/// What the requests under way of one key take, and how many it has sent lately.
 #[derive(Debug, Default)]
-pub(super) struct InUse(Mutex<Amount>);
+pub(super) struct InUse {
+    amount: Mutex<Amount>,
+    rate: Rate,
+}
 
 #[derive(Debug, Default)]
 struct Amount {
@@ -18,7 +23,7 @@ struct Amount {
 
 impl InUse {
     fn with<T>(&self, act: impl FnOnce(&mut Amount) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.amount.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -48,6 +53,26 @@ impl Tenant {
     /// What its key may ask for.
     pub fn options(&self) -> &KeyOptions {
         &self.options
+    }
+
+    /// Counts a request that comes now, whatever it asks for and however many answers it has.
+    ///
+    /// # Errors
+    /// `RateLimited` with the time after which one may come.
+    pub fn arrive(&self) -> Result<(), RequestError> {
+        let Some(most) = self.options.max_per_minute else {
+            return Ok(());
+        };
+        self.in_use
+            .rate
+            .take(most, Instant::now())
+            .map_err(|pause| {
+                let message = format!(
+                    "this API key may send {most} requests per minute: try again in {:.1} s",
+                    pause.as_secs_f64()
+                );
+                RequestError::new(Reason::RateLimited, message).to_retry_after(pause)
+            })
     }
 
     /// A place for one more request of this priority.
@@ -130,6 +155,8 @@ impl Drop for TenantPermit {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn tenant(options: KeyOptions) -> Arc<Tenant> {
@@ -169,6 +196,23 @@ mod tests {
         assert_eq!(reason(third.reserve(41)), Some(Reason::KeyLimit));
         third.reserve(40).expect("the rest");
         assert_eq!(reason(third.reserve(u64::MAX)), Some(Reason::KeyLimit));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_of_a_key_in_a_minute_have_a_bound() {
+        let tenant = tenant(KeyOptions {
+            max_per_minute: Some(2),
+            ..KeyOptions::default()
+        });
+        tenant.arrive().expect("the first");
+        tenant.arrive().expect("the second");
+        let refused = tenant.arrive().expect_err("a third at once");
+        assert_eq!(refused.reason, Reason::RateLimited);
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(30)));
+        assert!(refused.message.contains("30.0 s"), "{refused}");
+        tokio::time::advance(Duration::from_secs(30)).await;
+        tenant.arrive().expect("half a minute later");
+        tenant.arrive().expect_err("none at once");
     }
 
     /// A client's priority was without bound: any key could go before all others.

@@ -2,6 +2,7 @@
 //! times are the clock's: sockets know no other.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
@@ -88,6 +89,7 @@ async fn silent_connections_take_no_place_from_one_that_speaks() {
         ..unlimited()
     })
     .await;
+    let refused = incoming.refused();
     let server = echo(incoming);
     let mut speaks = connect(address).await;
     assert!(echoes(&mut speaks).await);
@@ -102,6 +104,8 @@ async fn silent_connections_take_no_place_from_one_that_speaks() {
         assert_eq!(until_closed(stream).await, b"", "the oldest are closed");
     }
     assert!(echoes(&mut silent[299]).await, "the youngest are not");
+    assert!(refused.of(Refusal::Displaced) >= 200);
+    assert_eq!(refused.of(Refusal::PortFull), 0);
     server.abort();
 }
 
@@ -112,6 +116,7 @@ async fn a_connection_that_says_nothing_is_closed_in_its_time() {
         ..unlimited()
     })
     .await;
+    let refused = incoming.refused();
     let server = echo(incoming);
     let since = Instant::now();
     let (mut silent, mut speaks) = (connect(address).await, connect(address).await);
@@ -119,6 +124,7 @@ async fn a_connection_that_says_nothing_is_closed_in_its_time() {
     assert_eq!(until_closed(&mut silent).await, b"");
     assert!(since.elapsed() >= Duration::from_millis(200));
     assert!(echoes(&mut speaks).await, "one that spoke is kept");
+    assert_eq!(refused.of(Refusal::Silent), 1);
     server.abort();
 }
 
@@ -130,6 +136,7 @@ async fn where_all_have_spoken_one_more_is_told_so_at_once() {
         ..unlimited()
     })
     .await;
+    let refused = incoming.refused();
     let server = echo(incoming);
     let (mut first, mut second) = (connect(address).await, connect(address).await);
     assert!(echoes(&mut first).await && echoes(&mut second).await);
@@ -139,6 +146,7 @@ async fn where_all_have_spoken_one_more_is_told_so_at_once() {
         answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"),
         "{answer:?}"
     );
+    assert_eq!(refused.of(Refusal::PortFull), 1);
     drop(first);
     // Its place is free when the server has seen it go.
     let served = async {
@@ -158,6 +166,7 @@ async fn an_address_that_has_its_share_leaves_room_for_others() {
         ..unlimited()
     })
     .await;
+    let counts = incoming.refused();
     let server = echo(incoming);
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -167,6 +176,7 @@ async fn an_address_that_has_its_share_leaves_room_for_others() {
     }
     let refused = until_closed(&mut connect(address).await).await;
     assert!(refused.starts_with(b"HTTP/1.1 503 "));
+    assert_eq!(counts.of(Refusal::AddressFull), 1);
     let mut other = connect_from(Ipv4Addr::new(127, 0, 0, 2), address).await;
     assert!(echoes(&mut other).await);
     server.abort();

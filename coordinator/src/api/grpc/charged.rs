@@ -1,6 +1,7 @@
 //! Messages count against the budget as they come, before anything decodes them.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::elements::{CHAT, List, STOP, TOKENIZE_CHAT, count};
+use super::tokenize;
 use crate::budget::{BODY_WEIGHT, Budget, Charge, counted, held};
+use crate::keys::Tenant;
 use crate::metrics::Metrics;
 use crate::request::{MAX_STOP_STRINGS, MESSAGE_BYTES};
 use crate::service::Service as Coordinator;
@@ -33,6 +36,7 @@ const ELEMENT_BYTES: usize = 144;
 pub(super) struct Charged<S> {
     inner: S,
     intake: Intake,
+    service: Coordinator,
 }
 
 /// What messages go through before they are decoded.
@@ -42,6 +46,8 @@ struct Intake {
     /// Bytes of a message at most.
     limit: usize,
     metrics: Metrics,
+    /// Whose message it is, where keys are asked for.
+    tenant: Option<Arc<Tenant>>,
 }
 
 impl<S> Charged<S> {
@@ -51,8 +57,14 @@ impl<S> Charged<S> {
             budget: service.budget.clone(),
             limit: service.message_limit(),
             metrics: service.metrics.clone(),
+            tenant: None,
         };
-        Self { inner, intake }
+        let service = service.clone();
+        Self {
+            inner,
+            intake,
+            service,
+        }
     }
 }
 
@@ -80,7 +92,11 @@ where
         // The one that was ready goes, and its copy stays.
         let copy = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, copy);
-        let intake = self.intake.clone();
+        let intake = Intake {
+            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
+            ..self.intake.clone()
+        };
+        let service = self.service.clone();
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let is_tokenize = parts.uri.path().ends_with("/Tokenize");
@@ -101,7 +117,7 @@ where
                 drop(charge);
                 return inner.call(request).await;
             }
-            let response = inner.call(request).await?;
+            let response = tokenize::answer(service, request).await;
             Ok(response.map(|body| Body::new(held(AnyBody::new(body), Some(charge)))))
         })
     }
@@ -154,7 +170,8 @@ impl Intake {
 
     /// Counts a refusal. The service counts those of requests that come to it.
     fn refuse(&self, error: RequestError) -> Status {
-        self.metrics.ended(error.reason.tag());
+        let tenant = self.tenant.as_ref().map(|tenant| tenant.name());
+        self.metrics.refused(tenant, error.reason.tag());
         error.into()
     }
 }

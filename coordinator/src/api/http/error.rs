@@ -1,5 +1,7 @@
 //! Failures in the shape that OpenAI's clients read.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,7 +9,7 @@ use palimpsest_proto::error::{Class, Reason, RequestError};
 use serde::Serialize;
 
 /// Seconds after which a full queue is worth another try.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+const RETRY_AFTER: u64 = 1;
 
 /// Characters of a name that an error repeats: a client's names may have any length.
 const NAME_CHARACTERS: usize = 64;
@@ -27,6 +29,8 @@ pub struct HttpError {
     pub status: StatusCode,
     /// What the client reads.
     pub body: ErrorBody,
+    /// When the same request may succeed, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 /// The object under `error`.
@@ -55,6 +59,7 @@ impl HttpError {
         Self {
             status: StatusCode::BAD_REQUEST,
             body,
+            retry_after: None,
         }
     }
 
@@ -66,7 +71,11 @@ impl HttpError {
             param: None,
             code,
         };
-        Self { status, body }
+        Self {
+            status,
+            body,
+            retry_after: None,
+        }
     }
 
     /// The object that goes over the wire.
@@ -98,6 +107,7 @@ impl From<RequestError> for HttpError {
                 param,
                 code,
             },
+            retry_after: error.retry_after,
         }
     }
 }
@@ -120,9 +130,15 @@ impl IntoResponse for HttpError {
             self.status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
         ) {
+            let exact = |pause: Duration| pause.as_millis().div_ceil(1000);
+            let pause = self
+                .retry_after
+                .map(exact)
+                .and_then(|pause| u64::try_from(pause).ok());
+            let pause = pause.unwrap_or(RETRY_AFTER).max(1);
             response
                 .headers_mut()
-                .insert(header::RETRY_AFTER, RETRY_AFTER);
+                .insert(header::RETRY_AFTER, pause.into());
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response

@@ -16,7 +16,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
 use super::error::HttpError;
 use super::wire::Choices;
-use crate::answer::Answer;
+use crate::answer::{Answer, GivenUp};
 use crate::budget::held;
 use crate::ids::RequestId;
 use crate::request::answer_bytes;
@@ -48,6 +48,8 @@ struct Run {
     per_prompt: usize,
     include_usage: bool,
     open: usize,
+    /// One of each answer.
+    given_up: Vec<GivenUp>,
 }
 
 /// Answers a request whose body was read.
@@ -63,7 +65,8 @@ pub async fn answer(
     stream: bool,
 ) -> Result<Response, HttpError> {
     if !stream {
-        let count = |error: &HttpError| service.metrics.ended(error.body.code);
+        let tenant = caller.call.tenant.as_ref().map(|tenant| tenant.name());
+        let count = |error: &HttpError| service.metrics.refused(tenant, error.body.code);
         check_whole(service, &asked).inspect_err(count)?;
     }
     let run = Run::start(service, dialect, caller, asked).await?;
@@ -128,6 +131,7 @@ impl Run {
             };
         }
         let answers = service.generate_all(&caller.call, asked.prompts).await?;
+        let given_up = answers.iter().map(Answer::given_up).collect();
         let answers = answers.into_iter().enumerate();
         let mut events: Vec<_> = answers
             .map(|(index, answer)| follow(index, answer))
@@ -162,6 +166,7 @@ impl Run {
             per_prompt,
             include_usage,
             open: count,
+            given_up,
         })
     }
 
@@ -175,6 +180,10 @@ impl Run {
                     choice.add(self.frame.dialect, &delta);
                     bytes += choice.bytes();
                     if bytes > most {
+                        let why = Reason::AnswerTooLarge;
+                        self.given_up
+                            .iter()
+                            .for_each(|answer| answer.because_of(why));
                         return Err(too_large(most).into());
                     }
                 }

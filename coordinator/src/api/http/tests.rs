@@ -17,6 +17,7 @@ use super::*;
 use crate::budget::BODY_WEIGHT;
 use crate::executor::ChannelExecutor;
 use crate::executor::fake::{FakeRank, Script};
+use crate::keys::ApiKeys;
 use crate::{Config, Coordinator};
 
 struct Server {
@@ -78,6 +79,14 @@ impl Server {
     async fn health(&self) -> StatusCode {
         let request = Request::get("/health").body(Body::empty()).unwrap();
         self.send(request).await.status
+    }
+
+    fn has_figure(&self, line: &str) {
+        let figures = self.service().metrics.encode();
+        assert!(
+            figures.lines().any(|found| found == line),
+            "{line} is missing in\n{figures}"
+        );
     }
 
     fn held(&self) -> u64 {
@@ -335,4 +344,87 @@ async fn a_whole_answer_ends_where_it_can_no_longer_be_held() {
     let refused = server.post("/v1/completions", &ask(50_000)).await;
     assert_eq!(refused.json["error"]["code"], "answer_too_large");
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    // It counted as a client that had gone.
+    server.has_figure("palimpsest_requests_total{outcome=\"answer_too_large\"} 1");
+    server.has_figure("palimpsest_requests_total{outcome=\"length\"} 1");
+    assert!(!server.service().metrics.encode().contains("cancelled"));
+}
+
+/// Keys of the tenant `research`, whose key is `secret`.
+fn with_key(options: &str) -> Config {
+    // sha256("secret")
+    let digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    let keys = ApiKeys::parse(&format!("research:{digest} {options}")).unwrap();
+    Config {
+        keys: Some(Arc::new(keys)),
+        ..Config::default()
+    }
+}
+
+fn with_secret(mut request: Request) -> Request {
+    let value = HeaderValue::from_static("Bearer secret");
+    request.headers_mut().insert(header::AUTHORIZATION, value);
+    request
+}
+
+/// A key's quotas bounded what was under way, and nothing over time.
+#[tokio::test(start_paused = true)]
+async fn requests_of_a_key_in_a_minute_are_refused_beyond_its_rate() {
+    let server = Server::start(with_key("max-requests-per-minute=2")).await;
+    let ask = |path: &str, body: Value| {
+        server.send(with_secret(post_of(path, Body::from(body.to_string()))))
+    };
+    let all = ask("/v1/completions", completion(json!({"n": 4}))).await;
+    assert_eq!(all.status, StatusCode::OK, "{}", all.json);
+    let tokens = ask("/tokenize", json!({"prompt": "hello"})).await;
+    assert_eq!(tokens.status, StatusCode::OK, "{}", tokens.json);
+    for (path, body) in [
+        ("/v1/completions", completion(json!({}))),
+        ("/tokenize", json!({"prompt": "hello"})),
+    ] {
+        let refused = ask(path, body).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{path}");
+        assert_eq!(refused.json["error"]["code"], "rate_limited");
+        assert_eq!(refused.headers[header::RETRY_AFTER], "30");
+    }
+    let labels = "tenant=\"research\",outcome=\"rate_limited\"";
+    server.has_figure(&format!("palimpsest_tenant_requests_total{{{labels}}} 2"));
+    tokio::time::advance(Duration::from_secs(30)).await;
+    let later = ask("/v1/completions", completion(json!({}))).await;
+    assert_eq!(later.status, StatusCode::OK, "{}", later.json);
+}
+
+#[tokio::test]
+async fn bodies_that_find_no_room_are_counted_to_their_tenant() {
+    let server = Server::start(Config {
+        max_inflight_bytes: 1000 * BODY_WEIGHT,
+        ..with_key("")
+    })
+    .await;
+    let body = completion(json!({"user": "x".repeat(2000)}));
+    let request = post_of("/v1/completions", Body::from(body.to_string()));
+    let refused = server.send(with_secret(request)).await;
+    assert_eq!(refused.json["error"]["code"], "intake_full");
+    let labels = "tenant=\"research\",outcome=\"intake_full\"";
+    server.has_figure(&format!("palimpsest_tenant_requests_total{{{labels}}} 1"));
+}
+
+/// A body names its biases once, and each choice has a copy.
+#[tokio::test]
+async fn biases_of_choices_are_charged() {
+    let biases: serde_json::Map<String, Value> =
+        (0..250).map(|id: u32| (id.to_string(), json!(1))).collect();
+    let ask = |n| completion(json!({"logit_bias": biases, "n": n}));
+    let bytes = ask(1).to_string().len() as u64;
+    let server = Server::start(Config {
+        // A third of it is for one of its size, and small ones have an eighth alone.
+        max_inflight_bytes: 3 * bytes * BODY_WEIGHT,
+        ..Config::default()
+    })
+    .await;
+    let one = server.post("/v1/completions", &ask(1)).await;
+    assert_eq!(one.status, StatusCode::OK, "{}", one.json);
+    let many = server.post("/v1/completions", &ask(16)).await;
+    assert_eq!(many.json["error"]["code"], "intake_full", "{}", many.json);
+    settle(&server, 0).await;
 }
