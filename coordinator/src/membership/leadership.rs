@@ -220,7 +220,13 @@ async fn stand_by(
     let record = RankRecord::new(0, 1, candidacy.address.clone());
     let mut told = None;
     loop {
-        let reason = match registry.claim(&place, record.clone(), CLAIM_LIMIT).await {
+        // The first attempt waits for nobody: whoever stands by says so at once.
+        let limit = if told.is_some() {
+            CLAIM_LIMIT
+        } else {
+            Duration::ZERO
+        };
+        let reason = match registry.claim(&place, record.clone(), limit).await {
             Ok(claim) => return Ok(claim),
             Err(RegistryError::RankTaken { address, .. }) => {
                 format!("standing by: the coordinator at {address} leads group {group}")

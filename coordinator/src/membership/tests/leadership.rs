@@ -48,9 +48,17 @@ async fn a_standby_leads_as_soon_as_the_lead_is_given_back() {
     let answer = text(first.coordinator(), "a").await;
     assert_eq!(answer.expect("an answer"), ANSWER);
 
-    let claim = Candidate::claim(Arc::new(registry.clone()), candidacy("second:1"), |_| {});
+    let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let tell = move |reason: &str| say.send(reason.to_owned()).expect("it is heard");
+    let claim = Candidate::claim(Arc::new(registry.clone()), candidacy("second:1"), tell);
     let standby = tokio::spawn(claim);
-    sleep(Duration::from_millis(100)).await;
+    // It said so after half a minute.
+    let reason = timeout(SOON, said.recv()).await.expect("a word");
+    let reason = reason.expect("it stands by");
+    assert!(
+        reason.starts_with("standing by: the coordinator at first:1"),
+        "{reason}"
+    );
     assert!(!standby.is_finished(), "the first one leads");
 
     first.coordinator().service().driver.drain().await;
