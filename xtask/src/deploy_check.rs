@@ -29,6 +29,8 @@ const DEPLOY: &str = "deploy";
 const SCRATCH: &str = "target/deploy-check";
 /// What this machine can run.
 const STARTED: [&str; 3] = ["dev", "cpu", "dev with tls"];
+/// Manifests whose coordinators are told the same, in two places.
+const COMPARED: [&str; 2] = ["base with recreate-group", "base with scale-out"];
 const VALIDATE: &str = "deploy/schemas/validate.py";
 
 /// Renders and checks every overlay, and the base with every component.
@@ -48,7 +50,7 @@ pub fn check() -> Result<()> {
     let names = metrics::Names::read(&Path::new(DEPLOY).join("metrics.txt"))?;
     let program = commands::Program::find()?;
     let mut problems = metrics::dashboard_problems(&names)?;
-    let mut runnable = Vec::new();
+    let (mut runnable, mut compared) = (Vec::new(), Vec::new());
     for (name, root) in roots()? {
         let (manifests, mut found) = validated(&packages, &root)?;
         found.extend(pods::problems(&manifests));
@@ -71,9 +73,16 @@ pub fn check() -> Result<()> {
                 .into_iter()
                 .map(|problem| format!("{name}: {problem}")),
         );
+        if COMPARED.contains(&name.as_str()) {
+            compared.push(manifests.clone());
+        }
         if STARTED.contains(&name.as_str()) {
             runnable.push((name, manifests));
         }
+    }
+    match compared.as_slice() {
+        [one, other] => problems.extend(commands::coordinator_problems(COMPARED, [one, other])),
+        _ => bail!("deploy/ has not both of {COMPARED:?}"),
     }
     ensure!(
         problems.is_empty(),

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use self::process::{EtcdProcess, free_url};
 use super::*;
-use crate::conformance;
+use crate::{RankEvent, conformance};
 
 #[path = "../../../tests/src/etcd.rs"]
 mod process;
@@ -404,22 +404,105 @@ async fn a_watch_outlives_compaction() {
     assert_eq!(watch.next().await, Some(crate::RankEvent::Freed(0)));
 }
 
+/// What an operator, or another program, may leave where records of ours are.
+fn garbage() -> Vec<Vec<u8>> {
+    let mut found: Vec<Vec<u8>> = [
+        "",
+        "not ours",
+        "null",
+        "[]",
+        r#"{"rank": 0}"#,
+        r#"{"rank": -1, "world_size": 1, "address": "a:1", "session": "s"}"#,
+        r#"{"rank": 0, "world_size": 99999999999, "address": "a:1", "session": "s"}"#,
+        r#"{"epoch": 1.5, "world_size": 1, "model": "m", "digest": "", "policies": []}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into();
+    found.push(vec![0xff; 64]);
+    found.push("[".repeat(100_000).into_bytes());
+    found
+}
+
 #[tokio::test]
 async fn what_others_wrote_is_named_not_guessed() {
     let Some(etcd) = Etcd::start().await else {
         return;
     };
     let registry = etcd.registry().await;
-    let key = registry.key("g", 0);
-    registry
-        .client
-        .kv_client()
-        .put(key.clone(), "not ours", None)
-        .await
-        .expect("a put");
-    let error = registry.ranks("g").await.expect_err("not a record");
-    assert!(
-        matches!(&error, RegistryError::Corrupt { key: found, .. } if *found == key),
-        "{error}"
+    let (rank, lead, epoch) = (
+        registry.key("g", 0),
+        registry.key("g.lead", 0),
+        registry.epoch_key("g"),
     );
+    let names = |error: &RegistryError, key: &str| {
+        let is_named = matches!(error, RegistryError::Corrupt { key: found, .. } if found == key);
+        assert!(is_named, "{key}: {error}");
+    };
+    let record = || RankRecord::new(0, 1, "a:1".into());
+    let group = GroupRecord {
+        epoch: 1,
+        world_size: 1,
+        model: "m".into(),
+        digest: "00".into(),
+        policies: Vec::new(),
+    };
+    let mut kv = registry.client.kv_client();
+    for value in garbage() {
+        for key in [&rank, &lead, &epoch] {
+            kv.put(key.as_str(), value.clone(), None)
+                .await
+                .expect("a put");
+        }
+        names(&registry.ranks("g").await.expect_err("no record"), &rank);
+        for (of, key) in [("g", &rank), ("g.lead", &lead)] {
+            let claimed = registry.claim(of, record(), Duration::ZERO).await;
+            names(&claimed.expect_err("no record"), key);
+        }
+        names(&registry.group("g").await.expect_err("no record"), &epoch);
+        let announced = registry.announce("g", group.clone()).await;
+        names(&announced.expect_err("no record"), &epoch);
+    }
+    // Once an operator has deleted them, all goes on.
+    for key in [&rank, &lead, &epoch] {
+        kv.delete(key.as_str(), None).await.expect("a delete");
+    }
+    registry
+        .claim("g", record(), Duration::ZERO)
+        .await
+        .expect("a free rank");
+    registry
+        .announce("g", group.clone())
+        .await
+        .expect("the first");
+    assert_eq!(registry.group("g").await, Ok(Some(group)));
+}
+
+/// A watch that meets such a value tells of nothing, and goes on when it is gone.
+#[tokio::test]
+async fn a_watch_outlives_what_others_wrote() {
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let options = EtcdOptions {
+        lease: Duration::from_secs(1),
+        ..etcd.options()
+    };
+    let registry = EtcdRegistry::connect(options).await.expect("etcd is there");
+    let mut watch = registry.watch("g").await.expect("a watch");
+    assert_eq!(watch.next().await, Some(RankEvent::All(Vec::new())));
+    let mut kv = registry.client.kv_client();
+    let key = registry.key("g", 7);
+    kv.put(key.as_str(), "not ours", None).await.expect("a put");
+    let record = RankRecord::new(0, 1, "a:1".into());
+    let _claim = registry
+        .claim("g", record.clone(), Duration::ZERO)
+        .await
+        .expect("a rank");
+    let quiet = timeout(Duration::from_millis(500), watch.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    kv.delete(key.as_str(), None).await.expect("a delete");
+    let told = timeout(Duration::from_secs(20), watch.next())
+        .await
+        .expect("a word");
+    assert_eq!(told, Some(RankEvent::All(vec![record])));
 }

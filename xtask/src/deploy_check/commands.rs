@@ -182,6 +182,26 @@ pub fn group_problems(manifests: &Manifests) -> Vec<String> {
     problems
 }
 
+/// What coordinators of two sets of manifests are told differently: a group has its own name, and
+/// nothing else differs. `names`: of the sets.
+pub fn coordinator_problems(names: [&str; 2], manifests: [&Manifests; 2]) -> Vec<String> {
+    let flags = |manifests: &Manifests| -> Vec<BTreeSet<String>> {
+        let (processes, _) = processes(manifests);
+        let coordinators = processes.into_iter().filter(Process::is_coordinator);
+        coordinators.map(|process| process.shared_flags()).collect()
+    };
+    let [one, other] = manifests.map(flags);
+    let ([one], [other]) = (one.as_slice(), other.as_slice()) else {
+        let counts = (one.len(), other.len());
+        return vec![format!(
+            "{names:?} have not one coordinator each: {counts:?}"
+        )];
+    };
+    one.symmetric_difference(other)
+        .map(|flag| format!("coordinators of {names:?} differ in {flag}"))
+        .collect()
+}
+
 fn port_of(address: &str) -> Option<u64> {
     address.rsplit_once(':')?.1.parse().ok()
 }
@@ -196,6 +216,18 @@ impl Process {
             .filter(|name| name.starts_with(PREFIX));
         // clap writes `[env: NAME=value]`, and `[env: NAME=]` when it is not set or not shown.
         ours.filter(move |name| !help.contains(&format!("[env: {name}=")))
+    }
+
+    fn is_coordinator(&self) -> bool {
+        self.args
+            .first()
+            .is_some_and(|command| command == "coordinator")
+    }
+
+    /// All that it is told but the name of its group.
+    fn shared_flags(&self) -> BTreeSet<String> {
+        let own = |arg: &&String| !arg.starts_with("--group=");
+        self.args.iter().filter(own).cloned().collect()
     }
 
     /// The value of `--name=value`.
@@ -372,6 +404,19 @@ mod tests {
                 "{found:?}"
             );
         }
+    }
+
+    #[test]
+    fn coordinators_are_told_the_same() {
+        let set = |extra: &str| Manifests::new(vec![coordinator(extra), worker("m", "2")]);
+        let (base, same) = (set("--max-message-mib=2"), set("--max-message-mib=2"));
+        let compare = |other: &Manifests| coordinator_problems(["a", "b"], [&base, other]);
+        assert_eq!(compare(&same), Vec::<String>::new());
+        let found = compare(&set("--max-message-mib=4"));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("--max-message-mib=2"), "{found:?}");
+        let none = Manifests::new(vec![worker("m", "2")]);
+        assert_eq!(compare(&none).len(), 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ const WORKER_INDEX: &str = "leaderworkerset.sigs.k8s.io/worker-index";
 pub type Labels = BTreeMap<String, String>;
 
 /// All objects of one kustomization.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Manifests(Vec<Value>);
 
 /// Pods of one template.
