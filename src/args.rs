@@ -13,6 +13,7 @@ mod load;
 mod model;
 mod number;
 mod pace;
+mod responses;
 mod session;
 mod sessions;
 mod snapshots;

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use palimpsest_coordinator::api::http::serve_waiting;
 use palimpsest_coordinator::hosts::AllowedHosts;
 use palimpsest_coordinator::keys::ApiKeys;
+use palimpsest_coordinator::responses::Limits as ResponseLimits;
 use palimpsest_coordinator::scheduler::Company;
 use palimpsest_coordinator::sessions::Limits as SessionLimits;
 use palimpsest_coordinator::{Config, Coordinator};
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::descriptors;
 use crate::intake::Intake;
+use crate::responses::ResponseConfig;
 use crate::runtimes::Background;
 use crate::sessions::SessionConfig;
 
@@ -61,6 +63,8 @@ pub struct FrontConfig {
     pub company: Company,
     /// Where sessions are kept, and what they may take.
     pub sessions: SessionConfig,
+    /// Where responses are kept, and what they may take.
+    pub responses: ResponseConfig,
 }
 
 /// Ports that are bound, before a model is loaded: what is wrong with them is found at once. What
@@ -81,6 +85,8 @@ pub struct Front {
     company: Company,
     /// Their place is nobody's yet.
     sessions: SessionLimits,
+    /// Their place is nobody's yet.
+    responses: ResponseLimits,
 }
 
 impl Front {
@@ -90,6 +96,7 @@ impl Front {
         let keys = keys.transpose()?.map(Arc::new);
         check_exposure(&config, keys.is_some())?;
         let sessions = config.sessions.open()?;
+        let responses = config.responses.open()?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
             .context("--allowed-host")?;
         let connections = config.max_connections.saturating_mul(2);
@@ -141,6 +148,7 @@ impl Front {
             intake: config.intake,
             company: config.company,
             sessions,
+            responses,
         })
     }
 
@@ -169,7 +177,12 @@ impl Front {
         &self.sessions
     }
 
-    /// Limits and keys for a coordinator, without sessions.
+    /// Where responses are kept, which others may have claimed.
+    pub fn responses(&self) -> &ResponseLimits {
+        &self.responses
+    }
+
+    /// Limits and keys for a coordinator, without its sessions and responses.
     pub fn config(&self) -> Config {
         Config {
             max_running: self.max_running,

@@ -26,6 +26,7 @@ mod progress;
 mod pull;
 mod quickstart;
 mod registry;
+mod responses;
 mod runtimes;
 mod serve;
 mod session;

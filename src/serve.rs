@@ -11,7 +11,7 @@ use palimpsest_worker::device::Fault;
 use crate::front::{Front, FrontConfig};
 use crate::group::Group;
 use crate::model::{self, ModelConfig, Ranks};
-use crate::{sessions, signals, term, traces};
+use crate::{responses, sessions, signals, term, traces};
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]
@@ -40,6 +40,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let limits = Limits {
         step_limit: config.step_limit,
         sessions: sessions::claim(front.sessions()).await?,
+        responses: responses::claim(front.responses().clone(), Duration::ZERO, |_| {}).await?,
         ..front.config()
     };
     // A model may take minutes to load, and a probe tells that from a process that hangs.

@@ -30,17 +30,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use palimpsest_store::{Store, sealed};
+use palimpsest_store::sealed;
+pub use palimpsest_store::{Error as StoreError, Store};
 use tokio::sync::OnceCell;
 
 pub use self::error::{Error, Result};
 pub use self::id::{ResponseId, TenantKey};
-use self::index::{Garbage, Index, Name, Removal};
+use self::index::{FOLDER, Garbage, Index, Name, Removal};
 pub use self::limits::{Clock, Limits};
 pub use self::record::{Asked, Cost, Message, Record};
 
-/// Where records are in a store.
-const FOLDER: &str = "responses";
 /// Records of a conversation that are read at once.
 const READS: usize = 8;
 /// Records that are removed behind one call, at most.

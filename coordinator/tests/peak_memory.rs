@@ -178,6 +178,45 @@ fn bodies() -> Vec<Case> {
     ]
 }
 
+/// The same, for responses that would be stored.
+fn response_bodies() -> Vec<Case> {
+    let no = "],\"temperature\":-1}";
+    let case = |name, start: &str, element: &'static str, end: &str| Case {
+        name,
+        path: "/v1/responses",
+        body: filled(start, |_| element.to_owned(), end),
+    };
+    vec![
+        case(
+            "items",
+            "{\"input\":[",
+            "{\"role\":\"user\",\"content\":\"\"}",
+            no,
+        ),
+        case(
+            "parts of an item",
+            "{\"input\":[{\"role\":\"user\",\"content\":[",
+            "{\"type\":\"input_text\",\"text\":\"\"}",
+            "]}],\"temperature\":-1}",
+        ),
+        case(
+            "names of parts",
+            "{\"input\":\"\",\"include\":[",
+            "\"x\"",
+            "]}",
+        ),
+        Case {
+            name: "metadata",
+            path: "/v1/responses",
+            body: filled(
+                "{\"input\":\"\",\"metadata\":{",
+                |index| format!("\"{index}\":\"\""),
+                "}}",
+            ),
+        },
+    ]
+}
+
 /// Bodies of which nothing is kept.
 fn skipped() -> Vec<Case> {
     let case = |name, body| Case {
@@ -209,10 +248,10 @@ fn skipped() -> Vec<Case> {
 
 async fn check_bodies(coordinator: &Coordinator) {
     // What is made once for all is made.
-    for case in bodies().iter().chain(&skipped()) {
+    for case in bodies().iter().chain(&response_bodies()).chain(&skipped()) {
         send(coordinator, case.path, case.body).await;
     }
-    for case in bodies() {
+    for case in bodies().into_iter().chain(response_bodies()) {
         check_body(coordinator, &case, SIZE * BODY_WEIGHT as usize).await;
     }
     for case in skipped() {

@@ -10,6 +10,7 @@ use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 use super::intake::IntakeArgs;
 use super::number::positive;
 use super::pace::PaceArgs;
+use super::responses::ResponseArgs;
 use super::sessions::SessionStoreArgs;
 use super::snapshots::ReuseArgs;
 use crate::front::FrontConfig;
@@ -135,6 +136,8 @@ pub struct FrontArgs {
     pub pace: PaceArgs,
     #[command(flatten)]
     pub sessions: SessionStoreArgs,
+    #[command(flatten)]
+    pub responses: ResponseArgs,
 }
 
 impl FrontArgs {
@@ -162,6 +165,7 @@ impl FrontArgs {
             intake: self.intake.config(),
             company: self.pace.company(),
             sessions: self.sessions.config(),
+            responses: self.responses.config(),
         }
     }
 }

@@ -53,6 +53,13 @@ fn config() -> FrontConfig {
             max_record_bytes: 1 << 20,
             max_tokens: 0,
         },
+        responses: ResponseConfig {
+            place: None,
+            ttl: PATIENCE,
+            max_responses: None,
+            max_bytes: None,
+            max_turns: 2,
+        },
     }
 }
 

@@ -49,6 +49,11 @@ fn the_commands_of_sessions_run() {
     run("docs/src/sessions.md");
 }
 
+#[test]
+fn the_commands_of_responses_run() {
+    run("docs/src/responses.md");
+}
+
 /// A page with commands that no test above runs would be a page that nobody checks.
 #[test]
 fn every_page_with_commands_is_run() {

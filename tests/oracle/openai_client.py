@@ -74,6 +74,8 @@ def main(base_url: str) -> None:
     )
     assert pieces[-1].choices[0].finish_reason == "length"
 
+    check_responses(client, ours)
+
     expect(
         openai.NotFoundError,
         lambda: client.chat.completions.create(model="gpt-4", messages=messages),
@@ -90,6 +92,67 @@ def main(base_url: str) -> None:
     wrong = OpenAI(base_url=base_url, api_key="wrong", max_retries=0)
     expect(openai.AuthenticationError, wrong.models.list)
     print("ok")
+
+
+def check_responses(client: OpenAI, ours: dict) -> None:
+    """A conversation that the service keeps."""
+    asked = {"model": "tiny", "max_output_tokens": 9, "temperature": 0, "extra_body": ours}
+    first = client.responses.create(
+        input="hello there", instructions="Be brief", metadata={"a": "b"}, **asked
+    )
+    assert first.status == "incomplete" and first.output_text, first
+    assert first.incomplete_details.reason == "max_output_tokens", first
+    assert first.usage.output_tokens == 9 and first.usage.input_tokens_details.cached_tokens >= 0
+    assert first.usage.total_tokens == first.usage.input_tokens + 9
+    assert (first.metadata, first.instructions) == ({"a": "b"}, "Be brief")
+    assert client.responses.retrieve(first.id) == first
+
+    parts = [{"type": "input_text", "text": "and now?"}]
+    second = client.responses.create(
+        input=[{"role": "user", "content": parts}], previous_response_id=first.id, **asked
+    )
+    assert second.previous_response_id == first.id
+    # Three pages, which the client asks for one after the other.
+    items = client.responses.input_items.list(second.id, order="asc", limit=1)
+    found = [(item.role, item.content[0].text) for item in items]
+    expected = [("user", "hello there"), ("assistant", first.output_text), ("user", "and now?")]
+    assert found == expected, found
+
+    kinds, text, last = [], "", None
+    stream = client.responses.create(
+        input="and now?", previous_response_id=first.id, stream=True, **asked
+    )
+    for number, event in enumerate(stream):
+        assert event.sequence_number == number, event
+        kinds.append(event.type)
+        if event.type == "response.output_text.delta":
+            text += event.delta
+        last = event
+    assert kinds[:2] == ["response.created", "response.in_progress"], kinds
+    assert last.type == "response.incomplete" and last.response.output_text == text, last
+    # The same conversation, asked again.
+    assert text == second.output_text, (text, second.output_text)
+    with client.responses.stream(input="again", **asked) as stream:
+        whole = stream.get_final_response()
+    assert client.responses.retrieve(whole.id).output_text == whole.output_text
+
+    kept = client.responses.create(input="and now?", store=False, **asked)
+    expect(openai.NotFoundError, lambda: client.responses.retrieve(kept.id))
+    client.responses.delete(first.id)
+    expect(openai.NotFoundError, lambda: client.responses.retrieve(first.id))
+    error = expect(
+        openai.NotFoundError,
+        lambda: client.responses.create(input="x", previous_response_id=first.id, **asked),
+    )
+    assert error.param == "previous_response_id", error
+    third = client.responses.create(input="x", previous_response_id=second.id, **asked)
+    assert third.usage.input_tokens > second.usage.input_tokens
+    expect(openai.BadRequestError, lambda: client.responses.cancel(third.id))
+    tools = [{"type": "web_search"}]
+    error = expect(
+        openai.BadRequestError, lambda: client.responses.create(input="x", tools=tools, **asked)
+    )
+    assert error.param == "tools", error
 
 
 def expect(kind, call):

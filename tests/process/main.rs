@@ -8,6 +8,7 @@ mod idle;
 mod pipes;
 mod ready;
 mod refusals;
+mod responses;
 mod serving;
 mod sessions;
 mod siege;

@@ -56,7 +56,7 @@ pub use self::server::{serve, serve_probes, serve_waiting};
 use self::sessions::SessionBody;
 use self::wire::{
     AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CreateSessionBody, ForkBody,
-    OpenSessionBody, RequestBody, TokenizeBody, Unreadable, read_body,
+    OpenSessionBody, PARSE_SPEED, RequestBody, ResponseBody, TokenizeBody, Unreadable, read_body,
 };
 use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
@@ -71,8 +71,6 @@ const OPENAPI: &str = include_str!("http/openapi.json");
 /// What is read of a refused request, at most.
 const DRAINED_BYTES: usize = 64 << 10;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
-/// Bytes of a body that are read as fast as one of a text is tokenised.
-const PARSE_SPEED: usize = 16;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes over a service.
@@ -83,7 +81,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
-        .merge(responses::routes())
+        .merge(response_routes())
         .merge(session_routes())
         .layer(middleware::from_fn_with_state(service.clone(), charge))
         .layer(middleware::from_fn_with_state(service.clone(), authorize))
@@ -142,6 +140,19 @@ fn session_routes() -> Router<App> {
         .route("/v1/sessions/{id}/resume", post(sessions::resume))
         .route("/open_session", get(open()).post(open()))
         .route("/close_session", get(close()).post(close()))
+}
+
+/// Responses, and those that are kept.
+fn response_routes() -> Router<App> {
+    let one = get(responses::retrieve).delete(responses::delete);
+    Router::new()
+        .route("/v1/responses", post(response))
+        .route("/v1/responses/{id}", one)
+        .route(
+            "/v1/responses/{id}/input_items",
+            get(responses::input_items),
+        )
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
 }
 
 /// What probes and scrapers ask.
@@ -307,6 +318,11 @@ async fn session<T: SessionBody>(
     let Called { caller, body } = read::<T>(&app, request).await?;
     let id = id.map_or_else(String::new, |Path(id)| id);
     body.answer(&app.service, caller, id).await
+}
+
+async fn response(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let Called { caller, body } = read::<ResponseBody>(&app, request).await?;
+    responses::create(&app.service, caller, body).await
 }
 
 async fn models(State(app): State<App>) -> Json<serde_json::Value> {

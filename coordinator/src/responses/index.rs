@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use palimpsest_store::Entry as Object;
 
 use self::name::Found;
-pub(super) use self::name::Name;
+pub(super) use self::name::{FOLDER, Name};
 use super::error::{Error, Result};
 use super::id::{ResponseId, TenantKey};
 

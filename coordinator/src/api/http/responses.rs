@@ -11,6 +11,7 @@
 mod events;
 mod object;
 mod page;
+mod refusal;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -18,25 +19,22 @@ mod tests;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
-use axum::routing::{get, post};
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{Chat, ChatMessage};
-use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use self::object::{Response, Stage};
+use self::object::{Response, Stage, write_json};
 use self::page::Page;
+use self::refusal::{in_fields_of_responses, not_found, refused, unknown_parameter};
 use self::run::{Run, answers};
-use super::error::{HttpError, shorten};
+use super::error::HttpError;
 use super::generate::Caller;
-use super::wire::{ResponseBody, ResponseRequest};
-use super::{App, Called, PARSE_SPEED, read};
+use super::wire::{PARSE_SPEED, ResponseBody, ResponseRequest};
 use crate::budget::{Charge, held};
 use crate::keys::Tenant;
 use crate::responses::{Error, Message, Pinned, Record, ResponseId, TenantKey};
@@ -47,22 +45,20 @@ const PREVIOUS: &str = "previous_response_id";
 /// Parameters of a query, as they come.
 type Parameters = Query<Vec<(String, String)>>;
 
-/// The routes of this page.
-pub fn routes() -> Router<App> {
-    Router::new()
-        .route("/v1/responses", post(create))
-        .route("/v1/responses/{id}", get(retrieve).delete(delete))
-        .route("/v1/responses/{id}/input_items", get(input_items))
-        .route("/v1/responses/{id}/cancel", post(cancel))
-}
-
-async fn create(State(app): State<App>, request: Request) -> Result<HttpResponse, HttpError> {
-    let Called { caller, body } = read::<ResponseBody>(&app, request).await?;
-    let answered = answer(&app.service, caller, body.asked()?).await;
+/// Answers a request whose body was read.
+///
+/// # Errors
+/// What is wrong with the request, or why it is not taken now. A failure later in a stream is an
+/// event of it.
+pub async fn create(
+    service: &Service,
+    caller: Caller,
+    body: ResponseBody,
+) -> Result<HttpResponse, HttpError> {
+    let answered = answer(service, caller, body.asked()?).await;
     answered.map_err(in_fields_of_responses)
 }
 
-/// Answers a request whose body was read.
 async fn answer(
     service: &Service,
     caller: Caller,
@@ -205,14 +201,18 @@ async fn turns<T: Send + 'static>(
     done.await?.map_err(|error| refused(&error, param))
 }
 
-async fn retrieve(
-    State(app): State<App>,
+/// A response that is kept.
+///
+/// # Errors
+/// If there is none of this name, or the store fails.
+pub async fn retrieve(
+    State(service): State<Service>,
     Path(id): Path<String>,
     Query(parameters): Parameters,
     request: Request,
 ) -> Result<HttpResponse, HttpError> {
     check_parameters(&parameters)?;
-    let (of, pinned) = find(&app.service, &id, request).await?;
+    let (of, pinned) = find(&service, &id, request).await?;
     if let Some(charge) = &of.charge {
         let bytes = usize::try_from(pinned.own_bytes()).unwrap_or(usize::MAX);
         charge.take(bytes)?;
@@ -227,47 +227,59 @@ async fn retrieve(
         let record = Record::parse(&bytes, tenant);
         Ok(record.map(|record| write_json(&Response::of(&record, &Stage::Ended))))
     };
-    let deadline = Instant::now() + app.service.config.request_limit;
-    let pool = &app.service.pool;
+    let deadline = Instant::now() + service.config.request_limit;
+    let pool = &service.pool;
     let written = pool.run(weight, deadline, of.charge.clone(), work).await?;
     let written = written.map_err(|error| refused(&error, None))?;
     Ok(json_answer(written, of.charge))
 }
 
-async fn input_items(
-    State(app): State<App>,
+/// The messages before an answer, in pages.
+///
+/// # Errors
+/// As [`retrieve`], and names the parameter that is wrong.
+pub async fn input_items(
+    State(service): State<Service>,
     Path(id): Path<String>,
     Query(parameters): Parameters,
     request: Request,
 ) -> Result<HttpResponse, HttpError> {
     let page = Page::parse(&parameters)?;
-    let (of, pinned) = find(&app.service, &id, request).await?;
+    let (of, pinned) = find(&service, &id, request).await?;
     let made = move |records: Vec<Record>| page.write(&records);
-    let written = turns(&app.service, &of, &pinned, None, made).await??;
+    let written = turns(&service, &of, &pinned, None, made).await??;
     Ok(json_answer(written, of.charge))
 }
 
-async fn delete(
-    State(app): State<App>,
+/// Forgets a response.
+///
+/// # Errors
+/// As [`retrieve`].
+pub async fn delete(
+    State(service): State<Service>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, HttpError> {
     let of = whose(request);
     let failed = |error: Error| not_found(&error, &id);
     let name = ResponseId::parse(&id).ok_or_else(|| failed(Error::Unknown))?;
-    let deleted = app.service.responses.delete(of.tenant, name).await;
+    let deleted = service.responses.delete(of.tenant, name).await;
     deleted.map_err(failed)?;
     Ok(Json(
         json!({"id": name, "object": "response", "deleted": true}),
     ))
 }
 
-async fn cancel(
-    State(app): State<App>,
+/// Refuses to cancel a response: none is made in the background.
+///
+/// # Errors
+/// Always.
+pub async fn cancel(
+    State(service): State<Service>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<HttpResponse, HttpError> {
-    find(&app.service, &id, request).await?;
+    find(&service, &id, request).await?;
     let message = "only a response in the background can be cancelled, and none is made there: to \
                    cancel a request close its connection";
     Err(HttpError::protocol(
@@ -314,85 +326,11 @@ fn check_parameters(parameters: &[(String, String)]) -> Result<(), HttpError> {
     Ok(())
 }
 
-fn unknown_parameter(name: &str) -> HttpError {
-    let name = shorten(name);
-    HttpError::invalid(&name, format!("unknown parameter `{name}`"))
-}
-
 fn chat_message(message: Message) -> ChatMessage {
     ChatMessage {
         role: message.role,
         content: message.text,
     }
-}
-
-/// What a client reads whose request names a response in its path.
-fn not_found(error: &Error, id: &str) -> HttpError {
-    let mut refused = refused(error, None);
-    if *error == Error::Unknown {
-        refused.body.message = format!("there is no response `{}` here", shorten(id));
-    }
-    refused
-}
-
-/// What a client reads that named a response in its field `param`.
-fn refused(error: &Error, param: Option<&'static str>) -> HttpError {
-    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-    let (status, code, advice) = match error {
-        Error::Unknown if param.is_some() => (
-            StatusCode::NOT_FOUND,
-            "previous_response_not_found",
-            ": send the whole conversation as input",
-        ),
-        Error::Unknown => (StatusCode::NOT_FOUND, "response_not_found", ""),
-        Error::TooLong { .. } => (
-            StatusCode::BAD_REQUEST,
-            "too_long",
-            ": begin a new conversation",
-        ),
-        Error::TooLarge { .. } => (
-            StatusCode::BAD_REQUEST,
-            "response_too_large",
-            ": ask with `store: false`",
-        ),
-        Error::Damaged { .. } => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "response_damaged",
-            ": begin a new conversation, and tell the operator",
-        ),
-        Error::Store(_) => (
-            unavailable,
-            "store_unavailable",
-            ": try again later, or ask with `store: false`",
-        ),
-        Error::NotOurs | Error::Ended => (unavailable, "store_unavailable", ": try again later"),
-    };
-    // What a store says names keys and places, which are the operator's.
-    let what = match error {
-        Error::Store(_) => "the store of responses cannot be reached".to_owned(),
-        other => other.to_string(),
-    };
-    let mut refused = HttpError::protocol(status, code, format!("{what}{advice}"));
-    refused.body.param = param.map(str::to_owned);
-    if status.is_server_error() {
-        refused.body.kind = "server_error";
-    }
-    refused
-}
-
-/// The error with the names that fields have in a body of this page.
-fn in_fields_of_responses(mut error: HttpError) -> HttpError {
-    let name = match error.body.param.as_deref() {
-        Some("max_tokens") => "max_output_tokens",
-        Some("messages") => "input",
-        _ => return error,
-    };
-    error.body.param = Some(name.to_owned());
-    error
-}
-
-fn write_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("texts and numbers have a JSON form")
 }
 
 /// An answer that is about as large as what was read for it.

@@ -22,7 +22,7 @@ use serde::de::{Error, IgnoredAny, MapAccess};
 
 use self::fields::{COMMON, Rest};
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
-pub use self::read::{RequestBody, Unreadable, read_body};
+pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
 pub use self::sessions::{
     AppendBody, CloseSessionBody, CreateSessionBody, ForkBody, OpenSessionBody,

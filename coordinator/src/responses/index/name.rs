@@ -2,9 +2,10 @@
 
 use palimpsest_store::Entry as Object;
 
-use super::super::FOLDER;
 use super::super::id::{ResponseId, TenantKey, digits};
 
+/// Where records are in a store.
+pub(in super::super) const FOLDER: &str = "responses";
 /// What the key of a marker ends with.
 const MARKER: &str = ".deleted";
 

@@ -218,3 +218,8 @@ fn usage(cost: &Cost) -> Value {
         },
     })
 }
+
+/// A value as JSON.
+pub fn write_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("texts and numbers have a JSON form")
+}

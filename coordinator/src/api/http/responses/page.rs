@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::super::error::{HttpError, shorten};
-use super::object::{Item, answer_id, message_id};
-use super::{unknown_parameter, write_json};
+use super::object::{Item, answer_id, message_id, write_json};
+use super::refusal::unknown_parameter;
 use crate::responses::Record;
 
 /// Messages of a page when a client does not say, and at most, as in OpenAI's API.

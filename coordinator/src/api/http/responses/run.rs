@@ -13,8 +13,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::super::error::HttpError;
 use super::super::generate::{KEEP_ALIVE, WRITE_BYTES, too_large};
 use super::events::Events;
-use super::object::{Response, Stage};
-use super::refused;
+use super::object::{Response, Stage, write_json};
+use super::refusal::refused;
 use crate::answer::Answer;
 use crate::budget::held;
 use crate::responses::{Cost, Pinned, Record, Responses};
@@ -56,7 +56,7 @@ impl Run {
             }
         }
         let object = Response::of(&self.record, &Stage::Ended);
-        let body = serde_json::to_vec(&object).expect("texts and numbers have a JSON form");
+        let body = write_json(&object);
         let json = HeaderValue::from_static("application/json");
         // It stands in memory whole, so it must be read in time.
         let body = held(Body::from(body), None);

@@ -9,6 +9,9 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::api::http::error::shorten;
 
+/// Bytes of a body that are read as fast as one of a text is tokenised.
+pub const PARSE_SPEED: usize = 16;
+
 /// A body that is a JSON object.
 pub trait RequestBody: Default {
     /// Fields of this body alone.
