@@ -1,19 +1,27 @@
 //! `palimpsest inspect`: what a file holds, without loading it.
 
+mod snapshot;
+
 use std::path::Path;
 
 use anyhow::Context;
 use palimpsest_engine::indexer::Indexer;
+use palimpsest_engine::snapshot::file::is_snapshot;
 use palimpsest_models::Description;
 use palimpsest_models::gguf::GgufValue;
 use serde_json::{Value, json};
 
 use crate::term::bytes;
 
-/// Prints a description of a model or an indexer.
+/// Prints a description of a model, an indexer or a snapshot.
 pub fn run(path: &Path, as_json: bool) -> anyhow::Result<()> {
     if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
-        return indexer(path, as_json);
+        let file =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if is_snapshot(&file) {
+            return snapshot::run(&file, as_json);
+        }
+        return indexer(&file, as_json);
     }
     let description = palimpsest_models::inspect(path)?;
     if as_json {
@@ -87,9 +95,8 @@ fn value_json(value: &GgufValue) -> Value {
     }
 }
 
-fn indexer(path: &Path, as_json: bool) -> anyhow::Result<()> {
-    let file = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let scorer = Indexer::parse(&file)?;
+fn indexer(file: &[u8], as_json: bool) -> anyhow::Result<()> {
+    let scorer = Indexer::parse(file)?;
     let metadata: std::collections::BTreeMap<_, _> = scorer.metadata.iter().collect();
     if as_json {
         println!("{}", serde_json::to_string_pretty(&metadata)?);

@@ -14,6 +14,8 @@ pub mod file;
 mod join;
 mod latent;
 
+use std::fmt;
+
 use palimpsest_kernels::{
     Backend, HeadPages, LatentHead, LatentKind, LatentState, PageShape, StoredParts,
 };
@@ -27,7 +29,7 @@ use crate::kv::{Contract, PagePool, Positions, SequenceCache};
 use crate::slots::HeadSlots;
 
 /// The whole state of a sequence on one rank at a position, normally a boundary.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Snapshot {
     extent: Extent,
     /// Of the pages that the slots come from.
@@ -293,6 +295,14 @@ impl Snapshot {
             }
         }
         Ok(())
+    }
+}
+
+/// Nothing of what it holds: that tells of the tokens.
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (at, bytes) = (self.position, self.bytes());
+        write!(f, "Snapshot({}, {at} tokens, {bytes} bytes)", self.extent)
     }
 }
 

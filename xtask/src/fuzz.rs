@@ -32,6 +32,7 @@ const TARGETS: &[Target] = &[
     target("gguf", 256 << 10),
     target("safetensors", 256 << 10),
     target("indexer", 64 << 10),
+    target("snapshot", 64 << 10),
     target("tokenizer", 64 << 10),
     target("template", 4 << 10),
     target("http", 16 << 10),

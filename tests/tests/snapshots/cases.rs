@@ -1,7 +1,8 @@
 //! Contracts and tokens to try snapshots with.
 
 use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, Positions};
-use palimpsest_tests::{VOCABULARY, bounded, memory, random};
+use palimpsest_kernels::KvType;
+use palimpsest_tests::{STRIDE, VOCABULARY, bounded, memory, random};
 
 /// Every policy that evicts.
 pub const POLICIES: [&str; 11] = [
@@ -50,4 +51,87 @@ pub fn contracts() -> Vec<Contract> {
         }
     }
     all
+}
+
+/// A sequence that is interrupted twice, and goes on at other numbers of ranks.
+#[derive(Debug)]
+pub struct Case {
+    pub contract: Contract,
+    pub kv: KvType,
+    /// Ranks before the first interruption, between both, and after the second.
+    pub ranks: [usize; 3],
+    /// Boundaries after which it is interrupted.
+    pub cuts: [usize; 2],
+    /// Tokens that it reads in all.
+    pub tokens: usize,
+}
+
+/// Splitmix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % end as u64) as usize
+    }
+
+    fn one_of<T: Clone>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())].clone()
+    }
+}
+
+impl Case {
+    pub fn random(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let stride = STRIDE as usize;
+        let tokens = 120 + random.below(200);
+        let second = 2 + random.below(tokens / stride - 2);
+        let first = 1 + random.below(second - 1);
+        // From 4 on ranks share KV heads.
+        let ranks = [
+            [1, 3, 2],
+            [3, 1, 2],
+            [2, 3, 1],
+            [1, 1, 1],
+            [6, 2, 4],
+            [1, 4, 6],
+        ];
+        Self {
+            contract: Self::contract(&mut random),
+            kv: random.one_of(&[KvType::Q8, KvType::F16, KvType::F32]),
+            ranks: random.one_of(&ranks),
+            cuts: [first, second].map(|boundary| boundary * stride),
+            tokens,
+        }
+    }
+
+    fn contract(random: &mut Random) -> Contract {
+        if random.below(12) == 0 {
+            return Contract::Full;
+        }
+        let policy = random.one_of(&POLICIES);
+        let head_budget = if pools(policy) {
+            random.one_of(&HeadBudget::ALL)
+        } else {
+            HeadBudget::Uniform
+        };
+        let name = random.one_of(&["none", "centroid", "associative"]);
+        let slots = if name == "none" {
+            0
+        } else {
+            8 + random.below(8) as u32
+        };
+        let (sinks, window) = (random.below(5) as u32, 1 + random.below(16) as u32);
+        Contract::Bounded(Bounded {
+            budget: slots + sinks + window + 4 + random.below(60) as u32,
+            sinks,
+            window,
+            positions: random.one_of(&Positions::ALL),
+            memory: memory(name, slots),
+            ..bounded(policy, head_budget, 0)
+        })
+    }
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
-use super::header::CHECKSUM;
+/// Its entry of the metadata.
+pub(super) const CHECKSUM: &str = "checksum";
 
 /// A tensor, as far as the checksum sees it.
 pub(super) struct Summed<'a> {

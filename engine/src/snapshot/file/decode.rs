@@ -8,17 +8,27 @@ use palimpsest_kernels::LatentKind;
 use palimpsest_proto::kv::{self, Geometry};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
-use super::checksum::{Summed, checksum};
-use super::header::{CHECKSUM, Header};
+use super::checksum::{CHECKSUM, Summed, checksum};
+use super::header::Header;
+use super::identity::{FORMAT, Identity, VERSION};
 use super::tensors::{Number, STORED, element, name};
-use super::{FORMAT, Identity, VERSION};
 use crate::kv::{Contract, Positions};
 use crate::snapshot::error::possible;
 use crate::snapshot::latent::LatentArrays;
 use crate::snapshot::{HeadState, Snapshot, SnapshotError};
 
-/// See [`Snapshot::decode`].
-pub(super) fn decode(bytes: &[u8], expected: &Identity) -> Result<Snapshot, SnapshotError> {
+impl Snapshot {
+    /// The state in a file.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] says what is wrong with the file, or that it holds another state than the
+    /// `expected` one.
+    pub fn decode(bytes: &[u8], expected: &Identity) -> Result<Self, SnapshotError> {
+        decode(bytes, expected)
+    }
+}
+
+fn decode(bytes: &[u8], expected: &Identity) -> Result<Snapshot, SnapshotError> {
     let File { header, tensors } = File::open(bytes)?;
     header.check(expected)?;
     let mut reader = Reader {
@@ -335,7 +345,12 @@ fn check_size(header: &Header, heads: &[HeadState]) -> Result<(), SnapshotError>
         stride: header.stride,
     };
     let most = match &header.contract {
-        Contract::Full => header.position * geometry.heads(),
+        Contract::Full => {
+            let all = header.position * geometry.heads();
+            return possible(found == all, || {
+                format!("{found} entries of {all}, where none is evicted")
+            });
+        }
         contract => kv::reserved_pages(contract, &geometry, header.position) * kv::PAGE_SLOTS,
     };
     if found > most {

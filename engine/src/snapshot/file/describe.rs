@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 
-use super::FORMAT;
-use super::checksum::{Summed, checksum};
+use super::checksum::{CHECKSUM, Summed, checksum};
 use super::decode::File;
-use super::header::{CHECKSUM, Header};
+use super::header::Header;
+use super::identity::FORMAT;
 use super::tensors::Tensor;
 use crate::snapshot::SnapshotError;
 

@@ -6,15 +6,24 @@ use std::collections::BTreeMap;
 use palimpsest_kernels::StoredParts;
 use safetensors::Dtype;
 
-use super::Identity;
-use super::checksum::{Summed, checksum};
-use super::header::{CHECKSUM, Header};
+use super::checksum::{CHECKSUM, Summed, checksum};
+use super::header::Header;
+use super::identity::Identity;
 use super::tensors::{Number, STORED, Tensor, element, name};
 use crate::snapshot::latent::LatentArrays;
 use crate::snapshot::{HeadState, Snapshot, SnapshotError};
 
-/// See [`Snapshot::encode`].
-pub(super) fn encode(snapshot: &Snapshot, identity: &Identity) -> Result<Vec<u8>, SnapshotError> {
+impl Snapshot {
+    /// Bytes of a file of this state.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Foreign`] where `identity` is of another cache or model.
+    pub fn encode(&self, identity: &Identity) -> Result<Vec<u8>, SnapshotError> {
+        encode(self, identity)
+    }
+}
+
+fn encode(snapshot: &Snapshot, identity: &Identity) -> Result<Vec<u8>, SnapshotError> {
     identity.check(&snapshot.extent, snapshot.shape)?;
     let mut tensors = BTreeMap::new();
     let mut first = 0;

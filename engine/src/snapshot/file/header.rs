@@ -8,13 +8,10 @@ use palimpsest_proto::v1::KvContract;
 use serde_json::{Value, json};
 
 use super::checksum::{hex, unhex};
-use super::{FORMAT, Identity, VERSION};
+use super::identity::{FORMAT, Identity, VERSION};
 use crate::kv::Contract;
 use crate::snapshot::error::same;
 use crate::snapshot::{Extent, Snapshot, SnapshotError, lines};
-
-/// The entry of the checksum.
-pub(super) const CHECKSUM: &str = "checksum";
 
 /// What a file says of the state in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
