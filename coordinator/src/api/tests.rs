@@ -1,5 +1,6 @@
 //! The gRPC API over a real connection and a fake rank.
 
+mod clients;
 mod connections;
 mod sessions;
 

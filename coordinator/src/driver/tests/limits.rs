@@ -1,9 +1,12 @@
 //! Deadlines, drains, and bounds of the queue and of memory.
 
+use std::net::IpAddr;
+
 use palimpsest_proto::internal::v1::{StepOutput, StepPlan};
 
 use super::*;
 use crate::executor::ExecutorError;
+use crate::service::Call;
 
 #[tokio::test(start_paused = true)]
 async fn deadlines_in_the_queue_and_in_execution() {
@@ -159,6 +162,42 @@ async fn the_queue_is_bounded_in_requests_and_in_tokens() {
     );
     drop((running, waiting, second));
     sleep(3 * STEP).await;
+    assert_eq!(service.driver.admission().waiting(), Queued::default());
+}
+
+/// A call from an address.
+fn from(address: [u8; 4]) -> Call {
+    Call {
+        network: Some(IpAddr::from(address).into()),
+        ..Call::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_is_shared_between_clients() {
+    let config = Config {
+        max_running: 1,
+        max_queued: 2,
+        ..config()
+    };
+    let (coordinator, _) = start_with(config, vec![Script::endless(0, 1)]).await;
+    let service = coordinator.service();
+    let (many, few) = (from([10, 0, 0, 1]), from([10, 0, 0, 2]));
+    let ask = |call, tokens| service.generate_for(call, prompt(3, tokens));
+    let running = ask(&many, 1000).await.unwrap();
+    sleep(3 * STEP).await;
+    let mut first = ask(&many, 1).await.unwrap();
+    let mut second = ask(&many, 1).await.unwrap();
+    let refused = ask(&many, 1).await.err().unwrap();
+    assert_eq!(refused.reason, Reason::QueueFull);
+    let mut third = ask(&few, 1).await.unwrap();
+    let error = whole(&mut second).await.err().unwrap();
+    assert_eq!(error.reason, Reason::QueueFull);
+    assert!(error.message.contains("this client has more"), "{error}");
+    drop(running);
+    for kept in [&mut third, &mut first] {
+        assert_eq!(whole(kept).await.unwrap().text.len(), 1);
+    }
     assert_eq!(service.driver.admission().waiting(), Queued::default());
 }
 
