@@ -42,7 +42,7 @@ fn plan(epoch: u64) -> StepPlan {
         epoch,
         step: 1,
         sequences: vec![step],
-        release: Vec::new(),
+        ..Default::default()
     }
 }
 

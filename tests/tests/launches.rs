@@ -90,21 +90,20 @@ impl Run {
                     ..Default::default()
                 }),
                 max_tokens: 1000,
-                banned: Vec::new(),
                 prompt_tokens: 1000,
-                trace: None,
+                ..Default::default()
             }),
             tokens: tokens.clone(),
             position: self.seen as u64,
             sample: true,
-            retention_report: false,
+            ..Default::default()
         };
         let sequences = (0..self.sequences).zip(tokens).map(step).collect();
         let plan = StepPlan {
             epoch: 1,
             step: self.seen as u64,
             sequences,
-            release: Vec::new(),
+            ..Default::default()
         };
         let output = self.runner.execute(&plan);
         assert_eq!(output.error, "");

@@ -218,12 +218,12 @@ impl<B: Backend> Thread<B> {
             },
             Some(FaultKind::Stall) => {
                 self.stall();
-                self.carry_out(plan)
+                self.step(plan)
             }
             Some(FaultKind::Hang) => loop {
                 std::thread::park();
             },
-            None => self.carry_out(plan),
+            None => self.step(plan),
         };
         self.activity.steps.fetch_add(1, Ordering::Relaxed);
         self.activity.busy.store(false, Ordering::Relaxed);
@@ -233,7 +233,7 @@ impl<B: Backend> Thread<B> {
     }
 
     /// The step itself, with what the plan says of snapshots.
-    fn carry_out(&mut self, plan: &StepPlan) -> StepOutput {
+    fn step(&mut self, plan: &StepPlan) -> StepOutput {
         if let Some(orders) = &plan.snapshots {
             self.shelf.obey(orders);
         }
