@@ -285,8 +285,8 @@ impl Bound {
 }
 
 impl State {
-    /// Whose place the asker gets: the newest of the flow with most in the queue, if it still has as
-    /// much as the asker's flow then.
+    /// Whose place the asker gets: the newest of the flow with most in the queue, if that still has
+    /// as much as the asker's flow then.
     fn loser(
         &self,
         bound: Bound,
@@ -305,10 +305,9 @@ impl State {
         }
         let own = sizes.get(&asker.flow).copied().unwrap_or(0) + bound.size(tokens);
         let (largest, size) = sizes.into_iter().max_by_key(|(_, size)| *size)?;
-        let (number, newest) = places()
-            .filter(|(_, place)| place.asker.flow == *largest)
-            .filter(|(_, place)| place.asker.priority <= asker.priority)
-            .next_back()?;
+        let may_lose =
+            |place: &Place| place.asker.flow == *largest && place.asker.priority <= asker.priority;
+        let (number, newest) = places().rfind(|(_, place)| may_lose(place))?;
         let is_fair = size - bound.size(newest.tokens) >= own;
         is_fair.then_some((*number, newest))
     }

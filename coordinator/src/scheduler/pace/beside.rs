@@ -15,9 +15,9 @@
 //!
 //! - Where all that is owed fits into a step within the factor of gaps, every step pays it. This is
 //!   so where weights dominate: a large model, or a GPU.
-//! - Elsewhere at most one step of three is *long*. It pays for all three, with a piece that is large
-//!   enough to be cheap, and the other two read nothing. So the median gap is that of undisturbed
-//!   steps, and the mean gap is what the promise to reading costs. A long step lasts
+//! - Elsewhere at most one step of three is *long*. It pays for all three, with a piece that is
+//!   large enough to be cheap, and the other two read nothing. So the median gap is that of
+//!   undisturbed steps, and the mean gap is what the promise to reading costs. A long step lasts
 //!   [`LONGEST`] undisturbed ones at most. It lasts as long where reading alone was not measured.
 //!
 //! What is measured is smoothed exponentially, because steps at boundaries evict and a machine has
@@ -133,16 +133,14 @@ impl Beside {
             if is_telling {
                 let tokens = work.prefill as f64;
                 let weight = tokens / (tokens + WHOLE_PIECE);
-                blend(&mut self.alone, seconds / tokens, weight);
+                self.alone = Some(blended(self.alone, seconds / tokens, weight));
             }
             return;
         }
         if work.prefill == 0 {
             let known = self.undisturbed.get(&work.decodes).copied();
-            let mut average = known;
-            blend(&mut average, seconds, LATEST);
-            self.undisturbed
-                .extend(average.map(|it| (work.decodes, it)));
+            let average = blended(known, seconds, LATEST);
+            self.undisturbed.insert(work.decodes, average);
             self.age = 0;
         } else {
             self.age += 1;
@@ -153,8 +151,8 @@ impl Beside {
         }
         let undisturbed = self.undisturbed(work.decodes);
         if is_telling {
-            let more = (seconds - undisturbed).max(0.0);
-            blend(&mut self.added, more / work.prefill as f64, LATEST);
+            let added = (seconds - undisturbed).max(0.0) / work.prefill as f64;
+            self.added = Some(blended(self.added, added, LATEST));
         }
         let read = work.prefill as f64 * self.alone.unwrap_or(0.0);
         self.owed = (self.owed + seconds / self.company.reading - read).max(0.0);
@@ -184,10 +182,10 @@ impl Beside {
     }
 }
 
-/// Moves an average towards a value, by `weight` of the way.
-fn blend(average: &mut Option<f64>, value: f64, weight: f64) {
+/// An average that a value moves by `weight` of the way.
+fn blended(average: Option<f64>, value: f64, weight: f64) -> f64 {
     let before = average.unwrap_or(value);
-    *average = Some(before + weight * (value - before));
+    before + weight * (value - before)
 }
 
 #[cfg(test)]

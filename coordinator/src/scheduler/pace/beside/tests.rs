@@ -46,8 +46,8 @@ impl Read {
     }
 }
 
-/// Reads a prompt beside so many that decode. Pieces end at boundaries; `noise` is what a step takes
-/// more or less, by its number.
+/// Reads a prompt beside so many that decode. Pieces end at boundaries; `noise` is what a step
+/// takes more or less, by its number.
 fn read(
     pace: &mut Pace,
     machine: Machine,
