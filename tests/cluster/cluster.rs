@@ -126,14 +126,40 @@ impl Cluster {
             .expect("a group")
     }
 
+    /// Starts `tp` ranks that exchange tensors over TCP, with these flags of certificates, and a
+    /// coordinator with those.
+    pub async fn start_secured(
+        tiny: &Tiny,
+        tp: usize,
+        ranks: &[String],
+        coordinator: &[String],
+    ) -> Self {
+        let place = |_| RankPlace {
+            more: [&["--collective".into(), "tcp".into()], ranks].concat(),
+            ..RankPlace::here()
+        };
+        let places = (0..tp).map(place).collect();
+        Self::start_driven(&vec![tiny; tp], places, coordinator)
+            .await
+            .expect("a group")
+    }
+
     async fn start_at(models: &[&Tiny], places: Vec<RankPlace>) -> Result<Self, String> {
+        Self::start_driven(models, places, &[]).await
+    }
+
+    async fn start_driven(
+        models: &[&Tiny],
+        places: Vec<RankPlace>,
+        more: &[String],
+    ) -> Result<Self, String> {
         let logs = tempfile::tempdir().expect("a directory");
         let models: Vec<PathBuf> = models.iter().map(|tiny| tiny.0.path().to_owned()).collect();
         let spawn =
             |rank: usize| spawn_rank(&models[rank], rank, models.len(), &places[rank], &logs);
         let ranks = (0..models.len()).map(spawn).collect();
         let mut coordinator = Coordinator::start(
-            &coordinator_arguments(&places),
+            &[coordinator_arguments(&places), more.to_vec()].concat(),
             logs.path().join("coordinator"),
         );
         coordinator.wait_until_served().await?;
@@ -205,6 +231,10 @@ impl Cluster {
         for (rank, process) in self.ranks.iter_mut().enumerate() {
             assert!(!process.has_ended(), "rank {rank} has ended");
         }
+    }
+
+    pub fn pid(&self, rank: usize) -> u32 {
+        self.ranks[rank].0.id()
     }
 
     pub fn address(&self, rank: usize) -> &str {

@@ -38,8 +38,12 @@ impl Scene {
             .expect("an answer")
             .tokens;
         let client = cluster.client.clone();
+        let before = steps(&cluster.coordinator);
         let stream = tokio::spawn(async move { ask(&client, request(61, 100, LONG)).await });
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Its prompt takes 7 of them.
+        while steps(&cluster.coordinator) < before + 10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         assert!(!stream.is_finished(), "it is in the middle of an answer");
         Some(Self {
             etcd,
@@ -75,6 +79,16 @@ impl Scene {
             expected,
         }
     }
+}
+
+/// Steps that a coordinator's group has done.
+fn steps(coordinator: &Coordinator) -> u64 {
+    let figures = coordinator.probe("/metrics").expect("probes are answered");
+    let mut lines = figures.lines();
+    let figure = lines.find_map(|line| line.strip_prefix("palimpsest_steps_total "));
+    figure
+        .and_then(|figure| figure.trim().parse().ok())
+        .expect("a figure")
 }
 
 struct Aftermath {

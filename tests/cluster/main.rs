@@ -8,6 +8,7 @@ mod kills;
 mod lead;
 mod process;
 mod requests;
+mod secured;
 
 use std::time::{Duration, Instant};
 
