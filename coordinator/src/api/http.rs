@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `POST /v1/chat/completions` | OpenAI's objects, whole or as server-sent events |
 //! | `POST /v1/completions` | the same, for a prompt without roles |
-//! | `POST /v1/responses`, `GET`, `DELETE /v1/responses/{id}` | OpenAI's responses, which are kept |
+//! | `/v1/responses` and below | OpenAI's responses, which are kept |
 //! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
 //! | `/v1/sessions` and below, `/open_session`, `/close_session` | token logs that are kept |
 //! | `POST /tokenize` | token ids of a text or a conversation |

@@ -121,9 +121,53 @@ fn messages_come_as_text_and_as_items() {
     }
 }
 
+/// Each is refused by the name of its field.
+fn assert_named(cases: &[(Value, &str)]) {
+    for (extra, field) in cases {
+        let error = ask(extra.clone()).unwrap_err();
+        assert_eq!(
+            (error.status.as_u16(), error.body.param.as_deref()),
+            (400, Some(*field)),
+            "{extra}"
+        );
+    }
+}
+
+#[test]
+fn an_item_that_is_no_message_of_text_is_named() {
+    let item = |item: Value| json!({"input": [{"role": "user", "content": "a"}, item]});
+    assert_named(&[
+        (
+            item(json!({"type": "item_reference", "id": "msg_1"})),
+            "input[1].type",
+        ),
+        (
+            item(json!({"type": "function_call", "name": "f"})),
+            "input[1].type",
+        ),
+        (
+            item(json!({"type": "reasoning", "summary": []})),
+            "input[1].type",
+        ),
+        (
+            item(json!({"role": "tool", "content": "a"})),
+            "input[1].role",
+        ),
+        (item(json!({"content": "a"})), "input[1].role"),
+        (item(json!({"role": "user"})), "input[1].content"),
+        (
+            item(json!({"role": "user", "content": [{"type": "input_image"}]})),
+            "input[1].content",
+        ),
+        (
+            item(json!({"role": "user", "content": [{"type": "input_text"}]})),
+            "input[1].content",
+        ),
+    ]);
+}
+
 #[test]
 fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
-    let item = |item: Value| json!({"input": [{"role": "user", "content": "a"}, item]});
     let long = "x".repeat(513);
     let many: BTreeMap<String, &str> = (0..17).map(|key| (key.to_string(), "")).collect();
     let cases = [
@@ -160,41 +204,8 @@ fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
         (json!({"messages": []}), "messages"),
         (json!({"n": 2}), "n"),
         (json!({"input": []}), "input"),
-        (
-            item(json!({"type": "item_reference", "id": "msg_1"})),
-            "input[1].type",
-        ),
-        (
-            item(json!({"type": "function_call", "name": "f"})),
-            "input[1].type",
-        ),
-        (
-            item(json!({"type": "reasoning", "summary": []})),
-            "input[1].type",
-        ),
-        (
-            item(json!({"role": "tool", "content": "a"})),
-            "input[1].role",
-        ),
-        (item(json!({"content": "a"})), "input[1].role"),
-        (item(json!({"role": "user"})), "input[1].content"),
-        (
-            item(json!({"role": "user", "content": [{"type": "input_image"}]})),
-            "input[1].content",
-        ),
-        (
-            item(json!({"role": "user", "content": [{"type": "input_text"}]})),
-            "input[1].content",
-        ),
     ];
-    for (extra, field) in cases {
-        let error = ask(extra.clone()).unwrap_err();
-        assert_eq!(
-            (error.status.as_u16(), error.body.param.as_deref()),
-            (400, Some(field)),
-            "{extra}"
-        );
-    }
+    assert_named(&cases);
     let harmless = json!({
         "tools": [], "tool_choice": "auto", "background": false, "conversation": null,
         "prompt": null, "top_logprobs": 0, "context_management": null, "truncation": null,
