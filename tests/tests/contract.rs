@@ -80,7 +80,7 @@ fn a_contract_that_means_nothing_is_refused_by_the_rank() {
         epoch: 1,
         step: 1,
         sequences: (0..).zip(&meaningless).map(step).collect(),
-        release: Vec::new(),
+        ..StepPlan::default()
     });
     assert_eq!(output.error, "");
     for (sequence, (field, kv)) in output.sequences.iter().zip(&meaningless) {

@@ -406,7 +406,7 @@ fn a_rank_that_diverges_keeps_step() {
                 epoch: 1,
                 step: number as u64,
                 sequences: vec![sequence],
-                release: Vec::new(),
+                ..Default::default()
             };
             let output = runner.execute(&plan);
             assert_eq!(output.error, "", "step {number}");

@@ -361,7 +361,7 @@ fn generate(
                 epoch: 1,
                 step,
                 sequences: steps,
-                release: Vec::new(),
+                ..Default::default()
             };
             let output = runner.execute(&plan);
             assert_eq!(output.error, "");
@@ -407,14 +407,13 @@ fn next_step(
                 ..Default::default()
             }),
             max_tokens: 1000,
-            banned: Vec::new(),
             prompt_tokens: prompt.len() as u64,
-            trace: None,
+            ..Default::default()
         }),
         tokens: all[*read..read + count].to_vec(),
         position: *read as u64,
         sample: read + count == all.len(),
-        retention_report: false,
+        ..Default::default()
     }
 }
 
@@ -464,7 +463,7 @@ fn what_a_plan_may_not_ask_fails_that_sequence_alone() {
         epoch: 1,
         step: 1,
         sequences,
-        release: Vec::new(),
+        ..Default::default()
     });
     assert_eq!(output.error, "");
     let errors: Vec<bool> = output
