@@ -1,6 +1,6 @@
 //! What the file of a snapshot holds.
 
-use palimpsest_engine::snapshot::file::{Description, FORMAT, VERSION, describe};
+use palimpsest_engine::snapshot::file::{Description, FORMAT, VERSION, describe, to_hex};
 use palimpsest_proto::v1::KvContract;
 use serde_json::{Value, json};
 
@@ -18,10 +18,6 @@ pub fn run(file: &[u8], as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn text(description: &Description, size: usize) -> String {
     let Description {
         header,
@@ -33,8 +29,8 @@ fn text(description: &Description, size: usize) -> String {
     let mut lines = vec![
         format!("snapshot, {}, its checksum holds", bytes(size as u64)),
         format!("{header}"),
-        format!("  name: {}", hex(&header.name)),
-        format!("  model and scorers: {}", hex(&header.model)),
+        format!("  name: {}", to_hex(&header.name)),
+        format!("  model and scorers: {}", to_hex(&header.model)),
         format!("  KV contract: {}", contract(&header.contract)),
         format!("  stride: {} tokens", header.stride),
         format!(
@@ -77,7 +73,7 @@ fn json(description: &Description, size: usize) -> Value {
     let (extent, wire) = (&header.extent, KvContract::from(&header.contract));
     json!({
         "format": FORMAT, "version": VERSION, "bytes": size,
-        "name": hex(&header.name), "model": hex(&header.model),
+        "name": to_hex(&header.name), "model": to_hex(&header.model),
         "position": header.position, "next_rotary": header.next_rotary, "stride": header.stride,
         "element": header.shape.dtype.name(), "head_dim": header.shape.head_dim,
         "layers": extent.layers, "kv_heads": extent.total_kv_heads, "group": extent.group,

@@ -1,13 +1,34 @@
 //! Where a rank keeps snapshots: in host memory, and in a store that outlives the process.
+//!
+//! The device thread has the shelf carry out the orders of a plan before its step. What reads or
+//! writes the store goes on in threads of its own ([`background`]), and the device thread never
+//! waits for it, with one exception: what is in the store is asked for once in an epoch, before
+//! there are sequences, and all ranks have to say it in the same step.
 
+mod background;
+mod files;
+mod report;
+
+use std::time::Duration;
+
+use bytes::Bytes;
 use palimpsest_engine::kept::Kept;
 use palimpsest_proto::internal::v1::snapshot_report::Event;
 use palimpsest_proto::internal::v1::{SnapshotOrders, SnapshotReport};
+use palimpsest_store::Store;
+
+use self::background::Background;
+pub use self::files::RankFiles;
+use self::report::report;
+
+/// Time for the listing of a store in the first step of an epoch.
+const LIST_LIMIT: Duration = Duration::from_secs(10);
 
 /// A rank's snapshots. The device thread has it carry out the orders of each plan before the step,
 /// and takes its reports after it.
 pub struct Shelf {
     kept: Kept,
+    background: Option<Background>,
     reports: Vec<SnapshotReport>,
 }
 
@@ -16,39 +37,95 @@ impl Shelf {
     pub fn in_memory(kept: Kept) -> Self {
         Self {
             kept,
+            background: None,
             reports: Vec::new(),
         }
+    }
+
+    /// Keeps snapshots in host memory, and writes to `store` what plans say.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn with_store(kept: Kept, store: Store, files: RankFiles) -> std::io::Result<Self> {
+        let background = Background::start(kept.clone(), store, files)?;
+        Ok(Self {
+            background: Some(background),
+            ..Self::in_memory(kept)
+        })
+    }
+
+    /// Whether snapshots can be written to a store.
+    pub fn has_store(&self) -> bool {
+        self.background.is_some()
     }
 
     /// Carries out what a plan says of snapshots before its step. What takes time goes on in the
     /// background.
     pub fn obey(&mut self, orders: &SnapshotOrders) {
-        let no_store = "this rank has no store";
-        for name in &orders.store {
-            self.report(name, Event::Stored, 0, no_store);
-        }
+        // Before they are dropped: whoever writes one holds it.
+        orders.store.iter().for_each(|name| self.store(name));
         orders.drop.iter().for_each(|name| self.kept.remove(name));
+        for name in &orders.erase {
+            if let Err(why) = self.in_background(|background| background.erase(name.clone())) {
+                tracing::warn!("a snapshot stays in the store: {why}");
+            }
+        }
         for name in &orders.fetch {
-            self.report(name, Event::Fetched, 0, no_store);
+            let taken = self.in_background(|background| background.fetch(name.clone()));
+            taken.unwrap_or_else(|why| self.report(name, Event::Fetched, 0, why));
         }
         if orders.list {
-            for one in self.kept.list() {
-                self.report(&one.name, Event::InMemory, one.bytes, "");
-            }
+            self.list();
         }
     }
 
     /// What happened since the last call.
     pub fn reports(&mut self) -> Vec<SnapshotReport> {
+        if let Some(background) = &mut self.background {
+            self.reports.extend(background.reports());
+        }
         std::mem::take(&mut self.reports)
     }
 
-    fn report(&mut self, name: &bytes::Bytes, event: Event, bytes: u64, error: &str) {
-        self.reports.push(SnapshotReport {
-            name: name.clone(),
-            event: event.into(),
-            bytes,
-            error: error.into(),
-        });
+    fn store(&mut self, name: &Bytes) {
+        let taken = match self.kept.get(name) {
+            Some(snapshot) => {
+                self.in_background(|background| background.store(name.clone(), snapshot))
+            }
+            None => Err("it is not in this rank's memory"),
+        };
+        taken.unwrap_or_else(|why| self.report(name, Event::Stored, 0, why));
+    }
+
+    /// Hands something to the background, if there is one.
+    fn in_background(
+        &self,
+        hand: impl FnOnce(&Background) -> Result<(), &'static str>,
+    ) -> Result<(), &'static str> {
+        hand(self.background.as_ref().ok_or("this rank has no store")?)
+    }
+
+    fn list(&mut self) {
+        for one in self.kept.list() {
+            self.report(&one.name, Event::InMemory, one.bytes, "");
+        }
+        let Some(background) = &self.background else {
+            return;
+        };
+        match background.list(LIST_LIMIT) {
+            Ok(all) => {
+                for one in all {
+                    self.report(&one.name, Event::InStore, one.bytes, "");
+                }
+            }
+            Err(why) => tracing::warn!("what is in the store is not known: {why}"),
+        }
+    }
+
+    fn report(&mut self, name: &Bytes, event: Event, bytes: u64, error: &str) {
+        self.reports.push(report(name.clone(), event, bytes, error));
     }
 }
+
+#[cfg(test)]
+mod tests;

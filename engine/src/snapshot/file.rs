@@ -22,11 +22,13 @@ mod decode;
 mod describe;
 mod encode;
 mod header;
+mod hex;
 mod identity;
 mod tensors;
 
 pub use self::describe::{Description, describe, is_snapshot, seal};
 pub use self::header::Header;
+pub use self::hex::{from_hex, to_hex};
 pub use self::identity::{FORMAT, Identity, VERSION};
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
+use super::hex::to_hex;
+
 /// Its entry of the metadata.
 pub(super) const CHECKSUM: &str = "checksum";
 
@@ -40,19 +42,5 @@ pub(super) fn checksum(metadata: &HashMap<String, String>, mut tensors: Vec<Summ
         add(format!("{:?} {:?}", tensor.dtype, tensor.shape).as_bytes());
         add(tensor.bytes);
     }
-    hex(&hash.finalize())
-}
-
-/// Hexadecimal digits of bytes.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Bytes of hexadecimal digits.
-pub(super) fn unhex(digits: &str) -> Option<Vec<u8>> {
-    let digits = digits.as_bytes();
-    let digit = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
-    let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
-    let whole = digits.len().is_multiple_of(2);
-    whole.then(|| digits.chunks_exact(2).map(pair).collect())?
+    to_hex(&hash.finalize())
 }

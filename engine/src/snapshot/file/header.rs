@@ -7,7 +7,7 @@ use palimpsest_kernels::{KvType, LatentKind, PageShape};
 use palimpsest_proto::v1::KvContract;
 use serde_json::{Value, json};
 
-use super::checksum::{hex, unhex};
+use super::hex::{from_hex, to_hex};
 use super::identity::{FORMAT, Identity, VERSION};
 use crate::kv::Contract;
 use crate::snapshot::error::same;
@@ -85,8 +85,8 @@ impl Header {
         let entries = [
             ("format", FORMAT.to_owned()),
             ("version", VERSION.to_string()),
-            ("name", hex(&self.name)),
-            ("model", hex(&self.model)),
+            ("name", to_hex(&self.name)),
+            ("model", to_hex(&self.model)),
             ("stride", self.stride.to_string()),
             ("element", self.shape.dtype.name().to_owned()),
             ("head_dim", self.shape.head_dim.to_string()),
@@ -116,7 +116,7 @@ impl Header {
 
     /// Reads the entries.
     pub(super) fn read(metadata: &Metadata) -> Result<Self, SnapshotError> {
-        let bytes = |key| unhex(text(metadata, key)?).ok_or_else(|| bad(key, metadata));
+        let bytes = |key| from_hex(text(metadata, key)?).ok_or_else(|| bad(key, metadata));
         let dtype = [KvType::F32, KvType::F16, KvType::Q8]
             .into_iter()
             .find(|dtype| metadata.get("element").map(String::as_str) == Some(dtype.name()))
@@ -148,7 +148,7 @@ impl Header {
 
     /// Checks that it is of the state that is asked for.
     pub(super) fn check(&self, expected: &Identity) -> Result<(), SnapshotError> {
-        let digits = |bytes: &Vec<u8>| hex(bytes);
+        let digits = |bytes: &Vec<u8>| to_hex(bytes);
         same(
             "model or set of scorers",
             &self.model,
