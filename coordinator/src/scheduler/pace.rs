@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use self::beside::Beside;
 pub use self::beside::Company;
+pub(super) use self::beside::Work;
 use super::plan::TokenBudget;
 
 /// Prompt tokens that a step may take however slow the machine is, unless less is configured.
@@ -28,17 +29,6 @@ const LEAST_TOKENS: u64 = 16;
 const MOST_TARGETS: f64 = 4.0;
 /// A step that lasts this many times what it takes anyhow gains little from another prompt.
 const ENOUGH: f64 = 8.0;
-
-/// What a step does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Work {
-    /// Tokens of prompts.
-    pub(super) prefill: u64,
-    /// Sequences that decode.
-    pub(super) decodes: u64,
-    /// Some prompt waited to be read, whether or not the step took any of it.
-    pub(super) is_reading: bool,
-}
 
 /// For whom a step is sized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,8 +25,6 @@
 
 use std::collections::BTreeMap;
 
-use super::Work;
-
 /// Steps of which at most one is long. Of three, two are as undisturbed, so the median is.
 const PERIOD: u32 = 3;
 /// Undisturbed steps that a long one lasts at most, whatever is promised to reading: prompts take
@@ -56,6 +54,17 @@ impl Default for Company {
             reading: 1.4,
         }
     }
+}
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::scheduler) struct Work {
+    /// Tokens of prompts.
+    pub(in crate::scheduler) prefill: u64,
+    /// Sequences that decode.
+    pub(in crate::scheduler) decodes: u64,
+    /// Some prompt waited to be read, whether or not the step took any of it.
+    pub(in crate::scheduler) is_reading: bool,
 }
 
 /// What was measured, and what is owed.
