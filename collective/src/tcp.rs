@@ -176,6 +176,14 @@ impl Transfer {
         )
     }
 
+    /// Reads as [`Self::read`] does, and finds out whether `rank` does the same as this one: what
+    /// has come says more than that no more will.
+    fn hear(&mut self, stream: &TcpStream, rank: usize, slot: u64) -> Result<(), CollectiveError> {
+        let read = self.read(stream);
+        self.check(rank, slot)?;
+        read.map_err(|error| gone(rank, &error))
+    }
+
     /// Finds out whether `rank` does the same as this one.
     fn check(&self, rank: usize, slot: u64) -> Result<(), CollectiveError> {
         match self.mismatch(slot) {
@@ -221,15 +229,11 @@ impl TcpMesh {
     fn run(&self, transfers: &mut [Transfer], round: &Round<'_>) -> Result<(), CollectiveError> {
         for (rank, stream) in self.others() {
             let transfer = &mut transfers[rank];
-            transfer
-                .write(stream)
-                .and_then(|()| match transfer.link.has_unread() {
-                    // The socket would not tell of it.
-                    true => transfer.read(stream),
-                    false => Ok(()),
-                })
-                .map_err(|error| gone(rank, &error))?;
-            transfer.check(rank, round.slot)?;
+            transfer.write(stream).map_err(|error| gone(rank, &error))?;
+            // The socket would not tell of it.
+            if transfer.link.has_unread() {
+                transfer.hear(stream, rank, round.slot)?;
+            }
         }
         loop {
             let mut waiting = Vec::with_capacity(transfers.len());
@@ -266,11 +270,8 @@ impl TcpMesh {
                 .filter(|(_, fd)| !fd.revents().is_empty())
             {
                 let transfer = &mut transfers[rank];
-                transfer
-                    .write(stream)
-                    .and_then(|()| transfer.read(stream))
-                    .map_err(|error| gone(rank, &error))?;
-                transfer.check(rank, round.slot)?;
+                transfer.write(stream).map_err(|error| gone(rank, &error))?;
+                transfer.hear(stream, rank, round.slot)?;
                 // What it sent before it gave up may be all there; its epoch is over all the same.
                 if fd.revents().intersects(HUNG_UP) {
                     return Err(gone(rank, &ErrorKind::UnexpectedEof.into()));

@@ -154,7 +154,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merges_are_those_of_every_cut(tokens in prop::collection::hash_set("[aé]{0,6}|[ab]{0,3}", 0..40)) {
+        fn merges_are_those_of_every_cut(
+            tokens in prop::collection::hash_set("[aé]{0,6}|[ab]{0,3}", 0..40),
+        ) {
             let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
             let vocabulary = vocabulary(&tokens);
             let mut found = find(&vocabulary, MOST_BYTES).unwrap();

@@ -191,4 +191,5 @@ fn an_end_that_is_not_told_is_found() {
 #[test]
 fn handles_that_go_in_silence_are_found() {
     is_found(Fault::SilentHandles, all_are_answered);
+    is_found(Fault::SilentHandles, a_caller_that_goes_harms_nobody);
 }
