@@ -10,6 +10,7 @@ use palimpsest_coordinator::driver::Readiness;
 use palimpsest_coordinator::{Config, Coordinator};
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
+use palimpsest_store::Store;
 use palimpsest_worker::device::{DeviceEnd, Fault};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -36,20 +37,26 @@ pub struct Group {
 impl Group {
     /// Starts the device threads of the opened ranks of a group, in rank order, and a coordinator
     /// over them. A group that fails in a step is formed anew of the same threads. Needs a tokio
-    /// runtime. A `fault` for tests is rank 0's.
-    pub fn start(ranks: Ranks, config: Config, fault: Option<Fault>) -> anyhow::Result<Self> {
+    /// runtime. Snapshots outlive the process in `store`. A `fault` for tests is rank 0's.
+    pub fn start(
+        ranks: Ranks,
+        config: Config,
+        store: Option<&Store>,
+        fault: Option<Fault>,
+    ) -> anyhow::Result<Self> {
         match ranks {
-            Ranks::Cpu(ranks) => Self::start_on(ranks, config, fault),
-            Ranks::Cuda(ranks) => Self::start_on(ranks, config, fault),
+            Ranks::Cpu(ranks) => Self::start_on(ranks, config, store, fault),
+            Ranks::Cuda(ranks) => Self::start_on(ranks, config, store, fault),
         }
     }
 
     fn start_on<B: Backend>(
         ranks: Vec<Rank<B>>,
         config: Config,
+        store: Option<&Store>,
         fault: Option<Fault>,
     ) -> anyhow::Result<Self> {
-        let mut threads = Threads::start(ranks, fault)?;
+        let mut threads = Threads::start(ranks, store, fault)?;
         let config = Config {
             first_epoch: threads.epoch(),
             regroup_limit: REGROUP_LIMIT,

@@ -31,6 +31,7 @@ mod runtimes;
 mod serve;
 mod session;
 mod sessions;
+mod shelf;
 mod signals;
 mod term;
 mod texts;

@@ -51,7 +51,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let ranks =
         tokio::task::block_in_place(|| model::open_ranks(&config.model, &config.kv, config.tp))?;
     let device = ranks.infos()[0].device.clone();
-    let mut group = Group::start(ranks, Limits::default(), None)?;
+    let mut group = Group::start(ranks, Limits::default(), None, None)?;
     group.ready().await?;
     let coordinator = &group.coordinator;
     let server = coordinator.serve_local().await?;

@@ -11,7 +11,7 @@ use palimpsest_worker::device::Fault;
 use crate::front::{Front, FrontConfig};
 use crate::group::Group;
 use crate::model::{self, ModelConfig, Ranks};
-use crate::{responses, sessions, signals, term, traces};
+use crate::{responses, sessions, shelf, signals, term, traces};
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]
@@ -50,7 +50,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 model::open_ranks(&config.model, &config.default_kv, config.tp)
             })?;
             let place = describe(&ranks);
-            let mut group = Group::start(ranks, limits, config.fault)?;
+            let store = shelf::store(config.model.snapshot_store.as_deref())?;
+            let mut group = Group::start(ranks, limits, store.as_ref(), config.fault)?;
             group.ready().await?;
             anyhow::Ok((place, group))
         })

@@ -17,13 +17,12 @@ use palimpsest_tls::{
 };
 use palimpsest_worker::device::{Device as DeviceThread, Fault};
 use palimpsest_worker::server::{self, Loaded, ServerOptions, Transport};
-use palimpsest_worker::shelf::Shelf;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::model::{Device, ModelConfig, Part, cpu};
 use crate::registry::{self, CLAIM_LIMIT, EtcdConfig, lost};
-use crate::{pull, signals, traces};
+use crate::{pull, shelf, signals, traces};
 
 /// Time for calls under way when a rank turns out to be another process's.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
@@ -253,11 +252,12 @@ fn open(config: &Config) -> anyhow::Result<Loaded> {
 }
 
 /// Starts the device thread of an opened rank.
-fn start<B: Backend>(config: &Config, opened: Rank<B>) -> anyhow::Result<Loaded> {
+fn start<B: Backend>(config: &Config, mut opened: Rank<B>) -> anyhow::Result<Loaded> {
+    let store = shelf::store(config.model.snapshot_store.as_deref())?;
+    let shelf = shelf::open(&mut opened, store.as_ref())?;
     let Rank { info, mut runner } = opened;
     runner.diverge_at(config.diverge_at.clone());
     let name = format!("rank-{}", config.place.rank);
-    let shelf = Shelf::in_memory(runner.kept().clone());
     Ok(Loaded {
         info,
         device: DeviceThread::spawn(name, runner, shelf, config.fault)?,

@@ -9,11 +9,13 @@ use palimpsest_coordinator::executor::{ChannelExecutor, RankChannel};
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
 use palimpsest_proto::internal::v1::{RankInfo, StepOutput, StepPlan};
+use palimpsest_store::Store;
 use palimpsest_worker::device::{Device, DeviceEnd, DeviceGone, Fault};
-use palimpsest_worker::shelf::Shelf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+
+use crate::shelf;
 
 /// Plans that may wait for the device thread. The engine sends the next one when it has the last
 /// one's output.
@@ -37,12 +39,13 @@ pub struct Threads {
 
 impl Threads {
     /// Starts the threads of opened ranks, in rank order, which have met then. Needs a tokio
-    /// runtime. A `fault` for tests is rank 0's.
+    /// runtime. Their snapshots outlive the process in `store`. A `fault` for tests is rank 0's.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start<B: Backend>(
         ranks: Vec<Rank<B>>,
+        store: Option<&Store>,
         mut fault: Option<Fault>,
     ) -> std::io::Result<Self> {
         let collectives = communicators(ranks.len());
@@ -54,11 +57,11 @@ impl Threads {
             carriers: JoinSet::new(),
             ends: JoinSet::new(),
         };
-        for (index, rank) in ranks.into_iter().enumerate() {
+        for (index, mut rank) in ranks.into_iter().enumerate() {
+            let shelf = shelf::open(&mut rank, store)?;
             let Rank { info, mut runner } = rank;
             // Also where a rank is alone: from here on it refuses plans of other epochs.
             runner.join(FIRST, threads.collectives[index].clone());
-            let shelf = Shelf::in_memory(runner.kept().clone());
             let name = format!("rank-{index}");
             let device = Device::spawn(name, runner, shelf, fault.take())?;
             threads.ends.spawn({

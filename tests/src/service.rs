@@ -14,6 +14,7 @@ use palimpsest_models::DigestCache;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};
+use palimpsest_worker::shelf::Shelf;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
@@ -38,12 +39,38 @@ pub async fn serve(
     arena_bytes: usize,
     config: Config,
 ) -> TestService {
+    let memory = RankMemory {
+        arena: arena_bytes,
+        snapshots: 0,
+    };
+    serve_with(path, indexer, memory, config).await
+}
+
+/// What a rank may take.
+#[derive(Debug, Clone, Copy)]
+pub struct RankMemory {
+    /// Bytes of the cache.
+    pub arena: usize,
+    /// Bytes of kept states.
+    pub snapshots: u64,
+}
+
+/// As [`serve`], with memory for kept states.
+///
+/// # Panics
+/// When any part of it cannot start.
+pub async fn serve_with(
+    path: &Path,
+    indexer: Option<Indexer>,
+    memory: RankMemory,
+    config: Config,
+) -> TestService {
     let options = RankOptions {
         model: path.to_owned(),
         name: "tiny".into(),
         kv: KvType::F16,
-        cache: CacheBytes::of(arena_bytes, None),
-        snapshot_bytes: 0,
+        cache: CacheBytes::of(memory.arena, None),
+        snapshot_bytes: memory.snapshots,
         stride: crate::STRIDE as u32,
         indexer,
         default_kv: KvContract {
@@ -60,10 +87,16 @@ pub async fn serve(
     });
     let Rank { info, mut runner } =
         Rank::open(backend, options, &mut |_| {}).expect("a tiny model");
-    let (plans, mut inbox) = mpsc::channel::<(_, tokio::sync::oneshot::Sender<_>)>(1);
+    let (plans, mut inbox) = mpsc::channel::<(StepPlan, tokio::sync::oneshot::Sender<_>)>(1);
     std::thread::spawn(move || {
+        let mut shelf = Shelf::in_memory(runner.kept().clone());
         while let Some((plan, reply)) = inbox.blocking_recv() {
-            let _ = reply.send(runner.execute(&plan));
+            if let Some(orders) = &plan.snapshots {
+                shelf.obey(orders);
+            }
+            let mut output = runner.execute(&plan);
+            output.snapshots = shelf.reports();
+            let _ = reply.send(output);
         }
     });
     let executor = ChannelExecutor::new(vec![RankChannel { plans }], config.step_limit);

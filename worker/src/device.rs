@@ -238,6 +238,9 @@ impl<B: Backend> Thread<B> {
             self.shelf.obey(orders);
         }
         let mut output = self.runner.execute(plan);
+        if plan.sequences.is_empty() {
+            self.shelf.wait();
+        }
         output.snapshots = self.shelf.reports();
         output
     }

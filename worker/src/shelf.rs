@@ -24,12 +24,17 @@ use self::report::report;
 /// Time for the listing of a store in the first step of an epoch.
 const LIST_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time that a plan without sequences leaves to the background.
+const IDLE_WAIT: Duration = Duration::from_millis(20);
+
 /// A rank's snapshots. The device thread has it carry out the orders of each plan before the step,
 /// and takes its reports after it.
 pub struct Shelf {
     kept: Kept,
     background: Option<Background>,
     reports: Vec<SnapshotReport>,
+    /// What the background has been given and has not told the end of.
+    under_way: usize,
 }
 
 impl Shelf {
@@ -39,6 +44,7 @@ impl Shelf {
             kept,
             background: None,
             reports: Vec::new(),
+            under_way: 0,
         }
     }
 
@@ -62,27 +68,42 @@ impl Shelf {
     /// Carries out what a plan says of snapshots before its step. What takes time goes on in the
     /// background.
     pub fn obey(&mut self, orders: &SnapshotOrders) {
-        // Before they are dropped: whoever writes one holds it.
-        orders.store.iter().for_each(|name| self.store(name));
-        orders.drop.iter().for_each(|name| self.kept.remove(name));
+        // Before they are written anew.
         for name in &orders.erase {
             if let Err(why) = self.in_background(|background| background.erase(name.clone())) {
                 tracing::warn!("a snapshot stays in the store: {why}");
             }
         }
+        // Before they are dropped: whoever writes one holds it.
+        orders.store.iter().for_each(|name| self.store(name));
+        orders.drop.iter().for_each(|name| self.kept.remove(name));
         for name in &orders.fetch {
-            let taken = self.in_background(|background| background.fetch(name.clone()));
-            taken.unwrap_or_else(|why| self.report(name, Event::Fetched, 0, why));
+            match self.in_background(|background| background.fetch(name.clone())) {
+                Ok(()) => self.under_way += 1,
+                Err(why) => self.report(name, Event::Fetched, 0, why),
+            }
         }
         if orders.list {
             self.list();
         }
     }
 
+    /// Waits a moment for the background to end something, unless there is something to tell.
+    pub fn wait(&mut self) {
+        let waits = self.under_way > 0 && self.reports.is_empty();
+        let next = |background: &Background| background.next_report(IDLE_WAIT);
+        if let Some(ended) = self.background.as_ref().filter(|_| waits).and_then(next) {
+            self.under_way -= 1;
+            self.reports.push(ended);
+        }
+    }
+
     /// What happened since the last call.
     pub fn reports(&mut self) -> Vec<SnapshotReport> {
         if let Some(background) = &mut self.background {
-            self.reports.extend(background.reports());
+            let ended: Vec<_> = background.reports().collect();
+            self.under_way -= ended.len();
+            self.reports.extend(ended);
         }
         std::mem::take(&mut self.reports)
     }
@@ -94,7 +115,10 @@ impl Shelf {
             }
             None => Err("it is not in this rank's memory"),
         };
-        taken.unwrap_or_else(|why| self.report(name, Event::Stored, 0, why));
+        match taken {
+            Ok(()) => self.under_way += 1,
+            Err(why) => self.report(name, Event::Stored, 0, why),
+        }
     }
 
     /// Hands something to the background, if there is one.

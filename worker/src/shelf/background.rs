@@ -112,6 +112,11 @@ impl Background {
         }
     }
 
+    /// The next thing that is done, if that is within `limit`.
+    pub(super) fn next_report(&self, limit: Duration) -> Option<SnapshotReport> {
+        self.reports.recv_timeout(limit).ok()
+    }
+
     /// What was done since the last call.
     pub(super) fn reports(&self) -> impl Iterator<Item = SnapshotReport> + '_ {
         self.reports.try_iter()
