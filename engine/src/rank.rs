@@ -106,7 +106,8 @@ impl<B: Backend> Rank<B> {
         info.memories = memories.into_iter().map(str::to_string).collect();
         let device = runner.decoder().backend().name();
         let weights = model.weights().digest(&options.digests);
-        info.state_digest = state_digest(weights, options.indexer.as_ref(), options.kv);
+        let arithmetic = arithmetic(&device);
+        info.state_digest = state_digest(weights, options.indexer.as_ref(), options.kv, arithmetic);
         let digest = group_digest(&info, weights, options.indexer.as_ref(), &device);
         let info = RankInfo {
             rank: place.rank as u32,
@@ -142,9 +143,25 @@ fn group_digest(info: &ModelInfo, weights: u128, indexer: Option<&Indexer>, devi
 /// Changes whenever the same tokens leave another state than before.
 const STATE_VERSION: u32 = 1;
 
+/// What of a device's name says that its states are other ones, and not only rounded otherwise:
+/// products of a CPU with activations in f32.
+fn arithmetic(device: &str) -> &'static str {
+    if device.contains("f32 activations") {
+        "f32"
+    } else {
+        ""
+    }
+}
+
 /// What the state of a sequence is a function of, beside its tokens, its contract and the stride.
-fn state_digest(weights: u128, indexer: Option<&Indexer>, kv: KvType) -> bytes::Bytes {
+fn state_digest(
+    weights: u128,
+    indexer: Option<&Indexer>,
+    kv: KvType,
+    arithmetic: &str,
+) -> bytes::Bytes {
     let mut hash = Xxh3::new();
+    hash.update(arithmetic.as_bytes());
     hash.update(&STATE_VERSION.to_le_bytes());
     hash.update(&weights.to_le_bytes());
     hash.update(kv.name().as_bytes());

@@ -11,6 +11,7 @@ use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cpu::{CpuBackend, CpuOptions};
 use palimpsest_models::DigestCache;
+use palimpsest_proto::internal::v1::StepPlan;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{Finished, GenerateRequest, KvContract, Started};

@@ -5,7 +5,13 @@ use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, TokenIds, Usage};
 use palimpsest_tests::service::{RankMemory, TestService, serve_with};
-use palimpsest_tests::{STRIDE, tiny_indexer, tiny_model, tokens};
+use palimpsest_tests::{STRIDE, tiny_indexer, tiny_model};
+
+/// `count` tokens that follow from `seed`.
+fn tokens(seed: u64, count: u64) -> Vec<u32> {
+    let mix = |i: u64| (seed * 1_000_003 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    (0..count).map(|i| (mix(i) % 90) as u32).collect()
+}
 
 /// What one answer was.
 #[derive(Debug, Clone, PartialEq)]
