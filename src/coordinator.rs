@@ -85,6 +85,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let served = front.serve_until(&coordinator, end).await;
+    coordinator.service().sessions.close().await;
     leader.resign().await;
     served?;
     eprintln!("drained");

@@ -74,7 +74,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         };
         Err(end).context("this process can serve no longer")
     };
-    front.serve_until(&coordinator, end).await?;
+    let served = front.serve_until(&coordinator, end).await;
+    coordinator.service().sessions.close().await;
+    served?;
     eprintln!("drained");
     Ok(())
 }

@@ -108,6 +108,15 @@ impl Sessions {
         self.opened.get_or_try_init(load).await.copied()
     }
 
+    /// Gives the place of the records back, when nothing is written any more.
+    pub async fn close(&self) {
+        if let Some(claim) = &self.records.limits().claim
+            && let Err(error) = claim.release().await
+        {
+            tracing::warn!(%error, "the place of sessions is not given back: the next owner waits");
+        }
+    }
+
     /// Makes an empty session.
     ///
     /// # Errors

@@ -72,15 +72,17 @@ impl Claim {
         }
     }
 
-    /// Gives the place back, so that the next service need not wait.
+    /// Gives the place back, so that the next service need not wait. A directory is given back
+    /// when the claim is dropped.
     ///
     /// # Errors
     /// Those of [`Store::delete`].
-    pub async fn release(self) -> Result<()> {
+    pub async fn release(&self) -> Result<()> {
         let is_held = self.is_held();
         match &self.0 {
             Held::Lease(lease) if is_held => {
                 lease.beats.abort();
+                *lease.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 lease.store.delete(KEY).await
             }
             _ => Ok(()),
@@ -261,6 +263,7 @@ mod tests {
         let second = store.claim("second").await.expect("a lease later");
         assert!(begun.elapsed() >= LEASE);
         second.release().await.expect("given back");
+        assert!(!second.is_held());
         let begun = Instant::now();
         store.claim("third").await.expect("free at once");
         assert!(begun.elapsed() < LEASE);

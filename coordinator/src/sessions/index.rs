@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::{self, SessionState};
+use tokio::sync::Notify;
 
 use super::error::{bad, gone};
 use super::id::{SessionId, TenantKey};
@@ -28,6 +29,17 @@ pub(super) struct Index {
     max_tenant_sessions: usize,
     max_bytes: u64,
     state: Mutex<State>,
+    /// Somebody has left a session.
+    left: Notify,
+}
+
+/// Who works on a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// A client's request: others are refused.
+    Client,
+    /// The service itself, for a moment: others wait.
+    Service,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +60,7 @@ struct Entry {
     /// still come to be.
     next: u64,
     bytes: u64,
-    is_busy: bool,
+    busy: Option<By>,
     is_suspended: bool,
     is_damaged: bool,
     /// What the record says, once it was read.
@@ -124,6 +136,7 @@ impl Index {
             max_tenant_sessions: limits.max_tenant_sessions,
             max_bytes: limits.max_bytes,
             state: Mutex::default(),
+            left: Notify::new(),
         }
     }
 
@@ -195,7 +208,7 @@ impl Index {
         *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
         let entry = Entry {
             next: 1,
-            is_busy: true,
+            busy: Some(By::Client),
             ..Entry::default()
         };
         state.entries.insert(key.clone(), entry);
@@ -207,27 +220,46 @@ impl Index {
         })
     }
 
-    /// A session, alone.
-    pub(super) fn hold(self: &Arc<Self>, key: &Key) -> Result<Hold, RequestError> {
+    /// A session, alone, once the service has left it.
+    ///
+    /// # Errors
+    /// `SessionUnknown`, and `SessionBusy` where a client is on it.
+    pub(super) async fn hold(self: &Arc<Self>, key: &Key, by: By) -> Result<Hold, RequestError> {
+        loop {
+            // It hears of everyone who leaves from here on.
+            let left = self.left.notified();
+            if let Some(hold) = self.try_hold(key, by)? {
+                return Ok(hold);
+            }
+            left.await;
+        }
+    }
+
+    /// The same; `None` while the service is on it.
+    fn try_hold(self: &Arc<Self>, key: &Key, by: By) -> Result<Option<Hold>, RequestError> {
         let mut state = self.state();
         let entry = state.entries.get_mut(key);
         let entry = entry.ok_or_else(|| gone(key.id()))?;
-        if entry.is_busy {
-            let message = format!(
-                "another request works on the session {:?}: wait until that has ended, or fork \
-                 the session before it begins",
-                key.id()
-            );
-            let error = RequestError::new(Reason::SessionBusy, message);
-            return Err(error.in_field("session_id"));
+        match entry.busy {
+            Some(By::Service) => return Ok(None),
+            Some(By::Client) => {
+                let message = format!(
+                    "another request works on the session {:?}: wait until that has ended, or \
+                     fork the session before it begins",
+                    key.id()
+                );
+                let error = RequestError::new(Reason::SessionBusy, message);
+                return Err(error.in_field("session_id"));
+            }
+            None => {}
         }
-        entry.is_busy = true;
-        Ok(Hold {
+        entry.busy = Some(by);
+        Ok(Some(Hold {
             index: self.clone(),
             key: key.clone(),
             version: entry.version,
             is_known: entry.seen.is_some(),
-        })
+        }))
     }
 
     /// Room for a record in place of the present one.
@@ -328,7 +360,7 @@ impl Entry {
     fn view(&self, key: &Key) -> v1::Session {
         let state = if self.is_damaged {
             SessionState::Damaged
-        } else if self.is_busy {
+        } else if self.busy == Some(By::Client) {
             SessionState::Running
         } else if self.is_suspended {
             SessionState::Suspended
@@ -402,14 +434,15 @@ impl State {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.index.state();
-        let Some(entry) = state.entries.get_mut(&self.key) else {
-            return;
-        };
-        entry.is_busy = false;
-        if entry.version == 0 {
-            // Its first record was not written.
-            state.remove(&self.key);
+        if let Some(entry) = state.entries.get_mut(&self.key) {
+            entry.busy = None;
+            if entry.version == 0 {
+                // Its first record was not written.
+                state.remove(&self.key);
+            }
         }
+        drop(state);
+        self.index.left.notify_waiters();
     }
 }
 

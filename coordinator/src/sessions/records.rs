@@ -8,7 +8,7 @@ use palimpsest_proto::v1;
 use super::clock::Clock;
 use super::error::{self, gone, stored};
 use super::id::{SessionId, TenantKey, TenantName};
-use super::index::{FOLDER, Found, Hold, Index, Key};
+use super::index::{By, FOLDER, Found, Hold, Index, Key};
 use super::limits::Limits;
 use super::pins::{Pinned, Pins};
 use super::record::{Record, model_digest};
@@ -114,12 +114,9 @@ impl Records {
         let (sessions, bytes) = self.0.index.totals();
         self.count();
         tracing::info!(sessions, bytes, store = store.name(), "sessions are open");
-        tokio::spawn(async move {
-            for found in replaced {
-                // A service that ended in between left it; it is tried again at the next start.
-                let _ = store.delete(&found.place()).await;
-            }
-        });
+        for found in replaced {
+            self.discard(found.place());
+        }
         Ok(())
     }
 
@@ -142,7 +139,7 @@ impl Records {
         id: &str,
     ) -> Result<Hold, RequestError> {
         let key = self.find(tenant, id)?;
-        let hold = self.0.index.hold(&key)?;
+        let hold = self.0.index.hold(&key, By::Client).await?;
         if !hold.is_known() {
             // Only its record says whether its time is over. What is wrong with the record is for
             // those to say who need it.
@@ -160,10 +157,13 @@ impl Records {
         if self.0.index.is_known(key) {
             return Ok(());
         }
-        // Somebody who works on it reads it anyway.
-        let Ok(hold) = self.0.index.hold(key) else {
+        // A client who works on it reads it anyway.
+        let Ok(hold) = self.0.index.hold(key, By::Service).await else {
             return Ok(());
         };
+        if self.0.index.is_known(key) {
+            return Ok(());
+        }
         let record = self.read(&hold).await?;
         if record.expires() <= self.0.clock.now() {
             return Err(gone(key.id()));
@@ -175,9 +175,13 @@ impl Records {
     pub(super) async fn clear(&self, key: &Key) -> Result<(), RequestError> {
         // What cannot be read is there, and says so to who asks for it.
         let _ = self.learn(key).await;
-        let is_over = |view: v1::Session| self.is_over(&view);
-        if self.0.index.view(key).is_some_and(is_over)
-            && let Ok(hold) = self.0.index.hold(key)
+        let is_over = || {
+            let view = self.0.index.view(key);
+            view.is_some_and(|view| self.is_over(&view))
+        };
+        if is_over()
+            && let Ok(hold) = self.0.index.hold(key, By::Service).await
+            && is_over()
         {
             self.remove(hold).await?;
         }
@@ -227,7 +231,7 @@ impl Records {
         if let Err(error) = put {
             // It may come to be there later. Nothing points at it, and a later version goes before
             // it.
-            let _ = store.delete(&place).await;
+            self.discard(place);
             return Err(stored(&error));
         }
         let had_old = hold.version() > 0;
@@ -245,13 +249,18 @@ impl Records {
             "a session's record is written"
         );
         if had_old {
-            let store = store.clone();
-            tokio::spawn(async move {
-                // One that stays is found, and removed, at the next start.
-                let _ = store.delete(&old).await;
-            });
+            self.discard(old);
         }
         self.0.index.view(&key).ok_or_else(|| gone(name))
+    }
+
+    /// Deletes a record that nothing points at, in the background. One that stays is found at the
+    /// next start.
+    fn discard(&self, place: String) {
+        let store = self.0.limits.store.clone();
+        tokio::spawn(async move {
+            let _ = store.delete(&place).await;
+        });
     }
 
     /// Removes a held session, its record first.

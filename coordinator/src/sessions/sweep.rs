@@ -6,7 +6,7 @@ use std::time::Duration;
 use palimpsest_proto::v1::SessionState;
 use tokio::time::sleep;
 
-use super::index::Key;
+use super::index::{By, Key};
 use super::records::Records;
 
 /// Between two looks at all sessions.
@@ -44,26 +44,37 @@ pub(super) async fn sweep(records: &Records) {
 async fn sweep_one(records: &Records, key: &Key) {
     // A store that fails is asked again at the next look; what is damaged is left to people.
     let _ = records.learn(key).await;
-    let Some(view) = records.index().view(key) else {
-        return;
-    };
-    let now = records.now();
-    let is_over = records.is_over(&view);
-    let idle = Duration::from_secs(now.saturating_sub(view.used));
-    let is_idle = view.state() == SessionState::Idle && idle >= records.limits().suspend_after;
-    if !is_over && !is_idle {
+    if what_is_due(records, key).is_none() {
         return;
     }
-    // Somebody who uses it now keeps it.
-    let Ok(hold) = records.index().hold(key) else {
+    // A client who uses it now keeps it, and one who has just used it has changed what is due.
+    let Ok(hold) = records.index().hold(key, By::Service).await else {
         return;
     };
-    let done = if is_over {
-        records.remove(hold).await
-    } else {
-        records.suspend(hold).await.map(|_| ())
+    let done = match what_is_due(records, key) {
+        Some(Due::End) => records.remove(hold).await,
+        Some(Due::Rest) => records.suspend(hold).await.map(|_| ()),
+        None => Ok(()),
     };
     if let Err(error) = done {
         tracing::warn!(session = key.id(), %error, "a session that nobody uses stays");
     }
+}
+
+/// What happens to a session that nobody has used for some time.
+enum Due {
+    /// Its state leaves memory.
+    Rest,
+    /// It is forgotten.
+    End,
+}
+
+fn what_is_due(records: &Records, key: &Key) -> Option<Due> {
+    let view = records.index().view(key)?;
+    if records.is_over(&view) {
+        return Some(Due::End);
+    }
+    let idle = Duration::from_secs(records.now().saturating_sub(view.used));
+    let is_idle = view.state() == SessionState::Idle && idle >= records.limits().suspend_after;
+    is_idle.then_some(Due::Rest)
 }

@@ -1,6 +1,7 @@
 //! Random operations against a plain model: a map from names to logs.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use proptest::prelude::*;
 
@@ -87,11 +88,12 @@ impl Pair {
     async fn create(&mut self, name: String) {
         let service = self.server.service();
         let made = service.create_session(&Call::default(), named(&name)).await;
-        if self.model.0.contains_key(&name) {
-            assert_eq!(reason(made), Reason::SessionExists);
-        } else {
-            made.unwrap();
-            self.model.0.insert(name, Vec::new());
+        match self.model.0.entry(name) {
+            Entry::Occupied(_) => assert_eq!(reason(made), Reason::SessionExists),
+            Entry::Vacant(log) => {
+                made.unwrap();
+                log.insert(Vec::new());
+            }
         }
     }
 

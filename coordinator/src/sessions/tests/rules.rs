@@ -145,6 +145,22 @@ async fn one_request_at_a_time_works_on_a_session() {
     assert_eq!(copy.tokens, 1 + said.text.len() as u64);
 }
 
+/// A look at all sessions refused requests that came in the middle of it.
+#[tokio::test]
+async fn a_request_waits_while_the_service_itself_is_on_a_session() {
+    use crate::sessions::index::By;
+    let server = Server::start(Limits::default()).await;
+    server.create("s").await;
+    let records = &server.service().sessions.records;
+    let key = records.find(None, "s").unwrap();
+    let hold = records.index().hold(&key, By::Service).await.unwrap();
+    assert_eq!(server.show("s").await.unwrap().state(), SessionState::Idle);
+    let mut asked = Box::pin(server.generate(request("s", text("x"), 2)));
+    assert!(futures::poll!(&mut asked).is_pending());
+    drop(hold);
+    asked.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_fork_goes_its_own_way() {
     let server = Server::start(Limits::default()).await;
@@ -222,6 +238,30 @@ async fn a_session_has_one_contract() {
             (Reason::SessionContract, Some(field))
         );
     }
+}
+
+#[tokio::test]
+async fn a_session_may_keep_everything() {
+    let server = Server::start(Limits::default()).await;
+    let asked = CreateSessionRequest {
+        kv: Some(KvContract {
+            policy: "full".into(),
+            ..Default::default()
+        }),
+        ..named("s")
+    };
+    let call = Call::default();
+    let made = server.service().create_session(&call, asked).await.unwrap();
+    assert_eq!(made.kv.unwrap().policy, "full");
+    server.generate(request("s", text("x"), 3)).await.unwrap();
+    let bounded = GenerateRequest {
+        kv: Some(contract(40)),
+        ..request("s", text("x"), 3)
+    };
+    assert_eq!(
+        reason(server.generate(bounded).await),
+        Reason::SessionContract
+    );
 }
 
 #[tokio::test]
