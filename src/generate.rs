@@ -111,7 +111,10 @@ pub fn summary(usage: &v1::Usage) -> String {
          s\ncache {} held, {} if nothing were evicted; {} entries per head held, {} evicted",
         usage.prompt_tokens,
         usage.prefill_seconds,
-        rate(usage.prompt_tokens, usage.prefill_seconds),
+        rate(
+            usage.prompt_tokens - usage.cached_tokens,
+            usage.prefill_seconds
+        ),
         usage.generated_tokens,
         rate(decoded, usage.decode_seconds),
         usage.first_token_seconds,
@@ -120,6 +123,12 @@ pub fn summary(usage: &v1::Usage) -> String {
         usage.held_slots,
         usage.evicted_tokens,
     );
+    if usage.cached_tokens > 0 {
+        text.push_str(&format!(
+            "\n{} of the prompt tokens were not read: their state was kept",
+            usage.cached_tokens
+        ));
+    }
     for warning in &usage.warnings {
         text.push_str("\nwarning: ");
         text.push_str(warning);

@@ -47,6 +47,7 @@ pub fn contract_json(kv: &v1::KvContract) -> serde_json::Value {
 pub fn usage_json(usage: &v1::Usage) -> serde_json::Value {
     serde_json::json!({
         "prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens,
+        "cached_tokens": usage.cached_tokens,
         "evicted_tokens": usage.evicted_tokens, "held_slots": usage.held_slots,
         "held_bytes": usage.held_bytes, "full_cache_bytes": usage.full_cache_bytes,
         "queue_seconds": usage.queue_seconds,

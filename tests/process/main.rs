@@ -9,6 +9,7 @@ mod pipes;
 mod ready;
 mod refusals;
 mod responses;
+mod reuse;
 mod serving;
 mod sessions;
 mod siege;
