@@ -169,7 +169,7 @@ impl EventStream {
 fn cost(usage: Usage) -> Cost {
     Cost {
         input_tokens: usage.prompt_tokens,
-        cached_tokens: cached_tokens(&usage),
+        cached_tokens: usage.cached_tokens,
         output_tokens: usage.generated_tokens,
         evicted_tokens: usage.evicted_tokens,
         held_slots: usage.held_slots,
@@ -177,9 +177,4 @@ fn cost(usage: Usage) -> Cost {
         full_cache_bytes: usage.full_cache_bytes,
         warnings: usage.warnings,
     }
-}
-
-/// Tokens of the prompt that were not read again. The ranks keep no state between requests yet.
-const fn cached_tokens(_: &Usage) -> u64 {
-    0
 }
