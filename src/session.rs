@@ -25,7 +25,7 @@ pub enum Config {
         /// Whether answers are printed as JSON.
         json: bool,
         /// What is asked of it.
-        action: Action,
+        action: Box<Action>,
     },
 }
 
@@ -88,7 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         client,
         key: api_key,
     };
-    let done = asking.act(action).await?;
+    let done = asking.act(*action).await?;
     if json {
         return Ok(term::emit(&format!("{}\n", done.json()))?);
     }

@@ -129,7 +129,7 @@ impl SessionServerArgs {
             },
             api_key: self.api_key,
             json: self.json,
-            action,
+            action: Box::new(action),
         }
     }
 }
