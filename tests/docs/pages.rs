@@ -45,6 +45,11 @@ fn the_commands_of_the_api_run() {
 }
 
 #[test]
+fn the_commands_of_reading_once_run() {
+    run("docs/src/reuse.md");
+}
+
+#[test]
 fn the_commands_of_sessions_run() {
     run("docs/src/sessions.md");
 }

@@ -307,7 +307,9 @@ def main():
     for name, result in results.items():
         print(f"{name}: peak {result['peak_mib']:.0f} MiB")
     if args.record:
-        settings = {k: str(v) for k, v in vars(args).items() if k != "record"}
+        settings = {k: v for k, v in vars(args).items() if k != "record"}
+        for program_or_file in ("model", "palimpsest"):
+            settings[program_or_file] = pathlib.Path(settings[program_or_file]).name
         record = {"settings": settings, "machine": bench_peers.machine(), "results": results}
         args.record.write_text(json.dumps(record, indent=1) + "\n")
 
