@@ -12,6 +12,7 @@
 mod live;
 mod message;
 mod moves;
+mod moving;
 mod state;
 mod warm_up;
 

@@ -79,6 +79,21 @@ struct Choice {
     permit: Option<TenantPermit>,
 }
 
+/// A prompt that is not tokenised yet, and its choices.
+struct CheckedPrompt {
+    input: Option<Input>,
+    choices: Vec<Choice>,
+}
+
+/// By what prompts of a call are checked.
+struct Rules {
+    opening: Opening,
+    /// When the call came.
+    arrived: Instant,
+    /// There is no session to go on from.
+    needs_input: bool,
+}
+
 /// The coordinator as its APIs see it; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -230,33 +245,28 @@ impl Service {
         call.hold_copies(&asked)?;
         let (model, config) = (&self.model, &self.config);
         let mut turn = self.begin_turn(call, &mut asked).await?;
-        let mut prompts = Vec::with_capacity(asked.len());
-        for Prompted { input, choices } in asked {
-            let begin = |request: GenerateRequest| {
-                // A tenant's bounds come before any work; a dropped permit gives its place back.
-                let begun = |tenant: &Arc<Tenant>| tenant.begin(request.priority);
-                let permit = call.tenant.as_ref().map(begun).transpose()?;
-                let mut checked = request::check(request, call.timeout, arrived, model, config)?;
-                if opening == Opening::Nothing {
-                    checked = checked.without_answer();
-                }
-                Ok::<_, RequestError>(Choice { checked, permit })
-            };
-            let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
-            if turn.is_none() || input.is_some() {
-                request::check_input(input.as_ref())?;
-            }
-            prompts.push((input, choices));
-        }
+        let checked = asked.into_iter().map(|one| {
+            let needs_input = turn.is_none();
+            self.check_prompt(
+                call,
+                one,
+                Rules {
+                    opening,
+                    arrived,
+                    needs_input,
+                },
+            )
+        });
+        let prompts: Vec<CheckedPrompt> = checked.collect::<Result<_, _>>()?;
         let flow = call.flow();
-        let choices = prompts.iter().flat_map(|(_, choices)| choices);
+        let choices = prompts.iter().flat_map(|one| &one.choices);
         let asker = Asker {
             flow: flow.clone(),
             priority: choices.map(|one| one.checked.priority).max().unwrap_or(0),
         };
         self.driver.admission().check(&asker)?;
         let mut requests = Vec::new();
-        for (input, choices) in prompts {
+        for CheckedPrompt { input, choices } in prompts {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
@@ -292,6 +302,32 @@ impl Service {
             Ok(answer.of_session(turn.take()))
         };
         requests.into_iter().map(submit).collect()
+    }
+
+    /// Checks all of a prompt and of its choices that takes no time.
+    fn check_prompt(
+        &self,
+        call: &Call,
+        Prompted { input, choices }: Prompted,
+        rules: Rules,
+    ) -> Result<CheckedPrompt, RequestError> {
+        let (model, config) = (&self.model, &self.config);
+        let begin = |request: GenerateRequest| {
+            // A tenant's bounds come before any work; a dropped permit gives its place back.
+            let begun = |tenant: &Arc<Tenant>| tenant.begin(request.priority);
+            let permit = call.tenant.as_ref().map(begun).transpose()?;
+            let checked = request::check(request, call.timeout, rules.arrived, model, config)?;
+            let checked = match rules.opening {
+                Opening::Nothing => checked.without_answer(),
+                Opening::Answer => checked,
+            };
+            Ok::<_, RequestError>(Choice { checked, permit })
+        };
+        let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
+        if rules.needs_input || input.is_some() {
+            request::check_input(input.as_ref())?;
+        }
+        Ok(CheckedPrompt { input, choices })
     }
 
     /// Token ids of a prompt, made where that may take time.

@@ -5,93 +5,19 @@
 //! the models so named.
 
 mod pieces;
-
-use std::collections::HashMap;
+mod vocabulary;
 
 use serde_json::{Map, Value, json};
 
 use self::pieces::merges_of_pieces;
+use self::vocabulary::{Result, Vocabulary};
 use crate::gguf::{Gguf, GgufError};
 use crate::tokenizer::{TokenizerError, TokenizerFiles};
-
-type Result<T> = std::result::Result<T, TokenizerError>;
-
-/// Token types of `tokenizer.ggml.token_type` that are added tokens, matched before the model runs.
-const UNKNOWN: f64 = 2.0;
-const CONTROL: f64 = 3.0;
-const USER_DEFINED: f64 = 4.0;
 
 /// GPT-2's expression, as llama.cpp has it.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-struct Vocabulary<'a> {
-    tokens: Vec<&'a str>,
-    types: Vec<f64>,
-    ids: HashMap<&'a str, usize>,
-}
-
-impl<'a> Vocabulary<'a> {
-    fn read(gguf: &Gguf, file: &'a [u8]) -> Result<Self> {
-        let key = "tokenizer.ggml.tokens";
-        let tokens = gguf
-            .texts(file, key)?
-            .ok_or_else(|| GgufError::MissingKey(key.to_owned()))?;
-        let types = gguf
-            .numbers(file, "tokenizer.ggml.token_type")?
-            .unwrap_or_else(|| vec![1.0; tokens.len()]);
-        if types.len() != tokens.len() {
-            let (found, expected) = (types.len(), tokens.len());
-            return Err(TokenizerError::Length {
-                what: "tokenizer.ggml.token_type",
-                found,
-                expected,
-            });
-        }
-        let mut ids = HashMap::new();
-        for (id, token) in tokens.iter().enumerate() {
-            if ids.insert(*token, id).is_some() {
-                return Err(TokenizerError::Duplicate((*token).to_owned()));
-            }
-        }
-        Ok(Self { tokens, types, ids })
-    }
-
-    /// The token that metadata `key` names, if it names one.
-    fn named(&self, gguf: &Gguf, key: &'static str) -> Result<Option<&'a str>> {
-        let Some(id) = gguf.unsigned(key)? else {
-            return Ok(None);
-        };
-        let token = usize::try_from(id).ok().and_then(|id| self.tokens.get(id));
-        let error = TokenizerError::Id {
-            what: key,
-            id,
-            len: self.tokens.len(),
-        };
-        token.map(|token| Some(*token)).ok_or(error)
-    }
-
-    fn as_json(&self) -> Map<String, Value> {
-        self.tokens
-            .iter()
-            .enumerate()
-            .map(|(id, token)| ((*token).to_owned(), json!(id)))
-            .collect()
-    }
-
-    fn added_tokens(&self) -> Vec<Value> {
-        let added = self.tokens.iter().zip(&self.types).enumerate();
-        let added = added.filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
-        let entry = |(id, (token, &kind)): (usize, (&&str, &f64))| {
-            json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind != USER_DEFINED,
-            })
-        };
-        added.map(entry).collect()
-    }
-}
 
 impl TokenizerFiles {
     /// Builds the tokenizer that a GGUF file carries. `file`: the bytes that `gguf` was parsed

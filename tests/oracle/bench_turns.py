@@ -252,7 +252,8 @@ def table(header, rows):
     """
     lines = [header, ["---"] * len(header), *rows]
     show = [" | ".join(str(cell) for cell in line) for line in lines]
-    return "\n".join(f"| {line} |" if "---" not in line else f"|{line.replace(' ', '')}|" for line in show)
+    framed = [f"|{line.replace(' ', '')}|" if "---" in line else f"| {line} |" for line in show]
+    return "\n".join(framed)
 
 
 def report(kind, results):
@@ -272,7 +273,9 @@ def report(kind, results):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["turns", "questions"])
     parser.add_argument("--model", required=True, help="GGUF file")
     parser.add_argument("--palimpsest", default=ROOT / "target" / "release" / "palimpsest")

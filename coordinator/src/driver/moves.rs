@@ -1,12 +1,11 @@
-//! Bringing the state of a session from one tier to another, as its owner asks.
+//! What may be asked of the tiers in which states are kept, and who waits for it.
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::state::State;
 use crate::scheduler::Scheduler;
-use crate::snapshots::{Chain, Ended, Fate, Name, Want};
+use crate::snapshots::{Chain, Name, Want};
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,91 +59,16 @@ pub(super) struct Moving {
 /// Who waits for the end of a move.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    name: Name,
-    want: Want,
-    moved: Moved,
-    what: Move,
-    done: oneshot::Sender<Result<Moved, MoveError>>,
-}
-
-impl State {
-    pub(super) fn begin_move(&mut self, moving: Moving) {
-        let Moving { chain, what, done } = moving;
-        let want = match what {
-            Move::Suspend => Want::Store,
-            Move::Resume => Want::Fetch,
-            Move::Forget => {
-                let forgotten = Moved {
-                    position: self.scheduler.kept_of(&chain).map_or(0, |one| one.position),
-                    bytes: self.scheduler.forget_snapshots(&chain),
-                };
-                // Whoever asked may have gone; the work is done all the same.
-                let _ = done.send(Ok(forgotten));
-                return;
-            }
-        };
-        let Some(found) = self.scheduler.kept_of(&chain) else {
-            let _ = done.send(Err(MoveError::NotKept));
-            return;
-        };
-        let waiter = Waiter {
-            name: found.name,
-            want,
-            moved: Moved {
-                position: found.position,
-                bytes: self.scheduler.snapshot_bytes(found.name),
-            },
-            what,
-            done,
-        };
-        if self.scheduler.has_snapshot(found.name, want) {
-            // It leaves memory now, if it was there as well.
-            let is_there = self.scheduler.has_snapshot(found.name, Want::Fetch);
-            let bytes = if what == Move::Suspend && is_there {
-                waiter.moved.bytes
-            } else {
-                0
-            };
-            let waiter = Waiter {
-                moved: Moved {
-                    bytes,
-                    ..waiter.moved
-                },
-                ..waiter
-            };
-            waiter.end(&mut self.scheduler, Ok(()));
-        } else if self.scheduler.move_snapshot(found.name, want) {
-            self.moving.push(waiter);
-        } else {
-            let error = if self.scheduler.has_store() {
-                MoveError::NoRoom
-            } else {
-                MoveError::NoStore
-            };
-            waiter.end(&mut self.scheduler, Err(error));
-        }
-    }
-
-    /// Tells those whose moves have ended.
-    pub(super) fn end_moves(&mut self) {
-        for Ended { name, want, fate } in self.scheduler.moved() {
-            if let Fate::Failed(error) = &fate {
-                tracing::warn!(snapshot = ?name, ?want, error, "a kept state was not moved");
-            }
-            let is_over = |waiter: &mut Waiter| waiter.name == name && waiter.want == want;
-            for waiter in self.moving.extract_if(.., is_over).collect::<Vec<_>>() {
-                let result = match &fate {
-                    Fate::Done => Ok(()),
-                    Fate::Failed(error) => Err(MoveError::Failed(error.clone())),
-                };
-                waiter.end(&mut self.scheduler, result);
-            }
-        }
-    }
+    pub(super) name: Name,
+    pub(super) want: Want,
+    pub(super) moved: Moved,
+    pub(super) what: Move,
+    pub(super) done: oneshot::Sender<Result<Moved, MoveError>>,
 }
 
 impl Waiter {
-    fn end(self, scheduler: &mut Scheduler, result: Result<(), MoveError>) {
+    /// Tells who waits how it ended.
+    pub(super) fn end(self, scheduler: &mut Scheduler, result: Result<(), MoveError>) {
         if result.is_ok() && self.what == Move::Suspend {
             scheduler.leave_memory(self.name);
         }

@@ -7,19 +7,10 @@
 
 use palimpsest_proto::internal::v1::{SequenceOutput, SequenceStep};
 
-use super::sequence::{Place, Running, Waiting};
+use super::sequence::{Hold, Place, Running, Waiting};
 use super::{Lineage, Scheduler};
 use crate::ids::SequenceId;
 use crate::snapshots::{Chain, Ended, Found, Held, Keep, Name, Want};
-
-/// What a sequence waits for, though there is room for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
-    /// Another one is reading what both begin with, up to this boundary.
-    Follows { leader: SequenceId, until: u64 },
-    /// It is on its way from the store.
-    Fetches(Name),
-}
 
 impl Scheduler {
     /// Lets those go on for whom nothing is on its way any more.

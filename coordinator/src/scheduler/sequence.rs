@@ -9,10 +9,10 @@ use palimpsest_proto::v1::Sampling;
 
 use super::capacity::Cost;
 use super::lineage::{Lineage, Reuse};
-use super::reuse::Hold;
 use super::suspicion::Suspicion;
 use crate::flow::Flow;
 use crate::ids::SequenceId;
+use crate::snapshots::Name;
 
 /// What starts before what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +65,15 @@ pub struct Arrival {
 pub(super) struct Place {
     pub(super) priority: Priority,
     pub(super) id: SequenceId,
+}
+
+/// What a sequence waits for, though there is room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Another one is reading what both begin with, up to this boundary.
+    Follows { leader: SequenceId, until: u64 },
+    /// It is on its way from the store.
+    Fetches(Name),
 }
 
 /// A sequence that waits to start, or to start again.

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Result, TokenizerError, Vocabulary};
+use super::vocabulary::{Result, Vocabulary};
+use crate::tokenizer::TokenizerError;
 
 /// Memory that the merges of a vocabulary may take, in bytes, each counted with
 /// [`BYTES_OF_A_MERGE`] beside its text. The 580,000 merges of Gemma's 256,000 pieces take a third.

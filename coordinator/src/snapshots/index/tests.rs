@@ -270,7 +270,8 @@ fn happens() -> impl Strategy<Value = Happens> {
     let (first, at) = (0u32..4, 1u64..6);
     prop_oneof![
         4 => (first.clone(), at.clone(), 1u64..9).prop_map(|(f, a, b)| Happens::Kept(f, a, b)),
-        3 => (first.clone(), at.clone(), any::<bool>()).prop_map(|(f, a, s)| Happens::Want(f, a, s)),
+        3 => (first.clone(), at.clone(), any::<bool>())
+            .prop_map(|(f, a, s)| Happens::Want(f, a, s)),
         4 => (first.clone(), at.clone(), any::<bool>(), any::<bool>())
             .prop_map(|(f, a, s, ok)| Happens::Said(f, a, s, ok)),
         2 => first.clone().prop_map(Happens::Begins),
