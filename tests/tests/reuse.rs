@@ -108,7 +108,7 @@ async fn conversations_have_the_tokens_of_those_that_read_everything() {
             );
             let unread = conversation.len() as u64 - answer.usage.cached_tokens;
             // Of a full cache only the ends of prompts are kept.
-            let most = if kv.policy == "full" { 3 } else { 2 } * STRIDE as u64;
+            let most = if kv.policy == "full" { 3 } else { 2 } * STRIDE;
             assert!(
                 turn == 0 || unread <= most,
                 "turn {turn} under {kv:?}: {unread} read"
