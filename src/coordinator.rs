@@ -86,6 +86,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let served = front.serve_until(&coordinator, end).await;
     coordinator.service().sessions.close().await;
+    coordinator.service().responses.close().await;
     leader.resign().await;
     served?;
     eprintln!("drained");

@@ -95,6 +95,12 @@ impl Front {
         let keys = config.api_keys_file.as_deref().map(ApiKeys::open);
         let keys = keys.transpose()?.map(Arc::new);
         check_exposure(&config, keys.is_some())?;
+        let places = [&config.sessions.place, &config.responses.place];
+        if let [Some(sessions), Some(responses)] = places
+            && is_one_place(sessions, responses)
+        {
+            bail!("--session-store and --response-store name one place: give each its own");
+        }
         let sessions = config.sessions.open()?;
         let responses = config.responses.open()?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
@@ -326,6 +332,12 @@ async fn bind(
             "cannot listen on {address}; is another server running? choose an address with {flag}"
         )
     })
+}
+
+/// Whether two places of stores are one: the same directory, or the same URL.
+fn is_one_place(one: &str, other: &str) -> bool {
+    let path = |place: &str| std::fs::canonicalize(place).ok();
+    one == other || path(one).is_some_and(|one| path(other) == Some(one))
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let served = front.serve_until(&coordinator, end).await;
     coordinator.service().sessions.close().await;
+    coordinator.service().responses.close().await;
     served?;
     eprintln!("drained");
     Ok(())

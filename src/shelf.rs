@@ -1,14 +1,22 @@
 //! Where the snapshots of a rank are kept.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use palimpsest_engine::rank::Rank;
 use palimpsest_kernels::Backend;
 use palimpsest_store::Store;
 use palimpsest_worker::shelf::{RankFiles, Shelf};
 
+/// Time for one call of the store. A request may wait for it, and could read its text instead.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
 /// The store that `--snapshot-store` names, if it names one.
 pub fn store(place: Option<&str>) -> anyhow::Result<Option<Store>> {
-    let open = |place| Store::open(place).context("--snapshot-store");
+    let open = |place| {
+        let store = Store::open(place).context("--snapshot-store")?;
+        anyhow::Ok(store.with_limit(CALL_LIMIT))
+    };
     place.map(open).transpose()
 }
 

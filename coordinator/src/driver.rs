@@ -212,6 +212,9 @@ async fn run(mut state: State, mut inbox: mpsc::Receiver<Message>, executor: Box
             let _ = taken.send(());
         }
         state.tend();
+        if state.is_drained_in_time() {
+            break;
+        }
         let plan = if group.is_some() { state.plan() } else { None };
         let (Some(executor), Some(plan)) = (&mut group, plan) else {
             if state.drained(group.is_some()) {

@@ -285,7 +285,9 @@ impl Metrics {
     /// What a request that came to its end cost.
     pub fn usage(&self, usage: &Usage) {
         let inner = &*self.0;
-        inner.first_token.observe(usage.first_token_seconds);
+        if usage.generated_tokens > 0 {
+            inner.first_token.observe(usage.first_token_seconds);
+        }
         inner.queue.observe(usage.queue_seconds);
         inner.prefill.observe(usage.prefill_seconds);
         inner.decode.observe(usage.decode_seconds);

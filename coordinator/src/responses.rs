@@ -216,6 +216,13 @@ impl Responses {
     pub async fn delete(&self, tenant: TenantKey, id: ResponseId) -> Result<()> {
         self.open().await?;
         let removal = self.index().hide(tenant, id)?;
+        let of = self.clone();
+        // It goes on to its end if the client goes away: what is hidden is forgotten or shown.
+        let removed = tokio::spawn(async move { of.delete_hidden(id, removal).await });
+        removed.await.map_err(|_| Error::Ended)?
+    }
+
+    async fn delete_hidden(&self, id: ResponseId, removal: Removal) -> Result<()> {
         let done = match &removal {
             Removal::Marker(key) => self.store().put(key, Bytes::new()).await,
             Removal::Record(key) => self.store().delete(key).await,
@@ -229,6 +236,15 @@ impl Responses {
         }
         self.sweep();
         Ok(())
+    }
+
+    /// Gives the place of the records back, when nothing is written any more.
+    pub async fn close(&self) {
+        if let Some(claim) = &self.0.limits.claim
+            && let Err(error) = claim.release().await
+        {
+            tracing::warn!(%error, "the place of responses is not given back");
+        }
     }
 
     /// Responses that are kept, and the bytes of all records.

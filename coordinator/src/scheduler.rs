@@ -335,7 +335,10 @@ impl Scheduler {
             if was_alone {
                 running.suspicion.pass(running.fed);
             }
+            // One that is read anew may begin with a state of its own answer.
+            let prompt = running.arrival.prompt.len() as u64;
             let cached = running.lineage.as_ref().map_or(0, Lineage::reused);
+            let cached = cached.min(prompt);
             let Some(token) = one.token else {
                 if running.is_read() {
                     self.end(id);

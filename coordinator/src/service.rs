@@ -304,6 +304,15 @@ impl Service {
         requests.into_iter().map(submit).collect()
     }
 
+    /// Whether there is room in the queue for a request of this caller.
+    ///
+    /// # Errors
+    /// `QueueFull`, `Draining`, `NoReadyGroup`.
+    pub fn check_room(&self, call: &Call, priority: i32) -> Result<(), RequestError> {
+        let flow = call.flow();
+        self.driver.admission().check(&Asker { flow, priority })
+    }
+
     /// Checks all of a prompt and of its choices that takes no time.
     fn check_prompt(
         &self,

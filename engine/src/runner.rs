@@ -248,6 +248,11 @@ impl<B: Backend> Runner<B> {
         self.lost
     }
 
+    /// Whether plans of this epoch are carried out.
+    pub fn is_in(&self, epoch: u64) -> bool {
+        self.epoch.is_none_or(|joined| joined == epoch)
+    }
+
     /// Carries out one plan.
     pub fn execute(&mut self, plan: &internal::StepPlan) -> internal::StepOutput {
         let started = Instant::now();

@@ -336,6 +336,15 @@ impl State {
             .min()
     }
 
+    /// Whether a drain is out of time and no request is left: what ranks still write to their store
+    /// is not waited for.
+    pub(super) fn is_drained_in_time(&self) -> bool {
+        let is_over = self
+            .drain_until
+            .is_some_and(|until| until <= Instant::now());
+        is_over && self.live.is_empty()
+    }
+
     /// Whether a drain has come to its end. Without a group, requests that wait would wait in vain.
     pub(super) fn drained(&mut self, has_group: bool) -> bool {
         if self.drain_until.is_none() {

@@ -120,6 +120,10 @@ impl Pace {
 
     /// Takes in how many `seconds` a step took.
     pub(super) fn observe(&mut self, work: Work, seconds: f64) {
+        if work == Work::default() {
+            // A plan that only releases, or asks what was done in the background.
+            return;
+        }
         // Of a few tokens one learns what a step takes, and not what a token does.
         let telling = LEAST_TOKENS.min(self.most.busy).min(self.most.idle);
         let is_telling = work.prefill >= telling;

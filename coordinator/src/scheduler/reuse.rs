@@ -5,6 +5,8 @@
 //! store, or a sequence that runs is about to reach one. So a text that many ask about at once is
 //! read once.
 
+use std::ops::RangeInclusive;
+
 use palimpsest_proto::internal::v1::{SequenceOutput, SequenceStep};
 
 use super::sequence::{Hold, Place, Running, Waiting};
@@ -61,17 +63,28 @@ impl Scheduler {
         {
             return Some(Hold::Fetches(stored.name));
         }
-        self.find_leader(&chain, ready, most)
+        let wanted = ready + 1..=most;
+        self.find_leader(place, &chain, wanted)
     }
 
     /// Who reads more of the same text than is `ready`, and has it kept where the two part.
-    fn find_leader(&mut self, chain: &Chain, ready: u64, most: u64) -> Option<Hold> {
+    fn find_leader(
+        &mut self,
+        place: Place,
+        chain: &Chain,
+        wanted: RangeInclusive<u64>,
+    ) -> Option<Hold> {
         let stride = chain.stride();
+        let most = wanted.end() / stride * stride;
         let shared = |leader: &Running| {
             let lineage = leader.lineage.as_ref()?;
             let reads_on = leader.prefilling && !leader.paused && leader.suspicion.losses() == 0;
-            let until = lineage.chain().shared(chain).min(most / stride * stride);
-            (reads_on && until > ready && until > leader.fed).then_some(until)
+            // Nobody waits for one that others overtake, nor for a state that cannot be kept.
+            let is_served = leader.arrival.priority <= place.priority
+                && self.index.could_keep(leader.arrival.cost.bytes());
+            let until = lineage.chain().shared(chain).min(most);
+            let is_ahead = wanted.contains(&until) && until > leader.fed;
+            (reads_on && is_served && is_ahead).then_some(until)
         };
         let (until, leader) = self
             .running

@@ -11,7 +11,6 @@ use palimpsest_proto::v1::{
 use tokio::time::Instant;
 
 use super::{Call, Prompted, Service};
-use crate::admission::Asker;
 use crate::request;
 use crate::sessions::{NewSession, Opening, TenantName, Turn};
 
@@ -114,11 +113,7 @@ impl Service {
             let message = "a session goes on in one way: leave n out, or fork the session";
             return Err(bad("n", message));
         };
-        let asker = Asker {
-            flow: call.flow(),
-            priority: request.priority,
-        };
-        self.driver.admission().check(&asker)?;
+        self.check_room(call, request.priority)?;
         let turn = self.sessions.begin(call.tenant_name(), &id).await?;
         if let Some(charge) = &call.charge {
             charge.take(turn.weight() / RECORD_SHARE)?;

@@ -265,6 +265,10 @@ impl Records {
 
     /// Removes a held session, its record first.
     pub(super) async fn remove(&self, hold: Hold) -> Result<(), RequestError> {
+        // Its records may be those of another service by now.
+        if !self.0.limits.is_ours() {
+            return Err(error::lost_place());
+        }
         // What cannot be read has nothing to unpin.
         let pinned = self.read(&hold).await.map(|record| record.pinned());
         let store = &self.0.limits.store;

@@ -28,6 +28,9 @@ pub(super) fn start(records: &Records) {
 
 /// Looks at every session once.
 pub(super) async fn sweep(records: &Records) {
+    if !records.limits().is_ours() {
+        return;
+    }
     let mut after: Option<Key> = None;
     loop {
         let keys = records.index().all_behind(after.as_ref(), AT_ONCE);

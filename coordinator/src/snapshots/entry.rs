@@ -8,13 +8,21 @@ pub(super) enum Place {
     /// No.
     #[default]
     Absent,
-    /// Ranks bring it there; so many have.
-    Coming { done: u32 },
+    /// Ranks bring it there: so many have answered, and what went wrong on one of them.
+    Coming { done: u32, error: Option<String> },
     /// On every rank.
     Here,
 }
 
 impl Place {
+    /// Ranks are told to bring it there.
+    pub(super) const fn coming() -> Self {
+        Self::Coming {
+            done: 0,
+            error: None,
+        }
+    }
+
     /// Whether ranks are bringing it there.
     pub(super) const fn is_coming(&self) -> bool {
         matches!(self, Self::Coming { .. })
@@ -47,6 +55,9 @@ pub(super) struct Entry {
     pub(super) awaited_by: u64,
     /// The last plan that needs it.
     pub(super) needed_in: u64,
+    /// A rank could not read it from the store. Nobody tries again in this epoch: the store may
+    /// only have been slow, so it stays there until it is written anew or makes room.
+    pub(super) is_unreadable: bool,
 }
 
 /// One clock for each tier.
@@ -72,6 +83,7 @@ impl Entry {
             since: Clocks::default(),
             awaited_by: 0,
             needed_in: 0,
+            is_unreadable: false,
         }
     }
 
@@ -80,6 +92,9 @@ impl Entry {
     ///
     /// Source: GreedyDual-Size with frequency (Cao and Irani, USITS 1997; Cherkasova, HPL-98-69).
     pub(super) fn value(&self, since: f64) -> f64 {
+        if self.is_unreadable {
+            return since;
+        }
         let from = self.parent.map_or(0, |parent| parent.position);
         let tokens = match self.position {
             Some(at) => at.saturating_sub(from).max(1),

@@ -167,7 +167,10 @@ impl Index {
 
     /// The longest prefix, of at most `most` tokens, whose state is in the store.
     pub fn in_store(&self, chain: &Chain, most: u64) -> Option<Found> {
-        self.longest(chain, most, |entry| &entry.store)
+        self.longest(chain, most, |entry| match entry.is_unreadable {
+            true => &Place::Absent,
+            false => &entry.store,
+        })
     }
 
     fn longest(&self, chain: &Chain, most: u64, place: fn(&Entry) -> &Place) -> Option<Found> {
@@ -324,7 +327,11 @@ impl Index {
             Want::Store => (&entry.memory, &entry.store, Tier::Store),
             Want::Fetch => (&entry.store, &entry.memory, Tier::Memory),
         };
-        if *from != Place::Here || *to != Place::Absent || !has_store {
+        let is_missing = match want {
+            Want::Store => *to == Place::Absent || entry.is_unreadable,
+            Want::Fetch => *to == Place::Absent && !entry.is_unreadable,
+        };
+        if *from != Place::Here || !is_missing || to.is_coming() || !has_store {
             return false;
         }
         let fits = match want {
@@ -332,7 +339,7 @@ impl Index {
             Want::Fetch => self.evict_from_memory(bytes + self.reserved),
         };
         if fits {
-            self.set(name, tier, Place::Coming { done: 0 });
+            self.set(name, tier, Place::coming());
             self.pending += 1;
             self.orders.want(name, want);
         }
@@ -388,37 +395,52 @@ impl Index {
         }
     }
 
-    /// A rank has done its part of something, or could not.
+    /// A rank has done its part of something, or could not. It has ended when all have answered.
     fn advance(&mut self, name: Name, want: Want, report: &SnapshotReport) {
         let ranks = self.ranks;
-        let Some(entry) = self.entries.get_mut(&name) else {
-            return;
-        };
-        let (place, tier) = match want {
-            Want::Store => (&mut entry.store, Tier::Store),
-            Want::Fetch => (&mut entry.memory, Tier::Memory),
-        };
-        let Place::Coming { done } = place else {
+        let entry = self.entries.get_mut(&name);
+        let place = entry.map(|entry| match want {
+            Want::Store => &mut entry.store,
+            Want::Fetch => &mut entry.memory,
+        });
+        let Some(Place::Coming { done, error }) = place else {
+            // Of an epoch that is over, or of what was dropped meanwhile: it is in nobody's way.
+            if want == Want::Fetch && !self.is_where(name, Want::Fetch) {
+                self.orders.drop(name);
+            }
             return;
         };
         *done += 1;
-        let (end, fate) = if !report.error.is_empty() {
-            (Place::Absent, Fate::Failed(report.error.clone()))
-        } else if *done >= ranks {
-            (Place::Here, Fate::Done)
-        } else {
+        if error.is_none() && !report.error.is_empty() {
+            *error = Some(report.error.clone());
+        }
+        if *done < ranks {
             return;
-        };
+        }
+        let fate = error.take().map_or(Fate::Done, Fate::Failed);
+        self.end(name, want, fate);
+    }
+
+    fn end(&mut self, name: Name, want: Want, fate: Fate) {
         self.pending -= 1;
-        self.set(name, tier, end);
-        match (want, &fate) {
-            // A part that cannot be read is of no use, and other ranks may have fetched theirs.
-            (Want::Fetch, Fate::Failed(_)) => {
-                self.orders.drop(name);
-                self.leave_store(name);
+        let is_done = fate == Fate::Done;
+        let to = if is_done { Place::Here } else { Place::Absent };
+        let tier = match want {
+            Want::Store => Tier::Store,
+            Want::Fetch => Tier::Memory,
+        };
+        self.set(name, tier, to);
+        if let Some(entry) = self.entries.get_mut(&name) {
+            match want {
+                Want::Store => entry.is_unreadable = false,
+                Want::Fetch => entry.is_unreadable = !is_done,
             }
-            (Want::Store, Fate::Failed(_)) => self.orders.erase(name),
-            (_, Fate::Done) => {}
+        }
+        match want {
+            // Some ranks may have their part.
+            Want::Fetch if !is_done => self.orders.drop(name),
+            Want::Store if !is_done => self.orders.erase(name),
+            _ => {}
         }
         self.ended.push(Ended { name, want, fate });
         self.forget_if_gone(name);
@@ -426,6 +448,11 @@ impl Index {
 
     /// Evicts what is worth least until so many bytes more fit; whether they do.
     fn evict_from_memory(&mut self, bytes: u64) -> bool {
+        let plan = self.plan;
+        let is_free = |entry: &Entry| entry.memory == Place::Here && entry.is_free(plan);
+        if bytes > 0 && !self.could_fit(self.held.memory_bytes + bytes, self.room.memory, is_free) {
+            return false;
+        }
         while self.held.memory_bytes + bytes > self.room.memory {
             let plan = self.plan;
             let free = |entry: &Entry| entry.memory == Place::Here && entry.is_free(plan);
@@ -440,6 +467,10 @@ impl Index {
     }
 
     fn evict_from_store(&mut self, bytes: u64) -> bool {
+        let is_free = |entry: &Entry| entry.store == Place::Here && !entry.memory.is_coming();
+        if bytes > 0 && !self.could_fit(self.held.store_bytes + bytes, self.room.store, is_free) {
+            return false;
+        }
         while self.held.store_bytes + bytes > self.room.store {
             let free = |entry: &Entry| {
                 // What is being read stays until it has been.
@@ -453,6 +484,19 @@ impl Index {
             self.leave_store(name);
         }
         true
+    }
+
+    /// Whether `needed` bytes fit into `room` once all that may go has gone: nothing is evicted for
+    /// what does not fit in any case.
+    fn could_fit(&self, needed: u64, room: u64, is_free: impl Fn(&Entry) -> bool) -> bool {
+        let free = self.entries.values().filter(|entry| is_free(entry));
+        let movable: u64 = free.map(|entry| entry.bytes).sum();
+        needed <= room.saturating_add(movable)
+    }
+
+    /// Whether a state of so many bytes could be kept in memory at all.
+    pub const fn could_keep(&self, bytes: u64) -> bool {
+        self.is_on() && bytes <= self.room.memory
     }
 
     /// Who is worth least. Ties go to the smaller name, so that the answer is one.

@@ -68,6 +68,8 @@ async fn answer(
         tenant: tenant_key(caller.call.tenant.as_ref()),
         charge: caller.call.charge.clone(),
     };
+    // Before a conversation is read, which may be long.
+    service.check_room(&caller.call, asked.request.priority)?;
     let (parent, mut messages) = match asked.previous {
         None => (None, Vec::new()),
         Some(id) => {

@@ -205,7 +205,7 @@ fn something_is_done_when_every_rank_has_done_it() {
 }
 
 #[test]
-fn a_part_that_cannot_be_read_takes_the_others_with_it() {
+fn what_cannot_be_read_is_not_asked_for_again_until_it_is_written_anew() {
     let mut index = index(100, 100);
     let a = long(1);
     let name = a.at(4).expect("a name");
@@ -215,17 +215,55 @@ fn a_part_that_cannot_be_read_takes_the_others_with_it() {
     ]);
     index.orders();
     assert!(index.want(name, Want::Fetch));
-    index.report(&[
-        said(name, Event::Fetched, ""),
-        said(name, Event::Fetched, "damaged"),
-    ]);
+    index.report(&[said(name, Event::Fetched, "slow")]);
+    assert!(index.has_pending(), "the other rank has not answered");
+    index.report(&[said(name, Event::Fetched, "")]);
     assert!(!index.has_pending());
     assert_eq!(index.in_memory(&a, 99), None);
     assert_eq!(index.in_store(&a, 99), None, "nobody asks for it again");
+    assert!(!index.want(name, Want::Fetch));
     let orders = index.orders().expect("orders");
-    assert_eq!((orders.drop.len(), orders.erase.len()), (1, 1));
-    assert_eq!(index.take_ended()[0].fate, Fate::Failed("damaged".into()));
-    assert_eq!(index.held(), Held::default());
+    assert_eq!(
+        (orders.drop.len(), orders.erase.len()),
+        (1, 0),
+        "it may be whole"
+    );
+    assert_eq!(index.take_ended()[0].fate, Fate::Failed("slow".into()));
+
+    index.kept(keep(&a, 4, 10));
+    assert!(index.want(name, Want::Store));
+    for _ in 0..2 {
+        index.report(&[said(name, Event::Stored, "")]);
+    }
+    assert!(index.in_store(&a, 99).is_some());
+}
+
+#[test]
+fn what_comes_too_late_is_dropped() {
+    let mut index = index(100, 100);
+    let name = long(1).at(4).expect("a name");
+    index.orders();
+    index.report(&[said(name, Event::Fetched, "")]);
+    assert_eq!(dropped(&mut index), 1);
+}
+
+#[test]
+fn nothing_goes_for_what_never_fits() {
+    let mut index = index(30, 15);
+    let (a, b) = (long(1), long(2));
+    index.kept(keep(&a, 4, 10));
+    index.kept(keep(&b, 4, 20));
+    assert!(index.want(a.at(4).expect("a name"), Want::Store));
+    for _ in 0..2 {
+        index.report(&[said(a.at(4).expect("a name"), Event::Stored, "")]);
+    }
+    assert!(
+        !index.want(b.at(4).expect("a name"), Want::Store),
+        "20 bytes in 15"
+    );
+    assert!(index.in_store(&a, 99).is_some());
+    assert!(!index.make_room(long(3).at(2).expect("a name"), 31));
+    assert_eq!(index.held().in_memory, 2);
 }
 
 #[test]
