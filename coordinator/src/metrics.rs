@@ -510,6 +510,7 @@ mod tests {
         metrics.tenant_ended(None, "eos");
         metrics.usage(&Usage {
             prompt_tokens: 5,
+            generated_tokens: 1,
             evicted_tokens: 4,
             first_token_seconds: 0.5,
             ..Default::default()

@@ -126,8 +126,6 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
 /// Token logs that are kept, as resources and by SGLang's names.
 fn session_routes() -> Router<App> {
     let one = get(sessions::show).delete(sessions::delete);
-    let open = || session::<OpenSessionBody>;
-    let close = || session::<CloseSessionBody>;
     Router::new()
         .route(
             "/v1/sessions",
@@ -138,8 +136,8 @@ fn session_routes() -> Router<App> {
         .route("/v1/sessions/{id}/fork", post(session::<ForkBody>))
         .route("/v1/sessions/{id}/suspend", post(sessions::suspend))
         .route("/v1/sessions/{id}/resume", post(sessions::resume))
-        .route("/open_session", get(open()).post(open()))
-        .route("/close_session", get(close()).post(close()))
+        .route("/open_session", post(session::<OpenSessionBody>))
+        .route("/close_session", post(session::<CloseSessionBody>))
 }
 
 /// Responses, and those that are kept.
