@@ -44,6 +44,9 @@ pub(super) enum By {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The largest version of any session that was tried, also of one that is no more: a record
+    /// of it may still be deleted in the background.
+    tried: u64,
     entries: BTreeMap<Key, Entry>,
     of_tenant: HashMap<TenantKey, usize>,
     /// Of all records.
@@ -164,6 +167,7 @@ impl Index {
         }
         let mut state = self.state();
         for (key, found) in newest {
+            state.tried = state.tried.max(found.version);
             state.bytes += found.bytes;
             *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
             let entry = Entry {
@@ -207,7 +211,7 @@ impl Index {
         }
         *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
         let entry = Entry {
-            next: 1,
+            next: state.tried + 1,
             busy: Some(By::Client),
             ..Entry::default()
         };
@@ -407,6 +411,9 @@ impl Hold {
             version = entry.next;
             entry.next += 1;
         });
+        let mut state = self.index.state();
+        state.tried = state.tried.max(version);
+        drop(state);
         (version, self.key.place(version))
     }
 
