@@ -16,7 +16,7 @@
 //!   n(n+1)/2.
 //! - A response that others go on from is hidden when it is deleted or expires, and its record
 //!   stays until the last of them is gone.
-//! - The [`index`] says who goes on from whom, and is made of the names of the records alone.
+//! - The `index` says who goes on from whom, and is made of the names of the records alone.
 
 mod error;
 mod id;

@@ -13,7 +13,7 @@
 //! ```
 //! - A record is written under a key of its own version, and only then does the session point at
 //!   it. So a write that fails, is late or is cut off leaves the session as it was.
-//! - Logs are in the store alone. In memory a session takes some hundred bytes ([`index`]).
+//! - Logs are in the store alone. In memory a session takes some hundred bytes (`index`).
 //! - A request that fails, or whose client goes away, leaves the log as it was before.
 //! - State is never kept here: ranks keep snapshots, and [`pins`] moves those of a session.
 

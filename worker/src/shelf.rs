@@ -1,7 +1,7 @@
 //! Where a rank keeps snapshots: in host memory, and in a store that outlives the process.
 //!
 //! The device thread has the shelf carry out the orders of a plan before its step. What reads or
-//! writes the store goes on in threads of its own ([`background`]), and the device thread never
+//! writes the store goes on in threads of its own (`background`), and the device thread never
 //! waits for it, with one exception: what is in the store is asked for once in an epoch, before
 //! there are sequences, and all ranks have to say it in the same step.
 

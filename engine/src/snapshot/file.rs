@@ -2,7 +2,7 @@
 //!
 //! What the file says of itself stands in its metadata ([`Header`]): its version, whose state it
 //! is, and a SHA-256 over all of that and every tensor. Nothing in it depends on the number of
-//! ranks or on the device: [`Snapshot::join`] makes any rank's part out of files that cover it.
+//! ranks or on the device: `Snapshot::join` makes any rank's part out of files that cover it.
 //!
 //! Every KV head has tensors of its own, named `{layer}.{kv_head}.{part}`:
 //!

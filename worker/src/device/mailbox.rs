@@ -9,7 +9,7 @@ use super::sync::{catch_panic, mpsc, oneshot, watch};
 /// Commands that may wait: a plan, and a join that overtakes it nowhere but in time.
 const WAITING: usize = 2;
 
-/// The thread takes no commands any more: see [`Mailbox::ended`].
+/// The thread takes no commands any more: the device has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the device thread has ended; the log says why")]
 pub struct DeviceGone;
