@@ -22,6 +22,7 @@ mod inspect;
 mod intake;
 mod load;
 mod model;
+mod place;
 mod progress;
 mod pull;
 mod quickstart;

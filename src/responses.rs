@@ -7,6 +7,8 @@ use anyhow::Context;
 use palimpsest_coordinator::responses::{Limits, Store, StoreError};
 use tokio::time::{Instant, sleep};
 
+use crate::place;
+
 /// Time that a coordinator which has taken the lead waits for the place of the former one.
 pub const HANDOVER: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
@@ -64,7 +66,7 @@ pub async fn claim(limits: Limits, patience: Duration, say: fn(&str)) -> anyhow:
     let until = Instant::now() + patience;
     let mut is_said = false;
     let claim = loop {
-        match limits.store.claim(&owner()).await {
+        match limits.store.claim(&place::owner()).await {
             Err(error @ StoreError::Taken { .. }) if Instant::now() < until => {
                 if !is_said {
                     say(&format!("waiting for the place of responses: {error}"));
@@ -79,11 +81,4 @@ pub async fn claim(limits: Limits, patience: Duration, say: fn(&str)) -> anyhow:
         claim: Some(Arc::new(claim)),
         ..limits
     })
-}
-
-/// This process, as another one reads it.
-fn owner() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let host = host.unwrap_or_else(|_| "this machine".into());
-    format!("process {} on {}", std::process::id(), host.trim())
 }

@@ -6,6 +6,8 @@ use anyhow::Context;
 use palimpsest_coordinator::sessions::{Limits, StoreError};
 use tokio::time::{Instant, sleep};
 
+use crate::place;
+
 /// Time that a coordinator which has taken the lead waits for the place of the former one.
 const HANDOVER: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
@@ -71,7 +73,7 @@ impl SessionConfig {
 /// # Errors
 /// If another process has it, by its name.
 pub async fn claim(limits: &Limits) -> anyhow::Result<Limits> {
-    let claimed = limits.clone().claimed(&owner()).await;
+    let claimed = limits.clone().claimed(&place::owner()).await;
     claimed.context("--session-store")
 }
 
@@ -83,7 +85,7 @@ pub async fn take_over(limits: &Limits, say: fn(&str)) -> anyhow::Result<Limits>
     let until = Instant::now() + HANDOVER;
     let mut is_said = false;
     loop {
-        match limits.clone().claimed(&owner()).await {
+        match limits.clone().claimed(&place::owner()).await {
             Err(error @ StoreError::Taken { .. }) if Instant::now() < until => {
                 if !is_said {
                     say(&format!("waiting for the place of sessions: {error}"));
@@ -94,11 +96,4 @@ pub async fn take_over(limits: &Limits, say: fn(&str)) -> anyhow::Result<Limits>
             claimed => return claimed.context("--session-store"),
         }
     }
-}
-
-/// This process, as another one reads it.
-fn owner() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let host = host.unwrap_or_else(|_| "this machine".into());
-    format!("process {} on {}", std::process::id(), host.trim())
 }

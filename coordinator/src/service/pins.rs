@@ -42,7 +42,7 @@ impl DriverPins {
             Ok(moved) => Ok(moved.bytes),
             // A state is only ever a shortcut.
             Err(MoveError::NotKept | MoveError::NoStore) => Ok(0),
-            // Memory is short of nothing that its own index does not evict.
+            // The store is full. The state stays in memory, and leaves it when room is short.
             Err(MoveError::NoRoom) if what == Move::Suspend => Ok(0),
             Err(error @ (MoveError::NoRoom | MoveError::Failed(_) | MoveError::Ended)) => Err(
                 RequestError::new(Reason::StoreUnavailable, error.to_string()),
