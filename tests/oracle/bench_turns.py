@@ -236,6 +236,8 @@ def engines(args):
         def theirs(port):
             return [program, "-m", args.model, "-t", args.threads, "-c", context, "-np", slots] + [
                 "--host", "127.0.0.1", "--port", port, "--no-webui", *unified,
+                # It refuses prompts beyond the trained length, which this model's document is.
+                "--override-kv", f"llama.context_length=int:{context}",
             ]  # fmt: skip
 
         chosen["llama.cpp"] = theirs

@@ -1,5 +1,5 @@
-//! `cargo xtask bench-peers` and `bench-turns`: comparisons with other engines and servers. The
-//! harnesses are Python, since one of the peers is.
+//! `cargo xtask bench-peers`, `bench-turns` and `bench-state`: comparisons with other engines and
+//! servers, and what keeping states costs. The harnesses are Python, since one of the peers is.
 
 use std::process::Command;
 
@@ -12,6 +12,9 @@ pub const HARNESS: &str = "tests/oracle/bench_peers.py";
 
 /// The harness of conversations and of questions about one document.
 pub const TURNS: &str = "tests/oracle/bench_turns.py";
+
+/// The harness of what keeping states costs, and of what reading does to the answers of others.
+pub const STATE: &str = "tests/oracle/bench_state.py";
 
 /// Runs a harness with `args`. Our own release binary is built first, unless no measurement was
 /// asked for.

@@ -56,7 +56,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench-peers [ARGS]   compare with llama.cpp and PyTorch; `cargo xtask bench-peers --help` lists
                        the arguments
   bench-turns KIND …   a conversation about a long document (`turns`), or many questions at once
-                       (`questions`), beside llama.cpp's server";
+                       (`questions`), beside llama.cpp's server
+  bench-state KIND …   what reading does to others' answers (`gaps`), what keeping a state costs
+                       (`suspend`), many sessions under kill -9 (`soak`)";
 
 fn main() -> ExitCode {
     match dispatch() {
@@ -103,6 +105,7 @@ fn dispatch() -> Result<()> {
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(bench_peers::HARNESS, rest),
         ["bench-turns", rest @ ..] => bench_peers::run_harness(bench_peers::TURNS, rest),
+        ["bench-state", rest @ ..] => bench_peers::run_harness(bench_peers::STATE, rest),
         _ => bail!("unknown command line `{}`\n{USAGE}", args.join(" ")),
     }
 }
