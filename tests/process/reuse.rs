@@ -39,11 +39,15 @@ fn ask(serving: &Serving, prompt: &str) -> (String, u64) {
 
 /// Files of kept states below a directory.
 fn files(store: &str) -> Vec<std::path::PathBuf> {
-    let folders = std::fs::read_dir(Path::new(store).join("snapshots"));
-    let folders = folders.into_iter().flatten().flatten();
-    folders
-        .filter_map(|folder| std::fs::read_dir(folder.path()).ok())
-        .flat_map(|files| files.flatten().map(|file| file.path()))
+    let within = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    // A folder for the model, and one for each state.
+    let models = within(&Path::new(store).join("snapshots"));
+    let states = models.iter().flat_map(|model| within(model));
+    states
+        .flat_map(|state| within(&state))
         .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
         .collect()
 }

@@ -1,13 +1,14 @@
 //! The threads that write to a store and read from it.
 //!
-//! One writes and removes, in the order of the plans; the other reads, so that what somebody waits
-//! for never waits behind what nobody waits for. Each takes one snapshot after the other, because
-//! packing one takes a core.
+//! One writes and removes, in the order of the plans, one snapshot after the other, because packing
+//! one takes a core. Others read, so that what somebody waits for never waits behind what nobody
+//! waits for; they are several because a store far away is slow to answer and not busy.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use palimpsest_engine::kept::Kept;
@@ -22,6 +23,13 @@ use super::report::report;
 
 /// Snapshots that may wait for each thread. Those that wait to be written stay in memory meanwhile.
 pub(super) const WAITING: usize = 256;
+
+/// Threads that read.
+pub(super) const READERS: usize = 4;
+
+/// Time that a snapshot may wait until it is read. Behind a store that is slow for many, whoever
+/// waits for one does better to read its text.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What changes the store.
 enum Write {
@@ -38,6 +46,7 @@ enum Write {
 enum Read {
     Fetch {
         name: Bytes,
+        since: Instant,
     },
     List {
         done: SyncSender<Result<Vec<StoredSnapshot>, FileError>>,
@@ -54,6 +63,16 @@ pub(super) struct Background {
 impl Background {
     /// Starts the threads.
     pub(super) fn start(kept: Kept, store: Store, files: RankFiles) -> std::io::Result<Self> {
+        Self::with_patience(kept, store, files, PATIENCE)
+    }
+
+    /// The same, where a snapshot waits no longer than `patience` until it is read.
+    pub(super) fn with_patience(
+        kept: Kept,
+        store: Store,
+        files: RankFiles,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
         let (told, reports) = channel();
         // Connections live on it, whichever thread asks.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -66,11 +85,12 @@ impl Background {
             store,
             files: Arc::new(files),
             told,
+            patience,
             runtime: Arc::new(runtime),
         };
         Ok(Self {
-            writes: spawn("snapshot-writer", worker.clone(), Worker::write)?,
-            reads: spawn("snapshot-reader", worker, Worker::read)?,
+            writes: spawn("snapshot-writer", 1, &worker, Worker::write)?,
+            reads: spawn("snapshot-reader", READERS, &worker, Worker::read)?,
             reports,
         })
     }
@@ -96,7 +116,8 @@ impl Background {
     /// # Errors
     /// As [`Self::store`].
     pub(super) fn fetch(&self, name: Bytes) -> Result<(), &'static str> {
-        hand(&self.reads, Read::Fetch { name })
+        let since = Instant::now();
+        hand(&self.reads, Read::Fetch { name, since })
     }
 
     /// What is in the store. Waits for it, but no longer than `limit`.
@@ -130,16 +151,26 @@ fn hand<T>(orders: &SyncSender<T>, order: T) -> Result<(), &'static str> {
     })
 }
 
-/// Starts a thread that takes orders one after the other until nobody can send any.
+/// Starts threads that take orders, each one after the other, until nobody can send any.
 fn spawn<T: Send + 'static>(
     name: &str,
-    worker: Worker,
+    threads: usize,
+    worker: &Worker,
     act: fn(&Worker, T),
 ) -> std::io::Result<SyncSender<T>> {
     let (orders, inbox) = sync_channel(WAITING);
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(move || inbox.into_iter().for_each(|order| act(&worker, order)))?;
+    let inbox = Arc::new(Mutex::new(inbox));
+    for _ in 0..threads {
+        let (worker, inbox) = (worker.clone(), inbox.clone());
+        let next = move || inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                while let Ok(order) = next() {
+                    act(&worker, order);
+                }
+            })?;
+    }
     Ok(orders)
 }
 
@@ -150,6 +181,7 @@ struct Worker {
     store: Store,
     files: Arc<RankFiles>,
     told: Sender<SnapshotReport>,
+    patience: Duration,
     runtime: Arc<Runtime>,
 }
 
@@ -171,8 +203,12 @@ impl Worker {
 
     fn read(&self, read: Read) {
         match read {
-            Read::Fetch { name } => {
-                let fetched = self.fetch(&name);
+            Read::Fetch { name, since } => {
+                let fetched = if since.elapsed() < self.patience {
+                    self.fetch(&name)
+                } else {
+                    Err(FileError::Waited)
+                };
                 self.tell(name, Event::Fetched, fetched);
             }
             Read::List { done } => {

@@ -10,8 +10,10 @@ use palimpsest_engine::snapshot::{Extent, Snapshot};
 use palimpsest_kernels::{Backend, PageShape};
 use palimpsest_store::{Entry, Store};
 
-/// Before every key of a snapshot.
+/// Before every key of a snapshot, and before the digest of its model.
 const FOLDER: &str = "snapshots";
+/// Bytes of a model's digest that name its folder.
+const MODEL_BYTES: usize = 8;
 const SUFFIX: &str = ".safetensors";
 /// What a file's header may take beside its tensors.
 const HEADER_BYTES: u64 = 16 << 20;
@@ -33,6 +35,8 @@ pub(super) enum FileError {
     Snapshot(#[from] palimpsest_engine::snapshot::SnapshotError),
     #[error("there is no room for {bytes} bytes beside what is kept: all may take {most}")]
     NoRoom { bytes: u64, most: u64 },
+    #[error("the store is slow: it waited for others until it was no longer worth it")]
+    Waited,
     #[error("reading or writing it panicked; standard error says where")]
     Panicked,
 }
@@ -85,7 +89,7 @@ impl RankFiles {
     ) -> Result<u64, FileError> {
         let file = snapshot.encode(&self.identity(name))?;
         let bytes = file.len() as u64;
-        store.put(&key(name, &self.extent), file).await?;
+        store.put(&self.key(name), file).await?;
         Ok(bytes)
     }
 
@@ -99,12 +103,12 @@ impl RankFiles {
     ) -> Result<Snapshot, FileError> {
         let most = most.saturating_add(HEADER_BYTES);
         let identity = self.identity(name);
-        match store.get(&key(name, &self.extent), most).await {
+        match store.get(&self.key(name), most).await {
             Ok(file) => return Ok(Snapshot::decode(&file, &identity)?),
             Err(palimpsest_store::Error::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let listed = store.list(&folder(name)).await?;
+        let listed = store.list(&self.folder(name)).await?;
         let mut parts = Vec::new();
         for file in self.cover(&listed).unwrap_or_default() {
             let bytes = store.get(&file.key, most).await?;
@@ -113,10 +117,15 @@ impl RankFiles {
         Ok(Snapshot::join(parts, &self.extent)?)
     }
 
-    /// Removes a snapshot, all ranks' files of it.
+    /// Removes the files of a snapshot that begin with one of this rank's heads, whoever wrote
+    /// them: all ranks together remove it whole, and none removes what another one writes anew.
     pub(super) async fn erase(&self, store: &Store, name: &[u8]) -> Result<(), FileError> {
-        for file in store.list(&folder(name)).await? {
-            store.delete(&file.key).await?;
+        let own = query_heads(&self.extent);
+        for file in store.list(&self.folder(name)).await? {
+            let is_own = heads_of(&file.key).is_some_and(|heads| own.contains(&heads.start));
+            if is_own {
+                store.delete(&file.key).await?;
+            }
         }
         Ok(())
     }
@@ -124,8 +133,8 @@ impl RankFiles {
     /// The snapshots whose files cover this rank's heads.
     pub(super) async fn list(&self, store: &Store) -> Result<Vec<StoredSnapshot>, FileError> {
         let mut names: BTreeMap<Vec<u8>, Vec<Entry>> = BTreeMap::new();
-        for file in store.list(FOLDER).await? {
-            if let Some(name) = name_of(&file.key) {
+        for file in store.list(&self.model_folder()).await? {
+            if let Some(name) = self.name_of(&file.key) {
                 names.entry(name).or_default().push(file);
             }
         }
@@ -158,6 +167,27 @@ impl RankFiles {
         }
         Some(chosen)
     }
+
+    /// Where snapshots of this rank's model are.
+    fn model_folder(&self) -> String {
+        let digest = &self.model[..self.model.len().min(MODEL_BYTES)];
+        format!("{FOLDER}/{}", to_hex(digest))
+    }
+
+    fn folder(&self, name: &[u8]) -> String {
+        format!("{}/{}", self.model_folder(), to_hex(name))
+    }
+
+    fn key(&self, name: &[u8]) -> String {
+        let Range { start, end } = query_heads(&self.extent);
+        format!("{}/{start}-{end}{SUFFIX}", self.folder(name))
+    }
+
+    /// The name in a key.
+    fn name_of(&self, key: &str) -> Option<Vec<u8>> {
+        let rest = key.strip_prefix(&self.model_folder())?.strip_prefix('/')?;
+        from_hex(rest.split('/').next()?).filter(|name| !name.is_empty())
+    }
 }
 
 /// Query heads of the model that a part of it is of: what files are named by, because ranks may
@@ -171,21 +201,6 @@ fn query_heads(extent: &Extent) -> Range<usize> {
     } = extent;
     let last = kv_heads.end.saturating_sub(1);
     kv_heads.start * group + queries.start..last * group + queries.end
-}
-
-fn folder(name: &[u8]) -> String {
-    format!("{FOLDER}/{}", to_hex(name))
-}
-
-fn key(name: &[u8], extent: &Extent) -> String {
-    let Range { start, end } = query_heads(extent);
-    format!("{}/{start}-{end}{SUFFIX}", folder(name))
-}
-
-/// The name in a key.
-fn name_of(key: &str) -> Option<Vec<u8>> {
-    let rest = key.strip_prefix(FOLDER)?.strip_prefix('/')?;
-    from_hex(rest.split('/').next()?).filter(|name| !name.is_empty())
 }
 
 /// The query heads in a key.
@@ -204,7 +219,7 @@ mod tests {
 
     fn files(extent: Extent) -> RankFiles {
         RankFiles {
-            model: Vec::new(),
+            model: vec![0xcd; 32],
             stride: 16,
             shape: PageShape {
                 head_dim: 8,
@@ -226,18 +241,20 @@ mod tests {
 
     #[test]
     fn keys_say_whose_state_it_is() {
-        let key = key(&[0xab, 1], &extent(1..3, 0..2));
-        assert_eq!(key, "snapshots/ab01/2-6.safetensors");
-        assert_eq!(name_of(&key), Some(vec![0xab, 1]));
+        let files = files(extent(1..3, 0..2));
+        let key = files.key(&[0xab, 1]);
+        assert_eq!(key, "snapshots/cdcdcdcdcdcdcdcd/ab01/2-6.safetensors");
+        assert_eq!(files.name_of(&key), Some(vec![0xab, 1]));
         assert_eq!(heads_of(&key), Some(2..6));
         assert_eq!(query_heads(&extent(2..3, 1..2)), 5..6);
         for other in [
             "snapshots/",
-            "snapshots/xy/0-1",
-            "other/ab/0-1",
-            "snapshots/abc/0-1",
+            "snapshots/cdcdcdcdcdcdcdcd/xy/0-1",
+            "snapshots/cdcdcdcdcdcdcdce/ab/0-1",
+            "other/cdcdcdcdcdcdcdcd/ab/0-1",
+            "snapshots/cdcdcdcdcdcdcdcd/abc/0-1",
         ] {
-            assert_eq!(name_of(other), None, "{other}");
+            assert_eq!(files.name_of(other), None, "{other}");
         }
     }
 

@@ -56,6 +56,10 @@ fn snapshot(kv_heads: Range<usize>, tokens: usize) -> Arc<Snapshot> {
     Arc::new(Snapshot::take(&backend, &arena, &cache).expect("a snapshot"))
 }
 
+fn hex(bytes: &[u8]) -> String {
+    palimpsest_engine::snapshot::file::to_hex(bytes)
+}
+
 fn files(kv_heads: Range<usize>, model: &[u8]) -> RankFiles {
     RankFiles {
         model: model.to_vec(),
@@ -202,11 +206,20 @@ fn other_numbers_of_ranks_read_what_these_wrote() {
     // Without one of the files a part of it is missing.
     let mut part = Rank::new(&store, 0..1);
     part.order(|orders| orders.erase.push("one".into()));
-    part.keep("one", snapshot(0..1, 40));
-    assert_done(&part.store("one"), Event::Stored);
+    // What was ordered before it is done by then.
+    part.keep("two", snapshot(0..1, 40));
+    assert_done(&part.store("two"), Event::Stored);
     let mut whole = Rank::new(&store, 0..3);
     assert!(whole.list().is_empty());
     assert_failed(&whole.fetch("one"), Event::Fetched, "no part");
+    // A rank removes what begins with its own heads, and leaves what other ranks write.
+    let mut rest = Rank::new(&store, 1..3);
+    assert_eq!(rest.list().len(), 1, "the others' files are there");
+    whole.order(|orders| orders.erase.push("one".into()));
+    whole.keep("three", snapshot(0..3, 40));
+    assert_done(&whole.store("three"), Event::Stored);
+    let names: Vec<Bytes> = rest.list().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["three"]);
 }
 
 #[test]
@@ -217,7 +230,9 @@ fn a_damaged_or_foreign_file_is_never_kept() {
     rank.keep("one", snapshot(0..3, 40));
     rank.store("one");
     rank.order(|orders| orders.drop.push("one".into()));
-    let path = directory.path().join("snapshots/6f6e65/0-3.safetensors");
+    let folder = directory.path().join("snapshots");
+    let own = folder.join(hex(MODEL));
+    let path = own.join("6f6e65/0-3.safetensors");
     let whole = std::fs::read(&path).expect("the file");
 
     let mut flipped = whole.clone();
@@ -233,14 +248,18 @@ fn a_damaged_or_foreign_file_is_never_kept() {
         assert!(rank.kept.get(b"one").is_none());
     }
     std::fs::write(&path, &whole).expect("written");
+    // Models have folders of their own; a file that lies in another one's is refused all the same.
     let other = files(0..3, b"another model");
+    let theirs = folder.join(hex(b"another ")).join("6f6e65");
+    std::fs::create_dir_all(&theirs).expect("a directory");
+    std::fs::write(theirs.join("0-3.safetensors"), &whole).expect("written");
     let kept = Kept::new(1 << 20);
     let shelf = Shelf::with_store(kept.clone(), store.clone(), other).expect("threads");
     let mut foreign = Rank { kept, shelf };
     assert_failed(&foreign.fetch("one"), Event::Fetched, "another model");
 
     // Somebody else's file under this name.
-    let elsewhere = directory.path().join("snapshots/74776f");
+    let elsewhere = own.join("74776f");
     std::fs::create_dir(&elsewhere).expect("a directory");
     std::fs::write(elsewhere.join("0-3.safetensors"), &whole).expect("written");
     assert_failed(&rank.fetch("two"), Event::Fetched, "another name");
@@ -302,6 +321,32 @@ fn a_slow_store_keeps_nobody_waiting() {
     };
     assert_done(&fetched, Event::Fetched);
     assert!(written < background::WAITING / 2, "{written} came before");
+
+    // Whoever has waited too long behind others is told to read the text.
+    let (kept, patience) = (Kept::new(1 << 20), 3 * wait);
+    let files = files(0..3, MODEL);
+    let reads = background::Background::with_patience(kept, store.clone(), files, patience);
+    let reads = reads.expect("threads");
+    let asked = 8 * background::READERS;
+    for _ in 0..asked {
+        reads.fetch("one".into()).expect("there is room");
+    }
+    let next = || {
+        reads
+            .next_report(Duration::from_secs(20))
+            .expect("a report")
+    };
+    let told: Vec<SnapshotReport> = (0..asked).map(|_| next()).collect();
+    let waited = told
+        .iter()
+        .filter(|report| report.error.contains("slow"))
+        .count();
+    assert_done(&told[0], Event::Fetched);
+    assert!(waited > 0 && waited < asked, "{waited} of {asked}");
+    assert!(
+        told.iter()
+            .all(|report| report.error.is_empty() || report.error.contains("slow"))
+    );
 
     let store = store.with_limit(Duration::from_millis(20));
     let mut rank = Rank::new(&store, 0..3);
