@@ -32,6 +32,8 @@ pub struct SessionConfig {
     pub max_tenant_sessions: Option<usize>,
     /// Bytes of all records.
     pub max_bytes: Option<u64>,
+    /// Bytes of the records of one tenant.
+    pub max_tenant_bytes: Option<u64>,
     /// Bytes of one record.
     pub max_record_bytes: u64,
     /// Tokens of a log; 0: those of the model's context.
@@ -54,10 +56,12 @@ impl SessionConfig {
             None => Limits::default(),
         };
         let ttl = self.ttl.unwrap_or(ttl);
+        let max_bytes = self.max_bytes.unwrap_or(bytes);
         Ok(Limits {
             max_sessions: self.max_sessions,
             max_tenant_sessions: self.max_tenant_sessions.unwrap_or(self.max_sessions),
-            max_bytes: self.max_bytes.unwrap_or(bytes),
+            max_bytes,
+            max_tenant_bytes: self.max_tenant_bytes.unwrap_or(max_bytes),
             max_record_bytes: self.max_record_bytes,
             max_tokens: self.max_tokens,
             max_ttl: self.max_ttl.max(ttl),

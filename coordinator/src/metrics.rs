@@ -94,6 +94,8 @@ struct Inner {
     group_ready: Gauge,
     sessions: Gauge,
     session_bytes: Gauge,
+    responses: Gauge,
+    response_bytes: Gauge,
     step_age: Gauge<f64, AtomicU64>,
     /// Milliseconds from `started` to the last step's end.
     last_step: AtomicU64,
@@ -151,6 +153,8 @@ impl Metrics {
             group_ready: Gauge::default(),
             sessions: Gauge::default(),
             session_bytes: Gauge::default(),
+            responses: Gauge::default(),
+            response_bytes: Gauge::default(),
             step_age: Gauge::default(),
             last_step: AtomicU64::new(0),
             started: Instant::now(),
@@ -241,6 +245,12 @@ impl Metrics {
     pub fn sessions(&self, open: usize, bytes: u64) {
         self.0.sessions.set(open as i64);
         self.0.session_bytes.set(bytes.cast_signed());
+    }
+
+    /// Responses that are kept, and the bytes of their records.
+    pub fn responses(&self, kept: usize, bytes: u64) {
+        self.0.responses.set(kept as i64);
+        self.0.response_bytes.set(bytes.cast_signed());
     }
 
     /// Time between two tokens of an answer.
@@ -440,6 +450,12 @@ impl Inner {
                 "Bytes of the records of sessions",
                 &self.session_bytes,
             ),
+            ("responses", "Responses that are kept", &self.responses),
+            (
+                "response_bytes",
+                "Bytes of the records of responses",
+                &self.response_bytes,
+            ),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
@@ -498,6 +514,7 @@ mod tests {
         metrics.cache_config(256, 12);
         metrics.group_ready(true);
         metrics.sessions(8, 900);
+        metrics.responses(3, 700);
         metrics.ended("eos");
         let ports = [Refused::default(), Refused::default()];
         for refused in ports {
@@ -526,6 +543,8 @@ mod tests {
             "palimpsest_group_ready 1",
             "palimpsest_sessions 8",
             "palimpsest_session_bytes 900",
+            "palimpsest_responses 3",
+            "palimpsest_response_bytes 700",
             "palimpsest_requests_total{outcome=\"eos\"} 1",
             "palimpsest_tenant_requests_total{tenant=\"a \\\"b\\\"\",outcome=\"eos\"} 1",
             "palimpsest_tenant_generated_tokens_total{tenant=\"a \\\"b\\\"\"} 9",

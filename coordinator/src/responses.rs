@@ -27,23 +27,28 @@ mod record;
 mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use palimpsest_store::sealed;
 pub use palimpsest_store::{Error as StoreError, Store};
 use tokio::sync::OnceCell;
+use tokio::time::sleep;
 
 pub use self::error::{Error, Result};
 pub use self::id::{ResponseId, TenantKey};
 use self::index::{FOLDER, Garbage, Index, Name, Removal};
 pub use self::limits::{Clock, Limits};
 pub use self::record::{Asked, Cost, Message, Record};
+use crate::metrics::Metrics;
 
 /// Records of a conversation that are read at once.
 const READS: usize = 8;
 /// Records that are removed behind one call, at most.
 const SWEPT: usize = 256;
+/// Between two looks for responses that have expired.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// The responses of a service; cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,6 +60,7 @@ struct Inner {
     index: Mutex<Index>,
     /// Whether the index knows what the store held.
     opened: OnceCell<()>,
+    metrics: Metrics,
 }
 
 /// A response with all that it goes on from. None of it is removed before this is dropped.
@@ -126,11 +132,12 @@ impl Pinned {
 impl Responses {
     /// The responses that the store of `limits` holds. They are looked up when they are first
     /// asked for.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             index: Mutex::new(Index::new(limits.bounds())),
             limits,
             opened: OnceCell::new(),
+            metrics,
         }))
     }
 
@@ -203,6 +210,7 @@ impl Responses {
                 drop(parent);
             }
             of.sweep();
+            of.count();
             put
         });
         let put = kept.await.map_err(|_| Error::Ended)?;
@@ -235,6 +243,7 @@ impl Responses {
             }
         }
         self.sweep();
+        self.count();
         Ok(())
     }
 
@@ -253,7 +262,8 @@ impl Responses {
         (index.count(), index.bytes())
     }
 
-    /// Learns what the store holds, once, and hides what has expired.
+    /// Learns what the store holds, once, and hides what has expired. From then on what expires is
+    /// removed whether anyone asks for a response or not.
     async fn open(&self) -> Result<()> {
         if !self.0.limits.is_ours() {
             return Err(Error::NotOurs);
@@ -261,12 +271,40 @@ impl Responses {
         let open = || async {
             let found = self.store().list(FOLDER).await?;
             self.index().load(found.into_iter());
+            self.watch();
             Ok::<_, Error>(())
         };
         self.0.opened.get_or_try_init(open).await?;
+        self.expire();
+        Ok(())
+    }
+
+    /// Looks for responses that have expired, again and again, until the service is gone.
+    fn watch(&self) {
+        let of = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            loop {
+                sleep(PAUSE).await;
+                let Some(of) = of.upgrade().map(Self) else {
+                    return;
+                };
+                if of.0.limits.is_ours() {
+                    of.expire();
+                }
+            }
+        });
+    }
+
+    /// Hides what has expired, and has it removed.
+    fn expire(&self) {
         self.index().expire(self.now());
         self.sweep();
-        Ok(())
+        self.count();
+    }
+
+    fn count(&self) {
+        let (kept, bytes) = self.held();
+        self.0.metrics.responses(kept, bytes);
     }
 
     /// Removes from the store what nobody can ask for, in the background.

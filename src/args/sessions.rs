@@ -69,6 +69,15 @@ pub struct SessionStoreArgs {
         help_heading = "Sessions"
     )]
     pub session_store_mib: Option<usize>,
+    /// MiB of the records of one tenant, where keys are asked for. --session-store-mib when not
+    /// given.
+    #[arg(
+        long,
+        env = "PALIMPSEST_SESSION_STORE_MIB_PER_TENANT",
+        value_parser = positive,
+        help_heading = "Sessions"
+    )]
+    pub session_store_mib_per_tenant: Option<usize>,
     /// MiB of one session's record, which holds its tokens and messages.
     #[arg(
         long,
@@ -102,6 +111,7 @@ impl SessionStoreArgs {
             max_sessions: self.max_sessions,
             max_tenant_sessions: self.max_sessions_per_tenant,
             max_bytes: self.session_store_mib.map(mib),
+            max_tenant_bytes: self.session_store_mib_per_tenant.map(mib),
             max_record_bytes: mib(self.session_record_mib),
             max_tokens: self.session_max_tokens.unwrap_or(0) as u64,
         }

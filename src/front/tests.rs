@@ -49,6 +49,7 @@ fn config() -> FrontConfig {
             suspend_after: PATIENCE,
             max_sessions: 2,
             max_tenant_sessions: None,
+            max_tenant_bytes: None,
             max_bytes: None,
             max_record_bytes: 1 << 20,
             max_tokens: 0,

@@ -29,14 +29,14 @@ fn limits(store: Store, time: &Arc<AtomicU64>) -> Limits {
 impl Kept {
     fn new(store: Store) -> Self {
         let time = Arc::new(AtomicU64::new(1000));
-        let responses = Responses::new(limits(store, &time));
+        let responses = Responses::new(limits(store, &time), Metrics::new());
         Self { responses, time }
     }
 
     /// The same store under another process.
     fn again(&self) -> Self {
         let store = self.responses.store().clone();
-        let responses = Responses::new(limits(store, &self.time));
+        let responses = Responses::new(limits(store, &self.time), Metrics::new());
         let time = self.time.clone();
         Self { responses, time }
     }
@@ -271,10 +271,11 @@ async fn a_turn_costs_its_own_bytes_however_long_the_conversation() {
 #[tokio::test]
 async fn the_tenant_that_has_most_makes_room_with_what_it_used_least_recently() {
     let kept = Kept::new(Store::memory());
-    let responses = Responses::new(Limits {
+    let limits = Limits {
         max_responses: 4,
         ..kept.responses.0.limits.clone()
-    });
+    };
+    let responses = Responses::new(limits, Metrics::new());
     let kept = Kept { responses, ..kept };
     let [small, large] = tenants();
     let own = kept.keep(small, "mine", None).await;
@@ -297,10 +298,11 @@ async fn the_tenant_that_has_most_makes_room_with_what_it_used_least_recently() 
     drop(held);
     assert_eq!(kept.keys().await.len(), 4);
     // A record that alone passes the bound pushes nothing out.
-    let responses = Responses::new(Limits {
+    let limits = Limits {
         max_bytes: 1000,
         ..kept.responses.0.limits.clone()
-    });
+    };
+    let responses = Responses::new(limits, Metrics::new());
     let record = turn(large, 1000, &"x".repeat(1000), None);
     let refused = responses.keep(large, &record, None).await;
     assert!(
@@ -312,10 +314,11 @@ async fn the_tenant_that_has_most_makes_room_with_what_it_used_least_recently() 
 #[tokio::test]
 async fn a_conversation_has_a_last_turn() {
     let kept = Kept::new(Store::memory());
-    let responses = Responses::new(Limits {
+    let limits = Limits {
         max_turns: 2,
         ..kept.responses.0.limits.clone()
-    });
+    };
+    let responses = Responses::new(limits, Metrics::new());
     let kept = Kept { responses, ..kept };
     let tenant = tenants()[0];
     let first = kept.keep(tenant, "0", None).await;
@@ -451,4 +454,23 @@ async fn what_a_crash_leaves_of_a_removal_is_removed_at_the_next_start() {
     let again = kept.again();
     assert_eq!(again.read(tenant, id).await, Err(Error::Unknown));
     assert!(again.keys().await.iter().eq(left.keys()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expires_is_removed_though_nobody_asks() {
+    let kept = Kept::new(Store::memory());
+    let tenant = tenants()[0];
+    kept.keep(tenant, "0", None).await;
+    let gauges = |kept: &Kept| {
+        let text = kept.responses.0.metrics.encode();
+        let found = text
+            .lines()
+            .find(|line| line.starts_with("palimpsest_responses "));
+        found.map(str::to_owned)
+    };
+    assert_eq!(gauges(&kept).as_deref(), Some("palimpsest_responses 1"));
+    kept.wait(TTL + 1);
+    tokio::time::sleep(PAUSE + Duration::from_secs(1)).await;
+    assert_eq!(gauges(&kept).as_deref(), Some("palimpsest_responses 0"));
+    assert_eq!(kept.keys().await.len(), 0);
 }

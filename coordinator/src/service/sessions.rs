@@ -8,7 +8,7 @@ use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
     AppendRequest, AppendResponse, CreateSessionRequest, GenerateRequest, Session, append_request,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Call, Prompted, Service};
 use crate::request;
@@ -113,8 +113,18 @@ impl Service {
             let message = "a session goes on in one way: leave n out, or fork the session";
             return Err(bad("n", message));
         };
+        if !request.cache_salt.is_empty() {
+            let message = "a session's kept states are its own already: leave cache_salt out";
+            return Err(bad("cache_salt", message));
+        }
         self.check_room(call, request.priority)?;
-        let turn = self.sessions.begin(call.tenant_name(), &id).await?;
+        let limit = request::time_limit(request.deadline_ms, call.timeout, &self.config)?;
+        let begun = self.sessions.begin(call.tenant_name(), &id);
+        let late = |_| {
+            let message = "the deadline passed while the session was moved or its record was read";
+            RequestError::new(Reason::DeadlineInQueue, message)
+        };
+        let turn = timeout(limit, begun).await.map_err(late)??;
         if let Some(charge) = &call.charge {
             charge.take(turn.weight() / RECORD_SHARE)?;
         }

@@ -28,6 +28,7 @@ pub(super) struct Index {
     max_sessions: usize,
     max_tenant_sessions: usize,
     max_bytes: u64,
+    max_tenant_bytes: u64,
     state: Mutex<State>,
     /// Somebody has left a session.
     left: Notify,
@@ -48,8 +49,15 @@ struct State {
     /// of it may still be deleted in the background.
     tried: u64,
     entries: BTreeMap<Key, Entry>,
-    of_tenant: HashMap<TenantKey, usize>,
-    /// Of all records.
+    of_tenant: HashMap<TenantKey, Share>,
+    of_all: Share,
+}
+
+/// What some sessions take.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    sessions: usize,
+    /// Of their records.
     bytes: u64,
     /// Of records that are being written.
     reserved: u64,
@@ -91,6 +99,7 @@ pub(super) struct Hold {
 #[derive(Debug)]
 pub(super) struct Room {
     index: Arc<Index>,
+    tenant: TenantKey,
     bytes: u64,
 }
 
@@ -138,6 +147,7 @@ impl Index {
             max_sessions: limits.max_sessions,
             max_tenant_sessions: limits.max_tenant_sessions,
             max_bytes: limits.max_bytes,
+            max_tenant_bytes: limits.max_tenant_bytes,
             state: Mutex::default(),
             left: Notify::new(),
         }
@@ -168,8 +178,10 @@ impl Index {
         let mut state = self.state();
         for (key, found) in newest {
             state.tried = state.tried.max(found.version);
-            state.bytes += found.bytes;
-            *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
+            state.change_shares(&key.tenant, |share| {
+                share.sessions += 1;
+                share.bytes += found.bytes;
+            });
             let entry = Entry {
                 version: found.version,
                 next: found.version + 1,
@@ -194,11 +206,11 @@ impl Index {
             let error = RequestError::new(Reason::SessionExists, message);
             return Err(error.in_field("session_id"));
         }
-        let own = state.of_tenant.get(&key.tenant).copied().unwrap_or(0);
+        let own = state.share(&key.tenant).sessions;
         let whose = if own >= self.max_tenant_sessions {
             Some((own, "of this client"))
-        } else if state.entries.len() >= self.max_sessions {
-            Some((state.entries.len(), "of this server"))
+        } else if state.of_all.sessions >= self.max_sessions {
+            Some((state.of_all.sessions, "of this server"))
         } else {
             None
         };
@@ -209,7 +221,7 @@ impl Index {
             );
             return Err(RequestError::new(Reason::SessionLimit, message));
         }
-        *state.of_tenant.entry(key.tenant.clone()).or_default() += 1;
+        state.change_shares(&key.tenant, |share| share.sessions += 1);
         let entry = Entry {
             next: state.tried + 1,
             busy: Some(By::Client),
@@ -270,18 +282,28 @@ impl Index {
     pub(super) fn reserve(self: &Arc<Self>, key: &Key, bytes: u64) -> Result<Room, RequestError> {
         let mut state = self.state();
         let old = state.entries.get(key).map_or(0, |entry| entry.bytes);
-        let others = state.bytes.saturating_sub(old) + state.reserved;
-        if others.saturating_add(bytes) > self.max_bytes {
-            let message = format!(
-                "records of sessions take {} bytes, and {bytes} for this one would pass the limit \
-                 of {}: delete some, or wait until one is forgotten",
-                others, self.max_bytes
-            );
-            return Err(RequestError::new(Reason::SessionLimit, message));
+        let bounds = [
+            (
+                state.share(&key.tenant),
+                self.max_tenant_bytes,
+                "of this client",
+            ),
+            (state.of_all, self.max_bytes, "of this server"),
+        ];
+        for (share, most, whose) in bounds {
+            let others = share.bytes.saturating_sub(old) + share.reserved;
+            if others.saturating_add(bytes) > most {
+                let message = format!(
+                    "records of sessions {whose} take {others} bytes, and {bytes} for this one \
+                     would pass the limit of {most}: delete some, or wait until one is forgotten"
+                );
+                return Err(RequestError::new(Reason::SessionLimit, message));
+            }
         }
-        state.reserved += bytes;
+        state.change_shares(&key.tenant, |share| share.reserved += bytes);
         Ok(Room {
             index: self.clone(),
+            tenant: key.tenant.clone(),
             bytes,
         })
     }
@@ -294,7 +316,9 @@ impl Index {
             entry.version = version;
             entry.is_suspended = false;
             entry.seen = Some(seen);
-            state.bytes = state.bytes.saturating_sub(old) + room.bytes;
+            state.change_shares(&key.tenant, |share| {
+                share.bytes = share.bytes.saturating_sub(old) + room.bytes;
+            });
         }
         // The room takes the lock as it goes.
         drop(state);
@@ -356,7 +380,7 @@ impl Index {
     /// Sessions, and the bytes of their records.
     pub(super) fn totals(&self) -> (usize, u64) {
         let state = self.state();
-        (state.entries.len(), state.bytes)
+        (state.of_all.sessions, state.of_all.bytes)
     }
 }
 
@@ -428,12 +452,23 @@ impl State {
         let Some(entry) = self.entries.remove(key) else {
             return;
         };
-        self.bytes = self.bytes.saturating_sub(entry.bytes);
-        if let Some(count) = self.of_tenant.get_mut(&key.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.of_tenant.remove(&key.tenant);
-            }
+        self.change_shares(&key.tenant, |share| {
+            share.sessions -= 1;
+            share.bytes = share.bytes.saturating_sub(entry.bytes);
+        });
+    }
+
+    fn share(&self, tenant: &TenantKey) -> Share {
+        self.of_tenant.get(tenant).copied().unwrap_or_default()
+    }
+
+    /// Changes what a tenant's sessions take, and what all take.
+    fn change_shares(&mut self, tenant: &TenantKey, change: impl Fn(&mut Share)) {
+        change(&mut self.of_all);
+        let share = self.of_tenant.entry(tenant.clone()).or_default();
+        change(share);
+        if share.sessions == 0 && share.reserved == 0 {
+            self.of_tenant.remove(tenant);
         }
     }
 }
@@ -455,7 +490,8 @@ impl Drop for Hold {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.index.state().reserved -= self.bytes;
+        let give_back = |share: &mut Share| share.reserved -= self.bytes;
+        self.index.state().change_shares(&self.tenant, give_back);
     }
 }
 

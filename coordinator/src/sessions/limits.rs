@@ -18,6 +18,8 @@ pub struct Limits {
     pub max_tenant_sessions: usize,
     /// Bytes of all records.
     pub max_bytes: u64,
+    /// Bytes of the records of one tenant.
+    pub max_tenant_bytes: u64,
     /// Bytes of one record.
     pub max_record_bytes: u64,
     /// Tokens that a log may have when a request begins; 0: those of the model's context. The
@@ -76,6 +78,7 @@ impl Default for Limits {
             max_sessions: 10_000,
             max_tenant_sessions: 10_000,
             max_bytes: 256 << 20,
+            max_tenant_bytes: 256 << 20,
             max_record_bytes: 64 << 20,
             max_tokens: 0,
             ttl: Self::MEMORY_TTL,
