@@ -4,6 +4,7 @@
 mod bench;
 #[cfg(feature = "calibrate")]
 mod calibrate;
+mod chat;
 mod cluster;
 mod eval;
 mod front;
@@ -28,6 +29,7 @@ use palimpsest_models::fetch::DEFAULT_MODEL;
 pub use self::bench::*;
 #[cfg(feature = "calibrate")]
 pub use self::calibrate::*;
+pub use self::chat::*;
 pub use self::cluster::*;
 pub use self::eval::*;
 pub use self::front::*;
@@ -75,6 +77,8 @@ pub enum Command {
     Coordinator(Box<CoordinatorArgs>),
     /// Run one rank of a worker group.
     Worker(Box<WorkerArgs>),
+    /// Talk to a model in the terminal.
+    Chat(Box<ChatArgs>),
     /// Ask a running server.
     Generate(Box<GenerateArgs>),
     /// Keep a conversation or a document on a running server, and go on from it.
@@ -98,6 +102,18 @@ pub enum Command {
     Eval(Box<EvalArgs>),
     /// Say what a model file or directory holds.
     Inspect(InspectArgs),
+    /// Print what a shell needs to complete this program's options.
+    Completions(CompletionsArgs),
+}
+
+/// A shell.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  palimpsest completions bash > ~/.local/share/bash-completion/completions/palimpsest
+  palimpsest completions zsh > ~/.zfunc/_palimpsest")]
+pub struct CompletionsArgs {
+    /// Which one.
+    pub shell: clap_complete::Shell,
 }
 
 /// A question about a long document, answered in this process.

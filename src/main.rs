@@ -10,7 +10,9 @@ mod args;
 mod bench;
 #[cfg(feature = "calibrate")]
 mod calibrate;
+mod chat;
 mod client;
+mod completions;
 mod coordinator;
 mod descriptors;
 mod eval;
@@ -71,6 +73,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => block_on(serve::run(args.config())),
         Command::Coordinator(args) => block_on(coordinator::run(args.config())),
         Command::Worker(args) => block_on(worker::run(args.config())),
+        Command::Chat(args) => block_on(chat::run(args.config())),
+        Command::Completions(args) => completions::run(args.shell),
         Command::Generate(args) => block_on(generate::run(args.config()?)),
         Command::Session(args) => block_on(session::run(args.config()?)),
         Command::Health(args) => block_on(health::run(args.config())),

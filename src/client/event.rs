@@ -3,7 +3,8 @@
 use palimpsest_proto::v1;
 use palimpsest_proto::v1::generate_event::Event;
 
-/// The stable JSON form of an event: `{"event": "started" | "delta" | "finished", ...}`.
+/// The stable JSON form of an event: `{"event": "started" | "prompt_logprobs" |
+/// "delta" | "embedding" | "finished", ...}`.
 pub fn event_json(event: &v1::GenerateEvent) -> serde_json::Value {
     use serde_json::json;
     let sequence_number = event.sequence_number;
@@ -16,6 +17,16 @@ pub fn event_json(event: &v1::GenerateEvent) -> serde_json::Value {
         Some(Event::Delta(d)) => {
             json!({"event": "delta", "sequence_number": sequence_number, "text": d.text})
         }
+        Some(Event::PromptLogprobs(p)) => {
+            let logprobs: Vec<f32> = p.tokens.iter().map(|token| token.logprob).collect();
+            json!({
+                "event": "prompt_logprobs", "sequence_number": sequence_number,
+                "logprobs": logprobs,
+            })
+        }
+        Some(Event::Embedding(e)) => json!({
+            "event": "embedding", "sequence_number": sequence_number, "values": e.values,
+        }),
         Some(Event::Finished(f)) => json!({
             "event": "finished", "sequence_number": sequence_number,
             "reason": reason(f.reason()), "stop": f.stop, "usage": f.usage.as_ref().map(usage_json),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod attack;
+mod chat;
 mod devices;
 mod group;
 mod idle;
