@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 let usage = finished.usage.unwrap_or_default();
                 println!("\n{} entries held per KV head", usage.held_slots);
             }
-            None => {}
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
         }
     }
     Ok(())

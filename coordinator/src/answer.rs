@@ -8,7 +8,8 @@ use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::CacheState;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::{
-    Delta, FinishReason, Finished, GenerateEvent, RetentionReport, Started, TokenLogprob, Usage,
+    Delta, FinishReason, Finished, GenerateEvent, PromptLogprobs, RetentionReport, Started,
+    TokenLogprob, Usage,
 };
 use tokio::time::Instant;
 
@@ -79,6 +80,8 @@ struct Reported {
 /// What the tokens so far said about the sequence.
 #[derive(Debug, Default)]
 struct Seen {
+    /// With the end of a prompt that has no answer.
+    tokens: u64,
     generated: u64,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -185,7 +188,11 @@ impl Answer {
                 .inter_token(token.at.saturating_duration_since(last));
         }
         self.seen.take(&token, self.request.prompt.len() as u64);
+        if self.request.sampling.prompt_logprobs.is_some() && self.seen.tokens == 1 {
+            self.tell_prompt(token.prompt_logprobs);
+        }
         if token.ended == Some(Ending::Read) {
+            self.ready.extend(token.embedding.map(Event::Embedding));
             return self.finish(FinishReason::Read, String::new());
         }
         let Token {
@@ -224,6 +231,20 @@ impl Answer {
                 self.finish(reason, String::new());
             }
         }
+    }
+
+    /// Tells of the prompt, with the first token of the answer or at its end.
+    fn tell_prompt(&mut self, known: Vec<TokenLogprob>) {
+        // The first token of a prompt follows nothing.
+        let first = self.request.prompt.first().map(|&id| TokenLogprob {
+            id,
+            logprob: f32::NAN,
+            ..Default::default()
+        });
+        let tokens = first.into_iter().chain(known);
+        let tokens = tokens.map(|token| self.with_bytes(token)).collect();
+        self.ready
+            .push_back(Event::PromptLogprobs(PromptLogprobs { tokens }));
     }
 
     fn delta(&mut self, text: String, last: bool) {
@@ -323,6 +344,7 @@ impl Drop for Answer {
 impl Seen {
     fn take(&mut self, token: &Token, prompt: u64) {
         self.cached = token.cached;
+        self.tokens += 1;
         self.generated += u64::from(token.ended != Some(Ending::Read));
         self.first.get_or_insert(token.at);
         self.last = Some(token.at);

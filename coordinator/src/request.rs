@@ -15,7 +15,7 @@ use std::time::Duration;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::SpanParent;
-use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping};
+use palimpsest_proto::v1::{GenerateRequest, KvContract, Pooling, Sampling, Stopping};
 use tokio::time::Instant;
 
 pub use self::bounds::answer_bytes;
@@ -73,6 +73,8 @@ pub struct ValidRequest {
     pub flow: Flow,
     /// Report retained positions at the end.
     pub retention_report: bool,
+    /// What the final states of the prompt's tokens become, if that is asked for.
+    pub embedding: Pooling,
     /// For the client, in usage.
     pub warnings: Vec<String>,
     /// What ranks are told when it is traced.
@@ -97,6 +99,11 @@ impl ValidRequest {
     pub fn max_total_tokens(&self) -> u64 {
         self.prompt.len() as u64 + u64::from(self.max_tokens)
     }
+
+    /// Whether it begins with the same kept states as another request of the same prompt.
+    pub fn has_states_of(&self, other: &Self) -> bool {
+        self.kv == other.kv && self.caching == other.caching
+    }
 }
 
 /// A request all of whose fields but the prompt are known to be right.
@@ -113,6 +120,7 @@ pub struct Checked {
     /// Larger is served first.
     pub priority: i32,
     retention_report: bool,
+    embedding: Pooling,
     caching: Caching,
 }
 
@@ -128,7 +136,7 @@ pub fn check(
     model: &ServedModel,
     config: &Config,
 ) -> Result<Checked, RequestError> {
-    let limit = validate_deadline(request.deadline_ms, timeout, config)?;
+    let limit = time_limit(request.deadline_ms, timeout, config)?;
     let id = RequestId::parse(&request.request_id).ok_or_else(|| {
         let message = format!(
             "request_id must be at most {} printable ASCII characters",
@@ -146,6 +154,12 @@ pub fn check(
     let sampling = sampling::validate(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
     let stopping = request.stopping.unwrap_or_default();
     let max_tokens = validate_stopping(&stopping, config)?;
+    let embedding = validate_embedding(request.embedding, &stopping)?;
+    let max_tokens = if embedding == Pooling::Unspecified {
+        max_tokens
+    } else {
+        0
+    };
     let priority = validate_priority(request.priority)?;
     let caching = validate_caching(request.cache_salt, request.snapshot_at)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
@@ -159,6 +173,7 @@ pub fn check(
         deadline: arrived + limit,
         priority,
         retention_report: request.retention_report,
+        embedding,
         caching,
     })
 }
@@ -205,6 +220,7 @@ impl Checked {
             );
             return Err(RequestError::new(Reason::TooLong, message));
         }
+        bounds::check_prompt_logprobs(&self.sampling, prompt.len(), config)?;
         let cost = contract::cost(&self.kv, model, total)?;
         if self.retention_report {
             bounds::check_report(&self.kv, model, config, total)?;
@@ -224,6 +240,7 @@ impl Checked {
             priority: self.priority,
             flow: Flow::Local,
             retention_report: self.retention_report,
+            embedding: self.embedding,
             trace: None,
             caching: self.caching,
             reuse: None,
@@ -246,6 +263,22 @@ fn validate_caching(salt: String, marks: Vec<u64>) -> Result<Caching, RequestErr
     Ok(Caching { salt, marks })
 }
 
+fn validate_embedding(asked: i32, stopping: &Stopping) -> Result<Pooling, RequestError> {
+    let bad = |message| Err(RequestError::new(Reason::BadEmbedding, message).in_field("embedding"));
+    let Ok(pooling) = Pooling::try_from(asked) else {
+        let message = format!("embedding is {asked}, which is no pooling: send MEAN or LAST");
+        return bad(message);
+    };
+    let tokens = stopping.max_tokens.unwrap_or(0);
+    if pooling != Pooling::Unspecified && tokens > 0 {
+        let message = format!(
+            "an embedding is asked for, and an answer of {tokens} tokens: leave one of them out"
+        );
+        return bad(message);
+    }
+    Ok(pooling)
+}
+
 fn validate_priority(priority: i32) -> Result<i32, RequestError> {
     if PRIORITIES.contains(&priority) {
         return Ok(priority);
@@ -255,7 +288,12 @@ fn validate_priority(priority: i32) -> Result<i32, RequestError> {
     Err(RequestError::new(Reason::BadPriority, message).in_field("priority"))
 }
 
-fn validate_deadline(
+/// The time that a request has, from its arrival: the least of what it says, of its transport's
+/// deadline and of what this server gives any.
+///
+/// # Errors
+/// `DeadlineInQueue` if there is none.
+pub fn time_limit(
     deadline_ms: u64,
     timeout: Option<Duration>,
     config: &Config,
@@ -280,10 +318,6 @@ fn validate_deadline(
 fn validate_stopping(stopping: &Stopping, config: &Config) -> Result<u32, RequestError> {
     let bad =
         |path, message: String| Err(RequestError::new(Reason::BadStopping, message).in_field(path));
-    if stopping.max_tokens == Some(0) {
-        let message = "max_tokens is 0, it must be at least 1".to_owned();
-        return bad("stopping.max_tokens", message);
-    }
     if stopping.stop.len() > MAX_STOP_STRINGS {
         return bad(
             STOP,

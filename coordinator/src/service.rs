@@ -11,7 +11,7 @@ use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    GenerateRequest, GetModelResponse, TokenizeRequest, TokenizeResponse, tokenize_request,
+    GenerateRequest, GetModelResponse, Pooling, TokenizeRequest, TokenizeResponse, tokenize_request,
 };
 use palimpsest_tls::Network;
 use tokio::time::Instant;
@@ -151,7 +151,7 @@ impl Service {
             sessions,
             budget: Budget::new(config.max_inflight_bytes),
             pool: Pool::new(config.tokenizer_threads, longest),
-            responses: Responses::new(config.responses.clone()),
+            responses: Responses::new(config.responses.clone(), metrics.clone()),
             model,
             config: Arc::new(config),
             driver,
@@ -243,7 +243,6 @@ impl Service {
         let arrived = Instant::now();
         call.arrive()?;
         call.hold_copies(&asked)?;
-        let (model, config) = (&self.model, &self.config);
         let mut turn = self.begin_turn(call, &mut asked).await?;
         let checked = asked.into_iter().map(|one| {
             let needs_input = turn.is_none();
@@ -258,10 +257,9 @@ impl Service {
             )
         });
         let prompts: Vec<CheckedPrompt> = checked.collect::<Result<_, _>>()?;
-        let flow = call.flow();
         let choices = prompts.iter().flat_map(|one| &one.choices);
         let asker = Asker {
-            flow: flow.clone(),
+            flow: call.flow(),
             priority: choices.map(|one| one.checked.priority).max().unwrap_or(0),
         };
         self.driver.admission().check(&asker)?;
@@ -280,21 +278,12 @@ impl Service {
                 }
                 None => self.tokenize_prompt(call, input, first.deadline).await?,
             };
-            for Choice {
-                checked,
-                mut permit,
-            } in choices
-            {
-                let mut request = checked.with_prompt(prompt.clone(), model, config)?;
-                request.reuse = self.reuse(call, &request);
-                request.flow = flow.clone();
-                let warning = turn.as_ref().and_then(Turn::warning);
-                request.warnings.extend(warning);
-                if let Some(permit) = &mut permit {
-                    permit.reserve(request.max_total_tokens())?;
-                }
-                requests.push((request, permit));
+            let mut of_prompt = self.requests(call, choices, &prompt)?;
+            let warning = turn.as_ref().and_then(Turn::warning);
+            for (request, _) in &mut of_prompt {
+                request.warnings.extend(warning.clone());
             }
+            requests.extend(of_prompt);
         }
         let submit = |(request, permit)| {
             let answer = self.submit(call, request)?.of_tenant(permit);
@@ -302,6 +291,33 @@ impl Service {
             Ok(answer.of_session(turn.take()))
         };
         requests.into_iter().map(submit).collect()
+    }
+
+    /// The requests of a prompt's choices, which begin with the same kept states.
+    fn requests(
+        &self,
+        call: &Call,
+        choices: Vec<Choice>,
+        prompt: &Arc<[u32]>,
+    ) -> Result<Vec<(ValidRequest, Option<TenantPermit>)>, RequestError> {
+        let mut requests: Vec<(ValidRequest, _)> = Vec::with_capacity(choices.len());
+        for Choice {
+            checked,
+            mut permit,
+        } in choices
+        {
+            let mut request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
+            request.reuse = match requests.first() {
+                Some((first, _)) if request.has_states_of(first) => first.reuse.clone(),
+                _ => self.reuse(call, &request),
+            };
+            request.flow = call.flow();
+            if let Some(permit) = &mut permit {
+                permit.reserve(request.max_total_tokens())?;
+            }
+            requests.push((request, permit));
+        }
+        Ok(requests)
     }
 
     /// Whether there is room in the queue for a request of this caller.
@@ -357,7 +373,10 @@ impl Service {
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
     /// choice.
     fn reuse(&self, call: &Call, request: &ValidRequest) -> Option<Reuse> {
-        if self.model.snapshots.memory == 0 {
+        // What is told of every token of a prompt is told while it is read.
+        let is_told =
+            request.sampling.prompt_logprobs.is_some() || request.embedding != Pooling::Unspecified;
+        if self.model.snapshots.memory == 0 || is_told {
             return None;
         }
         let tenant = call

@@ -14,18 +14,22 @@ mod faults;
 mod hooks;
 mod install;
 mod layer;
+mod likelihood;
 mod scratch;
+mod states;
 mod step;
 
 use std::sync::Arc;
 
 pub use arena::Arena;
+pub use likelihood::log_probability;
 use palimpsest_collective::Collective;
 use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, PageShape};
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::weights::Weights;
-pub use step::{Answer, Capture, Captured, Logits, Piece};
+use palimpsest_proto::v1::TokenLogprob;
+pub use step::{Answer, Capture, Captured, Known, Logits, Piece};
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::hooks::Hooks;
@@ -59,6 +63,8 @@ pub struct Decoder<B: Backend> {
     memories: Memories<B>,
     capture: Option<Capture>,
     state_digests: Vec<u64>,
+    known: Vec<Vec<TokenLogprob>>,
+    states: Vec<Vec<f32>>,
     perturbed: bool,
     cancel: Cancel,
     /// Scores of a boundary.
@@ -98,6 +104,8 @@ impl<B: Backend> Decoder<B> {
             memories: Memories::untrained(),
             capture: None,
             state_digests: Vec::new(),
+            known: Vec::new(),
+            states: Vec::new(),
             perturbed: false,
             cancel: Cancel::default(),
             scores: Scores::new(&backend)?,
@@ -134,6 +142,18 @@ impl<B: Backend> Decoder<B> {
     /// with.
     pub fn state_digests(&self) -> &[u64] {
         &self.state_digests
+    }
+
+    /// For each piece of the last step the log-probabilities that its [`Known`] asked for: taken
+    /// once.
+    pub fn take_known(&mut self) -> Vec<Vec<TokenLogprob>> {
+        std::mem::take(&mut self.known)
+    }
+
+    /// For each piece of the last step the final states of the rows that it asked for, `[rows, E]`
+    /// flattened: taken once.
+    pub fn take_states(&mut self) -> Vec<Vec<f32>> {
+        std::mem::take(&mut self.states)
     }
 
     /// The part of the model that is here.
@@ -225,7 +245,9 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Vec<Answer>> {
         let rows = self.check(arena, pieces)?;
         self.peers.begin_step();
-        let logit_rows = pieces.iter().map(|p| p.wanted_rows(0).len()).sum();
+        let wanted: usize = pieces.iter().map(|p| p.wanted_rows(0).len()).sum();
+        let more = pieces.iter().any(Piece::wants_more);
+        let logit_rows = if more { wanted.max(step::ROWS) } else { wanted };
         let Some(padded) = self.begin_decode(pieces) else {
             self.reserve(StepSize { rows, logit_rows })?;
             return self.carry_out(arena, pieces, choices, rows);
@@ -272,6 +294,8 @@ impl<B: Backend> Decoder<B> {
         }
         drop(spans);
         self.cancel.check()?;
+        self.final_states(pieces)?;
+        self.score_known(pieces)?;
         // The device is given all its work before the host waits for any of it.
         self.multiply_wanted(pieces, rows)?;
         self.digest_states(pieces)?;

@@ -84,6 +84,8 @@ impl<'a, B: Backend> OfflineSequence<'a, B> {
                 cache: &mut self.cache,
                 tokens: piece,
                 logits,
+                known: None,
+                states: 0..0,
             }];
             let mut out = self
                 .runner
@@ -248,6 +250,8 @@ impl<'a, B: Backend> OfflineBatch<'a, B> {
                     cache,
                     tokens: piece,
                     logits,
+                    known: None,
+                    states: 0..0,
                 })
                 .collect();
             last = self

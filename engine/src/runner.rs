@@ -6,6 +6,7 @@
 
 mod faults;
 mod outputs;
+mod pool;
 mod sequence;
 mod snapshots;
 
@@ -22,9 +23,10 @@ use palimpsest_proto::internal::v1 as internal;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
+use self::pool::Pool;
 use self::sequence::{Admitted, Sequence};
 use crate::cancel::Cancel;
-use crate::decoder::{Arena, Capture, Decoder, Logits, Piece};
+use crate::decoder::{Arena, Capture, Decoder};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
 use crate::indexer::Indexer;
@@ -421,6 +423,7 @@ impl<B: Backend> Runner<B> {
             cache,
             sampler,
             prompt_tokens: init.prompt_tokens,
+            pool: Pool::new(init.pooling(), self.decoder.config().hidden),
         })
     }
 
@@ -441,25 +444,25 @@ impl<B: Backend> Runner<B> {
                 (!here).then(|| a.sequence.sampler.item(edits, position))
             })
             .collect();
+        let following: Vec<Vec<u32>> = admitted.iter().map(Admitted::following).collect();
         let mut pieces: Vec<_> = admitted
             .iter_mut()
-            .map(|a| Piece {
-                cache: &mut a.sequence.cache,
-                tokens: &a.step.tokens,
-                logits: if a.step.sample {
-                    Logits::Last
-                } else {
-                    Logits::None
-                },
-            })
+            .zip(&following)
+            .map(|(a, next)| a.piece(next))
             .collect();
         let answers = self.decoder.step(&mut self.arena, &mut pieces, &choices)?;
         drop(pieces);
+        for (a, states) in admitted.iter_mut().zip(self.decoder.take_states()) {
+            if let Some(pool) = &mut a.sequence.pool {
+                pool.add(&states);
+            }
+        }
+        let known = self.decoder.take_known();
         let page_bytes = self.arena.shape.cost() as u64;
         let outputs = admitted
             .iter()
-            .zip(answers)
-            .map(|(a, answer)| outputs::output(a, answer, page_bytes));
+            .zip(answers.into_iter().zip(known))
+            .map(|(a, (answer, known))| outputs::output(a, answer, known, page_bytes));
         Ok(outputs.collect())
     }
 

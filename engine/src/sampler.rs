@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use palimpsest_kernels::cpu::{SimdLevel, exp_minus};
 use palimpsest_kernels::sample::{self, LogitEdit, SampleItem};
 use palimpsest_proto::v1::{Sampling, TokenLogprob};
 
@@ -69,11 +70,18 @@ impl Sampler {
         self.params.logprobs.is_some()
     }
 
+    /// Alternatives that are told of beside each token of the prompt; `None`: nothing is told of
+    /// them.
+    pub fn prompt_alternatives(&self) -> Option<usize> {
+        self.params.prompt_logprobs.map(|count| count as usize)
+    }
+
     /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`;
     /// `None` when one of them is not a number.
     pub fn sample(&self, logits: &mut [f32], position: u64) -> Option<Choice> {
         let raw_lse = self.params.logprobs.map(|_| log_sum_exp(logits));
-        let reported = raw_lse.map(|lse| (lse, self.top(logits)));
+        let count = self.params.logprobs.unwrap_or(0) as usize;
+        let reported = raw_lse.map(|lse| (lse, best(logits, count)));
         let before = raw_lse.map(|_| logits.to_vec());
         let token = sample::choose(logits, &self.item(&self.edits(), position))?;
         let logprob = reported.zip(before).map(|((lse, top), raw)| TokenLogprob {
@@ -105,13 +113,6 @@ impl Sampler {
             uniform: uniform(p.seed.unwrap_or(0), position),
             edits,
         }
-    }
-
-    fn top(&self, logits: &[f32]) -> Vec<u32> {
-        let count = self.params.logprobs.unwrap_or(0) as usize;
-        let mut ids = sample::best_first(logits, count);
-        ids.truncate(count);
-        ids
     }
 
     /// Bias, penalties and bans, by token.
@@ -146,11 +147,36 @@ impl Sampler {
     }
 }
 
-/// `ln Σ exp(x)` in double precision.
+/// The `count` tokens of the largest logits, by falling logit, ties to the smaller id.
+pub(crate) fn best(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut best: Vec<u32> = Vec::with_capacity(count + 1);
+    for (id, &logit) in logits.iter().enumerate() {
+        let worst = best.last().map(|&id| logits[id as usize]);
+        if best.len() == count && !worst.is_some_and(|worst| logit > worst) {
+            continue;
+        }
+        let at = best.partition_point(|&other| logits[other as usize] >= logit);
+        best.insert(at, id as u32);
+        best.truncate(count);
+    }
+    best
+}
+
+/// `ln Σ exp(x)`, NaN if one of them is: exponentials in single precision, their sums in double.
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
+    const BLOCK: usize = 1024;
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - top).exp()).sum();
-    top + sum.ln() as f32
+    if logits.iter().any(|x| x.is_nan()) || !top.is_finite() {
+        return f32::NAN;
+    }
+    let level = SimdLevel::detect();
+    let mut block = [0.0; BLOCK];
+    let sums = logits.chunks(BLOCK).map(|values| {
+        let block = &mut block[..values.len()];
+        block.copy_from_slice(values);
+        f64::from(exp_minus(level, block, top))
+    });
+    top + sums.sum::<f64>().ln() as f32
 }
 
 /// 53 random bits, a function of seed and position.
@@ -297,5 +323,21 @@ mod tests {
         let lse = log_sum_exp(&[0.0, 1.0, 2.0]);
         assert_eq!((choice.token, logprob.logprob), (0, 0.0 - lse));
         assert_eq!(logprob.top.iter().map(|t| t.id).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn the_best_are_those_of_a_sort_and_sums_those_of_double_precision() {
+        for count in [0, 1, 5, 20] {
+            let logits: Vec<f32> = (0..3000u64)
+                .map(|i| (splitmix(i) % 400) as f32 / 16.0 - 12.0)
+                .collect();
+            let mut sorted = sample::best_first(&logits, logits.len());
+            sorted.truncate(count);
+            assert_eq!(best(&logits, count), sorted);
+            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            assert!((f64::from(log_sum_exp(&logits)) - sum.ln()).abs() < 1e-5);
+        }
+        assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
+        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
     }
 }

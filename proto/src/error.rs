@@ -58,6 +58,8 @@ reasons! {
     BadStopping = "bad_stopping", InvalidRequest;
     /// A salt that is too long, or too many positions at which states are to be kept.
     BadReuse = "bad_reuse", InvalidRequest;
+    /// An embedding by an unknown pooling, or with an answer beside it.
+    BadEmbedding = "bad_embedding", InvalidRequest;
     /// A priority outside the range that clients may ask for.
     BadPriority = "bad_priority", InvalidRequest;
     /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `POST /v1/chat/completions` | OpenAI's objects, whole or as server-sent events |
 //! | `POST /v1/completions` | the same, for a prompt without roles |
+//! | `POST /v1/embeddings` | pooled final states of texts |
 //! | `/v1/responses` and below | OpenAI's responses, which are kept |
 //! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
 //! | `/v1/sessions` and below, `/open_session`, `/close_session` | token logs that are kept |
@@ -17,6 +18,7 @@
 //! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape.
 
 mod answers;
+mod embeddings;
 mod error;
 mod generate;
 mod limits;
@@ -55,8 +57,9 @@ pub use self::limits::HttpLimits;
 pub use self::server::{serve, serve_probes, serve_waiting};
 use self::sessions::SessionBody;
 use self::wire::{
-    AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CreateSessionBody, ForkBody,
-    OpenSessionBody, PARSE_SPEED, RequestBody, ResponseBody, TokenizeBody, Unreadable, read_body,
+    AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CreateSessionBody, EmbeddingBody,
+    ForkBody, OpenSessionBody, PARSE_SPEED, RequestBody, ResponseBody, TokenizeBody, Unreadable,
+    read_body,
 };
 use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
@@ -78,6 +81,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
     let api = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/tokenize", post(tokenize))
@@ -305,6 +309,11 @@ async fn completions(State(app): State<App>, request: Request) -> Result<Respons
         stream,
     )
     .await
+}
+
+async fn embeddings(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let Called { caller, body } = read::<EmbeddingBody>(&app, request).await?;
+    embeddings::answer(&app.service, caller, body).await
 }
 
 /// Answers a request about sessions that has a body.

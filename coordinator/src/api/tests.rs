@@ -11,8 +11,8 @@ use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{
-    Chat, ChatMessage, FinishReason, GenerateRequest, GetModelRequest, KvContract, Sampling,
-    Stopping, TokenizeRequest, tokenize_request,
+    Chat, ChatMessage, FinishReason, GenerateRequest, GetModelRequest, KvContract, Pooling,
+    Sampling, Stopping, TokenizeRequest, tokenize_request,
 };
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
@@ -152,7 +152,14 @@ async fn errors_carry_their_code_and_their_reason() {
             Code::InvalidArgument,
             "bad_sampling",
         ),
-        (request("x", 0), Code::InvalidArgument, "bad_stopping"),
+        (
+            GenerateRequest {
+                embedding: Pooling::Mean.into(),
+                ..request("x", 1)
+            },
+            Code::InvalidArgument,
+            "bad_embedding",
+        ),
         (
             GenerateRequest {
                 kv: Some(full),

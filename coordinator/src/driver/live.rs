@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::TokenLogprob;
 use tokio::time::Instant;
 
 use crate::admission::Permit;
@@ -21,6 +22,8 @@ pub(super) struct Live {
     pub(super) deadline: Instant,
     /// When its reader fell behind, if it has not caught up.
     pub(super) paused: Option<Instant>,
+    /// Log-probabilities of the prompt, as far as it was read; `None` once they were handed out.
+    pub(super) prompt_logprobs: Option<Vec<TokenLogprob>>,
     /// It came while no group was ready: how long it waits for one.
     pub(super) group_by: Option<Instant>,
 }

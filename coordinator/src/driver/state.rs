@@ -214,6 +214,10 @@ impl State {
             if let Some(live) = self.live.get_mut(&SequenceId(step.sequence)) {
                 live.permit = None;
                 live.writer.start(now);
+                // It is read from its beginning, by this group or another one.
+                if let Some(known) = &mut live.prompt_logprobs {
+                    known.clear();
+                }
             }
         }
         Some(plan)
@@ -228,7 +232,7 @@ impl State {
         let mut outputs: HashMap<u64, SequenceOutput> = output
             .sequences
             .into_iter()
-            .map(|one| (one.sequence, one))
+            .map(|one| (one.sequence, self.without_prompt(one)))
             .collect();
         for one in progress {
             match one {
@@ -277,6 +281,16 @@ impl State {
             }
         }
         true
+    }
+
+    /// An output without the log-probabilities of its prompt, which wait for the first token.
+    fn without_prompt(&mut self, mut output: SequenceOutput) -> SequenceOutput {
+        let found = std::mem::take(&mut output.prompt_logprobs);
+        let live = self.live.get_mut(&SequenceId(output.sequence));
+        if let Some(known) = live.and_then(|live| live.prompt_logprobs.as_mut()) {
+            known.extend(found);
+        }
+        output
     }
 
     /// A group of `epoch` takes over from one that is gone.
@@ -378,6 +392,7 @@ impl State {
             permit: Some(permit),
             deadline,
             paused: None,
+            prompt_logprobs: Some(Vec::new()),
             group_by,
         };
         self.live.insert(id, live);
@@ -395,6 +410,7 @@ impl State {
             banned,
             prompt_tokens: request.prompt.len() as u64,
             trace: request.trace.clone(),
+            pooling: request.embedding.into(),
             ..SequenceInit::default()
         };
         Arrival {
@@ -411,10 +427,11 @@ impl State {
         }
     }
 
-    fn hand_out(&mut self, id: SequenceId, token: Token) {
+    fn hand_out(&mut self, id: SequenceId, mut token: Token) {
         let Some(live) = self.live.get_mut(&id) else {
             return;
         };
+        token.prompt_logprobs = live.prompt_logprobs.take().unwrap_or_default();
         let (ended, at) = (token.ended, token.at);
         let full = live.writer.push(token);
         if ended.is_some() {
@@ -483,6 +500,8 @@ fn after(output: SequenceOutput, at: Instant) -> Token {
         logprob: output.logprob,
         cache: output.cache.unwrap_or_default(),
         retention: output.retention,
+        prompt_logprobs: Vec::new(),
+        embedding: output.embedding,
         ended: None,
         cached: 0,
         at,

@@ -2,6 +2,7 @@
 
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::Sampling;
 
 use crate::config::Config;
 use crate::model::ServedModel;
@@ -41,6 +42,30 @@ pub(super) fn check_report(
         model.all_heads()
     );
     Err(RequestError::new(Reason::AnswerTooLarge, message).in_field("retention_report"))
+}
+
+/// Refuses log-probabilities of a prompt of `tokens` tokens that are more than is held of an
+/// answer.
+pub(super) fn check_prompt_logprobs(
+    sampling: &Sampling,
+    tokens: usize,
+    config: &Config,
+) -> Result<(), RequestError> {
+    let Some(top) = sampling.prompt_logprobs else {
+        return Ok(());
+    };
+    let needed = answer_bytes(1, tokens as u64, u64::from(top));
+    let most = config.max_answer_bytes as u64;
+    if needed <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "log-probabilities of {tokens} prompt tokens with {top} alternatives each take about \
+         {needed} bytes, over the limit of {most} for one answer: send the prompt in parts, or ask \
+         for fewer alternatives"
+    );
+    let error = RequestError::new(Reason::AnswerTooLarge, message);
+    Err(error.in_field("sampling.prompt_logprobs"))
 }
 
 /// Bytes of log-probabilities in an answer of `choices` times `max_tokens` tokens, each with `top`

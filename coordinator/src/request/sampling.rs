@@ -37,9 +37,16 @@ pub(super) fn validate(mut sampling: Sampling, vocabulary: u64) -> Result<Sampli
         }
     }
     validate_biases(&sampling, vocabulary)?;
-    if let Some(count) = sampling.logprobs.filter(|&count| count > MAX_LOGPROBS) {
-        let message = format!("logprobs is {count}, over the limit of {MAX_LOGPROBS}");
-        return Err(bad("sampling.logprobs", message));
+    let counts = [
+        ("sampling.logprobs", sampling.logprobs),
+        ("sampling.prompt_logprobs", sampling.prompt_logprobs),
+    ];
+    for (path, count) in counts {
+        if let Some(count) = count.filter(|&count| count > MAX_LOGPROBS) {
+            let field = path.trim_start_matches("sampling.");
+            let message = format!("{field} is {count}, over the limit of {MAX_LOGPROBS}");
+            return Err(bad(path, message));
+        }
     }
     sampling.seed.get_or_insert_with(rand::random);
     Ok(sampling)

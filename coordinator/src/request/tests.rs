@@ -143,8 +143,8 @@ fn what_is_wrong_is_named_by_its_path() {
     assert_eq!(field(sampled), Some("sampling.temperature"));
     let biased = sampling(|s| _ = s.logit_bias.insert(268, 0.0));
     assert_eq!(field(biased), Some("sampling.logit_bias"));
-    let stopped = stopping(|s| s.max_tokens = Some(0));
-    assert_eq!(field(stopped), Some("stopping.max_tokens"));
+    let stopped = stopping(|s| s.stop = vec![String::new()]);
+    assert_eq!(field(stopped), Some("stopping.stop"));
     let contract = kv(|k| k.memory_slots = Some(3));
     assert_eq!(field(contract), Some("kv.memory_slots"));
     assert_eq!(field(text("")), None);
@@ -185,7 +185,6 @@ fn bad_sampling_has_its_reason_and_its_numbers() {
 fn bad_stopping_has_its_reason_and_its_numbers() {
     let bad = |change: fn(&mut Stopping), reason, part| refused(stopping(change), reason, part);
     let reason = Reason::BadStopping;
-    bad(|s| s.max_tokens = Some(0), reason, "max_tokens is 0");
     bad(|s| s.stop = vec!["x".into(); 17], reason, "17 stop strings");
     bad(
         |s| s.stop = vec!["x".into(), String::new()],

@@ -160,7 +160,15 @@ impl Running {
             sample,
             retention_report: report,
             keep: Bytes::new(),
+            next: self.scored_next(end),
         }
+    }
+
+    /// The token of the prompt at `end`, if its log-probability is wanted.
+    fn scored_next(&self, end: u64) -> Option<u32> {
+        let sampling = self.arrival.init.sampling.as_ref()?;
+        sampling.prompt_logprobs?;
+        self.arrival.prompt.get(end as usize).copied()
     }
 
     /// For the ranks, in its first step.

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::CacheState;
-use palimpsest_proto::v1::{RetentionReport, TokenLogprob};
+use palimpsest_proto::v1::{Embedding, RetentionReport, TokenLogprob};
 use tokio::time::Instant;
 
 use super::sync::{Mutex, MutexGuard, Notify};
@@ -24,6 +24,11 @@ pub struct Token {
     pub cache: CacheState,
     /// With the first token and after each boundary, if the request asked for it.
     pub retention: Option<RetentionReport>,
+    /// With the first token, those of the prompt behind its first one, if the request asked for
+    /// them.
+    pub prompt_logprobs: Vec<TokenLogprob>,
+    /// With the end of a prompt whose embedding was asked for.
+    pub embedding: Option<Embedding>,
     /// Set on the last token. One that ends with [`Ending::Read`] is no token, but that end.
     pub ended: Option<Ending>,
     /// Tokens of the prompt that were not read, because they were kept.

@@ -87,6 +87,8 @@ fn token(id: u32, ended: Option<Ending>) -> Token {
         logprob: None,
         cache: CacheState::default(),
         retention: None,
+        prompt_logprobs: Vec::new(),
+        embedding: None,
         ended,
         cached: 0,
         at: Instant::now(),

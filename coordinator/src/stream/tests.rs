@@ -18,6 +18,8 @@ fn token(id: u32) -> Token {
         logprob: None,
         cache,
         retention: None,
+        prompt_logprobs: Vec::new(),
+        embedding: None,
         ended: None,
         cached: 0,
         at: Instant::now(),

@@ -89,22 +89,23 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Logits after the given rows, of this rank's part of the vocabulary, on the device.
-    fn multiply_head(&mut self, wanted: &[usize]) -> Result<()> {
-        let (b, s, config) = (&self.backend, &mut self.scratch, &self.config);
-        b.gather_rows(&s.x, config.hidden, wanted, &mut s.last)?;
-        b.rms_norm(
-            &s.last,
-            &self.final_norm,
-            config.rms_eps,
-            wanted.len(),
-            &mut s.h,
-        )?;
+    pub(super) fn multiply_head(&mut self, wanted: &[usize]) -> Result<()> {
+        self.normalise(wanted)?;
+        let (b, s) = (&self.backend, &mut self.scratch);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         Ok(b.matmul(head, &s.h, wanted.len(), None, &mut s.logits)?)
     }
 
+    /// Puts the given rows into `scratch.h`, normalised as the head takes them.
+    pub(super) fn normalise(&mut self, rows: &[usize]) -> Result<()> {
+        let (b, s, config) = (&self.backend, &mut self.scratch, &self.config);
+        b.gather_rows(&s.x, config.hidden, rows, &mut s.last)?;
+        let (norm, eps) = (&self.final_norm, config.rms_eps);
+        Ok(b.rms_norm(&s.last, norm, eps, rows.len(), &mut s.h)?)
+    }
+
     /// Logits `[rows, V]` of all ranks' parts of the vocabulary.
-    fn gather_logits(&mut self, rows: usize) -> Result<Vec<f32>> {
+    pub(super) fn gather_logits(&mut self, rows: usize) -> Result<Vec<f32>> {
         let (vocabulary, world_size) = (self.config.vocabulary, self.shard.place.world_size);
         let mut own = vec![0.0; rows * self.shard.part.vocabulary.len()];
         self.backend.download(&self.scratch.logits, 0, &mut own)?;

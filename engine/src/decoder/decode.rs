@@ -15,6 +15,7 @@ impl<B: Backend> Decoder<B> {
             let needs = piece.cache.policy.needs();
             piece.tokens.len() == 1
                 && piece.logits != Logits::None
+                && !piece.wants_more()
                 && needs.attention.observed().is_none()
                 && !needs.host
         };

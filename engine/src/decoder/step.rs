@@ -4,6 +4,10 @@ use std::ops::Range;
 
 use crate::kv::SequenceCache;
 
+/// Rows whose logits are there at once, beside those that a step wants for its answers. All rows
+/// of a stride would take 150 MB with a vocabulary of 150,000 tokens.
+pub(super) const ROWS: usize = 32;
+
 /// Which logits a piece wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Logits {
@@ -23,9 +27,28 @@ pub struct Piece<'a> {
     pub tokens: &'a [u32],
     /// Logits to return.
     pub logits: Logits,
+    /// Known tokens whose log-probabilities are wanted.
+    pub known: Option<Known<'a>>,
+    /// Of the piece's rows, those whose final states are wanted.
+    pub states: Range<usize>,
+}
+
+/// What is asked of a piece beside its logits.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// The token that follows each of the piece's tokens, the first of them first. There may be
+    /// fewer than the piece has tokens.
+    pub next: &'a [u32],
+    /// Best tokens that are told of beside each one.
+    pub alternatives: usize,
 }
 
 impl Piece<'_> {
+    /// Whether anything is wanted beside the logits.
+    pub(super) fn wants_more(&self) -> bool {
+        self.known.is_some() || !self.states.is_empty()
+    }
+
     /// Rows whose logits are wanted, when the piece starts at row `first`.
     pub(super) fn wanted_rows(&self, first: usize) -> Range<usize> {
         let end = first + self.tokens.len();

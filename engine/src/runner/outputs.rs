@@ -11,6 +11,8 @@ use crate::error::Error;
 use crate::kv::SequenceCache;
 use crate::sampler::Choice;
 
+const NOT_A_NUMBER: &str = "the model's output is not a number; its weights may be damaged";
+
 /// The answer to a sequence that was refused.
 pub(super) fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
     internal::SequenceOutput {
@@ -24,6 +26,7 @@ pub(super) fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
 pub(super) fn output(
     admitted: &Admitted<'_>,
     answer: Answer,
+    prompt_logprobs: Vec<v1::TokenLogprob>,
     page_bytes: u64,
 ) -> internal::SequenceOutput {
     let (step, sequence) = (admitted.step, &admitted.sequence);
@@ -50,11 +53,27 @@ pub(super) fn output(
             Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
         };
         let Some(choice) = choice else {
-            output.error = "the model's output is not a number; its weights may be damaged".into();
+            output.error = NOT_A_NUMBER.into();
             return output;
         };
         output.token = Some(choice.token);
         output.logprob = choice.logprob;
+    }
+    if prompt_logprobs.iter().any(|one| one.logprob.is_nan()) {
+        output.token = None;
+        output.error = NOT_A_NUMBER.into();
+        return output;
+    }
+    output.prompt_logprobs = prompt_logprobs;
+    let pool = sequence.pool.as_ref().filter(|_| admitted.ends_prompt());
+    output.embedding = pool.map(|pool| v1::Embedding {
+        values: pool.embedding(),
+    });
+    let values = output.embedding.iter().flat_map(|one| &one.values);
+    if values.into_iter().any(|value| !value.is_finite()) {
+        output.embedding = None;
+        output.error = NOT_A_NUMBER.into();
+        return output;
     }
     if step.retention_report && cache.layout.leads {
         output.retention = Some(retention(cache));

@@ -1,7 +1,11 @@
 //! Sequences of a rank, between steps and in one.
 
+use std::ops::Range;
+
 use palimpsest_proto::internal::v1 as internal;
 
+use super::pool::Pool;
+use crate::decoder::{Known, Logits, Piece};
 use crate::kv::SequenceCache;
 use crate::sampler::Sampler;
 
@@ -11,10 +15,63 @@ pub(super) struct Sequence {
     pub(super) sampler: Sampler,
     /// Tokens before the answer.
     pub(super) prompt_tokens: u64,
+    /// If the prompt's embedding is wanted.
+    pub(super) pool: Option<Pool>,
 }
 
 /// A sequence of a step that passed its checks.
 pub(super) struct Admitted<'a> {
     pub(super) step: &'a internal::SequenceStep,
     pub(super) sequence: Sequence,
+}
+
+impl Admitted<'_> {
+    /// The tokens of the prompt that follow those of the step, if their log-probabilities are
+    /// wanted.
+    pub(super) fn following(&self) -> Vec<u32> {
+        let (prompt, position) = (self.sequence.prompt_tokens, self.step.position);
+        if self.sequence.sampler.prompt_alternatives().is_none() {
+            return Vec::new();
+        }
+        let next = self.step.tokens.iter().skip(1).copied();
+        let left = prompt.saturating_sub(position + 1) as usize;
+        next.chain(self.step.next).take(left).collect()
+    }
+
+    /// What the decoder does for it. `following`: see [`Self::following`].
+    pub(super) fn piece<'p>(&'p mut self, following: &'p [u32]) -> Piece<'p> {
+        let alternatives = self.sequence.sampler.prompt_alternatives().unwrap_or(0);
+        let states = self.pooled_rows();
+        Piece {
+            cache: &mut self.sequence.cache,
+            tokens: &self.step.tokens,
+            logits: if self.step.sample {
+                Logits::Last
+            } else {
+                Logits::None
+            },
+            known: (!following.is_empty()).then_some(Known {
+                next: following,
+                alternatives,
+            }),
+            states,
+        }
+    }
+
+    /// Whether the prompt ends with this step.
+    pub(super) fn ends_prompt(&self) -> bool {
+        let end = self.step.position + self.step.tokens.len() as u64;
+        end == self.sequence.prompt_tokens
+    }
+
+    /// Rows of the step whose final states are pooled.
+    fn pooled_rows(&self) -> Range<usize> {
+        let left = self
+            .sequence
+            .prompt_tokens
+            .saturating_sub(self.step.position);
+        let count = (self.step.tokens.len() as u64).min(left) as usize;
+        let pool = self.sequence.pool.as_ref();
+        pool.map_or(0..0, |pool| pool.rows(count, self.ends_prompt()))
+    }
 }

@@ -3,6 +3,7 @@
 
 mod default_model;
 mod group;
+mod likelihood;
 
 use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, Positions};
 use palimpsest_engine::peers::Calls;

@@ -33,6 +33,8 @@ pub struct Choice {
     text: String,
     /// Log-probabilities so far, where the answer is sent whole.
     logprobs: Logprobs,
+    /// Elements of `prompt_logprobs`, if the request has that, with commas between them.
+    prompt: Vec<u8>,
     /// Characters so far, where the answer is a stream with log-probabilities.
     pub characters: usize,
     /// Why it ended.
@@ -52,7 +54,26 @@ impl Choice {
 
     /// Bytes that are held of the answer.
     pub fn bytes(&self) -> usize {
-        self.text.len() + self.logprobs.bytes()
+        self.text.len() + self.logprobs.bytes() + self.prompt.len()
+    }
+
+    /// Adds what is known of the prompt, as vLLM tells it.
+    pub fn add_prompt(&mut self, tokens: &[TokenLogprob]) {
+        for token in tokens {
+            if !self.prompt.is_empty() {
+                self.prompt.push(b',');
+            }
+            if token.logprob.is_nan() {
+                self.prompt.extend_from_slice(b"null");
+                continue;
+            }
+            let told = |one: &TokenLogprob| {
+                let value = json!({"logprob": one.logprob, "decoded_token": text(one)});
+                (one.id.to_string(), value)
+            };
+            let all: serde_json::Map<_, _> = token.top.iter().chain([token]).map(told).collect();
+            write_json(&mut self.prompt, &Value::Object(all));
+        }
     }
 }
 
@@ -93,9 +114,12 @@ impl Logprobs {
                 let top = token.top.iter();
                 let top = top.map(|one| (self::text(one), json!(one.logprob)));
                 let top: serde_json::Map<_, _> = top.collect();
+                // The first token of a prompt has none: JSON's null.
+                let is_known = !token.logprob.is_nan();
+                let top = is_known.then_some(Value::Object(top));
                 self.push(0, &json!(text));
                 self.push(1, &json!(token.logprob));
-                self.push(2, &Value::Object(top));
+                self.push(2, &json!(top));
                 self.push(3, &json!(self.offset));
                 self.offset += text.chars().count();
             }
@@ -138,10 +162,8 @@ impl Logprobs {
 /// OpenAI's word for the end of an answer.
 pub const fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
-        FinishReason::Length => "length",
-        FinishReason::Eos | FinishReason::Stop | FinishReason::Read | FinishReason::Unspecified => {
-            "stop"
-        }
+        FinishReason::Length | FinishReason::Read => "length",
+        FinishReason::Eos | FinishReason::Stop | FinishReason::Unspecified => "stop",
     }
 }
 
@@ -172,6 +194,11 @@ impl Frame {
             write_json(&mut out, &choice.finish);
             out.extend_from_slice(br#","logprobs":"#);
             choice.logprobs.write(&mut out, self.dialect);
+            if !choice.prompt.is_empty() {
+                out.extend_from_slice(br#","prompt_logprobs":["#);
+                out.extend_from_slice(&choice.prompt);
+                out.push(b']');
+            }
             match self.dialect {
                 Dialect::Chat => {
                     out.extend_from_slice(br#","message":{"role":"assistant","content":"#);

@@ -9,8 +9,9 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use palimpsest_proto::error::{Reason, RequestError};
-use palimpsest_proto::v1::GenerateEvent;
 use palimpsest_proto::v1::generate_event::Event;
+use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::{Delta, GenerateEvent};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
@@ -47,9 +48,60 @@ struct Run {
     choices: Vec<Choice>,
     per_prompt: usize,
     include_usage: bool,
+    echo: Option<Echo>,
+    /// Whether the request asks for `prompt_logprobs`.
+    tells_prompt: bool,
     open: usize,
     /// One of each answer.
     given_up: Vec<GivenUp>,
+}
+
+/// What answers repeat before what they add.
+struct Echo {
+    /// Of each prompt.
+    texts: Vec<String>,
+    /// With their log-probabilities, which come when the prompt was read.
+    has_logprobs: bool,
+}
+
+impl Echo {
+    /// Of the prompts, if that is asked for.
+    fn of(service: &Service, asked: &Choices) -> Option<Self> {
+        let sampling = asked.sampling();
+        let has_logprobs = sampling.is_some_and(|sampling| sampling.logprobs.is_some());
+        let text = |input: Option<&Input>| match input {
+            Some(Input::Text(text)) => text.clone(),
+            Some(Input::TokenIds(list)) => {
+                let tokenizer = &service.model.tokenizer;
+                let bytes: Vec<u8> = list
+                    .ids
+                    .iter()
+                    .flat_map(|&id| tokenizer.bytes(id))
+                    .collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Some(Input::Chat(_)) | None => String::new(),
+        };
+        asked.echoes.then(|| Self {
+            texts: asked
+                .prompts
+                .iter()
+                .map(|one| text(one.input.as_ref()))
+                .collect(),
+            has_logprobs,
+        })
+    }
+
+    /// What an event adds to the answer of prompt `index`.
+    fn delta(&self, index: usize, event: &Event) -> Option<Delta> {
+        let tokens = match event {
+            Event::Started(_) if !self.has_logprobs => Vec::new(),
+            Event::PromptLogprobs(prompt) if self.has_logprobs => prompt.tokens.clone(),
+            _ => return None,
+        };
+        let text = self.texts.get(index).cloned().unwrap_or_default();
+        Some(Delta { text, tokens })
+    }
 }
 
 /// Answers a request whose body was read.
@@ -130,6 +182,8 @@ impl Run {
                 RequestId::of_choice(id, index)
             };
         }
+        let echo = Echo::of(service, &asked);
+        let tells_prompt = asked.tells_prompt;
         let answers = service.generate_all(&caller.call, asked.prompts).await?;
         let given_up = answers.iter().map(Answer::given_up).collect();
         let answers = answers.into_iter().enumerate();
@@ -165,6 +219,8 @@ impl Run {
             choices,
             per_prompt,
             include_usage,
+            echo,
+            tells_prompt,
             open: count,
             given_up,
         })
@@ -173,25 +229,32 @@ impl Run {
     async fn whole(mut self, most: usize) -> Result<Response, HttpError> {
         let mut bytes = 0;
         while let Some((index, event)) = self.events.next().await {
+            let event = event?.event;
+            let repeated = self.repeated(index, event.as_ref());
             let choice = &mut self.choices[index];
-            match event?.event {
-                Some(Event::Delta(delta)) => {
-                    bytes -= choice.bytes();
-                    choice.add(self.frame.dialect, &delta);
-                    bytes += choice.bytes();
-                    if bytes > most {
-                        let why = Reason::AnswerTooLarge;
-                        self.given_up
-                            .iter()
-                            .for_each(|answer| answer.because_of(why));
-                        return Err(too_large(most).into());
-                    }
+            bytes -= choice.bytes();
+            if let Some(delta) = repeated {
+                choice.add(self.frame.dialect, &delta);
+            }
+            match event {
+                Some(Event::Delta(delta)) => choice.add(self.frame.dialect, &delta),
+                Some(Event::PromptLogprobs(prompt)) if self.tells_prompt => {
+                    choice.add_prompt(&prompt.tokens);
                 }
                 Some(Event::Finished(finished)) => {
                     choice.finish = Some(finish_reason(finished.reason()));
                     choice.usage = finished.usage.unwrap_or_default();
                 }
-                Some(Event::Started(_)) | None => {}
+                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {
+                }
+            }
+            bytes += choice.bytes();
+            if bytes > most {
+                let why = Reason::AnswerTooLarge;
+                self.given_up
+                    .iter()
+                    .for_each(|answer| answer.because_of(why));
+                return Err(too_large(most).into());
             }
         }
         let json = HeaderValue::from_static("application/json");
@@ -199,6 +262,12 @@ impl Run {
         // It stands in memory whole, so it must be read in time.
         let body = held(Body::from(body), None);
         Ok(([(header::CONTENT_TYPE, json)], body).into_response())
+    }
+
+    /// What an event of choice `index` repeats of its prompt.
+    fn repeated(&self, index: usize, event: Option<&Event>) -> Option<Delta> {
+        let prompt = index / self.per_prompt.max(1);
+        self.echo.as_ref()?.delta(prompt, event?)
     }
 
     fn stream(self) -> Response {
@@ -233,18 +302,16 @@ impl Run {
         index: usize,
         event: Result<GenerateEvent, RequestError>,
     ) -> bool {
+        let event = event.map(|event| event.event);
+        let found = event.as_ref().ok().and_then(Option::as_ref);
+        if let Some(delta) = self.repeated(index, found) {
+            self.write_delta(out, head, index, &delta);
+        }
         let choice = &mut self.choices[index];
-        match event.map(|event| event.event) {
+        match event {
             Ok(Some(Event::Started(_))) => self.frame.write_opening(out, head, index),
-            Ok(Some(Event::Delta(delta))) => {
-                // Offsets count characters of all the text before; without log-probabilities nobody
-                // asks.
-                let before = choice.characters;
-                if self.frame.dialect == Dialect::Completion && !delta.tokens.is_empty() {
-                    choice.characters += delta.text.chars().count();
-                }
-                self.frame.write_delta(out, head, index, &delta, before);
-            }
+            Ok(Some(Event::Delta(delta))) => self.write_delta(out, head, index, &delta),
+            Ok(Some(Event::PromptLogprobs(_) | Event::Embedding(_))) => {}
             Ok(Some(Event::Finished(finished))) => {
                 choice.usage = finished.usage.clone().unwrap_or_default();
                 self.frame
@@ -262,6 +329,18 @@ impl Run {
             }
         }
         false
+    }
+}
+
+impl Run {
+    fn write_delta(&mut self, out: &mut Vec<u8>, head: &[u8], index: usize, delta: &Delta) {
+        // Offsets count characters of all the text before; without log-probabilities nobody asks.
+        let choice = &mut self.choices[index];
+        let before = choice.characters;
+        if self.frame.dialect == Dialect::Completion && !delta.tokens.is_empty() {
+            choice.characters += delta.text.chars().count();
+        }
+        self.frame.write_delta(out, head, index, delta, before);
     }
 }
 

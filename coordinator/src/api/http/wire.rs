@@ -7,6 +7,7 @@
 //! A body is read field by field: what is not read is skipped, and lists are held no longer than
 //! they may be, so that a body takes a bounded multiple of its own bytes.
 
+mod embeddings;
 mod fields;
 mod lists;
 mod read;
@@ -20,6 +21,7 @@ use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, toke
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess};
 
+pub use self::embeddings::{EmbeddingBody, EmbeddingsAsked, Encoding};
 use self::fields::{COMMON, Rest};
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
@@ -63,6 +65,7 @@ pub struct Common {
     cache_salt: Option<String>,
     snapshot_at: Option<Positions>,
     session_id: Option<String>,
+    prompt_logprobs: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -87,8 +90,9 @@ pub struct ChatRequest {
 pub struct CompletionRequest {
     /// What both kinds have.
     pub common: Common,
-    prompt: Prompts,
+    prompt: Prompts<MAX_CHOICES>,
     logprobs: Option<u32>,
+    echo: Option<bool>,
     rest: Rest,
 }
 
@@ -106,6 +110,10 @@ pub struct Choices {
     pub prompts: Vec<Prompted>,
     /// Choices of one prompt: usage counts a prompt once.
     pub per_prompt: usize,
+    /// Whether an answer begins with its prompt.
+    pub echoes: bool,
+    /// Whether an answer has `prompt_logprobs`.
+    pub tells_prompt: bool,
     /// Whether a stream ends with usage.
     pub include_usage: bool,
 }
@@ -114,6 +122,12 @@ impl Choices {
     /// Answers that are asked for, over all prompts.
     pub fn count(&self) -> usize {
         self.prompts.iter().map(|asked| asked.choices.len()).sum()
+    }
+
+    /// How tokens are chosen, which all choices have in common but for the seed.
+    pub fn sampling(&self) -> Option<&Sampling> {
+        let first = self.prompts.first()?.choices.first()?;
+        first.sampling.as_ref()
     }
 }
 
@@ -154,7 +168,7 @@ impl RequestBody for ChatRequest {
 }
 
 impl RequestBody for CompletionRequest {
-    const OWN: &'static [&'static str] = &["prompt", "logprobs"];
+    const OWN: &'static [&'static str] = &["prompt", "logprobs", "echo"];
     const SHARED: &'static [&'static str] = &COMMON;
     const NEEDED: Option<&'static str> = Some("prompt");
 
@@ -166,7 +180,7 @@ impl RequestBody for CompletionRequest {
         if !Self::OWN.contains(&field) {
             return self.common.read(field, values);
         }
-        read_field!(self, field, values; prompt, logprobs);
+        read_field!(self, field, values; prompt, logprobs, echo);
         Ok(())
     }
 
@@ -249,8 +263,14 @@ impl ChatRequest {
             }
         };
         let count = 1;
-        self.common
-            .choices(vec![Input::Chat(chat)], count, logprobs)
+        let tells_prompt = self.common.tells_prompt()?;
+        let choices = self
+            .common
+            .choices(vec![Input::Chat(chat)], count, logprobs)?;
+        Ok(Choices {
+            tells_prompt,
+            ..choices
+        })
     }
 }
 
@@ -266,7 +286,19 @@ impl CompletionRequest {
             .map(|top| check_top("logprobs", top))
             .transpose()?;
         let Prompts { inputs, count } = self.prompt;
-        self.common.choices(inputs, count, logprobs)
+        let echoes = self.echo.unwrap_or(false);
+        let mut common = self.common;
+        let tells_prompt = common.tells_prompt()?;
+        if echoes {
+            // What is repeated is told of like the rest.
+            common.prompt_logprobs = common.prompt_logprobs.max(logprobs);
+        }
+        let choices = common.choices(inputs, count, logprobs)?;
+        Ok(Choices {
+            echoes,
+            tells_prompt,
+            ..choices
+        })
     }
 }
 
@@ -282,9 +314,19 @@ impl Common {
             frequency_penalty, presence_penalty, logit_bias, stream, stream_options, top_k, min_p,
             repetition_penalty, ignore_eos, priority, kv_budget, kv_policy, latent_memory,
             cache_salt, snapshot_at,
-            session_id,
+            session_id, prompt_logprobs,
         );
         Ok(())
+    }
+
+    /// Whether the answer has `prompt_logprobs`.
+    fn tells_prompt(&self) -> Result<bool, HttpError> {
+        let is_asked = self.prompt_logprobs.is_some();
+        if is_asked && self.stream == Some(true) {
+            let message = "prompt_logprobs comes with whole answers only: leave stream out";
+            return Err(HttpError::invalid("prompt_logprobs", message));
+        }
+        Ok(is_asked)
     }
 
     /// What is asked of `inputs`, which are all the `prompts` there are unless those are too many.
@@ -326,25 +368,21 @@ impl Common {
         Ok(Choices {
             prompts: inputs.into_iter().map(prompted).collect(),
             per_prompt,
+            echoes: false,
+            tells_prompt: false,
             include_usage,
         })
     }
 
     /// All but the input.
     fn request(self, logprobs: Option<u32>) -> Result<GenerateRequest, HttpError> {
-        for (field, name) in [
+        check_names([
             ("model", Some(&self.model)),
             ("kv_policy", self.kv_policy.as_ref()),
             ("latent_memory", self.latent_memory.as_ref()),
             ("cache_salt", self.cache_salt.as_ref()),
             ("session_id", self.session_id.as_ref()),
-        ] {
-            let bytes = name.map_or(0, String::len);
-            if bytes > MAX_NAME_BYTES {
-                let message = format!("{field} has {bytes} bytes, the most is {MAX_NAME_BYTES}");
-                return Err(HttpError::invalid(field, message));
-            }
-        }
+        ])?;
         let top_k = match self.top_k.unwrap_or(0) {
             // As vLLM's clients say "no limit".
             -1 => 0,
@@ -363,6 +401,10 @@ impl Common {
             seed: self.seed.map(i64::cast_unsigned),
             logit_bias: self.logit_bias.unwrap_or_default().entries()?,
             logprobs,
+            prompt_logprobs: self
+                .prompt_logprobs
+                .map(|top| check_top("prompt_logprobs", top))
+                .transpose()?,
         };
         let stop = self.stop.unwrap_or_default().strings()?;
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);
@@ -388,6 +430,20 @@ impl Common {
             ..Default::default()
         })
     }
+}
+
+/// Refuses names that are too long, each with its field.
+fn check_names<'a>(
+    names: impl IntoIterator<Item = (&'static str, Option<&'a String>)>,
+) -> Result<(), HttpError> {
+    for (field, name) in names {
+        let bytes = name.map_or(0, String::len);
+        if bytes > MAX_NAME_BYTES {
+            let message = format!("{field} has {bytes} bytes, the most is {MAX_NAME_BYTES}");
+            return Err(HttpError::invalid(field, message));
+        }
+    }
+    Ok(())
 }
 
 fn check_top(param: &str, top: u32) -> Result<u32, HttpError> {

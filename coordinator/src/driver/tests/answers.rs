@@ -90,7 +90,7 @@ async fn stop_strings_across_tokens_end_the_sequence() {
                 text.push_str(&delta.text);
             }
             Event::Finished(finished) => break finished,
-            Event::Started(_) => {}
+            Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_) => {}
         }
     };
     assert_eq!(

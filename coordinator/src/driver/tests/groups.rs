@@ -195,3 +195,76 @@ async fn a_group_that_fails_its_first_step_never_serves() {
         Reason::NoReadyGroup
     );
 }
+
+/// Log-probabilities of a prompt, as a client sees them; the fake rank says its position of each.
+#[tokio::test(start_paused = true)]
+async fn what_is_told_of_a_prompt_is_told_once_though_groups_are_lost() {
+    let config = Config {
+        regroup_limit: Duration::from_secs(30),
+        max_replays: 5,
+        ..config()
+    };
+    let breaking = |plan| Script::endless(0, 1).with_fault(plan, Fault::Error);
+    // In the middle of the prompt; then after some tokens of the answer.
+    let (coordinator, _) = start_with(config, vec![breaking(2)]).await;
+    let mut asked = prompt(900, 40);
+    asked.sampling = Some(Sampling {
+        prompt_logprobs: Some(0),
+        ..Default::default()
+    });
+    let mut answer = ask(&coordinator, asked).await;
+    let reader = tokio::spawn(async move { events(&mut answer).await });
+    until_lost(&coordinator).await;
+    let next = FakeRank::new(breaking(30).with_step_time(STEP));
+    take_over(&coordinator, &next, 2).await;
+    until_lost(&coordinator).await;
+    let last = FakeRank::new(Script::endless(0, 1));
+    take_over(&coordinator, &last, 3).await;
+    let events = reader.await.unwrap().unwrap();
+    let told: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event.event.as_ref().unwrap() {
+            Event::PromptLogprobs(prompt) => Some(prompt),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told.len(), 1);
+    let [first, rest @ ..] = &told[0].tokens[..] else {
+        panic!("a prompt has tokens");
+    };
+    assert!(first.logprob.is_nan() && first.id == 97, "{first:?}");
+    let positions: Vec<f32> = rest.iter().map(|token| -token.logprob).collect();
+    assert_eq!(positions, (1..900).map(|i| i as f32).collect::<Vec<_>>());
+    assert!(matches!(events[1].event, Some(Event::PromptLogprobs(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_without_an_answer_is_read_and_told_of() {
+    let (coordinator, ranks) = start_with(config(), vec![Script::endless(0, 1)]).await;
+    for tokens in [1, 300] {
+        let mut asked = prompt(tokens, 0);
+        asked.sampling = Some(Sampling {
+            prompt_logprobs: Some(0),
+            ..Default::default()
+        });
+        let mut answer = ask(&coordinator, asked).await;
+        let events = events(&mut answer).await.unwrap();
+        let [_, prompt, finished] = &events[..] else {
+            panic!("{events:?}");
+        };
+        let Some(Event::PromptLogprobs(prompt)) = &prompt.event else {
+            panic!("{prompt:?}");
+        };
+        assert_eq!(prompt.tokens.len(), tokens as usize);
+        let Some(Event::Finished(finished)) = &finished.event else {
+            panic!("{finished:?}");
+        };
+        assert_eq!(finished.reason(), FinishReason::Read);
+        assert_eq!(finished.usage.as_ref().unwrap().generated_tokens, 0);
+    }
+    assert!(ranks[0].plans().iter().all(|plan| {
+        plan.sequences
+            .iter()
+            .all(|step| step.tokens.len() > 1 || !step.sample || step.init.is_some())
+    }));
+}

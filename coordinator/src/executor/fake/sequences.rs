@@ -9,7 +9,7 @@ use palimpsest_proto::internal::v1::{
     StepPlan,
 };
 use palimpsest_proto::kv::Geometry;
-use palimpsest_proto::v1::{HeadRetention, RetentionReport, TokenLogprob};
+use palimpsest_proto::v1::{Embedding, HeadRetention, Pooling, RetentionReport, TokenLogprob};
 
 use super::script::Script;
 use super::snapshots::{FakeSnapshot, SharedSnapshots};
@@ -156,6 +156,7 @@ impl Sequences {
                 held.init.max_tokens
             ));
         }
+        let prompt_logprobs = scored(&held.init, step);
         held.tokens.extend(&step.tokens);
         let token = step
             .sample
@@ -197,8 +198,41 @@ impl Sequences {
             retention,
             error: String::new(),
             kept_bytes,
+            prompt_logprobs,
+            embedding: embedding(&held.init, end),
         })
     }
+}
+
+/// With the end of a prompt that is pooled, always the same.
+fn embedding(init: &SequenceInit, end: u64) -> Option<Embedding> {
+    let is_pooled = init.pooling() != Pooling::Unspecified;
+    (is_pooled && end == init.prompt_tokens).then(|| Embedding {
+        values: vec![0.6, 0.8],
+    })
+}
+
+/// A log-probability for every token of the prompt that follows one of the step's. It is the
+/// token's position, so that a test sees what is missing or told twice.
+fn scored(init: &SequenceInit, step: &SequenceStep) -> Vec<TokenLogprob> {
+    let asked = init
+        .sampling
+        .as_ref()
+        .and_then(|sampling| sampling.prompt_logprobs);
+    if asked.is_none() {
+        return Vec::new();
+    }
+    let following = step.tokens.iter().skip(1).copied().chain(step.next);
+    let left = init.prompt_tokens.saturating_sub(step.position + 1);
+    following
+        .zip(step.position + 1..)
+        .take(left as usize)
+        .map(|(id, position)| TokenLogprob {
+            id,
+            logprob: -(position as f32),
+            ..Default::default()
+        })
+        .collect()
 }
 
 /// Positions that a `window` cache holds: those below `sinks` and those from `recent` on.

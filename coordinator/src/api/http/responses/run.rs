@@ -52,7 +52,8 @@ impl Run {
             match event?.event {
                 Some(Event::Delta(delta)) => self.add(&delta.text)?,
                 Some(Event::Finished(finished)) => self.finish(&finished).await?,
-                Some(Event::Started(_)) | None => {}
+                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {
+                }
             }
         }
         let object = Response::of(&self.record, &Stage::Ended);
@@ -160,7 +161,7 @@ impl EventStream {
                 self.events.ended(out, &self.run.record);
                 self.is_over = true;
             }
-            None => {}
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ impl Unsupported {
 
 /// Fields of OpenAI's that would change the answer; refused unless they ask for what is done
 /// anyway.
-const UNSUPPORTED: [Unsupported; 14] = [
+const UNSUPPORTED: [Unsupported; 13] = [
     Unsupported::new("tools", "tool calls are not supported"),
     Unsupported::new("tool_choice", "tool calls are not supported"),
     Unsupported::new("functions", "function calls are not supported"),
@@ -45,7 +45,6 @@ const UNSUPPORTED: [Unsupported; 14] = [
     Unsupported::new("prediction", "predicted outputs are not supported"),
     Unsupported::new("web_search_options", "web search is not supported"),
     Unsupported::new("best_of", "use `n` instead"),
-    Unsupported::new("echo", "the prompt is not repeated"),
     Unsupported::new("suffix", "insertion is not supported"),
     Unsupported::new("guided_json", "guided decoding is not supported"),
     Unsupported::new("structured_outputs", "guided decoding is not supported"),
@@ -234,7 +233,7 @@ impl<'de> Deserialize<'de> for IsText {
 }
 
 /// Fields of [`Common`](super::Common).
-pub(super) const COMMON: [&str; 24] = [
+pub(super) const COMMON: [&str; 25] = [
     "model",
     "max_tokens",
     "max_completion_tokens",
@@ -259,4 +258,5 @@ pub(super) const COMMON: [&str; 24] = [
     "cache_salt",
     "snapshot_at",
     "session_id",
+    "prompt_logprobs",
 ];

@@ -312,19 +312,19 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-/// Prompts: a text, texts, token ids, or lists of token ids.
+/// Prompts: a text, texts, token ids, or lists of token ids. No more than `MOST` are held.
 #[derive(Debug, Clone, Default)]
-pub struct Prompts {
+pub struct Prompts<const MOST: usize> {
     /// No more than may be.
     pub inputs: Vec<Input>,
     /// All that were there.
     pub count: usize,
 }
 
-impl Prompts {
+impl<const MOST: usize> Prompts<MOST> {
     fn push(&mut self, input: Input) {
         self.count += 1;
-        if self.count <= MAX_CHOICES {
+        if self.count <= MOST {
             self.inputs.push(input);
         }
     }
@@ -370,24 +370,24 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de, const MOST: usize> Deserialize<'de> for Prompts<MOST> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Any;
+        struct Any<const MOST: usize>;
 
-        impl<'de> Visitor<'de> for Any {
-            type Value = Prompts;
+        impl<'de, const MOST: usize> Visitor<'de> for Any<MOST> {
+            type Value = Prompts<MOST>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a text, texts, token ids or lists of token ids")
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+            fn visit_str<E>(self, text: &str) -> Result<Prompts<MOST>, E> {
                 let mut prompts = Prompts::default();
                 prompts.push(Input::Text(text.to_owned()));
                 Ok(prompts)
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompts<MOST>, A::Error> {
                 let mut prompts = Prompts::default();
                 let Some(first) = list.next_element()? else {
                     return Ok(prompts);
@@ -424,6 +424,6 @@ impl<'de> Deserialize<'de> for Prompts {
             }
         }
 
-        from.deserialize_any(Any)
+        from.deserialize_any(Any::<MOST>)
     }
 }

@@ -256,6 +256,10 @@ impl ResponseBody {
 
     /// Checks what is asked of the form of the answer.
     fn check_form(&self) -> Result<(), HttpError> {
+        if self.max_output_tokens == Some(0) {
+            let message = "max_output_tokens is 0: a response has at least one token";
+            return Err(HttpError::invalid("max_output_tokens", message));
+        }
         let format = self
             .text
             .as_ref()

@@ -129,7 +129,7 @@ fn the_openapi_document_has_the_fields_of_these_types() {
         ),
         (
             "CompletionRequest",
-            &["prompt", "logprobs"],
+            &["prompt", "logprobs", "echo"],
             json!({"prompt": ""}),
         ),
     ];
@@ -160,7 +160,13 @@ fn the_openapi_document_has_the_fields_of_these_types() {
 #[test]
 fn the_openapi_document_has_the_fields_of_bodies_about_sessions() {
     let document: Value = serde_json::from_str(include_str!("../openapi.json")).expect("JSON");
+    let embeddings: Vec<&str> = EmbeddingBody::OWN
+        .iter()
+        .chain(&["user"])
+        .copied()
+        .collect();
     for (schema, own) in [
+        ("EmbeddingRequest", &embeddings[..]),
         ("CreateSession", CreateSessionBody::OWN),
         ("Append", AppendBody::OWN),
         ("Fork", ForkBody::OWN),

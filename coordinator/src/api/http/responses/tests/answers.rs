@@ -142,7 +142,7 @@ async fn errors_name_fields_as_a_body_of_this_route_has_them() {
     for (body, code, param) in [
         (
             json!({"input": "a", "max_output_tokens": 0}),
-            "bad_stopping",
+            "invalid_value",
             "max_output_tokens",
         ),
         (

@@ -1,0 +1,133 @@
+//! `/v1/embeddings`: OpenAI's object.
+
+use axum::body::Body;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::generate_event::Event;
+use palimpsest_proto::v1::{Embedding, Usage};
+use serde_json::json;
+
+use super::error::HttpError;
+use super::generate::{Caller, too_large};
+use super::wire::{EmbeddingBody, EmbeddingsAsked, Encoding};
+use crate::answer::Answer;
+use crate::budget::held;
+use crate::ids::RequestId;
+use crate::service::{Prompted, Service};
+
+/// Texts that are read beside each other. The others wait here, where they are no load.
+const AT_ONCE: usize = 8;
+
+/// What a text became, and what that cost.
+struct Embedded {
+    embedding: Embedding,
+    usage: Usage,
+}
+
+/// Answers a request whose body was read.
+///
+/// # Errors
+/// What is wrong with the request, or why it is not taken or fails now; nothing is answered then.
+pub async fn answer(
+    service: &Service,
+    caller: Caller,
+    body: EmbeddingBody,
+) -> Result<Response, HttpError> {
+    let EmbeddingsAsked {
+        inputs,
+        request,
+        encoding,
+        dimensions,
+    } = body.asked()?;
+    let most = service.config.max_answer_bytes;
+    let mut out = br#"{"object":"list","data":["#.to_vec();
+    let (mut index, mut prompt_tokens) = (0, 0);
+    let mut inputs = inputs.into_iter();
+    loop {
+        let prompted = |(number, input)| {
+            let mut request = request.clone();
+            request.request_id = RequestId::of_choice(&caller.id, index + number);
+            Prompted {
+                input: Some(input),
+                choices: vec![request],
+            }
+        };
+        let some: Vec<_> = inputs
+            .by_ref()
+            .take(AT_ONCE)
+            .enumerate()
+            .map(prompted)
+            .collect();
+        if some.is_empty() {
+            break;
+        }
+        for answer in service.generate_all(&caller.call, some).await? {
+            let Embedded { embedding, usage } = embedded(answer).await?;
+            check_dimensions(dimensions, &embedding)?;
+            write(&mut out, index, encoding, &embedding);
+            if out.len() > most {
+                return Err(too_large(most).into());
+            }
+            prompt_tokens += usage.prompt_tokens;
+            index += 1;
+        }
+    }
+    let rest = json!({
+        "model": service.model.info.name,
+        "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+    });
+    out.extend_from_slice(b"],");
+    out.extend_from_slice(&rest.to_string().as_bytes()[1..]);
+    let body = held(Body::from(out), None);
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Reads an answer to its end.
+async fn embedded(mut answer: Answer) -> Result<Embedded, RequestError> {
+    let (mut embedding, mut usage) = (None, None);
+    while let Some(event) = answer.next().await {
+        match event?.event {
+            Some(Event::Embedding(found)) => embedding = Some(found),
+            Some(Event::Finished(finished)) => usage = finished.usage,
+            _ => {}
+        }
+    }
+    let missing = || RequestError::new(Reason::Internal, "a text was read and has no embedding");
+    Ok(Embedded {
+        embedding: embedding.ok_or_else(missing)?,
+        usage: usage.unwrap_or_default(),
+    })
+}
+
+/// An embedding is not cut: what is left would be no embedding of this model.
+fn check_dimensions(asked: Option<u64>, embedding: &Embedding) -> Result<(), HttpError> {
+    let own = embedding.values.len() as u64;
+    match asked.filter(|&asked| asked != own) {
+        None => Ok(()),
+        Some(asked) => Err(HttpError::invalid(
+            "dimensions",
+            format!("dimensions is {asked}, this model's embeddings have {own}: leave it out"),
+        )),
+    }
+}
+
+fn write(out: &mut Vec<u8>, index: usize, encoding: Encoding, embedding: &Embedding) {
+    if index > 0 {
+        out.push(b',');
+    }
+    let values = match encoding {
+        Encoding::Float => json!(embedding.values),
+        Encoding::Base64 => {
+            let bytes = embedding
+                .values
+                .iter()
+                .flat_map(|value| value.to_le_bytes());
+            json!(STANDARD.encode(bytes.collect::<Vec<u8>>()))
+        }
+    };
+    let object = json!({"object": "embedding", "index": index, "embedding": values});
+    out.extend_from_slice(object.to_string().as_bytes());
+}
