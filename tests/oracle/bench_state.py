@@ -11,7 +11,8 @@ and the time that reading it took.
 `soak`: many sessions over one long document are asked at random, by several clients at once, while
 the service is killed and started again. Each session's story is then told to a second service that
 was never killed and has no store, and must have the same answers. Nothing that was acknowledged may
-be missing.
+be missing. Without `--model` a tiny model of random weights answers, whose tokens are bytes: what is
+tried is the service.
 
 Run as `cargo xtask bench-state`. Servers are started and ended here, on ports of loopback.
 """
@@ -36,6 +37,15 @@ from dataclasses import asdict, dataclass, field
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import bench_peers  # noqa: E402  (it stands beside this file)
 from bench_turns import QUESTIONS, document, free_port, peak_mib, server, table  # noqa: E402
+
+# A shape that answers in a millisecond.
+TINY = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+    "max_position_embeddings": 65536, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 LOST = (urllib.error.URLError, ConnectionError, http.client.HTTPException, TimeoutError)
 
@@ -323,9 +333,16 @@ def call_again(service, path):
         time.sleep(0.1)
 
 
+def soak_document(args):
+    """A text of about so many tokens, which are bytes for the tiny model."""
+    if args.model.startswith("random:"):
+        return document(args.tokens[0] / 4.4)[: args.tokens[0]]
+    return document(args.tokens[0])
+
+
 def make_sessions(url, args):
     call(url, "/v1/sessions", {"session_id": "base", "ttl_seconds": 86400})
-    base = call(url, "/v1/sessions/base/append", {"text": document(args.tokens[0])})
+    base = call(url, "/v1/sessions/base/append", {"text": soak_document(args)})
     print(f"  the document has {base['tokens']} tokens", flush=True)
     sessions = []
     for index in range(args.sessions):
@@ -383,7 +400,7 @@ def compare(sessions, args):
     service.start()
     try:
         call(service.url, "/v1/sessions", {"session_id": "base"})
-        call(service.url, "/v1/sessions/base/append", {"text": document(args.tokens[0])})
+        call(service.url, "/v1/sessions/base/append", {"text": soak_document(args)})
         for session in chosen:
             name = session.name
             call(service.url, "/v1/sessions/base/fork", {"session_id": name})
@@ -403,6 +420,11 @@ def compare(sessions, args):
 
 def soak(args):
     with tempfile.TemporaryDirectory(dir=args.place) as place:
+        if not args.model:
+            shape = pathlib.Path(place, "tiny")
+            shape.mkdir()
+            (shape / "config.json").write_text(json.dumps(TINY))
+            args.model = f"random:{shape}"
         service = Service(
             args,
             "--session-store", f"{place}/sessions", "--snapshot-store", f"{place}/states",
@@ -419,7 +441,7 @@ def soak(args):
             )
         finally:
             service.kill()
-    different = compare(sessions, args)
+        different = compare(sessions, args)
     result = {
         **asdict(tally),
         "making": making,
@@ -441,7 +463,7 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=["gaps", "suspend", "soak"])
-    parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--model", help="GGUF file; `soak` can do without")
     parser.add_argument(
         "--palimpsest", default=bench_peers.ROOT / "target" / "release" / "palimpsest"
     )
@@ -460,6 +482,8 @@ def parse_args():
     args = parser.parse_args()
     lengths = {"gaps": [8192], "suspend": [4096, 65536, 262144], "soak": [32768]}
     args.tokens = args.tokens or lengths[args.kind]
+    if args.kind != "soak" and not args.model:
+        parser.error("--model is needed")
     return args
 
 

@@ -113,3 +113,39 @@ fn a_damaged_state_is_never_served() {
     assert_eq!((after, kept), (first, 0));
     serving.stop();
 }
+
+/// Many sessions, several clients and `kill -9`: the small form of `cargo xtask bench-state soak`,
+/// which fails if anything that was acknowledged is missing or another.
+#[test]
+fn what_many_sessions_were_told_outlives_kills() {
+    let place = tempfile::tempdir().expect("a directory");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/bench_state.py");
+    let output = Command::new("python3")
+        .args([
+            script,
+            "soak",
+            "--palimpsest",
+            env!("CARGO_BIN_EXE_palimpsest"),
+        ])
+        .args([
+            "--tokens",
+            "2048",
+            "--sessions",
+            "12",
+            "--resumes",
+            "150",
+            "--kills",
+            "2",
+        ])
+        .args(["--stories", "12", "--threads", "1", "--place"])
+        .arg(place.path())
+        .output()
+        .expect("python3 runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{wrong}");
+    assert!(
+        said.contains("faults: []\n") && said.contains("different: []"),
+        "{said}"
+    );
+}

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRef, Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -408,13 +408,22 @@ async fn readiness(State(app): State<App>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(app): State<App>) -> impl IntoResponse {
+/// Prometheus' text, in the older format where a client asks for plain text and not for the newer
+/// one.
+async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {
     const OPEN_METRICS: HeaderValue =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    (
-        [(header::CONTENT_TYPE, OPEN_METRICS)],
-        app.service.metrics.encode(),
-    )
+    const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let accepted = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
+    let accepts = |kind| accepted.is_some_and(|accepted| accepted.contains(kind));
+    let metrics = &app.service.metrics;
+    if accepts("text/plain") && !accepts("openmetrics-text") {
+        ([(header::CONTENT_TYPE, PLAIN)], metrics.encode_plain())
+    } else {
+        ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.encode())
+    }
 }
 
 /// A request that was read.

@@ -45,6 +45,11 @@ async fn probes_models_and_metrics_are_answered() {
         "{}",
         metrics.head
     );
+    let plain = http
+        .send("GET", "/metrics", "accept: text/plain\r\n", Value::Null)
+        .await;
+    assert!(plain.head.contains("text/plain"), "{}", plain.head);
+    assert!(!plain.body.contains("# EOF"));
     for line in [
         "palimpsest_generated_tokens_total 4",
         "palimpsest_requests_total{outcome=\"length\"} 1",

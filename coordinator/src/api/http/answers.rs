@@ -84,6 +84,8 @@ struct Logprobs {
     lists: [Vec<u8>; 4],
     /// Characters of all tokens so far, and of what was before.
     offset: usize,
+    /// The bytes of a character that is not whole yet.
+    part: Vec<u8>,
 }
 
 /// Names of the lists of `/v1/completions`.
@@ -121,9 +123,29 @@ impl Logprobs {
                 self.push(1, &json!(token.logprob));
                 self.push(2, &json!(top));
                 self.push(3, &json!(self.offset));
-                self.offset += text.chars().count();
+                self.advance(&token.bytes);
             }
         }
+    }
+
+    /// Counts the characters that are whole with these bytes.
+    fn advance(&mut self, bytes: &[u8]) {
+        self.part.extend_from_slice(bytes);
+        let mut rest = &self.part[..];
+        while let Some(chunk) = rest.utf8_chunks().next() {
+            self.offset += chunk.valid().chars().count();
+            let invalid = chunk.invalid();
+            let is_part = chunk.valid().len() + invalid.len() == rest.len()
+                && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            rest = &rest[chunk.valid().len()..];
+            if is_part {
+                break;
+            }
+            // What can be no character is shown as one.
+            self.offset += usize::from(!invalid.is_empty());
+            rest = &rest[invalid.len()..];
+        }
+        self.part = rest.to_vec();
     }
 
     fn push(&mut self, list: usize, value: &Value) {
@@ -319,9 +341,16 @@ fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
         .expect("memory takes everything, and these types have a JSON form");
 }
 
-/// A token may be part of a character; its bytes are exact, its text is not.
+/// The text of a token, or its bytes as OpenAI writes them where it is part of a character: two
+/// tokens never have the same.
 fn text(token: &TokenLogprob) -> String {
-    String::from_utf8_lossy(&token.bytes).into_owned()
+    match std::str::from_utf8(&token.bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let bytes = token.bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+            format!("bytes:{}", bytes.collect::<String>())
+        }
+    }
 }
 
 fn entry(token: &TokenLogprob) -> Value {
@@ -410,6 +439,45 @@ mod tests {
         choice.finish = Some("stop");
         let choices = vec![choice, Choice::default()];
         serde_json::from_slice(&frame.whole(choices, 1)).expect("JSON")
+    }
+
+    /// A character of four bytes in two tokens, another one alone, and a byte that is none.
+    #[test]
+    fn tokens_that_are_parts_of_characters_keep_their_bytes_and_count_none() {
+        let mut logprobs = Logprobs::default();
+        let smile = "😀".as_bytes();
+        let parts = [
+            b"a",
+            &smile[..2],
+            &smile[2..],
+            "é".as_bytes(),
+            b"\xff",
+            b"b",
+        ];
+        let top = || {
+            vec![
+                token(&smile[..1], Vec::new()),
+                token(&smile[..3], Vec::new()),
+            ]
+        };
+        for part in parts {
+            logprobs.add(Dialect::Completion, &token(part, top()));
+        }
+        let mut out = Vec::new();
+        logprobs.write(&mut out, Dialect::Completion);
+        let found: Value = serde_json::from_slice(&out).expect("JSON");
+        let texts = json!([
+            "a",
+            "bytes:\\xf0\\x9f",
+            "bytes:\\x98\\x80",
+            "é",
+            "bytes:\\xff",
+            "b"
+        ]);
+        assert_eq!(found["tokens"], texts);
+        assert_eq!(found["text_offset"], json!([0, 1, 1, 2, 3, 4]));
+        let top = found["top_logprobs"][0].as_object().expect("alternatives");
+        assert_eq!(top.len(), 2, "no two have the same key");
     }
 
     #[test]
