@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use palimpsest_guide::Mask;
 use palimpsest_proto::internal::v1 as internal;
 use palimpsest_proto::v1;
 
@@ -20,10 +21,14 @@ pub(super) fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
     }
 }
 
+/// What the guide of a sequence says of its next token.
+type Guidance<'a> = std::result::Result<&'a Mask, &'a palimpsest_guide::Error>;
+
 /// The answer to a sequence of a step.
 pub(super) fn output(
     admitted: &Admitted<'_>,
     answer: Answer,
+    mask: Option<Guidance<'_>>,
     page_bytes: u64,
 ) -> internal::SequenceOutput {
     let (step, sequence) = (admitted.step, &admitted.sequence);
@@ -41,18 +46,30 @@ pub(super) fn output(
         }),
         ..Default::default()
     };
+    let mask = match mask.transpose() {
+        Ok(mask) => mask,
+        Err(error) => return guide_failed(output, error.to_string()),
+    };
     if step.sample {
         let choice = match answer {
             Answer::Token(token) => token.map(|token| Choice {
                 token,
                 logprob: None,
             }),
-            Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
+            Answer::Logits(mut logits) => {
+                let mask = mask.map(Mask::words);
+                sequence.sampler.sample(&mut logits, cache.seen, mask)
+            }
         };
         let Some(choice) = choice else {
             output.error = "the model's output is not a number; its weights may be damaged".into();
             return output;
         };
+        if mask.is_some_and(|mask| !mask.allows(choice.token)) {
+            let what = "no token that the guide allows has a probability: change the guide, or \
+                        what bans tokens";
+            return guide_failed(output, what.to_owned());
+        }
         output.token = Some(choice.token);
         output.logprob = choice.logprob;
     }
@@ -60,6 +77,15 @@ pub(super) fn output(
         output.retention = Some(retention(cache));
     }
     output
+}
+
+/// The answer to a sequence whose guide does not let it go on.
+fn guide_failed(output: internal::SequenceOutput, error: String) -> internal::SequenceOutput {
+    internal::SequenceOutput {
+        error,
+        guide_failed: true,
+        ..output
+    }
 }
 
 /// Which positions each head retains.
