@@ -8,6 +8,7 @@
 //! they may be, so that a body takes a bounded multiple of its own bytes.
 
 mod fields;
+mod guide;
 mod lists;
 mod read;
 mod responses;
@@ -21,6 +22,7 @@ use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess};
 
 use self::fields::{COMMON, Rest};
+use self::guide::GuideFields;
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
@@ -63,6 +65,7 @@ pub struct Common {
     cache_salt: Option<String>,
     snapshot_at: Option<Positions>,
     session_id: Option<String>,
+    guide: GuideFields,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -108,6 +111,8 @@ pub struct Choices {
     pub per_prompt: usize,
     /// Whether a stream ends with usage.
     pub include_usage: bool,
+    /// The field that the answers' guide comes from.
+    pub guided_by: Option<&'static str>,
 }
 
 impl Choices {
@@ -276,6 +281,9 @@ impl Common {
         field: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
+        if guide::FIELDS.contains(&field) {
+            return self.guide.read(field, values);
+        }
         read_field!(
             self, field, values;
             model, max_tokens, max_completion_tokens, temperature, top_p, n, stop, seed,
@@ -289,7 +297,7 @@ impl Common {
 
     /// What is asked of `inputs`, which are all the `prompts` there are unless those are too many.
     fn choices(
-        self,
+        mut self,
         inputs: Vec<Input>,
         prompts: usize,
         logprobs: Option<u32>,
@@ -306,7 +314,12 @@ impl Common {
             .stream_options
             .as_ref()
             .is_some_and(|options| options.include_usage);
-        let request = self.request(logprobs)?;
+        let named = std::mem::take(&mut self.guide).guide()?;
+        let guided_by = named.as_ref().map(|named| named.field);
+        let request = GenerateRequest {
+            guide: named.map(|named| named.guide),
+            ..self.request(logprobs)?
+        };
         let choice = |index: usize| {
             let mut request = request.clone();
             if let Some(seed) = request
@@ -327,6 +340,7 @@ impl Common {
             prompts: inputs.into_iter().map(prompted).collect(),
             per_prompt,
             include_usage,
+            guided_by,
         })
     }
 

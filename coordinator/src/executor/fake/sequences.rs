@@ -89,6 +89,7 @@ impl Sequences {
             error: String::new(),
             seconds: 0.0,
             snapshots: self.snapshots.lock().take_reports(),
+            mask_wait_seconds: 0.0,
         })
     }
 
@@ -196,6 +197,7 @@ impl Sequences {
             cache: Some(cache),
             retention,
             error: String::new(),
+            guide_failed: false,
             kept_bytes,
         })
     }
