@@ -84,6 +84,7 @@ struct Inner {
     snapshots: Family<Tier, Gauge>,
     snapshot_bytes: Family<Tier, Gauge>,
     steps: Counter,
+    mask_wait: Counter<f64, AtomicU64>,
     running: Gauge,
     queued: Gauge,
     reserved: Gauge,
@@ -143,6 +144,7 @@ impl Metrics {
             snapshots: Family::default(),
             snapshot_bytes: Family::default(),
             steps: Counter::default(),
+            mask_wait: Counter::default(),
             running: Gauge::default(),
             queued: Gauge::default(),
             reserved: Gauge::default(),
@@ -223,6 +225,11 @@ impl Metrics {
             Ordering::Relaxed,
         );
         self.load(load);
+    }
+
+    /// A step waited so long for the masks of guides.
+    pub fn mask_wait(&self, seconds: f64) {
+        self.0.mask_wait.inc_by(seconds);
     }
 
     /// The driver's state has changed.
@@ -388,6 +395,12 @@ impl Inner {
         for (name, help, time) in times {
             registry.register_with_unit(name, help, Unit::Seconds, time.clone());
         }
+        registry.register_with_unit(
+            "mask_wait",
+            "Time that steps waited for the masks of guides",
+            Unit::Seconds,
+            self.mask_wait.clone(),
+        );
     }
 
     /// What has been done since the start.

@@ -1,8 +1,9 @@
 //! The model that a worker group serves, as the coordinator needs it: what its ranks report,
 //! checked once.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use palimpsest_guide::Vocabulary;
 use palimpsest_proto::contract::{Contract, ContractError, Offer};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::kv::{Geometry, PAGE_SLOTS};
@@ -96,6 +97,8 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template, if it has one.
     pub template: Option<ChatTemplate>,
+    /// Made for the first request with a guide.
+    guides: OnceLock<Result<Vocabulary, palimpsest_guide::Error>>,
 }
 
 impl ServedModel {
@@ -156,6 +159,7 @@ impl ServedModel {
             digest: first.digest.to_vec(),
             tokenizer: Arc::new(Tokenizer::from_bytes(&info.tokenizer)?),
             template,
+            guides: OnceLock::new(),
             info,
         })
     }
@@ -213,6 +217,16 @@ impl ServedModel {
     /// Those of [`Contract::complete`].
     pub fn contract(&self, asked: &v1::KvContract) -> Result<Contract, ContractError> {
         complete(asked, &self.info)
+    }
+
+    /// The vocabulary as guides see it. The first call takes tenths of a second.
+    ///
+    /// # Errors
+    /// Why answers of this model cannot be guided.
+    pub fn guide_vocabulary(&self) -> Result<&Vocabulary, palimpsest_guide::Error> {
+        let info = &self.info;
+        let make = || Vocabulary::new(&info.tokenizer, info.vocabulary as usize, &info.eos_ids);
+        self.guides.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     /// The prompt for a conversation.

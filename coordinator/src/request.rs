@@ -3,6 +3,7 @@
 
 mod bounds;
 mod contract;
+mod guide;
 mod prompt;
 mod sampling;
 #[cfg(test)]
@@ -15,10 +16,11 @@ use std::time::Duration;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::SpanParent;
-use palimpsest_proto::v1::{GenerateRequest, KvContract, Pooling, Sampling, Stopping};
+use palimpsest_proto::v1::{GenerateRequest, Guide, KvContract, Pooling, Sampling, Stopping};
 use tokio::time::Instant;
 
 pub use self::bounds::answer_bytes;
+pub use self::guide::compile as compile_guide;
 pub use self::prompt::{
     MESSAGE_BYTES, check_ids, check_input, encode, encode_text, render, tokenize, weight,
 };
@@ -59,6 +61,8 @@ pub struct ValidRequest {
     pub max_tokens: u32,
     /// Go on past the end of sequence.
     pub ignore_eos: bool,
+    /// What the answer must be; it was compiled once.
+    pub guide: Option<Guide>,
     /// What the sequence may hold.
     pub kv: Contract,
     /// What it reserves on each rank; fits an empty arena.
@@ -113,6 +117,10 @@ pub struct Checked {
     sampling: Sampling,
     stopping: Stopping,
     max_tokens: u32,
+    /// What the answer must be.
+    pub guide: Option<Guide>,
+    /// What was left out of the guide.
+    pub guide_warnings: Vec<String>,
     kv: Contract,
     arrived: Instant,
     /// When it is given up.
@@ -160,6 +168,9 @@ pub fn check(
     } else {
         0
     };
+    if let Some(guide) = &request.guide {
+        guide::validate(guide, &stopping)?;
+    }
     let priority = validate_priority(request.priority)?;
     let caching = validate_caching(request.cache_salt, request.snapshot_at)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
@@ -168,6 +179,8 @@ pub fn check(
         sampling,
         stopping,
         max_tokens,
+        guide: request.guide,
+        guide_warnings: Vec::new(),
         kv,
         arrived,
         deadline: arrived + limit,
@@ -225,14 +238,17 @@ impl Checked {
         if self.retention_report {
             bounds::check_report(&self.kv, model, config, total)?;
         }
+        let mut warnings = contract::warnings(&self.kv, model, total);
+        warnings.extend(self.guide_warnings);
         Ok(ValidRequest {
             id: self.id,
-            warnings: contract::warnings(&self.kv, model, total),
+            warnings,
             prompt,
             sampling: self.sampling,
             stop: self.stopping.stop,
             max_tokens,
             ignore_eos: self.stopping.ignore_eos,
+            guide: self.guide,
             kv: self.kv,
             cost,
             arrived: self.arrived,

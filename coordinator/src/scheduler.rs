@@ -112,7 +112,18 @@ pub enum Progress {
         id: SequenceId,
         /// What the rank said.
         error: String,
+        /// Whose fault it is.
+        by: Cause,
     },
+}
+
+/// What makes ranks give a sequence up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The rank, its model or the plan.
+    Rank,
+    /// What the client asked the answer to be.
+    Guide,
 }
 
 /// Why a sequence ended by itself.
@@ -317,7 +328,7 @@ impl Scheduler {
             if !self.running.contains_key(&id) {
                 continue;
             }
-            if !one.error.is_empty() && self.reads_instead(id) {
+            if !one.error.is_empty() && !one.guide_failed && self.reads_instead(id) {
                 continue;
             }
             let Some(running) = self.running.get_mut(&id) else {
@@ -328,6 +339,10 @@ impl Scheduler {
                 progress.push(Progress::Failed {
                     id,
                     error: one.error.clone(),
+                    by: match one.guide_failed {
+                        true => Cause::Guide,
+                        false => Cause::Rank,
+                    },
                 });
                 continue;
             }

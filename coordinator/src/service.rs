@@ -11,7 +11,8 @@ use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    GenerateRequest, GetModelResponse, Pooling, TokenizeRequest, TokenizeResponse, tokenize_request,
+    GenerateRequest, GetModelResponse, Guide, Pooling, TokenizeRequest, TokenizeResponse,
+    tokenize_request,
 };
 use palimpsest_tls::Network;
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ use crate::flow::Flow;
 use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::request::{self, Checked, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
@@ -79,6 +80,12 @@ struct Choice {
     permit: Option<TenantPermit>,
 }
 
+/// A guide that can be used, and what was left out of it.
+struct CompiledGuide {
+    guide: Guide,
+    warnings: Vec<String>,
+}
+
 /// A prompt that is not tokenised yet, and its choices.
 struct CheckedPrompt {
     input: Option<Input>,
@@ -123,19 +130,20 @@ impl Call {
             .map_or(Ok(()), |tenant| tenant.arrive())
     }
 
-    /// Counts what every choice but the first holds for itself: a body names biases once, and each
-    /// choice has a copy.
+    /// Counts what every choice but the first holds for itself: a body names biases and a guide
+    /// once, and each choice has a copy.
     fn hold_copies(&self, asked: &[Prompted]) -> Result<(), RequestError> {
         let Some(charge) = &self.charge else {
             return Ok(());
         };
-        let biases = |request: &GenerateRequest| {
+        let copy = |request: &GenerateRequest| {
             let sampling = request.sampling.as_ref();
-            sampling.map_or(0, |sampling| sampling.logit_bias.len())
+            let biases = sampling.map_or(0, |sampling| sampling.logit_bias.len());
+            let guide = request.guide.as_ref().map_or(0, Guide::bytes);
+            biases.saturating_mul(BIAS_BYTES).saturating_add(guide)
         };
         let choices = asked.iter().flat_map(|asked| &asked.choices);
-        let copied: usize = choices.skip(1).map(biases).sum();
-        charge.take(copied.saturating_mul(BIAS_BYTES))
+        charge.take(choices.skip(1).map(copy).fold(0, usize::saturating_add))
     }
 }
 
@@ -256,13 +264,15 @@ impl Service {
                 },
             )
         });
-        let prompts: Vec<CheckedPrompt> = checked.collect::<Result<_, _>>()?;
+        let mut prompts: Vec<CheckedPrompt> = checked.collect::<Result<_, _>>()?;
         let choices = prompts.iter().flat_map(|one| &one.choices);
         let asker = Asker {
             flow: call.flow(),
             priority: choices.map(|one| one.checked.priority).max().unwrap_or(0),
         };
         self.driver.admission().check(&asker)?;
+        let choices = prompts.iter_mut().flat_map(|one| &mut one.choices);
+        self.compile_guides(call, choices).await?;
         let mut requests = Vec::new();
         for CheckedPrompt { input, choices } in prompts {
             let Some(Choice { checked: first, .. }) = choices.first() else {
@@ -353,6 +363,46 @@ impl Service {
             request::check_input(input.as_ref())?;
         }
         Ok(CheckedPrompt { input, choices })
+    }
+
+    /// Compiles the guides of the choices, to see whether they can be used. Choices of one call
+    /// mostly have one guide.
+    async fn compile_guides(
+        &self,
+        call: &Call,
+        choices: impl Iterator<Item = &mut Choice>,
+    ) -> Result<(), RequestError> {
+        let mut compiled: Option<CompiledGuide> = None;
+        for Choice { checked, .. } in choices {
+            let Some(guide) = checked.guide.clone() else {
+                continue;
+            };
+            let known = compiled.take().filter(|known| known.guide == guide);
+            let known = match known {
+                Some(known) => known,
+                None => self.compile_guide(call, guide, checked.deadline).await?,
+            };
+            checked.guide_warnings.clone_from(&known.warnings);
+            compiled = Some(known);
+        }
+        Ok(())
+    }
+
+    async fn compile_guide(
+        &self,
+        call: &Call,
+        guide: Guide,
+        deadline: Instant,
+    ) -> Result<CompiledGuide, RequestError> {
+        let model = self.model.clone();
+        // Few bytes may take long: never in place.
+        let bytes = guide.bytes().max(pool::INLINE_BYTES + 1);
+        let work = move || {
+            let warnings = request::compile_guide(&guide, &model)?;
+            Ok(CompiledGuide { guide, warnings })
+        };
+        let charge = call.charge.clone();
+        self.pool.run(bytes, deadline, charge, work).await
     }
 
     /// Token ids of a prompt, made where that may take time.

@@ -241,7 +241,7 @@ fn skipped() -> Vec<Case> {
         ),
         case(
             "an unsupported object",
-            filled("{\"prompt\":\"\",\"response_format\":{", key, "}}"),
+            filled("{\"prompt\":\"\",\"audio\":{", key, "}}"),
         ),
     ]
 }

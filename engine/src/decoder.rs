@@ -9,6 +9,7 @@
 
 mod answers;
 mod arena;
+mod choices;
 mod decode;
 mod faults;
 mod hooks;
@@ -22,9 +23,9 @@ mod step;
 use std::sync::Arc;
 
 pub use arena::Arena;
+pub use choices::Choices;
 pub use likelihood::log_probability;
 use palimpsest_collective::Collective;
-use palimpsest_kernels::sample::SampleItem;
 use palimpsest_kernels::{Backend, PageShape};
 use palimpsest_models::config::ModelConfig;
 use palimpsest_models::weights::Weights;
@@ -223,7 +224,7 @@ impl<B: Backend> Decoder<B> {
         arena: &mut Arena<B>,
         pieces: &mut [Piece<'_>],
     ) -> Result<Vec<Vec<f32>>> {
-        let answers = self.step(arena, pieces, &vec![None; pieces.len()])?;
+        let answers = self.step(arena, pieces, &mut Choices::none(pieces.len()))?;
         let logits = |answer| match answer {
             Answer::Logits(logits) => logits,
             Answer::Token(_) => unreachable!("no choice was asked for"),
@@ -233,7 +234,8 @@ impl<B: Backend> Decoder<B> {
 
     /// Does what [`Self::forward`] does, and chooses tokens for the pieces that bring a choice. A
     /// choice is made where the logits are, and only the token comes back. Such a piece asks for
-    /// [`Logits::Last`]; this function fills in the row of its choice.
+    /// [`Logits::Last`]; this function fills in the row of its choice. Masks are waited for when
+    /// the device has its work.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -241,7 +243,7 @@ impl<B: Backend> Decoder<B> {
         &mut self,
         arena: &mut Arena<B>,
         pieces: &mut [Piece<'_>],
-        choices: &[Option<SampleItem<'_>>],
+        choices: &mut Choices<'_>,
     ) -> Result<Vec<Answer>> {
         let rows = self.check(arena, pieces)?;
         self.peers.begin_step();
@@ -269,7 +271,7 @@ impl<B: Backend> Decoder<B> {
         &mut self,
         arena: &mut Arena<B>,
         pieces: &mut [Piece<'_>],
-        choices: &[Option<SampleItem<'_>>],
+        choices: &mut Choices<'_>,
         rows: usize,
     ) -> Result<Vec<Answer>> {
         let mut spans = Vec::with_capacity(pieces.len());

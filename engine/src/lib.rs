@@ -8,6 +8,7 @@
 //! snapshot                        the state of a sequence in host memory, taken and given back
 //! decoder                         a step through all layers, and what policies compute in it
 //! layers · sampler · trace        attention of a layer · tokens from logits · spans of requests
+//! guides                          which tokens may come next, made beside a step
 //! kv                              the bounded cache, and what happens at a boundary
 //! policy · memory                 which entries stay · what remains of the others
 //! indexer · peers · upload        trained weights · the other ranks · weights on the device
@@ -23,6 +24,7 @@ pub mod cancel;
 pub mod decoder;
 pub mod device_memory;
 pub mod error;
+pub mod guides;
 pub mod indexer;
 pub mod kept;
 pub mod kv;

@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::decoder::Decoder;
 use crate::device_memory::{CacheBytes, StepSize};
 use crate::error::{Error, Result};
+use crate::guides::Guides;
 use crate::indexer::Indexer;
 use crate::kept::Kept;
 use crate::memory;
@@ -89,6 +90,8 @@ impl<B: Backend> Rank<B> {
             runner.decoder.reserve(step)?;
         }
         let tokenizer = model.tokenizer()?;
+        let vocabulary = runner.decoder().config().vocabulary;
+        runner.guide_by(Guides::new(tokenizer.clone(), vocabulary));
         let memories = memory::names(runner.decoder().memories().features().is_some());
         let default_kv = default_contract(&options, runner.policies(), &memories)?;
         let mut info = model_info(

@@ -12,23 +12,25 @@ mod snapshots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use outputs::retention;
 use palimpsest_collective::Collective;
-use palimpsest_kernels::sample::{LogitEdit, SampleItem};
+use palimpsest_kernels::sample::LogitEdit;
 use palimpsest_kernels::{Backend, KvType, PageShape};
 use palimpsest_proto::contract::ContractError;
 use palimpsest_proto::internal::v1 as internal;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
+use self::outputs::Done;
 use self::pool::Pool;
 use self::sequence::{Admitted, Sequence};
 use crate::cancel::Cancel;
-use crate::decoder::{Arena, Capture, Decoder};
+use crate::decoder::{Arena, Capture, Choices, Decoder};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
+use crate::guides::{Guided, Guides, Pending};
 use crate::indexer::Indexer;
 use crate::kept::Kept;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
@@ -52,6 +54,9 @@ pub struct Runner<B: Backend> {
     lost: bool,
     /// Snapshots in host memory.
     kept: Kept,
+    guides: Guides,
+    /// Time that the last step waited for masks.
+    mask_wait: Duration,
     /// Steps of the model so far.
     steps: u64,
     /// Steps in which this rank diverges from the others, for tests.
@@ -77,6 +82,8 @@ impl<B: Backend> Runner<B> {
             epoch: None,
             lost: false,
             kept: Kept::new(0),
+            guides: Guides::default(),
+            mask_wait: Duration::ZERO,
             steps: 0,
             diverge_at: Vec::new(),
         })
@@ -95,6 +102,11 @@ impl<B: Backend> Runner<B> {
     /// Keeps snapshots in `kept` from now on.
     pub fn keep_in(&mut self, kept: Kept) {
         self.kept = kept;
+    }
+
+    /// Guides answers by `guides` from now on. A guided sequence fails without them.
+    pub fn guide_by(&mut self, guides: Guides) {
+        self.guides = guides;
     }
 
     /// Snapshots in host memory.
@@ -283,6 +295,7 @@ impl<B: Backend> Runner<B> {
                 }
             }
         }
+        self.mask_wait = Duration::ZERO;
         let done = self.step(plan, &mut admitted);
         self.traces.step(plan, started);
         let error = match done {
@@ -310,6 +323,7 @@ impl<B: Backend> Runner<B> {
             error,
             seconds: started.elapsed().as_secs_f64(),
             snapshots: Vec::new(),
+            mask_wait_seconds: self.mask_wait.as_secs_f64(),
         }
     }
 
@@ -396,74 +410,86 @@ impl<B: Backend> Runner<B> {
             self.reclaim(&mut sequence.cache);
             return Err(refuse(what));
         }
-        let prompt = sequence.prompt_tokens.saturating_sub(seen).min(count) as usize;
-        sequence.sampler.observe(&step.tokens[..prompt], false);
-        sequence.sampler.observe(&step.tokens[prompt..], true);
+        sequence.observe(&step.tokens, seen);
         Ok(sequence)
     }
 
     fn create(&mut self, init: &internal::SequenceInit) -> Result<Sequence> {
         let contract = Contract::try_from(&init.kv.clone().unwrap_or_default())?;
         let mut cache = self.open_cache(contract)?;
-        let mut sampler = Sampler::new(
-            init.sampling.clone().unwrap_or_default(),
-            init.banned.clone(),
-        );
-        if !init.fork.is_empty() {
-            if let Err(error) = self.begin_with(&init.fork, &mut cache) {
-                self.reclaim(&mut cache);
-                return Err(error);
-            }
-            let known = &init.forked_tokens;
-            let prompt = known.len().min(init.prompt_tokens as usize);
-            sampler.observe(&known[..prompt], false);
-            sampler.observe(&known[prompt..], true);
+        if !init.fork.is_empty()
+            && let Err(error) = self.begin_with(&init.fork, &mut cache)
+        {
+            self.reclaim(&mut cache);
+            return Err(error);
         }
-        Ok(Sequence {
+        let sampling = init.sampling.clone().unwrap_or_default();
+        let mut sequence = Sequence {
             cache,
-            sampler,
+            sampler: Sampler::new(sampling, init.banned.clone()),
+            guide: init.guide.as_ref().map(|guide| self.guides.open(guide)),
             prompt_tokens: init.prompt_tokens,
             pool: Pool::new(init.pooling(), self.decoder.config().hidden),
-        })
+        };
+        sequence.observe(&init.forked_tokens, 0);
+        Ok(sequence)
     }
 
     /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
     fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
+        // First of all, so that masks are made while the step goes through the layers.
+        let masks: Vec<Option<Pending>> = admitted
+            .iter_mut()
+            .map(|a| {
+                let guide = a.sequence.guide.as_mut().filter(|_| a.step.sample);
+                guide.map(Guided::request)
+            })
+            .collect();
         let edits: Vec<Vec<LogitEdit>> = admitted
             .iter()
             .map(|a| a.sequence.sampler.edits())
             .collect();
-        let choices: Vec<Option<SampleItem<'_>>> = admitted
-            .iter()
-            .zip(&edits)
-            .map(|(a, edits)| {
-                let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
-                // Log-probabilities are the model's own: they need the logits before the edits,
-                // here.
-                let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
-                (!here).then(|| a.sequence.sampler.item(edits, position))
-            })
-            .collect();
+        let mut choices = Choices::default();
+        for ((a, edits), mask) in admitted.iter().zip(&edits).zip(masks) {
+            let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
+            // Log-probabilities are the model's own: they need the logits before the edits, here.
+            let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
+            let item = (!here).then(|| a.sequence.sampler.item(edits, position));
+            choices.push(item, mask);
+        }
         let following: Vec<Vec<u32>> = admitted.iter().map(Admitted::following).collect();
         let mut pieces: Vec<_> = admitted
             .iter_mut()
             .zip(&following)
             .map(|(a, next)| a.piece(next))
             .collect();
-        let answers = self.decoder.step(&mut self.arena, &mut pieces, &choices)?;
+        let answers = self
+            .decoder
+            .step(&mut self.arena, &mut pieces, &mut choices)?;
         drop(pieces);
+        self.mask_wait = choices.waited();
+        self.pool_states(admitted);
+        let known = self.decoder.take_known();
+        let page_bytes = self.arena.shape.cost() as u64;
+        let outputs = admitted.iter().zip(answers).zip(known).enumerate();
+        let output = |(piece, ((a, answer), prompt_logprobs))| {
+            let done = Done {
+                answer,
+                mask: choices.mask(piece),
+                prompt_logprobs,
+            };
+            outputs::output(a, done, page_bytes)
+        };
+        Ok(outputs.map(output).collect())
+    }
+
+    /// Adds the final states of the last step to those of its sequences that are pooled.
+    fn pool_states(&mut self, admitted: &mut [Admitted<'_>]) {
         for (a, states) in admitted.iter_mut().zip(self.decoder.take_states()) {
             if let Some(pool) = &mut a.sequence.pool {
                 pool.add(&states);
             }
         }
-        let known = self.decoder.take_known();
-        let page_bytes = self.arena.shape.cost() as u64;
-        let outputs = admitted
-            .iter()
-            .zip(answers.into_iter().zip(known))
-            .map(|(a, (answer, known))| outputs::output(a, answer, known, page_bytes));
-        Ok(outputs.collect())
     }
 
     /// Digest of what must agree on all ranks of a group: the plan, the numbers that every rank has

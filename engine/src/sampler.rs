@@ -76,14 +76,24 @@ impl Sampler {
         self.params.prompt_logprobs.map(|count| count as usize)
     }
 
-    /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`;
-    /// `None` when one of them is not a number.
-    pub fn sample(&self, logits: &mut [f32], position: u64) -> Option<Choice> {
+    /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`,
+    /// among those of `mask` where there is one; `None` when a logit is not a number.
+    pub fn sample(
+        &self,
+        logits: &mut [f32],
+        position: u64,
+        mask: Option<&[u32]>,
+    ) -> Option<Choice> {
         let raw_lse = self.params.logprobs.map(|_| log_sum_exp(logits));
         let count = self.params.logprobs.unwrap_or(0) as usize;
         let reported = raw_lse.map(|lse| (lse, best(logits, count)));
         let before = raw_lse.map(|_| logits.to_vec());
-        let token = sample::choose(logits, &self.item(&self.edits(), position))?;
+        let edits = self.edits();
+        let item = SampleItem {
+            mask,
+            ..self.item(&edits, position)
+        };
+        let token = sample::choose(logits, &item)?;
         let logprob = reported.zip(before).map(|((lse, top), raw)| TokenLogprob {
             id: token,
             logprob: raw[token as usize] - lse,
@@ -101,7 +111,7 @@ impl Sampler {
     }
 
     /// How the token for absolute position `position` is chosen, once `edits` are those of
-    /// [`Self::edits`]. Row 0.
+    /// [`Self::edits`]. Row 0, among all tokens.
     pub fn item<'a>(&self, edits: &'a [LogitEdit], position: u64) -> SampleItem<'a> {
         let p = &self.params;
         SampleItem {
@@ -112,6 +122,7 @@ impl Sampler {
             min_p: p.min_p,
             uniform: uniform(p.seed.unwrap_or(0), position),
             edits,
+            mask: None,
         }
     }
 
@@ -189,7 +200,10 @@ mod tests {
     use super::*;
 
     fn token(sampler: &Sampler, logits: &mut [f32], position: u64) -> u32 {
-        sampler.sample(logits, position).expect("numbers").token
+        sampler
+            .sample(logits, position, None)
+            .expect("numbers")
+            .token
     }
 
     fn sampler(params: Sampling) -> Sampler {
@@ -200,7 +214,7 @@ mod tests {
     fn greedy_takes_the_first_of_the_best_and_nan_is_no_choice() {
         let s = sampler(Sampling::default());
         assert_eq!(token(&s, &mut [0.0, 2.0, 2.0], 0), 1);
-        assert_eq!(s.sample(&mut [0.0, 2.0, f32::NAN, 2.0], 0), None);
+        assert_eq!(s.sample(&mut [0.0, 2.0, f32::NAN, 2.0], 0, None), None);
     }
 
     #[test]
@@ -318,7 +332,7 @@ mod tests {
             logit_bias: [(0, 9.0)].into(),
             ..Default::default()
         });
-        let choice = s.sample(&mut [0.0, 1.0, 2.0], 0).expect("numbers");
+        let choice = s.sample(&mut [0.0, 1.0, 2.0], 0, None).expect("numbers");
         let logprob = choice.logprob.expect("asked for");
         let lse = log_sum_exp(&[0.0, 1.0, 2.0]);
         assert_eq!((choice.token, logprob.logprob), (0, 0.0 - lse));
@@ -339,5 +353,37 @@ mod tests {
         }
         assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
         assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
+    }
+
+    /// Bias and penalties do not bring back what a mask forbids, and log-probabilities do not see
+    /// it.
+    #[test]
+    fn a_mask_leaves_the_choice_among_its_tokens() {
+        let s = sampler(Sampling {
+            temperature: Some(1.0),
+            seed: Some(9),
+            logprobs: Some(1),
+            logit_bias: [(2, 50.0)].into(),
+            ..Default::default()
+        });
+        let lse = log_sum_exp(&[0.0, 1.0, 2.0, 0.5]);
+        let drawn: Vec<_> = (0..200)
+            .map(|position| {
+                let mut logits = [0.0, 1.0, 2.0, 0.5];
+                let choice = s.sample(&mut logits, position, Some(&[0b1010]));
+                let choice = choice.expect("numbers");
+                let logprob = choice.logprob.expect("asked for");
+                assert_eq!(logprob.top[0].id, 2, "the model's own");
+                (choice.token, logprob.logprob)
+            })
+            .collect();
+        for token in [1, 3] {
+            assert!(drawn.iter().any(|drawn| drawn.0 == token), "{token}");
+        }
+        let raw = [0.0, 1.0, 2.0, 0.5f32];
+        for (token, logprob) in drawn {
+            assert!([1, 3].contains(&token), "{token} is not of the mask");
+            assert_eq!(logprob, raw[token as usize] - lse);
+        }
     }
 }

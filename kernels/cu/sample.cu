@@ -1,5 +1,5 @@
-// The next token of each row of logits: edits, greedy choice, temperature, top-k, min-p, top-p,
-// draw.
+// The next token of each row of logits: edits, mask, greedy choice, temperature, top-k, min-p,
+// top-p, draw.
 //
 //   best first is falling logit, then rising token; every filter keeps a prefix of that order, so
 //   each is a mass: mass(token) = floor(2^44 exp((logit - best) / temperature));  total = the least
@@ -22,6 +22,8 @@ struct Sample {
     float temperature, top_p;
     u64 least_mass; // of min-p
     u64 uniform;    // 53 random bits
+    // First word of the tokens that may be chosen, or NONE: bit t % 32 of word t / 32 is token t's.
+    uint32_t mask, unused;
 };
 
 // See LogitEdit.
@@ -162,7 +164,7 @@ __device__ inline uint32_t best_token(const float *logits, uint32_t vocabulary, 
 }
 
 extern "C" __global__ void sample(float *all, uint32_t vocabulary, const Sample *samples,
-                                  const Edit *edits, uint32_t *tokens) {
+                                  const Edit *edits, const uint32_t *masks, uint32_t *tokens) {
     __shared__ u64 bins[256];
     __shared__ uint32_t counts[BINS], partial[32], found;
     __shared__ u64 total;
@@ -191,6 +193,12 @@ extern "C" __global__ void sample(float *all, uint32_t vocabulary, const Sample 
         logits[edit.token] = edit.flags & EDIT_BANNED ? __uint_as_float(0xff800000u) : x;
     }
     __syncthreads();
+    if (sample.mask != NONE) {
+        const uint32_t *mask = masks + sample.mask;
+        for (uint32_t token = threadIdx.x; token < vocabulary; token += blockDim.x)
+            if (!(mask[token / 32] >> token % 32 & 1)) logits[token] = __uint_as_float(0xff800000u);
+        __syncthreads();
+    }
     uint32_t token = best_token(logits, vocabulary, bins);
     if (sample.temperature > 0.0f) {
         Row row = {logits, vocabulary, logits[token], sample.temperature};

@@ -28,6 +28,14 @@ pub struct SampleItem<'a> {
     pub uniform: u64,
     /// Changes before the choice, one per token at most.
     pub edits: &'a [LogitEdit],
+    /// The tokens that may be chosen, see [`mask_words`]; `None`: all.
+    pub mask: Option<&'a [u32]>,
+}
+
+/// Words of a mask over `vocabulary` tokens: bit `t % 32` of word `t / 32` is 1 where token `t` may
+/// be chosen. The bits beyond the vocabulary are not read.
+pub const fn mask_words(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(32)
 }
 
 /// Changes of one token's logit: bias, penalties (as in OpenAI's API; repetition as in CTRL, arXiv
@@ -128,6 +136,15 @@ pub(crate) fn check(items: &[SampleItem<'_>], rows: usize, vocabulary: usize) ->
                 len: rows,
             });
         }
+        let words = mask_words(vocabulary);
+        if let Some(mask) = item.mask.filter(|mask| mask.len() != words) {
+            return Err(Error::Shape {
+                op,
+                what: "mask",
+                got: mask.len(),
+                want: words,
+            });
+        }
         if let Some(edit) = item
             .edits
             .iter()
@@ -144,7 +161,8 @@ pub(crate) fn check(items: &[SampleItem<'_>], rows: usize, vocabulary: usize) ->
     Ok(())
 }
 
-/// Chooses from `logits` (`[V]`, changed in place); `None` when one of them is not a number.
+/// Chooses from `logits` (`[V]`, changed in place); `None` when one of them is not a number. Where
+/// no token of the mask has a probability, the choice is any token.
 pub fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return None;
@@ -153,12 +171,32 @@ pub fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
         let logit = &mut logits[edit.token as usize];
         *logit = edit.apply(*logit);
     }
+    if let Some(mask) = item.mask {
+        forbid_others(logits, mask);
+    }
     let best = argmax(logits);
     Some(if item.temperature > 0.0 {
         draw(logits, best, item)
     } else {
         best
     })
+}
+
+/// Takes its probability from every token that the mask does not have.
+fn forbid_others(logits: &mut [f32], mask: &[u32]) {
+    for (logits, &word) in logits.chunks_mut(32).zip(mask) {
+        match word {
+            0 => logits.fill(f32::NEG_INFINITY),
+            u32::MAX => {}
+            _ => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
 }
 
 fn draw(logits: &[f32], best: u32, item: &SampleItem<'_>) -> u32 {

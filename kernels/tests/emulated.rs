@@ -541,6 +541,7 @@ fn tokens_of_a_step_come_back_together() {
             min_p: 0.0,
             uniform: 1 << 52,
             edits: &edits,
+            mask: None,
         })
         .to_vec();
     calls(&backend);

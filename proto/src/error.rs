@@ -56,6 +56,12 @@ reasons! {
     BadSampling = "bad_sampling", InvalidRequest;
     /// Stop strings or token limits out of range.
     BadStopping = "bad_stopping", InvalidRequest;
+    /// A guide of the answer that cannot be compiled, costs too much, or asks for what is not
+    /// supported.
+    BadGuide = "bad_guide", InvalidRequest;
+    /// An answer that its guide does not let go on: it allows no token here, or has become too
+    /// complex.
+    GuideFailed = "guide_failed", InvalidRequest;
     /// A salt that is too long, or too many positions at which states are to be kept.
     BadReuse = "bad_reuse", InvalidRequest;
     /// An embedding by an unknown pooling, or with an answer beside it.

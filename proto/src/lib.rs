@@ -6,6 +6,7 @@
 pub mod contract;
 pub mod count;
 pub mod error;
+mod guide;
 pub mod kv;
 #[cfg(feature = "grpc")]
 mod status;

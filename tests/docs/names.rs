@@ -8,7 +8,7 @@ use palimpsest_proto::error::Reason;
 use crate::session::repository;
 
 /// Folders of the repository's root that a path in a document may begin with.
-const ROOTS: [&str; 21] = [
+const ROOTS: [&str; 22] = [
     "assets",
     "benches",
     "calibrate",
@@ -19,6 +19,7 @@ const ROOTS: [&str; 21] = [
     "engine",
     "eval",
     "examples",
+    "guide",
     "kernels",
     "load",
     "models",

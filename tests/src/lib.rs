@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use palimpsest_collective::Place;
 use palimpsest_engine::decoder::Decoder;
 use palimpsest_engine::device_memory::CacheBytes;
+use palimpsest_engine::guides::Guides;
 use palimpsest_engine::indexer::{Indexer, ModelShape};
 use palimpsest_engine::kv::{Bounded, Contract, HeadBudget, LatentMemory, Positions};
 use palimpsest_engine::memory::associative::{AssociativeLayerWeights, AssociativeWeights};
@@ -264,6 +265,11 @@ pub fn engine_on<B: Backend>(
         .expect("weights that load");
     let mut runner =
         Runner::new(decoder, options.kv, CacheBytes::of(64 << 20, None)).expect("an arena");
+    // Fixtures of some tests are weights alone.
+    if let Ok(tokenizer) = model.tokenizer() {
+        let vocabulary = model.config().vocabulary;
+        runner.guide_by(Guides::new(tokenizer, vocabulary));
+    }
     if let Some(indexer) = indexer {
         runner
             .set_indexer(indexer)

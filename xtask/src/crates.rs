@@ -13,6 +13,7 @@ use crate::process::{cargo_with, output};
 /// all of them.
 const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("palimpsest-proto", Some(&[])),
+    ("palimpsest-guide", Some(&["palimpsest-proto"])),
     ("palimpsest-kernels", Some(&[])),
     ("palimpsest-tls", Some(&[])),
     ("palimpsest-store", Some(&[])),
@@ -21,6 +22,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
         "palimpsest-coordinator",
         Some(&[
             "palimpsest-proto",
+            "palimpsest-guide",
             "palimpsest-registry",
             "palimpsest-store",
             "palimpsest-tls",
@@ -32,6 +34,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
         "palimpsest-engine",
         Some(&[
             "palimpsest-proto",
+            "palimpsest-guide",
             "palimpsest-kernels",
             "palimpsest-models",
             "palimpsest-collective",

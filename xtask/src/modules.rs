@@ -16,6 +16,7 @@ use tree::Tree;
 /// Crates, by folder, in which a circle is refused.
 const REFUSED: &[&str] = &[
     "proto",
+    "guide",
     "tls",
     "registry",
     "coordinator",

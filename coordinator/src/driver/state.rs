@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palimpsest_proto::error::RequestError;
+use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::{SequenceInit, SequenceOutput, StepOutput, StepPlan};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use crate::metrics::{Load, Metrics};
 use crate::model::ServedModel;
 use crate::request::ValidRequest;
 use crate::scheduler::{
-    Arrival, Ending, Event, Limits, Lost, Priority, Progress, Scheduler, TokenBudget,
+    Arrival, Cause, Ending, Event, Limits, Lost, Priority, Progress, Scheduler, TokenBudget,
 };
 use crate::stream::{ReaderState, Token};
 
@@ -227,8 +227,10 @@ impl State {
     pub(super) fn absorb(&mut self, output: StepOutput) -> bool {
         let now = Instant::now();
         let progress = self.scheduler.on_output(&output);
+        let mask_wait = output.mask_wait_seconds;
         self.end_moves();
         self.metrics.step(self.load());
+        self.metrics.mask_wait(mask_wait);
         let mut outputs: HashMap<u64, SequenceOutput> = output
             .sequences
             .into_iter()
@@ -267,14 +269,17 @@ impl State {
                     };
                     self.hand_out(id, end);
                 }
-                Progress::Failed { id, error } if Some(id) == self.warm_up => {
+                Progress::Failed { id, error, .. } if Some(id) == self.warm_up => {
                     tracing::error!(%error, "the worker group failed its first sequence");
                     self.lose_group(&error);
                     return false;
                 }
-                Progress::Failed { id, error } => {
+                Progress::Failed { id, error, by } => {
                     if let Some(live) = self.live.get(&id) {
-                        let failure = live.failure(&error);
+                        let failure = match by {
+                            Cause::Rank => live.failure(&error),
+                            Cause::Guide => RequestError::new(Reason::GuideFailed, error),
+                        };
                         self.fail(id, failure);
                     }
                 }
@@ -411,6 +416,7 @@ impl State {
             prompt_tokens: request.prompt.len() as u64,
             trace: request.trace.clone(),
             pooling: request.embedding.into(),
+            guide: request.guide.clone(),
             ..SequenceInit::default()
         };
         Arrival {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod groups;
+mod guides;
 mod limits;
 mod pace;
 mod reuse;

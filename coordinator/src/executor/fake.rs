@@ -143,11 +143,12 @@ impl FakeRank {
         match fault {
             Some(Fault::Diverge) => output.digest ^= 1,
             Some(Fault::WrongStep) => output.step += 1,
-            Some(Fault::FailSequence) => {
+            Some(by @ (Fault::FailSequence | Fault::FailGuide)) => {
                 if let Some(first) = output.sequences.first_mut() {
                     *first = SequenceOutput {
                         sequence: first.sequence,
                         error: "scripted".into(),
+                        guide_failed: by == Fault::FailGuide,
                         ..Default::default()
                     };
                     held.forget(first.sequence);

@@ -57,6 +57,9 @@ pub struct Asked {
     pub user: Option<String>,
     /// Whether the response is kept.
     pub store: bool,
+    /// Form of the answer, as the client asked for it; `None`: any text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<serde_json::Value>,
 }
 
 /// A message of a conversation.

@@ -178,7 +178,7 @@ impl Running {
             return init;
         };
         init.fork = began.name.bytes();
-        if init.sampling.as_ref().is_some_and(counts_tokens) {
+        if init.guide.is_some() || init.sampling.as_ref().is_some_and(counts_tokens) {
             let known = self.arrival.prompt.iter().chain(&self.answer);
             init.forked_tokens = known.take(began.position as usize).copied().collect();
         }

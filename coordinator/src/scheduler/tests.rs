@@ -349,6 +349,7 @@ fn a_failed_sequence_holds_nothing_and_a_lost_group_holds_nothing() {
     let failed = Progress::Failed {
         id: SequenceId(0),
         error: "out of pages".into(),
+        by: Cause::Rank,
     };
     assert_eq!(scheduler.on_output(&output), [failed]);
     let next = scheduler.plan().unwrap();

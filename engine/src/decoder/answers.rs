@@ -6,6 +6,7 @@ use palimpsest_kernels::Backend;
 use palimpsest_kernels::sample::{self, SampleItem};
 
 use super::Decoder;
+use super::choices::Choices;
 use super::step::{Answer, Piece};
 use crate::error::Result;
 
@@ -28,12 +29,15 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    /// What each piece gets of the logits, which were computed: waits for it.
+    /// What each piece gets of the logits, which were computed: waits for it, and for what guides
+    /// say of the choices.
     pub(super) fn answers(
         &mut self,
         pieces: &[Piece<'_>],
-        choices: &[Option<SampleItem<'_>>],
+        choices: &mut Choices<'_>,
     ) -> Result<Vec<Answer>> {
+        choices.wait(&self.cancel)?;
+        let choices = choices.items();
         let (mut rows, mut ranges) = (0, Vec::with_capacity(pieces.len()));
         for piece in pieces {
             let first = rows;
@@ -54,7 +58,7 @@ impl<B: Backend> Decoder<B> {
                     None => Answer::Logits(own.to_vec()),
                 }
             };
-            return Ok(ranges.iter().zip(choices).map(answer).collect());
+            return Ok(ranges.iter().zip(&choices).map(answer).collect());
         }
         let items: Vec<SampleItem<'_>> = choices
             .iter()
@@ -74,7 +78,7 @@ impl<B: Backend> Decoder<B> {
         }
         .into_iter();
         let mut answers = Vec::with_capacity(pieces.len());
-        for (range, choice) in ranges.iter().zip(choices) {
+        for (range, choice) in ranges.iter().zip(&choices) {
             if choice.is_some() {
                 answers.push(Answer::Token(tokens.next().flatten()));
                 continue;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use palimpsest_guide::Mask;
 use palimpsest_proto::internal::v1 as internal;
 use palimpsest_proto::v1;
 
@@ -22,13 +23,30 @@ pub(super) fn failed(sequence: u64, error: &Error) -> internal::SequenceOutput {
     }
 }
 
+/// What the guide of a sequence says of its next token.
+type Guidance<'a> = std::result::Result<&'a Mask, &'a palimpsest_guide::Error>;
+
+/// What a step did for a sequence.
+pub(super) struct Done<'a> {
+    /// Of the decoder.
+    pub(super) answer: Answer,
+    /// What its guide allowed, if it has one.
+    pub(super) mask: Option<Guidance<'a>>,
+    /// Of the tokens of the prompt that follow those of the step, if they are wanted.
+    pub(super) prompt_logprobs: Vec<v1::TokenLogprob>,
+}
+
 /// The answer to a sequence of a step.
 pub(super) fn output(
     admitted: &Admitted<'_>,
-    answer: Answer,
-    prompt_logprobs: Vec<v1::TokenLogprob>,
+    done: Done<'_>,
     page_bytes: u64,
 ) -> internal::SequenceOutput {
+    let Done {
+        answer,
+        mask,
+        prompt_logprobs,
+    } = done;
     let (step, sequence) = (admitted.step, &admitted.sequence);
     let cache = &sequence.cache;
     let mut output = internal::SequenceOutput {
@@ -44,18 +62,30 @@ pub(super) fn output(
         }),
         ..Default::default()
     };
+    let mask = match mask.transpose() {
+        Ok(mask) => mask,
+        Err(error) => return guide_failed(output, error.to_string()),
+    };
     if step.sample {
         let choice = match answer {
             Answer::Token(token) => token.map(|token| Choice {
                 token,
                 logprob: None,
             }),
-            Answer::Logits(mut logits) => sequence.sampler.sample(&mut logits, cache.seen),
+            Answer::Logits(mut logits) => {
+                let mask = mask.map(Mask::words);
+                sequence.sampler.sample(&mut logits, cache.seen, mask)
+            }
         };
         let Some(choice) = choice else {
             output.error = NOT_A_NUMBER.into();
             return output;
         };
+        if mask.is_some_and(|mask| !mask.allows(choice.token)) {
+            let what = "no token that the guide allows has a probability: change the guide, or \
+                        what bans tokens";
+            return guide_failed(output, what.to_owned());
+        }
         output.token = Some(choice.token);
         output.logprob = choice.logprob;
     }
@@ -79,6 +109,15 @@ pub(super) fn output(
         output.retention = Some(retention(cache));
     }
     output
+}
+
+/// The answer to a sequence whose guide does not let it go on.
+fn guide_failed(output: internal::SequenceOutput, error: String) -> internal::SequenceOutput {
+    internal::SequenceOutput {
+        error,
+        guide_failed: true,
+        ..output
+    }
 }
 
 /// Which positions each head retains.

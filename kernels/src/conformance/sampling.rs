@@ -1,10 +1,10 @@
-//! Sampling: the reference's token, whatever the filters, edits and draws.
+//! Sampling: the reference's token, whatever the filters, edits, masks and draws.
 
 use super::report::Failure;
 use super::suite::{Check, Named, Suite, refused};
 use crate::backend::Sampling;
 use crate::reference::ReferenceBackend;
-use crate::sample::{LogitEdit, SampleItem};
+use crate::sample::{LogitEdit, SampleItem, mask_words};
 
 impl<B: Sampling> Suite<'_, B> {
     /// Cases of [`Sampling`].
@@ -95,10 +95,32 @@ fn edits<B>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Vec<LogitEdit> {
     tokens.into_iter().map(edit).collect()
 }
 
+/// No mask for some rows; for others one with few tokens, with most of them, or with none. Bits
+/// beyond the vocabulary are any.
+fn mask<B>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Option<Vec<u32>> {
+    let words = mask_words(vocabulary);
+    let mut word = |and: u64| (suite.random.next() & and) as u32;
+    match word(3) {
+        0 => None,
+        1 => Some(
+            (0..words)
+                .map(|_| word(u64::MAX) & word(u64::MAX))
+                .collect(),
+        ),
+        2 => Some(
+            (0..words)
+                .map(|_| word(u64::MAX) | word(u64::MAX))
+                .collect(),
+        ),
+        _ => Some(vec![0; words]),
+    }
+}
+
 /// `sample`.
 fn check<B: Sampling>(suite: &mut Suite<'_, B>, vocabulary: usize, filter: Filter) -> Check {
     let rows = rows(suite, vocabulary);
     let edits: Vec<Vec<LogitEdit>> = rows.iter().map(|_| edits(suite, vocabulary)).collect();
+    let masks: Vec<Option<Vec<u32>>> = rows.iter().map(|_| mask(suite, vocabulary)).collect();
     let Filter {
         temperature,
         top_k,
@@ -120,6 +142,7 @@ fn check<B: Sampling>(suite: &mut Suite<'_, B>, vocabulary: usize, filter: Filte
                 suite.random.next() >> 11
             },
             edits: &edits[row],
+            mask: masks[row].as_deref(),
         })
         .collect();
     let case = format!("sample of {vocabulary} at {temperature}, top {top_k}, {top_p}, {min_p}");
@@ -147,11 +170,16 @@ fn refusals<B: Sampling>(suite: &Suite<'_, B>) -> Check {
         min_p: 0.0,
         uniform: 0,
         edits: &[],
+        mask: None,
     };
     let mut refuse =
         |case, items: &[SampleItem<'_>]| refused(case, suite.backend.sample(&mut logits, 4, items));
     refuse("a row past the logits", &[item(2)])?;
     refuse("a row twice", &[item(1), item(1)])?;
+    for (case, mask) in [("a mask too short", &[][..]), ("a mask too long", &[0, 0])] {
+        let mask = Some(mask);
+        refuse(case, &[SampleItem { mask, ..item(0) }])?;
+    }
     refuse(
         "an edit past the vocabulary",
         &[SampleItem {

@@ -28,12 +28,23 @@ impl<D: Device> Sampling for CudaBackend<D> {
         let mut descriptors = Descriptors::of_step(&self.stream);
         let edits: Vec<LogitEdit> = items.iter().flat_map(|item| item.edits).copied().collect();
         let edits = descriptors.push_tail(&edits);
+        let masks: Vec<u32> = items
+            .iter()
+            .filter_map(|item| item.mask)
+            .flatten()
+            .copied()
+            .collect();
+        let masks = descriptors.push_tail(&masks);
         let rows = descriptors.rows(items.len());
         let no_row = Sample {
             row: NONE,
             ..Sample::zeroed()
         };
-        let samples = descriptors.push_padded(&samples(items, edits.first), rows, no_row);
+        let first = First {
+            edit: edits.first,
+            mask: masks.first,
+        };
+        let samples = descriptors.push_padded(&samples(items, first), rows, no_row);
         descriptors.send(&self.stream, &mut work.descriptors)?;
         let tokens = self
             .stream
@@ -43,6 +54,7 @@ impl<D: Device> Sampling for CudaBackend<D> {
             vocabulary: vocabulary as u32,
             samples,
             edits: edits.array,
+            masks: masks.array,
             tokens: PtrMut::at(tokens),
         };
         self.launch(kernel.blocks(rows))?;
@@ -64,22 +76,31 @@ impl<D: Device> Sampling for CudaBackend<D> {
     }
 }
 
-/// What the kernel reads of the items, whose edits begin at `first_edit`.
-fn samples(items: &[SampleItem<'_>], mut first_edit: u32) -> Vec<Sample> {
+/// Where the edits and the masks of a call begin in their arrays.
+struct First {
+    edit: u32,
+    mask: u32,
+}
+
+/// What the kernel reads of the items, whose edits and masks begin at `first`.
+fn samples(items: &[SampleItem<'_>], mut first: First) -> Vec<Sample> {
     items
         .iter()
         .map(|item| {
             let sample = Sample {
                 row: item.row as u32,
-                first_edit,
+                first_edit: first.edit,
                 edits: item.edits.len() as u32,
                 top_k: u32::try_from(item.top_k).unwrap_or(u32::MAX),
                 temperature: item.temperature,
                 top_p: item.top_p,
                 least_mass: sample::least_mass(item.min_p),
                 uniform: item.uniform,
+                mask: item.mask.map_or(NONE, |_| first.mask),
+                unused: 0,
             };
-            first_edit += sample.edits;
+            first.edit += sample.edits;
+            first.mask += item.mask.map_or(0, <[u32]>::len) as u32;
             sample
         })
         .collect()

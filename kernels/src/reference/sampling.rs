@@ -30,6 +30,14 @@ fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
             *x = f32::NEG_INFINITY;
         }
     }
+    for (id, logit) in logits.iter_mut().enumerate() {
+        if item
+            .mask
+            .is_some_and(|mask| mask[id / 32] & (1 << (id % 32)) == 0)
+        {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
     let top = logits[order[0] as usize];

@@ -2,5 +2,6 @@
 
 mod answers;
 mod client;
+mod guided;
 mod operation;
 mod refusals;

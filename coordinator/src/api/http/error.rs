@@ -78,6 +78,22 @@ impl HttpError {
         }
     }
 
+    /// The failure, with the name of the field at fault.
+    #[must_use]
+    pub fn in_field(mut self, name: &str) -> Self {
+        self.body.param = Some(name.to_owned());
+        self
+    }
+
+    /// The failure, whose field at fault the client knows as `name`.
+    #[must_use]
+    pub fn renamed(mut self, name: &str) -> Self {
+        if let Some(known) = self.body.param.replace(name.to_owned()) {
+            self.body.message = self.body.message.replacen(&known, name, 1);
+        }
+        self
+    }
+
     /// The object that goes over the wire.
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!({ "error": self.body })
@@ -99,10 +115,17 @@ impl From<RequestError> for HttpError {
             Reason::UnknownModel => (Some("model".to_owned()), "model_not_found"),
             reason => (error.field.and_then(param).map(str::to_owned), reason.tag()),
         };
+        let message = match (error.field, &param) {
+            // A guide is one field of the API and several of a body.
+            (Some(path), Some(name)) if path.starts_with("guide") => {
+                error.message.replacen(path, name, 1)
+            }
+            _ => error.message,
+        };
         Self {
             status,
             body: ErrorBody {
-                message: error.message,
+                message,
                 kind,
                 param,
                 code,
@@ -118,6 +141,11 @@ fn param(path: &str) -> Option<&str> {
         "kv.budget" => "kv_budget",
         "kv.policy" => "kv_policy",
         "kv.memory" => "latent_memory",
+        "guide" | "guide.json_object" => "response_format",
+        "guide.json_schema" => "response_format.json_schema.schema",
+        "guide.regex" => "structured_outputs.regex",
+        "guide.choice" => "structured_outputs.choice",
+        "guide.grammar" => "structured_outputs.grammar",
         _ if path.starts_with("kv.") => return None,
         _ => path.rsplit('.').next().unwrap_or(path),
     })

@@ -184,7 +184,9 @@ impl Run {
         }
         let echo = Echo::of(service, &asked);
         let tells_prompt = asked.tells_prompt;
-        let answers = service.generate_all(&caller.call, asked.prompts).await?;
+        let guided_by = asked.guided_by;
+        let answers = service.generate_all(&caller.call, asked.prompts).await;
+        let answers = answers.map_err(|error| in_field_of_guide(error, guided_by))?;
         let given_up = answers.iter().map(Answer::given_up).collect();
         let answers = answers.into_iter().enumerate();
         let mut events: Vec<_> = answers
@@ -341,6 +343,16 @@ impl Run {
             choice.characters += delta.text.chars().count();
         }
         self.frame.write_delta(out, head, index, delta, before);
+    }
+}
+
+/// A failure, with the name that the client gave its guide where that is at fault.
+fn in_field_of_guide(error: RequestError, guided_by: Option<&'static str>) -> HttpError {
+    let is_of_guide = error.field.is_some_and(|path| path.starts_with("guide"));
+    let error = HttpError::from(error);
+    match guided_by {
+        Some(name) if is_of_guide => error.renamed(name),
+        _ => error,
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod embeddings;
 mod fields;
+mod guide;
 mod lists;
 mod read;
 mod responses;
@@ -23,6 +24,7 @@ use serde::de::{Error, IgnoredAny, MapAccess};
 
 pub use self::embeddings::{EmbeddingBody, EmbeddingsAsked, Encoding};
 use self::fields::{COMMON, Rest};
+use self::guide::GuideFields;
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
@@ -66,6 +68,7 @@ pub struct Common {
     snapshot_at: Option<Positions>,
     session_id: Option<String>,
     prompt_logprobs: Option<u32>,
+    guide: GuideFields,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -116,6 +119,8 @@ pub struct Choices {
     pub tells_prompt: bool,
     /// Whether a stream ends with usage.
     pub include_usage: bool,
+    /// The field that the answers' guide comes from.
+    pub guided_by: Option<&'static str>,
 }
 
 impl Choices {
@@ -308,6 +313,9 @@ impl Common {
         field: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
+        if guide::FIELDS.contains(&field) {
+            return self.guide.read(field, values);
+        }
         read_field!(
             self, field, values;
             model, max_tokens, max_completion_tokens, temperature, top_p, n, stop, seed,
@@ -331,7 +339,7 @@ impl Common {
 
     /// What is asked of `inputs`, which are all the `prompts` there are unless those are too many.
     fn choices(
-        self,
+        mut self,
         inputs: Vec<Input>,
         prompts: usize,
         logprobs: Option<u32>,
@@ -348,7 +356,12 @@ impl Common {
             .stream_options
             .as_ref()
             .is_some_and(|options| options.include_usage);
-        let request = self.request(logprobs)?;
+        let named = std::mem::take(&mut self.guide).guide()?;
+        let guided_by = named.as_ref().map(|named| named.field);
+        let request = GenerateRequest {
+            guide: named.map(|named| named.guide),
+            ..self.request(logprobs)?
+        };
         let choice = |index: usize| {
             let mut request = request.clone();
             if let Some(seed) = request
@@ -371,6 +384,7 @@ impl Common {
             echoes: false,
             tells_prompt: false,
             include_usage,
+            guided_by,
         })
     }
 

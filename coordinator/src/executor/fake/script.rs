@@ -24,6 +24,8 @@ pub enum Fault {
     Vanish,
     /// The first sequence of the step fails alone.
     FailSequence,
+    /// It fails alone by its guide.
+    FailGuide,
     /// The answer is one of another step.
     WrongStep,
 }

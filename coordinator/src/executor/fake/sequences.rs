@@ -89,6 +89,7 @@ impl Sequences {
             error: String::new(),
             seconds: 0.0,
             snapshots: self.snapshots.lock().take_reports(),
+            mask_wait_seconds: 0.0,
         })
     }
 
@@ -197,6 +198,7 @@ impl Sequences {
             cache: Some(cache),
             retention,
             error: String::new(),
+            guide_failed: false,
             kept_bytes,
             prompt_logprobs,
             embedding: embedding(&held.init, end),

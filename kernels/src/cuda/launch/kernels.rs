@@ -275,7 +275,7 @@ kernels! {
     /// One token for each row of logits.
     SampleTokens, 512 threads, ["sample"] => (
         all: PtrMut<f32>, vocabulary: u32, samples: Ptr<Sample>, edits: Ptr<LogitEdit>,
-        tokens: PtrMut<u32>,
+        masks: Ptr<u32>, tokens: PtrMut<u32>,
     );
 
     // latent.cu: readout of associative memories, pairwise scores.

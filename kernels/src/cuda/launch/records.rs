@@ -57,6 +57,9 @@ pub(crate) struct Sample {
     pub(crate) least_mass: u64,
     /// 53 random bits.
     pub(crate) uniform: u64,
+    /// First word of the tokens that may be chosen, or [`NONE`].
+    pub(crate) mask: u32,
+    pub(crate) unused: u32,
 }
 
 /// How an item's observed probabilities are reduced: `struct Reduction` of

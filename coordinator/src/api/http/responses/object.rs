@@ -113,7 +113,10 @@ impl<'a> Response<'a> {
             service_tier: "default",
             store: asked.store,
             temperature: asked.temperature,
-            text: json!({"format": {"type": "text"}}),
+            text: match &asked.format {
+                Some(format) => json!({"format": format}),
+                None => json!({"format": {"type": "text"}}),
+            },
             tool_choice: "auto",
             tools: [],
             top_logprobs: 0,

@@ -66,12 +66,13 @@ pub fn refused(error: &Error, param: Option<&'static str>) -> HttpError {
 }
 
 /// The error with the names that fields have in a body of this page.
-pub fn in_fields_of_responses(mut error: HttpError) -> HttpError {
+pub fn in_fields_of_responses(error: HttpError) -> HttpError {
     let name = match error.body.param.as_deref() {
         Some("max_tokens") => "max_output_tokens",
         Some("messages") => "input",
+        Some("response_format") => return error.renamed("text.format"),
+        Some("response_format.json_schema.schema") => return error.renamed("text.format.schema"),
         _ => return error,
     };
-    error.body.param = Some(name.to_owned());
-    error
+    error.in_field(name)
 }

@@ -34,20 +34,17 @@ impl Unsupported {
 
 /// Fields of OpenAI's that would change the answer; refused unless they ask for what is done
 /// anyway.
-const UNSUPPORTED: [Unsupported; 13] = [
+const UNSUPPORTED: [Unsupported; 10] = [
     Unsupported::new("tools", "tool calls are not supported"),
     Unsupported::new("tool_choice", "tool calls are not supported"),
     Unsupported::new("functions", "function calls are not supported"),
     Unsupported::new("function_call", "function calls are not supported"),
-    Unsupported::new("response_format", "only the format `text` is supported"),
     Unsupported::new("modalities", "only the modality `text` is supported"),
     Unsupported::new("audio", "audio is not supported"),
     Unsupported::new("prediction", "predicted outputs are not supported"),
     Unsupported::new("web_search_options", "web search is not supported"),
     Unsupported::new("best_of", "use `n` instead"),
     Unsupported::new("suffix", "insertion is not supported"),
-    Unsupported::new("guided_json", "guided decoding is not supported"),
-    Unsupported::new("structured_outputs", "guided decoding is not supported"),
 ];
 
 /// Fields that no type reads, and that have an answer of their own.
@@ -156,7 +153,7 @@ impl<'de> Visitor<'de> for IsDefault<'_> {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<bool, E> {
-        Ok(text == "none" || (text == "auto" && self.name != "response_format"))
+        Ok(text == "none" || text == "auto")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {
@@ -168,14 +165,8 @@ impl<'de> Visitor<'de> for IsDefault<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<bool, A::Error> {
-        let mut is_default = false;
-        while let Some(field) = fields.next_key::<String>()? {
-            let IsText(is_text) = fields.next_value()?;
-            if field == "type" {
-                is_default = self.name == "response_format" && is_text;
-            }
-        }
-        Ok(is_default)
+        while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(false)
     }
 }
 
@@ -233,7 +224,7 @@ impl<'de> Deserialize<'de> for IsText {
 }
 
 /// Fields of [`Common`](super::Common).
-pub(super) const COMMON: [&str; 25] = [
+pub(super) const COMMON: [&str; 31] = [
     "model",
     "max_tokens",
     "max_completion_tokens",
@@ -259,4 +250,10 @@ pub(super) const COMMON: [&str; 25] = [
     "snapshot_at",
     "session_id",
     "prompt_logprobs",
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
 ];

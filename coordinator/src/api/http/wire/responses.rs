@@ -16,6 +16,7 @@ use serde::de::MapAccess;
 use self::input::Items;
 use self::metadata::Metadata;
 use super::fields::{Known, Rest, Unsupported};
+use super::guide::TextFormat;
 use super::lists::Object;
 use super::{Common, MAX_NAME_BYTES, RequestBody};
 use crate::api::http::error::{HttpError, shorten};
@@ -140,13 +141,7 @@ pub struct ResponseRequest {
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Text {
     #[serde(default)]
-    format: Option<Object<Format>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Format {
-    #[serde(rename = "type")]
-    kind: String,
+    format: Option<Object<TextFormat>>,
 }
 
 /// Further parts of the answer.
@@ -228,6 +223,10 @@ impl ResponseBody {
     pub fn asked(self) -> Result<ResponseRequest, HttpError> {
         self.rest.check()?;
         self.check_form()?;
+        let format = self.text.and_then(|Object(text)| text.format);
+        let format = format.map(|Object(format)| format);
+        let guide = format.as_ref().map_or(Ok(None), TextFormat::guide)?;
+        let format = format.as_ref().and_then(TextFormat::repeated);
         let input = self.input.messages()?;
         let user = self.user.map(|user| short("user", user)).transpose()?;
         let previous = self.previous_response_id;
@@ -239,14 +238,19 @@ impl ResponseBody {
             metadata: self.metadata.unwrap_or_default().pairs()?,
             user,
             store: self.store.unwrap_or(true),
+            format,
         };
         let stream = self.common.stream.unwrap_or(false);
         let common = Common {
             max_completion_tokens: self.max_output_tokens,
             ..self.common
         };
+        let request = GenerateRequest {
+            guide: guide.map(|named| named.guide),
+            ..common.request(None)?
+        };
         Ok(ResponseRequest {
-            request: common.request(None)?,
+            request,
             asked,
             input,
             previous: previous.map(|previous| ResponseId::parse(&previous)),
@@ -259,17 +263,6 @@ impl ResponseBody {
         if self.max_output_tokens == Some(0) {
             let message = "max_output_tokens is 0: a response has at least one token";
             return Err(HttpError::invalid("max_output_tokens", message));
-        }
-        let format = self
-            .text
-            .as_ref()
-            .and_then(|Object(text)| text.format.as_ref());
-        if let Some(Object(Format { kind })) = format
-            && kind != "text"
-        {
-            let kind = shorten(kind);
-            let message = format!("the format `{kind}` is not supported, only `text`");
-            return Err(HttpError::invalid("text.format", message));
         }
         if let Some(name) = self
             .include

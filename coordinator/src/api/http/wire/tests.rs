@@ -75,10 +75,7 @@ fn every_field_reaches_the_request() {
 fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
     let cases = [
         (json!({"tools": [{"type": "function"}]}), "tools"),
-        (
-            json!({"response_format": {"type": "json_object"}}),
-            "response_format",
-        ),
+        (json!({"audio": {"voice": "ash"}}), "audio"),
         (json!({"best_of": 3}), "best_of"),
         (json!({"temprature": 1}), "temprature"),
         (json!({"n": 0}), "n"),
@@ -147,7 +144,9 @@ fn the_openapi_document_has_the_fields_of_these_types() {
         assert_eq!(documented, known);
         assert_eq!(schema["additionalProperties"], false);
         // COMMON itself is held against the struct: a field that is not read takes anything.
-        for field in own.iter().chain(&COMMON) {
+        // A schema may be any object.
+        let fields = own.iter().chain(&COMMON);
+        for field in fields.filter(|field| **field != "guided_json") {
             let mut body = least.clone();
             body[*field] = json!({"no": ["such", "type"]});
             let is_read =

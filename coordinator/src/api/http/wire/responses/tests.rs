@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use palimpsest_proto::v1::Guide;
+use palimpsest_proto::v1::guide::Kind;
 use serde_json::{Value, json};
 
 use super::super::read_body;
@@ -41,6 +43,7 @@ fn every_field_reaches_the_request() {
         metadata: BTreeMap::from([("a".into(), "b".into())]),
         user: Some("u".into()),
         store: false,
+        format: None,
     };
     assert_eq!(asked.asked, expected);
     assert_eq!((asked.previous, asked.stream), (Some(Some(previous)), true));
@@ -71,6 +74,25 @@ fn every_field_reaches_the_request() {
         ),
         (512, "window", "none", 2)
     );
+}
+
+#[test]
+fn the_form_of_the_answer_is_its_guide_and_is_repeated() {
+    let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
+    let format = json!({
+        "type": "json_schema", "name": "n", "schema": schema, "strict": true,
+    });
+    let asked = ask(json!({"text": {"format": format}})).unwrap();
+    assert_eq!(
+        asked.request.guide,
+        Some(Guide::of_schema(schema.to_string()))
+    );
+    assert_eq!(asked.asked.format, Some(format));
+
+    let object = json!({"type": "json_object"});
+    let asked = ask(json!({"text": {"format": object}})).unwrap();
+    assert_eq!(asked.request.guide, Some(Kind::JsonObject(true).into()));
+    assert_eq!(asked.asked.format, Some(object));
 }
 
 /// What clients leave out is as OpenAI has it.
@@ -182,13 +204,10 @@ fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
             "context_management",
         ),
         (json!({"truncation": "auto"}), "truncation"),
-        (
-            json!({"text": {"format": {"type": "json_object"}}}),
-            "text.format",
-        ),
+        (json!({"text": {"format": {"type": "xml"}}}), "text.format"),
         (
             json!({"text": {"format": {"type": "json_schema"}}}),
-            "text.format",
+            "text.format.schema",
         ),
         (
             json!({"include": ["message.output_text.logprobs"]}),
