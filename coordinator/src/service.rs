@@ -27,7 +27,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::Pool;
-use crate::request::{self, Checked, ValidRequest};
+use crate::request::{self, Checked, Prompt, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
 use crate::sessions::{Opening, Sessions, Turn};
@@ -270,7 +270,7 @@ impl Service {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
-            let prompt: Arc<[u32]> = match turn.take() {
+            let prompt: Prompt = match turn.take() {
                 Some(begun) => {
                     let deadline = first.deadline;
                     let extended = self.extend_turn(call, begun, input, opening, deadline);
@@ -345,13 +345,12 @@ impl Service {
         call: &Call,
         input: Option<Input>,
         deadline: Instant,
-    ) -> Result<Arc<[u32]>, RequestError> {
+    ) -> Result<Prompt, RequestError> {
         let bytes = input.as_ref().map_or(0, request::weight);
         let (model, config) = (self.model.clone(), self.config.clone());
         let work = move || request::tokenize(input, &model, &config);
         let charge = call.charge.clone();
-        let ids = self.pool.run(bytes, deadline, charge, work).await?;
-        Ok(ids.into())
+        self.pool.run(bytes, deadline, charge, work).await
     }
 
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
@@ -428,7 +427,7 @@ impl Service {
         let limit = call.timeout.unwrap_or(config.request_limit);
         let deadline = Instant::now() + limit.min(config.request_limit);
         let work = move || {
-            let ids = request::encode(input, &model, &config)?;
+            let ids = request::encode(input, &model, &config)?.ids.to_vec();
             let piece = |&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned();
             let pieces = ids.iter().map(piece).collect();
             Ok(made(TokenizeResponse { ids, pieces }))

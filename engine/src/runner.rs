@@ -32,7 +32,7 @@ use crate::kept::Kept;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::{self, Memory, Payment};
 use crate::policy::{self, Policy};
-use crate::sampler::Sampler;
+use crate::sampler::{EarlyBans, Sampler};
 use crate::trace::Traces;
 
 /// A rank's model, memory and sequences.
@@ -406,7 +406,11 @@ impl<B: Backend> Runner<B> {
         let mut sampler = Sampler::new(
             init.sampling.clone().unwrap_or_default(),
             init.banned.clone(),
-        );
+        )
+        .with_early_bans(EarlyBans {
+            tokens: init.banned_at_first.clone(),
+            until: init.banned_until,
+        });
         if !init.fork.is_empty() {
             if let Err(error) = self.begin_with(&init.fork, &mut cache) {
                 self.reclaim(&mut cache);
@@ -428,17 +432,16 @@ impl<B: Backend> Runner<B> {
     fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
         let edits: Vec<Vec<LogitEdit>> = admitted
             .iter()
-            .map(|a| a.sequence.sampler.edits())
+            .map(|a| a.sequence.sampler.edits(a.next_position()))
             .collect();
         let choices: Vec<Option<SampleItem<'_>>> = admitted
             .iter()
             .zip(&edits)
             .map(|(a, edits)| {
-                let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
                 // Log-probabilities are the model's own: they need the logits before the edits,
                 // here.
                 let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
-                (!here).then(|| a.sequence.sampler.item(edits, position))
+                (!here).then(|| a.sequence.sampler.item(edits, a.next_position()))
             })
             .collect();
         let mut pieces: Vec<_> = admitted

@@ -13,8 +13,20 @@ use crate::random::splitmix;
 pub struct Sampler {
     params: Sampling,
     banned: Vec<u32>,
+    /// Not chosen before a position.
+    early: EarlyBans,
     /// Occurrences in prompt and answer; only kept when a penalty needs them.
     counts: BTreeMap<u32, Occurrence>,
+}
+
+/// Tokens that are not chosen for positions below `until`: they would end an answer too early. The
+/// position alone decides, so a replay chooses the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EarlyBans {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// The first position that they may be chosen for.
+    pub until: u64,
 }
 
 #[derive(Default)]
@@ -38,8 +50,15 @@ impl Sampler {
         Self {
             params,
             banned,
+            early: EarlyBans::default(),
             counts: BTreeMap::new(),
         }
+    }
+
+    /// The same sampler, which does not choose some tokens before a position.
+    #[must_use]
+    pub fn with_early_bans(self, early: EarlyBans) -> Self {
+        Self { early, ..self }
     }
 
     fn penalised(&self) -> bool {
@@ -75,7 +94,7 @@ impl Sampler {
         let raw_lse = self.params.logprobs.map(|_| log_sum_exp(logits));
         let reported = raw_lse.map(|lse| (lse, self.top(logits)));
         let before = raw_lse.map(|_| logits.to_vec());
-        let token = sample::choose(logits, &self.item(&self.edits(), position))?;
+        let token = sample::choose(logits, &self.item(&self.edits(position), position))?;
         let logprob = reported.zip(before).map(|((lse, top), raw)| TokenLogprob {
             id: token,
             logprob: raw[token as usize] - lse,
@@ -114,8 +133,8 @@ impl Sampler {
         ids
     }
 
-    /// Bias, penalties and bans, by token.
-    pub fn edits(&self) -> Vec<LogitEdit> {
+    /// Bias, penalties and bans for absolute position `position`, by token.
+    pub fn edits(&self, position: u64) -> Vec<LogitEdit> {
         let p = &self.params;
         let mut edits = BTreeMap::new();
         for (&id, &bias) in &p.logit_bias {
@@ -139,7 +158,9 @@ impl Sampler {
                 0.0
             };
         }
-        for &id in &self.banned {
+        let early = self.early.tokens.iter();
+        let early = early.take_while(|_| position < self.early.until);
+        for &id in self.banned.iter().chain(early) {
             edits.entry(id).or_insert_with(|| LogitEdit::none(id)).flags |= LogitEdit::BANNED;
         }
         edits.into_values().collect()
@@ -283,6 +304,17 @@ mod tests {
             ),
             0
         );
+    }
+
+    #[test]
+    fn early_bans_hold_up_to_their_position() {
+        let early = EarlyBans {
+            tokens: vec![1],
+            until: 7,
+        };
+        let s = sampler(Sampling::default()).with_early_bans(early);
+        let chosen = [0, 6, 7, 8].map(|position| token(&s, &mut [0.0, 1.0], position));
+        assert_eq!(chosen, [0, 0, 1, 1]);
     }
 
     #[test]

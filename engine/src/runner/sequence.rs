@@ -18,3 +18,10 @@ pub(super) struct Admitted<'a> {
     pub(super) step: &'a internal::SequenceStep,
     pub(super) sequence: Sequence,
 }
+
+impl Admitted<'_> {
+    /// Position of the token that the step samples.
+    pub(super) fn next_position(&self) -> u64 {
+        self.sequence.cache.seen + self.step.tokens.len() as u64
+    }
+}

@@ -119,8 +119,10 @@ impl Run {
         caller: Caller,
         asked: Choices,
     ) -> Result<Self, HttpError> {
-        let id = caller.id.as_str();
         let mut asked = asked;
+        let named = asked.named;
+        let id = asked.request_id.take().unwrap_or(caller.id);
+        let id = id.as_str();
         let count = asked.count();
         let requests = asked.prompts.iter_mut().flat_map(|one| &mut one.choices);
         for (index, request) in requests.enumerate() {
@@ -130,7 +132,8 @@ impl Run {
                 RequestId::of_choice(id, index)
             };
         }
-        let answers = service.generate_all(&caller.call, asked.prompts).await?;
+        let answers = service.generate_all(&caller.call, asked.prompts).await;
+        let answers = answers.map_err(|error| HttpError::of(error, named))?;
         let given_up = answers.iter().map(Answer::given_up).collect();
         let answers = answers.into_iter().enumerate();
         let mut events: Vec<_> = answers
@@ -156,6 +159,7 @@ impl Run {
             id: format!("{prefix}-{id}"),
             created,
             model,
+            warnings: asked.warnings,
         };
         let choices = vec![Choice::default(); count];
         let (per_prompt, include_usage) = (asked.per_prompt, asked.include_usage);
@@ -191,7 +195,8 @@ impl Run {
                     choice.finish = Some(finish_reason(finished.reason()));
                     choice.usage = finished.usage.unwrap_or_default();
                 }
-                Some(Event::Started(_)) | None => {}
+                Some(Event::Started(started)) => choice.begin(started),
+                None => {}
             }
         }
         let json = HeaderValue::from_static("application/json");
@@ -235,7 +240,10 @@ impl Run {
     ) -> bool {
         let choice = &mut self.choices[index];
         match event.map(|event| event.event) {
-            Ok(Some(Event::Started(_))) => self.frame.write_opening(out, head, index),
+            Ok(Some(Event::Started(started))) => {
+                self.frame
+                    .write_opening(out, head, index, &started.prompt_token_ids);
+            }
             Ok(Some(Event::Delta(delta))) => {
                 // Offsets count characters of all the text before; without log-probabilities nobody
                 // asks.
