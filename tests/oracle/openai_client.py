@@ -90,7 +90,7 @@ def main(base_url: str) -> None:
 
 
 def check_tools(client: OpenAI, messages: list, ours: dict) -> None:
-    """A call that the model must make; what it writes as arguments is this random model's affair."""
+    """A call that the model must make; its arguments are this random model's affair."""
     function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
     asked = {
         "model": "tiny",

@@ -109,8 +109,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a conversation: the control tokens are those that its template wrote, and what a
-    /// client's words spell has the tokens of plain text.
+    /// Token ids of a conversation: the control tokens are those that its template wrote, and what
+    /// a client's words spell has the tokens of plain text.
     ///
     /// # Errors
     /// [`Error::Encode`].

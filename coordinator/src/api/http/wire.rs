@@ -26,7 +26,7 @@ use serde::de::{Error, MapAccess};
 
 use self::chat::ChatFields;
 use self::fields::Rest;
-use self::kv::{KvBody, KvNames, contract};
+use self::kv::{KvBody, KvNames, MAX_NAME_BYTES, contract};
 use self::lists::{Biases, MAX_CHOICES, Object, Positions, Prompts, StopIds, Stops};
 use self::read::read_field;
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
@@ -41,8 +41,6 @@ use crate::service::Prompted;
 
 /// Alternatives per token at most, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
-/// Bytes of a name at most: each choice has a copy of its own.
-const MAX_NAME_BYTES: usize = 1024;
 
 /// Fields of [`Common`].
 const COMMON: [&str; 33] = [

@@ -1,4 +1,5 @@
-//! The KV contract of a body: all of it under `kv`, and its most common parts by names of their own.
+//! The KV contract of a body: all of it under `kv`, and its most common parts by names of their
+//! own.
 
 use std::fmt;
 
@@ -6,8 +7,10 @@ use palimpsest_proto::v1::KvContract;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::MAX_NAME_BYTES;
 use crate::api::http::error::{HttpError, shorten};
+
+/// Bytes of a name at most: each choice has a copy of its own.
+pub(super) const MAX_NAME_BYTES: usize = 1024;
 
 /// The contract, field by field as over gRPC.
 #[derive(Debug, Clone, Default)]

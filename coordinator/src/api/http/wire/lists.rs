@@ -1,5 +1,5 @@
-//! The parts of a body that may be long: prompts, stop strings, biases. They are held as the service
-//! takes them, and no further than it would.
+//! The parts of a body that may be long: prompts, stop strings, biases. They are held as the
+//! service takes them, and no further than it would.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -157,6 +157,10 @@ fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
     ] {
         assert!(chat(harmless.clone()).is_ok(), "{harmless}");
     }
+}
+
+#[test]
+fn bodies_and_parts_of_them_differ_in_what_they_take() {
     let completion = json!({"prompt": "x", "add_special_tokens": true});
     let read = read::<CompletionRequest>(&completion).unwrap();
     assert!(read.choices(true).is_ok());
