@@ -21,10 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = arguments.next().unwrap_or("http://127.0.0.1:50051".into());
 
     // What is not set is the server's choice: model, sampling, the rest of the contract.
-    let message = ChatMessage {
-        role: "user".into(),
-        content: question,
-    };
+    let message = ChatMessage::new("user", question);
     let request = GenerateRequest {
         input: Some(Input::Chat(Chat {
             messages: vec![message],

@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_server(has_services)
         .bytes(".")
         .btree_map(".")
+        // Conversations have many messages, most of them without.
+        .boxed(".palimpsest.v1.ChatMessage.details")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -330,15 +330,13 @@ fn turns(files: &TokenizerFiles) -> anyhow::Result<Turns> {
     const SECOND: &str = "PALIMPSEST-MARK-3";
     let token = |token: &Option<String>| token.clone().unwrap_or_default();
     let template = ChatTemplate::new(source, &token(&files.bos_token), &token(&files.eos_token))?;
-    let message = |(role, content): (&str, &str)| ChatMessage {
-        role: role.into(),
-        content: content.into(),
-    };
+    let message = |(role, content): (&str, &str)| ChatMessage::new(role, content);
     let messages = [("user", FIRST), ("assistant", ANSWER), ("user", SECOND)].map(message);
-    let text = template.render(&Chat {
+    let rendered = template.render(&Chat {
         messages: messages.into(),
-        answer_prefix: String::new(),
+        ..Default::default()
     })?;
+    let text = rendered.text();
     let between = |after: &str, before: &str| {
         let start = text.find(after).map(|at| at + after.len());
         let inner = start

@@ -94,13 +94,10 @@ fn parse(address: &str) -> Result<Uri, InvalidUri> {
 
 /// One user message.
 pub fn question(content: String, answer_prefix: &str) -> v1::Chat {
-    let message = v1::ChatMessage {
-        role: "user".into(),
-        content,
-    };
     v1::Chat {
-        messages: vec![message],
+        messages: vec![v1::ChatMessage::new("user", content)],
         answer_prefix: answer_prefix.into(),
+        ..Default::default()
     }
 }
 

@@ -53,6 +53,8 @@ pub struct FrontConfig {
     pub max_running: usize,
     /// Requests that may wait.
     pub max_queued: usize,
+    /// Whether HTTP refuses fields that do nothing.
+    pub strict: bool,
     /// Bytes that a rank's kept states may take in its store.
     pub snapshot_store_bytes: u64,
     /// Whether clients with different keys use each other's.
@@ -77,6 +79,7 @@ pub struct Front {
     allowed_hosts: AllowedHosts,
     max_running: usize,
     max_queued: usize,
+    strict: bool,
     snapshot_store_bytes: u64,
     share_snapshots: bool,
     client_threads: Background,
@@ -147,6 +150,7 @@ impl Front {
             allowed_hosts,
             max_running: config.max_running,
             max_queued: config.max_queued,
+            strict: config.strict,
             snapshot_store_bytes: config.snapshot_store_bytes,
             share_snapshots: config.share_snapshots,
             client_threads,
@@ -193,6 +197,7 @@ impl Front {
         Config {
             max_running: self.max_running,
             max_queued: self.max_queued,
+            strict: self.strict,
             keys: self.keys.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             snapshot_store_bytes: self.snapshot_store_bytes,

@@ -175,11 +175,8 @@ fn append(session_id: String, text: String, role: Option<String>) -> v1::AppendR
     let input = match role {
         None => append_request::Input::Text(text),
         Some(role) => append_request::Input::Chat(v1::Chat {
-            messages: vec![v1::ChatMessage {
-                role,
-                content: text,
-            }],
-            answer_prefix: String::new(),
+            messages: vec![v1::ChatMessage::new(role, text)],
+            ..Default::default()
         }),
     };
     v1::AppendRequest {

@@ -1,6 +1,8 @@
 //! From sampled tokens to the events of a request. It runs in the request's own task, not in the
 //! driver's.
 
+mod delivery;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
@@ -8,11 +10,12 @@ use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::CacheState;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::{
-    Delta, FinishReason, Finished, GenerateEvent, PromptLogprobs, RetentionReport, Started,
-    TokenLogprob, Usage,
+    FinishReason, Finished, GenerateEvent, PromptLogprobs, RetentionReport, Started, TokenLogprob,
+    Usage,
 };
 use tokio::time::Instant;
 
+use self::delivery::{Delivery, decoder};
 use crate::ids::RequestId;
 use crate::keys::TenantPermit;
 use crate::metrics::Metrics;
@@ -21,12 +24,9 @@ use crate::request::ValidRequest;
 use crate::scheduler::Ending;
 use crate::sessions::Turn;
 use crate::stream::{Reader, Token};
-use crate::text::{Detokenizer, StopStrings};
+use crate::text::Detokenizer;
+use crate::text::StopStrings;
 use crate::trace::{Ended, RequestSpan};
-
-/// Log-probabilities that wait for text. Tokens without any, such as control tokens, may come for
-/// ever.
-const HELD_LOGPROBS: usize = 256;
 
 /// The events of one request: `Started`, deltas, `Finished`. Dropping it cancels the request.
 #[derive(Debug)]
@@ -38,8 +38,7 @@ pub struct Answer {
     stop: StopStrings,
     ready: VecDeque<Event>,
     sent: u64,
-    /// Of tokens whose text is held back.
-    logprobs: Vec<TokenLogprob>,
+    delivery: Delivery,
     seen: Seen,
     metrics: Metrics,
     /// How it ended, once it has.
@@ -107,13 +106,20 @@ impl Answer {
             prompt_tokens: request.prompt.len() as u64,
             kv: Some((&request.kv).into()),
             reserved_bytes: request.cost.bytes(),
+            prompt_token_ids: if request.show.token_ids {
+                request.prompt.to_vec()
+            } else {
+                Vec::new()
+            },
         });
+        let (delivery, begun) = Delivery::new(request.format.as_deref());
+        let begun = begun.map(Event::Delta);
         Self {
-            detokenizer: Detokenizer::new(model.tokenizer.clone(), &request.prompt),
-            stop: StopStrings::new(request.stop.clone()),
-            ready: VecDeque::from([started]),
+            detokenizer: decoder(&request, &model.tokenizer),
+            stop: StopStrings::new(request.end.stop.clone()),
+            ready: [started].into_iter().chain(begun).collect(),
             sent: 0,
-            logprobs: Vec::new(),
+            delivery,
             seen: Seen::default(),
             metrics,
             outcome: None,
@@ -198,10 +204,11 @@ impl Answer {
         let Token {
             id, logprob, ended, ..
         } = token;
-        self.logprobs
-            .extend(logprob.map(|logprob| self.with_bytes(logprob)));
+        let logprob = logprob.map(|logprob| self.with_bytes(logprob));
+        let shown = self.request.show.token_ids.then_some(id);
+        self.delivery.hold(logprob, shown);
         // The end-of-sequence token is no text, whatever the tokenizer thinks of it.
-        let mut text = if ended == Some(Ending::Eos) {
+        let mut text = if ended == Some(Ending::Eos) && !self.request.show.stop {
             String::new()
         } else {
             self.detokenizer.push(id)
@@ -214,16 +221,28 @@ impl Answer {
         if ended.is_some() {
             text.push_str(&self.detokenizer.finish());
         }
-        match (self.stop.push(&text), ended) {
+        let may_stop = self.seen.generated > u64::from(self.request.end.min_tokens);
+        let searched = if may_stop {
+            self.stop.push(&text)
+        } else {
+            Ok(text)
+        };
+        match (searched, ended) {
             (Err(found), _) => {
-                self.delta(found.before, true);
+                let mut text = found.before;
+                if self.request.show.stop {
+                    text.push_str(&found.stop);
+                }
+                self.delta(text, true);
                 self.finish(FinishReason::Stop, found.stop);
             }
             (Ok(free), None) => self.delta(free, false),
             (Ok(mut free), Some(ending)) => {
                 free.push_str(&self.stop.finish());
                 self.delta(free, true);
+                let is_own = self.model.info.eos_ids.contains(&id);
                 let reason = match ending {
+                    Ending::Eos if !is_own => FinishReason::Stop,
                     Ending::Eos => FinishReason::Eos,
                     Ending::Length => FinishReason::Length,
                     Ending::Read => FinishReason::Read,
@@ -251,12 +270,8 @@ impl Answer {
         if let Some(turn) = &mut self.turn {
             turn.delivered(&text);
         }
-        let has_tokens = !self.logprobs.is_empty();
-        let is_full = self.logprobs.len() >= HELD_LOGPROBS;
-        if !text.is_empty() || (last && has_tokens) || is_full {
-            let tokens = std::mem::take(&mut self.logprobs);
-            self.ready.push_back(Event::Delta(Delta { text, tokens }));
-        }
+        let delta = self.delivery.delta(text, last);
+        self.ready.extend(delta.map(Event::Delta));
     }
 
     fn with_bytes(&self, mut logprob: TokenLogprob) -> TokenLogprob {
@@ -269,6 +284,12 @@ impl Answer {
 
     /// Ends the answer, and with it the sequence if that still runs.
     fn finish(&mut self, reason: FinishReason, stop: String) {
+        let reason = match reason {
+            FinishReason::Eos | FinishReason::Stop if self.delivery.has_calls() => {
+                FinishReason::ToolCalls
+            }
+            reason => reason,
+        };
         let reader = self.reader.take();
         let started = reader.as_ref().and_then(Reader::started);
         self.started = started;
@@ -281,6 +302,7 @@ impl Answer {
             FinishReason::Eos => "eos",
             FinishReason::Stop => "stop",
             FinishReason::Read => "read",
+            FinishReason::ToolCalls => "tool_calls",
             FinishReason::Length | FinishReason::Unspecified => "length",
         });
         let fed = self.seen.fed(self.request.prompt.len() as u64);

@@ -94,6 +94,8 @@ pub struct Config {
     pub first_epoch: u64,
     /// Bytes that a rank's snapshots may take in the store, where ranks have one.
     pub snapshot_store_bytes: u64,
+    /// Whether requests over HTTP are refused for fields that have no effect or that nobody knows.
+    pub strict: bool,
     /// Whether clients with different keys may use each other's snapshots. Who does learns from
     /// the time of an answer what others have asked.
     pub share_snapshots: bool,
@@ -125,6 +127,7 @@ impl Default for Config {
             max_answer_bytes: 16 << 20,
             snapshot_store_bytes: 16 << 30,
             share_snapshots: false,
+            strict: false,
             regroup_limit: Duration::ZERO,
             group_wait_limit: Duration::from_secs(30),
             max_replays: 2,

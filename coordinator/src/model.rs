@@ -12,7 +12,7 @@ use palimpsest_proto::v1;
 use crate::config::Config;
 use crate::scheduler::Cost;
 use crate::snapshots::{Room, Root, Salt};
-use crate::text::{self, ChatTemplate, Tokenizer};
+use crate::text::{self, ChatTemplate, Rendered, Tokenizer};
 
 /// Why ranks do not make a group.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +149,8 @@ impl ServedModel {
             "" => None,
             source => Some(ChatTemplate::new(source, &info.bos_token, &info.eos_token)?),
         };
+        let tokenizer = Tokenizer::from_bytes(&info.tokenizer)?;
+        let template = template.map(|template| template.guarded(&tokenizer));
         let default_contract = complete(&v1::KvContract::default(), &info)?;
         Ok(Self {
             default_contract,
@@ -157,7 +159,7 @@ impl ServedModel {
             room,
             snapshots,
             digest: first.digest.to_vec(),
-            tokenizer: Arc::new(Tokenizer::from_bytes(&info.tokenizer)?),
+            tokenizer: Arc::new(tokenizer),
             template,
             guides: OnceLock::new(),
             info,
@@ -233,7 +235,7 @@ impl ServedModel {
     ///
     /// # Errors
     /// [`text::Error::NoTemplate`], or what the template says.
-    pub fn render(&self, chat: &v1::Chat) -> Result<String, text::Error> {
+    pub fn render(&self, chat: &v1::Chat) -> Result<Rendered, text::Error> {
         let template = self.template.as_ref().ok_or(text::Error::NoTemplate)?;
         template.render(chat)
     }

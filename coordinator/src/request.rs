@@ -2,10 +2,12 @@
 //! every default filled in.
 
 mod bounds;
+mod chat;
 mod contract;
 mod guide;
 mod prompt;
 mod sampling;
+mod stopping;
 #[cfg(test)]
 mod tests;
 
@@ -20,21 +22,21 @@ use palimpsest_proto::v1::{GenerateRequest, Guide, KvContract, Pooling, Sampling
 use tokio::time::Instant;
 
 pub use self::bounds::answer_bytes;
+pub use self::chat::MAX_TOOLS;
 pub use self::guide::compile as compile_guide;
 pub use self::prompt::{
-    MESSAGE_BYTES, check_ids, check_input, encode, encode_text, render, tokenize, weight,
+    MESSAGE_BYTES, Prompt, answer_format, check_ids, check_input, encode, encode_rendered,
+    encode_text, render, tokenize, weight,
 };
 pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
+use self::stopping::Limit;
+pub use self::stopping::{End, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOP_STRINGS};
 use crate::config::Config;
 use crate::flow::Flow;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
 use crate::scheduler::{Cost, Reuse};
-
-/// Stop strings of one request.
-pub const MAX_STOP_STRINGS: usize = 16;
-/// Bytes of one stop string.
-pub const MAX_STOP_BYTES: usize = 256;
+use crate::text::AnswerFormat;
 
 /// Bytes of a salt.
 pub const MAX_SALT_BYTES: usize = 256;
@@ -43,8 +45,6 @@ pub const MAX_MARKS: usize = 16;
 
 /// Priorities that a client may ask for.
 pub const PRIORITIES: RangeInclusive<i32> = -100..=100;
-
-const STOP: &str = "stopping.stop";
 
 /// A request that can be served as it stands.
 #[derive(Debug, Clone)]
@@ -55,14 +55,16 @@ pub struct ValidRequest {
     pub prompt: Arc<[u32]>,
     /// With the seed drawn if the client gave none.
     pub sampling: Sampling,
-    /// None of them empty.
-    pub stop: Vec<String>,
+    /// What ends the answer before that.
+    pub end: End,
     /// 0: the prompt is read, and that is all.
     pub max_tokens: u32,
-    /// Go on past the end of sequence.
-    pub ignore_eos: bool,
     /// What the answer must be; it was compiled once.
     pub guide: Option<Guide>,
+    /// What is shown of the answer.
+    pub show: Show,
+    /// How the answer is read; `None`: as text.
+    pub format: Option<Arc<AnswerFormat>>,
     /// What the sequence may hold.
     pub kv: Contract,
     /// What it reserves on each rank; fits an empty arena.
@@ -87,6 +89,17 @@ pub struct ValidRequest {
     pub caching: Caching,
     /// What of it may be kept and used again; `None`: nothing.
     pub reuse: Option<Reuse>,
+}
+
+/// What a client sees of an answer beside its text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Show {
+    /// The text of control tokens.
+    pub special_tokens: bool,
+    /// The stop string that ended it.
+    pub stop: bool,
+    /// Token ids of prompt and answer.
+    pub token_ids: bool,
 }
 
 /// What a request asks of kept states.
@@ -115,12 +128,15 @@ impl ValidRequest {
 pub struct Checked {
     id: RequestId,
     sampling: Sampling,
-    stopping: Stopping,
-    max_tokens: u32,
+    end: End,
+    limit: Limit,
     /// What the answer must be.
     pub guide: Option<Guide>,
     /// What was left out of the guide.
     pub guide_warnings: Vec<String>,
+    /// Tokens of the prompt that are kept, from its end.
+    truncate: Option<u64>,
+    show: Show,
     kv: Contract,
     arrived: Instant,
     /// When it is given up.
@@ -144,7 +160,7 @@ pub fn check(
     model: &ServedModel,
     config: &Config,
 ) -> Result<Checked, RequestError> {
-    let limit = time_limit(request.deadline_ms, timeout, config)?;
+    let time = time_limit(request.deadline_ms, timeout, config)?;
     let id = RequestId::parse(&request.request_id).ok_or_else(|| {
         let message = format!(
             "request_id must be at most {} printable ASCII characters",
@@ -161,29 +177,36 @@ pub fn check(
     }
     let sampling = sampling::validate(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
     let stopping = request.stopping.unwrap_or_default();
-    let max_tokens = validate_stopping(&stopping, config)?;
     let embedding = validate_embedding(request.embedding, &stopping)?;
-    let max_tokens = if embedding == Pooling::Unspecified {
-        max_tokens
+    let limit = if embedding == Pooling::Unspecified {
+        stopping::limit(&stopping, config)
     } else {
-        0
+        Limit::Tokens(0)
     };
     if let Some(guide) = &request.guide {
         guide::validate(guide, &stopping)?;
     }
+    let end = stopping::validate(stopping, limit, model)?;
+    let truncate = validate_truncation(request.truncate_prompt_tokens, &request.session_id)?;
     let priority = validate_priority(request.priority)?;
     let caching = validate_caching(request.cache_salt, request.snapshot_at)?;
     let kv = contract::validate(&request.kv.unwrap_or_default(), model, config)?;
     Ok(Checked {
         id,
         sampling,
-        stopping,
-        max_tokens,
         guide: request.guide,
         guide_warnings: Vec::new(),
+        end,
+        limit,
+        truncate,
+        show: Show {
+            special_tokens: request.show_special_tokens,
+            stop: request.include_stop,
+            token_ids: request.return_token_ids,
+        },
         kv,
         arrived,
-        deadline: arrived + limit,
+        deadline: arrived + time,
         priority,
         retention_report: request.retention_report,
         embedding,
@@ -208,7 +231,7 @@ impl Checked {
     #[must_use]
     pub fn without_answer(self) -> Self {
         Self {
-            max_tokens: 0,
+            limit: Limit::Tokens(0),
             ..self
         }
     }
@@ -219,11 +242,14 @@ impl Checked {
     /// `TooLong`, `NeverFits`, `AnswerTooLarge`.
     pub fn with_prompt(
         self,
-        prompt: Arc<[u32]>,
+        prompt: Prompt,
         model: &ServedModel,
         config: &Config,
     ) -> Result<ValidRequest, RequestError> {
-        let max_tokens = self.max_tokens;
+        let Prompt { ids, format } = prompt;
+        let prompt = truncated(ids, self.truncate);
+        let max_tokens = self.limit.tokens(prompt.len() as u64, model);
+        stopping::check_least(self.end.min_tokens, max_tokens)?;
         let total = prompt.len() as u64 + u64::from(max_tokens);
         if total > config.max_total_tokens {
             let most = config.max_total_tokens;
@@ -245,10 +271,11 @@ impl Checked {
             warnings,
             prompt,
             sampling: self.sampling,
-            stop: self.stopping.stop,
+            end: self.end,
             max_tokens,
-            ignore_eos: self.stopping.ignore_eos,
             guide: self.guide,
+            show: self.show,
+            format,
             kv: self.kv,
             cost,
             arrived: self.arrived,
@@ -330,29 +357,26 @@ pub fn time_limit(
     Ok(limit)
 }
 
-/// Returns the largest number of tokens to generate.
-fn validate_stopping(stopping: &Stopping, config: &Config) -> Result<u32, RequestError> {
-    let bad =
-        |path, message: String| Err(RequestError::new(Reason::BadStopping, message).in_field(path));
-    if stopping.stop.len() > MAX_STOP_STRINGS {
-        return bad(
-            STOP,
-            format!(
-                "{} stop strings, over the limit of {MAX_STOP_STRINGS}",
-                stopping.stop.len()
-            ),
-        );
-    }
-    for (index, stop) in stopping.stop.iter().enumerate() {
-        if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
-            return bad(
-                STOP,
-                format!(
-                    "stop string {index} has {} bytes, it must have 1 to {MAX_STOP_BYTES}",
-                    stop.len()
-                ),
-            );
+/// Tokens of a prompt that are kept, if that is asked for and can be done.
+fn validate_truncation(asked: Option<u64>, session: &str) -> Result<Option<u64>, RequestError> {
+    let bad = |message| {
+        let error = RequestError::new(Reason::TooLong, message);
+        Err(error.in_field("truncate_prompt_tokens"))
+    };
+    match asked {
+        Some(0) => bad("truncate_prompt_tokens is 0, it must be at least 1"),
+        Some(_) if !session.is_empty() => {
+            bad("a session keeps all of its log: leave truncate_prompt_tokens out")
         }
+        asked => Ok(asked),
     }
-    Ok(stopping.max_tokens.unwrap_or(config.default_max_tokens))
+}
+
+/// The last tokens of a prompt, as many as are kept.
+fn truncated(prompt: Arc<[u32]>, kept: Option<u64>) -> Arc<[u32]> {
+    let kept = kept.and_then(|kept| usize::try_from(kept).ok());
+    match kept {
+        Some(kept) if kept < prompt.len() => prompt[prompt.len() - kept..].into(),
+        _ => prompt,
+    }
 }

@@ -28,7 +28,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::{self, Pool};
-use crate::request::{self, Checked, ValidRequest};
+use crate::request::{self, Checked, Prompt, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
 use crate::sessions::{Opening, Sessions, Turn};
@@ -278,7 +278,7 @@ impl Service {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
-            let prompt: Arc<[u32]> = match turn.take() {
+            let prompt: Prompt = match turn.take() {
                 Some(begun) => {
                     let deadline = first.deadline;
                     let extended = self.extend_turn(call, begun, input, opening, deadline);
@@ -308,7 +308,7 @@ impl Service {
         &self,
         call: &Call,
         choices: Vec<Choice>,
-        prompt: &Arc<[u32]>,
+        prompt: &Prompt,
     ) -> Result<Vec<(ValidRequest, Option<TenantPermit>)>, RequestError> {
         let mut requests: Vec<(ValidRequest, _)> = Vec::with_capacity(choices.len());
         for Choice {
@@ -411,13 +411,12 @@ impl Service {
         call: &Call,
         input: Option<Input>,
         deadline: Instant,
-    ) -> Result<Arc<[u32]>, RequestError> {
+    ) -> Result<Prompt, RequestError> {
         let bytes = input.as_ref().map_or(0, request::weight);
         let (model, config) = (self.model.clone(), self.config.clone());
         let work = move || request::tokenize(input, &model, &config);
         let charge = call.charge.clone();
-        let ids = self.pool.run(bytes, deadline, charge, work).await?;
-        Ok(ids.into())
+        self.pool.run(bytes, deadline, charge, work).await
     }
 
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
@@ -497,7 +496,7 @@ impl Service {
         let limit = call.timeout.unwrap_or(config.request_limit);
         let deadline = Instant::now() + limit.min(config.request_limit);
         let work = move || {
-            let ids = request::encode(input, &model, &config)?;
+            let ids = request::encode(input, &model, &config)?.ids.to_vec();
             let piece = |&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned();
             let pieces = ids.iter().map(piece).collect();
             Ok(made(TokenizeResponse { ids, pieces }))

@@ -286,7 +286,7 @@ fn messages() -> Vec<GenerateRequest> {
     };
     let chat = Chat {
         messages: vec![ChatMessage::default(); SIZE / 64],
-        answer_prefix: String::new(),
+        ..Default::default()
     };
     let mut biased = with(Input::Text(String::new()));
     let sampling = biased.sampling.as_mut().expect("it has one");

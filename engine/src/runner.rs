@@ -36,7 +36,7 @@ use crate::kept::Kept;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
 use crate::memory::{self, Memory, Payment};
 use crate::policy::{self, Policy};
-use crate::sampler::Sampler;
+use crate::sampler::{EarlyBans, Sampler};
 use crate::trace::Traces;
 
 /// A rank's model, memory and sequences.
@@ -426,7 +426,10 @@ impl<B: Backend> Runner<B> {
         let sampling = init.sampling.clone().unwrap_or_default();
         let mut sequence = Sequence {
             cache,
-            sampler: Sampler::new(sampling, init.banned.clone()),
+            sampler: Sampler::new(sampling, init.banned.clone()).with_early_bans(EarlyBans {
+                tokens: init.banned_at_first.clone(),
+                until: init.banned_until,
+            }),
             guide: init.guide.as_ref().map(|guide| self.guides.open(guide)),
             prompt_tokens: init.prompt_tokens,
             pool: Pool::new(init.pooling(), self.decoder.config().hidden),
@@ -447,14 +450,13 @@ impl<B: Backend> Runner<B> {
             .collect();
         let edits: Vec<Vec<LogitEdit>> = admitted
             .iter()
-            .map(|a| a.sequence.sampler.edits())
+            .map(|a| a.sequence.sampler.edits(a.next_position()))
             .collect();
         let mut choices = Choices::default();
         for ((a, edits), mask) in admitted.iter().zip(&edits).zip(masks) {
-            let position = a.sequence.cache.seen + a.step.tokens.len() as u64;
             // Log-probabilities are the model's own: they need the logits before the edits, here.
             let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
-            let item = (!here).then(|| a.sequence.sampler.item(edits, position));
+            let item = (!here).then(|| a.sequence.sampler.item(edits, a.next_position()));
             choices.push(item, mask);
         }
         let following: Vec<Vec<u32>> = admitted.iter().map(Admitted::following).collect();

@@ -14,8 +14,20 @@ use crate::random::splitmix;
 pub struct Sampler {
     params: Sampling,
     banned: Vec<u32>,
+    /// Not chosen before a position.
+    early: EarlyBans,
     /// Occurrences in prompt and answer; only kept when a penalty needs them.
     counts: BTreeMap<u32, Occurrence>,
+}
+
+/// Tokens that are not chosen for positions below `until`: they would end an answer too early. The
+/// position alone decides, so a replay chooses the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EarlyBans {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// The first position that they may be chosen for.
+    pub until: u64,
 }
 
 #[derive(Default)]
@@ -39,8 +51,15 @@ impl Sampler {
         Self {
             params,
             banned,
+            early: EarlyBans::default(),
             counts: BTreeMap::new(),
         }
+    }
+
+    /// The same sampler, which does not choose some tokens before a position.
+    #[must_use]
+    pub fn with_early_bans(self, early: EarlyBans) -> Self {
+        Self { early, ..self }
     }
 
     fn penalised(&self) -> bool {
@@ -88,7 +107,7 @@ impl Sampler {
         let count = self.params.logprobs.unwrap_or(0) as usize;
         let reported = raw_lse.map(|lse| (lse, best(logits, count)));
         let before = raw_lse.map(|_| logits.to_vec());
-        let edits = self.edits();
+        let edits = self.edits(position);
         let item = SampleItem {
             mask,
             ..self.item(&edits, position)
@@ -126,8 +145,8 @@ impl Sampler {
         }
     }
 
-    /// Bias, penalties and bans, by token.
-    pub fn edits(&self) -> Vec<LogitEdit> {
+    /// Bias, penalties and bans for absolute position `position`, by token.
+    pub fn edits(&self, position: u64) -> Vec<LogitEdit> {
         let p = &self.params;
         let mut edits = BTreeMap::new();
         for (&id, &bias) in &p.logit_bias {
@@ -151,7 +170,9 @@ impl Sampler {
                 0.0
             };
         }
-        for &id in &self.banned {
+        let early = self.early.tokens.iter();
+        let early = early.take_while(|_| position < self.early.until);
+        for &id in self.banned.iter().chain(early) {
             edits.entry(id).or_insert_with(|| LogitEdit::none(id)).flags |= LogitEdit::BANNED;
         }
         edits.into_values().collect()
@@ -323,6 +344,17 @@ mod tests {
             ),
             0
         );
+    }
+
+    #[test]
+    fn early_bans_hold_up_to_their_position() {
+        let early = EarlyBans {
+            tokens: vec![1],
+            until: 7,
+        };
+        let s = sampler(Sampling::default()).with_early_bans(early);
+        let chosen = [0, 6, 7, 8].map(|position| token(&s, &mut [0.0, 1.0], position));
+        assert_eq!(chosen, [0, 0, 1, 1]);
     }
 
     #[test]

@@ -11,13 +11,12 @@ fuzz_target!(|data: &[u8]| {
     let Ok(template) = ChatTemplate::new(source, "<s>", "</s>") else {
         return;
     };
-    let message = |role: &str| ChatMessage {
-        role: role.to_owned(),
-        content: content.to_owned(),
-    };
     let chat = Chat {
-        messages: vec![message("system"), message("user")],
-        answer_prefix: String::new(),
+        messages: vec![
+            ChatMessage::new("system", content),
+            ChatMessage::new("user", content),
+        ],
+        ..Default::default()
     };
     if let Err(error) = template.render(&chat) {
         assert!(!error.to_string().is_empty());

@@ -3,6 +3,7 @@
 //! scheduling.
 #![forbid(unsafe_code)]
 
+mod chat;
 pub mod contract;
 pub mod count;
 pub mod error;

@@ -128,6 +128,10 @@ pub struct FrontArgs {
         help_heading = "Limits"
     )]
     pub max_queued: usize,
+    /// HTTP refuses fields that have no effect or that nobody knows, of which the answer warns
+    /// otherwise.
+    #[arg(long, env = "PALIMPSEST_STRICT", help_heading = "Limits")]
+    pub strict: bool,
     #[command(flatten)]
     pub reuse: ReuseArgs,
     #[command(flatten)]
@@ -160,6 +164,7 @@ impl FrontArgs {
             }),
             max_running: self.max_running,
             max_queued: self.max_queued,
+            strict: self.strict,
             snapshot_store_bytes: self.reuse.snapshot_store_mib.saturating_mul(1 << 20),
             share_snapshots: self.reuse.share_snapshots,
             intake: self.intake.config(),

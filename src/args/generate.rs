@@ -98,7 +98,7 @@ impl GenerateArgs {
             stopping: v1::Stopping {
                 max_tokens: self.max_tokens,
                 stop: self.stop,
-                ignore_eos: false,
+                ..Default::default()
             },
             timeout,
             json: self.json,

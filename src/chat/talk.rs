@@ -263,6 +263,7 @@ fn message(role: &str, content: String) -> v1::ChatMessage {
     v1::ChatMessage {
         role: role.into(),
         content,
+        ..Default::default()
     }
 }
 

@@ -41,6 +41,7 @@ fn reason(reason: v1::FinishReason) -> &'static str {
         v1::FinishReason::Stop => "stop",
         v1::FinishReason::Length => "length",
         v1::FinishReason::Read => "read",
+        v1::FinishReason::ToolCalls => "tool_calls",
         v1::FinishReason::Unspecified => "unspecified",
     }
 }

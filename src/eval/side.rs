@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use palimpsest_coordinator::text::{ChatTemplate, Tokenizer};
+use palimpsest_coordinator::text::{ChatTemplate, Rendered, Tokenizer};
 use palimpsest_engine::rank::Rank;
 use palimpsest_eval::tasks::filler::Prose;
 use palimpsest_eval::{Error, TextSide};
@@ -40,6 +40,7 @@ impl TextSide for Side {
                 let chat = client::question(user.into(), answer_prefix);
                 template
                     .render(&chat)
+                    .map(Rendered::into_text)
                     .map_err(|e| Error::Text(e.to_string()))
             }
             // A base model: the answer goes on where the question ends.

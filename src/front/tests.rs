@@ -34,6 +34,7 @@ fn config() -> FrontConfig {
         tls: None,
         max_running: 2,
         max_queued: 2,
+        strict: false,
         snapshot_store_bytes: 0,
         share_snapshots: false,
         intake: Intake {

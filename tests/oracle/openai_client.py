@@ -83,15 +83,42 @@ def main(base_url: str) -> None:
     expect(
         openai.BadRequestError, lambda: client.chat.completions.create(model="tiny", messages=[])
     )
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    error = expect(
-        openai.BadRequestError,
-        lambda: client.chat.completions.create(model="tiny", messages=messages, tools=tools),
-    )
-    assert error.param == "tools", error
+    check_tools(client, messages, ours)
     wrong = OpenAI(base_url=base_url, api_key="wrong", max_retries=0)
     expect(openai.AuthenticationError, wrong.models.list)
     print("ok")
+
+
+def check_tools(client: OpenAI, messages: list, ours: dict) -> None:
+    """A call that the model must make; its arguments are this random model's affair."""
+    function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
+    asked = {
+        "model": "tiny",
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "add"}},
+        "max_tokens": 9,
+        "extra_body": ours,
+    }
+    choice = client.chat.completions.create(messages=messages, **asked).choices[0]
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "add" and call.type == "function" and call.id, choice
+
+    result = {"role": "tool", "tool_call_id": call.id, "content": "3"}
+    talk = [*messages, choice.message, result]
+    names = [
+        piece.function.name
+        for chunk in client.chat.completions.create(messages=talk, stream=True, **asked)
+        for choice in chunk.choices
+        for piece in choice.delta.tool_calls or []
+    ]
+    assert [name for name in names if name] == ["add"], names
+
+    two = [{"type": "web_search"}]
+    error = expect(
+        openai.BadRequestError,
+        lambda: client.chat.completions.create(model="tiny", messages=messages, tools=two),
+    )
+    assert error.param == "tools[0].type", error
 
 
 def check_responses(client: OpenAI, ours: dict) -> None:

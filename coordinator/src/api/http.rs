@@ -295,20 +295,15 @@ async fn refuse(request: Request, error: HttpError) -> Response {
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
     let Called { caller, body } = read::<ChatRequest>(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
-    answer(&app.service, Dialect::Chat, caller, body.choices()?, stream).await
+    let choices = body.choices(app.service.config.strict)?;
+    answer(&app.service, Dialect::Chat, caller, choices, stream).await
 }
 
 async fn completions(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
     let Called { caller, body } = read::<CompletionRequest>(&app, request).await?;
     let stream = body.common.stream.unwrap_or(false);
-    answer(
-        &app.service,
-        Dialect::Completion,
-        caller,
-        body.choices()?,
-        stream,
-    )
-    .await
+    let choices = body.choices(app.service.config.strict)?;
+    answer(&app.service, Dialect::Completion, caller, choices, stream).await
 }
 
 async fn embeddings(State(app): State<App>, request: Request) -> Result<Response, HttpError> {

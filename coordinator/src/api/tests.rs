@@ -90,11 +90,9 @@ async fn generate_tokenize_and_describe() {
     assert_eq!(finished.reason(), FinishReason::Eos);
 
     let chat = Chat {
-        messages: vec![ChatMessage {
-            role: "user".into(),
-            content: "the hello".into(),
-        }],
+        messages: vec![ChatMessage::new("user", "the hello")],
         answer_prefix: "A".into(),
+        ..Default::default()
     };
     let input = Some(tokenize_request::Input::Chat(chat));
     let tokens = client
@@ -422,8 +420,8 @@ async fn lists_of_too_many_elements_are_refused_before_they_are_decoded() {
     assert!(coordinator.ready().await);
     let mut client = InferenceClient::new(channel);
     let chat = |count| Chat {
-        messages: vec![ChatMessage::default(); count],
-        answer_prefix: String::new(),
+        messages: vec![ChatMessage::new("user", ""); count],
+        ..Default::default()
     };
     let many = GenerateRequest {
         input: Some(Input::Chat(chat(1001))),

@@ -404,16 +404,31 @@ impl State {
     }
 
     fn arrival(&self, id: SequenceId, request: &ValidRequest) -> Arrival {
-        let (stop_ids, banned) = match request.ignore_eos {
-            true => ([].into(), self.eos_ids.to_vec()),
-            false => (self.eos_ids.clone(), Vec::new()),
+        let end = &request.end;
+        let own = self.eos_ids.iter().copied();
+        let (stop_ids, banned): (Vec<u32>, Vec<u32>) = match end.ignore_eos {
+            true => {
+                let banned = own.filter(|id| !end.stop_ids.contains(id));
+                (end.stop_ids.clone(), banned.collect())
+            }
+            false => (
+                own.chain(end.stop_ids.iter().copied()).collect(),
+                Vec::new(),
+            ),
+        };
+        let prompt_tokens = request.prompt.len() as u64;
+        let (banned_at_first, banned_until) = match end.min_tokens {
+            0 => (Vec::new(), 0),
+            least => (stop_ids.clone(), prompt_tokens + u64::from(least)),
         };
         let init = SequenceInit {
             kv: Some((&request.kv).into()),
             sampling: Some(request.sampling.clone()),
             max_tokens: request.max_total_tokens(),
             banned,
-            prompt_tokens: request.prompt.len() as u64,
+            banned_at_first,
+            banned_until,
+            prompt_tokens,
             trace: request.trace.clone(),
             pooling: request.embedding.into(),
             guide: request.guide.clone(),
@@ -425,7 +440,7 @@ impl State {
             flow: request.flow.clone(),
             prompt: request.prompt.clone(),
             max_new_tokens: request.max_tokens,
-            stop_ids,
+            stop_ids: stop_ids.into(),
             init,
             cost: request.cost,
             retention_report: request.retention_report,

@@ -1,12 +1,15 @@
 //! The prompt of a request: how much text it is, and its token ids.
 
+use std::sync::Arc;
+
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::Chat;
 use palimpsest_proto::v1::generate_request::Input;
 
+use super::chat::check_chat;
 use crate::config::Config;
 use crate::model::ServedModel;
-use crate::text;
+use crate::text::{self, AnswerFormat, Rendered};
 
 /// What a message of a conversation counts beside its text: a template writes about as much around
 /// it, and takes a few hundred bytes for it while it does.
@@ -24,10 +27,26 @@ pub fn weight(input: &Input) -> usize {
 }
 
 fn chat_weight(chat: &Chat) -> usize {
-    let messages = chat.messages.iter();
-    messages
-        .map(|message| message.role.len() + message.content.len() + MESSAGE_BYTES)
-        .fold(chat.answer_prefix.len(), usize::saturating_add)
+    // Calls and tools are written with about as much around them as messages are.
+    let calls = chat
+        .messages
+        .iter()
+        .map(|message| message.tool_calls().len());
+    let parts = calls.fold(
+        chat.messages.len() + chat.tools.len(),
+        usize::saturating_add,
+    );
+    let around = parts.saturating_mul(MESSAGE_BYTES);
+    text::chat_bytes(chat).saturating_add(around)
+}
+
+/// A prompt in token ids, and how the answer to it is read.
+#[derive(Debug, Clone, Default)]
+pub struct Prompt {
+    /// The token ids.
+    pub ids: Arc<[u32]>,
+    /// `None`: as text, whatever it says.
+    pub format: Option<Arc<AnswerFormat>>,
 }
 
 /// Refuses an input that has nothing in it, whatever the tokenizer adds.
@@ -41,7 +60,9 @@ pub fn check_input(input: Option<&Input>) -> Result<(), RequestError> {
         Some(Input::Chat(chat)) if chat.messages.is_empty() => Err(RequestError::new(
             Reason::EmptyPrompt,
             "chat.messages is empty: send at least one message",
-        )),
+        )
+        .in_field("chat.messages")),
+        Some(Input::Chat(chat)) => check_chat(chat),
         Some(_) => Ok(()),
     }
 }
@@ -51,6 +72,7 @@ fn no_tokens() -> RequestError {
         Reason::EmptyPrompt,
         "the prompt has no tokens: send text, chat or token_ids",
     )
+    .in_field("text")
 }
 
 /// Token ids of whatever the client sent, all of them in the vocabulary, and at least one.
@@ -63,13 +85,14 @@ pub fn tokenize(
     input: Option<Input>,
     model: &ServedModel,
     config: &Config,
-) -> Result<Vec<u32>, RequestError> {
-    let ids = input.map_or(Ok(Vec::new()), |input| encode(input, model, config))?;
-    if ids.is_empty() {
+) -> Result<Prompt, RequestError> {
+    let none = || Ok(Prompt::default());
+    let prompt = input.map_or_else(none, |input| encode(input, model, config))?;
+    if prompt.ids.is_empty() {
         return Err(no_tokens());
     }
-    check_ids(&ids, model)?;
-    Ok(ids)
+    check_ids(&prompt.ids, model)?;
+    Ok(prompt)
 }
 
 /// Refuses token ids that the vocabulary does not have.
@@ -96,19 +119,48 @@ pub fn check_ids(ids: &[u32], model: &ServedModel) -> Result<(), RequestError> {
 /// # Errors
 /// `EmptyPrompt` without messages, `TooLong` for a text that cannot be a prompt, `BadChat` for what
 /// the model's template refuses.
-pub fn encode(
-    input: Input,
+pub fn encode(input: Input, model: &ServedModel, config: &Config) -> Result<Prompt, RequestError> {
+    check_input(Some(&input))?;
+    let ids = match input {
+        Input::TokenIds(tokens) => tokens.ids,
+        // Whoever writes a whole prompt writes its control tokens as well.
+        Input::Text(text) => encode_text(&text, true, model, config)?,
+        Input::Chat(chat) => {
+            let rendered = render(&chat, true, model, config)?;
+            return Ok(Prompt {
+                ids: encode_rendered(&rendered, model, config)?.into(),
+                format: answer_format(&chat, &rendered, model),
+            });
+        }
+    };
+    Ok(Prompt {
+        ids: ids.into(),
+        format: None,
+    })
+}
+
+/// How the answer to a conversation is read.
+pub fn answer_format(
+    chat: &Chat,
+    rendered: &Rendered,
+    model: &ServedModel,
+) -> Option<Arc<AnswerFormat>> {
+    let template = model.template.as_ref()?;
+    template.answer_format(chat, rendered).map(Arc::new)
+}
+
+/// Token ids of a conversation or of its end. The template writes BOS itself.
+///
+/// # Errors
+/// `TooLong` for a text that cannot be a prompt.
+pub fn encode_rendered(
+    rendered: &Rendered,
     model: &ServedModel,
     config: &Config,
 ) -> Result<Vec<u32>, RequestError> {
-    check_input(Some(&input))?;
-    let (text, special) = match input {
-        Input::TokenIds(tokens) => return Ok(tokens.ids),
-        Input::Text(text) => (text, true),
-        // The template writes BOS itself.
-        Input::Chat(chat) => (render(&chat, true, model, config)?, false),
-    };
-    encode_text(&text, special, model, config)
+    check_length(rendered.text().len(), model, config)?;
+    let ids = model.tokenizer.encode_rendered(rendered);
+    ids.map_err(text_error)
 }
 
 /// Token ids of a text, with what the tokenizer adds around one of its own if `special`.
@@ -135,7 +187,7 @@ pub fn render(
     has_opening: bool,
     model: &ServedModel,
     config: &Config,
-) -> Result<String, RequestError> {
+) -> Result<Rendered, RequestError> {
     let (count, bytes) = (chat.messages.len(), chat_weight(chat));
     let limit = config.message_limit(model.info.context_length);
     if bytes > limit {
@@ -157,11 +209,11 @@ pub fn render(
         .saturating_mul(4)
         .min(limit)
         .saturating_add(TEMPLATE_BYTES);
-    if text.len() > most {
+    let written = text.text().len();
+    if written > most {
         let message = format!(
-            "the model's chat template makes {} bytes of {bytes}, over the limit of {most}: send \
-             fewer messages",
-            text.len()
+            "the model's chat template makes {written} bytes of {bytes}, over the limit of \
+             {most}: send fewer messages"
         );
         return Err(RequestError::new(Reason::BadChat, message));
     }
@@ -186,10 +238,15 @@ fn check_length(bytes: usize, model: &ServedModel, config: &Config) -> Result<()
 
 /// The class of a text error that a client caused.
 fn text_error(error: text::Error) -> RequestError {
+    if let text::Error::Chat { field, message } = error {
+        return RequestError::new(Reason::BadChat, message).in_field(field);
+    }
     let reason = match error {
-        text::Error::Render(_) | text::Error::OutOfFuel(_) | text::Error::NoTemplate => {
-            Reason::BadChat
-        }
+        text::Error::Render(_)
+        | text::Error::OutOfFuel(_)
+        | text::Error::Chat { .. }
+        | text::Error::NoMark
+        | text::Error::NoTemplate => Reason::BadChat,
         text::Error::Encode(_) | text::Error::Tokenizer(_) | text::Error::Template(_) => {
             Reason::Internal
         }

@@ -1,5 +1,5 @@
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{Chat, ChatMessage, KvContract, TokenIds};
+use palimpsest_proto::v1::{Chat, ChatMessage, KvContract, Stopping, TokenIds};
 
 use super::*;
 use crate::executor::fake::{IM_END, IM_START, Script, VOCABULARY};
@@ -47,7 +47,7 @@ fn validate(
     let input = request.input.take();
     let checked = super::check(request, timeout, arrived, model, config)?;
     let prompt = tokenize(input, model, config)?;
-    checked.with_prompt(prompt.into(), model, config)
+    checked.with_prompt(prompt, model, config)
 }
 
 fn check(request: GenerateRequest) -> Result<ValidRequest, RequestError> {
@@ -84,15 +84,12 @@ fn kv(change: impl FnOnce(&mut KvContract)) -> GenerateRequest {
 fn chat(messages: &[&str]) -> GenerateRequest {
     let messages = messages
         .iter()
-        .map(|text| ChatMessage {
-            role: "user".into(),
-            content: (*text).into(),
-        })
+        .map(|text| ChatMessage::new("user", *text))
         .collect();
     GenerateRequest {
         input: Some(Input::Chat(Chat {
             messages,
-            answer_prefix: String::new(),
+            ..Default::default()
         })),
         ..Default::default()
     }
@@ -147,7 +144,7 @@ fn what_is_wrong_is_named_by_its_path() {
     assert_eq!(field(stopped), Some("stopping.stop"));
     let contract = kv(|k| k.memory_slots = Some(3));
     assert_eq!(field(contract), Some("kv.memory_slots"));
-    assert_eq!(field(text("")), None);
+    assert_eq!(field(text("")), Some("text"));
 }
 
 #[test]
@@ -462,7 +459,7 @@ fn a_text_that_cannot_be_a_prompt_is_refused_before_it_is_tokenised() {
     // This one could be: 100 times the longest token.
     let possible = Input::Text("<|im_start|>".repeat(100));
     assert_eq!(
-        tokenize(Some(possible), &model, &config).unwrap().len(),
+        tokenize(Some(possible), &model, &config).unwrap().ids.len(),
         100
     );
     assert_eq!(encoded(), 1);

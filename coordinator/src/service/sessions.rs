@@ -1,7 +1,5 @@
 //! Requests that go on from a session.
 
-use std::sync::Arc;
-
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
@@ -11,7 +9,7 @@ use palimpsest_proto::v1::{
 use tokio::time::{Instant, timeout};
 
 use super::{Call, Prompted, Service};
-use crate::request;
+use crate::request::{self, Prompt};
 use crate::sessions::{NewSession, Opening, TenantName, Turn};
 
 /// What a record takes beside its bytes: it is read into messages and rendered.
@@ -130,7 +128,7 @@ impl Service {
         }
         request.kv = Some(turn.contract(&request.kv.take().unwrap_or_default())?);
         if matches!(input, Some(Input::Chat(chat)) if chat.messages.is_empty()
-            && chat.answer_prefix.is_empty())
+            && chat.answer_prefix.is_empty() && chat.tools.is_empty())
         {
             *input = None;
         }
@@ -145,7 +143,7 @@ impl Service {
         input: Option<Input>,
         opening: Opening,
         deadline: Instant,
-    ) -> Result<(Turn, Arc<[u32]>), RequestError> {
+    ) -> Result<(Turn, Prompt), RequestError> {
         // A conversation is rendered whole, and tokenised whole at worst.
         let bytes = input.as_ref().map_or(0, request::weight) + turn.weight();
         let (model, config) = (self.model.clone(), self.config.clone());

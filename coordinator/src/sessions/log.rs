@@ -20,6 +20,7 @@ use super::error::bad;
 use crate::config::Config;
 use crate::model::ServedModel;
 use crate::request;
+use crate::text::AnswerFormat;
 
 /// Role of the messages that the model writes.
 const ASSISTANT: &str = "assistant";
@@ -65,6 +66,8 @@ pub(super) struct Next {
     /// What the answer begins with, of which the model makes the rest.
     answer_prefix: String,
     opening: Opening,
+    /// How the answer is read.
+    pub(super) format: Option<Arc<AnswerFormat>>,
     /// The template wrote the past in another way.
     pub(super) is_anew: bool,
 }
@@ -183,46 +186,51 @@ impl Log {
             text: Text::default(),
             answer_prefix: String::new(),
             opening,
+            format: None,
             is_anew: false,
         })
     }
 
     fn with_chat(
         self,
-        chat: Chat,
+        mut chat: Chat,
         opening: Opening,
         model: &ServedModel,
         config: &Config,
     ) -> Result<Next, RequestError> {
-        let answer_prefix = chat.answer_prefix;
+        if chat.continue_final_message || chat.no_opening {
+            let message = "a session goes on with an answer of its own: leave \
+                           continue_final_message and add_generation_prompt out";
+            return Err(bad("chat.continue_final_message", message));
+        }
+        let mut answer_prefix = chat.answer_prefix.clone();
         if opening == Opening::Nothing && !answer_prefix.is_empty() {
             let message = "answer_prefix begins an answer, and nothing is answered here";
             return Err(bad("chat.answer_prefix", message));
         }
         let mut messages = self.messages;
-        messages.extend(chat.messages);
-        let whole = Chat {
-            messages,
-            answer_prefix: answer_prefix.clone(),
-        };
+        messages.extend(std::mem::take(&mut chat.messages));
+        let whole = Chat { messages, ..chat };
         let has_opening = opening == Opening::Answer;
         let rendered = request::render(&whole, has_opening, model, config)?;
-        let rest = self.text.rest(&rendered);
+        let rest = self.text.rest(rendered.text());
         let mut prompt = if rest.is_some() {
             self.tokens
         } else {
             Vec::new()
         };
-        let new = rest.unwrap_or(&rendered);
-        if !new.is_empty() {
-            // The template writes BOS itself.
-            prompt.extend(request::encode_text(new, false, model, config)?);
+        let before = rest.map_or(0, |rest| rendered.text().len() - rest.len());
+        let new = rendered.behind(before);
+        if !new.text().is_empty() {
+            prompt.extend(request::encode_rendered(&new, model, config)?);
         }
+        answer_prefix.push_str(rendered.forced());
         Ok(Next {
             prompt: prompt.into(),
             is_anew: rest.is_none(),
+            format: request::answer_format(&whole, &rendered, model),
             messages: whole.messages,
-            text: Text::of(&rendered),
+            text: Text::of(rendered.text()),
             answer_prefix,
             opening,
         })
@@ -247,10 +255,8 @@ impl Next {
         let is_chat = !self.messages.is_empty();
         let mut messages = self.messages;
         if is_chat {
-            messages.push(ChatMessage {
-                role: ASSISTANT.into(),
-                content: self.answer_prefix + &answer.text,
-            });
+            let content = self.answer_prefix + &answer.text;
+            messages.push(ChatMessage::new(ASSISTANT, content));
         }
         Log {
             tokens,

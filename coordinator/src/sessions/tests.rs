@@ -140,16 +140,13 @@ fn text(text: &str) -> Option<Input> {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage {
-        role: role.into(),
-        content: content.into(),
-    }
+    ChatMessage::new(role, content)
 }
 
 fn user(content: &str) -> Chat {
     Chat {
         messages: vec![message("user", content)],
-        answer_prefix: String::new(),
+        ..Default::default()
     }
 }
 

@@ -1,7 +1,5 @@
 //! A request on a session, from the record that it reads to the one that it leaves.
 
-use std::sync::Arc;
-
 use palimpsest_proto::contract::Field;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::KvContract;
@@ -14,6 +12,7 @@ use super::record::Record;
 use super::records::Records;
 use crate::config::Config;
 use crate::model::ServedModel;
+use crate::request::Prompt;
 
 /// What the client is told when a conversation had to be tokenised whole.
 const ANEW: &str = "the chat template wrote earlier messages in another way than before: the \
@@ -68,7 +67,7 @@ impl Turn {
     pub fn weight(&self) -> usize {
         let log = &self.record.log;
         let messages = log.messages.iter();
-        let text = messages.map(|message| message.role.len() + message.content.len());
+        let text = messages.map(prost::Message::encoded_len);
         text.fold(size_of_val(&log.tokens[..]), usize::saturating_add)
     }
 
@@ -122,7 +121,7 @@ impl Turn {
         opening: Opening,
         model: &ServedModel,
         config: &Config,
-    ) -> Result<Arc<[u32]>, RequestError> {
+    ) -> Result<Prompt, RequestError> {
         let log = std::mem::take(&mut self.record.log);
         let next = log.extend(input, opening, model, config)?;
         if next.prompt.is_empty() {
@@ -131,7 +130,10 @@ impl Turn {
             return Err(RequestError::new(Reason::EmptyPrompt, message));
         }
         check_length(next.prompt.len(), self.records.max_tokens())?;
-        let prompt = next.prompt.clone();
+        let prompt = Prompt {
+            ids: next.prompt.clone(),
+            format: next.format.clone(),
+        };
         self.next = Some(next);
         Ok(prompt)
     }

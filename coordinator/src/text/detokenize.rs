@@ -21,6 +21,19 @@ pub struct Detokenizer {
     /// Recent ids; `window[..read]` have been given out as text.
     window: Vec<u32>,
     read: usize,
+    shown: Shown,
+}
+
+/// Control tokens whose text is shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// None of them.
+    #[default]
+    None,
+    /// These.
+    Some(Vec<u32>),
+    /// All.
+    All,
 }
 
 /// Prompt tokens that give the first generated ones their neighbours.
@@ -41,21 +54,40 @@ impl Detokenizer {
             pending: Vec::new(),
             read: window.len(),
             window,
+            shown: Shown::None,
         }
+    }
+
+    /// The same decoder, which shows the text of some control tokens.
+    #[must_use]
+    pub fn showing(self, shown: Shown) -> Self {
+        Self { shown, ..self }
     }
 
     /// Text that is complete with this token; often empty.
     pub fn push(&mut self, id: u32) -> String {
+        let is_shown = match &self.shown {
+            Shown::None => false,
+            Shown::Some(ids) => ids.contains(&id),
+            Shown::All => self.tokenizer.is_special(id),
+        };
         match self.tokenizer.decoding {
             Decoding::Bytes => {
-                if !self.tokenizer.is_special(id) {
+                if is_shown || !self.tokenizer.is_special(id) {
                     self.pending.extend(self.tokenizer.bytes(id));
                 }
                 take_characters(&mut self.pending)
             }
             Decoding::Chain => {
+                let mut text = String::new();
+                if is_shown {
+                    // The library gives it no text, so it only parts what is before and behind it.
+                    text = self.advance(true);
+                    text.push_str(&String::from_utf8_lossy(&self.tokenizer.bytes(id)));
+                }
                 self.window.push(id);
-                self.advance(false)
+                text.push_str(&self.advance(false));
+                text
             }
         }
     }
@@ -179,6 +211,31 @@ mod tests {
             pieces(&tokenizer, &[], &ids[..3]),
             ["x", "", "", "\u{FFFD}"]
         );
+    }
+
+    #[test]
+    fn control_tokens_show_where_that_is_asked_for() {
+        for (tokenizer, id, text) in [
+            (byte_level(), 267, "<|im_end|>"),
+            (sentencepiece(), 2, "</s>"),
+        ] {
+            let mut ids = tokenizer.encode("hello", false).unwrap();
+            ids.push(id);
+            ids.extend(tokenizer.encode("world", false).unwrap());
+            for (shown, expected) in [
+                (Shown::None, String::new()),
+                (Shown::Some(vec![id]), text.to_owned()),
+                (Shown::All, text.to_owned()),
+            ] {
+                let decoder = Detokenizer::new(tokenizer.clone(), &[]);
+                let mut decoder = decoder.showing(shown);
+                let mut out: String = ids.iter().map(|&id| decoder.push(id)).collect();
+                out.push_str(&decoder.finish());
+                let (before, behind) = out.split_once("hello").unwrap();
+                assert_eq!((before, behind.contains("world")), ("", true));
+                assert_eq!(behind.contains(text), !expected.is_empty(), "{out}");
+            }
+        }
     }
 
     #[test]

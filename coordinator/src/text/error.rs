@@ -21,6 +21,20 @@ pub enum Error {
          shorter messages"
     )]
     OutOfFuel(u64),
+    /// A field of the conversation that is wrong.
+    #[error("{message}")]
+    Chat {
+        /// Its path in a request.
+        field: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The conversation has all characters that could mark a place in it.
+    #[error(
+        "the conversation has nearly all of the characters U+FDD0 to U+FDEF, which Unicode keeps \
+         for use within programs: leave two of them out"
+    )]
+    NoMark,
     /// A chat for a model that is none.
     #[error("the model has no chat template: send text or token ids")]
     NoTemplate,

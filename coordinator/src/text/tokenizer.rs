@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use tokenizers::{Model, OffsetType, PreTokenizer as _};
 
 use super::error::Error;
+use super::rendered::{Rendered, unused_marks, with_marks};
 
 /// How token strings become bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +109,63 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Token ids of a conversation: the control tokens are those that its template wrote, and what
+    /// a client's words spell has the tokens of plain text.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<u32>, Error> {
+        let text = rendered.text();
+        let breaks: Vec<usize> = rendered
+            .breaks()
+            .iter()
+            .copied()
+            .filter(|&at| self.is_control_across(text, at))
+            .collect();
+        if breaks.is_empty() {
+            return self.encode(text, false);
+        }
+        let marks = unused_marks(|mark| text.contains(mark));
+        let [mark] = marks.ok_or(Error::NoMark)?;
+        self.encode_marked(&with_marks(text, &breaks, mark), mark)
+    }
+
+    /// Whether a control token of the text begins with the character before this place, and would
+    /// go on behind it.
+    fn is_control_across(&self, text: &str, at: usize) -> bool {
+        let Some(first) = text[..at].chars().next_back() else {
+            return false;
+        };
+        let from = &text[at - first.len_utf8()..];
+        let begins = |control: &str| control.starts_with(first) && from.starts_with(control);
+        self.added(true).any(begins)
+    }
+
+    /// Token ids of a text in which a mark keeps control tokens from being found. The marks go
+    /// before anything is cut into words, so they leave no trace.
+    fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>, Error> {
+        #[cfg(test)]
+        self.encoded
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let encoded = || {
+            let added = self.inner.get_added_vocabulary();
+            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+            pieces.normalize(|piece| {
+                piece.filter(|c| c != mark);
+                Ok(())
+            })?;
+            if let Some(step) = self.inner.get_pre_tokenizer() {
+                step.pre_tokenize(&mut pieces)?;
+            }
+            let model = self.inner.get_model();
+            pieces.tokenize(|piece| model.tokenize(piece.get()))?;
+            pieces.into_encoding(None, 0, OffsetType::None)
+        };
+        let encoding: tokenizers::Result<tokenizers::Encoding> = encoded();
+        let encoding = encoding.map_err(|error| Error::Encode(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// Text of the ids, without special tokens. Bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, true).unwrap_or_default()
@@ -148,6 +207,24 @@ impl Tokenizer {
             }
         }
         has_token.iter().all(|has| *has).then_some(longest)
+    }
+
+    /// Texts of the tokens beside the model's own vocabulary: those that are control tokens, or
+    /// those that are text.
+    pub fn added(&self, special: bool) -> impl Iterator<Item = &str> {
+        let added = self.added.values();
+        added
+            .filter(move |token| token.special == special)
+            .map(|token| token.content.as_str())
+    }
+
+    /// Ids of the control tokens among these texts.
+    pub fn control_ids(&self, texts: &[&str]) -> Vec<u32> {
+        let added = self.added.iter();
+        added
+            .filter(|(_, token)| token.special && texts.contains(&token.content.as_str()))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Whether the id is a control token that never shows in text.

@@ -92,4 +92,9 @@ impl Admitted<'_> {
         let pool = self.sequence.pool.as_ref();
         pool.map_or(0..0, |pool| pool.rows(count, self.ends_prompt()))
     }
+
+    /// Position of the token that the step samples.
+    pub(super) fn next_position(&self) -> u64 {
+        self.sequence.cache.seen + self.step.tokens.len() as u64
+    }
 }

@@ -33,11 +33,12 @@ fn request(schema: &Value, seed: u64) -> GenerateRequest {
     let message = ChatMessage {
         role: "user".into(),
         content,
+        ..Default::default()
     };
     GenerateRequest {
         input: Some(Input::Chat(Chat {
             messages: vec![message],
-            answer_prefix: String::new(),
+            ..Default::default()
         })),
         sampling: Some(Sampling {
             temperature: Some(1.0),

@@ -9,6 +9,7 @@ use axum::BoxError;
 use axum::body::{Body as AnyBody, Bytes, to_bytes};
 use futures::stream;
 use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::{ChatMessage, MessageDetails, Tool, ToolCall};
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -16,21 +17,24 @@ use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
-use super::elements::{CHAT, List, STOP, TOKENIZE_CHAT, count};
+use super::elements::{CHAT, ChatLists, List, STOP, TOKENIZE_CHAT, count};
 use super::tokenize;
 use crate::budget::{BODY_WEIGHT, Budget, Charge, counted, held};
 use crate::keys::Tenant;
 use crate::metrics::Metrics;
-use crate::request::{MAX_STOP_STRINGS, MESSAGE_BYTES};
+use crate::request::{MAX_STOP_STRINGS, MAX_TOOLS, MESSAGE_BYTES};
 use crate::service::Service as Coordinator;
 
 /// Time for a message to come. What came of it holds its room meanwhile.
 const MESSAGE_TIME: Duration = Duration::from_secs(60);
 /// What stands before a message on the wire.
 const FRAME_BYTES: usize = 5;
-/// Bytes that a message of a conversation takes while its list grows, beside its text: three times
-/// two strings.
-const ELEMENT_BYTES: usize = 144;
+/// Bytes that elements of a conversation take while their list grows, beside their texts: three
+/// times what stands in the list, and once what stands apart.
+const ELEMENT_BYTES: usize = 3 * size_of::<ChatMessage>();
+const DETAILS_BYTES: usize = size_of::<MessageDetails>();
+const CALL_BYTES: usize = 3 * size_of::<ToolCall>();
+const TOOL_BYTES: usize = 3 * size_of::<Tool>();
 /// A service whose requests hold a [`Charge`] for their messages, in their extensions.
 #[derive(Debug, Clone)]
 pub(super) struct Charged<S> {
@@ -147,11 +151,13 @@ impl Intake {
 
     /// Refuses lists that would take much more than their bytes. Returns the bytes of a body that
     /// take as much as what the others are decoded into.
-    fn check(&self, body: &[u8], chat: List, stop: Option<List>) -> Result<usize, Status> {
+    fn check(&self, body: &[u8], chat: ChatLists, stop: Option<&List>) -> Result<usize, Status> {
         let bad = || Status::invalid_argument("the message cannot be decoded");
-        let messages = count(body, chat).ok_or_else(bad)?;
-        let stops = stop.map_or(Some(0), |list| count(body, list));
-        let stops = stops.ok_or_else(bad)?;
+        let elements = |list| count(body, list).ok_or_else(bad);
+        let messages = elements(chat.messages)?;
+        let (details, calls) = (elements(chat.details)?, elements(chat.calls)?);
+        let tools = elements(chat.tools)?;
+        let stops = stop.map_or(Ok(0), elements)?;
         if stops > MAX_STOP_STRINGS {
             let message = format!("{stops} stop strings, over the limit of {MAX_STOP_STRINGS}");
             let error = RequestError::new(Reason::BadStopping, message);
@@ -165,7 +171,20 @@ impl Intake {
             let error = RequestError::new(Reason::TooLong, message);
             return Err(self.refuse(error.in_field("chat.messages")));
         }
-        Ok(messages * ELEMENT_BYTES.div_ceil(BODY_WEIGHT as usize))
+        if tools > MAX_TOOLS {
+            let message = format!("{tools} tools, over the limit of {MAX_TOOLS}");
+            let error = RequestError::new(Reason::BadChat, message);
+            return Err(self.refuse(error.in_field("chat.tools")));
+        }
+        let taken = [
+            (messages, ELEMENT_BYTES),
+            (details, DETAILS_BYTES),
+            (calls, CALL_BYTES),
+            (tools, TOOL_BYTES),
+        ];
+        let taken = taken.map(|(count, bytes)| count.saturating_mul(bytes));
+        let taken = taken.into_iter().fold(0, usize::saturating_add);
+        Ok(taken.div_ceil(BODY_WEIGHT as usize))
     }
 
     /// Counts a refusal. The service counts those of requests that come to it.

@@ -1,25 +1,39 @@
 //! Elements of the lists in a message, counted before they are decoded: an element may take two
 //! bytes on the wire, and what is made of it a hundred.
 
-/// A list of messages or strings in a message: the field that has it, and its number there.
+/// A list of messages or strings in a message: the numbers of the fields that lead to it.
+pub(super) type List = [u64];
+
+/// `GenerateRequest.stopping.stop`.
+pub(super) const STOP: &List = &[6, 2];
+
+/// What a conversation has many of.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct List {
-    /// Number of the field in the outer message.
-    pub(super) parent: u64,
-    /// Number of the list in that field.
-    pub(super) list: u64,
+pub(super) struct ChatLists {
+    pub(super) messages: &'static List,
+    pub(super) details: &'static List,
+    pub(super) calls: &'static List,
+    pub(super) tools: &'static List,
 }
 
-/// `GenerateRequest.chat.messages`.
-pub(super) const CHAT: List = List { parent: 3, list: 1 };
-/// `GenerateRequest.stopping.stop`.
-pub(super) const STOP: List = List { parent: 6, list: 2 };
-/// `TokenizeRequest.chat.messages`.
-pub(super) const TOKENIZE_CHAT: List = List { parent: 2, list: 1 };
+/// Those of `GenerateRequest.chat`.
+pub(super) const CHAT: ChatLists = ChatLists {
+    messages: &[3, 1],
+    details: &[3, 1, 3],
+    calls: &[3, 1, 3, 1],
+    tools: &[3, 3],
+};
+/// Those of `TokenizeRequest.chat`.
+pub(super) const TOKENIZE_CHAT: ChatLists = ChatLists {
+    messages: &[2, 1],
+    details: &[2, 1, 3],
+    calls: &[2, 1, 3, 1],
+    tools: &[2, 3],
+};
 
 /// Elements of a list in all frames of a body; `None` if it is no protobuf, or has the groups of
 /// old ones, which nobody sends.
-pub(super) fn count(mut body: &[u8], path: List) -> Option<usize> {
+pub(super) fn count(mut body: &[u8], path: &List) -> Option<usize> {
     let mut count = 0;
     while let Some((head, rest)) = body.split_first_chunk::<5>() {
         let [_, a, b, c, d] = *head;
@@ -28,16 +42,25 @@ pub(super) fn count(mut body: &[u8], path: List) -> Option<usize> {
         let Some((message, next)) = rest.split_at_checked(length) else {
             break;
         };
-        let mut inner = Some(0);
-        each_field(message, path.parent, |field| {
-            let mut elements = 0;
-            let whole = each_field(field, path.list, |_| elements += 1);
-            inner = whole.and(inner).map(|count| count + elements);
-        })?;
-        count += inner?;
+        count += count_in(message, path)?;
         body = next;
     }
     Some(count)
+}
+
+/// Elements of a list in one message.
+fn count_in(message: &[u8], path: &List) -> Option<usize> {
+    let (&number, rest) = path.split_first()?;
+    let mut count = Some(0);
+    each_field(message, number, |field| {
+        let inner = if rest.is_empty() {
+            Some(1)
+        } else {
+            count_in(field, rest)
+        };
+        count = count.zip(inner).map(|(count, inner)| count + inner);
+    })?;
+    count
 }
 
 /// Calls `act` with each field of this number that has a length.
@@ -80,7 +103,9 @@ fn varint(message: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use palimpsest_proto::v1::generate_request::Input;
-    use palimpsest_proto::v1::{Chat, ChatMessage, GenerateRequest, Stopping};
+    use palimpsest_proto::v1::{
+        Chat, ChatMessage, GenerateRequest, MessageDetails, Stopping, Tool, ToolCall,
+    };
     use tonic::codec::{Codec, EncodeBody};
     use tonic_prost::ProstCodec;
 
@@ -95,10 +120,22 @@ mod tests {
         axum::body::to_bytes(body, usize::MAX).await.unwrap().into()
     }
 
+    fn message(calls: usize) -> ChatMessage {
+        ChatMessage {
+            details: Some(Box::new(MessageDetails {
+                tool_calls: vec![ToolCall::default(); calls],
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    }
+
     fn request(messages: usize, stops: usize) -> GenerateRequest {
         let chat = Chat {
-            messages: vec![ChatMessage::default(); messages],
+            messages: vec![message(2); messages],
+            tools: vec![Tool::default(); 5],
             answer_prefix: "\u{a}\u{12}".into(),
+            ..Default::default()
         };
         GenerateRequest {
             model: "m".repeat(300),
@@ -107,6 +144,7 @@ mod tests {
                 max_tokens: Some(u32::MAX),
                 stop: vec![String::new(); stops],
                 ignore_eos: true,
+                ..Default::default()
             }),
             priority: -1,
             ..Default::default()
@@ -116,10 +154,13 @@ mod tests {
     #[tokio::test]
     async fn elements_are_counted_as_the_encoder_writes_them() {
         let body = frames(vec![request(1000, 3), request(17, 0)]).await;
-        assert_eq!(count(&body, CHAT), Some(1017));
+        assert_eq!(count(&body, CHAT.messages), Some(1017));
+        assert_eq!(count(&body, CHAT.details), Some(1017));
+        assert_eq!(count(&body, CHAT.calls), Some(2 * 1017));
+        assert_eq!(count(&body, CHAT.tools), Some(10));
         assert_eq!(count(&body, STOP), Some(3));
-        assert_eq!(count(b"", CHAT), Some(0));
-        let cut = count(&body[..body.len() - 1], CHAT);
+        assert_eq!(count(b"", CHAT.messages), Some(0));
+        let cut = count(&body[..body.len() - 1], CHAT.messages);
         assert_eq!(cut, Some(1000), "the second cannot be decoded");
     }
 
@@ -129,9 +170,9 @@ mod tests {
         for bad in [&[0x0f_u8][..], &[0x1a, 5, 0], &[0xff; 11], &[0x1b, 0x1c]] {
             let mut body = vec![0, 0, 0, 0, bad.len() as u8];
             body.extend(bad);
-            assert_eq!(count(&body, CHAT), None, "{bad:?}");
+            assert_eq!(count(&body, CHAT.messages), None, "{bad:?}");
         }
         // The same within the field of the list.
-        assert_eq!(count(&[0, 0, 0, 0, 3, 0x1a, 1, 0x0f], CHAT), None);
+        assert_eq!(count(&[0, 0, 0, 0, 3, 0x1a, 1, 0x0f], CHAT.messages), None);
     }
 }

@@ -1,17 +1,21 @@
 //! Answers of the service as OpenAI's objects: whole, and in chunks.
 
-use palimpsest_proto::v1::{Delta, FinishReason, TokenLogprob, Usage};
-use serde::Serialize;
+mod choice;
+mod dialect;
+mod logprobs;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use palimpsest_proto::v1::{Delta, FinishReason};
 use serde_json::{Value, json};
 
-/// Which of the two APIs is spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// `/v1/chat/completions`.
-    Chat,
-    /// `/v1/completions`.
-    Completion,
-}
+pub use self::choice::Choice;
+use self::choice::{call_piece, write_reasoning};
+pub use self::dialect::Dialect;
+use self::dialect::write_json;
+use self::logprobs::Logprobs;
+use self::usage::usage;
 
 /// What all objects of one response share.
 #[derive(Debug, Clone)]
@@ -24,167 +28,15 @@ pub struct Frame {
     pub created: u64,
     /// Name of the model.
     pub model: String,
-}
-
-/// A choice as far as it has come.
-#[derive(Debug, Clone, Default)]
-pub struct Choice {
-    /// Text so far, where the answer is sent whole.
-    text: String,
-    /// Log-probabilities so far, where the answer is sent whole.
-    logprobs: Logprobs,
-    /// Elements of `prompt_logprobs`, if the request has that, with commas between them.
-    prompt: Vec<u8>,
-    /// Characters so far, where the answer is a stream with log-probabilities.
-    pub characters: usize,
-    /// Why it ended.
-    pub finish: Option<&'static str>,
-    /// What it cost.
-    pub usage: Usage,
-}
-
-impl Choice {
-    /// Adds a piece of the answer.
-    pub fn add(&mut self, dialect: Dialect, delta: &Delta) {
-        self.text.push_str(&delta.text);
-        for token in &delta.tokens {
-            self.logprobs.add(dialect, token);
-        }
-    }
-
-    /// Bytes that are held of the answer.
-    pub fn bytes(&self) -> usize {
-        self.text.len() + self.logprobs.bytes() + self.prompt.len()
-    }
-
-    /// Adds what is known of the prompt, as vLLM tells it.
-    pub fn add_prompt(&mut self, tokens: &[TokenLogprob]) {
-        for token in tokens {
-            if !self.prompt.is_empty() {
-                self.prompt.push(b',');
-            }
-            if token.logprob.is_nan() {
-                self.prompt.extend_from_slice(b"null");
-                continue;
-            }
-            let told = |one: &TokenLogprob| {
-                let value = json!({"logprob": one.logprob, "decoded_token": text(one)});
-                (one.id.to_string(), value)
-            };
-            let all: serde_json::Map<_, _> = token.top.iter().chain([token]).map(told).collect();
-            write_json(&mut self.prompt, &Value::Object(all));
-        }
-    }
-}
-
-/// Log-probabilities as the JSON that is sent: as objects they would take several times as much.
-#[derive(Debug, Clone, Default)]
-struct Logprobs {
-    /// Elements of the lists that the dialect has, with commas between them.
-    lists: [Vec<u8>; 4],
-    /// Characters of all tokens so far, and of what was before.
-    offset: usize,
-    /// The bytes of a character that is not whole yet.
-    part: Vec<u8>,
-}
-
-/// Names of the lists of `/v1/completions`.
-const LISTS: [&str; 4] = ["tokens", "token_logprobs", "top_logprobs", "text_offset"];
-
-impl Logprobs {
-    /// None so far, behind so many characters.
-    fn behind(characters: usize) -> Self {
-        Self {
-            offset: characters,
-            ..Self::default()
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.lists.iter().map(Vec::len).sum()
-    }
-
-    fn add(&mut self, dialect: Dialect, token: &TokenLogprob) {
-        match dialect {
-            Dialect::Chat => {
-                let mut whole = entry(token);
-                whole["top_logprobs"] = token.top.iter().map(entry).collect();
-                self.push(0, &whole);
-            }
-            Dialect::Completion => {
-                let text = text(token);
-                let top = token.top.iter();
-                let top = top.map(|one| (self::text(one), json!(one.logprob)));
-                let top: serde_json::Map<_, _> = top.collect();
-                // The first token of a prompt has none: JSON's null.
-                let is_known = !token.logprob.is_nan();
-                let top = is_known.then_some(Value::Object(top));
-                self.push(0, &json!(text));
-                self.push(1, &json!(token.logprob));
-                self.push(2, &json!(top));
-                self.push(3, &json!(self.offset));
-                self.advance(&token.bytes);
-            }
-        }
-    }
-
-    /// Counts the characters that are whole with these bytes.
-    fn advance(&mut self, bytes: &[u8]) {
-        self.part.extend_from_slice(bytes);
-        let mut rest = &self.part[..];
-        while let Some(chunk) = rest.utf8_chunks().next() {
-            self.offset += chunk.valid().chars().count();
-            let invalid = chunk.invalid();
-            let is_part = chunk.valid().len() + invalid.len() == rest.len()
-                && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
-            rest = &rest[chunk.valid().len()..];
-            if is_part {
-                break;
-            }
-            // What can be no character is shown as one.
-            self.offset += usize::from(!invalid.is_empty());
-            rest = &rest[invalid.len()..];
-        }
-        self.part = rest.to_vec();
-    }
-
-    fn push(&mut self, list: usize, value: &Value) {
-        let list = &mut self.lists[list];
-        if !list.is_empty() {
-            list.push(b',');
-        }
-        write_json(list, value);
-    }
-
-    fn write(&self, out: &mut Vec<u8>, dialect: Dialect) {
-        if self.lists[0].is_empty() {
-            out.extend_from_slice(b"null");
-            return;
-        }
-        match dialect {
-            Dialect::Chat => {
-                out.extend_from_slice(br#"{"content":["#);
-                out.extend_from_slice(&self.lists[0]);
-                out.extend_from_slice(br#"],"refusal":null}"#);
-            }
-            Dialect::Completion => {
-                for (index, (name, list)) in LISTS.iter().zip(&self.lists).enumerate() {
-                    out.push(if index == 0 { b'{' } else { b',' });
-                    write_json(out, name);
-                    out.extend_from_slice(b":[");
-                    out.extend_from_slice(list);
-                    out.push(b']');
-                }
-                out.push(b'}');
-            }
-        }
-    }
+    /// What the client is told of its request.
+    pub warnings: Vec<String>,
 }
 
 /// OpenAI's word for the end of an answer.
 pub const fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length | FinishReason::Read => "length",
+        FinishReason::ToolCalls => "tool_calls",
         FinishReason::Eos | FinishReason::Stop | FinishReason::Unspecified => "stop",
     }
 }
@@ -216,28 +68,22 @@ impl Frame {
             write_json(&mut out, &choice.finish);
             out.extend_from_slice(br#","logprobs":"#);
             choice.logprobs.write(&mut out, self.dialect);
-            if !choice.prompt.is_empty() {
-                out.extend_from_slice(br#","prompt_logprobs":["#);
-                out.extend_from_slice(&choice.prompt);
-                out.push(b']');
-            }
-            match self.dialect {
-                Dialect::Chat => {
-                    out.extend_from_slice(br#","message":{"role":"assistant","content":"#);
-                    write_json(&mut out, &choice.text);
-                    out.extend_from_slice(br#","refusal":null}}"#);
-                }
-                Dialect::Completion => {
-                    out.extend_from_slice(br#","text":"#);
-                    write_json(&mut out, &choice.text);
-                    out.push(b'}');
-                }
-            }
+            choice.write(&mut out, self.dialect);
+            out.push(b'}');
         }
         out.extend_from_slice(br#"],"usage":"#);
         write_json(&mut out, &usage);
+        self.write_warnings(&mut out);
         out.push(b'}');
         out
+    }
+
+    /// Adds what the client is told, behind a field.
+    fn write_warnings(&self, out: &mut Vec<u8>) {
+        if !self.warnings.is_empty() {
+            out.extend_from_slice(br#","warnings":"#);
+            write_json(out, &self.warnings);
+        }
     }
 
     /// An object up to its first choice.
@@ -266,15 +112,15 @@ impl Frame {
     ) {
         begin(out, head, index);
         match self.dialect {
-            Dialect::Chat => {
-                out.extend_from_slice(br#""delta":{"content":"#);
-                write_json(out, &delta.text);
-                out.push(b'}');
-            }
+            Dialect::Chat => write_message_delta(out, delta),
             Dialect::Completion => {
                 out.extend_from_slice(br#""text":"#);
                 write_json(out, &delta.text);
             }
+        }
+        if !delta.token_ids.is_empty() {
+            out.extend_from_slice(br#","token_ids":"#);
+            write_json(out, &delta.token_ids);
         }
         out.extend_from_slice(br#","logprobs":"#);
         let mut logprobs = Logprobs::behind(before);
@@ -285,13 +131,21 @@ impl Frame {
         out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
     }
 
-    /// Adds the first chunk of a choice, which a chat has.
-    pub fn write_opening(&self, out: &mut Vec<u8>, head: &[u8], index: usize) {
-        if self.dialect == Dialect::Chat {
-            begin(out, head, index);
-            out.extend_from_slice(br#""delta":{"role":"assistant","content":"","refusal":null}"#);
-            out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+    /// Adds the first chunk of a choice, which a chat has, and whoever asks for the prompt's ids.
+    pub fn write_opening(&self, out: &mut Vec<u8>, head: &[u8], index: usize, prompt: &[u32]) {
+        if self.dialect == Dialect::Completion && prompt.is_empty() {
+            return;
         }
+        begin(out, head, index);
+        out.extend_from_slice(match self.dialect {
+            Dialect::Chat => br#""delta":{"role":"assistant","content":"","refusal":null}"#,
+            Dialect::Completion => br#""text":"""#,
+        });
+        if !prompt.is_empty() {
+            out.extend_from_slice(br#","prompt_token_ids":"#);
+            write_json(out, prompt);
+        }
+        out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
     }
 
     /// Adds the last chunk of a choice.
@@ -303,7 +157,9 @@ impl Frame {
         });
         out.extend_from_slice(br#","logprobs":null,"finish_reason":"#);
         write_json(out, finish);
-        out.extend_from_slice(b"}]}\n\n");
+        out.extend_from_slice(b"}]");
+        self.write_warnings(out);
+        out.extend_from_slice(b"}\n\n");
     }
 
     /// The chunk behind all choices that says what they cost.
@@ -321,6 +177,27 @@ impl Frame {
     }
 }
 
+/// Adds what a piece adds to the message of a chat.
+fn write_message_delta(out: &mut Vec<u8>, delta: &Delta) {
+    let has_more = !delta.reasoning.is_empty() || !delta.tool_calls.is_empty();
+    out.extend_from_slice(br#""delta":{"#);
+    if !delta.text.is_empty() || !has_more {
+        out.extend_from_slice(br#""content":"#);
+        write_json(out, &delta.text);
+    } else {
+        out.extend_from_slice(br#""content":null"#);
+    }
+    if !delta.reasoning.is_empty() {
+        write_reasoning(out, &delta.reasoning);
+    }
+    if !delta.tool_calls.is_empty() {
+        let calls: Vec<Value> = delta.tool_calls.iter().map(call_piece).collect();
+        out.extend_from_slice(br#","tool_calls":"#);
+        write_json(out, &calls);
+    }
+    out.push(b'}');
+}
+
 /// Begins a chunk with one choice.
 fn begin(out: &mut Vec<u8>, head: &[u8], index: usize) {
     out.extend_from_slice(head);
@@ -334,192 +211,4 @@ pub fn write_event(out: &mut Vec<u8>, object: &Value) {
     out.extend_from_slice(b"data: ");
     write_json(out, object);
     out.extend_from_slice(b"\n\n");
-}
-
-fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    serde_json::to_writer(out, value)
-        .expect("memory takes everything, and these types have a JSON form");
-}
-
-/// The text of a token, or its bytes as OpenAI writes them where it is part of a character: two
-/// tokens never have the same.
-fn text(token: &TokenLogprob) -> String {
-    match std::str::from_utf8(&token.bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => {
-            let bytes = token.bytes.iter().map(|byte| format!("\\x{byte:02x}"));
-            format!("bytes:{}", bytes.collect::<String>())
-        }
-    }
-}
-
-fn entry(token: &TokenLogprob) -> Value {
-    json!({"token": text(token), "logprob": token.logprob, "bytes": token.bytes.to_vec()})
-}
-
-/// OpenAI's figures, and ours under `kv`: means per KV head, sums over choices for bytes.
-fn usage(choices: &[Choice], per_prompt: usize) -> Value {
-    let prompt: u64 = choices
-        .iter()
-        .step_by(per_prompt.max(1))
-        .map(|choice| choice.usage.prompt_tokens)
-        .sum();
-    let completion: u64 = choices
-        .iter()
-        .map(|choice| choice.usage.generated_tokens)
-        .sum();
-    let cached: u64 = choices
-        .iter()
-        .step_by(per_prompt.max(1))
-        .map(|choice| choice.usage.cached_tokens)
-        .sum();
-    let sum = |field: fn(&Usage) -> u64| {
-        choices
-            .iter()
-            .map(|choice| field(&choice.usage))
-            .sum::<u64>()
-    };
-    let most = |field: fn(&Usage) -> u64| {
-        choices
-            .iter()
-            .map(|choice| field(&choice.usage))
-            .max()
-            .unwrap_or(0)
-    };
-    let mut warnings: Vec<&String> = choices
-        .iter()
-        .flat_map(|choice| &choice.usage.warnings)
-        .collect();
-    warnings.dedup();
-    json!({
-        "prompt_tokens": prompt, "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-        "kv": {
-            "evicted_tokens": most(|usage| usage.evicted_tokens),
-            "held_slots": most(|usage| usage.held_slots),
-            "held_bytes": sum(|usage| usage.held_bytes),
-            "full_cache_bytes": sum(|usage| usage.full_cache_bytes),
-            "warnings": warnings,
-        },
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn token(bytes: &[u8], top: Vec<TokenLogprob>) -> TokenLogprob {
-        TokenLogprob {
-            id: 1,
-            logprob: -0.5,
-            bytes: bytes.to_vec().into(),
-            top,
-        }
-    }
-
-    /// The answer to two deltas, read back.
-    fn whole(dialect: Dialect) -> Value {
-        let frame = Frame {
-            dialect,
-            id: "id".into(),
-            created: 7,
-            model: "m".into(),
-        };
-        let mut choice = Choice::default();
-        let top = || vec![token(b"b\"", Vec::new())];
-        for text in ["é\n", "x"] {
-            let delta = Delta {
-                text: text.into(),
-                tokens: vec![token(text.as_bytes(), top())],
-            };
-            choice.add(dialect, &delta);
-        }
-        assert!(choice.bytes() > 50);
-        choice.finish = Some("stop");
-        let choices = vec![choice, Choice::default()];
-        serde_json::from_slice(&frame.whole(choices, 1)).expect("JSON")
-    }
-
-    /// A character of four bytes in two tokens, another one alone, and a byte that is none.
-    #[test]
-    fn tokens_that_are_parts_of_characters_keep_their_bytes_and_count_none() {
-        let mut logprobs = Logprobs::default();
-        let smile = "😀".as_bytes();
-        let parts = [
-            b"a",
-            &smile[..2],
-            &smile[2..],
-            "é".as_bytes(),
-            b"\xff",
-            b"b",
-        ];
-        let top = || {
-            vec![
-                token(&smile[..1], Vec::new()),
-                token(&smile[..3], Vec::new()),
-            ]
-        };
-        for part in parts {
-            logprobs.add(Dialect::Completion, &token(part, top()));
-        }
-        let mut out = Vec::new();
-        logprobs.write(&mut out, Dialect::Completion);
-        let found: Value = serde_json::from_slice(&out).expect("JSON");
-        let texts = json!([
-            "a",
-            "bytes:\\xf0\\x9f",
-            "bytes:\\x98\\x80",
-            "é",
-            "bytes:\\xff",
-            "b"
-        ]);
-        assert_eq!(found["tokens"], texts);
-        assert_eq!(found["text_offset"], json!([0, 1, 1, 2, 3, 4]));
-        let top = found["top_logprobs"][0].as_object().expect("alternatives");
-        assert_eq!(top.len(), 2, "no two have the same key");
-    }
-
-    #[test]
-    fn a_whole_chat_is_written_as_an_object_would_be() {
-        let top = json!([{"token": "b\"", "logprob": -0.5, "bytes": [98, 34]}]);
-        let entry = |text: &str| {
-            let bytes = text.as_bytes();
-            json!({"token": text, "logprob": -0.5, "bytes": bytes, "top_logprobs": top})
-        };
-        let whole = whole(Dialect::Chat);
-        assert_eq!(
-            whole["choices"],
-            json!([
-                {
-                    "index": 0, "finish_reason": "stop",
-                    "logprobs": {"content": [entry("é\n"), entry("x")], "refusal": null},
-                    "message": {"role": "assistant", "content": "é\nx", "refusal": null},
-                },
-                {
-                    "index": 1, "finish_reason": null, "logprobs": null,
-                    "message": {"role": "assistant", "content": "", "refusal": null},
-                },
-            ])
-        );
-        assert_eq!(whole["object"], "chat.completion");
-        assert_eq!(whole["usage"]["total_tokens"], 0);
-    }
-
-    #[test]
-    fn a_whole_completion_is_written_as_an_object_would_be() {
-        let top = json!({"b\"": -0.5});
-        let whole = whole(Dialect::Completion);
-        assert_eq!(
-            whole["choices"][0],
-            json!({
-                "index": 0, "finish_reason": "stop", "text": "é\nx",
-                "logprobs": {
-                    "tokens": ["é\n", "x"], "token_logprobs": [-0.5, -0.5],
-                    "top_logprobs": [top, top], "text_offset": [0, 2],
-                },
-            })
-        );
-        assert_eq!((&whole["id"], &whole["created"]), (&json!("id"), &json!(7)));
-    }
 }

@@ -22,6 +22,13 @@ pub fn shorten(name: &str) -> String {
     }
 }
 
+/// By which names a body has the KV contract.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Named {
+    /// It has an object `kv`; names of their own otherwise, such as `kv_budget`.
+    pub has_kv: bool,
+}
+
 /// A failure with its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpError {
@@ -94,6 +101,21 @@ impl HttpError {
         self
     }
 
+    /// A failure of a request, with the names that its client used.
+    pub fn of(error: RequestError, named: Named) -> Self {
+        let path = error
+            .field
+            .filter(|path| named.has_kv && path.starts_with("kv."));
+        let Some(path) = path else {
+            return error.into();
+        };
+        let message = error.message.clone();
+        let mut http = Self::from(error);
+        http.body.param = Some(path.to_owned());
+        http.body.message = message;
+        http
+    }
+
     /// The object that goes over the wire.
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!({ "error": self.body })
@@ -110,18 +132,13 @@ impl From<RequestError> for HttpError {
             Class::CapacityExhausted => "rate_limit_error",
             _ => "server_error",
         };
+        let message = in_names_of_bodies(error.message, error.field);
         let (param, code) = match error.reason {
             // The one code that clients look for by name.
-            Reason::UnknownModel => (Some("model".to_owned()), "model_not_found"),
-            reason => (error.field.and_then(param).map(str::to_owned), reason.tag()),
+            Reason::UnknownModel => (Some("model"), "model_not_found"),
+            reason => (error.field.map(param), reason.tag()),
         };
-        let message = match (error.field, &param) {
-            // A guide is one field of the API and several of a body.
-            (Some(path), Some(name)) if path.starts_with("guide") => {
-                error.message.replacen(path, name, 1)
-            }
-            _ => error.message,
-        };
+        let param = param.map(str::to_owned);
         Self {
             status,
             body: ErrorBody {
@@ -135,9 +152,12 @@ impl From<RequestError> for HttpError {
     }
 }
 
-/// The name in a body of what stands under `path` in a `GenerateRequest`, where a body has it.
-fn param(path: &str) -> Option<&str> {
-    Some(match path {
+/// Parts of the contract that have names of their own in bodies.
+const KV_NAMES: [&str; 3] = ["kv.budget", "kv.policy", "kv.memory"];
+
+/// The name in a body of what stands under `path` in a `GenerateRequest`.
+fn param(path: &str) -> &str {
+    match path {
         "kv.budget" => "kv_budget",
         "kv.policy" => "kv_policy",
         "kv.memory" => "latent_memory",
@@ -146,8 +166,32 @@ fn param(path: &str) -> Option<&str> {
         "guide.regex" => "structured_outputs.regex",
         "guide.choice" => "structured_outputs.choice",
         "guide.grammar" => "structured_outputs.grammar",
-        _ if path.starts_with("kv.") => return None,
+        "chat.template_kwargs" => "chat_template_kwargs",
+        "chat.tool_name" => "tool_choice",
+        "text" | "token_ids" => "prompt",
+        _ if path.starts_with("kv.") => path,
         _ => path.rsplit('.').next().unwrap_or(path),
+    }
+}
+
+/// A message about fields of a `GenerateRequest`, about those of a body.
+fn in_names_of_bodies(message: String, field: Option<&'static str>) -> String {
+    let field = field.filter(|path| path.contains('.') && !KV_NAMES.contains(path));
+    let paths = KV_NAMES.into_iter().chain(field);
+    paths.fold(message, |message, path| {
+        // `kv.memory` is also how `kv.memory_slots` begins.
+        let mut out = String::with_capacity(message.len());
+        let mut rest = message.as_str();
+        while let Some(at) = rest.find(path) {
+            let (before, found) = rest.split_at(at);
+            let (path, behind) = found.split_at(path.len());
+            let goes_on = behind.starts_with(|c: char| c == '_' || c.is_ascii_alphanumeric());
+            out.push_str(before);
+            out.push_str(if goes_on { path } else { param(path) });
+            rest = behind;
+        }
+        out.push_str(rest);
+        out
     })
 }
 
@@ -198,12 +242,23 @@ mod tests {
             ("kv.budget", "kv_budget"),
             ("kv.policy", "kv_policy"),
             ("kv.memory", "latent_memory"),
+            ("kv.memory_slots", "kv.memory_slots"),
             ("sampling.temperature", "temperature"),
             ("stopping.max_tokens", "max_tokens"),
+            ("chat.tools", "tools"),
+            ("chat.tool_name", "tool_choice"),
+            ("text", "prompt"),
         ] {
             assert_eq!(param(path).as_deref(), Some(field));
         }
-        // A body has no such field.
-        assert_eq!(param("kv.memory_slots"), None);
+        let message = "kv.budget is 3 and kv.memory_slots 4: lower kv.memory";
+        let error = || RequestError::new(Reason::BadContract, message).in_field("kv.budget");
+        assert_eq!(
+            HttpError::from(error()).body.message,
+            "kv_budget is 3 and kv.memory_slots 4: lower latent_memory"
+        );
+        let sent_as_an_object = HttpError::of(error(), Named { has_kv: true }).body;
+        assert_eq!(sent_as_an_object.message, message);
+        assert_eq!(sent_as_an_object.param.as_deref(), Some("kv.budget"));
     }
 }

@@ -15,7 +15,7 @@ use palimpsest_proto::v1::{Delta, GenerateEvent};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answers::{Choice, Dialect, Frame, finish_reason, write_event};
-use super::error::HttpError;
+use super::error::{HttpError, Named};
 use super::wire::Choices;
 use crate::answer::{Answer, GivenUp};
 use crate::budget::held;
@@ -100,7 +100,11 @@ impl Echo {
             _ => return None,
         };
         let text = self.texts.get(index).cloned().unwrap_or_default();
-        Some(Delta { text, tokens })
+        Some(Delta {
+            text,
+            tokens,
+            ..Default::default()
+        })
     }
 }
 
@@ -171,8 +175,10 @@ impl Run {
         caller: Caller,
         asked: Choices,
     ) -> Result<Self, HttpError> {
-        let id = caller.id.as_str();
         let mut asked = asked;
+        let named = asked.named;
+        let id = asked.request_id.take().unwrap_or(caller.id);
+        let id = id.as_str();
         let count = asked.count();
         let requests = asked.prompts.iter_mut().flat_map(|one| &mut one.choices);
         for (index, request) in requests.enumerate() {
@@ -186,7 +192,7 @@ impl Run {
         let tells_prompt = asked.tells_prompt;
         let guided_by = asked.guided_by;
         let answers = service.generate_all(&caller.call, asked.prompts).await;
-        let answers = answers.map_err(|error| in_field_of_guide(error, guided_by))?;
+        let answers = answers.map_err(|error| in_field_of_guide(error, named, guided_by))?;
         let given_up = answers.iter().map(Answer::given_up).collect();
         let answers = answers.into_iter().enumerate();
         let mut events: Vec<_> = answers
@@ -212,6 +218,7 @@ impl Run {
             id: format!("{prefix}-{id}"),
             created,
             model,
+            warnings: asked.warnings,
         };
         let choices = vec![Choice::default(); count];
         let (per_prompt, include_usage) = (asked.per_prompt, asked.include_usage);
@@ -247,8 +254,8 @@ impl Run {
                     choice.finish = Some(finish_reason(finished.reason()));
                     choice.usage = finished.usage.unwrap_or_default();
                 }
-                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {
-                }
+                Some(Event::Started(started)) => choice.begin(started),
+                Some(Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
             }
             bytes += choice.bytes();
             if bytes > most {
@@ -311,7 +318,10 @@ impl Run {
         }
         let choice = &mut self.choices[index];
         match event {
-            Ok(Some(Event::Started(_))) => self.frame.write_opening(out, head, index),
+            Ok(Some(Event::Started(started))) => {
+                self.frame
+                    .write_opening(out, head, index, &started.prompt_token_ids);
+            }
             Ok(Some(Event::Delta(delta))) => self.write_delta(out, head, index, &delta),
             Ok(Some(Event::PromptLogprobs(_) | Event::Embedding(_))) => {}
             Ok(Some(Event::Finished(finished))) => {
@@ -347,9 +357,13 @@ impl Run {
 }
 
 /// A failure, with the name that the client gave its guide where that is at fault.
-fn in_field_of_guide(error: RequestError, guided_by: Option<&'static str>) -> HttpError {
+fn in_field_of_guide(
+    error: RequestError,
+    named: Named,
+    guided_by: Option<&'static str>,
+) -> HttpError {
     let is_of_guide = error.field.is_some_and(|path| path.starts_with("guide"));
-    let error = HttpError::from(error);
+    let error = HttpError::of(error, named);
     match guided_by {
         Some(name) if is_of_guide => error.renamed(name),
         _ => error,

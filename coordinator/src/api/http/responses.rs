@@ -99,7 +99,7 @@ async fn answer(
     request.request_id.clone_from(&caller.id);
     request.input = Some(Input::Chat(Chat {
         messages,
-        answer_prefix: String::new(),
+        ..Default::default()
     }));
     let answer = service.generate_for(&caller.call, request).await?;
     // What the request held until it was admitted is given back.
@@ -148,10 +148,7 @@ async fn go_on(
         let mut messages = Vec::new();
         for record in records {
             messages.extend(record.input.into_iter().map(chat_message));
-            messages.push(ChatMessage {
-                role: "assistant".into(),
-                content: record.output,
-            });
+            messages.push(ChatMessage::new("assistant", record.output));
         }
         messages
     };
@@ -329,10 +326,7 @@ fn check_parameters(parameters: &[(String, String)]) -> Result<(), HttpError> {
 }
 
 fn chat_message(message: Message) -> ChatMessage {
-    ChatMessage {
-        role: message.role,
-        content: message.text,
-    }
+    ChatMessage::new(message.role, message.text)
 }
 
 /// An answer that is about as large as what was read for it.

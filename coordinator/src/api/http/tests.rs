@@ -1,7 +1,9 @@
 //! What a request may take before it is admitted, and of an answer: the routes over a fake rank,
 //! without sockets.
 
+mod fields;
 mod sessions;
+mod tools;
 
 use std::sync::atomic::Ordering;
 
@@ -40,7 +42,23 @@ impl Server {
 
     /// A server whose group has not passed a step yet.
     fn waiting(config: Config) -> Self {
-        let rank = FakeRank::new(Script::endless(0, 1));
+        Self::scripted(config, Script::endless(0, 1))
+    }
+
+    /// A server of a model that says this, with this chat template.
+    async fn saying(text: &str, template: Option<&str>, config: Config) -> Self {
+        let mut script = Script::saying(text, 0, 1);
+        let model = script.rank.model.as_mut().expect("it has one");
+        if let Some(template) = template {
+            model.chat_template = template.into();
+        }
+        let server = Self::scripted(config, script);
+        assert!(server.coordinator.ready().await);
+        server
+    }
+
+    fn scripted(config: Config, script: Script) -> Self {
+        let rank = FakeRank::new(script);
         let executor = Box::new(ChannelExecutor::new(vec![rank.spawn()], config.step_limit));
         let coordinator = Coordinator::build(config, executor, vec![rank.info()]).unwrap();
         let router = router(coordinator.service().clone(), HttpLimits::default());
@@ -70,6 +88,22 @@ impl Server {
 
     fn post(&self, path: &str, body: &Value) -> impl Future<Output = Reply> + Send + use<> {
         self.send(post_of(path, Body::from(body.to_string())))
+    }
+
+    /// The objects of an answer that comes as events.
+    async fn events(&self, path: &str, body: &Value) -> Vec<Value> {
+        let mut router = self.router.clone();
+        let request = post_of(path, Body::from(body.to_string()));
+        let response = router.call(request).await.expect("it is infallible");
+        let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let text = String::from_utf8(bytes.into()).unwrap();
+        let objects = text
+            .split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: "));
+        let objects = objects.filter(|object| *object != "[DONE]");
+        objects
+            .map(|object| serde_json::from_str(object).unwrap())
+            .collect()
     }
 
     fn spawn(&self, path: &str, body: &Value) -> JoinHandle<Reply> {
@@ -120,10 +154,10 @@ async fn settle(server: &Server, held: u64) {
     }
 }
 
-/// Texts in roles were tokenised on the threads of connections, beats and probes: three roles of
+/// Texts beside contents were tokenised on the threads of connections, beats and probes: three of
 /// 0.8 MB delayed `/health` by 3 s.
 #[tokio::test]
-async fn roles_of_a_large_chat_wait_for_a_thread_and_health_does_not() {
+async fn names_in_a_large_chat_wait_for_a_thread_and_health_does_not() {
     let server = Server::start(Config {
         request_limit: Duration::from_secs(5),
         ..Config::default()
@@ -131,8 +165,9 @@ async fn roles_of_a_large_chat_wait_for_a_thread_and_health_does_not() {
     .await;
     let paused = server.service().pool.pause().await;
     let role = "x".repeat(10_000);
-    let roles = json!({"messages": vec![json!({"role": role}); 3], "max_tokens": 1});
-    let many = json!({"messages": vec![json!({"role": ""}); 1000], "max_tokens": 1});
+    let long = json!({"role": "user", "name": role});
+    let roles = json!({"messages": vec![long; 3], "max_tokens": 1});
+    let many = json!({"messages": vec![json!({"role": "user"}); 1000], "max_tokens": 1});
     let text = json!({"prompt": role, "max_tokens": 1});
     let ids = json!({"prompt": vec![1; 10_000], "max_tokens": 1});
     let waiting = [

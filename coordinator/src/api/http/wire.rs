@@ -1,50 +1,127 @@
 //! OpenAI's request bodies, and what they mean here.
 //!
-//! A field that we know is honoured or refused by name. Fields that clients send without expecting
-//! anything of the answer are ignored; any other is refused, as OpenAI does, because a typing error
-//! must not change an answer in silence.
+//! A field that we know is honoured, or ignored with a warning, or refused by name where it would
+//! change the answer (`table`). One that nobody knows is ignored with a warning, because no answer
+//! may change in silence; a strict server refuses it.
 //!
 //! A body is read field by field: what is not read is skipped, and lists are held no longer than
 //! they may be, so that a body takes a bounded multiple of its own bytes.
 
+mod chat;
 mod embeddings;
 mod fields;
 mod guide;
+mod kv;
 mod lists;
+mod messages;
 mod read;
 mod responses;
 mod sessions;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, tokenize_request};
+use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping, tokenize_request};
 use serde::Deserialize;
-use serde::de::{Error, IgnoredAny, MapAccess};
+use serde::de::{Error, MapAccess};
 
+use self::chat::ChatFields;
 pub use self::embeddings::{EmbeddingBody, EmbeddingsAsked, Encoding};
-use self::fields::{COMMON, Rest};
+use self::fields::Rest;
 use self::guide::GuideFields;
-use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
+use self::kv::{KvBody, KvNames, MAX_NAME_BYTES, contract};
+use self::lists::{Biases, MAX_CHOICES, Object, Positions, Prompts, StopIds, Stops};
+use self::read::read_field;
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
 pub use self::sessions::{
     AppendBody, CloseSessionBody, CreateSessionBody, ForkBody, OpenSessionBody,
 };
-use super::error::{HttpError, shorten};
+use self::table::Route;
+use super::error::{HttpError, Named, shorten};
+use crate::ids::RequestId;
 use crate::service::Prompted;
 
 /// Alternatives per token at most, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
-/// Bytes of a name at most: each choice has a copy of its own.
-const MAX_NAME_BYTES: usize = 1024;
+
+/// Fields of [`Common`].
+const COMMON: [&str; 40] = [
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "stream",
+    "stream_options",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "ignore_eos",
+    "priority",
+    "min_tokens",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "return_token_ids",
+    "truncate_prompt_tokens",
+    "best_of",
+    "request_id",
+    "kv",
+    "kv_budget",
+    "kv_policy",
+    "latent_memory",
+    "cache_salt",
+    "snapshot_at",
+    "session_id",
+    "prompt_logprobs",
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+];
+/// Fields of [`ChatRequest`] alone.
+const CHAT: [&str; 10] = [
+    "messages",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "answer_prefix",
+    "logprobs",
+    "top_logprobs",
+];
+/// Fields of [`TokenizeBody`].
+const TOKENIZE: [&str; 10] = [
+    "prompt",
+    "text",
+    "messages",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "answer_prefix",
+];
 
 /// What both kinds of request have.
 #[derive(Debug, Clone, Default)]
 pub struct Common {
     model: String,
-    max_tokens: Option<u32>,
-    max_completion_tokens: Option<u32>,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
     temperature: Option<f32>,
     top_p: Option<f32>,
     n: Option<usize>,
@@ -59,8 +136,17 @@ pub struct Common {
     top_k: Option<i64>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
-    ignore_eos: bool,
-    priority: i32,
+    ignore_eos: Option<bool>,
+    priority: Option<i32>,
+    min_tokens: Option<u32>,
+    stop_token_ids: Option<StopIds>,
+    include_stop_str_in_output: Option<bool>,
+    skip_special_tokens: Option<bool>,
+    return_token_ids: Option<bool>,
+    truncate_prompt_tokens: Option<i64>,
+    best_of: Option<usize>,
+    request_id: Option<String>,
+    kv: Option<Object<KvBody>>,
     kv_budget: Option<u32>,
     kv_policy: Option<String>,
     latent_memory: Option<String>,
@@ -82,7 +168,7 @@ struct StreamOptions {
 pub struct ChatRequest {
     /// What both kinds have.
     pub common: Common,
-    messages: Messages,
+    fields: ChatFields,
     logprobs: Option<bool>,
     top_logprobs: Option<u32>,
     rest: Rest,
@@ -103,7 +189,7 @@ pub struct CompletionRequest {
 #[derive(Debug, Clone, Default)]
 pub struct TokenizeBody {
     prompt: Option<String>,
-    messages: Option<Messages>,
+    fields: ChatFields,
 }
 
 /// A request as the service takes it.
@@ -121,6 +207,12 @@ pub struct Choices {
     pub include_usage: bool,
     /// The field that the answers' guide comes from.
     pub guided_by: Option<&'static str>,
+    /// The request's name, where the body has one.
+    pub request_id: Option<String>,
+    /// What the client is told of fields that do nothing.
+    pub warnings: Vec<String>,
+    /// By which names it sent the KV contract.
+    pub named: Named,
 }
 
 impl Choices {
@@ -136,18 +228,8 @@ impl Choices {
     }
 }
 
-/// Reads the value of the named field into the field of the same name.
-macro_rules! read_field {
-    ($body:expr, $field:expr, $values:expr; $($name:ident),* $(,)?) => {
-        match $field {
-            $(stringify!($name) => $body.$name = $values.next_value()?,)*
-            _ => _ = $values.next_value::<IgnoredAny>()?,
-        }
-    };
-}
-
 impl RequestBody for ChatRequest {
-    const OWN: &'static [&'static str] = &["messages", "logprobs", "top_logprobs"];
+    const OWN: &'static [&'static str] = &CHAT;
     const SHARED: &'static [&'static str] = &COMMON;
     const NEEDED: Option<&'static str> = Some("messages");
 
@@ -159,7 +241,11 @@ impl RequestBody for ChatRequest {
         if !Self::OWN.contains(&field) {
             return self.common.read(field, values);
         }
-        read_field!(self, field, values; messages, logprobs, top_logprobs);
+        match field {
+            "logprobs" => self.logprobs = values.next_value()?,
+            "top_logprobs" => self.top_logprobs = values.next_value()?,
+            _ => self.fields.read(field, values)?,
+        }
         Ok(())
     }
 
@@ -168,7 +254,7 @@ impl RequestBody for ChatRequest {
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        self.rest.read(name, values)
+        self.rest.read(Route::Chat, name, values)
     }
 }
 
@@ -194,12 +280,12 @@ impl RequestBody for CompletionRequest {
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        self.rest.read(name, values)
+        self.rest.read(Route::Completion, name, values)
     }
 }
 
 impl RequestBody for TokenizeBody {
-    const OWN: &'static [&'static str] = &["prompt", "text", "messages"];
+    const OWN: &'static [&'static str] = &TOKENIZE;
     const SHARED: &'static [&'static str] = &[];
     const NEEDED: Option<&'static str> = None;
 
@@ -217,7 +303,8 @@ impl RequestBody for TokenizeBody {
                 self.prompt = values.next_value()?;
             }
             "prompt" if self.prompt.is_some() => return Err(A::Error::duplicate_field("prompt")),
-            _ => read_field!(self, field, values; prompt, messages),
+            "prompt" => self.prompt = values.next_value()?,
+            _ => self.fields.read(field, values)?,
         }
         Ok(())
     }
@@ -238,9 +325,9 @@ impl TokenizeBody {
     /// # Errors
     /// Names the field that is wrong.
     pub fn input(self) -> Result<tokenize_request::Input, HttpError> {
-        match (self.prompt, self.messages) {
-            (Some(text), None) => Ok(tokenize_request::Input::Text(text)),
-            (None, Some(messages)) => Ok(tokenize_request::Input::Chat(messages.chat()?)),
+        match (self.prompt, self.fields.has_messages()) {
+            (Some(text), false) => Ok(tokenize_request::Input::Text(text)),
+            (None, true) => Ok(tokenize_request::Input::Chat(self.fields.chat()?)),
             _ => Err(HttpError::invalid(
                 "prompt",
                 "send either `prompt` or `messages`",
@@ -254,9 +341,9 @@ impl ChatRequest {
     ///
     /// # Errors
     /// Names the field that is wrong or not supported.
-    pub fn choices(self) -> Result<Choices, HttpError> {
-        self.rest.check()?;
-        let chat = self.messages.chat()?;
+    pub fn choices(self, is_strict: bool) -> Result<Choices, HttpError> {
+        let warnings = self.rest.warnings(is_strict)?;
+        let chat = self.fields.chat()?;
         let logprobs = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (true, top) => Some(check_top("top_logprobs", top.unwrap_or(0))?),
             (false, None | Some(0)) => None,
@@ -274,6 +361,7 @@ impl ChatRequest {
             .choices(vec![Input::Chat(chat)], count, logprobs)?;
         Ok(Choices {
             tells_prompt,
+            warnings,
             ..choices
         })
     }
@@ -284,8 +372,8 @@ impl CompletionRequest {
     ///
     /// # Errors
     /// Names the field that is wrong or not supported.
-    pub fn choices(self) -> Result<Choices, HttpError> {
-        self.rest.check()?;
+    pub fn choices(self, is_strict: bool) -> Result<Choices, HttpError> {
+        let warnings = self.rest.warnings(is_strict)?;
         let logprobs = self
             .logprobs
             .map(|top| check_top("logprobs", top))
@@ -302,6 +390,7 @@ impl CompletionRequest {
         Ok(Choices {
             echoes,
             tells_prompt,
+            warnings,
             ..choices
         })
     }
@@ -320,9 +409,10 @@ impl Common {
             self, field, values;
             model, max_tokens, max_completion_tokens, temperature, top_p, n, stop, seed,
             frequency_penalty, presence_penalty, logit_bias, stream, stream_options, top_k, min_p,
-            repetition_penalty, ignore_eos, priority, kv_budget, kv_policy, latent_memory,
-            cache_salt, snapshot_at,
-            session_id, prompt_logprobs,
+            repetition_penalty, ignore_eos, priority, min_tokens, stop_token_ids,
+            include_stop_str_in_output, skip_special_tokens, return_token_ids,
+            truncate_prompt_tokens, best_of, request_id, kv, kv_budget, kv_policy, latent_memory,
+            cache_salt, snapshot_at, session_id, prompt_logprobs,
         );
         Ok(())
     }
@@ -346,20 +436,31 @@ impl Common {
     ) -> Result<Choices, HttpError> {
         let per_prompt = self.n.unwrap_or(1);
         let count = per_prompt.saturating_mul(prompts);
+        if prompts == 0 {
+            return Err(HttpError::invalid("prompt", "send at least one prompt"));
+        }
         if count == 0 || count > MAX_CHOICES {
             let message = format!(
                 "n times the number of prompts is {count}: ask for 1 to {MAX_CHOICES} choices"
             );
             return Err(HttpError::invalid("n", message));
         }
+        if self.best_of.is_some_and(|best| best != per_prompt) {
+            let message = "best_of must be n: all answers are sent, and none is chosen";
+            return Err(HttpError::invalid("best_of", message));
+        }
+        let request_id = self.request_id()?;
+        let named = Named {
+            has_kv: self.kv.is_some(),
+        };
         let include_usage = self
             .stream_options
             .as_ref()
             .is_some_and(|options| options.include_usage);
-        let named = std::mem::take(&mut self.guide).guide()?;
-        let guided_by = named.as_ref().map(|named| named.field);
+        let guided = std::mem::take(&mut self.guide).guide()?;
+        let guided_by = guided.as_ref().map(|guided| guided.field);
         let request = GenerateRequest {
-            guide: named.map(|named| named.guide),
+            guide: guided.map(|guided| guided.guide),
             ..self.request(logprobs)?
         };
         let choice = |index: usize| {
@@ -385,15 +486,67 @@ impl Common {
             tells_prompt: false,
             include_usage,
             guided_by,
+            request_id,
+            warnings: Vec::new(),
+            named,
         })
     }
 
+    /// The request's name, if it can be one.
+    fn request_id(&self) -> Result<Option<String>, HttpError> {
+        let Some(id) = self.request_id.as_deref().filter(|id| !id.is_empty()) else {
+            return Ok(None);
+        };
+        if RequestId::parse(id).is_some() {
+            return Ok(Some(id.to_owned()));
+        }
+        let most = RequestId::MAX_BYTES;
+        let message = format!("request_id must be at most {most} printable ASCII characters");
+        Err(HttpError::invalid("request_id", message))
+    }
+
+    /// How the answer ends.
+    fn stopping(&mut self) -> Result<Stopping, HttpError> {
+        let asked = match self.max_completion_tokens {
+            Some(tokens) => ("max_completion_tokens", Some(tokens)),
+            None => ("max_tokens", self.max_tokens),
+        };
+        let (max_tokens, fill_context) = match asked {
+            (_, None) => (None, false),
+            (_, Some(-1)) => (None, true),
+            (field, Some(tokens)) => {
+                let tokens = u32::try_from(tokens).map_err(|_| {
+                    let message = format!("{field} must be -1, or 1 to {}", u32::MAX);
+                    HttpError::invalid(field, message)
+                })?;
+                (Some(tokens), false)
+            }
+        };
+        Ok(Stopping {
+            max_tokens,
+            fill_context,
+            stop: self.stop.take().unwrap_or_default().strings()?,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            stop_token_ids: self.stop_token_ids.take().unwrap_or_default().0,
+            min_tokens: self.min_tokens.unwrap_or(0),
+        })
+    }
+
+    /// Tokens of the prompt that are kept.
+    fn truncation(&self) -> Result<Option<u64>, HttpError> {
+        match self.truncate_prompt_tokens {
+            None => Ok(None),
+            Some(kept) => u64::try_from(kept).map(Some).map_err(|_| {
+                let message = "truncate_prompt_tokens must be at least 1";
+                HttpError::invalid("truncate_prompt_tokens", message)
+            }),
+        }
+    }
+
     /// All but the input.
-    fn request(self, logprobs: Option<u32>) -> Result<GenerateRequest, HttpError> {
+    fn request(mut self, logprobs: Option<u32>) -> Result<GenerateRequest, HttpError> {
         check_names([
             ("model", Some(&self.model)),
-            ("kv_policy", self.kv_policy.as_ref()),
-            ("latent_memory", self.latent_memory.as_ref()),
             ("cache_salt", self.cache_salt.as_ref()),
             ("session_id", self.session_id.as_ref()),
         ])?;
@@ -403,41 +556,44 @@ impl Common {
             k => u32::try_from(k)
                 .map_err(|_| HttpError::invalid("top_k", "top_k must be -1, 0 or positive"))?,
         };
+        // OpenAI's default; over gRPC the default is greedy.
+        let temperature = self.temperature.unwrap_or(1.0);
+        // No probability but the largest one's is left.
+        let is_greedy = self.top_p == Some(0.0);
         let sampling = Sampling {
-            // OpenAI's default; over gRPC the default is greedy.
-            temperature: Some(self.temperature.unwrap_or(1.0)),
+            temperature: Some(if is_greedy { 0.0 } else { temperature }),
             top_k,
-            top_p: self.top_p,
+            top_p: self.top_p.filter(|_| !is_greedy),
             min_p: self.min_p.unwrap_or(0.0),
             repetition_penalty: self.repetition_penalty,
             frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
             seed: self.seed.map(i64::cast_unsigned),
-            logit_bias: self.logit_bias.unwrap_or_default().entries()?,
+            logit_bias: self.logit_bias.take().unwrap_or_default().entries()?,
             logprobs,
             prompt_logprobs: self
                 .prompt_logprobs
                 .map(|top| check_top("prompt_logprobs", top))
                 .transpose()?,
         };
-        let stop = self.stop.unwrap_or_default().strings()?;
-        let max_tokens = self.max_completion_tokens.or(self.max_tokens);
-        let kv = KvContract {
-            budget: self.kv_budget.unwrap_or(0),
-            policy: self.kv_policy.unwrap_or_default(),
-            memory: self.latent_memory.unwrap_or_default(),
-            ..Default::default()
+        let stopping = self.stopping()?;
+        let truncate_prompt_tokens = self.truncation()?;
+        let Object(body) = self.kv.unwrap_or_default();
+        let names = KvNames {
+            budget: self.kv_budget,
+            policy: self.kv_policy,
+            memory: self.latent_memory,
         };
         Ok(GenerateRequest {
             model: self.model,
             sampling: Some(sampling),
-            stopping: Some(Stopping {
-                max_tokens,
-                stop,
-                ignore_eos: self.ignore_eos,
-            }),
-            kv: Some(kv),
-            priority: self.priority,
+            stopping: Some(stopping),
+            kv: Some(contract(body, names)?),
+            priority: self.priority.unwrap_or(0),
+            show_special_tokens: self.skip_special_tokens == Some(false),
+            include_stop: self.include_stop_str_in_output.unwrap_or(false),
+            return_token_ids: self.return_token_ids.unwrap_or(false),
+            truncate_prompt_tokens,
             cache_salt: self.cache_salt.unwrap_or_default(),
             snapshot_at: self.snapshot_at.unwrap_or_default().0,
             session_id: self.session_id.unwrap_or_default(),

@@ -132,6 +132,24 @@ async fn max_tokens_and_ignored_ends() {
     );
 }
 
+/// Ranks are told what may not be sampled at first, by position.
+#[tokio::test(start_paused = true)]
+async fn ends_that_come_too_early_are_banned_up_to_their_position() {
+    let (coordinator, ranks) = start_with(config(), vec![Script::saying("ab", 0, 1)]).await;
+    let mut request = prompt(3, 6);
+    let stopping = request.stopping.as_mut().unwrap();
+    (stopping.min_tokens, stopping.stop_token_ids) = (2, vec![5]);
+    generate(&coordinator, request).await.unwrap();
+    let plans = ranks[0].plans().into_iter();
+    let inits = plans
+        .flat_map(|plan| plan.sequences)
+        .filter_map(|one| one.init);
+    let init = inits.last().unwrap();
+    let eos = crate::executor::fake::IM_END;
+    assert_eq!((init.banned_at_first, init.banned_until), (vec![eos, 5], 5));
+    assert_eq!(init.banned, Vec::<u32>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dropped_stream_is_released_by_the_next_plan() {
     let (coordinator, ranks) = start_with(config(), vec![Script::endless(0, 1)]).await;

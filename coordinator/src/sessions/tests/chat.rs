@@ -74,7 +74,7 @@ async fn messages_are_read_without_an_answer_and_answered_later() {
     server.create("c").await;
     let system = Chat {
         messages: vec![message("system", "be brief")],
-        answer_prefix: String::new(),
+        ..Default::default()
     };
     server
         .append("c", append_request::Input::Chat(system))

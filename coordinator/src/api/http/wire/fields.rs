@@ -5,21 +5,12 @@ use std::fmt;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::table::{self, Neutral, Route, What};
 use crate::api::http::error::{HttpError, shorten};
 
-/// Sent by clients, and without effect on an answer.
-pub(super) const IGNORED: [&str; 10] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-    "verbosity",
-    "reasoning_effort",
-    "prompt_cache_retention",
-];
+/// Names that warnings have of fields that were ignored.
+const MAX_WARNINGS: usize = 16;
+
 /// A field that is not supported, and what to say of it.
 pub(super) struct Unsupported {
     name: &'static str,
@@ -32,21 +23,6 @@ impl Unsupported {
     }
 }
 
-/// Fields of OpenAI's that would change the answer; refused unless they ask for what is done
-/// anyway.
-const UNSUPPORTED: [Unsupported; 10] = [
-    Unsupported::new("tools", "tool calls are not supported"),
-    Unsupported::new("tool_choice", "tool calls are not supported"),
-    Unsupported::new("functions", "function calls are not supported"),
-    Unsupported::new("function_call", "function calls are not supported"),
-    Unsupported::new("modalities", "only the modality `text` is supported"),
-    Unsupported::new("audio", "audio is not supported"),
-    Unsupported::new("prediction", "predicted outputs are not supported"),
-    Unsupported::new("web_search_options", "web search is not supported"),
-    Unsupported::new("best_of", "use `n` instead"),
-    Unsupported::new("suffix", "insertion is not supported"),
-];
-
 /// Fields that no type reads, and that have an answer of their own.
 pub(super) struct Known {
     /// Without effect on an answer.
@@ -55,56 +31,105 @@ pub(super) struct Known {
     pub unsupported: &'static [Unsupported],
 }
 
-/// Those of chats and completions.
-const KNOWN: Known = Known {
-    ignored: &IGNORED,
-    unsupported: &UNSUPPORTED,
-};
-
 /// The fields of a body that no type reads: nothing is held of them but what is wrong.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rest {
     refused: Option<HttpError>,
+    /// Those that do nothing here, no more than there may be warnings.
+    ignored: Vec<Ignored>,
+}
+
+/// A field that was read over, and would be refused by a strict server.
+#[derive(Debug, Clone)]
+struct Ignored {
+    /// The beginning of its name.
+    name: String,
+    is_known: bool,
 }
 
 impl Rest {
     /// Reads over a field of a chat or completion.
     pub(super) fn read<'de, A: MapAccess<'de>>(
         &mut self,
+        route: Route,
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        self.read_among(&KNOWN, name, values)
+        match table::find(route, name) {
+            Some(What::Refused { why, neutral }) => {
+                let is_neutral = values.next_value_seed(IsDefault { name, neutral })?;
+                if !is_neutral {
+                    self.refuse(name, format!("`{name}`: {why}"));
+                }
+            }
+            Some(What::Bookkeeping) => _ = values.next_value::<IgnoredAny>()?,
+            found => {
+                values.next_value::<IgnoredAny>()?;
+                if self.ignored.len() < MAX_WARNINGS {
+                    self.ignored.push(Ignored {
+                        name: shorten(name),
+                        is_known: found.is_some(),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Reads over a field of a body of which these are known.
+    /// Reads over a field of a body of which these are known, and no other is taken.
     pub(super) fn read_among<'de, A: MapAccess<'de>>(
         &mut self,
         known: &Known,
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        let refused = match known.unsupported.iter().find(|one| one.name == name) {
+        match known.unsupported.iter().find(|one| one.name == name) {
             Some(unsupported) => {
-                let is_default = values.next_value_seed(IsDefault { name })?;
-                (!is_default).then(|| format!("`{name}`: {}", unsupported.why))
+                let neutral = table::NOTHING;
+                let is_default = values.next_value_seed(IsDefault { name, neutral })?;
+                if !is_default {
+                    self.refuse(name, format!("`{name}`: {}", unsupported.why));
+                }
             }
             None => {
                 values.next_value::<IgnoredAny>()?;
-                let is_known = known.ignored.contains(&name);
-                (!is_known).then(|| format!("unknown field `{}`", shorten(name)))
+                if !known.ignored.contains(&name) {
+                    self.refuse(name, format!("unknown field `{}`", shorten(name)));
+                }
             }
-        };
-        if let (Some(message), None) = (refused, &self.refused) {
-            self.refused = Some(HttpError::invalid(&shorten(name), message));
         }
         Ok(())
     }
 
+    fn refuse(&mut self, name: &str, message: String) {
+        if self.refused.is_none() {
+            self.refused = Some(HttpError::invalid(&shorten(name), message));
+        }
+    }
+
     /// # Errors
-    /// Names the first field that would change the answer, or that nobody knows.
+    /// Names the first field that would change the answer.
     pub(super) fn check(&self) -> Result<(), HttpError> {
         self.refused.clone().map_or(Ok(()), Err)
+    }
+
+    /// What the client is told of fields that do nothing.
+    ///
+    /// # Errors
+    /// A strict server refuses the first of them instead.
+    pub(super) fn warnings(self, is_strict: bool) -> Result<Vec<String>, HttpError> {
+        self.check()?;
+        let said = |Ignored { name, is_known }: &Ignored| match is_known {
+            true => format!("`{name}` has no effect here"),
+            false => format!("unknown field `{name}`"),
+        };
+        if let (true, Some(first)) = (is_strict, self.ignored.first()) {
+            return Err(HttpError::invalid(&first.name, said(first)));
+        }
+        let ignored = self.ignored.iter();
+        Ok(ignored
+            .map(|one| format!("{}: it was ignored", said(one)))
+            .collect())
     }
 }
 
@@ -112,6 +137,7 @@ impl Rest {
 #[derive(Clone, Copy)]
 struct IsDefault<'a> {
     name: &'a str,
+    neutral: Neutral,
 }
 
 impl<'de> DeserializeSeed<'de> for IsDefault<'_> {
@@ -134,22 +160,19 @@ impl<'de> Visitor<'de> for IsDefault<'_> {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
-        Ok(!value)
+        Ok(value == self.neutral.flag)
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<bool, E> {
-        Ok(matches!(
-            (self.name, value),
-            ("best_of", 1) | ("top_logprobs", 0)
-        ))
+        Ok(self.neutral.number == Some(value as f64))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
-        Ok(false)
+    fn visit_i64<E>(self, value: i64) -> Result<bool, E> {
+        Ok(self.neutral.number == Some(value as f64))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
-        Ok(false)
+    fn visit_f64<E>(self, value: f64) -> Result<bool, E> {
+        Ok(self.neutral.number == Some(value))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<bool, E> {
@@ -222,38 +245,3 @@ impl<'de> Deserialize<'de> for IsText {
         from.deserialize_any(Any).map(Self)
     }
 }
-
-/// Fields of [`Common`](super::Common).
-pub(super) const COMMON: [&str; 31] = [
-    "model",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "n",
-    "stop",
-    "seed",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "stream",
-    "stream_options",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "ignore_eos",
-    "priority",
-    "kv_budget",
-    "kv_policy",
-    "latent_memory",
-    "cache_salt",
-    "snapshot_at",
-    "session_id",
-    "prompt_logprobs",
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-];

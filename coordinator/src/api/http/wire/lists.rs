@@ -1,49 +1,61 @@
-//! The parts of a body that may be long: messages, prompts, stop strings, biases. They are held as
-//! the service takes them, and no further than it would.
+//! The parts of a body that may be long: prompts, stop strings, biases. They are held as the
+//! service takes them, and no further than it would.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use palimpsest_proto::error::{Reason, RequestError};
+use palimpsest_proto::v1::TokenIds;
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{Chat, ChatMessage, TokenIds};
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::read::object;
-use crate::api::http::error::{HttpError, shorten};
-use crate::request::{MAX_BIASES, MAX_MARKS, MAX_STOP_BYTES, MAX_STOP_STRINGS};
+use crate::api::http::error::HttpError;
+use crate::request::{MAX_BIASES, MAX_MARKS, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOP_STRINGS};
 
 /// Choices of one request at most, over all its prompts.
 pub const MAX_CHOICES: usize = 16;
 
-/// Positions of a prompt, no more than one too many.
-#[derive(Debug, Clone, Default)]
-pub struct Positions(pub Vec<u64>);
+/// Numbers, no more than one too many.
+#[derive(Debug, Clone)]
+pub struct Numbers<T, const MOST: usize>(pub Vec<T>);
 
-impl<'de> Deserialize<'de> for Positions {
+/// Positions of a prompt.
+pub type Positions = Numbers<u64, MAX_MARKS>;
+/// Token ids that end an answer.
+pub type StopIds = Numbers<u32, MAX_STOP_IDS>;
+
+impl<T, const MOST: usize> Default for Numbers<T, MOST> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Numbers<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct List;
+        struct List<T, const MOST: usize>(PhantomData<T>);
 
-        impl<'de> Visitor<'de> for List {
-            type Value = Positions;
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
+            type Value = Numbers<T, MOST>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of positions")
+                f.write_str("a list of numbers")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Positions, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
                 let mut kept = Vec::new();
-                while let Some(position) = list.next_element()? {
-                    if kept.len() <= MAX_MARKS {
-                        kept.push(position);
+                while let Some(number) = list.next_element()? {
+                    if kept.len() <= MOST {
+                        kept.push(number);
                     }
                 }
-                Ok(Positions(kept))
+                Ok(Numbers(kept))
             }
         }
 
-        from.deserialize_seq(List)
+        from.deserialize_seq(List(PhantomData))
     }
 }
 
@@ -101,7 +113,11 @@ impl<'de> Deserialize<'de> for Stops {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Stops, A::Error> {
                 let mut stops = Stops::default();
-                while let Some(stop) = list.next_element::<String>()? {
+                while let Some(stop) = list.next_element::<Option<String>>()? {
+                    // Some clients fill the places that they do not use with nulls.
+                    let Some(stop) = stop else {
+                        continue;
+                    };
                     stops.count += 1;
                     if stops.count <= MAX_STOP_STRINGS {
                         stops.kept.push(stop);
@@ -176,97 +192,6 @@ impl<'de> Deserialize<'de> for Biases {
     }
 }
 
-/// A conversation.
-#[derive(Debug, Clone, Default)]
-pub struct Messages {
-    messages: Vec<ChatMessage>,
-    other: Option<OtherPart>,
-}
-
-/// The first part of a message that is no text.
-#[derive(Debug, Clone)]
-struct OtherPart {
-    message: usize,
-    /// The beginning of its type.
-    kind: String,
-}
-
-impl Messages {
-    /// The conversation as the service takes it.
-    ///
-    /// # Errors
-    /// Names the message that has something else than text.
-    pub fn chat(self) -> Result<Chat, HttpError> {
-        if let Some(OtherPart { message, kind }) = self.other {
-            let text = format!("content of type `{kind}` is not supported, only `text`");
-            return Err(HttpError::invalid(
-                &format!("messages[{message}].content"),
-                text,
-            ));
-        }
-        Ok(Chat {
-            messages: self.messages,
-            answer_prefix: String::new(),
-        })
-    }
-}
-
-#[derive(Deserialize)]
-struct Message {
-    role: String,
-    #[serde(default)]
-    content: Option<Content>,
-}
-
-/// The text of a message, which comes whole or in parts.
-#[derive(Default)]
-struct Content {
-    text: String,
-    other: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    text: String,
-}
-
-impl<'de> Deserialize<'de> for Messages {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct List;
-
-        impl<'de> Visitor<'de> for List {
-            type Value = Messages;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of messages")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Messages, A::Error> {
-                let mut messages = Messages::default();
-                while let Some(Object(Message { role, content })) = list.next_element()? {
-                    let Content { text, other } = content.unwrap_or_default();
-                    if let (Some(kind), None) = (other, &messages.other) {
-                        messages.other = Some(OtherPart {
-                            message: messages.messages.len(),
-                            kind,
-                        });
-                    }
-                    messages.messages.push(ChatMessage {
-                        role,
-                        content: text,
-                    });
-                }
-                Ok(messages)
-            }
-        }
-
-        from.deserialize_seq(List)
-    }
-}
-
 /// What stands in an object, and not in a list in the order of its fields.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Object<T>(pub T);
@@ -274,41 +199,6 @@ pub(super) struct Object<T>(pub T);
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         object(from).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Parts;
-
-        impl<'de> Visitor<'de> for Parts {
-            type Value = Content;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or a list of parts")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-                Ok(Content {
-                    text: text.to_owned(),
-                    other: None,
-                })
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Content, A::Error> {
-                let mut content = Content::default();
-                while let Some(Object(Part { kind, text })) = list.next_element()? {
-                    if kind == "text" {
-                        content.text.push_str(&text);
-                    } else {
-                        content.other.get_or_insert_with(|| shorten(&kind));
-                    }
-                }
-                Ok(content)
-            }
-        }
-
-        from.deserialize_any(Parts)
     }
 }
 

@@ -12,6 +12,17 @@ use crate::api::http::error::shorten;
 /// Bytes of a body that are read as fast as one of a text is tokenised.
 pub const PARSE_SPEED: usize = 16;
 
+/// Reads the value of the named field into the field of the same name.
+macro_rules! read_field {
+    ($body:expr, $field:expr, $values:expr; $($name:ident),* $(,)?) => {
+        match $field {
+            $(stringify!($name) => $body.$name = $values.next_value()?,)*
+            _ => _ = $values.next_value::<serde::de::IgnoredAny>()?,
+        }
+    };
+}
+pub(super) use read_field;
+
 /// A body that is a JSON object.
 pub trait RequestBody: Default {
     /// Fields of this body alone.

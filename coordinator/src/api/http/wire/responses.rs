@@ -242,7 +242,7 @@ impl ResponseBody {
         };
         let stream = self.common.stream.unwrap_or(false);
         let common = Common {
-            max_completion_tokens: self.max_output_tokens,
+            max_completion_tokens: self.max_output_tokens.map(i64::from),
             ..self.common
         };
         let request = GenerateRequest {

@@ -5,7 +5,7 @@ use palimpsest_proto::v1::{
 };
 use serde::de::{Error, IgnoredAny, MapAccess};
 
-use super::lists::Messages;
+use super::messages::Messages;
 use super::read::RequestBody;
 use crate::api::http::error::{HttpError, shorten};
 

@@ -9,7 +9,7 @@ fn ask(extra: &Value) -> Result<(Option<Guide>, Option<&'static str>), HttpError
     let fields = extra.as_object().unwrap().clone();
     body.as_object_mut().unwrap().extend(fields);
     let body = read_body::<ChatRequest>(body.to_string().as_bytes());
-    let choices = body.expect("well-formed").choices()?;
+    let choices = body.expect("well-formed").choices(false)?;
     let [first, second] = &choices.prompts[0].choices[..] else {
         panic!("two choices")
     };
