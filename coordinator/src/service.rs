@@ -27,7 +27,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::Pool;
-use crate::request::{self, Checked, ValidRequest};
+use crate::request::{self, Checked, Cut, Marked, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
 use crate::sessions::{Opening, Sessions, Turn};
@@ -71,6 +71,8 @@ pub struct Prompted {
     pub input: Option<Input>,
     /// One for each answer; their own inputs are not read.
     pub choices: Vec<GenerateRequest>,
+    /// Where in a conversation beginnings end whose states are kept as well; sessions have none.
+    pub cuts: Vec<Cut>,
 }
 
 /// A choice whose fields were checked, and its place among those of its tenant.
@@ -83,6 +85,7 @@ struct Choice {
 struct CheckedPrompt {
     input: Option<Input>,
     choices: Vec<Choice>,
+    cuts: Vec<Cut>,
 }
 
 /// By what prompts of a call are checked.
@@ -193,6 +196,7 @@ impl Service {
         let asked = Prompted {
             input: request.input.take(),
             choices: vec![request],
+            cuts: Vec::new(),
         };
         let answers = self.generate_all(call, vec![asked]).await?;
         let none = || RequestError::new(Reason::Internal, "a choice has no answer");
@@ -266,25 +270,36 @@ impl Service {
         };
         self.driver.admission().check(&asker)?;
         let mut requests = Vec::new();
-        for CheckedPrompt { input, choices } in prompts {
+        for CheckedPrompt {
+            input,
+            choices,
+            cuts,
+        } in prompts
+        {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
+            let (deadline, mut marks) = (first.deadline, Vec::new());
             let prompt: Arc<[u32]> = match turn.take() {
                 Some(begun) => {
-                    let deadline = first.deadline;
                     let extended = self.extend_turn(call, begun, input, opening, deadline);
                     let (extended, prompt) = extended.await?;
                     turn = Some(extended);
                     prompt
                 }
-                None => self.tokenize_prompt(call, input, first.deadline).await?,
+                None => {
+                    let marked = self.tokenize_prompt(call, input, cuts, deadline);
+                    let marked = marked.await?;
+                    marks = marked.marks;
+                    marked.ids.into()
+                }
             };
             for Choice {
                 checked,
                 mut permit,
             } in choices
             {
+                let checked = checked.marked_at(&marks);
                 let mut request = checked.with_prompt(prompt.clone(), model, config)?;
                 request.reuse = self.reuse(call, &request);
                 request.flow = flow.clone();
@@ -317,7 +332,7 @@ impl Service {
     fn check_prompt(
         &self,
         call: &Call,
-        Prompted { input, choices }: Prompted,
+        asked: Prompted,
         rules: Rules,
     ) -> Result<CheckedPrompt, RequestError> {
         let (model, config) = (&self.model, &self.config);
@@ -332,26 +347,36 @@ impl Service {
             };
             Ok::<_, RequestError>(Choice { checked, permit })
         };
+        let Prompted {
+            input,
+            choices,
+            cuts,
+        } = asked;
         let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
         if rules.needs_input || input.is_some() {
             request::check_input(input.as_ref())?;
         }
-        Ok(CheckedPrompt { input, choices })
+        Ok(CheckedPrompt {
+            input,
+            choices,
+            cuts,
+        })
     }
 
-    /// Token ids of a prompt, made where that may take time.
+    /// Token ids of a prompt, and how many of them its beginnings have, made where that may take
+    /// time.
     async fn tokenize_prompt(
         &self,
         call: &Call,
         input: Option<Input>,
+        cuts: Vec<Cut>,
         deadline: Instant,
-    ) -> Result<Arc<[u32]>, RequestError> {
+    ) -> Result<Marked, RequestError> {
         let bytes = input.as_ref().map_or(0, request::weight);
         let (model, config) = (self.model.clone(), self.config.clone());
-        let work = move || request::tokenize(input, &model, &config);
+        let work = move || request::tokenize_marked(input, &cuts, &model, &config);
         let charge = call.charge.clone();
-        let ids = self.pool.run(bytes, deadline, charge, work).await?;
-        Ok(ids.into())
+        self.pool.run(bytes, deadline, charge, work).await
     }
 
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
@@ -442,7 +467,7 @@ impl Service {
     pub fn describe(&self) -> GetModelResponse {
         let info = &self.model.info;
         GetModelResponse {
-            name: info.name.clone(),
+            name: self.model.name().to_owned(),
             architecture: info.architecture.clone(),
             context_length: info.context_length,
             layers: info.layers,

@@ -217,6 +217,26 @@ fn response_bodies() -> Vec<Case> {
     ]
 }
 
+/// The same, for messages as Anthropic's clients send them.
+fn anthropic_bodies() -> Vec<Case> {
+    let case = |name, body| Case {
+        name,
+        path: "/v1/messages",
+        body,
+    };
+    let no = "],\"max_tokens\":1,\"temperature\":-1}";
+    let turn = |index: usize| {
+        let role = ["user", "assistant"][index % 2];
+        format!("{{\"role\":\"{role}\",\"content\":\"\"}}")
+    };
+    let block = |_: usize| "{\"type\":\"text\",\"text\":\"\"}".to_owned();
+    let start = "{\"messages\":[{\"role\":\"user\",\"content\":[";
+    vec![
+        case("turns", filled("{\"system\":\"a\",\"messages\":[", turn, no)),
+        case("blocks", filled(start, block, &format!("]}}{no}"))),
+    ]
+}
+
 /// Bodies of which nothing is kept.
 fn skipped() -> Vec<Case> {
     let case = |name, body| Case {
@@ -248,13 +268,15 @@ fn skipped() -> Vec<Case> {
 
 async fn check_bodies(coordinator: &Coordinator) {
     // What is made once for all is made.
-    for case in bodies().iter().chain(&response_bodies()).chain(&skipped()) {
+    let all = [bodies(), response_bodies(), anthropic_bodies(), skipped()];
+    for case in all.iter().flatten() {
         send(coordinator, case.path, case.body).await;
     }
-    for case in bodies().into_iter().chain(response_bodies()) {
-        check_body(coordinator, &case, SIZE * BODY_WEIGHT as usize).await;
+    let [bodies, responses, messages, skipped] = all;
+    for case in [bodies, responses, messages].iter().flatten() {
+        check_body(coordinator, case, SIZE * BODY_WEIGHT as usize).await;
     }
-    for case in skipped() {
+    for case in skipped {
         // The body, once in pieces and once in one.
         check_body(coordinator, &case, 2 * SIZE).await;
     }

@@ -75,6 +75,7 @@ impl Service {
         let asked = Prompted {
             input,
             choices: vec![request],
+            cuts: Vec::new(),
         };
         let mut usage = None;
         let answers = self.start_all(call, vec![asked], Opening::Nothing).await?;

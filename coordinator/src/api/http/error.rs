@@ -124,6 +124,7 @@ fn param(path: &str) -> Option<&str> {
 }
 
 impl IntoResponse for HttpError {
+    /// The response has the error among its extensions: some routes have another shape for it.
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
         if matches!(
@@ -145,6 +146,7 @@ impl IntoResponse for HttpError {
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -2,6 +2,7 @@
 //! without sockets.
 
 mod sessions;
+mod web;
 
 use std::sync::atomic::Ordering;
 

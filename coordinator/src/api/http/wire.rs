@@ -7,6 +7,7 @@
 //! A body is read field by field: what is not read is skipped, and lists are held no longer than
 //! they may be, so that a body takes a bounded multiple of its own bytes.
 
+mod anthropic;
 mod fields;
 mod lists;
 mod read;
@@ -22,6 +23,7 @@ use serde::de::{Error, IgnoredAny, MapAccess};
 
 use self::fields::{COMMON, Rest};
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
+pub use self::anthropic::{CountBody, CountRequest, MessagesBody, MessagesRequest};
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
 pub use self::sessions::{
@@ -322,6 +324,7 @@ impl Common {
         let prompted = |input| Prompted {
             input: Some(input),
             choices: (0..per_prompt).map(choice).collect(),
+            cuts: Vec::new(),
         };
         Ok(Choices {
             prompts: inputs.into_iter().map(prompted).collect(),
