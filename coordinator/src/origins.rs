@@ -69,10 +69,12 @@ fn normal(origin: &str) -> Result<String, BadOrigin> {
         "https" => Some(443),
         _ => None,
     };
-    Ok(match authority.port_u16().filter(|port| Some(*port) != implied) {
-        Some(port) => format!("{scheme}://{host}:{port}"),
-        None => format!("{scheme}://{host}"),
-    })
+    Ok(
+        match authority.port_u16().filter(|port| Some(*port) != implied) {
+            Some(port) => format!("{scheme}://{host}:{port}"),
+            None => format!("{scheme}://{host}"),
+        },
+    )
 }
 
 #[cfg(test)]

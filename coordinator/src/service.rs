@@ -88,6 +88,25 @@ struct CheckedPrompt {
     cuts: Vec<Cut>,
 }
 
+/// A prompt as all its choices have it.
+struct SharedPrompt {
+    ids: Arc<[u32]>,
+    /// Lengths of the beginnings whose states are kept as well.
+    marks: Vec<u64>,
+    /// What the client should know of it.
+    warning: Option<String>,
+}
+
+impl SharedPrompt {
+    fn of(ids: Arc<[u32]>) -> Self {
+        Self {
+            ids,
+            marks: Vec::new(),
+            warning: None,
+        }
+    }
+}
+
 /// By what prompts of a call are checked.
 struct Rules {
     opening: Opening,
@@ -247,7 +266,6 @@ impl Service {
         let arrived = Instant::now();
         call.arrive()?;
         call.hold_copies(&asked)?;
-        let (model, config) = (&self.model, &self.config);
         let mut turn = self.begin_turn(call, &mut asked).await?;
         let checked = asked.into_iter().map(|one| {
             let needs_input = turn.is_none();
@@ -262,10 +280,9 @@ impl Service {
             )
         });
         let prompts: Vec<CheckedPrompt> = checked.collect::<Result<_, _>>()?;
-        let flow = call.flow();
         let choices = prompts.iter().flat_map(|one| &one.choices);
         let asker = Asker {
-            flow: flow.clone(),
+            flow: call.flow(),
             priority: choices.map(|one| one.checked.priority).max().unwrap_or(0),
         };
         self.driver.admission().check(&asker)?;
@@ -279,37 +296,18 @@ impl Service {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
-            let (deadline, mut marks) = (first.deadline, Vec::new());
-            let prompt: Arc<[u32]> = match turn.take() {
+            let deadline = first.deadline;
+            let mut prompt = match turn.take() {
                 Some(begun) => {
                     let extended = self.extend_turn(call, begun, input, opening, deadline);
-                    let (extended, prompt) = extended.await?;
+                    let (extended, ids) = extended.await?;
                     turn = Some(extended);
-                    prompt
+                    SharedPrompt::of(ids)
                 }
-                None => {
-                    let marked = self.tokenize_prompt(call, input, cuts, deadline);
-                    let marked = marked.await?;
-                    marks = marked.marks;
-                    marked.ids.into()
-                }
+                None => self.tokenize_prompt(call, input, cuts, deadline).await?,
             };
-            for Choice {
-                checked,
-                mut permit,
-            } in choices
-            {
-                let checked = checked.marked_at(&marks);
-                let mut request = checked.with_prompt(prompt.clone(), model, config)?;
-                request.reuse = self.reuse(call, &request);
-                request.flow = flow.clone();
-                let warning = turn.as_ref().and_then(Turn::warning);
-                request.warnings.extend(warning);
-                if let Some(permit) = &mut permit {
-                    permit.reserve(request.max_total_tokens())?;
-                }
-                requests.push((request, permit));
-            }
+            prompt.warning = turn.as_ref().and_then(Turn::warning);
+            requests.extend(self.requests(call, choices, &prompt)?);
         }
         let submit = |(request, permit)| {
             let answer = self.submit(call, request)?.of_tenant(permit);
@@ -363,6 +361,29 @@ impl Service {
         })
     }
 
+    /// The requests of a prompt's choices, and their places among those of their tenant.
+    fn requests(
+        &self,
+        call: &Call,
+        choices: Vec<Choice>,
+        prompt: &SharedPrompt,
+    ) -> Result<Vec<(ValidRequest, Option<TenantPermit>)>, RequestError> {
+        let request = |choice: Choice| {
+            let checked = choice.checked.marked_at(&prompt.marks);
+            let (model, config) = (&self.model, &self.config);
+            let mut request = checked.with_prompt(prompt.ids.clone(), model, config)?;
+            request.reuse = self.reuse(call, &request);
+            request.flow = call.flow();
+            request.warnings.extend(prompt.warning.clone());
+            let mut permit = choice.permit;
+            if let Some(permit) = &mut permit {
+                permit.reserve(request.max_total_tokens())?;
+            }
+            Ok((request, permit))
+        };
+        choices.into_iter().map(request).collect()
+    }
+
     /// Token ids of a prompt, and how many of them its beginnings have, made where that may take
     /// time.
     async fn tokenize_prompt(
@@ -371,12 +392,19 @@ impl Service {
         input: Option<Input>,
         cuts: Vec<Cut>,
         deadline: Instant,
-    ) -> Result<Marked, RequestError> {
+    ) -> Result<SharedPrompt, RequestError> {
         let bytes = input.as_ref().map_or(0, request::weight);
         let (model, config) = (self.model.clone(), self.config.clone());
+        // Where nothing is kept, marks mean nothing.
+        let keeps = model.snapshots.memory > 0;
+        let cuts = if keeps { cuts } else { Vec::new() };
         let work = move || request::tokenize_marked(input, &cuts, &model, &config);
         let charge = call.charge.clone();
-        self.pool.run(bytes, deadline, charge, work).await
+        let Marked { ids, marks } = self.pool.run(bytes, deadline, charge, work).await?;
+        Ok(SharedPrompt {
+            marks,
+            ..SharedPrompt::of(ids.into())
+        })
     }
 
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's

@@ -232,7 +232,10 @@ fn anthropic_bodies() -> Vec<Case> {
     let block = |_: usize| "{\"type\":\"text\",\"text\":\"\"}".to_owned();
     let start = "{\"messages\":[{\"role\":\"user\",\"content\":[";
     vec![
-        case("turns", filled("{\"system\":\"a\",\"messages\":[", turn, no)),
+        case(
+            "turns",
+            filled("{\"system\":\"a\",\"messages\":[", turn, no),
+        ),
         case("blocks", filled(start, block, &format!("]}}{no}"))),
     ]
 }

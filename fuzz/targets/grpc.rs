@@ -1,5 +1,5 @@
-//! A `GenerateRequest` or a `ModelInferRequest` as bytes on the wire: decoded, checked, and answered
-//! to the end.
+//! A `GenerateRequest` or a `ModelInferRequest` as bytes on the wire: decoded, checked, and
+//! answered to the end.
 #![no_main]
 
 use std::cell::RefCell;

@@ -22,6 +22,9 @@ def main(base_url: str) -> None:
         "extra_body": {"temperature": 0, "seed": 1, **ours},
     }
 
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").display_name == "tiny"
+
     message = client.messages.create(**asked)
     (block,) = message.content
     assert message.role == "assistant" and block.type == "text" and block.text, message

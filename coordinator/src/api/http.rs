@@ -19,8 +19,8 @@
 //! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape, or
 //! Anthropic's on the routes of messages. `HEAD` is taken where `GET` is, and `OPTIONS` everywhere.
 
-mod anthropic;
 mod answers;
+mod anthropic;
 mod error;
 mod generate;
 mod headers;
@@ -59,8 +59,8 @@ pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
 use self::headers::{API_KEY, REQUEST_ID};
 pub use self::limits::HttpLimits;
-pub use self::server::{serve, serve_probes, serve_waiting};
 use self::origin::Trusted;
+pub use self::server::{serve, serve_probes, serve_waiting};
 use self::sessions::SessionBody;
 use self::wire::{
     AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CountBody, CreateSessionBody,

@@ -108,9 +108,15 @@ mod tests {
         let cuts = [cut(0, 8), cut(1, 7), cut(1, 19)];
         let found = marked(conversation, &cuts);
         assert_eq!(found.len(), 3);
-        assert!(found[0].contains("Be brief") && !found[0].contains("A book"), "{found:?}");
+        assert!(
+            found[0].contains("Be brief") && !found[0].contains("A book"),
+            "{found:?}"
+        );
         assert!(found[1].ends_with("A book."), "{found:?}");
-        assert!(found[2].contains("A question?") && !found[2].contains("So"), "{found:?}");
+        assert!(
+            found[2].contains("A question?") && !found[2].contains("So"),
+            "{found:?}"
+        );
         // Whoever asks another question has the second beginning in common, and no more.
         let other = chat(&[("system", "Be brief"), ("user", "A book. Why?")]);
         assert_eq!(marked(other, &cuts[1..2]), found[1..2]);

@@ -5,8 +5,8 @@
 //! | `POST /v1/messages` | a message, whole or as server-sent events |
 //! | `POST /v1/messages/count_tokens` | how many tokens a conversation has |
 //!
-//! The version that a client names in `anthropic-version` changes nothing: what is here has been
-//! the same in all of them.
+//! The version that a client names in `anthropic-version` does not matter: what is here is the same
+//! in all of them. That it names one tells which shape of models and errors it reads elsewhere.
 
 mod error;
 mod events;
@@ -28,7 +28,7 @@ use self::object::Frame;
 use self::run::Run;
 use super::error::HttpError;
 use super::generate::{Caller, answers};
-use super::headers::{ANTHROPIC_REQUEST_ID, REQUEST_ID};
+use super::headers::{ANTHROPIC_REQUEST_ID, ANTHROPIC_VERSION, REQUEST_ID};
 use super::wire::{CountBody, MessagesBody};
 use crate::service::Service;
 
@@ -89,10 +89,13 @@ pub async fn count(
     Ok(Json(json!({"input_tokens": counted.await?})).into_response())
 }
 
-/// Gives what these routes answer the shape that Anthropic's clients read: the request's name in
-/// their header, and errors as their objects, whoever made them.
+/// Gives answers the shape that Anthropic's clients read, on these routes and to whoever names a
+/// version of theirs: the request's name in their header, and errors as their objects, whoever made
+/// them.
 pub async fn in_their_shape(request: Request, next: Next) -> Response {
-    if !request.uri().path().starts_with(ROUTES) {
+    let is_theirs = request.uri().path().starts_with(ROUTES)
+        || request.headers().contains_key(ANTHROPIC_VERSION);
+    if !is_theirs {
         return next.run(request).await;
     }
     let id = request.headers().get(REQUEST_ID).cloned();

@@ -2,19 +2,24 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use palimpsest_proto::v1::GetModelResponse;
 use serde_json::{Value, json};
 
 use super::error::{HttpError, shorten};
+use super::headers::ANTHROPIC_VERSION;
 use crate::service::Service;
 
 /// `GET /v1/models`.
-pub async fn list(State(service): State<Service>) -> Json<Value> {
+pub async fn list(State(service): State<Service>, headers: HeaderMap) -> Json<Value> {
     let described = service.describe();
-    let names = service.model.names();
-    let data: Vec<Value> = names.map(|name| object(name, &described)).collect();
-    Json(json!({"object": "list", "data": data}))
+    let names: Vec<&str> = service.model.names().collect();
+    let object = shape(&headers);
+    let data: Vec<Value> = names.iter().map(|name| object(name, &described)).collect();
+    Json(json!({
+        "object": "list", "data": data, "has_more": false, "first_id": names.first(),
+        "last_id": names.last(),
+    }))
 }
 
 /// `GET /v1/models/{name}`.
@@ -24,9 +29,10 @@ pub async fn list(State(service): State<Service>) -> Json<Value> {
 pub async fn one(
     State(service): State<Service>,
     Path(name): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, HttpError> {
     if service.model.names().any(|own| own == name) {
-        return Ok(Json(object(&name, &service.describe())));
+        return Ok(Json(shape(&headers)(&name, &service.describe())));
     }
     let mut error = HttpError::protocol(
         StatusCode::NOT_FOUND,
@@ -35,6 +41,23 @@ pub async fn one(
     );
     error.body.param = Some("model".to_owned());
     Err(error)
+}
+
+/// The object of a model that its client reads.
+fn shape(headers: &HeaderMap) -> fn(&str, &GetModelResponse) -> Value {
+    if headers.contains_key(ANTHROPIC_VERSION) {
+        anthropic_object
+    } else {
+        object
+    }
+}
+
+/// Anthropic's fields. Nobody knows when a model was made.
+fn anthropic_object(name: &str, model: &GetModelResponse) -> Value {
+    json!({
+        "type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active", "max_input_tokens": model.context_length, "max_tokens": null,
+    })
 }
 
 /// OpenAI's fields, and what a request may ask of this model.

@@ -39,8 +39,8 @@ pub(super) fn check(
             || host.is_some_and(|host| host.as_str().eq_ignore_ascii_case(page.as_str()))
     });
     if !is_ours && !trusted.origins.allow(origin) {
-        let message = "a page of another site may not ask: name its origin with --cors, or its host \
-                       with --allowed-host, or give the service keys";
+        let message = "a page of another site may not ask: name its origin with --cors, or its \
+                       host with --allowed-host, or give the service keys";
         return Err(refusal("origin_not_allowed", message));
     }
     // What a form can send, a browser sends without asking first.
@@ -185,12 +185,18 @@ mod tests {
         assert_eq!(verdict(&[], &[host, origin, JSON]), "origin_not_allowed");
         let other = ("origin", "https://app.example:8443");
         assert_eq!(ask(&[host, other, JSON]), "origin_not_allowed");
-        assert_eq!(ask(&[("host", "app.example"), origin, JSON]), "host_not_allowed");
+        assert_eq!(
+            ask(&[("host", "app.example"), origin, JSON]),
+            "host_not_allowed"
+        );
         let form = ("content-type", "text/plain");
         assert_eq!(ask(&[host, origin, form]), "unsupported_content_type");
         let any = |lines: &[_]| verdict_with(&[], &["*"], lines);
         assert_eq!(any(&[host, other, JSON]), "");
-        assert_eq!(any(&[("host", "evil.example"), other, JSON]), "host_not_allowed");
+        assert_eq!(
+            any(&[("host", "evil.example"), other, JSON]),
+            "host_not_allowed"
+        );
     }
 
     #[test]

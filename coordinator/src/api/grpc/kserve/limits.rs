@@ -1,5 +1,5 @@
-//! Lists of a `ModelInferRequest`, counted before they are decoded: a tensor or a parameter may take
-//! two bytes on the wire, and what is made of it some hundreds.
+//! Lists of a `ModelInferRequest`, counted before they are decoded: a tensor or a parameter may
+//! take two bytes on the wire, and what is made of it some hundreds.
 
 use tonic::Status;
 
@@ -52,7 +52,10 @@ pub(super) fn check(message: &[u8]) -> Result<(), Status> {
     for whole in [&PARAMETERS, &INPUTS, &OUTPUTS, &RAW] {
         whole.check(&[message])?;
     }
-    let (inputs, outputs) = (parts(message, INPUTS.number)?, parts(message, OUTPUTS.number)?);
+    let (inputs, outputs) = (
+        parts(message, INPUTS.number)?,
+        parts(message, OUTPUTS.number)?,
+    );
     OF_INPUT.check(&inputs)?;
     OF_OUTPUT.check(&outputs)?;
     for input in inputs {

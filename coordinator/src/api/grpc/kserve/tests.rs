@@ -99,7 +99,10 @@ fn text(response: &ModelInferResponse) -> String {
     let [output] = &response.outputs[..] else {
         panic!("{response:?}")
     };
-    assert_eq!((output.name.as_str(), output.datatype.as_str()), ("text_output", "BYTES"));
+    assert_eq!(
+        (output.name.as_str(), output.datatype.as_str()),
+        ("text_output", "BYTES")
+    );
     let bytes = match &response.raw_output_contents[..] {
         [raw] => {
             assert!(output.contents.is_none());
@@ -138,13 +141,23 @@ async fn what_is_served_is_described() {
         assert_eq!(ready.ready, expected, "{name} {version}");
     }
     let server = client.server_metadata(ServerMetadataRequest {}).await;
-    assert_eq!(server.unwrap().into_inner().version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        server.unwrap().into_inner().version,
+        env!("CARGO_PKG_VERSION")
+    );
     let of = |name: &str| ModelMetadataRequest {
         name: name.into(),
         version: String::new(),
     };
-    let model = client.model_metadata(of("fake")).await.unwrap().into_inner();
-    assert_eq!((model.name.as_str(), &model.versions[..]), ("fake", &["1".to_owned()][..]));
+    let model = client
+        .model_metadata(of("fake"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (model.name.as_str(), &model.versions[..]),
+        ("fake", &["1".to_owned()][..])
+    );
     assert_eq!((model.inputs.len(), model.outputs.len()), (1, 1));
     let unknown = client.model_metadata(of("other")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
@@ -156,12 +169,21 @@ async fn what_is_served_is_described() {
 #[tokio::test]
 async fn a_text_is_answered_in_the_form_in_which_it_came() {
     let mut served = serve(Script::saying("Hé there", 0, 1), Config::default()).await;
-    for (request, shape) in [(asking("hello"), vec![1]), (asking_raw("hello"), vec![1, 1])] {
+    for (request, shape) in [
+        (asking("hello"), vec![1]),
+        (asking_raw("hello"), vec![1, 1]),
+    ] {
         let is_raw = !request.raw_input_contents.is_empty();
         let response = served.client.model_infer(request).await.unwrap();
-        assert_eq!(response.metadata().get("palimpsest-request-id").unwrap(), "id-1");
+        assert_eq!(
+            response.metadata().get("palimpsest-request-id").unwrap(),
+            "id-1"
+        );
         let response = response.into_inner();
-        assert_eq!((response.model_name.as_str(), response.id.as_str()), ("fake", "id-1"));
+        assert_eq!(
+            (response.model_name.as_str(), response.id.as_str()),
+            ("fake", "id-1")
+        );
         assert_eq!(text(&response), "Hé there");
         assert_eq!(response.outputs[0].shape, shape);
         assert_eq!(!response.raw_output_contents.is_empty(), is_raw);
@@ -191,7 +213,10 @@ async fn a_whole_answer_ends_where_it_can_no_longer_be_held() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("100 bytes"), "{refused}");
     let figures = served.coordinator.service().metrics.encode();
-    assert!(figures.contains("outcome=\"answer_too_large\"} 1"), "{figures}");
+    assert!(
+        figures.contains("outcome=\"answer_too_large\"} 1"),
+        "{figures}"
+    );
 }
 
 #[tokio::test]
@@ -208,14 +233,22 @@ async fn requests_on_a_stream_are_answered_one_after_the_other_piece_by_piece() 
     let all = [
         named("first", asking_raw("hello")),
         named("wrong", wrong),
-        named("unknown", ModelInferRequest { model_name: "no".into(), ..asking("x") }),
+        named(
+            "unknown",
+            ModelInferRequest {
+                model_name: "no".into(),
+                ..asking("x")
+            },
+        ),
         named("last", asking("hello")),
     ];
     let (more, requests) = mpsc::channel(4);
     for request in all {
         more.send(request).await.unwrap();
     }
-    let stream = served.client.model_stream_infer(ReceiverStream::new(requests));
+    let stream = served
+        .client
+        .model_stream_infer(ReceiverStream::new(requests));
     let mut responses = stream.await.unwrap().into_inner();
     let (mut texts, mut errors) = (Vec::<String>::new(), Vec::new());
     let mut of_one = String::new();
@@ -238,8 +271,14 @@ async fn requests_on_a_stream_are_answered_one_after_the_other_piece_by_piece() 
         }
     }
     assert_eq!(texts, ["first: abc", "last: abc"]);
-    assert!(errors[0].1.contains("unknown parameter `tempo`"), "{errors:?}");
-    assert!(errors[1].0 == "unknown" && errors[1].1.contains("has the model"), "{errors:?}");
+    assert!(
+        errors[0].1.contains("unknown parameter `tempo`"),
+        "{errors:?}"
+    );
+    assert!(
+        errors[1].0 == "unknown" && errors[1].1.contains("has the model"),
+        "{errors:?}"
+    );
     drop(more);
     assert!(responses.next().await.is_none());
     assert_eq!(served.coordinator.service().budget.held(), 0);
@@ -269,7 +308,9 @@ async fn keys_and_the_budget_bound_streams_as_they_do_requests() {
     assert_eq!(refused.code(), Code::Unauthenticated);
     let refused = client.server_live(ServerLiveRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
-    let without = client.model_stream_infer(tokio_stream::iter(vec![asking("a")])).await;
+    let without = client
+        .model_stream_infer(tokio_stream::iter(vec![asking("a")]))
+        .await;
     assert_eq!(without.unwrap_err().code(), Code::Unauthenticated);
 
     // More messages than would find room together: each gives its own back.
@@ -327,9 +368,18 @@ fn what_is_wrong_with_a_request_is_named() {
     for (request, expected) in [
         (inputs(Vec::new()), "send `text_input` once"),
         (inputs(vec![one(), one()]), "send `text_input` once"),
-        (with(|input| input.name = "image".into()), "`image` is no input"),
-        (with(|input| input.datatype = "INT32".into()), "BYTES of the shape [1]"),
-        (with(|input| input.shape = vec![2]), "BYTES of the shape [1]"),
+        (
+            with(|input| input.name = "image".into()),
+            "`image` is no input",
+        ),
+        (
+            with(|input| input.datatype = "INT32".into()),
+            "BYTES of the shape [1]",
+        ),
+        (
+            with(|input| input.shape = vec![2]),
+            "BYTES of the shape [1]",
+        ),
         (with(|input| input.shape = vec![]), "BYTES of the shape [1]"),
         (with(|input| input.contents = None), "has one element"),
         (
@@ -348,11 +398,26 @@ fn what_is_wrong_with_a_request_is_named() {
             "has one element",
         ),
         (output("image"), "the only output is `text_output`"),
-        (parameters("max_tokens", ParameterChoice::Int64Param(-1)), "`max_tokens` must be"),
-        (parameters("max_tokens", ParameterChoice::DoubleParam(1.0)), "`max_tokens` must be"),
-        (parameters("temperature", ParameterChoice::BoolParam(true)), "`temperature` must be"),
-        (parameters("stop", ParameterChoice::Int64Param(1)), "`stop` must be"),
-        (parameters("sequence_id", ParameterChoice::Int64Param(1)), "`sequence_id`"),
+        (
+            parameters("max_tokens", ParameterChoice::Int64Param(-1)),
+            "`max_tokens` must be",
+        ),
+        (
+            parameters("max_tokens", ParameterChoice::DoubleParam(1.0)),
+            "`max_tokens` must be",
+        ),
+        (
+            parameters("temperature", ParameterChoice::BoolParam(true)),
+            "`temperature` must be",
+        ),
+        (
+            parameters("stop", ParameterChoice::Int64Param(1)),
+            "`stop` must be",
+        ),
+        (
+            parameters("sequence_id", ParameterChoice::Int64Param(1)),
+            "`sequence_id`",
+        ),
     ] {
         let message = refused(request);
         assert!(message.contains(expected), "{message}: {expected}");
@@ -362,7 +427,10 @@ fn what_is_wrong_with_a_request_is_named() {
         ..asking("a")
     };
     assert_eq!(asked(version).unwrap_err().code(), Code::NotFound);
-    let long = refused(parameters(&"x".repeat(100_000), ParameterChoice::BoolParam(true)));
+    let long = refused(parameters(
+        &"x".repeat(100_000),
+        ParameterChoice::BoolParam(true),
+    ));
     assert!(long.len() < 200);
 }
 
@@ -397,17 +465,32 @@ fn every_parameter_reaches_the_request() {
     // As it comes over the wire.
     let request = read(request.encode_to_vec().into()).unwrap().request;
     let sampling = request.sampling.unwrap();
-    assert_eq!((sampling.temperature, sampling.top_p), (Some(0.5), Some(1.0)));
-    assert_eq!((sampling.top_k, sampling.min_p, sampling.seed), (0, 0.25, Some(u64::MAX)));
+    assert_eq!(
+        (sampling.temperature, sampling.top_p),
+        (Some(0.5), Some(1.0))
+    );
+    assert_eq!(
+        (sampling.top_k, sampling.min_p, sampling.seed),
+        (0, 0.25, Some(u64::MAX))
+    );
     assert_eq!(sampling.repetition_penalty, Some(1.5));
-    assert_eq!((sampling.frequency_penalty, sampling.presence_penalty), (-0.5, 0.5));
+    assert_eq!(
+        (sampling.frequency_penalty, sampling.presence_penalty),
+        (-0.5, 0.5)
+    );
     let stopping = request.stopping.unwrap();
     assert_eq!((stopping.max_tokens, stopping.ignore_eos), (Some(7), true));
     assert_eq!(stopping.stop, ["x"]);
     let kv = request.kv.unwrap();
-    assert_eq!((kv.budget, kv.policy.as_str(), kv.memory.as_str()), (512, "window", "none"));
+    assert_eq!(
+        (kv.budget, kv.policy.as_str(), kv.memory.as_str()),
+        (512, "window", "none")
+    );
     assert_eq!((request.cache_salt.as_str(), request.priority), ("s", 2));
-    assert_eq!((request.deadline_ms, request.request_id.as_str()), (1, "id-1"));
+    assert_eq!(
+        (request.deadline_ms, request.request_id.as_str()),
+        (1, "id-1")
+    );
 }
 
 /// An element takes two bytes on the wire, and what is made of it some hundreds.

@@ -36,10 +36,18 @@ impl Reply {
     fn error(&self) -> (u16, Value, Value, Value) {
         let json = self.json();
         assert_eq!(json["type"], "error", "{json}");
-        assert_eq!(json["request_id"], self.headers["request-id"].to_str().unwrap());
+        assert_eq!(
+            json["request_id"],
+            self.headers["request-id"].to_str().unwrap()
+        );
         let error = &json["error"];
         let field = |name: &str| error[name].clone();
-        (self.status.as_u16(), field("type"), field("code"), field("param"))
+        (
+            self.status.as_u16(),
+            field("type"),
+            field("code"),
+            field("param"),
+        )
     }
 
     /// The objects of server-sent events, each under the name that stands in it.
@@ -95,7 +103,8 @@ impl Server {
 
     async fn count(&self, body: Value) -> Reply {
         let request = Request::post("/v1/messages/count_tokens");
-        self.send(request.body(Body::from(body.to_string())).unwrap()).await
+        self.send(request.body(Body::from(body.to_string())).unwrap())
+            .await
     }
 }
 
@@ -110,22 +119,40 @@ fn asking(extra: Value) -> Value {
 #[tokio::test]
 async fn a_message_is_whole_and_says_how_it_ended_and_what_it_took() {
     let server = Server::saying("Hé there").await;
-    let reply = server.ask(json!({"system": "Be brief", "temperature": 0})).await;
+    let reply = server
+        .ask(json!({"system": "Be brief", "temperature": 0}))
+        .await;
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
-    assert_eq!((&reply.headers["request-id"], &reply.headers["x-request-id"]), (
-        &axum::http::HeaderValue::from_static("r"),
-        &axum::http::HeaderValue::from_static("r"),
-    ));
+    assert_eq!(
+        (&reply.headers["request-id"], &reply.headers["x-request-id"]),
+        (
+            &axum::http::HeaderValue::from_static("r"),
+            &axum::http::HeaderValue::from_static("r"),
+        )
+    );
     let message = reply.json();
     let prompt = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n\
                   <|im_start|>assistant\n";
     let tokenizer = &server.coordinator.service().model.tokenizer;
     let prompt = tokenizer.encode(prompt, false).unwrap().len();
     assert_eq!(
-        (&message["id"], &message["type"], &message["role"], &message["model"]),
-        (&json!("msg_r"), &json!("message"), &json!("assistant"), &json!("fake"))
+        (
+            &message["id"],
+            &message["type"],
+            &message["role"],
+            &message["model"]
+        ),
+        (
+            &json!("msg_r"),
+            &json!("message"),
+            &json!("assistant"),
+            &json!("fake")
+        )
     );
-    assert_eq!(message["content"], json!([{"type": "text", "text": "Hé there"}]));
+    assert_eq!(
+        message["content"],
+        json!([{"type": "text", "text": "Hé there"}])
+    );
     assert_eq!(message["stop_reason"], "end_turn");
     assert_eq!(message["stop_sequence"], Value::Null);
     let usage = &message["usage"];
@@ -139,7 +166,10 @@ async fn a_message_is_whole_and_says_how_it_ended_and_what_it_took() {
         "system": [{"type": "text", "text": "Be brief"}], "model": "fake",
         "messages": [{"role": "user", "content": "hello"}],
     });
-    assert_eq!(server.count(counted).await.json(), json!({"input_tokens": prompt}));
+    assert_eq!(
+        server.count(counted).await.json(),
+        json!({"input_tokens": prompt})
+    );
 }
 
 #[tokio::test]
@@ -148,7 +178,11 @@ async fn the_reason_of_an_end_is_named_as_anthropic_does() {
     let ended = async |extra| {
         let message = server.ask(extra).await.json();
         let text = message["content"][0]["text"].clone();
-        (text, message["stop_reason"].clone(), message["stop_sequence"].clone())
+        (
+            text,
+            message["stop_reason"].clone(),
+            message["stop_sequence"].clone(),
+        )
     };
     assert_eq!(
         ended(json!({"stop_sequences": ["x", ", thr"]})).await,
@@ -175,13 +209,22 @@ async fn a_stream_has_anthropics_events_in_their_order() {
     assert_eq!(reply.headers["content-type"], "text/event-stream");
     assert_eq!(reply.headers["request-id"], "r");
     let events = reply.events();
-    let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let kinds: Vec<&str> = events
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
     assert_eq!(kinds[..3], ["message_start", "content_block_start", "ping"]);
     let (deltas, end) = kinds[3..].split_at(kinds.len() - 6);
-    assert!(deltas.iter().all(|kind| *kind == "content_block_delta"), "{kinds:?}");
+    assert!(
+        deltas.iter().all(|kind| *kind == "content_block_delta"),
+        "{kinds:?}"
+    );
     assert_eq!(end, ["content_block_stop", "message_delta", "message_stop"]);
     let begun = &events[0]["message"];
-    assert_eq!((&begun["content"], &begun["stop_reason"]), (&json!([]), &Value::Null));
+    assert_eq!(
+        (&begun["content"], &begun["stop_reason"]),
+        (&json!([]), &Value::Null)
+    );
     assert_eq!(begun["usage"]["output_tokens"], 0);
     let text: String = events
         .iter()
@@ -189,10 +232,16 @@ async fn a_stream_has_anthropics_events_in_their_order() {
         .collect();
     assert_eq!(text, "Hé\n");
     let last = &events[events.len() - 2];
-    assert_eq!(last["delta"], json!({"stop_reason": "end_turn", "stop_sequence": null}));
+    assert_eq!(
+        last["delta"],
+        json!({"stop_reason": "end_turn", "stop_sequence": null})
+    );
     let whole = server.ask(json!({})).await.json();
     assert_eq!(last["usage"], whole["usage"]);
-    assert_eq!(begun["usage"]["input_tokens"], whole["usage"]["input_tokens"]);
+    assert_eq!(
+        begun["usage"]["input_tokens"],
+        whole["usage"]["input_tokens"]
+    );
 }
 
 #[tokio::test]
@@ -202,7 +251,10 @@ async fn a_stream_that_fails_ends_with_the_error() {
     let reply = server.ask(json!({"stream": true})).await;
     let events = reply.events();
     let last = events.last().expect("an event");
-    assert_eq!((&last["type"], &last["request_id"]), (&json!("error"), &json!("r")));
+    assert_eq!(
+        (&last["type"], &last["request_id"]),
+        (&json!("error"), &json!("r"))
+    );
     assert_eq!(last["error"]["type"], "api_error", "{last}");
 }
 
@@ -214,28 +266,95 @@ async fn refusals_have_anthropics_shape_and_names() {
     let of = |content: &Value| json!({"messages": [{"role": "user", "content": content}]});
     let long = json!({"stop_sequences": ["x".repeat(257)]});
     for (extra, status, kind, param) in [
-        (json!({"model": "other"}), 404, "not_found_error", json!("model")),
-        (json!({"max_tokens": null}), 400, "invalid_request_error", json!("max_tokens")),
-        (json!({"max_tokens": 0}), 400, "invalid_request_error", json!("max_tokens")),
-        (json!({"temperature": "hot"}), 400, "invalid_request_error", json!("temperature")),
-        (json!({"temperature": -1}), 400, "invalid_request_error", json!("temperature")),
+        (
+            json!({"model": "other"}),
+            404,
+            "not_found_error",
+            json!("model"),
+        ),
+        (
+            json!({"max_tokens": null}),
+            400,
+            "invalid_request_error",
+            json!("max_tokens"),
+        ),
+        (
+            json!({"max_tokens": 0}),
+            400,
+            "invalid_request_error",
+            json!("max_tokens"),
+        ),
+        (
+            json!({"temperature": "hot"}),
+            400,
+            "invalid_request_error",
+            json!("temperature"),
+        ),
+        (
+            json!({"temperature": -1}),
+            400,
+            "invalid_request_error",
+            json!("temperature"),
+        ),
         (long, 400, "invalid_request_error", json!("stop_sequences")),
-        (of(&image), 400, "invalid_request_error", json!("messages[0].content[1].type")),
-        (of(&used), 400, "invalid_request_error", json!("messages[0].content[0].type")),
-        (json!({"tools": [{"name": "f"}]}), 400, "invalid_request_error", json!("tools")),
-        (json!({"thinking": {"type": "enabled"}}), 400, "invalid_request_error", json!("thinking")),
-        (json!({"temprature": 1}), 400, "invalid_request_error", json!("temprature")),
-        (json!({"kv_budget": 3}), 400, "invalid_request_error", json!("kv_budget")),
+        (
+            of(&image),
+            400,
+            "invalid_request_error",
+            json!("messages[0].content[1].type"),
+        ),
+        (
+            of(&used),
+            400,
+            "invalid_request_error",
+            json!("messages[0].content[0].type"),
+        ),
+        (
+            json!({"tools": [{"name": "f"}]}),
+            400,
+            "invalid_request_error",
+            json!("tools"),
+        ),
+        (
+            json!({"thinking": {"type": "enabled"}}),
+            400,
+            "invalid_request_error",
+            json!("thinking"),
+        ),
+        (
+            json!({"temprature": 1}),
+            400,
+            "invalid_request_error",
+            json!("temprature"),
+        ),
+        (
+            json!({"kv_budget": 3}),
+            400,
+            "invalid_request_error",
+            json!("kv_budget"),
+        ),
     ] {
         let reply = server.ask(extra.clone()).await;
         let (found_status, found_kind, _, found_param) = reply.error();
-        assert_eq!((found_status, found_kind, found_param), (status, json!(kind), param), "{extra}");
-        let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!(
+            (found_status, found_kind, found_param),
+            (status, json!(kind), param),
+            "{extra}"
+        );
+        let message = reply.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let named = reply.json()["error"]["param"].as_str().unwrap().to_owned();
-        assert!(message.contains(named.rsplit('.').next().unwrap()), "{message}: {named}");
+        assert!(
+            message.contains(named.rsplit('.').next().unwrap()),
+            "{message}: {named}"
+        );
         assert_eq!(reply.headers["content-type"], "application/json");
     }
-    let counted = server.count(json!({"model": "other", "messages": []})).await;
+    let counted = server
+        .count(json!({"model": "other", "messages": []}))
+        .await;
     assert_eq!(counted.error().0, 404);
     let counted = server.count(json!({"messages": [], "max_tokens": 3})).await;
     assert_eq!(counted.error().3, "max_tokens");
@@ -245,14 +364,46 @@ async fn refusals_have_anthropics_shape_and_names() {
     assert_eq!(server.send(broken).await.error().2, "invalid_body");
     let get = Request::get("/v1/messages").body(Body::empty()).unwrap();
     let get = server.send(get).await;
-    assert_eq!((get.error().0, &get.headers["allow"]), (
-        405,
-        &axum::http::HeaderValue::from_static("POST"),
-    ));
+    assert_eq!(
+        (get.error().0, &get.headers["allow"]),
+        (405, &axum::http::HeaderValue::from_static("POST"),)
+    );
     server.coordinator.service().driver.drain().await;
     let late = server.ask(json!({})).await;
     assert_eq!(late.error().1, "overloaded_error");
     assert_eq!(late.headers["retry-after"], "1");
+}
+
+/// Anthropic's clients ask for models where OpenAI's do, and read other objects.
+#[tokio::test]
+async fn models_have_the_shape_that_their_client_reads() {
+    let server = Server::saying("x").await;
+    let get = async |path: &str, is_theirs: bool| {
+        let mut request = Request::get(path);
+        if is_theirs {
+            request = request.header("anthropic-version", "2023-06-01");
+        }
+        server.send(request.body(Body::empty()).unwrap()).await
+    };
+    let list = get("/v1/models", true).await.json();
+    assert_eq!(
+        (&list["has_more"], &list["last_id"]),
+        (&json!(false), &json!("fake"))
+    );
+    let model = &list["data"][0];
+    assert_eq!(
+        (&model["type"], &model["id"]),
+        (&json!("model"), &json!("fake"))
+    );
+    assert_eq!(get("/v1/models/fake", true).await.json(), *model);
+    let other = get("/v1/models/other", true).await;
+    assert_eq!(other.error().1, "not_found_error");
+    assert_eq!(
+        get("/v1/models", false).await.json()["data"][0]["object"],
+        "model"
+    );
+    let other = get("/v1/models/other", false).await.json();
+    assert_eq!(other["error"]["type"], "invalid_request_error");
 }
 
 #[tokio::test]
@@ -266,11 +417,10 @@ async fn a_request_without_a_key_is_told_so_in_anthropics_shape() {
     let server = Server::start(Script::saying("x", 0, 1), config).await;
     let refused = server.ask(json!({})).await;
     let (status, kind, code, _) = refused.error();
-    assert_eq!((status, kind, code), (
-        401,
-        json!("authentication_error"),
-        json!("invalid_api_key"),
-    ));
+    assert_eq!(
+        (status, kind, code),
+        (401, json!("authentication_error"), json!("invalid_api_key"),)
+    );
     let request = Request::post("/v1/messages").header("x-api-key", "secret");
     let body = Body::from(asking(json!({})).to_string());
     let taken = server.send(request.body(body).unwrap()).await;

@@ -27,7 +27,10 @@ fn preflight(path: &str, origin: &str) -> Request {
     let mut request = of_page(Method::OPTIONS, path, origin, "");
     let headers = request.headers_mut();
     let asked = HeaderValue::from_static("authorization,content-type,x-stainless-os");
-    headers.insert(header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST"));
+    headers.insert(
+        header::ACCESS_CONTROL_REQUEST_METHOD,
+        HeaderValue::from_static("POST"),
+    );
     headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
     request
 }
@@ -44,25 +47,46 @@ async fn a_page_that_has_leave_asks_and_reads_and_others_do_not() {
     let asked = server.send(preflight("/v1/completions", PAGE)).await;
     assert_eq!(asked.status, StatusCode::OK);
     assert_eq!(leave(&asked.headers), Some(PAGE));
-    let methods = asked.headers[header::ACCESS_CONTROL_ALLOW_METHODS].to_str().unwrap();
-    assert!(methods.contains("POST") && methods.contains("DELETE"), "{methods}");
-    let headers = asked.headers[header::ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap();
+    let methods = asked.headers[header::ACCESS_CONTROL_ALLOW_METHODS]
+        .to_str()
+        .unwrap();
+    assert!(
+        methods.contains("POST") && methods.contains("DELETE"),
+        "{methods}"
+    );
+    let headers = asked.headers[header::ACCESS_CONTROL_ALLOW_HEADERS]
+        .to_str()
+        .unwrap();
     assert_eq!(headers, "authorization,content-type,x-stainless-os");
     assert!(asked.headers.contains_key(REQUEST_ID));
     // No cookie of anybody is asked for.
-    assert!(!asked.headers.contains_key(header::ACCESS_CONTROL_ALLOW_CREDENTIALS));
-    let taken = server.send(of_page(Method::POST, "/v1/completions", PAGE, &body)).await;
+    assert!(
+        !asked
+            .headers
+            .contains_key(header::ACCESS_CONTROL_ALLOW_CREDENTIALS)
+    );
+    let taken = server
+        .send(of_page(Method::POST, "/v1/completions", PAGE, &body))
+        .await;
     assert_eq!(taken.status, StatusCode::OK, "{}", taken.json);
     assert_eq!(leave(&taken.headers), Some(PAGE));
-    let exposed = taken.headers[header::ACCESS_CONTROL_EXPOSE_HEADERS].to_str().unwrap();
-    assert!(exposed.contains("x-request-id") && exposed.contains("retry-after"), "{exposed}");
+    let exposed = taken.headers[header::ACCESS_CONTROL_EXPOSE_HEADERS]
+        .to_str()
+        .unwrap();
+    assert!(
+        exposed.contains("x-request-id") && exposed.contains("retry-after"),
+        "{exposed}"
+    );
 
     for other in ["https://evil.example", "https://app.example:8443", "null"] {
         let asked = server.send(preflight("/v1/completions", other)).await;
         assert_eq!(leave(&asked.headers), None, "{other}");
         let refused = of_page(Method::POST, "/v1/completions", other, &body);
         let refused = server.send(refused).await;
-        assert_eq!(refused.json["error"]["code"], "origin_not_allowed", "{other}");
+        assert_eq!(
+            refused.json["error"]["code"], "origin_not_allowed",
+            "{other}"
+        );
         assert_eq!(leave(&refused.headers), None, "{other}");
     }
     // A name that has come to mean this machine is refused whatever page asks it.
@@ -79,8 +103,13 @@ async fn a_page_with_leave_shows_a_key_where_others_do() {
     let body = completion(json!({})).to_string();
     // Browsers send no key with the question whether they may send one.
     let asked = server.send(preflight("/v1/completions", PAGE)).await;
-    assert_eq!((asked.status, leave(&asked.headers)), (StatusCode::OK, Some(PAGE)));
-    let refused = server.send(of_page(Method::POST, "/v1/completions", PAGE, &body)).await;
+    assert_eq!(
+        (asked.status, leave(&asked.headers)),
+        (StatusCode::OK, Some(PAGE))
+    );
+    let refused = server
+        .send(of_page(Method::POST, "/v1/completions", PAGE, &body))
+        .await;
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     // The page reads why.
     assert_eq!(leave(&refused.headers), Some(PAGE));
@@ -90,16 +119,25 @@ async fn a_page_with_leave_shows_a_key_where_others_do() {
     let other = "https://evil.example";
     let other = with_secret(of_page(Method::POST, "/v1/completions", other, &body));
     let other = server.send(other).await;
-    assert_eq!((other.status, leave(&other.headers)), (StatusCode::OK, None));
+    assert_eq!(
+        (other.status, leave(&other.headers)),
+        (StatusCode::OK, None)
+    );
 }
 
 #[tokio::test]
 async fn browsers_hear_nothing_where_no_page_has_leave() {
     let server = Server::start(Config::default()).await;
-    let asked = server.send(preflight("/v1/completions", "http://localhost:3000")).await;
+    let asked = server
+        .send(preflight("/v1/completions", "http://localhost:3000"))
+        .await;
     assert_eq!(asked.status, StatusCode::NO_CONTENT);
     assert_eq!(leave(&asked.headers), None);
-    assert!(!asked.headers.contains_key(header::ACCESS_CONTROL_ALLOW_METHODS));
+    assert!(
+        !asked
+            .headers
+            .contains_key(header::ACCESS_CONTROL_ALLOW_METHODS)
+    );
 }
 
 /// OPTIONS was answered 405.
@@ -135,7 +173,9 @@ async fn every_route_says_which_methods_it_has_and_names_the_request() {
         assert_eq!(head.json, Value::Null, "{path}");
         assert_eq!(head.headers[REQUEST_ID].len(), 32, "{path}");
     }
-    let nowhere = server.send(Request::get("/nowhere").body(Body::empty()).unwrap()).await;
+    let nowhere = server
+        .send(Request::get("/nowhere").body(Body::empty()).unwrap())
+        .await;
     assert_eq!(nowhere.status, StatusCode::NOT_FOUND);
     assert_eq!(nowhere.headers[REQUEST_ID].len(), 32);
 }
@@ -153,7 +193,10 @@ async fn probes_name_their_requests_too() {
         }
     }
     let request = Request::get("/v1/models").body(Body::empty()).unwrap();
-    let refused = waiting_router().call(request).await.expect("it is infallible");
+    let refused = waiting_router()
+        .call(request)
+        .await
+        .expect("it is infallible");
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
 }
@@ -174,7 +217,10 @@ async fn whole_answers_are_compressed_for_those_who_take_gzip_and_streams_are_no
     let request = || Request::get("/openapi.json").body(Body::empty()).unwrap();
     let (headers, bytes) = zipped(&server, request()).await;
     assert_eq!(headers[header::CONTENT_ENCODING], "gzip");
-    assert_eq!(headers[header::CONTENT_LENGTH], bytes.len().to_string().as_str());
+    assert_eq!(
+        headers[header::CONTENT_LENGTH],
+        bytes.len().to_string().as_str()
+    );
     assert!(bytes.starts_with(&[0x1f, 0x8b]) && bytes.len() < OPENAPI.len() / 4);
     let plain = server.send(request()).await;
     assert!(!plain.headers.contains_key(header::CONTENT_ENCODING));
@@ -232,17 +278,32 @@ async fn a_model_is_found_under_all_its_names_and_answers_under_the_first() {
 async fn a_key_may_stand_where_anthropics_clients_have_it() {
     let server = Server::start(with_key("")).await;
     let ask = |name: &'static str, value: &'static str| {
-        let mut request = post_of("/v1/completions", Body::from(completion(json!({})).to_string()));
-        request.headers_mut().insert(name, HeaderValue::from_static(value));
+        let mut request = post_of(
+            "/v1/completions",
+            Body::from(completion(json!({})).to_string()),
+        );
+        request
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
         server.send(request)
     };
     assert_eq!(ask("x-api-key", "secret").await.status, StatusCode::OK);
-    assert_eq!(ask("x-api-key", "wrong").await.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(ask("x-api-key", "Bearer secret").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        ask("x-api-key", "wrong").await.status,
+        StatusCode::UNAUTHORIZED
+    );
+    assert_eq!(
+        ask("x-api-key", "Bearer secret").await.status,
+        StatusCode::UNAUTHORIZED
+    );
     // A key that is shown twice counts where all routes have it.
-    let mut both = post_of("/v1/completions", Body::from(completion(json!({})).to_string()));
+    let mut both = post_of(
+        "/v1/completions",
+        Body::from(completion(json!({})).to_string()),
+    );
     let wrong = HeaderValue::from_static("Bearer wrong");
     both.headers_mut().insert(header::AUTHORIZATION, wrong);
-    both.headers_mut().insert("x-api-key", HeaderValue::from_static("secret"));
+    both.headers_mut()
+        .insert("x-api-key", HeaderValue::from_static("secret"));
     assert_eq!(server.send(both).await.status, StatusCode::UNAUTHORIZED);
 }

@@ -17,7 +17,9 @@ fn ask(extra: Value) -> Result<MessagesRequest, HttpError> {
 fn said(extra: Value) -> (Vec<(String, String)>, String) {
     let chat = chat(ask(extra).unwrap());
     let messages = chat.messages.into_iter();
-    let messages = messages.map(|message| (message.role, message.content)).collect();
+    let messages = messages
+        .map(|message| (message.role, message.content))
+        .collect();
     (messages, chat.answer_prefix)
 }
 
@@ -46,8 +48,14 @@ fn every_field_reaches_the_request() {
     assert!(asked.stream);
     let [request]: [GenerateRequest; 1] = asked.prompted.choices.try_into().unwrap();
     let sampling = request.sampling.unwrap();
-    assert_eq!((sampling.temperature, sampling.top_p), (Some(0.5), Some(0.9)));
-    assert_eq!((sampling.top_k, sampling.min_p, sampling.seed), (3, 0.05, Some(3)));
+    assert_eq!(
+        (sampling.temperature, sampling.top_p),
+        (Some(0.5), Some(0.9))
+    );
+    assert_eq!(
+        (sampling.top_k, sampling.min_p, sampling.seed),
+        (3, 0.05, Some(3))
+    );
     assert_eq!(sampling.repetition_penalty, Some(1.5));
     let stopping = request.stopping.unwrap();
     assert_eq!((stopping.max_tokens, stopping.ignore_eos), (Some(7), true));
@@ -89,9 +97,8 @@ fn a_conversation_has_its_instructions_first_and_turns_of_one_role_together() {
 #[test]
 fn marks_stand_behind_their_blocks() {
     let text = |text: &str| json!({"type": "text", "text": text});
-    let marked = |text: &str| {
-        json!({"type": "text", "text": text, "cache_control": {"type": "ephemeral"}})
-    };
+    let marked =
+        |text: &str| json!({"type": "text", "text": text, "cache_control": {"type": "ephemeral"}});
     let asked = ask(json!({
         "system": [text("Be "), marked("brief")],
         "messages": [
@@ -108,7 +115,10 @@ fn marks_stand_behind_their_blocks() {
     let error = ask(json!({"messages": many})).unwrap_err();
     assert_eq!(error.body.param.as_deref(), Some("cache_control"));
     let four = json!([{"role": "user", "content": vec![marked("x"); 4]}]);
-    assert_eq!(ask(json!({"messages": four})).unwrap().prompted.cuts.len(), 4);
+    assert_eq!(
+        ask(json!({"messages": four})).unwrap().prompted.cuts.len(),
+        4
+    );
 }
 
 #[test]
@@ -123,7 +133,10 @@ fn what_is_not_supported_is_named_with_its_place() {
         (of(json!([{"type": "text"}])), "messages[0].content[0].text"),
         (of(other_mark), "messages[0].content[0].cache_control"),
         (json!({"system": block("image")}), "system[1].type"),
-        (json!({"messages": [{"role": "tool", "content": ""}]}), "messages[0].role"),
+        (
+            json!({"messages": [{"role": "tool", "content": ""}]}),
+            "messages[0].role",
+        ),
         (json!({"tools": [{"name": "f"}]}), "tools"),
         (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
         (json!({"thinking": {"type": "adaptive"}}), "thinking"),
@@ -156,7 +169,10 @@ fn the_openapi_document_has_the_fields_of_these_bodies() {
         names.sort_unstable();
         names
     };
-    assert_eq!(properties("MessagesRequest"), sorted(&[&OWN, &SHARED, &IGNORED]));
+    assert_eq!(
+        properties("MessagesRequest"),
+        sorted(&[&OWN, &SHARED, &IGNORED])
+    );
     let counted = [&CONVERSATION[..], KNOWN_TO_COUNT.ignored];
     assert_eq!(properties("CountTokensRequest"), sorted(&counted));
     for field in OWN.iter().chain(&SHARED) {
