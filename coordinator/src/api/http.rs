@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRef, Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -70,7 +70,7 @@ use self::wire::{
 use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
-use crate::keys::Tenant;
+use crate::keys::{ApiKeys, Denied, Tenant};
 use crate::service::{Call, Service};
 use crate::trace;
 
@@ -262,15 +262,7 @@ async fn refuse_pages(State(service): State<Service>, request: Request, next: Ne
 /// Asks for a key, where keys are.
 async fn authorize(State(service): State<Service>, mut request: Request, next: Next) -> Response {
     if let Some(keys) = &service.config.keys {
-        let given = |name: HeaderName| {
-            let value = request.headers().get(name);
-            value.and_then(|value| value.to_str().ok())
-        };
-        let found = match (given(header::AUTHORIZATION), given(API_KEY)) {
-            (None, Some(key)) => keys.tenant(key.trim()),
-            (bearer, _) => keys.bearer(bearer),
-        };
-        match found {
+        match tenant(keys, request.headers()) {
             Ok(tenant) => {
                 request.extensions_mut().insert(tenant);
             }
@@ -282,6 +274,15 @@ async fn authorize(State(service): State<Service>, mut request: Request, next: N
         }
     }
     next.run(request).await
+}
+
+/// Whose key a request shows, in the header that all clients have for it or in Anthropic's.
+fn tenant(keys: &ApiKeys, headers: &HeaderMap) -> Result<Arc<Tenant>, Denied> {
+    let given = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    match (given(header::AUTHORIZATION), given(API_KEY)) {
+        (None, Some(key)) => keys.tenant(key.trim()),
+        (bearer, _) => keys.bearer(bearer),
+    }
 }
 
 /// Counts the bytes of a body as they come, and lets the request hold their room.

@@ -21,7 +21,7 @@ use palimpsest_proto::v1::{GenerateRequest, KvContract, Sampling, Stopping, toke
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess};
 
-pub use self::anthropic::{CountBody, CountRequest, MessagesBody, MessagesRequest};
+pub use self::anthropic::{CountBody, MessagesBody};
 use self::fields::{COMMON, Rest};
 use self::lists::{Biases, MAX_CHOICES, Messages, Positions, Prompts, Stops};
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
