@@ -59,7 +59,11 @@ fn normal(origin: &str) -> Result<String, BadOrigin> {
         return Err(BadOrigin);
     }
     let authority: Authority = rest.parse().map_err(|_| BadOrigin)?;
-    if authority.host().is_empty() || rest.contains(['@', '*']) || rest.ends_with(':') {
+    let has_port = rest.len() > authority.host().len();
+    let is_origin = !authority.host().is_empty()
+        && !rest.contains(['@', '*'])
+        && has_port == authority.port_u16().is_some();
+    if !is_origin {
         return Err(BadOrigin);
     }
     let (scheme, host) = (scheme.to_ascii_lowercase(), authority.host());

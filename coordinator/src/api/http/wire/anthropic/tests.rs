@@ -164,7 +164,7 @@ fn the_openapi_document_has_the_fields_of_these_bodies() {
         names.sort_unstable();
         names
     };
-    let sorted = |lists: &[&[&str]]| {
+    let sorted = |lists: &[&[&'static str]]| {
         let mut names = lists.concat();
         names.sort_unstable();
         names
