@@ -89,9 +89,7 @@ def main(base_url: str) -> None:
 
 def total(usage) -> int:
     """Tokens of a prompt, which are counted in three parts."""
-    return (
-        usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
-    )
+    return usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
 
 
 def expect(kind, call):
