@@ -15,8 +15,8 @@ const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
 const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 
-/// Directories with the Python clients of Anthropic and of Triton, for the tests that they be served
-/// unchanged.
+/// Directories with the Python clients of Anthropic and of Triton, for the tests that they be
+/// served unchanged.
 const ANTHROPIC_VARIABLE: &str = "PALIMPSEST_TEST_ANTHROPIC";
 const TRITON_VARIABLE: &str = "PALIMPSEST_TEST_TRITON";
 

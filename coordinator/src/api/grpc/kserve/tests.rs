@@ -341,9 +341,13 @@ async fn keys_and_the_budget_bound_streams_as_they_do_requests() {
     assert_eq!(served.coordinator.service().budget.held(), 0);
 }
 
+/// Why a request is refused whose message can be read.
+fn refusal(request: ModelInferRequest) -> String {
+    asked(request).unwrap_err().message().to_owned()
+}
+
 #[test]
-fn what_is_wrong_with_a_request_is_named() {
-    let refused = |request: ModelInferRequest| asked(request).unwrap_err().message().to_owned();
+fn what_is_wrong_with_tensors_is_named() {
     let inputs = |inputs: Vec<InferInputTensor>| ModelInferRequest {
         inputs,
         ..asking("a")
@@ -354,72 +358,59 @@ fn what_is_wrong_with_a_request_is_named() {
         change(&mut input);
         inputs(vec![input])
     };
-    let parameters = |name: &str, choice| ModelInferRequest {
-        parameters: BTreeMap::from([(name.to_owned(), parameter(choice))]),
-        ..asking("a")
+    let not_text: fn(&mut InferInputTensor) = |input| {
+        let contents = input.contents.as_mut().unwrap();
+        contents.bytes_contents[0] = Bytes::from_static(&[0xff]);
     };
-    let output = |name: &str| ModelInferRequest {
+    let cut_off = ModelInferRequest {
+        raw_input_contents: vec![Bytes::from_static(b"\x02\0\0\0a")],
+        inputs: vec![tensor(vec![1], None)],
+        ..asking("")
+    };
+    let output = ModelInferRequest {
         outputs: vec![InferRequestedOutputTensor {
-            name: name.into(),
+            name: "image".into(),
             parameters: BTreeMap::new(),
         }],
         ..asking("a")
     };
+    let named = with(|input| input.name = "image".into());
+    let typed = with(|input| input.datatype = "INT32".into());
+    let several = with(|input| input.shape = vec![2]);
+    let no_shape = with(|input| input.shape = vec![]);
+    let empty = with(|input| input.contents = None);
     for (request, expected) in [
         (inputs(Vec::new()), "send `text_input` once"),
         (inputs(vec![one(), one()]), "send `text_input` once"),
-        (
-            with(|input| input.name = "image".into()),
-            "`image` is no input",
-        ),
-        (
-            with(|input| input.datatype = "INT32".into()),
-            "BYTES of the shape [1]",
-        ),
-        (
-            with(|input| input.shape = vec![2]),
-            "BYTES of the shape [1]",
-        ),
-        (with(|input| input.shape = vec![]), "BYTES of the shape [1]"),
-        (with(|input| input.contents = None), "has one element"),
-        (
-            with(|input| {
-                let contents = input.contents.as_mut().unwrap();
-                contents.bytes_contents[0] = Bytes::from_static(&[0xff]);
-            }),
-            "no UTF-8",
-        ),
-        (
-            ModelInferRequest {
-                raw_input_contents: vec![Bytes::from_static(b"\x02\0\0\0a")],
-                inputs: vec![tensor(vec![1], None)],
-                ..asking("")
-            },
-            "has one element",
-        ),
-        (output("image"), "the only output is `text_output`"),
-        (
-            parameters("max_tokens", ParameterChoice::Int64Param(-1)),
-            "`max_tokens` must be",
-        ),
-        (
-            parameters("max_tokens", ParameterChoice::DoubleParam(1.0)),
-            "`max_tokens` must be",
-        ),
-        (
-            parameters("temperature", ParameterChoice::BoolParam(true)),
-            "`temperature` must be",
-        ),
-        (
-            parameters("stop", ParameterChoice::Int64Param(1)),
-            "`stop` must be",
-        ),
-        (
-            parameters("sequence_id", ParameterChoice::Int64Param(1)),
-            "`sequence_id`",
-        ),
+        (named, "`image` is no input"),
+        (typed, "BYTES of the shape [1]"),
+        (several, "BYTES of the shape [1]"),
+        (no_shape, "BYTES of the shape [1]"),
+        (empty, "has one element"),
+        (with(not_text), "no UTF-8"),
+        (cut_off, "has one element"),
+        (output, "the only output is `text_output`"),
     ] {
-        let message = refused(request);
+        let message = refusal(request);
+        assert!(message.contains(expected), "{message}: {expected}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_parameters_is_named() {
+    use ParameterChoice::{BoolParam, DoubleParam, Int64Param};
+    let with = |name: &str, choice| ModelInferRequest {
+        parameters: BTreeMap::from([(name.to_owned(), parameter(choice))]),
+        ..asking("a")
+    };
+    for (name, choice, expected) in [
+        ("max_tokens", Int64Param(-1), "`max_tokens` must be"),
+        ("max_tokens", DoubleParam(1.0), "`max_tokens` must be"),
+        ("temperature", BoolParam(true), "`temperature` must be"),
+        ("stop", Int64Param(1), "`stop` must be"),
+        ("sequence_id", Int64Param(1), "`sequence_id`"),
+    ] {
+        let message = refusal(with(name, choice));
         assert!(message.contains(expected), "{message}: {expected}");
     }
     let version = ModelInferRequest {
@@ -427,10 +418,7 @@ fn what_is_wrong_with_a_request_is_named() {
         ..asking("a")
     };
     assert_eq!(asked(version).unwrap_err().code(), Code::NotFound);
-    let long = refused(parameters(
-        &"x".repeat(100_000),
-        ParameterChoice::BoolParam(true),
-    ));
+    let long = refusal(with(&"x".repeat(100_000), BoolParam(true)));
     assert!(long.len() < 200);
 }
 
@@ -496,11 +484,6 @@ fn every_parameter_reaches_the_request() {
 /// An element takes two bytes on the wire, and what is made of it some hundreds.
 #[test]
 fn lists_that_would_take_much_more_than_their_bytes_are_refused_by_name() {
-    let refused = |request: ModelInferRequest| {
-        let status = read(request.encode_to_vec().into()).unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument);
-        status.message().to_owned()
-    };
     let many = 100_000;
     let elements = InferTensorContents {
         bytes_contents: vec![Bytes::new(); many],
@@ -512,60 +495,50 @@ fn lists_that_would_take_much_more_than_their_bytes_are_refused_by_name() {
     };
     let parameters = (0..100).map(|number| (number.to_string(), int(1)));
     let parameters: BTreeMap<_, _> = parameters.collect();
-    let of_input = |contents| ModelInferRequest {
-        inputs: vec![tensor(vec![1], Some(contents))],
-        ..asking("")
+    let whole = |change: &dyn Fn(&mut ModelInferRequest)| {
+        let mut request = asking("");
+        change(&mut request);
+        request
     };
+    let of_input = |input: InferInputTensor| whole(&|request| request.inputs = vec![input.clone()]);
+    let input = || tensor(vec![1], None);
     for (request, name) in [
         (
-            ModelInferRequest {
-                inputs: vec![InferInputTensor::default(); many],
-                ..asking("")
-            },
+            whole(&|request| request.inputs = vec![InferInputTensor::default(); many]),
             "inputs: 100000",
         ),
         (
-            ModelInferRequest {
-                outputs: vec![InferRequestedOutputTensor::default(); many],
-                ..asking("")
-            },
+            whole(&|request| request.outputs = vec![InferRequestedOutputTensor::default(); many]),
             "outputs: 100000",
         ),
         (
-            ModelInferRequest {
-                raw_input_contents: vec![Bytes::new(); many],
-                ..asking("")
-            },
+            whole(&|request| request.raw_input_contents = vec![Bytes::new(); many]),
             "raw_input_contents: 100000",
         ),
         (
-            ModelInferRequest {
-                parameters: parameters.clone(),
-                ..asking("")
-            },
+            whole(&|request| request.parameters = parameters.clone()),
             "parameters: 100",
         ),
         (
-            ModelInferRequest {
-                inputs: vec![InferInputTensor {
-                    parameters,
-                    ..tensor(vec![1], None)
-                }],
-                ..asking("")
-            },
+            of_input(InferInputTensor {
+                parameters: parameters.clone(),
+                ..input()
+            }),
             "inputs.parameters: 100",
         ),
+        (of_input(tensor(vec![1; many], None)), "inputs.shape"),
         (
-            ModelInferRequest {
-                inputs: vec![tensor(vec![1; many], None)],
-                ..asking("")
-            },
-            "inputs.shape",
+            of_input(tensor(vec![1], Some(elements))),
+            "inputs.contents.bytes_contents: 100000",
         ),
-        (of_input(elements), "inputs.contents.bytes_contents: 100000"),
-        (of_input(numbers), "numbers are not read"),
+        (
+            of_input(tensor(vec![1], Some(numbers))),
+            "numbers are not read",
+        ),
     ] {
-        let message = refused(request);
+        let status = read(request.encode_to_vec().into()).unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let message = status.message();
         assert!(message.contains(name), "{message}: {name}");
     }
     assert!(read(Bytes::from_static(&[0x0f])).is_err());

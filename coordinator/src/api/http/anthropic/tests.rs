@@ -265,93 +265,42 @@ async fn refusals_have_anthropics_shape_and_names() {
     let used = json!([{"type": "tool_use", "id": "t", "name": "f", "input": {}}]);
     let of = |content: &Value| json!({"messages": [{"role": "user", "content": content}]});
     let long = json!({"stop_sequences": ["x".repeat(257)]});
-    for (extra, status, kind, param) in [
-        (
-            json!({"model": "other"}),
-            404,
-            "not_found_error",
-            json!("model"),
-        ),
-        (
-            json!({"max_tokens": null}),
-            400,
-            "invalid_request_error",
-            json!("max_tokens"),
-        ),
-        (
-            json!({"max_tokens": 0}),
-            400,
-            "invalid_request_error",
-            json!("max_tokens"),
-        ),
-        (
-            json!({"temperature": "hot"}),
-            400,
-            "invalid_request_error",
-            json!("temperature"),
-        ),
-        (
-            json!({"temperature": -1}),
-            400,
-            "invalid_request_error",
-            json!("temperature"),
-        ),
-        (long, 400, "invalid_request_error", json!("stop_sequences")),
-        (
-            of(&image),
-            400,
-            "invalid_request_error",
-            json!("messages[0].content[1].type"),
-        ),
-        (
-            of(&used),
-            400,
-            "invalid_request_error",
-            json!("messages[0].content[0].type"),
-        ),
-        (
-            json!({"tools": [{"name": "f"}]}),
-            400,
-            "invalid_request_error",
-            json!("tools"),
-        ),
-        (
-            json!({"thinking": {"type": "enabled"}}),
-            400,
-            "invalid_request_error",
-            json!("thinking"),
-        ),
-        (
-            json!({"temprature": 1}),
-            400,
-            "invalid_request_error",
-            json!("temprature"),
-        ),
-        (
-            json!({"kv_budget": 3}),
-            400,
-            "invalid_request_error",
-            json!("kv_budget"),
-        ),
+    for (extra, param) in [
+        (json!({"max_tokens": null}), "max_tokens"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"temperature": -1}), "temperature"),
+        (long, "stop_sequences"),
+        (of(&image), "messages[0].content[1].type"),
+        (of(&used), "messages[0].content[0].type"),
+        (json!({"tools": [{"name": "f"}]}), "tools"),
+        (json!({"thinking": {"type": "enabled"}}), "thinking"),
+        (json!({"temprature": 1}), "temprature"),
+        (json!({"kv_budget": 3}), "kv_budget"),
     ] {
         let reply = server.ask(extra.clone()).await;
-        let (found_status, found_kind, _, found_param) = reply.error();
-        assert_eq!(
-            (found_status, found_kind, found_param),
-            (status, json!(kind), param),
-            "{extra}"
-        );
-        let message = reply.json()["error"]["message"]
-            .as_str()
-            .unwrap()
-            .to_owned();
-        let named = reply.json()["error"]["param"].as_str().unwrap().to_owned();
-        assert!(
-            message.contains(named.rsplit('.').next().unwrap()),
-            "{message}: {named}"
-        );
+        let (status, kind, _, named) = reply.error();
+        assert_eq!((status, named), (400, json!(param)), "{extra}");
+        assert_eq!(kind, "invalid_request_error", "{extra}");
+        let error = &reply.json()["error"];
+        let last = param.rsplit('.').next().unwrap();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(last), "{message}: {param}");
         assert_eq!(reply.headers["content-type"], "application/json");
     }
+    let other = server.ask(json!({"model": "other"})).await;
+    let expected = (
+        404,
+        json!("not_found_error"),
+        json!("model_not_found"),
+        json!("model"),
+    );
+    assert_eq!(other.error(), expected);
+}
+
+#[tokio::test]
+async fn what_is_refused_before_or_behind_a_body_has_anthropics_shape_too() {
+    let server = Server::saying("x").await;
     let counted = server
         .count(json!({"model": "other", "messages": []}))
         .await;
