@@ -5,6 +5,7 @@ use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
+        "inference/open_inference.proto",
         "palimpsest/v1/inference.proto",
         "palimpsest/v1/sessions.proto",
         "palimpsest/internal/v1/session.proto",

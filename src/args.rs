@@ -20,6 +20,7 @@ mod sessions;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod web;
 
 use std::path::PathBuf;
 

@@ -73,7 +73,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = signals::shutdown();
     eprintln!(
         "serving {} at {} ({} ranks)",
-        model.info.name,
+        model.name(),
         front.describe(),
         model.world_size
     );

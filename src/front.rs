@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use palimpsest_coordinator::api::http::serve_waiting;
 use palimpsest_coordinator::hosts::AllowedHosts;
 use palimpsest_coordinator::keys::ApiKeys;
+use palimpsest_coordinator::origins::AllowedOrigins;
 use palimpsest_coordinator::responses::Limits as ResponseLimits;
 use palimpsest_coordinator::scheduler::Company;
 use palimpsest_coordinator::sessions::Limits as SessionLimits;
@@ -43,6 +44,10 @@ pub struct FrontConfig {
     pub insecure_no_keys: bool,
     /// Hosts beside addresses and localhost that HTTP is asked by, where no keys are.
     pub allowed_hosts: Vec<String>,
+    /// Origins whose pages may ask over HTTP and read the answers.
+    pub cors: Vec<String>,
+    /// What clients call the model, the name that answers show first; none: as its ranks call it.
+    pub served_names: Vec<String>,
     /// Connections that each port of clients has at once.
     pub max_connections: usize,
     /// Those of one address.
@@ -77,6 +82,8 @@ pub struct Front {
     probes: Option<Incoming>,
     keys: Option<Arc<ApiKeys>>,
     allowed_hosts: AllowedHosts,
+    cors: AllowedOrigins,
+    served_names: Vec<String>,
     max_running: usize,
     max_queued: usize,
     strict: bool,
@@ -108,6 +115,7 @@ impl Front {
         let responses = config.responses.open()?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
             .context("--allowed-host")?;
+        let cors = allowed_origins(&config.cors, keys.is_some())?;
         let connections = config.max_connections.saturating_mul(2);
         descriptors::allow(connections.saturating_add(PROBE_CONNECTIONS));
         let (client_threads, probe_threads) = (
@@ -148,6 +156,8 @@ impl Front {
             probes: probes.map(Incoming::counting_requests),
             keys,
             allowed_hosts,
+            cors,
+            served_names: config.served_names,
             max_running: config.max_running,
             max_queued: config.max_queued,
             strict: config.strict,
@@ -200,6 +210,8 @@ impl Front {
             strict: self.strict,
             keys: self.keys.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
+            cors: self.cors.clone(),
+            served_names: self.served_names.clone(),
             snapshot_store_bytes: self.snapshot_store_bytes,
             share_snapshots: self.share_snapshots,
             company: self.company,
@@ -323,6 +335,18 @@ fn check_exposure(config: &FrontConfig, has_keys: bool) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whose pages may ask, with a warning where those of everyone may without a key.
+fn allowed_origins(origins: &[String], has_keys: bool) -> anyhow::Result<AllowedOrigins> {
+    let allowed = AllowedOrigins::new(origins.iter().map(String::as_str)).context("--cors")?;
+    if allowed.is_any() && !has_keys {
+        tracing::warn!(
+            "pages of any site that somebody visits may ask, and read the answers: name origins \
+             with --cors, or give --api-keys-file"
+        );
+    }
+    Ok(allowed)
 }
 
 /// Binds a port on the threads that will take what comes.

@@ -59,12 +59,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let coordinator = group.coordinator.clone();
     coordinator.service().sessions.open().await?;
-    let info = &coordinator.service().model.info;
+    let model = &coordinator.service().model;
     let shutdown = signals::shutdown();
-    eprintln!("serving {} at {} ({place})", info.name, front.describe());
+    eprintln!("serving {} at {} ({place})", model.name(), front.describe());
     eprintln!(
         "default contract: {}",
-        contract(info.default_kv.clone().unwrap_or_default())
+        contract(model.info.default_kv.clone().unwrap_or_default())
     );
     let end = async {
         let end = tokio::select! {

@@ -101,7 +101,7 @@ impl Answer {
     ) -> Self {
         let started = Event::Started(Started {
             request_id: request.id.to_string(),
-            model: model.info.name.clone(),
+            model: model.name().to_owned(),
             seed: request.sampling.seed(),
             prompt_tokens: request.prompt.len() as u64,
             kv: Some((&request.kv).into()),
@@ -336,7 +336,7 @@ impl Drop for Answer {
         } = self.seen;
         let ended = Ended {
             request: self.request.id.as_str(),
-            model: &self.model.info.name,
+            model: self.model.name(),
             outcome,
             failed: self.failed,
             prompt_tokens: self.request.prompt.len() as u64,

@@ -8,6 +8,7 @@ use palimpsest_tls::Connector;
 use crate::budget::{BODY_WEIGHT, for_large};
 use crate::hosts::AllowedHosts;
 use crate::keys::ApiKeys;
+use crate::origins::AllowedOrigins;
 use crate::pool::TOKENIZER_WEIGHT;
 use crate::responses;
 use crate::scheduler::Company;
@@ -84,6 +85,10 @@ pub struct Config {
     pub keys: Option<Arc<ApiKeys>>,
     /// Hosts beside addresses and localhost that HTTP is asked by, where no keys are.
     pub allowed_hosts: AllowedHosts,
+    /// Origins whose pages may ask over HTTP and read the answers.
+    pub cors: AllowedOrigins,
+    /// What clients call the model, the name that answers show first; none: as its ranks call it.
+    pub served_names: Vec<String>,
     /// What sessions may take, and where they are kept.
     pub sessions: sessions::Limits,
     /// What responses may take that are kept, and where.
@@ -133,6 +138,8 @@ impl Default for Config {
             max_replays: 2,
             keys: None,
             allowed_hosts: AllowedHosts::default(),
+            cors: AllowedOrigins::default(),
+            served_names: Vec::new(),
             sessions: sessions::Limits::default(),
             responses: responses::Limits::default(),
             ranks: Connector::default(),

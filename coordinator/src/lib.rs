@@ -32,6 +32,7 @@ pub mod keys;
 pub mod membership;
 pub mod metrics;
 pub mod model;
+pub mod origins;
 pub mod pool;
 pub mod request;
 pub mod responses;
@@ -89,7 +90,7 @@ impl Coordinator {
         executor: Box<dyn Executor>,
         ranks: Vec<RankInfo>,
     ) -> Result<Self, model::Error> {
-        let model = ServedModel::new(ranks)?;
+        let model = ServedModel::new(ranks)?.called(&config.served_names);
         driver::check_room(&model)?;
         let metrics = Metrics::new();
         metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use palimpsest_guide::Vocabulary;
 use palimpsest_proto::contract::{Contract, ContractError, Offer};
+use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::{ModelInfo, RankInfo};
 use palimpsest_proto::kv::{Geometry, PAGE_SLOTS};
 use palimpsest_proto::v1;
@@ -99,6 +100,8 @@ pub struct ServedModel {
     pub template: Option<ChatTemplate>,
     /// Made for the first request with a guide.
     guides: OnceLock<Result<Vocabulary, palimpsest_guide::Error>>,
+    /// What clients call it, where that is not what its ranks do.
+    served_names: Vec<String>,
 }
 
 impl ServedModel {
@@ -162,8 +165,44 @@ impl ServedModel {
             tokenizer: Arc::new(tokenizer),
             template,
             guides: OnceLock::new(),
+            served_names: Vec::new(),
             info,
         })
+    }
+
+    /// The same, by other names; none: by that of its ranks.
+    #[must_use]
+    pub fn called(self, names: &[String]) -> Self {
+        Self {
+            served_names: names.to_vec(),
+            ..self
+        }
+    }
+
+    /// The name that answers show.
+    pub fn name(&self) -> &str {
+        self.served_names.first().unwrap_or(&self.info.name)
+    }
+
+    /// All names that a request may use, that of answers first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let others = self.served_names.iter().skip(1).map(String::as_str);
+        std::iter::once(self.name()).chain(others)
+    }
+
+    /// Refuses the name of another model. The empty one means whichever is served.
+    ///
+    /// # Errors
+    /// `UnknownModel`.
+    pub fn check_name(&self, name: &str) -> Result<(), RequestError> {
+        if name.is_empty() || self.names().any(|own| own == name) {
+            return Ok(());
+        }
+        let message = format!(
+            "this server has the model {:?} only: leave `model` empty or name it",
+            self.name()
+        );
+        Err(RequestError::new(Reason::UnknownModel, message))
     }
 
     /// Whether requests admitted for this model can run on the group of `ranks`.
@@ -268,6 +307,21 @@ pub fn geometry(info: &ModelInfo, world_size: u32) -> Geometry {
 mod tests {
     use super::*;
     use crate::executor::fake::Script;
+
+    #[test]
+    fn a_model_has_the_names_that_it_is_given_and_no_other() {
+        let model = || ServedModel::new(vec![Script::endless(0, 1).rank]).unwrap();
+        let own = model().info.name.clone();
+        assert_eq!(model().names().collect::<Vec<_>>(), [own.as_str()]);
+        let named = model().called(&["main".into(), "org/other".into()]);
+        assert_eq!((named.name(), named.info.name.as_str()), ("main", &*own));
+        for name in ["", "main", "org/other"] {
+            assert_eq!(named.check_name(name), Ok(()));
+        }
+        let error = named.check_name(&own).unwrap_err();
+        assert_eq!(error.reason, Reason::UnknownModel);
+        assert!(error.message.contains("\"main\""), "{error}");
+    }
 
     #[test]
     fn ranks_must_make_a_group() {

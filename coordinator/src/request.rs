@@ -5,6 +5,7 @@ mod bounds;
 mod chat;
 mod contract;
 mod guide;
+mod marks;
 mod prompt;
 mod sampling;
 mod stopping;
@@ -21,9 +22,10 @@ use palimpsest_proto::internal::v1::SpanParent;
 use palimpsest_proto::v1::{GenerateRequest, Guide, KvContract, Pooling, Sampling, Stopping};
 use tokio::time::Instant;
 
-pub use self::bounds::answer_bytes;
+pub use self::bounds::{answer_bytes, too_large};
 pub use self::chat::MAX_TOOLS;
 pub use self::guide::compile as compile_guide;
+pub use self::marks::{Cut, Marked, tokenize_marked};
 pub use self::prompt::{
     MESSAGE_BYTES, Prompt, answer_format, check_ids, check_input, encode, encode_rendered,
     encode_text, render, tokenize, weight,
@@ -168,13 +170,7 @@ pub fn check(
         );
         RequestError::new(Reason::BadRequestId, message)
     })?;
-    if !request.model.is_empty() && request.model != model.info.name {
-        let message = format!(
-            "this server has the model {:?} only: leave `model` empty or name it",
-            model.info.name
-        );
-        return Err(RequestError::new(Reason::UnknownModel, message));
-    }
+    model.check_name(&request.model)?;
     let sampling = sampling::validate(request.sampling.unwrap_or_default(), model.info.vocabulary)?;
     let stopping = request.stopping.unwrap_or_default();
     let embedding = validate_embedding(request.embedding, &stopping)?;
@@ -234,6 +230,13 @@ impl Checked {
             limit: Limit::Tokens(0),
             ..self
         }
+    }
+
+    /// The same request, which has states kept at these positions of its prompt as well.
+    #[must_use]
+    pub fn marked_at(mut self, marks: &[u64]) -> Self {
+        self.caching.marks.extend_from_slice(marks);
+        self
     }
 
     /// The request with its prompt, which several choices may share.

@@ -28,7 +28,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::{self, Pool};
-use crate::request::{self, Checked, Prompt, ValidRequest};
+use crate::request::{self, Checked, Cut, Marked, Prompt, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
 use crate::sessions::{Opening, Sessions, Turn};
@@ -72,6 +72,8 @@ pub struct Prompted {
     pub input: Option<Input>,
     /// One for each answer; their own inputs are not read.
     pub choices: Vec<GenerateRequest>,
+    /// Where in a conversation beginnings end whose states are kept as well; sessions have none.
+    pub cuts: Vec<Cut>,
 }
 
 /// A choice whose fields were checked, and its place among those of its tenant.
@@ -90,6 +92,26 @@ struct CompiledGuide {
 struct CheckedPrompt {
     input: Option<Input>,
     choices: Vec<Choice>,
+    cuts: Vec<Cut>,
+}
+
+/// A prompt as all its choices have it.
+struct SharedPrompt {
+    prompt: Prompt,
+    /// Lengths of the beginnings whose states are kept as well.
+    marks: Vec<u64>,
+    /// What the client should know of it.
+    warning: Option<String>,
+}
+
+impl SharedPrompt {
+    const fn of(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            marks: Vec::new(),
+            warning: None,
+        }
+    }
 }
 
 /// By what prompts of a call are checked.
@@ -201,6 +223,7 @@ impl Service {
         let asked = Prompted {
             input: request.input.take(),
             choices: vec![request],
+            cuts: Vec::new(),
         };
         let answers = self.generate_all(call, vec![asked]).await?;
         let none = || RequestError::new(Reason::Internal, "a choice has no answer");
@@ -274,26 +297,27 @@ impl Service {
         let choices = prompts.iter_mut().flat_map(|one| &mut one.choices);
         self.compile_guides(call, choices).await?;
         let mut requests = Vec::new();
-        for CheckedPrompt { input, choices } in prompts {
+        for CheckedPrompt {
+            input,
+            choices,
+            cuts,
+        } in prompts
+        {
             let Some(Choice { checked: first, .. }) = choices.first() else {
                 continue;
             };
-            let prompt: Prompt = match turn.take() {
+            let deadline = first.deadline;
+            let mut prompt = match turn.take() {
                 Some(begun) => {
-                    let deadline = first.deadline;
                     let extended = self.extend_turn(call, begun, input, opening, deadline);
                     let (extended, prompt) = extended.await?;
                     turn = Some(extended);
-                    prompt
+                    SharedPrompt::of(prompt)
                 }
-                None => self.tokenize_prompt(call, input, first.deadline).await?,
+                None => self.tokenize_prompt(call, input, cuts, deadline).await?,
             };
-            let mut of_prompt = self.requests(call, choices, &prompt)?;
-            let warning = turn.as_ref().and_then(Turn::warning);
-            for (request, _) in &mut of_prompt {
-                request.warnings.extend(warning.clone());
-            }
-            requests.extend(of_prompt);
+            prompt.warning = turn.as_ref().and_then(Turn::warning);
+            requests.extend(self.requests(call, choices, &prompt)?);
         }
         let submit = |(request, permit)| {
             let answer = self.submit(call, request)?.of_tenant(permit);
@@ -301,33 +325,6 @@ impl Service {
             Ok(answer.of_session(turn.take()))
         };
         requests.into_iter().map(submit).collect()
-    }
-
-    /// The requests of a prompt's choices, which begin with the same kept states.
-    fn requests(
-        &self,
-        call: &Call,
-        choices: Vec<Choice>,
-        prompt: &Prompt,
-    ) -> Result<Vec<(ValidRequest, Option<TenantPermit>)>, RequestError> {
-        let mut requests: Vec<(ValidRequest, _)> = Vec::with_capacity(choices.len());
-        for Choice {
-            checked,
-            mut permit,
-        } in choices
-        {
-            let mut request = checked.with_prompt(prompt.clone(), &self.model, &self.config)?;
-            request.reuse = match requests.first() {
-                Some((first, _)) if request.has_states_of(first) => first.reuse.clone(),
-                _ => self.reuse(call, &request),
-            };
-            request.flow = call.flow();
-            if let Some(permit) = &mut permit {
-                permit.reserve(request.max_total_tokens())?;
-            }
-            requests.push((request, permit));
-        }
-        Ok(requests)
     }
 
     /// Whether there is room in the queue for a request of this caller.
@@ -343,7 +340,7 @@ impl Service {
     fn check_prompt(
         &self,
         call: &Call,
-        Prompted { input, choices }: Prompted,
+        asked: Prompted,
         rules: Rules,
     ) -> Result<CheckedPrompt, RequestError> {
         let (model, config) = (&self.model, &self.config);
@@ -358,11 +355,20 @@ impl Service {
             };
             Ok::<_, RequestError>(Choice { checked, permit })
         };
+        let Prompted {
+            input,
+            choices,
+            cuts,
+        } = asked;
         let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
         if rules.needs_input || input.is_some() {
             request::check_input(input.as_ref())?;
         }
-        Ok(CheckedPrompt { input, choices })
+        Ok(CheckedPrompt {
+            input,
+            choices,
+            cuts,
+        })
     }
 
     /// Compiles the guides of the choices, to see whether they can be used. Choices of one call
@@ -405,18 +411,58 @@ impl Service {
         self.pool.run(bytes, deadline, charge, work).await
     }
 
-    /// Token ids of a prompt, made where that may take time.
+    /// The requests of a prompt's choices, which begin with the same kept states, and their places
+    /// among those of their tenant.
+    fn requests(
+        &self,
+        call: &Call,
+        choices: Vec<Choice>,
+        prompt: &SharedPrompt,
+    ) -> Result<Vec<(ValidRequest, Option<TenantPermit>)>, RequestError> {
+        let mut requests: Vec<(ValidRequest, _)> = Vec::with_capacity(choices.len());
+        for Choice {
+            checked,
+            mut permit,
+        } in choices
+        {
+            let checked = checked.marked_at(&prompt.marks);
+            let (model, config) = (&self.model, &self.config);
+            let mut request = checked.with_prompt(prompt.prompt.clone(), model, config)?;
+            request.reuse = match requests.first() {
+                Some((first, _)) if request.has_states_of(first) => first.reuse.clone(),
+                _ => self.reuse(call, &request),
+            };
+            request.flow = call.flow();
+            request.warnings.extend(prompt.warning.clone());
+            if let Some(permit) = &mut permit {
+                permit.reserve(request.max_total_tokens())?;
+            }
+            requests.push((request, permit));
+        }
+        Ok(requests)
+    }
+
+    /// Token ids of a prompt, and how many of them its beginnings have, made where that may take
+    /// time.
     async fn tokenize_prompt(
         &self,
         call: &Call,
         input: Option<Input>,
+        cuts: Vec<Cut>,
         deadline: Instant,
-    ) -> Result<Prompt, RequestError> {
+    ) -> Result<SharedPrompt, RequestError> {
         let bytes = input.as_ref().map_or(0, request::weight);
         let (model, config) = (self.model.clone(), self.config.clone());
-        let work = move || request::tokenize(input, &model, &config);
+        // Where nothing is kept, marks mean nothing.
+        let keeps = model.snapshots.memory > 0;
+        let cuts = if keeps { cuts } else { Vec::new() };
+        let work = move || request::tokenize_marked(input, &cuts, &model, &config);
         let charge = call.charge.clone();
-        self.pool.run(bytes, deadline, charge, work).await
+        let Marked { prompt, marks } = self.pool.run(bytes, deadline, charge, work).await?;
+        Ok(SharedPrompt {
+            marks,
+            ..SharedPrompt::of(prompt)
+        })
     }
 
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
@@ -510,7 +556,7 @@ impl Service {
     pub fn describe(&self) -> GetModelResponse {
         let info = &self.model.info;
         GetModelResponse {
-            name: info.name.clone(),
+            name: self.model.name().to_owned(),
             architecture: info.architecture.clone(),
             context_length: info.context_length,
             layers: info.layers,

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 
+use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{Request, StatusCode};
 use futures::stream;
@@ -58,8 +59,13 @@ async fn coordinator(config: Config, splits: bool) -> Coordinator {
     coordinator
 }
 
+/// The routes of a server, which are made once for all connections.
+fn routes(coordinator: &Coordinator) -> Router {
+    router(coordinator.service().clone(), HttpLimits::default())
+}
+
 /// Sends a body as a connection does: in pieces, which are made when they are asked for.
-async fn send(coordinator: &Coordinator, path: &str, body: &'static [u8]) -> StatusCode {
+async fn send(routes: &Router, path: &str, body: &'static [u8]) -> StatusCode {
     let chunks = body.chunks(CHUNK);
     let chunks =
         stream::iter(chunks.map(|chunk| Ok::<_, Infallible>(Bytes::copy_from_slice(chunk))));
@@ -67,8 +73,11 @@ async fn send(coordinator: &Coordinator, path: &str, body: &'static [u8]) -> Sta
         .header("content-length", body.len())
         .body(Body::from_stream(chunks))
         .expect("a request");
-    let mut router = router(coordinator.service().clone(), HttpLimits::default());
-    let response = router.call(request).await.expect("it is infallible");
+    let response = routes
+        .clone()
+        .call(request)
+        .await
+        .expect("it is infallible");
     let status = response.status();
     to_bytes(response.into_body(), usize::MAX)
         .await
@@ -217,6 +226,29 @@ fn response_bodies() -> Vec<Case> {
     ]
 }
 
+/// The same, for messages as Anthropic's clients send them.
+fn anthropic_bodies() -> Vec<Case> {
+    let case = |name, body| Case {
+        name,
+        path: "/v1/messages",
+        body,
+    };
+    let no = "],\"max_tokens\":1,\"temperature\":-1}";
+    let turn = |index: usize| {
+        let role = ["user", "assistant"][index % 2];
+        format!("{{\"role\":\"{role}\",\"content\":\"\"}}")
+    };
+    let block = |_: usize| "{\"type\":\"text\",\"text\":\"\"}".to_owned();
+    let start = "{\"messages\":[{\"role\":\"user\",\"content\":[";
+    vec![
+        case(
+            "turns",
+            filled("{\"system\":\"a\",\"messages\":[", turn, no),
+        ),
+        case("blocks", filled(start, block, &format!("]}}{no}"))),
+    ]
+}
+
 /// Bodies of which nothing is kept.
 fn skipped() -> Vec<Case> {
     let case = |name, body| Case {
@@ -247,23 +279,26 @@ fn skipped() -> Vec<Case> {
 }
 
 async fn check_bodies(coordinator: &Coordinator) {
+    let routes = routes(coordinator);
     // What is made once for all is made.
-    for case in bodies().iter().chain(&response_bodies()).chain(&skipped()) {
-        send(coordinator, case.path, case.body).await;
+    let all = [bodies(), response_bodies(), anthropic_bodies(), skipped()];
+    for case in all.iter().flatten() {
+        send(&routes, case.path, case.body).await;
     }
-    for case in bodies().into_iter().chain(response_bodies()) {
-        check_body(coordinator, &case, SIZE * BODY_WEIGHT as usize).await;
+    let [bodies, responses, messages, skipped] = all;
+    for case in [bodies, responses, messages].iter().flatten() {
+        check_body(&routes, case, SIZE * BODY_WEIGHT as usize).await;
     }
-    for case in skipped() {
+    for case in skipped {
         // The body, once in pieces and once in one.
-        check_body(coordinator, &case, 2 * SIZE).await;
+        check_body(&routes, &case, 2 * SIZE).await;
     }
 }
 
 /// Sends a body that is refused, and holds it to `most` bytes of memory.
-async fn check_body(coordinator: &Coordinator, case: &Case, most: usize) {
+async fn check_body(routes: &Router, case: &Case, most: usize) {
     let measure = Measure::start();
-    let status = send(coordinator, case.path, case.body).await;
+    let status = send(routes, case.path, case.body).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{}", case.name);
     let peak = measure.peak();
     println!(
@@ -370,9 +405,10 @@ fn texts() -> Vec<Case> {
 }
 
 async fn check_texts(coordinator: &Coordinator) {
+    let routes = routes(coordinator);
     for case in texts() {
         let measure = Measure::start();
-        let status = send(coordinator, case.path, case.body).await;
+        let status = send(&routes, case.path, case.body).await;
         let expected = if case.path == "/tokenize" { 200 } else { 400 };
         assert_eq!(status.as_u16(), expected, "{}", case.name);
         let peak = measure.peak();
@@ -391,14 +427,14 @@ async fn check_many(config: &Config) {
     let coordinator = coordinator(config.clone(), true).await;
     let context = coordinator.service().model.info.context_length;
     assert!(config.message_limit(context) >= SIZE);
-    let (bodies, texts) = (bodies(), texts());
+    let (bodies, texts, routes) = (bodies(), texts(), routes(&coordinator));
     let measure = Measure::start();
     let mut clients = JoinSet::new();
     for index in 0..48 {
         let cases = if index % 2 == 0 { &bodies } else { &texts };
         let case = &cases[index / 2 % cases.len()];
-        let (coordinator, path, body) = (coordinator.clone(), case.path, case.body);
-        clients.spawn(async move { send(&coordinator, path, body).await });
+        let (routes, path, body) = (routes.clone(), case.path, case.body);
+        clients.spawn(async move { send(&routes, path, body).await });
     }
     let statuses = clients.join_all().await;
     let refused = |status: &&StatusCode| **status == StatusCode::TOO_MANY_REQUESTS;

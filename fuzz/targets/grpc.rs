@@ -1,9 +1,11 @@
-//! A `GenerateRequest` as bytes on the wire: decoded, checked, and answered to the end.
+//! A `GenerateRequest` or a `ModelInferRequest` as bytes on the wire: decoded, checked, and
+//! answered to the end.
 #![no_main]
 
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
+use palimpsest_coordinator::api::grpc::kserve;
 use palimpsest_fuzz::Fixture;
 use palimpsest_proto::error::Reason;
 use palimpsest_proto::v1::GenerateRequest;
@@ -14,17 +16,21 @@ thread_local! {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(request) = GenerateRequest::decode(data) else {
-        return;
-    };
-    FIXTURE.with_borrow_mut(|fixture| {
-        fixture.forget();
-        let service = fixture.coordinator.service().clone();
-        fixture.runtime.block_on(async {
-            match service.generate(request, None).await {
-                Ok(mut answer) => while answer.next().await.is_some() {},
-                Err(error) => assert_ne!(error.reason, Reason::Internal, "{}", error.message),
-            }
-        });
-    });
+    let own = GenerateRequest::decode(data).ok();
+    let of_kserve = kserve::read(data.to_vec().into()).ok();
+    let of_kserve = of_kserve.map(|asked| asked.request);
+    for request in own.into_iter().chain(of_kserve) {
+        FIXTURE.with_borrow_mut(|fixture| answer(fixture, request));
+    }
 });
+
+fn answer(fixture: &Fixture, request: GenerateRequest) {
+    fixture.forget();
+    let service = fixture.coordinator.service().clone();
+    fixture.runtime.block_on(async {
+        match service.generate(request, None).await {
+            Ok(mut answer) => while answer.next().await.is_some() {},
+            Err(error) => assert_ne!(error.reason, Reason::Internal, "{}", error.message),
+        }
+    });
+}

@@ -11,7 +11,13 @@ use palimpsest_coordinator::api::http::{HttpLimits, router};
 use palimpsest_fuzz::Fixture;
 use tower_service::Service;
 
-const ROUTES: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/tokenize"];
+const ROUTES: [&str; 5] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/tokenize",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+];
 
 thread_local! {
     static FIXTURE: RefCell<Fixture> = RefCell::new(Fixture::new());

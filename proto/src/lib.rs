@@ -22,6 +22,16 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/palimpsest.v1.rs"));
 }
 
+/// The Open Inference Protocol of KServe and Triton, `inference`.
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated; documented in the .proto file"
+)]
+pub mod inference {
+    include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+}
+
 /// Coordinator to rank, `palimpsest.internal.v1`.
 pub mod internal {
     /// Version 1.
@@ -35,5 +45,5 @@ pub mod internal {
     }
 }
 
-/// Encoded `FileDescriptorSet` of both packages, for gRPC reflection.
+/// Encoded `FileDescriptorSet` of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

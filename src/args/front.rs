@@ -13,6 +13,7 @@ use super::pace::PaceArgs;
 use super::responses::ResponseArgs;
 use super::sessions::SessionStoreArgs;
 use super::snapshots::ReuseArgs;
+use super::web::WebArgs;
 use crate::front::FrontConfig;
 
 /// What faces clients.
@@ -68,6 +69,8 @@ pub struct FrontArgs {
         help_heading = "Who may ask"
     )]
     pub allowed_host: Vec<String>,
+    #[command(flatten)]
+    pub web: WebArgs,
     /// Certificate chain (PEM) for gRPC and HTTP; without it both are plain text. Read again when
     /// the file changes.
     #[arg(
@@ -155,6 +158,8 @@ impl FrontArgs {
             api_keys_file: self.api_keys_file,
             insecure_no_keys: self.insecure_no_keys,
             allowed_hosts: self.allowed_host,
+            cors: self.web.cors,
+            served_names: self.web.served_model_name,
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,
             tls: identity.map(|(cert, key)| ServerFiles {

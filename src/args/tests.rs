@@ -25,6 +25,9 @@ fn counts_that_would_do_nothing_are_refused() {
         "coordinator --max-running none",
         "serve --max-connections 0",
         "serve --allowed-host http://llm.example",
+        "serve --cors app.example",
+        "serve --cors https://app.example/path",
+        "serve --served-model-name ,",
     ] {
         assert_eq!(
             parse(line).err(),
@@ -70,4 +73,15 @@ fn hosts_may_be_named_more_than_once() {
         args.config().front.allowed_hosts,
         ["a.example", "b.example", "*"]
     );
+}
+
+#[test]
+fn names_of_the_model_and_origins_of_pages_may_be_several() {
+    let line = "serve --served-model-name a org/b,c --cors https://a.example http://b.example:3000";
+    let Command::Serve(args) = parse(line).expect("parses").command else {
+        panic!("another command")
+    };
+    let front = args.config().front;
+    assert_eq!(front.served_names, ["a", "org/b", "c"]);
+    assert_eq!(front.cors, ["https://a.example", "http://b.example:3000"]);
 }

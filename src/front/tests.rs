@@ -29,6 +29,8 @@ fn config() -> FrontConfig {
         api_keys_file: None,
         insecure_no_keys: false,
         allowed_hosts: Vec::new(),
+        cors: Vec::new(),
+        served_names: Vec::new(),
         max_connections: 100,
         max_connections_per_address: 100,
         tls: None,

@@ -59,6 +59,11 @@ fn the_commands_of_responses_run() {
     run("docs/src/responses.md");
 }
 
+#[test]
+fn the_commands_of_other_protocols_run() {
+    run("docs/src/protocols.md");
+}
+
 /// A page with commands that no test above runs would be a page that nobody checks.
 #[test]
 fn every_page_with_commands_is_run() {

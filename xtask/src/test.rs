@@ -15,6 +15,11 @@ const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
 const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 
+/// Directories with the Python clients of Anthropic and of Triton, for the tests that they be
+/// served unchanged.
+const ANTHROPIC_VARIABLE: &str = "PALIMPSEST_TEST_ANTHROPIC";
+const TRITON_VARIABLE: &str = "PALIMPSEST_TEST_TRITON";
+
 /// Directory with gRPC for Python, for the documents and examples that use it.
 const GRPC_VARIABLE: &str = "PALIMPSEST_TEST_GRPC";
 
@@ -90,12 +95,16 @@ pub fn run_all(extent: Extent) -> Result<()> {
         let model = fetch_model()?;
         println!("    {MODEL_VARIABLE}={}", model.display());
         let openai = tools::python_packages("openai")?;
+        let anthropic = tools::python_packages("anthropic")?;
+        let triton = tools::python_packages("triton")?;
         let grpc = tools::python_packages("grpc")?;
         let fuzzer = tools::python_packages("schemathesis")?;
         for suite in &mut suites {
             suite
                 .env(MODEL_VARIABLE, &model)
                 .env(OPENAI_VARIABLE, &openai)
+                .env(ANTHROPIC_VARIABLE, &anthropic)
+                .env(TRITON_VARIABLE, &triton)
                 .env(GRPC_VARIABLE, &grpc)
                 .env(FUZZER_VARIABLE, &fuzzer);
         }

@@ -1,24 +1,27 @@
-//! The gRPC API: `palimpsest.v1.Inference`, `palimpsest.v1.Sessions`, health and reflection.
+//! The gRPC API: `palimpsest.v1.Inference`, `palimpsest.v1.Sessions`, KServe's protocol, health and
+//! reflection.
 
+mod call;
 mod charged;
 mod elements;
+pub mod kserve;
 mod sessions;
 mod timeout;
 mod tokenize;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use palimpsest_proto::DESCRIPTORS;
+use palimpsest_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use palimpsest_proto::v1::inference_server::{Inference, InferenceServer};
 use palimpsest_proto::v1::sessions_server::SessionsServer;
 use palimpsest_proto::v1::{
     GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest,
     TokenizeResponse,
 };
-use palimpsest_tls::{CountRequests, Incoming, Peer};
+use palimpsest_tls::{CountRequests, Incoming};
 use tokio::sync::watch;
 use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::transport::Server;
@@ -26,18 +29,16 @@ use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+pub use self::call::REQUEST_ID_KEY;
+use self::call::call_of;
 use self::charged::Charged;
+use self::kserve::KserveApi;
 use self::sessions::SessionsApi;
-use self::timeout::grpc_timeout;
 use crate::api::http2;
-use crate::budget::Charge;
 use crate::driver::Readiness;
-use crate::keys::{ApiKeys, Tenant};
-use crate::service::{Call, Service};
-use crate::trace;
+use crate::keys::ApiKeys;
+use crate::service::Service;
 
-/// Metadata key of a response that names its request.
-pub const REQUEST_ID_KEY: &str = "palimpsest-request-id";
 /// Name of the public service, for health checks.
 pub const SERVICE_NAME: &str = "palimpsest.v1.Inference";
 /// Name of the service of sessions, for health checks.
@@ -60,18 +61,7 @@ impl Inference for GrpcApi {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let timeout = grpc_timeout(request.metadata())?;
-        let traceparent = request
-            .metadata()
-            .get("traceparent")
-            .and_then(|value| value.to_str().ok());
-        let call = Call {
-            parent: trace::parent(traceparent),
-            timeout,
-            charge: request.extensions().get::<Charge>().cloned(),
-            tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
-            network: request.extensions().get::<Peer>().and_then(Peer::network),
-        };
+        let call = call_of(request.metadata(), request.extensions())?;
         let (_, extensions, request) = request.into_parts();
         // The other copy of the charge: from here on it ends with the call.
         drop(extensions);
@@ -127,6 +117,7 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name(SERVICE_NAME)
             .with_service_name(SESSIONS_NAME)
+            .with_service_name(kserve::SERVICE_NAME)
             .with_service_name("grpc.health.v1.Health")
     };
     let built = "the descriptors were built with this program";
@@ -134,12 +125,15 @@ pub async fn serve(
     let api = InferenceServer::new(GrpcApi(service.clone())).max_decoding_message_size(limit);
     let sessions = SessionsServer::new(SessionsApi(service.clone()));
     let sessions = sessions.max_decoding_message_size(limit);
+    let kserve = GrpcInferenceServiceServer::new(KserveApi(service.clone()));
+    let kserve = kserve.max_decoding_message_size(limit);
     let (drained, closing) = watch::channel(false);
     let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
     let router = bounded()
         .layer(CountRequests)
         .add_service(guarded(api, &service))
         .add_service(guarded(sessions, &service))
+        .add_service(guarded(kserve, &service))
         .add_service(health.max_decoding_message_size(QUESTION_BYTES))
         .add_service(v1.expect(built).max_decoding_message_size(QUESTION_BYTES))
         .add_service(
@@ -226,7 +220,7 @@ async fn report(reporter: &HealthReporter, readiness: Readiness) {
     } else {
         ServingStatus::NotServing
     };
-    for name in ["", SERVICE_NAME, SESSIONS_NAME] {
+    for name in ["", SERVICE_NAME, SESSIONS_NAME, kserve::SERVICE_NAME] {
         reporter.set_service_status(name, status).await;
     }
 }

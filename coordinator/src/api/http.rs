@@ -1,4 +1,4 @@
-//! The HTTP API: OpenAI's chat and completions, models, health, metrics.
+//! The HTTP API: OpenAI's chat and completions, Anthropic's messages, models, health, metrics.
 //!
 //! | route | answer |
 //! |---|---|
@@ -6,7 +6,9 @@
 //! | `POST /v1/completions` | the same, for a prompt without roles |
 //! | `POST /v1/embeddings` | pooled final states of texts |
 //! | `/v1/responses` and below | OpenAI's responses, which are kept |
-//! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served |
+//! | `POST /v1/messages` | Anthropic's objects, whole or as server-sent events |
+//! | `POST /v1/messages/count_tokens` | how many tokens such a conversation has |
+//! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served, by all its names |
 //! | `/v1/sessions` and below, `/open_session`, `/close_session` | token logs that are kept |
 //! | `POST /tokenize` | token ids of a text or a conversation |
 //! | `GET /health` | 200 while the process runs |
@@ -15,19 +17,24 @@
 //! | `GET /version` | version of this program |
 //! | `GET /openapi.json` | all of this, for machines |
 //!
-//! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape.
+//! Every answer names its request in `x-request-id`. Every failure has OpenAI's shape, or
+//! Anthropic's on the routes of messages. `HEAD` is taken where `GET` is, and `OPTIONS` everywhere.
 
 mod answers;
+mod anthropic;
 mod embeddings;
 mod error;
 mod generate;
+mod headers;
 mod limits;
+mod models;
 mod origin;
 mod responses;
 mod server;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod web;
 mod wire;
 
 use std::sync::Arc;
@@ -35,7 +42,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRef, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -50,21 +57,22 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use self::answers::Dialect;
-use self::error::shorten;
 pub use self::error::{ErrorBody, HttpError};
 use self::generate::{Caller, answer};
+use self::headers::{API_KEY, REQUEST_ID};
 pub use self::limits::HttpLimits;
+use self::origin::Trusted;
 pub use self::server::{serve, serve_probes, serve_waiting};
 use self::sessions::SessionBody;
 use self::wire::{
-    AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CreateSessionBody, EmbeddingBody,
-    ForkBody, OpenSessionBody, PARSE_SPEED, RequestBody, ResponseBody, TokenizeBody, Unreadable,
-    read_body,
+    AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CountBody, CreateSessionBody,
+    EmbeddingBody, ForkBody, MessagesBody, OpenSessionBody, PARSE_SPEED, RequestBody, ResponseBody,
+    TokenizeBody, Unreadable, read_body,
 };
 use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
-use crate::keys::Tenant;
+use crate::keys::{ApiKeys, Denied, Tenant};
 use crate::service::{Call, Service};
 use crate::trace;
 
@@ -74,7 +82,6 @@ const OPENAPI: &str = include_str!("http/openapi.json");
 /// What is read of a refused request, at most.
 const DRAINED_BYTES: usize = 64 << 10;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes over a service.
 pub fn router(service: Service, limits: HttpLimits) -> Router {
@@ -82,8 +89,10 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(embeddings))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*name}", get(one_model))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*name}", get(models::one))
+        .route("/v1/messages", post(messages))
+        .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))
         .merge(response_routes())
         .merge(session_routes())
@@ -93,7 +102,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
             service.clone(),
             refuse_pages,
         ));
-    Router::new()
+    let routes = Router::new()
         .merge(api)
         .merge(probes())
         .route(
@@ -111,20 +120,28 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
             )
             .await
         })
-        .method_not_allowed_fallback(async |request: Request| {
-            let message = "not with this method";
-            refuse(
-                request,
-                HttpError::protocol(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "method_not_allowed",
-                    message,
-                ),
-            )
-            .await
-        })
+        .method_not_allowed_fallback(other_method)
+        .layer(middleware::from_fn(anthropic::in_their_shape))
+        .layer(web::compression())
+        .layer(middleware::from_fn(web::gathered));
+    // Outside of all that refuses: pages are told why as others are.
+    let routes = match web::cors(&service.config.cors) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes
         .layer(middleware::from_fn(name_request))
         .with_state(App { service, limits })
+}
+
+/// Answers a method that a route does not have. The router adds those that it has.
+async fn other_method(request: Request) -> Response {
+    if request.method() == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let (status, code) = (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
+    let error = HttpError::protocol(status, code, "not with this method");
+    refuse(request, error).await
 }
 
 /// Token logs that are kept, as resources and by SGLang's names.
@@ -174,7 +191,8 @@ fn probes_router(service: Service) -> Router {
             "no such route on this port",
         )
     };
-    probes().fallback(nowhere).with_state(App {
+    let named = middleware::from_fn(name_request);
+    probes().fallback(nowhere).layer(named).with_state(App {
         service,
         limits: HttpLimits::default(),
     })
@@ -195,6 +213,7 @@ fn waiting_router() -> Router {
             let message = "no worker group is ready: try again later";
             HttpError::protocol(StatusCode::SERVICE_UNAVAILABLE, "no_ready_group", message)
         })
+        .layer(middleware::from_fn(name_request))
 }
 
 #[derive(Debug, Clone)]
@@ -231,8 +250,11 @@ async fn name_request(mut request: Request, next: Next) -> Response {
 /// Refuses what pages in browsers ask without being asked to, where no keys are: no page knows one.
 async fn refuse_pages(State(service): State<Service>, request: Request, next: Next) -> Response {
     if service.config.keys.is_none() {
-        let allowed = &service.config.allowed_hosts;
-        let checked = origin::check(request.method(), request.uri(), request.headers(), allowed);
+        let trusted = Trusted {
+            hosts: &service.config.allowed_hosts,
+            origins: &service.config.cors,
+        };
+        let checked = origin::check(request.method(), request.uri(), request.headers(), trusted);
         if let Err(error) = checked {
             return refuse(request, error).await;
         }
@@ -243,22 +265,27 @@ async fn refuse_pages(State(service): State<Service>, request: Request, next: Ne
 /// Asks for a key, where keys are.
 async fn authorize(State(service): State<Service>, mut request: Request, next: Next) -> Response {
     if let Some(keys) = &service.config.keys {
-        let given = request
-            .headers()
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        match keys.bearer(given) {
+        match tenant(keys, request.headers()) {
             Ok(tenant) => {
                 request.extensions_mut().insert(tenant);
             }
             Err(denied) => {
                 let (status, code) = (StatusCode::UNAUTHORIZED, "invalid_api_key");
-                let message = denied.message("`Authorization: Bearer KEY`");
+                let message = denied.message("`Authorization: Bearer KEY` or `X-Api-Key: KEY`");
                 return refuse(request, HttpError::protocol(status, code, message)).await;
             }
         }
     }
     next.run(request).await
+}
+
+/// Whose key a request shows, in the header that all clients have for it or in Anthropic's.
+fn tenant(keys: &ApiKeys, headers: &HeaderMap) -> Result<Arc<Tenant>, Denied> {
+    let given = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    match (given(header::AUTHORIZATION), given(API_KEY)) {
+        (None, Some(key)) => keys.tenant(key.trim()),
+        (bearer, _) => keys.bearer(bearer),
+    }
 }
 
 /// Counts the bytes of a body as they come, and lets the request hold their room.
@@ -327,39 +354,14 @@ async fn response(State(app): State<App>, request: Request) -> Result<Response, 
     responses::create(&app.service, caller, body).await
 }
 
-async fn models(State(app): State<App>) -> Json<serde_json::Value> {
-    Json(json!({"object": "list", "data": [model_object(&app.service)]}))
+async fn messages(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let Called { caller, body } = read::<MessagesBody>(&app, request).await?;
+    anthropic::create(&app.service, caller, body).await
 }
 
-async fn one_model(
-    State(app): State<App>,
-    Path(name): Path<String>,
-) -> Result<Json<serde_json::Value>, HttpError> {
-    if name == app.service.model.info.name {
-        return Ok(Json(model_object(&app.service)));
-    }
-    let mut error = HttpError::protocol(
-        StatusCode::NOT_FOUND,
-        "model_not_found",
-        format!("there is no model {:?} here", shorten(&name)),
-    );
-    error.body.param = Some("model".to_owned());
-    Err(error)
-}
-
-/// OpenAI's fields, and what a request may ask of this model.
-fn model_object(service: &Service) -> serde_json::Value {
-    let model = service.describe();
-    let kv = model.default_kv.unwrap_or_default();
-    json!({
-        "id": model.name, "object": "model", "created": 0, "owned_by": "palimpsest",
-        "context_length": model.context_length, "kv_bytes_per_token": model.kv_bytes_per_token,
-        "policies": model.policies, "memories": model.memories,
-        "default_kv": {
-            "budget": kv.budget, "policy": kv.policy, "memory": kv.memory,
-            "head_budget": kv.head_budget,
-        },
-    })
+async fn count_tokens(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let Called { caller, body } = read::<CountBody>(&app, request).await?;
+    anthropic::count(&app.service, caller, body).await
 }
 
 async fn tokenize(State(app): State<App>, request: Request) -> Result<Response, HttpError> {

@@ -359,6 +359,7 @@ async fn reflection_lists_the_public_services() {
         names,
         [
             "grpc.health.v1.Health",
+            "inference.GRPCInferenceService",
             "palimpsest.v1.Inference",
             "palimpsest.v1.Sessions"
         ]

@@ -68,6 +68,15 @@ pub(super) fn check_prompt_logprobs(
     Err(error.in_field("sampling.prompt_logprobs"))
 }
 
+/// Why an answer ends that has become larger than what is held of one.
+pub fn too_large(most: usize) -> RequestError {
+    let message = format!(
+        "the answer has passed {most} bytes, the most that is held of one: ask for a stream, or \
+         for fewer tokens"
+    );
+    RequestError::new(Reason::AnswerTooLarge, message)
+}
+
 /// Bytes of log-probabilities in an answer of `choices` times `max_tokens` tokens, each with `top`
 /// alternatives, as JSON and roughly.
 pub fn answer_bytes(choices: u64, max_tokens: u64, top: u64) -> u64 {

@@ -73,6 +73,7 @@ impl Service {
         let asked = Prompted {
             input,
             choices: vec![request],
+            cuts: Vec::new(),
         };
         let mut usage = None;
         let answers = self.start_all(call, vec![asked], Opening::Nothing).await?;
@@ -103,7 +104,7 @@ impl Service {
         };
         let id = named.session_id.clone();
         let bad = |field, message| RequestError::new(Reason::BadSession, message).in_field(field);
-        let [Prompted { input, choices }] = asked else {
+        let [Prompted { input, choices, .. }] = asked else {
             let message = "a session takes one prompt at a time: send one";
             return Err(bad("prompt", message));
         };

@@ -18,7 +18,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::elements::{CHAT, ChatLists, List, STOP, TOKENIZE_CHAT, count};
-use super::tokenize;
+use super::{kserve, tokenize};
 use crate::budget::{BODY_WEIGHT, Budget, Charge, counted, held};
 use crate::keys::Tenant;
 use crate::metrics::Metrics;
@@ -52,6 +52,27 @@ struct Intake {
     metrics: Metrics,
     /// Whose message it is, where keys are asked for.
     tenant: Option<Arc<Tenant>>,
+}
+
+/// Which method a request is for, as far as its message and its answer are treated in a way of
+/// their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tokenize,
+    Infer,
+    Stream,
+    Other,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        match path {
+            kserve::INFER => Self::Infer,
+            kserve::STREAM_INFER => Self::Stream,
+            _ if path.ends_with("/Tokenize") => Self::Tokenize,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl<S> Charged<S> {
@@ -102,14 +123,16 @@ where
         };
         let service = self.service.clone();
         Box::pin(async move {
+            let kind = Kind::of(request.uri().path());
+            if kind == Kind::Stream {
+                let refuse = move |error| intake.refuse(error);
+                return Ok(kserve::stream::answer(service, request, refuse).await);
+            }
             let (mut parts, body) = request.into_parts();
-            let is_tokenize = parts.uri.path().ends_with("/Tokenize");
-            let chat = if is_tokenize { TOKENIZE_CHAT } else { CHAT };
-            let stop = (!is_tokenize).then_some(STOP);
             let charge = intake.budget.open();
             let read = intake.read(AnyBody::new(body), &charge).await;
             let checked = read.and_then(|bytes| {
-                let lists = intake.check(&bytes, chat, stop)?;
+                let lists = intake.check(&bytes, kind)?;
                 charge.take(lists).map_err(|error| intake.refuse(error))?;
                 Ok(bytes)
             });
@@ -117,12 +140,19 @@ where
             // The library answers with a status that it finds in a body.
             let body = AnyBody::from_stream(stream::iter([checked]));
             let request = Request::from_parts(parts, Body::new(body));
-            if !is_tokenize {
-                drop(charge);
-                return inner.call(request).await;
+            let (response, charge) = match kind {
+                Kind::Tokenize => (tokenize::answer(service, request).await, Some(charge)),
+                // The request gives its room back when it is admitted.
+                _ => {
+                    drop(charge);
+                    (inner.call(request).await?, None)
+                }
+            };
+            // Other answers are short, or come piece by piece.
+            if ![Kind::Tokenize, Kind::Infer].contains(&kind) {
+                return Ok(response);
             }
-            let response = tokenize::answer(service, request).await;
-            Ok(response.map(|body| Body::new(held(AnyBody::new(body), Some(charge)))))
+            Ok(response.map(|body| Body::new(held(AnyBody::new(body), charge))))
         })
     }
 }
@@ -151,7 +181,21 @@ impl Intake {
 
     /// Refuses lists that would take much more than their bytes. Returns the bytes of a body that
     /// take as much as what the others are decoded into.
-    fn check(&self, body: &[u8], chat: ChatLists, stop: Option<&List>) -> Result<usize, Status> {
+    fn check(&self, body: &[u8], kind: Kind) -> Result<usize, Status> {
+        let (chat, stop) = match kind {
+            Kind::Tokenize => (TOKENIZE_CHAT, None),
+            Kind::Other => (CHAT, Some(STOP)),
+            Kind::Infer | Kind::Stream => return kserve::check_body(body).map(|()| 0),
+        };
+        self.check_lists(body, chat, stop)
+    }
+
+    fn check_lists(
+        &self,
+        body: &[u8],
+        chat: ChatLists,
+        stop: Option<&List>,
+    ) -> Result<usize, Status> {
         let bad = || Status::invalid_argument("the message cannot be decoded");
         let elements = |list| count(body, list).ok_or_else(bad);
         let messages = elements(chat.messages)?;

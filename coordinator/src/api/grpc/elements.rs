@@ -33,17 +33,10 @@ pub(super) const TOKENIZE_CHAT: ChatLists = ChatLists {
 
 /// Elements of a list in all frames of a body; `None` if it is no protobuf, or has the groups of
 /// old ones, which nobody sends.
-pub(super) fn count(mut body: &[u8], path: &List) -> Option<usize> {
+pub(super) fn count(body: &[u8], path: &List) -> Option<usize> {
     let mut count = 0;
-    while let Some((head, rest)) = body.split_first_chunk::<5>() {
-        let [_, a, b, c, d] = *head;
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        // A frame that is cut off is the decoder's affair, and it decodes none.
-        let Some((message, next)) = rest.split_at_checked(length) else {
-            break;
-        };
+    for message in frames(body) {
         count += count_in(message, path)?;
-        body = next;
     }
     Some(count)
 }
@@ -63,8 +56,25 @@ fn count_in(message: &[u8], path: &List) -> Option<usize> {
     count
 }
 
-/// Calls `act` with each field of this number that has a length.
-fn each_field(mut message: &[u8], number: u64, mut act: impl FnMut(&[u8])) -> Option<()> {
+/// Messages of a body that are there as a whole.
+pub(super) fn frames(mut body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (head, rest) = body.split_first_chunk::<5>()?;
+        let [_, a, b, c, d] = *head;
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        // A frame that is cut off is the decoder's affair, and it decodes none.
+        let (message, next) = rest.split_at_checked(length)?;
+        body = next;
+        Some(message)
+    })
+}
+
+/// Calls `act` with each field of this number that has a length; `None` as in [`count`].
+pub(super) fn each_field<'m>(
+    mut message: &'m [u8],
+    number: u64,
+    mut act: impl FnMut(&'m [u8]),
+) -> Option<()> {
     while !message.is_empty() {
         let key = varint(&mut message)?;
         let skipped = match key & 7 {

@@ -1,21 +1,15 @@
 //! `palimpsest.v1.Sessions`.
 
-use std::sync::Arc;
-
 use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1::sessions_server::Sessions;
 use palimpsest_proto::v1::{
     AppendRequest, AppendResponse, CreateSessionRequest, DeleteSessionResponse, ForkSessionRequest,
     ListSessionsRequest, ListSessionsResponse, MovedResponse, Session, SessionRequest,
 };
-use palimpsest_tls::Peer;
 use tonic::{Request, Response, Status};
 
-use super::timeout::grpc_timeout;
-use crate::budget::Charge;
-use crate::keys::Tenant;
+use super::call::call_of;
 use crate::service::{Call, Service};
-use crate::trace;
 
 /// The generated service over [`Service`].
 #[derive(Debug, Clone)]
@@ -23,17 +17,7 @@ pub(super) struct SessionsApi(pub(super) Service);
 
 /// Of whom a request is, and what it asks.
 fn split<T>(request: Request<T>) -> Result<(Call, T), Status> {
-    let metadata = request.metadata();
-    let traceparent = metadata
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok());
-    let call = Call {
-        parent: trace::parent(traceparent),
-        timeout: grpc_timeout(metadata)?,
-        charge: request.extensions().get::<Charge>().cloned(),
-        tenant: request.extensions().get::<Arc<Tenant>>().cloned(),
-        network: request.extensions().get::<Peer>().and_then(Peer::network),
-    };
+    let call = call_of(request.metadata(), request.extensions())?;
     Ok((call, request.into_inner()))
 }
 

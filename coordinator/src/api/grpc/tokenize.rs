@@ -14,7 +14,7 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstDecoder;
 
-use super::grpc_timeout;
+use super::timeout::grpc_timeout;
 use crate::budget::Charge;
 use crate::keys::Tenant;
 use crate::service::{Call, Service};

@@ -11,11 +11,12 @@ use palimpsest_proto::v1::{Embedding, Usage};
 use serde_json::json;
 
 use super::error::HttpError;
-use super::generate::{Caller, too_large};
+use super::generate::Caller;
 use super::wire::{EmbeddingBody, EmbeddingsAsked, Encoding};
 use crate::answer::Answer;
 use crate::budget::held;
 use crate::ids::RequestId;
+use crate::request::too_large;
 use crate::service::{Prompted, Service};
 
 /// Texts that are read beside each other. The others wait here, where they are no load.
@@ -53,6 +54,7 @@ pub async fn answer(
             Prompted {
                 input: Some(input),
                 choices: vec![request],
+                ..Prompted::default()
             }
         };
         let some: Vec<_> = inputs
@@ -76,7 +78,7 @@ pub async fn answer(
         }
     }
     let rest = json!({
-        "model": service.model.info.name,
+        "model": service.model.name(),
         "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
     });
     out.extend_from_slice(b"],");

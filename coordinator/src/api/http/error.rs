@@ -196,6 +196,7 @@ fn in_names_of_bodies(message: String, field: Option<&'static str>) -> String {
 }
 
 impl IntoResponse for HttpError {
+    /// The response has the error among its extensions: some routes have another shape for it.
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
         if matches!(
@@ -217,6 +218,7 @@ impl IntoResponse for HttpError {
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -20,7 +20,7 @@ use super::wire::Choices;
 use crate::answer::{Answer, GivenUp};
 use crate::budget::held;
 use crate::ids::RequestId;
-use crate::request::answer_bytes;
+use crate::request::{answer_bytes, too_large};
 use crate::service::{Call, Service};
 
 /// Of whom a request is.
@@ -212,7 +212,7 @@ impl Run {
         let created = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
-        let model = service.model.info.name.clone();
+        let model = service.model.name().to_owned();
         let frame = Frame {
             dialect,
             id: format!("{prefix}-{id}"),
@@ -370,15 +370,6 @@ fn in_field_of_guide(
     }
 }
 
-/// Why an answer ends that has become larger than what is held of one.
-pub fn too_large(most: usize) -> RequestError {
-    let message = format!(
-        "the answer has passed {most} bytes, the most that is held of one: ask for a stream, or \
-         for fewer tokens"
-    );
-    RequestError::new(Reason::AnswerTooLarge, message)
-}
-
 /// A run as the body of a response.
 struct EventStream {
     run: Run,
@@ -419,6 +410,18 @@ impl EventStream {
         self.is_silent = false;
         Poll::Ready(Some(out.into()))
     }
+}
+
+/// The events of one answer. Dropping them cancels it.
+pub type Answers = BoxStream<'static, Result<GenerateEvent, RequestError>>;
+
+/// The events of this answer.
+pub fn answers(answer: Answer) -> Answers {
+    let next = |mut answer: Answer| async move {
+        let event = answer.next().await?;
+        Some((event, answer))
+    };
+    stream::unfold(answer, next).boxed()
 }
 
 fn follow(index: usize, answer: Answer) -> Events {

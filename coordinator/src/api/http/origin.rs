@@ -7,6 +7,17 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 
 use super::error::HttpError;
 use crate::hosts::AllowedHosts;
+use crate::origins::AllowedOrigins;
+
+/// Whom requests without a key may come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trusted<'a> {
+    /// Hosts that are asked, and whose pages may ask.
+    pub hosts: &'a AllowedHosts,
+    /// Origins whose pages may ask and read the answers. They say nothing of the host that is
+    /// asked: a name that was rebound is refused whatever page asks it.
+    pub origins: &'a AllowedOrigins,
+}
 
 /// Refuses requests for another host's name, and from another site's pages.
 ///
@@ -16,23 +27,20 @@ pub(super) fn check(
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
-    allowed: &AllowedHosts,
+    trusted: Trusted<'_>,
 ) -> Result<(), HttpError> {
-    let host = host(uri, headers, allowed)?;
+    let host = host(uri, headers, trusted.hosts)?;
     let Some(origin) = headers.get(header::ORIGIN) else {
         return Ok(());
     };
-    let origin = origin.to_str().ok().and_then(|origin| origin.parse().ok());
-    let is_ours = origin
-        .as_ref()
-        .and_then(Uri::authority)
-        .is_some_and(|origin| {
-            allowed.trust(origin.host())
-                || host.is_some_and(|host| host.as_str().eq_ignore_ascii_case(origin.as_str()))
-        });
-    if !is_ours {
-        let message = "a page of another site may not ask: name its host with --allowed-host, or \
-                       give the service keys";
+    let page = origin.to_str().ok().and_then(|origin| origin.parse().ok());
+    let is_ours = page.as_ref().and_then(Uri::authority).is_some_and(|page| {
+        trusted.hosts.trust(page.host())
+            || host.is_some_and(|host| host.as_str().eq_ignore_ascii_case(page.as_str()))
+    });
+    if !is_ours && !trusted.origins.allow(origin) {
+        let message = "a page of another site may not ask: name its origin with --cors, or its \
+                       host with --allowed-host, or give the service keys";
         return Err(refusal("origin_not_allowed", message));
     }
     // What a form can send, a browser sends without asking first.
@@ -89,13 +97,26 @@ mod tests {
 
     /// The code of the refusal of a POST with these headers; empty where there is none.
     fn verdict(allowed: &[&str], lines: &[(&'static str, &'static str)]) -> &'static str {
-        let allowed = AllowedHosts::new(allowed.iter().copied()).expect("names");
+        verdict_with(allowed, &[], lines)
+    }
+
+    fn verdict_with(
+        hosts: &[&str],
+        origins: &[&str],
+        lines: &[(&'static str, &'static str)],
+    ) -> &'static str {
+        let hosts = AllowedHosts::new(hosts.iter().copied()).expect("names");
+        let origins = AllowedOrigins::new(origins.iter().copied()).expect("origins");
+        let trusted = Trusted {
+            hosts: &hosts,
+            origins: &origins,
+        };
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers.append(*name, value.parse().expect("a value"));
         }
         let uri = Uri::from_static("/v1/completions");
-        check(&Method::POST, &uri, &headers, &allowed).map_or_else(|error| error.body.code, |()| "")
+        check(&Method::POST, &uri, &headers, trusted).map_or_else(|error| error.body.code, |()| "")
     }
 
     const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
@@ -126,12 +147,11 @@ mod tests {
         let both = [("host", "127.0.0.1"), ("host", "evil.example")];
         assert_eq!(verdict(&[], &both), "host_not_allowed");
         let http2 = Uri::from_static("http://evil.example/v1/models");
-        let refused = check(
-            &Method::GET,
-            &http2,
-            &HeaderMap::new(),
-            &AllowedHosts::default(),
-        );
+        let trusted = Trusted {
+            hosts: &AllowedHosts::default(),
+            origins: &AllowedOrigins::default(),
+        };
+        let refused = check(&Method::GET, &http2, &HeaderMap::new(), trusted);
         assert_eq!(refused.expect_err("another host").status, 403);
     }
 
@@ -152,6 +172,31 @@ mod tests {
             let lines = [("host", "10.0.0.7:8000"), ("origin", origin), JSON];
             assert_eq!(verdict(&["llm.example"], &lines), code, "{origin}");
         }
+    }
+
+    /// Leave for an origin is leave for its pages alone: neither for another port, nor for a host
+    /// that was rebound, nor for what forms send.
+    #[test]
+    fn an_origin_that_may_read_the_answers_may_ask() {
+        let host = ("host", "10.0.0.7:8000");
+        let origin = ("origin", "https://app.example");
+        let ask = |lines: &[_]| verdict_with(&[], &["https://app.example"], lines);
+        assert_eq!(ask(&[host, origin, JSON]), "");
+        assert_eq!(verdict(&[], &[host, origin, JSON]), "origin_not_allowed");
+        let other = ("origin", "https://app.example:8443");
+        assert_eq!(ask(&[host, other, JSON]), "origin_not_allowed");
+        assert_eq!(
+            ask(&[("host", "app.example"), origin, JSON]),
+            "host_not_allowed"
+        );
+        let form = ("content-type", "text/plain");
+        assert_eq!(ask(&[host, origin, form]), "unsupported_content_type");
+        let any = |lines: &[_]| verdict_with(&[], &["*"], lines);
+        assert_eq!(any(&[host, other, JSON]), "");
+        assert_eq!(
+            any(&[("host", "evil.example"), other, JSON]),
+            "host_not_allowed"
+        );
     }
 
     #[test]

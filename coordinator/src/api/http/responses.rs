@@ -31,9 +31,9 @@ use tokio::time::Instant;
 use self::object::{Response, Stage, write_json};
 use self::page::Page;
 use self::refusal::{in_fields_of_responses, not_found, refused, unknown_parameter};
-use self::run::{Run, answers};
+use self::run::Run;
 use super::error::HttpError;
-use super::generate::Caller;
+use super::generate::{Caller, answers};
 use super::wire::{PARSE_SPEED, ResponseBody, ResponseRequest};
 use crate::budget::{Charge, held};
 use crate::keys::Tenant;
@@ -81,7 +81,7 @@ async fn answer(
         of.tenant,
         parent.as_ref().map(Pinned::id),
         service.responses.now(),
-        service.model.info.name.clone(),
+        service.model.name().to_owned(),
         asked.asked,
     );
     if record.asked.store {

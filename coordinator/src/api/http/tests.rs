@@ -4,6 +4,7 @@
 mod fields;
 mod sessions;
 mod tools;
+mod web;
 
 use std::sync::atomic::Ordering;
 

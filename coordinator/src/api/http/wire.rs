@@ -7,6 +7,7 @@
 //! A body is read field by field: what is not read is skipped, and lists are held no longer than
 //! they may be, so that a body takes a bounded multiple of its own bytes.
 
+mod anthropic;
 mod chat;
 mod embeddings;
 mod fields;
@@ -26,6 +27,7 @@ use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping, tokenize_request
 use serde::Deserialize;
 use serde::de::{Error, MapAccess};
 
+pub use self::anthropic::{CountBody, MessagesBody};
 use self::chat::ChatFields;
 pub use self::embeddings::{EmbeddingBody, EmbeddingsAsked, Encoding};
 use self::fields::Rest;
@@ -478,6 +480,7 @@ impl Common {
         let prompted = |input| Prompted {
             input: Some(input),
             choices: (0..per_prompt).map(choice).collect(),
+            cuts: Vec::new(),
         };
         Ok(Choices {
             prompts: inputs.into_iter().map(prompted).collect(),

@@ -272,6 +272,7 @@ async fn a_session_takes_one_prompt_and_one_answer() {
     let prompted = |choices| crate::service::Prompted {
         input: text("x"),
         choices,
+        cuts: Vec::new(),
     };
     let two = vec![prompted(vec![choice.clone(), choice.clone()])];
     let refused = server

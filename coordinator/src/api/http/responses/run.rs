@@ -4,23 +4,20 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use futures::FutureExt;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, StreamExt};
 use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::{FinishReason, Finished, GenerateEvent, Usage};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::super::error::HttpError;
-use super::super::generate::{KEEP_ALIVE, WRITE_BYTES, too_large};
+use super::super::generate::{Answers, KEEP_ALIVE, WRITE_BYTES};
 use super::events::Events;
 use super::object::{Response, Stage, write_json};
 use super::refusal::refused;
-use crate::answer::Answer;
 use crate::budget::held;
+use crate::request::too_large;
 use crate::responses::{Cost, Pinned, Record, Responses};
-
-/// The events of an answer.
-pub type Answers = BoxStream<'static, Result<GenerateEvent, RequestError>>;
 
 /// An answer under way.
 pub struct Run {
@@ -34,15 +31,6 @@ pub struct Run {
     pub parent: Option<Pinned>,
     /// Bytes of its text at most.
     pub most: usize,
-}
-
-/// The events of this answer. Dropping them cancels it.
-pub fn answers(answer: Answer) -> Answers {
-    let next = |mut answer: Answer| async move {
-        let event = answer.next().await?;
-        Some((event, answer))
-    };
-    stream::unfold(answer, next).boxed()
 }
 
 impl Run {
