@@ -1,7 +1,7 @@
 //! Sampling: the reference's token, whatever the filters, edits, masks and draws.
 
 use super::report::Failure;
-use super::suite::{Check, Named, Suite, refused};
+use super::suite::{Check, Named, Random, Suite, refused};
 use crate::backend::Sampling;
 use crate::reference::ReferenceBackend;
 use crate::sample::{LogitEdit, SampleItem, mask_words};
@@ -97,30 +97,25 @@ fn edits<B>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Vec<LogitEdit> {
 
 /// No mask for some rows; for others one with few tokens, with most of them, or with none. Bits
 /// beyond the vocabulary are any.
-fn mask<B>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Option<Vec<u32>> {
+fn mask(random: &mut Random, vocabulary: usize) -> Option<Vec<u32>> {
     let words = mask_words(vocabulary);
-    let mut word = |and: u64| (suite.random.next() & and) as u32;
-    match word(3) {
-        0 => None,
-        1 => Some(
-            (0..words)
-                .map(|_| word(u64::MAX) & word(u64::MAX))
-                .collect(),
-        ),
-        2 => Some(
-            (0..words)
-                .map(|_| word(u64::MAX) | word(u64::MAX))
-                .collect(),
-        ),
-        _ => Some(vec![0; words]),
-    }
+    let mut word = || random.next() as u32;
+    let kind = word() % 4;
+    let word = |_| match kind {
+        1 => word() & word(),
+        2 => word() | word(),
+        _ => 0,
+    };
+    (kind > 0).then(|| (0..words).map(word).collect())
 }
 
 /// `sample`.
 fn check<B: Sampling>(suite: &mut Suite<'_, B>, vocabulary: usize, filter: Filter) -> Check {
     let rows = rows(suite, vocabulary);
     let edits: Vec<Vec<LogitEdit>> = rows.iter().map(|_| edits(suite, vocabulary)).collect();
-    let masks: Vec<Option<Vec<u32>>> = rows.iter().map(|_| mask(suite, vocabulary)).collect();
+    // Values that are not taken from the cases after this one.
+    let mut random = suite.random.clone();
+    let masks: Vec<Option<Vec<u32>>> = rows.iter().map(|_| mask(&mut random, vocabulary)).collect();
     let Filter {
         temperature,
         top_k,

@@ -146,6 +146,7 @@ pub(super) fn refused<T>(case: &str, result: Result<T, Error>) -> Check {
 }
 
 /// Splitmix64 (Steele, Lea, Flood 2014): the suite needs the same values everywhere, not good ones.
+#[derive(Clone)]
 pub(super) struct Random(u64);
 
 impl Random {

@@ -113,6 +113,11 @@ async fn every_answer_parses_and_validates() {
     for asked in asked {
         problems.extend(asked.await.expect("no panic"));
     }
+    for line in service.coordinator.service().metrics.encode().lines() {
+        if line.contains("mask_wait") || line.contains("steps_total") {
+            println!("{line}");
+        }
+    }
     assert!(
         problems.is_empty(),
         "{} of {count}:\n{}",

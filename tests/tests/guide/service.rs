@@ -10,6 +10,9 @@ use palimpsest_tests::tiny_model;
 use serde_json::{Value, json};
 use tonic::Code;
 
+/// Whether a text is what a guide asks for.
+type IsRight<'a> = &'a dyn Fn(&str) -> bool;
+
 async fn start() -> TestService {
     let model = tiny_model(31);
     serve(model.path(), None, 16 << 20, Config::default()).await
@@ -58,7 +61,7 @@ async fn answers_are_what_their_guides_say_and_end_there() {
         letters.chars().all(|c| ('a'..='f').contains(&c)) && digits.parse::<u8>().is_ok()
     };
     let is_word = |text: &str| text.starts_with('<') && text.ends_with('>') && text.len() < 7;
-    let cases: [(Guide, &dyn Fn(&str) -> bool); 4] = [
+    let cases: [(Guide, IsRight<'_>); 4] = [
         (object, &is_object),
         (texts, &is_text),
         (regex, &is_code),
