@@ -1,6 +1,7 @@
 //! Sessions of conversations: what a template writes, and what the log holds of it.
 
 use palimpsest_proto::internal::v1::ModelInfo;
+use palimpsest_proto::v1::{Tool, ToolMode};
 
 use super::*;
 
@@ -121,6 +122,48 @@ async fn what_an_answer_had_to_begin_with_is_part_of_its_message() {
         server.log("c").await.tokens[..log.tokens.len()],
         log.tokens[..]
     );
+}
+
+/// A call that was begun for the model is part of its message, so the next turn goes on from it.
+#[tokio::test]
+async fn a_call_that_was_begun_is_part_of_its_message() {
+    let script = Script::saying("{\"a\": 1}}", 0, 1);
+    let server = Server::with(script, Limits::default()).await;
+    server.create("c").await;
+    let with_tool = |content: &str, mode: ToolMode| Chat {
+        tools: vec![Tool {
+            name: "add".into(),
+            ..Default::default()
+        }],
+        tool_mode: mode.into(),
+        ..user(content)
+    };
+    let forced = Chat {
+        tool_name: "add".into(),
+        ..with_tool("one", ToolMode::Required)
+    };
+    server
+        .generate(request("c", Some(Input::Chat(forced)), 20))
+        .await
+        .unwrap();
+    let log = server.log("c").await;
+    let whole = "{\"name\": \"add\", \"arguments\": {\"a\": 1}}";
+    assert_eq!(log.messages[1].content, whole);
+    let next = with_tool("two", ToolMode::Auto);
+    let said = server
+        .generate(request("c", Some(Input::Chat(next)), 20))
+        .await
+        .unwrap();
+    assert!(said.finished.usage.unwrap().warnings.is_empty());
+    let grown = server.log("c").await.tokens;
+    assert_eq!(grown[..log.tokens.len()], log.tokens[..]);
+    let open = Chat {
+        continue_final_message: true,
+        ..user("three")
+    };
+    let refused = server.generate(request("c", Some(Input::Chat(open)), 9));
+    let field = refused.await.unwrap_err().field;
+    assert_eq!(field, Some("chat.continue_final_message"));
 }
 
 /// A template that leaves out what earlier answers thought: the log must be what it writes.

@@ -266,3 +266,36 @@ impl Decoder for Verbatim {
         Ok(Some(from.copy_to_bytes(length)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::budget::BODY_WEIGHT;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_holds_room_of_its_own_and_has_a_minute_to_come() {
+        let budget = Budget::new(1000 * BODY_WEIGHT);
+        let slot = Slot::new(&budget);
+        slot.take(0).unwrap();
+        advance(2 * MESSAGE_TIME).await;
+        assert!(!slot.is_late(), "nothing of it has come");
+        slot.take(300).unwrap();
+        advance(MESSAGE_TIME / 2).await;
+        slot.take(10).unwrap();
+        assert!(!slot.is_late());
+        advance(MESSAGE_TIME / 2).await;
+        assert!(slot.is_late());
+        let first = slot.come();
+        slot.take(400).unwrap();
+        assert!(!slot.is_late());
+        assert_eq!(budget.held(), 710 * BODY_WEIGHT);
+        // The first request was admitted, and the second does not come.
+        drop(first);
+        assert_eq!(budget.held(), 400 * BODY_WEIGHT);
+        assert!(slot.take(601).is_err());
+        drop(slot);
+        assert_eq!(budget.held(), 0);
+    }
+}
