@@ -11,8 +11,8 @@ and the time that reading it took.
 `soak`: many sessions over one long document are asked at random, by several clients at once, while
 the service is killed and started again. Each session's story is then told to a second service that
 was never killed and has no store, and must have the same answers. Nothing that was acknowledged may
-be missing. Without `--model` a tiny model of random weights answers, whose tokens are bytes: what is
-tried is the service.
+be missing. Without `--model` a tiny model of random weights answers, whose tokens are bytes: what
+is tried is the service.
 
 Run as `cargo xtask bench-state`. Servers are started and ended here, on ports of loopback.
 """

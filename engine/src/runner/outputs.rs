@@ -89,26 +89,28 @@ pub(super) fn output(
         output.token = Some(choice.token);
         output.logprob = choice.logprob;
     }
-    if prompt_logprobs.iter().any(|one| one.logprob.is_nan()) {
+    let pool = sequence.pool.as_ref().filter(|_| admitted.ends_prompt());
+    let embedding = pool.map(|pool| v1::Embedding {
+        values: pool.embedding(),
+    });
+    if !are_numbers(&prompt_logprobs, embedding.as_ref()) {
         output.token = None;
         output.error = NOT_A_NUMBER.into();
         return output;
     }
     output.prompt_logprobs = prompt_logprobs;
-    let pool = sequence.pool.as_ref().filter(|_| admitted.ends_prompt());
-    output.embedding = pool.map(|pool| v1::Embedding {
-        values: pool.embedding(),
-    });
-    let values = output.embedding.iter().flat_map(|one| &one.values);
-    if values.into_iter().any(|value| !value.is_finite()) {
-        output.embedding = None;
-        output.error = NOT_A_NUMBER.into();
-        return output;
-    }
+    output.embedding = embedding;
     if step.retention_report && cache.layout.leads {
         output.retention = Some(retention(cache));
     }
     output
+}
+
+/// Whether what is told of a prompt can be told.
+fn are_numbers(logprobs: &[v1::TokenLogprob], embedding: Option<&v1::Embedding>) -> bool {
+    let values = embedding.into_iter().flat_map(|one| &one.values);
+    let logprobs = logprobs.iter().map(|one| &one.logprob);
+    values.chain(logprobs).all(|value| value.is_finite())
 }
 
 /// The answer to a sequence whose guide does not let it go on.

@@ -15,6 +15,7 @@ mod guide;
 mod kv;
 mod lists;
 mod messages;
+mod names;
 mod read;
 mod responses;
 mod sessions;
@@ -34,6 +35,7 @@ use self::fields::Rest;
 use self::guide::GuideFields;
 use self::kv::{KvBody, KvNames, MAX_NAME_BYTES, contract};
 use self::lists::{Biases, MAX_CHOICES, Object, Positions, Prompts, StopIds, Stops};
+use self::names::{CHAT, COMMON, TOKENIZE};
 use self::read::read_field;
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
@@ -47,76 +49,6 @@ use crate::service::Prompted;
 
 /// Alternatives per token at most, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
-
-/// Fields of [`Common`].
-const COMMON: [&str; 40] = [
-    "model",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "n",
-    "stop",
-    "seed",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "stream",
-    "stream_options",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "ignore_eos",
-    "priority",
-    "min_tokens",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "skip_special_tokens",
-    "return_token_ids",
-    "truncate_prompt_tokens",
-    "best_of",
-    "request_id",
-    "kv",
-    "kv_budget",
-    "kv_policy",
-    "latent_memory",
-    "cache_salt",
-    "snapshot_at",
-    "session_id",
-    "prompt_logprobs",
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-];
-/// Fields of [`ChatRequest`] alone.
-const CHAT: [&str; 10] = [
-    "messages",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "chat_template_kwargs",
-    "add_generation_prompt",
-    "continue_final_message",
-    "answer_prefix",
-    "logprobs",
-    "top_logprobs",
-];
-/// Fields of [`TokenizeBody`].
-const TOKENIZE: [&str; 10] = [
-    "prompt",
-    "text",
-    "messages",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "chat_template_kwargs",
-    "add_generation_prompt",
-    "continue_final_message",
-    "answer_prefix",
-];
 
 /// What both kinds of request have.
 #[derive(Debug, Clone, Default)]

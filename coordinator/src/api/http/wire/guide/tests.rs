@@ -23,15 +23,15 @@ fn format(schema: &Value, strict: Option<bool>) -> Value {
     }}})
 }
 
+fn outputs(field: &str, value: Value) -> Value {
+    json!({"structured_outputs": {field: value}})
+}
+
 #[test]
-fn a_guide_comes_from_any_of_the_fields() {
+fn a_schema_comes_from_any_of_the_fields() {
     // Not the order of the alphabet.
     let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
     let text = Kind::JsonSchema(schema.to_string());
-    let texts = Kind::Choice(GuideChoice {
-        texts: vec!["x".into(), "y".into()],
-    });
-    let outputs = |field: &str, value: Value| json!({"structured_outputs": {field: value}});
     for (extra, kind, field) in [
         (json!({"guided_json": schema}), text.clone(), "guided_json"),
         (
@@ -59,6 +59,18 @@ fn a_guide_comes_from_any_of_the_fields() {
             Kind::JsonObject(true),
             "structured_outputs.json_object",
         ),
+    ] {
+        let expected = (Some(Guide::from(kind)), Some(field));
+        assert_eq!(ask(&extra).unwrap(), expected, "{extra}");
+    }
+}
+
+#[test]
+fn other_guides_come_from_any_of_the_fields() {
+    let texts = Kind::Choice(GuideChoice {
+        texts: vec!["x".into(), "y".into()],
+    });
+    for (extra, kind, field) in [
         (
             json!({"guided_regex": "a+"}),
             Kind::Regex("a+".into()),
