@@ -188,8 +188,8 @@ impl MessagesBody {
     /// Names the field that is wrong or not supported.
     pub fn asked(self) -> Result<MessagesRequest, HttpError> {
         self.rest.check()?;
-        if self.common.max_tokens.is_none() {
-            let message = "max_tokens is missing: say how many tokens the answer may have";
+        if self.common.max_tokens.is_none_or(|tokens| tokens < 1) {
+            let message = "max_tokens must be at least 1: say how many tokens the answer may have";
             return Err(HttpError::invalid("max_tokens", message));
         }
         let stream = self.common.stream.unwrap_or(false);
