@@ -152,6 +152,11 @@ impl Answer {
         self.given_up.clone()
     }
 
+    /// The token ids of its prompt.
+    pub fn prompt(&self) -> Arc<[u32]> {
+        self.request.prompt.clone()
+    }
+
     /// For logs and metadata.
     pub fn request_id(&self) -> &RequestId {
         &self.request.id

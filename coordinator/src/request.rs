@@ -25,7 +25,7 @@ use tokio::time::Instant;
 pub use self::bounds::{answer_bytes, too_large};
 pub use self::chat::MAX_TOOLS;
 pub use self::guide::compile as compile_guide;
-pub use self::marks::{Cut, Marked, tokenize_marked};
+pub use self::marks::{Cut, Marked, all_cuts, tokenize_marked};
 pub use self::prompt::{
     MESSAGE_BYTES, Prompt, answer_format, check_ids, check_input, encode, encode_rendered,
     encode_text, render, tokenize, weight,
@@ -250,6 +250,8 @@ impl Checked {
         config: &Config,
     ) -> Result<ValidRequest, RequestError> {
         let Prompt { ids, format } = prompt;
+        // What is guided is the answer itself: no thought comes before it, and no call.
+        let format = format.filter(|_| self.guide.is_none());
         let prompt = truncated(ids, self.truncate);
         let max_tokens = self.limit.tokens(prompt.len() as u64, model);
         stopping::check_least(self.end.min_tokens, max_tokens)?;

@@ -4,6 +4,7 @@ mod pins;
 mod sessions;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use opentelemetry::trace::SpanContext;
@@ -11,7 +12,7 @@ use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    GenerateRequest, GetModelResponse, Guide, Pooling, TokenizeRequest, TokenizeResponse,
+    GenerateRequest, GetModelResponse, Guide, Pooling, TokenizeRequest, TokenizeResponse, ToolMode,
     tokenize_request,
 };
 use palimpsest_tls::Network;
@@ -52,6 +53,8 @@ pub struct Call {
     pub tenant: Option<Arc<Tenant>>,
     /// Where it comes from; none for calls within this process.
     pub network: Option<Network>,
+    /// It was counted: a call whose texts come in parts is one request.
+    pub has_arrived: AtomicBool,
 }
 
 impl Call {
@@ -74,6 +77,18 @@ pub struct Prompted {
     pub choices: Vec<GenerateRequest>,
     /// Where in a conversation beginnings end whose states are kept as well; sessions have none.
     pub cuts: Vec<Cut>,
+}
+
+impl Prompted {
+    /// Whether no token of an answer is asked for.
+    fn only_reads(&self) -> bool {
+        let reads = |request: &GenerateRequest| {
+            let stopping = request.stopping.as_ref();
+            let tokens = stopping.and_then(|stopping| stopping.max_tokens);
+            tokens == Some(0) || request.embedding() != Pooling::Unspecified
+        };
+        self.choices.iter().all(reads)
+    }
 }
 
 /// A choice whose fields were checked, and its place among those of its tenant.
@@ -147,6 +162,9 @@ pub struct Service {
 impl Call {
     /// Counts a request that comes now to its tenant.
     fn arrive(&self) -> Result<(), RequestError> {
+        if self.has_arrived.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
         self.tenant
             .as_ref()
             .map_or(Ok(()), |tenant| tenant.arrive())
@@ -275,6 +293,11 @@ impl Service {
         call.arrive()?;
         call.hold_copies(&asked)?;
         let mut turn = self.begin_turn(call, &mut asked).await?;
+        // What only reads leaves no message of the assistant in a session.
+        let opening = match &turn {
+            Some(_) if asked.iter().all(Prompted::only_reads) => Opening::Nothing,
+            _ => opening,
+        };
         let checked = asked.into_iter().map(|one| {
             let needs_input = turn.is_none();
             self.check_prompt(
@@ -363,6 +386,14 @@ impl Service {
         let choices: Vec<_> = choices.into_iter().map(begin).collect::<Result<_, _>>()?;
         if rules.needs_input || input.is_some() {
             request::check_input(input.as_ref())?;
+        }
+        if let Some(Input::Chat(chat)) = &input
+            && chat.tool_mode() == ToolMode::Required
+            && choices.iter().any(|one| one.checked.guide.is_some())
+        {
+            let message = "an answer cannot be a call and follow a guide: leave one of them out";
+            let error = RequestError::new(Reason::BadGuide, message);
+            return Err(error.in_field("guide"));
         }
         Ok(CheckedPrompt {
             input,
@@ -455,7 +486,12 @@ impl Service {
         let (model, config) = (self.model.clone(), self.config.clone());
         // Where nothing is kept, marks mean nothing.
         let keeps = model.snapshots.memory > 0;
-        let cuts = if keeps { cuts } else { Vec::new() };
+        let cuts = match &input {
+            Some(Input::Chat(chat)) if keeps => request::all_cuts(chat, cuts, &model),
+            _ => Vec::new(),
+        };
+        // Each beginning is tokenised as well.
+        let bytes = bytes.saturating_mul(1 + cuts.len());
         let work = move || request::tokenize_marked(input, &cuts, &model, &config);
         let charge = call.charge.clone();
         let Marked { prompt, marks } = self.pool.run(bytes, deadline, charge, work).await?;

@@ -403,7 +403,8 @@ impl<B: Backend> Runner<B> {
                 "{count} tokens at position {seen}; a step has 1 to {room}"
             ))
         } else {
-            let bad = step.tokens.iter().find(|&&t| t as usize >= vocabulary);
+            let mut tokens = step.tokens.iter().chain(&step.next);
+            let bad = tokens.find(|&&t| t as usize >= vocabulary);
             bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
         };
         if let Some(what) = problem {

@@ -5,6 +5,7 @@ use palimpsest_proto::v1::Guide;
 use palimpsest_proto::v1::guide::Kind;
 use serde_json::{Map, Value, json};
 
+use crate::cost;
 use crate::error::Error;
 use crate::limits::{MAX_BYTES, MAX_GRAMMAR_BYTES};
 
@@ -47,6 +48,11 @@ pub(crate) fn grammar(guide: &Guide) -> Result<TopLevelGrammar, Error> {
         Kind::Grammar(text) if text.trim().is_empty() => {
             return Err(Error::Empty("the grammar is empty"));
         }
+        Kind::Grammar(text) if text.contains("%json") => {
+            return Err(Error::Empty(
+                "a grammar has no %json here: send the schema as a guide",
+            ));
+        }
         Kind::Grammar(text) => TopLevelGrammar::from_lark(text.clone()),
     })
 }
@@ -59,6 +65,7 @@ fn schema(text: &str, lenient: bool) -> Result<TopLevelGrammar, Error> {
     let read = serde_json::from_str(text);
     // The library reads its text again, as what it is not; its place is of use.
     let value = read.map_err(|error| Error::Refused(format!("not JSON: {error}")))?;
+    cost::check(&value)?;
     match value {
         Value::Object(schema) => Ok(with_options(schema, lenient)),
         // Any value.

@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod cost;
 mod error;
 mod grammar;
 mod limits;

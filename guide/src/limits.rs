@@ -1,5 +1,7 @@
 //! What a guide may take.
 
+use std::time::Duration;
+
 use llguidance::api::ParserLimits;
 
 /// Bytes of a guide's texts together.
@@ -7,6 +9,10 @@ pub const MAX_BYTES: usize = 64 << 10;
 
 /// Bytes of a grammar: the library takes time that grows faster than the number of its rules.
 pub(crate) const MAX_GRAMMAR_BYTES: usize = 16 << 10;
+
+/// Time that compiling may take where a guide is checked. Ranks compile it again, and their steps
+/// must not wait for long.
+pub(crate) const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// The library goes down a chain of definitions by calls, and a guide of the largest size may be
 /// one chain. What is not used of it takes no memory.

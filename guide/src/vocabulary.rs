@@ -1,6 +1,7 @@
 //! The bytes of a model's tokens, and guides compiled for them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
@@ -9,7 +10,7 @@ use palimpsest_proto::v1::Guide;
 
 use crate::error::Error;
 use crate::grammar::grammar;
-use crate::limits::{STACK_BYTES, limits};
+use crate::limits::{MAX_TIME, STACK_BYTES, limits};
 use crate::matcher::Matcher;
 
 /// A model's tokens as guides see them. It takes tenths of a second to make, and a few times the
@@ -71,8 +72,14 @@ impl Vocabulary {
     /// # Errors
     /// What is wrong with the guide.
     pub fn check(&self, guide: &Guide) -> Result<Vec<String>, Error> {
+        let since = Instant::now();
         let mut matcher = self.compile(guide)?;
         matcher.mask()?;
+        if since.elapsed() > MAX_TIME {
+            let seconds = MAX_TIME.as_secs();
+            let message = format!("it takes more than {seconds} s to compile: simplify it");
+            return Err(Error::Refused(message));
+        }
         Ok(matcher.warnings())
     }
 }

@@ -213,7 +213,7 @@ async fn bad_requests_are_named_and_the_service_goes_on() {
             r.sampling.as_mut().expect("set").temperature = Some(f32::NAN)
         }),
         ("bad_stopping", Code::InvalidArgument, |r| {
-            r.stopping.as_mut().expect("set").max_tokens = Some(0)
+            r.stopping.as_mut().expect("set").stop = vec![String::new()]
         }),
         ("never_fits", Code::InvalidArgument, |r| {
             r.kv = Some(KvContract {

@@ -79,6 +79,8 @@ use crate::trace;
 /// The routes for machines; a test holds it against the types of `wire`, and a fuzzer against the
 /// answers.
 const OPENAPI: &str = include_str!("http/openapi.json");
+/// Characters of what is said of a body that cannot be read.
+const MAX_SAID: usize = 300;
 /// What is read of a refused request, at most.
 const DRAINED_BYTES: usize = 64 << 10;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
@@ -458,6 +460,7 @@ async fn read<T: RequestBody + Send + 'static>(
             .extensions
             .remove::<Peer>()
             .and_then(|peer| peer.network()),
+        ..Call::default()
     };
     Ok(Called {
         body: body.await??,
@@ -492,7 +495,8 @@ fn describe(error: &serde_json::Error, field: Option<&str>) -> String {
     let ours = ["missing field `", "duplicate field `", "unknown field `"];
     let is_ours = ours.iter().any(|start| text.starts_with(start));
     match field {
-        _ if is_ours => text.to_owned(),
+        // A name may be as long as the body.
+        _ if is_ours => text.chars().take(MAX_SAID).collect(),
         Some(field) => format!("`{field}` has a value of the wrong type or range"),
         None => "a field has a value of the wrong type or range".to_owned(),
     }

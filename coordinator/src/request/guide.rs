@@ -13,6 +13,10 @@ pub(super) fn validate(guide: &Guide, stopping: &Stopping) -> Result<(), Request
         let message = "ignore_eos does not go with a guide: an answer that is complete has to end";
         return Err(RequestError::new(Reason::BadStopping, message).in_field("stopping.ignore_eos"));
     }
+    if stopping.min_tokens > 0 {
+        let message = "min_tokens does not go with a guide: an answer that is complete has to end";
+        return Err(RequestError::new(Reason::BadStopping, message).in_field("stopping.min_tokens"));
+    }
     Ok(())
 }
 

@@ -46,8 +46,7 @@ pub fn tokenize_marked(
         Some(Input::Chat(chat)) => {
             let alone = |cut| beginning(chat, &cut);
             let encoded = |chat| encode(Input::Chat(chat), model, config).ok();
-            let own = before_last(chat, model.geometry.stride);
-            let cuts = cuts.iter().copied().chain(own);
+            let cuts = cuts.iter().copied();
             cuts.filter_map(alone).filter_map(encoded).collect()
         }
         _ => Vec::new(),
@@ -59,6 +58,12 @@ pub fn tokenize_marked(
     };
     let marks = beginnings.iter().map(shared).collect();
     Ok(Marked { prompt, marks })
+}
+
+/// The cuts of a conversation: those that the client marks, and one of our own.
+pub fn all_cuts(chat: &Chat, mut cuts: Vec<Cut>, model: &ServedModel) -> Vec<Cut> {
+    cuts.extend(before_last(chat, model.geometry.stride));
+    cuts
 }
 
 /// Where the last message begins, if it is so long that no other state is kept near there: who asks
@@ -111,7 +116,11 @@ mod tests {
         let config = Config::default();
         let input = Some(Input::Chat(chat));
         let whole = tokenize(input.clone(), &model, &config).unwrap();
-        let marked = tokenize_marked(input, cuts, &model, &config).unwrap();
+        let Some(Input::Chat(chat)) = &input else {
+            unreachable!("it is a chat");
+        };
+        let cuts = all_cuts(chat, cuts.to_vec(), &model);
+        let marked = tokenize_marked(input, &cuts, &model, &config).unwrap();
         assert_eq!(marked.prompt.ids, whole.ids);
         let text = |&mark: &u64| {
             let ids = marked.prompt.ids[..mark as usize].iter();

@@ -4,14 +4,14 @@
 //! are those of the fullest rank. Ranks do what plans say, in order. A snapshot counts as there
 //! only once every rank has said so.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use palimpsest_proto::internal::v1::snapshot_report::Event;
 use palimpsest_proto::internal::v1::{SnapshotOrders, SnapshotReport};
 
 use super::chain::{Chain, Name};
 use super::entry::{Clocks, Entry, Parent, Place};
-use super::orders::{Fate, Orders, Want};
+use super::orders::{Ended, Fate, Orders, Want};
 
 /// States that are kept of one text and used by nobody else, the newest among them.
 const STATES_OF_A_TEXT: usize = 4;
@@ -63,21 +63,12 @@ pub struct Index {
     /// What ranks do in the background, and how it ended where that is known.
     pending: usize,
     ended: Vec<Ended>,
+    /// Snapshots under way that a rank has not tried to read.
+    untried: HashSet<Name>,
     /// Plans so far.
     plan: u64,
     /// Bytes in host memory that steps under way may keep.
     reserved: u64,
-}
-
-/// Something that ranks did in the background, and how that ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// Of which snapshot.
-    pub name: Name,
-    /// What it was.
-    pub want: Want,
-    /// How it ended.
-    pub fate: Fate,
 }
 
 /// A prefix whose state is kept.
@@ -107,6 +98,7 @@ impl Index {
             orders: Orders::of_epoch(),
             pending: 0,
             ended: Vec::new(),
+            untried: HashSet::new(),
             plan: 0,
             reserved: 0,
         }
@@ -413,6 +405,10 @@ impl Index {
         *done += 1;
         if error.is_none() && !report.error.is_empty() {
             *error = Some(report.error.clone());
+            // The first report of a rank that could not says whether it had tried.
+            if report.waited {
+                self.untried.insert(name);
+            }
         }
         if *done < ranks {
             return;
@@ -424,6 +420,7 @@ impl Index {
     fn end(&mut self, name: Name, want: Want, fate: Fate) {
         self.pending -= 1;
         let is_done = fate == Fate::Done;
+        let is_untried = self.untried.remove(&name);
         let to = if is_done { Place::Here } else { Place::Absent };
         let tier = match want {
             Want::Store => Tier::Store,
@@ -433,7 +430,7 @@ impl Index {
         if let Some(entry) = self.entries.get_mut(&name) {
             match want {
                 Want::Store => entry.is_unreadable = false,
-                Want::Fetch => entry.is_unreadable = !is_done,
+                Want::Fetch => entry.is_unreadable = !is_done && !is_untried,
             }
         }
         match want {

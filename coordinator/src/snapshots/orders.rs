@@ -22,6 +22,17 @@ pub enum Fate {
     Failed(String),
 }
 
+/// Something that ranks did in the background, and how that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Of which snapshot.
+    pub name: Name,
+    /// What it was.
+    pub want: Want,
+    /// How it ended.
+    pub fate: Fate,
+}
+
 /// Orders since the last plan.
 #[derive(Debug, Default)]
 pub(super) struct Orders {

@@ -128,7 +128,9 @@ impl ChatTemplate {
 
     fn render_with(&self, chat: &Chat, answers: bool) -> Result<Rendered, Error> {
         let chat = self.in_words_of_the_template(chat)?;
-        let conversation = Conversation::read(&chat, has_tools(&chat))?;
+        // Those that were put in words are not shown twice.
+        let shows_tools = has_tools(&chat) && self.tools != ToolFormat::Plain;
+        let conversation = Conversation::read(&chat, shows_tools)?;
         let marks = Marks::unused(|mark| self.source.contains(mark) || conversation.has(mark));
         let marks = marks.ok_or(Error::NoMark)?;
         let words = Words::new(&self.guard, marks);

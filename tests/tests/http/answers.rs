@@ -200,6 +200,14 @@ async fn a_prompt_is_read_without_an_answer_and_told_of_as_vllm_tells_it() {
     );
     assert_eq!(read["usage"]["completion_tokens"], 0);
 
+    // What was cut off is not repeated.
+    let cut = json!({"prompt": "abcdef", "truncate_prompt_tokens": 2, "max_tokens": 0});
+    for logprobs in [json!(1), json!(null)] {
+        let cut = with(cut.clone(), json!({"logprobs": logprobs}));
+        let read = http.post("/v1/completions", with(body.clone(), cut)).await;
+        assert_eq!(read.json()["choices"][0]["text"], "ef");
+    }
+
     // As vLLM tells it, without repeating.
     let asked = json!({"echo": false, "logprobs": null, "prompt_logprobs": 2, "max_tokens": 1});
     let told = http

@@ -244,7 +244,10 @@ impl Worker {
             Ok(bytes) => report(name, event, bytes, ""),
             Err(error) => {
                 tracing::warn!("{}: {error}", self.store.name());
-                report(name, event, 0, &error.to_string())
+                SnapshotReport {
+                    waited: matches!(error, FileError::Waited),
+                    ..report(name, event, 0, &error.to_string())
+                }
             }
         };
         // Nobody listens when the shelf is gone.

@@ -11,5 +11,6 @@ pub(super) fn report(name: Bytes, event: Event, bytes: u64, error: &str) -> Snap
         event: event.into(),
         bytes,
         error: error.into(),
+        waited: false,
     }
 }

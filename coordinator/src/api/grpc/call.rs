@@ -26,5 +26,6 @@ pub(super) fn call_of(metadata: &MetadataMap, extensions: &Extensions) -> Result
         charge: extensions.get::<Charge>().cloned(),
         tenant: extensions.get::<Arc<Tenant>>().cloned(),
         network: extensions.get::<Peer>().and_then(Peer::network),
+        ..Call::default()
     })
 }

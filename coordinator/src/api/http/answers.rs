@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 pub use self::choice::Choice;
 use self::choice::{call_piece, write_reasoning};
 pub use self::dialect::Dialect;
-use self::dialect::write_json;
+pub(super) use self::dialect::write_json;
 use self::logprobs::Logprobs;
 use self::usage::usage;
 

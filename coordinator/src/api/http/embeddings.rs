@@ -10,6 +10,7 @@ use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::{Embedding, Usage};
 use serde_json::json;
 
+use super::answers::write_json;
 use super::error::HttpError;
 use super::generate::Caller;
 use super::wire::{EmbeddingBody, EmbeddingsAsked, Encoding};
@@ -120,16 +121,17 @@ fn write(out: &mut Vec<u8>, index: usize, encoding: Encoding, embedding: &Embedd
     if index > 0 {
         out.push(b',');
     }
-    let values = match encoding {
-        Encoding::Float => json!(embedding.values),
+    out.extend_from_slice(br#"{"object":"embedding","index":"#);
+    write_json(out, &index);
+    out.extend_from_slice(br#","embedding":"#);
+    match encoding {
+        // As f32: as f64 they would have twice the digits.
+        Encoding::Float => write_json(out, &embedding.values),
         Encoding::Base64 => {
-            let bytes = embedding
-                .values
-                .iter()
-                .flat_map(|value| value.to_le_bytes());
-            json!(STANDARD.encode(bytes.collect::<Vec<u8>>()))
+            let values = embedding.values.iter();
+            let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
+            write_json(out, &STANDARD.encode(bytes));
         }
-    };
-    let object = json!({"object": "embedding", "index": index, "embedding": values});
-    out.extend_from_slice(object.to_string().as_bytes());
+    }
+    out.push(b'}');
 }

@@ -1,6 +1,7 @@
 //! Running the choices of a request: to the end, or as server-sent events.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_event::Event;
-use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{Delta, GenerateEvent};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -20,6 +20,7 @@ use super::wire::Choices;
 use crate::answer::{Answer, GivenUp};
 use crate::budget::held;
 use crate::ids::RequestId;
+use crate::model::ServedModel;
 use crate::request::{answer_bytes, too_large};
 use crate::service::{Call, Service};
 
@@ -56,50 +57,32 @@ struct Run {
     given_up: Vec<GivenUp>,
 }
 
-/// What answers repeat before what they add.
+/// What answers repeat before what they add: their prompts, as they were read.
 struct Echo {
-    /// Of each prompt.
-    texts: Vec<String>,
+    model: Arc<ServedModel>,
+    /// Of each choice.
+    prompts: Vec<Arc<[u32]>>,
     /// With their log-probabilities, which come when the prompt was read.
     has_logprobs: bool,
 }
 
 impl Echo {
-    /// Of the prompts, if that is asked for.
-    fn of(service: &Service, asked: &Choices) -> Option<Self> {
-        let sampling = asked.sampling();
-        let has_logprobs = sampling.is_some_and(|sampling| sampling.logprobs.is_some());
-        let text = |input: Option<&Input>| match input {
-            Some(Input::Text(text)) => text.clone(),
-            Some(Input::TokenIds(list)) => {
-                let tokenizer = &service.model.tokenizer;
-                let bytes: Vec<u8> = list
-                    .ids
-                    .iter()
-                    .flat_map(|&id| tokenizer.bytes(id))
-                    .collect();
-                String::from_utf8_lossy(&bytes).into_owned()
-            }
-            Some(Input::Chat(_)) | None => String::new(),
-        };
-        asked.echoes.then(|| Self {
-            texts: asked
-                .prompts
-                .iter()
-                .map(|one| text(one.input.as_ref()))
-                .collect(),
-            has_logprobs,
-        })
-    }
-
-    /// What an event adds to the answer of prompt `index`.
+    /// What an event adds to the answer of choice `index`.
     fn delta(&self, index: usize, event: &Event) -> Option<Delta> {
-        let tokens = match event {
-            Event::Started(_) if !self.has_logprobs => Vec::new(),
-            Event::PromptLogprobs(prompt) if self.has_logprobs => prompt.tokens.clone(),
+        let (text, tokens) = match event {
+            Event::Started(_) if !self.has_logprobs => {
+                let ids = self.prompts.get(index)?;
+                (self.model.tokenizer.decode(ids), Vec::new())
+            }
+            Event::PromptLogprobs(prompt) if self.has_logprobs => {
+                // Offsets count the text of all tokens.
+                let bytes = prompt.tokens.iter().flat_map(|token| &token.bytes);
+                let bytes: Vec<u8> = bytes.copied().collect();
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                (text, prompt.tokens.clone())
+            }
             _ => return None,
         };
-        let text = self.texts.get(index).cloned().unwrap_or_default();
         Some(Delta {
             text,
             tokens,
@@ -188,11 +171,16 @@ impl Run {
                 RequestId::of_choice(id, index)
             };
         }
-        let echo = Echo::of(service, &asked);
-        let tells_prompt = asked.tells_prompt;
+        let has_logprobs = asked.sampling().is_some_and(|one| one.logprobs.is_some());
+        let (echoes, tells_prompt) = (asked.echoes, asked.tells_prompt);
         let guided_by = asked.guided_by;
         let answers = service.generate_all(&caller.call, asked.prompts).await;
         let answers = answers.map_err(|error| in_field_of_guide(error, named, guided_by))?;
+        let echo = echoes.then(|| Echo {
+            model: service.model.clone(),
+            prompts: answers.iter().map(Answer::prompt).collect(),
+            has_logprobs,
+        });
         let given_up = answers.iter().map(Answer::given_up).collect();
         let answers = answers.into_iter().enumerate();
         let mut events: Vec<_> = answers
@@ -275,8 +263,7 @@ impl Run {
 
     /// What an event of choice `index` repeats of its prompt.
     fn repeated(&self, index: usize, event: Option<&Event>) -> Option<Delta> {
-        let prompt = index / self.per_prompt.max(1);
-        self.echo.as_ref()?.delta(prompt, event?)
+        self.echo.as_ref()?.delta(index, event?)
     }
 
     fn stream(self) -> Response {
@@ -313,9 +300,7 @@ impl Run {
     ) -> bool {
         let event = event.map(|event| event.event);
         let found = event.as_ref().ok().and_then(Option::as_ref);
-        if let Some(delta) = self.repeated(index, found) {
-            self.write_delta(out, head, index, &delta);
-        }
+        let repeated = self.repeated(index, found);
         let choice = &mut self.choices[index];
         match event {
             Ok(Some(Event::Started(started))) => {
@@ -339,6 +324,10 @@ impl Run {
                 write_event(out, &HttpError::from(error).json());
                 return true;
             }
+        }
+        // Behind the opening of its choice.
+        if let Some(delta) = repeated {
+            self.write_delta(out, head, index, &delta);
         }
         false
     }

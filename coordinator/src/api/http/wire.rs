@@ -451,7 +451,7 @@ impl Common {
             (_, Some(-1)) => (None, true),
             (field, Some(tokens)) => {
                 let tokens = u32::try_from(tokens).map_err(|_| {
-                    let message = format!("{field} must be -1, or 1 to {}", u32::MAX);
+                    let message = format!("{field} must be -1, or 0 to {}", u32::MAX);
                     HttpError::invalid(field, message)
                 })?;
                 (Some(tokens), false)

@@ -80,6 +80,7 @@ impl Snapshots {
             event: event.into(),
             bytes,
             error: String::new(),
+            ..Default::default()
         });
     }
 

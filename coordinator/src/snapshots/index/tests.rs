@@ -43,8 +43,12 @@ fn said(name: Name, event: Event, error: &str) -> SnapshotReport {
         event: event.into(),
         bytes: 10,
         error: error.into(),
+        waited: error == WAITED,
     }
 }
+
+/// What a rank says that has not tried.
+const WAITED: &str = "waited";
 
 fn dropped(index: &mut Index) -> usize {
     index.orders().map_or(0, |orders| orders.drop.len())
@@ -236,6 +240,27 @@ fn what_cannot_be_read_is_not_asked_for_again_until_it_is_written_anew() {
         index.report(&[said(name, Event::Stored, "")]);
     }
     assert!(index.in_store(&a, 99).is_some());
+}
+
+#[test]
+fn what_a_rank_has_not_tried_is_asked_for_again() {
+    let mut index = index(100, 100);
+    let a = long(1);
+    let name = a.at(4).expect("a name");
+    index.report(&[
+        said(name, Event::InStore, ""),
+        said(name, Event::InStore, ""),
+    ]);
+    index.orders();
+    assert!(index.want(name, Want::Fetch));
+    index.report(&[said(name, Event::Fetched, WAITED)]);
+    index.report(&[said(name, Event::Fetched, "")]);
+    assert_eq!(index.in_memory(&a, 99), None);
+    assert!(
+        index.in_store(&a, 99).is_some(),
+        "what is there may well be good"
+    );
+    assert!(index.want(name, Want::Fetch));
 }
 
 #[test]

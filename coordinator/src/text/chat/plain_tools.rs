@@ -60,6 +60,12 @@ pub(super) fn write(chat: &mut Chat, has_tools: bool) -> Result<(), Error> {
         }
         follows_result = true;
     }
+    // The results have found their calls: from here on both are text.
+    for message in &mut messages {
+        if let Some(details) = &mut message.details {
+            details.tool_calls.clear();
+        }
+    }
     chat.messages = messages;
     Ok(())
 }

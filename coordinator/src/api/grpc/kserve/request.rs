@@ -122,7 +122,7 @@ fn text(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Text, Status> 
     let Ok([input]) = <[InferInputTensor; 1]>::try_from(inputs) else {
         return Err(bad(format!("inputs: send `{INPUT}` once")));
     };
-    if input.datatype != BYTES || input.shape.is_empty() || input.shape.iter().any(|n| *n != 1) {
+    if input.datatype != BYTES || !matches!(input.shape[..], [1] | [1, 1]) {
         let message = format!("inputs: `{INPUT}` is one text, {BYTES} of the shape [1]");
         return Err(bad(message));
     }

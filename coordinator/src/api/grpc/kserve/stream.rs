@@ -226,6 +226,7 @@ impl Conversation {
             charge: Some(self.slot.come()),
             tenant: self.call.tenant.clone(),
             network: self.call.network,
+            ..Call::default()
         };
         // What cannot be read has no name.
         let Asked { request, form } = read(message).map_err(|status| failed("", &status))?;

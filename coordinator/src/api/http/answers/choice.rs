@@ -98,7 +98,8 @@ impl Choice {
     pub fn bytes(&self) -> usize {
         let calls = self.calls.iter();
         let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
-        let ids = self.ids.as_ref().map_or(0, |ids| ids.answer.len());
+        let ids = self.ids.as_ref();
+        let ids = ids.map_or(0, |ids| ids.answer.len() + ids.prompt.len());
         let texts = self.text.len() + self.reasoning.len() + calls.sum::<usize>();
         texts + self.logprobs.bytes() + self.prompt.len() + ids * size_of::<u32>()
     }

@@ -12,7 +12,7 @@ pub enum Dialect {
 }
 
 /// Adds a value's JSON.
-pub(super) fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+pub(in super::super) fn write_json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     serde_json::to_writer(out, value)
         .expect("memory takes everything, and these types have a JSON form");
 }
