@@ -1,5 +1,6 @@
 //! What every API offers: a request in, an answer out. The APIs only translate.
 
+mod parts;
 mod pins;
 mod sessions;
 
@@ -18,6 +19,8 @@ use palimpsest_proto::v1::{
 use palimpsest_tls::Network;
 use tokio::time::Instant;
 
+pub use self::parts::Prompted;
+use self::parts::{CheckedPrompt, Choice, CompiledGuide, Rules, SharedPrompt};
 pub use self::pins::DriverPins;
 use crate::admission::Asker;
 use crate::answer::Answer;
@@ -29,7 +32,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::{self, Pool};
-use crate::request::{self, Checked, Cut, Marked, Prompt, ValidRequest};
+use crate::request::{self, Cut, Marked, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
 use crate::sessions::{Opening, Sessions, Turn};
@@ -66,76 +69,6 @@ impl Call {
             (None, None) => Flow::Local,
         }
     }
-}
-
-/// A prompt and what is asked of it.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Prompted {
-    /// The prompt, which is tokenised once.
-    pub input: Option<Input>,
-    /// One for each answer; their own inputs are not read.
-    pub choices: Vec<GenerateRequest>,
-    /// Where in a conversation beginnings end whose states are kept as well; sessions have none.
-    pub cuts: Vec<Cut>,
-}
-
-impl Prompted {
-    /// Whether no token of an answer is asked for.
-    fn only_reads(&self) -> bool {
-        let reads = |request: &GenerateRequest| {
-            let stopping = request.stopping.as_ref();
-            let tokens = stopping.and_then(|stopping| stopping.max_tokens);
-            tokens == Some(0) || request.embedding() != Pooling::Unspecified
-        };
-        self.choices.iter().all(reads)
-    }
-}
-
-/// A choice whose fields were checked, and its place among those of its tenant.
-struct Choice {
-    checked: Checked,
-    permit: Option<TenantPermit>,
-}
-
-/// A guide that can be used, and what was left out of it.
-struct CompiledGuide {
-    guide: Guide,
-    warnings: Vec<String>,
-}
-
-/// A prompt that is not tokenised yet, and its choices.
-struct CheckedPrompt {
-    input: Option<Input>,
-    choices: Vec<Choice>,
-    cuts: Vec<Cut>,
-}
-
-/// A prompt as all its choices have it.
-struct SharedPrompt {
-    prompt: Prompt,
-    /// Lengths of the beginnings whose states are kept as well.
-    marks: Vec<u64>,
-    /// What the client should know of it.
-    warning: Option<String>,
-}
-
-impl SharedPrompt {
-    const fn of(prompt: Prompt) -> Self {
-        Self {
-            prompt,
-            marks: Vec::new(),
-            warning: None,
-        }
-    }
-}
-
-/// By what prompts of a call are checked.
-struct Rules {
-    opening: Opening,
-    /// When the call came.
-    arrived: Instant,
-    /// There is no session to go on from.
-    needs_input: bool,
 }
 
 /// The coordinator as its APIs see it; cheap to clone.

@@ -58,7 +58,7 @@ fn replay(transcript: &str, address: &str) -> String {
         replayed.push_str(&masked.map_or_else(|| rounded(line), |name| format!("{name} …")));
         replayed.push('\n');
     }
-    mask(&replayed, "\"created\":")
+    mask(&mask(&replayed, "\"created\":"), "_seconds\":")
 }
 
 /// The number behind each `name` as `…`, unless it is 0.
@@ -66,7 +66,7 @@ fn mask(text: &str, name: &str) -> String {
     let mut parts = text.split(name);
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |masked, part| {
-        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
         let number = &part[..part.len() - rest.len()];
         masked + name + if number == "0" { "0" } else { "…" } + rest
     })
