@@ -21,7 +21,7 @@ pub struct WebArgs {
         help_heading = "Listening"
     )]
     pub served_model_name: Vec<String>,
-    /// Pages of this origin, such as https://app.example, may ask over HTTP and read the answers
+    /// Pages of this origin, such as `https://app.example`, may ask over HTTP and read the answers
     /// (several; `*` for any). Keys are asked for as before.
     #[arg(
         long,

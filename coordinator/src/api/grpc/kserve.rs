@@ -1,7 +1,7 @@
 //! `inference.GRPCInferenceService`: the Open Inference Protocol of KServe, with Triton's streams.
 //!
 //! A model takes one text, `text_input`, and gives one, `text_output`. What else a request asks
-//! for stands in its parameters. Streams are answered by [`stream`], before which nothing reads
+//! for stands in its parameters. Streams are answered by `stream`, before which nothing reads
 //! them.
 
 mod answer;
