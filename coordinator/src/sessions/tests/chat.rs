@@ -69,6 +69,22 @@ async fn a_turn_adds_what_the_template_writes_beyond_the_log() {
     assert_eq!(server.show("c").await.unwrap().messages, 6);
 }
 
+/// A request for no token reads like `Append`: nobody has said anything in it.
+#[tokio::test]
+async fn a_request_for_no_token_leaves_no_message_of_the_assistant() {
+    let server = Server::with(Script::saying("Yes", 0, 1), Limits::default()).await;
+    server.create("c").await;
+    let read = server.generate(request("c", chat("one"), 0)).await.unwrap();
+    assert_eq!(read.text, "");
+    let log = server.log("c").await;
+    let roles: Vec<_> = log.messages.iter().map(|one| one.role.as_str()).collect();
+    assert_eq!(roles, ["user"]);
+    assert_eq!(
+        log.tokens,
+        ids(&server, "<|im_start|>user\none<|im_end|>\n")
+    );
+}
+
 #[tokio::test]
 async fn messages_are_read_without_an_answer_and_answered_later() {
     let server = Server::with(Script::saying("Yes", 0, 1), Limits::default()).await;
