@@ -1,5 +1,6 @@
-//! `cargo xtask bench-peers`, `bench-turns` and `bench-state`: comparisons with other engines and
-//! servers, and what keeping states costs. The harnesses are Python, since one of the peers is.
+//! `cargo xtask bench-peers`, `bench-turns`, `bench-state` and `bench-against`: comparisons with
+//! other engines and servers and with our own earlier programs, and what keeping states costs. The
+//! harnesses are Python, since one of the peers is.
 
 use std::process::Command;
 
@@ -15,6 +16,12 @@ pub const TURNS: &str = "tests/oracle/bench_turns.py";
 
 /// The harness of what keeping states costs, and of what reading does to the answers of others.
 pub const STATE: &str = "tests/oracle/bench_state.py";
+
+/// The harness that compares this program with another one of ours.
+pub const AGAINST: &str = "tests/oracle/bench_against.py";
+
+/// All of them: their examples are tests.
+pub const ALL: [&str; 4] = [HARNESS, TURNS, STATE, AGAINST];
 
 /// Runs a harness with `args`. Our own release binary is built first, unless no measurement was
 /// asked for.
