@@ -28,7 +28,7 @@ use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping, tokenize_request
 use serde::Deserialize;
 use serde::de::{Error, MapAccess};
 
-pub use self::anthropic::{CountBody, MessagesBody};
+pub use self::anthropic::{CALL_PREFIX, CountBody, MessagesBody};
 use self::chat::ChatFields;
 pub use self::embeddings::{EmbeddingBody, EmbeddingsAsked, Encoding};
 use self::fields::Rest;
