@@ -175,7 +175,8 @@ impl Front {
     /// Does `work` and answers probes meanwhile, on their port and on that of HTTP.
     pub async fn wait_for<T>(&mut self, work: impl Future<Output = T>) -> T {
         let (done, finished) = watch::channel(false);
-        let http = probed(&self.client_threads, self.http.take(), &finished);
+        let cors = self.cors.clone();
+        let http = probed(&self.client_threads, self.http.take(), cors, &finished);
         let result = self.probe_while(work).await;
         done.send_replace(true);
         self.http = back(http).await;
@@ -185,7 +186,8 @@ impl Front {
     /// Does `work` and answers probes meanwhile, on their port alone.
     pub async fn probe_while<T>(&mut self, work: impl Future<Output = T>) -> T {
         let (done, finished) = watch::channel(false);
-        let probes = probed(&self.probe_threads, self.probes.take(), &finished);
+        let cors = AllowedOrigins::default();
+        let probes = probed(&self.probe_threads, self.probes.take(), cors, &finished);
         let result = work.await;
         done.send_replace(true);
         self.probes = back(probes).await;
@@ -278,16 +280,18 @@ async fn raised(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|raised| *raised).await;
 }
 
-/// Answers probes at a port, if there is one, until `finished`; the port comes back then.
+/// Answers probes at a port, if there is one, until `finished`; the port comes back then. Pages of
+/// the origins in `cors` may read the answers.
 fn probed(
     threads: &Background,
     port: Option<Incoming>,
+    cors: AllowedOrigins,
     finished: &watch::Receiver<bool>,
 ) -> Option<JoinHandle<Incoming>> {
     let mut port = port?;
     let finished = raised(finished.clone());
     Some(threads.spawn(async move {
-        serve_waiting(&mut port, finished).await;
+        serve_waiting(&mut port, &cors, finished).await;
         port
     }))
 }

@@ -37,6 +37,9 @@ pub struct Answer {
     detokenizer: Detokenizer,
     stop: StopStrings,
     ready: VecDeque<Event>,
+    /// What the answer begins with before its first token; it comes behind what is told of the
+    /// prompt.
+    begun: Option<Event>,
     sent: u64,
     delivery: Delivery,
     seen: Seen,
@@ -114,10 +117,15 @@ impl Answer {
         });
         let (delivery, begun) = Delivery::new(request.format.as_deref());
         let begun = begun.map(Event::Delta);
+        let (now, later) = match request.sampling.prompt_logprobs {
+            Some(_) => (None, begun),
+            None => (begun, None),
+        };
         Self {
             detokenizer: decoder(&request, &model.tokenizer),
             stop: StopStrings::new(request.end.stop.clone()),
-            ready: [started].into_iter().chain(begun).collect(),
+            ready: [started].into_iter().chain(now).collect(),
+            begun: later,
             sent: 0,
             delivery,
             seen: Seen::default(),
@@ -201,6 +209,7 @@ impl Answer {
         self.seen.take(&token, self.request.prompt.len() as u64);
         if self.request.sampling.prompt_logprobs.is_some() && self.seen.tokens == 1 {
             self.tell_prompt(token.prompt_logprobs);
+            self.ready.extend(self.begun.take());
         }
         if token.ended == Some(Ending::Read) {
             self.ready.extend(token.embedding.map(Event::Embedding));
@@ -260,7 +269,9 @@ impl Answer {
     /// Tells of the prompt, with the first token of the answer or at its end.
     fn tell_prompt(&mut self, known: Vec<TokenLogprob>) {
         // The first token of a prompt follows nothing.
-        let first = self.request.prompt.first().map(|&id| TokenLogprob {
+        let is_told = self.request.sampling.prompt_logprobs_from == 0;
+        let first = self.request.prompt.first().filter(|_| is_told);
+        let first = first.map(|&id| TokenLogprob {
             id,
             logprob: f32::NAN,
             ..Default::default()

@@ -13,7 +13,7 @@ use palimpsest_proto::v1;
 use crate::config::Config;
 use crate::scheduler::Cost;
 use crate::snapshots::{Room, Root, Salt};
-use crate::text::{self, ChatTemplate, Rendered, Tokenizer};
+use crate::text::{self, ChatTemplate, Infilling, NoInfilling, Rendered, Tokenizer};
 
 /// Why ranks do not make a group.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,8 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template, if it has one.
     pub template: Option<ChatTemplate>,
+    /// How it is asked for a text between two others, if it has the tokens for that.
+    pub infilling: Result<Infilling, NoInfilling>,
     /// Made for the first request with a guide.
     guides: OnceLock<Result<Vocabulary, palimpsest_guide::Error>>,
     /// What clients call it, where that is not what its ranks do.
@@ -162,6 +164,7 @@ impl ServedModel {
             room,
             snapshots,
             digest: first.digest.to_vec(),
+            infilling: Infilling::of(&tokenizer),
             tokenizer: Arc::new(tokenizer),
             template,
             guides: OnceLock::new(),

@@ -27,8 +27,8 @@ pub use self::chat::MAX_TOOLS;
 pub use self::guide::compile as compile_guide;
 pub use self::marks::{Cut, Marked, all_cuts, tokenize_marked};
 pub use self::prompt::{
-    MESSAGE_BYTES, Prompt, answer_format, check_ids, check_input, encode, encode_rendered,
-    encode_text, render, tokenize, weight,
+    MESSAGE_BYTES, Prompt, answer_format, check_ids, check_input, encode, encode_behind,
+    encode_rendered, encode_text, infilling, render, tokenize, weight,
 };
 pub use self::sampling::{MAX_BIASES, MAX_LOGPROBS};
 use self::stopping::Limit;
@@ -223,6 +223,11 @@ pub fn contract(
 }
 
 impl Checked {
+    /// Whether a beginning of the prompt may be left out.
+    pub const fn truncates(&self) -> bool {
+        self.truncate.is_some()
+    }
+
     /// The same request, of which no token is asked for.
     #[must_use]
     pub fn without_answer(self) -> Self {
@@ -249,7 +254,7 @@ impl Checked {
         model: &ServedModel,
         config: &Config,
     ) -> Result<ValidRequest, RequestError> {
-        let Prompt { ids, format } = prompt;
+        let Prompt { ids, format, end } = prompt;
         // What is guided is the answer itself: no thought comes before it, and no call.
         let format = format.filter(|_| self.guide.is_none());
         let prompt = truncated(ids, self.truncate);
@@ -265,6 +270,10 @@ impl Checked {
             return Err(RequestError::new(Reason::TooLong, message));
         }
         bounds::check_prompt_logprobs(&self.sampling, prompt.len(), config)?;
+        let mut ends = self.end;
+        if !ends.ignore_eos {
+            ends.stop_ids.extend(end);
+        }
         let cost = contract::cost(&self.kv, model, total)?;
         if self.retention_report {
             bounds::check_report(&self.kv, model, config, total)?;
@@ -276,7 +285,7 @@ impl Checked {
             warnings,
             prompt,
             sampling: self.sampling,
-            end: self.end,
+            end: ends,
             max_tokens,
             guide: self.guide,
             show: self.show,

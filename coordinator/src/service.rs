@@ -2,7 +2,9 @@
 
 mod parts;
 mod pins;
+mod score;
 mod sessions;
+mod tokenize;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,16 +14,14 @@ use opentelemetry::trace::SpanContext;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{
-    GenerateRequest, GetModelResponse, Guide, Pooling, TokenizeRequest, TokenizeResponse, ToolMode,
-    tokenize_request,
-};
+use palimpsest_proto::v1::{GenerateRequest, GetModelResponse, Guide, Pooling, ToolMode};
 use palimpsest_tls::Network;
 use tokio::time::Instant;
 
 pub use self::parts::Prompted;
 use self::parts::{CheckedPrompt, Choice, CompiledGuide, Rules, SharedPrompt};
 pub use self::pins::DriverPins;
+pub use self::score::MAX_COMPLETIONS;
 use crate::admission::Asker;
 use crate::answer::Answer;
 use crate::budget::{Budget, Charge};
@@ -42,6 +42,9 @@ use crate::trace::RequestSpan;
 /// Bytes of a body that take as much as what a choice holds of one token's bias: an entry of two
 /// hash tables.
 const BIAS_BYTES: usize = 3;
+
+/// Texts of one call that are read beside each other at most.
+const AT_ONCE: usize = 8;
 
 /// Of whom a request is, and what it holds until it is admitted.
 #[derive(Debug, Default)]
@@ -103,8 +106,8 @@ impl Call {
             .map_or(Ok(()), |tenant| tenant.arrive())
     }
 
-    /// Counts what every choice but the first holds for itself: a body names biases and a guide
-    /// once, and each choice has a copy.
+    /// Counts what every choice but the first holds for itself: a body names biases, a guide and a
+    /// suffix once, and each choice or prompt has a copy.
     fn hold_copies(&self, asked: &[Prompted]) -> Result<(), RequestError> {
         let Some(charge) = &self.charge else {
             return Ok(());
@@ -116,7 +119,12 @@ impl Call {
             biases.saturating_mul(BIAS_BYTES).saturating_add(guide)
         };
         let choices = asked.iter().flat_map(|asked| &asked.choices);
-        charge.take(choices.skip(1).map(copy).fold(0, usize::saturating_add))
+        let copies = choices.skip(1).map(copy);
+        let suffixes = asked.iter().skip(1).map(|one| match &one.input {
+            Some(Input::Infill(infill)) => infill.suffix.len(),
+            _ => 0,
+        });
+        charge.take(copies.chain(suffixes).fold(0, usize::saturating_add))
     }
 }
 
@@ -202,18 +210,29 @@ impl Service {
         opening: Opening,
     ) -> Result<Vec<Answer>, RequestError> {
         let started = self.start(call, asked, opening).await;
-        if let Err(error) = &started {
-            // An answer counts its own end; there is none.
-            let outcome = error.reason.tag();
-            let tenant = call.tenant.as_ref().map(|tenant| tenant.name());
-            self.metrics.refused(tenant, outcome);
-            tracing::info!(
-                tenant = tenant.map(|name| &**name),
-                reason = outcome,
-                "refused"
-            );
-        }
-        started
+        // An answer counts its own end; there is none.
+        started.inspect_err(|error| self.count_refusal(call, error))
+    }
+
+    fn count_refusal(&self, call: &Call, error: &RequestError) {
+        let outcome = error.reason.tag();
+        let tenant = call.tenant.as_ref().map(|tenant| tenant.name());
+        self.metrics.refused(tenant, outcome);
+        tracing::info!(
+            tenant = tenant.map(|name| &**name),
+            reason = outcome,
+            "refused"
+        );
+    }
+
+    /// How many texts of one call are read beside each other now. The others wait where they are no
+    /// load: in this call.
+    pub fn at_once(&self, call: &Call) -> usize {
+        let of_key = call.tenant.as_ref().and_then(|tenant| tenant.room());
+        let of_key = of_key.map_or(AT_ONCE, |room| room as usize);
+        let waiting = self.driver.admission().waiting().requests;
+        let of_queue = self.config.max_queued.saturating_sub(waiting);
+        AT_ONCE.min(of_key).min(of_queue).max(1)
     }
 
     async fn start(
@@ -328,6 +347,15 @@ impl Service {
             let error = RequestError::new(Reason::BadGuide, message);
             return Err(error.in_field("guide"));
         }
+        if let Some(Input::Infill(_)) = &input {
+            request::infilling(model)?;
+            if choices.iter().any(|one| one.checked.truncates()) {
+                let message = "the texts around a place are read whole: leave \
+                               truncate_prompt_tokens out";
+                let error = RequestError::new(Reason::BadInfill, message);
+                return Err(error.in_field("truncate_prompt_tokens"));
+            }
+        }
         Ok(CheckedPrompt {
             input,
             choices,
@@ -437,10 +465,15 @@ impl Service {
     /// What of a request may be used again, by the same tenant or by anyone: that is the operator's
     /// choice.
     fn reuse(&self, call: &Call, request: &ValidRequest) -> Option<Reuse> {
-        // What is told of every token of a prompt is told while it is read.
-        let is_told =
-            request.sampling.prompt_logprobs.is_some() || request.embedding != Pooling::Unspecified;
-        if self.model.snapshots.memory == 0 || is_told {
+        let sampling = &request.sampling;
+        // What is told of a token is told while the one before it is read.
+        let free = match sampling.prompt_logprobs {
+            _ if request.embedding != Pooling::Unspecified => 0,
+            Some(_) => sampling.prompt_logprobs_from.saturating_sub(1) as usize,
+            None => request.prompt.len(),
+        };
+        let free = request.prompt.get(..free).unwrap_or(&request.prompt);
+        if self.model.snapshots.memory == 0 || free.is_empty() {
             return None;
         }
         let tenant = call
@@ -453,7 +486,7 @@ impl Service {
         };
         let root = self.model.snapshot_root(&request.kv, salt);
         Some(Reuse {
-            chain: Arc::new(Chain::of(&root, &request.prompt)),
+            chain: Arc::new(Chain::of(&root, free)),
             marks: request.caching.marks.clone(),
             rolls: request.kv != Contract::Full,
         })
@@ -484,41 +517,6 @@ impl Service {
                 Err(error)
             }
         }
-    }
-
-    /// What `made` makes of the token ids of a text, as `Generate` would see it, where it may take
-    /// time and memory. All tokens together have about as many bytes as the text.
-    ///
-    /// # Errors
-    /// `RateLimited`, `EmptyPrompt`, `TooLong`, `BadChat`, `DeadlineInQueue`.
-    pub async fn tokenize_as<T: Send + 'static>(
-        &self,
-        call: &Call,
-        request: TokenizeRequest,
-        made: impl FnOnce(TokenizeResponse) -> T + Send + 'static,
-    ) -> Result<T, RequestError> {
-        call.arrive().inspect_err(|error| {
-            let tenant = call.tenant.as_ref().map(|tenant| tenant.name());
-            self.metrics.refused(tenant, error.reason.tag());
-        })?;
-        let input = match request.input {
-            Some(tokenize_request::Input::Text(text)) => Input::Text(text),
-            Some(tokenize_request::Input::Chat(chat)) => Input::Chat(chat),
-            None => return Err(RequestError::new(Reason::EmptyPrompt, "send text or chat")),
-        };
-        let bytes = request::weight(&input);
-        let (model, config) = (self.model.clone(), self.config.clone());
-        let limit = call.timeout.unwrap_or(config.request_limit);
-        let deadline = Instant::now() + limit.min(config.request_limit);
-        let work = move || {
-            let ids = request::encode(input, &model, &config)?.ids.to_vec();
-            let piece = |&id| String::from_utf8_lossy(&model.tokenizer.bytes(id)).into_owned();
-            let pieces = ids.iter().map(piece).collect();
-            Ok(made(TokenizeResponse { ids, pieces }))
-        };
-        self.pool
-            .run(bytes, deadline, call.charge.clone(), work)
-            .await
     }
 
     /// What is served and what a request may ask of it.

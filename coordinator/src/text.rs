@@ -4,6 +4,7 @@
 mod chat;
 mod detokenize;
 mod error;
+mod infill;
 mod output;
 mod piece;
 mod rendered;
@@ -14,6 +15,7 @@ mod tools;
 pub use self::chat::{ChatTemplate, chat_bytes};
 pub use self::detokenize::{Detokenizer, Shown};
 pub use self::error::Error;
+pub use self::infill::{Infilling, NoInfilling};
 pub use self::output::{AnswerFormat, AnswerReader};
 pub use self::piece::Piece;
 pub use self::rendered::Rendered;

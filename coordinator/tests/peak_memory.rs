@@ -239,8 +239,17 @@ fn anthropic_bodies() -> Vec<Case> {
         format!("{{\"role\":\"{role}\",\"content\":\"\"}}")
     };
     let block = |_: usize| "{\"type\":\"text\",\"text\":\"\"}".to_owned();
+    let thought = |_: usize| "{\"type\":\"thinking\",\"thinking\":\"\"}".to_owned();
+    let call = |index: usize| {
+        format!("{{\"type\":\"tool_use\",\"id\":\"{index}\",\"name\":\"f\",\"input\":{{}}}}")
+    };
+    let tool = |_: usize| "{\"name\":\"\",\"input_schema\":{}}".to_owned();
     let start = "{\"messages\":[{\"role\":\"user\",\"content\":[";
+    let said = "{\"messages\":[{\"role\":\"assistant\",\"content\":[";
     vec![
+        case("thoughts", filled(said, thought, &format!("]}}{no}"))),
+        case("calls", filled(said, call, &format!("]}}{no}"))),
+        case("tools", filled("{\"messages\":[],\"tools\":[", tool, no)),
         case(
             "turns",
             filled("{\"system\":\"a\",\"messages\":[", turn, no),
@@ -340,6 +349,7 @@ fn name(message: &GenerateRequest) -> &'static str {
         Some(Input::Chat(_)) => "messages",
         Some(Input::Text(text)) if text.is_empty() => "biases",
         Some(Input::Text(_)) => "text",
+        Some(Input::Infill(_)) => "texts around a place",
         None => "nothing",
     }
 }

@@ -259,5 +259,6 @@ fn model_info(
         memories: Vec::new(),
         default_kv: Some(default_kv),
         state_digest: bytes::Bytes::new(),
+        embedding_length: config.hidden as u64,
     }
 }

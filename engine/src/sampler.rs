@@ -95,6 +95,11 @@ impl Sampler {
         self.params.prompt_logprobs.map(|count| count as usize)
     }
 
+    /// Position of the first token of the prompt that is told of.
+    pub const fn prompt_logprobs_from(&self) -> u64 {
+        self.params.prompt_logprobs_from
+    }
+
     /// Chooses from `logits` (`[V]`, changed in place) the token for absolute position `position`,
     /// among those of `mask` where there is one; `None` when a logit is not a number.
     pub fn sample(

@@ -11,12 +11,14 @@ use palimpsest_coordinator::api::http::{HttpLimits, router};
 use palimpsest_fuzz::Fixture;
 use tower_service::Service;
 
-const ROUTES: [&str; 5] = [
+const ROUTES: [&str; 7] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/tokenize",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/score",
+    "/v1/embeddings",
 ];
 
 thread_local! {

@@ -64,8 +64,13 @@ reasons! {
     GuideFailed = "guide_failed", InvalidRequest;
     /// A salt that is too long, or too many positions at which states are to be kept.
     BadReuse = "bad_reuse", InvalidRequest;
+    /// A place between two texts, for a model without the tokens for it or beside what does not go
+    /// with it.
+    BadInfill = "bad_infill", InvalidRequest;
     /// An embedding by an unknown pooling, or with an answer beside it.
     BadEmbedding = "bad_embedding", InvalidRequest;
+    /// No completion to be scored, too many, or one without a token.
+    BadScore = "bad_score", InvalidRequest;
     /// A priority outside the range that clients may ask for.
     BadPriority = "bad_priority", InvalidRequest;
     /// A KV contract that cannot be kept: unknown policy, budget too small, parts that do not go

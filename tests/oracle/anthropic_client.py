@@ -63,6 +63,8 @@ def main(base_url: str) -> None:
     begun = [*asked["messages"], {"role": "assistant", "content": block.text[:3]}]
     assert client.messages.create(**{**asked, "messages": begun}).content, begun
 
+    tools(client, asked)
+
     missing = expect(
         anthropic.NotFoundError, lambda: client.messages.create(**{**asked, "model": "other"})
     )
@@ -72,7 +74,7 @@ def main(base_url: str) -> None:
     content = [{"type": "image", "source": image}]
     for extra, place in [
         ({"messages": [{"role": "user", "content": content}]}, "messages[0].content[0].type"),
-        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"max_tokens": 0}, "max_tokens"),
     ]:
         refused = expect(
@@ -85,6 +87,36 @@ def main(base_url: str) -> None:
     refused = expect(anthropic.AuthenticationError, lambda: wrong.messages.create(**asked))
     assert refused.body["error"]["type"] == "authentication_error", refused.body
     print("ok")
+
+
+def tools(client: Anthropic, asked: dict) -> None:
+    """A call that must be, whole and in pieces, and its result sent back."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    add = {"name": "add", "description": "Adds", "input_schema": schema, "strict": True}
+    forced = {**asked, "tools": [add], "tool_choice": {"type": "tool", "name": "add"}}
+    called = client.messages.create(**forced)
+    (call,) = called.content
+    assert (call.type, call.name) == ("tool_use", "add") and call.id.startswith("toolu_"), called
+    # A model of random weights writes no JSON, so the pieces are not put together.
+    events = list(client.messages.create(stream=True, **forced))
+    (start,) = [event for event in events if event.type == "content_block_start"]
+    assert (start.content_block.type, start.content_block.name) == ("tool_use", "add"), start
+    deltas = {event.delta.type for event in events if event.type == "content_block_delta"}
+    assert deltas == {"input_json_delta"}, deltas
+
+    conversation = [
+        *asked["messages"],
+        {"role": "assistant", "content": [{**call.model_dump(), "input": {"a": 1}}]},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "3"}],
+        },
+    ]
+    answered = client.messages.create(**{**asked, "messages": conversation, "tools": [add]})
+    assert answered.content, answered
+    bare = client.messages.count_tokens(model="tiny", messages=asked["messages"])
+    counted = client.messages.count_tokens(model="tiny", messages=asked["messages"], tools=[add])
+    assert counted.input_tokens > bare.input_tokens, (counted, bare)
 
 
 def total(usage) -> int:

@@ -18,8 +18,8 @@ use palimpsest_proto::inference::grpc_inference_service_server::GrpcInferenceSer
 use palimpsest_proto::v1::inference_server::{Inference, InferenceServer};
 use palimpsest_proto::v1::sessions_server::SessionsServer;
 use palimpsest_proto::v1::{
-    GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, TokenizeRequest,
-    TokenizeResponse,
+    GenerateEvent, GenerateRequest, GetModelRequest, GetModelResponse, ScoreRequest, ScoreResponse,
+    TokenizeRequest, TokenizeResponse,
 };
 use palimpsest_tls::{CountRequests, Incoming};
 use tokio::sync::watch;
@@ -79,6 +79,22 @@ impl Inference for GrpcApi {
             Some((event.map_err(Status::from), answer))
         });
         let mut response = Response::new(events.boxed());
+        response.metadata_mut().insert(REQUEST_ID_KEY, id);
+        Ok(response)
+    }
+
+    async fn score(
+        &self,
+        request: Request<ScoreRequest>,
+    ) -> Result<Response<ScoreResponse>, Status> {
+        let call = call_of(request.metadata(), request.extensions())?;
+        // Completions wait here until their turn comes: the charge goes with the call.
+        let scored = self.0.score(&call, request.into_inner()).await?;
+        let id = scored
+            .request_id
+            .parse()
+            .map_err(|_| Status::internal("request ids are ASCII"))?;
+        let mut response = Response::new(scored);
         response.metadata_mut().insert(REQUEST_ID_KEY, id);
         Ok(response)
     }

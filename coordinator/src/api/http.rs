@@ -5,6 +5,7 @@
 //! | `POST /v1/chat/completions` | OpenAI's objects, whole or as server-sent events |
 //! | `POST /v1/completions` | the same, for a prompt without roles |
 //! | `POST /v1/embeddings` | pooled final states of texts |
+//! | `POST /v1/score` | how likely completions are behind a prompt |
 //! | `/v1/responses` and below | OpenAI's responses, which are kept |
 //! | `POST /v1/messages` | Anthropic's objects, whole or as server-sent events |
 //! | `POST /v1/messages/count_tokens` | how many tokens such a conversation has |
@@ -29,7 +30,9 @@ mod headers;
 mod limits;
 mod models;
 mod origin;
+mod path;
 mod responses;
+mod score;
 mod server;
 mod sessions;
 #[cfg(test)]
@@ -41,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
-use axum::extract::{FromRef, Path, Request, State};
+use axum::extract::{FromRef, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -50,7 +53,7 @@ use axum::{Json, Router};
 use futures::StreamExt;
 use futures::future::ready;
 use palimpsest_proto::error::RequestError;
-use palimpsest_proto::v1::{TokenizeRequest, TokenizeResponse};
+use palimpsest_proto::v1::TokenizeResponse;
 use palimpsest_tls::Peer;
 use serde::Serialize;
 use serde_json::json;
@@ -62,17 +65,19 @@ use self::generate::{Caller, answer};
 use self::headers::{API_KEY, REQUEST_ID};
 pub use self::limits::HttpLimits;
 use self::origin::Trusted;
+use self::path::Name;
 pub use self::server::{serve, serve_probes, serve_waiting};
 use self::sessions::SessionBody;
 use self::wire::{
     AppendBody, ChatRequest, CloseSessionBody, CompletionRequest, CountBody, CreateSessionBody,
     EmbeddingBody, ForkBody, MessagesBody, OpenSessionBody, PARSE_SPEED, RequestBody, ResponseBody,
-    TokenizeBody, Unreadable, read_body,
+    ScoreBody, TokenizeAsked, TokenizeBody, Unreadable, read_body,
 };
 use crate::budget::{Charge, counted, held};
 use crate::driver::Readiness;
 use crate::ids::RequestId;
 use crate::keys::{ApiKeys, Denied, Tenant};
+use crate::origins::AllowedOrigins;
 use crate::service::{Call, Service};
 use crate::trace;
 
@@ -91,6 +96,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(embeddings))
+        .route("/v1/score", post(score))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::one))
         .route("/v1/messages", post(messages))
@@ -107,14 +113,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
     let routes = Router::new()
         .merge(api)
         .merge(probes())
-        .route(
-            "/version",
-            get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }),
-        )
-        .route(
-            "/openapi.json",
-            get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }),
-        )
+        .merge(documents())
         .fallback(async |request: Request| {
             refuse(
                 request,
@@ -200,22 +199,41 @@ fn probes_router(service: Service) -> Router {
     })
 }
 
-/// The routes of a process that has no group yet.
-fn waiting_router() -> Router {
+/// The routes of a process that has no group yet, which pages of `cors` may read as they do later.
+fn waiting_router(cors: &AllowedOrigins) -> Router {
     let starting = || async {
         (
             StatusCode::SERVICE_UNAVAILABLE,
             "waiting for a worker group",
         )
     };
-    Router::new()
+    let routes = Router::new()
         .route("/health", get(|| async { "ok" }))
         .route("/readyz", get(starting))
-        .fallback(|| async {
+        .merge(documents())
+        .fallback(async |request: Request| {
             let message = "no worker group is ready: try again later";
-            HttpError::protocol(StatusCode::SERVICE_UNAVAILABLE, "no_ready_group", message)
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let error = HttpError::protocol(status, "no_ready_group", message);
+            refuse(request, error).await
         })
-        .layer(middleware::from_fn(name_request))
+        .method_not_allowed_fallback(other_method)
+        .layer(middleware::from_fn(anthropic::in_their_shape));
+    // As around the routes of a group.
+    let routes = match web::cors(cors) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes.layer(middleware::from_fn(name_request))
+}
+
+/// What is the same whoever asks.
+fn documents<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    let version = || async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) };
+    let openapi = || async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) };
+    Router::new()
+        .route("/version", get(version))
+        .route("/openapi.json", get(openapi))
 }
 
 #[derive(Debug, Clone)]
@@ -340,14 +358,19 @@ async fn embeddings(State(app): State<App>, request: Request) -> Result<Response
     embeddings::answer(&app.service, caller, body).await
 }
 
+async fn score(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
+    let Called { caller, body } = read::<ScoreBody>(&app, request).await?;
+    score::answer(&app.service, caller, body).await
+}
+
 /// Answers a request about sessions that has a body.
 async fn session<T: SessionBody>(
     State(app): State<App>,
-    id: Option<Path<String>>,
+    id: Option<Name>,
     request: Request,
 ) -> Result<Response, HttpError> {
     let Called { caller, body } = read::<T>(&app, request).await?;
-    let id = id.map_or_else(String::new, |Path(id)| id);
+    let id = id.map_or_else(String::new, |Name(id)| id);
     body.answer(&app.service, caller, id).await
 }
 
@@ -368,7 +391,8 @@ async fn count_tokens(State(app): State<App>, request: Request) -> Result<Respon
 
 async fn tokenize(State(app): State<App>, request: Request) -> Result<Response, HttpError> {
     let Called { caller, body } = read::<TokenizeBody>(&app, request).await?;
-    let input = Some(body.input()?);
+    let TokenizeAsked { model, request } = body.asked()?;
+    app.service.model.check_name(&model)?;
     let max_model_len = app.service.model.info.context_length;
     let write = move |found: TokenizeResponse| {
         let answer = Tokenized {
@@ -380,7 +404,6 @@ async fn tokenize(State(app): State<App>, request: Request) -> Result<Response, 
         serde_json::to_vec(&answer).expect("numbers and strings have a JSON form")
     };
     let call = caller.call;
-    let request = TokenizeRequest { input };
     let json = app.service.tokenize_as(&call, request, write).await?;
     let body = held(Body::from(json), call.charge);
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())

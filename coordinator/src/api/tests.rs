@@ -2,6 +2,7 @@
 
 mod clients;
 mod connections;
+mod scores;
 mod sessions;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::inference_client::InferenceClient;
 use palimpsest_proto::v1::{
-    Chat, ChatMessage, FinishReason, GenerateRequest, GetModelRequest, KvContract, Pooling,
+    Chat, ChatMessage, FinishReason, GenerateRequest, GetModelRequest, Guide, KvContract, Pooling,
     Sampling, Stopping, TokenizeRequest, tokenize_request,
 };
 use tokio_stream::StreamExt;
@@ -96,7 +97,10 @@ async fn generate_tokenize_and_describe() {
     };
     let input = Some(tokenize_request::Input::Chat(chat));
     let tokens = client
-        .tokenize(TokenizeRequest { input })
+        .tokenize(TokenizeRequest {
+            input,
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
@@ -387,7 +391,10 @@ async fn messages_beyond_the_budget_are_refused_and_room_comes_back() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.metadata().get(REASON_KEY).unwrap(), "intake_full");
     let input = Some(tokenize_request::Input::Text(text.clone()));
-    let tokenize = TokenizeRequest { input };
+    let tokenize = TokenizeRequest {
+        input,
+        ..Default::default()
+    };
     let refused = client.tokenize(tokenize.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(budget.held(), 900 * BODY_WEIGHT);
@@ -435,12 +442,22 @@ async fn lists_of_too_many_elements_are_refused_before_they_are_decoded() {
         }),
         ..request("x", 1)
     };
-    for (request, reason) in [(many, "too_long"), (stops, "bad_stopping")] {
+    // Empty texts take two bytes each, and a string where they are decoded.
+    let guided = GenerateRequest {
+        guide: Some(Guide::of_texts(vec![String::new(); 2731])),
+        ..request("x", 1)
+    };
+    for (request, reason) in [
+        (many, "too_long"),
+        (stops, "bad_stopping"),
+        (guided, "bad_guide"),
+    ] {
         let status = client.generate(request).await.unwrap_err();
         assert_eq!(status.metadata().get(REASON_KEY).unwrap(), reason);
     }
     let tokenize = |count| TokenizeRequest {
         input: Some(tokenize_request::Input::Chat(chat(count))),
+        ..Default::default()
     };
     let status = client.tokenize(tokenize(1001)).await.unwrap_err();
     assert!(

@@ -75,6 +75,17 @@ impl Tenant {
             })
     }
 
+    /// Requests that may begin now beside those under way; `None`: any number. Where tokens have a
+    /// bound, one: what others will reserve is not known.
+    pub fn room(&self) -> Option<u32> {
+        if self.options.max_tokens.is_some() {
+            return Some(1);
+        }
+        let most = self.options.max_requests?;
+        let under_way = self.in_use.with(|amount| amount.requests);
+        Some(most.saturating_sub(under_way))
+    }
+
     /// A place for one more request of this priority.
     ///
     /// # Errors
@@ -173,8 +184,11 @@ mod tests {
             max_requests: Some(2),
             ..KeyOptions::default()
         });
+        assert_eq!(tenant.room(), Some(2));
         let first = tenant.begin(0).expect("a place");
+        assert_eq!(tenant.room(), Some(1));
         let _second = tenant.begin(0).expect("a place");
+        assert_eq!(tenant.room(), Some(0));
         assert_eq!(reason(tenant.begin(0)), Some(Reason::KeyLimit));
         drop(first);
         tenant.begin(0).expect("the place of the first");
@@ -186,6 +200,7 @@ mod tests {
             max_tokens: Some(100),
             ..KeyOptions::default()
         });
+        assert_eq!(tenant.room(), Some(1));
         let mut long = tenant.begin(0).expect("a place");
         long.reserve(150).expect("nothing else is under way");
         let mut short = tenant.begin(0).expect("a place");

@@ -54,7 +54,16 @@ pub(super) fn check_prompt_logprobs(
     let Some(top) = sampling.prompt_logprobs else {
         return Ok(());
     };
-    let needed = answer_bytes(1, tokens as u64, u64::from(top));
+    let from = sampling.prompt_logprobs_from;
+    if from > 0 && from >= tokens as u64 {
+        let message = format!(
+            "prompt_logprobs_from is {from}, and the prompt has {tokens} tokens: name one of them"
+        );
+        let error = RequestError::new(Reason::BadSampling, message);
+        return Err(error.in_field("sampling.prompt_logprobs_from"));
+    }
+    let tokens = tokens as u64 - from;
+    let needed = answer_bytes(1, tokens, u64::from(top));
     let most = config.max_answer_bytes as u64;
     if needed <= most {
         return Ok(());

@@ -9,7 +9,7 @@ use palimpsest_proto::v1::generate_request::Input;
 use super::chat::check_chat;
 use crate::config::Config;
 use crate::model::ServedModel;
-use crate::text::{self, AnswerFormat, Rendered};
+use crate::text::{self, AnswerFormat, Infilling, NoInfilling, Rendered};
 
 /// What a message of a conversation counts beside its text: a template writes about as much around
 /// it, and takes a few hundred bytes for it while it does.
@@ -23,6 +23,7 @@ pub fn weight(input: &Input) -> usize {
         Input::Text(text) => text.len(),
         Input::Chat(chat) => chat_weight(chat),
         Input::TokenIds(tokens) => tokens.ids.len().saturating_mul(size_of::<u32>()),
+        Input::Infill(infill) => infill.prefix.len().saturating_add(infill.suffix.len()),
     }
 }
 
@@ -47,6 +48,8 @@ pub struct Prompt {
     pub ids: Arc<[u32]>,
     /// `None`: as text, whatever it says.
     pub format: Option<Arc<AnswerFormat>>,
+    /// Ends the answer beside the model's end of sequence, if anything does.
+    pub end: Option<u32>,
 }
 
 /// Refuses an input that has nothing in it, whatever the tokenizer adds.
@@ -63,6 +66,9 @@ pub fn check_input(input: Option<&Input>) -> Result<(), RequestError> {
         )
         .in_field("chat.messages")),
         Some(Input::Chat(chat)) => check_chat(chat),
+        Some(Input::Infill(infill)) if infill.prefix.is_empty() && infill.suffix.is_empty() => {
+            Err(no_tokens())
+        }
         Some(_) => Ok(()),
     }
 }
@@ -87,11 +93,15 @@ pub fn tokenize(
     config: &Config,
 ) -> Result<Prompt, RequestError> {
     let none = || Ok(Prompt::default());
+    let has_ids = matches!(input, Some(Input::TokenIds(_)));
     let prompt = input.map_or_else(none, |input| encode(input, model, config))?;
     if prompt.ids.is_empty() {
         return Err(no_tokens());
     }
-    check_ids(&prompt.ids, model)?;
+    check_ids(&prompt.ids, model).map_err(|error| match has_ids {
+        true => error.in_field("token_ids"),
+        false => error,
+    })?;
     Ok(prompt)
 }
 
@@ -130,13 +140,36 @@ pub fn encode(input: Input, model: &ServedModel, config: &Config) -> Result<Prom
             return Ok(Prompt {
                 ids: encode_rendered(&rendered, model, config)?.into(),
                 format: answer_format(&chat, &rendered, model),
+                end: None,
+            });
+        }
+        Input::Infill(infill) => {
+            let bytes = infill.prefix.len().saturating_add(infill.suffix.len());
+            check_length(bytes, model, config)?;
+            let infilling = infilling(model)?;
+            let ids = infilling.encode(&infill.prefix, &infill.suffix, &model.tokenizer);
+            return Ok(Prompt {
+                ids: ids.map_err(text_error)?.into(),
+                format: None,
+                end: infilling.end(),
             });
         }
     };
     Ok(Prompt {
         ids: ids.into(),
-        format: None,
+        ..Prompt::default()
     })
+}
+
+/// How the model is asked to fill a place between two texts.
+///
+/// # Errors
+/// `BadInfill`, with the tokens that are missing.
+pub fn infilling(model: &ServedModel) -> Result<&Infilling, RequestError> {
+    let refused = |missing: &NoInfilling| {
+        RequestError::new(Reason::BadInfill, missing.to_string()).in_field("infill.suffix")
+    };
+    model.infilling.as_ref().map_err(refused)
 }
 
 /// How the answer to a conversation is read.
@@ -175,6 +208,21 @@ pub fn encode_text(
 ) -> Result<Vec<u32>, RequestError> {
     check_length(text.len(), model, config)?;
     model.tokenizer.encode(text, special).map_err(text_error)
+}
+
+/// Token ids of a text that goes on from a prompt, with whatever control tokens it spells.
+///
+/// # Errors
+/// `TooLong` for a text that cannot be a part of a prompt.
+pub fn encode_behind(
+    text: &str,
+    model: &ServedModel,
+    config: &Config,
+) -> Result<Vec<u32>, RequestError> {
+    check_length(text.len(), model, config)?;
+    let tokenizer = &model.tokenizer;
+    let ids = tokenizer.encode_behind(text, |text| tokenizer.encode(text, false));
+    ids.map_err(text_error)
 }
 
 /// The text of a conversation, which is not much longer than its messages, with the opening of an

@@ -48,6 +48,11 @@ pub(super) fn validate(mut sampling: Sampling, vocabulary: u64) -> Result<Sampli
             return Err(bad(path, message));
         }
     }
+    if sampling.prompt_logprobs.is_none() && sampling.prompt_logprobs_from > 0 {
+        let message =
+            "prompt_logprobs_from says of which tokens to tell: send prompt_logprobs, too";
+        return Err(bad("sampling.prompt_logprobs_from", message.to_owned()));
+    }
     sampling.seed.get_or_insert_with(rand::random);
     Ok(sampling)
 }

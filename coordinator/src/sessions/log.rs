@@ -150,6 +150,10 @@ impl Log {
                 "the session's log is plain text or token ids, to which no messages can be added: \
                  send text or token_ids, or make a session for the conversation",
             )),
+            Some(Input::Infill(_)) => Err(bad(
+                "infill",
+                "a session goes on at its end: ask for a text between two others without it",
+            )),
             Some(Input::Text(_) | Input::TokenIds(_)) if self.is_chat() => Err(bad(
                 "text",
                 "the session is a conversation: send the messages that are new in chat, or make a \
@@ -174,7 +178,7 @@ impl Log {
         let (text, ids) = match input {
             Some(Input::Text(text)) => (self.pending + &text, Vec::new()),
             Some(Input::TokenIds(tokens)) => (self.pending, tokens.ids),
-            Some(Input::Chat(_)) | None => (self.pending, Vec::new()),
+            Some(Input::Chat(_) | Input::Infill(_)) | None => (self.pending, Vec::new()),
         };
         if !text.is_empty() {
             prompt.extend(request::encode_text(&text, special, model, config)?);

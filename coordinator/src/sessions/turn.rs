@@ -133,6 +133,7 @@ impl Turn {
         let prompt = Prompt {
             ids: next.prompt.clone(),
             format: next.format.clone(),
+            ..Prompt::default()
         };
         self.next = Some(next);
         Ok(prompt)

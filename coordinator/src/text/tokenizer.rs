@@ -1,6 +1,6 @@
 //! The model's tokenizer, from the `tokenizer.json` that the worker sends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
@@ -11,6 +11,9 @@ use tokenizers::{Model, OffsetType, PreTokenizer as _};
 
 use super::error::Error;
 use super::rendered::{Rendered, unused_marks, with_marks};
+
+/// A character whose tokens stand apart from those behind them.
+const LEAD: &str = "☺";
 
 /// How token strings become bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +142,60 @@ impl Tokenizer {
         let from = &text[at - first.len_utf8()..];
         let begins = |control: &str| control.starts_with(first) && from.starts_with(control);
         self.added(true).any(begins)
+    }
+
+    /// Token ids of a text as plain text, whatever it spells: it has no control token, and none of
+    /// the tokens `reserved`.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub fn encode_plain(&self, text: &str, reserved: &[&str]) -> Result<Vec<u32>, Error> {
+        let controls = self.added(true).chain(reserved.iter().copied());
+        // SentencePiece's tokenizers read a space as this.
+        let as_written = |text: &str| [text.to_owned(), text.replace('▁', " ")];
+        let controls: HashSet<String> = controls.flat_map(as_written).collect();
+        let openings: HashSet<char> = controls
+            .iter()
+            .filter_map(|text| text.chars().next())
+            .collect();
+        let breaks: Vec<usize> = text
+            .match_indices(|c| openings.contains(&c))
+            .filter(|(at, _)| controls.iter().any(|one| text[*at..].starts_with(&**one)))
+            .map(|(at, opening)| at + opening.len())
+            .collect();
+        if breaks.is_empty() {
+            return self.encode(text, false);
+        }
+        let [mark] = unused_marks(|mark| text.contains(mark)).ok_or(Error::NoMark)?;
+        self.encode_marked(&with_marks(text, &breaks, mark), mark)
+    }
+
+    /// Token ids of a text that goes on from another one, as `encode` makes them of a text:
+    /// SentencePiece's tokenizers put a space before every text, and here it would stand within.
+    ///
+    /// # Errors
+    /// As `encode`.
+    pub fn encode_behind(
+        &self,
+        text: &str,
+        encode: impl Fn(&str) -> Result<Vec<u32>, Error>,
+    ) -> Result<Vec<u32>, Error> {
+        let alone = encode(text)?;
+        let spelled = alone.iter().flat_map(|&id| self.bytes(id));
+        if spelled.eq(text.bytes()) {
+            return Ok(alone);
+        }
+        let lead = encode(LEAD)?;
+        let behind = encode(&format!("{LEAD}{text}"))?;
+        Ok(match behind.strip_prefix(&lead[..]) {
+            Some(rest) => rest.to_vec(),
+            None => alone,
+        })
+    }
+
+    /// The id of the token with this text.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// Token ids of a text in which a mark keeps control tokens from being found. The marks go
@@ -401,6 +458,19 @@ pub(crate) mod tests {
                 .find(|&id| tokenizer.bytes(id) == [byte])
                 .expect("every byte has a token");
             assert_eq!(tokenizer.decode(&[id]), String::from_utf8_lossy(&[byte]));
+        }
+    }
+
+    #[test]
+    fn a_text_behind_another_begins_with_no_space_of_the_tokenizer() {
+        for file in [byte_level_json(), sentencepiece_json()] {
+            let tokenizer = Tokenizer::from_bytes(&file).unwrap();
+            for text in ["lo", " lo", "  ", "é", "."] {
+                let ids = tokenizer.encode_behind(text, |text| tokenizer.encode(text, false));
+                let ids = ids.unwrap();
+                let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.bytes(id)).collect();
+                assert_eq!(String::from_utf8(bytes).unwrap(), text);
+            }
         }
     }
 

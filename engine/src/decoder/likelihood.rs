@@ -30,7 +30,7 @@ impl<B: Backend> Decoder<B> {
         let mut scored = Vec::with_capacity(known.next.len());
         for (block, next) in known.next.chunks(ROWS).enumerate() {
             self.cancel.check()?;
-            let from = first + block * ROWS;
+            let from = first + known.first_row + block * ROWS;
             let rows: Vec<usize> = (from..from + next.len()).collect();
             self.multiply_head(&rows)?;
             let logits = self.all_logits(next.len())?;

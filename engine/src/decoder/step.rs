@@ -36,9 +36,11 @@ pub struct Piece<'a> {
 /// What is asked of a piece beside its logits.
 #[derive(Debug, Clone, Copy)]
 pub struct Known<'a> {
-    /// The token that follows each of the piece's tokens, the first of them first. There may be
-    /// fewer than the piece has tokens.
+    /// The token that follows each of the piece's tokens from `first_row` on, the first of them
+    /// first. There may be fewer than the piece has tokens.
     pub next: &'a [u32],
+    /// Number of the first token of the piece whose next one is told of.
+    pub first_row: usize,
     /// Best tokens that are told of beside each one.
     pub alternatives: usize,
 }

@@ -44,8 +44,8 @@ pub(super) struct Admitted<'a> {
 }
 
 impl Admitted<'_> {
-    /// The tokens of the prompt that follow those of the step, if their log-probabilities are
-    /// wanted.
+    /// The tokens of the prompt that follow those of the step, as far as their log-probabilities
+    /// are wanted.
     pub(super) fn following(&self) -> Vec<u32> {
         let (prompt, position) = (self.sequence.prompt_tokens, self.step.position);
         if self.sequence.sampler.prompt_alternatives().is_none() {
@@ -53,13 +53,21 @@ impl Admitted<'_> {
         }
         let next = self.step.tokens.iter().skip(1).copied();
         let left = prompt.saturating_sub(position + 1) as usize;
-        next.chain(self.step.next).take(left).collect()
+        let next = next.chain(self.step.next).take(left);
+        next.skip(self.unscored_rows()).collect()
+    }
+
+    /// Rows of the step before the first one whose next token is scored.
+    fn unscored_rows(&self) -> usize {
+        let from = self.sequence.sampler.prompt_logprobs_from();
+        let rows = from.saturating_sub(self.step.position + 1);
+        usize::try_from(rows).unwrap_or(usize::MAX)
     }
 
     /// What the decoder does for it. `following`: see [`Self::following`].
     pub(super) fn piece<'p>(&'p mut self, following: &'p [u32]) -> Piece<'p> {
         let alternatives = self.sequence.sampler.prompt_alternatives().unwrap_or(0);
-        let states = self.pooled_rows();
+        let (states, first_row) = (self.pooled_rows(), self.unscored_rows());
         Piece {
             cache: &mut self.sequence.cache,
             tokens: &self.step.tokens,
@@ -70,6 +78,7 @@ impl Admitted<'_> {
             },
             known: (!following.is_empty()).then_some(Known {
                 next: following,
+                first_row,
                 alternatives,
             }),
             states,

@@ -229,6 +229,52 @@ async fn a_prompt_is_read_without_an_answer_and_told_of_as_vllm_tells_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_score_is_what_is_told_of_prompt_and_completion_together() {
+    let http = Http::start(Config::default()).await;
+    // Longer than the budget: what is scored is what the cache holds.
+    let prompt = "hello there, and good day to you all. ".repeat(6);
+    let completions = [" the end", "!", " hello hello hello"];
+    let kv = json!({"kv_budget": 60, "kv_policy": "window", "latent_memory": "none"});
+    let body = json!({"model": "tiny", "prompt": prompt, "completions": completions});
+    let scored = http.post("/v1/score", with(body, kv.clone())).await;
+    assert_eq!(scored.status, 200, "{scored:?}");
+    let scored = scored.json();
+    for (index, completion) in completions.iter().enumerate() {
+        let body = json!({
+            "model": "tiny", "prompt": format!("{prompt}{completion}"), "echo": true,
+            "logprobs": 1, "max_tokens": 0,
+        });
+        let told = http.post("/v1/completions", with(body, kv.clone())).await;
+        let told = &told.json()["choices"][0]["logprobs"];
+        let one = &scored["data"][index];
+        let tokens = one["tokens"].as_array().expect("a list").len();
+        let end = |name: &str| {
+            let list = told[name].as_array().expect("a list");
+            list[list.len() - tokens..].to_vec()
+        };
+        assert_eq!(one["tokens"], json!(end("tokens")));
+        // One writes the shortest digits of an f32, the other those of an f64.
+        let numbers = |list: &[Value]| -> Vec<f32> {
+            let numbers = list
+                .iter()
+                .map(|one| one.as_f64().expect("a number") as f32);
+            numbers.collect()
+        };
+        let scores = one["token_logprobs"].as_array().expect("a list");
+        assert_eq!(numbers(scores), numbers(&end("token_logprobs")));
+        let sum: f64 = end("token_logprobs").iter().filter_map(Value::as_f64).sum();
+        assert!((one["score"].as_f64().expect("a number") - sum).abs() < 1e-4);
+        let is_best = |(own, top): (&Value, &Value)| {
+            let best = top.as_object().and_then(|top| top.values().next());
+            best.and_then(Value::as_f64) <= own.as_f64()
+        };
+        let (logprobs, top) = (end("token_logprobs"), end("top_logprobs"));
+        let is_greedy = logprobs.iter().zip(&top).all(is_best);
+        assert_eq!(one["is_greedy"], is_greedy);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn texts_become_embeddings_in_both_encodings() {
     let http = Http::start(Config::default()).await;
     let body = json!({"model": "tiny", "input": ["hello there", "hello there", "something else"]});

@@ -23,8 +23,20 @@ const TOP: usize = 3;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Asked {
     Nothing,
-    Likelihood,
+    /// Of the tokens from this position on.
+    Likelihood {
+        from: u64,
+    },
     Embedding(Pooling),
+}
+
+impl Asked {
+    const fn likelihood(self) -> Option<u64> {
+        match self {
+            Self::Likelihood { from } => Some(from),
+            Self::Nothing | Self::Embedding(_) => None,
+        }
+    }
 }
 
 /// The steps in which a prompt is read and one token is answered, in pieces of at most `piece`
@@ -38,12 +50,13 @@ fn plans(contract: &Contract, prompt: &[u32], piece: usize, asked: Asked) -> Vec
         let init = (at == 0).then(|| SequenceInit {
             kv: Some(contract.into()),
             sampling: Some(Sampling {
-                prompt_logprobs: (asked == Asked::Likelihood).then_some(TOP as u32),
+                prompt_logprobs: asked.likelihood().map(|_| TOP as u32),
+                prompt_logprobs_from: asked.likelihood().unwrap_or(0),
                 ..Default::default()
             }),
             pooling: match asked {
                 Asked::Embedding(pooling) => pooling.into(),
-                Asked::Nothing | Asked::Likelihood => 0,
+                Asked::Nothing | Asked::Likelihood { .. } => 0,
             },
             max_tokens: 1000,
             prompt_tokens: prompt.len() as u64,
@@ -58,7 +71,7 @@ fn plans(contract: &Contract, prompt: &[u32], piece: usize, asked: Asked) -> Vec
             next: prompt
                 .get(end)
                 .copied()
-                .filter(|_| asked == Asked::Likelihood),
+                .filter(|_| asked.likelihood().is_some()),
             ..Default::default()
         };
         plans.push(StepPlan {
@@ -149,7 +162,7 @@ fn those_of_a_prompt_are_those_of_a_forward_pass_on_any_number_of_ranks() {
             let mut ranks = group(model.path(), world_size, EXACT, Some(&indexer));
             let told = read_on_all(
                 &mut ranks,
-                &plans(&contract, &prompt, piece, Asked::Likelihood),
+                &plans(&contract, &prompt, piece, Asked::Likelihood { from: 0 }),
             );
             for rank in &told {
                 assert_eq!(rank.scored, told[0].scored, "ranks tell the same");
@@ -171,6 +184,27 @@ fn those_of_a_prompt_are_those_of_a_forward_pass_on_any_number_of_ranks() {
                     );
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn those_of_the_end_of_a_prompt_are_the_same_alone() {
+    let (model, indexer) = (tiny_model(1), tiny_indexer_of_two(5));
+    let prompt = tokens(9, 150);
+    let contract = contract("retention", HeadBudget::Column, 12);
+    let told = |from, piece| {
+        let mut one = group(model.path(), 1, EXACT, Some(&indexer));
+        let asked = Asked::Likelihood { from };
+        read(&mut one[0], &plans(&contract, &prompt, piece, asked))
+    };
+    let all = told(0, 16);
+    // Around the boundaries and the edges of pieces, and at both ends.
+    for from in [1, 2, 15, 16, 17, 79, 80, 81, 148, 149] {
+        for piece in [16, 5] {
+            let end = told(from, piece);
+            assert_eq!(end.scored, all.scored[from as usize - 1..], "{from}");
+            assert_eq!((end.token, end.digest), (all.token, all.digest), "{from}");
         }
     }
 }

@@ -17,13 +17,15 @@ use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
-use super::elements::{CHAT, ChatLists, List, STOP, TOKENIZE_CHAT, count};
+use super::elements::{
+    CHAT, COMPLETIONS, ChatLists, GUIDE_TEXTS, List, STOP, TOKENIZE_CHAT, count,
+};
 use super::{kserve, tokenize};
 use crate::budget::{BODY_WEIGHT, Budget, Charge, counted, held};
 use crate::keys::Tenant;
 use crate::metrics::Metrics;
 use crate::request::{MAX_STOP_STRINGS, MAX_TOOLS, MESSAGE_BYTES};
-use crate::service::Service as Coordinator;
+use crate::service::{MAX_COMPLETIONS, Service as Coordinator};
 
 /// Time for a message to come. What came of it holds its room meanwhile.
 const MESSAGE_TIME: Duration = Duration::from_secs(60);
@@ -35,6 +37,43 @@ const ELEMENT_BYTES: usize = 3 * size_of::<ChatMessage>();
 const DETAILS_BYTES: usize = size_of::<MessageDetails>();
 const CALL_BYTES: usize = 3 * size_of::<ToolCall>();
 const TOOL_BYTES: usize = 3 * size_of::<Tool>();
+/// Texts of a guide: more of them pass the bytes that a guide may have, whatever they say.
+const MAX_GUIDE_TEXTS: usize = palimpsest_guide::MAX_BYTES / size_of::<String>();
+
+/// How many elements a list may have.
+struct Bound {
+    /// What they are.
+    what: &'static str,
+    field: &'static str,
+    most: usize,
+    reason: Reason,
+}
+
+const STOPS: Bound = Bound {
+    what: "stop strings",
+    field: "stopping.stop",
+    most: MAX_STOP_STRINGS,
+    reason: Reason::BadStopping,
+};
+const TEXTS: Bound = Bound {
+    what: "texts of a choice",
+    field: "guide.choice",
+    most: MAX_GUIDE_TEXTS,
+    reason: Reason::BadGuide,
+};
+const TOOLS: Bound = Bound {
+    what: "tools",
+    field: "chat.tools",
+    most: MAX_TOOLS,
+    reason: Reason::BadChat,
+};
+const SCORED: Bound = Bound {
+    what: "completions",
+    field: "completions",
+    most: MAX_COMPLETIONS,
+    reason: Reason::BadScore,
+};
+
 /// A service whose requests hold a [`Charge`] for their messages, in their extensions.
 #[derive(Debug, Clone)]
 pub(super) struct Charged<S> {
@@ -59,6 +98,7 @@ struct Intake {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tokenize,
+    Score,
     Infer,
     Stream,
     Other,
@@ -70,6 +110,7 @@ impl Kind {
             kserve::INFER => Self::Infer,
             kserve::STREAM_INFER => Self::Stream,
             _ if path.ends_with("/Tokenize") => Self::Tokenize,
+            _ if path.ends_with("/Score") => Self::Score,
             _ => Self::Other,
         }
     }
@@ -149,7 +190,7 @@ where
                 }
             };
             // Other answers are short, or come piece by piece.
-            if ![Kind::Tokenize, Kind::Infer].contains(&kind) {
+            if ![Kind::Tokenize, Kind::Score, Kind::Infer].contains(&kind) {
                 return Ok(response);
             }
             Ok(response.map(|body| Body::new(held(AnyBody::new(body), charge))))
@@ -182,31 +223,40 @@ impl Intake {
     /// Refuses lists that would take much more than their bytes. Returns the bytes of a body that
     /// take as much as what the others are decoded into.
     fn check(&self, body: &[u8], kind: Kind) -> Result<usize, Status> {
-        let (chat, stop) = match kind {
-            Kind::Tokenize => (TOKENIZE_CHAT, None),
-            Kind::Other => (CHAT, Some(STOP)),
-            Kind::Infer | Kind::Stream => return kserve::check_body(body).map(|()| 0),
+        let elements = |list: &List| {
+            let bad = || Status::invalid_argument("the message cannot be decoded");
+            count(body, list).ok_or_else(bad)
         };
-        self.check_lists(body, chat, stop)
+        match kind {
+            Kind::Tokenize => return self.check_chat(TOKENIZE_CHAT.map(elements)),
+            Kind::Other => {
+                self.check_count(elements(STOP)?, &STOPS)?;
+                self.check_count(elements(GUIDE_TEXTS)?, &TEXTS)?;
+            }
+            Kind::Score => self.check_count(elements(COMPLETIONS)?, &SCORED)?,
+            Kind::Infer | Kind::Stream => return kserve::check_body(body).map(|()| 0),
+        }
+        self.check_chat(CHAT.map(elements))
     }
 
-    fn check_lists(
-        &self,
-        body: &[u8],
-        chat: ChatLists,
-        stop: Option<&List>,
-    ) -> Result<usize, Status> {
-        let bad = || Status::invalid_argument("the message cannot be decoded");
-        let elements = |list| count(body, list).ok_or_else(bad);
-        let messages = elements(chat.messages)?;
-        let (details, calls) = (elements(chat.details)?, elements(chat.calls)?);
-        let tools = elements(chat.tools)?;
-        let stops = stop.map_or(Ok(0), elements)?;
-        if stops > MAX_STOP_STRINGS {
-            let message = format!("{stops} stop strings, over the limit of {MAX_STOP_STRINGS}");
-            let error = RequestError::new(Reason::BadStopping, message);
-            return Err(self.refuse(error.in_field("stopping.stop")));
+    /// Refuses a list of so many elements if they are too many.
+    fn check_count(&self, count: usize, bound: &Bound) -> Result<(), Status> {
+        let Bound {
+            what,
+            field,
+            most,
+            reason,
+        } = *bound;
+        if count <= most {
+            return Ok(());
         }
+        let message = format!("{count} {what}, over the limit of {most}");
+        Err(self.refuse(RequestError::new(reason, message).in_field(field)))
+    }
+
+    /// The same of what a conversation has many of. Returns the bytes of a body that take as much.
+    fn check_chat(&self, counts: ChatLists<Result<usize, Status>>) -> Result<usize, Status> {
+        let (messages, tools) = (counts.messages?, counts.tools?);
         let most = self.limit / MESSAGE_BYTES;
         if messages > most {
             let message = format!(
@@ -215,15 +265,11 @@ impl Intake {
             let error = RequestError::new(Reason::TooLong, message);
             return Err(self.refuse(error.in_field("chat.messages")));
         }
-        if tools > MAX_TOOLS {
-            let message = format!("{tools} tools, over the limit of {MAX_TOOLS}");
-            let error = RequestError::new(Reason::BadChat, message);
-            return Err(self.refuse(error.in_field("chat.tools")));
-        }
+        self.check_count(tools, &TOOLS)?;
         let taken = [
             (messages, ELEMENT_BYTES),
-            (details, DETAILS_BYTES),
-            (calls, CALL_BYTES),
+            (counts.details?, DETAILS_BYTES),
+            (counts.calls?, CALL_BYTES),
             (tools, TOOL_BYTES),
         ];
         let taken = taken.map(|(count, bytes)| count.saturating_mul(bytes));

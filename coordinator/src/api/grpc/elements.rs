@@ -6,25 +6,41 @@ pub(super) type List = [u64];
 
 /// `GenerateRequest.stopping.stop`.
 pub(super) const STOP: &List = &[6, 2];
+/// `GenerateRequest.guide.choice.texts`.
+pub(super) const GUIDE_TEXTS: &List = &[23, 4, 1];
+/// `ScoreRequest.completions`.
+pub(super) const COMPLETIONS: &List = &[5];
 
-/// What a conversation has many of.
+/// What a conversation has many of: the list of each, or what was found of it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ChatLists {
-    pub(super) messages: &'static List,
-    pub(super) details: &'static List,
-    pub(super) calls: &'static List,
-    pub(super) tools: &'static List,
+pub(super) struct ChatLists<T> {
+    pub(super) messages: T,
+    pub(super) details: T,
+    pub(super) calls: T,
+    pub(super) tools: T,
 }
 
-/// Those of `GenerateRequest.chat`.
-pub(super) const CHAT: ChatLists = ChatLists {
+impl<T> ChatLists<T> {
+    /// What `find` makes of each.
+    pub(super) fn map<U>(self, find: impl Fn(T) -> U) -> ChatLists<U> {
+        ChatLists {
+            messages: find(self.messages),
+            details: find(self.details),
+            calls: find(self.calls),
+            tools: find(self.tools),
+        }
+    }
+}
+
+/// Those of `GenerateRequest.chat` and of `ScoreRequest.chat`.
+pub(super) const CHAT: ChatLists<&List> = ChatLists {
     messages: &[3, 1],
     details: &[3, 1, 3],
     calls: &[3, 1, 3, 1],
     tools: &[3, 3],
 };
 /// Those of `TokenizeRequest.chat`.
-pub(super) const TOKENIZE_CHAT: ChatLists = ChatLists {
+pub(super) const TOKENIZE_CHAT: ChatLists<&List> = ChatLists {
     messages: &[2, 1],
     details: &[2, 1, 3],
     calls: &[2, 1, 3, 1],
@@ -114,7 +130,8 @@ fn varint(message: &mut &[u8]) -> Option<u64> {
 mod tests {
     use palimpsest_proto::v1::generate_request::Input;
     use palimpsest_proto::v1::{
-        Chat, ChatMessage, GenerateRequest, MessageDetails, Stopping, Tool, ToolCall,
+        Chat, ChatMessage, Completion, GenerateRequest, Guide, MessageDetails, ScoreRequest,
+        Stopping, Tool, ToolCall, score_request,
     };
     use tonic::codec::{Codec, EncodeBody};
     use tonic_prost::ProstCodec;
@@ -122,8 +139,11 @@ mod tests {
     use super::*;
 
     /// As clients send it, with the library's own encoder.
-    async fn frames(requests: Vec<GenerateRequest>) -> Vec<u8> {
-        let encoder = ProstCodec::<GenerateRequest, ()>::default().encoder();
+    async fn frames<M>(requests: Vec<M>) -> Vec<u8>
+    where
+        M: prost::Message + Send + 'static,
+    {
+        let encoder = ProstCodec::<M, ()>::default().encoder();
         let messages = futures::stream::iter(requests.into_iter().map(Ok));
         let body = EncodeBody::new_client(encoder, messages, None, None);
         let body = axum::body::Body::new(body);
@@ -156,6 +176,7 @@ mod tests {
                 ignore_eos: true,
                 ..Default::default()
             }),
+            guide: Some(Guide::of_texts(vec![String::new(); stops])),
             priority: -1,
             ..Default::default()
         }
@@ -169,9 +190,27 @@ mod tests {
         assert_eq!(count(&body, CHAT.calls), Some(2 * 1017));
         assert_eq!(count(&body, CHAT.tools), Some(10));
         assert_eq!(count(&body, STOP), Some(3));
+        assert_eq!(count(&body, GUIDE_TEXTS), Some(3));
         assert_eq!(count(b"", CHAT.messages), Some(0));
         let cut = count(&body[..body.len() - 1], CHAT.messages);
         assert_eq!(cut, Some(1000), "the second cannot be decoded");
+    }
+
+    #[tokio::test]
+    async fn completions_and_their_prompt_are_counted() {
+        let chat = Chat {
+            messages: vec![message(2); 7],
+            ..Default::default()
+        };
+        let request = ScoreRequest {
+            prompt: Some(score_request::Prompt::Chat(chat)),
+            completions: vec![Completion::default(); 129],
+            ..Default::default()
+        };
+        let body = frames(vec![request]).await;
+        assert_eq!(count(&body, COMPLETIONS), Some(129));
+        assert_eq!(count(&body, CHAT.messages), Some(7));
+        assert_eq!(count(&body, CHAT.calls), Some(14));
     }
 
     #[test]

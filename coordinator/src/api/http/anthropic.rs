@@ -8,6 +8,7 @@
 //! The version that a client names in `anthropic-version` does not matter: what is here is the same
 //! in all of them. That it names one tells which shape of models and errors it reads elsewhere.
 
+mod blocks;
 mod error;
 mod events;
 mod object;
@@ -56,8 +57,10 @@ pub async fn create(
         frame: Frame {
             id: format!("msg_{}", caller.id),
             model: service.model.name().to_owned(),
+            warnings: asked.warnings,
         },
         request_id: caller.id,
+        hears_thoughts: asked.hears_thoughts,
         given_up: answer.given_up(),
         answer: answers(answer),
         most: service.config.max_answer_bytes,
@@ -84,6 +87,7 @@ pub async fn count(
     service.model.check_name(&asked.model)?;
     let request = TokenizeRequest {
         input: Some(tokenize_request::Input::Chat(asked.chat)),
+        ..Default::default()
     };
     let counted = service.tokenize_as(&caller.call, request, |found| found.ids.len());
     Ok(Json(json!({"input_tokens": counted.await?})).into_response())

@@ -20,8 +20,8 @@ use crate::ids::RequestId;
 use crate::request::too_large;
 use crate::service::{Prompted, Service};
 
-/// Texts that are read beside each other. The others wait here, where they are no load.
-const AT_ONCE: usize = 8;
+/// Bytes of a number as text, with its comma: embeddings have length 1, so most begin with zeros.
+const FLOAT_BYTES: u64 = 12;
 
 /// What a text became, and what that cost.
 struct Embedded {
@@ -44,6 +44,13 @@ pub async fn answer(
         encoding,
         dimensions,
     } = body.asked()?;
+    let own = service.model.info.embedding_length;
+    if own > 0 {
+        let checked = check_dimensions(dimensions, own);
+        let checked = checked.and_then(|()| check_size(service, inputs.len(), encoding));
+        let tenant = caller.call.tenant.as_ref().map(|tenant| tenant.name());
+        checked.inspect_err(|error| service.metrics.refused(tenant, error.body.code))?;
+    }
     let most = service.config.max_answer_bytes;
     let mut out = br#"{"object":"list","data":["#.to_vec();
     let (mut index, mut prompt_tokens) = (0, 0);
@@ -60,7 +67,7 @@ pub async fn answer(
         };
         let some: Vec<_> = inputs
             .by_ref()
-            .take(AT_ONCE)
+            .take(service.at_once(&caller.call))
             .enumerate()
             .map(prompted)
             .collect();
@@ -69,7 +76,7 @@ pub async fn answer(
         }
         for answer in service.generate_all(&caller.call, some).await? {
             let Embedded { embedding, usage } = embedded(answer).await?;
-            check_dimensions(dimensions, &embedding)?;
+            check_dimensions(dimensions, embedding.values.len() as u64)?;
             write(&mut out, index, encoding, &embedding);
             if out.len() > most {
                 return Err(too_large(most).into());
@@ -105,9 +112,29 @@ async fn embedded(mut answer: Answer) -> Result<Embedded, RequestError> {
     })
 }
 
+/// Refuses texts whose embeddings would not be held, before any is read.
+fn check_size(service: &Service, texts: usize, encoding: Encoding) -> Result<(), HttpError> {
+    let values = service.model.info.embedding_length;
+    let bytes = match encoding {
+        Encoding::Float => values.saturating_mul(FLOAT_BYTES),
+        // Three bytes are four characters.
+        Encoding::Base64 => values.saturating_mul(4).div_ceil(3).saturating_mul(4),
+    };
+    let needed = bytes.saturating_mul(texts as u64);
+    let most = service.config.max_answer_bytes as u64;
+    if needed <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "{texts} embeddings of {values} numbers take about {needed} bytes, over the limit of \
+         {most} for one answer: send fewer texts at once, or ask for base64"
+    );
+    let error = RequestError::new(Reason::AnswerTooLarge, message);
+    Err(HttpError::from(error).in_field("input"))
+}
+
 /// An embedding is not cut: what is left would be no embedding of this model.
-fn check_dimensions(asked: Option<u64>, embedding: &Embedding) -> Result<(), HttpError> {
-    let own = embedding.values.len() as u64;
+fn check_dimensions(asked: Option<u64>, own: u64) -> Result<(), HttpError> {
     match asked.filter(|&asked| asked != own) {
         None => Ok(()),
         Some(asked) => Err(HttpError::invalid(

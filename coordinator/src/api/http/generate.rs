@@ -1,6 +1,7 @@
 //! Running the choices of a request: to the end, or as server-sent events.
 
 use std::convert::Infallible;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::v1::generate_event::Event;
+use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{Delta, GenerateEvent};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -22,7 +24,8 @@ use crate::budget::held;
 use crate::ids::RequestId;
 use crate::model::ServedModel;
 use crate::request::{answer_bytes, too_large};
-use crate::service::{Call, Service};
+use crate::service::{Call, Prompted, Service};
+use crate::text::Infilling;
 
 /// Of whom a request is.
 #[derive(Debug)]
@@ -61,25 +64,41 @@ struct Run {
 struct Echo {
     model: Arc<ServedModel>,
     /// Of each choice.
-    prompts: Vec<Arc<[u32]>>,
+    prompts: Vec<Repeated>,
     /// With their log-probabilities, which come when the prompt was read.
     has_logprobs: bool,
+}
+
+/// The tokens of a prompt, and which of them are repeated: not what stands behind the answer.
+struct Repeated {
+    ids: Arc<[u32]>,
+    places: Range<usize>,
+}
+
+impl Repeated {
+    fn of(answer: &Answer, infilling: Option<&Infilling>) -> Self {
+        let ids = answer.prompt();
+        let places = infilling.map_or(0..ids.len(), |infilling| infilling.prefix_of(&ids));
+        Self { ids, places }
+    }
 }
 
 impl Echo {
     /// What an event adds to the answer of choice `index`.
     fn delta(&self, index: usize, event: &Event) -> Option<Delta> {
+        let Repeated { ids, places } = self.prompts.get(index)?;
         let (text, tokens) = match event {
             Event::Started(_) if !self.has_logprobs => {
-                let ids = self.prompts.get(index)?;
+                let ids = ids.get(places.clone())?;
                 (self.model.tokenizer.decode(ids), Vec::new())
             }
             Event::PromptLogprobs(prompt) if self.has_logprobs => {
+                let tokens = prompt.tokens.get(places.clone())?;
                 // Offsets count the text of all tokens.
-                let bytes = prompt.tokens.iter().flat_map(|token| &token.bytes);
+                let bytes = tokens.iter().flat_map(|token| &token.bytes);
                 let bytes: Vec<u8> = bytes.copied().collect();
                 let text = String::from_utf8_lossy(&bytes).into_owned();
-                (text, prompt.tokens.clone())
+                (text, tokens.to_vec())
             }
             _ => return None,
         };
@@ -151,6 +170,27 @@ fn check_whole(service: &Service, asked: &Choices) -> Result<(), HttpError> {
     Err(error.in_field("stopping.max_tokens").into())
 }
 
+/// Gives each choice a name, of the request's.
+fn name_choices(asked: &mut Choices, id: &str) {
+    let count = asked.count();
+    let requests = asked.prompts.iter_mut().flat_map(|one| &mut one.choices);
+    for (index, request) in requests.enumerate() {
+        request.request_id = if count == 1 {
+            id.to_owned()
+        } else {
+            RequestId::of_choice(id, index)
+        };
+    }
+}
+
+/// How the prompts are written, where they stand around a place.
+fn infilling<'m>(service: &'m Service, asked: &Choices) -> Option<&'m Infilling> {
+    let is_infill = |one: &Prompted| matches!(one.input, Some(Input::Infill(_)));
+    let is_asked = asked.prompts.iter().any(is_infill);
+    let infilling = service.model.infilling.as_ref().ok();
+    infilling.filter(|_| is_asked)
+}
+
 impl Run {
     async fn start(
         service: &Service,
@@ -163,22 +203,17 @@ impl Run {
         let id = asked.request_id.take().unwrap_or(caller.id);
         let id = id.as_str();
         let count = asked.count();
-        let requests = asked.prompts.iter_mut().flat_map(|one| &mut one.choices);
-        for (index, request) in requests.enumerate() {
-            request.request_id = if count == 1 {
-                id.to_owned()
-            } else {
-                RequestId::of_choice(id, index)
-            };
-        }
+        name_choices(&mut asked, id);
         let has_logprobs = asked.sampling().is_some_and(|one| one.logprobs.is_some());
         let (echoes, tells_prompt) = (asked.echoes, asked.tells_prompt);
         let guided_by = asked.guided_by;
+        let infilling = infilling(service, &asked);
         let answers = service.generate_all(&caller.call, asked.prompts).await;
         let answers = answers.map_err(|error| in_field_of_guide(error, named, guided_by))?;
+        let repeated = |answer| Repeated::of(answer, infilling);
         let echo = echoes.then(|| Echo {
             model: service.model.clone(),
-            prompts: answers.iter().map(Answer::prompt).collect(),
+            prompts: answers.iter().map(repeated).collect(),
             has_logprobs,
         });
         let given_up = answers.iter().map(Answer::given_up).collect();

@@ -1,13 +1,14 @@
 //! The model that is served, under each of its names.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use palimpsest_proto::v1::GetModelResponse;
 use serde_json::{Value, json};
 
 use super::error::{HttpError, shorten};
 use super::headers::ANTHROPIC_VERSION;
+use super::path::Name;
 use crate::service::Service;
 
 /// `GET /v1/models`.
@@ -28,7 +29,7 @@ pub async fn list(State(service): State<Service>, headers: HeaderMap) -> Json<Va
 /// If no model is called so.
 pub async fn one(
     State(service): State<Service>,
-    Path(name): Path<String>,
+    Name(name): Name,
     headers: HeaderMap,
 ) -> Result<Json<Value>, HttpError> {
     if service.model.names().any(|own| own == name) {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use palimpsest_proto::v1::generate_request::Input;
@@ -34,6 +34,7 @@ use self::refusal::{in_fields_of_responses, not_found, refused, unknown_paramete
 use self::run::Run;
 use super::error::HttpError;
 use super::generate::{Caller, answers};
+use super::path::Name;
 use super::wire::{PARSE_SPEED, ResponseBody, ResponseRequest};
 use crate::budget::{Charge, held};
 use crate::keys::Tenant;
@@ -206,7 +207,7 @@ async fn turns<T: Send + 'static>(
 /// If there is none of this name, or the store fails.
 pub async fn retrieve(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     Query(parameters): Parameters,
     request: Request,
 ) -> Result<HttpResponse, HttpError> {
@@ -239,7 +240,7 @@ pub async fn retrieve(
 /// As [`retrieve`], and names the parameter that is wrong.
 pub async fn input_items(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     Query(parameters): Parameters,
     request: Request,
 ) -> Result<HttpResponse, HttpError> {
@@ -256,7 +257,7 @@ pub async fn input_items(
 /// As [`retrieve`].
 pub async fn delete(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     request: Request,
 ) -> Result<Json<Value>, HttpError> {
     let of = whose(request);
@@ -275,7 +276,7 @@ pub async fn delete(
 /// Always.
 pub async fn cancel(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     request: Request,
 ) -> Result<HttpResponse, HttpError> {
     find(&service, &id, request).await?;

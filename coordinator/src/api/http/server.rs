@@ -17,6 +17,7 @@ use tower_layer::Layer;
 use super::limits::HttpLimits;
 use super::{probes_router, router, waiting_router};
 use crate::api::http2;
+use crate::origins::AllowedOrigins;
 use crate::service::Service;
 
 /// Time that open connections have to close when everything is answered.
@@ -55,9 +56,14 @@ pub async fn serve_probes(
 }
 
 /// Answers probes until `ready`, for a process that has no group yet: it lives, and nobody is
-/// served.
-pub async fn serve_waiting(incoming: &mut Incoming, ready: impl Future<Output = ()> + Send) {
-    let open = accept(&waiting_router(), incoming, HttpLimits::default(), ready).await;
+/// served. Pages of the origins in `cors` may read what it says.
+pub async fn serve_waiting(
+    incoming: &mut Incoming,
+    cors: &AllowedOrigins,
+    ready: impl Future<Output = ()> + Send,
+) {
+    let app = waiting_router(cors);
+    let open = accept(&app, incoming, HttpLimits::default(), ready).await;
     let _ = timeout(CLOSE_LIMIT, open.shutdown()).await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::error::HttpError;
 use super::generate::Caller;
+use super::path::Name;
 use super::wire::{
     AppendBody, CloseSessionBody, CreateSessionBody, ForkBody, OpenSessionBody, RequestBody,
 };
@@ -135,7 +136,7 @@ pub async fn list(
 /// `GET /v1/sessions/{id}`.
 pub async fn show(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     key: Key,
 ) -> Result<Json<Value>, HttpError> {
     let shown = service.sessions.show(call(key).tenant_name(), &id).await?;
@@ -145,7 +146,7 @@ pub async fn show(
 /// `DELETE /v1/sessions/{id}`.
 pub async fn delete(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     key: Key,
 ) -> Result<Json<Value>, HttpError> {
     service
@@ -159,7 +160,7 @@ pub async fn delete(
 /// `POST /v1/sessions/{id}/suspend`.
 pub async fn suspend(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     key: Key,
 ) -> Result<Json<Value>, HttpError> {
     let moved = service
@@ -172,7 +173,7 @@ pub async fn suspend(
 /// `POST /v1/sessions/{id}/resume`.
 pub async fn resume(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Name(id): Name,
     key: Key,
 ) -> Result<Json<Value>, HttpError> {
     let moved = service

@@ -2,6 +2,7 @@
 //! without sockets.
 
 mod fields;
+mod scores;
 mod sessions;
 mod tools;
 mod web;

@@ -18,32 +18,36 @@ mod messages;
 mod names;
 mod read;
 mod responses;
+mod score;
 mod sessions;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tokenize;
 
 use palimpsest_proto::v1::generate_request::Input;
-use palimpsest_proto::v1::{GenerateRequest, Sampling, Stopping, tokenize_request};
+use palimpsest_proto::v1::{GenerateRequest, Infill, Sampling, Stopping};
 use serde::Deserialize;
-use serde::de::{Error, MapAccess};
+use serde::de::MapAccess;
 
-pub use self::anthropic::{CountBody, MessagesBody};
+pub use self::anthropic::{CALL_PREFIX, CountBody, MessagesBody};
 use self::chat::ChatFields;
 pub use self::embeddings::{EmbeddingBody, EmbeddingsAsked, Encoding};
 use self::fields::Rest;
 use self::guide::GuideFields;
 use self::kv::{KvBody, KvNames, MAX_NAME_BYTES, contract};
 use self::lists::{Biases, MAX_CHOICES, Object, Positions, Prompts, StopIds, Stops};
-use self::names::{CHAT, COMMON, TOKENIZE};
+use self::names::{CHAT, COMMON};
 use self::read::read_field;
 pub use self::read::{PARSE_SPEED, RequestBody, Unreadable, read_body};
 pub use self::responses::{ResponseBody, ResponseRequest};
+pub use self::score::ScoreBody;
 pub use self::sessions::{
     AppendBody, CloseSessionBody, CreateSessionBody, ForkBody, OpenSessionBody,
 };
 use self::table::Route;
-use super::error::{HttpError, Named, shorten};
+pub use self::tokenize::{TokenizeAsked, TokenizeBody};
+use super::error::{HttpError, Named};
 use crate::ids::RequestId;
 use crate::service::Prompted;
 
@@ -114,16 +118,10 @@ pub struct CompletionRequest {
     /// What both kinds have.
     pub common: Common,
     prompt: Prompts<MAX_CHOICES>,
+    suffix: Option<String>,
     logprobs: Option<u32>,
     echo: Option<bool>,
     rest: Rest,
-}
-
-/// Body of `/tokenize`.
-#[derive(Debug, Clone, Default)]
-pub struct TokenizeBody {
-    prompt: Option<String>,
-    fields: ChatFields,
 }
 
 /// A request as the service takes it.
@@ -193,7 +191,7 @@ impl RequestBody for ChatRequest {
 }
 
 impl RequestBody for CompletionRequest {
-    const OWN: &'static [&'static str] = &["prompt", "logprobs", "echo"];
+    const OWN: &'static [&'static str] = &["prompt", "suffix", "logprobs", "echo"];
     const SHARED: &'static [&'static str] = &COMMON;
     const NEEDED: Option<&'static str> = Some("prompt");
 
@@ -205,7 +203,7 @@ impl RequestBody for CompletionRequest {
         if !Self::OWN.contains(&field) {
             return self.common.read(field, values);
         }
-        read_field!(self, field, values; prompt, logprobs, echo);
+        read_field!(self, field, values; prompt, suffix, logprobs, echo);
         Ok(())
     }
 
@@ -215,58 +213,6 @@ impl RequestBody for CompletionRequest {
         values: &mut A,
     ) -> Result<(), A::Error> {
         self.rest.read(Route::Completion, name, values)
-    }
-}
-
-impl RequestBody for TokenizeBody {
-    const OWN: &'static [&'static str] = &TOKENIZE;
-    const SHARED: &'static [&'static str] = &[];
-    const NEEDED: Option<&'static str> = None;
-
-    fn read<'de, A: MapAccess<'de>>(
-        &mut self,
-        field: &'static str,
-        values: &mut A,
-    ) -> Result<(), A::Error> {
-        match field {
-            // Another name of the same field.
-            "text" => {
-                if self.prompt.is_some() {
-                    return Err(A::Error::duplicate_field("prompt"));
-                }
-                self.prompt = values.next_value()?;
-            }
-            "prompt" if self.prompt.is_some() => return Err(A::Error::duplicate_field("prompt")),
-            "prompt" => self.prompt = values.next_value()?,
-            _ => self.fields.read(field, values)?,
-        }
-        Ok(())
-    }
-
-    fn read_other<'de, A: MapAccess<'de>>(
-        &mut self,
-        name: &str,
-        _: &mut A,
-    ) -> Result<(), A::Error> {
-        let name = shorten(name);
-        Err(A::Error::custom(format_args!("unknown field `{name}`")))
-    }
-}
-
-impl TokenizeBody {
-    /// What is to be tokenised.
-    ///
-    /// # Errors
-    /// Names the field that is wrong.
-    pub fn input(self) -> Result<tokenize_request::Input, HttpError> {
-        match (self.prompt, self.fields.has_messages()) {
-            (Some(text), false) => Ok(tokenize_request::Input::Text(text)),
-            (None, true) => Ok(tokenize_request::Input::Chat(self.fields.chat()?)),
-            _ => Err(HttpError::invalid(
-                "prompt",
-                "send either `prompt` or `messages`",
-            )),
-        }
     }
 }
 
@@ -313,6 +259,10 @@ impl CompletionRequest {
             .map(|top| check_top("logprobs", top))
             .transpose()?;
         let Prompts { inputs, count } = self.prompt;
+        let inputs = match self.suffix.filter(|suffix| !suffix.is_empty()) {
+            Some(suffix) => before(inputs, &suffix)?,
+            None => inputs,
+        };
         let echoes = self.echo.unwrap_or(false);
         let mut common = self.common;
         let tells_prompt = common.tells_prompt()?;
@@ -328,6 +278,22 @@ impl CompletionRequest {
             ..choices
         })
     }
+}
+
+/// The same prompts, each of which stands before a place that `suffix` stands behind.
+fn before(inputs: Vec<Input>, suffix: &str) -> Result<Vec<Input>, HttpError> {
+    let around = |input| match input {
+        Input::Text(prefix) => Ok(Input::Infill(Infill {
+            prefix,
+            suffix: suffix.to_owned(),
+        })),
+        _ => {
+            let message = "suffix goes with a prompt that is a text: send `prompt` as one, or \
+                           leave suffix out";
+            Err(HttpError::invalid("suffix", message))
+        }
+    };
+    inputs.into_iter().map(around).collect()
 }
 
 impl Common {
@@ -510,6 +476,7 @@ impl Common {
                 .prompt_logprobs
                 .map(|top| check_top("prompt_logprobs", top))
                 .transpose()?,
+            ..Default::default()
         };
         let stopping = self.stopping()?;
         let truncate_prompt_tokens = self.truncation()?;

@@ -48,6 +48,7 @@ pub fn model() -> ModelInfo {
             ..Default::default()
         }),
         state_digest: b"fake"[..].into(),
+        embedding_length: 2,
     }
 }
 

@@ -224,11 +224,14 @@ fn scored(init: &SequenceInit, step: &SequenceStep) -> Vec<TokenLogprob> {
     if asked.is_none() {
         return Vec::new();
     }
+    let sampling = init.sampling.as_ref();
+    let from = sampling.map_or(0, |sampling| sampling.prompt_logprobs_from);
     let following = step.tokens.iter().skip(1).copied().chain(step.next);
     let left = init.prompt_tokens.saturating_sub(step.position + 1);
     following
         .zip(step.position + 1..)
         .take(left as usize)
+        .filter(|(_, position)| *position >= from)
         .map(|(id, position)| TokenLogprob {
             id,
             logprob: -(position as f32),

@@ -13,6 +13,8 @@ pub fn object(error: &HttpError, id: Option<&str>) -> Value {
     // Their objects have no place for the field, and their clients show the message alone.
     let message = match param {
         Some(param) if !body.message.contains(param) => format!("{param}: {}", body.message),
+        // The schema of a tool has another name here.
+        Some("tools") => body.message.replacen("].parameters", "].input_schema", 1),
         _ => body.message.clone(),
     };
     json!({

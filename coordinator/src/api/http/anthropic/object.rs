@@ -10,6 +10,8 @@ pub struct Frame {
     pub id: String,
     /// Name of the model.
     pub model: String,
+    /// What the client is told of its request.
+    pub warnings: Vec<String>,
 }
 
 impl Frame {
@@ -23,11 +25,31 @@ impl Frame {
         self.message(json!([]), (Value::Null, Value::Null), tokens(&usage))
     }
 
-    /// A message that has ended.
-    pub fn ended(&self, text: &str, finished: &Finished) -> Value {
+    /// A message that has ended, with its blocks.
+    pub fn ended(&self, content: Value, finished: &Finished) -> Value {
+        self.message(content, end(finished), self.usage(finished))
+    }
+
+    /// What the last event but one says of a message.
+    pub fn last_delta(&self, finished: &Finished) -> Value {
+        let (reason, sequence) = end(finished);
+        json!({
+            "type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": sequence},
+            "usage": self.usage(finished),
+        })
+    }
+
+    /// Anthropic's figures, and ours under `kv`.
+    fn usage(&self, finished: &Finished) -> Value {
         let usage = finished.usage.clone().unwrap_or_default();
-        let content = json!([{"type": "text", "text": text}]);
-        self.message(content, end(finished), usage_object(&usage))
+        let warnings: Vec<&String> = self.warnings.iter().chain(&usage.warnings).collect();
+        let mut object = tokens(&usage);
+        object["kv"] = json!({
+            "evicted_tokens": usage.evicted_tokens, "held_slots": usage.held_slots,
+            "held_bytes": usage.held_bytes, "full_cache_bytes": usage.full_cache_bytes,
+            "warnings": warnings,
+        });
+        object
     }
 
     fn message(&self, content: Value, (reason, sequence): (Value, Value), usage: Value) -> Value {
@@ -36,16 +58,6 @@ impl Frame {
             "content": content, "stop_reason": reason, "stop_sequence": sequence, "usage": usage,
         })
     }
-}
-
-/// What the last event but one says of a message.
-pub fn last_delta(finished: &Finished) -> Value {
-    let (reason, sequence) = end(finished);
-    let usage = finished.usage.clone().unwrap_or_default();
-    json!({
-        "type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": sequence},
-        "usage": usage_object(&usage),
-    })
 }
 
 /// Anthropic's word for the end of an answer, and the stop string that ended it.
@@ -67,15 +79,4 @@ fn tokens(usage: &Usage) -> Value {
         "cache_creation_input_tokens": 0, "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.generated_tokens,
     })
-}
-
-/// The same, and ours under `kv`.
-fn usage_object(usage: &Usage) -> Value {
-    let mut object = tokens(usage);
-    object["kv"] = json!({
-        "evicted_tokens": usage.evicted_tokens, "held_slots": usage.held_slots,
-        "held_bytes": usage.held_bytes, "full_cache_bytes": usage.full_cache_bytes,
-        "warnings": usage.warnings,
-    });
-    object
 }

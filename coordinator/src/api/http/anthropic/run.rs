@@ -14,7 +14,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::super::error::HttpError;
 use super::super::generate::{Answers, KEEP_ALIVE, WRITE_BYTES};
-use super::events;
+use super::blocks::Blocks;
+use super::events::{self, Progress};
 use super::object::Frame;
 use crate::answer::GivenUp;
 use crate::budget::held;
@@ -28,6 +29,8 @@ pub struct Run {
     pub frame: Frame,
     /// Name of its request.
     pub request_id: String,
+    /// Whether the message has what the model thinks.
+    pub hears_thoughts: bool,
     /// Says why it is dropped.
     pub given_up: GivenUp,
     /// Bytes of its text at most, where it is sent whole.
@@ -37,13 +40,13 @@ pub struct Run {
 impl Run {
     /// The whole message.
     pub async fn whole(mut self) -> Result<Response, HttpError> {
-        let mut text = String::new();
+        let mut blocks = Blocks::default();
         let mut ended = None;
         while let Some(event) = self.answer.next().await {
             match event?.event {
                 Some(Event::Delta(delta)) => {
-                    text.push_str(&delta.text);
-                    if text.len() > self.most {
+                    blocks.add(&delta, self.hears_thoughts);
+                    if blocks.bytes() > self.most {
                         self.given_up.because_of(Reason::AnswerTooLarge);
                         return Err(too_large(self.most).into());
                     }
@@ -53,8 +56,8 @@ impl Run {
                 }
             }
         }
-        let message = self.frame.ended(&text, &ended.unwrap_or_default());
-        drop(text);
+        let ended = ended.unwrap_or_default();
+        let message = self.frame.ended(blocks.objects(), &ended);
         // It stands in memory whole, so it must be read in time.
         let body = held(Body::from(message.to_string()), None);
         Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
@@ -68,6 +71,7 @@ impl Run {
         keep_alive.reset();
         let stream = EventStream {
             run: self,
+            progress: Progress::default(),
             keep_alive,
             is_over: false,
         };
@@ -86,6 +90,7 @@ impl Run {
 /// A message as the body of an answer.
 struct EventStream {
     run: Run,
+    progress: Progress,
     keep_alive: Interval,
     is_over: bool,
 }
@@ -117,10 +122,12 @@ impl EventStream {
             Some(Ok(Some(Event::Started(started)))) => {
                 events::begun(out, &self.run.frame, started.prompt_tokens);
             }
-            Some(Ok(Some(Event::Delta(delta)))) => events::delta(out, &delta.text),
+            Some(Ok(Some(Event::Delta(delta)))) => {
+                self.progress.delta(out, &delta, self.run.hears_thoughts);
+            }
             Some(Ok(Some(Event::PromptLogprobs(_) | Event::Embedding(_)))) => {}
             Some(Ok(Some(Event::Finished(finished)))) => {
-                events::ended(out, &finished);
+                self.progress.ended(out, &self.run.frame, &finished);
                 self.is_over = true;
             }
             Some(Ok(None)) => {}

@@ -1,5 +1,7 @@
 //! Messages over a fake rank.
 
+mod tools;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -77,6 +79,14 @@ impl Server {
 
     async fn saying(text: &str) -> Self {
         Self::start(Script::saying(text, 0, 1), Config::default()).await
+    }
+
+    /// A server of a model with this chat template.
+    async fn templated(text: &str, template: &str) -> Self {
+        let mut script = Script::saying(text, 0, 1);
+        let model = script.rank.model.as_mut().expect("it has one");
+        model.chat_template = template.into();
+        Self::start(script, Config::default()).await
     }
 
     async fn send(&self, request: Request) -> Reply {
@@ -213,7 +223,7 @@ async fn a_stream_has_anthropics_events_in_their_order() {
         .iter()
         .map(|event| event["type"].as_str().unwrap())
         .collect();
-    assert_eq!(kinds[..3], ["message_start", "content_block_start", "ping"]);
+    assert_eq!(kinds[..3], ["message_start", "ping", "content_block_start"]);
     let (deltas, end) = kinds[3..].split_at(kinds.len() - 6);
     assert!(
         deltas.iter().all(|kind| *kind == "content_block_delta"),
@@ -273,8 +283,18 @@ async fn refusals_have_anthropics_shape_and_names() {
         (long, "stop_sequences"),
         (of(&image), "messages[0].content[1].type"),
         (of(&used), "messages[0].content[0].type"),
-        (json!({"tools": [{"name": "f"}]}), "tools"),
-        (json!({"thinking": {"type": "enabled"}}), "thinking"),
+        (json!({"tools": [{"name": "f"}]}), "tools[0].input_schema"),
+        (json!({"tool_choice": {"type": "any"}}), "tools"),
+        (
+            json!({"tools": [{"name": "a b", "input_schema": {}}]}),
+            "tools",
+        ),
+        (
+            json!({"tools": [{"name": "f", "input_schema": {}}],
+                   "tool_choice": {"type": "tool", "name": "g"}}),
+            "tool_choice",
+        ),
+        (json!({"thinking": {"type": "deep"}}), "thinking.type"),
         (json!({"temprature": 1}), "temprature"),
         (json!({"kv_budget": 3}), "kv_budget"),
     ] {

@@ -155,6 +155,7 @@ async fn every_route_says_which_methods_it_has_and_names_the_request() {
         ("/v1/models", "GET,HEAD"),
         ("/v1/models/fake", "GET,HEAD"),
         ("/tokenize", "POST"),
+        ("/v1/score", "POST"),
         ("/health", "GET,HEAD"),
         ("/metrics", "GET,HEAD"),
         ("/openapi.json", "GET,HEAD"),
@@ -185,7 +186,8 @@ async fn every_route_says_which_methods_it_has_and_names_the_request() {
 async fn probes_name_their_requests_too() {
     let server = Server::start(Config::default()).await;
     let probes = probes_router(server.service().clone());
-    for mut router in [probes, waiting_router()] {
+    let nobody = AllowedOrigins::default();
+    for mut router in [probes, waiting_router(&nobody)] {
         for path in ["/health", "/readyz", "/v1/models"] {
             let request = Request::get(path).body(Body::empty()).unwrap();
             let response = router.call(request).await.expect("it is infallible");
@@ -193,12 +195,61 @@ async fn probes_name_their_requests_too() {
         }
     }
     let request = Request::get("/v1/models").body(Body::empty()).unwrap();
-    let refused = waiting_router()
+    let refused = waiting_router(&nobody)
         .call(request)
         .await
         .expect("it is infallible");
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+}
+
+/// Pages were told of no leave until a group was there, so they could not show that none was.
+#[tokio::test]
+async fn a_page_reads_what_is_said_before_a_group_is_there() {
+    let page = AllowedOrigins::new([PAGE]).unwrap();
+    let mut router = waiting_router(&page);
+    for (request, status) in [
+        (of_page(Method::GET, "/health", PAGE, ""), 200),
+        (of_page(Method::GET, "/readyz", PAGE, ""), 503),
+        (of_page(Method::GET, "/version", PAGE, ""), 200),
+        (of_page(Method::POST, "/v1/completions", PAGE, "{}"), 503),
+        (preflight("/v1/completions", PAGE), 200),
+    ] {
+        let path = request.uri().clone();
+        let response = router.call(request).await.expect("it is infallible");
+        assert_eq!(response.status().as_u16(), status, "{path}");
+        assert_eq!(leave(response.headers()), Some(PAGE), "{path}");
+    }
+    let other = of_page(Method::GET, "/health", "https://evil.example", "");
+    let other = router.call(other).await.expect("it is infallible");
+    assert_eq!(leave(other.headers()), None);
+    // Anthropic's clients read their own shape of it.
+    let request = of_page(Method::POST, "/v1/messages", PAGE, "{}");
+    let refused = router.call(request).await.expect("it is infallible");
+    let body = to_bytes(refused.into_body(), usize::MAX).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["error"]["type"], "overloaded_error", "{body}");
+}
+
+/// The library refuses such a name by itself, in plain text.
+#[tokio::test]
+async fn a_name_that_is_no_text_is_refused_as_other_faults_are() {
+    let server = Server::start(Config::default()).await;
+    for (method, path) in [
+        (Method::GET, "/v1/models/%ff"),
+        (Method::GET, "/v1/sessions/%ff"),
+        (Method::DELETE, "/v1/sessions/%ff"),
+        (Method::POST, "/v1/sessions/%ff/append"),
+        (Method::POST, "/v1/sessions/%ff/suspend"),
+        (Method::GET, "/v1/responses/%ff"),
+        (Method::GET, "/v1/responses/%ff/input_items"),
+    ] {
+        let request = Request::builder().method(method).uri(path);
+        let refused = server.send(request.body(Body::from("{}")).unwrap()).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{path}");
+        let error = &refused.json["error"];
+        assert_eq!(error["code"], "invalid_path", "{path}: {}", refused.json);
+    }
 }
 
 /// The bytes of an answer to a client that takes gzip, and its headers.

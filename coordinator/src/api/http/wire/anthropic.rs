@@ -1,17 +1,21 @@
 //! Bodies of `POST /v1/messages` and `POST /v1/messages/count_tokens`, and what they mean here.
 
+mod calls;
 mod content;
 #[cfg(test)]
 mod tests;
 mod tools;
 mod turns;
 
-use palimpsest_proto::v1::Chat;
 use palimpsest_proto::v1::generate_request::Input;
+use palimpsest_proto::v1::{Chat, ToolMode};
 use serde::Deserialize;
 use serde::de::MapAccess;
+use serde_json::json;
 
 use self::content::{Content, MAX_CUTS};
+pub use self::tools::CALL_PREFIX;
+use self::tools::{Choice, ToolChoice, Tools};
 use self::turns::Turns;
 use super::fields::{Known, Rest, Unsupported};
 use super::lists::Object;
@@ -21,9 +25,24 @@ use crate::request::Cut;
 use crate::service::Prompted;
 
 /// Fields of a conversation.
-const CONVERSATION: [&str; 4] = ["messages", "system", "thinking", "model"];
+const CONVERSATION: [&str; 6] = [
+    "messages",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "model",
+];
 /// Fields that no other body has, and those of a conversation.
-pub(super) const OWN: [&str; 5] = ["messages", "system", "thinking", "model", "stop_sequences"];
+pub(super) const OWN: [&str; 7] = [
+    "messages",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "model",
+    "stop_sequences",
+];
 /// Fields of [`Common`] that mean the same here; the last ones are ours and vLLM's.
 pub(super) const SHARED: [&str; 14] = [
     "max_tokens",
@@ -94,6 +113,10 @@ pub struct MessagesRequest {
     pub prompted: Prompted,
     /// Whether the answer comes as server-sent events.
     pub stream: bool,
+    /// Whether the answer has what the model thinks.
+    pub hears_thoughts: bool,
+    /// What the client is told of fields that are not honoured.
+    pub warnings: Vec<String>,
 }
 
 /// What both bodies have.
@@ -102,6 +125,8 @@ struct Conversation {
     model: String,
     system: Option<Content>,
     messages: Turns,
+    tools: Option<Tools>,
+    tool_choice: Option<Object<ToolChoice>>,
     thinking: Option<Object<Thinking>>,
 }
 
@@ -109,12 +134,38 @@ struct Conversation {
 struct Thinking {
     #[serde(rename = "type")]
     kind: String,
+    #[serde(default)]
+    budget_tokens: Option<u64>,
+}
+
+impl Thinking {
+    /// Whether the model is to think.
+    fn is_on(&self) -> Result<bool, HttpError> {
+        match self.kind.as_str() {
+            "enabled" | "adaptive" => Ok(true),
+            "disabled" => Ok(false),
+            other => {
+                let kind = shorten(other);
+                let message = format!(
+                    "thinking of type `{kind}` is not supported: send `enabled`, `adaptive` or \
+                     `disabled`"
+                );
+                Err(HttpError::invalid("thinking.type", message))
+            }
+        }
+    }
+}
+
+/// What tells the templates of most families that their model is to think, or not to.
+fn template_kwargs(thinks: bool) -> String {
+    json!({"enable_thinking": thinks, "thinking": thinks}).to_string()
 }
 
 /// A conversation, and where states of it are to be kept.
 struct Marked {
     chat: Chat,
     cuts: Vec<Cut>,
+    hears_thoughts: bool,
 }
 
 impl RequestBody for MessagesBody {
@@ -140,7 +191,7 @@ impl RequestBody for MessagesBody {
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        read_rest(&mut self.rest, &KNOWN, name, values)
+        self.rest.read_among(&KNOWN, name, values)
     }
 }
 
@@ -162,23 +213,8 @@ impl RequestBody for CountBody {
         name: &str,
         values: &mut A,
     ) -> Result<(), A::Error> {
-        read_rest(&mut self.rest, &KNOWN_TO_COUNT, name, values)
+        self.rest.read_among(&KNOWN_TO_COUNT, name, values)
     }
-}
-
-/// Reads over a field that is no field of ours.
-fn read_rest<'de, A: MapAccess<'de>>(
-    rest: &mut Rest,
-    known: &Known,
-    name: &str,
-    values: &mut A,
-) -> Result<(), A::Error> {
-    let known = if tools::is_field(name) {
-        &tools::KNOWN
-    } else {
-        known
-    };
-    rest.read_among(known, name, values)
 }
 
 impl MessagesBody {
@@ -197,8 +233,15 @@ impl MessagesBody {
             model: self.conversation.checked_model()?,
             ..self.common
         };
-        let Marked { chat, cuts } = self.conversation.marked()?;
+        let has_budget = self.conversation.has_thinking_budget();
+        let Marked {
+            chat,
+            cuts,
+            hears_thoughts,
+        } = self.conversation.marked()?;
         let request = common.request(None)?;
+        let warning = "thinking.budget_tokens has no effect here: max_tokens bounds thoughts and \
+                       answer together";
         Ok(MessagesRequest {
             prompted: Prompted {
                 input: Some(Input::Chat(chat)),
@@ -206,6 +249,8 @@ impl MessagesBody {
                 cuts,
             },
             stream,
+            hears_thoughts,
+            warnings: has_budget.then(|| warning.to_owned()).into_iter().collect(),
         })
     }
 }
@@ -241,6 +286,8 @@ impl Conversation {
         match field {
             "model" => self.model = values.next_value()?,
             "system" => self.system = values.next_value()?,
+            "tools" => self.tools = values.next_value()?,
+            "tool_choice" => self.tool_choice = values.next_value()?,
             "thinking" => self.thinking = values.next_value()?,
             _ => self.messages = values.next_value()?,
         }
@@ -257,47 +304,66 @@ impl Conversation {
         Ok(self.model.clone())
     }
 
+    /// Whether it bounds thoughts apart from the answer.
+    fn has_thinking_budget(&self) -> bool {
+        let thinking = self.thinking.as_ref();
+        thinking.is_some_and(|Object(thinking)| thinking.budget_tokens.is_some())
+    }
+
     /// The conversation as the service takes it: what `system` says stands first, and a last
     /// message of the assistant is the beginning of its answer.
     fn marked(self) -> Result<Marked, HttpError> {
-        if let Some(Object(Thinking { kind })) = &self.thinking
-            && kind != "disabled"
-        {
-            let kind = shorten(kind);
-            let message = format!("thinking of type `{kind}` is not supported, only `disabled`");
-            return Err(HttpError::invalid("thinking", message));
+        let thinks = self.thinking.as_ref();
+        let thinks = thinks.map_or(Ok(false), |Object(thinking)| thinking.is_on())?;
+        let Choice { mode, name, single } = match self.tool_choice {
+            Some(Object(choice)) => choice.read()?,
+            None => Choice::default(),
+        };
+        if thinks && mode == ToolMode::Required {
+            let message = "a call that must be has no thoughts before it: send tool_choice `auto`, \
+                           or thinking `disabled`";
+            return Err(HttpError::invalid("tool_choice", message));
         }
+        let tools = self.tools.unwrap_or_default().tools()?;
         let mut turns = self.messages;
+        turns.finish()?;
         if let Some(system) = self.system {
-            if let Some(wrong) = &system.wrong {
-                return Err(wrong.of("system"));
-            }
-            if !system.text.is_empty() {
-                turns.begin_with(system);
-            }
+            turns.begin_with(system.texts("system")?);
         }
         let Turns {
             mut messages,
             mut cuts,
-            wrong,
+            ..
         } = turns;
-        if let Some(error) = wrong {
-            return Err(error);
-        }
         if cuts.len() > MAX_CUTS {
             let message = format!("more than {MAX_CUTS} blocks have cache_control");
             return Err(HttpError::invalid("cache_control", message));
         }
         let is_begun = messages.last().is_some_and(|last| last.role == "assistant");
-        let answer_prefix = if is_begun { messages.pop() } else { None };
-        let answer_prefix = answer_prefix.map(|last| last.content).unwrap_or_default();
+        let begun = if is_begun { messages.pop() } else { None };
+        let begun = begun.unwrap_or_default();
+        if !begun.reasoning().is_empty() {
+            let message = "the last message is the beginning of the answer, which has no \
+                           `thinking`: leave that block out";
+            return Err(HttpError::invalid("messages", message));
+        }
         // What is kept of the prompt's end needs no mark.
         cuts.retain(|cut| cut.message < messages.len());
         let chat = Chat {
             messages,
-            answer_prefix,
+            answer_prefix: begun.content,
+            tools,
+            tool_mode: mode.into(),
+            tool_name: name,
+            single_call: single,
+            template_kwargs: template_kwargs(thinks),
+            split_reasoning: true,
             ..Default::default()
         };
-        Ok(Marked { chat, cuts })
+        Ok(Marked {
+            chat,
+            cuts,
+            hears_thoughts: thinks,
+        })
     }
 }

@@ -176,7 +176,7 @@ impl<'de> Visitor<'de> for IsDefault<'_> {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<bool, E> {
-        Ok(text == "none" || text == "auto")
+        Ok(["", "none", "auto"].contains(&text))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {

@@ -57,9 +57,14 @@ pub(super) const CHAT: [&str; 10] = [
     "top_logprobs",
 ];
 /// Fields of [`TokenizeBody`](super::TokenizeBody).
-pub(super) const TOKENIZE: [&str; 10] = [
+pub(super) const TOKENIZE: [&str; 15] = [
+    "model",
     "prompt",
     "text",
+    "content",
+    "add_special_tokens",
+    "add_special",
+    "parse_special",
     "messages",
     "tools",
     "tool_choice",

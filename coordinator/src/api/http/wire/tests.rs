@@ -133,6 +133,10 @@ fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
         ),
         (json!({"logit_bias": {"a": 1}}), "logit_bias"),
         (json!({"top_k": -2}), "top_k"),
+        (json!({"suffix": "x"}), "suffix"),
+        (json!({"regex": "a+"}), "regex"),
+        (json!({"options": {"num_ctx": 9}}), "options"),
+        (json!({"n_probs": 3}), "n_probs"),
     ];
     for (extra, field) in cases {
         let error = chat(extra.clone()).unwrap_err();
@@ -150,6 +154,7 @@ fn what_is_not_supported_is_named_unless_it_asks_for_nothing() {
         json!({"user": "u", "metadata": {"a": "b"}, "store": false, "parallel_tool_calls": true}),
         json!({"best_of": 1, "stop": null, "mirostat": 0, "typical_p": 1.0, "echo": false}),
         json!({"add_special_tokens": false, "ignore_eos": null, "priority": null, "kv": null}),
+        json!({"suffix": "", "grammar": "", "n_probs": 0, "think": false, "images": []}),
     ] {
         assert!(chat(harmless.clone()).is_ok(), "{harmless}");
     }
@@ -166,6 +171,35 @@ fn bodies_and_parts_of_them_differ_in_what_they_take() {
         chat(image).unwrap_err().body.param.as_deref(),
         Some("messages[0].content")
     );
+}
+
+#[test]
+fn a_suffix_stands_behind_each_prompt_that_is_a_text() {
+    let ask = |body: Value| {
+        let read = read::<CompletionRequest>(&body).expect("well-formed");
+        read.choices(true)
+    };
+    let inputs = |body: Value| -> Vec<_> {
+        let choices = ask(body).unwrap();
+        let prompts = choices.prompts.into_iter();
+        prompts.map(|one| one.input.unwrap()).collect()
+    };
+    let infill = |prefix: &str| {
+        Input::Infill(Infill {
+            prefix: prefix.into(),
+            suffix: "z".into(),
+        })
+    };
+    assert_eq!(
+        inputs(json!({"prompt": ["a", ""], "suffix": "z"})),
+        [infill("a"), infill("")]
+    );
+    let plain = [Input::Text("a".into())];
+    for nothing in [json!(null), json!("")] {
+        assert_eq!(inputs(json!({"prompt": "a", "suffix": nothing})), plain);
+    }
+    let refused = ask(json!({"prompt": [1, 2], "suffix": "z"})).unwrap_err();
+    assert_eq!(refused.body.param.as_deref(), Some("suffix"));
 }
 
 /// The document names every field that is not refused, and no other.
@@ -244,8 +278,12 @@ fn the_openapi_document_has_the_fields_of_bodies_about_sessions() {
         .chain(&["user"])
         .copied()
         .collect();
+    let score: Vec<&str> = ScoreBody::OWN.iter().chain(&["user"]).copied().collect();
+    let tokenize = [TokenizeBody::OWN, &["return_token_strs", "with_pieces"]].concat();
     for (schema, own) in [
         ("EmbeddingRequest", &embeddings[..]),
+        ("ScoreRequest", &score),
+        ("TokenizeRequest", &tokenize),
         ("CreateSession", CreateSessionBody::OWN),
         ("Append", AppendBody::OWN),
         ("Fork", ForkBody::OWN),
@@ -349,7 +387,7 @@ fn an_error_repeats_the_beginning_of_a_field_only() {
         "{}",
         shown.len()
     );
-    let error = read::<TokenizeBody>(&json!({ name.as_str(): 1 })).unwrap_err();
+    let error = read::<AppendBody>(&json!({ name.as_str(): 1 })).unwrap_err();
     assert!(error.field.is_some_and(|field| field.len() < 100));
     assert!(error.error.to_string().len() < 200);
 }

@@ -129,7 +129,14 @@ fn what_is_not_supported_is_named_with_its_place() {
     for (extra, field) in [
         (of(block("image")), "messages[0].content[1].type"),
         (of(block("document")), "messages[0].content[1].type"),
-        (of(block("tool_result")), "messages[0].content[1].type"),
+        (
+            of(block("tool_result")),
+            "messages[0].content[1].tool_use_id",
+        ),
+        (
+            of(block("web_search_tool_result")),
+            "messages[0].content[1].type",
+        ),
         (of(json!([{"type": "text"}])), "messages[0].content[0].text"),
         (of(other_mark), "messages[0].content[0].cache_control"),
         (json!({"system": block("image")}), "system[1].type"),
@@ -137,9 +144,7 @@ fn what_is_not_supported_is_named_with_its_place() {
             json!({"messages": [{"role": "tool", "content": ""}]}),
             "messages[0].role",
         ),
-        (json!({"tools": [{"name": "f"}]}), "tools"),
-        (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
-        (json!({"thinking": {"type": "adaptive"}}), "thinking"),
+        (json!({"thinking": {"type": "deep"}}), "thinking.type"),
         (json!({"mcp_servers": [{}]}), "mcp_servers"),
         (json!({"output_config": {"effort": "low"}}), "output_config"),
         (json!({"model": "x".repeat(2000)}), "model"),
@@ -149,6 +154,284 @@ fn what_is_not_supported_is_named_with_its_place() {
         let error = ask(extra.clone()).unwrap_err();
         assert_eq!(error.body.param.as_deref(), Some(field), "{extra}");
         assert!(error.body.message.len() < 200, "{extra}");
+    }
+}
+
+fn tools(extra: Value) -> Value {
+    let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
+    let tool =
+        json!({"name": "add", "description": "Adds", "input_schema": schema, "strict": true});
+    let mut asked = json!({"tools": [tool]});
+    let fields = extra.as_object().unwrap().clone();
+    asked.as_object_mut().unwrap().extend(fields);
+    asked
+}
+
+#[test]
+fn tools_are_those_of_other_routes() {
+    let read = chat(ask(tools(json!({}))).unwrap());
+    let [tool] = &read.tools[..] else {
+        panic!("one tool")
+    };
+    assert_eq!((&*tool.name, &*tool.description), ("add", "Adds"));
+    // In the client's order.
+    assert_eq!(
+        tool.parameters,
+        r#"{"type":"object","properties":{"b":{},"a":{}}}"#
+    );
+    assert!(tool.strict && !read.single_call);
+    assert_eq!(read.tool_mode(), ToolMode::Auto);
+    for (choice, mode, name, single) in [
+        (json!({"type": "auto"}), ToolMode::Auto, "", false),
+        (json!({"type": "none"}), ToolMode::None, "", false),
+        (
+            json!({"type": "any", "disable_parallel_tool_use": true}),
+            ToolMode::Required,
+            "",
+            true,
+        ),
+        (
+            json!({"type": "tool", "name": "add"}),
+            ToolMode::Required,
+            "add",
+            false,
+        ),
+    ] {
+        let read = chat(ask(tools(json!({"tool_choice": choice}))).unwrap());
+        assert_eq!(
+            (read.tool_mode(), &*read.tool_name, read.single_call),
+            (mode, name, single)
+        );
+    }
+}
+
+#[test]
+fn tools_that_cannot_be_are_refused_by_name() {
+    let schema = json!({"type": "object"});
+    for (extra, field) in [
+        (json!({"tools": [{"name": "f"}]}), "tools[0].input_schema"),
+        (
+            json!({"tools": [{"name": "f", "input_schema": [1]}]}),
+            "tools[0].input_schema",
+        ),
+        (
+            json!({"tools": [{"input_schema": schema}]}),
+            "tools[0].name",
+        ),
+        (
+            json!({"tools": [
+                {"name": "f", "input_schema": schema},
+                {"type": "web_search_20250305", "name": "web_search"},
+            ]}),
+            "tools[1].type",
+        ),
+        (
+            tools(json!({"tool_choice": {"type": "some"}})),
+            "tool_choice.type",
+        ),
+        (
+            tools(json!({"tool_choice": {"type": "tool"}})),
+            "tool_choice.name",
+        ),
+        (
+            tools(json!({"tool_choice": {"type": "any"}, "thinking": {"type": "enabled"}})),
+            "tool_choice",
+        ),
+    ] {
+        let error = ask(extra.clone()).unwrap_err();
+        assert_eq!(error.body.param.as_deref(), Some(field), "{extra}");
+        assert!(error.body.message.len() < 200, "{extra}");
+    }
+}
+
+fn call(id: &str) -> Value {
+    json!({"type": "tool_use", "id": id, "name": "add", "input": {"a": 1}})
+}
+
+fn result(id: &str, content: Value) -> Value {
+    json!({"type": "tool_result", "tool_use_id": id, "content": content})
+}
+
+#[test]
+fn calls_and_results_become_messages_of_the_assistant_and_of_tools() {
+    let parts = json!([{"type": "text", "text": "3"}, {"type": "text", "text": "4"}]);
+    let failed = json!({
+        "type": "tool_result", "tool_use_id": "toolu_b", "is_error": true, "content": "no",
+        "cache_control": {"type": "ephemeral"},
+    });
+    let asked = ask(json!({"messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "text", "text": "I look."}, call("toolu_a"),
+        ]},
+        {"role": "assistant", "content": [call("toolu_b"), call("c")]},
+        {"role": "user", "content": [result("toolu_a", parts), failed]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "c"},
+            {"type": "text", "text": "and "}, {"type": "text", "text": "now?"},
+        ]},
+    ]}))
+    .unwrap();
+    let cuts = asked.prompted.cuts.clone();
+    let messages = chat(asked).messages;
+    let texts: Vec<_> = messages
+        .iter()
+        .map(|one| pair(&one.role, &one.content))
+        .collect();
+    let expected = [
+        pair("user", "hi"),
+        pair("assistant", "I look."),
+        pair("tool", "34"),
+        pair("tool", "Error: no"),
+        pair("tool", ""),
+        pair("user", "and now?"),
+    ];
+    assert_eq!(texts, expected);
+    assert_eq!(messages[1].reasoning(), "hm");
+    let calls = messages[1].tool_calls().iter();
+    let calls: Vec<_> = calls
+        .map(|call| (&*call.id, &*call.name, &*call.arguments))
+        .collect();
+    let arguments = "{\"a\":1}";
+    assert_eq!(calls, ["a", "b", "c"].map(|id| (id, "add", arguments)));
+    let results = messages[2..5].iter();
+    let results: Vec<_> = results
+        .map(|one| (one.tool_call_id(), one.name()))
+        .collect();
+    assert_eq!(results, ["a", "b", "c"].map(|id| (id, "add")));
+    // The mark stands behind the second result.
+    assert_eq!(
+        cuts,
+        [Cut {
+            message: 3,
+            bytes: 9
+        }]
+    );
+}
+
+/// As Anthropic's own service has it: each call has one result, in the message behind it and before
+/// anything else there.
+#[test]
+fn calls_and_results_out_of_order_are_refused_with_their_place() {
+    let user = |content: Value| json!({"role": "user", "content": content});
+    let assistant = |content: Value| json!({"role": "assistant", "content": content});
+    let text = json!({"type": "text", "text": "x"});
+    let image = json!([{"type": "text", "text": "see"}, {"type": "image", "source": {}}]);
+    for (messages, field) in [
+        (
+            vec![user(json!([result("a", json!("3"))]))],
+            "messages[0].content[0].tool_use_id",
+        ),
+        (
+            vec![user(json!("x")), assistant(json!([text, call("a")]))],
+            "messages[1].content[1].id",
+        ),
+        (
+            vec![assistant(json!([call("a")])), user(json!("x"))],
+            "messages[0].content[0].id",
+        ),
+        (
+            vec![
+                assistant(json!([call("a")])),
+                user(json!([text, result("a", json!("3"))])),
+            ],
+            "messages[0].content[0].id",
+        ),
+        (
+            vec![
+                assistant(json!([call("a"), call("b")])),
+                user(json!([result("a", json!("3"))])),
+                assistant(json!("so")),
+                user(json!("x")),
+            ],
+            "messages[0].content[1].id",
+        ),
+        (
+            vec![
+                assistant(json!([call("a")])),
+                user(json!([result("a", json!("3")), result("a", json!("3"))])),
+            ],
+            "messages[1].content[1].tool_use_id",
+        ),
+        (
+            vec![assistant(json!([call("a"), call("a")]))],
+            "messages[0].content[1].id",
+        ),
+        (
+            vec![user(json!([call("a")]))],
+            "messages[0].content[0].type",
+        ),
+        (
+            vec![
+                assistant(json!([call("a")])),
+                assistant(json!([result("a", json!("3"))])),
+            ],
+            "messages[1].content[0].type",
+        ),
+        (
+            vec![
+                assistant(json!([call("a")])),
+                user(json!([result("a", image)])),
+            ],
+            "messages[1].content[0].content[1].type",
+        ),
+        (
+            vec![
+                assistant(json!([call("a")])),
+                user(json!([result("a", json!(3))])),
+            ],
+            "messages[1].content[0].content",
+        ),
+        (
+            vec![assistant(
+                json!([{"type": "tool_use", "id": "a", "name": "f", "input": "x"}]),
+            )],
+            "messages[0].content[0].input",
+        ),
+        (
+            vec![assistant(
+                json!([{"type": "tool_use", "name": "f", "input": {}}]),
+            )],
+            "messages[0].content[0].id",
+        ),
+        (
+            vec![user(json!([{"type": "thinking", "thinking": "hm"}]))],
+            "messages[0].content[0].type",
+        ),
+        (
+            vec![
+                user(json!("x")),
+                assistant(json!([{"type": "thinking", "thinking": "hm"}])),
+            ],
+            "messages",
+        ),
+    ] {
+        let error = ask(json!({"messages": messages})).unwrap_err();
+        assert_eq!(error.body.param.as_deref(), Some(field), "{messages:?}");
+        assert!(error.body.message.len() < 200, "{}", error.body.message);
+    }
+    let error = ask(json!({"system": [call("a")]})).unwrap_err();
+    assert_eq!(error.body.param.as_deref(), Some("system[0].type"));
+}
+
+/// Templates think by default where they can: nobody asked for that here.
+#[test]
+fn a_model_thinks_where_that_is_asked_for() {
+    for (thinking, is_on) in [
+        (json!(null), false),
+        (json!({"type": "disabled"}), false),
+        (json!({"type": "adaptive"}), true),
+        (json!({"type": "enabled", "budget_tokens": 2048}), true),
+    ] {
+        let asked = ask(json!({"thinking": thinking})).unwrap();
+        assert_eq!(asked.hears_thoughts, is_on);
+        let warned = asked.warnings.len();
+        assert_eq!(warned, usize::from(thinking["budget_tokens"].is_number()));
+        let read = chat(asked);
+        assert!(read.split_reasoning);
+        let kwargs: Value = serde_json::from_str(&read.template_kwargs).unwrap();
+        assert_eq!(kwargs, json!({"enable_thinking": is_on, "thinking": is_on}));
     }
 }
 
