@@ -1,5 +1,6 @@
-//! `cargo xtask bench-peers`, `bench-turns` and `bench-state`: comparisons with other engines and
-//! servers, and what keeping states costs. The harnesses are Python, since one of the peers is.
+//! `cargo xtask bench-peers`, `bench-turns`, `bench-state` and `bench-guide`: comparisons with other
+//! engines and servers, what keeping states costs, and what guides cost. The harnesses are Python,
+//! since one of the peers is.
 
 use std::process::Command;
 
@@ -15,6 +16,12 @@ pub const TURNS: &str = "tests/oracle/bench_turns.py";
 
 /// The harness of what keeping states costs, and of what reading does to the answers of others.
 pub const STATE: &str = "tests/oracle/bench_state.py";
+
+/// The harness of what guides and the log-probabilities of prompts cost.
+pub const GUIDE: &str = "tests/oracle/bench_guide.py";
+
+/// All of them.
+pub const HARNESSES: [&str; 4] = [HARNESS, TURNS, STATE, GUIDE];
 
 /// Runs a harness with `args`. Our own release binary is built first, unless no measurement was
 /// asked for.

@@ -26,7 +26,7 @@ pub fn run_checks() -> Result<()> {
     // The fuzzers are a workspace of their own, whose lock no other build would look at.
     let lock = ["metadata", "--format-version", "1", "--locked"];
     output(cargo_with(&lock).args(["--manifest-path", "fuzz/Cargo.toml"]))?;
-    for harness in [bench_peers::HARNESS, bench_peers::TURNS, bench_peers::STATE] {
+    for harness in bench_peers::HARNESSES {
         run(Command::new("python3").args(["-m", "doctest", harness]))?;
     }
     tools::install_system_packages()?;

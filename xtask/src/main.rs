@@ -58,7 +58,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench-turns KIND …   a conversation about a long document (`turns`), or many questions at once
                        (`questions`), beside llama.cpp's server
   bench-state KIND …   what reading does to others' answers (`gaps`), what keeping a state costs
-                       (`suspend`), many sessions under kill -9 (`soak`)";
+                       (`suspend`), many sessions under kill -9 (`soak`)
+  bench-guide [KIND…]  what a schema costs (`decode`, `first-mask`), and what the log-probabilities
+                       of a prompt do (`echo`)";
 
 fn main() -> ExitCode {
     match dispatch() {
@@ -105,6 +107,7 @@ fn dispatch() -> Result<()> {
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),
         ["bench-peers", rest @ ..] => bench_peers::run_harness(bench_peers::HARNESS, rest),
         ["bench-turns", rest @ ..] => bench_peers::run_harness(bench_peers::TURNS, rest),
+        ["bench-guide", rest @ ..] => bench_peers::run_harness(bench_peers::GUIDE, rest),
         ["bench-state", rest @ ..] => bench_peers::run_harness(bench_peers::STATE, rest),
         _ => bail!("unknown command line `{}`\n{USAGE}", args.join(" ")),
     }
