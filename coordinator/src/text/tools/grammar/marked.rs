@@ -106,9 +106,11 @@ fn free(shape: &Shape<'_>, writer: &mut Writer<'_>) -> Vec<String> {
         }
         return options;
     }
+    let mut unended = None;
     let thought = if writer.is_control(THINK_END) {
         let (blanks, start) = (writer.blanks(), writer.mark(THINK_START));
         let end = writer.up_to("thought", THINK_END, None);
+        unended = Some(format!("{blanks} {start} {}", writer.text()));
         format!("{blanks} {start} {end}")
     } else {
         let (start, end) = (escaped(THINK_START), escaped(THINK_END));
@@ -118,6 +120,7 @@ fn free(shape: &Shape<'_>, writer: &mut Writer<'_>) -> Vec<String> {
     let thinks = format!(r"\s*{}(.|\n)*", escaped(THINK_START));
     let mut options = self::tail(shape, &calls, Some(&thinks), writer);
     options.push(format!("{thought} {behind}"));
+    options.extend(unended.filter(|_| shape.answer.is_none()));
     options
 }
 

@@ -4,7 +4,7 @@ use palimpsest_guide::{Matcher, Vocabulary, calls};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::executor::fake::{BYTE_TOKENS, byte_level_tokenizer};
+use crate::executor::fake::{IM_START, byte_level_tokenizer};
 use crate::text::output::{AnswerFormat, AnswerReader};
 use crate::text::piece::Piece;
 use crate::text::tools::ToolCalls;
@@ -22,7 +22,7 @@ impl Known {
         let mut file: Value = serde_json::from_slice(&byte_level_tokenizer()).unwrap();
         let mut all = controls.to_vec();
         all.push("<|im_end|>");
-        let added = (BYTE_TOKENS..).zip(&all).map(|(id, content)| {
+        let added = (IM_START..).zip(&all).map(|(id, content)| {
             json!({
                 "id": id, "content": content, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": true,
@@ -235,7 +235,10 @@ fn text_is_free_until_a_call_begins() {
             for good in ["", "Just < words [é].\n", "{\"x\": [1]}", call] {
                 known.check(&free, &good);
             }
-            assert_eq!(known.takes(&free, &format!("I look. {call}")), is_marked);
+            // Where a call is all of an answer, one behind text is text.
+            let behind = format!("I look. {call}");
+            known.check(&free, &behind);
+            assert_eq!(super::tests::read(&free, &behind).len(), usize::from(is_marked));
             let wrong = call.replace("\"a\": 1", "\"a\": \"");
             let (read, _) = known.walk(&free, &wrong);
             let at = wrong.find(": \"}").map_or(0, |at| at + 2);
