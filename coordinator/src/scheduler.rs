@@ -10,8 +10,8 @@
 //!   follows from the seconds that earlier steps took: a long prompt lengthens the gaps between
 //!   tokens of the others by no more than a factor, and is itself read no more than a factor later.
 //! - A piece ends at a stride boundary at the latest, so ranks evict between steps only.
-//! - A sequence whose guide is late gets no token in a step that has read its last one. It is in the
-//!   next step without a token, for the choice alone.
+//! - A sequence whose guide is late gets no token in the step that has read its last one. It is in
+//!   the next step without a token, for the choice alone.
 //! - Starts and prompt tokens are shared fairly between flows, that is between clients. Waiting
 //!   sequences start strictly in order: a large one at the head is not overtaken for ever by small
 //!   ones.

@@ -1,6 +1,6 @@
-//! `cargo xtask bench-peers`, `bench-turns`, `bench-state` and `bench-guide`: comparisons with other
-//! engines and servers, what keeping states costs, and what guides cost. The harnesses are Python,
-//! since one of the peers is.
+//! `cargo xtask bench-peers`, `bench-turns`, `bench-state` and `bench-guide`: comparisons with
+//! other engines and servers, what keeping states costs, and what guides cost. The harnesses are
+//! Python, since one of the peers is.
 
 use std::process::Command;
 

@@ -42,11 +42,9 @@ fn free(shape: &Shape<'_>, more: &str, writer: &mut Writer<'_>) -> Vec<String> {
     let text = writer.rule("WORDS", &format!(r"/(.|\n)+/ & ~/{call}/"));
     let mut heads = Vec::new();
     for (index, tool) in shape.tools.iter().enumerate() {
-        let head = format!(
-            r#"/\s{{0,4}}\{{\s{{0,4}}"name"\s{{0,4}}:\s{{0,4}}"{}"\s{{0,4}},\s{{0,4}}"{}"\s{{0,4}}:/"#,
-            escaped(&tool.name),
-            shape.format.key()
-        );
+        let (name, key) = (escaped(&tool.name), shape.format.key());
+        let name = format!(r#"\s{{0,4}}"name"\s{{0,4}}:\s{{0,4}}"{name}"\s{{0,4}}"#);
+        let head = format!(r#"/\s{{0,4}}\{{{name},\s{{0,4}}"{key}"\s{{0,4}}:/"#);
         let head = writer.rule(&format!("head_{index}[lazy]"), &head);
         let (blanks, arguments) = (writer.blanks(), writer.arguments(index, tool));
         heads.push(format!("{head} {blanks} {arguments} {blanks}"));
