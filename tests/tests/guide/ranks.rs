@@ -246,7 +246,7 @@ fn ranks_of_any_number_and_any_batch_say_the_same() {
 fn a_sequence_whose_guide_is_late_sits_out_and_says_the_same() {
     let model = tiny_model(21);
     let expected: Vec<Driven> = (0..3).map(|id| alone(model.path(), id)).collect();
-    let late = [0, 30, 0, 0, 120].map(Duration::from_millis);
+    let late = [0, 15, 0, 0, 0, 60].map(Duration::from_millis);
     for world_size in 1..=3 {
         let mut ranks = group(model.path(), world_size);
         ranks.last_mut().expect("a rank").delay_masks(&late);
@@ -369,12 +369,20 @@ fn a_guide_that_is_stuck_ends_its_sequence_alone() {
     stuck.init.banned = vec![97];
     let wrong = Driven::new(2, Some(Guide::of_texts(Vec::new())));
     let mut sequences = [stuck, wrong, Driven::new(3, Some(guide()))];
-    let mut outputs = Vec::new();
-    for number in 1..=3 {
+    let mut outputs: Vec<SequenceOutput> = Vec::new();
+    // Until all prompts are read, and no guide is waited for.
+    for number in 1.. {
+        let is_due = |id| {
+            let last = outputs.iter().rfind(|output| output.sequence == id);
+            last.is_some_and(|output| output.awaits_guide)
+        };
         let steps = sequences
             .iter_mut()
-            .filter(|one| one.read < one.prompt.len());
-        let steps = steps.map(Driven::step).collect();
+            .filter(|one| one.read < one.prompt.len() || is_due(one.id));
+        let steps: Vec<_> = steps.map(Driven::step).collect();
+        if steps.is_empty() {
+            break;
+        }
         outputs.extend(execute(&mut ranks, number, steps));
     }
     let of = |id| {
