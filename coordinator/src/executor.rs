@@ -111,7 +111,7 @@ fn merge(plan: &StepPlan, outputs: Vec<StepOutput>) -> Result<StepOutput, Execut
         merged.seconds = merged.seconds.max(output.seconds);
         merged.snapshots.extend(output.snapshots);
         for (one, other) in merged.sequences.iter_mut().zip(output.sequences) {
-            if one.token != other.token || one.error.is_empty() != other.error.is_empty() {
+            if !says_the_same(one, &other) {
                 let message = format!(
                     "sequence {}: another token or error than rank 0, under one digest",
                     one.sequence
@@ -126,6 +126,13 @@ fn merge(plan: &StepPlan, outputs: Vec<StepOutput>) -> Result<StepOutput, Execut
         }
     }
     Ok(merged)
+}
+
+/// Whether two ranks say the same of a sequence, as far as that is the same on all ranks.
+fn says_the_same(one: &SequenceOutput, other: &SequenceOutput) -> bool {
+    one.token == other.token
+        && one.awaits_guide == other.awaits_guide
+        && one.error.is_empty() == other.error.is_empty()
 }
 
 /// Whether an output answers the plan.
@@ -144,7 +151,8 @@ fn check(plan: &StepPlan, output: &StepOutput) -> Result<(), String> {
         ));
     }
     for (asked, answered) in plan.sequences.iter().zip(&output.sequences) {
-        if answered.error.is_empty() && asked.sample != answered.token.is_some() {
+        let has_answer = answered.token.is_some() != answered.awaits_guide;
+        if answered.error.is_empty() && asked.sample != has_answer {
             return Err(format!(
                 "sequence {}: a token was expected: {}",
                 asked.sequence, asked.sample

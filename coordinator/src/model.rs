@@ -155,7 +155,9 @@ impl ServedModel {
             source => Some(ChatTemplate::new(source, &info.bos_token, &info.eos_token)?),
         };
         let tokenizer = Tokenizer::from_bytes(&info.tokenizer)?;
-        let template = template.map(|template| template.guarded(&tokenizer));
+        let template = template
+            .map(|template: ChatTemplate| template.guarded(&tokenizer))
+            .transpose()?;
         let default_contract = complete(&v1::KvContract::default(), &info)?;
         Ok(Self {
             default_contract,

@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::{Reason, RequestError};
-use palimpsest_proto::internal::v1::SpanParent;
+use palimpsest_proto::internal::v1::{CallGuide, SpanParent};
 use palimpsest_proto::v1::{GenerateRequest, Guide, KvContract, Pooling, Sampling, Stopping};
 use tokio::time::Instant;
 
 pub use self::bounds::{answer_bytes, too_large};
 pub use self::chat::MAX_TOOLS;
-pub use self::guide::compile as compile_guide;
+pub use self::guide::{GuidedCalls, compile as compile_guide, compile_calls};
 pub use self::marks::{Cut, Marked, all_cuts, tokenize_marked};
 pub use self::prompt::{
     MESSAGE_BYTES, Prompt, answer_format, check_ids, check_input, encode, encode_behind,
@@ -63,6 +63,8 @@ pub struct ValidRequest {
     pub max_tokens: u32,
     /// What the answer must be; it was compiled once.
     pub guide: Option<Guide>,
+    /// What its calls must be, and what is no call beside them; never beside `guide`.
+    pub calls: Option<Arc<CallGuide>>,
     /// What is shown of the answer.
     pub show: Show,
     /// How the answer is read; `None`: as text.
@@ -136,6 +138,8 @@ pub struct Checked {
     pub guide: Option<Guide>,
     /// What was left out of the guide.
     pub guide_warnings: Vec<String>,
+    /// What its calls must be.
+    calls: Option<Arc<CallGuide>>,
     /// Tokens of the prompt that are kept, from its end.
     truncate: Option<u64>,
     show: Show,
@@ -192,6 +196,7 @@ pub fn check(
         sampling,
         guide: request.guide,
         guide_warnings: Vec::new(),
+        calls: None,
         end,
         limit,
         truncate,
@@ -244,6 +249,24 @@ impl Checked {
         self
     }
 
+    /// The same request, whose calls are guided so. A guide of the answer is part of that.
+    ///
+    /// # Errors
+    /// `BadStopping` for what keeps a guided answer from its end.
+    pub fn calling(mut self, calls: GuidedCalls) -> Result<Self, RequestError> {
+        if calls.guide.is_some() {
+            let End {
+                ignore_eos,
+                min_tokens,
+                ..
+            } = self.end;
+            guide::check_end(ignore_eos, min_tokens, "calls that follow schemas")?;
+        }
+        self.calls = calls.guide;
+        self.guide_warnings.extend(calls.warnings);
+        Ok(self)
+    }
+
     /// The request with its prompt, which several choices may share.
     ///
     /// # Errors
@@ -254,12 +277,23 @@ impl Checked {
         model: &ServedModel,
         config: &Config,
     ) -> Result<ValidRequest, RequestError> {
-        let Prompt { ids, format, end } = prompt;
-        // What is guided is the answer itself: no thought comes before it, and no call.
-        let format = format.filter(|_| self.guide.is_none());
+        let Prompt {
+            ids,
+            format,
+            end: ends,
+        } = prompt;
+        // What a guide alone guides is the answer itself: no thought comes before it, and no call.
+        let format = format.filter(|_| self.guide.is_none() || self.calls.is_some());
+        let guide = self.guide.filter(|_| self.calls.is_none());
+        let mut end = self.end;
+        if !end.ignore_eos {
+            let of_format = format.iter().map(|format| format.ends());
+            let of_format = of_format.flat_map(|ends| model.tokenizer.control_ids(ends));
+            end.stop_ids.extend(of_format.chain(ends));
+        }
         let prompt = truncated(ids, self.truncate);
         let max_tokens = self.limit.tokens(prompt.len() as u64, model);
-        stopping::check_least(self.end.min_tokens, max_tokens)?;
+        stopping::check_least(end.min_tokens, max_tokens)?;
         let total = prompt.len() as u64 + u64::from(max_tokens);
         if total > config.max_total_tokens {
             let most = config.max_total_tokens;
@@ -270,10 +304,6 @@ impl Checked {
             return Err(RequestError::new(Reason::TooLong, message));
         }
         bounds::check_prompt_logprobs(&self.sampling, prompt.len(), config)?;
-        let mut ends = self.end;
-        if !ends.ignore_eos {
-            ends.stop_ids.extend(end);
-        }
         let cost = contract::cost(&self.kv, model, total)?;
         if self.retention_report {
             bounds::check_report(&self.kv, model, config, total)?;
@@ -285,9 +315,10 @@ impl Checked {
             warnings,
             prompt,
             sampling: self.sampling,
-            end: ends,
+            end,
             max_tokens,
-            guide: self.guide,
+            guide,
+            calls: self.calls,
             show: self.show,
             format,
             kv: self.kv,

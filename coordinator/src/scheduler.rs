@@ -10,6 +10,8 @@
 //!   follows from the seconds that earlier steps took: a long prompt lengthens the gaps between
 //!   tokens of the others by no more than a factor, and is itself read no more than a factor later.
 //! - A piece ends at a stride boundary at the latest, so ranks evict between steps only.
+//! - A sequence whose guide is late gets no token in the step that has read its last one. It is in
+//!   the next step without a token, for the choice alone.
 //! - Starts and prompt tokens are shared fairly between flows, that is between clients. Waiting
 //!   sequences start strictly in order: a large one at the head is not overtaken for ever by small
 //!   ones.
@@ -276,7 +278,8 @@ impl Scheduler {
         let turn = self.turns.next(&self.running, self.limits.max_replays);
         let is_busy = self.running.values().any(Running::decodes);
         let mut sequences = self.decodes(turn);
-        let decodes = sequences.len() as u64;
+        let reads = |step: &&SequenceStep| !step.tokens.is_empty();
+        let decodes = sequences.iter().filter(reads).count() as u64;
         let who = match decodes {
             0 if is_busy => Who::Waiting,
             0 => Who::Nobody,
@@ -347,6 +350,7 @@ impl Scheduler {
                 continue;
             }
             running.fed += std::mem::take(&mut running.in_step);
+            running.due = one.awaits_guide;
             if was_alone {
                 running.suspicion.pass(running.fed);
             }
@@ -469,6 +473,7 @@ impl Scheduler {
             paused: waiting.paused,
             known: false,
             in_step: 0,
+            due: false,
             suspicion: waiting.suspicion,
             lineage,
         };
@@ -491,8 +496,9 @@ impl Scheduler {
             .filter(|running| running.decodes() && turn.has(running, max_replays));
         let starts = &mut self.starts;
         let step = |running: &mut Running| {
-            starts.charge(&running.arrival.flow, 1);
-            running.step(1, stride)
+            let step = running.decode(stride);
+            starts.charge(&running.arrival.flow, step.tokens.len() as u64);
+            step
         };
         ready.map(step).collect()
     }

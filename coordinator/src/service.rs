@@ -1,5 +1,6 @@
 //! What every API offers: a request in, an answer out. The APIs only translate.
 
+mod guides;
 mod parts;
 mod pins;
 mod score;
@@ -19,7 +20,7 @@ use palimpsest_tls::Network;
 use tokio::time::Instant;
 
 pub use self::parts::Prompted;
-use self::parts::{CheckedPrompt, Choice, CompiledGuide, Rules, SharedPrompt};
+use self::parts::{CheckedPrompt, Choice, Rules, SharedPrompt};
 pub use self::pins::DriverPins;
 pub use self::score::MAX_COMPLETIONS;
 use crate::admission::Asker;
@@ -31,7 +32,7 @@ use crate::flow::Flow;
 use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
-use crate::pool::{self, Pool};
+use crate::pool::Pool;
 use crate::request::{self, Cut, Marked, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
@@ -292,6 +293,7 @@ impl Service {
                 None => self.tokenize_prompt(call, input, cuts, deadline).await?,
             };
             prompt.warning = turn.as_ref().and_then(Turn::warning);
+            prompt.calls = self.compile_calls(call, &prompt.prompt, &choices).await?;
             requests.extend(self.requests(call, choices, &prompt)?);
         }
         let submit = |(request, permit)| {
@@ -363,46 +365,6 @@ impl Service {
         })
     }
 
-    /// Compiles the guides of the choices, to see whether they can be used. Choices of one call
-    /// mostly have one guide.
-    async fn compile_guides(
-        &self,
-        call: &Call,
-        choices: impl Iterator<Item = &mut Choice>,
-    ) -> Result<(), RequestError> {
-        let mut compiled: Option<CompiledGuide> = None;
-        for Choice { checked, .. } in choices {
-            let Some(guide) = checked.guide.clone() else {
-                continue;
-            };
-            let known = compiled.take().filter(|known| known.guide == guide);
-            let known = match known {
-                Some(known) => known,
-                None => self.compile_guide(call, guide, checked.deadline).await?,
-            };
-            checked.guide_warnings.clone_from(&known.warnings);
-            compiled = Some(known);
-        }
-        Ok(())
-    }
-
-    async fn compile_guide(
-        &self,
-        call: &Call,
-        guide: Guide,
-        deadline: Instant,
-    ) -> Result<CompiledGuide, RequestError> {
-        let model = self.model.clone();
-        // Few bytes may take long: never in place.
-        let bytes = guide.bytes().max(pool::INLINE_BYTES + 1);
-        let work = move || {
-            let warnings = request::compile_guide(&guide, &model)?;
-            Ok(CompiledGuide { guide, warnings })
-        };
-        let charge = call.charge.clone();
-        self.pool.run(bytes, deadline, charge, work).await
-    }
-
     /// The requests of a prompt's choices, which begin with the same kept states, and their places
     /// among those of their tenant.
     fn requests(
@@ -417,7 +379,9 @@ impl Service {
             mut permit,
         } in choices
         {
-            let checked = checked.marked_at(&prompt.marks);
+            let checked = checked
+                .marked_at(&prompt.marks)
+                .calling(prompt.calls.clone())?;
             let (model, config) = (&self.model, &self.config);
             let mut request = checked.with_prompt(prompt.prompt.clone(), model, config)?;
             request.reuse = match requests.first() {

@@ -1,10 +1,12 @@
 //! Between characters and token ids: tokenizer, chat template, incremental decoding, stop strings,
 //! and what of an answer is a call or a thought.
 
+mod channels;
 mod chat;
 mod detokenize;
 mod error;
 mod infill;
+mod marks;
 mod output;
 mod piece;
 mod rendered;
@@ -21,4 +23,4 @@ pub use self::piece::Piece;
 pub use self::rendered::Rendered;
 pub use self::stop::{StopMatch, StopStrings};
 pub use self::tokenizer::Tokenizer;
-pub use self::tools::{ToolCalls, ToolFormat};
+pub use self::tools::{Begun, GuidedTool, Shape, ToolCalls, ToolFormat};

@@ -235,7 +235,7 @@ impl<B: Backend> Decoder<B> {
     /// Does what [`Self::forward`] does, and chooses tokens for the pieces that bring a choice. A
     /// choice is made where the logits are, and only the token comes back. Such a piece asks for
     /// [`Logits::Last`]; this function fills in the row of its choice. Masks are waited for when
-    /// the device has its work.
+    /// the device has its work, and not for long: see [`Choices::take_late`].
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -264,6 +264,16 @@ impl<B: Backend> Decoder<B> {
             Err(_) => self.backend.cancel_decode(),
         }
         answers
+    }
+
+    /// A step in which no piece is read: `choices` are those that earlier steps left out.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], and those of the collective.
+    pub fn settle(&mut self, choices: &mut Choices<'_>) -> Result<()> {
+        self.peers.begin_step();
+        self.state_digests.clear();
+        choices.wait(&self.cancel, &mut self.peers)
     }
 
     /// The step itself, with `rows` rows: more than the pieces have where the device pads them.

@@ -3,17 +3,19 @@
 
 mod lane;
 mod pending;
+mod rules;
 mod source;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use palimpsest_models::tokenizer::TokenizerFiles;
-use palimpsest_proto::v1::Guide;
 
 use self::lane::{Lane, Work};
 pub use self::pending::Pending;
+pub(crate) use self::rules::Rules;
 use self::source::Source;
 
 /// Threads that make masks, on machines that have so many.
@@ -26,6 +28,8 @@ pub struct Guides {
     /// Started for the first sequence that needs them.
     lanes: Vec<Lane>,
     opened: usize,
+    /// What masks are held back by, in turn, for tests.
+    delays: Arc<[Duration]>,
 }
 
 impl Guides {
@@ -37,9 +41,14 @@ impl Guides {
         }
     }
 
+    /// Holds masks back, each sequence's by these times in turn: for tests of what is late.
+    pub(crate) fn delay(&mut self, delays: &[Duration]) {
+        self.delays = delays.into();
+    }
+
     /// Begins to follow an answer. The guide is compiled beside the device's work; what is wrong
     /// with it is known with the first mask.
-    pub(crate) fn open(&mut self, guide: &Guide) -> Guided {
+    pub(crate) fn open(&mut self, rules: Rules) -> Guided {
         if self.lanes.is_empty() {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let lanes = cores.min(MOST_LANES);
@@ -48,7 +57,7 @@ impl Guides {
         // The lanes take turns; all that concerns one sequence comes in its order on one of them.
         let lane = self.lanes[self.opened % self.lanes.len()].clone();
         self.opened += 1;
-        let work = Work::new(self.source.clone(), guide.clone());
+        let work = Work::new(self.source.clone(), rules, self.delays.clone());
         lane.compile(&work);
         Guided {
             lane,

@@ -25,12 +25,12 @@ use xxhash_rust::xxh3::Xxh3;
 
 use self::outputs::Done;
 use self::pool::Pool;
-use self::sequence::{Admitted, Sequence};
+use self::sequence::{Admitted, Due, Sequence};
 use crate::cancel::Cancel;
-use crate::decoder::{Arena, Capture, Choices, Decoder};
+use crate::decoder::{Answer, Arena, Capture, Choices, Decoder};
 use crate::device_memory::CacheBytes;
 use crate::error::{Error, Result};
-use crate::guides::{Guided, Guides, Pending};
+use crate::guides::{Guided, Guides, Pending, Rules};
 use crate::indexer::Indexer;
 use crate::kept::Kept;
 use crate::kv::{Contract, HeadBudget, SequenceCache};
@@ -390,28 +390,12 @@ impl<B: Backend> Runner<B> {
                 .remove(&step.sequence)
                 .ok_or_else(|| refuse("is not known here".into()))?,
         };
-        let (seen, count) = (sequence.cache.seen, step.tokens.len() as u64);
-        let room = self.decoder.stride() - seen % self.decoder.stride();
-        let vocabulary = self.decoder.config().vocabulary;
-        let problem = if step.position != seen {
-            Some(format!(
-                "plan starts at position {}, the sequence is at {seen}",
-                step.position
-            ))
-        } else if count == 0 || count > room {
-            Some(format!(
-                "{count} tokens at position {seen}; a step has 1 to {room}"
-            ))
-        } else {
-            let mut tokens = step.tokens.iter().chain(&step.next);
-            let bad = tokens.find(|&&t| t as usize >= vocabulary);
-            bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
-        };
-        if let Some(what) = problem {
+        let (stride, vocabulary) = (self.decoder.stride(), self.decoder.config().vocabulary);
+        if let Some(what) = sequence.problem(step, stride, vocabulary) {
             self.reclaim(&mut sequence.cache);
             return Err(refuse(what));
         }
-        sequence.observe(&step.tokens, seen);
+        sequence.observe(&step.tokens, step.position);
         Ok(sequence)
     }
 
@@ -431,9 +415,10 @@ impl<B: Backend> Runner<B> {
                 tokens: init.banned_at_first.clone(),
                 until: init.banned_until,
             }),
-            guide: init.guide.as_ref().map(|guide| self.guides.open(guide)),
+            guide: Rules::of(init).map(|rules| self.guides.open(rules)),
             prompt_tokens: init.prompt_tokens,
             pool: Pool::new(init.pooling(), self.decoder.config().hidden),
+            due: None,
         };
         sequence.observe(&init.forked_tokens, 0);
         Ok(sequence)
@@ -441,49 +426,89 @@ impl<B: Backend> Runner<B> {
 
     /// Runs the admitted sequences. An error is the step's: no sequence of it can go on.
     fn run(&mut self, admitted: &mut [Admitted<'_>]) -> Result<Vec<internal::SequenceOutput>> {
+        // Those that read nothing come last.
+        admitted.sort_by_key(Admitted::is_due);
+        let reading = admitted.partition_point(|a| !a.is_due());
+        let (reading, due) = admitted.split_at_mut(reading);
         // First of all, so that masks are made while the step goes through the layers.
-        let masks: Vec<Option<Pending>> = admitted
+        let masks: Vec<Option<Pending>> = reading
             .iter_mut()
             .map(|a| {
                 let guide = a.sequence.guide.as_mut().filter(|_| a.step.sample);
                 guide.map(Guided::request)
             })
             .collect();
-        let edits: Vec<Vec<LogitEdit>> = admitted
+        let edits: Vec<Vec<LogitEdit>> = reading
             .iter()
             .map(|a| a.sequence.sampler.edits(a.next_position()))
             .collect();
         let mut choices = Choices::default();
-        for ((a, edits), mask) in admitted.iter().zip(&edits).zip(masks) {
+        for ((a, edits), mask) in reading.iter().zip(&edits).zip(masks) {
             // Log-probabilities are the model's own: they need the logits before the edits, here.
             let here = !a.step.sample || a.sequence.sampler.reports_logprobs();
             let item = (!here).then(|| a.sequence.sampler.item(edits, a.next_position()));
             choices.push(item, mask);
         }
-        let following: Vec<Vec<u32>> = admitted.iter().map(Admitted::following).collect();
-        let mut pieces: Vec<_> = admitted
+        let due = due.iter_mut().filter_map(|a| a.sequence.due.take());
+        let kept = due.map(|Due { logits, mask }| {
+            choices.push(None, Some(mask));
+            Answer::Logits(logits)
+        });
+        let kept: Vec<Answer> = kept.collect();
+        let mut answers = self.read(reading, &mut choices)?;
+        answers.extend(kept);
+        self.mask_wait = choices.waited();
+        Ok(self.outputs(admitted, answers, &mut choices))
+    }
+
+    /// Reads the tokens of the step. Returns what each sequence gets.
+    fn read(
+        &mut self,
+        reading: &mut [Admitted<'_>],
+        choices: &mut Choices<'_>,
+    ) -> Result<Vec<Answer>> {
+        if reading.is_empty() {
+            self.decoder.settle(choices)?;
+            return Ok(Vec::new());
+        }
+        let following: Vec<Vec<u32>> = reading.iter().map(Admitted::following).collect();
+        let mut pieces: Vec<_> = reading
             .iter_mut()
             .zip(&following)
             .map(|(a, next)| a.piece(next))
             .collect();
-        let answers = self
-            .decoder
-            .step(&mut self.arena, &mut pieces, &mut choices)?;
+        let answers = self.decoder.step(&mut self.arena, &mut pieces, choices)?;
         drop(pieces);
-        self.mask_wait = choices.waited();
-        self.pool_states(admitted);
-        let known = self.decoder.take_known();
+        self.pool_states(reading);
+        Ok(answers)
+    }
+
+    /// What the coordinator is told of each sequence. One whose guide is late keeps its logits.
+    fn outputs(
+        &mut self,
+        admitted: &mut [Admitted<'_>],
+        answers: Vec<Answer>,
+        choices: &mut Choices<'_>,
+    ) -> Vec<internal::SequenceOutput> {
         let page_bytes = self.arena.shape.cost() as u64;
-        let outputs = admitted.iter().zip(answers).zip(known).enumerate();
-        let output = |(piece, ((a, answer), prompt_logprobs))| {
+        let mut known = self.decoder.take_known().into_iter();
+        let answers = admitted.iter_mut().zip(answers).enumerate();
+        let output = |(index, (a, answer)): (usize, (&mut Admitted<'_>, Answer))| {
+            let answer = match (choices.take_late(index), answer) {
+                (Some(mask), Answer::Logits(logits)) => {
+                    a.sequence.due = Some(Due { logits, mask });
+                    None
+                }
+                (_, answer) => Some(answer),
+            };
             let done = Done {
                 answer,
-                mask: choices.mask(piece),
-                prompt_logprobs,
+                mask: choices.mask(index),
+                prompt_logprobs: known.next().unwrap_or_default(),
             };
             outputs::output(a, done, page_bytes)
         };
-        Ok(outputs.map(output).collect())
+        answers.map(output).collect()
     }
 
     /// Adds the final states of the last step to those of its sequences that are pooled.

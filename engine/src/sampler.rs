@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use palimpsest_kernels::cpu::{SimdLevel, exp_minus};
+use palimpsest_kernels::likelihood::best;
+pub use palimpsest_kernels::likelihood::log_sum_exp;
 use palimpsest_kernels::sample::{self, LogitEdit, SampleItem};
 use palimpsest_proto::v1::{Sampling, TokenLogprob};
 
@@ -184,38 +185,6 @@ impl Sampler {
     }
 }
 
-/// The `count` tokens of the largest logits, by falling logit, ties to the smaller id.
-pub(crate) fn best(logits: &[f32], count: usize) -> Vec<u32> {
-    let mut best: Vec<u32> = Vec::with_capacity(count + 1);
-    for (id, &logit) in logits.iter().enumerate() {
-        let worst = best.last().map(|&id| logits[id as usize]);
-        if best.len() == count && !worst.is_some_and(|worst| logit > worst) {
-            continue;
-        }
-        let at = best.partition_point(|&other| logits[other as usize] >= logit);
-        best.insert(at, id as u32);
-        best.truncate(count);
-    }
-    best
-}
-
-/// `ln Σ exp(x)`, NaN if one of them is: exponentials in single precision, their sums in double.
-pub fn log_sum_exp(logits: &[f32]) -> f32 {
-    const BLOCK: usize = 1024;
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if logits.iter().any(|x| x.is_nan()) || !top.is_finite() {
-        return f32::NAN;
-    }
-    let level = SimdLevel::detect();
-    let mut block = [0.0; BLOCK];
-    let sums = logits.chunks(BLOCK).map(|values| {
-        let block = &mut block[..values.len()];
-        block.copy_from_slice(values);
-        f64::from(exp_minus(level, block, top))
-    });
-    top + sums.sum::<f64>().ln() as f32
-}
-
 /// 53 random bits, a function of seed and position.
 fn uniform(seed: u64, position: u64) -> u64 {
     splitmix(splitmix(seed) ^ position) >> 11
@@ -374,22 +343,6 @@ mod tests {
         let lse = log_sum_exp(&[0.0, 1.0, 2.0]);
         assert_eq!((choice.token, logprob.logprob), (0, 0.0 - lse));
         assert_eq!(logprob.top.iter().map(|t| t.id).collect::<Vec<_>>(), [2, 1]);
-    }
-
-    #[test]
-    fn the_best_are_those_of_a_sort_and_sums_those_of_double_precision() {
-        for count in [0, 1, 5, 20] {
-            let logits: Vec<f32> = (0..3000u64)
-                .map(|i| (splitmix(i) % 400) as f32 / 16.0 - 12.0)
-                .collect();
-            let mut sorted = sample::best_first(&logits, logits.len());
-            sorted.truncate(count);
-            assert_eq!(best(&logits, count), sorted);
-            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
-            assert!((f64::from(log_sum_exp(&logits)) - sum.ln()).abs() < 1e-5);
-        }
-        assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
-        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
     }
 
     /// Bias and penalties do not bring back what a mask forbids, and log-probabilities do not see

@@ -41,7 +41,10 @@ pub(crate) fn grammar(guide: &Guide) -> Result<TopLevelGrammar, Error> {
     };
     Ok(match kind {
         Kind::JsonSchema(text) => schema(text, guide.lenient)?,
-        Kind::JsonObject(true) => with_options(Map::from_iter([object_type()]), false),
+        Kind::JsonObject(true) => {
+            let object = with_options(Map::from_iter([object_type()]), false);
+            TopLevelGrammar::from_json_schema(object)
+        }
         Kind::JsonObject(false) => return Err(Error::Empty("json_object is true, or left out")),
         Kind::Regex(expression) => TopLevelGrammar::from_regex(expression),
         Kind::Choice(choice) => choice_of(&choice.texts)?,
@@ -66,16 +69,19 @@ fn schema(text: &str, lenient: bool) -> Result<TopLevelGrammar, Error> {
     // The library reads its text again, as what it is not; its place is of use.
     let value = read.map_err(|error| Error::Refused(format!("not JSON: {error}")))?;
     cost::check(&value)?;
-    match value {
-        Value::Object(schema) => Ok(with_options(schema, lenient)),
+    let schema = match value {
+        Value::Object(schema) => schema,
         // Any value.
-        Value::Bool(true) => Ok(with_options(Map::new(), lenient)),
-        _ => Err(Error::Refused("a schema is a JSON object".to_owned())),
-    }
+        Value::Bool(true) => Map::new(),
+        _ => return Err(Error::Refused("a schema is a JSON object".to_owned())),
+    };
+    Ok(TopLevelGrammar::from_json_schema(with_options(
+        schema, lenient,
+    )))
 }
 
 /// The schema with our options, and those of the client before them.
-fn with_options(mut schema: Map<String, Value>, lenient: bool) -> TopLevelGrammar {
+pub(crate) fn with_options(mut schema: Map<String, Value>, lenient: bool) -> Value {
     let mut options = json!({"whitespace_pattern": WHITESPACE, "lenient": lenient});
     if let Some(Value::Object(own)) = schema.get(OPTIONS)
         && let Some(options) = options.as_object_mut()
@@ -83,19 +89,22 @@ fn with_options(mut schema: Map<String, Value>, lenient: bool) -> TopLevelGramma
         options.extend(own.clone());
     }
     schema.insert(OPTIONS.to_owned(), options);
-    TopLevelGrammar::from_json_schema(Value::Object(schema))
+    Value::Object(schema)
 }
 
 /// A grammar of literals.
 fn choice_of(texts: &[String]) -> Result<TopLevelGrammar, Error> {
+    let rule = format!("start: {}\n", literals(texts)?);
+    Ok(TopLevelGrammar::from_lark(rule))
+}
+
+/// Texts of which one stands there, as Lark has them.
+pub(crate) fn literals(texts: &[String]) -> Result<String, Error> {
     if texts.is_empty() {
         return Err(Error::Empty("a choice needs at least one text"));
     }
     // Lark's literals are JSON's strings, but for a letter that they have by its number alone.
     let literal = |text: &String| json!(text).to_string().replace('\u{7f}', "\\u007f");
     let literals: Vec<String> = texts.iter().map(literal).collect();
-    Ok(TopLevelGrammar::from_lark(format!(
-        "start: {}\n",
-        literals.join(" | ")
-    )))
+    Ok(literals.join(" | "))
 }

@@ -4,12 +4,14 @@
 //! ```text
 //! matcher      follows the tokens of one answer and says which may come next
 //! vocabulary   bytes of a model's tokens; compiles guides
+//! calls        guides of answers in which tools are called
 //! grammar      a guide of the API, as llguidance takes it
 //! limits       what a guide may take
 //! error        what is wrong with a guide
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod calls;
 mod cost;
 mod error;
 mod grammar;

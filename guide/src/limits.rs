@@ -7,6 +7,10 @@ use llguidance::api::ParserLimits;
 /// Bytes of a guide's texts together.
 pub const MAX_BYTES: usize = 64 << 10;
 
+/// Bytes of a grammar of calls, the schemas of all tools among them: as many as a guide may have,
+/// and what stands around them for the largest number of tools.
+pub(crate) const MAX_CALLS_BYTES: usize = MAX_BYTES + (64 << 10);
+
 /// Bytes of a grammar: the library takes time that grows faster than the number of its rules.
 pub(crate) const MAX_GRAMMAR_BYTES: usize = 16 << 10;
 

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{ParserFactory, panic_utils, token_bytes_from_tokenizer_json};
+use palimpsest_proto::internal::v1::CallGuide;
 use palimpsest_proto::v1::Guide;
 
+use crate::calls;
 use crate::error::Error;
 use crate::grammar::grammar;
 use crate::limits::{MAX_TIME, STACK_BYTES, limits};
@@ -47,12 +50,33 @@ impl Vocabulary {
     /// # Errors
     /// What is wrong with the guide.
     pub fn compile(&self, guide: &Guide) -> Result<Matcher, Error> {
-        let grammar = grammar(guide)?;
+        self.build(grammar(guide)?, self.usable.clone())
+    }
+
+    /// Follows an answer in which tools are called, from its beginning. The control tokens of the
+    /// guide are allowed where its grammar has them.
+    ///
+    /// # Errors
+    /// What is wrong with the guide.
+    pub fn compile_calls(&self, guide: &CallGuide) -> Result<Matcher, Error> {
+        let mut usable = self.usable.to_vec();
+        for &token in &guide.control_tokens {
+            let word = usable.get_mut(token as usize / 32);
+            let word = word.ok_or_else(|| {
+                Error::Refused(format!("token {token} is outside the vocabulary"))
+            })?;
+            *word |= 1 << (token % 32);
+        }
+        self.build(calls::grammar(guide)?, usable.into())
+    }
+
+    /// Compiles on a thread of its own, whose stack is large.
+    fn build(&self, grammar: TopLevelGrammar, usable: Arc<[u32]>) -> Result<Matcher, Error> {
         let compile = || {
             let parser = self.factory.create_parser(grammar);
             let parser = parser.map_err(|error| Error::refused(&error))?;
             let matcher = llguidance::Matcher::new(Ok(parser));
-            Ok(Matcher::new(matcher, self.usable.clone()))
+            Ok(Matcher::new(matcher, usable))
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
@@ -72,16 +96,29 @@ impl Vocabulary {
     /// # Errors
     /// What is wrong with the guide.
     pub fn check(&self, guide: &Guide) -> Result<Vec<String>, Error> {
-        let since = Instant::now();
-        let mut matcher = self.compile(guide)?;
-        matcher.mask()?;
-        if since.elapsed() > MAX_TIME {
-            let seconds = MAX_TIME.as_secs();
-            let message = format!("it takes more than {seconds} s to compile: simplify it");
-            return Err(Error::Refused(message));
-        }
-        Ok(matcher.warnings())
+        check(|| self.compile(guide))
     }
+
+    /// Compiles the guide of calls to see whether it can be used. Returns what was left out of it.
+    ///
+    /// # Errors
+    /// What is wrong with the guide.
+    pub fn check_calls(&self, guide: &CallGuide) -> Result<Vec<String>, Error> {
+        check(|| self.compile_calls(guide))
+    }
+}
+
+/// Compiles in no more than the time that there is, to the first mask.
+fn check(compile: impl FnOnce() -> Result<Matcher, Error>) -> Result<Vec<String>, Error> {
+    let since = Instant::now();
+    let mut matcher = compile()?;
+    matcher.mask()?;
+    if since.elapsed() > MAX_TIME {
+        let seconds = MAX_TIME.as_secs();
+        let message = format!("it takes more than {seconds} s to compile: simplify it");
+        return Err(Error::Refused(message));
+    }
+    Ok(matcher.warnings())
 }
 
 fn build(tokenizer_json: &[u8], vocabulary: usize, ends: &[u32]) -> anyhow::Result<Vocabulary> {

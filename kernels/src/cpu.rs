@@ -58,6 +58,6 @@ mod totals;
 mod testing;
 
 pub use device::{Activations, CpuBackend, CpuOptions};
-pub use exp::{exp_minus, sigmoids};
+pub use exp::{exp_minus, exp_sum, sigmoids};
 pub use pool::Pool;
 pub use simd::SimdLevel;

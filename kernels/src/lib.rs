@@ -30,6 +30,7 @@
 //! | [`select`] | which slots stay at a boundary, on the host |
 //! | [`latent`], `centroids` | latent memories, on the host |
 //! | [`sample`] | the choice of a token, on the host |
+//! | [`likelihood`] | how likely known tokens are, on the host |
 //! | [`sums`] | sums over ranks that stay on a device |
 
 pub mod backend;
@@ -41,6 +42,7 @@ pub mod cuda;
 pub mod error;
 pub mod fixed;
 pub mod latent;
+pub mod likelihood;
 #[cfg(any(test, feature = "testing"))]
 pub mod reference;
 pub mod sample;

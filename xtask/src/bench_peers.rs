@@ -1,6 +1,6 @@
-//! `cargo xtask bench-peers`, `bench-turns`, `bench-state` and `bench-against`: comparisons with
-//! other engines and servers and with our own earlier programs, and what keeping states costs. The
-//! harnesses are Python, since one of the peers is.
+//! `cargo xtask bench-peers`, `bench-turns`, `bench-state`, `bench-guide` and `bench-against`:
+//! comparisons with other engines and servers and with our own earlier programs, what keeping
+//! states costs, and what guides cost. The harnesses are Python, since one of the peers is.
 
 use std::process::Command;
 
@@ -17,11 +17,14 @@ pub const TURNS: &str = "tests/oracle/bench_turns.py";
 /// The harness of what keeping states costs, and of what reading does to the answers of others.
 pub const STATE: &str = "tests/oracle/bench_state.py";
 
+/// The harness of what guides and the log-probabilities of prompts cost.
+pub const GUIDE: &str = "tests/oracle/bench_guide.py";
+
 /// The harness that compares this program with another one of ours.
 pub const AGAINST: &str = "tests/oracle/bench_against.py";
 
 /// All of them: their examples are tests.
-pub const ALL: [&str; 4] = [HARNESS, TURNS, STATE, AGAINST];
+pub const ALL: [&str; 5] = [HARNESS, TURNS, STATE, GUIDE, AGAINST];
 
 /// Runs a harness with `args`. Our own release binary is built first, unless no measurement was
 /// asked for.

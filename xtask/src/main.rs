@@ -59,6 +59,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                        (`questions`), beside llama.cpp's server
   bench-state KIND …   what reading does to others' answers (`gaps`), what keeping a state costs
                        (`suspend`), many sessions under kill -9 (`soak`)
+  bench-guide [KIND…]  what a schema costs (`decode`, `first-mask`), and what the log-probabilities
+                       of a prompt do (`echo`)
   bench-against …      this program and another one of ours, as servers beside each other";
 
 fn main() -> ExitCode {
@@ -107,6 +109,7 @@ fn dispatch() -> Result<()> {
         ["bench-peers", rest @ ..] => bench_peers::run_harness(bench_peers::HARNESS, rest),
         ["bench-turns", rest @ ..] => bench_peers::run_harness(bench_peers::TURNS, rest),
         ["bench-against", rest @ ..] => bench_peers::run_harness(bench_peers::AGAINST, rest),
+        ["bench-guide", rest @ ..] => bench_peers::run_harness(bench_peers::GUIDE, rest),
         ["bench-state", rest @ ..] => bench_peers::run_harness(bench_peers::STATE, rest),
         _ => bail!("unknown command line `{}`\n{USAGE}", args.join(" ")),
     }

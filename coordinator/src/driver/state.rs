@@ -432,6 +432,7 @@ impl State {
             trace: request.trace.clone(),
             pooling: request.embedding.into(),
             guide: request.guide.clone(),
+            calls: request.calls.as_deref().cloned(),
             ..SequenceInit::default()
         };
         Arrival {

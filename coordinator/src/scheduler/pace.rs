@@ -120,8 +120,8 @@ impl Pace {
 
     /// Takes in how many `seconds` a step took.
     pub(super) fn observe(&mut self, work: Work, seconds: f64) {
-        if work == Work::default() {
-            // A plan that only releases, or asks what was done in the background.
+        if work.prefill + work.decodes == 0 {
+            // A plan that only releases, asks what was done in the background, or waits for guides.
             return;
         }
         // Of a few tokens one learns what a step takes, and not what a token does.

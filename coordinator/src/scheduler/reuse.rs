@@ -131,6 +131,10 @@ impl Scheduler {
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
+        if step.tokens.is_empty() {
+            // The step before it has seen to that.
+            return;
+        }
         let bytes = running.arrival.cost.bytes();
         let end = step.position + step.tokens.len() as u64;
         let Running {

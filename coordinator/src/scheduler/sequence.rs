@@ -111,6 +111,8 @@ pub(super) struct Running {
     pub(super) known: bool,
     /// Tokens in the step that is under way.
     pub(super) in_step: u64,
+    /// The ranks have read all that is known, and could not choose the next token yet.
+    pub(super) due: bool,
     /// What groups that were lost say of it.
     pub(super) suspicion: Suspicion,
     /// Where it comes from, and what it leaves; `None`: nothing of it is kept.
@@ -131,6 +133,12 @@ impl Running {
     /// Whether it is ready for its next token.
     pub(super) const fn decodes(&self) -> bool {
         !self.prefilling && !self.paused
+    }
+
+    /// Its next step as one of those that decode: its last token, or none where the choice of the
+    /// next one is all that is missing.
+    pub(super) fn decode(&mut self, stride: u64) -> SequenceStep {
+        self.step(u64::from(!self.due), stride)
     }
 
     /// The next `count` known tokens.
@@ -178,7 +186,8 @@ impl Running {
             return init;
         };
         init.fork = began.name.bytes();
-        if init.guide.is_some() || init.sampling.as_ref().is_some_and(counts_tokens) {
+        let is_followed = init.guide.is_some() || init.calls.is_some();
+        if is_followed || init.sampling.as_ref().is_some_and(counts_tokens) {
             let known = self.arrival.prompt.iter().chain(&self.answer);
             init.forked_tokens = known.take(began.position as usize).copied().collect();
         }

@@ -5,7 +5,7 @@ use palimpsest_proto::v1::{GenerateRequest, Guide, Pooling};
 use tokio::time::Instant;
 
 use crate::keys::TenantPermit;
-use crate::request::{Checked, Cut, Prompt};
+use crate::request::{Checked, Cut, GuidedCalls, Prompt};
 use crate::sessions::Opening;
 
 /// A prompt and what is asked of it.
@@ -57,14 +57,17 @@ pub(super) struct SharedPrompt {
     pub(super) marks: Vec<u64>,
     /// What the client should know of it.
     pub(super) warning: Option<String>,
+    /// How calls in its answers are guided.
+    pub(super) calls: GuidedCalls,
 }
 
 impl SharedPrompt {
-    pub(super) const fn of(prompt: Prompt) -> Self {
+    pub(super) fn of(prompt: Prompt) -> Self {
         Self {
             prompt,
             marks: Vec::new(),
             warning: None,
+            calls: GuidedCalls::default(),
         }
     }
 }

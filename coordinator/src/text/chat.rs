@@ -12,16 +12,17 @@ use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::{Environment, ErrorKind, Value};
-use palimpsest_proto::v1::{Chat, ToolMode};
+use palimpsest_proto::v1::{Chat, Tool, ToolMode};
 
 pub use self::conversation::chat_bytes;
 use self::conversation::{Conversation, Words};
 use self::guard::{Guard, Marks};
 use super::error::Error;
-use super::output::{AnswerFormat, THINK_END, THINK_START};
+use super::marks::{CHANNEL, MESSAGE, THINK_END, THINK_START};
+use super::output::AnswerFormat;
 use super::rendered::Rendered;
 use super::tokenizer::Tokenizer;
-use super::tools::{ToolCalls, ToolFormat};
+use super::tools::{Begun, ToolCalls, ToolFormat};
 
 const NAME: &str = "chat";
 /// Steps that a template may take for any conversation, for each message, and for each byte of
@@ -42,6 +43,8 @@ pub struct ChatTemplate {
     tools: ToolFormat,
     /// Answers begin with what the model thinks, between marks.
     thinks: bool,
+    /// Messages have channels.
+    channels: bool,
 }
 
 impl ChatTemplate {
@@ -78,15 +81,18 @@ impl ChatTemplate {
             guard: Guard::default(),
             tools: ToolFormat::of(source),
             thinks: source.contains(THINK_END),
+            channels: source.contains(CHANNEL) && source.contains(MESSAGE),
             source: source.to_owned(),
         })
     }
 
     /// The same template, whose conversations cannot spell control tokens of this tokenizer.
-    #[must_use]
-    pub fn guarded(self, tokenizer: &Tokenizer) -> Self {
-        let guard = Guard::new(&self.source, tokenizer);
-        Self { guard, ..self }
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a template of more literals than can be found.
+    pub fn guarded(self, tokenizer: &Tokenizer) -> Result<Self, Error> {
+        let guard = Guard::new(&self.source, tokenizer)?;
+        Ok(Self { guard, ..self })
     }
 
     /// The prompt for a conversation: the messages, the opening of an answer, the answer's prefix.
@@ -115,15 +121,33 @@ impl ChatTemplate {
             single: chat.single_call,
         });
         let begun = prompt.text().trim_end().ends_with(THINK_START);
-        let thinks = (chat.split_reasoning && self.thinks).then_some(begun);
-        if tools.is_none() && thinks.is_none() {
+        let thinks = (chat.split_reasoning && self.thinks && !self.channels).then_some(begun);
+        if tools.is_none() && thinks.is_none() && !self.channels {
             return None;
         }
+        let asked = |tool: &&Tool| chat.tool_name.is_empty() || tool.name == chat.tool_name;
+        let asked = chat.tools.iter().filter(asked).filter(|_| tools.is_some());
         Some(AnswerFormat {
+            begun: self.begun(chat, prompt),
+            asked: asked.cloned().collect(),
             tools,
             thinks,
             forced: prompt.forced().to_owned(),
+            channels: self.channels,
         })
+    }
+
+    /// How much of a call a prompt ends with.
+    fn begun(&self, chat: &Chat, prompt: &Rendered) -> Begun {
+        let is_required = has_tools(chat) && chat.tool_mode() == ToolMode::Required;
+        let has_opening = !chat.no_opening && !chat.continue_final_message;
+        if !is_required || prompt.forced().is_empty() && !(self.channels && has_opening) {
+            Begun::Nothing
+        } else if chat.tool_name.is_empty() {
+            Begun::Call
+        } else {
+            Begun::Arguments
+        }
     }
 
     fn render_with(&self, chat: &Chat, answers: bool) -> Result<Rendered, Error> {

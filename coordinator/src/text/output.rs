@@ -1,11 +1,11 @@
 //! What an answer is read as: thoughts, text, calls.
 
-use super::piece::Piece;
-use super::tools::{ARGUMENTS, CALL_ID, CALLS, PYTHON, TAG, TAG_END, ToolCalls, ToolReader};
+use palimpsest_proto::v1::Tool;
 
-/// What thoughts stand between.
-pub(super) const THINK_START: &str = "<think>";
-pub(super) const THINK_END: &str = "</think>";
+use super::channels::{self, ChannelReader};
+use super::marks::{ARGUMENTS, CALL_ID, CALLS, PYTHON, TAG, TAG_END, THINK_END, THINK_START};
+use super::piece::Piece;
+use super::tools::{Begun, GuidedTool, Shape, ToolCalls, ToolFormat, ToolReader};
 
 /// Control tokens that are read as text, because they say where a thought or a call is.
 const MARKS: [&str; 8] = [
@@ -20,7 +20,7 @@ const MARKS: [&str; 8] = [
 ];
 
 /// How an answer is to be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnswerFormat {
     /// Calls are looked for.
     pub tools: Option<ToolCalls>,
@@ -28,12 +28,50 @@ pub struct AnswerFormat {
     pub thinks: Option<bool>,
     /// What the answer begins with as if the model had written it.
     pub forced: String,
+    /// Messages of the answer have channels, which say what they are.
+    pub channels: bool,
+    /// The tools as they were sent, those alone that may be called.
+    pub asked: Vec<Tool>,
+    /// How much of a call the prompt ends with.
+    pub begun: Begun,
 }
 
 impl AnswerFormat {
     /// Control tokens that the reader must see.
     pub const fn marks(&self) -> &'static [&'static str] {
-        &MARKS
+        if self.channels {
+            &channels::MARKS
+        } else {
+            &MARKS
+        }
+    }
+
+    /// Control tokens that end the answer, whatever the model's own end of sequence is.
+    pub const fn ends(&self) -> &'static [&'static str] {
+        if self.channels { &channels::LAST } else { &[] }
+    }
+
+    /// Whether calls have to match the schemas of their tools.
+    pub fn is_strict(&self) -> bool {
+        self.begun != Begun::Nothing || self.asked.iter().any(|tool| tool.strict)
+    }
+
+    /// The answer of this format with these tools, for the grammar of it. `answer`: see [`Shape`].
+    pub fn shape<'a>(&self, tools: &'a [GuidedTool], answer: Option<&'a str>) -> Shape<'a> {
+        let calls = self.tools.as_ref();
+        let format = match calls {
+            Some(calls) => calls.format,
+            None if self.channels => ToolFormat::Harmony,
+            None => ToolFormat::Plain,
+        };
+        Shape {
+            format,
+            tools,
+            begun: self.begun,
+            single: calls.is_some_and(|calls| calls.single),
+            thinks: self.thinks.filter(|_| self.forced.is_empty()),
+            answer,
+        }
     }
 }
 
@@ -42,6 +80,8 @@ impl AnswerFormat {
 pub struct AnswerReader {
     thoughts: Thoughts,
     tools: Option<ToolReader>,
+    /// Instead of both.
+    channels: Option<ChannelReader>,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +109,10 @@ impl AnswerReader {
                 Some(false) | None => Thoughts::Over,
             },
             tools: format.tools.clone().map(ToolReader::new),
+            channels: format.channels.then(|| {
+                let tools = format.tools.as_ref();
+                ChannelReader::new(tools.is_some(), tools.is_some_and(|tools| tools.single))
+            }),
         };
         let begun = reader.push(&format.forced);
         (reader, begun)
@@ -76,12 +120,19 @@ impl AnswerReader {
 
     /// Whether the answer has called a tool.
     pub fn has_calls(&self) -> bool {
-        self.tools.as_ref().is_some_and(ToolReader::has_calls)
+        match &self.channels {
+            Some(channels) => channels.has_calls(),
+            None => self.tools.as_ref().is_some_and(ToolReader::has_calls),
+        }
     }
 
     /// What more of the text says.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         let mut out = Vec::new();
+        if let Some(channels) = &mut self.channels {
+            channels.push(text, &mut out);
+            return out;
+        }
         if matches!(self.thoughts, Thoughts::Over) {
             self.answer(text, &mut out);
             return out;
@@ -95,6 +146,10 @@ impl AnswerReader {
     /// What is left when no more text comes.
     pub fn finish(&mut self) -> Vec<Piece> {
         let mut out = Vec::new();
+        if let Some(channels) = &mut self.channels {
+            channels.finish(&mut out);
+            return out;
+        }
         match std::mem::replace(&mut self.thoughts, Thoughts::Over) {
             Thoughts::Before(held) => self.answer(&held, &mut out),
             Thoughts::Inside { held, .. } => Piece::push_reasoning(&mut out, &held),
@@ -182,9 +237,8 @@ mod tests {
 
     fn said<'a>(begun: bool, pieces: impl IntoIterator<Item = &'a str>) -> Said {
         let (mut reader, _) = AnswerReader::new(&AnswerFormat {
-            tools: None,
             thinks: Some(begun),
-            forced: String::new(),
+            ..AnswerFormat::default()
         });
         let mut out = Vec::new();
         for piece in pieces {

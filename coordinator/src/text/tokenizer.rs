@@ -5,6 +5,7 @@ use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
+use aho_corasick::{AhoCorasick, Anchored, Input, StartKind};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokenizers::{Model, OffsetType, PreTokenizer as _};
@@ -29,12 +30,27 @@ struct Added {
     special: bool,
 }
 
+impl Added {
+    /// Whether only a template writes it: a control token, or one that is called text and sets
+    /// roles apart all the same, such as `<｜User｜>`.
+    fn is_guarded(&self) -> bool {
+        let is_between = |(open, close): &(&str, &str)| {
+            let inner = self.content.strip_prefix(open);
+            inner.is_some_and(|inner| inner.ends_with(close) && inner.len() > close.len())
+        };
+        let is_role = [("<|", "|>"), ("<｜", "｜>")].iter().any(is_between);
+        !self.content.is_empty() && (self.special || is_role)
+    }
+}
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Tokens beside the model's own, and whether they never show in text. The library gives only
     /// copies of its list.
     added: HashMap<u32, Added>,
+    /// Finds which texts begin with a token that a client must not spell.
+    guarded: AhoCorasick,
     pub(super) decoding: Decoding,
     longest: Option<usize>,
     /// Texts that were tokenised.
@@ -71,20 +87,21 @@ impl Tokenizer {
             _ => Decoding::Chain,
         };
         let added = inner.get_added_tokens_decoder().into_iter();
-        let added = added
+        let added: HashMap<u32, Added> = added
             .map(|(id, token)| {
-                (
-                    id,
-                    Added {
-                        content: token.content,
-                        special: token.special,
-                    },
-                )
+                let added = Added {
+                    content: token.content,
+                    special: token.special,
+                };
+                (id, added)
             })
             .collect();
+        let guarded = added.values().filter(|token| token.is_guarded());
+        let guarded = beginnings(guarded.map(|token| token.content.as_str()))?;
         let mut tokenizer = Self {
             inner,
             added,
+            guarded,
             decoding,
             longest: None,
             #[cfg(test)]
@@ -139,9 +156,7 @@ impl Tokenizer {
         let Some(first) = text[..at].chars().next_back() else {
             return false;
         };
-        let from = &text[at - first.len_utf8()..];
-        let begins = |control: &str| control.starts_with(first) && from.starts_with(control);
-        self.added(true).any(begins)
+        begins_with_any(&self.guarded, &text[at - first.len_utf8()..])
     }
 
     /// Token ids of a text as plain text, whatever it spells: it has no control token, and none of
@@ -266,12 +281,12 @@ impl Tokenizer {
         has_token.iter().all(|has| *has).then_some(longest)
     }
 
-    /// Texts of the tokens beside the model's own vocabulary: those that are control tokens, or
+    /// Texts of the tokens beside the model's own vocabulary: those that only a template writes, or
     /// those that are text.
-    pub fn added(&self, special: bool) -> impl Iterator<Item = &str> {
+    pub fn added(&self, guarded: bool) -> impl Iterator<Item = &str> {
         let added = self.added.values();
         added
-            .filter(move |token| token.special == special)
+            .filter(move |token| token.is_guarded() == guarded)
             .map(|token| token.content.as_str())
     }
 
@@ -288,6 +303,22 @@ impl Tokenizer {
     pub fn is_special(&self, id: u32) -> bool {
         self.added.get(&id).is_some_and(|added| added.special)
     }
+}
+
+/// Finds whether a text begins with one of these, in time that does not grow with their number.
+///
+/// # Errors
+/// [`Error::Tokenizer`] for more than can be found.
+pub(super) fn beginnings<'a>(texts: impl Iterator<Item = &'a str>) -> Result<AhoCorasick, Error> {
+    let built = AhoCorasick::builder()
+        .start_kind(StartKind::Anchored)
+        .build(texts);
+    built.map_err(|error| Error::Tokenizer(error.to_string()))
+}
+
+/// Whether the text begins with one of those that `finder` was made for.
+pub(super) fn begins_with_any(finder: &AhoCorasick, text: &str) -> bool {
+    finder.is_match(Input::new(text).anchored(Anchored::Yes))
 }
 
 /// What of a `tokenizer.json` may drop text before it has tokens.

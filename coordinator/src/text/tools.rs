@@ -11,15 +11,9 @@ mod grammar;
 mod tests;
 
 use self::call::{CallReader, NoCall, Said};
+pub use self::grammar::{Begun, GuidedTool, Shape};
+use super::marks::{ARGUMENTS, CALL_ID, CALLS, CHANNEL, MESSAGE, PYTHON, TAG, TAG_END};
 use super::piece::Piece;
-
-/// What a text begins that is a call for the formats with a mark.
-pub(super) const TAG: &str = "<tool_call>";
-pub(super) const TAG_END: &str = "</tool_call>";
-pub(super) const CALLS: &str = "[TOOL_CALLS]";
-pub(super) const ARGUMENTS: &str = "[ARGS]";
-pub(super) const CALL_ID: &str = "[CALL_ID]";
-pub(super) const PYTHON: &str = "<|python_tag|>";
 
 /// Bytes of blanks that wait to be told whether a call follows.
 const MAX_BLANKS: usize = 64;
@@ -41,6 +35,8 @@ pub enum ToolFormat {
     Llama,
     /// An answer that is `{"name": …, "arguments": {…}}`: any model that was told so in words.
     Plain,
+    /// A message to `functions.name` in a channel: gpt-oss. [`super::channels`] reads it.
+    Harmony,
 }
 
 /// What an answer may call.
@@ -59,7 +55,9 @@ impl ToolFormat {
     /// has a format that is none of these, is not shown them: its model is told in words.
     pub fn of(template: &str) -> Self {
         let has = |text: &str| template.contains(text);
-        if !has("tools") || has("<function=") {
+        if has(CHANNEL) && has(MESSAGE) {
+            Self::Harmony
+        } else if !has("tools") || has("<function=") {
             Self::Plain
         } else if has(TAG) {
             Self::Tagged
@@ -74,7 +72,8 @@ impl ToolFormat {
         }
     }
 
-    /// What a call begins with, up to its name or, for a given one, up to its arguments.
+    /// What a call begins with, up to its name or, for a given one, up to its arguments. Empty
+    /// where a model thinks before it calls, in the same answer.
     pub fn opening(self, name: Option<&str>) -> String {
         let key = self.key();
         let named = |before: &str| match name {
@@ -89,6 +88,7 @@ impl ToolFormat {
                 None => CALLS.to_owned(),
             },
             Self::Llama | Self::Plain => named(""),
+            Self::Harmony => String::new(),
         }
     }
 
@@ -97,7 +97,7 @@ impl ToolFormat {
         match self {
             Self::Tagged => TAG,
             Self::MistralList | Self::MistralNamed => CALLS,
-            Self::Llama | Self::Plain => "",
+            Self::Llama | Self::Plain | Self::Harmony => "",
         }
     }
 
@@ -108,6 +108,7 @@ impl ToolFormat {
             Self::MistralList | Self::MistralNamed => &[",", "]"],
             Self::Llama => &[";", ",", PYTHON],
             Self::Plain => &[";", ","],
+            Self::Harmony => &[],
         }
     }
 }

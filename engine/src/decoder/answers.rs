@@ -30,13 +30,13 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// What each piece gets of the logits, which were computed: waits for it, and for what guides
-    /// say of the choices.
+    /// say of the choices. Where that is late, the piece gets its logits.
     pub(super) fn answers(
         &mut self,
         pieces: &[Piece<'_>],
         choices: &mut Choices<'_>,
     ) -> Result<Vec<Answer>> {
-        choices.wait(&self.cancel)?;
+        choices.wait(&self.cancel, &mut self.peers)?;
         let choices = choices.items();
         let (mut rows, mut ranges) = (0, Vec::with_capacity(pieces.len()));
         for piece in pieces {

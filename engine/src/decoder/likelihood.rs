@@ -1,12 +1,12 @@
 //! Log-probabilities of tokens that are known already, such as those of a prompt.
 
 use palimpsest_kernels::Backend;
+use palimpsest_kernels::likelihood::{KnownToken, Likelihood, TokenLikelihood, likelihood};
 use palimpsest_proto::v1::TokenLogprob;
 
 use super::Decoder;
 use super::step::{Known, Piece, ROWS};
 use crate::error::Result;
-use crate::sampler::{best, log_sum_exp};
 
 impl<B: Backend> Decoder<B> {
     /// The log-probabilities that pieces ask for, one list for each piece. It uses the memory of
@@ -26,42 +26,57 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn score_piece(&mut self, first: usize, known: Known<'_>) -> Result<Vec<TokenLogprob>> {
-        let vocabulary = self.config.vocabulary;
         let mut scored = Vec::with_capacity(known.next.len());
         for (block, next) in known.next.chunks(ROWS).enumerate() {
             self.cancel.check()?;
             let from = first + known.first_row + block * ROWS;
             let rows: Vec<usize> = (from..from + next.len()).collect();
             self.multiply_head(&rows)?;
-            let logits = self.all_logits(next.len())?;
-            let rows = logits.chunks_exact(vocabulary).zip(next);
-            scored
-                .extend(rows.map(|(row, &token)| log_probability(row, token, known.alternatives)));
+            let item = |(row, &token)| KnownToken {
+                row,
+                token,
+                alternatives: known.alternatives,
+            };
+            let items: Vec<KnownToken> = next.iter().enumerate().map(item).collect();
+            scored.extend(self.likelihoods(&items)?.into_iter().map(told));
         }
         Ok(scored)
     }
 
-    /// Logits `[rows, V]` of a product that was started, over the whole vocabulary.
-    fn all_logits(&mut self, rows: usize) -> Result<Vec<f32>> {
-        if !self.shard.is_whole() {
-            return self.gather_logits(rows);
+    /// Under the logits of a product that was started, where they are: they come to the host only
+    /// where ranks have parts of them.
+    fn likelihoods(&mut self, items: &[KnownToken]) -> Result<Vec<Likelihood>> {
+        let vocabulary = self.config.vocabulary;
+        if self.shard.is_whole() {
+            let (b, logits) = (&self.backend, &self.scratch.logits);
+            return Ok(b.likelihoods(logits, vocabulary, items)?);
         }
-        let mut all = vec![0.0; rows * self.config.vocabulary];
-        self.backend.download(&self.scratch.logits, 0, &mut all)?;
-        Ok(all)
+        let logits = self.gather_logits(items.len())?;
+        let rows = logits.chunks_exact(vocabulary).zip(items);
+        Ok(rows.map(|(row, item)| likelihood(row, item)).collect())
     }
 }
 
 /// The log-probability of `token` under `logits` (`[V]`), and those of the best `alternatives`.
 pub fn log_probability(logits: &[f32], token: u32, alternatives: usize) -> TokenLogprob {
-    let sum = log_sum_exp(logits);
-    let of = |id: u32| TokenLogprob {
-        id,
-        logprob: logits[id as usize] - sum,
+    told(likelihood(
+        logits,
+        &KnownToken {
+            row: 0,
+            token,
+            alternatives,
+        },
+    ))
+}
+
+fn told(likelihood: Likelihood) -> TokenLogprob {
+    let of = |one: TokenLikelihood| TokenLogprob {
+        id: one.token,
+        logprob: one.logprob,
         ..Default::default()
     };
     TokenLogprob {
-        top: best(logits, alternatives).into_iter().map(of).collect(),
-        ..of(token)
+        top: likelihood.best.into_iter().map(of).collect(),
+        ..of(likelihood.known)
     }
 }

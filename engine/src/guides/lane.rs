@@ -2,11 +2,12 @@
 
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use palimpsest_guide::{Error, Mask, Matcher};
-use palimpsest_proto::v1::Guide;
 
 use super::pending::Pending;
+use super::rules::Rules;
 use super::source::Source;
 
 /// A handle of the thread, which ends with its last handle.
@@ -24,16 +25,21 @@ pub(super) struct Work(Arc<Mutex<State>>);
 
 struct State {
     source: Option<Arc<Source>>,
-    guide: Guide,
+    rules: Rules,
     matcher: Option<Result<Matcher, Error>>,
+    /// For tests: by how long each mask is held back.
+    delays: Arc<[Duration]>,
+    masks: usize,
 }
 
 impl Work {
-    pub(super) fn new(source: Option<Arc<Source>>, guide: Guide) -> Self {
+    pub(super) fn new(source: Option<Arc<Source>>, rules: Rules, delays: Arc<[Duration]>) -> Self {
         Self(Arc::new(Mutex::new(State {
             source,
-            guide,
+            rules,
             matcher: None,
+            delays,
+            masks: 0,
         })))
     }
 
@@ -45,14 +51,11 @@ impl Work {
 
 impl State {
     fn matcher(&mut self) -> Result<&mut Matcher, Error> {
-        let (source, guide) = (&self.source, &self.guide);
+        let (source, rules) = (&self.source, &self.rules);
         let compile = || {
             let none = || Error::Tokenizer("is not on this rank".to_owned());
-            source
-                .as_ref()
-                .ok_or_else(none)?
-                .vocabulary()?
-                .compile(guide)
+            let vocabulary = source.as_ref().ok_or_else(none)?.vocabulary()?;
+            rules.compile(vocabulary)
         };
         self.matcher
             .get_or_insert_with(compile)
@@ -61,6 +64,10 @@ impl State {
     }
 
     fn mask_after(&mut self, tokens: &[u32]) -> Result<Mask, Error> {
+        if !self.delays.is_empty() {
+            std::thread::sleep(self.delays[self.masks % self.delays.len()]);
+            self.masks += 1;
+        }
         let matcher = self.matcher()?;
         let mask = matcher.observe(tokens).and_then(|()| matcher.mask());
         mask.inspect_err(|error| self.matcher = Some(Err(error.clone())))

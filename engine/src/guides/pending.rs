@@ -5,33 +5,37 @@ use std::time::Duration;
 
 use palimpsest_guide::{Error, Mask};
 
-use crate::cancel::Cancel;
-
-/// How often one who waits looks whether the step was abandoned.
-const PAUSE: Duration = Duration::from_millis(20);
+/// A mask, or what is wrong with the guide.
+type Made = Result<Mask, Error>;
 
 /// A mask that is being made on another thread.
-pub struct Pending(Receiver<Result<Mask, Error>>);
+pub struct Pending {
+    reply: Receiver<Made>,
+    made: Option<Made>,
+}
 
 impl Pending {
     /// Where the mask is sent, and where it comes.
-    pub(super) fn new() -> (SyncSender<Result<Mask, Error>>, Self) {
-        let (reply, mask) = mpsc::sync_channel(1);
-        (reply, Self(mask))
+    pub(super) fn new() -> (SyncSender<Made>, Self) {
+        let (sender, reply) = mpsc::sync_channel(1);
+        (sender, Self { reply, made: None })
     }
 
-    /// Waits for the mask, or for what is wrong with the guide.
-    ///
-    /// # Errors
-    /// [`crate::Error::Cancelled`] when the step was abandoned meanwhile.
-    pub(crate) fn wait(&self, cancel: &Cancel) -> crate::Result<Result<Mask, Error>> {
-        loop {
-            match self.0.recv_timeout(PAUSE) {
-                Ok(mask) => return Ok(mask),
-                Err(RecvTimeoutError::Timeout) => cancel.check()?,
+    /// Waits for it, but no longer than `limit`. Returns whether it has come.
+    pub(crate) fn wait(&mut self, limit: Duration) -> bool {
+        if self.made.is_none() {
+            self.made = match self.reply.recv_timeout(limit) {
+                Ok(made) => Some(made),
+                Err(RecvTimeoutError::Timeout) => None,
                 // The thread is gone, or the library's panic ended the job.
-                Err(RecvTimeoutError::Disconnected) => return Ok(Err(Error::Stuck)),
-            }
+                Err(RecvTimeoutError::Disconnected) => Some(Err(Error::Stuck)),
+            };
         }
+        self.made.is_some()
+    }
+
+    /// The mask, or what is wrong with the guide, once it has come.
+    pub(crate) fn made(&self) -> Option<Result<&Mask, &Error>> {
+        self.made.as_ref().map(Result::as_ref)
     }
 }

@@ -1,11 +1,12 @@
 //! Guides of sequences, without a model.
 
+use std::time::Duration;
+
 use palimpsest_guide::Error;
 use palimpsest_models::tokenizer::TokenizerFiles;
 use palimpsest_proto::v1::Guide;
 
-use super::Guides;
-use crate::cancel::Cancel;
+use super::{Guides, Rules};
 
 /// Tokens `a`, `b`, `c`, and one that ends.
 fn guides() -> Guides {
@@ -24,27 +25,30 @@ fn guides() -> Guides {
     Guides::new(tokenizer, 4)
 }
 
-fn texts(texts: &[&str]) -> Guide {
-    Guide::of_texts(texts.iter().map(|&text| text.to_owned()).collect())
+fn texts(texts: &[&str]) -> Rules {
+    let texts = texts.iter().map(|&text| text.to_owned());
+    Rules::Answer(Guide::of_texts(texts.collect()))
 }
 
 fn words(guided: &mut super::Guided) -> Result<Vec<u32>, Error> {
-    let mask = guided.request().wait(&Cancel::default());
-    let mask = mask.expect("nobody abandons it");
-    mask.map(|mask| mask.words().to_vec())
+    come(guided.request())
+}
+
+/// The words of a mask, once it has come.
+fn come(mut pending: super::Pending) -> Result<Vec<u32>, Error> {
+    while !pending.wait(Duration::from_millis(100)) {}
+    let made = pending.made().expect("it has come");
+    made.map(|mask| mask.words().to_vec()).map_err(Clone::clone)
 }
 
 #[test]
 fn sequences_are_guided_apart_whatever_order_they_ask_in() {
     let mut guides = guides();
     // More of them than lanes.
-    let mut guided: Vec<_> = (0..9)
-        .map(|_| guides.open(&texts(&["ab", "acb"])))
-        .collect();
+    let mut guided: Vec<_> = (0..9).map(|_| guides.open(texts(&["ab", "acb"]))).collect();
     let pending: Vec<_> = guided.iter_mut().map(super::Guided::request).collect();
     for mask in pending.into_iter().rev() {
-        let mask = mask.wait(&Cancel::default()).expect("nobody abandons it");
-        assert_eq!(mask.expect("a mask").words(), [0b0001]);
+        assert_eq!(come(mask), Ok(vec![0b0001]));
     }
     for (index, guided) in guided.iter_mut().enumerate() {
         guided.observe(&[0]);
@@ -60,8 +64,8 @@ fn sequences_are_guided_apart_whatever_order_they_ask_in() {
 #[test]
 fn what_is_wrong_comes_with_every_mask_and_concerns_one_sequence() {
     let mut guides = guides();
-    let mut bad = guides.open(&texts(&[]));
-    let mut good = guides.open(&texts(&["a"]));
+    let mut bad = guides.open(texts(&[]));
+    let mut good = guides.open(texts(&["a"]));
     for _ in 0..2 {
         assert!(matches!(words(&mut bad), Err(Error::Empty(_))));
         assert_eq!(words(&mut good), Ok(vec![0b0001]));
@@ -70,15 +74,21 @@ fn what_is_wrong_comes_with_every_mask_and_concerns_one_sequence() {
     for _ in 0..2 {
         assert_eq!(words(&mut good), Err(Error::NotAllowed));
     }
-    let mut nowhere = Guides::default().open(&texts(&["a"]));
+    let mut nowhere = Guides::default().open(texts(&["a"]));
     assert!(matches!(words(&mut nowhere), Err(Error::Tokenizer(_))));
 }
 
 #[test]
-fn a_step_that_is_abandoned_waits_for_no_mask() {
-    let (_reply, pending) = super::Pending::new();
-    let cancel = Cancel::default();
-    cancel.cancel();
-    let waited = pending.wait(&cancel);
-    assert!(matches!(waited, Err(crate::Error::Cancelled)));
+fn a_mask_is_waited_for_no_longer_than_it_may_be() {
+    let (reply, mut pending) = super::Pending::new();
+    assert!(!pending.wait(Duration::from_millis(1)));
+    assert_eq!(pending.made(), None);
+    reply.send(Err(Error::NotAllowed)).expect("somebody waits");
+    assert!(pending.wait(Duration::ZERO));
+    assert_eq!(pending.made(), Some(Err(&Error::NotAllowed)));
+    // A thread that is gone says nothing.
+    let (reply, mut pending) = super::Pending::new();
+    drop(reply);
+    assert!(pending.wait(Duration::from_secs(9)));
+    assert_eq!(pending.made(), Some(Err(&Error::Stuck)));
 }

@@ -1,4 +1,6 @@
-//! Faults for tests: a rank that diverges from the others of its group.
+//! Faults for tests: a rank that diverges from the others of its group, or whose guides are slow.
+
+use std::time::Duration;
 
 use palimpsest_kernels::Backend;
 use palimpsest_proto::internal::v1 as internal;
@@ -10,6 +12,11 @@ impl<B: Backend> Runner<B> {
     /// from 1 over all epochs.
     pub fn diverge_at(&mut self, steps: Vec<u64>) {
         self.diverge_at = steps;
+    }
+
+    /// Holds the masks of guides back, each sequence's by these times in turn.
+    pub fn delay_masks(&mut self, delays: &[Duration]) {
+        self.guides.delay(delays);
     }
 
     /// Diverges in the present step, if that was asked for.

@@ -28,8 +28,8 @@ type Guidance<'a> = std::result::Result<&'a Mask, &'a palimpsest_guide::Error>;
 
 /// What a step did for a sequence.
 pub(super) struct Done<'a> {
-    /// Of the decoder.
-    pub(super) answer: Answer,
+    /// Of the decoder; `None`: no token could be chosen yet.
+    pub(super) answer: Option<Answer>,
     /// What its guide allowed, if it has one.
     pub(super) mask: Option<Guidance<'a>>,
     /// Of the tokens of the prompt that follow those of the step, if they are wanted.
@@ -66,7 +66,8 @@ pub(super) fn output(
         Ok(mask) => mask,
         Err(error) => return guide_failed(output, error.to_string()),
     };
-    if step.sample {
+    output.awaits_guide = answer.is_none();
+    if let Some(answer) = answer.filter(|_| step.sample) {
         let choice = match answer {
             Answer::Token(token) => token.map(|token| Choice {
                 token,
@@ -100,7 +101,7 @@ pub(super) fn output(
     }
     output.prompt_logprobs = prompt_logprobs;
     output.embedding = embedding;
-    if step.retention_report && cache.layout.leads {
+    if step.retention_report && cache.layout.leads && !output.awaits_guide {
         output.retention = Some(retention(cache));
     }
     output

@@ -6,7 +6,7 @@ use palimpsest_proto::internal::v1 as internal;
 
 use super::pool::Pool;
 use crate::decoder::{Known, Logits, Piece};
-use crate::guides::Guided;
+use crate::guides::{Guided, Pending};
 use crate::kv::SequenceCache;
 use crate::sampler::Sampler;
 
@@ -20,9 +20,49 @@ pub(super) struct Sequence {
     pub(super) prompt_tokens: u64,
     /// If the prompt's embedding is wanted.
     pub(super) pool: Option<Pool>,
+    /// What its next token is chosen by, where an earlier step could not choose it.
+    pub(super) due: Option<Due>,
+}
+
+/// A token that is still to be chosen.
+pub(super) struct Due {
+    /// `[V]`, over the whole vocabulary.
+    pub(super) logits: Vec<f32>,
+    /// The tokens that its guide allows, once they are known.
+    pub(super) mask: Pending,
 }
 
 impl Sequence {
+    /// Why the step cannot be done, if it cannot.
+    pub(super) fn problem(
+        &self,
+        step: &internal::SequenceStep,
+        stride: u64,
+        vocabulary: usize,
+    ) -> Option<String> {
+        let (seen, count) = (self.cache.seen, step.tokens.len() as u64);
+        let room = stride - seen % stride;
+        if step.position != seen {
+            let position = step.position;
+            return Some(format!(
+                "plan starts at position {position}, the sequence is at {seen}"
+            ));
+        }
+        if self.due.is_some() {
+            let is_choice = count == 0 && step.sample;
+            let what = "its next token is due: a step without tokens chooses it";
+            return (!is_choice).then(|| what.to_owned());
+        }
+        if count == 0 || count > room {
+            return Some(format!(
+                "{count} tokens at position {seen}; a step has 1 to {room}"
+            ));
+        }
+        let mut tokens = step.tokens.iter().chain(&step.next);
+        let bad = tokens.find(|&&t| t as usize >= vocabulary);
+        bad.map(|t| format!("token {t} is outside the vocabulary of {vocabulary}"))
+    }
+
     /// Takes note of the tokens from position `first` on: those of the prompt, and those of the
     /// answer.
     pub(super) fn observe(&mut self, tokens: &[u32], first: u64) {
@@ -44,6 +84,11 @@ pub(super) struct Admitted<'a> {
 }
 
 impl Admitted<'_> {
+    /// Whether the step only chooses a token that is due.
+    pub(super) fn is_due(&self) -> bool {
+        self.sequence.due.is_some()
+    }
+
     /// The tokens of the prompt that follow those of the step, as far as their log-probabilities
     /// are wanted.
     pub(super) fn following(&self) -> Vec<u32> {
@@ -87,8 +132,8 @@ impl Admitted<'_> {
 
     /// Whether the prompt ends with this step.
     pub(super) fn ends_prompt(&self) -> bool {
-        let end = self.step.position + self.step.tokens.len() as u64;
-        end == self.sequence.prompt_tokens
+        let count = self.step.tokens.len() as u64;
+        count > 0 && self.step.position + count == self.sequence.prompt_tokens
     }
 
     /// Rows of the step whose final states are pooled.

@@ -1,8 +1,10 @@
-//! Sampling: the reference's token, whatever the filters, edits, masks and draws.
+//! Sampling: the reference's token, whatever the filters, edits, masks and draws, and the
+//! reference's likelihoods.
 
 use super::report::Failure;
 use super::suite::{Check, Named, Random, Suite, refused};
 use crate::backend::Sampling;
+use crate::likelihood::{KnownToken, Likelihood, TokenLikelihood};
 use crate::reference::ReferenceBackend;
 use crate::sample::{LogitEdit, SampleItem, mask_words};
 
@@ -16,6 +18,9 @@ impl<B: Sampling> Suite<'_, B> {
             for filter in FILTERS {
                 check(self, vocabulary, filter)?;
             }
+        }
+        for vocabulary in [1, 31, 1500] {
+            likelihoods(self, vocabulary)?;
         }
         refusals(self)
     }
@@ -153,9 +158,63 @@ fn check<B: Sampling>(suite: &mut Suite<'_, B>, vocabulary: usize, filter: Filte
     compare(suite, &case, &got, &want)
 }
 
+/// `likelihoods`.
+fn likelihoods<B: Sampling>(suite: &mut Suite<'_, B>, vocabulary: usize) -> Check {
+    let rows = rows(suite, vocabulary);
+    let (values, mut items) = (rows.concat(), Vec::new());
+    for row in (0..rows.len()).rev() {
+        for alternatives in [0, 1, 7] {
+            let token = suite.random.below(vocabulary) as u32;
+            items.push(KnownToken {
+                row,
+                token,
+                alternatives,
+            });
+        }
+    }
+    let case = format!("likelihoods of {vocabulary}");
+    let logits = suite.upload(&values)?;
+    let want = ReferenceBackend
+        .likelihoods(&values, vocabulary, &items)
+        .named(&case)?;
+    let got = suite
+        .backend
+        .likelihoods(&logits, vocabulary, &items)
+        .named(&case)?;
+    suite.compare(&case, &tokens(&got), &tokens(&want), 0.0)?;
+    suite.compare(&case, &logprobs(&got), &logprobs(&want), 1e-5)
+}
+
+/// What is told of rows of numbers; of another row nothing is but that.
+fn told(all: &[Likelihood]) -> impl Iterator<Item = &TokenLikelihood> {
+    all.iter().flat_map(|one| {
+        let best = if one.known.logprob.is_nan() {
+            &[][..]
+        } else {
+            &one.best
+        };
+        std::iter::once(&one.known).chain(best)
+    })
+}
+
+fn tokens(all: &[Likelihood]) -> Vec<f32> {
+    told(all).map(|one| one.token as f32).collect()
+}
+
+/// Those that are no numbers are 1, which no logarithm of a probability is; those of 0 are 2.
+fn logprobs(all: &[Likelihood]) -> Vec<f32> {
+    let number = |one: &TokenLikelihood| match one.logprob {
+        x if x.is_nan() => 1.0,
+        f32::NEG_INFINITY => 2.0,
+        x => x,
+    };
+    told(all).map(number).collect()
+}
+
 /// Rows and tokens that are not there are refused.
 fn refusals<B: Sampling>(suite: &Suite<'_, B>) -> Check {
     let mut logits = suite.upload(&[0.0; 8])?;
+    let known_logits = suite.upload(&[0.0; 8])?;
     let edits = [LogitEdit::none(4)];
     let item = |row| SampleItem {
         row,
@@ -169,6 +228,15 @@ fn refusals<B: Sampling>(suite: &Suite<'_, B>) -> Check {
     };
     let mut refuse =
         |case, items: &[SampleItem<'_>]| refused(case, suite.backend.sample(&mut logits, 4, items));
+    let known = |row, token| KnownToken {
+        row,
+        token,
+        alternatives: 1,
+    };
+    for item in [known(2, 0), known(1, 4)] {
+        let likelihoods = suite.backend.likelihoods(&known_logits, 4, &[item]);
+        refused("a likelihood past the logits", likelihoods)?;
+    }
     refuse("a row past the logits", &[item(2)])?;
     refuse("a row twice", &[item(1), item(1)])?;
     for (case, mask) in [("a mask too short", &[][..]), ("a mask too long", &[0, 0])] {

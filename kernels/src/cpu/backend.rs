@@ -1,6 +1,8 @@
 //! The parts of [`Backend`](crate::Backend) on the CPU: every method hands its slices to the kernel
 //! of the same name.
 
+use std::sync::OnceLock;
+
 use super::device::{Activations, CpuBackend};
 use super::pack::CpuMatrix;
 use super::pages::CpuPages;
@@ -18,6 +20,7 @@ use crate::backend::{
 };
 use crate::error::{Error, Result, at_least};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
+use crate::likelihood::{self, KnownToken, Likelihood};
 use crate::sample::{self, SampleItem};
 use crate::score::{NoteItem, ScoreItem};
 use crate::select::{self, KeptLists};
@@ -173,6 +176,25 @@ impl Sampling for CpuBackend {
             )
         };
         Ok(items.iter().map(choose).collect())
+    }
+
+    fn likelihoods(
+        &self,
+        logits: &Vec<f32>,
+        vocabulary: usize,
+        items: &[KnownToken],
+    ) -> Result<Vec<Likelihood>> {
+        likelihood::check(items, logits.len() / vocabulary.max(1), vocabulary)?;
+        // A row is the work of one thread, so its bits are the same for any number of threads.
+        let found: Vec<OnceLock<Likelihood>> = items.iter().map(|_| OnceLock::new()).collect();
+        self.exec()
+            .run(items.len(), items.len() * vocabulary, &|index| {
+                let item = &items[index];
+                let row = &logits[item.row * vocabulary..][..vocabulary];
+                found[index].get_or_init(|| likelihood::likelihood(row, item));
+            });
+        let told = found.into_iter().map(OnceLock::into_inner);
+        Ok(told.map(|one| one.expect("every task has run")).collect())
     }
 }
 

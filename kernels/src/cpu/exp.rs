@@ -77,6 +77,29 @@ pub fn exp_minus(level: SimdLevel, values: &mut [f32], most: f32) -> f32 {
     dispatch(level, ExpMinus(values, most))
 }
 
+struct ExpSum<'a>(&'a [f32], f32);
+
+impl Kernel for ExpSum<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> f32 {
+        let Self(values, most) = self;
+        let (most, mut sum) = (L::splat(most), L::splat(0.0));
+        for values in values.chunks(WIDTH) {
+            // Lanes beyond the end add nothing.
+            let x = L::from_slice(values, f32::NEG_INFINITY);
+            sum = sum.add(exp(x.sub(most)));
+        }
+        sum.sum()
+    }
+}
+
+/// The sum of `e^(x - most)`, with the bits of [`exp_minus`]. No `x` is above `most`, which is
+/// finite.
+pub fn exp_sum(level: SimdLevel, values: &[f32], most: f32) -> f32 {
+    dispatch(level, ExpSum(values, most))
+}
+
 struct Sigmoids<'a>(&'a mut [f32]);
 
 impl Kernel for Sigmoids<'_> {
@@ -191,6 +214,8 @@ mod tests {
                 .collect();
             let (mut e, mut s) = (x.clone(), x.clone());
             let sum = exp_minus(SimdLevel::detect(), &mut e, 0.5);
+            assert_eq!(exp_sum(SimdLevel::detect(), &x, 0.5), sum);
+            assert_eq!(exp_sum(SimdLevel::Portable, &x, 0.5), sum);
             sigmoids(SimdLevel::detect(), &mut s);
             let want: Vec<f64> = x.iter().map(|&x| (f64::from(x) - 0.5).exp()).collect();
             assert!(

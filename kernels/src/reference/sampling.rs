@@ -1,9 +1,12 @@
 //! Sampling by its definition: the whole vocabulary is sorted, and one token after the other passes
-//! every filter.
+//! every filter. Likelihoods are softmax in double precision.
+
+use std::cmp::Ordering;
 
 use super::device::ReferenceBackend;
 use crate::backend::Sampling;
 use crate::error::Result;
+use crate::likelihood::{self, KnownToken, Likelihood, TokenLikelihood};
 use crate::sample::{LogitEdit, SampleItem, check, mass};
 
 fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
@@ -69,6 +72,34 @@ fn choose(logits: &mut [f32], item: &SampleItem<'_>) -> Option<u32> {
     Some(kept[drawn - 1].0)
 }
 
+fn softmax(logits: &[f32], item: &KnownToken) -> Likelihood {
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    if logits.iter().any(|logit| logit.is_nan()) {
+        let known = TokenLikelihood {
+            token: item.token,
+            logprob: f32::NAN,
+        };
+        return Likelihood {
+            known,
+            best: Vec::new(),
+        };
+    }
+    // Zeros of both signs are equal.
+    let falling = |a: &u32, b: &u32| logits[*b as usize].partial_cmp(&logits[*a as usize]);
+    order.sort_by(|a, b| falling(a, b).unwrap_or(Ordering::Equal));
+    let top = f64::from(logits[order[0] as usize]);
+    let terms = logits.iter().map(|&x| (f64::from(x) - top).exp());
+    let sum: f64 = terms.sum::<f64>().ln();
+    let of = |token: u32| TokenLikelihood {
+        token,
+        logprob: (f64::from(logits[token as usize]) - top - sum) as f32,
+    };
+    Likelihood {
+        known: of(item.token),
+        best: order.into_iter().take(item.alternatives).map(of).collect(),
+    }
+}
+
 impl Sampling for ReferenceBackend {
     fn sample(
         &self,
@@ -81,5 +112,16 @@ impl Sampling for ReferenceBackend {
             .iter()
             .map(|item| choose(&mut logits[item.row * vocabulary..][..vocabulary], item))
             .collect())
+    }
+
+    fn likelihoods(
+        &self,
+        logits: &Vec<f32>,
+        vocabulary: usize,
+        items: &[KnownToken],
+    ) -> Result<Vec<Likelihood>> {
+        likelihood::check(items, logits.len() / vocabulary.max(1), vocabulary)?;
+        let of = |item: &KnownToken| softmax(&logits[item.row * vocabulary..][..vocabulary], item);
+        Ok(items.iter().map(of).collect())
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use palimpsest_collective::local::LocalGroup;
 use palimpsest_collective::{Collective, Place};
@@ -240,6 +241,71 @@ fn ranks_of_any_number_and_any_batch_say_the_same() {
     }
 }
 
+/// A mask that is late holds nobody up and changes no token, whichever rank it is late on.
+#[test]
+fn a_sequence_whose_guide_is_late_sits_out_and_says_the_same() {
+    let model = tiny_model(21);
+    let expected: Vec<Driven> = (0..3).map(|id| alone(model.path(), id)).collect();
+    let late = [0, 15, 0, 0, 0, 60].map(Duration::from_millis);
+    for world_size in 1..=3 {
+        let mut ranks = group(model.path(), world_size);
+        ranks.last_mut().expect("a rank").delay_masks(&late);
+        let mut sequences: Vec<_> = (0..3).map(|id| Driven::new(id, Some(guide()))).collect();
+        sequences.push(Driven::new(9, None));
+        let (mut number, mut sat_out) = (0, [0; 10]);
+        while sequences.iter().any(|one| !one.is_over()) {
+            number += 1;
+            let steps = sequences.iter_mut().filter(|one| !one.is_over());
+            let steps: Vec<_> = steps.map(Driven::step).collect();
+            let asked: Vec<bool> = steps.iter().map(|step| step.sample).collect();
+            for (output, asked) in execute(&mut ranks, number, steps).into_iter().zip(asked) {
+                assert_eq!(output.error, "");
+                assert_eq!(output.token.is_some() || output.awaits_guide, asked);
+                sat_out[output.sequence as usize] += usize::from(output.awaits_guide);
+                let one = sequences.iter_mut().find(|one| one.id == output.sequence);
+                one.expect("it is ours").answer.extend(output.token);
+            }
+        }
+        for (one, expected) in sequences.iter().zip(&expected) {
+            assert_eq!(
+                one.answer, expected.answer,
+                "{world_size} ranks, {}",
+                one.id
+            );
+            assert!(sat_out[one.id as usize] > 0, "{sat_out:?}");
+        }
+        assert_eq!(sat_out[9], 0, "it has no guide");
+    }
+}
+
+/// What a plan may not do with a token that is due fails its sequence alone.
+#[test]
+fn a_token_that_is_due_is_chosen_before_anything_is_read() {
+    let model = tiny_model(26);
+    let mut ranks = group(model.path(), 1);
+    ranks[0].delay_masks(&[Duration::from_millis(500)]);
+    let mut sequences = [Driven::new(1, Some(guide())), Driven::new(2, None)];
+    let mut number = 0;
+    loop {
+        number += 1;
+        let steps = sequences.iter_mut().map(Driven::step).collect();
+        let outputs = execute(&mut ranks, number, steps);
+        for (one, output) in sequences.iter_mut().zip(&outputs) {
+            one.answer.extend(output.token);
+        }
+        if outputs[0].awaits_guide {
+            break;
+        }
+    }
+    let read = SequenceStep {
+        tokens: vec![97],
+        ..sequences[0].step()
+    };
+    let outputs = execute(&mut ranks, number + 1, vec![read, sequences[1].step()]);
+    assert!(outputs[0].error.contains("is due"), "{outputs:?}");
+    assert!(outputs[1].error.is_empty() && outputs[1].token.is_some());
+}
+
 /// As after the loss of a group: the prompt and what was answered are read anew.
 #[test]
 fn an_answer_that_is_read_again_goes_on_with_the_same_tokens() {
@@ -303,12 +369,20 @@ fn a_guide_that_is_stuck_ends_its_sequence_alone() {
     stuck.init.banned = vec![97];
     let wrong = Driven::new(2, Some(Guide::of_texts(Vec::new())));
     let mut sequences = [stuck, wrong, Driven::new(3, Some(guide()))];
-    let mut outputs = Vec::new();
-    for number in 1..=3 {
+    let mut outputs: Vec<SequenceOutput> = Vec::new();
+    // Until all prompts are read, and no guide is waited for.
+    for number in 1.. {
+        let is_due = |id| {
+            let last = outputs.iter().rfind(|output| output.sequence == id);
+            last.is_some_and(|output| output.awaits_guide)
+        };
         let steps = sequences
             .iter_mut()
-            .filter(|one| one.read < one.prompt.len());
-        let steps = steps.map(Driven::step).collect();
+            .filter(|one| one.read < one.prompt.len() || is_due(one.id));
+        let steps: Vec<_> = steps.map(Driven::step).collect();
+        if steps.is_empty() {
+            break;
+        }
         outputs.extend(execute(&mut ranks, number, steps));
     }
     let of = |id| {

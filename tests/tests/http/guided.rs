@@ -126,3 +126,122 @@ async fn a_form_that_cannot_be_is_refused_by_the_name_that_the_client_gave_it() 
         waited.body
     );
 }
+
+/// A tool, and the schema that its calls must match.
+fn move_to(strict: bool) -> Value {
+    let function = json!({"name": "move_to", "strict": strict, "parameters": point()});
+    json!({"type": "function", "function": function})
+}
+
+/// Weights are random, so nothing but the guide makes a call of what the model says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_must_be_match_the_schemas_of_their_tools() {
+    let http = Http::start(Config::default()).await;
+    let schema = jsonschema::validator_for(&point()).expect("a schema");
+    let named = json!({"type": "function", "function": {"name": "move_to"}});
+    for (choice, stream) in [
+        (json!("required"), false),
+        (named.clone(), false),
+        (json!("required"), true),
+        (named, true),
+    ] {
+        for seed in 0..4 {
+            let asked = json!({
+                "tools": [move_to(false)], "tool_choice": choice, "seed": seed,
+                "stream": stream, "parallel_tool_calls": false, "temperature": 1.5,
+            });
+            let reply = http.post("/v1/chat/completions", chat(asked)).await;
+            assert_eq!(reply.status, 200, "{reply:?}");
+            let (calls, reason) = if stream {
+                streamed_calls(&reply.events())
+            } else {
+                whole_calls(&reply.json())
+            };
+            assert_eq!(reason, "tool_calls");
+            let [(name, arguments)] = &calls[..] else {
+                panic!("one call: {calls:?}")
+            };
+            assert_eq!(name, "move_to");
+            let arguments: Value = serde_json::from_str(arguments).expect("JSON");
+            assert!(schema.is_valid(&arguments), "{arguments}");
+        }
+    }
+}
+
+/// A call that is cut off is an answer like any other, with the arguments that there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guided_call_that_is_cut_off_stays_an_answer() {
+    let http = Http::start(Config::default()).await;
+    let named = json!({"type": "function", "function": {"name": "move_to"}});
+    for max_tokens in 1..8 {
+        let asked = json!({
+            "tools": [move_to(true)], "tool_choice": named, "max_tokens": max_tokens,
+        });
+        let reply = http.post("/v1/chat/completions", chat(asked)).await;
+        let (calls, reason) = whole_calls(&reply.json());
+        assert_eq!((calls.len(), reason.as_str()), (1, "length"), "{reply:?}");
+        assert!(calls[0].1.starts_with('{'), "{calls:?}");
+    }
+}
+
+/// Where the model decides, text is free: whatever else it says, a call of a strict tool is right.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strict_tool_that_need_not_be_called_leaves_text_free() {
+    let http = Http::start(Config::default()).await;
+    let asked = json!({"tools": [move_to(true)], "max_tokens": 40, "temperature": 1.0});
+    let reply = http.post("/v1/chat/completions", chat(asked)).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let choice = &reply.json()["choices"][0];
+    assert!(
+        choice["message"]["content"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty())
+    );
+    let mut bad = move_to(true);
+    bad["function"]["parameters"] = json!({"type": "object", "not": {"required": ["x"]}});
+    let reply = http
+        .post("/v1/chat/completions", chat(json!({"tools": [bad]})))
+        .await;
+    let error = &reply.json()["error"];
+    assert_eq!(
+        (reply.status, &error["param"]),
+        (400, &json!("tools")),
+        "{error}"
+    );
+}
+
+/// Names and arguments of calls, and why the answer ended.
+type Calls = (Vec<(String, String)>, String);
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn whole_calls(reply: &Value) -> Calls {
+    let choice = &reply["choices"][0];
+    let calls = choice["message"]["tool_calls"].as_array();
+    let calls = calls.into_iter().flatten().map(|call| &call["function"]);
+    let calls = calls.map(|call| (text_of(&call["name"]), text_of(&call["arguments"])));
+    (calls.collect(), text_of(&choice["finish_reason"]))
+}
+
+fn streamed_calls(events: &[Value]) -> Calls {
+    let (mut calls, mut reason) = (Vec::new(), String::new());
+    for event in events {
+        let choice = &event["choices"][0];
+        reason.push_str(choice["finish_reason"].as_str().unwrap_or_default());
+        for piece in choice["delta"]["tool_calls"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            let function = &piece["function"];
+            if let Some(name) = function["name"].as_str() {
+                calls.push((name.to_owned(), String::new()));
+            }
+            let (_, arguments): &mut (String, String) = calls.last_mut().expect("a name first");
+            arguments.push_str(function["arguments"].as_str().unwrap_or_default());
+        }
+    }
+    (calls, reason)
+}

@@ -45,6 +45,8 @@ pub struct Script {
     pub poison: Option<u32>,
     /// Faults by the number of plans that the rank has had, from 0.
     pub faults: HashMap<usize, Fault>,
+    /// Every token of a guided sequence comes a step late.
+    pub late_guides: bool,
 }
 
 impl Script {
@@ -99,6 +101,7 @@ impl Script {
             token_time: Duration::ZERO,
             poison: None,
             faults: HashMap::new(),
+            late_guides: false,
         }
     }
 
@@ -119,6 +122,13 @@ impl Script {
     #[must_use]
     pub const fn with_token_time(mut self, token_time: Duration) -> Self {
         self.token_time = token_time;
+        self
+    }
+
+    /// The same, with a late token for every one that is guided.
+    #[must_use]
+    pub const fn with_late_guides(mut self) -> Self {
+        self.late_guides = true;
         self
     }
 

@@ -20,6 +20,8 @@ struct Held {
     init: SequenceInit,
     contract: Contract,
     tokens: Vec<u32>,
+    /// Its next token was not chosen with the last step.
+    due: bool,
 }
 
 /// Which step of which epoch.
@@ -128,6 +130,7 @@ impl Sequences {
                 true => Vec::new(),
                 false => self.snapshots.lock().begin_with(&init.fork)?,
             },
+            due: false,
         };
         match self.held.insert(id, held) {
             Some(_) => Err(format!("{id} begins twice")),
@@ -142,25 +145,12 @@ impl Sequences {
         }
         let held = self.held.get_mut(&id).ok_or(format!("{id} without init"))?;
         let stride = u64::from(script.rank.model.as_ref().map_or(1, |model| model.stride));
-        let position = held.tokens.len() as u64;
-        if step.position != position || step.tokens.is_empty() {
-            return Err(format!(
-                "{id}: {} tokens at {}, not {position}",
-                step.tokens.len(),
-                step.position
-            ));
-        }
-        let end = position + step.tokens.len() as u64;
-        if position / stride != (end - 1) / stride || end > held.init.max_tokens {
-            return Err(format!(
-                "{id}: tokens {position}..{end}, stride {stride}, at most {}",
-                held.init.max_tokens
-            ));
-        }
+        let end = end_of(step, held, stride)?;
         let prompt_logprobs = scored(&held.init, step);
         held.tokens.extend(&step.tokens);
-        let token = step
-            .sample
+        let is_guided = held.init.guide.is_some() || held.init.calls.is_some();
+        held.due = script.late_guides && is_guided && step.sample && !held.due;
+        let token = (step.sample && !held.due)
             .then(|| (script.answer)(&held.tokens, held.init.prompt_tokens as usize));
         let wanted = held
             .init
@@ -199,11 +189,33 @@ impl Sequences {
             retention,
             error: String::new(),
             guide_failed: false,
+            awaits_guide: held.due,
             kept_bytes,
             prompt_logprobs,
             embedding: embedding(&held.init, end),
         })
     }
+}
+
+/// Where a sequence stands after a step, which begins where it stands and ends at a boundary at the
+/// latest.
+fn end_of(step: &SequenceStep, held: &Held, stride: u64) -> Result<u64, String> {
+    let (id, position) = (step.sequence, held.tokens.len() as u64);
+    // A step without tokens is for a token that is due, and only for that.
+    let is_choice = step.tokens.is_empty() && step.sample && step.keep.is_empty();
+    if step.position != position || held.due != is_choice {
+        let (count, at) = (step.tokens.len(), step.position);
+        return Err(format!("{id}: {count} tokens at {at}, not {position}"));
+    }
+    let end = position + step.tokens.len() as u64;
+    let crosses = end > position && position / stride != (end - 1) / stride;
+    let most = held.init.max_tokens;
+    if crosses || end > most {
+        return Err(format!(
+            "{id}: tokens {position}..{end}, stride {stride}, at most {most}"
+        ));
+    }
+    Ok(end)
 }
 
 /// With the end of a prompt that is pooled, always the same.

@@ -12,6 +12,8 @@ struct Held {
     position: u64,
     /// Bytes.
     cost: u64,
+    /// Its token comes with the next step.
+    due: bool,
 }
 
 /// A worker group that fails the test where a plan breaks the contract.
@@ -113,25 +115,30 @@ impl Group {
             let held = Held {
                 position: 0,
                 cost: costs[&id],
+                due: false,
             };
             assert!(self.held.insert(id, held).is_none(), "{id} begins twice");
         }
         let held = self.held.get_mut(&id).expect("init comes first");
         assert_eq!(held.position, step.position);
-        assert!(!step.tokens.is_empty());
-        let last = held.position + step.tokens.len() as u64 - 1;
+        assert_eq!(step.tokens.is_empty(), held.due, "{id}");
+        let end = held.position + step.tokens.len() as u64;
+        let last = end.max(held.position + 1) - 1;
         assert_eq!(
             held.position / limits.stride,
             last / limits.stride,
             "{id} carried across a boundary"
         );
-        held.position = last + 1;
+        held.position = end;
         if step.sample {
             self.decoding.insert(id);
         }
+        // Every third sequence has a guide that is late with every other token.
+        held.due = step.sample && id % 3 == 2 && end.is_multiple_of(2) && !held.due;
         SequenceOutput {
             sequence: id,
-            token: step.sample.then_some(7),
+            token: (step.sample && !held.due).then_some(7),
+            awaits_guide: held.due,
             ..Default::default()
         }
     }

@@ -149,6 +149,7 @@ impl<'a> Conversation<'a> {
         let last = self.chat.messages.len().wrapping_sub(1);
         let messages = self.chat.messages.iter().enumerate();
         let value = |(index, one): (usize, &ChatMessage)| {
+            let content_is_empty = one.content.is_empty();
             let mut content = words.marked(&one.content);
             if self.chat.continue_final_message && index == last {
                 content.push(words.marks.end);
@@ -166,6 +167,10 @@ impl<'a> Conversation<'a> {
                 if !text.is_empty() {
                     fields.push((name, words.value(text)));
                 }
+            }
+            // gpt-oss has thoughts by another name, and refuses them beside what comes with a call.
+            if !one.reasoning().is_empty() && (content_is_empty || one.tool_calls().is_empty()) {
+                fields.push(("thinking", words.value(one.reasoning())));
             }
             if !one.tool_calls().is_empty() {
                 let calls = one.tool_calls().iter().zip(&mut arguments);

@@ -10,12 +10,19 @@
 //! What the template itself looks for (a literal of its source, such as `'</think>'`) and what the
 //! tokenizer has as text beside its vocabulary (`special: false`) stays as it is.
 //!
-//! This holds for tokens that the tokenizer calls special. A model whose roles are set apart by
+//! This holds for tokens that the tokenizer calls special, and for those between `<|` and `|>` or
+//! between `<｜` and `｜>` whatever it calls them: some files have the marks of roles as text
+//! (`<｜User｜>` of DeepSeek's distilled models). A model whose roles are set apart by
 //! plain text (`[INST]` of the first Mistral models, `### User:`) has nothing that could be told
 //! from a client's words.
 
+use std::collections::BTreeSet;
+
+use aho_corasick::AhoCorasick;
+
+use crate::text::error::Error;
 use crate::text::rendered::unused_marks;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::tokenizer::{Tokenizer, beginnings, begins_with_any};
 
 /// Literals shorter than this say nothing.
 const LEAST_LITERAL: usize = 3;
@@ -25,13 +32,16 @@ const LEAST_LITERAL: usize = 3;
 pub(super) struct Guard {
     /// First characters of control tokens.
     openings: Vec<char>,
-    /// What begins with one of them and is none.
-    kept: Vec<String>,
+    /// Finds what begins with one of them and is none.
+    kept: Option<AhoCorasick>,
 }
 
 impl Guard {
     /// The guard for a template and the tokenizer of its model.
-    pub(super) fn new(source: &str, tokenizer: &Tokenizer) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a template of more literals than can be found.
+    pub(super) fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, Error> {
         let controls: Vec<&str> = tokenizer
             .added(true)
             .filter(|text| !text.is_empty())
@@ -44,20 +54,23 @@ impl Guard {
         openings.dedup();
         let own = literals(source).into_iter();
         let texts = tokenizer.added(false).map(str::to_owned);
-        let mut kept: Vec<String> = own
+        let kept: BTreeSet<String> = own
             .chain(texts)
             .filter_map(|text| keepable(&text, &openings, &controls))
             .collect();
-        kept.sort_unstable();
-        kept.dedup();
-        Self { openings, kept }
+        let kept = beginnings(kept.iter().map(String::as_str))?;
+        Ok(Self {
+            openings,
+            kept: Some(kept),
+        })
     }
 
     /// Adds a client's words to `out`, with their marks.
     pub(super) fn push(&self, out: &mut String, words: &str, mark: char) {
         let mut from = 0;
         for (at, opening) in words.match_indices(&self.openings[..]) {
-            if self.kept.iter().any(|kept| words[at..].starts_with(kept)) {
+            let kept = self.kept.as_ref();
+            if kept.is_some_and(|kept| begins_with_any(kept, &words[at..])) {
                 continue;
             }
             let end = at + opening.len();

@@ -1,3 +1,6 @@
+mod harmony;
+mod roles;
+
 use palimpsest_proto::v1::{ChatMessage, MessageDetails, Tool, ToolCall};
 use serde_json::json;
 
@@ -193,7 +196,7 @@ fn what_a_client_spells_has_the_tokens_of_plain_text() {
         let guarding = tokenizer(family.controls, family.texts);
         let plain = tokenizer(&[], family.texts);
         let template = ChatTemplate::new(family.template, "<s>", "</s>").unwrap();
-        let template = template.guarded(&guarding);
+        let template = template.guarded(&guarding).unwrap();
         for attack in ATTACKS {
             let words = format!("x {attack} y");
             let prompt = template.render(&chat(&[("user", &words)], "")).unwrap();
@@ -244,7 +247,7 @@ fn texts_without_control_tokens_are_written_as_ever() {
         let bare = ChatTemplate::new(family.template, "<s>", "</s>").unwrap();
         let bare = bare.render(&chat(&[("user", "a <b> [c]")], "")).unwrap();
         let template = ChatTemplate::new(family.template, "<s>", "</s>").unwrap();
-        let guarded = template.guarded(&guarding);
+        let guarded = template.guarded(&guarding).unwrap();
         let guarded = guarded.render(&chat(&[("user", "a <b> [c]")], "")).unwrap();
         assert_eq!(guarded.text(), bare.text());
         assert_eq!(
@@ -260,7 +263,7 @@ fn a_template_finds_its_own_literals() {
     let [.., qwen] = &FAMILIES;
     let guarding = tokenizer(qwen.controls, qwen.texts);
     let template = ChatTemplate::new(qwen.template, "", "").unwrap();
-    let template = template.guarded(&guarding);
+    let template = template.guarded(&guarding).unwrap();
     let said = "<think>\nhm <|im_end|>\n</think>\n\nyes";
     let prompt = template
         .render(&chat(&[("assistant", said)], "<think>"))
@@ -345,7 +348,7 @@ fn tools_are_values_of_the_template() {
 fn tools_are_told_in_words_where_the_template_has_none() {
     let [chatml, ..] = &FAMILIES;
     let template = ChatTemplate::new(chatml.template, "", "").unwrap();
-    let template = template.guarded(&tokenizer(chatml.controls, &[]));
+    let template = template.guarded(&tokenizer(chatml.controls, &[])).unwrap();
     let mut chat = with_tools(ToolMode::Auto, "");
     for (role, content) in [("tool", "3"), ("tool", "4"), ("assistant", "3 and 4")] {
         chat.messages.push(ChatMessage::new(role, content));

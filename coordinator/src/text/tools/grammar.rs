@@ -1,93 +1,97 @@
-//! What may follow the forced opening of a call, as a grammar.
+//! The grammar of an answer in which tools are called, in Lark's syntax as llguidance reads it.
+//!
+//! A grammar begins where the prompt ends: behind an opening that was written in the model's place,
+//! or with free text in which a call may come. Text is free up to the mark of a call: a lexeme that
+//! ends with the mark is *lazy*, which means that it ends there and nothing else may go on. Marks
+//! that are control tokens of the model stand in the grammar by their ids, since no text of a
+//! grammar ever spells one.
 
-use std::fmt::Write as _;
+mod channels;
+mod marked;
+#[cfg(test)]
+mod tests;
+mod unmarked;
+mod writer;
 
-use palimpsest_proto::v1::Tool;
+use palimpsest_proto::internal::v1::CallGuide;
 
+use self::writer::Writer;
 use super::ToolFormat;
+use crate::text::tokenizer::Tokenizer;
 
-impl ToolFormat {
-    /// The grammar of what a model may write behind [`Self::opening`], in Lark as llguidance reads
-    /// it: the rest of one call, whose arguments match the schema of its tool. `None` where a
-    /// control token would have to stand in the middle, which no mask of a grammar lets through.
-    pub fn grammar(self, tools: &[Tool], name: Option<&str>) -> Option<String> {
-        if self == Self::MistralNamed && name.is_none() {
-            return None;
+/// A tool as a grammar has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuidedTool {
+    /// Its name.
+    pub name: String,
+    /// The schema of its arguments, as `palimpsest_guide::calls` writes one.
+    pub schema: String,
+}
+
+/// How much of a call the prompt ends with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Begun {
+    /// Nothing: the answer may be text.
+    #[default]
+    Nothing,
+    /// What stands before its name. Where a format has no such opening, the call is still to come.
+    Call,
+    /// All that stands before its arguments: the call is of the only tool. Where a format has no
+    /// such opening, the call is still to come.
+    Arguments,
+}
+
+/// What an answer may be.
+#[derive(Debug, Clone)]
+pub struct Shape<'a> {
+    /// How calls are written.
+    pub format: ToolFormat,
+    /// What may be called.
+    pub tools: &'a [GuidedTool],
+    /// How much of a call is there.
+    pub begun: Begun,
+    /// No more than one call.
+    pub single: bool,
+    /// Thoughts come before the answer; true: the prompt has begun one.
+    pub thinks: Option<bool>,
+    /// What an answer is that is no call, as an expression in Lark; `None`: any text. It does not
+    /// count where a call has begun.
+    pub answer: Option<&'a str>,
+}
+
+impl Shape<'_> {
+    /// The grammar of such an answer. `None` for a shape that its format cannot tell from a call:
+    /// an answer in JSON where calls are plain JSON.
+    pub fn grammar(&self, tokenizer: &Tokenizer) -> Option<CallGuide> {
+        let mut writer = Writer::new(tokenizer);
+        match self.format {
+            ToolFormat::Harmony => channels::write(self, &mut writer),
+            ToolFormat::Tagged | ToolFormat::MistralList | ToolFormat::MistralNamed => {
+                marked::write(self, &mut writer);
+            }
+            ToolFormat::Llama | ToolFormat::Plain if self.is_either() => return None,
+            ToolFormat::Llama | ToolFormat::Plain => unmarked::write(self, &mut writer),
         }
-        let chosen = tools
-            .iter()
-            .filter(|tool| name.is_none_or(|name| name == tool.name));
-        let mut rules = String::new();
-        let mut calls = Vec::new();
-        for (index, tool) in chosen.enumerate() {
-            let schema = match tool.parameters.trim() {
-                "" => r#"{"type": "object"}"#,
-                schema => schema,
-            };
-            let head = match name {
-                Some(_) => String::new(),
-                None => quoted(&format!("{}\", \"{}\": ", tool.name, self.key())) + " ",
-            };
-            let written = writeln!(rules, "call_{index}: {head}%json {schema}");
-            written.expect("memory takes everything");
-            calls.push(format!("call_{index}"));
-        }
-        let end = match self {
-            Self::Tagged => quoted("}\n</tool_call>"),
-            Self::MistralList => quoted("}]"),
-            Self::MistralNamed => String::new(),
-            Self::Llama | Self::Plain => quoted("}"),
-        };
-        let start = format!("start: ({}) {end}", calls.join(" | "));
-        Some(format!("{}\n{rules}", start.trim_end()))
+        Some(writer.finish())
     }
 
+    /// Whether the answer may be a call, or what a guide asks for.
+    fn is_either(&self) -> bool {
+        self.answer.is_some() && self.begun == Begun::Nothing
+    }
+
+    /// Whether another call may follow one.
+    fn may_repeat(&self) -> bool {
+        !self.single && self.begun != Begun::Arguments
+    }
+}
+
+impl ToolFormat {
     /// The name that arguments have.
     pub(super) const fn key(self) -> &'static str {
         match self {
             Self::Llama => "parameters",
-            Self::Tagged | Self::MistralList | Self::MistralNamed | Self::Plain => "arguments",
+            _ => "arguments",
         }
-    }
-}
-
-/// A text as Lark has it.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tool(name: &str, parameters: &str) -> Tool {
-        Tool {
-            name: name.into(),
-            parameters: parameters.into(),
-            ..Default::default()
-        }
-    }
-
-    /// Opening and grammar together are the whole of a call.
-    #[test]
-    fn a_grammar_goes_on_where_the_opening_ends() {
-        let tools = [tool("add", r#"{"type": "object"}"#), tool("now", "")];
-        assert_eq!(
-            ToolFormat::Tagged.grammar(&tools, None).unwrap(),
-            "start: (call_0 | call_1) \"}\\n</tool_call>\"\n\
-             call_0: \"add\\\", \\\"arguments\\\": \" %json {\"type\": \"object\"}\n\
-             call_1: \"now\\\", \\\"arguments\\\": \" %json {\"type\": \"object\"}\n"
-        );
-        assert_eq!(
-            ToolFormat::Llama.grammar(&tools, Some("now")).unwrap(),
-            "start: (call_0) \"}\"\ncall_0: %json {\"type\": \"object\"}\n"
-        );
-        assert_eq!(
-            ToolFormat::MistralNamed
-                .grammar(&tools, Some("add"))
-                .unwrap(),
-            "start: (call_0)\ncall_0: %json {\"type\": \"object\"}\n"
-        );
-        assert_eq!(ToolFormat::MistralNamed.grammar(&tools, None), None);
     }
 }

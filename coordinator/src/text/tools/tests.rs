@@ -267,6 +267,7 @@ fn the_format_is_the_templates() {
         ("{{ tools }} [TOOL_CALLS]x[ARGS]", ToolFormat::MistralNamed),
         ("{{ tools }} <|start_header_id|>", ToolFormat::Llama),
         ("{{ tools }} <|call|>", ToolFormat::Plain),
+        ("{{ tools }} <|channel|>x<|message|>", ToolFormat::Harmony),
     ] {
         assert_eq!(ToolFormat::of(template), format, "{template}");
     }
