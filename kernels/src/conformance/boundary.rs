@@ -13,7 +13,7 @@ impl<B: Boundary> Suite<'_, B> {
     /// Cases of [`Boundary`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn boundary(&mut self) -> Result<(), Failure> {
         compaction(self)?;
         refused_compactions(self)?;

@@ -13,7 +13,7 @@ impl<B: Cache> Suite<'_, B> {
     /// Cases of [`Cache`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn cache(&mut self) -> Result<(), Failure> {
         slots(self)?;
         for shape in SHAPES {

@@ -11,7 +11,7 @@ impl<B: Scoring> Suite<'_, B> {
     /// Cases of [`Scoring`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn scoring(&mut self) -> Result<(), Failure> {
         for of_two in [false, true] {
             notes(self, of_two)?;
@@ -30,7 +30,7 @@ impl<B: Scoring + Boundary> Suite<'_, B> {
     /// What [`Boundary::compact`] does to notes.
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn notes_after_compaction(&mut self) -> Result<(), Failure> {
         for of_two in [false, true] {
             compacted(self, of_two)?;

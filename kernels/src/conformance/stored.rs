@@ -14,7 +14,7 @@ impl<B: Cache> Suite<'_, B> {
     /// Cases of [`Cache::save_slots`] and [`Cache::load_slots`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn stored(&mut self) -> Result<(), Failure> {
         for dim in [8, 48, 128] {
             round_trip(self, dim, &LENS)?;
@@ -29,7 +29,7 @@ impl<B: Scoring> Suite<'_, B> {
     /// Cases of [`Scoring::write_notes`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn stored_notes(&mut self) -> Result<(), Failure> {
         let mut arenas = Arenas::new(self, 8, &LENS)?;
         for (index, len) in LENS.into_iter().enumerate() {
