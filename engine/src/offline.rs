@@ -216,6 +216,11 @@ impl<'a, B: Backend> OfflineBatch<'a, B> {
         Ok(Self { runner, caches })
     }
 
+    /// The runner.
+    pub fn runner(&self) -> &Runner<B> {
+        self.runner
+    }
+
     /// Gives every sequence `count` slots as if it had read as many tokens, without computing them:
     /// their keys and values are what the pages hold. The time of a step does not depend on that,
     /// what it answers does.
