@@ -323,10 +323,7 @@ fn item() -> AttentionItem<'static> {
     AttentionItem {
         rows: 0..2,
         kv_head: 0,
-        slots: HeadPages {
-            pages: &PAGES,
-            len: 40,
-        },
+        slots: HeadPages::new(&PAGES, 40),
         first_visible: None,
         centroids: None,
     }
@@ -359,7 +356,7 @@ fn refuse<B: Attention>(
 fn refusals<B: Attention>(suite: &Suite<'_, B>) -> Check {
     let pages = two_pages(suite)?;
     let attend = |name: &str, item| refuse(suite, &pages, name, item);
-    let slots = |pages, len| HeadPages { pages, len };
+    let slots = |pages, len| HeadPages::new(pages, len);
     attend(
         "more rows than slots",
         AttentionItem {

@@ -36,7 +36,7 @@ impl<B: Scoring> Suite<'_, B> {
             let notes: Vec<u32> = (0..len).map(|_| self.random.next() as u32).collect();
             let positions: Vec<u32> = (0..len as u32).map(|slot| 7 * slot).collect();
             let table = arenas.tables[index].clone();
-            let head = HeadPages { pages: &table, len };
+            let head = HeadPages::new(&table, len);
             self.backend
                 .write_notes(&mut arenas.pages, head, &notes, &positions)
                 .named("write_notes")?;
@@ -56,7 +56,7 @@ impl<B: Scoring> Suite<'_, B> {
         }
         let head = arenas.head(3, 333);
         let (table, len) = (head.pages.to_vec(), head.len);
-        let head = HeadPages { pages: &table, len };
+        let head = HeadPages::new(&table, len);
         refused(
             "positions of fewer slots",
             self.backend
@@ -144,7 +144,7 @@ fn refusals<B: Cache>(suite: &mut Suite<'_, B>) -> Check {
         ("saved slots past the table", &table[..1], 0),
         ("bytes of fewer slots", &table, 1),
     ] {
-        let head = [HeadPages { pages, len: 40 }];
+        let head = [HeadPages::new(pages, 40)];
         let end = bytes.len() - less;
         let some = &mut bytes[..end];
         refused(case, backend.save_slots(&arenas.pages, &head, some))?;
