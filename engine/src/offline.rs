@@ -6,12 +6,14 @@ pub mod reconstruction;
 use std::sync::Arc;
 
 use palimpsest_kernels::Backend;
+use palimpsest_proto::v1::Sampling;
 
-use crate::decoder::{Logits, Piece};
+use crate::decoder::{Answer, Choices, Logits, Piece};
 use crate::error::Result;
 use crate::kv::{Contract, Entries, SequenceCache};
 use crate::policy::Policy;
 use crate::runner::Runner;
+use crate::sampler::Sampler;
 use crate::slots::HeadSlots;
 use crate::snapshot::Snapshot;
 
@@ -214,6 +216,11 @@ impl<'a, B: Backend> OfflineBatch<'a, B> {
         Ok(Self { runner, caches })
     }
 
+    /// The runner.
+    pub fn runner(&self) -> &Runner<B> {
+        self.runner
+    }
+
     /// Gives every sequence `count` slots as if it had read as many tokens, without computing them:
     /// their keys and values are what the pages hold. The time of a step does not depend on that,
     /// what it answers does.
@@ -260,6 +267,45 @@ impl<'a, B: Backend> OfflineBatch<'a, B> {
                 .forward(&mut self.runner.arena, &mut pieces)?;
         }
         Ok(last)
+    }
+
+    /// Every sequence reads its token and chooses the likeliest one after it, as a server's step
+    /// does: where the device samples, no logits leave it. Returns the chosen tokens; `None` where
+    /// no logit is a number.
+    ///
+    /// # Errors
+    /// Those of [`crate::decoder::Decoder::forward`].
+    ///
+    /// # Panics
+    /// Unless there is one token for each sequence.
+    pub fn decode(&mut self, tokens: &[u32]) -> Result<Vec<Option<u32>>> {
+        assert_eq!(tokens.len(), self.caches.len(), "a token for each sequence");
+        let sampling = Sampling {
+            temperature: Some(0.0),
+            ..Sampling::default()
+        };
+        let sampler = Sampler::new(sampling, Vec::new());
+        let mut choices = Choices::default();
+        let mut pieces = Vec::with_capacity(tokens.len());
+        for (cache, token) in self.caches.iter_mut().zip(tokens) {
+            choices.push(Some(sampler.item(&[], cache.seen + 1)), None);
+            pieces.push(Piece {
+                cache,
+                tokens: std::slice::from_ref(token),
+                logits: Logits::Last,
+                known: None,
+                states: 0..0,
+            });
+        }
+        let runner = &mut *self.runner;
+        let answers = runner
+            .decoder
+            .step(&mut runner.arena, &mut pieces, &mut choices)?;
+        let chosen = |answer| match answer {
+            Answer::Token(token) => token,
+            Answer::Logits(_) => None,
+        };
+        Ok(answers.into_iter().map(chosen).collect())
     }
 }
 

@@ -19,9 +19,10 @@ use crate::decoder::Decoder;
 use crate::device_memory::{CacheBytes, StepSize};
 use crate::error::{Error, Result};
 use crate::guides::Guides;
-use crate::indexer::Indexer;
+use crate::indexer::{Indexer, ModelShape};
 use crate::kept::Kept;
 use crate::memory;
+use crate::policy::retention::RetentionWeights;
 use crate::policy::{self, Policy, Retention};
 use crate::runner::Runner;
 use crate::shard::Shard;
@@ -70,9 +71,16 @@ impl<B: Backend> Rank<B> {
     ///
     /// # Errors
     /// What is wrong with the model or the indexer.
-    pub fn open(backend: B, options: RankOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+    pub fn open(
+        backend: B,
+        mut options: RankOptions,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self> {
         let place = options.place;
         let model = Model::open(&options.model)?;
+        if options.indexer.is_none() && model.is_random() {
+            options.indexer = Some(random_indexer(model.config()));
+        }
         let shard = Shard::new(model.config(), place)?;
         let decoder = Decoder::load(
             backend,
@@ -127,6 +135,18 @@ impl<B: Backend> Rank<B> {
         };
         Ok(Self { info, runner })
     }
+}
+
+/// Scorers for random weights: the default contract of such a model is that of a trained one.
+fn random_indexer(config: &ModelConfig) -> Indexer {
+    let shape = ModelShape {
+        layers: config.layers,
+        kv_heads: config.kv_heads,
+        hidden: config.hidden,
+    };
+    let mut indexer = Indexer::new(shape);
+    indexer.set(&RetentionWeights::random(shape));
+    indexer
 }
 
 /// What must be the same on all ranks of a group: model, indexer, options, arithmetic and build.

@@ -1,12 +1,12 @@
 //! Slots of one KV head: what the cache, the policy and its hook know of them.
 
-use palimpsest_kernels::{HeadPages, PageId};
+use palimpsest_kernels::{HeadPages, PageList};
 
 /// Slots of one KV head of one layer, in position order.
 #[derive(Debug, Clone, Default)]
 pub struct HeadSlots {
     /// Page table.
-    pub pages: Vec<PageId>,
+    pub pages: PageList,
     /// Absolute position of every slot, strictly increasing.
     pub positions: Vec<u32>,
     /// Rotary position of every slot; empty while it equals the absolute one.
@@ -35,10 +35,7 @@ impl HeadSlots {
 
     /// The slots as kernels see them, the first `len` only.
     pub fn view(&self, len: usize) -> HeadPages<'_> {
-        HeadPages {
-            pages: &self.pages,
-            len,
-        }
+        self.pages.view(len)
     }
 
     /// Keeps the slots listed in `keep` (strictly increasing), of which each has `terms` values.

@@ -75,10 +75,7 @@ fn arena(
             noise(slots * SHAPE.head_dim, head as u32),
             noise(slots * SHAPE.head_dim, 77 + head as u32),
         );
-        let table = HeadPages {
-            pages: table,
-            len: slots,
-        };
+        let table = HeadPages::new(table, slots);
         backend
             .write_slots(&mut pages, table, 0, &keys, &values)
             .expect("slots fit");
@@ -93,7 +90,7 @@ fn items<'a>(tables: &'a [Vec<PageId>], rows: usize, slots: usize) -> Vec<Attent
         .map(|(kv_head, pages)| AttentionItem {
             rows: 0..rows,
             kv_head,
-            slots: HeadPages { pages, len: slots },
+            slots: HeadPages::new(pages, slots),
             first_visible: None,
             centroids: None,
         })
@@ -174,10 +171,7 @@ fn elementwise(backend: &CpuBackend, threads: usize, rows: usize) {
         .map(|(kv_head, pages)| SplitItem {
             rows: 0..rows,
             kv_head,
-            slots: HeadPages {
-                pages,
-                len: 1280 - rows,
-            },
+            slots: HeadPages::new(pages, 1280 - rows),
         })
         .collect();
     let half = SHAPE.head_dim / 2;

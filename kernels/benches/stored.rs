@@ -35,7 +35,7 @@ fn measure(dtype: KvType, threads: usize) {
     let pages = SLOTS / PageShape::SLOTS;
     let mut arena = backend.alloc_pages(shape, HEADS * pages).expect("memory");
     let all: Vec<PageId> = (0..(HEADS * pages) as u32).map(PageId).collect();
-    let head = |pages| HeadPages { pages, len: SLOTS };
+    let head = |pages| HeadPages::new(pages, SLOTS);
     let heads: Vec<HeadPages<'_>> = all.chunks(pages).map(head).collect();
     let mut bytes = vec![1u8; HEADS * StoredParts::of(shape, SLOTS).bytes()];
     let load = best(|| {

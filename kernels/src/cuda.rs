@@ -9,7 +9,8 @@
 //!   sum over ranks.
 //! - **graph**: commands that were captured and are started as one.
 //! - **device**: memory, copies, commands and graphs. `driver` is a GPU, `emulated` runs the
-//!   kernels on the host, `recorded` writes down what another device is asked for.
+//!   kernels on the host, `recorded` writes down what another device is asked for, `null` computes
+//!   nothing.
 //! - **stream**: a device's work in order. Between the beginning and the end of a **step** of
 //!   decoding it puts commands off.
 //! - **bucket**: sizes that a step is padded to, so that many steps have the same commands.
@@ -48,7 +49,7 @@ mod scoring;
 mod stored;
 
 pub use backend::{Buffer, CudaBackend, Precision};
-pub use device::{Device, driver};
+pub use device::{Device, driver, null};
 #[cfg(feature = "emulate")]
 pub use device::{emulated, recorded};
 pub use launch::{Arg, Command, Launch, Product, Sum};

@@ -62,5 +62,5 @@ pub use error::{Error, Result};
 pub use latent::{LatentHead, LatentId, LatentKind, LatentState};
 pub use score::{NoteItem, ScoreItem, ScoreRule};
 pub use select::SelectItem;
-pub use shapes::{HeadPages, KvType, PageId, PageShape, QkvShape};
+pub use shapes::{HeadPages, KvType, PageId, PageList, PageMark, PageShape, QkvShape};
 pub use stored::StoredParts;

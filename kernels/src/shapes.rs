@@ -1,9 +1,9 @@
 //! Shapes and element types of the cache: what a page holds, where the slots of a head lie, and how
 //! the heads of a layer are laid out.
 
-/// Index of a page in a backend's `Pages`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PageId(pub u32);
+mod pages;
+
+pub use pages::{HeadPages, PageId, PageList, PageMark};
 
 /// Element type of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,16 +81,6 @@ impl PageShape {
     pub const fn bytes(&self) -> usize {
         Self::SLOTS * self.dtype.slot_bytes(self.head_dim)
     }
-}
-
-/// The slots of one KV head of one sequence in one layer: slot `i` lives in `pages[i / P]` at `i %
-/// P`.
-#[derive(Debug, Clone, Copy)]
-pub struct HeadPages<'a> {
-    /// Page table, at least `ceil(len / P)` entries.
-    pub pages: &'a [PageId],
-    /// Slots that hold an entry.
-    pub len: usize,
 }
 
 /// Head layout of a fused query/key/value row: `H*D` query values, then `K*D` key values, then

@@ -54,7 +54,7 @@ fn after<B: Backend>(
     let heads: Vec<HeadPages<'_>> = tables
         .iter()
         .zip(lens)
-        .map(|(pages, &len)| HeadPages { pages, len })
+        .map(|(pages, &len)| HeadPages::new(pages, len))
         .collect();
     let id = backend
         .alloc_latent(&mut pages, kind, lens.len())
@@ -120,7 +120,7 @@ fn scores<B: Backend>(backend: &B, shape: PageShape, lens: &[usize], notes: Note
     let mut heads: Vec<HeadPages<'_>> = tables
         .iter()
         .zip(lens)
-        .map(|(pages, &len)| HeadPages { pages, len })
+        .map(|(pages, &len)| HeadPages::new(pages, len))
         .collect();
     annotate(backend, shape, &mut pages, &heads, notes);
     compact(backend, &mut pages, &mut heads);

@@ -104,9 +104,10 @@ fn parts_have_cases_of_their_own() {
         ..Tolerance::default()
     };
     let mut suite = Suite::new(&backend, KvType::F16, tolerance, 2);
-    products_and_rows(&mut suite).unwrap_or_else(|e| panic!("{e}"));
-    cache_and_attention(&mut suite).unwrap_or_else(|e| panic!("{e}"));
-    assert!(!suite.into_outcomes().is_empty());
+    suite.part(products_and_rows);
+    suite.part(cache_and_attention);
+    let outcomes = suite.finish().unwrap_or_else(|e| panic!("{e}"));
+    assert!(!outcomes.is_empty());
 }
 
 /// The suite has to notice a backend that is slightly wrong: here by a tolerance below what
@@ -122,7 +123,22 @@ fn the_suite_can_fail() {
         matmul_quantised: 1.0,
         ..strict
     };
-    let failure =
+    let failures =
         conformance::run(&backend, KvType::F16, strict, 1).expect_err("rounding differs from f64");
-    assert!(failure.to_string().contains("attention"), "{failure}");
+    assert!(failures.0.len() > 1, "all cases are told");
+    let of_attention = |failure: &Failure| {
+        let text = failure.to_string();
+        text.starts_with("attention") || text.starts_with("observe")
+    };
+    assert!(failures.0.iter().all(of_attention), "{failures}");
+}
+
+/// Sizes that are served, on the CPU in its usual form.
+#[test]
+fn large_cases_agree_too() {
+    let backend = CpuBackend::new(CpuOptions::default());
+    for kv in [KvType::F16, KvType::Q8] {
+        conformance::run_large(&backend, kv, Tolerance::default(), 4)
+            .unwrap_or_else(|e| panic!("{e}"));
+    }
 }

@@ -205,10 +205,7 @@ impl<'a> Run<'a> {
                     .map(|(kv_head, pages)| SplitItem {
                         rows: start..start + part.len(),
                         kv_head,
-                        slots: HeadPages {
-                            pages,
-                            len: part.start,
-                        },
+                        slots: HeadPages::new(pages, part.start),
                     }),
             );
         }
@@ -242,10 +239,7 @@ impl<'a> Run<'a> {
             items.extend((0..self.shape.kv_heads).map(|kv_head| AttentionItem {
                 rows: step.starts[i]..step.starts[i] + part.len(),
                 kv_head,
-                slots: HeadPages {
-                    pages: &self.tables[i][kv_head],
-                    len: part.end,
-                },
+                slots: HeadPages::new(&self.tables[i][kv_head], part.end),
                 first_visible: firsts[i].as_deref(),
                 centroids: Some(LatentHead {
                     id: self.memories[i],

@@ -124,7 +124,7 @@ fn eight_bits_are_those_of_the_cpu() {
                 .map(|i| value(i, salt))
                 .collect::<Vec<f32>>()
         };
-        let head = |len| HeadPages { pages: &table, len };
+        let head = |len| HeadPages::new(&table, len);
         backend
             .write_slots(&mut pages, head(count), 0, &values(1), &values(2))
             .expect("a write");
@@ -220,7 +220,7 @@ fn attended_after_compaction(seed: u64) -> Vec<u32> {
     };
     let backend = CudaBackend::new(Emulated::new(seed), Precision::Bf16);
     let table: Vec<PageId> = (0..20).map(PageId).collect();
-    let head = |len| HeadPages { pages: &table, len };
+    let head = |len| HeadPages::new(&table, len);
     let (keys, entries) = (values(600 * 64, 1), values(600 * 64, 2));
     let mut pages = backend.alloc_pages(page_shape, 20).expect("pages");
     backend
@@ -470,7 +470,7 @@ fn a_boundary_is_decided_and_carried_out_without_the_host() {
     let mut pages = backend.alloc_pages(HALVES, 12).expect("pages");
     let heads: Vec<HeadPages<'_>> = tables
         .iter()
-        .map(|pages| HeadPages { pages, len: 90 })
+        .map(|pages| HeadPages::new(pages, 90))
         .collect();
     let rule = ScoreRule::Fading {
         rate: -0.5,

@@ -1,28 +1,33 @@
 //! The CUDA kernels on a GPU against the reference, where there is one.
 
 use palimpsest_kernels::KvType;
-use palimpsest_kernels::conformance::{self, Tolerance};
+use palimpsest_kernels::conformance::{self, Failures, Outcome, Tolerance};
 use palimpsest_kernels::cuda::driver::{Driver, has_kernels};
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::error::Error;
 
-fn check(precision: Precision, kv: KvType) {
-    let driver = match Driver::open(0) {
-        Ok(driver) => driver,
+/// The device, unless this machine has none.
+fn device() -> Option<Driver> {
+    match Driver::open(0) {
+        Ok(driver) => Some(driver),
         Err(error @ Error::Unavailable(_)) => {
             println!("SKIPPED: {error}");
-            return;
+            None
         }
         Err(error) => panic!("{error}"),
-    };
+    }
+}
+
+fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
     let exact = Tolerance::default();
-    let attention = if kv == KvType::F16 {
-        4e-3
-    } else {
+    // What is 8-bit becomes halves.
+    let attention = if kv == KvType::F32 {
         exact.attention
+    } else {
+        4e-3
     };
     // bf16 keeps 8 bits of a weight and of an activation.
-    let tolerance = match precision {
+    match precision {
         Precision::F32 => Tolerance { attention, ..exact },
         Precision::Bf16 => Tolerance {
             attention,
@@ -31,9 +36,31 @@ fn check(precision: Precision, kv: KvType) {
             matmul_quantised: 0.02,
             ..exact
         },
-    };
-    let outcomes = conformance::run(&CudaBackend::new(driver, precision), kv, tolerance, 3);
-    for outcome in outcomes.unwrap_or_else(|failure| panic!("{failure}")) {
+    }
+}
+
+/// Everything in small sizes.
+fn check(precision: Precision, kv: KvType) {
+    let Some(driver) = device() else { return };
+    let backend = CudaBackend::new(driver, precision);
+    tell(conformance::run(&backend, kv, tolerance(precision, kv), 3));
+}
+
+/// What depends on the size, in sizes that are served.
+fn check_large(kv: KvType) {
+    let Some(driver) = device() else { return };
+    let precision = Precision::Bf16;
+    let backend = CudaBackend::new(driver, precision);
+    tell(conformance::run_large(
+        &backend,
+        kv,
+        tolerance(precision, kv),
+        4,
+    ));
+}
+
+fn tell(outcomes: Result<Vec<Outcome>, Failures>) {
+    for outcome in outcomes.unwrap_or_else(|failures| panic!("{failures}")) {
         println!("{outcome}");
     }
 }
@@ -41,6 +68,21 @@ fn check(precision: Precision, kv: KvType) {
 #[test]
 fn halves_on_tensor_cores() {
     check(Precision::Bf16, KvType::F16);
+}
+
+#[test]
+fn eight_bits_on_tensor_cores() {
+    check(Precision::Bf16, KvType::Q8);
+}
+
+#[test]
+fn large_with_halves() {
+    check_large(KvType::F16);
+}
+
+#[test]
+fn large_with_eight_bits() {
+    check_large(KvType::Q8);
 }
 
 #[test]

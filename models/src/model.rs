@@ -129,6 +129,11 @@ impl Model {
         &self.weights
     }
 
+    /// Whether its weights are of chance ([`crate::random`]).
+    pub fn is_random(&self) -> bool {
+        random::shape(&self.path).is_some()
+    }
+
     /// The file or directory it was opened from.
     pub fn path(&self) -> &Path {
         &self.path
@@ -141,7 +146,7 @@ impl Model {
     pub fn tokenizer(&self) -> Result<TokenizerFiles> {
         let eos_ids = &self.config().eos_ids;
         match &self.gguf {
-            None if random::shape(&self.path).is_some() => Ok(random::tokenizer()),
+            None if self.is_random() => Ok(random::tokenizer()),
             None => TokenizerFiles::from_directory(&self.path, eos_ids),
             Some(gguf) => TokenizerFiles::from_gguf(gguf, self.weights.first_file(), eos_ids)
                 .map_err(|source| Error::Tokenizer {

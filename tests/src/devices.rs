@@ -15,8 +15,13 @@ use crate::{
     EngineOptions, VOCABULARY, bounded, contract, engine, engine_on, fixtures, memory, random,
 };
 
-/// What an engine says, keeps and has evicted.
-#[derive(Debug, PartialEq)]
+/// A difference of the two likeliest logits below which rounding may choose the other one.
+const CLOSE: f32 = 2e-3;
+/// Share of the kept entries that may be others, where scores are as close.
+const OTHERS: f64 = 0.02;
+
+/// What an engine says, keeps and has evicted. Two are equal whatever their margins.
+#[derive(Debug)]
 pub struct Outcome {
     /// Tokens it chose.
     pub answer: Vec<u32>,
@@ -24,6 +29,46 @@ pub struct Outcome {
     pub kept: Vec<Vec<u32>>,
     /// Entries evicted.
     pub evicted: u64,
+    /// For each token, by how much its logit was above the next.
+    pub margins: Vec<f32>,
+}
+
+impl PartialEq for Outcome {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.answer, &self.kept, self.evicted) == (&other.answer, &other.kept, other.evicted)
+    }
+}
+
+impl Outcome {
+    /// What differs by more than rounding from what the CPU did, which read the same tokens.
+    pub fn differences(&self, cpu: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (i, (got, want)) in self.answer.iter().zip(&cpu.answer).enumerate() {
+            let margin = cpu.margins[i];
+            if got != want && margin > CLOSE {
+                found.push(format!(
+                    "token {i} is {got}, not {want}, whose margin is {margin:.2e}"
+                ));
+            }
+        }
+        if self.evicted != cpu.evicted {
+            found.push(format!(
+                "{} entries evicted, not {}",
+                self.evicted, cpu.evicted
+            ));
+        }
+        let all: usize = cpu.kept.iter().map(Vec::len).sum();
+        let others = |(got, want): (&Vec<u32>, &Vec<u32>)| {
+            want.iter()
+                .filter(|position| !got.contains(position))
+                .count()
+        };
+        let others: usize = self.kept.iter().zip(&cpu.kept).map(others).sum();
+        if others as f64 > OTHERS * all as f64 {
+            found.push(format!("{others} of {all} kept entries are others"));
+        }
+        found
+    }
 }
 
 /// Reads `prompt`, then greedily chooses `tokens` more, or reads those `forced` and says what it
@@ -43,11 +88,17 @@ pub fn outcome<B: Backend>(
     let mut sequence =
         OfflineSequence::open(&mut runner, contract.clone()).expect("a valid contract");
     let mut logits = sequence.feed(&prompt, Logits::Last).expect("a step");
-    let mut answer = Vec::new();
+    let (mut answer, mut margins) = (Vec::new(), Vec::new());
     for i in 0..tokens {
         // The first of equals, as the sampler has it.
         let better = |&a: &usize, &b: &usize| logits[a].total_cmp(&logits[b]).then(b.cmp(&a));
-        let best = (0..logits.len()).max_by(better).expect("a vocabulary") as u32;
+        let best = (0..logits.len()).max_by(better).expect("a vocabulary");
+        let others = (0..logits.len()).filter(|&token| token != best);
+        let next = others
+            .map(|token| logits[token])
+            .fold(f32::NEG_INFINITY, f32::max);
+        margins.push(logits[best] - next);
+        let best = best as u32;
         answer.push(best);
         logits = sequence
             .feed(&[forced.map_or(best, |forced| forced[i])], Logits::Last)
@@ -63,6 +114,7 @@ pub fn outcome<B: Backend>(
         answer,
         kept,
         evicted: cache.evicted,
+        margins,
     }
 }
 
@@ -176,4 +228,30 @@ pub fn answer<B: Backend>(
         logits = sequence.feed(&[best], Logits::Last)?;
     }
     Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_may_choose_another_token_and_nothing_else() {
+        let cpu = || Outcome {
+            answer: vec![1, 2, 3],
+            kept: vec![(0..100).collect(), (0..100).collect()],
+            evicted: 7,
+            margins: vec![0.5, 1e-4, 0.1],
+        };
+        assert_eq!(cpu().differences(&cpu()), [] as [String; 0]);
+        let mut close = cpu();
+        (close.answer[1], close.kept[1][5]) = (9, 1000);
+        assert_eq!(close.differences(&cpu()), [] as [String; 0]);
+        let mut other = cpu();
+        (other.answer[2], other.evicted) = (9, 8);
+        other.kept[0] = (50..150).collect();
+        let told = other.differences(&cpu());
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].starts_with("token 2 is 9, not 3"), "{told:?}");
+        assert_eq!(told[2], "50 of 200 kept entries are others");
+    }
 }

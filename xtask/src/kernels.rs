@@ -3,10 +3,11 @@
 
 #[path = "../../kernels/build/nvcc.rs"]
 mod nvcc;
+mod sass;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -22,6 +23,14 @@ struct Usage {
     registers: u32,
     /// Bytes of stack and of spilled registers: local memory, much slower.
     local: u32,
+    /// Bytes of shared memory that every block has.
+    shared: u32,
+}
+
+/// A compilation.
+struct Compiled {
+    fatbin: PathBuf,
+    report: Report,
 }
 
 /// `(kernel, target)` to what it uses.
@@ -61,7 +70,7 @@ pub fn install_compiler() -> Result<()> {
 /// table says.
 pub fn check() -> Result<()> {
     println!("==> CUDA kernels");
-    let report = compile()?;
+    let Compiled { fatbin, report } = compile()?;
     let committed =
         std::fs::read_to_string(TABLE).with_context(|| format!("cannot read {TABLE}"))?;
     let problems = problems(&report, &parse_table(&committed)?);
@@ -74,7 +83,23 @@ pub fn check() -> Result<()> {
         "    {} kernels and targets, no spills; compiled only: nothing here runs on a GPU",
         report.len()
     );
-    Ok(())
+    let footprint = |usage: &Usage| sass::Footprint {
+        registers: usage.registers,
+        shared: usage.shared,
+    };
+    let of_target = report
+        .iter()
+        .filter(|((_, target), _)| target == sass::TARGET);
+    let footprints = of_target.map(|((kernel, _), usage)| (kernel.clone(), footprint(usage)));
+    sass::check(&fatbin, &footprints.collect())
+}
+
+/// Machine code of all kernels, compiled if need be.
+///
+/// # Errors
+/// nvcc's errors and warnings.
+pub fn fatbin() -> Result<PathBuf> {
+    Ok(compile()?.fatbin)
 }
 
 /// Compiles and writes the table.
@@ -82,7 +107,7 @@ pub fn check() -> Result<()> {
 /// # Errors
 /// Those of [`check`], but for differences from the table.
 pub fn write_table() -> Result<()> {
-    let report = compile()?;
+    let report = compile()?.report;
     let mut text = String::from(
         "# Registers of each kernel by target, from ptxas. Written by `cargo xtask kernels \
          --table`.\n",
@@ -95,7 +120,7 @@ pub fn write_table() -> Result<()> {
     std::fs::write(TABLE, text).with_context(|| format!("cannot write {TABLE}"))
 }
 
-fn compile() -> Result<Report> {
+fn compile() -> Result<Compiled> {
     install_compiler()?;
     let root = std::env::current_dir()?;
     let compiler = nvcc::find(&root).context("nvcc is gone")?;
@@ -106,7 +131,10 @@ fn compile() -> Result<Report> {
         "{} names no kernel",
         built.report.display()
     );
-    Ok(report)
+    Ok(Compiled {
+        fatbin: built.fatbin,
+        report,
+    })
 }
 
 /// The number before `word`.
@@ -133,7 +161,12 @@ fn parse_report(text: &str) -> Result<Report> {
             local = stack + before(line, " bytes spill stores").unwrap_or(0);
         } else if let Some(registers) = before(line, " registers") {
             let kernel = kernel.take().context("registers of no kernel")?;
-            report.insert(kernel, Usage { registers, local });
+            let usage = Usage {
+                registers,
+                local,
+                shared: before(line, " bytes smem").unwrap_or(0),
+            };
+            report.insert(kernel, usage);
         }
     }
     Ok(report)
@@ -191,7 +224,7 @@ ptxas info    : Function properties for add
 ptxas info    : Used 10 registers, used 0 barriers, 376 bytes cmem[0]
 ptxas info    : Compiling entry function 'mul' for 'sm_80'
     8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
-ptxas info    : Used 255 registers";
+ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem, 376 bytes cmem[0]";
 
     #[test]
     fn spills_and_changed_registers_are_found() {
@@ -201,14 +234,16 @@ ptxas info    : Used 255 registers";
             report[&key("add")],
             Usage {
                 registers: 10,
-                local: 0
+                local: 0,
+                shared: 0
             }
         );
         assert_eq!(
             report[&key("mul")],
             Usage {
                 registers: 255,
-                local: 12
+                local: 12,
+                shared: 4096
             }
         );
         let told = problems(

@@ -1,6 +1,6 @@
 //! Ownership of arena pages: a free list, and nothing else.
 
-use palimpsest_kernels::PageId;
+use palimpsest_kernels::{PageId, PageList};
 
 use crate::error::{Error, Result};
 
@@ -36,7 +36,7 @@ impl PagePool {
     ///
     /// # Errors
     /// [`Error::PagesExhausted`] when fewer are free; `to` is unchanged.
-    pub fn take(&mut self, count: usize, to: &mut Vec<PageId>) -> Result<()> {
+    pub fn take(&mut self, count: usize, to: &mut PageList) -> Result<()> {
         let free = self.free.len();
         if count > free {
             return Err(Error::PagesExhausted {
@@ -49,8 +49,8 @@ impl PagePool {
     }
 
     /// Gives back the pages of `from` beyond the first `keep`.
-    pub fn give_back(&mut self, from: &mut Vec<PageId>, keep: usize) {
-        self.free.extend(from.drain(keep.min(from.len())..).rev());
+    pub fn give_back(&mut self, from: &mut PageList, keep: usize) {
+        self.free.extend(from.take_after(keep).into_iter().rev());
         debug_assert!(self.free.len() <= self.total, "a page was returned twice");
     }
 }
@@ -66,7 +66,7 @@ mod tests {
         #[test]
         fn pages_are_conserved(ops in prop::collection::vec((0usize..4, 0usize..9), 1..200)) {
             let mut pool = PagePool::new(20);
-            let mut tables = vec![Vec::new(); 4];
+            let mut tables = vec![PageList::default(); 4];
             for (table, n) in ops {
                 let t = &mut tables[table];
                 if n % 2 == 0 {

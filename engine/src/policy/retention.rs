@@ -28,7 +28,8 @@ use palimpsest_kernels::{Backend, NoteItem, ScoreRule};
 
 use super::{Hook, Installed, LayerStep, Needs, NewTokens, Policy, Site};
 use crate::error::{Error, Result};
-use crate::indexer::{Indexer, Precision, Reader, Trained};
+use crate::indexer::{Indexer, ModelShape, Precision, Reader, Trained};
+use crate::random::splitmix;
 use crate::upload::Linear;
 
 /// Age scale in tokens. It is a constant, never the live length.
@@ -82,6 +83,32 @@ pub struct RetentionWeights {
 }
 
 impl RetentionWeights {
+    /// Scorers of chance, as a model of random weights has them: its steps then cost what those of a
+    /// trained model cost. They say nothing of what is worth keeping.
+    pub fn random(shape: ModelShape) -> Self {
+        let layer = |layer: usize| {
+            let value = |index: usize| {
+                let drawn = splitmix(((layer as u64) << 32) | index as u64);
+                // 24 bits, which a float holds, from -1 to 1.
+                (drawn >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            };
+            let width = 1.0 / (shape.hidden.max(1) as f32).sqrt();
+            LayerScorer {
+                weight: (0..shape.kv_heads * shape.hidden)
+                    .map(|index| width * value(index))
+                    .collect(),
+                bias: vec![0.0; shape.kv_heads],
+                rate: (0..shape.kv_heads)
+                    .map(|head| -value(usize::MAX - head).abs())
+                    .collect(),
+                recent: None,
+            }
+        };
+        Self {
+            layers: (0..shape.layers).map(layer).collect(),
+        }
+    }
+
     /// Reads the scorers of an indexer. Every indexer file has some.
     ///
     /// # Errors

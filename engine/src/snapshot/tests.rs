@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use palimpsest_kernels::KvType;
 use palimpsest_kernels::parts::*;
 use palimpsest_kernels::reference::ReferenceBackend;
+use palimpsest_kernels::{KvType, PageList};
 
 use super::*;
 use crate::device_memory::CacheBytes;
@@ -164,7 +164,7 @@ fn a_sequence_that_cannot_take_it_is_left_as_it_was() {
     // Four heads of at most 31 slots need four pages.
     let mut fresh = cache(&mut arena, contract(), H2o);
     let spare = arena.pool.free() - 3;
-    let mut held = Vec::new();
+    let mut held = PageList::default();
     arena.pool.take(spare, &mut held).expect("pages");
     assert!(matches!(
         refused(&mut arena, &mut fresh),

@@ -216,7 +216,7 @@ fn boundary<D: Timed>(
     let tables = scattered(count, len.div_ceil(PageShape::SLOTS));
     let heads: Vec<HeadPages<'_>> = tables
         .iter()
-        .map(|pages| HeadPages { pages, len })
+        .map(|pages| HeadPages::new(pages, len))
         .collect();
     let mut pages = filled(backend, sizes.heads, &heads)?;
     let most = size.centroids;
@@ -336,10 +336,7 @@ fn attention<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, call: Attended) 
     for pages_of in &tables {
         backend.write_slots(
             &mut pages,
-            HeadPages {
-                pages: pages_of,
-                len: slots,
-            },
+            HeadPages::new(pages_of, slots),
             0,
             &entries,
             &entries,
@@ -351,7 +348,7 @@ fn attention<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, call: Attended) 
         .map(|(index, pages)| AttentionItem {
             rows: index / kv_heads * rows..(index / kv_heads + 1) * rows,
             kv_head: index % kv_heads,
-            slots: HeadPages { pages, len: slots },
+            slots: HeadPages::new(pages, slots),
             first_visible: None,
             centroids: None,
         })

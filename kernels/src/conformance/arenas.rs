@@ -47,10 +47,7 @@ impl<B: Cache> Arenas<B> {
 
     /// Head `index` with `len` slots.
     pub(super) fn head(&self, index: usize, len: usize) -> HeadPages<'_> {
-        HeadPages {
-            pages: &self.tables[index],
-            len,
-        }
+        HeadPages::new(&self.tables[index], len)
     }
 
     /// Writes random entries to the first `len` slots of head `index`.
@@ -59,10 +56,7 @@ impl<B: Cache> Arenas<B> {
             suite.random.values(len * self.dim),
             suite.random.values(len * self.dim),
         );
-        let head = HeadPages {
-            pages: &self.tables[index],
-            len,
-        };
+        let head = HeadPages::new(&self.tables[index], len);
         suite
             .backend
             .write_slots(&mut self.pages, head, 0, &keys, &values)
@@ -157,6 +151,6 @@ pub(super) fn heads<'a>(tables: &'a [Vec<PageId>], lens: &[usize]) -> Vec<HeadPa
     tables
         .iter()
         .zip(lens)
-        .map(|(pages, &len)| HeadPages { pages, len })
+        .map(|(pages, &len)| HeadPages::new(pages, len))
         .collect()
 }

@@ -15,7 +15,7 @@ impl<B: Attention> Suite<'_, B> {
     /// Cases of [`Attention`], all without centroids.
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn attention(&mut self) -> Result<(), Failure> {
         for shape in SHAPES {
             for batch in batches() {
@@ -41,27 +41,52 @@ impl<B: Attention + LatentMemory> Suite<'_, B> {
     /// that has [`LatentMemory`] too.
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn attention_with_centroids(&mut self) -> Result<(), Failure> {
         for shape in SHAPES {
             for batch in batches() {
-                let mut arenas = filled(self, shape, &batch)?;
-                let memories = memories(self, &mut arenas, shape, &batch)?;
-                check(
-                    self,
-                    &Case {
-                        shape,
-                        batch,
-                        memories,
-                    },
-                    &arenas,
-                )?;
+                check_with_centroids(self, shape, batch)?;
             }
         }
+        check_with_centroids(self, SHAPES[1], several_runs())?;
         refusals(self)?;
         refused_memories(self)
     }
+
+    /// Cases of [`Attention`] with the sizes of served requests.
+    ///
+    /// # Errors
+    /// As [`Self::attention`].
+    pub fn large_attention(&mut self) -> Result<(), Failure> {
+        for batch in large_batches() {
+            check_with_centroids(self, LARGE, batch)?;
+        }
+        Ok(())
+    }
 }
+
+/// A batch of which some sequences have centroids.
+fn check_with_centroids<B: Attention + LatentMemory>(
+    suite: &mut Suite<'_, B>,
+    shape: QkvShape,
+    batch: Vec<Sequence>,
+) -> Check {
+    let mut arenas = filled(suite, shape, &batch)?;
+    let memories = memories(suite, &mut arenas, shape, &batch)?;
+    let case = Case {
+        shape,
+        batch,
+        memories,
+    };
+    check(suite, &case, &arenas)
+}
+
+/// Two of the groups of heads of Llama 3.1 8B.
+const LARGE: QkvShape = QkvShape {
+    heads: 8,
+    kv_heads: 2,
+    head_dim: 128,
+};
 
 /// One sequence of a case.
 #[derive(Debug, Clone, Copy)]
@@ -73,14 +98,47 @@ struct Sequence {
     centroids: usize,
 }
 
-/// Batches: of one row; of decoding; with sliding windows; of prefill; of all together.
-fn batches() -> [Vec<Sequence>; 6] {
-    let sequence = |rows, slots, window, centroids| Sequence {
+const fn sequence(rows: usize, slots: usize, window: Option<usize>, centroids: usize) -> Sequence {
+    Sequence {
         rows,
         slots,
         window,
         centroids,
-    };
+    }
+}
+
+/// A batch of decoding whose slots lie in several runs, which devices merge.
+fn several_runs() -> Vec<Sequence> {
+    vec![
+        sequence(1, 512, None, 0),
+        sequence(1, 513, None, 9),
+        sequence(1, 1100, Some(600), 0),
+        sequence(2, 40, None, 0),
+    ]
+}
+
+/// Batches of what is served: the default budget and four times it at and around the ends of pages
+/// and runs, beside a prompt that is read; and 210 short sequences.
+fn large_batches() -> Vec<Vec<Sequence>> {
+    vec![
+        vec![
+            sequence(1, 1024, None, 256),
+            sequence(1, 1025, None, 0),
+            sequence(1, 4096, None, 512),
+        ],
+        vec![
+            sequence(1, 4608, None, 0),
+            sequence(1, 4607, Some(4096), 100),
+        ],
+        vec![sequence(128, 4608, None, 256), sequence(1, 2049, None, 0)],
+        (0..210)
+            .map(|i| sequence(1, 1 + 3 * i, None, i % 5))
+            .collect(),
+    ]
+}
+
+/// Batches: of one row; of decoding; with sliding windows; of prefill; of all together.
+fn batches() -> [Vec<Sequence>; 6] {
     [
         vec![sequence(1, 1, None, 0)],
         vec![
@@ -265,10 +323,7 @@ fn item() -> AttentionItem<'static> {
     AttentionItem {
         rows: 0..2,
         kv_head: 0,
-        slots: HeadPages {
-            pages: &PAGES,
-            len: 40,
-        },
+        slots: HeadPages::new(&PAGES, 40),
         first_visible: None,
         centroids: None,
     }
@@ -301,7 +356,7 @@ fn refuse<B: Attention>(
 fn refusals<B: Attention>(suite: &Suite<'_, B>) -> Check {
     let pages = two_pages(suite)?;
     let attend = |name: &str, item| refuse(suite, &pages, name, item);
-    let slots = |pages, len| HeadPages { pages, len };
+    let slots = |pages, len| HeadPages::new(pages, len);
     attend(
         "more rows than slots",
         AttentionItem {

@@ -13,7 +13,7 @@ impl<B: Boundary> Suite<'_, B> {
     /// Cases of [`Boundary`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn boundary(&mut self) -> Result<(), Failure> {
         compaction(self)?;
         refused_compactions(self)?;
@@ -232,7 +232,7 @@ fn refused_compactions<B: Boundary>(suite: &Suite<'_, B>) -> Check {
         .named("keep_lists")?;
     let mut compact =
         |name, heads: &[HeadPages<'_>]| refused(name, backend.compact(&mut pages, heads, &kept));
-    let head = |pages, len| HeadPages { pages, len };
+    let head = |pages, len| HeadPages::new(pages, len);
     compact("lists of a longer head", &[head(&good, 39)])?;
     compact("lists of one head for two", &[head(&good, 40); 2])?;
     compact("compacted page out of range", &[head(&bad, 40)])

@@ -8,7 +8,7 @@ impl<B: Buffers> Suite<'_, B> {
     /// Cases of [`Buffers`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn buffers(&mut self) -> Result<(), Failure> {
         run(self)
     }

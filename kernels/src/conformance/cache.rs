@@ -13,7 +13,7 @@ impl<B: Cache> Suite<'_, B> {
     /// Cases of [`Cache`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn cache(&mut self) -> Result<(), Failure> {
         slots(self)?;
         for shape in SHAPES {
@@ -47,10 +47,7 @@ fn slots<B: Cache>(suite: &mut Suite<'_, B>) -> Check {
             suite.random.values(count * 16),
             suite.random.values(count * 16),
         );
-        let table = HeadPages {
-            pages: &arenas.tables[head],
-            len: first + count,
-        };
+        let table = HeadPages::new(&arenas.tables[head], first + count);
         suite
             .backend
             .write_slots(&mut arenas.pages, table, first, &keys, &values)
@@ -64,10 +61,7 @@ fn slots<B: Cache>(suite: &mut Suite<'_, B>) -> Check {
         }
     }
     let extremes = [1e9, -1e9, 65504.0, 1e-9, 6e-8, -0.0, 2049.0, 1.000_488_3].repeat(2);
-    let table = HeadPages {
-        pages: &arenas.tables[0],
-        len: 1,
-    };
+    let table = HeadPages::new(&arenas.tables[0], 1);
     suite
         .backend
         .write_slots(&mut arenas.pages, table, 0, &extremes, &extremes)
@@ -134,10 +128,7 @@ impl Step {
             items.extend((0..self.shape.kv_heads).map(|kv_head| SplitItem {
                 rows: start..start + sequence.rows,
                 kv_head,
-                slots: HeadPages {
-                    pages: &tables[s * self.shape.kv_heads + kv_head],
-                    len: sequence.before,
-                },
+                slots: HeadPages::new(&tables[s * self.shape.kv_heads + kv_head], sequence.before),
             }));
             start += sequence.rows;
         }
@@ -250,7 +241,7 @@ fn refusals<B: Cache>(suite: &mut Suite<'_, B>) -> Check {
     };
     let mut pages = backend.alloc_pages(shape, 2).named("alloc_pages")?;
     let (good, bad) = ([PageId(1), PageId(0)], [PageId(1), PageId(2)]);
-    let head = |pages, len| HeadPages { pages, len };
+    let head = |pages, len| HeadPages::new(pages, len);
     let zeros = [0.0; 40 * 16];
     refused(
         "page out of range",

@@ -10,7 +10,7 @@ impl<B: Indexing> Suite<'_, B> {
     /// Cases of [`Indexing`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn indexing(&mut self) -> Result<(), Failure> {
         for (heads, dim) in [(1, 1), (4, 8), (3, 5), (2, 16)] {
             check(self, IndexShape { heads, dim })?;

@@ -18,7 +18,7 @@ impl<B: LatentMemory> Suite<'_, B> {
     /// Cases of [`LatentMemory`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn latent_memory(&mut self) -> Result<(), Failure> {
         for dim in [8, 48, 128] {
             memories(self, dim)?;

@@ -10,7 +10,7 @@ impl<B: Products> Suite<'_, B> {
     /// Cases of [`Products`]: every weight type, alone and stacked.
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn products(&mut self) -> Result<(), Failure> {
         for dtype in TYPES {
             let block = dtype.block().weights;

@@ -104,3 +104,18 @@ pub enum Failure {
         error: Error,
     },
 }
+
+/// All that failed, at least one thing.
+#[derive(Debug)]
+pub struct Failures(pub Vec<Failure>);
+
+impl std::fmt::Display for Failures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} cases failed:", self.0.len())?;
+        self.0
+            .iter()
+            .try_for_each(|failure| write!(f, "\n  {failure}"))
+    }
+}
+
+impl std::error::Error for Failures {}

@@ -9,7 +9,7 @@ impl<B: Rows> Suite<'_, B> {
     /// Cases of [`Rows`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn rows(&mut self) -> Result<(), Failure> {
         norms(self)?;
         sums(self)?;

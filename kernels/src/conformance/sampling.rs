@@ -12,7 +12,7 @@ impl<B: Sampling> Suite<'_, B> {
     /// Cases of [`Sampling`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn sampling(&mut self) -> Result<(), Failure> {
         for vocabulary in [1, 31, 700] {
             for filter in FILTERS {
@@ -23,6 +23,19 @@ impl<B: Sampling> Suite<'_, B> {
             likelihoods(self, vocabulary)?;
         }
         refusals(self)
+    }
+
+    /// Cases of [`Sampling`] with vocabularies of served models.
+    ///
+    /// # Errors
+    /// As [`Self::sampling`].
+    pub fn large_sampling(&mut self) -> Result<(), Failure> {
+        for vocabulary in [49_152, 151_936] {
+            for filter in FILTERS {
+                check(self, vocabulary, filter)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ impl<B: Scoring> Suite<'_, B> {
     /// Cases of [`Scoring`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn scoring(&mut self) -> Result<(), Failure> {
         for of_two in [false, true] {
             notes(self, of_two)?;
@@ -30,7 +30,7 @@ impl<B: Scoring + Boundary> Suite<'_, B> {
     /// What [`Boundary::compact`] does to notes.
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn notes_after_compaction(&mut self) -> Result<(), Failure> {
         for of_two in [false, true] {
             compacted(self, of_two)?;
@@ -62,10 +62,7 @@ fn annotate<B: Scoring>(
                 rows: start..start + rows,
                 kv_head,
                 second: of_two.then_some(KV_HEADS - kv_head),
-                slots: HeadPages {
-                    pages: &tables[sequence * KV_HEADS + kv_head],
-                    len,
-                },
+                slots: HeadPages::new(&tables[sequence * KV_HEADS + kv_head], len),
                 position: (1000 * sequence + len) as u32,
             }));
             start += rows;
@@ -219,10 +216,7 @@ fn refused_notes<B: Scoring>(suite: &mut Suite<'_, B>) -> Check {
         rows: 0..3,
         kv_head: 1,
         second: None,
-        slots: HeadPages {
-            pages: &table,
-            len: 30,
-        },
+        slots: HeadPages::new(&table, 30),
         position: 7,
     };
     let mut note = |case, item| refused(case, backend.note(&mut arenas.pages, &values, 2, &[item]));
@@ -250,20 +244,14 @@ fn refused_notes<B: Scoring>(suite: &mut Suite<'_, B>) -> Check {
     note(
         "noted page out of range",
         NoteItem {
-            slots: HeadPages {
-                pages: &bad,
-                len: 30,
-            },
+            slots: HeadPages::new(&bad, 30),
             ..item.clone()
         },
     )?;
     note(
         "noted slots past the table",
         NoteItem {
-            slots: HeadPages {
-                pages: &table,
-                len: 62,
-            },
+            slots: HeadPages::new(&table, 62),
             ..item
         },
     )
@@ -276,7 +264,7 @@ fn refused_scores<B: Scoring>(suite: &mut Suite<'_, B>) -> Check {
     let mut out = suite.upload(&[0.0; 40])?;
     let mut score = |case, pages, len| {
         let item = ScoreItem {
-            slots: HeadPages { pages, len },
+            slots: HeadPages::new(pages, len),
             rule: ScoreRule::KeyNorm,
         };
         refused(

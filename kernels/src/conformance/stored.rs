@@ -14,7 +14,7 @@ impl<B: Cache> Suite<'_, B> {
     /// Cases of [`Cache::save_slots`] and [`Cache::load_slots`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn stored(&mut self) -> Result<(), Failure> {
         for dim in [8, 48, 128] {
             round_trip(self, dim, &LENS)?;
@@ -29,14 +29,14 @@ impl<B: Scoring> Suite<'_, B> {
     /// Cases of [`Scoring::write_notes`].
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn stored_notes(&mut self) -> Result<(), Failure> {
         let mut arenas = Arenas::new(self, 8, &LENS)?;
         for (index, len) in LENS.into_iter().enumerate() {
             let notes: Vec<u32> = (0..len).map(|_| self.random.next() as u32).collect();
             let positions: Vec<u32> = (0..len as u32).map(|slot| 7 * slot).collect();
             let table = arenas.tables[index].clone();
-            let head = HeadPages { pages: &table, len };
+            let head = HeadPages::new(&table, len);
             self.backend
                 .write_notes(&mut arenas.pages, head, &notes, &positions)
                 .named("write_notes")?;
@@ -56,7 +56,7 @@ impl<B: Scoring> Suite<'_, B> {
         }
         let head = arenas.head(3, 333);
         let (table, len) = (head.pages.to_vec(), head.len);
-        let head = HeadPages { pages: &table, len };
+        let head = HeadPages::new(&table, len);
         refused(
             "positions of fewer slots",
             self.backend
@@ -144,7 +144,7 @@ fn refusals<B: Cache>(suite: &mut Suite<'_, B>) -> Check {
         ("saved slots past the table", &table[..1], 0),
         ("bytes of fewer slots", &table, 1),
     ] {
-        let head = [HeadPages { pages, len: 40 }];
+        let head = [HeadPages::new(pages, 40)];
         let end = bytes.len() - less;
         let some = &mut bytes[..end];
         refused(case, backend.save_slots(&arenas.pages, &head, some))?;

@@ -1,6 +1,6 @@
 //! A backend under test, and what all cases need: values, comparisons, names.
 
-use super::report::{Failure, Outcome, Tolerance};
+use super::report::{Failure, Failures, Outcome, Tolerance};
 use crate::backend::{Buffers, KvType, PageShape};
 use crate::error::Error;
 
@@ -14,6 +14,7 @@ pub struct Suite<'a, B> {
     pub(super) tolerance: Tolerance,
     pub(super) random: Random,
     outcomes: Vec<Outcome>,
+    failures: Vec<Failure>,
 }
 
 impl<'a, B> Suite<'a, B> {
@@ -25,6 +26,7 @@ impl<'a, B> Suite<'a, B> {
             tolerance,
             random: Random(seed),
             outcomes: Vec::new(),
+            failures: Vec::new(),
         }
     }
 
@@ -36,9 +38,24 @@ impl<'a, B> Suite<'a, B> {
         }
     }
 
-    /// The differences that were measured so far.
-    pub fn into_outcomes(self) -> Vec<Outcome> {
-        self.outcomes
+    /// Runs one part. A failure that ends it is kept beside the values that differ, and the suite
+    /// goes on: what a first run on a new device finds wrong is all that it finds.
+    pub fn part(&mut self, part: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+        if let Err(failure) = part(self) {
+            self.failures.push(failure);
+        }
+    }
+
+    /// The differences that were measured.
+    ///
+    /// # Errors
+    /// Whatever failed.
+    pub fn finish(self) -> Result<Vec<Outcome>, Failures> {
+        if self.failures.is_empty() {
+            Ok(self.outcomes)
+        } else {
+            Err(Failures(self.failures))
+        }
     }
 }
 
@@ -72,6 +89,7 @@ impl<B: Buffers> Suite<'_, B> {
 
 impl<B> Suite<'_, B> {
     /// Compares arrays; differences are divided by the larger of 1 and the largest reference value.
+    /// The first value that differs is kept for [`Suite::finish`], and the case goes on.
     pub(super) fn compare(&mut self, case: &str, got: &[f32], want: &[f32], allowed: f32) -> Check {
         let scale = want.iter().fold(1.0, |max: f32, x| max.max(x.abs()));
         self.compare_scaled(case, got, want, allowed, scale)
@@ -102,7 +120,7 @@ impl<B> Suite<'_, B> {
             };
             let fits = difference <= allowed;
             if !fits {
-                return Err(Failure::Differs {
+                self.failures.push(Failure::Differs {
                     case: case.to_owned(),
                     index,
                     got,
@@ -110,6 +128,7 @@ impl<B> Suite<'_, B> {
                     difference,
                     allowed,
                 });
+                return Ok(());
             }
             worst = worst.max(difference);
         }

@@ -1,11 +1,13 @@
 //! What a device can do: memory, copies, launches, graphs.
 //!
 //! [`driver`] is a GPU, through the CUDA driver. `emulated` runs the same kernel sources on the
-//! host, and `recorded` writes down what another device is asked for; tests use these two.
+//! host, and `recorded` writes down what another device is asked for; tests use these two. `null`
+//! computes nothing, so that the host's time can be measured.
 
 pub mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulated;
+pub mod null;
 #[cfg(feature = "emulate")]
 pub mod recorded;
 

@@ -217,10 +217,7 @@ mod tests {
             dtype: KvType::Q8,
         };
         let lens = [0, 1, 31, 9000, 0, 20_000, 15_000, 7];
-        let heads: Vec<_> = lens
-            .iter()
-            .map(|&len| HeadPages { pages: &[], len })
-            .collect();
+        let heads: Vec<_> = lens.iter().map(|&len| HeadPages::new(&[], len)).collect();
         let bytes = lens
             .iter()
             .map(|&len| StoredParts::of(shape, len).bytes())

@@ -3,13 +3,14 @@
 
 mod ranks;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palimpsest_collective::nccl::NcclCollective;
 use palimpsest_collective::nccl::library::Library;
 use palimpsest_collective::{Collective, CollectiveError, MemoryStore, Place};
+use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, HeadBudget};
 use palimpsest_kernels::KvType;
 use palimpsest_kernels::cuda::driver::Driver;
@@ -32,25 +33,31 @@ fn gpu() -> Option<CudaBackend<Driver>> {
     }
 }
 
+/// What differs from the CPU, which says what both read; `None`: there is no GPU.
+fn differences(path: &Path, indexer: Option<&Indexer>, contract: &Contract) -> Option<Vec<String>> {
+    let backend = gpu()?;
+    let want = on_cpu(path, KvType::F32, indexer, contract, TOKENS);
+    let forced = (TOKENS, Some(&want.answer[..]));
+    let got = on_device(backend, path, (KvType::F32, indexer), contract, forced);
+    let name = |what: String| format!("{}, {contract:?}: {what}", path.display());
+    Some(got.differences(&want).into_iter().map(name).collect())
+}
+
+/// Tells all that differs, not the first alone.
+fn assert_none(differences: &[String]) {
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
 #[test]
 fn every_contract_answers_as_on_the_cpu() {
+    let (model, indexer) = (tiny_model(1), tiny_indexer(5));
+    let mut all = Vec::new();
     for contract in contracts() {
-        let Some(backend) = gpu() else { return };
-        let (model, indexer) = (tiny_model(1), tiny_indexer(5));
-        let indexer = Some(&indexer);
-        let got = on_device(
-            backend,
-            model.path(),
-            (KvType::F32, indexer),
-            &contract,
-            (TOKENS, None),
-        );
-        assert_eq!(
-            got,
-            on_cpu(model.path(), KvType::F32, indexer, &contract, TOKENS),
-            "{contract:?}"
-        );
+        let found = differences(model.path(), Some(&indexer), &contract);
+        let Some(found) = found else { return };
+        all.extend(found);
     }
+    assert_none(&all);
 }
 
 /// Steps of decoding that are captured as graphs, and the same started kernel by kernel: the same
@@ -83,23 +90,15 @@ fn graphs_answer_as_launches_do() {
 
 #[test]
 fn every_tiny_model_answers_as_on_the_cpu() {
+    let contract = contract("keydiff", HeadBudget::Uniform, 12);
+    let mut all = Vec::new();
     for path in tiny_configurations() {
-        let Some(backend) = gpu() else { return };
-        let contract = contract("keydiff", HeadBudget::Uniform, 12);
-        let got = on_device(
-            backend,
-            &path,
-            (KvType::F32, None),
-            &contract,
-            (TOKENS, None),
-        );
-        assert_eq!(
-            got,
-            on_cpu(&path, KvType::F32, None, &contract, TOKENS),
-            "{}",
-            path.display()
-        );
+        let Some(found) = differences(&path, None, &contract) else {
+            return;
+        };
+        all.extend(found);
     }
+    assert_none(&all);
 }
 
 /// The default model, with and without evictions.
@@ -109,21 +108,14 @@ fn smollm2_answers_as_on_the_cpu() {
         println!("SKIPPED: set PALIMPSEST_TEST_MODEL to the default model's GGUF file");
         return;
     };
+    let mut all = Vec::new();
     for contract in [Contract::Full, contract("keydiff", HeadBudget::Uniform, 0)] {
-        let Some(backend) = gpu() else { return };
-        let got = on_device(
-            backend,
-            &path,
-            (KvType::F32, None),
-            &contract,
-            (TOKENS, None),
-        );
-        assert_eq!(
-            got,
-            on_cpu(&path, KvType::F32, None, &contract, TOKENS),
-            "{contract:?}"
-        );
+        let Some(found) = differences(&path, None, &contract) else {
+            return;
+        };
+        all.extend(found);
     }
+    assert_none(&all);
 }
 
 /// NCCL with one rank: it loads, joins, sums, gathers, broadcasts, is aborted, and joins again.

@@ -4,6 +4,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::libraries::Libraries;
+
 /// Lines of a stage's output that go into the report.
 const TAIL: usize = 12;
 
@@ -126,8 +128,8 @@ pub struct Machine {
     pub date: String,
     /// What `nvidia-smi` says of GPU and driver.
     pub gpu: String,
-    /// Libraries of CUDA that the loader knows.
-    pub libraries: Vec<String>,
+    /// Libraries of CUDA, and where they are taken from.
+    pub libraries: Libraries,
 }
 
 impl Machine {
@@ -142,22 +144,11 @@ impl Machine {
         };
         let query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,\
                      power.limit";
-        let known = says(Command::new("ldconfig").arg("-p")).unwrap_or_default();
-        let wanted = |line: &&str| {
-            ["libcuda.so", "libcublas.so", "libnccl.so"]
-                .iter()
-                .any(|name| line.contains(name))
-        };
         Self {
             date: says(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M"])).unwrap_or_default(),
             gpu: says(Command::new("nvidia-smi").args([query, "--format=csv,noheader"]))
                 .unwrap_or_default(),
-            libraries: known
-                .lines()
-                .map(str::trim)
-                .filter(wanted)
-                .map(str::to_owned)
-                .collect(),
+            libraries: Libraries::find(),
         }
     }
 }

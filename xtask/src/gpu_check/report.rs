@@ -27,7 +27,7 @@ fn json(run: &Run) -> Value {
         "bundle": run.manifest,
         "date": run.machine.date,
         "gpu": run.machine.gpu,
-        "libraries": run.machine.libraries,
+        "libraries": run.machine.libraries.found,
         "minutes": run.minutes,
         "passed": run.bad().is_empty(),
         "stages": run.stages.iter().map(Ended::json).collect::<Vec<_>>(),
@@ -63,7 +63,7 @@ fn heading(run: &Run) -> String {
          {commit}{changed}{tried}\n- Minutes given: {}\n\n",
         run.machine.date,
         or_none(&run.machine.gpu),
-        or_none(&run.machine.libraries.join("; ")),
+        or_none(&run.machine.libraries.found.join("; ")),
         run.minutes
     )
 }

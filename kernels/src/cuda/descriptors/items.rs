@@ -59,6 +59,7 @@ impl<'a> Items<'a> {
         let pages = &head.pages[..slots.div_ceil(PageShape::SLOTS)];
         self.known.push(PageTable {
             pages,
+            mark: head.mark,
             skip: (first / PageShape::SLOTS).min(pages.len()),
         });
         KnownTable {
@@ -117,7 +118,7 @@ impl<'a> Items<'a> {
         }
 
         let mut begins = Vec::with_capacity(self.known.len());
-        for PageTable { pages, skip } in &self.known {
+        for PageTable { pages, skip, .. } in &self.known {
             begins.push(self.tables.len() as u32);
             self.tables.extend(pages[*skip..].iter().map(|page| page.0));
         }

@@ -7,6 +7,7 @@
 mod blas;
 mod context;
 mod graph;
+mod image;
 mod measure;
 mod requirements;
 mod staging;
@@ -21,6 +22,8 @@ use blas::Blas;
 use context::{Context, failed};
 use cudarc::driver::{result as cuda, sys};
 pub use graph::Graph;
+use image::Image;
+pub use image::has_kernels;
 pub use measure::Facts;
 use requirements::{check_capability, check_software, find_device};
 use staging::Staging;
@@ -31,19 +34,6 @@ use crate::cuda::checks::at_least;
 use crate::cuda::launch::{Arg, Command, Launch, Product, Sum};
 use crate::error::{Error, Result};
 use crate::sums::{DeviceSums, Summand};
-
-/// Bytes at an address that the driver may read words from.
-#[repr(C, align(64))]
-struct Aligned<T: ?Sized>(T);
-
-/// Kernels of all targets, empty when this program was built without nvcc.
-static KERNELS: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
-
-/// Whether this program has kernels for a GPU.
-pub fn has_kernels() -> bool {
-    !KERNELS.0.is_empty()
-}
 
 /// A GPU.
 pub struct Driver {
@@ -95,13 +85,14 @@ impl Driver {
     /// [`Error::Unavailable`] where this program has no kernels, or the machine no driver, where
     /// the driver or the GPU is too old, and where there is no such ordinal.
     pub fn open(ordinal: usize) -> Result<Self> {
-        check_software(has_kernels())?;
+        let image = Image::of_environment()?;
+        check_software(!image.is_empty())?;
         let device = find_device(ordinal)?;
         let name = cuda::device::get_name(device).map_err(failed("open"))?;
         check_capability(device, &name)?;
         let context = Arc::new(Context::open(device)?);
-        // SAFETY: a fatbin that nvcc wrote, which knows its own length.
-        let module = unsafe { cuda::module::load_data(KERNELS.0.as_ptr().cast()) }
+        // SAFETY: a fatbin that nvcc wrote, which knows its own length, at an aligned address.
+        let module = unsafe { cuda::module::load_data(image.as_ptr().cast()) }
             .map_err(failed("load kernels"))?;
         let blas = Blas::open(context.stream);
         let staging = Mutex::new(Staging::new(&context)?);
@@ -366,15 +357,5 @@ impl Device for Driver {
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         graph.start()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_driver_finds_kernels_at_an_aligned_address() {
-        assert!(KERNELS.0.as_ptr().addr().is_multiple_of(64));
     }
 }

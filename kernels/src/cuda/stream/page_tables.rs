@@ -7,13 +7,14 @@
 //! kernel puts where they belong before any other reads them.
 //!
 //! A row is found by its table's first page, which belongs to one head at a time. That is a guess
-//! and nothing depends on it: a table is compared with its row, entry by entry, and where the row
-//! is needed as it is by an earlier call of the same step, or where there is no room, the call's
-//! tables go with its other descriptors, as those of other calls do.
+//! and nothing depends on it: a table whose mark is not that of its row is compared with it, entry
+//! by entry, and where the row is needed as it is by an earlier call of the same step, or where
+//! there is no room, the call's tables go with its other descriptors, as those of other calls do.
+//!
+//! Every call of every layer names the tables of all heads, and few of them have changed. So a row
+//! is found and a mark compared without a search.
 
-use std::collections::HashMap;
-
-use crate::shapes::PageId;
+use crate::shapes::{PageId, PageMark};
 
 /// Entries of the array for each page of an arena: rows are as long as the next power of two, four
 /// at least, so that this holds a row for every table even where each has one page.
@@ -29,6 +30,8 @@ pub(super) type Change = [u32; 2];
 pub(crate) struct PageTable<'a> {
     /// From the first page on.
     pub(crate) pages: &'a [PageId],
+    /// What they are known by.
+    pub(crate) mark: PageMark,
     /// Pages that the call begins behind.
     pub(crate) skip: usize,
 }
@@ -36,8 +39,10 @@ pub(crate) struct PageTable<'a> {
 /// Which rows there are, and what they hold once all changes have arrived.
 #[derive(Default)]
 pub(super) struct PageTables {
-    /// By the first page of the table that each was made for.
-    rows: HashMap<u32, Row>,
+    /// By the first page of the table that each was made for: one place for every page.
+    rows: Vec<Option<Row>>,
+    /// Those pages.
+    firsts: Vec<u32>,
     /// Places of rows that are free, by the logarithm of their length.
     free: [Vec<u32>; 32],
     /// Entries that were ever part of a row, and all there are.
@@ -54,6 +59,9 @@ pub(super) struct PageTables {
 struct Row {
     at: u32,
     entries: Vec<u32>,
+    /// What the table is known by that the first `known` entries are of.
+    mark: PageMark,
+    known: usize,
     /// The step that used it last, and how many entries of it.
     step: u64,
     used: usize,
@@ -106,38 +114,29 @@ impl PageTables {
     pub(super) fn place(&mut self, tables: &[PageTable<'_>]) -> Option<Vec<u32>> {
         tables
             .iter()
-            .map(|table| Some(self.row(table.pages)? + table.skip as u32))
+            .map(|table| Some(self.row(table)? + table.skip as u32))
             .collect()
     }
 
-    fn row(&mut self, pages: &[PageId]) -> Option<u32> {
+    fn row(&mut self, table: &PageTable<'_>) -> Option<u32> {
+        let pages = table.pages;
         let Some(first) = pages.first() else {
             return Some(0);
         };
-        let step = self.step;
-        let known = self.rows.get(&first.0);
-        if let Some(row) = known.filter(|row| row.entries.len() < pages.len()) {
-            if row.step == step {
-                return None;
-            }
-            let row = self.rows.remove(&first.0)?;
-            self.free[row.class()].push(row.at);
+        let (step, place) = (self.step, first.0 as usize);
+        if place >= self.rows.len() {
+            self.rows.resize_with(place + 1, || None);
         }
-        if !self.rows.contains_key(&first.0) {
-            let len = pages.len().next_power_of_two().max(SHORTEST);
-            let at = self.take(len)?;
-            // No page has this number.
-            self.rows.insert(
-                first.0,
-                Row {
-                    at,
-                    entries: vec![u32::MAX; len],
-                    step: 0,
-                    used: 0,
-                },
-            );
+        if let Some(row) = &mut self.rows[place]
+            && row.mark.is_same(table.mark)
+            && pages.len() <= row.known
+        {
+            let used = if row.step == step { row.used } else { 0 };
+            (row.step, row.used) = (step, used.max(pages.len()));
+            return Some(row.at);
         }
-        let row = self.rows.get_mut(&first.0)?;
+        self.make_room(place, pages.len())?;
+        let row = self.rows[place].as_mut()?;
         let needed = if row.step == step { row.used } else { 0 };
         let differs = |(entry, page): (&u32, &PageId)| *entry != page.0;
         if row
@@ -154,8 +153,40 @@ impl PageTables {
                 self.changes.push([row.at + index as u32, page.0]);
             }
         }
+        (row.mark, row.known) = (table.mark, pages.len());
         (row.step, row.used) = (step, needed.max(pages.len()));
         Some(row.at)
+    }
+
+    /// A row at `place` of `len` entries at least; `None` where the step needs a shorter one as it
+    /// is, or where there is no room.
+    fn make_room(&mut self, place: usize, len: usize) -> Option<()> {
+        let known = self.rows[place].as_ref();
+        if known.is_some_and(|row| row.entries.len() >= len) {
+            return Some(());
+        }
+        if known.is_some_and(|row| row.step == self.step) {
+            return None;
+        }
+        match self.rows[place].take() {
+            Some(row) => self.free[row.class()].push(row.at),
+            None => self.firsts.push(place as u32),
+        }
+        let len = len.next_power_of_two().max(SHORTEST);
+        let Some(at) = self.take(len) else {
+            self.firsts.retain(|&first| first as usize != place);
+            return None;
+        };
+        self.rows[place] = Some(Row {
+            at,
+            // No page has this number.
+            entries: vec![u32::MAX; len],
+            mark: PageMark::default(),
+            known: 0,
+            step: 0,
+            used: 0,
+        });
+        Some(())
     }
 
     /// Room for a row of `len` entries, a power of two.
@@ -165,13 +196,16 @@ impl PageTables {
             return Some(at);
         }
         // Rows that this step has not used so far may be those of heads that are gone.
-        let (step, free) = (self.step, &mut self.free);
-        self.rows.retain(|_, row| {
-            let stays = row.step == step;
-            if !stays {
+        let Self {
+            step, free, rows, ..
+        } = self;
+        self.firsts.retain(|&first| {
+            let place = &mut rows[first as usize];
+            if let Some(row) = place.take_if(|row| row.step != *step) {
                 free[row.class()].push(row.at);
+                return false;
             }
-            stays
+            true
         });
         let found = self.find(class, len);
         self.crowded |= found.is_none();
@@ -196,6 +230,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::shapes::PageList;
 
     /// The array, as a kernel changes it.
     fn put(array: &mut [u32], tables: &mut PageTables) -> usize {
@@ -204,6 +239,15 @@ mod tests {
             .iter()
             .for_each(|&[at, page]| array[at as usize] = page);
         changes.len()
+    }
+
+    /// A table without a mark.
+    fn unknown(pages: &[PageId]) -> PageTable<'_> {
+        PageTable {
+            pages,
+            mark: PageMark::default(),
+            skip: 0,
+        }
     }
 
     fn pages(numbers: &[u32]) -> Vec<PageId> {
@@ -216,18 +260,11 @@ mod tests {
         let mut step = |numbers: &[u32]| {
             tables.begin();
             let all = pages(numbers);
-            let at = tables
-                .place(&[
-                    PageTable {
-                        pages: &all,
-                        skip: 0,
-                    },
-                    PageTable {
-                        pages: &all,
-                        skip: 1,
-                    },
-                ])
-                .expect("room");
+            let behind = PageTable {
+                skip: 1,
+                ..unknown(&all)
+            };
+            let at = tables.place(&[unknown(&all), behind]).expect("room");
             assert_eq!(at[1], at[0] + 1);
             let written = put(&mut array, &mut tables);
             assert_eq!(array[at[0] as usize..][..numbers.len()], *numbers);
@@ -247,12 +284,7 @@ mod tests {
         let all = pages(&[1, 2]);
         for _ in 0..3 {
             tables.begin();
-            tables
-                .place(&[PageTable {
-                    pages: &all,
-                    skip: 0,
-                }])
-                .expect("room");
+            tables.place(&[unknown(&all)]).expect("room");
         }
         assert_eq!(tables.take_changes().len(), 2);
     }
@@ -261,12 +293,7 @@ mod tests {
     fn a_row_stays_as_a_step_needs_it() {
         let mut tables = PageTables::new(64);
         tables.begin();
-        let mut place = |numbers: &[u32]| {
-            tables.place(&[PageTable {
-                pages: &pages(numbers),
-                skip: 0,
-            }])
-        };
+        let mut place = |numbers: &[u32]| tables.place(&[unknown(&pages(numbers))]);
         place(&[1, 2]).expect("room");
         assert!(place(&[1, 3]).is_none(), "the second entry was needed");
         assert!(
@@ -278,43 +305,63 @@ mod tests {
         );
     }
 
-    /// A head's page table in a step: its first page, its length, and what its other pages are.
-    type Wanted = (u32, usize, u32);
+    /// What happens to a head between steps, and how much of its table a call names.
+    #[derive(Debug, Clone, Copy)]
+    struct Wanted {
+        head: usize,
+        /// Pages that it keeps, of those it had.
+        keep: usize,
+        /// Pages that it takes then.
+        taken: usize,
+        /// Whether the call knows the list's mark.
+        is_known: bool,
+        /// Pages that the call leaves out.
+        less: usize,
+    }
 
-    fn table(&(first, len, salt): &Wanted) -> Vec<PageId> {
-        let page = |i: usize| {
-            if i == 0 {
-                first
-            } else {
-                100 + salt % 3 + i as u32
-            }
-        };
-        (0..len).map(|i| PageId(page(i))).collect()
+    fn wanted() -> impl Strategy<Value = Wanted> {
+        let numbers = (0usize..6, 0usize..12, 0usize..4, any::<bool>(), 0usize..3);
+        numbers.prop_map(|(head, keep, taken, is_known, less)| Wanted {
+            head,
+            keep,
+            taken,
+            is_known,
+            less,
+        })
     }
 
     fn steps() -> impl Strategy<Value = Vec<Vec<Wanted>>> {
-        let head = (0u32..12, 1usize..12, any::<u32>());
-        prop::collection::vec(prop::collection::vec(head, 0..8), 1..30)
+        prop::collection::vec(prop::collection::vec(wanted(), 0..8), 1..40)
     }
 
     proptest! {
-        /// Whatever heads come, grow, shrink and go, all tables of a step are read as they are, or
-        /// refused.
+        /// Whatever heads come, grow, shrink and go, with pages that others had before, all tables
+        /// of a step are read as they are, or refused.
         #[test]
         fn tables_are_what_was_asked_for(steps in steps()) {
             let (mut tables, mut array) = (PageTables::new(96), vec![0; 96]);
+            let mut free: Vec<PageId> = (0..48).map(PageId).collect();
+            let mut lists = vec![PageList::default(); 6];
             for step in steps {
                 tables.begin();
-                let wanted: Vec<Vec<PageId>> = step.iter().map(table).collect();
-                let placed: Vec<_> = wanted
-                    .iter()
-                    .map(|pages| tables.place(&[PageTable { pages, skip: 0 }]))
-                    .collect();
+                let mut placed = Vec::new();
+                for wanted in step {
+                    let list = &mut lists[wanted.head];
+                    free.extend(list.take_after(wanted.keep));
+                    let taken = wanted.taken.min(free.len());
+                    list.extend(free.drain(..taken));
+                    let head = list.view(0);
+                    let len = head.pages.len().saturating_sub(wanted.less);
+                    let mark = if wanted.is_known { head.mark } else { PageMark::default() };
+                    let table = PageTable { pages: &head.pages[..len], mark, skip: 0 };
+                    let at = tables.place(&[table]);
+                    placed.push((head.pages[..len].to_vec(), at));
+                }
                 put(&mut array, &mut tables);
-                for (pages, at) in wanted.iter().zip(placed) {
+                for (pages, at) in placed {
                     let Some(at) = at else { continue };
                     let read = &array[at[0] as usize..][..pages.len()];
-                    prop_assert!(read.iter().zip(pages).all(|(read, page)| *read == page.0));
+                    prop_assert!(read.iter().zip(&pages).all(|(read, page)| *read == page.0));
                 }
             }
         }
