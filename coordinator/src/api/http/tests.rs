@@ -2,6 +2,7 @@
 //! without sockets.
 
 mod fields;
+mod maps;
 mod sessions;
 mod tools;
 mod web;

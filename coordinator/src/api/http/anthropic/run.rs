@@ -49,8 +49,7 @@ impl Run {
                     }
                 }
                 Some(Event::Finished(finished)) => ended = Some(finished),
-                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {
-                }
+                _ => {}
             }
         }
         let message = self.frame.ended(&text, &ended.unwrap_or_default());
@@ -118,7 +117,9 @@ impl EventStream {
                 events::begun(out, &self.run.frame, started.prompt_tokens);
             }
             Some(Ok(Some(Event::Delta(delta)))) => events::delta(out, &delta.text),
-            Some(Ok(Some(Event::PromptLogprobs(_) | Event::Embedding(_)))) => {}
+            Some(Ok(Some(
+                Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_),
+            ))) => {}
             Some(Ok(Some(Event::Finished(finished)))) => {
                 events::ended(out, &finished);
                 self.is_over = true;
