@@ -32,6 +32,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::{self, Pool};
+use crate::ranks::Ranks;
 use crate::request::{self, Cut, Marked, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
@@ -90,6 +91,8 @@ pub struct Service {
     pub sessions: Sessions,
     /// Responses that are kept.
     pub responses: Responses,
+    /// Who computes.
+    pub ranks: Ranks,
 }
 
 impl Call {
@@ -133,6 +136,7 @@ impl Service {
             budget: Budget::new(config.max_inflight_bytes),
             pool: Pool::new(config.tokenizer_threads, longest),
             responses: Responses::new(config.responses.clone(), metrics.clone()),
+            ranks: Ranks::default(),
             model,
             config: Arc::new(config),
             driver,

@@ -1,6 +1,7 @@
 //! What a request may take before it is admitted, and of an answer: the routes over a fake rank,
 //! without sockets.
 
+mod console;
 mod fields;
 mod maps;
 mod sessions;
