@@ -78,7 +78,15 @@ fn a_key_is_asked_for_in_the_page_and_never_taken_from_the_address() {
     let digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     fs::write(&keys, format!("people:{digest}\n")).expect("a file");
     let keys = keys.to_str().expect("a path");
-    let server = Server::start(model.path(), &["--threads", "1", "--api-keys-file", keys]);
+    let args = [
+        "--threads",
+        "1",
+        "--kv-memory-mib",
+        "64",
+        "--api-keys-file",
+        keys,
+    ];
+    let server = Server::start(model.path(), &args);
     views::an_address_is_cleaned(&mut browser, &server);
     views::a_key_is_asked_for(&mut browser, &server);
     views::no_other_page_shows_or_asks(&mut browser, &server);

@@ -17,7 +17,7 @@ fn pictures_of_the_console() {
     let model = PathBuf::from(std::env::var_os("PALIMPSEST_TEST_MODEL").expect("a model"));
     let mut browser = crate::browser().expect("a browser");
     let server = Server::start(&model, &["--kv-budget", "1536"]);
-    browser.resize(1440, 900);
+    browser.resize(1280, 800);
     browser.scheme("light");
     browser.open(&server.console());
     browser.wait_for("document.getElementById('lamp').className === 'lamp good'");
@@ -26,7 +26,10 @@ fn pictures_of_the_console() {
     browser.eval(
         "(async () => {
            const {drawn} = await import('./console/document.js');
-           drawn.reveal(drawn.pieces.findIndex((piece) => piece.includes('WIPO')) + 60);
+           const at = drawn.pieces.join('').indexOf('WIPO copyright treaty');
+           let token = 0;
+           for (let read = 0; read < at; token++) read += drawn.pieces[token].length;
+           drawn.reveal(token);
          })()",
     );
     take(&mut browser, &folder.join("console-light.png"));
@@ -36,7 +39,7 @@ fn pictures_of_the_console() {
     browser.resize(375, 812);
     browser.eval("scrollTo(0, 0)");
     take(&mut browser, &folder.join("console-narrow.png"));
-    browser.resize(1440, 900);
+    browser.resize(1280, 800);
     talk(&mut browser);
     take(&mut browser, &folder.join("console-chat.png"));
     browser.click("nav a[href='#service']");

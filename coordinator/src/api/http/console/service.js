@@ -20,6 +20,8 @@ const LATENCIES = [
 ];
 
 let timer = 0;
+/** Times that the view was shown or hidden. */
+let shows = 0;
 let last = null;
 const looks = [];
 
@@ -169,10 +171,12 @@ async function refresh() {
 /** Looks again and again while the view is shown and somebody may see it. */
 export function showService(shown) {
   clearTimeout(timer);
+  const mine = ++shows;
   if (!shown) return;
   const next = async () => {
     if (!document.hidden) await refresh();
-    timer = setTimeout(next, PAUSE);
+    // A look that was under way when the view changed is the last of its kind.
+    if (mine === shows) timer = setTimeout(next, PAUSE);
   };
   next();
 }
