@@ -50,7 +50,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 let usage = finished.usage.unwrap_or_default();
                 println!("\n{} entries held per KV head", usage.held_slots);
             }
-            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_))
+            | None => {}
         }
     }
     Ok(())

@@ -46,6 +46,8 @@ pub struct FrontConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins whose pages may ask over HTTP and read the answers.
     pub cors: Vec<String>,
+    /// Whether HTTP serves the console.
+    pub console: bool,
     /// What clients call the model, the name that answers show first; none: as its ranks call it.
     pub served_names: Vec<String>,
     /// Connections that each port of clients has at once.
@@ -83,6 +85,7 @@ pub struct Front {
     keys: Option<Arc<ApiKeys>>,
     allowed_hosts: AllowedHosts,
     cors: AllowedOrigins,
+    console: bool,
     served_names: Vec<String>,
     max_running: usize,
     max_queued: usize,
@@ -105,12 +108,7 @@ impl Front {
         let keys = config.api_keys_file.as_deref().map(ApiKeys::open);
         let keys = keys.transpose()?.map(Arc::new);
         check_exposure(&config, keys.is_some())?;
-        let places = [&config.sessions.place, &config.responses.place];
-        if let [Some(sessions), Some(responses)] = places
-            && is_one_place(sessions, responses)
-        {
-            bail!("--session-store and --response-store name one place: give each its own");
-        }
+        check_places(&config)?;
         let sessions = config.sessions.open()?;
         let responses = config.responses.open()?;
         let allowed_hosts = AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str))
@@ -157,6 +155,7 @@ impl Front {
             keys,
             allowed_hosts,
             cors,
+            console: config.console,
             served_names: config.served_names,
             max_running: config.max_running,
             max_queued: config.max_queued,
@@ -213,6 +212,7 @@ impl Front {
             keys: self.keys.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             cors: self.cors.clone(),
+            console: self.console,
             served_names: self.served_names.clone(),
             snapshot_store_bytes: self.snapshot_store_bytes,
             share_snapshots: self.share_snapshots,
@@ -232,10 +232,14 @@ impl Front {
         } else {
             "http"
         };
-        let http = self
-            .http
-            .as_ref()
-            .map(|http| format!(" and {scheme}://{}/v1", address(http)));
+        let http = self.http.as_ref().map(|http| {
+            let at = address(http);
+            let console = match self.console {
+                true => format!(", for people at {scheme}://{at}/console"),
+                false => String::new(),
+            };
+            format!(" and {scheme}://{at}/v1{console}")
+        });
         format!(
             "{scheme}://{} (gRPC){}",
             address(&self.grpc),
@@ -337,6 +341,17 @@ fn check_exposure(config: &FrontConfig, has_keys: bool) -> anyhow::Result<()> {
             %address,
             "API keys and prompts travel in plain text: give --tls-cert, or put TLS in front"
         );
+    }
+    Ok(())
+}
+
+/// Refuses one place for sessions and for responses.
+fn check_places(config: &FrontConfig) -> anyhow::Result<()> {
+    let places = [&config.sessions.place, &config.responses.place];
+    if let [Some(sessions), Some(responses)] = places
+        && is_one_place(sessions, responses)
+    {
+        bail!("--session-store and --response-store name one place: give each its own");
     }
     Ok(())
 }

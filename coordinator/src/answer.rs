@@ -2,6 +2,7 @@
 //! driver's.
 
 mod delivery;
+mod map;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -10,12 +11,13 @@ use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::CacheState;
 use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::{
-    FinishReason, Finished, GenerateEvent, PromptLogprobs, RetentionReport, Started, TokenLogprob,
-    Usage,
+    FinishReason, Finished, GenerateEvent, PromptLogprobs, RetentionMap, RetentionReport, Started,
+    TokenLogprob, Usage,
 };
 use tokio::time::Instant;
 
 use self::delivery::{Delivery, decoder};
+use self::map::shares;
 use crate::ids::RequestId;
 use crate::keys::TenantPermit;
 use crate::metrics::Metrics;
@@ -23,7 +25,7 @@ use crate::model::ServedModel;
 use crate::request::ValidRequest;
 use crate::scheduler::Ending;
 use crate::sessions::Turn;
-use crate::stream::{Reader, Token};
+use crate::stream::{Item, Reader, Reading, Token};
 use crate::text::Detokenizer;
 use crate::text::StopStrings;
 use crate::trace::{Ended, RequestSpan};
@@ -174,7 +176,14 @@ impl Answer {
     pub async fn next(&mut self) -> Option<Result<GenerateEvent, RequestError>> {
         while self.ready.is_empty() {
             match self.reader.as_mut()?.next().await {
-                Ok(Some(token)) => self.take(token),
+                Ok(Some(Item::Token(token))) => self.take(token),
+                Ok(Some(Item::Reading(Reading {
+                    fed,
+                    cache,
+                    retention,
+                }))) => {
+                    self.tell_map(fed, &cache, &retention);
+                }
                 Ok(None) => return None,
                 Err(error) => {
                     self.started = self.reader.take().and_then(|reader| reader.started());
@@ -201,12 +210,13 @@ impl Answer {
         }))
     }
 
-    fn take(&mut self, token: Token) {
+    fn take(&mut self, mut token: Token) {
         if let Some(last) = self.seen.last {
             self.metrics
                 .inter_token(token.at.saturating_duration_since(last));
         }
-        self.seen.take(&token, self.request.prompt.len() as u64);
+        self.seen.take(&token);
+        self.take_report(token.retention.take());
         if self.request.sampling.prompt_logprobs.is_some() && self.seen.tokens == 1 {
             self.tell_prompt(token.prompt_logprobs);
             self.ready.extend(self.begun.take());
@@ -264,6 +274,33 @@ impl Answer {
                 self.finish(reason, String::new());
             }
         }
+    }
+
+    /// Takes what a token's step says of what is retained.
+    fn take_report(&mut self, report: Option<RetentionReport>) {
+        let Some(report) = report else {
+            return;
+        };
+        let fed = self.seen.fed(self.request.prompt.len() as u64);
+        let cache = self.seen.cache;
+        self.tell_map(fed, &cache, &report);
+        if self.request.retention_report {
+            self.seen.retention = Some(Reported { report, fed });
+        }
+    }
+
+    /// Tells how much is retained of each of the first `fed` tokens, if that is asked for.
+    fn tell_map(&mut self, fed: u64, cache: &CacheState, report: &RetentionReport) {
+        if self.request.map_every == 0 {
+            return;
+        }
+        let heads = self.model.all_heads();
+        self.ready.push_back(Event::RetentionMap(RetentionMap {
+            shares: shares(report, fed).into(),
+            held_slots: (cache.held_entries + heads / 2) / heads,
+            held_bytes: cache.held_bytes,
+            full_cache_bytes: fed * self.model.token_bytes(),
+        }));
     }
 
     /// Tells of the prompt, with the first token of the answer or at its end.
@@ -380,19 +417,13 @@ impl Drop for Answer {
 }
 
 impl Seen {
-    fn take(&mut self, token: &Token, prompt: u64) {
+    fn take(&mut self, token: &Token) {
         self.cached = token.cached;
         self.tokens += 1;
         self.generated += u64::from(token.ended != Some(Ending::Read));
         self.first.get_or_insert(token.at);
         self.last = Some(token.at);
         self.cache = token.cache;
-        if let Some(report) = &token.retention {
-            self.retention = Some(Reported {
-                report: report.clone(),
-                fed: self.fed(prompt),
-            });
-        }
     }
 
     /// Tokens that the ranks have seen: all but the last sampled one.

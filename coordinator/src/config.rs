@@ -87,6 +87,8 @@ pub struct Config {
     pub allowed_hosts: AllowedHosts,
     /// Origins whose pages may ask over HTTP and read the answers.
     pub cors: AllowedOrigins,
+    /// Whether HTTP serves the console.
+    pub console: bool,
     /// What clients call the model, the name that answers show first; none: as its ranks call it.
     pub served_names: Vec<String>,
     /// What sessions may take, and where they are kept.
@@ -139,6 +141,7 @@ impl Default for Config {
             keys: None,
             allowed_hosts: AllowedHosts::default(),
             cors: AllowedOrigins::default(),
+            console: true,
             served_names: Vec::new(),
             sessions: sessions::Limits::default(),
             responses: responses::Limits::default(),

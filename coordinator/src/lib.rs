@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod model;
 pub mod origins;
 pub mod pool;
+pub mod ranks;
 pub mod request;
 pub mod responses;
 pub mod scheduler;
@@ -59,6 +60,7 @@ use self::executor::Executor;
 use self::ids::Epoch;
 use self::metrics::Metrics;
 use self::model::ServedModel;
+use self::ranks::Ranks;
 use self::service::Service;
 
 /// A running coordinator. Dropping it and all its services ends the driver when its requests are
@@ -90,14 +92,18 @@ impl Coordinator {
         executor: Box<dyn Executor>,
         ranks: Vec<RankInfo>,
     ) -> Result<Self, model::Error> {
+        let shown = Ranks::default();
+        shown.set(&ranks);
         let model = ServedModel::new(ranks)?.called(&config.served_names);
         driver::check_room(&model)?;
         let metrics = Metrics::new();
         metrics.cache_config(u64::from(model.info.stride), model.full_cache_strides());
         let driver = driver::start(&config, &model, executor, metrics.clone());
-        Ok(Self {
-            service: Service::new(model, config, driver, metrics),
-        })
+        let service = Service {
+            ranks: shown,
+            ..Service::new(model, config, driver, metrics)
+        };
+        Ok(Self { service })
     }
 
     /// For calls within this process, and for other APIs.
@@ -135,7 +141,8 @@ impl Coordinator {
         ranks: Vec<RankInfo>,
         epoch: u64,
     ) -> Result<(), model::Error> {
-        self.service.model.check_successor(ranks)?;
+        self.service.model.check_successor(ranks.clone())?;
+        self.service.ranks.set(&ranks);
         self.service.driver.replace(executor, Epoch(epoch)).await;
         Ok(())
     }

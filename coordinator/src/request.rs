@@ -83,6 +83,8 @@ pub struct ValidRequest {
     pub flow: Flow,
     /// Report retained positions at the end.
     pub retention_report: bool,
+    /// Report them too at every multiple of this many tokens, and where the prompt ends; 0: not.
+    pub map_every: u64,
     /// What the final states of the prompt's tokens become, if that is asked for.
     pub embedding: Pooling,
     /// For the client, in usage.
@@ -150,6 +152,7 @@ pub struct Checked {
     /// Larger is served first.
     pub priority: i32,
     retention_report: bool,
+    retention_map: bool,
     embedding: Pooling,
     caching: Caching,
 }
@@ -210,6 +213,7 @@ pub fn check(
         deadline: arrived + time,
         priority,
         retention_report: request.retention_report,
+        retention_map: request.retention_map,
         embedding,
         caching,
     })
@@ -305,9 +309,17 @@ impl Checked {
         }
         bounds::check_prompt_logprobs(&self.sampling, prompt.len(), config)?;
         let cost = contract::cost(&self.kv, model, total)?;
-        if self.retention_report {
-            bounds::check_report(&self.kv, model, config, total)?;
+        let reports = [
+            ("retention_report", self.retention_report),
+            ("retention_map", self.retention_map),
+        ];
+        if let Some((field, _)) = reports.into_iter().find(|(_, asked)| *asked) {
+            bounds::check_report(field, &self.kv, model, config, total)?;
         }
+        let map_every = match self.retention_map {
+            true => bounds::map_every(total, model.geometry.stride),
+            false => 0,
+        };
         let mut warnings = contract::warnings(&self.kv, model, total);
         warnings.extend(self.guide_warnings);
         Ok(ValidRequest {
@@ -328,6 +340,7 @@ impl Checked {
             priority: self.priority,
             flow: Flow::Local,
             retention_report: self.retention_report,
+            map_every,
             embedding: self.embedding,
             trace: None,
             caching: self.caching,

@@ -101,6 +101,13 @@ pub enum Progress {
         /// Tokens of its prompt that were not read, because they were kept.
         cached: u64,
     },
+    /// A piece of the prompt was read, and the ranks say what they retain.
+    Piece {
+        /// The sequence.
+        id: SequenceId,
+        /// Tokens that they have seen.
+        fed: u64,
+    },
     /// The prompt was read, and no token was asked for.
     Read {
         /// The sequence.
@@ -362,6 +369,9 @@ impl Scheduler {
                 if running.is_read() {
                     self.end(id);
                     progress.push(Progress::Read { id, cached });
+                } else if one.retention.is_some() {
+                    let fed = running.fed;
+                    progress.push(Progress::Piece { id, fed });
                 }
                 continue;
             };

@@ -33,6 +33,7 @@ use crate::keys::{Tenant, TenantPermit};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::pool::Pool;
+use crate::ranks::Ranks;
 use crate::request::{self, Cut, Marked, ValidRequest};
 use crate::responses::Responses;
 use crate::scheduler::Reuse;
@@ -94,6 +95,8 @@ pub struct Service {
     pub sessions: Sessions,
     /// Responses that are kept.
     pub responses: Responses,
+    /// Who computes.
+    pub ranks: Ranks,
 }
 
 impl Call {
@@ -142,6 +145,7 @@ impl Service {
             budget: Budget::new(config.max_inflight_bytes),
             pool: Pool::new(config.tokenizer_threads, longest),
             responses: Responses::new(config.responses.clone(), metrics.clone()),
+            ranks: Ranks::default(),
             model,
             config: Arc::new(config),
             driver,

@@ -16,4 +16,4 @@ mod schedules;
 #[cfg(test)]
 mod tests;
 
-pub use ring::{Lag, Reader, ReaderState, Token, Writer, ring};
+pub use ring::{Item, Lag, Reader, ReaderState, Reading, Token, Writer, ring};

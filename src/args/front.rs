@@ -159,6 +159,7 @@ impl FrontArgs {
             insecure_no_keys: self.insecure_no_keys,
             allowed_hosts: self.allowed_host,
             cors: self.web.cors,
+            console: !self.web.no_console,
             served_names: self.web.served_model_name,
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,

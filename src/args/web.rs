@@ -1,4 +1,4 @@
-//! What clients call the model, and whose pages may ask.
+//! What clients call the model, whose pages may ask, and the page of our own.
 
 use clap::Args;
 use palimpsest_coordinator::origins::{AllowedOrigins, BadOrigin};
@@ -6,7 +6,7 @@ use palimpsest_coordinator::origins::{AllowedOrigins, BadOrigin};
 /// Bytes of a model's name at most: requests and answers repeat it.
 const MAX_NAME_BYTES: usize = 256;
 
-/// What clients call the model, and whose pages may ask.
+/// What clients call the model, whose pages may ask, and the page of our own.
 #[derive(Debug, Args)]
 pub struct WebArgs {
     /// What clients call the model, instead of the name that it has: several names are all
@@ -33,6 +33,9 @@ pub struct WebArgs {
         help_heading = "Who may ask"
     )]
     pub cors: Vec<String>,
+    /// No page for people at `/console`.
+    #[arg(long, env = "PALIMPSEST_NO_CONSOLE", help_heading = "Listening")]
+    pub no_console: bool,
 }
 
 /// A page's origin, or `*`.

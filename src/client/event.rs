@@ -4,7 +4,7 @@ use palimpsest_proto::v1;
 use palimpsest_proto::v1::generate_event::Event;
 
 /// The stable JSON form of an event: `{"event": "started" | "prompt_logprobs" |
-/// "delta" | "embedding" | "finished", ...}`.
+/// "delta" | "embedding" | "retention_map" | "finished", ...}`.
 pub fn event_json(event: &v1::GenerateEvent) -> serde_json::Value {
     use serde_json::json;
     let sequence_number = event.sequence_number;
@@ -26,6 +26,11 @@ pub fn event_json(event: &v1::GenerateEvent) -> serde_json::Value {
         }
         Some(Event::Embedding(e)) => json!({
             "event": "embedding", "sequence_number": sequence_number, "values": e.values,
+        }),
+        Some(Event::RetentionMap(m)) => json!({
+            "event": "retention_map", "sequence_number": sequence_number,
+            "tokens": m.shares.len(), "held_slots": m.held_slots, "held_bytes": m.held_bytes,
+            "full_cache_bytes": m.full_cache_bytes,
         }),
         Some(Event::Finished(f)) => json!({
             "event": "finished", "sequence_number": sequence_number,

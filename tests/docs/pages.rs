@@ -25,6 +25,11 @@ fn the_commands_of_concepts_run() {
 }
 
 #[test]
+fn the_commands_of_the_console_run() {
+    run("docs/src/console.md");
+}
+
+#[test]
 fn the_commands_of_budget_run() {
     run("docs/src/budget.md");
 }

@@ -146,7 +146,7 @@ pub async fn ask(
         count += 1;
         match event.event.expect("an event") {
             Event::Started(s) => started = Some(s),
-            Event::PromptLogprobs(_) | Event::Embedding(_) => {}
+            Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_) => {}
             Event::Delta(delta) => {
                 assert!(started.is_some(), "Started comes first");
                 text.push_str(&delta.text);

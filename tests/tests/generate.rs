@@ -5,9 +5,11 @@ use palimpsest_engine::decoder::Logits;
 use palimpsest_engine::kv::Contract;
 use palimpsest_engine::offline::OfflineSequence;
 use palimpsest_proto::error::REASON_KEY;
+use palimpsest_proto::v1::generate_event::Event;
 use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::{
-    FinishReason, GenerateRequest, KvContract, RetentionReport, Sampling, Stopping, TokenIds,
+    FinishReason, GenerateRequest, HeadRetention, KvContract, RetentionReport, Sampling, Stopping,
+    TokenIds,
 };
 use palimpsest_tests::service::{ask, serve};
 use palimpsest_tests::{
@@ -179,6 +181,58 @@ fn assert_complete(report: &RetentionReport, held_slots: u64, policy: &str) {
             "sinks are never evicted"
         );
     }
+}
+
+/// A map of a real engine comes while it reads, and tells what the list of positions does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maps_tell_what_heads_keep_while_a_prompt_is_read() {
+    let model = tiny_model(12);
+    let indexer = Some(tiny_indexer(5));
+    let service = serve(model.path(), indexer, ARENA, Config::default()).await;
+    let mut request = request(&prompt(3, 333), "retention", 40, 10);
+    (request.retention_map, request.retention_report) = (true, true);
+    let mut events = service
+        .client
+        .clone()
+        .generate(request)
+        .await
+        .expect("a stream");
+    let (mut maps, mut report) = (Vec::new(), None);
+    while let Some(event) = events.get_mut().message().await.expect("an event") {
+        match event.event.expect("an event") {
+            Event::RetentionMap(map) => maps.push(map),
+            Event::Finished(finished) => report = finished.retention,
+            _ => {}
+        }
+    }
+    // The last boundary is in the answer, and the prompt ends before it.
+    let told: Vec<usize> = maps.iter().map(|map| map.shares.len()).collect();
+    assert!(told.ends_with(&[333, 336]) && told.is_sorted(), "{told:?}");
+    assert!(
+        told.len() > 2,
+        "nothing was told while the prompt was read: {told:?}"
+    );
+    let last = maps.last().expect("a map");
+    let heads = report.expect("the report").heads;
+    for (position, share) in last.shares.iter().enumerate() {
+        let lists = |head: &&HeadRetention| head.positions.contains(&(position as u32));
+        let held = heads.iter().filter(lists).count();
+        assert_eq!(
+            usize::from(*share),
+            (255 * held).div_ceil(heads.len()),
+            "{position}"
+        );
+    }
+    // What is held is what the budget allows, and a full cache grows.
+    for map in maps
+        .iter()
+        .filter(|map| map.shares.len().is_multiple_of(16))
+    {
+        assert!(map.held_slots <= 40, "{} slots", map.held_slots);
+        let entry = (LAYERS * KV_HEADS * 2 * HEAD_DIM * 2) as u64;
+        assert_eq!(map.full_cache_bytes, map.shares.len() as u64 * entry);
+    }
+    service.server.shut_down().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

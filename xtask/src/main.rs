@@ -17,6 +17,7 @@ mod kernels;
 mod metrics;
 mod miri;
 mod modules;
+mod pictures;
 mod process;
 mod rust_source;
 mod sbom;
@@ -48,6 +49,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fuzz [--seconds N] [TARGET…]
                        readers of outside bytes under guided mutations, 60 s each
   miri                 unsafe code of the CPU kernels under Miri, which it installs
+  pictures             what the documents show of the console, made anew in docs/src/images
   wheel                the program as a Python wheel, tried in an empty environment
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest
                        goes to the ranks
@@ -103,6 +105,7 @@ fn dispatch() -> Result<()> {
         ["image"] => image::measure(),
         ["fuzz", rest @ ..] => fuzz::run_targets(rest),
         ["miri"] => miri::check(),
+        ["pictures"] => pictures::make(),
         ["wheel"] => wheel::build_and_try(),
         ["cluster", rest @ ..] => cluster::run_local(rest),
         ["eval-quick", rest @ ..] => eval_quick::run_table(rest),

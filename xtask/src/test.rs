@@ -10,7 +10,7 @@ use crate::{crates, tools};
 
 /// Path of the real model, for the tests that need one; without it they print that they are
 /// skipped.
-const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
+pub const MODEL_VARIABLE: &str = "PALIMPSEST_TEST_MODEL";
 
 /// Directory with OpenAI's Python client, for the test that it be served unchanged.
 const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
@@ -25,6 +25,11 @@ const GRPC_VARIABLE: &str = "PALIMPSEST_TEST_GRPC";
 
 /// Directory with schemathesis, which makes requests from the OpenAPI document.
 const FUZZER_VARIABLE: &str = "PALIMPSEST_TEST_SCHEMATHESIS";
+
+/// The browser that the console is tried in, a program.
+pub const CHROMIUM_VARIABLE: &str = "PALIMPSEST_TEST_CHROMIUM";
+/// Its name among programs.
+pub const CHROMIUM: &str = "chromium";
 
 /// Features that need system packages, clusters and the emulated CUDA device (a C++ compiler), and
 /// training, which a newcomer's build leaves out.
@@ -106,7 +111,8 @@ pub fn run_all(extent: Extent) -> Result<()> {
                 .env(ANTHROPIC_VARIABLE, &anthropic)
                 .env(TRITON_VARIABLE, &triton)
                 .env(GRPC_VARIABLE, &grpc)
-                .env(FUZZER_VARIABLE, &fuzzer);
+                .env(FUZZER_VARIABLE, &fuzzer)
+                .env(CHROMIUM_VARIABLE, CHROMIUM);
         }
     }
     run_suites(&mut suites)
@@ -144,7 +150,10 @@ fn main_suite(extent: Extent) -> Command {
 
 /// Path of the default model, fetched with the program itself. Builds the tests too: with them the
 /// features of all dependencies are those of the test run, which then builds nothing again.
-fn fetch_model() -> Result<PathBuf> {
+///
+/// # Errors
+/// When something does not compile, or the model cannot be fetched.
+pub fn fetch_model() -> Result<PathBuf> {
     let mut build = cargo_with(&["build", "--workspace", "--bins", "--tests", "--locked"]);
     run(build.arg("--examples").args(CLUSTER))?;
     let program = crates::target_directory()?.join("debug/palimpsest");

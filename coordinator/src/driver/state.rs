@@ -22,7 +22,7 @@ use crate::request::ValidRequest;
 use crate::scheduler::{
     Arrival, Cause, Ending, Event, Limits, Lost, Priority, Progress, Scheduler, TokenBudget,
 };
-use crate::stream::{ReaderState, Token};
+use crate::stream::{ReaderState, Reading, Token};
 
 /// A group that failed and was not replaced yet.
 struct Gap {
@@ -260,6 +260,12 @@ impl State {
                     };
                     self.hand_out(id, token);
                 }
+                Progress::Piece { id, fed } => {
+                    let output = outputs.remove(&id.0).unwrap_or_default();
+                    if let Some(live) = self.live.get(&id) {
+                        live.writer.tell(reading(output, fed));
+                    }
+                }
                 Progress::Read { id, cached } => {
                     let output = outputs.remove(&id.0).unwrap_or_default();
                     let end = Token {
@@ -445,6 +451,7 @@ impl State {
             init,
             cost: request.cost,
             retention_report: request.retention_report,
+            map_every: request.map_every,
             reuse: request.reuse.clone(),
         }
     }
@@ -511,6 +518,15 @@ impl State {
     fn new_sequence(&mut self) -> SequenceId {
         self.next_sequence += 1;
         SequenceId(self.next_sequence)
+    }
+}
+
+/// What a step that sampled nothing says of a sequence.
+fn reading(output: SequenceOutput, fed: u64) -> Reading {
+    Reading {
+        fed,
+        cache: output.cache.unwrap_or_default(),
+        retention: output.retention.unwrap_or_default(),
     }
 }
 

@@ -93,7 +93,7 @@ async fn whole(answer: &mut Answer) -> Result<Whole, RequestError> {
         assert_eq!(event.sequence_number, number as u64);
         match event.event.unwrap() {
             Event::Started(event) => assert!(started.replace(event).is_none() && number == 0),
-            Event::PromptLogprobs(_) | Event::Embedding(_) => {}
+            Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_) => {}
             Event::Delta(delta) => text.push_str(&delta.text),
             Event::Finished(event) => assert!(finished.replace(event).is_none()),
         }

@@ -66,6 +66,7 @@ pub(super) fn arrival(model: &ServedModel) -> Arrival {
             ..Default::default()
         },
         retention_report: false,
+        map_every: 0,
         reuse: None,
     }
 }

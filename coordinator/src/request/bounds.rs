@@ -12,11 +12,21 @@ use crate::model::ServedModel;
 const REPORTS_BYTES: u64 = 128 << 20;
 /// A position in a report, as a varint of a u32 at most.
 const POSITION_BYTES: u64 = 5;
+/// Maps of what is retained that a request has, about.
+const MAPS: u64 = 128;
 /// A token with its log-probability as JSON: its text and its bytes as numbers, both short.
 const LOGPROB_BYTES: u64 = 96;
 
-/// Refuses a report that could be larger than a sequence's share of a rank's answer.
+/// Tokens from one map of what is retained to the next, in a sequence of `total` tokens at most: a
+/// map has a byte for each token, so all maps of a long sequence would have many.
+pub(super) fn map_every(total: u64, stride: u64) -> u64 {
+    stride * total.div_ceil(stride.saturating_mul(MAPS)).max(1)
+}
+
+/// Refuses a report, asked for by `field`, that could be larger than a sequence's share of a rank's
+/// answer.
 pub(super) fn check_report(
+    field: &'static str,
     contract: &Contract,
     model: &ServedModel,
     config: &Config,
@@ -38,10 +48,10 @@ pub(super) fn check_report(
     }
     let message = format!(
         "a retention report of {} heads with {held} positions each takes {needed} bytes, over the \
-         limit of {share}: lower kv.budget, or leave retention_report out",
+         limit of {share}: lower kv.budget, or leave {field} out",
         model.all_heads()
     );
-    Err(RequestError::new(Reason::AnswerTooLarge, message).in_field("retention_report"))
+    Err(RequestError::new(Reason::AnswerTooLarge, message).in_field(field))
 }
 
 /// Refuses log-probabilities of a prompt of `tokens` tokens that are more than is held of an

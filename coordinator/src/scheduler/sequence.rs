@@ -56,6 +56,9 @@ pub struct Arrival {
     pub cost: Cost,
     /// Ask the ranks which positions they retain, whenever that changes after the prompt.
     pub retention_report: bool,
+    /// Ask them too at every multiple of this many tokens, which is one of the stride, and where the
+    /// prompt ends; 0: not.
+    pub map_every: u64,
     /// What of it may be kept and used again; `None`: nothing.
     pub reuse: Option<Reuse>,
 }
@@ -156,10 +159,7 @@ impl Running {
         let init = (!self.known).then(|| self.init());
         self.known = true;
         self.in_step = count;
-        // Between boundaries only the tail grows, so these reports determine every other one.
-        let report = self.arrival.retention_report
-            && sample
-            && (self.answer.is_empty() || end.is_multiple_of(stride));
+        let report = self.reports(end, stride);
         SequenceStep {
             sequence: self.arrival.id.0,
             init,
@@ -170,6 +170,18 @@ impl Running {
             keep: Bytes::new(),
             next: self.scored_next(end),
         }
+    }
+
+    /// Whether the ranks say what they retain once they have seen `end` tokens.
+    fn reports(&self, end: u64, stride: u64) -> bool {
+        let is_read = end == self.known_tokens();
+        let samples = is_read && self.arrival.max_new_tokens > 0;
+        let ends_prompt = is_read && self.answer.is_empty();
+        // Between boundaries only the tail grows, so these reports determine every other one.
+        let is_last = samples && (ends_prompt || end.is_multiple_of(stride));
+        let every = self.arrival.map_every;
+        let is_mapped = every > 0 && (ends_prompt || end.is_multiple_of(every));
+        (self.arrival.retention_report && is_last) || is_mapped
     }
 
     /// The token of the prompt at `end`, if its log-probability is wanted.

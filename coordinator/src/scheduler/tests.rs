@@ -25,6 +25,7 @@ fn arrival(id: u64, prompt: usize, new: u32, bytes: u64) -> Arrival {
             latent: 0,
         },
         retention_report: false,
+        map_every: 0,
         reuse: None,
     }
 }
@@ -436,12 +437,30 @@ fn a_sequence_goes_on_over_lost_groups_as_if_on_one() {
 
 #[test]
 fn retention_is_asked_for_when_it_can_have_changed() {
-    let mut scheduler = Scheduler::new(limits(4, 8, 16, 64), Epoch(1));
-    scheduler.on_event(Event::Arrive(Box::new(Arrival {
+    let asked = reported_at(Arrival {
         retention_report: true,
-        reuse: None,
         ..arrival(0, 6, 7, 1)
-    })));
+    });
+    assert_eq!(asked, [6, 8, 12]);
+}
+
+#[test]
+fn retention_for_maps_is_asked_for_while_a_prompt_is_read() {
+    let mapped = |map_every, prompt, new| {
+        reported_at(Arrival {
+            map_every,
+            ..arrival(0, prompt, new, 1)
+        })
+    };
+    assert_eq!(mapped(4, 10, 4), [4, 8, 10, 12]);
+    assert_eq!(mapped(8, 18, 0), [8, 16, 18]);
+    assert_eq!(mapped(0, 18, 4), [0u64; 0]);
+}
+
+/// Where the ranks are asked what they retain, in tokens of a sequence at stride 4.
+fn reported_at(arrival: Arrival) -> Vec<u64> {
+    let mut scheduler = Scheduler::new(limits(4, 8, 16, 64), Epoch(1));
+    scheduler.on_event(Event::Arrive(Box::new(arrival)));
     let mut asked = Vec::new();
     while let Some(plan) = scheduler.plan() {
         let Some(step) = plan.sequences.first() else {
@@ -462,5 +481,5 @@ fn retention_is_asked_for_when_it_can_have_changed() {
             ..Default::default()
         });
     }
-    assert_eq!(asked, [6, 8, 12]);
+    asked
 }

@@ -37,9 +37,31 @@ pub struct Token {
     pub at: Instant,
 }
 
+/// How far a sequence is read that has sampled nothing yet, and what it retains.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// Tokens that the ranks have seen.
+    pub fed: u64,
+    /// What all ranks together hold.
+    pub cache: CacheState,
+    /// Which positions.
+    pub retention: RetentionReport,
+}
+
+/// What a reader takes.
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// The next token.
+    Token(Token),
+    /// The last reading, which no token has made old.
+    Reading(Reading),
+}
+
 #[derive(Debug)]
 struct State {
     tokens: VecDeque<Token>,
+    /// The last one, until it is taken: one may be large.
+    reading: Option<Reading>,
     pushed: u64,
     started: Option<Instant>,
     /// Set once: `Ok` behind the last token.
@@ -98,6 +120,7 @@ pub struct Reader(Arc<Shared>);
 pub fn ring(capacity: usize, driver: Arc<Notify>) -> (Writer, Reader) {
     let state = State {
         tokens: VecDeque::new(),
+        reading: None,
         pushed: 0,
         started: None,
         end: None,
@@ -138,6 +161,7 @@ impl Writer {
         let at = token.at;
         if token.retention.is_some() {
             // Only the last report is told, and one may be large.
+            state.reading = None;
             for waiting in &mut state.tokens {
                 waiting.retention = None;
             }
@@ -152,6 +176,12 @@ impl Writer {
         drop(state);
         self.0.reader.notify_one();
         full
+    }
+
+    /// Tells how far the sequence is read, in place of what was told and not taken.
+    pub fn tell(&self, reading: Reading) {
+        self.0.lock().reading = Some(reading);
+        self.0.reader.notify_one();
     }
 
     /// Ends the request with an error, behind the tokens that wait. Only the first end counts.
@@ -207,14 +237,17 @@ impl Drop for Writer {
 }
 
 impl Reader {
-    /// The next token, or `None` behind the last one.
+    /// The next token or a newer reading, or `None` behind the last token.
     ///
     /// # Errors
     /// What ended the request early.
-    pub async fn next(&mut self) -> Result<Option<Token>, RequestError> {
+    pub async fn next(&mut self) -> Result<Option<Item>, RequestError> {
         loop {
             {
                 let mut state = self.0.lock();
+                if let Some(reading) = state.reading.take() {
+                    return Ok(Some(Item::Reading(reading)));
+                }
                 if let Some(token) = state.tokens.pop_front() {
                     state.taken += 1;
                     if state.tokens.is_empty() {
@@ -224,13 +257,25 @@ impl Reader {
                         state.paused = false;
                         self.0.driver.notify_one();
                     }
-                    return Ok(Some(token));
+                    return Ok(Some(Item::Token(token)));
                 }
                 if let Some(end) = &state.end {
                     return end.clone().map(|()| None);
                 }
             }
             self.0.reader.notified().await;
+        }
+    }
+
+    /// The next token, past what is told of the reading.
+    #[cfg(test)]
+    pub async fn token(&mut self) -> Result<Option<Token>, RequestError> {
+        loop {
+            match self.next().await? {
+                Some(Item::Token(token)) => return Ok(Some(token)),
+                Some(Item::Reading(_)) => {}
+                None => return Ok(None),
+            }
         }
     }
 

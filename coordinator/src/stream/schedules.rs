@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use palimpsest_proto::error::{Reason, RequestError};
 use palimpsest_proto::internal::v1::CacheState;
+use palimpsest_proto::v1::RetentionReport;
 use tokio::time::Instant;
 
-use self::ring::{Reader, ReaderState, Token, Writer, ring};
+use self::ring::{Item, Reader, ReaderState, Reading, Token, Writer, ring};
 use self::sync::{Fault, Notify, block_on, set_fault};
 use crate::scheduler::Ending;
 
@@ -118,7 +119,7 @@ fn all_tokens() {
     let (writer, mut reader) = small_ring(driver.clone());
     let reads = loom::thread::spawn(move || {
         let mut ids = Vec::new();
-        while let Some(token) = block_on(reader.next()).expect("no error was sent") {
+        while let Some(token) = block_on(reader.token()).expect("no error was sent") {
             assert_eq!(token.number, u64::from(token.id));
             ids.push(token.id);
         }
@@ -135,7 +136,7 @@ fn a_reader_that_goes() {
     let driver = Arc::new(Notify::new());
     let (writer, mut reader) = small_ring(driver.clone());
     let reads = loom::thread::spawn(move || {
-        let token = block_on(reader.next()).expect("no error was sent");
+        let token = block_on(reader.token()).expect("no error was sent");
         assert_eq!(token.map(|token| token.id), Some(0));
     });
     assert!(
@@ -150,15 +151,43 @@ fn a_reader_that_goes() {
 fn a_writer_that_fails() {
     let (writer, mut reader) = small_ring(Arc::new(Notify::new()));
     let reads = loom::thread::spawn(move || {
-        let token = block_on(reader.next()).expect("the token comes before the error");
+        let token = block_on(reader.token()).expect("the token comes before the error");
         assert_eq!(token.map(|token| token.id), Some(0));
-        let error = block_on(reader.next()).expect_err("the request failed");
+        let error = block_on(reader.token()).expect_err("the request failed");
         assert_eq!(error.reason, Reason::GroupLost);
     });
     writer.push(token(0, None));
     writer.fail(RequestError::new(Reason::GroupLost, "the group is gone"));
     drop(writer);
     reads.join().expect("the reader has its answer");
+}
+
+/// A prompt that is told of twice before its token: the reader has the last reading at least, and
+/// the token behind it.
+fn a_prompt_that_is_told_of() {
+    let (writer, mut reader) = small_ring(Arc::new(Notify::new()));
+    let reads = loom::thread::spawn(move || {
+        let mut fed = Vec::new();
+        let last = loop {
+            match block_on(reader.next()).expect("no error was sent") {
+                Some(Item::Reading(reading)) => fed.push(reading.fed),
+                other => break other,
+            }
+        };
+        assert!(matches!(last, Some(Item::Token(token)) if token.id == 0));
+        assert_eq!(fed.last(), Some(&2), "{fed:?}");
+        assert!(fed.is_sorted(), "{fed:?}");
+    });
+    for fed in 1..=2 {
+        writer.tell(Reading {
+            fed,
+            cache: CacheState::default(),
+            retention: RetentionReport::default(),
+        });
+    }
+    writer.push(token(0, Some(Ending::Length)));
+    drop(writer);
+    reads.join().expect("the reader has its token");
 }
 
 /// Requires that every schedule of the sound ring is right, and that there were many.
@@ -191,9 +220,15 @@ fn a_reader_has_the_error_behind_the_tokens() {
 }
 
 #[test]
+fn a_reader_hears_of_the_prompt_before_its_token() {
+    holds(a_prompt_that_is_told_of);
+}
+
+#[test]
 fn a_notification_that_is_not_kept_is_found() {
     is_found(Fault::NoPermit, all_tokens);
     is_found(Fault::NoPermit, a_writer_that_fails);
+    is_found(Fault::NoPermit, a_prompt_that_is_told_of);
 }
 
 #[test]

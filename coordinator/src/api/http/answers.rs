@@ -7,7 +7,9 @@ mod logprobs;
 mod tests;
 mod usage;
 
-use palimpsest_proto::v1::{Delta, FinishReason};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use palimpsest_proto::v1::{Delta, FinishReason, RetentionMap};
 use serde_json::{Value, json};
 
 pub use self::choice::Choice;
@@ -166,6 +168,17 @@ impl Frame {
     pub fn usage_chunk(&self, choices: &[Choice], per_prompt: usize) -> Value {
         let mut chunk = self.object(self.chunk_kind(), Vec::new());
         chunk["usage"] = usage(choices, per_prompt);
+        chunk
+    }
+
+    /// A chunk without choices that says how much is kept of each token.
+    pub fn map_chunk(&self, map: &RetentionMap) -> Value {
+        let mut chunk = self.object(self.chunk_kind(), Vec::new());
+        chunk["retention_map"] = json!({
+            "tokens": map.shares.len(), "shares": STANDARD.encode(&map.shares),
+            "held_slots": map.held_slots, "held_bytes": map.held_bytes,
+            "full_cache_bytes": map.full_cache_bytes,
+        });
         chunk
     }
 

@@ -278,7 +278,9 @@ impl Run {
                     choice.usage = finished.usage.unwrap_or_default();
                 }
                 Some(Event::Started(started)) => choice.begin(started),
-                Some(Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
+                // Maps come in streams alone.
+                Some(Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_))
+                | None => {}
             }
             bytes += choice.bytes();
             if bytes > most {
@@ -343,6 +345,9 @@ impl Run {
                     .write_opening(out, head, index, &started.prompt_token_ids);
             }
             Ok(Some(Event::Delta(delta))) => self.write_delta(out, head, index, &delta),
+            Ok(Some(Event::RetentionMap(map))) => {
+                write_event(out, &self.frame.map_chunk(&map));
+            }
             Ok(Some(Event::PromptLogprobs(_) | Event::Embedding(_))) => {}
             Ok(Some(Event::Finished(finished))) => {
                 choice.usage = finished.usage.clone().unwrap_or_default();

@@ -1,7 +1,9 @@
 //! What a request may take before it is admitted, and of an answer: the routes over a fake rank,
 //! without sockets.
 
+mod console;
 mod fields;
+mod maps;
 mod scores;
 mod sessions;
 mod tools;

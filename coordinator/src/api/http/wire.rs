@@ -92,6 +92,7 @@ pub struct Common {
     snapshot_at: Option<Positions>,
     session_id: Option<String>,
     prompt_logprobs: Option<u32>,
+    retention_map: Option<bool>,
     guide: GuideFields,
 }
 
@@ -312,7 +313,7 @@ impl Common {
             repetition_penalty, ignore_eos, priority, min_tokens, stop_token_ids,
             include_stop_str_in_output, skip_special_tokens, return_token_ids,
             truncate_prompt_tokens, best_of, request_id, kv, kv_budget, kv_policy, latent_memory,
-            cache_salt, snapshot_at, session_id, prompt_logprobs,
+            cache_salt, snapshot_at, session_id, prompt_logprobs, retention_map,
         );
         Ok(())
     }
@@ -349,6 +350,7 @@ impl Common {
             let message = "best_of must be n: all answers are sent, and none is chosen";
             return Err(HttpError::invalid("best_of", message));
         }
+        self.check_map(count)?;
         let request_id = self.request_id()?;
         let named = Named {
             has_kv: self.kv.is_some(),
@@ -391,6 +393,19 @@ impl Common {
             warnings: Vec::new(),
             named,
         })
+    }
+
+    /// Refuses maps where nothing could carry them.
+    fn check_map(&self, count: usize) -> Result<(), HttpError> {
+        let why = match self.retention_map {
+            Some(true) if self.stream != Some(true) => "comes in streams only: set stream",
+            Some(true) if count > 1 => "tells of one answer: ask for one",
+            _ => return Ok(()),
+        };
+        Err(HttpError::invalid(
+            "retention_map",
+            format!("retention_map {why}"),
+        ))
     }
 
     /// The request's name, if it can be one.
@@ -499,6 +514,7 @@ impl Common {
             cache_salt: self.cache_salt.unwrap_or_default(),
             snapshot_at: self.snapshot_at.unwrap_or_default().0,
             session_id: self.session_id.unwrap_or_default(),
+            retention_map: self.retention_map.unwrap_or(false),
             ..Default::default()
         })
     }

@@ -69,6 +69,65 @@ async fn a_bounded_sequence_reports_what_it_holds_and_which_positions() {
     );
 }
 
+/// A client sees what is kept of a prompt while it is read.
+#[tokio::test(start_paused = true)]
+async fn maps_come_at_every_boundary_and_where_the_prompt_ends() {
+    let (coordinator, _) = start_with(config(), vec![Script::endless(0, 1)]).await;
+    let kv = KvContract {
+        budget: 16,
+        ..Default::default()
+    };
+    let request = GenerateRequest {
+        kv: Some(kv),
+        retention_map: true,
+        ..prompt(100, 20)
+    };
+    let mut answer = ask(&coordinator, request).await;
+    let (mut maps, mut finished) = (Vec::new(), None);
+    while let Some(event) = answer.next().await {
+        match event.unwrap().event.unwrap() {
+            Event::RetentionMap(map) => maps.push(map),
+            Event::Finished(found) => finished = Some(found),
+            _ => {}
+        }
+    }
+    let told: Vec<usize> = maps.iter().map(|map| map.shares.len()).collect();
+    assert_eq!(told, [16, 32, 48, 64, 80, 96, 100, 112]);
+    for map in &maps {
+        let tokens = map.shares.len();
+        let boundary = tokens - tokens % 16;
+        let recent = if boundary > 16 { boundary - 12 } else { 0 };
+        let held = |position: usize| position < 4 || position >= recent;
+        let expected: Vec<u8> = (0..tokens).map(|at| 255 * u8::from(held(at))).collect();
+        assert_eq!(map.shares, expected, "{tokens}");
+        let slots = expected.iter().filter(|share| **share > 0).count() as u64;
+        assert_eq!((map.held_slots, map.held_bytes), (slots, slots * 128));
+        assert_eq!(map.full_cache_bytes, tokens as u64 * 128);
+    }
+    // The list of positions was not asked for.
+    assert_eq!(finished.unwrap().retention, None);
+}
+
+/// A prompt that is only read has its maps too, and those of a long one are fewer.
+#[tokio::test(start_paused = true)]
+async fn maps_of_long_prompts_are_about_a_hundred() {
+    let (coordinator, _) = start_with(config(), vec![Script::endless(0, 1)]).await;
+    let request = GenerateRequest {
+        retention_map: true,
+        ..prompt(16 * 300 + 1, 0)
+    };
+    let mut answer = ask(&coordinator, request).await;
+    let mut told = Vec::new();
+    while let Some(event) = answer.next().await {
+        if let Event::RetentionMap(map) = event.unwrap().event.unwrap() {
+            told.push(map.shares.len());
+        }
+    }
+    let mut expected: Vec<usize> = (1..=100).map(|index| index * 48).collect();
+    expected.push(16 * 300 + 1);
+    assert_eq!(told, expected);
+}
+
 #[tokio::test(start_paused = true)]
 async fn stop_strings_across_tokens_end_the_sequence() {
     let (coordinator, ranks) =
@@ -90,7 +149,7 @@ async fn stop_strings_across_tokens_end_the_sequence() {
                 text.push_str(&delta.text);
             }
             Event::Finished(finished) => break finished,
-            Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     };
     assert_eq!(

@@ -37,7 +37,7 @@ pub(super) async fn whole(
                 }
             }
             Some(Event::Finished(finished)) => ended = finished,
-            Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
+            _ => {}
         }
     }
     Ok(response(form, text, figures(&ended)))
@@ -46,7 +46,10 @@ pub(super) async fn whole(
 /// What one event of the service adds to a stream; `None`: nothing.
 pub(super) fn piece(event: Event, form: &Form) -> Option<ModelStreamInferResponse> {
     let (text, parameters) = match event {
-        Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_) => return None,
+        Event::Started(_)
+        | Event::PromptLogprobs(_)
+        | Event::Embedding(_)
+        | Event::RetentionMap(_) => return None,
         Event::Delta(delta) if delta.text.is_empty() => return None,
         Event::Delta(delta) => (delta.text, last(false)),
         Event::Finished(finished) => {

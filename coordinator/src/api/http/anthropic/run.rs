@@ -52,8 +52,7 @@ impl Run {
                     }
                 }
                 Some(Event::Finished(finished)) => ended = Some(finished),
-                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {
-                }
+                _ => {}
             }
         }
         let ended = ended.unwrap_or_default();
@@ -125,7 +124,9 @@ impl EventStream {
             Some(Ok(Some(Event::Delta(delta)))) => {
                 self.progress.delta(out, &delta, self.run.hears_thoughts);
             }
-            Some(Ok(Some(Event::PromptLogprobs(_) | Event::Embedding(_)))) => {}
+            Some(Ok(Some(
+                Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_),
+            ))) => {}
             Some(Ok(Some(Event::Finished(finished)))) => {
                 self.progress.ended(out, &self.run.frame, &finished);
                 self.is_over = true;

@@ -40,8 +40,7 @@ impl Run {
             match event?.event {
                 Some(Event::Delta(delta)) => self.add(&delta.text)?,
                 Some(Event::Finished(finished)) => self.finish(&finished).await?,
-                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {
-                }
+                _ => {}
             }
         }
         let object = Response::of(&self.record, &Stage::Ended);
@@ -149,7 +148,8 @@ impl EventStream {
                 self.events.ended(out, &self.run.record);
                 self.is_over = true;
             }
-            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) | None => {}
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_) | Event::RetentionMap(_))
+            | None => {}
         }
         Ok(())
     }

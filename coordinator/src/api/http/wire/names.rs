@@ -1,7 +1,7 @@
 //! Names of the fields that bodies have, in the order in which they are read.
 
 /// Fields of [`Common`](super::Common).
-pub(super) const COMMON: [&str; 40] = [
+pub(super) const COMMON: [&str; 41] = [
     "model",
     "max_tokens",
     "max_completion_tokens",
@@ -36,6 +36,7 @@ pub(super) const COMMON: [&str; 40] = [
     "snapshot_at",
     "session_id",
     "prompt_logprobs",
+    "retention_map",
     "response_format",
     "structured_outputs",
     "guided_json",

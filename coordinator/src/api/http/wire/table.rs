@@ -207,6 +207,10 @@ pub(super) const FIELDS: &[Field] = &[
         "stream_options",
         "`include_usage`: the last chunk has the usage",
     ),
+    honoured(
+        "retention_map",
+        "true: the stream tells at boundaries how much is kept of each token",
+    ),
     chat("tools", "functions that the model may call"),
     chat(
         "tool_choice",
