@@ -1,11 +1,12 @@
 //! What was typed. Every flag of a service has an environment twin. Nothing behind this module
 //! knows of it: each command takes a plain configuration.
 
+mod address;
 mod bench;
-#[cfg(feature = "calibrate")]
 mod calibrate;
 mod chat;
 mod cluster;
+mod config;
 mod eval;
 mod front;
 mod generate;
@@ -22,23 +23,24 @@ mod snapshots;
 mod tests;
 mod web;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use palimpsest_models::fetch::DEFAULT_MODEL;
 
 pub use self::bench::*;
-#[cfg(feature = "calibrate")]
 pub use self::calibrate::*;
 pub use self::chat::*;
 pub use self::cluster::*;
+pub use self::config::*;
 pub use self::eval::*;
 pub use self::front::*;
 pub use self::generate::*;
 pub use self::load::*;
 pub use self::model::*;
 pub use self::session::*;
-use crate::quickstart;
+use crate::{pull, quickstart};
 
 /// LLM inference with a bounded KV cache.
 #[derive(Debug, Parser)]
@@ -61,6 +63,17 @@ pub struct Cli {
         help_heading = "Logs"
     )]
     pub log_json: bool,
+    /// Configuration file of serve, coordinator and worker: TOML whose keys are names of flags. Not
+    /// given: palimpsest.toml in the working directory, else in palimpsest/ of the user's
+    /// configuration. An empty name: none.
+    #[arg(
+        long,
+        global = true,
+        env = "PALIMPSEST_CONFIG",
+        value_name = "FILE",
+        help_heading = "Configuration"
+    )]
+    pub config: Option<OsString>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -89,20 +102,13 @@ pub enum Command {
     /// Measure this engine.
     Bench(BenchArgs),
     /// Train the indexer of a model from text.
-    #[cfg(feature = "calibrate")]
-    Calibrate(CalibrateArgs),
-    /// Train the indexer of a model from text (not in this program: it says how to get it).
-    #[cfg(not(feature = "calibrate"))]
-    #[command(disable_help_flag = true)]
-    Calibrate {
-        /// Whatever was asked for.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    Calibrate(Box<CalibrateArgs>),
     /// Measure retrieval and perplexity under eviction.
     Eval(Box<EvalArgs>),
     /// Say what a model file or directory holds.
     Inspect(InspectArgs),
+    /// Look at the settings of services.
+    Config(ConfigArgs),
     /// Print what a shell needs to complete this program's options.
     Completions(CompletionsArgs),
 }
@@ -155,12 +161,39 @@ impl QuickstartArgs {
     }
 }
 
-/// A model to fetch.
+/// A model to fetch, or a list of those that are here.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  palimpsest pull
+  palimpsest pull Qwen/Qwen2.5-0.5B-Instruct
+  palimpsest pull unsloth/Qwen3-8B-GGUF:Q4_K_M
+  palimpsest pull --list
+
+Variables of the environment are those of the hub's own programs: HF_ENDPOINT, HF_TOKEN, HF_HOME, \
+                        HF_HUB_CACHE, HF_HUB_OFFLINE.")]
 pub struct PullArgs {
-    /// Name of a known model.
+    /// Name of a model: of a hub (owner/name, owner/name:QUANTISATION,
+    /// owner/name:QUANTISATION@REVISION) or a known one.
     #[arg(default_value = DEFAULT_MODEL)]
     pub model: String,
+    /// Print the models that are here, and fetch nothing.
+    #[arg(long, conflicts_with = "model")]
+    pub list: bool,
+    /// The list as JSON.
+    #[arg(long, requires = "list")]
+    pub json: bool,
+}
+
+impl PullArgs {
+    /// What was typed, as the rest of the program takes it.
+    pub fn config(self) -> pull::Config {
+        match self {
+            Self {
+                list: true, json, ..
+            } => pull::Config::List { json },
+            Self { model, .. } => pull::Config::Fetch { model },
+        }
+    }
 }
 
 /// A file to look into.

@@ -1,44 +1,63 @@
 //! `palimpsest calibrate`: trains the indexer of a model from text: fits scorers, then tunes them
-//! end to end.
+//! end to end where tuning is built in.
+
+#[cfg(feature = "calibrate")]
+mod tuning;
+/// Stands in where tuning is not built in: it refuses.
+#[cfg(not(feature = "calibrate"))]
+#[path = "calibrate/untuned.rs"]
+mod tuning;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use palimpsest_calibrate::associative::AssociativeOptions;
-use palimpsest_calibrate::corpus::{self, Amount};
+use palimpsest_calibrate::corpus::{self, Amount, Turns};
 use palimpsest_calibrate::query::QueryOptions;
 use palimpsest_calibrate::report::{Agreement, LayerReport, TOP_SHARE};
 use palimpsest_calibrate::run::{self, Calibrated, Options, Source, Stage};
-use palimpsest_calibrate::tune::documents::{Documents, Turns};
-use palimpsest_calibrate::tune::{self};
 use palimpsest_coordinator::text::{ChatTemplate, Tokenizer as ServedTokenizer};
-use palimpsest_engine::indexer::{Indexer, ModelShape};
+use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::offline::reconstruction::{INSTRUCTION, Target};
-use palimpsest_engine::policy::retention::RetentionWeights;
-use palimpsest_models::Model;
 use palimpsest_models::tokenizer::TokenizerFiles;
+use palimpsest_models::{Model, WeightsId};
 use palimpsest_proto::internal::v1::ModelInfo;
-use palimpsest_proto::v1::{Chat, ChatMessage, KvContract};
+use palimpsest_proto::v1::{Chat, ChatMessage};
 
-use crate::model::{self, ModelConfig};
+use self::tuning::Tuning;
+use crate::indexer::Subject;
+use crate::model::{self, Device, ModelConfig};
 use crate::progress::Progress;
-use crate::pull;
+use crate::{indexer, pull, texts};
 
 /// Documents of a tuning, unless the operator says otherwise, and weights up to which a model is
 /// tuned unasked.
 const TUNE_STEPS: usize = 104;
 const TUNED_UNASKED: u64 = 1_000_000_000;
+/// Documents of a fit that takes minutes.
+const FAST_DOCUMENTS: usize = 16;
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// Scorers, the pairwise indexer, and the memory.
+    All,
+    /// The scorers of the policy `retention`.
+    Scorers,
+}
 
 /// What to train, and from what.
 #[derive(Debug)]
 pub struct Config {
     /// The model.
     pub model: ModelConfig,
-    /// Directory with texts to learn from.
-    pub corpus: PathBuf,
-    /// Indexer file to write.
-    pub out: PathBuf,
+    /// What of it.
+    pub parts: Parts,
+    /// Directory with texts to learn from; those that this program has in it when `None`.
+    pub corpus: Option<PathBuf>,
+    /// Indexer file to write; where the next start looks for it when `None`.
+    pub out: Option<PathBuf>,
     /// Directory that keeps what was read of the documents; one beside the output, deleted in the
     /// end, when `None`.
     pub samples: Option<PathBuf>,
@@ -63,6 +82,37 @@ pub struct Config {
 }
 
 impl Config {
+    /// A fit of a model that takes minutes, kept where the next start looks for it.
+    pub fn fast(model: ModelConfig) -> Self {
+        Self {
+            model,
+            parts: Parts::Scorers,
+            corpus: None,
+            out: None,
+            samples: None,
+            documents: FAST_DOCUMENTS,
+            tokens: 1200,
+            holdout: 8,
+            ridge: 3.0,
+            target: Target::Attention,
+            tune: Some(0),
+            tune_rate: 3e-3,
+            start: Vec::new(),
+            seed: 7,
+        }
+    }
+
+    /// The same in minutes: scorers alone, of fewer documents, as fitted.
+    #[must_use]
+    pub fn faster(self) -> Self {
+        Self {
+            parts: Parts::Scorers,
+            documents: FAST_DOCUMENTS,
+            tune: Some(0),
+            ..self
+        }
+    }
+
     /// Says what cannot be, before the long work.
     fn check(&self) -> anyhow::Result<()> {
         ensure!(
@@ -73,21 +123,41 @@ impl Config {
             self.tune_rate > 0.0 && self.tune_rate < 1.0,
             "--tune-rate must be above 0 and below 1, try 0.003"
         );
-        let parent = self
-            .out
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
+        let parent = self.out.as_ref().and_then(|out| out.parent());
+        let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
         ensure!(
             parent.is_none_or(Path::is_dir),
-            "there is no directory for {}",
-            self.out.display()
+            "there is no directory {} to write to",
+            parent.unwrap_or(Path::new("")).display()
         );
         Ok(())
     }
 
+    /// The text to learn from.
+    fn text(&self) -> anyhow::Result<String> {
+        Ok(match &self.corpus {
+            Some(directory) => corpus::read_directory(directory)?,
+            None => texts::OWN.concat(),
+        })
+    }
+
+    /// Where the indexer of these weights goes.
+    fn out(&self, weights: Option<WeightsId>) -> anyhow::Result<PathBuf> {
+        if let Some(out) = &self.out {
+            return Ok(out.clone());
+        }
+        let weights = weights.context("made weights have no place of their own: give --out")?;
+        let out = indexer::kept_at(weights)?;
+        let folder = out.parent().context("a folder of the cache")?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the directory {}", folder.display()))?;
+        Ok(out)
+    }
+
     /// Documents of the tuning of a model.
     fn steps(&self, model: &Model) -> usize {
-        let unasked = if model.config().parameters <= TUNED_UNASKED {
+        let is_small = model.config().parameters <= TUNED_UNASKED;
+        let unasked = if tuning::IS_BUILT_IN && is_small {
             TUNE_STEPS
         } else {
             0
@@ -100,68 +170,121 @@ impl Config {
 struct Corpus<'a> {
     text: &'a str,
     tokenizer: &'a tokenizers::Tokenizer,
-    /// What the chat template puts before a text.
-    opening: &'a str,
+    /// What the chat template puts around a text.
+    turns: Turns,
 }
 
-/// Fits scorers or reads those to start from, tunes them, writes the indexer.
+/// Trains an indexer for a model that has none, and keeps it where the next start finds it.
+///
+/// # Errors
+/// What [`run`] fails with.
+pub fn at_first_start(model: &ModelConfig) -> anyhow::Result<()> {
+    let file = pull::model_file(&model.model)?;
+    let weights = model::weights_of(&file)?;
+    ensure!(
+        weights.is_some(),
+        "--calibrate trains on weights that are stored, and {} are made: leave it out",
+        model.model
+    );
+    let subject = Subject::new(file, weights);
+    if indexer::find(&subject, model.indexer.as_deref())?.is_some() {
+        return Ok(());
+    }
+    eprintln!("no indexer was found for {}: fitting one", model.model);
+    // Scorers are fitted on the CPU wherever the model is served.
+    let out = train(&Config::fast(ModelConfig {
+        device: Device::Cpu,
+        ..model.clone()
+    }))?;
+    eprintln!("the indexer is kept in {}", out.display());
+    Ok(())
+}
+
+/// Trains an indexer and prints where it is.
 pub fn run(config: &Config) -> anyhow::Result<()> {
+    println!("{}", train(config)?.display());
+    Ok(())
+}
+
+/// What a tuning is told.
+#[cfg_attr(
+    not(feature = "calibrate"),
+    expect(dead_code, reason = "only a tuning looks at it")
+)]
+struct Job<'a> {
+    config: &'a Config,
+    /// Documents.
+    steps: usize,
+    model: &'a Model,
+    corpus: &'a Corpus<'a>,
+    /// Where an interrupted tuning goes on.
+    state: PathBuf,
+}
+
+/// Fits scorers or reads those to start from, tunes them, writes the indexer; returns where.
+fn train(config: &Config) -> anyhow::Result<PathBuf> {
     config.check()?;
-    let text = corpus::read_directory(&config.corpus)?;
+    let text = config.text()?;
     let model_file = pull::model_file(&config.model.model)?;
     let model = Model::open(&model_file)?;
+    let weights = model::weights_of(&model_file)?;
+    let out = config.out(weights)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(model.tokenizer()?.tokenizer_json)
         .map_err(|e| anyhow::anyhow!("the model's tokenizer: {e}"))?;
-    let turns = turns(&model.tokenizer()?)?;
+    let corpus = Corpus {
+        text: &text,
+        tokenizer: &tokenizer,
+        turns: turns(&model.tokenizer()?)?,
+    };
     let samples = config
         .samples
         .clone()
-        .unwrap_or_else(|| config.out.with_extension("samples"));
+        .unwrap_or_else(|| out.with_extension("samples"));
     // All that can be wrong with what was given is said before the long work.
     let steps = config.steps(&model);
-    let stride = config.model.stride as usize;
-    let documents = match steps {
-        0 => None,
-        _ => Some(Documents::new(&text, &tokenizer, &turns, stride)?),
+    let job = Job {
+        config,
+        steps,
+        model: &model,
+        corpus: &corpus,
+        state: out.with_extension("tuning"),
     };
-
+    let tuning = (steps > 0).then(|| Tuning::new(&job)).transpose()?;
     let mut indexer = match &config.start[..] {
-        [] => {
-            let corpus = Corpus {
-                text: &text,
-                tokenizer: &tokenizer,
-                opening: &turns.opening,
-            };
-            fit(config, &corpus, samples.clone())?
-        }
-        files => start(files, &model)?,
+        [] => fit(config, &corpus, samples.clone())?,
+        files => tuning::start(files, &model)?,
     };
-    if let Some(documents) = &documents {
-        tune(config, steps, &model, &mut indexer, documents)?;
+    if let Some(tuning) = &tuning {
+        tuning.run(&mut indexer)?;
     }
     if config.tune.is_none() && steps == 0 {
-        println!(
-            "not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}"
-        );
+        eprintln!("fitted, and not tuned end to end: {}", tuning::HOW);
     }
-    std::fs::write(&config.out, indexer.to_bytes()?)
-        .with_context(|| format!("cannot write {}", config.out.display()))?;
-    println!("{}", config.out.display());
+    indexer::note(&mut indexer, weights);
+    keep(&indexer, &out)?;
     if config.samples.is_none() && config.start.is_empty() {
         std::fs::remove_dir_all(&samples)
             .with_context(|| format!("cannot delete {}", samples.display()))?;
     }
-    Ok(())
+    Ok(out)
+}
+
+/// Written beside and renamed: what the next start finds is whole.
+fn keep(indexer: &Indexer, out: &Path) -> anyhow::Result<()> {
+    let staged = out.with_extension("partial");
+    let bytes = indexer.to_bytes()?;
+    let written = std::fs::write(&staged, bytes).and_then(|()| std::fs::rename(&staged, out));
+    written.with_context(|| format!("cannot write {}", out.display()))
 }
 
 /// Scorers that predict attention, and the paper's two pieces; reports on held-out documents.
 fn fit(config: &Config, corpus: &Corpus<'_>, samples: PathBuf) -> anyhow::Result<Indexer> {
-    let mut rank = model::open_rank(&config.model, &KvContract::default())?;
+    let mut rank = model::open_untrained(&config.model)?;
     let info = rank.info.model.take().context("a rank reports its model")?;
     let documents = corpus::documents(
         corpus.text,
         corpus.tokenizer,
-        corpus.opening,
+        &corpus.turns.opening,
         Amount {
             documents: config.documents,
             tokens: config.tokens,
@@ -172,12 +295,13 @@ fn fit(config: &Config, corpus: &Corpus<'_>, samples: PathBuf) -> anyhow::Result
     let features = AssociativeOptions::default()
         .features
         .min(info.head_dim as usize * 2);
+    let is_all = config.parts == Parts::All;
     let options = Options {
         holdout: config.holdout,
         ridge: config.ridge,
         seed: config.seed,
-        query: Some(QueryOptions::default()),
-        memory: Some(AssociativeOptions {
+        query: is_all.then(QueryOptions::default),
+        memory: is_all.then(|| AssociativeOptions {
             features,
             ..AssociativeOptions::default()
         }),
@@ -210,79 +334,6 @@ fn fit(config: &Config, corpus: &Corpus<'_>, samples: PathBuf) -> anyhow::Result
         .metadata
         .insert("held_out_recall".into(), format!("{:.3}", mean.recall));
     Ok(indexer)
-}
-
-/// The mean of the scorers of some files, with everything else of the first.
-fn start(files: &[PathBuf], model: &Model) -> anyhow::Result<Indexer> {
-    let read = |path: &PathBuf| -> anyhow::Result<Indexer> {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("cannot read the indexer {}", path.display()))?;
-        let indexer = Indexer::parse(&bytes).with_context(|| path.display().to_string())?;
-        let config = model.config();
-        let check = indexer.check(ModelShape {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            hidden: config.hidden,
-        });
-        check.with_context(|| path.display().to_string())?;
-        Ok(indexer)
-    };
-    let indexers = files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut mean = tune::mean_of(indexers)?;
-    let stems = files
-        .iter()
-        .filter_map(|file| file.file_stem())
-        .map(|stem| stem.to_string_lossy());
-    mean.metadata
-        .insert("start".into(), stems.collect::<Vec<_>>().join(" and "));
-    Ok(mean)
-}
-
-/// Gives every head a second scorer and tunes both.
-fn tune(
-    config: &Config,
-    steps: usize,
-    model: &Model,
-    indexer: &mut Indexer,
-    documents: &Documents<'_>,
-) -> anyhow::Result<()> {
-    let mut scorers = RetentionWeights::of(indexer)?;
-    tune::add_second(&mut scorers.layers);
-    indexer.set(&scorers);
-    let stride = config.model.stride as usize;
-    let (rate, seed) = (config.tune_rate, config.seed);
-    let options = tune::Options {
-        steps,
-        rate,
-        seed,
-        stride,
-        state: config.out.with_extension("tuning"),
-    };
-    let backend = model::cpu(&config.model);
-    let model = tune::model::Model::load(&backend, model.weights())?;
-    let mut bar = Progress::new("tuning");
-    let losses = tune::tune(&model, indexer, documents, &options, &mut |progress| {
-        bar.at(progress.done as u64, progress.of as u64);
-        tracing::info!(
-            done = progress.done,
-            of = progress.of,
-            answers = progress.losses.answers,
-            answers_full_cache = progress.losses.full,
-            text_over_full_cache = progress.losses.text,
-            "tuning, nats per token"
-        );
-    })?;
-    bar.finish();
-    println!(
-        "tuned on {steps} documents; the last ones: answers {:.3} nats a token (full cache \
-         {:.3}), text {:.3} over the full cache",
-        losses.answers, losses.full, losses.text
-    );
-    indexer.metadata.insert(
-        "tuned".into(),
-        format!("{steps} documents, seed {seed}, rate {rate}"),
-    );
-    Ok(())
 }
 
 /// Progress of one stage after the other.
@@ -379,11 +430,11 @@ fn metadata(config: &Config, info: &ModelInfo) -> HashMap<String, String> {
 /// Prints a row per layer; returns the scorers' means.
 fn print(report: &[LayerReport]) -> Agreement {
     let best = TOP_SHARE * 100.0;
-    println!(
+    eprintln!(
         "on held-out documents: rank correlation with the target, recall of its best {best:.0} %, \
          attention given back"
     );
-    println!("layer  retention      query-indexer  associative");
+    eprintln!("layer  retention      query-indexer  associative");
     let (mut retention, mut query, mut explained) =
         (Agreement::default(), Agreement::default(), 0.0);
     let pair = |a: &Agreement| format!("{:.3}  {:.3}", a.rank_correlation, a.recall);
@@ -392,7 +443,7 @@ fn print(report: &[LayerReport]) -> Agreement {
         let given_back = r
             .explained
             .map_or("-".into(), |share| format!("{share:.3}"));
-        println!(
+        eprintln!(
             "{layer:>5}  {:<13}  {of_query:<13}  {given_back}",
             pair(&r.retention)
         );
@@ -400,7 +451,7 @@ fn print(report: &[LayerReport]) -> Agreement {
         query.add(r.query.unwrap_or_default(), report.len());
         explained += r.explained.unwrap_or_default() / report.len() as f64;
     }
-    println!(
+    eprintln!(
         " mean  {:<13}  {:<13}  {explained:.3}",
         pair(&retention),
         pair(&query)

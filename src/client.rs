@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use self::event::event_json;
 pub use self::event::{contract_json, usage_json};
-use crate::term;
+use crate::{term, wording};
 
 /// Largest event taken from a server: a retention report of a long request.
 const MAX_EVENT_BYTES: usize = 256 << 20;
@@ -159,7 +159,8 @@ pub fn explain(status: tonic::Status) -> anyhow::Error {
         .get(REASON_KEY)
         .and_then(|v| v.to_str().ok())
         .unwrap_or("unclassified");
-    anyhow::anyhow!("{} [{reason}, {:?}]", status.message(), status.code())
+    let message = wording::with_flags(status.message());
+    anyhow::anyhow!("{message} [{reason}, {:?}]", status.code())
 }
 
 #[cfg(test)]

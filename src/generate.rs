@@ -22,6 +22,8 @@ pub struct Config {
     pub prompt: Option<String>,
     /// File with the prompt or its beginning, `-` for standard input.
     pub prompt_file: Option<PathBuf>,
+    /// What the model is told before the prompt.
+    pub system: Option<String>,
     /// Text that the answer must begin with.
     pub answer_prefix: String,
     /// Whether the text is sent without the model's chat template.
@@ -70,7 +72,12 @@ fn input(config: &Config) -> anyhow::Result<Input> {
     Ok(if config.raw {
         Input::Text(text)
     } else {
-        Input::Chat(question(text, &config.answer_prefix))
+        let mut chat = question(text, &config.answer_prefix);
+        if let Some(system) = &config.system {
+            let told = v1::ChatMessage::new("system", system.clone());
+            chat.messages.insert(0, told);
+        }
+        Input::Chat(chat)
     })
 }
 

@@ -8,7 +8,6 @@
 
 mod args;
 mod bench;
-#[cfg(feature = "calibrate")]
 mod calibrate;
 mod chat;
 mod client;
@@ -20,6 +19,7 @@ mod front;
 mod generate;
 mod group;
 mod health;
+mod indexer;
 mod inspect;
 mod intake;
 mod load;
@@ -34,19 +34,20 @@ mod runtimes;
 mod serve;
 mod session;
 mod sessions;
+mod settings;
 mod shelf;
 mod signals;
 mod term;
 mod texts;
 mod traces;
+mod wording;
 mod worker;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use args::{BenchKind, Cli, Command};
+use args::{BenchKind, Cli, Command, ConfigKind};
 use bench::Kind;
-use clap::Parser;
 use palimpsest_worker::device::{DeviceEnd, EXIT_CODE};
 
 /// Time for work that blocks a thread to end when the process does.
@@ -54,10 +55,10 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
-    let cli = Cli::parse();
+    let cli = settings::parse();
     end_quietly_when_nobody_reads();
     init_tracing(&cli);
-    match run(cli.command) {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", describe(&error));
@@ -66,10 +67,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
         Command::Quickstart(args) => block_on(quickstart::run(args.config())),
-        Command::Pull(args) => pull::run(&args.model),
+        Command::Pull(args) => pull::run(&args.config()),
         Command::Serve(args) => block_on(serve::run(args.config())),
         Command::Coordinator(args) => block_on(coordinator::run(args.config())),
         Command::Worker(args) => block_on(worker::run(args.config())),
@@ -83,15 +84,11 @@ fn run(command: Command) -> anyhow::Result<()> {
             BenchKind::Decode(run) => bench::run(&run.config(Kind::Decode)),
             BenchKind::Load(args) => block_on(load::run(args.config()?)),
         },
-        #[cfg(feature = "calibrate")]
         Command::Calibrate(args) => calibrate::run(&args.config()),
-        #[cfg(not(feature = "calibrate"))]
-        Command::Calibrate { arguments } => anyhow::bail!(
-            "this program was built without training, whose libraries take a third of a build; in \
-             the repository: cargo run --release --features calibrate -- calibrate {}",
-            arguments.join(" ")
-        ),
         Command::Eval(args) => eval::run(args.config()),
+        Command::Config(args) => match args.kind {
+            ConfigKind::Show(args) => settings::show(&args.config(cli.config)),
+        },
         Command::Inspect(args) => inspect::run(&args.path, args.json),
     }
 }

@@ -4,27 +4,28 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use palimpsest_collective::Place;
+use palimpsest_engine::Error;
 use palimpsest_engine::device_memory::{CacheBytes, DeviceMemory, RankSize, StepSize};
-use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_engine::shard::Shard;
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions};
 use palimpsest_kernels::cuda::driver::Driver;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
 use palimpsest_kernels::{Backend, KvType};
-use palimpsest_models::fetch::{DEFAULT_MODEL, default_cache_dir};
-use palimpsest_models::{DigestCache, Model};
+use palimpsest_models::fetch::default_cache_dir;
+use palimpsest_models::{DigestCache, Model, WeightsId};
 use palimpsest_proto::internal::v1::RankInfo;
 use palimpsest_proto::v1::KvContract;
 
-use crate::{pull, term};
+use crate::indexer::{self, Found, Subject};
+use crate::{pull, term, wording};
 
 /// Which model, and how it runs.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// A known model's name, a GGUF file, a directory with config.json, or `random:SHAPE`.
+    /// A model's name, a GGUF file, a directory with config.json, or `random:SHAPE`.
     pub model: String,
-    /// Trained indexer file; the default model has one built in.
+    /// Trained indexer file; one that is found for the weights when `None`.
     pub indexer: Option<PathBuf>,
     /// Where the model runs.
     pub device: Device,
@@ -114,21 +115,67 @@ impl Ranks {
     }
 }
 
-/// Opens a whole model on the CPU with a progress bar, fetching it first when it is a known one.
-pub fn open_rank(
-    config: &ModelConfig,
-    default_kv: &KvContract,
-) -> anyhow::Result<Rank<CpuBackend>> {
+/// A model that is here, with what was trained for it.
+pub struct Ready {
+    /// Its file or directory.
+    pub file: PathBuf,
+    /// Its indexer, if there is one.
+    pub indexer: Option<Found>,
+    /// Contract of requests that do not say.
+    pub default_kv: KvContract,
+}
+
+impl Ready {
+    /// Fetches the model where it is named and not here, and looks for its indexer.
+    pub fn find(config: &ModelConfig, default_kv: &KvContract) -> anyhow::Result<Self> {
+        let file = pull::model_file(&config.model)?;
+        let weights = weights_of(&file)?;
+        let subject = Subject::new(file.clone(), weights);
+        let indexer = indexer::find(&subject, config.indexer.as_deref())?;
+        let called = weights.map(|_| config.model.as_str());
+        let trained = indexer.as_ref().map(|found| &found.indexer);
+        let default_kv = indexer::contract(default_kv, trained, called)?;
+        Ok(Self {
+            file,
+            indexer,
+            default_kv,
+        })
+    }
+}
+
+/// What names the weights of a model.
+pub fn weights_of(file: &Path) -> anyhow::Result<Option<WeightsId>> {
+    Ok(Model::open(file)?.weights().identity(&digests()))
+}
+
+/// Refuses other devices than the CPU, for commands that run there.
+pub fn check_cpu(config: &ModelConfig) -> anyhow::Result<()> {
     if config.device != Device::Cpu {
         bail!("this command runs on the CPU only: leave --device out");
     }
+    Ok(())
+}
+
+/// Opens a whole model on the CPU with a progress bar.
+pub fn open_rank(config: &ModelConfig, ready: &Ready) -> anyhow::Result<Rank<CpuBackend>> {
+    check_cpu(config)?;
     Part {
         config,
-        default_kv,
-        file: &pull::model_file(&config.model)?,
+        ready,
         place: Place::ALONE,
     }
     .open_on(cpu(config))
+}
+
+/// The same without an indexer, fetching it first when it is named.
+pub fn open_untrained(config: &ModelConfig) -> anyhow::Result<Rank<CpuBackend>> {
+    check_cpu(config)?;
+    let ready = Ready {
+        file: pull::model_file(&config.model)?,
+        indexer: None,
+        default_kv: KvContract::default(),
+    };
+    open_rank(config, &ready)
 }
 
 /// Opens a model in `tp` parts, one for each rank. On the CPU they share the kernel threads and the
@@ -138,33 +185,29 @@ pub fn open_ranks(
     default_kv: &KvContract,
     tp: usize,
 ) -> anyhow::Result<Ranks> {
-    let file = pull::model_file(&config.model)?;
+    let ready = &Ready::find(config, default_kv)?;
     let world_size = tp.max(1);
     let places = (0..world_size).map(|rank| Place { rank, world_size });
     match config.device {
         Device::Cpu => {
-            let shared = if world_size > 1 {
+            let config = &if world_size > 1 {
                 config.share(world_size)
             } else {
                 config.clone()
             };
-            let open = |place| {
-                Part {
-                    config: &shared,
-                    default_kv,
-                    file: &file,
-                    place,
-                }
-                .open_on(cpu(&shared))
+            let part = |place| Part {
+                config,
+                ready,
+                place,
             };
+            let open = |place| part(place).open_on(cpu(config));
             Ok(Ranks::Cpu(places.map(open).collect::<anyhow::Result<_>>()?))
         }
         Device::Cuda(first) => {
             let open = |place: Place| {
                 let part = Part {
                     config,
-                    default_kv,
-                    file: &file,
+                    ready,
                     place,
                 };
                 part.open_on(part.gpu(first + place.rank)?)
@@ -189,10 +232,8 @@ pub fn cpu(config: &ModelConfig) -> CpuBackend {
 pub struct Part<'a> {
     /// How it runs.
     pub config: &'a ModelConfig,
-    /// Contract of requests that do not say.
-    pub default_kv: &'a KvContract,
-    /// The model's file or directory.
-    pub file: &'a Path,
+    /// The model.
+    pub ready: &'a Ready,
     /// Which part.
     pub place: Place,
 }
@@ -207,7 +248,7 @@ impl Part<'_> {
             Activations::Int8 => (Precision::Bf16, 2),
             Activations::F32 => (Precision::F32, 4),
         };
-        let model = Model::open(self.file)?;
+        let model = Model::open(&self.ready.file)?;
         let shard = Shard::new(model.config(), self.place)?;
         let size = RankSize {
             element_bytes: bytes,
@@ -228,7 +269,7 @@ impl Part<'_> {
         let config = self.config;
         let is_path = Path::new(&config.model).exists();
         let options = RankOptions {
-            model: self.file.to_owned(),
+            model: self.ready.file.clone(),
             name: if is_path {
                 String::new()
             } else {
@@ -238,8 +279,12 @@ impl Part<'_> {
             cache: config.cache(),
             snapshot_bytes: (config.snapshot_memory_mib as u64).saturating_mul(1 << 20),
             stride: config.stride,
-            indexer: indexer(config)?,
-            default_kv: self.default_kv.clone(),
+            indexer: self
+                .ready
+                .indexer
+                .as_ref()
+                .map(|found| found.indexer.clone()),
+            default_kv: self.ready.default_kv.clone(),
             step: matches!(config.device, Device::Cuda(_))
                 .then(|| StepSize::usual(config.stride as usize)),
             place: self.place,
@@ -248,9 +293,14 @@ impl Part<'_> {
         let bar = term::progress(100, "loading");
         let rank = Rank::open(backend, options, &mut |done| {
             bar.set_position((done * 100.0) as u64)
-        })?;
+        });
         bar.finish_and_clear();
-        Ok(rank)
+        rank.map_err(|error| match error {
+            Error::InvalidContract(_) | Error::Contract(_) => {
+                anyhow::Error::msg(wording::with_flags(&error.to_string()))
+            }
+            error => error.into(),
+        })
     }
 }
 
@@ -260,24 +310,6 @@ fn digests() -> DigestCache {
         |_| DigestCache::nowhere(),
         |cache| DigestCache::within(cache.join("digests")),
     )
-}
-
-/// The default model's indexer: `palimpsest calibrate` on the corpus of `calibrate/make_corpus.py`.
-const BUILT_IN: &[u8] = include_bytes!("../assets/indexers/smollm2-135m-instruct.safetensors");
-
-/// The indexer the operator named, else the one built in for the default model. A model without one
-/// runs with untrained policies only; `serve` says which policy is the default.
-fn indexer(config: &ModelConfig) -> anyhow::Result<Option<Indexer>> {
-    let Some(path) = &config.indexer else {
-        return Ok(if config.model == DEFAULT_MODEL {
-            Some(Indexer::parse(BUILT_IN)?)
-        } else {
-            None
-        });
-    };
-    let bytes = std::fs::read(path)
-        .with_context(|| format!("cannot read the indexer {}", path.display()))?;
-    Ok(Some(Indexer::parse(&bytes)?))
 }
 
 #[cfg(test)]

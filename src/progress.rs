@@ -12,10 +12,26 @@ const EVERY: Duration = Duration::from_secs(30);
 /// What is done within this time was there before, and says nothing of how long the rest takes.
 const FOUND: Duration = Duration::from_secs(1);
 
-/// Work of a known number of steps, shown on standard error.
+/// Work of a known number of steps or bytes, shown on standard error.
 pub struct Progress {
     started: Instant,
     shown: Shown,
+}
+
+/// What work is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Steps,
+    Bytes,
+}
+
+impl Unit {
+    fn say(self, count: u64) -> String {
+        match self {
+            Self::Steps => count.to_string(),
+            Self::Bytes => term::bytes(count),
+        }
+    }
 }
 
 enum Shown {
@@ -24,12 +40,21 @@ enum Shown {
 }
 
 impl Progress {
-    /// Begins; `what` is being done.
+    /// Begins work of steps; `what` is being done.
     pub fn new(what: &'static str) -> Self {
-        let shown = if term::is_terminal() {
-            Shown::Bar(term::progress(1, what))
-        } else {
-            Shown::Lines(Lines::new(what, std::io::stderr()))
+        Self::of(what.to_owned(), Unit::Steps)
+    }
+
+    /// Begins work of bytes.
+    pub fn of_bytes(what: impl Into<String>) -> Self {
+        Self::of(what.into(), Unit::Bytes)
+    }
+
+    fn of(what: String, unit: Unit) -> Self {
+        let shown = match unit {
+            _ if !term::is_terminal() => Shown::Lines(Lines::new(what, unit, std::io::stderr())),
+            Unit::Steps => Shown::Bar(term::progress(1, what)),
+            Unit::Bytes => Shown::Bar(term::transfer(1, what)),
         };
         Self {
             started: Instant::now(),
@@ -59,7 +84,8 @@ impl Progress {
 
 /// Lines of a log: one for the first step, further ones [`EVERY`] so often, one for the end.
 struct Lines<W> {
-    what: &'static str,
+    what: String,
+    unit: Unit,
     out: W,
     /// Earliest time of the next line.
     next: Duration,
@@ -70,9 +96,10 @@ struct Lines<W> {
 }
 
 impl<W: Write> Lines<W> {
-    fn new(what: &'static str, out: W) -> Self {
+    fn new(what: String, unit: Unit, out: W) -> Self {
         Self {
             what,
+            unit,
             out,
             next: Duration::ZERO,
             found: 0,
@@ -99,12 +126,14 @@ impl<W: Write> Lines<W> {
                 format!(", about {} left", duration(left))
             }
         };
+        let (done, of) = (self.unit.say(done), self.unit.say(of));
         let line = format!("{done} of {of} after {}{left}", duration(elapsed));
         self.write(&line);
     }
 
     fn finish(&mut self, elapsed: Duration) {
-        let line = format!("{} of {} in {}", self.done, self.of, duration(elapsed));
+        let (done, of) = (self.unit.say(self.done), self.unit.say(self.of));
+        let line = format!("{done} of {of} in {}", duration(elapsed));
         self.write(&line);
     }
 
@@ -129,7 +158,7 @@ mod tests {
     use super::*;
 
     fn log(steps: impl IntoIterator<Item = (u64, u64)>, of: u64, end: u64) -> Vec<String> {
-        let mut lines = Lines::new("tuning", Vec::new());
+        let mut lines = Lines::new("tuning".into(), Unit::Steps, Vec::new());
         for (second, done) in steps {
             lines.at(Duration::from_secs(second), done, of);
         }
@@ -160,6 +189,17 @@ mod tests {
             at,
             ["1 of 100", "300 of 1", "600 of 1", "900 of 1", "1000 of "]
         );
+    }
+
+    #[test]
+    fn bytes_are_said_for_people() {
+        let mut lines = Lines::new("downloading x.gguf".into(), Unit::Bytes, Vec::new());
+        lines.at(Duration::from_secs(10), 1 << 20, 4 << 30);
+        lines.finish(Duration::from_secs(70));
+        let text = String::from_utf8(lines.out).expect("text");
+        let first = "downloading x.gguf: 1.0 MiB of 4.00 GiB after 10 s, about 11 h 22 min left\n";
+        let last = "downloading x.gguf: 1.0 MiB of 4.00 GiB in 1 min\n";
+        assert_eq!(text, format!("{first}{last}"));
     }
 
     #[test]

@@ -11,13 +11,15 @@ use palimpsest_worker::device::Fault;
 use crate::front::{Front, FrontConfig};
 use crate::group::Group;
 use crate::model::{self, ModelConfig, Ranks};
-use crate::{responses, sessions, shelf, signals, term, traces};
+use crate::{calibrate, responses, sessions, shelf, signals, term, traces};
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The model.
     pub model: ModelConfig,
+    /// Whether an indexer is fitted for a model that has none.
+    pub calibrate: bool,
     /// Contract of requests that do not say.
     pub default_kv: KvContract,
     /// Ranks that share the model, as threads of this process.
@@ -47,6 +49,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (place, mut group) = front
         .probe_while(async {
             let ranks = tokio::task::block_in_place(|| {
+                if config.calibrate {
+                    calibrate::at_first_start(&config.model)?;
+                }
                 model::open_ranks(&config.model, &config.default_kv, config.tp)
             })?;
             let place = describe(&ranks);

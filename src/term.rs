@@ -1,5 +1,6 @@
-//! The terminal: progress for people, silence for pipes.
+//! The terminal: progress for people.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub fn emit(text: &str) -> std::io::Result<()> {
 }
 
 /// A progress bar on standard error, hidden when nobody watches.
-pub fn progress(len: u64, what: &'static str) -> ProgressBar {
+pub fn progress(len: u64, what: impl Into<Cow<'static, str>>) -> ProgressBar {
     if !is_terminal() {
         return ProgressBar::hidden();
     }
@@ -52,7 +53,7 @@ pub fn spinner(what: &'static str) -> ProgressBar {
 }
 
 /// A progress bar of bytes on standard error, hidden when nobody watches.
-pub fn transfer(bytes: u64, what: &'static str) -> ProgressBar {
+pub fn transfer(bytes: u64, what: impl Into<Cow<'static, str>>) -> ProgressBar {
     if !is_terminal() {
         return ProgressBar::hidden();
     }

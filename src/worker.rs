@@ -20,9 +20,9 @@ use palimpsest_worker::server::{self, Loaded, ServerOptions, Transport};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::model::{Device, ModelConfig, Part, cpu};
+use crate::model::{Device, ModelConfig, Part, Ready, cpu};
 use crate::registry::{self, CLAIM_LIMIT, EtcdConfig, lost};
-use crate::{pull, shelf, signals, traces};
+use crate::{shelf, signals, traces};
 
 /// Time for calls under way when a rank turns out to be another process's.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
@@ -238,11 +238,10 @@ async fn bind(config: &Config) -> anyhow::Result<Bound> {
 
 /// Loads this rank's part of the model.
 fn open(config: &Config) -> anyhow::Result<Loaded> {
-    let file = pull::model_file(&config.model.model)?;
+    let ready = Ready::find(&config.model, &config.default_kv)?;
     let part = Part {
         config: &config.model,
-        default_kv: &config.default_kv,
-        file: &file,
+        ready: &ready,
         place: config.place,
     };
     match config.model.device {

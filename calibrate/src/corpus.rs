@@ -48,6 +48,28 @@ pub fn read_directory(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// What the model's chat template puts around texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turns {
+    /// Before the first text of the user.
+    pub opening: String,
+    /// Between a user's text and the answer.
+    pub answer: String,
+    /// Between an answer and the user's next text.
+    pub next: String,
+}
+
+impl Default for Turns {
+    /// For models that have no template.
+    fn default() -> Self {
+        Self {
+            opening: String::new(),
+            answer: "\n".into(),
+            next: "\n\n".into(),
+        }
+    }
+}
+
 /// How many documents, and how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Amount {

@@ -13,8 +13,8 @@
 //! - [`query`]: the pairwise indexer of IndexMem (arXiv 2605.25475).
 //! - [`associative`]: that paper's memory. This and the pairwise indexer are trained by gradients
 //!   of their own few parameters, and nothing is propagated back through the model.
-//! - [`tune`]: the linear scorers once more, end to end, with soft eviction in the model's forward
-//!   pass.
+//! - `tune`, where it is built in: the linear scorers once more, end to end, with soft eviction in
+//!   the model's forward pass.
 //!
 //! The model's weights are never touched. Everything is deterministic by seed, up to the
 //! processor's vector width. A calibration that was interrupted goes on: samples of documents that
@@ -32,6 +32,7 @@ pub mod query;
 pub mod report;
 pub mod run;
 pub mod store;
+#[cfg(feature = "tune")]
 pub mod tune;
 
 use std::path::PathBuf;
@@ -71,6 +72,7 @@ pub enum Error {
     )]
     Scorers,
     /// The autograd library failed.
+    #[cfg(feature = "tune")]
     #[error("tuning: {0}")]
     Tensor(#[from] candle_core::Error),
     /// The regression has no solution: the hidden states do not vary enough.

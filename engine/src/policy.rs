@@ -30,6 +30,9 @@ pub use simple::{Full, RandomPolicy, Window};
 
 use crate::error::{Error, Result};
 
+/// The policy that lost least among those that need no training: see `EVALUATION.md`.
+pub const BEST_UNTRAINED: &str = KeyDiff::NAME;
+
 /// Installs every policy of this engine that the rank has what it takes for.
 ///
 /// # Errors

@@ -195,7 +195,7 @@ fn state_digest(
 }
 
 /// Fills what the operator left open: the learned policy and its memory where there is one, else
-/// the window. What depends on the budget of a request stays open.
+/// the best that needs no training. What depends on the budget of a request stays open.
 ///
 /// # Errors
 /// [`Error::InvalidContract`] and [`Error::Contract`] for what the operator asked for and no
@@ -208,7 +208,12 @@ fn default_contract(
     let mut kv = options.default_kv.clone();
     if kv.policy.is_empty() {
         let learned = policies.iter().any(|p| p.name() == Retention::NAME);
-        kv.policy = if learned { Retention::NAME } else { "window" }.into();
+        kv.policy = if learned {
+            Retention::NAME
+        } else {
+            policy::BEST_UNTRAINED
+        }
+        .into();
     }
     let policy = policy::find(policies, &kv.policy)?;
     if kv.budget == 0 {

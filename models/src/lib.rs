@@ -43,10 +43,12 @@ mod tokenizer_gguf;
 pub mod weight_data;
 pub mod weights;
 mod weights_file;
+mod weights_id;
 mod weights_inspect;
 
 pub use error::{Error, Result, SafetensorsError};
 pub use file_digest::DigestCache;
 pub use gguf_types::TensorType;
 pub use model::Model;
+pub use weights_id::{BadWeightsId, WeightsId};
 pub use weights_inspect::{Description, TensorDescription, TypeTotal, inspect};

@@ -15,6 +15,7 @@ use crate::file_digest::DigestCache;
 use crate::part::Part;
 use crate::weight_data::{RowOrder, WeightData, pick};
 use crate::weights_file::{StoredTensor, TensorTable, floats};
+use crate::weights_id::WeightsId;
 
 /// Convention of a file's tensor names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,6 +326,22 @@ impl Weights {
             hash.update(&bytes[..bytes.len().min(BEGINNING)]);
         }
         hash.digest128()
+    }
+
+    /// What tells these weights from all others, in every version of this program: a digest of the
+    /// files that hold them. `None` for weights that are made here.
+    pub fn identity(&self, cache: &DigestCache) -> Option<WeightsId> {
+        let files = self.table.files.iter();
+        let digests = files.map(|file| file.digest(cache));
+        let digests: Vec<u128> = digests.collect::<Option<_>>()?;
+        if digests.is_empty() {
+            return None;
+        }
+        let mut hash = Xxh3::new();
+        for digest in digests {
+            hash.update(&digest.to_le_bytes());
+        }
+        Some(WeightsId(hash.digest128()))
     }
 
     /// All bytes of the model's first file.

@@ -6,19 +6,25 @@ use clap::{Args, ValueEnum};
 use palimpsest_engine::offline::reconstruction::Target;
 
 use super::ModelArgs;
-use crate::calibrate;
+use crate::calibrate::{self, Parts};
 
 /// A calibration.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Directory with .txt and .md files to learn from.
+    /// Directory with .txt and .md files to learn from. Without it, the texts that this program has
+    /// in it: its own book.
     #[arg(long)]
-    pub corpus: PathBuf,
-    /// Indexer file to write.
+    pub corpus: Option<PathBuf>,
+    /// Indexer file to write. Without it, a file of the cache directory, where the next start of
+    /// this model finds it.
     #[arg(long)]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
+    /// Fit the scorers of the policy `retention` and nothing else, on a third of the documents: for
+    /// minutes instead of an hour.
+    #[arg(long, conflicts_with_all = ["documents", "tune", "start"])]
+    pub fast: bool,
     /// Directory for what was read of the documents (some GB), kept for the next calibration.
     /// Without it, a directory beside the output that is deleted when all went well; a calibration
     /// that was interrupted goes on from there.
@@ -44,7 +50,8 @@ pub struct CalibrateArgs {
     /// answers and text need: short ones first, a third of a minute each for a model of 135M
     /// weights on two cores, then long ones, a minute each, and 4 bytes of memory for each weight.
     /// 0: they stay as fitted. Without it, 104 for a model of up to a billion weights, 0 for a
-    /// larger one.
+    /// larger one. Tuning is in programs that were built with the feature `calibrate`; others only
+    /// fit.
     #[arg(long)]
     pub tune: Option<usize>,
     /// How fast tuning changes the scorers, at its highest.
@@ -61,8 +68,9 @@ pub struct CalibrateArgs {
 impl CalibrateArgs {
     /// What was typed, as the rest of the program takes it.
     pub fn config(self) -> calibrate::Config {
-        calibrate::Config {
+        let plain = calibrate::Config {
             model: self.model.config(),
+            parts: Parts::All,
             corpus: self.corpus,
             out: self.out,
             samples: self.samples,
@@ -78,7 +86,8 @@ impl CalibrateArgs {
             tune_rate: self.tune_rate,
             start: self.start,
             seed: self.seed,
-        }
+        };
+        if self.fast { plain.faster() } else { plain }
     }
 }
 

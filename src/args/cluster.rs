@@ -9,6 +9,7 @@ use palimpsest_collective::Place;
 use palimpsest_tls::{ClientFiles, ClusterFiles, IdentityFiles};
 use palimpsest_worker::device::Fault;
 
+use super::address::listening;
 use super::{FrontArgs, KvArgs, ModelArgs};
 use crate::registry::EtcdConfig;
 use crate::{coordinator, serve, worker};
@@ -30,6 +31,10 @@ Ask it:
 pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Fit an indexer for a model that has none, and keep it where the next start finds it: the
+    /// first start takes minutes longer.
+    #[arg(long, env = "PALIMPSEST_CALIBRATE", help_heading = "Model")]
+    pub calibrate: bool,
     #[command(flatten)]
     pub kv: KvArgs,
     /// Ranks that share the model, as threads of this process: tensor parallelism.
@@ -55,6 +60,7 @@ impl ServeArgs {
     pub fn config(self) -> serve::Config {
         serve::Config {
             model: self.model.config(),
+            calibrate: self.calibrate,
             default_kv: self.kv.wire(),
             tp: self.tp.into(),
             front: self.front.config(),
@@ -201,6 +207,7 @@ pub struct WorkerArgs {
     #[arg(
         long,
         env = "PALIMPSEST_LISTEN",
+        value_parser = listening,
         default_value = "127.0.0.1:50061",
         help_heading = "Listening"
     )]
@@ -209,7 +216,12 @@ pub struct WorkerArgs {
     #[arg(long, env = "PALIMPSEST_ADVERTISE", help_heading = "Listening")]
     pub advertise: Option<String>,
     /// Address of a port without TLS that answers gRPC health checks alone.
-    #[arg(long, env = "PALIMPSEST_HEALTH", help_heading = "Listening")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_HEALTH",
+        value_parser = listening,
+        help_heading = "Listening"
+    )]
     pub health: Option<SocketAddr>,
     #[command(flatten)]
     pub cluster: ClusterTlsArgs,

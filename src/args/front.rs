@@ -7,6 +7,7 @@ use clap::Args;
 use palimpsest_coordinator::hosts::{AllowedHosts, BadHost};
 use palimpsest_tls::{ClientFiles, IdentityFiles, Limits, ServerFiles};
 
+use super::address::listening;
 use super::intake::IntakeArgs;
 use super::number::positive;
 use super::pace::PaceArgs;
@@ -19,18 +20,20 @@ use crate::front::FrontConfig;
 /// What faces clients.
 #[derive(Debug, Args)]
 pub struct FrontArgs {
-    /// Address to listen on for gRPC.
+    /// Address or host, and port, to listen on for gRPC.
     #[arg(
         long,
         env = "PALIMPSEST_LISTEN",
+        value_parser = listening,
         default_value = "127.0.0.1:50051",
         help_heading = "Listening"
     )]
     pub listen: SocketAddr,
-    /// Address to listen on for HTTP: OpenAI's API, probes and metrics.
+    /// Address or host, and port, to listen on for HTTP: OpenAI's API, probes and metrics.
     #[arg(
         long,
         env = "PALIMPSEST_HTTP",
+        value_parser = listening,
         default_value = "127.0.0.1:8000",
         help_heading = "Listening"
     )]
@@ -44,7 +47,12 @@ pub struct FrontArgs {
     )]
     pub no_http: bool,
     /// Address of a port without TLS for /health, /readyz and /metrics alone.
-    #[arg(long, env = "PALIMPSEST_HEALTH", help_heading = "Listening")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_HEALTH",
+        value_parser = listening,
+        help_heading = "Listening"
+    )]
     pub health: Option<SocketAddr>,
     /// File of API keys: a line `tenant:sha256` for each, and behind it what the key may ask for.
     /// Needed beyond loopback. Read again when it changes.

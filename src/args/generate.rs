@@ -39,6 +39,9 @@ pub struct GenerateArgs {
     /// Send the text as it is, without the model's chat template.
     #[arg(long)]
     pub raw: bool,
+    /// What the model is told before the prompt.
+    #[arg(long, conflicts_with = "raw")]
+    pub system: Option<String>,
     /// Text that the answer must begin with.
     #[arg(long, conflicts_with = "raw", default_value = "")]
     pub answer_prefix: String,
@@ -86,6 +89,7 @@ impl GenerateArgs {
             prompt: self.prompt,
             prompt_file: self.prompt_file,
             answer_prefix: self.answer_prefix,
+            system: self.system,
             raw: self.raw,
             kv: self.kv.wire(),
             sampling: v1::Sampling {

@@ -15,8 +15,8 @@ use crate::model::{Device, ModelConfig};
 /// Which model, and how it runs.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// A known model's name, a GGUF file, a directory with config.json, or random:SHAPE for random
-    /// weights.
+    /// A name on a hub (owner/name, owner/name:QUANTISATION, owner/name:QUANTISATION@REVISION), a
+    /// known name, a GGUF file, a directory with config.json, or random:SHAPE for random weights.
     #[arg(
         long,
         env = "PALIMPSEST_MODEL",
@@ -24,7 +24,8 @@ pub struct ModelArgs {
         help_heading = "Model"
     )]
     pub model: String,
-    /// Trained indexer file; the default model has one built in.
+    /// Trained indexer file. Without it, one that was trained for these weights: beside the model,
+    /// in its repository, in the cache, or built in as for the default model.
     #[arg(long, env = "PALIMPSEST_INDEXER", help_heading = "Model")]
     pub indexer: Option<PathBuf>,
     /// Where the model runs: cpu, or cuda:N for the N-th GPU.
@@ -149,7 +150,12 @@ pub enum KvTypeArg {
 #[derive(Debug, Clone, Args)]
 pub struct KvArgs {
     /// Mean entries per KV head, latent memory included. The server's default when not given.
-    #[arg(long, env = "PALIMPSEST_KV_BUDGET", help_heading = "KV contract")]
+    #[arg(
+        long,
+        env = "PALIMPSEST_KV_BUDGET",
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "KV contract"
+    )]
     pub kv_budget: Option<u32>,
     /// Eviction policy; `full` keeps everything.
     #[arg(long, env = "PALIMPSEST_POLICY", help_heading = "KV contract")]

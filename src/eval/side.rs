@@ -13,7 +13,7 @@ use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_proto::v1::KvContract;
 use sha2::{Digest, Sha256};
 
-use crate::model::{self, ModelConfig};
+use crate::model::{self, ModelConfig, Ready};
 use crate::{client, texts};
 
 /// The model's text side.
@@ -80,9 +80,11 @@ pub struct Opened {
     pub name: String,
 }
 
-/// Opens a model, fetching it first when it is a known one.
+/// Opens a model, fetching it first when it is named.
 pub fn open(model: &ModelConfig) -> anyhow::Result<Opened> {
-    let rank = model::open_rank(model, &KvContract::default())?;
+    model::check_cpu(model)?;
+    let ready = Ready::find(model, &KvContract::default())?;
+    let rank = model::open_rank(model, &ready)?;
     let info = rank
         .info
         .model
@@ -90,7 +92,8 @@ pub fn open(model: &ModelConfig) -> anyhow::Result<Opened> {
         .context("a rank reports its model")?;
     let side = side(info)?;
     let mut name = format!("{}, {:?} activations", info.name, model.activations);
-    if let Some(path) = &model.indexer {
+    let file = ready.indexer.as_ref().and_then(|found| found.file.as_ref());
+    if let Some(path) = file {
         let bytes =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let digest: String = Sha256::digest(&bytes)

@@ -8,7 +8,7 @@ use palimpsest_proto::error::Reason;
 use crate::session::repository;
 
 /// Folders of the repository's root that a path in a document may begin with.
-const ROOTS: [&str; 22] = [
+const ROOTS: [&str; 23] = [
     "assets",
     "benches",
     "calibrate",
@@ -20,6 +20,7 @@ const ROOTS: [&str; 22] = [
     "eval",
     "examples",
     "guide",
+    "hub",
     "kernels",
     "load",
     "models",

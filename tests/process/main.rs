@@ -3,8 +3,10 @@
 
 mod attack;
 mod chat;
+mod config;
 mod devices;
 mod group;
+mod hub;
 mod idle;
 mod pipes;
 mod ready;

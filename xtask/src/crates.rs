@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("palimpsest-guide", Some(&["palimpsest-proto"])),
     ("palimpsest-kernels", Some(&[])),
     ("palimpsest-tls", Some(&[])),
+    ("palimpsest-hub", Some(&[])),
     ("palimpsest-store", Some(&[])),
     ("palimpsest-registry", Some(&["palimpsest-tls"])),
     (

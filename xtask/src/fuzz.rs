@@ -38,6 +38,7 @@ const TARGETS: &[Target] = &[
     target("http", 16 << 10),
     target("grpc", 16 << 10),
     target("texts", 4 << 10),
+    target("hub", 4 << 10),
     target("mesh", 4 << 10),
     target("config", 8 << 10),
 ];

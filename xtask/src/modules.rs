@@ -17,6 +17,7 @@ use tree::Tree;
 const REFUSED: &[&str] = &[
     "proto",
     "guide",
+    "hub",
     "tls",
     "registry",
     "coordinator",

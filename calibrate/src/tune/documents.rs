@@ -7,6 +7,7 @@ mod questions;
 use tokenizers::Tokenizer;
 
 use self::questions::{Fact, Question, name, recall, template};
+pub use crate::corpus::Turns;
 use crate::corpus::{encode, floor_char};
 use crate::draws::Draws;
 use crate::{Error, Result};
@@ -48,28 +49,6 @@ const QUESTIONS: usize = 4;
 const CHARACTERS: (usize, usize) = (14, 16);
 /// Sentences that are tried for questions.
 const TRIED: usize = 24;
-
-/// What the model's chat template puts around texts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Turns {
-    /// Before the first text of the user.
-    pub opening: String,
-    /// Between a user's text and the answer.
-    pub answer: String,
-    /// Between an answer and the user's next text.
-    pub next: String,
-}
-
-impl Default for Turns {
-    /// For models that have no template.
-    fn default() -> Self {
-        Self {
-            opening: String::new(),
-            answer: "\n".into(),
-            next: "\n\n".into(),
-        }
-    }
-}
 
 /// A text with questions on it.
 struct Passage {

@@ -27,9 +27,14 @@ impl Policy for KNorm {
 #[derive(Debug, Default)]
 pub struct KeyDiff;
 
+impl KeyDiff {
+    /// Its name.
+    pub const NAME: &'static str = "keydiff";
+}
+
 impl Policy for KeyDiff {
     fn name(&self) -> &'static str {
-        "keydiff"
+        Self::NAME
     }
 
     fn comparable(&self) -> bool {
