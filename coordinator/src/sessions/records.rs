@@ -8,7 +8,7 @@ use palimpsest_proto::v1;
 use super::clock::Clock;
 use super::error::{self, gone, stored};
 use super::id::{SessionId, TenantKey, TenantName};
-use super::index::{By, FOLDER, Found, Hold, Index, Key};
+use super::index::{By, FOLDER, Found, Hold, Index, Key, Seen};
 use super::limits::Limits;
 use super::pins::{Pinned, Pins};
 use super::record::{Record, model_digest};
@@ -199,7 +199,16 @@ impl Records {
             Ok(record)
         });
         match &record {
-            Ok(record) => self.0.index.learnt(key, record.view()),
+            Ok(record) => {
+                // The links were found when the record was written, if that was here.
+                let known = self.0.index.links(key);
+                let seen = known.map(|links| Seen {
+                    view: record.view(),
+                    links,
+                });
+                let seen = seen.unwrap_or_else(|| self.seen(record));
+                self.0.index.learnt(key, seen);
+            }
             Err(error) if error.reason == error::DAMAGED => {
                 tracing::error!(session = key.id(), "a session's record is damaged");
                 self.0.index.damaged(key);
@@ -237,7 +246,7 @@ impl Records {
         let had_old = hold.version() > 0;
         self.0
             .index
-            .written(hold.key(), version, room, record.view());
+            .written(hold.key(), version, room, self.seen(&record));
         self.count();
         let key = hold.key().clone();
         drop(hold);
@@ -263,14 +272,31 @@ impl Records {
         });
     }
 
-    /// Removes a held session, its record first.
+    /// What is known of a record that was read or written.
+    fn seen(&self, record: &Record) -> Seen {
+        Seen {
+            view: record.view(),
+            links: self.0.pins.links(&record.pinned()),
+        }
+    }
+
+    /// Removes a held session: the states that no other session goes on from, and then its record.
+    /// So whoever is told that it is gone is told the truth, and who asks again after a failure
+    /// finds it.
     pub(super) async fn remove(&self, hold: Hold) -> Result<(), RequestError> {
         // Its records may be those of another service by now.
         if !self.0.limits.is_ours() {
             return Err(error::lost_place());
         }
-        // What cannot be read has nothing to unpin.
-        let pinned = self.read(&hold).await.map(|record| record.pinned());
+        // The states of a record that cannot be read have no names. They go when room is short.
+        if let Ok(record) = self.read(&hold).await {
+            let links = self.0.index.links(hold.key()).unwrap_or_default();
+            if !links.is_empty() {
+                self.learn_all().await;
+            }
+            let shared = self.0.index.shared(hold.key(), &links);
+            self.0.pins.forget(&record.pinned(), shared).await?;
+        }
         let store = &self.0.limits.store;
         let found = store.list(&hold.folder()).await;
         for entry in found.map_err(|error| stored(&error))? {
@@ -280,10 +306,15 @@ impl Records {
         tracing::info!(session = hold.key().id(), "a session is forgotten");
         hold.remove();
         self.count();
-        if let Ok(pinned) = pinned {
-            self.0.pins.forget(&pinned).await?;
-        }
         Ok(())
+    }
+
+    /// Reads the records that nobody has looked into since the start, one after the other. One that
+    /// cannot be read keeps no state of another session.
+    async fn learn_all(&self) {
+        for key in self.0.index.all_behind(None, usize::MAX) {
+            let _ = self.learn(&key).await;
+        }
     }
 
     /// Moves the state of a held session out of memory.
