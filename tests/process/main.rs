@@ -6,6 +6,8 @@ mod chat;
 mod devices;
 mod group;
 mod idle;
+#[cfg(feature = "cloud")]
+mod objects;
 mod pipes;
 mod ready;
 mod refusals;
