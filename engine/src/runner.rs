@@ -243,6 +243,12 @@ impl<B: Backend> Runner<B> {
         self.arena.latent_bytes
     }
 
+    /// Pages that live sequences hold.
+    pub fn held_pages(&self) -> u64 {
+        let sequences = self.sequences.values();
+        sequences.map(|s| s.cache.held_pages()).sum()
+    }
+
     /// Digest of a live sequence's whole state, for tests and divergence checks.
     ///
     /// # Errors
@@ -473,7 +479,7 @@ impl<B: Backend> Runner<B> {
         self.mask_wait = choices.waited();
         self.pool_states(admitted);
         let known = self.decoder.take_known();
-        let page_bytes = self.arena.shape.cost() as u64;
+        let entry_bytes = (self.arena.shape.bytes() / PageShape::SLOTS) as u64;
         let outputs = admitted.iter().zip(answers).zip(known).enumerate();
         let output = |(piece, ((a, answer), prompt_logprobs))| {
             let done = Done {
@@ -481,7 +487,7 @@ impl<B: Backend> Runner<B> {
                 mask: choices.mask(piece),
                 prompt_logprobs,
             };
-            outputs::output(a, done, page_bytes)
+            outputs::output(a, done, entry_bytes)
         };
         Ok(outputs.map(output).collect())
     }
