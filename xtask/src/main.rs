@@ -58,7 +58,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench-turns KIND …   a conversation about a long document (`turns`), or many questions at once
                        (`questions`), beside llama.cpp's server
   bench-state KIND …   what reading does to others' answers (`gaps`), what keeping a state costs
-                       (`suspend`), many sessions under kill -9 (`soak`)";
+                       (`suspend`) or copying one (`fork`), many sessions under kill -9 (`soak`)";
 
 fn main() -> ExitCode {
     match dispatch() {
