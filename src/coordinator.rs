@@ -9,8 +9,9 @@ use palimpsest_coordinator::membership::{Candidacy, Candidate};
 use palimpsest_tls::{ClientTls, ClusterFiles, Connector, Role};
 
 use crate::front::{Front, FrontConfig};
+use crate::place::{self, Patience};
 use crate::registry::{self, EtcdConfig};
-use crate::{responses, sessions, signals, traces};
+use crate::{signals, traces};
 
 /// What a coordinator serves over.
 #[derive(Debug, Clone)]
@@ -45,19 +46,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut front = Front::open(config.front.clone()).await?;
     let _traces = traces::start()?;
     let limits = limits(&config, &front)?;
-    let session_place = front.sessions().clone();
-    let response_place = front.responses().clone();
     let forming = async {
         let mut candidate = candidate(&config).await?;
         let group = candidate
             .first_group(&limits, config.form_limit, say)
             .await?;
         // A standby leaves the places of sessions and responses to the leader.
-        let limits = Limits {
-            sessions: sessions::take_over(&session_place, say).await?,
-            responses: responses::claim(response_place, responses::HANDOVER, say).await?,
-            ..limits
+        let patience = Patience {
+            limit: place::HANDOVER,
+            say,
         };
+        let limits = place::claim(limits, patience).await?;
         anyhow::Ok(candidate.lead(group, limits)?)
     };
     let mut leader = tokio::select! {

@@ -193,17 +193,8 @@ impl Front {
         result
     }
 
-    /// Where sessions are kept, which others may have claimed.
-    pub fn sessions(&self) -> &SessionLimits {
-        &self.sessions
-    }
-
-    /// Where responses are kept, which others may have claimed.
-    pub fn responses(&self) -> &ResponseLimits {
-        &self.responses
-    }
-
-    /// Limits and keys for a coordinator, without its sessions and responses.
+    /// Limits and keys for a coordinator. The places of its sessions and responses are nobody's
+    /// yet.
     pub fn config(&self) -> Config {
         Config {
             max_running: self.max_running,
@@ -217,6 +208,8 @@ impl Front {
             snapshot_store_bytes: self.snapshot_store_bytes,
             share_snapshots: self.share_snapshots,
             company: self.company,
+            sessions: self.sessions.clone(),
+            responses: self.responses.clone(),
             ..self.intake.limits()
         }
     }

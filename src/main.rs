@@ -48,7 +48,9 @@ use std::time::Duration;
 
 use args::{BenchKind, Cli, Command, ConfigKind};
 use bench::Kind;
+use palimpsest_coordinator::membership::Deposed;
 use palimpsest_worker::device::{DeviceEnd, EXIT_CODE};
+use tokio::task::JoinError;
 
 /// Time for work that blocks a thread to end when the process does.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
@@ -109,11 +111,23 @@ fn describe(error: &anyhow::Error) -> String {
 
 /// 1 for failures; another one when the supervisor should start the process anew.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.chain().any(|cause| cause.is::<DeviceEnd>()) {
+    if has_given_up(error) {
         ExitCode::from(EXIT_CODE)
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Whether a part broke that a process cannot do without, and that a new process has whole.
+fn has_given_up(error: &anyhow::Error) -> bool {
+    let is_broken = |cause: &(dyn std::error::Error + 'static)| {
+        let task: Option<&JoinError> = cause.downcast_ref();
+        let lead: Option<&Deposed> = cause.downcast_ref();
+        cause.is::<DeviceEnd>()
+            || task.is_some_and(JoinError::is_panic)
+            || matches!(lead, Some(Deposed::DriverLost | Deposed::KeeperLost(_)))
+    };
+    error.chain().any(is_broken)
 }
 
 /// `println!` panics when the reader of a pipe has gone: see [`term::end_unread`].

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use palimpsest_coordinator::Config as Limits;
+use palimpsest_coordinator::membership::Deposed;
 use palimpsest_engine::policy::Retention;
 use palimpsest_proto::v1::KvContract;
 use palimpsest_worker::device::Fault;
@@ -11,7 +12,8 @@ use palimpsest_worker::device::Fault;
 use crate::front::{Front, FrontConfig};
 use crate::group::Group;
 use crate::model::{self, ModelConfig, Ranks};
-use crate::{calibrate, responses, sessions, shelf, signals, term, traces};
+use crate::place::{self, Patience};
+use crate::{calibrate, shelf, signals, term, traces};
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]
@@ -41,12 +43,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _traces = traces::start()?;
     let limits = Limits {
         step_limit: config.step_limit,
-        sessions: sessions::claim(front.sessions()).await?,
-        responses: responses::claim(front.responses().clone(), Duration::ZERO, |_| {}).await?,
         ..front.config()
     };
+    let limits = place::claim(limits, Patience::NONE).await?;
     // A model may take minutes to load, and a probe tells that from a process that hangs.
-    let (place, mut group) = front
+    let (described, mut group) = front
         .probe_while(async {
             let ranks = tokio::task::block_in_place(|| {
                 if config.calibrate {
@@ -54,11 +55,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 }
                 model::open_ranks(&config.model, &config.default_kv, config.tp)
             })?;
-            let place = describe(&ranks);
+            let described = describe(&ranks);
             let store = shelf::store(config.model.snapshot_store.as_deref())?;
             let mut group = Group::start(ranks, limits, store.as_ref(), config.fault)?;
             group.ready().await?;
-            anyhow::Ok((place, group))
+            anyhow::Ok((described, group))
         })
         .await?;
 
@@ -66,7 +67,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     coordinator.service().sessions.open().await?;
     let model = &coordinator.service().model;
     let shutdown = signals::shutdown();
-    eprintln!("serving {} at {} ({place})", model.name(), front.describe());
+    eprintln!(
+        "serving {} at {} ({described})",
+        model.name(),
+        front.describe()
+    );
     eprintln!(
         "default contract: {}",
         contract(model.info.default_kv.clone().unwrap_or_default())
@@ -75,7 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let end = tokio::select! {
             () = shutdown => return Ok(()),
             end = group.lost() => end,
-            () = coordinator.ended() => bail!("the driver has ended: standard error says why"),
+            () = coordinator.ended() => return Err(Deposed::DriverLost.into()),
         };
         Err(end).context("this process can serve no longer")
     };

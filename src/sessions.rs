@@ -3,14 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use palimpsest_coordinator::sessions::{Limits, StoreError};
-use tokio::time::{Instant, sleep};
+use palimpsest_coordinator::sessions::Limits;
 
-use crate::place;
-
-/// Time that a coordinator which has taken the lead waits for the place of the former one.
-const HANDOVER: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of all records, with a store and without.
 const STORE_BYTES: u64 = 16 << 30;
 const MEMORY_BYTES: u64 = 256 << 20;
@@ -69,35 +63,5 @@ impl SessionConfig {
             suspend_after: self.suspend_after,
             ..kept
         })
-    }
-}
-
-/// Makes the place of sessions this process's own.
-///
-/// # Errors
-/// If another process has it, by its name.
-pub async fn claim(limits: &Limits) -> anyhow::Result<Limits> {
-    let claimed = limits.clone().claimed(&place::owner()).await;
-    claimed.context("--session-store")
-}
-
-/// The same for a process that has taken over from another one, which may not have ended yet.
-///
-/// # Errors
-/// If another process still has it after [`HANDOVER`].
-pub async fn take_over(limits: &Limits, say: fn(&str)) -> anyhow::Result<Limits> {
-    let until = Instant::now() + HANDOVER;
-    let mut is_said = false;
-    loop {
-        match limits.clone().claimed(&place::owner()).await {
-            Err(error @ StoreError::Taken { .. }) if Instant::now() < until => {
-                if !is_said {
-                    say(&format!("waiting for the place of sessions: {error}"));
-                }
-                is_said = true;
-                sleep(PAUSE).await;
-            }
-            claimed => return claimed.context("--session-store"),
-        }
     }
 }

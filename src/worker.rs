@@ -52,6 +52,8 @@ pub struct Config {
     pub cluster: Option<ClusterFiles>,
     /// Whether they may be plain text beyond this machine.
     pub insecure: bool,
+    /// Whether tensors may be exchanged in the clear although there are certificates.
+    pub clear_tensors: bool,
     /// A fault for tests: steps in which this rank computes something else than the others.
     pub diverge_at: Vec<u64>,
     /// A fault of the device for tests.
@@ -67,6 +69,16 @@ pub enum CollectiveKind {
     Gloo,
     /// NCCL between GPUs.
     Nccl,
+}
+
+impl CollectiveKind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Gloo => "gloo",
+            Self::Nccl => "nccl",
+        }
+    }
 }
 
 /// Loads one part of the model and serves it to a coordinator until a signal.
@@ -90,7 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let options = ServerOptions {
         place,
         host,
-        transport: transport(config.collective, config.model.device, place, tensors)?,
+        transport: transport(&config, tensors)?,
         ranks,
         probes: probes.map(Incoming::from),
     };
@@ -272,36 +284,37 @@ async fn shutdown(mut leave: watch::Receiver<bool>) {
 }
 
 /// What ranks exchange tensors over: what was asked for, else what suits the device. A rank alone
-/// exchanges nothing. With certificates TCP is encrypted; gloo, which cannot be, is refused.
-fn transport(
-    asked: Option<CollectiveKind>,
-    device: Device,
-    place: Place,
-    tls: Option<SessionTls>,
-) -> anyhow::Result<Transport> {
-    match (asked, device) {
+/// exchanges nothing. With certificates TCP is encrypted; what cannot be is refused, unless the
+/// operator says that it may be in the clear.
+fn transport(config: &Config, tls: Option<SessionTls>) -> anyhow::Result<Transport> {
+    let device = config.model.device;
+    let kind = match (config.collective, device) {
         (Some(CollectiveKind::Nccl), Device::Cpu) => {
             bail!(
                 "--collective nccl is for GPUs: give --device cuda:N, or --collective tcp for CPUs"
             )
         }
-        (None, Device::Cuda(_)) if place.world_size == 1 => Ok(Transport::Tcp(tls)),
-        (Some(CollectiveKind::Nccl) | None, Device::Cuda(ordinal)) => {
+        (Some(kind), _) => kind,
+        (None, Device::Cuda(_)) if config.place.world_size > 1 => CollectiveKind::Nccl,
+        (None, _) => CollectiveKind::Tcp,
+    };
+    let is_clear = kind != CollectiveKind::Tcp && config.place.world_size > 1;
+    if is_clear && tls.is_some() && !config.clear_tensors {
+        let why = "it sends tensors in the clear, and --cluster-cert asks for TLS: give \
+                   --collective tcp, or --clear-tensors on a network that nobody else reaches";
+        return Err(CollectiveError::Unsupported {
+            name: kind.name(),
+            why: why.into(),
+        }
+        .into());
+    }
+    match (kind, device) {
+        (CollectiveKind::Nccl, Device::Cuda(ordinal)) => {
             let library = Library::open(ordinal)
                 .context("NCCL cannot be used here; --collective tcp goes through the host")?;
             Ok(Transport::Nccl(Arc::new(library)))
         }
-        (Some(CollectiveKind::Gloo), _) if tls.is_some() => {
-            let why = "it sends tensors in the clear, and --cluster-cert asks for TLS: give \
-                       --collective tcp, or --insecure instead of certificates on a network that \
-                       nobody else reaches";
-            Err(CollectiveError::Unsupported {
-                name: "gloo",
-                why: why.into(),
-            }
-            .into())
-        }
-        (Some(CollectiveKind::Gloo), _) => Ok(Transport::Gloo),
-        (Some(CollectiveKind::Tcp), _) | (None, Device::Cpu) => Ok(Transport::Tcp(tls)),
+        (CollectiveKind::Gloo, _) => Ok(Transport::Gloo),
+        (CollectiveKind::Tcp | CollectiveKind::Nccl, _) => Ok(Transport::Tcp(tls)),
     }
 }

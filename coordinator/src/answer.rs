@@ -455,7 +455,7 @@ impl Seen {
             prefill_seconds: between(started, self.first),
             decode_seconds: between(self.first, self.last),
             first_token_seconds: between(Some(request.arrived), self.first),
-            warnings: request.warnings.clone(),
+            warnings: request.warnings_after(self.fed(prompt_tokens), model),
             cached_tokens: self.cached,
         }
     }

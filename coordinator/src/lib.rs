@@ -33,6 +33,7 @@ pub mod membership;
 pub mod metrics;
 pub mod model;
 pub mod origins;
+pub mod place;
 pub mod pool;
 pub mod ranks;
 pub mod request;

@@ -87,7 +87,7 @@ pub struct ValidRequest {
     pub map_every: u64,
     /// What the final states of the prompt's tokens become, if that is asked for.
     pub embedding: Pooling,
-    /// For the client, in usage.
+    /// For the client, in usage, whatever comes of it: see [`Self::warnings_after`].
     pub warnings: Vec<String>,
     /// What ranks are told when it is traced.
     pub trace: Option<SpanParent>,
@@ -121,6 +121,13 @@ impl ValidRequest {
     /// Largest number of tokens that the sequence can reach.
     pub fn max_total_tokens(&self) -> u64 {
         self.prompt.len() as u64 + u64::from(self.max_tokens)
+    }
+
+    /// What the client should know once `read` tokens were read, those of the answer among them.
+    /// What the answer might have become is no reason to warn.
+    pub fn warnings_after(&self, read: u64, model: &ServedModel) -> Vec<String> {
+        let beyond = contract::beyond_trained(&self.kv, model, read);
+        beyond.into_iter().chain(self.warnings.clone()).collect()
     }
 
     /// Whether it begins with the same kept states as another request of the same prompt.
@@ -320,11 +327,9 @@ impl Checked {
             true => bounds::map_every(total, model.geometry.stride),
             false => 0,
         };
-        let mut warnings = contract::warnings(&self.kv, model, total);
-        warnings.extend(self.guide_warnings);
         Ok(ValidRequest {
             id: self.id,
-            warnings,
+            warnings: self.guide_warnings,
             prompt,
             sampling: self.sampling,
             end,

@@ -27,28 +27,24 @@ mod record;
 mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use palimpsest_store::sealed;
-pub use palimpsest_store::{Error as StoreError, Store};
+use palimpsest_store::{Store, sealed};
 use tokio::sync::OnceCell;
-use tokio::time::sleep;
 
 pub use self::error::{Error, Result};
 pub use self::id::{ResponseId, TenantKey};
 use self::index::{FOLDER, Garbage, Index, Name, Removal};
-pub use self::limits::{Clock, Limits};
+pub use self::limits::Limits;
 pub use self::record::{Asked, Cost, Message, Record};
 use crate::metrics::Metrics;
+use crate::place::watch;
 
 /// Records of a conversation that are read at once.
 const READS: usize = 8;
 /// Records that are removed behind one call, at most.
 const SWEPT: usize = 256;
-/// Between two looks for responses that have expired.
-const PAUSE: Duration = Duration::from_secs(10);
 
 /// The responses of a service; cheap to clone.
 #[derive(Debug, Clone)]
@@ -249,11 +245,7 @@ impl Responses {
 
     /// Gives the place of the records back, when nothing is written any more.
     pub async fn close(&self) {
-        if let Some(claim) = &self.0.limits.claim
-            && let Err(error) = claim.release().await
-        {
-            tracing::warn!(%error, "the place of responses is not given back");
-        }
+        self.0.limits.place.release("responses").await;
     }
 
     /// Responses that are kept, and the bytes of all records.
@@ -265,7 +257,7 @@ impl Responses {
     /// Learns what the store holds, once, and hides what has expired. From then on what expires is
     /// removed whether anyone asks for a response or not.
     async fn open(&self) -> Result<()> {
-        if !self.0.limits.is_ours() {
+        if !self.0.limits.place.is_ours() {
             return Err(Error::NotOurs);
         }
         let open = || async {
@@ -281,16 +273,10 @@ impl Responses {
 
     /// Looks for responses that have expired, again and again, until the service is gone.
     fn watch(&self) {
-        let of = Arc::downgrade(&self.0);
-        tokio::spawn(async move {
-            loop {
-                sleep(PAUSE).await;
-                let Some(of) = of.upgrade().map(Self) else {
-                    return;
-                };
-                if of.0.limits.is_ours() {
-                    of.expire();
-                }
+        watch(&self.0, |inner| async move {
+            let of = Self(inner);
+            if of.0.limits.place.is_ours() {
+                of.expire();
             }
         });
     }
@@ -336,7 +322,7 @@ impl Responses {
     }
 
     fn store(&self) -> &Store {
-        &self.0.limits.store
+        self.0.limits.place.store()
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

@@ -13,11 +13,11 @@
 //! ```
 //! - A record is written under a key of its own version, and only then does the session point at
 //!   it. So a write that fails, is late or is cut off leaves the session as it was.
-//! - Logs are in the store alone. In memory a session takes some hundred bytes (`index`).
+//! - Logs are in the store alone. In memory a session takes some hundred bytes, and eight for
+//!   each stride of its log (`index`).
 //! - A request that fails, or whose client goes away, leaves the log as it was before.
 //! - State is never kept here: ranks keep snapshots, and [`pins`] moves those of a session.
 
-mod clock;
 mod error;
 mod id;
 mod index;
@@ -36,7 +36,6 @@ use std::sync::Arc;
 use palimpsest_proto::contract::Contract;
 use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1;
-pub use palimpsest_store::Error as StoreError;
 use tokio::sync::OnceCell;
 
 use self::error::{bad, gone};
@@ -110,11 +109,7 @@ impl Sessions {
 
     /// Gives the place of the records back, when nothing is written any more.
     pub async fn close(&self) {
-        if let Some(claim) = &self.records.limits().claim
-            && let Err(error) = claim.release().await
-        {
-            tracing::warn!(%error, "the place of sessions is not given back: the next owner waits");
-        }
+        self.records.limits().place.release("sessions").await;
     }
 
     /// Makes an empty session.

@@ -13,6 +13,6 @@ mod orders;
 mod sightings;
 
 pub use self::chain::{Chain, Name, Root, Salt};
-pub use self::index::{Found, Held, Index, Keep, Room};
+pub use self::index::{Erased, Found, Held, Index, Keep, Room};
 pub use self::orders::{Ended, Fate, Want};
 pub use self::sightings::Sightings;

@@ -117,8 +117,9 @@ impl<B: Backend> Rank<B> {
         info.memories = memories.into_iter().map(str::to_string).collect();
         let device = runner.decoder().backend().name();
         let weights = model.weights().digest(&options.digests);
-        let arithmetic = arithmetic(&device);
-        info.state_digest = state_digest(weights, options.indexer.as_ref(), options.kv, arithmetic);
+        let arithmetic = runner.decoder().backend().arithmetic();
+        info.state_digest =
+            state_digest(weights, options.indexer.as_ref(), options.kv, &arithmetic);
         let digest = group_digest(&info, weights, options.indexer.as_ref(), &device);
         let info = RankInfo {
             rank: place.rank as u32,
@@ -163,20 +164,12 @@ fn group_digest(info: &ModelInfo, weights: u128, indexer: Option<&Indexer>, devi
     hash.digest()
 }
 
-/// Changes whenever the same tokens leave another state than before.
-const STATE_VERSION: u32 = 1;
+/// Changes whenever the same tokens leave another state than before, and whenever the digest of a
+/// state's origin is made of other things. 2: the device's arithmetic is one of them.
+const STATE_VERSION: u32 = 2;
 
-/// What of a device's name says that its states are other ones, and not only rounded otherwise:
-/// products of a CPU with activations in f32.
-fn arithmetic(device: &str) -> &'static str {
-    if device.contains("f32 activations") {
-        "f32"
-    } else {
-        ""
-    }
-}
-
-/// What the state of a sequence is a function of, beside its tokens, its contract and the stride.
+/// What the bits of a sequence's state are a function of, beside its tokens, its contract and the
+/// stride.
 fn state_digest(
     weights: u128,
     indexer: Option<&Indexer>,
@@ -184,8 +177,10 @@ fn state_digest(
     arithmetic: &str,
 ) -> bytes::Bytes {
     let mut hash = Xxh3::new();
-    hash.update(arithmetic.as_bytes());
     hash.update(&STATE_VERSION.to_le_bytes());
+    // With its length: what follows must not pass for a part of it.
+    hash.update(&(arithmetic.len() as u64).to_le_bytes());
+    hash.update(arithmetic.as_bytes());
     hash.update(&weights.to_le_bytes());
     hash.update(kv.name().as_bytes());
     if let Some(indexer) = indexer {

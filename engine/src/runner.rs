@@ -243,6 +243,12 @@ impl<B: Backend> Runner<B> {
         self.arena.latent_bytes
     }
 
+    /// Pages that live sequences hold.
+    pub fn held_pages(&self) -> u64 {
+        let sequences = self.sequences.values();
+        sequences.map(|s| s.cache.held_pages()).sum()
+    }
+
     /// Digest of a live sequence's whole state, for tests and divergence checks.
     ///
     /// # Errors
@@ -490,7 +496,7 @@ impl<B: Backend> Runner<B> {
         answers: Vec<Answer>,
         choices: &mut Choices<'_>,
     ) -> Vec<internal::SequenceOutput> {
-        let page_bytes = self.arena.shape.cost() as u64;
+        let entry_bytes = (self.arena.shape.bytes() / PageShape::SLOTS) as u64;
         let mut known = self.decoder.take_known().into_iter();
         let answers = admitted.iter_mut().zip(answers).enumerate();
         let output = |(index, (a, answer)): (usize, (&mut Admitted<'_>, Answer))| {
@@ -506,7 +512,7 @@ impl<B: Backend> Runner<B> {
                 mask: choices.mask(index),
                 prompt_logprobs: known.next().unwrap_or_default(),
             };
-            outputs::output(a, done, page_bytes)
+            outputs::output(a, done, entry_bytes)
         };
         answers.map(output).collect()
     }

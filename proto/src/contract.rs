@@ -24,6 +24,10 @@ use std::str::FromStr;
 pub use self::defaults::{DEFAULT_SINKS, MOST_WINDOW, Offer, default_memory, default_window};
 pub use self::error::{ContractError, Field};
 
+/// Changes whenever the same contract means something else than before. It is a part of the name of
+/// every kept state, so that none is taken for one of another meaning.
+pub const VERSION: u32 = 1;
+
 /// Name of the policy that evicts nothing.
 pub const FULL: &str = "full";
 /// Name of the latent memory that remembers nothing.

@@ -90,7 +90,11 @@ impl EtcdRegistry {
             .with_connect_timeout(ANSWER_LIMIT)
             .with_timeout(ANSWER_LIMIT);
         if let Some(EtcdUser { name, password }) = &options.user {
-            connect = connect.with_user(name, password);
+            // etcd forgets a token that was not used for some minutes, and all of them when it is
+            // started anew.
+            connect = connect
+                .with_user(name, password)
+                .with_auto_token_refresh(true);
         }
         let client = match &options.tls {
             None => within(&options, Client::connect(&options.endpoints, Some(connect))).await?,

@@ -193,7 +193,7 @@ pub struct WorkerArgs {
     pub tp: usize,
     /// What ranks exchange tensors over, the same on all of them: tcp or gloo for CPUs, nccl for
     /// GPUs. tcp or nccl, by the device, when not given. Of these tcp alone is encrypted where
-    /// --cluster-cert is given; gloo is refused there.
+    /// --cluster-cert is given; the others are refused there without --clear-tensors.
     #[arg(
         long,
         env = "PALIMPSEST_COLLECTIVE",
@@ -201,6 +201,10 @@ pub struct WorkerArgs {
         help_heading = "Worker group"
     )]
     pub collective: Option<CollectiveArg>,
+    /// Ranks may exchange tensors in the clear, over gloo or nccl, although --cluster-cert is
+    /// given: whoever listens between them could tell prompts from what they send.
+    #[arg(long, env = "PALIMPSEST_CLEAR_TENSORS", help_heading = "Worker group")]
+    pub clear_tensors: bool,
     #[command(flatten)]
     pub registry: RegistryArgs,
     /// Address to listen on for the coordinator.
@@ -255,6 +259,7 @@ impl WorkerArgs {
             advertise: self.advertise,
             health: self.health,
             insecure: self.cluster.insecure,
+            clear_tensors: self.clear_tensors,
             cluster: self.cluster.files(),
             diverge_at: self.inject_divergence,
             fault: self.inject_fault,

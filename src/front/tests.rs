@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use palimpsest_coordinator::executor::fake::{FakeRank, Script};
-use palimpsest_coordinator::membership::Candidate;
+use palimpsest_coordinator::membership::{Candidate, Deposed};
 use palimpsest_proto::internal::v1::worker_server::WorkerServer;
+use palimpsest_worker::device::DeviceEnd;
 use tonic::transport::Server;
 
 use super::*;
@@ -30,6 +31,7 @@ fn config() -> FrontConfig {
         insecure_no_keys: false,
         allowed_hosts: Vec::new(),
         cors: Vec::new(),
+        console: true,
         served_names: Vec::new(),
         max_connections: 100,
         max_connections_per_address: 100,
@@ -146,4 +148,22 @@ async fn blocked_threads_of_clients_delay_neither_beats_nor_probes() {
         "the group was lost: {figures}"
     );
     leader.resign().await;
+}
+
+/// A port whose acceptor is dead takes connections for as long as its backlog has room, and answers
+/// none of them.
+#[tokio::test]
+async fn a_process_whose_acceptor_panics_ends_for_its_supervisor() {
+    let threads = Background::start("clients", 1).expect("a thread");
+    let served = threads.spawn(async { panic!("a fault of this test") });
+    let error = done(Some(served)).await.expect_err("a failure");
+    assert!(crate::has_given_up(&error), "{error:#}");
+    for error in [
+        anyhow::Error::from(Deposed::DriverLost).context("this process can serve no longer"),
+        anyhow::Error::from(DeviceEnd::Stalled),
+    ] {
+        assert!(crate::has_given_up(&error), "{error:#}");
+    }
+    // Whoever starts it anew would find the same.
+    assert!(!crate::has_given_up(&anyhow::anyhow!("no model")));
 }

@@ -4,6 +4,10 @@
 //! do. [`sealed`] tells a damaged record from a whole one.
 
 pub mod claim;
+#[cfg(feature = "cloud")]
+mod cloud;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 mod error;
 mod place;
 pub mod sealed;
@@ -55,7 +59,16 @@ impl Store {
     /// # Errors
     /// [`Error::Place`] for what names no store that this build knows.
     pub fn open(place: &str) -> Result<Self> {
-        url::open(place)
+        url::open(place, &url::environment())
+    }
+
+    /// The same, where an object store takes its credentials and its endpoint from these
+    /// variables, by their names, and not from the environment.
+    ///
+    /// # Errors
+    /// [`Error::Place`], which repeats no value of a variable.
+    pub fn open_with(place: &str, variables: Vec<(String, String)>) -> Result<Self> {
+        url::open(place, &variables)
     }
 
     /// A store in this process's memory.
@@ -98,9 +111,16 @@ impl Store {
     pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<()> {
         let path = self.path(key)?;
         let bytes: Bytes = bytes.into();
-        self.within(key, self.objects.put(&path, bytes.into()))
-            .await?;
-        Ok(())
+        let put = self.within(key, self.objects.put(&path, bytes.into()));
+        match put.await {
+            // Nothing has to be there to be written over.
+            Err(Error::Missing { .. }) => Err(Error::Failed {
+                store: self.name.to_string(),
+                key: key.into(),
+                message: "it has no such bucket, container or directory".into(),
+            }),
+            other => other.map(|_| ()),
+        }
     }
 
     /// What is kept under `key`, if it has at most `most` bytes. A longer one is not read.
@@ -188,10 +208,7 @@ impl Store {
     ) -> Result<T> {
         match timeout(self.limit, call).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(object_store::Error::NotFound { .. })) => {
-                Err(Error::Missing { key: key.into() })
-            }
-            Ok(Err(error)) => Err(Error::failed(&self.name, key, &error)),
+            Ok(Err(error)) => Err(Error::of(&self.name, key, &error)),
             Err(_) => Err(Error::Late {
                 store: self.name.to_string(),
                 key: key.into(),

@@ -8,11 +8,21 @@ use object_store::path::Path;
 use url::Url;
 
 use crate::Store;
-use crate::error::{Error, Result};
+use crate::error::{Result, wrong};
 use crate::place::Place;
 
-/// See [`Store::open`].
-pub(crate) fn open(place: &str) -> Result<Store> {
+/// Variables of the environment, by their names.
+pub(crate) type Variables = Vec<(String, String)>;
+
+/// Those of this process that are text.
+pub(crate) fn environment() -> Variables {
+    let all = std::env::vars_os();
+    all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// See [`Store::open_with`].
+pub(crate) fn open(place: &str, variables: &Variables) -> Result<Store> {
     let Some((scheme, _)) = place.split_once(':') else {
         return directory(FilePath::new(place), place);
     };
@@ -25,7 +35,7 @@ pub(crate) fn open(place: &str) -> Result<Store> {
                 .map_err(|()| wrong(place, "a file URL has an absolute path and no host"))?;
             directory(&path, place)
         }
-        _ => remote(&url),
+        _ => remote(&url, variables),
     }
 }
 
@@ -45,18 +55,12 @@ fn directory(path: &FilePath, place: &str) -> Result<Store> {
 }
 
 #[cfg(feature = "cloud")]
-fn remote(url: &Url) -> Result<Store> {
-    let name = shown(url);
-    // Builders take their keys from variables that begin with AWS_, GOOGLE_ or AZURE_, and pass
-    // over all others.
-    let variables = std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value));
-    let (objects, prefix) = object_store::parse_url_opts(url, variables)
-        .map_err(|error| wrong(&name, &error.to_string()))?;
-    Ok(Store::over(Arc::from(objects), prefix, &name))
+fn remote(url: &Url, variables: &Variables) -> Result<Store> {
+    crate::cloud::open(url, &shown(url), variables)
 }
 
 #[cfg(not(feature = "cloud"))]
-fn remote(url: &Url) -> Result<Store> {
+fn remote(url: &Url, _: &Variables) -> Result<Store> {
     let what = "this build knows directories, `file:` and `memory:`; build with the feature \
                 `cloud` for `s3:`, `gs:` and `az:`";
     Err(wrong(&shown(url), what))
@@ -66,11 +70,4 @@ fn remote(url: &Url) -> Result<Store> {
 fn shown(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     format!("{}://{host}{}", url.scheme(), url.path())
-}
-
-fn wrong(place: &str, what: &str) -> Error {
-    Error::Place {
-        place: place.into(),
-        what: what.into(),
-    }
 }

@@ -8,6 +8,10 @@ answer.
 `suspend`: a session of so many tokens leaves memory and comes back. Shown are the times, the bytes,
 and the time that reading it took.
 
+`fork`: a session of so many tokens is copied, and the copy is asked a question. Shown are the time
+of a copy and of its first token, and the time that reading took. With more tokens a record is
+longer, and the state is not: what both cost is to be seen in one run.
+
 `soak`: many sessions over one long document are asked at random, by several clients at once, while
 the service is killed and started again. Each session's story is then told to a second service that
 was never killed and has no store, and must have the same answers. Nothing that was acknowledged may
@@ -212,6 +216,62 @@ def ask_session(url, row):
     usage = answer["usage"]
     row["held_bytes"] = usage["kv"]["held_bytes"]
     row["not_read"] = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+
+
+def measure_fork(args):
+    """One row for each length. All sessions are copied in turn, so that what else the machine does
+    meets all alike."""
+    port = free_port()
+    more = ["--session-max-tokens", 2 * max(args.tokens) + 8192]
+    with (
+        tempfile.TemporaryDirectory() as place,
+        server(
+            command(args, port, "--session-store", f"{place}/sessions", *more),
+            port,
+            log_file("fork"),
+        ) as (url, _),
+    ):
+        rows = [read_original(url, tokens) for tokens in args.tokens]
+        for turn in range(args.rounds):
+            for row in rows:
+                fork_session(url, row, turn)
+    for row in rows:
+        del row["name"]
+        for what in ("fork", "first_token"):
+            row[what] = statistics.median(row[what])
+        row["fork_of_reading"] = (row["fork"] + row["first_token"]) / row["reading"]
+    for row in rows:
+        row["fork_of_first_row"] = row["fork"] / rows[0]["fork"]
+    return rows
+
+
+def read_original(url, tokens):
+    """A session of so many tokens."""
+    name = f"of-{tokens}"
+    call(url, "/v1/sessions", {"session_id": name, "ttl_seconds": 86400})
+    body = {"text": document(tokens)}
+    session, reading = timed(lambda: call(url, f"/v1/sessions/{name}/append", body))
+    print(f"  {session['tokens']} tokens: read in {reading:.2f} s", flush=True)
+    return {
+        "name": name, "tokens": session["tokens"], "reading": reading,
+        "record_bytes": session["record_bytes"], "fork": [], "first_token": [],
+    }  # fmt: skip
+
+
+def fork_session(url, row, turn):
+    """A copy, its answer to a question, and its end."""
+    copy = f"{row['name']}-{turn}"
+    _, seconds = timed(
+        lambda: call(url, f"/v1/sessions/{row['name']}/fork", {"session_id": copy})
+    )
+    row["fork"].append(seconds)
+    ask = {"session_id": copy, "prompt": f"\n\nQuestion {turn}:", "max_tokens": 1}
+    answer, seconds = timed(lambda: call(url, "/v1/completions", ask))
+    row["first_token"].append(seconds)
+    usage = answer["usage"]
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    row["read_again"] = usage["prompt_tokens"] - cached
+    call(url, f"/v1/sessions/{copy}", method="DELETE")
 
 
 def timed(act):
@@ -462,7 +522,7 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["gaps", "suspend", "soak"])
+    parser.add_argument("kind", choices=["gaps", "suspend", "fork", "soak"])
     parser.add_argument("--model", help="GGUF file; `soak` can do without")
     parser.add_argument(
         "--palimpsest", default=bench_peers.ROOT / "target" / "release" / "palimpsest"
@@ -480,7 +540,9 @@ def parse_args():
     parser.add_argument("--ours", nargs="*", default=[], help="more options of `serve`")
     parser.add_argument("--record", type=pathlib.Path, help="JSON file for the raw figures")
     args = parser.parse_args()
-    lengths = {"gaps": [8192], "suspend": [4096, 65536, 262144], "soak": [32768]}
+    lengths = {
+        "gaps": [8192], "suspend": [4096, 65536, 262144], "fork": [4096, 32768], "soak": [32768],
+    }  # fmt: skip
     args.tokens = args.tokens or lengths[args.kind]
     if args.kind != "soak" and not args.model:
         parser.error("--model is needed")
@@ -489,7 +551,9 @@ def parse_args():
 
 def main():
     args = parse_args()
-    kinds = {"gaps": measure_gaps, "suspend": measure_suspend, "soak": soak}
+    kinds = {
+        "gaps": measure_gaps, "suspend": measure_suspend, "fork": measure_fork, "soak": soak,
+    }  # fmt: skip
     print(f"{args.kind}:", flush=True)
     results = kinds[args.kind](args)
     if args.kind != "soak":

@@ -8,6 +8,8 @@ mod devices;
 mod group;
 mod hub;
 mod idle;
+#[cfg(feature = "cloud")]
+mod objects;
 mod pipes;
 mod ready;
 mod refusals;

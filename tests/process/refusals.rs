@@ -182,35 +182,32 @@ fn a_worker_beyond_loopback_wants_certificates_or_the_operators_word() {
     assert!(said.contains("--advertise"), "the next thing: {said}");
 }
 
-/// Certificates ask for encryption, which gloo does not have: what travels in the clear must not do
-/// so unnoticed.
+/// Certificates ask for encryption, which gloo and NCCL do not have: what travels in the clear must
+/// not do so unnoticed. NCCL is what GPUs take unless they are told otherwise.
 #[test]
-fn gloo_is_refused_where_certificates_ask_for_encryption() {
+fn collectives_in_the_clear_are_refused_where_certificates_ask_for_encryption() {
     let files = Authority::new("ours");
     let ClusterFiles { cert, key, ca } = files.cluster(Role::Worker);
     let path = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let (cert, key, ca) = (path(&cert), path(&key), path(&ca));
-    let worker = [
-        "worker",
-        "--rank",
-        "0",
-        "--tp",
-        "2",
-        "--listen",
-        "127.0.0.1:0",
-    ];
-    let certificates = [
-        "--cluster-cert",
-        &cert,
-        "--cluster-key",
-        &key,
-        "--cluster-ca",
-        &ca,
-    ];
-    let line = [&worker[..], &certificates, &["--collective", "gloo"]].concat();
-    let said = refusal(&line);
-    for word in ["gloo cannot be used", "--collective tcp", "--insecure"] {
-        assert!(said.contains(word), "{said}");
+    let rank = "worker --rank 0 --tp 2 --listen 127.0.0.1:0 --cluster-cert";
+    let line: Vec<&str> = rank.split(' ').chain([&cert[..]]).collect();
+    let line = [&line[..], &["--cluster-key", &key, "--cluster-ca", &ca]].concat();
+    for (name, collective) in [
+        ("gloo", "--collective gloo"),
+        ("nccl", "--collective nccl --device cuda:0"),
+        ("nccl", "--device cuda:0"),
+    ] {
+        let asked: Vec<&str> = collective.split(' ').collect();
+        let said = refusal(&[&line[..], &asked].concat());
+        let cannot = format!("{name} cannot be used");
+        for word in [&cannot[..], "--collective tcp", "--clear-tensors"] {
+            assert!(said.contains(word), "{collective}: {said}");
+        }
+        // Told that it may, it goes on: to a model that is not there, or a library.
+        let told = ["--clear-tensors", "--model", "/nope"];
+        let said = refusal(&[&line[..], &asked, &told].concat());
+        assert!(!said.contains("in the clear"), "{collective}: {said}");
     }
 }
 

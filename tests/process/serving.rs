@@ -50,6 +50,21 @@ impl Serving {
     /// Over a model that others may serve as well.
     pub fn start_over(model: &Path, env: &[(&str, &str)], args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palimpsest"));
+        command.envs(env.iter().copied());
+        Self::run(command, model, args)
+    }
+
+    /// The same on a disk that takes no file beyond some kilobytes: a write fails in the middle, as
+    /// it does where no room is left.
+    pub fn start_on_full_disk(model: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        // The signal that comes with such a write would end the process.
+        let limited = r#"trap '' XFSZ; ulimit -f 8; exec "$0" "$@""#;
+        command.args(["-c", limited, env!("CARGO_BIN_EXE_palimpsest")]);
+        Self::run(command, model, args)
+    }
+
+    fn run(mut command: Command, model: &Path, args: &[&str]) -> Self {
         command.args([
             "serve",
             "--listen",
@@ -72,7 +87,6 @@ impl Serving {
         command
             .arg(model)
             .args(args)
-            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = Ending(command.spawn().expect("the program runs"));

@@ -23,14 +23,14 @@ fn run(serving: &Serving, args: &[&str]) -> Output {
 }
 
 /// The object that a command prints.
-fn json(serving: &Serving, args: &[&str]) -> Value {
+pub fn json(serving: &Serving, args: &[&str]) -> Value {
     let output = run(serving, &[args, &["--json"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {said}");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn refusal(serving: &Serving, args: &[&str]) -> String {
+pub fn refusal(serving: &Serving, args: &[&str]) -> String {
     let output = run(serving, args);
     assert_eq!(output.status.code(), Some(1), "{args:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -132,4 +132,39 @@ fn two_services_do_not_share_a_place_of_sessions() {
     first.signal("KILL");
     first.ended();
     serve(&model, &store).stop();
+}
+
+#[test]
+fn a_disk_that_takes_no_more_costs_what_was_not_written_and_nothing_else() {
+    let (model, disk) = (tiny_model(1), tempfile::tempdir().expect("a directory"));
+    let place = |name| disk.path().join(name).display().to_string();
+    let (sessions, states) = (place("sessions"), place("states"));
+    let stores = ["--session-store", &sessions, "--snapshot-store", &states];
+    let args = [&stores[..], &["--session-max-tokens", "100000"]].concat();
+    let serving = Serving::start_on_full_disk(model.path(), &args);
+    json(&serving, &["create", "doc"]);
+    let opening = ["append", "doc", "--raw", "--prompt", "Once upon a time"];
+    json(&serving, &opening);
+    let before = json(&serving, &["show", "doc"]);
+    // Its record would be longer than a file may be.
+    let long = "there was a king. ".repeat(130);
+    let said = refusal(&serving, &["append", "doc", "--raw", "--prompt", &long]);
+    assert!(said.contains("store_unavailable"), "{said}");
+    let said = refusal(&serving, &["suspend", "doc"]);
+    assert!(said.contains("store_unavailable"), "{said}");
+    for field in ["tokens", "used", "state"] {
+        let shown = json(&serving, &["show", "doc"]);
+        assert_eq!(shown[field], before[field], "{field}");
+    }
+    json(&serving, &["fork", "doc", "copy"]);
+    let told = answer(&serving, "copy", " there was");
+    serving.signal("KILL");
+    serving.ended();
+
+    let serving = Serving::start_over(model.path(), &[], &args);
+    assert_eq!(json(&serving, &["show", "doc"])["tokens"], before["tokens"]);
+    assert_eq!(answer(&serving, "doc", " there was"), told);
+    json(&serving, &["append", "doc", "--raw", "--prompt", &long]);
+    json(&serving, &["suspend", "doc"]);
+    serving.stop();
 }

@@ -1,6 +1,7 @@
 //! A certificate authority of a test, and certificates of it in files.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use palimpsest_tls::{ClusterFiles, Role};
 use rcgen::{
@@ -29,6 +30,8 @@ pub struct Identity {
 pub enum Validity {
     /// Now.
     Now,
+    /// Now, and for so long.
+    For(Duration),
     /// Until the year 2001.
     Past,
 }
@@ -68,9 +71,13 @@ impl Authority {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        if validity == Validity::Past {
-            params.not_before = date_time_ymd(2000, 1, 1);
-            params.not_after = date_time_ymd(2001, 1, 1);
+        match validity {
+            Validity::Now => {}
+            Validity::For(time) => params.not_after = (SystemTime::now() + time).into(),
+            Validity::Past => {
+                params.not_before = date_time_ymd(2000, 1, 1);
+                params.not_after = date_time_ymd(2001, 1, 1);
+            }
         }
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");

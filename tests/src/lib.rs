@@ -6,6 +6,7 @@ pub mod devices;
 pub mod etcd;
 pub mod golden;
 pub mod mesh;
+pub mod objects;
 pub mod service;
 
 use std::collections::BTreeMap;

@@ -2,17 +2,24 @@
 //! slots kept.
 #![cfg(feature = "emulate")]
 
+use std::collections::HashSet;
+
 use palimpsest_collective::Place;
 use palimpsest_engine::device_memory::{CacheBytes, DeviceMemory, RankSize, StepSize};
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_engine::kv::{Contract, HeadBudget};
+use palimpsest_engine::rank::{Rank, RankOptions};
 use palimpsest_engine::shard::Shard;
-use palimpsest_kernels::KvType;
+use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, SimdLevel};
 use palimpsest_kernels::cuda::emulated::Emulated;
 use palimpsest_kernels::cuda::{CudaBackend, Precision};
-use palimpsest_models::Model;
+use palimpsest_kernels::{Backend, KvType};
+use palimpsest_models::{DigestCache, Model};
+use palimpsest_proto::v1::KvContract;
 use palimpsest_tests::devices::{Outcome, contracts, on_cpu, on_device, tiny_configurations};
-use palimpsest_tests::{EngineOptions, contract, engine_on, tiny_indexer_of_two, tiny_model};
+use palimpsest_tests::{
+    EngineOptions, STRIDE, contract, engine_on, tiny_indexer_of_two, tiny_model,
+};
 
 const TOKENS: usize = 20;
 
@@ -153,4 +160,48 @@ fn weights_are_counted_as_they_are_loaded() {
             );
         }
     }
+}
+
+/// What names the states of a rank on a device.
+fn state_digest<B: Backend>(backend: B) -> Vec<u8> {
+    let model = tiny_model(1);
+    let options = RankOptions {
+        model: model.path().to_owned(),
+        name: String::new(),
+        kv: KvType::F16,
+        cache: CacheBytes::of(1 << 20, None),
+        snapshot_bytes: 0,
+        stride: STRIDE as u32,
+        indexer: None,
+        default_kv: KvContract::default(),
+        step: None,
+        place: Place::ALONE,
+        digests: DigestCache::nowhere(),
+    };
+    let rank = Rank::open(backend, options, &mut |_| {}).expect("a tiny model");
+    rank.info.model.expect("a model").state_digest.to_vec()
+}
+
+/// Devices compute other bits, and a kept state is to have those of an undisturbed run.
+#[test]
+fn a_state_of_one_kind_of_device_is_never_taken_for_one_of_another() {
+    let cpu = |activations, simd, threads| {
+        state_digest(CpuBackend::new(CpuOptions {
+            threads: Some(threads),
+            activations,
+            simd: Some(simd),
+        }))
+    };
+    let cuda = |precision| state_digest(CudaBackend::new(Emulated::new(1), precision));
+    let digests = [
+        cpu(Activations::Int8, SimdLevel::Avx2, 1),
+        cpu(Activations::F32, SimdLevel::Avx2, 1),
+        cuda(Precision::Bf16),
+        cuda(Precision::F32),
+    ];
+    let distinct: HashSet<_> = digests.iter().collect();
+    assert_eq!(distinct.len(), digests.len());
+    // What changes no bit changes no name.
+    assert_eq!(cpu(Activations::Int8, SimdLevel::Portable, 2), digests[0]);
+    assert_eq!(cuda(Precision::F32), digests[3]);
 }

@@ -162,6 +162,17 @@ async fn usage_says_what_was_held_and_evicted() {
         let report = answer.finished.retention.expect("the report");
         assert_complete(&report, usage.held_slots, policy);
     }
+    // A short text takes as much as it would without eviction, and never more.
+    for (policy, tokens) in [("window", 5), ("retention", 5), ("retention", 45)] {
+        let asked = request(&prompt(3, tokens), policy, 40, 2);
+        let answer = ask(&service.client, asked).await.expect("an answer");
+        let usage = answer.finished.usage.expect("usage");
+        assert_eq!(usage.evicted_tokens, 0, "{policy}, {tokens}");
+        assert_eq!(
+            usage.held_bytes, usage.full_cache_bytes,
+            "{policy}, {tokens}"
+        );
+    }
     service.server.shut_down().await;
 }
 

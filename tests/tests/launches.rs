@@ -36,7 +36,7 @@ struct Run {
     sequences: u64,
     seen: usize,
     next: Vec<u32>,
-    /// Bytes that the sequences hold.
+    /// Pages that the sequences hold.
     held: u64,
     contract: KvContract,
 }
@@ -113,11 +113,7 @@ impl Run {
             .iter()
             .map(|out| out.token.expect("a token"))
             .collect();
-        self.held = output
-            .sequences
-            .iter()
-            .map(|out| out.cache.expect("a cache").held_bytes)
-            .sum();
+        self.held = self.runner.held_pages();
     }
 
     /// One token for each sequence; returns what the device was asked for.

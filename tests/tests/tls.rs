@@ -12,8 +12,9 @@ use palimpsest_coordinator::membership::{Lead, StaticMembers, form};
 use palimpsest_proto::internal::v1::rendezvous_client::RendezvousClient;
 use palimpsest_proto::internal::v1::worker_client::WorkerClient;
 use palimpsest_proto::internal::v1::{GetRankRequest, SetRequest};
-use palimpsest_proto::v1::GetModelRequest;
+use palimpsest_proto::v1::generate_request::Input;
 use palimpsest_proto::v1::inference_client::InferenceClient;
+use palimpsest_proto::v1::{GenerateRequest, GetModelRequest, Stopping};
 use palimpsest_tests::certificates::{Authority, Identity, Validity};
 use palimpsest_tests::service::{TestService, serve};
 use palimpsest_tests::tiny_model;
@@ -364,6 +365,51 @@ async fn files_that_cannot_be_used_are_named_and_changed_ones_are_taken() {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// A certificate is for the beginning of a connection. What is under way goes on when it expires,
+/// and when another one takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_the_certificate_that_it_began_with() {
+    let ours = Authority::new("ours");
+    let short = Duration::from_secs(3);
+    let first = ours.issue("server", &["127.0.0.1"], Validity::For(short));
+    let front = Front::start(&first, None).await;
+    let connector = Connector::new(Some(ClientTls::open(trusting(&ours)).expect("a CA")));
+    let channel = connect(front.grpc, connector).await.expect("a connection");
+    let request = GenerateRequest {
+        input: Some(Input::Text("Once".into())),
+        stopping: Some(Stopping {
+            max_tokens: Some(1_000_000),
+            ignore_eos: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let answer = InferenceClient::new(channel).generate(request).await;
+    let mut stream = answer.expect("an answer").into_inner();
+    let mut go_on = async |time: Duration| {
+        let until = Instant::now() + time;
+        let mut events = 0;
+        while Instant::now() < until || events < 20 {
+            let event = stream.message().await.expect("it goes on");
+            event.expect("it has not ended");
+            events += 1;
+        }
+    };
+    go_on(short + Duration::from_secs(1)).await;
+    let refused = front.ask(trusting(&ours)).await.expect_err("too late");
+    assert!(refused.contains("expired"), "{refused}");
+    go_on(Duration::ZERO).await;
+
+    ours.issue("server", &["127.0.0.1"], Validity::Now);
+    let since = Instant::now();
+    while front.ask(trusting(&ours)).await.as_deref() != Ok("tiny") {
+        let limit = Duration::from_secs(10);
+        assert!(since.elapsed() < limit, "the new certificate is not shown");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    go_on(Duration::ZERO).await;
 }
 
 /// A rank that loads, behind the TLS of its cluster.

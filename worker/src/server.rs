@@ -29,7 +29,7 @@ use palimpsest_proto::internal::v1::{
 };
 use palimpsest_tls::{Connector, Incoming, Role, only};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -68,6 +68,9 @@ pub enum ServeError {
     /// The process should end with [`EXIT_CODE`](crate::device::EXIT_CODE).
     #[error("this process cannot be a rank any longer")]
     Device(#[source] DeviceEnd),
+    /// A task that the rank cannot do without has ended; so should the process.
+    #[error("a task of this rank has ended: standard error says why")]
+    Task(#[source] JoinError),
 }
 
 /// How a rank is reached.
@@ -164,6 +167,7 @@ pub async fn serve(
             let _ = timeout(LAST_ANSWERS, serving).await;
             Err(ServeError::Device(end))
         }
+        broken = panicked(&mut tasks) => Err(ServeError::Task(broken)),
     };
     tasks.shutdown().await;
     if let Some(Loaded { device, .. }) = &*loaded.borrow() {
@@ -176,6 +180,16 @@ pub async fn serve(
         collective.abort();
     }
     served
+}
+
+/// Waits until one of the tasks panics: probes would be told for ever what was true last.
+async fn panicked(tasks: &mut JoinSet<()>) -> JoinError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return error;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Waits until the device of a loaded rank can be used no more.

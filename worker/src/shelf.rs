@@ -70,8 +70,9 @@ impl Shelf {
     pub fn obey(&mut self, orders: &SnapshotOrders) {
         // Before they are written anew.
         for name in &orders.erase {
-            if let Err(why) = self.in_background(|background| background.erase(name.clone())) {
-                tracing::warn!("a snapshot stays in the store: {why}");
+            match self.in_background(|background| background.erase(name.clone())) {
+                Ok(()) => self.under_way += 1,
+                Err(why) => self.report(name, Event::Erased, 0, why),
             }
         }
         // Before they are dropped: whoever writes one holds it.

@@ -60,7 +60,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench-turns KIND …   a conversation about a long document (`turns`), or many questions at once
                        (`questions`), beside llama.cpp's server
   bench-state KIND …   what reading does to others' answers (`gaps`), what keeping a state costs
-                       (`suspend`), many sessions under kill -9 (`soak`)
+                       (`suspend`) or copying one (`fork`), many sessions under kill -9 (`soak`)
   bench-guide [KIND…]  what a schema costs (`decode`, `first-mask`), and what the log-probabilities
                        of a prompt do (`echo`)
   bench-against …      this program and another one of ours, as servers beside each other";

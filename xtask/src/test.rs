@@ -20,6 +20,9 @@ const OPENAI_VARIABLE: &str = "PALIMPSEST_TEST_OPENAI";
 const ANTHROPIC_VARIABLE: &str = "PALIMPSEST_TEST_ANTHROPIC";
 const TRITON_VARIABLE: &str = "PALIMPSEST_TEST_TRITON";
 
+/// Directory with moto, an implementation of S3 that is not ours.
+const MOTO_VARIABLE: &str = "PALIMPSEST_TEST_MOTO";
+
 /// Directory with gRPC for Python, for the documents and examples that use it.
 const GRPC_VARIABLE: &str = "PALIMPSEST_TEST_GRPC";
 
@@ -32,10 +35,11 @@ pub const CHROMIUM_VARIABLE: &str = "PALIMPSEST_TEST_CHROMIUM";
 pub const CHROMIUM: &str = "chromium";
 
 /// Features that need system packages, clusters and the emulated CUDA device (a C++ compiler), and
-/// training, which a newcomer's build leaves out.
+/// training and the clients of clouds, which a newcomer's build leaves out.
 pub const CLUSTER: [&str; 2] = [
     "--features",
-    "palimpsest/cluster,palimpsest/calibrate,palimpsest-tests/emulate",
+    "palimpsest/cluster,palimpsest/calibrate,palimpsest/cloud,palimpsest-tests/cloud,\
+     palimpsest-tests/emulate",
 ];
 
 /// How much is tested.
@@ -103,6 +107,7 @@ pub fn run_all(extent: Extent) -> Result<()> {
         let anthropic = tools::python_packages("anthropic")?;
         let triton = tools::python_packages("triton")?;
         let grpc = tools::python_packages("grpc")?;
+        let moto = tools::python_packages("moto")?;
         let fuzzer = tools::python_packages("schemathesis")?;
         for suite in &mut suites {
             suite
@@ -111,6 +116,7 @@ pub fn run_all(extent: Extent) -> Result<()> {
                 .env(ANTHROPIC_VARIABLE, &anthropic)
                 .env(TRITON_VARIABLE, &triton)
                 .env(GRPC_VARIABLE, &grpc)
+                .env(MOTO_VARIABLE, &moto)
                 .env(FUZZER_VARIABLE, &fuzzer)
                 .env(CHROMIUM_VARIABLE, CHROMIUM);
         }

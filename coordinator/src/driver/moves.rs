@@ -1,11 +1,12 @@
 //! What may be asked of the tiers in which states are kept, and who waits for it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::scheduler::Scheduler;
-use crate::snapshots::{Chain, Name, Want};
+use crate::snapshots::{Chain, Erased, Name, Want};
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +15,12 @@ pub enum Move {
     Suspend,
     /// The state is in host memory.
     Resume,
-    /// No tier has any state of the chain.
-    Forget,
+    /// No tier has any state of the chain behind these tokens, which others have in common with
+    /// it.
+    Forget {
+        /// Tokens.
+        shared: u64,
+    },
 }
 
 /// Why a state was not moved. Nothing is lost: its tokens can be read again.
@@ -54,6 +59,40 @@ pub(super) struct Moving {
     pub(super) what: Move,
     /// Told, or dropped, when it is done.
     pub(super) done: oneshot::Sender<Result<Moved, MoveError>>,
+}
+
+/// Who waits until states have left every tier.
+#[derive(Debug)]
+pub(super) struct Forgetting {
+    /// Those that have not.
+    pub(super) names: HashSet<Name>,
+    /// Why one of them could not.
+    pub(super) error: Option<String>,
+    pub(super) moved: Moved,
+    pub(super) done: oneshot::Sender<Result<Moved, MoveError>>,
+}
+
+impl Forgetting {
+    /// One of the states has left, or could not.
+    pub(super) fn note(&mut self, erased: &Erased) {
+        if self.names.remove(&erased.name) && self.error.is_none() {
+            self.error.clone_from(&erased.error);
+        }
+    }
+
+    /// Tells who waits, if there is nothing left to wait for. Returns who still waits.
+    pub(super) fn end(self) -> Option<Self> {
+        if !self.names.is_empty() {
+            // Whoever asked may have gone; the work is done all the same.
+            return Some(self).filter(|one| !one.done.is_closed());
+        }
+        let result = match self.error {
+            Some(error) => Err(MoveError::Failed(error)),
+            None => Ok(self.moved),
+        };
+        let _ = self.done.send(result);
+        None
+    }
 }
 
 /// Who waits for the end of a move.

@@ -1,6 +1,6 @@
 //! Bringing the state of a session from one tier to another, as its owner asks.
 
-use super::moves::{Move, MoveError, Moved, Moving, Waiter};
+use super::moves::{Forgetting, Move, MoveError, Moved, Moving, Waiter};
 use super::state::State;
 use crate::snapshots::{Ended, Fate, Want};
 
@@ -10,13 +10,22 @@ impl State {
         let want = match what {
             Move::Suspend => Want::Store,
             Move::Resume => Want::Fetch,
-            Move::Forget => {
-                let forgotten = Moved {
-                    position: self.scheduler.kept_of(&chain).map_or(0, |one| one.position),
-                    bytes: self.scheduler.forget_snapshots(&chain),
+            Move::Forget { shared } => {
+                let position = self.scheduler.kept_of(&chain).map_or(0, |one| one.position);
+                let names = self.scheduler.forget_snapshots(&chain, shared);
+                let bytes = names
+                    .iter()
+                    .map(|name| self.scheduler.snapshot_bytes(*name));
+                let forgetting = Forgetting {
+                    moved: Moved {
+                        position,
+                        bytes: bytes.sum(),
+                    },
+                    names: names.into_iter().collect(),
+                    error: None,
+                    done,
                 };
-                // Whoever asked may have gone; the work is done all the same.
-                let _ = done.send(Ok(forgotten));
+                self.forgetting.extend(forgetting.end());
                 return;
             }
         };
@@ -77,5 +86,16 @@ impl State {
                 waiter.end(&mut self.scheduler, result);
             }
         }
+        for erased in self.scheduler.erased() {
+            if let Some(error) = &erased.error {
+                let snapshot = erased.name;
+                tracing::warn!(?snapshot, error, "a kept state was not removed");
+            }
+            self.forgetting
+                .iter_mut()
+                .for_each(|waiting| waiting.note(&erased));
+        }
+        let waiting = std::mem::take(&mut self.forgetting);
+        self.forgetting = waiting.into_iter().filter_map(Forgetting::end).collect();
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::live::Live;
 use super::message::{Loss, Message, Outlook, Readiness, Replacement, Submission};
-use super::moves::Waiter;
+use super::moves::{Forgetting, Waiter};
 use super::warm_up;
 use crate::admission::{Admission, Gate};
 use crate::config::Config;
@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) scheduler: Scheduler,
     /// Who waits for a state in another tier.
     pub(super) moving: Vec<Waiter>,
+    /// Who waits until states are gone.
+    pub(super) forgetting: Vec<Forgetting>,
     live: BTreeMap<SequenceId, Live>,
     next_sequence: u64,
     epoch: u64,
@@ -101,6 +103,7 @@ impl State {
             scheduler: Scheduler::new(limits, Epoch(config.first_epoch))
                 .with_snapshots(model.snapshot_room(config), model.world_size),
             moving: Vec::new(),
+            forgetting: Vec::new(),
             live: BTreeMap::new(),
             next_sequence: 0,
             epoch: config.first_epoch,

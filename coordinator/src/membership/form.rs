@@ -1,7 +1,9 @@
 //! Making a group of ranks that are there.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::{join_all, try_join_all};
 use palimpsest_proto::internal::v1::worker_client::WorkerClient;
 use palimpsest_proto::internal::v1::{GetRankRequest, JoinRequest, RankInfo, WatchRequest};
@@ -255,34 +257,66 @@ fn watch_all(channels: &[Channel], epoch: Epoch, limit: Duration) -> Watchers {
     let (found, failure) = watch::channel(None);
     let mut tasks = JoinSet::new();
     for (rank, channel) in channels.iter().enumerate() {
-        let (mut client, found) = (WorkerClient::new(channel.clone()), found.clone());
-        tasks.spawn(async move {
-            let silent = format!("no beat for {} s", limit.as_secs_f64());
-            let message = match timeout(limit, client.watch(WatchRequest {})).await {
-                Ok(Ok(beats)) => {
-                    let mut beats = beats.into_inner();
-                    loop {
-                        match timeout(limit, beats.next()).await {
-                            Ok(Some(Ok(beat))) if beat.epoch > epoch.0 => {
-                                break format!("it has joined epoch {}", beat.epoch);
-                            }
-                            Ok(Some(Ok(_))) => {}
-                            Ok(Some(Err(status))) => break status.message().to_owned(),
-                            Ok(None) => break "it shut down".into(),
-                            Err(_) => break silent,
-                        }
-                    }
-                }
-                Ok(Err(status)) => status.message().to_owned(),
-                Err(_) => silent,
-            };
-            // The first one found is the one to name.
-            found.send_if_modified(|found: &mut Option<ExecutorError>| {
-                let is_first = found.is_none();
-                found.get_or_insert(ExecutorError::RankGone { rank, message });
-                is_first
-            });
-        });
+        let client = WorkerClient::new(channel.clone());
+        tasks.spawn(tell(rank, watch_one(client, epoch, limit), found.clone()));
     }
     Watchers { failure, tasks }
+}
+
+/// Listens to the beats of one rank, and says why it is gone.
+async fn watch_one(mut client: WorkerClient<Channel>, epoch: Epoch, limit: Duration) -> String {
+    let silent = format!("no beat for {} s", limit.as_secs_f64());
+    let mut beats = match timeout(limit, client.watch(WatchRequest {})).await {
+        Ok(Ok(beats)) => beats.into_inner(),
+        Ok(Err(status)) => return status.message().to_owned(),
+        Err(_) => return silent,
+    };
+    loop {
+        match timeout(limit, beats.next()).await {
+            Ok(Some(Ok(beat))) if beat.epoch > epoch.0 => {
+                return format!("it has joined epoch {}", beat.epoch);
+            }
+            Ok(Some(Ok(_))) => {}
+            Ok(Some(Err(status))) => return status.message().to_owned(),
+            Ok(None) => return "it shut down".into(),
+            Err(_) => return silent,
+        }
+    }
+}
+
+/// Tells that a rank is gone when `watched` says so. A rank that nobody watches any more counts as
+/// gone as well, or it could die unseen.
+async fn tell(
+    rank: usize,
+    watched: impl Future<Output = String>,
+    found: watch::Sender<Option<ExecutorError>>,
+) {
+    let told = AssertUnwindSafe(watched).catch_unwind().await;
+    let message = told.unwrap_or_else(|_| "its beats are not listened to: that panicked".into());
+    // The first one found is the one to name.
+    found.send_if_modified(|found: &mut Option<ExecutorError>| {
+        let is_first = found.is_none();
+        found.get_or_insert(ExecutorError::RankGone { rank, message });
+        is_first
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rank_whose_watcher_panics_counts_as_gone() {
+        let (found, mut failure) = watch::channel(None);
+        let panics = async { panic!("a fault of this test") };
+        let lives = std::future::pending();
+        tokio::spawn(tell(0, lives, found.clone()));
+        tokio::spawn(tell(1, panics, found));
+        let told = timeout(ANSWER_LIMIT, failure.wait_for(Option::is_some)).await;
+        let told = told.expect("in time").expect("others are watched").clone();
+        let Some(ExecutorError::RankGone { rank: 1, message }) = told else {
+            panic!("{told:?}");
+        };
+        assert!(message.contains("panicked"), "{message}");
+    }
 }

@@ -73,16 +73,20 @@ pub(super) fn cost(
     Err(RequestError::new(Reason::NeverFits, message))
 }
 
-/// What the client should know about a request that is served nevertheless.
-pub(super) fn warnings(contract: &Contract, model: &ServedModel, total: u64) -> Vec<String> {
+/// What the client should know about an answer for which `read` tokens were read, its own among
+/// them.
+pub(super) fn beyond_trained(
+    contract: &Contract,
+    model: &ServedModel,
+    read: u64,
+) -> Option<String> {
     let trained = model.info.context_length;
     let farthest = match contract {
         Contract::Bounded(bounded) if bounded.positions == Positions::Compacted => {
-            total.min(u64::from(bounded.budget) + model.geometry.stride)
+            read.min(u64::from(bounded.budget) + model.geometry.stride)
         }
-        _ => total,
+        _ => read,
     };
-    let beyond = trained > 0 && farthest > trained;
-    let warning = || format!("positions reach {farthest}, beyond the trained range of {trained}");
-    beyond.then(warning).into_iter().collect()
+    let is_beyond = trained > 0 && farthest > trained;
+    is_beyond.then(|| format!("positions reach {farthest}, beyond the trained range of {trained}"))
 }

@@ -319,10 +319,12 @@ fn a_full_cache_too_large_for_the_arena_never_fits() {
             && error.message.contains("384000 bytes of latent memory"),
         "{error}"
     );
+    let warnings = |read| bounded.warnings_after(read, &model());
     assert_eq!(
-        bounded.warnings,
-        ["positions reach 900001, beyond the trained range of 512"]
+        warnings(900_000),
+        ["positions reach 900000, beyond the trained range of 512"]
     );
+    assert_eq!(warnings(512), Vec::<String>::new());
 }
 
 #[test]
@@ -400,7 +402,8 @@ fn compacted_positions_never_leave_the_trained_range() {
         max_tokens: Some(90_000),
         ..Default::default()
     });
-    assert_eq!(check(request).unwrap().warnings, Vec::<String>::new());
+    let request = check(request).unwrap();
+    assert_eq!(request.warnings_after(90_000, &model()), [""; 0]);
 }
 
 #[test]

@@ -1,20 +1,15 @@
 //! What responses may take, and where they are kept.
 
-use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use palimpsest_store::{Claim, Store};
+use std::time::Duration;
 
 use super::index::Bounds;
+use crate::place::{Clock, Place};
 
 /// What responses may take, and where they are kept.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Where records are.
-    pub store: Store,
-    /// Says whether the store is this service's own; none where nobody else can reach it.
-    pub claim: Option<Arc<Claim>>,
+    pub place: Place,
     /// Responses of all tenants. The one that was used least recently makes room, of the tenant
     /// that has most.
     pub max_responses: usize,
@@ -40,11 +35,6 @@ impl Limits {
     /// Bytes that are kept in a store.
     pub const STORE_BYTES: u64 = 4 << 30;
 
-    /// Whether records may be written.
-    pub(super) fn is_ours(&self) -> bool {
-        self.claim.as_ref().is_none_or(|claim| claim.is_held())
-    }
-
     pub(super) fn bounds(&self) -> Bounds {
         Bounds {
             count: self.max_responses,
@@ -57,44 +47,12 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            store: Store::memory(),
-            claim: None,
+            place: Place::memory(),
             max_responses: Self::MEMORY_RESPONSES,
             max_bytes: Self::MEMORY_BYTES,
             max_turns: 1000,
             ttl: Self::TTL,
             clock: Clock::default(),
         }
-    }
-}
-
-/// Tells the time, in seconds since 1970.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
-
-impl Clock {
-    /// A clock that says what `now` says.
-    pub fn of(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// Seconds since 1970.
-    pub fn now(&self) -> u64 {
-        (self.0)()
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::of(|| {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH);
-            since.map_or(0, |since| since.as_secs())
-        })
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
     }
 }

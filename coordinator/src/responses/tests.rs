@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::index::Name;
 use super::*;
+use crate::place::{Clock, PAUSE, Place};
 
 /// A service's responses under a clock that tests move.
 struct Kept {
@@ -19,7 +20,7 @@ const TTL: u64 = 100;
 fn limits(store: Store, time: &Arc<AtomicU64>) -> Limits {
     let time = time.clone();
     Limits {
-        store,
+        place: Place::over(store),
         ttl: std::time::Duration::from_secs(TTL),
         clock: Clock::of(move || time.load(Ordering::Relaxed)),
         ..Limits::default()
@@ -470,7 +471,7 @@ async fn what_expires_is_removed_though_nobody_asks() {
     };
     assert_eq!(gauges(&kept).as_deref(), Some("palimpsest_responses 1"));
     kept.wait(TTL + 1);
-    tokio::time::sleep(PAUSE + Duration::from_secs(1)).await;
+    tokio::time::sleep(PAUSE + std::time::Duration::from_secs(1)).await;
     assert_eq!(gauges(&kept).as_deref(), Some("palimpsest_responses 0"));
     assert_eq!(kept.keys().await.len(), 0);
 }

@@ -12,7 +12,7 @@ use palimpsest_proto::internal::v1::{SequenceOutput, SequenceStep};
 use super::sequence::{Hold, Place, Running, Waiting};
 use super::{Lineage, Scheduler};
 use crate::ids::SequenceId;
-use crate::snapshots::{Chain, Ended, Found, Held, Keep, Name, Want};
+use crate::snapshots::{Chain, Ended, Erased, Found, Held, Keep, Name, Want};
 
 impl Scheduler {
     /// Lets those go on for whom nothing is on its way any more.
@@ -250,18 +250,22 @@ impl Scheduler {
         self.index.release(name);
     }
 
-    /// Forgets the states of a chain that no other sequence has begun with. Returns the bytes of
-    /// these.
-    pub fn forget_snapshots(&mut self, chain: &Chain) -> u64 {
-        let mut bytes = 0;
-        for (_, name) in chain.boundaries(u64::MAX) {
-            if self.index.is_of_one(name) {
-                bytes += self.index.bytes(name);
-                self.index.release(name);
-                self.index.leave_store(name);
-            }
-        }
-        bytes
+    /// Has the states of a chain behind its first `shared` tokens leave every tier, however many
+    /// have begun with them. Returns those that there may be: [`Self::erased`] tells when they
+    /// are gone.
+    pub fn forget_snapshots(&mut self, chain: &Chain, shared: u64) -> Vec<Name> {
+        let behind = chain.boundaries(u64::MAX);
+        let names: Vec<Name> = behind
+            .filter(|&(position, name)| position > shared && self.index.may_be_kept(name))
+            .map(|(_, name)| name)
+            .collect();
+        names.iter().for_each(|name| self.index.doom(*name));
+        names
+    }
+
+    /// What has left every tier, or could not, since the last call.
+    pub fn erased(&mut self) -> Vec<Erased> {
+        self.index.take_erased()
     }
 
     /// Bytes of a snapshot on the fullest rank; 0 if it is not kept.

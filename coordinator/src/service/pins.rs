@@ -1,14 +1,19 @@
 //! Kept states of sessions: where they are is the driver's to change.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use palimpsest_proto::error::{Reason, RequestError};
+use tokio::time::timeout;
 
 use crate::driver::{DriverHandle, Move, MoveError};
 use crate::model::ServedModel;
 use crate::sessions::pins::{Pinned, Pins};
 use crate::snapshots::{Chain, Salt};
+
+/// Time until all ranks must have said that they keep nothing of a log any more.
+const FORGET_LIMIT: Duration = Duration::from_secs(30);
 
 /// Moves what the ranks keep.
 #[derive(Debug)]
@@ -29,15 +34,20 @@ impl DriverPins {
         }
     }
 
-    /// Bytes that were moved.
-    async fn move_state(&self, state: &Pinned, what: Move) -> Result<u64, RequestError> {
+    /// The names of a log's states.
+    fn chain(&self, state: &Pinned) -> Chain {
         let tenant = state.tenant.as_deref().filter(|_| !self.shares);
         let salt = Salt {
             tenant: tenant.unwrap_or_default(),
             ..Salt::default()
         };
         let root = self.model.snapshot_root(&state.contract, salt);
-        let chain = Arc::new(Chain::of(&root, &state.tokens));
+        Chain::of(&root, &state.tokens)
+    }
+
+    /// Bytes that were moved.
+    async fn move_state(&self, state: &Pinned, what: Move) -> Result<u64, RequestError> {
+        let chain = Arc::new(self.chain(state));
         match self.driver.move_state(chain, what).await {
             Ok(moved) => Ok(moved.bytes),
             // A state is only ever a shortcut.
@@ -61,7 +71,20 @@ impl Pins for DriverPins {
         self.move_state(state, Move::Resume).await
     }
 
-    async fn forget(&self, state: &Pinned) -> Result<(), RequestError> {
-        self.move_state(state, Move::Forget).await.map(|_| ())
+    fn links(&self, state: &Pinned) -> Arc<[u64]> {
+        self.chain(state).links().collect()
     }
+
+    async fn forget(&self, state: &Pinned, shared: usize) -> Result<(), RequestError> {
+        let shared = shared as u64 * self.model.geometry.stride;
+        let forgotten = self.move_state(state, Move::Forget { shared });
+        let forgotten = timeout(FORGET_LIMIT, forgotten).await;
+        forgotten.unwrap_or_else(|_| Err(still_kept())).map(|_| ())
+    }
+}
+
+fn still_kept() -> RequestError {
+    let message = "no worker group has said in time that it keeps nothing of it any more: try \
+                   again when there is one";
+    RequestError::new(Reason::StoreUnavailable, message)
 }

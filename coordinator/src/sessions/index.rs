@@ -75,7 +75,19 @@ struct Entry {
     is_suspended: bool,
     is_damaged: bool,
     /// What the record says, once it was read.
-    seen: Option<v1::Session>,
+    seen: Option<Seen>,
+}
+
+/// What is known of a record.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    /// For clients.
+    pub(super) view: v1::Session,
+    /// The states that its log goes through: see [`Pins::links`]. They tell which of them other
+    /// sessions go on from.
+    ///
+    /// [`Pins::links`]: super::pins::Pins::links
+    pub(super) links: Arc<[u64]>,
 }
 
 /// A record in the store.
@@ -309,7 +321,7 @@ impl Index {
     }
 
     /// The record of a session is another one now.
-    pub(super) fn written(&self, key: &Key, version: u64, room: Room, seen: v1::Session) {
+    pub(super) fn written(&self, key: &Key, version: u64, room: Room, seen: Seen) {
         let mut state = self.state();
         if let Some(entry) = state.entries.get_mut(key) {
             let old = std::mem::replace(&mut entry.bytes, room.bytes);
@@ -325,7 +337,7 @@ impl Index {
         drop(room);
     }
 
-    pub(super) fn learnt(&self, key: &Key, seen: v1::Session) {
+    pub(super) fn learnt(&self, key: &Key, seen: Seen) {
         self.change(key, |entry| entry.seen = Some(seen));
     }
 
@@ -377,6 +389,26 @@ impl Index {
         behind.take(most).map(|(key, _)| key.clone()).collect()
     }
 
+    /// The links of a session, if its record was read.
+    pub(super) fn links(&self, key: &Key) -> Option<Arc<[u64]>> {
+        let state = self.state();
+        let seen = state.entries.get(key)?.seen.as_ref();
+        seen.map(|seen| seen.links.clone())
+    }
+
+    /// How many of the first links of a session other sessions have in common with it, as far as
+    /// their records were read.
+    pub(super) fn shared(&self, key: &Key, links: &[u64]) -> usize {
+        let state = self.state();
+        let others = state.entries.iter().filter(|(other, _)| *other != key);
+        let seen = others.filter_map(|(_, entry)| entry.seen.as_ref());
+        let common = seen.map(|seen| {
+            let both = seen.links.iter().zip(links);
+            both.take_while(|(one, other)| one == other).count()
+        });
+        common.max().unwrap_or(0)
+    }
+
     /// Sessions, and the bytes of their records.
     pub(super) fn totals(&self) -> (usize, u64) {
         let state = self.state();
@@ -395,7 +427,8 @@ impl Entry {
         } else {
             SessionState::Idle
         };
-        let mut view = self.seen.clone().unwrap_or_default();
+        let seen = self.seen.as_ref();
+        let mut view = seen.map_or_else(Default::default, |seen| seen.view.clone());
         view.session_id = key.id().to_owned();
         view.state = state.into();
         view.record_bytes = self.bytes;

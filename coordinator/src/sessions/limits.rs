@@ -1,17 +1,16 @@
 //! What sessions may take, and where they are kept.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use palimpsest_store::{Claim, Error as StoreError, Store};
+use crate::place::{Clock, Place, StoreError};
 
 /// What sessions may take, and where they are kept.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Where records are.
-    pub store: Store,
-    /// Says whether the store is this service's own; none where nobody else can reach it.
-    pub claim: Option<Arc<Claim>>,
+    pub place: Place,
+    /// What time it is.
+    pub clock: Clock,
     /// Sessions of all tenants.
     pub max_sessions: usize,
     /// Sessions of one tenant.
@@ -39,42 +38,24 @@ impl Limits {
     /// Time to live where records are in memory.
     pub const MEMORY_TTL: Duration = Duration::from_secs(30 * 60);
 
-    /// The defaults, over the store that `place` names. It is nobody's yet: see
-    /// [`Self::claimed`].
+    /// The defaults, over the store that `place` names, which is nobody's yet.
     ///
     /// # Errors
     /// If it names none.
     pub fn over(place: &str) -> Result<Self, StoreError> {
         Ok(Self {
-            store: Store::open(place)?,
+            place: Place::open(place)?,
             ttl: Self::DURABLE_TTL,
             ..Self::default()
         })
-    }
-
-    /// The same over a store that is now this service's own. `owner` is its name for others.
-    ///
-    /// # Errors
-    /// [`StoreError::Taken`], and what the store says.
-    pub async fn claimed(self, owner: &str) -> Result<Self, StoreError> {
-        let claim = self.store.claim(owner).await?;
-        Ok(Self {
-            claim: Some(Arc::new(claim)),
-            ..self
-        })
-    }
-
-    /// Whether records may be written.
-    pub(super) fn is_ours(&self) -> bool {
-        self.claim.as_ref().is_none_or(|claim| claim.is_held())
     }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            store: Store::memory(),
-            claim: None,
+            place: Place::memory(),
+            clock: Clock::start(),
             max_sessions: 10_000,
             max_tenant_sessions: 10_000,
             max_bytes: 256 << 20,

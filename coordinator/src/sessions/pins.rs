@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -36,11 +37,16 @@ pub trait Pins: Debug + Send + Sync {
     /// `StoreUnavailable`.
     async fn resume(&self, state: &Pinned) -> Result<u64, RequestError>;
 
-    /// Forgets what is kept for a log alone, in both tiers.
+    /// Short names of the states that a log goes through, the earliest first. Two logs have as many
+    /// of them in common as they begin with the same states.
+    fn links(&self, state: &Pinned) -> Arc<[u64]>;
+
+    /// Forgets what is kept for a log behind its first `shared` links, in both tiers, whoever has
+    /// used it. When this returns it is gone.
     ///
     /// # Errors
-    /// `StoreUnavailable`.
-    async fn forget(&self, state: &Pinned) -> Result<(), RequestError>;
+    /// `StoreUnavailable`, and some of it may still be kept.
+    async fn forget(&self, state: &Pinned, shared: usize) -> Result<(), RequestError>;
 }
 
 /// Pins of a service that keeps no snapshots: every turn reads its log.
@@ -57,7 +63,11 @@ impl Pins for Unpinned {
         Ok(0)
     }
 
-    async fn forget(&self, _: &Pinned) -> Result<(), RequestError> {
+    fn links(&self, _: &Pinned) -> Arc<[u64]> {
+        Arc::default()
+    }
+
+    async fn forget(&self, _: &Pinned, _: usize) -> Result<(), RequestError> {
         Ok(())
     }
 }
@@ -112,10 +122,26 @@ impl Pins for MemoryPins {
         Ok(if is_new { bytes(state) } else { 0 })
     }
 
-    async fn forget(&self, state: &Pinned) -> Result<(), RequestError> {
+    /// One for every token.
+    fn links(&self, state: &Pinned) -> Arc<[u64]> {
+        let (tokens, name) = pin(state);
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let link = |token: &u32| {
+            token.hash(&mut hasher);
+            hasher.finish()
+        };
+        tokens.iter().map(link).collect()
+    }
+
+    async fn forget(&self, state: &Pinned, shared: usize) -> Result<(), RequestError> {
+        let (tokens, name) = pin(state);
+        let stays = |(kept, other): &Pin| {
+            *other != name || kept.len() <= shared || !tokens.starts_with(kept)
+        };
         let mut tiers = self.tiers();
-        tiers.memory.remove(&pin(state));
-        tiers.lower.remove(&pin(state));
+        tiers.memory.retain(stays);
+        tiers.lower.retain(stays);
         Ok(())
     }
 }
@@ -137,9 +163,17 @@ pub async fn conformance(pins: &dyn Pins, kept: &Pinned, other: &Pinned) {
     assert_eq!(pins.resume(kept).await.expect(fine), 0, "it is there");
     assert_eq!(pins.suspend(kept).await.expect(fine), left, "and again");
 
-    pins.forget(other).await.expect("nothing to forget");
+    pins.forget(other, 0).await.expect("nothing to forget");
     assert_eq!(pins.resume(kept).await.expect(fine), left, "of another");
-    pins.forget(kept).await.expect(fine);
+    let links = pins.links(kept);
+    assert!(!links.is_empty() && links.first() != pins.links(other).first());
+    pins.forget(kept, links.len()).await.expect(fine);
+    assert_eq!(
+        pins.suspend(kept).await.expect(fine),
+        left,
+        "others have it"
+    );
+    pins.forget(kept, 0).await.expect(fine);
     assert_eq!(pins.suspend(kept).await.expect(fine), 0, "forgotten");
     assert_eq!(pins.resume(kept).await.expect(fine), 0, "forgotten");
 }

@@ -1,27 +1,24 @@
 //! Records of sessions in their store, and the index that points at them.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use palimpsest_proto::error::RequestError;
 use palimpsest_proto::v1;
+use palimpsest_store::Store;
 
-use super::clock::Clock;
 use super::error::{self, gone, stored};
 use super::id::{SessionId, TenantKey, TenantName};
-use super::index::{By, FOLDER, Found, Hold, Index, Key};
+use super::index::{By, FOLDER, Found, Hold, Index, Key, Seen};
 use super::limits::Limits;
 use super::pins::{Pinned, Pins};
 use super::record::{Record, model_digest};
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
+use crate::place::watch;
 
 /// All records of a service; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Records(Arc<Inner>);
-
-/// The same, if the service is still there.
-#[derive(Debug, Clone)]
-pub(super) struct WeakRecords(Weak<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -32,14 +29,7 @@ struct Inner {
     max_tokens: u64,
     index: Arc<Index>,
     pins: Arc<dyn Pins>,
-    clock: Clock,
     metrics: Metrics,
-}
-
-impl WeakRecords {
-    pub(super) fn upgrade(&self) -> Option<Records> {
-        self.0.upgrade().map(Records)
-    }
 }
 
 impl Records {
@@ -59,17 +49,24 @@ impl Records {
             model: model_digest(&model.info),
             max_tokens,
             pins,
-            clock: Clock::start(),
             metrics,
         }))
     }
 
-    pub(super) fn downgrade(&self) -> WeakRecords {
-        WeakRecords(Arc::downgrade(&self.0))
+    /// Has `look` look at all records from now on, until the service is gone.
+    pub(super) fn watch<F>(&self, look: impl Fn(Self) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        watch(&self.0, move |inner| look(Self(inner)));
     }
 
     pub(super) fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    fn store(&self) -> &Store {
+        self.0.limits.place.store()
     }
 
     pub(super) fn index(&self) -> &Arc<Index> {
@@ -78,7 +75,7 @@ impl Records {
 
     /// Seconds since 1970.
     pub(super) fn now(&self) -> u64 {
-        self.0.clock.now()
+        self.0.limits.clock.now()
     }
 
     /// Of the model that is served.
@@ -98,7 +95,7 @@ impl Records {
 
     /// Lists the records that the store holds. They are not read.
     pub(super) async fn load(&self) -> Result<(), RequestError> {
-        let store = self.0.limits.store.clone();
+        let store = self.store().clone();
         let listed = store.list(FOLDER).await.map_err(|error| stored(&error))?;
         let found = listed.iter().filter_map(|entry| {
             let found = Found::parse(&entry.key, entry.bytes);
@@ -144,7 +141,7 @@ impl Records {
             // Only its record says whether its time is over. What is wrong with the record is for
             // those to say who need it.
             if let Ok(record) = self.read(&hold).await
-                && record.expires() <= self.0.clock.now()
+                && record.expires() <= self.0.limits.clock.now()
             {
                 return Err(gone(id));
             }
@@ -165,7 +162,7 @@ impl Records {
             return Ok(());
         }
         let record = self.read(&hold).await?;
-        if record.expires() <= self.0.clock.now() {
+        if record.expires() <= self.0.limits.clock.now() {
             return Err(gone(key.id()));
         }
         Ok(())
@@ -192,14 +189,23 @@ impl Records {
     pub(super) async fn read(&self, hold: &Hold) -> Result<Record, RequestError> {
         let (key, place) = (hold.key(), hold.place());
         let limit = self.0.limits.max_record_bytes;
-        let read = self.0.limits.store.get_sealed(&place, limit).await;
+        let read = self.store().get_sealed(&place, limit).await;
         let record = read.map_err(|error| stored(&error)).and_then(|payload| {
             let record = Record::decode(&payload)?;
             record.check_owner(key)?;
             Ok(record)
         });
         match &record {
-            Ok(record) => self.0.index.learnt(key, record.view()),
+            Ok(record) => {
+                // The links were found when the record was written, if that was here.
+                let known = self.0.index.links(key);
+                let seen = known.map(|links| Seen {
+                    view: record.view(),
+                    links,
+                });
+                let seen = seen.unwrap_or_else(|| self.seen(record));
+                self.0.index.learnt(key, seen);
+            }
             Err(error) if error.reason == error::DAMAGED => {
                 tracing::error!(session = key.id(), "a session's record is damaged");
                 self.0.index.damaged(key);
@@ -221,12 +227,12 @@ impl Records {
             return Err(error::record_too_long(bytes, most));
         }
         let room = self.0.index.reserve(hold.key(), bytes)?;
-        if !self.0.limits.is_ours() {
+        if !self.0.limits.place.is_ours() {
             return Err(error::lost_place());
         }
         let (version, place) = hold.next_place();
         let old = hold.place();
-        let store = &self.0.limits.store;
+        let store = self.store();
         let put = store.put_sealed(&place, &payload).await;
         if let Err(error) = put {
             // It may come to be there later. Nothing points at it, and a later version goes before
@@ -237,7 +243,7 @@ impl Records {
         let had_old = hold.version() > 0;
         self.0
             .index
-            .written(hold.key(), version, room, record.view());
+            .written(hold.key(), version, room, self.seen(&record));
         self.count();
         let key = hold.key().clone();
         drop(hold);
@@ -257,21 +263,38 @@ impl Records {
     /// Deletes a record that nothing points at, in the background. One that stays is found at the
     /// next start.
     fn discard(&self, place: String) {
-        let store = self.0.limits.store.clone();
+        let store = self.store().clone();
         tokio::spawn(async move {
             let _ = store.delete(&place).await;
         });
     }
 
-    /// Removes a held session, its record first.
+    /// What is known of a record that was read or written.
+    fn seen(&self, record: &Record) -> Seen {
+        Seen {
+            view: record.view(),
+            links: self.0.pins.links(&record.pinned()),
+        }
+    }
+
+    /// Removes a held session: the states that no other session goes on from, and then its record.
+    /// So whoever is told that it is gone is told the truth, and who asks again after a failure
+    /// finds it.
     pub(super) async fn remove(&self, hold: Hold) -> Result<(), RequestError> {
         // Its records may be those of another service by now.
-        if !self.0.limits.is_ours() {
+        if !self.0.limits.place.is_ours() {
             return Err(error::lost_place());
         }
-        // What cannot be read has nothing to unpin.
-        let pinned = self.read(&hold).await.map(|record| record.pinned());
-        let store = &self.0.limits.store;
+        // The states of a record that cannot be read have no names. They go when room is short.
+        if let Ok(record) = self.read(&hold).await {
+            let links = self.0.index.links(hold.key()).unwrap_or_default();
+            if !links.is_empty() {
+                self.learn_all().await;
+            }
+            let shared = self.0.index.shared(hold.key(), &links);
+            self.0.pins.forget(&record.pinned(), shared).await?;
+        }
+        let store = self.store();
         let found = store.list(&hold.folder()).await;
         for entry in found.map_err(|error| stored(&error))? {
             let deleted = store.delete(&entry.key).await;
@@ -280,10 +303,15 @@ impl Records {
         tracing::info!(session = hold.key().id(), "a session is forgotten");
         hold.remove();
         self.count();
-        if let Ok(pinned) = pinned {
-            self.0.pins.forget(&pinned).await?;
-        }
         Ok(())
+    }
+
+    /// Reads the records that nobody has looked into since the start, one after the other. One that
+    /// cannot be read keeps no state of another session.
+    async fn learn_all(&self) {
+        for key in self.0.index.all_behind(None, usize::MAX) {
+            let _ = self.learn(&key).await;
+        }
     }
 
     /// Moves the state of a held session out of memory.

@@ -4,31 +4,21 @@
 use std::time::Duration;
 
 use palimpsest_proto::v1::SessionState;
-use tokio::time::sleep;
 
 use super::index::{By, Key};
 use super::records::Records;
 
-/// Between two looks at all sessions.
-const PAUSE: Duration = Duration::from_secs(10);
 /// Sessions that are looked at before others get the lock.
 const AT_ONCE: usize = 256;
 
 /// Looks at all sessions again and again, until the service is gone.
 pub(super) fn start(records: &Records) {
-    let records = records.downgrade();
-    tokio::spawn(async move {
-        while let Some(records) = records.upgrade() {
-            sweep(&records).await;
-            drop(records);
-            sleep(PAUSE).await;
-        }
-    });
+    records.watch(|records| async move { sweep(&records).await });
 }
 
 /// Looks at every session once.
 pub(super) async fn sweep(records: &Records) {
-    if !records.limits().is_ours() {
+    if !records.limits().place.is_ours() {
         return;
     }
     let mut after: Option<Key> = None;

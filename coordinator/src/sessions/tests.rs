@@ -25,6 +25,7 @@ use crate::answer::Answer;
 use crate::executor::ChannelExecutor;
 use crate::executor::fake::{FakeRank, Script};
 use crate::keys::{ApiKeys, Tenant};
+use crate::place::{Clock, Place};
 use crate::service::{Call, Service};
 use crate::{Config, Coordinator};
 

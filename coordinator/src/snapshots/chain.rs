@@ -1,7 +1,7 @@
 //! Names of states: a chain of hashes over the tokens, one link for every stride.
 //!
 //! ```text
-//! root = H(version, model, contract, stride, salt)    link 1 = H(root, tokens 0..E)
+//! root = H(versions, model, contract, stride, salt)   link 1 = H(root, tokens 0..E)
 //! link n = H(link n-1, tokens (n-1)E..nE)             the name of the state at position nE
 //! ```
 //! The state of a sequence is a function of what the root holds and of its tokens, so equal names
@@ -10,13 +10,13 @@
 
 use std::fmt;
 
-use palimpsest_proto::contract::Contract;
+use palimpsest_proto::contract::{self, Contract};
 use palimpsest_proto::v1::KvContract;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 /// Changes whenever a name stands for something else than before.
-const VERSION: &[u8] = b"palimpsest snapshot names 1";
+const VERSION: &[u8] = b"palimpsest snapshot names 2";
 
 /// The name of a state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,7 +45,8 @@ impl fmt::Debug for Name {
 /// What a state depends on beside its tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Root<'a> {
-    /// Digest of weights, scorers and the cache's element type, as ranks report it.
+    /// Digest of weights, scorers, the cache's element type and the device's arithmetic, as ranks
+    /// report it.
     pub model: &'a [u8],
     /// The contract of the request.
     pub contract: &'a Contract,
@@ -71,7 +72,8 @@ impl Root<'_> {
         // Each part with its length, so that no two lists of parts are the same bytes.
         let Salt { tenant, request } = self.salt;
         let (tenant, request) = (tenant.as_bytes(), request.as_bytes());
-        for part in [VERSION, self.model, &contract, tenant, request] {
+        let meaning = contract::VERSION.to_le_bytes();
+        for part in [VERSION, self.model, &meaning, &contract, tenant, request] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -142,6 +144,17 @@ impl Chain {
         (1..=last)
             .rev()
             .map(|link| (link * self.stride, self.names[link as usize]))
+    }
+
+    /// Its names, one for every whole stride, each shortened to a number: enough to tell logs of
+    /// one tenant apart.
+    pub fn links(&self) -> impl Iterator<Item = u64> + '_ {
+        let short = |name: &Name| {
+            let mut first = [0; 8];
+            first.copy_from_slice(&name.0[..8]);
+            u64::from_le_bytes(first)
+        };
+        self.names.iter().skip(1).map(short)
     }
 
     /// The last boundary up to which both have the same tokens.

@@ -4,11 +4,16 @@
 //! are those of the fullest rank. Ranks do what plans say, in order. A snapshot counts as there
 //! only once every rank has said so.
 
+mod erase;
+mod room;
+
 use std::collections::{HashMap, HashSet};
 
 use palimpsest_proto::internal::v1::snapshot_report::Event;
 use palimpsest_proto::internal::v1::{SnapshotOrders, SnapshotReport};
 
+pub use self::erase::Erased;
+use self::erase::Erasing;
 use super::chain::{Chain, Name};
 use super::entry::{Clocks, Entry, Parent, Place};
 use super::orders::{Ended, Fate, Orders, Want};
@@ -65,6 +70,14 @@ pub struct Index {
     ended: Vec<Ended>,
     /// Snapshots under way that a rank has not tried to read.
     untried: HashSet<Name>,
+    /// What is to be in no tier, and to be offered to nobody until then.
+    doomed: HashSet<Name>,
+    /// What ranks are removing from the store.
+    erasing: HashMap<Name, Erasing>,
+    /// What was doomed and is gone, or could not be removed, since the last look.
+    erased: Vec<Erased>,
+    /// Whether the ranks of this epoch have told what they have.
+    is_listed: bool,
     /// Plans so far.
     plan: u64,
     /// Bytes in host memory that steps under way may keep.
@@ -99,6 +112,10 @@ impl Index {
             pending: 0,
             ended: Vec::new(),
             untried: HashSet::new(),
+            doomed: HashSet::new(),
+            erasing: HashMap::new(),
+            erased: Vec::new(),
+            is_listed: false,
             plan: 0,
             reserved: 0,
         }
@@ -125,6 +142,8 @@ impl Index {
             }
         }
         self.entries.clear();
+        self.erasing.clear();
+        self.is_listed = false;
         self.held = Held::default();
         self.orders = Orders::of_epoch();
         self.pending = 0;
@@ -133,13 +152,15 @@ impl Index {
 
     /// Orders for the next plan, if there are any.
     pub fn orders(&mut self) -> Option<SnapshotOrders> {
+        // Not what a sequence begins with in this very plan.
+        self.release_doomed();
         self.plan += 1;
         self.is_on().then(|| self.orders.take()).flatten()
     }
 
     /// Whether ranks do something in the background whose end is awaited.
-    pub const fn has_pending(&self) -> bool {
-        self.pending > 0
+    pub fn has_pending(&self) -> bool {
+        self.pending > 0 || !self.doomed.is_empty()
     }
 
     /// How much is kept.
@@ -168,7 +189,7 @@ impl Index {
     fn longest(&self, chain: &Chain, most: u64, place: fn(&Entry) -> &Place) -> Option<Found> {
         chain
             .boundaries(most)
-            .find(|(_, name)| self.has(*name, place))
+            .find(|(_, name)| !self.doomed.contains(name) && self.has(*name, place))
             .map(|(position, name)| Found { position, name })
     }
 
@@ -195,12 +216,6 @@ impl Index {
     /// Its bytes on the fullest rank; 0 if it is not kept.
     pub fn bytes(&self, name: Name) -> u64 {
         self.entries.get(&name).map_or(0, |entry| entry.bytes)
-    }
-
-    /// Whether only the sequence that left it has had to do with it.
-    pub fn is_of_one(&self, name: Name) -> bool {
-        let entry = self.entries.get(&name);
-        entry.is_some_and(|entry| entry.uses <= 1)
     }
 
     fn place(&self, name: Name, want: Want) -> Option<&Place> {
@@ -323,7 +338,8 @@ impl Index {
             Want::Store => *to == Place::Absent || entry.is_unreadable,
             Want::Fetch => *to == Place::Absent && !entry.is_unreadable,
         };
-        if *from != Place::Here || !is_missing || to.is_coming() || !has_store {
+        let is_doomed = self.doomed.contains(&name);
+        if *from != Place::Here || !is_missing || to.is_coming() || !has_store || is_doomed {
             return false;
         }
         let fits = match want {
@@ -354,12 +370,15 @@ impl Index {
                 }
                 Event::Stored => self.advance(name, Want::Store, report),
                 Event::Fetched => self.advance(name, Want::Fetch, report),
+                Event::Erased => self.erased_on_a_rank(name, report),
                 Event::Unspecified => {}
             }
         }
         for ((name, event), Listed { ranks, bytes }) in listed {
             self.list(name, event, ranks == self.ranks, bytes);
         }
+        self.is_listed = true;
+        self.end_doomed();
         self.evict_from_memory(0);
         self.evict_from_store(0);
     }
@@ -436,77 +455,16 @@ impl Index {
         match want {
             // Some ranks may have their part.
             Want::Fetch if !is_done => self.orders.drop(name),
-            Want::Store if !is_done => self.orders.erase(name),
+            Want::Store if !is_done => self.order_erase(name),
             _ => {}
         }
         self.ended.push(Ended { name, want, fate });
         self.forget_if_gone(name);
     }
 
-    /// Evicts what is worth least until so many bytes more fit; whether they do.
-    fn evict_from_memory(&mut self, bytes: u64) -> bool {
-        let plan = self.plan;
-        let is_free = |entry: &Entry| entry.memory == Place::Here && entry.is_free(plan);
-        if bytes > 0 && !self.could_fit(self.held.memory_bytes + bytes, self.room.memory, is_free) {
-            return false;
-        }
-        while self.held.memory_bytes + bytes > self.room.memory {
-            let plan = self.plan;
-            let free = |entry: &Entry| entry.memory == Place::Here && entry.is_free(plan);
-            let value = |entry: &Entry| entry.value(entry.since.memory);
-            let Some((name, value)) = self.least(free, value) else {
-                return false;
-            };
-            self.clocks.memory = self.clocks.memory.max(value);
-            self.leave_memory(name);
-        }
-        true
-    }
-
-    fn evict_from_store(&mut self, bytes: u64) -> bool {
-        let is_free = |entry: &Entry| entry.store == Place::Here && !entry.memory.is_coming();
-        if bytes > 0 && !self.could_fit(self.held.store_bytes + bytes, self.room.store, is_free) {
-            return false;
-        }
-        while self.held.store_bytes + bytes > self.room.store {
-            let free = |entry: &Entry| {
-                // What is being read stays until it has been.
-                entry.store == Place::Here && !entry.memory.is_coming()
-            };
-            let value = |entry: &Entry| entry.value(entry.since.store);
-            let Some((name, value)) = self.least(free, value) else {
-                return false;
-            };
-            self.clocks.store = self.clocks.store.max(value);
-            self.leave_store(name);
-        }
-        true
-    }
-
-    /// Whether `needed` bytes fit into `room` once all that may go has gone: nothing is evicted for
-    /// what does not fit in any case.
-    fn could_fit(&self, needed: u64, room: u64, is_free: impl Fn(&Entry) -> bool) -> bool {
-        let free = self.entries.values().filter(|entry| is_free(entry));
-        let movable: u64 = free.map(|entry| entry.bytes).sum();
-        needed <= room.saturating_add(movable)
-    }
-
     /// Whether a state of so many bytes could be kept in memory at all.
     pub const fn could_keep(&self, bytes: u64) -> bool {
         self.is_on() && bytes <= self.room.memory
-    }
-
-    /// Who is worth least. Ties go to the smaller name, so that the answer is one.
-    fn least(
-        &self,
-        free: impl Fn(&Entry) -> bool,
-        value: impl Fn(&Entry) -> f64,
-    ) -> Option<(Name, f64)> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| free(entry))
-            .map(|(name, entry)| (*name, value(entry)))
-            .min_by(|(a, x), (b, y)| x.total_cmp(y).then(a.cmp(b)))
     }
 
     /// Forgets a snapshot in every tier.
@@ -539,7 +497,7 @@ impl Index {
         if let Some(entry) = self.entries.get(&name)
             && entry.store == Place::Here
         {
-            self.orders.erase(name);
+            self.order_erase(name);
             self.set(name, Tier::Store, Place::Absent);
             self.forget_if_gone(name);
         }

@@ -72,6 +72,11 @@ impl Orders {
         self.drop.retain(|dropped| *dropped != name);
     }
 
+    /// Whether no plan has told yet that it is to go.
+    pub(super) fn has(&self, name: Name) -> bool {
+        self.drop.contains(&name) || self.erase.contains(&name)
+    }
+
     /// For the next plan, if there are any.
     pub(super) fn take(&mut self) -> Option<SnapshotOrders> {
         let Self {

@@ -150,6 +150,14 @@ impl SequenceCache {
         self.memory.as_ref().map_or(0, |memory| memory.bytes as u64)
     }
 
+    /// Bytes of what is held: entries of `entry_bytes` each, and the latent memory once there is
+    /// something in it. What is set aside for more is not in it: the rest of pages, the notes of
+    /// slots, and a memory that is still empty.
+    pub fn held_bytes(&self, entry_bytes: u64) -> u64 {
+        let memory = self.filled_memory().map_or(0, |memory| memory.bytes as u64);
+        self.held_entries() * entry_bytes + memory
+    }
+
     /// Digest of which positions are held: equal on every machine that made equal decisions.
     pub fn decision_digest(&self) -> u64 {
         let mut hash = Xxh3::new();

@@ -40,7 +40,7 @@ pub(super) struct Done<'a> {
 pub(super) fn output(
     admitted: &Admitted<'_>,
     done: Done<'_>,
-    page_bytes: u64,
+    entry_bytes: u64,
 ) -> internal::SequenceOutput {
     let Done {
         answer,
@@ -58,7 +58,7 @@ pub(super) fn output(
                 0
             },
             evicted_entries: if cache.layout.leads { cache.evicted } else { 0 },
-            held_bytes: cache.held_pages() * page_bytes + cache.memory_bytes(),
+            held_bytes: cache.held_bytes(entry_bytes),
         }),
         ..Default::default()
     };

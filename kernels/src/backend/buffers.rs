@@ -10,6 +10,12 @@ pub trait Buffers: Send + Sync + 'static {
     /// Name for logs and reports, such as `cpu (avx2, 2 threads, int8 activations)`.
     fn name(&self) -> String;
 
+    /// What decides the bits of its results, such as `cpu int8`: two devices of which this is the
+    /// same compute the same bits from the same values, and others need not.
+    fn arithmetic(&self) -> String {
+        self.name()
+    }
+
     /// A zeroed array of `len` values.
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;
 

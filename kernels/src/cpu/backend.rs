@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::device::{Activations, CpuBackend};
+use super::device::CpuBackend;
 use super::pack::CpuMatrix;
 use super::pages::CpuPages;
 use super::simd::SimdLevel;
@@ -29,10 +29,7 @@ impl Buffers for CpuBackend {
     type Buffer = Vec<f32>;
 
     fn name(&self) -> String {
-        let activations = match self.activations {
-            Activations::Int8 => "int8",
-            Activations::F32 => "f32",
-        };
+        let activations = self.activations.name();
         let simd = match self.simd {
             SimdLevel::Portable => "portable",
             SimdLevel::Avx2 => "avx2",
@@ -41,6 +38,11 @@ impl Buffers for CpuBackend {
             "cpu ({simd}, {} threads, {activations} activations)",
             self.pool.threads()
         )
+    }
+
+    /// Neither threads nor the instruction set change a bit.
+    fn arithmetic(&self) -> String {
+        format!("cpu {}", self.activations.name())
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>> {

@@ -17,6 +17,15 @@ pub enum Activations {
     F32,
 }
 
+impl Activations {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::F32 => "f32",
+        }
+    }
+}
+
 /// How a [`CpuBackend`] is built.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CpuOptions {

@@ -42,6 +42,39 @@ impl Etcd {
         }
     }
 
+    /// Whether etcdctl does this.
+    fn ctl(&self, line: &str) -> bool {
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.0.url])
+            .args(line.split(' '))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
+    /// Has etcd ask for users: root, and one who may do what this program does and nothing else.
+    /// `false`, and said so, where there is no etcdctl.
+    fn ask_for_users(&self) -> bool {
+        if !self.ctl("user add root:secret") {
+            eprintln!("SKIPPED: no etcdctl here; `cargo xtask test` installs Debian's etcd-client");
+            return false;
+        }
+        // As the book has it.
+        for line in [
+            "user grant-role root root",
+            "role add palimpsest",
+            "role grant-permission palimpsest --prefix=true readwrite /palimpsest/v1/",
+            "user add palimpsest:secret",
+            "user grant-role palimpsest palimpsest",
+            "auth enable",
+        ] {
+            assert!(self.ctl(line), "{line}");
+        }
+        true
+    }
+
     async fn registry(&self) -> EtcdRegistry {
         EtcdRegistry::connect(self.options())
             .await
@@ -200,23 +233,9 @@ async fn a_wrong_password_is_a_denial() {
     let Some(etcd) = Etcd::start().await else {
         return;
     };
-    let ctl = |args: &[&str]| {
-        let mut command = Command::new("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &etcd.0.url])
-            .args(args);
-        command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    if !ctl(&["user", "add", "root:secret"]) {
-        eprintln!("SKIPPED: no etcdctl here; `cargo xtask test` installs Debian's etcd-client");
+    if !etcd.ask_for_users() {
         return;
     }
-    assert!(ctl(&["user", "grant-role", "root", "root"]) && ctl(&["auth", "enable"]));
     for (user, expected) in [
         (Some("wrong"), false),
         (None, false),
@@ -239,6 +258,48 @@ async fn a_wrong_password_is_a_denial() {
             ),
         }
     }
+}
+
+/// etcd forgets who somebody is after some minutes without a word, which is how long a group may
+/// run without a change. This one does after a second.
+#[tokio::test]
+async fn a_user_whom_etcd_has_forgotten_is_let_in_again() {
+    let Some(etcd) = Etcd::spawn(free_url(), &["--auth-token-ttl", "1"]) else {
+        return;
+    };
+    etcd.await_clients(etcd.options()).await;
+    if !etcd.ask_for_users() {
+        return;
+    }
+    let options = EtcdOptions {
+        user: Some(EtcdUser {
+            name: "palimpsest".to_owned(),
+            password: "secret".to_owned(),
+        }),
+        ..etcd.options()
+    };
+    let registry = EtcdRegistry::connect(options).await.expect("let in");
+    let record = RankRecord::new(0, 1, "10.0.0.1:1".into());
+    let claim = registry.claim("g", record.clone(), LEASE).await;
+    let claim = claim.expect("a free rank");
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(registry.ranks("g").await, Ok(vec![record]));
+    sleep(Duration::from_secs(3)).await;
+    claim.release().await;
+    assert_eq!(registry.ranks("g").await, Ok(Vec::new()));
+    // Nothing else is this user's.
+    let elsewhere = EtcdRegistry {
+        options: EtcdOptions {
+            root: "/other".into(),
+            ..registry.options.clone()
+        },
+        ..registry
+    };
+    let denied = elsewhere.ranks("g").await;
+    assert!(
+        matches!(denied, Err(RegistryError::Denied(_))),
+        "{denied:?}"
+    );
 }
 
 /// PEM files of a CA and of a certificate for 127.0.0.1.

@@ -194,9 +194,8 @@ impl Worker {
                 self.tell(name, Event::Stored, written);
             }
             Write::Erase { name } => {
-                if let Err(error) = self.wait(|| self.files.erase(&self.store, &name)) {
-                    tracing::warn!("a snapshot stays in {}: {error}", self.store.name());
-                }
+                let erased = self.wait(|| self.files.erase(&self.store, &name));
+                self.tell(name, Event::Erased, erased.map(|()| 0));
             }
         }
     }

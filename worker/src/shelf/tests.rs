@@ -121,6 +121,11 @@ impl Rank {
         self.report()
     }
 
+    fn erase(&mut self, name: &'static str) -> SnapshotReport {
+        self.order(|orders| orders.erase.push(name.into()));
+        self.report()
+    }
+
     /// Names and bytes of what is in the store.
     fn list(&mut self) -> Vec<(Bytes, u64)> {
         self.order(|orders| orders.list = true);
@@ -137,6 +142,10 @@ fn assert_done(report: &SnapshotReport, event: Event) {
         "{report:?}"
     );
     assert!(report.bytes > 0, "{report:?}");
+}
+
+fn assert_erased(report: &SnapshotReport) {
+    assert_eq!((report.event(), &report.error[..]), (Event::Erased, ""));
 }
 
 fn assert_failed(report: &SnapshotReport, event: Event, why: &str) {
@@ -169,21 +178,19 @@ fn what_was_stored_comes_back_after_the_process() {
     assert_eq!(fetched.bytes, state.bytes() as u64);
     assert!(*second.kept.get(b"one").expect("kept") == *state);
 
-    second.order(|orders| orders.erase.push("one".into()));
+    assert_erased(&second.erase("one"));
     assert_failed(&second.fetch("two"), Event::Fetched, "no part");
     // Writes and removals are done in order.
     second.store("one");
     assert_eq!(second.list().len(), 1);
-    second.order(|orders| orders.erase.push("one".into()));
+    assert_erased(&second.erase("one"));
+    assert!(second.list().is_empty(), "it says so when it is gone");
+    assert_erased(&second.erase("one"));
     assert_failed(
         &second.store("none"),
         Event::Stored,
         "not in this rank's memory",
     );
-    let since = Instant::now();
-    while !second.list().is_empty() {
-        assert!(since.elapsed().as_secs() < 20, "it was to be removed");
-    }
 }
 
 #[test]
@@ -205,17 +212,14 @@ fn other_numbers_of_ranks_read_what_these_wrote() {
 
     // Without one of the files a part of it is missing.
     let mut part = Rank::new(&store, 0..1);
-    part.order(|orders| orders.erase.push("one".into()));
-    // What was ordered before it is done by then.
-    part.keep("two", snapshot(0..1, 40));
-    assert_done(&part.store("two"), Event::Stored);
+    assert_erased(&part.erase("one"));
     let mut whole = Rank::new(&store, 0..3);
     assert!(whole.list().is_empty());
     assert_failed(&whole.fetch("one"), Event::Fetched, "no part");
     // A rank removes what begins with its own heads, and leaves what other ranks write.
     let mut rest = Rank::new(&store, 1..3);
     assert_eq!(rest.list().len(), 1, "the others' files are there");
-    whole.order(|orders| orders.erase.push("one".into()));
+    assert_erased(&whole.erase("one"));
     whole.keep("three", snapshot(0..3, 40));
     assert_done(&whole.store("three"), Event::Stored);
     let names: Vec<Bytes> = rest.list().into_iter().map(|(name, _)| name).collect();
@@ -281,6 +285,19 @@ fn a_store_that_fails_is_told_of_and_harms_nothing_else() {
     assert!(rank.kept.get(b"one").is_some());
     std::fs::remove_file(blocked).expect("removed");
     assert_done(&rank.store("one"), Event::Stored);
+
+    // What cannot be removed in time is told of as well.
+    let slow = ThrottledStore::new(InMemory::new(), ThrottleConfig::default());
+    let slow = Arc::new(slow);
+    let store = Store::over(slow.clone(), Path::default(), "slow");
+    let mut rank = Rank::new(&store.with_limit(Duration::from_millis(50)), 0..3);
+    rank.keep("one", snapshot(0..3, 40));
+    assert_done(&rank.store("one"), Event::Stored);
+    slow.config_mut(|config| config.wait_delete_per_call = Duration::from_secs(60));
+    assert_failed(&rank.erase("one"), Event::Erased, "did not answer");
+    slow.config_mut(|config| *config = ThrottleConfig::default());
+    assert_erased(&rank.erase("one"));
+    assert!(rank.list().is_empty());
 }
 
 #[test]
@@ -367,8 +384,9 @@ fn without_a_store_orders_for_one_are_refused() {
         ..SnapshotOrders::default()
     });
     let reports = shelf.reports();
-    assert_failed(&reports[0], Event::Stored, "no store");
-    assert_failed(&reports[1], Event::Fetched, "no store");
-    assert_done(&reports[2], Event::InMemory);
-    assert_eq!(reports.len(), 3);
+    assert_failed(&reports[0], Event::Erased, "no store");
+    assert_failed(&reports[1], Event::Stored, "no store");
+    assert_failed(&reports[2], Event::Fetched, "no store");
+    assert_done(&reports[3], Event::InMemory);
+    assert_eq!(reports.len(), 4);
 }

@@ -129,6 +129,21 @@ async fn maps_of_long_prompts_are_about_a_hundred() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn positions_that_an_answer_did_not_reach_are_no_reason_to_warn() {
+    let script = || vec![Script::saying("seven.", 0, 1)];
+    let usage = async |prompt_tokens| {
+        let (coordinator, _) = start_with(config(), script()).await;
+        // The model was trained on 512 tokens.
+        let request = prompt(prompt_tokens, 20_000);
+        let finished = generate(&coordinator, request).await.unwrap().finished;
+        (finished.reason(), finished.usage.unwrap().warnings)
+    };
+    assert_eq!(usage(40).await, (FinishReason::Eos, Vec::new()));
+    let warning = "positions reach 536, beyond the trained range of 512".to_owned();
+    assert_eq!(usage(530).await, (FinishReason::Eos, vec![warning]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn stop_strings_across_tokens_end_the_sequence() {
     let (coordinator, ranks) =
         start_with(config(), vec![Script::saying("one <stop> two", 0, 1)]).await;

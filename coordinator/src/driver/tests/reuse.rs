@@ -301,10 +301,106 @@ async fn a_state_goes_to_the_store_and_comes_back() {
         .await
         .unwrap();
     assert_eq!((cached(&again), again.text), (96, first.text));
-    let kept = driver.move_state(chain, Move::Forget).await.unwrap();
-    assert_eq!(kept.position, 96);
+    let all = driver.move_state(chain.clone(), Move::Forget { shared: 96 });
+    assert_eq!(all.await.unwrap().bytes, 0, "others have all of it");
+    let kept = driver.move_state(chain, Move::Forget { shared: 0 });
+    assert_eq!(kept.await.unwrap().position, 96);
     let again = generate(&coordinator, ids(tokens, 3)).await.unwrap();
-    assert_eq!(cached(&again), 96, "another request has begun with it");
+    assert_eq!(cached(&again), 0, "another request had begun with it");
+}
+
+/// Makes a session, and has it read tokens and answer them.
+async fn turn(coordinator: &Coordinator, session: &str, ids: Vec<u32>) -> u64 {
+    let (service, call) = (coordinator.service(), crate::service::Call::default());
+    let new = CreateSessionRequest {
+        session_id: session.into(),
+        ..Default::default()
+    };
+    // The later turns find it.
+    let _ = service.create_session(&call, new).await;
+    let request = GenerateRequest {
+        session_id: session.into(),
+        input: Some(Input::TokenIds(TokenIds { ids })),
+        ..prompt(1, 20)
+    };
+    cached(&generate(coordinator, request).await.unwrap())
+}
+
+/// Bytes of all states in memory and in the store, as dashboards see them.
+fn kept_bytes(coordinator: &Coordinator) -> [u64; 2] {
+    let metrics = coordinator.service().metrics.encode();
+    ["memory", "store"].map(|tier| {
+        let name = format!("palimpsest_snapshot_bytes{{tier=\"{tier}\"}} ");
+        let bytes = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        bytes.expect("a gauge").parse().expect("a number")
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_of_a_deleted_session_however_often_its_turns_used_it() {
+    let script = hashing(ROOM, 0, 1);
+    let (coordinator, _) = start_with(config(), vec![script]).await;
+    let document = text(1, 100);
+    turn(&coordinator, "doc", document.clone()).await;
+    for question in 2..6 {
+        let found = turn(&coordinator, "doc", text(question, 20)).await;
+        assert!(found >= 96, "{found}");
+    }
+    let sessions = &coordinator.service().sessions;
+    sessions.suspend(None, "doc").await.unwrap();
+    sessions.resume(None, "doc").await.unwrap();
+    assert!(kept_bytes(&coordinator).iter().all(|&bytes| bytes > 0));
+    sessions.delete(None, "doc").await.unwrap();
+    // Gauges follow with the next step.
+    sleep(STEP * 3).await;
+    assert_eq!(kept_bytes(&coordinator), [0, 0]);
+    let again = generate(&coordinator, ids(document, 3)).await.unwrap();
+    assert_eq!(cached(&again), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn states_that_another_session_goes_on_from_stay() {
+    let (coordinator, _) = start_with(config(), vec![hashing(ROOM, 0, 1)]).await;
+    let sessions = &coordinator.service().sessions;
+    turn(&coordinator, "doc", text(1, 100)).await;
+    sessions.fork(None, "doc", "copy").await.unwrap();
+    turn(&coordinator, "doc", text(2, 60)).await;
+    let tokens = sessions.show(None, "copy").await.unwrap().tokens;
+    sessions.delete(None, "doc").await.unwrap();
+    let found = turn(&coordinator, "copy", text(3, 20)).await;
+    assert_eq!(found, tokens / u64::from(STRIDE) * u64::from(STRIDE));
+    // A session with other tokens keeps nothing of it.
+    turn(&coordinator, "other", text(9, 100)).await;
+    sessions.delete(None, "copy").await.unwrap();
+    let again = generate(&coordinator, ids(text(1, 100), 3)).await.unwrap();
+    assert_eq!(cached(&again), 0);
+    assert!(turn(&coordinator, "other", text(3, 20)).await >= 96);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_deleted_when_a_group_has_said_that_it_keeps_nothing_of_it() {
+    let rank = FakeRank::new(hashing(ROOM, 0, 1).with_step_time(STEP));
+    let mut config = config();
+    config.regroup_limit = Duration::from_secs(100);
+    let (coordinator, _) = start_on(config, vec![rank.clone()]).await;
+    turn(&coordinator, "doc", text(1, 100)).await;
+    coordinator.service().driver.lose("a test".into()).await;
+    until_lost(&coordinator).await;
+    let sessions = &coordinator.service().sessions;
+    let refused = sessions.delete(None, "doc").await.unwrap_err();
+    assert_eq!(refused.reason, Reason::StoreUnavailable, "{refused}");
+    sessions.show(None, "doc").await.expect("it is there");
+
+    let deleting = {
+        let coordinator = coordinator.clone();
+        tokio::spawn(async move { coordinator.service().sessions.delete(None, "doc").await })
+    };
+    sleep(STEP * 3).await;
+    take_over(&coordinator, &rank, 5).await;
+    deleting.await.unwrap().expect("the next group has said so");
+    assert!(coordinator.ready().await);
+    let again = generate(&coordinator, ids(text(1, 100), 3)).await.unwrap();
+    assert_eq!(cached(&again), 0);
 }
 
 #[tokio::test(start_paused = true)]

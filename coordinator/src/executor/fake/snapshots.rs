@@ -43,6 +43,7 @@ impl Snapshots {
     pub(super) fn obey(&mut self, orders: &SnapshotOrders) -> Result<(), String> {
         for name in &orders.erase {
             self.store.remove(name);
+            self.report(name.clone(), Event::Erased, 0);
         }
         for name in &orders.store {
             let found = self.memory.get(name).ok_or("store of what is not kept")?;

@@ -458,7 +458,7 @@ async fn a_session_that_nobody_uses_leaves_memory_and_is_forgotten() {
     sweep(&sessions.records).await;
     assert_eq!(sessions.records.index().totals(), (0, 0));
     assert_eq!(
-        limits.store.list("sessions").await.unwrap(),
+        limits.place.store().list("sessions").await.unwrap(),
         [],
         "no record is left"
     );

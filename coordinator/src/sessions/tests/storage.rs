@@ -13,13 +13,13 @@ use crate::sessions::sweep::sweep;
 fn over(directory: &tempfile::TempDir) -> Limits {
     let place = directory.path().display().to_string();
     Limits {
-        store: Store::open(&place).unwrap(),
+        place: Place::open(&place).unwrap(),
         ..Limits::default()
     }
 }
 
 async fn records(limits: &Limits) -> Vec<String> {
-    let listed = limits.store.list("sessions").await.unwrap();
+    let listed = limits.place.store().list("sessions").await.unwrap();
     listed.into_iter().map(|entry| entry.key).collect()
 }
 
@@ -84,7 +84,8 @@ async fn what_was_forgotten_stays_so_after_a_start() {
     let limits = over(&directory);
     let key = &records(&limits).await[0];
     limits
-        .store
+        .place
+        .store()
         .put_sealed(key, &record.encode())
         .await
         .unwrap();
@@ -112,6 +113,29 @@ async fn what_was_forgotten_stays_so_after_a_start() {
 /// A write that was given up may come to be later, and a service may end between a write and the
 /// removal of what it replaces.
 #[tokio::test]
+async fn a_wall_clock_that_was_set_between_two_starts_loses_nothing_and_keeps_nothing_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |seconds: u64| Limits {
+        clock: Clock::of(move || seconds),
+        ..over(&directory)
+    };
+    let ttl = over(&directory).ttl.as_secs();
+    Server::start(at(2_000_000_000)).await.create("s").await;
+    // Set back by decades. What is used counts from now on.
+    let server = Server::start(at(1000)).await;
+    let shown = server.show("s").await.unwrap();
+    assert_eq!(shown.expires, 2_000_000_000 + ttl);
+    let input = append_request::Input::Text("one".into());
+    server.append("s", input).await.unwrap();
+    settle(&at(1000), 1).await;
+    let server = Server::start(at(999 + ttl)).await;
+    assert_eq!(server.show("s").await.unwrap().expires, 1000 + ttl);
+    let server = Server::start(at(1000 + ttl)).await;
+    let error = server.show("s").await.unwrap_err();
+    assert_eq!(error.reason, Reason::SessionUnknown, "{error}");
+}
+
+#[tokio::test]
 async fn of_two_versions_of_a_record_the_later_one_holds() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(over(&directory)).await;
@@ -123,13 +147,13 @@ async fn of_two_versions_of_a_record_the_later_one_holds() {
     let limits = over(&directory);
     settle(&limits, 1).await;
     let key = records(&limits).await.remove(0);
-    let old = limits.store.get(&key, 9999).await.unwrap();
+    let old = limits.place.store().get(&key, 9999).await.unwrap();
     server
         .append("s", append_request::Input::Text("two".into()))
         .await
         .unwrap();
     settle(&limits, 1).await;
-    limits.store.put(&key, old).await.unwrap();
+    limits.place.store().put(&key, old).await.unwrap();
     assert_eq!(records(&limits).await.len(), 2);
 
     let after = Server::start(over(&directory)).await;
@@ -177,7 +201,7 @@ async fn a_damaged_record_is_found_and_never_served() {
         (sealed::seal(b""), "digest"),
         (sealed::seal(&meaningless), "contract"),
     ] {
-        limits.store.put(&key, bytes).await.unwrap();
+        limits.place.store().put(&key, bytes).await.unwrap();
         let after = Server::start(limits.clone()).await;
         let error = after
             .generate(request("s", text("x"), 1))
@@ -239,7 +263,7 @@ impl Slow {
         let objects = Arc::new(throttled);
         let store = Store::over(objects.clone(), Path::default(), "slow");
         let limits = Limits {
-            store,
+            place: Place::over(store),
             ..Limits::default()
         };
         Self { objects, limits }
@@ -313,16 +337,16 @@ async fn a_store_that_cannot_be_listed_is_asked_again() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_to_a_place_that_went_over_to_another_service() {
     let slow = Slow::new();
-    let claim = slow.limits.store.claim("first").await.unwrap();
     let limits = Limits {
-        claim: Some(Arc::new(claim)),
+        place: slow.limits.place.claimed("first").await.unwrap(),
         ..slow.limits.clone()
     };
     let server = Server::start(limits).await;
     server.create("s").await;
     let taken = slow
         .limits
-        .store
+        .place
+        .store()
         .put("owner", &b"second\n00\n0\n"[..])
         .await;
     taken.unwrap();

@@ -317,6 +317,122 @@ fn a_lost_group_ends_what_was_under_way() {
     assert!(!index.has_pending() && index.in_memory(&a, 99).is_none());
 }
 
+/// An index with a state in both tiers, and its name.
+fn in_both_tiers() -> (Index, Chain, Name) {
+    let mut index = index(100, 100);
+    let a = long(1);
+    let name = a.at(4).expect("a name");
+    index.orders();
+    index.report(&[]);
+    index.kept(keep(&a, 4, 10));
+    index.want(name, Want::Store);
+    index.orders();
+    for _ in 0..2 {
+        index.report(&[said(name, Event::Stored, "")]);
+    }
+    (index, a, name)
+}
+
+#[test]
+fn what_is_doomed_is_gone_when_every_rank_says_so() {
+    let (mut index, a, name) = in_both_tiers();
+    for _ in 0..3 {
+        // However many have begun with it.
+        index.begin_with(index.in_memory(&a, 99).expect("kept"));
+        index.begun(name);
+        index.orders();
+    }
+    index.doom(name);
+    assert!(index.has_pending(), "an idle group is told as well");
+    assert_eq!(index.in_memory(&a, 99), None, "nobody begins with it");
+    assert_eq!(index.in_store(&a, 99), None);
+    assert!(!index.want(name, Want::Store));
+    let orders = index.orders().expect("orders");
+    assert_eq!((orders.drop.len(), orders.erase.len()), (1, 1));
+    index.report(&[said(name, Event::Erased, "")]);
+    assert_eq!(index.take_erased(), []);
+    index.report(&[said(name, Event::Erased, "")]);
+    let gone = Erased { name, error: None };
+    assert_eq!(index.take_erased(), [gone]);
+    assert!(!index.has_pending());
+    assert_eq!(index.held(), Held::default());
+}
+
+#[test]
+fn what_a_sequence_is_to_begin_with_goes_when_it_has() {
+    let (mut index, a, name) = in_both_tiers();
+    index.begin_with(index.in_memory(&a, 99).expect("kept"));
+    index.doom(name);
+    let orders = index.orders().expect("orders");
+    assert_eq!((orders.drop.len(), orders.erase.len()), (0, 1));
+    for _ in 0..2 {
+        index.report(&[said(name, Event::Erased, "")]);
+    }
+    assert_eq!(index.take_erased(), [], "it is in memory");
+    index.begun(name);
+    index.orders();
+    // The plan that begins with it has been made.
+    assert_eq!(index.orders().expect("orders").drop.len(), 1);
+    index.report(&[]);
+    assert_eq!(index.take_erased().len(), 1);
+}
+
+#[test]
+fn what_is_written_when_it_is_doomed_goes_when_it_is_there() {
+    let mut index = index(100, 100);
+    let a = long(1);
+    let name = a.at(4).expect("a name");
+    index.orders();
+    index.kept(keep(&a, 4, 10));
+    index.want(name, Want::Store);
+    index.orders();
+    index.doom(name);
+    assert_eq!(index.orders().map_or(0, |orders| orders.erase.len()), 0);
+    for _ in 0..2 {
+        index.report(&[said(name, Event::Stored, "")]);
+    }
+    assert_eq!(index.orders().expect("orders").erase.len(), 1);
+    for _ in 0..2 {
+        index.report(&[said(name, Event::Erased, "")]);
+    }
+    assert_eq!(index.take_erased().len(), 1);
+}
+
+#[test]
+fn what_cannot_be_removed_is_said_and_can_be_doomed_again() {
+    let (mut index, a, name) = in_both_tiers();
+    index.doom(name);
+    index.orders();
+    index.report(&[
+        said(name, Event::Erased, "full"),
+        said(name, Event::Erased, ""),
+    ]);
+    let error = Some("full".to_owned());
+    assert_eq!(index.take_erased(), [Erased { name, error }]);
+    assert_eq!(index.in_store(&a, 99), None, "a part of it may be gone");
+    assert!(index.may_be_kept(name) && !index.has_pending());
+    index.doom(name);
+    assert_eq!(index.orders().expect("orders").erase.len(), 1);
+}
+
+#[test]
+fn what_is_doomed_when_its_group_is_lost_goes_from_the_next_one() {
+    let (mut index, _, name) = in_both_tiers();
+    index.doom(name);
+    index.orders();
+    index.begin_epoch();
+    index.orders();
+    // The ranks of the next epoch still have it.
+    let listed = said(name, Event::InStore, "");
+    index.report(&[listed.clone(), listed]);
+    assert_eq!(index.take_erased(), []);
+    assert_eq!(index.orders().expect("orders").erase.len(), 1);
+    for _ in 0..2 {
+        index.report(&[said(name, Event::Erased, "")]);
+    }
+    assert_eq!(index.take_erased().len(), 1);
+}
+
 /// One thing that happens to an index.
 #[derive(Debug, Clone)]
 enum Happens {
@@ -326,6 +442,8 @@ enum Happens {
     Begins(u32),
     Orders,
     Replaced(u32, u64),
+    Doomed(u32, u64),
+    Erased(u32, u64, bool),
     Epoch,
 }
 
@@ -339,7 +457,9 @@ fn happens() -> impl Strategy<Value = Happens> {
             .prop_map(|(f, a, s, ok)| Happens::Said(f, a, s, ok)),
         2 => first.clone().prop_map(Happens::Begins),
         3 => Just(Happens::Orders),
-        1 => (first, at).prop_map(|(f, a)| Happens::Replaced(f, a)),
+        1 => (first.clone(), at.clone()).prop_map(|(f, a)| Happens::Replaced(f, a)),
+        1 => (first.clone(), at.clone()).prop_map(|(f, a)| Happens::Doomed(f, a)),
+        2 => (first, at, any::<bool>()).prop_map(|(f, a, ok)| Happens::Erased(f, a, ok)),
         1 => Just(Happens::Epoch),
     ]
 }
@@ -385,6 +505,14 @@ proptest! {
                 }
                 Happens::Replaced(first, at) => {
                     index.replace(long(first).at(at * STRIDE).expect("a name"));
+                }
+                Happens::Doomed(first, at) => {
+                    index.doom(long(first).at(at * STRIDE).expect("a name"));
+                }
+                Happens::Erased(first, at, is_good) => {
+                    let name = long(first).at(at * STRIDE).expect("a name");
+                    let error = if is_good { "" } else { "bad" };
+                    index.report(&[said(name, Event::Erased, error)]);
                 }
                 Happens::Epoch => {
                     index.begin_epoch();

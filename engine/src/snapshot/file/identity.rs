@@ -15,7 +15,8 @@ pub const VERSION: u64 = 1;
 pub struct Identity {
     /// The state's name, which is the coordinator's. Equal names, equal states.
     pub name: Vec<u8>,
-    /// Digest of all of a model that its states depend on: weights and scorers.
+    /// Digest of all of a model that its states depend on: weights, scorers and the
+    /// device's arithmetic.
     pub model: Vec<u8>,
     /// Tokens between two boundaries.
     pub stride: u64,

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::server::{Server, after, post_of};
 use crate::Config;
 use crate::keys::ApiKeys;
-use crate::responses::{Clock, Limits};
+use crate::place::{Clock, Place};
+use crate::responses::Limits;
 
 fn previous_not_found() -> (u16, Value, Value) {
     (
@@ -192,7 +193,7 @@ async fn conversations_outlive_the_service() {
     let start = || {
         let store = Store::open(&directory.path().display().to_string()).unwrap();
         let responses = Limits {
-            store,
+            place: Place::over(store),
             ..Limits::default()
         };
         Server::saying(
@@ -230,7 +231,7 @@ async fn a_store_that_fails_is_named_and_costs_no_request_that_does_not_need_it(
     let store = Store::open(&directory.path().display().to_string()).unwrap();
     std::fs::write(directory.path().join("responses"), "no folder").unwrap();
     let responses = Limits {
-        store,
+        place: Place::over(store),
         ..Limits::default()
     };
     let server = Server::saying(
