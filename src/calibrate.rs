@@ -87,7 +87,9 @@ impl Config {
 
     /// Documents of the tuning of a model.
     fn steps(&self, model: &Model) -> usize {
-        let unasked = if model.config().parameters <= TUNED_UNASKED {
+        let differences = &model.config().differences;
+        let is_plain = differences.beyond_plain().is_none();
+        let unasked = if is_plain && model.config().parameters <= TUNED_UNASKED {
             TUNE_STEPS
         } else {
             0
@@ -119,6 +121,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .unwrap_or_else(|| config.out.with_extension("samples"));
     // All that can be wrong with what was given is said before the long work.
     let steps = config.steps(&model);
+    if steps > 0 {
+        tune::model::check(model.config())?;
+    }
     let stride = config.model.stride as usize;
     let documents = match steps {
         0 => None,
@@ -140,9 +145,13 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         tune(config, steps, &model, &mut indexer, documents)?;
     }
     if config.tune.is_none() && steps == 0 {
-        println!(
-            "not tuned end to end: a large model takes long; ask for it with --tune {TUNE_STEPS}"
-        );
+        match model.config().differences.beyond_plain() {
+            Some(lack) => println!("not tuned end to end: tuning does not know {lack}"),
+            None => println!(
+                "not tuned end to end: a large model takes long; ask for it with --tune \
+                 {TUNE_STEPS}"
+            ),
+        }
     }
     std::fs::write(&config.out, indexer.to_bytes()?)
         .with_context(|| format!("cannot write {}", config.out.display()))?;

@@ -96,6 +96,7 @@ fn items<'a>(tables: &'a [Vec<PageId>], rows: usize, slots: usize) -> Vec<Attent
             slots: HeadPages { pages, len: slots },
             first_visible: None,
             centroids: None,
+            sinks: None,
         })
         .collect()
 }
