@@ -156,8 +156,10 @@ impl Config {
 
     /// Documents of the tuning of a model.
     fn steps(&self, model: &Model) -> usize {
-        let is_small = model.config().parameters <= TUNED_UNASKED;
-        let unasked = if tuning::IS_BUILT_IN && is_small {
+        let config = model.config();
+        let is_plain = config.differences.beyond_plain().is_none();
+        let is_small = config.parameters <= TUNED_UNASKED;
+        let unasked = if tuning::IS_BUILT_IN && is_plain && is_small {
             TUNE_STEPS
         } else {
             0
@@ -258,7 +260,10 @@ fn train(config: &Config) -> anyhow::Result<PathBuf> {
         tuning.run(&mut indexer)?;
     }
     if config.tune.is_none() && steps == 0 {
-        eprintln!("fitted, and not tuned end to end: {}", tuning::HOW);
+        match model.config().differences.beyond_plain() {
+            Some(lack) => eprintln!("fitted, and not tuned: tuning does not know {lack}"),
+            None => eprintln!("fitted, and not tuned end to end: {}", tuning::HOW),
+        }
     }
     indexer::note(&mut indexer, weights);
     keep(&indexer, &out)?;

@@ -75,6 +75,9 @@ pub enum Error {
     #[cfg(feature = "tune")]
     #[error("tuning: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// Tuning has its own decoder, which does not know all that the engine's does.
+    #[error("tuning does not know {0}, which this model has: fit its scorers only, with --tune 0")]
+    Family(&'static str),
     /// The regression has no solution: the hidden states do not vary enough.
     #[error("layer {layer}: the normal equations are singular; use more or more varied text")]
     Singular {

@@ -12,6 +12,7 @@ mod arena;
 mod choices;
 mod decode;
 mod faults;
+mod feed_forward;
 mod hooks;
 mod install;
 mod layer;
@@ -43,6 +44,7 @@ use crate::layers::Layer;
 use crate::layers::attention::Span;
 use crate::memory::Memories;
 use crate::peers::Peers;
+use crate::rope::RotaryTables;
 use crate::shard::Shard;
 use crate::upload::{stack, vector};
 
@@ -58,7 +60,7 @@ pub struct Decoder<B: Backend> {
     final_norm: B::Buffer,
     /// `None`: tied to the embedding.
     head: Option<B::Matrix>,
-    inv_freq: Vec<f32>,
+    rotary: RotaryTables,
     /// What the installed policies compute for new tokens.
     hooks: Hooks<B>,
     memories: Memories<B>,
@@ -87,6 +89,7 @@ impl<B: Backend> Decoder<B> {
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self> {
         let config = weights.config().clone();
+        feed_forward::check(&backend, &config)?;
         let count = config.layers;
         let mut layers = Vec::with_capacity(count);
         for index in 0..count {
@@ -97,10 +100,12 @@ impl<B: Backend> Decoder<B> {
             Some(output) => Some(stack(&backend, &[&output])?),
             None => None,
         };
+        let rotary = RotaryTables::of(&config);
+        let tables = rotary.tables().len();
         let decoder = Self {
             embedding: stack(&backend, &[&weights.embedding(&shard.part)?])?,
             final_norm: vector(&backend, &weights.final_norm()?)?,
-            inv_freq: config.rope.inv_freq(),
+            rotary,
             hooks: Hooks::none(),
             memories: Memories::untrained(),
             capture: None,
@@ -110,7 +115,7 @@ impl<B: Backend> Decoder<B> {
             perturbed: false,
             cancel: Cancel::default(),
             scores: Scores::new(&backend)?,
-            scratch: Scratch::new(&backend, &config, &shard, StepSize::ONE)?,
+            scratch: Scratch::new(&backend, &config, &shard, StepSize::ONE, tables)?,
             peers: Peers::alone(),
             backend,
             config,
@@ -202,15 +207,15 @@ impl<B: Backend> Decoder<B> {
             .sum::<usize>()
     }
 
-    /// Bytes of matrices that every step reads whole: all but an embedding that is not the head
-    /// too.
+    /// Bytes of matrices that a step of one token reads whole: all but an embedding that is not the
+    /// head too, and experts that the token does not go to.
     pub fn step_weight_bytes(&self) -> usize {
         let looked_up = if self.head.is_some() {
             self.backend.matrix_bytes(&self.embedding)
         } else {
             0
         };
-        self.weight_bytes() - looked_up
+        self.weight_bytes() - looked_up - self.idle_bytes()
     }
 
     /// Reads the tokens of all pieces in one pass and evicts where a piece ends at a boundary.
@@ -299,6 +304,7 @@ impl<B: Backend> Decoder<B> {
         ids.resize(rows, 0);
         self.rotary(&spans, rows)?;
         self.embed(&ids)?;
+        self.scale_embeddings(rows)?;
         self.perturb(rows)?;
         for layer in 0..self.layers.len() {
             self.cancel.check()?;
@@ -377,7 +383,8 @@ impl<B: Backend> Decoder<B> {
     pub fn reserve(&mut self, step: StepSize) -> Result<()> {
         let size = self.scratch.size.max(step);
         if size != self.scratch.size {
-            self.scratch = Scratch::new(&self.backend, &self.config, &self.shard, size)?;
+            let tables = self.rotary.tables().len();
+            self.scratch = Scratch::new(&self.backend, &self.config, &self.shard, size, tables)?;
         }
         Ok(())
     }
@@ -413,7 +420,7 @@ impl<B: Backend> Decoder<B> {
             head_dim: self.config.head_dim,
             stride: self.stride,
             trained_length: self.config.context_length as u64,
-            inv_freq: &self.inv_freq,
+            rotary: &self.rotary,
             features: self.memories.writer(),
             scores: &mut self.scores,
             peers: &mut self.peers,

@@ -136,8 +136,13 @@ impl DeviceMemory {
             |outputs: usize, inputs: usize| outputs * inputs.next_multiple_of(8) * element_bytes;
         let layer = matrix(query + 2 * key, hidden)
             + matrix(hidden, query)
-            + matrix(2 * ffn, hidden)
-            + matrix(hidden, ffn);
+            + match config.differences.experts {
+                Some(experts) => {
+                    let expert = matrix(2 * ffn, hidden) + matrix(hidden, ffn);
+                    experts.count * expert + matrix(experts.count, hidden)
+                }
+                None => matrix(2 * ffn, hidden) + matrix(hidden, ffn),
+            };
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let weights = config.layers * layer + tables * matrix(shard.part.vocabulary.len(), hidden);
         let row = 2 * hidden + (query + 2 * key) + 2 * query + 3 * ffn + config.head_dim;

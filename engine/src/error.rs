@@ -20,6 +20,19 @@ pub enum Error {
     /// The model's tensors do not fit its configuration.
     #[error(transparent)]
     Weights(#[from] palimpsest_models::weights::WeightsError),
+    /// The model's family needs an operation that this device lacks; nothing was loaded.
+    #[error(
+        "models of the family {architecture} do not run on {device}, which lacks {operation}: use \
+         --device cpu"
+    )]
+    Family {
+        /// The family.
+        architecture: &'static str,
+        /// The device.
+        device: String,
+        /// What it lacks.
+        operation: &'static str,
+    },
     /// A plan asks for something that the sequence's state does not allow.
     #[error("sequence {sequence}: {what}")]
     Plan {

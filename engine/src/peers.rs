@@ -124,21 +124,43 @@ impl Peers {
             width,
             units,
         } = *product;
-        let Some(collective) = &self.collective else {
+        if self.collective.is_none() {
             return Ok(backend.matmul_units(matrix, x, rows, units, out)?);
-        };
+        }
         if self.sums.is_some() {
             self.calls.sums += 1;
             return Ok(backend.matmul_sum(matrix, x, rows, units, out)?);
         }
-        self.shares.resize(rows * width, 0);
-        backend.matmul_share(matrix, x, rows, units, &mut self.shares)?;
-        self.calls.sums += 1;
-        // Addition of two's complements is that of counts.
-        collective.all_reduce_counts(bytemuck::cast_slice_mut(&mut self.shares), self.deadline)?;
+        let mut shares = std::mem::take(&mut self.shares);
+        shares.resize(rows * width, 0);
+        backend.matmul_share(matrix, x, rows, units, &mut shares)?;
+        let summed = self.sum_shares(backend, &mut shares, out);
+        self.shares = shares;
+        summed
+    }
+
+    /// Sums over all ranks what each has added up in fixed point ([`palimpsest_kernels::fixed`]),
+    /// as f32 into `out`. `shares` are spent.
+    ///
+    /// # Errors
+    /// Those of the collective and of the device.
+    pub fn sum_shares<B: Backend>(
+        &mut self,
+        backend: &B,
+        shares: &mut [i64],
+        out: &mut B::Buffer,
+    ) -> Result<()> {
+        if let Some(collective) = &self.collective {
+            // Addition of two's complements is that of counts.
+            shares
+                .iter_mut()
+                .for_each(|sum| *sum = fixed::one_poison(*sum));
+            self.calls.sums += 1;
+            collective.all_reduce_counts(bytemuck::cast_slice_mut(shares), self.deadline)?;
+        }
         self.mine.clear();
         self.mine
-            .extend(self.shares.iter().map(|&sum| fixed::to_f32(sum)));
+            .extend(shares.iter().map(|&sum| fixed::to_f32(sum)));
         Ok(backend.upload(&self.mine, out, 0)?)
     }
 

@@ -4,7 +4,8 @@
 //! share one, two in general: its query heads are dealt to them, its keys and values are held by
 //! each, so their cache is not divided further. Feed-forward columns are dealt so that every rank
 //! holds the same number of weights in all, whatever its share of attention; embedding and output
-//! rows are split evenly.
+//! rows are split evenly. Experts are all dealt by column, like one network
+//! (`decoder::feed_forward` says why).
 //!
 //! Products that ranks sum (attention output, feed-forward output) are summed unit by unit
 //! ([`palimpsest_kernels::fixed`]). Units depend on the model alone and no rank holds a part of
@@ -360,7 +361,8 @@ fn feed_forward_units(config: &ModelConfig) -> Vec<usize> {
 fn even_cuts(config: &ModelConfig, world_size: usize) -> Vec<usize> {
     let block = block(config);
     let blocks = config.ffn / block;
-    let block_weights = (3 * block * config.hidden) as f64;
+    let experts = config.differences.experts.map_or(1, |it| it.count);
+    let block_weights = (3 * block * config.hidden * experts) as f64;
     let attention_weights = |rank: usize| {
         let own = attention(config, Place { rank, world_size });
         (2 * config.hidden * config.head_dim * (own.query_heads.len() + own.kv_heads.len())) as f64

@@ -93,6 +93,7 @@ fn items<'a>(tables: &'a [Vec<PageId>], rows: usize, slots: usize) -> Vec<Attent
             slots: HeadPages::new(pages, slots),
             first_visible: None,
             centroids: None,
+            sinks: None,
         })
         .collect()
 }

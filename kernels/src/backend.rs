@@ -45,7 +45,7 @@ pub use indexing::{IndexItem, IndexShape, Indexing};
 pub use latent_memory::{AssociativeLayer, Features, LEAST_MASS, LatentMemory, ReadoutItem};
 pub use products::{BlockSize, Products, WeightType, WeightView};
 pub use rank_sums::RankSums;
-pub use rows::Rows;
+pub use rows::{CLAMP, RowOperation, Rows};
 pub use sampling::Sampling;
 pub use scoring::Scoring;
 pub use steps::{DecodeStep, Steps};

@@ -47,6 +47,16 @@ pub fn from_f32(unit: f32) -> i64 {
     }
 }
 
+/// A sum as a rank hands it to others: poison counts once for it, however many of its units were.
+/// Experts of a layer are as many matrices, each of which may add poison.
+pub fn one_poison(sum: i64) -> i64 {
+    if sum.unsigned_abs() < 1 << 55 {
+        sum
+    } else {
+        POISON
+    }
+}
+
 /// A sum of units as f32, rounded to nearest; NaN when one of them was poison.
 pub fn to_f32(sum: i64) -> f32 {
     if sum.unsigned_abs() < 1 << 55 {
@@ -153,5 +163,9 @@ mod tests {
             to_f32(MAX_UNITS as i64 * from_f32(LIMIT)),
             MAX_UNITS as f32 * LIMIT
         );
+        for poisons in 1..=16 {
+            assert_eq!(one_poison(poisons * POISON - 5), POISON);
+        }
+        assert_eq!(one_poison(-from_f32(LIMIT)), -from_f32(LIMIT));
     }
 }

@@ -55,8 +55,8 @@ pub mod sums;
 pub use backend::{
     AssociativeLayer, Attention, AttentionItem, Backend, BlockSize, Boundary, Buffers, Cache,
     DecodeStep, Features, IndexItem, IndexShape, Indexing, LEAST_MASS, LatentMemory, ObserveItem,
-    Products, QkNorm, RankSums, ReadoutItem, Reduce, RotateItem, Rows, Sampling, Scoring,
-    SelectBudget, SelectHead, SplitItem, SplitQkv, Steps, WeightType, WeightView, parts,
+    Products, QkNorm, RankSums, ReadoutItem, Reduce, RotateItem, RowOperation, Rows, Sampling,
+    Scoring, SelectBudget, SelectHead, SplitItem, SplitQkv, Steps, WeightType, WeightView, parts,
 };
 pub use error::{Error, Result};
 pub use latent::{LatentHead, LatentId, LatentKind, LatentState};

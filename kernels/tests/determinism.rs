@@ -245,6 +245,7 @@ impl<'a> Run<'a> {
                     id: self.memories[i],
                     head: kv_head,
                 }),
+                sinks: None,
             }));
         }
         let width = self.width();

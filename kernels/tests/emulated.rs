@@ -246,6 +246,7 @@ fn attended_after_compaction(seed: u64) -> Vec<u32> {
             slots: head(580),
             first_visible: None,
             centroids: None,
+            sinks: None,
         };
         backend
             .attention(shape, &pages, &q, &[item(0), item(1)], &mut out)

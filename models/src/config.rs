@@ -1,11 +1,15 @@
 //! The shape of a model, checked number by number: everything downstream may rely on it.
 
-use std::f64::consts::PI;
+mod differences;
+mod rope;
 
 use palimpsest_kernels::fixed::MAX_UNITS;
 
-/// Model families whose decoder layers are implemented: pre-norm, RMS norm, rotary positions,
-/// grouped-query attention, SwiGLU. They differ in biases, query/key norms and windows only.
+pub use self::differences::{Activation, Differences, Experts, LayerKind};
+pub use self::rope::{LongRope, Rope, RopeScaling, Rotary, Yarn};
+
+/// Model families that one decoder runs: pre-norm, RMS norm, rotary positions, grouped-query
+/// attention, a gated feed-forward part. What else differs is declared in [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 2 and 3, SmolLM2 and others of that shape.
@@ -16,9 +20,35 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: RMS norm of query and key heads.
     Qwen3,
+    /// Mixtral: Mistral with routed experts.
+    Mixtral,
+    /// Qwen3-MoE: Qwen3 with routed experts.
+    Qwen3Moe,
+    /// Phi-3, 3.5 and Phi-4-mini: projections stored as one, a part of each head rotated.
+    Phi3,
+    /// SmolLM3: Llama with layers that do not rotate.
+    SmolLm3,
+    /// Gemma 3, text: windowed and full layers in turn, norms on both sides of each part.
+    Gemma3,
+    /// gpt-oss: experts, attention sinks, windowed and full layers in turn, biases everywhere.
+    GptOss,
 }
 
 impl Architecture {
+    /// Every family.
+    pub const ALL: [Self; 10] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Mixtral,
+        Self::Qwen3Moe,
+        Self::Phi3,
+        Self::SmolLm3,
+        Self::Gemma3,
+        Self::GptOss,
+    ];
+
     /// Name as in `model_type` of config.json.
     pub fn name(self) -> &'static str {
         match self {
@@ -26,96 +56,60 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Mixtral => "mixtral",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Phi3 => "phi3",
+            Self::SmolLm3 => "smollm3",
+            Self::Gemma3 => "gemma3_text",
+            Self::GptOss => "gpt_oss",
         }
     }
 
-    /// The family of a `model_type` (config.json) or `general.architecture` (GGUF).
-    pub fn from_name(name: &str) -> Result<Self, ConfigError> {
-        match name {
-            "llama" => Ok(Self::Llama),
-            "mistral" => Ok(Self::Mistral),
-            "qwen2" => Ok(Self::Qwen2),
-            "qwen3" => Ok(Self::Qwen3),
-            _ => Err(ConfigError::Unsupported {
+    /// The family of a `model_type` in config.json. Directories of gpt-oss hold a type that is not
+    /// read from there.
+    pub fn from_model_type(name: &str) -> Result<Self, ConfigError> {
+        Self::ALL
+            .into_iter()
+            .find(|family| family.name() == name && *family != Self::GptOss)
+            .ok_or_else(|| ConfigError::Unsupported {
                 what: "architecture",
                 found: name.to_owned(),
-                supported: "llama, mistral, qwen2, qwen3",
+                supported: "llama, mistral, qwen2, qwen3, mixtral, qwen3_moe, phi3, smollm3, \
+                            gemma3_text",
+            })
+    }
+
+    /// The family of a `general.architecture` in GGUF metadata, where Llama with experts is
+    /// Mixtral.
+    pub fn from_gguf(name: &str, has_experts: bool) -> Result<Self, ConfigError> {
+        match (name, has_experts) {
+            ("llama", true) => Ok(Self::Mixtral),
+            ("llama", false) => Ok(Self::Llama),
+            ("mistral", false) => Ok(Self::Mistral),
+            ("qwen2", false) => Ok(Self::Qwen2),
+            ("qwen3", false) => Ok(Self::Qwen3),
+            ("qwen3moe", true) => Ok(Self::Qwen3Moe),
+            ("phi3", false) => Ok(Self::Phi3),
+            ("smollm3", false) => Ok(Self::SmolLm3),
+            ("gemma3", false) => Ok(Self::Gemma3),
+            ("gpt-oss", true) => Ok(Self::GptOss),
+            _ => Err(ConfigError::Unsupported {
+                what: "architecture",
+                found: if has_experts {
+                    format!("{name} with experts")
+                } else {
+                    name.to_owned()
+                },
+                supported: "llama, mistral, qwen2, qwen3, phi3, smollm3, gemma3; with experts \
+                            llama, qwen3moe, gpt-oss",
             }),
         }
     }
-}
 
-/// How rotary frequencies are stretched for contexts beyond the pre-trained one.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// As trained.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// Divisor.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided, high ones kept, the middle interpolated.
-    Llama3 {
-        /// Divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_context / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_context / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length of pre-training, in tokens.
-        original_context: f64,
-    },
-    /// A divisor per frequency, `[D/2]` (GGUF's `rope_freqs.weight`).
-    Factors(Vec<f32>),
-}
-
-/// Rotary position embedding, GPT-NeoX halves: value `i` of a head pairs with `i + D/2`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// Their stretching.
-    pub scaling: RopeScaling,
-    /// `D`.
-    pub head_dim: usize,
-}
-
-impl Rope {
-    /// Angle per token of each pair, `[D/2]`: `theta^(-2i/D)`, then scaled as transformers 4.57
-    /// does (`modeling_rope_utils.py`). Computed in f64 and rounded once.
-    pub fn inv_freq(&self) -> Vec<f32> {
-        let frequencies =
-            (0..self.head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64));
-        frequencies
-            .enumerate()
-            .map(|(i, frequency)| self.scaled(i, frequency) as f32)
-            .collect()
-    }
-
-    fn scaled(&self, index: usize, frequency: f64) -> f64 {
-        match &self.scaling {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Factors(factors) => frequency / f64::from(factors[index]),
-            &RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context,
-            } => {
-                let wavelength = 2.0 * PI / frequency;
-                if wavelength > original_context / low_freq_factor {
-                    frequency / factor
-                } else if wavelength < original_context / high_freq_factor {
-                    frequency
-                } else {
-                    let smooth = (original_context / wavelength - low_freq_factor)
-                        / (high_freq_factor - low_freq_factor);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            }
-        }
+    /// Whether llama.cpp's converter interleaves the rotary halves of this family's queries and
+    /// keys.
+    pub(crate) fn interleaves(self) -> bool {
+        matches!(self, Self::Llama | Self::Mixtral | Self::SmolLm3)
     }
 }
 
@@ -128,7 +122,7 @@ pub struct ModelConfig {
     pub layers: usize,
     /// `E`, width of the residual stream.
     pub hidden: usize,
-    /// `F`, width of the feed-forward layer.
+    /// `F`, width of the feed-forward layer, of each expert where there are experts.
     pub ffn: usize,
     /// `H`, query heads.
     pub heads: usize,
@@ -138,18 +132,14 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// `V`, rows of the embedding.
     pub vocabulary: usize,
-    /// Trained context, in tokens.
+    /// Trained context, in tokens, as far as rotary scaling stretches it.
     pub context_length: usize,
     /// Epsilon of RMS norms.
     pub rms_eps: f32,
     /// Rotary positions.
     pub rope: Rope,
-    /// A token sees itself and the `sliding_window - 1` tokens before it; `None`: all before it.
-    pub sliding_window: Option<usize>,
-    /// Whether query, key and value projections have biases.
-    pub qkv_bias: bool,
-    /// Whether query and key heads are normalised before rotation.
-    pub qk_norm: bool,
+    /// What its family declares.
+    pub differences: Differences,
     /// Whether the output projection is the embedding.
     pub tied_embeddings: bool,
     /// Tokens that end a generation.
@@ -228,12 +218,6 @@ impl ModelConfig {
         within("the head dimension", self.head_dim, 2, 1 << 12)?;
         within("the vocabulary size", self.vocabulary, 1, 1 << 24)?;
         within("the context length", self.context_length, 1, 1 << 30)?;
-        within(
-            "the sliding window",
-            self.sliding_window.unwrap_or(1),
-            1,
-            1 << 30,
-        )?;
         multiple(
             "the number of query heads",
             self.heads,
@@ -242,46 +226,24 @@ impl ModelConfig {
         )?;
         multiple("the head dimension", self.head_dim, "two", 2)?;
         positive("the norm epsilon", f64::from(self.rms_eps), 1.0)?;
-        positive("the rope base", self.rope.theta, 1e12)?;
-        match &self.rope.scaling {
-            RopeScaling::None => {}
-            RopeScaling::Linear { factor } => positive("the rope scaling factor", *factor, 1e6)?,
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context,
-            } => {
-                positive("the rope scaling factor", *factor, 1e6)?;
-                positive("low_freq_factor", *low_freq_factor, 1e6)?;
-                positive(
-                    "high_freq_factor - low_freq_factor",
-                    high_freq_factor - low_freq_factor,
-                    1e6,
-                )?;
-                positive("original_max_position_embeddings", *original_context, 1e9)?;
-            }
-            RopeScaling::Factors(factors) => {
-                if factors.len() != self.head_dim / 2 {
-                    let (found, most) = (factors.len().to_string(), self.head_dim as u64 / 2);
-                    return Err(ConfigError::Range {
-                        what: "the number of rope factors",
-                        found,
-                        least: most,
-                        most,
-                    });
-                }
-                for &factor in factors {
-                    positive("a rope factor", f64::from(factor), 1e9)?;
-                }
-            }
-        }
+        self.rope.check()?;
+        self.differences.check(self.layers)?;
         let most = self.vocabulary - 1;
         for id in self.eos_ids.iter().chain(&self.bos_id) {
             within("a special token id", *id as usize, 0, most)?;
         }
         self.parameters = self.count_parameters();
         Ok(self)
+    }
+
+    /// What a layer's queries and keys are turned by.
+    pub fn rotary_of(&self, layer: usize) -> Rotary {
+        let kind = self.differences.layer_kinds.get(layer);
+        match (kind, &self.differences.windowed_rope) {
+            (Some(kind), _) if !kind.rotates => Rotary::still(self.head_dim),
+            (Some(kind), Some(rope)) if kind.windowed => rope.rotary(),
+            _ => self.rope.rotary(),
+        }
     }
 
     /// Sizes are bounded by `check`, so the products fit in 64 bits.
@@ -291,9 +253,32 @@ impl ModelConfig {
         let queries = self.heads as u64 * head_dim;
         let keys = self.kv_heads as u64 * head_dim;
         let attention = hidden * (2 * queries + 2 * keys);
-        let biases = if self.qkv_bias { queries + 2 * keys } else { 0 };
-        let head_norms = if self.qk_norm { 2 * head_dim } else { 0 };
-        let layer = attention + biases + head_norms + 3 * hidden * ffn + 2 * hidden;
+        let biases = if self.differences.qkv_bias {
+            queries + 2 * keys
+        } else {
+            0
+        };
+        let head_norms = if self.differences.qk_norm {
+            2 * head_dim
+        } else {
+            0
+        };
+        let norms = hidden * if self.differences.post_norms { 4 } else { 2 };
+        let feed_forward = match self.differences.experts {
+            Some(experts) => experts.count as u64 * (3 * hidden * ffn + hidden),
+            None => 3 * hidden * ffn,
+        };
+        let more = match (self.differences.all_biases, self.differences.experts) {
+            (true, Some(experts)) => hidden + experts.count as u64 * (1 + 2 * ffn + hidden),
+            (true, None) => hidden,
+            (false, _) => 0,
+        };
+        let sinks = if self.differences.sinks {
+            self.heads as u64
+        } else {
+            0
+        };
+        let layer = attention + biases + head_norms + feed_forward + norms + more + sinks;
         let embeddings = self.vocabulary as u64 * hidden * if self.tied_embeddings { 1 } else { 2 };
         self.layers as u64 * layer + embeddings + hidden
     }
@@ -333,7 +318,7 @@ pub(crate) fn multiple(
     })
 }
 
-fn positive(what: &'static str, found: f64, most: f64) -> Result<(), ConfigError> {
+pub(crate) fn positive(what: &'static str, found: f64, most: f64) -> Result<(), ConfigError> {
     if found > 0.0 && found <= most {
         return Ok(());
     }

@@ -1,8 +1,13 @@
 //! `config.json` of a Hugging Face directory.
 
+mod families;
+mod rope;
+
 use serde_json::Value;
 
-use crate::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
+use self::families::Sizes;
+use self::rope::Positions;
+use crate::config::{Architecture, ConfigError, ModelConfig, multiple, within};
 
 /// Object of a JSON configuration, with checked access.
 struct Json<'a>(&'a serde_json::Map<String, Value>);
@@ -103,7 +108,7 @@ impl ModelConfig {
         let model_type = json
             .text("model_type")?
             .ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
-        let architecture = Architecture::from_name(model_type)?;
+        let architecture = Architecture::from_model_type(model_type)?;
         refuse_unsupported(&json, architecture)?;
         let hidden = json.needed("hidden_size")?;
         let Heads {
@@ -111,7 +116,23 @@ impl ModelConfig {
             kv_heads,
             head_dim,
         } = Heads::read(&json, architecture, hidden)?;
+        let Positions {
+            rope,
+            context_length,
+        } = rope::read(&json, head_dim, rotary_dim(&json, head_dim)?)?;
         let layers = json.needed("num_hidden_layers")?;
+        within("the number of layers", layers, 1, 1 << 12)?;
+        let sizes = Sizes {
+            layers,
+            hidden,
+            head_dim,
+        };
+        let differences = families::differences(&json, architecture, &sizes)?;
+        let ffn = match architecture {
+            Architecture::Qwen3Moe => "moe_intermediate_size",
+            _ => "intermediate_size",
+        };
+        let tied = json.typed("tie_word_embeddings", "true or false", Value::as_bool)?;
         let eos_ids = generation
             .ids("eos_token_id")?
             .or(json.ids("eos_token_id")?)
@@ -123,18 +144,16 @@ impl ModelConfig {
             architecture,
             layers,
             hidden,
-            ffn: json.needed("intermediate_size")?,
+            ffn: json.needed(ffn)?,
             heads,
             kv_heads,
             head_dim,
             vocabulary: json.needed("vocab_size")?,
-            context_length: json.needed("max_position_embeddings")?,
+            context_length,
             rms_eps: json.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            rope: rope(&json, head_dim)?,
-            sliding_window: sliding_window(&json, architecture, layers)?,
-            qkv_bias: architecture == Architecture::Qwen2,
-            qk_norm: architecture == Architecture::Qwen3,
-            tied_embeddings: json.flag("tie_word_embeddings")?,
+            rope,
+            differences,
+            tied_embeddings: tied.unwrap_or(are_tied_unsaid(architecture)),
             eos_ids,
             bos_id,
             name: name.to_owned(),
@@ -162,6 +181,7 @@ impl Heads {
         within("the number of query heads", heads, 1, 1 << 12)?;
         let head_dim = match json.size("head_dim")? {
             Some(head_dim) => head_dim,
+            None if architecture == Architecture::Gemma3 => 256,
             None => {
                 let heads_are = "the number of query heads";
                 multiple("the hidden size", hidden, heads_are, heads)?;
@@ -182,28 +202,53 @@ impl Heads {
     }
 }
 
+/// Whether embeddings are the output layer where a configuration does not say so.
+fn are_tied_unsaid(architecture: Architecture) -> bool {
+    matches!(architecture, Architecture::Gemma3 | Architecture::SmolLm3)
+}
+
+/// Values of a head that are rotated.
+fn rotary_dim(json: &Json<'_>, head_dim: usize) -> Result<usize, ConfigError> {
+    let part = json.float("partial_rotary_factor")?.unwrap_or(1.0);
+    Ok((head_dim as f64 * part.clamp(0.0, 1.0)) as usize)
+}
+
+/// Refuses what the decoder does not compute.
 fn refuse_unsupported(json: &Json<'_>, architecture: Architecture) -> Result<(), ConfigError> {
-    let activation = json.text("hidden_act")?.unwrap_or("silu");
-    if activation != "silu" {
-        let found = activation.to_owned();
+    let (usual, supported) = match architecture {
+        Architecture::Gemma3 => ("gelu_pytorch_tanh", "gelu_pytorch_tanh"),
+        _ => ("silu", "silu"),
+    };
+    let activation = match json.text("hidden_activation")? {
+        Some(activation) => activation,
+        None => json.text("hidden_act")?.unwrap_or(usual),
+    };
+    if activation != usual {
         return Err(ConfigError::Unsupported {
             what: "activation",
-            found,
-            supported: "silu",
+            found: activation.to_owned(),
+            supported,
         });
     }
     if architecture != Architecture::Qwen2 {
         json.refuse("attention_bias")?;
     }
     json.refuse("mlp_bias")?;
-    if let Some(part) = json
-        .float("partial_rotary_factor")?
-        .filter(|&part| part != 1.0)
-    {
-        let found = part.to_string();
+    json.refuse("use_bidirectional_attention")?;
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if let Some(cap) = json.float(key)? {
+            return Err(ConfigError::Unsupported {
+                what: key,
+                found: cap.to_string(),
+                supported: "none",
+            });
+        }
+    }
+    let part = json.float("partial_rotary_factor")?.unwrap_or(1.0);
+    if part != 1.0 && architecture != Architecture::Phi3 {
         return Err(ConfigError::Unsupported {
             what: "partial_rotary_factor",
-            found,
+            found: part.to_string(),
             supported: "1",
         });
     }
@@ -220,77 +265,6 @@ fn refuse_unsupported(json: &Json<'_>, architecture: Architecture) -> Result<(),
         });
     }
     Ok(())
-}
-
-/// Rotary positions of a `config.json`: `rope_theta` and `rope_scaling`, or `rope_parameters` of
-/// transformers 5.
-fn rope(json: &Json<'_>, head_dim: usize) -> Result<Rope, ConfigError> {
-    let object = |key| json.typed(key, "an object", Value::as_object);
-    let empty = serde_json::Map::new();
-    let parameters = object("rope_parameters")?;
-    let scaling = Json(parameters.or(object("rope_scaling")?).unwrap_or(&empty));
-    let theta = scaling
-        .float("rope_theta")?
-        .or(json.float("rope_theta")?)
-        .unwrap_or(10_000.0);
-    let kind = scaling
-        .text("rope_type")?
-        .or(scaling.text("type")?)
-        .unwrap_or("default");
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: scaling.needed_float("factor")?,
-        },
-        "llama3" => RopeScaling::Llama3 {
-            factor: scaling.needed_float("factor")?,
-            low_freq_factor: scaling.needed_float("low_freq_factor")?,
-            high_freq_factor: scaling.needed_float("high_freq_factor")?,
-            original_context: scaling.needed_float("original_max_position_embeddings")?,
-        },
-        other => {
-            let found = other.to_owned();
-            return Err(ConfigError::Unsupported {
-                what: "rope type",
-                found,
-                supported: "default, linear, llama3",
-            });
-        }
-    };
-    Ok(Rope {
-        theta,
-        scaling,
-        head_dim,
-    })
-}
-
-/// The window of all layers. Models that mix windowed and full layers are refused.
-fn sliding_window(
-    json: &Json<'_>,
-    architecture: Architecture,
-    layers: usize,
-) -> Result<Option<usize>, ConfigError> {
-    let window = json.size("sliding_window")?;
-    let windowed_layers = match architecture {
-        Architecture::Llama => 0,
-        Architecture::Mistral => layers,
-        Architecture::Qwen2 | Architecture::Qwen3 if !json.flag("use_sliding_window")? => 0,
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            layers.saturating_sub(json.size("max_window_layers")?.unwrap_or(28))
-        }
-    };
-    match windowed_layers {
-        0 => Ok(None),
-        _ if windowed_layers == layers => Ok(window),
-        some => {
-            let found = format!("in {some} of {layers} layers");
-            Err(ConfigError::Unsupported {
-                what: "sliding window",
-                found,
-                supported: "all layers or none",
-            })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! GGUF metadata as a model configuration.
 
-use crate::config::{Architecture, ConfigError, ModelConfig, Rope, RopeScaling, multiple, within};
+mod families;
+mod rope;
+
+use self::families::Sizes;
+use self::rope::Positions;
+pub(crate) use self::rope::RopeTensors;
+use crate::config::{Architecture, ConfigError, ModelConfig, multiple, within};
 use crate::gguf::{Gguf, GgufError};
 
 /// What can be wrong: the file, or the model in it.
@@ -36,71 +42,70 @@ impl Keys<'_> {
 }
 
 impl ModelConfig {
-    /// Reads the metadata of a GGUF file. `rope_factors`: content of its `rope_freqs.weight`, if it
-    /// has one; `name`: the model's name when the metadata has none.
-    pub fn from_gguf(
+    /// Reads the metadata of a GGUF file. `tensors`: what the file's tensors say of rotary
+    /// positions; `name`: the model's name when the metadata has none.
+    pub(crate) fn from_gguf(
         gguf: &Gguf,
-        rope_factors: Option<Vec<f32>>,
+        tensors: RopeTensors,
         name: &str,
     ) -> Result<Self, GgufConfigError> {
         let missing = |key: &str| GgufError::MissingKey(key.to_owned());
         let name_of_architecture = gguf
             .text("general.architecture")?
             .ok_or_else(|| missing("general.architecture"))?;
-        let architecture = Architecture::from_name(name_of_architecture)?;
         let keys = Keys {
             gguf,
             architecture: name_of_architecture,
         };
-        if let Some(experts) = keys.size("expert_count")?.filter(|&experts| experts > 0) {
-            let found = format!("{experts} experts");
-            return Err(ConfigError::Unsupported {
-                what: "mixture",
-                found,
-                supported: "dense models",
-            }
-            .into());
-        }
+        let has_experts = keys.size("expert_count")?.is_some_and(|count| count > 0);
+        let architecture = Architecture::from_gguf(name_of_architecture, has_experts)?;
         let (hidden, heads) = (
             keys.needed("embedding_length")?,
             keys.needed("attention.head_count")?,
         );
         within("the number of query heads", heads, 1, 1 << 12)?;
         let head_dim = head_dim(&keys, hidden, heads)?;
+        let rotary_dim = rotary_dim(&keys, architecture, head_dim)?;
+        let Positions {
+            rope,
+            context_length,
+        } = rope::read(&keys, tensors, head_dim, rotary_dim)?;
+        let layers = keys.needed("block_count")?;
+        within("the number of layers", layers, 1, 1 << 12)?;
         let kv_heads = keys.size("attention.head_count_kv")?.unwrap_or(heads);
         within("the number of KV heads", kv_heads, 1, 1 << 12)?;
         let epsilon = "attention.layer_norm_rms_epsilon";
         let has = |tensor: &str| gguf.tensors.iter().any(|stored| stored.name == tensor);
-        let token = |key: &str| {
-            Ok::<_, GgufError>(gguf.unsigned(key)?.and_then(|id| u32::try_from(id).ok()))
+        let sizes = Sizes {
+            layers,
+            hidden,
+            heads,
+            head_dim,
         };
-        let mut eos_ids = Vec::new();
-        for kind in ["eos", "eot", "eom"] {
-            let id = token(&format!("tokenizer.ggml.{kind}_token_id"))?;
-            eos_ids.extend(id.filter(|id| !eos_ids.contains(id)));
-        }
+        let has_bias = has("blk.0.attn_q.bias");
+        let differences = families::differences(&keys, architecture, &sizes, has_bias)?;
+        let ffn = match keys.size("expert_feed_forward_length")? {
+            Some(ffn) if differences.experts.is_some() => ffn,
+            _ => keys.needed("feed_forward_length")?,
+        };
         let config = Self {
             architecture,
-            layers: keys.needed("block_count")?,
+            layers,
             hidden,
-            ffn: keys.needed("feed_forward_length")?,
+            ffn,
             heads,
             kv_heads,
             head_dim,
             vocabulary: vocabulary(&keys)?,
-            context_length: keys.needed("context_length")?,
+            context_length,
             rms_eps: gguf
                 .float(&keys.key(epsilon))?
                 .ok_or_else(|| missing(&keys.key(epsilon)))? as f32,
-            rope: rope(&keys, rope_factors, head_dim)?,
-            sliding_window: keys
-                .size("attention.sliding_window")?
-                .filter(|&window| window > 0),
-            qkv_bias: architecture == Architecture::Qwen2 || has("blk.0.attn_q.bias"),
-            qk_norm: architecture == Architecture::Qwen3,
+            rope,
+            differences,
             tied_embeddings: !has("output.weight"),
-            eos_ids,
-            bos_id: token("tokenizer.ggml.bos_token_id")?,
+            eos_ids: ends(gguf)?,
+            bos_id: token(gguf, "bos")?,
             name: gguf.text("general.name")?.unwrap_or(name).to_owned(),
             parameters: 0,
         };
@@ -108,7 +113,22 @@ impl ModelConfig {
     }
 }
 
-/// `D`, equal for keys, values and the rotated part.
+/// A special token of the tokenizer.
+fn token(gguf: &Gguf, kind: &str) -> Result<Option<u32>, GgufError> {
+    let id = gguf.unsigned(&format!("tokenizer.ggml.{kind}_token_id"))?;
+    Ok(id.and_then(|id| u32::try_from(id).ok()))
+}
+
+/// Tokens that end a generation.
+fn ends(gguf: &Gguf) -> Result<Vec<u32>, GgufError> {
+    let mut ids = Vec::new();
+    for kind in ["eos", "eot", "eom"] {
+        ids.extend(token(gguf, kind)?.filter(|id| !ids.contains(id)));
+    }
+    Ok(ids)
+}
+
+/// `D`, equal for keys and values.
 fn head_dim(keys: &Keys<'_>, hidden: usize, heads: usize) -> Result<usize, GgufConfigError> {
     let head_dim = match keys.size("attention.key_length")? {
         Some(head_dim) => head_dim,
@@ -122,21 +142,34 @@ fn head_dim(keys: &Keys<'_>, hidden: usize, heads: usize) -> Result<usize, GgufC
             hidden / heads
         }
     };
-    for (suffix, what) in [
-        ("attention.value_length", "value_length"),
-        ("rope.dimension_count", "rope.dimension_count"),
-    ] {
-        if let Some(other) = keys.size(suffix)?.filter(|&other| other != head_dim) {
-            let found = format!("{other} with a head dimension of {head_dim}");
-            return Err(ConfigError::Unsupported {
-                what,
-                found,
-                supported: "the head dimension",
-            }
-            .into());
+    match keys.size("attention.value_length")? {
+        Some(other) if other != head_dim => {
+            Err(unlike_the_head("value_length", other, head_dim).into())
         }
+        _ => Ok(head_dim),
     }
-    Ok(head_dim)
+}
+
+/// `R`: values of a head that are rotated, all of them but in Phi.
+fn rotary_dim(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+    head_dim: usize,
+) -> Result<usize, GgufConfigError> {
+    match keys.size("rope.dimension_count")? {
+        Some(other) if other != head_dim && architecture != Architecture::Phi3 => {
+            Err(unlike_the_head("rope.dimension_count", other, head_dim).into())
+        }
+        found => Ok(found.unwrap_or(head_dim)),
+    }
+}
+
+fn unlike_the_head(what: &'static str, found: usize, head_dim: usize) -> ConfigError {
+    ConfigError::Unsupported {
+        what,
+        found: format!("{found} with a head dimension of {head_dim}"),
+        supported: "the head dimension",
+    }
 }
 
 /// Rows of the embedding tensor; the metadata key is optional and sometimes wrong.
@@ -150,51 +183,4 @@ fn vocabulary(keys: &Keys<'_>) -> Result<usize, GgufError> {
         Some(&rows) => Ok(rows),
         None => keys.needed("vocab_size"),
     }
-}
-
-fn rope(
-    keys: &Keys<'_>,
-    factors: Option<Vec<f32>>,
-    head_dim: usize,
-) -> Result<Rope, GgufConfigError> {
-    let theta = keys
-        .gguf
-        .float(&keys.key("rope.freq_base"))?
-        .unwrap_or(10_000.0);
-    let kind = keys
-        .gguf
-        .text(&keys.key("rope.scaling.type"))?
-        .unwrap_or("none");
-    let scaling = match (kind, factors) {
-        ("none", Some(factors)) => RopeScaling::Factors(factors),
-        ("none", None) => match keys.gguf.float(&keys.key("rope.scale_linear"))? {
-            Some(factor) if factor != 1.0 => RopeScaling::Linear { factor },
-            _ => RopeScaling::None,
-        },
-        ("linear", None) => {
-            let key = keys.key("rope.scaling.factor");
-            RopeScaling::Linear {
-                factor: keys.gguf.float(&key)?.ok_or(GgufError::MissingKey(key))?,
-            }
-        }
-        (other, factors) => {
-            let found = if factors.is_some() {
-                format!("{other} with rope_freqs.weight")
-            } else {
-                other.to_owned()
-            };
-            let supported = "none, linear, rope_freqs.weight";
-            return Err(ConfigError::Unsupported {
-                what: "rope scaling",
-                found,
-                supported,
-            }
-            .into());
-        }
-    };
-    Ok(Rope {
-        theta,
-        scaling,
-        head_dim,
-    })
 }

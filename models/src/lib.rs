@@ -15,7 +15,7 @@
 //! | `weights_file` | memory maps, and the table of tensors in them |
 //! | `file_digest` | [`DigestCache`]: digests of whole files, kept until they change |
 //! | `no_follow` | files of the cache directory, opened without following links |
-//! | [`weights`] | weights by role, whatever a file calls them |
+//! | [`weights`], `tensor_names` | weights by role, whatever a file calls them |
 //! | [`weight_data`], [`part`] | a matrix, and which part of it is asked for |
 //! | [`tokenizer`], `tokenizer_gguf` | the tokenizer of a directory, and in GGUF metadata |
 //! | [`random`] | models of real shapes with random weights |
@@ -38,6 +38,7 @@ mod no_follow;
 pub mod part;
 pub mod random;
 pub mod safetensors;
+mod tensor_names;
 pub mod tokenizer;
 mod tokenizer_gguf;
 pub mod weight_data;

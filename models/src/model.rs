@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result, WeightsError};
 use crate::gguf::{Gguf, GgufError};
+use crate::gguf_config::RopeTensors;
 use crate::tokenizer::TokenizerFiles;
 use crate::weights::{Naming, Weights};
 use crate::weights_file::{FileMap, StoredTensor, TensorTable, floats};
@@ -37,7 +38,7 @@ impl Model {
 
     fn make(path: &Path, shape: &str) -> Result<Self> {
         let config = random::config(shape)?;
-        let table = random::table(Weights::tensors_of(&config, Naming::HuggingFace));
+        let table = random::table(config.tensors(Naming::HuggingFace));
         Self::new(path, None, config, table)
     }
 
@@ -61,12 +62,12 @@ impl Model {
             };
             table.tensors.insert(tensor.name.clone(), stored);
         }
-        let factors = rope_factors(&table, &map);
-        let factors = factors.map_err(|source| Error::Weights {
+        let tensors = rope_tensors(&table, &map);
+        let tensors = tensors.map_err(|source| Error::Weights {
             path: path.to_owned(),
             source,
         })?;
-        let config = ModelConfig::from_gguf(&gguf, factors, &name)
+        let config = ModelConfig::from_gguf(&gguf, tensors, &name)
             .map_err(|source| Error::gguf(path, source))?;
         table.files.push(map);
         Self::new(path, Some(gguf), config, table)
@@ -157,23 +158,29 @@ impl Model {
     }
 }
 
-/// Content of `rope_freqs.weight`, the frequency divisors of Llama 3.1 and later.
-fn rope_factors(
+/// What a file's tensors say of rotary positions.
+fn rope_tensors(
     table: &TensorTable,
     file: &[u8],
-) -> std::result::Result<Option<Vec<f32>>, WeightsError> {
-    let name = "rope_freqs.weight";
-    let Some(tensor) = table.tensors.get(name) else {
-        return Ok(None);
+) -> std::result::Result<RopeTensors, WeightsError> {
+    let values = |name: &str| {
+        let Some(tensor) = table.tensors.get(name) else {
+            return Ok(None);
+        };
+        let values = tensor
+            .dtype
+            .and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
+        let found = tensor.type_name.clone();
+        values.map(Some).ok_or_else(|| WeightsError::Type {
+            name: name.to_owned(),
+            found,
+            supported: "F32, F16, BF16",
+        })
     };
-    let values = tensor
-        .dtype
-        .and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
-    let found = tensor.type_name.clone();
-    values.map(Some).ok_or(WeightsError::Type {
-        name: name.to_owned(),
-        found,
-        supported: "F32, F16, BF16",
+    Ok(RopeTensors {
+        frequencies: values("rope_freqs.weight")?,
+        short: values("rope_factors_short.weight")?,
+        long: values("rope_factors_long.weight")?,
     })
 }
 

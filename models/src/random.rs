@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::tensor_names::NamedShape;
 use crate::tokenizer::TokenizerFiles;
 use crate::weights_file::{FileMap, StoredTensor, TensorTable};
 
@@ -103,10 +104,10 @@ pub(crate) fn config(name: &str) -> Result<ModelConfig> {
 }
 
 /// Tensors of those names and shapes: norms are ones, all else is random.
-pub(crate) fn table(tensors: Vec<(String, Vec<usize>)>) -> TensorTable {
+pub(crate) fn table(tensors: Vec<NamedShape>) -> TensorTable {
     let largest = tensors
         .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>())
+        .map(|tensor| tensor.shape.iter().product::<usize>())
         .max()
         .unwrap_or(0);
     let ones = bf16::ONE.to_le_bytes().repeat(largest_vector(&tensors));
@@ -114,7 +115,7 @@ pub(crate) fn table(tensors: Vec<(String, Vec<usize>)>) -> TensorTable {
         files: vec![FileMap::Made(drawn(largest + SLACK)), FileMap::Made(ones)],
         ..TensorTable::default()
     };
-    for (name, shape) in tensors {
+    for NamedShape { name, shape } in tensors {
         let bytes = 2 * shape.iter().product::<usize>();
         let is_norm = name.ends_with("norm.weight");
         let start = if is_norm {
@@ -134,11 +135,11 @@ pub(crate) fn table(tensors: Vec<(String, Vec<usize>)>) -> TensorTable {
     table
 }
 
-fn largest_vector(tensors: &[(String, Vec<usize>)]) -> usize {
+fn largest_vector(tensors: &[NamedShape]) -> usize {
     tensors
         .iter()
-        .filter(|(_, shape)| shape.len() == 1)
-        .map(|(_, shape)| shape[0])
+        .filter(|tensor| tensor.shape.len() == 1)
+        .map(|tensor| tensor.shape[0])
         .max()
         .unwrap_or(0)
 }
@@ -209,6 +210,7 @@ fn byte_symbols() -> [char; BYTES] {
 mod tests {
     use super::*;
     use crate::Model;
+    use crate::weights::{FeedForwardWeights, GatedWeights};
 
     #[test]
     fn known_shapes_have_the_published_numbers_of_parameters() {
@@ -226,8 +228,11 @@ mod tests {
         let shard = crate::part::Part::whole(model.config());
         let layer = model.weights().layer(3, &shard).expect("a layer");
         assert!(layer.attn_norm.iter().all(|&v| v == 1.0));
-        assert_ne!(layer.gate.bytes, layer.up.bytes);
-        assert_ne!(layer.gate.bytes[..1024], layer.gate.bytes[1024..2048]);
+        let FeedForwardWeights::Dense(GatedWeights { gate, up, .. }) = layer.feed_forward else {
+            panic!("a dense model")
+        };
+        assert_ne!(gate.bytes, up.bytes);
+        assert_ne!(gate.bytes[..1024], gate.bytes[1024..2048]);
         assert!(model.config().eos_ids.is_empty());
     }
 

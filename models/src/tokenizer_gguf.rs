@@ -18,6 +18,8 @@ use crate::tokenizer::{TokenizerError, TokenizerFiles};
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl TokenizerFiles {
     /// Builds the tokenizer that a GGUF file carries. `file`: the bytes that `gguf` was parsed
@@ -33,8 +35,8 @@ impl TokenizerFiles {
         };
         let bos = vocabulary.named(gguf, "tokenizer.ggml.bos_token_id")?;
         let eos = vocabulary.named(gguf, "tokenizer.ggml.eos_token_id")?;
-        let by_default =
-            kind == Some("llama") || matches!(pre(gguf)?, "llama3" | "llama-v3" | "llama-bpe");
+        let by_default = kind == Some("llama")
+            || matches!(pre(gguf)?, "llama3" | "llama-v3" | "llama-bpe" | "tekken");
         let add_bos = gguf
             .boolean("tokenizer.ggml.add_bos_token")?
             .unwrap_or(by_default);
@@ -161,6 +163,12 @@ fn pre_tokenizer(pre: &str) -> Result<PreTokenizer> {
         "llama3" | "llama-v3" | "llama-bpe" => PreTokenizer {
             ignore_merges: true,
             ..split(&[LLAMA3]).into()
+        },
+        "smaug-bpe" | "dbrx" => split(&[LLAMA3]).into(),
+        "gpt-4o" | "llama4" => split(&[GPT4O]).into(),
+        "tekken" => PreTokenizer {
+            ignore_merges: true,
+            ..split(&[TEKKEN]).into()
         },
         "qwen2" | "deepseek-r1-qwen" => PreTokenizer {
             normalizer: json!({"type": "NFC"}),

@@ -115,6 +115,16 @@ pub(crate) enum RowOrder {
         /// `D`.
         head_dim: usize,
     },
+    /// The first `R` values of a head are rotary halves, and the others are not rotated. The
+    /// kernels rotate value `i` with value `i + D/2`, so the halves go to the beginnings of the
+    /// halves of the head, and what is not rotated behind them, where pairs stand still. Queries
+    /// and keys are reordered alike, so their products stay.
+    Partial {
+        /// `D`.
+        head_dim: usize,
+        /// `R`.
+        rotary_dim: usize,
+    },
 }
 
 impl RowOrder {
@@ -127,6 +137,20 @@ impl RowOrder {
                 let (head, value) = (row / head_dim, row % head_dim);
                 let (half, i) = (value / (head_dim / 2), value % (head_dim / 2));
                 head * head_dim + 2 * i + half
+            }
+            Self::Partial {
+                head_dim,
+                rotary_dim,
+            } => {
+                let (head, value) = (row / head_dim, row % head_dim);
+                let (half, i) = (value / (head_dim / 2), value % (head_dim / 2));
+                let (turning, still) = (rotary_dim / 2, (head_dim - rotary_dim) / 2);
+                let stored = if i < turning {
+                    half * turning + i
+                } else {
+                    rotary_dim + half * still + i - turning
+                };
+                head * head_dim + stored
             }
         }
     }

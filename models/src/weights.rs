@@ -6,97 +6,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::config::{Architecture, ModelConfig};
+use crate::config::{Experts, ModelConfig};
 pub use crate::error::WeightsError;
 use crate::file_digest::DigestCache;
 use crate::part::Part;
+pub(crate) use crate::tensor_names::Naming;
+use crate::tensor_names::{NamedShape, Names, Role};
 use crate::weight_data::{RowOrder, WeightData, pick};
 use crate::weights_file::{StoredTensor, TensorTable, floats};
 use crate::weights_id::WeightsId;
-
-/// Convention of a file's tensor names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Naming {
-    Gguf,
-    HuggingFace,
-}
-
-/// Roles of the tensors of a decoder layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    AttnNorm,
-    Query,
-    Key,
-    Value,
-    QueryBias,
-    KeyBias,
-    ValueBias,
-    QueryNorm,
-    KeyNorm,
-    Output,
-    FfnNorm,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Naming {
-    fn layer(self, layer: usize, role: Role) -> String {
-        let (gguf, hugging_face) = match role {
-            Role::AttnNorm => ("attn_norm.weight", "input_layernorm.weight"),
-            Role::Query => ("attn_q.weight", "self_attn.q_proj.weight"),
-            Role::Key => ("attn_k.weight", "self_attn.k_proj.weight"),
-            Role::Value => ("attn_v.weight", "self_attn.v_proj.weight"),
-            Role::QueryBias => ("attn_q.bias", "self_attn.q_proj.bias"),
-            Role::KeyBias => ("attn_k.bias", "self_attn.k_proj.bias"),
-            Role::ValueBias => ("attn_v.bias", "self_attn.v_proj.bias"),
-            Role::QueryNorm => ("attn_q_norm.weight", "self_attn.q_norm.weight"),
-            Role::KeyNorm => ("attn_k_norm.weight", "self_attn.k_norm.weight"),
-            Role::Output => ("attn_output.weight", "self_attn.o_proj.weight"),
-            Role::FfnNorm => ("ffn_norm.weight", "post_attention_layernorm.weight"),
-            Role::Gate => ("ffn_gate.weight", "mlp.gate_proj.weight"),
-            Role::Up => ("ffn_up.weight", "mlp.up_proj.weight"),
-            Role::Down => ("ffn_down.weight", "mlp.down_proj.weight"),
-        };
-        match self {
-            Self::Gguf => format!("blk.{layer}.{gguf}"),
-            Self::HuggingFace => format!("model.layers.{layer}.{hugging_face}"),
-        }
-    }
-
-    const fn embedding(self) -> &'static str {
-        match self {
-            Self::Gguf => "token_embd.weight",
-            Self::HuggingFace => "model.embed_tokens.weight",
-        }
-    }
-
-    const fn final_norm(self) -> &'static str {
-        match self {
-            Self::Gguf => "output_norm.weight",
-            Self::HuggingFace => "model.norm.weight",
-        }
-    }
-
-    const fn head(self) -> &'static str {
-        match self {
-            Self::Gguf => "output.weight",
-            Self::HuggingFace => "lm_head.weight",
-        }
-    }
-
-    /// Tensors that some files carry and no forward pass needs: the tied head a second time, rotary
-    /// tables.
-    fn is_redundant(self, name: &str) -> bool {
-        match self {
-            Self::Gguf => name == "rope_freqs.weight" || name.ends_with(".rope_freqs.weight"),
-            Self::HuggingFace => name == self.head() || name.ends_with(".rotary_emb.inv_freq"),
-        }
-    }
-}
 
 /// Weights of one decoder layer. Norms and biases are f32 whatever the file holds.
 #[derive(Debug, Clone)]
@@ -121,14 +43,60 @@ pub struct LayerWeights<'a> {
     pub k_norm: Option<Vec<f32>>,
     /// Output projection `[E, H*D]`.
     pub o: WeightData<'a>,
+    /// Output bias `[E]`.
+    pub o_bias: Option<Vec<f32>>,
+    /// Logits of attention sinks `[H]`.
+    pub sinks: Option<Vec<f32>>,
+    /// RMS norm of what attention adds `[E]`.
+    pub post_attn_norm: Option<Vec<f32>>,
     /// RMS norm before the feed-forward part `[E]`.
     pub ffn_norm: Vec<f32>,
+    /// The feed-forward part.
+    pub feed_forward: FeedForwardWeights<'a>,
+    /// RMS norm of what the feed-forward part adds `[E]`.
+    pub post_ffn_norm: Option<Vec<f32>>,
+}
+
+/// Weights of a feed-forward part.
+#[derive(Debug, Clone)]
+pub enum FeedForwardWeights<'a> {
+    /// One for all tokens.
+    Dense(GatedWeights<'a>),
+    /// Experts, of which a token goes to some.
+    Routed {
+        /// Their logits `[X, E]`.
+        router: WeightData<'a>,
+        /// Biases of these `[X]`.
+        router_bias: Option<Vec<f32>>,
+        /// `X` of them.
+        experts: Vec<GatedWeights<'a>>,
+        /// How tokens are dealt to them.
+        shape: Experts,
+    },
+}
+
+/// Projections of a gated feed-forward network.
+#[derive(Debug, Clone)]
+pub struct GatedWeights<'a> {
     /// Gate projection `[F, E]`.
     pub gate: WeightData<'a>,
     /// Up projection `[F, E]`.
     pub up: WeightData<'a>,
     /// Down projection `[E, F]`.
     pub down: WeightData<'a>,
+    /// Their biases.
+    pub biases: Option<GatedBiases>,
+}
+
+/// Biases of a gated feed-forward network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GatedBiases {
+    /// Of the gate projection `[F]`.
+    pub gate: Vec<f32>,
+    /// Of the up projection `[F]`.
+    pub up: Vec<f32>,
+    /// Of the down projection `[E]`.
+    pub down: Vec<f32>,
 }
 
 /// Weights of a model, in its files.
@@ -136,7 +104,7 @@ pub struct LayerWeights<'a> {
 pub struct Weights {
     config: ModelConfig,
     table: TensorTable,
-    naming: Naming,
+    names: Names,
 }
 
 impl Weights {
@@ -146,16 +114,20 @@ impl Weights {
         table: TensorTable,
         naming: Naming,
     ) -> Result<Self, WeightsError> {
+        let names = Names {
+            naming,
+            architecture: config.architecture,
+        };
         let weights = Self {
             config,
             table,
-            naming,
+            names,
         };
         let mut used = BTreeSet::new();
-        for (name, shape) in Self::tensors_of(&weights.config, naming) {
+        for NamedShape { name, shape } in weights.config.tensors(naming) {
             used.insert(weights.check(name, &shape)?);
         }
-        let is_unexpected = |name: &&String| !used.contains(*name) && !naming.is_redundant(name);
+        let is_unexpected = |name: &&String| !used.contains(*name) && !names.is_redundant(name);
         let mut unexpected = weights.table.tensors.keys().filter(is_unexpected);
         if let Some(first) = unexpected.next() {
             return Err(WeightsError::Unexpected {
@@ -164,23 +136,6 @@ impl Weights {
             });
         }
         Ok(weights)
-    }
-
-    /// Names and shapes of all tensors of the model of `config`.
-    pub(crate) fn tensors_of(config: &ModelConfig, naming: Naming) -> Vec<(String, Vec<usize>)> {
-        let (hidden, vocabulary) = (config.hidden, config.vocabulary);
-        let mut tensors = vec![
-            (naming.embedding().to_owned(), vec![vocabulary, hidden]),
-            (naming.final_norm().to_owned(), vec![hidden]),
-        ];
-        if !config.tied_embeddings {
-            tensors.push((naming.head().to_owned(), vec![vocabulary, hidden]));
-        }
-        for layer in 0..config.layers {
-            let shapes = config.layer_shapes().into_iter();
-            tensors.extend(shapes.map(|(role, shape)| (naming.layer(layer, role), shape)));
-        }
-        tensors
     }
 
     fn check(&self, name: String, shape: &[usize]) -> Result<String, WeightsError> {
@@ -210,7 +165,7 @@ impl Weights {
     /// None once the model is open; kept for uniformity with [`Weights::layer`].
     pub fn embedding(&self, part: &Part) -> Result<WeightData<'_>, WeightsError> {
         Ok(self
-            .matrix(self.naming.embedding())?
+            .matrix(self.names.embedding())?
             .into_rows(part.vocabulary.clone()))
     }
 
@@ -223,7 +178,7 @@ impl Weights {
             return Ok(None);
         }
         Ok(Some(
-            self.matrix(self.naming.head())?
+            self.matrix(self.names.head())?
                 .into_rows(part.vocabulary.clone()),
         ))
     }
@@ -233,7 +188,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::embedding`].
     pub fn final_norm(&self) -> Result<Vec<f32>, WeightsError> {
-        self.vector(self.naming.final_norm())
+        self.norm(self.names.final_norm())
     }
 
     /// The part's weights of layer `index`. Only its own rows and columns are read from the file.
@@ -249,38 +204,183 @@ impl Weights {
                 layers: config.layers,
             });
         }
-        let order = if self.naming == Naming::Gguf && config.architecture == Architecture::Llama {
-            RowOrder::Interleaved {
-                head_dim: config.head_dim,
-            }
-        } else {
-            RowOrder::Halves
+        let name = |role| self.names.layer(index, role);
+        let optional = |wanted: bool, role| {
+            let norm = || self.norm(&name(role));
+            wanted.then(norm).transpose()
         };
-        let name = |role| self.naming.layer(index, role);
-        let matrix = |role| self.matrix(&name(role));
-        let vector = |role| self.vector(&name(role));
-        let rotary = |role, rows| Ok(matrix(role)?.into_rows_in(order, rows));
-        let optional = |wanted: bool, role| wanted.then(|| vector(role)).transpose();
+        let optional_vector = |wanted: bool, role| {
+            let vector = || self.vector(&name(role));
+            wanted.then(vector).transpose()
+        };
+        let (order, own) = (self.row_order(), &config.differences);
+        let projections = self.projections(index, part)?;
+        let of_head = |norm: Vec<f32>| pick(&norm, order, 0..config.head_dim);
+        let q_norm = optional(own.qk_norm, Role::QueryNorm)?.map(of_head);
+        let k_norm = optional(own.qk_norm, Role::KeyNorm)?.map(of_head);
         let bias = |role, order, rows| {
-            Ok(optional(config.qkv_bias, role)?.map(|all| pick(&all, order, rows)))
+            let all = optional_vector(own.qkv_bias, role)?;
+            Ok::<_, WeightsError>(all.map(|all| pick(&all, order, rows)))
         };
-        let (queries, keys, ffn) = (part.query_rows(), part.key_rows(), part.ffn.clone());
+        let (queries, keys) = (part.query_rows(), part.key_rows());
         Ok(LayerWeights {
-            attn_norm: vector(Role::AttnNorm)?,
-            q: rotary(Role::Query, queries.clone())?,
-            k: rotary(Role::Key, keys.clone())?,
-            v: matrix(Role::Value)?.into_rows(keys.clone()),
+            attn_norm: self.norm(&name(Role::AttnNorm))?,
+            q: projections.q,
+            k: projections.k,
+            v: projections.v,
             q_bias: bias(Role::QueryBias, order, queries)?,
             k_bias: bias(Role::KeyBias, order, keys.clone())?,
             v_bias: bias(Role::ValueBias, RowOrder::Halves, keys)?,
-            q_norm: optional(config.qk_norm, Role::QueryNorm)?,
-            k_norm: optional(config.qk_norm, Role::KeyNorm)?,
-            o: matrix(Role::Output)?.into_columns(part.query_rows())?,
-            ffn_norm: vector(Role::FfnNorm)?,
-            gate: matrix(Role::Gate)?.into_rows(ffn.clone()),
-            up: matrix(Role::Up)?.into_rows(ffn.clone()),
-            down: matrix(Role::Down)?.into_columns(ffn)?,
+            q_norm: q_norm.map(|norm| self.scaled_for_queries(norm)),
+            k_norm,
+            o: self
+                .matrix(&name(Role::Output))?
+                .into_columns(part.query_rows())?,
+            o_bias: optional_vector(own.all_biases, Role::OutputBias)?,
+            sinks: optional_vector(own.sinks, Role::Sinks)?
+                .map(|all| all[part.query_heads.clone()].to_vec()),
+            post_attn_norm: optional(own.post_norms, Role::PostAttnNorm)?,
+            ffn_norm: self.norm(&name(Role::FfnNorm))?,
+            feed_forward: self.feed_forward(index, part)?,
+            post_ffn_norm: optional(own.post_norms, Role::PostFfnNorm)?,
         })
+    }
+
+    /// Where the file has the rows of queries and keys.
+    fn row_order(&self) -> RowOrder {
+        let (head_dim, rotary_dim) = (self.config.head_dim, self.config.rope.rotary_dim);
+        if self.names.naming == Naming::Gguf && self.config.architecture.interleaves() {
+            RowOrder::Interleaved { head_dim }
+        } else if rotary_dim < head_dim {
+            RowOrder::Partial {
+                head_dim,
+                rotary_dim,
+            }
+        } else {
+            RowOrder::Halves
+        }
+    }
+
+    /// The part's query, key and value projections.
+    fn projections(&self, index: usize, part: &Part) -> Result<Projections<'_>, WeightsError> {
+        let (config, order) = (&self.config, self.row_order());
+        let (queries, keys) = (part.query_rows(), part.key_rows());
+        let matrix = |role| self.matrix(&self.names.layer(index, role));
+        let [q, k, v] = if config.is_fused() {
+            let all = matrix(Role::QueryKeyValue)?;
+            let (width, key_width) = (
+                config.heads * config.head_dim,
+                config.kv_heads * config.head_dim,
+            );
+            let end = width + key_width;
+            [
+                all.clone().into_rows(0..width),
+                all.clone().into_rows(width..end),
+                all.into_rows(end..end + key_width),
+            ]
+        } else {
+            [
+                matrix(Role::Query)?,
+                matrix(Role::Key)?,
+                matrix(Role::Value)?,
+            ]
+        };
+        Ok(Projections {
+            q: q.into_rows_in(order, queries),
+            k: k.into_rows_in(order, keys.clone()),
+            v: v.into_rows(keys),
+        })
+    }
+
+    /// The part's feed-forward weights of layer `index`.
+    fn feed_forward(
+        &self,
+        index: usize,
+        part: &Part,
+    ) -> Result<FeedForwardWeights<'_>, WeightsError> {
+        let matrix = |role| self.matrix(&self.names.layer(index, role));
+        let columns = part.ffn.clone();
+        if let Some(shape) = self.config.differences.experts {
+            let all = (0..shape.count).map(|expert| self.expert(index, expert, part));
+            return Ok(FeedForwardWeights::Routed {
+                router: matrix(Role::Router)?,
+                router_bias: match self.config.differences.all_biases {
+                    true => Some(self.vector(&self.names.layer(index, Role::RouterBias))?),
+                    false => None,
+                },
+                experts: all.collect::<Result<_, _>>()?,
+                shape,
+            });
+        }
+        let (gate, up) = if self.config.is_fused() {
+            let (all, ffn) = (matrix(Role::GateUp)?, self.config.ffn);
+            (all.clone().into_rows(0..ffn), all.into_rows(ffn..2 * ffn))
+        } else {
+            (matrix(Role::Gate)?, matrix(Role::Up)?)
+        };
+        Ok(FeedForwardWeights::Dense(GatedWeights {
+            gate: gate.into_rows(columns.clone()),
+            up: up.into_rows(columns.clone()),
+            down: matrix(Role::Down)?.into_columns(columns)?,
+            biases: None,
+        }))
+    }
+
+    /// The part's weights of one expert. A GGUF file has all experts in one tensor, one under the
+    /// other.
+    fn expert(
+        &self,
+        index: usize,
+        expert: usize,
+        part: &Part,
+    ) -> Result<GatedWeights<'_>, WeightsError> {
+        let (hidden, ffn) = (self.config.hidden, self.config.ffn);
+        let matrix = |role, rows: usize| match self.names.naming {
+            Naming::Gguf => Ok(self
+                .matrix(&self.names.layer(index, role))?
+                .into_rows(expert * rows..(expert + 1) * rows)),
+            Naming::HuggingFace => self.matrix(&self.names.expert(index, expert, role)),
+        };
+        let columns = part.ffn.clone();
+        Ok(GatedWeights {
+            gate: matrix(Role::Gates, ffn)?.into_rows(columns.clone()),
+            up: matrix(Role::Ups, ffn)?.into_rows(columns.clone()),
+            down: matrix(Role::Downs, hidden)?.into_columns(columns)?,
+            biases: self.expert_biases(index, expert, part)?,
+        })
+    }
+
+    /// The part's biases of one expert, where experts have any.
+    fn expert_biases(
+        &self,
+        index: usize,
+        expert: usize,
+        part: &Part,
+    ) -> Result<Option<GatedBiases>, WeightsError> {
+        if !self.config.differences.all_biases {
+            return Ok(None);
+        }
+        let (hidden, ffn) = (self.config.hidden, self.config.ffn);
+        let bias = |role, width: usize, columns: Range<usize>| {
+            let all = self.vector(&self.names.layer(index, role))?;
+            let own = &all[expert * width..(expert + 1) * width];
+            Ok::<_, WeightsError>(own[columns].to_vec())
+        };
+        Ok(Some(GatedBiases {
+            gate: bias(Role::GatesBias, ffn, part.ffn.clone())?,
+            up: bias(Role::UpsBias, ffn, part.ffn.clone())?,
+            down: bias(Role::DownsBias, hidden, 0..hidden)?,
+        }))
+    }
+
+    /// The queries' norm, such that logits come out as the family scales them: attention
+    /// multiplies them with `1/sqrt(D)`.
+    fn scaled_for_queries(&self, mut norm: Vec<f32>) -> Vec<f32> {
+        if let Some(scale) = self.config.differences.query_scale {
+            let scale = scale * (self.config.head_dim as f32).sqrt();
+            norm.iter_mut().for_each(|weight| *weight *= scale);
+        }
+        norm
     }
 
     /// Bytes of all tensors of the model in its files.
@@ -366,13 +466,18 @@ impl Weights {
             supported,
         };
         let dtype = tensor.dtype.ok_or_else(error)?;
-        let [rows, cols] = tensor.shape[..] else {
-            let (found, expected) = (tensor.shape.clone(), vec![0, 0]);
-            return Err(WeightsError::Shape {
-                name: name.to_owned(),
-                found,
-                expected,
-            });
+        // Matrices of experts stand one under the other.
+        let (rows, cols) = match tensor.shape[..] {
+            [rows, cols] => (rows, cols),
+            [count, rows, cols] => (count * rows, cols),
+            _ => {
+                let (found, expected) = (tensor.shape.clone(), vec![0, 0]);
+                return Err(WeightsError::Shape {
+                    name: name.to_owned(),
+                    found,
+                    expected,
+                });
+            }
         };
         Ok(WeightData {
             dtype,
@@ -380,6 +485,15 @@ impl Weights {
             cols,
             bytes: Cow::Borrowed(self.table.bytes(tensor)),
         })
+    }
+
+    /// A norm as it is applied.
+    fn norm(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let mut norm = self.vector(name)?;
+        if self.names.norms_lack_one() {
+            norm.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(norm)
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
@@ -396,37 +510,11 @@ impl Weights {
     }
 }
 
-impl ModelConfig {
-    /// Tensors of one layer and their shapes.
-    fn layer_shapes(&self) -> Vec<(Role, Vec<usize>)> {
-        let (hidden, ffn, head_dim) = (self.hidden, self.ffn, self.head_dim);
-        let (queries, keys) = (self.heads * head_dim, self.kv_heads * head_dim);
-        let mut shapes = vec![
-            (Role::AttnNorm, vec![hidden]),
-            (Role::Query, vec![queries, hidden]),
-            (Role::Key, vec![keys, hidden]),
-            (Role::Value, vec![keys, hidden]),
-            (Role::Output, vec![hidden, queries]),
-            (Role::FfnNorm, vec![hidden]),
-            (Role::Gate, vec![ffn, hidden]),
-            (Role::Up, vec![ffn, hidden]),
-            (Role::Down, vec![hidden, ffn]),
-        ];
-        if self.qkv_bias {
-            shapes.extend([
-                (Role::QueryBias, vec![queries]),
-                (Role::KeyBias, vec![keys]),
-                (Role::ValueBias, vec![keys]),
-            ]);
-        }
-        if self.qk_norm {
-            shapes.extend([
-                (Role::QueryNorm, vec![head_dim]),
-                (Role::KeyNorm, vec![head_dim]),
-            ]);
-        }
-        shapes
-    }
+/// Projections of attention.
+struct Projections<'a> {
+    q: WeightData<'a>,
+    k: WeightData<'a>,
+    v: WeightData<'a>,
 }
 
 #[cfg(test)]

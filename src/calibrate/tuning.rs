@@ -28,8 +28,9 @@ impl<'a> Tuning<'a> {
     /// Says what cannot be, before the long work.
     ///
     /// # Errors
-    /// When the corpus is too short.
+    /// When the corpus is too short, or the model has what tuning does not know.
     pub fn new(job: &'a Job<'a>) -> anyhow::Result<Self> {
+        tune::model::check(job.model.config())?;
         let corpus = job.corpus;
         let stride = job.config.model.stride as usize;
         let documents = Documents::new(corpus.text, corpus.tokenizer, &corpus.turns, stride)?;

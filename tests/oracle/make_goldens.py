@@ -53,16 +53,22 @@ LLAMA3_ROPE = dict(
 )
 
 
-def randomise(model, generator):
-    """Weights large enough that attention, positions and biases all show in the logits."""
+def randomise(model, generator, embedding=1.0):
+    """Weights large enough that attention, positions and biases all show in the logits.
+
+    `embedding`: standard deviation of embeddings. Where these are the output layer, too, logits are
+    as large as the hidden size makes them, and rounding with them.
+    """
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name:
             parameter.data = 1.0 + 0.2 * noise
+        elif name.endswith("sinks"):
+            parameter.data = 2.0 * noise
         elif name.endswith("bias"):
             parameter.data = 0.5 * noise
         elif "embed_tokens" in name:
-            parameter.data = noise
+            parameter.data = embedding * noise
         else:
             parameter.data = 1.5 * noise / math.sqrt(parameter.shape[1])
 
@@ -104,10 +110,12 @@ def fresh(name):
     return directory
 
 
-def hugging_face(name, seed, model_class, config, dtype=torch.float32, max_shard_size="5GB"):
+def hugging_face(
+    name, seed, model_class, config, dtype=torch.float32, max_shard_size="5GB", embedding=1.0
+):
     generator = torch.Generator().manual_seed(seed)
     model = model_class(config)
-    randomise(model, generator)
+    randomise(model, generator, embedding)
     model.tie_weights()
     model.to(dtype)
     directory = fresh(name)
@@ -118,7 +126,7 @@ def hugging_face(name, seed, model_class, config, dtype=torch.float32, max_shard
         directory, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     if not golden(model, generator, directory / "golden.safetensors", config):
-        hugging_face(name, seed + 100, model_class, config, dtype, max_shard_size)
+        hugging_face(name, seed + 100, model_class, config, dtype, max_shard_size, embedding)
 
 
 def permute(rows, heads):

@@ -57,6 +57,27 @@ pub fn fixtures() -> PathBuf {
     )
 }
 
+/// Fixtures of families with differences of their own, as directories or GGUF files. All can be
+/// dealt to three ranks.
+pub const FAMILIES: [&str; 9] = [
+    "mixtral",
+    "gguf-mixtral",
+    "qwen3-moe-shares",
+    "gguf-qwen3-moe",
+    "gemma3",
+    "phi3",
+    "gguf-phi3",
+    "smollm3",
+    "gguf-gpt-oss",
+];
+
+/// Where a fixture's model is: a directory, or the GGUF file in it.
+pub fn family(name: &str) -> PathBuf {
+    let directory = fixtures().join("models").join(name);
+    let file = directory.join("model.gguf");
+    if file.is_file() { file } else { directory }
+}
+
 /// Uniform pseudo-random values in [-1, 1).
 pub fn random(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -91,6 +91,53 @@ fn qwen3_with_head_norms_and_its_own_head_dim() {
 }
 
 #[test]
+fn yarn_with_the_factor_of_the_paper() {
+    check_directory("yarn");
+    check_gguf("gguf-yarn");
+}
+
+#[test]
+fn yarn_with_the_factors_of_deepseek_and_a_ramp_between_pairs() {
+    check_directory("yarn-deepseek");
+}
+
+#[test]
+fn mixtral() {
+    check_directory("mixtral");
+    check_gguf("gguf-mixtral");
+}
+
+#[test]
+fn qwen3_moe_with_weights_that_add_up_and_with_shares() {
+    check_directory("qwen3-moe");
+    check_directory("qwen3-moe-shares");
+    check_gguf("gguf-qwen3-moe");
+}
+
+#[test]
+fn gemma3_with_windowed_and_full_layers() {
+    check_directory("gemma3");
+    check_gguf("gguf-gemma3");
+}
+
+#[test]
+fn phi3_with_a_part_of_each_head_rotated_by_longrope() {
+    check_directory("phi3");
+    check_gguf("gguf-phi3");
+}
+
+#[test]
+fn smollm3_with_a_layer_that_does_not_rotate() {
+    check_directory("smollm3");
+    check_gguf("gguf-smollm3");
+}
+
+#[test]
+fn gpt_oss_with_sinks_experts_and_biases() {
+    check_gguf("gguf-gpt-oss");
+}
+
+#[test]
 fn quantised_llama_from_gguf() {
     check_gguf("gguf-llama");
 }

@@ -14,10 +14,10 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use palimpsest_kernels::Backend;
 use palimpsest_kernels::cpu::{SimdLevel, sigmoids};
-use palimpsest_models::config::ModelConfig;
+use palimpsest_models::config::{ModelConfig, Rotary};
 use palimpsest_models::part::Part;
 use palimpsest_models::weight_data::WeightData;
-use palimpsest_models::weights::{LayerWeights, Weights};
+use palimpsest_models::weights::{FeedForwardWeights, LayerWeights, Weights};
 use rayon::prelude::*;
 
 /// A matrix `[N, M]` that no gradient is taken of, and its bias `[N]`.
@@ -170,7 +170,7 @@ pub struct Model {
     final_norm: Tensor,
     /// `None`: tied to the embedding.
     head: Option<Linear>,
-    inv_freq: Vec<f32>,
+    rotary: Rotary,
 }
 
 /// Rotary angles of some positions.
@@ -196,9 +196,10 @@ impl Model {
     /// Dequantises all weights: 4 bytes for each.
     ///
     /// # Errors
-    /// Those of the weights and of the kernels.
+    /// Those of the weights and of the kernels, and of [`check`].
     pub fn load<B: Backend>(backend: &B, weights: &Weights) -> crate::Result<Self> {
         let config = weights.config().clone();
+        check(&config)?;
         let whole = Part::whole(&config);
         let matrix = |data: WeightData<'_>| dequantised(backend, &data);
         let layer = |index| {
@@ -220,7 +221,7 @@ impl Model {
                     })
                 })
                 .transpose()?,
-            inv_freq: config.rope.inv_freq(),
+            rotary: config.rope.rotary(),
             config,
         })
     }
@@ -234,8 +235,8 @@ impl Model {
     /// Rotary angles of positions.
     pub fn angles(&self, positions: std::ops::Range<usize>) -> Result<Angles> {
         let mut angles = palimpsest_engine::rope::Angles::default();
-        let shape = (positions.len(), 1, self.inv_freq.len());
-        angles.fill(positions.map(|p| p as u64), &self.inv_freq);
+        let shape = (positions.len(), 1, self.rotary.inv_freq.len());
+        angles.fill(positions.map(|p| p as u64), &self.rotary);
         Ok(Angles {
             cos: Tensor::from_vec(angles.cos, shape, &Device::Cpu)?,
             sin: Tensor::from_vec(angles.sin, shape, &Device::Cpu)?,
@@ -328,6 +329,9 @@ impl LayerModel {
                 bias: bias.map(vector).transpose()?,
             })
         };
+        let FeedForwardWeights::Dense(feed_forward) = layer.feed_forward else {
+            return Err(crate::Error::Family("routed experts"));
+        };
         Ok(Self {
             attn_norm: vector(layer.attn_norm)?,
             q: linear(layer.q, layer.q_bias)?,
@@ -337,10 +341,21 @@ impl LayerModel {
             k_norm: layer.k_norm.map(vector).transpose()?,
             o: linear(layer.o, None)?,
             ffn_norm: vector(layer.ffn_norm)?,
-            gate: linear(layer.gate, None)?,
-            up: linear(layer.up, None)?,
-            down: linear(layer.down, None)?,
+            gate: linear(feed_forward.gate, None)?,
+            up: linear(feed_forward.up, None)?,
+            down: linear(feed_forward.down, None)?,
         })
+    }
+}
+
+/// Checks that this decoder knows all that the model has.
+///
+/// # Errors
+/// [`crate::Error::Family`] with what it does not know.
+pub fn check(config: &ModelConfig) -> crate::Result<()> {
+    match config.differences.beyond_plain() {
+        Some(lack) => Err(crate::Error::Family(lack)),
+        None => Ok(()),
     }
 }
 

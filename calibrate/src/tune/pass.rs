@@ -143,7 +143,7 @@ impl Reader<'_> {
         let mut seen = Seen {
             rows,
             centroids: 0,
-            window: self.model.config.sliding_window,
+            window: self.model.config.differences.sliding_window,
         };
         if let Some(memory) = memory {
             seen.centroids = memory.counts.dim(1)?;

@@ -30,16 +30,30 @@ impl<B: Backend> Decoder<B> {
             .embed(&self.backend, &self.embedding, &local, hidden, x)
     }
 
+    /// Scales the embeddings of a family that does so.
+    pub(super) fn scale_embeddings(&mut self, rows: usize) -> Result<()> {
+        let scale = self.config.differences.embedding_scale;
+        if scale == 1.0 {
+            return Ok(());
+        }
+        let x = &mut self.scratch.x;
+        Ok(self
+            .backend
+            .scale_rows(x, self.config.hidden, &vec![scale; rows])?)
+    }
+
     /// Uploads the rotary angles of the step's rows.
     pub(super) fn rotary(&mut self, spans: &[Span<'_>], rows: usize) -> Result<()> {
         let positions = spans
             .iter()
             .flat_map(|s| s.cache.next_rotary - s.rows.len() as u64..s.cache.next_rotary);
         let positions = positions.chain(std::iter::repeat(0)).take(rows);
-        let s = &mut self.scratch;
-        s.angles.fill(positions, &self.inv_freq);
-        self.backend.upload(&s.angles.cos, &mut s.cos, 0)?;
-        self.backend.upload(&s.angles.sin, &mut s.sin, 0)?;
+        let turns = &mut self.scratch.turns;
+        for (turns, rotary) in turns.iter_mut().zip(self.rotary.tables()) {
+            turns.angles.fill(positions.clone(), rotary);
+            self.backend.upload(&turns.angles.cos, &mut turns.cos, 0)?;
+            self.backend.upload(&turns.angles.sin, &mut turns.sin, 0)?;
+        }
         Ok(())
     }
 
@@ -82,24 +96,27 @@ impl<B: Backend> Decoder<B> {
         let attention = &layer.attention;
         let bias = attention.qkv_bias.as_ref();
         b.matmul(&attention.qkv, &s.h, rows, bias, &mut s.qkv)?;
+        let turns = &s.turns[self.rotary.index(index)];
         let args = AttentionArgs {
             layer: index,
             shape: step.shape,
             rows,
             qkv: &s.qkv,
-            cos: &s.cos,
-            sin: &s.sin,
+            cos: &turns.cos,
+            sin: &turns.sin,
             qk_norm: attention.qk_norm.as_ref().map(|norm| QkNorm {
                 query: &norm.q,
                 key: &norm.k,
                 eps,
             }),
-            sliding_window: self.config.sliding_window,
+            sinks: attention.sinks.as_deref(),
+            sliding_window: self.config.differences.window_of(index),
             stride: self.stride,
             associative: self.memories.readout(index, step.shape),
         };
         attend(b, &args, spans, &mut arena.pages, &mut s.q, &mut s.attended)?;
-        self.hooks.after_attention(&step, &s.q, &s.angles, spans)?;
+        self.hooks
+            .after_attention(&step, &s.q, &turns.angles, spans)?;
         if let Some(capture) = &mut self.capture {
             let mut queries = vec![0.0; rows * self.shard.part.heads() * self.config.head_dim];
             b.download(&s.q, 0, &mut queries)?;
@@ -117,25 +134,10 @@ impl<B: Backend> Decoder<B> {
             units: &self.shard.query_units,
         };
         self.peers.row_parallel(b, &product, &mut s.h)?;
-        Ok(b.add(&mut s.x, &s.h, rows * hidden)?)
-    }
-
-    /// The feed-forward part of a layer, added to the residual stream.
-    fn feed_forward(&mut self, index: usize, rows: usize) -> Result<()> {
-        let (b, layer, s) = (&self.backend, &self.layers[index], &mut self.scratch);
-        let hidden = self.config.hidden;
-        b.rms_norm(&s.x, &layer.ffn_norm, self.config.rms_eps, rows, &mut s.h)?;
-        b.matmul(&layer.gate_up, &s.h, rows, None, &mut s.gate_up)?;
-        b.silu_mul(&s.gate_up, rows, self.shard.part.ffn.len(), &mut s.act)?;
-        let product = RowParallel {
-            matrix: &layer.down,
-            x: &s.act,
-            rows,
-            width: hidden,
-            units: &self.shard.ffn_units,
-        };
-        self.peers.row_parallel(b, &product, &mut s.h)?;
-        Ok(b.add(&mut s.x, &s.h, rows * hidden)?)
+        if let Some(bias) = &attention.output_bias {
+            s.add_bias(b, bias, rows)?;
+        }
+        s.add(b, layer.post_attention_norm.as_ref(), eps, rows)
     }
 }
 

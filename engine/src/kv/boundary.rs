@@ -12,6 +12,7 @@ use super::{Bounded, Positions, budget, sharing};
 use crate::error::Result;
 use crate::peers::Peers;
 use crate::policy::{Attention, HeadView};
+use crate::rope::RotaryTables;
 
 /// What a boundary needs besides the sequence.
 pub struct BoundaryContext<'a, B: Backend> {
@@ -27,8 +28,8 @@ pub struct BoundaryContext<'a, B: Backend> {
     pub stride: u64,
     /// Trained context length, which `Positions::Compacted` stays within.
     pub trained_length: u64,
-    /// Inverse rotary frequencies `[D/2]`.
-    pub inv_freq: &'a [f32],
+    /// What the layers' keys are turned by.
+    pub rotary: &'a RotaryTables,
     /// Trained features of associative memories.
     pub features: Option<Features<'a, B::Buffer>>,
     /// Where scores go.
@@ -292,9 +293,9 @@ fn view<'a, B: Backend>(
     entries: &'a Entries,
     attention: &'a [f32],
 ) -> HeadView<'a> {
-    let head = &cache.heads[index];
+    let (head, layer) = (&cache.heads[index], cache.layout.layer_of(index));
     HeadView {
-        layer: cache.layout.layer_of(index),
+        layer,
         kv_head: cache.layout.kv_head_of(index),
         at: cache.seen - 1,
         next_rotary: cache.next_rotary,
@@ -303,7 +304,7 @@ fn view<'a, B: Backend>(
             .bounded()
             .map_or(0, |bounded| bounded.sinks as usize),
         head_dim: ctx.head_dim,
-        inv_freq: ctx.inv_freq,
+        inv_freq: &ctx.rotary.of_layer(layer).inv_freq,
         positions: &head.positions,
         terms: &head.terms,
         mass: attention,
@@ -338,16 +339,22 @@ fn reindex<B: Backend>(cache: &mut SequenceCache, ctx: &mut BoundaryContext<'_, 
         deltas.push(delta.collect::<Vec<f32>>());
         head.rotary = fresh;
     }
-    let items: Vec<_> = cache
-        .heads
-        .iter()
-        .zip(&deltas)
-        .map(|(head, delta)| RotateItem {
-            slots: head.view(head.len()),
-            delta,
-        })
-        .collect();
-    ctx.backend.rotate_keys(ctx.pages, &items, ctx.inv_freq)?;
+    for (table, rotary) in ctx.rotary.tables().iter().enumerate() {
+        let has_it =
+            |(index, _): &(usize, _)| ctx.rotary.index(cache.layout.layer_of(*index)) == table;
+        if rotary.inv_freq.iter().all(|&freq| freq == 0.0) {
+            continue;
+        }
+        let heads = cache.heads.iter().zip(&deltas).enumerate().filter(has_it);
+        let items: Vec<_> = heads
+            .map(|(_, (head, delta))| RotateItem {
+                slots: head.view(head.len()),
+                delta,
+            })
+            .collect();
+        ctx.backend
+            .rotate_keys(ctx.pages, &items, &rotary.inv_freq)?;
+    }
     cache.next_rotary = next;
     Ok(())
 }

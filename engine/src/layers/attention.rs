@@ -23,6 +23,10 @@ pub struct AttentionWeights<B: Backend> {
     pub qk_norm: Option<HeadNorms<B>>,
     /// Output projection `[E, H*D]`.
     pub output: B::Matrix,
+    /// Its bias `[E]` (gpt-oss).
+    pub output_bias: Option<B::Buffer>,
+    /// Logits of attention sinks `[H]` (gpt-oss).
+    pub sinks: Option<Vec<f32>>,
 }
 
 /// RMS norms of the queries and the keys of every head.
@@ -61,6 +65,11 @@ impl<B: Backend> AttentionWeights<B> {
             qkv_bias,
             qk_norm,
             output: stack(backend, &[&weights.o])?,
+            output_bias: match &weights.o_bias {
+                Some(bias) => Some(vector(backend, bias)?),
+                None => None,
+            },
+            sinks: weights.sinks.clone(),
         })
     }
 }
@@ -107,7 +116,9 @@ pub struct AttentionArgs<'a, B: Backend> {
     pub sin: &'a B::Buffer,
     /// Per-head norms of queries and keys.
     pub qk_norm: Option<QkNorm<'a, B::Buffer>>,
-    /// Sliding window of the model.
+    /// Logits of attention sinks `[H]`.
+    pub sinks: Option<&'a [f32]>,
+    /// Sliding window of the layer.
     pub sliding_window: Option<usize>,
     /// `E`: stride of the boundaries.
     pub stride: u64,
@@ -164,7 +175,10 @@ pub fn attend<B: Backend>(
         .iter()
         .enumerate()
         .flat_map(|(s, span)| (0..kv_heads).map(move |h| (s * kv_heads + h, span, h)))
-        .map(|(i, span, h)| attention_item(span, head_index(h), h, visible[i].as_deref()))
+        .map(|(i, span, h)| AttentionItem {
+            sinks: sinks_of(args.sinks, args.shape, h),
+            ..attention_item(span, head_index(h), h, visible[i].as_deref())
+        })
         .collect();
     backend.attention(args.shape, pages, q, &items, out)?;
     read_out(backend, args, spans, pages, q, out)?;
@@ -219,7 +233,14 @@ fn attention_item<'a>(
         slots: head.view(head.len()),
         first_visible,
         centroids,
+        sinks: None,
     }
+}
+
+/// Sinks of the query heads of a KV head.
+fn sinks_of(all: Option<&[f32]>, shape: QkvShape, kv_head: usize) -> Option<&[f32]> {
+    let group = shape.heads / shape.kv_heads;
+    Some(&all?[kv_head * group..(kv_head + 1) * group])
 }
 
 /// Adds the attention that slots receive from the rows a policy looks at, for each query head
@@ -271,6 +292,7 @@ fn observe<B: Backend>(
                 let mut attend =
                     attention_item(span, range.start + h, query_head, visible[h].as_deref());
                 attend.rows.start += skip;
+                attend.sinks = sinks_of(args.sinks, shape, query_head);
                 ObserveItem {
                     attend,
                     reduce: wanted.reduce,

@@ -185,6 +185,7 @@ impl<B: Backend> Hook<B> for QuerySums {
                 for head in 0..heads {
                     let rotated = &host[(row * heads + head) * dim..][..dim];
                     turn_back(rotated, cos, sin, &mut query);
+                    shorten(&mut query, &angles.scale);
                     let sums = &mut new.heads[head / group].sums;
                     sums.resize(group * len, 0.0);
                     Moments::add(&mut sums[head % group * len..][..len], &query);
@@ -203,6 +204,16 @@ fn turn_back(rotated: &[f32], cos: &[f32], sin: &[f32], query: &mut [f64]) {
         let [a, b, c, s] = [low[i], high[i], cos[i], sin[i]].map(f64::from);
         to_low[i] = a * c + b * s;
         to_high[i] = b * c - a * s;
+    }
+}
+
+/// Takes the length out that turning there and back gave a query twice: later queries have it
+/// once.
+fn shorten(query: &mut [f64], scale: &[f32]) {
+    let (low, high) = query.split_at_mut(scale.len());
+    for ((a, b), scale) in low.iter_mut().zip(high).zip(scale) {
+        *a /= f64::from(*scale);
+        *b /= f64::from(*scale);
     }
 }
 

@@ -351,6 +351,7 @@ fn attention<D: Timed>(backend: &CudaBackend<D>, sizes: &Sizes, call: Attended) 
             slots: HeadPages::new(pages, slots),
             first_visible: None,
             centroids: None,
+            sinks: None,
         })
         .collect();
     let len = sequences * rows * heads * head_dim;

@@ -23,6 +23,10 @@ pub struct AttentionItem<'a> {
     /// Centroids of evicted entries, read in the same softmax; `None`, and one that holds nothing
     /// yet: no such logits.
     pub centroids: Option<LatentHead>,
+    /// Logits of attention sinks, one for each of the `G` query heads: each takes its share of the
+    /// softmax of its head's rows and adds no value (gpt-oss). Only where
+    /// [`Attention::offers_sinks`] says so; `None`: there are none.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// How attention probabilities are reduced over query rows by [`Attention::observe`].
@@ -50,6 +54,12 @@ pub struct ObserveItem<'a> {
 
 /// A device that attends to the slots of its arena.
 pub trait Attention: Cache {
+    /// Whether the device takes [`AttentionItem::sinks`], which only some families need. Elsewhere
+    /// it refuses items that have them.
+    fn offers_sinks(&self) -> bool {
+        false
+    }
+
     /// Softmax attention at scale `1/sqrt(D)` over centroids and slots. `q`, `out`: `[T, H, D]`;
     /// every row belongs to exactly one item per KV head, rows of no item stay untouched.
     fn attention(

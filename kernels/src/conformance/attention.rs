@@ -19,17 +19,20 @@ impl<B: Attention> Suite<'_, B> {
     pub fn attention(&mut self) -> Result<(), Failure> {
         for shape in SHAPES {
             for batch in batches() {
-                let none = vec![None; batch.len()];
                 let arenas = filled(self, shape, &batch)?;
-                check(
-                    self,
-                    &Case {
-                        shape,
-                        batch,
-                        memories: none,
-                    },
-                    &arenas,
-                )?;
+                let mut case = Case {
+                    shape,
+                    memories: vec![None; batch.len()],
+                    batch,
+                    sinks: None,
+                };
+                check(self, &case, &arenas)?;
+                if self.backend.offers_sinks() {
+                    // From far below all other logits to far above them.
+                    let sinks = self.random.values(shape.heads).into_iter();
+                    case.sinks = Some(sinks.map(|sink| 150.0 * sink * sink * sink).collect());
+                    check(self, &case, &arenas)?;
+                }
             }
         }
         refusals(self)
@@ -77,6 +80,7 @@ fn check_with_centroids<B: Attention + LatentMemory>(
         shape,
         batch,
         memories,
+        sinks: None,
     };
     check(suite, &case, &arenas)
 }
@@ -213,6 +217,8 @@ struct Case {
     shape: QkvShape,
     batch: Vec<Sequence>,
     memories: Vec<Option<LatentId>>,
+    /// One for each query head.
+    sinks: Option<Vec<f32>>,
 }
 
 impl Case {
@@ -229,11 +235,16 @@ impl Case {
 
     /// The items of the call; the first row belongs to none.
     fn items<'a, B: Attention>(
-        &self,
+        &'a self,
         arenas: &'a Arenas<B>,
         firsts: &'a [Option<Vec<u32>>],
     ) -> Vec<AttentionItem<'a>> {
         let (mut items, mut start) = (Vec::new(), 1);
+        let group = self.shape.heads / self.shape.kv_heads;
+        let sinks = |kv_head: usize| {
+            let all = self.sinks.as_ref()?;
+            Some(&all[kv_head * group..(kv_head + 1) * group])
+        };
         for (s, sequence) in self.batch.iter().enumerate() {
             items.extend((0..self.shape.kv_heads).map(|kv_head| AttentionItem {
                 rows: start..start + sequence.rows,
@@ -241,6 +252,7 @@ impl Case {
                 slots: arenas.head(s * self.shape.kv_heads + kv_head, sequence.slots),
                 first_visible: firsts[s].as_deref(),
                 centroids: self.memories[s].map(|id| LatentHead { id, head: kv_head }),
+                sinks: sinks(kv_head),
             }));
             start += sequence.rows;
         }
@@ -266,7 +278,12 @@ fn check<B: Attention>(suite: &mut Suite<'_, B>, case: &Case, arenas: &Arenas<B>
     q.iter_mut().for_each(|q| *q *= 3.0);
 
     let mut want = vec![7.0; len];
-    let name = format!("attention {shape:?} {:?}", case.batch);
+    let with = if case.sinks.is_some() {
+        " with sinks"
+    } else {
+        ""
+    };
+    let name = format!("attention{with} {shape:?} {:?}", case.batch);
     ReferenceBackend
         .attention(shape, &arenas.reference, &q, &items, &mut want)
         .named(&name)?;
@@ -281,7 +298,7 @@ fn check<B: Attention>(suite: &mut Suite<'_, B>, case: &Case, arenas: &Arenas<B>
 
     let weights: Vec<f32> = suite.random.values(len).iter().map(|w| w.abs()).collect();
     let items = observed(items, shape.kv_heads, &weights);
-    let name = format!("observe {shape:?} {:?}", case.batch);
+    let name = format!("observe{with} {shape:?} {:?}", case.batch);
     let (mut want, mut got) = (vec![Vec::new(); items.len()], vec![Vec::new(); items.len()]);
     ReferenceBackend
         .observe(shape, &arenas.reference, &q, &items, &mut want)
@@ -326,6 +343,7 @@ fn item() -> AttentionItem<'static> {
         slots: HeadPages::new(&PAGES, 40),
         first_visible: None,
         centroids: None,
+        sinks: None,
     }
 }
 

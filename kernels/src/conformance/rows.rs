@@ -2,7 +2,8 @@
 
 use super::report::Failure;
 use super::suite::{Check, Named, Suite, refused};
-use crate::backend::Rows;
+use crate::backend::{Buffers, RowOperation, Rows};
+use crate::error;
 use crate::reference::ReferenceBackend;
 
 impl<B: Rows> Suite<'_, B> {
@@ -15,6 +16,28 @@ impl<B: Rows> Suite<'_, B> {
         sums(self)?;
         gates(self)?;
         gathers(self)?;
+        let more: [(_, _, &MoreGates<B>, &MoreGates<ReferenceBackend>); 2] = [
+            (
+                RowOperation::GeluMul,
+                "gelu_mul",
+                &B::gelu_mul,
+                &Rows::gelu_mul,
+            ),
+            (
+                RowOperation::ClampedMul,
+                "clamped_mul",
+                &B::clamped_mul,
+                &Rows::clamped_mul,
+            ),
+        ];
+        for (operation, name, gates, reference) in more {
+            if self.backend.offers(operation) {
+                more_gates(self, name, gates, reference)?;
+            }
+        }
+        if self.backend.offers(RowOperation::ScaleRows) {
+            scaled(self)?;
+        }
         refusals(self)
     }
 }
@@ -87,6 +110,69 @@ fn gates<B: Rows>(suite: &mut Suite<'_, B>) -> Check {
         suite.compare(&case, &got, &want, suite.tolerance.elementwise)?;
     }
     Ok(())
+}
+
+/// A product with gates other than SiLU.
+type MoreGates<B> = dyn Fn(
+    &B,
+    &<B as Buffers>::Buffer,
+    usize,
+    usize,
+    &mut <B as Buffers>::Buffer,
+) -> error::Result<()>;
+
+/// `gelu_mul` and `clamped_mul`.
+fn more_gates<B: Rows>(
+    suite: &mut Suite<'_, B>,
+    name: &str,
+    gates: &MoreGates<B>,
+    reference: &MoreGates<ReferenceBackend>,
+) -> Check {
+    for (rows, width) in [(0, 4), (1, 1), (3, 13), (5, 1536), (40, 256)] {
+        let case = format!("{name} {rows} x {width}");
+        let mut gate_up = suite.random.values(rows * 2 * width + 10);
+        // Beyond where the exponential overflows or vanishes.
+        gate_up.iter_mut().step_by(3).for_each(|x| *x *= 60.0);
+        let mut want = vec![0.0; rows * width];
+        reference(&ReferenceBackend, &gate_up, rows, width, &mut want).named(&case)?;
+        let gate_up = suite.upload(&gate_up)?;
+        let mut out = suite.backend.alloc(rows * width).named(&case)?;
+        gates(suite.backend, &gate_up, rows, width, &mut out).named(&case)?;
+        let got = suite.download(&out, rows * width)?;
+        suite.compare(&case, &got, &want, suite.tolerance.elementwise)?;
+    }
+    let short = suite.upload(&[0.0; 4])?;
+    let mut out = suite.upload(&[0.0; 10])?;
+    refused(
+        &format!("{name} of too few values"),
+        gates(suite.backend, &short, 1, 5, &mut out),
+    )
+}
+
+/// `scale_rows`.
+fn scaled<B: Rows>(suite: &mut Suite<'_, B>) -> Check {
+    for (rows, width) in [(0, 3), (1, 1), (3, 13), (70, 960)] {
+        let case = format!("scale_rows {rows} x {width}");
+        let (mut want, factors) = (
+            suite.random.values(rows * width + 2),
+            suite.random.values(rows),
+        );
+        let mut x = suite.upload(&want)?;
+        ReferenceBackend
+            .scale_rows(&mut want, width, &factors)
+            .named(&case)?;
+        suite
+            .backend
+            .scale_rows(&mut x, width, &factors)
+            .named(&case)?;
+        let got = suite.download(&x, rows * width + 2)?;
+        suite.compare(&case, &got, &want, 0.0)?;
+    }
+    let mut short = suite.upload(&[0.0; 4])?;
+    refused(
+        "scale_rows of too few values",
+        suite.backend.scale_rows(&mut short, 3, &[1.0, 2.0]),
+    )
 }
 
 /// `gather_rows`.

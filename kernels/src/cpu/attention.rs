@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::attention_block::{
-    Accumulate, BLOCK, CHUNK, Finish, Logits, Merge, State, Visible, with_block,
+    Accumulate, AddSink, BLOCK, CHUNK, Finish, Logits, Merge, State, Visible, with_block,
 };
 use super::attention_head::{Call, Head, Scratch, Source, Unit, with_scratch};
 use super::checks::check_item;
@@ -82,6 +82,17 @@ pub(crate) fn check<'a>(
                     len,
                 });
             }
+        }
+    }
+    if let Some(sinks) = item.sinks {
+        let (got, want) = (sinks.len(), heads / kv_heads.max(1));
+        if got != want {
+            return Err(Error::Shape {
+                op,
+                what: "sinks",
+                got,
+                want,
+            });
         }
     }
     pages.latents().centroids(op, item.centroids)
@@ -352,11 +363,18 @@ fn finish<T: Element>(
     out: Shared<'_, f32>,
 ) {
     let dim = head.call.shape.head_dim;
-    let state = state_of(memory, rows.len());
-    for ((row, values), &mut sum) in rows.zip(state.values.chunks_exact(dim)).zip(state.sum) {
+    let State { max, sum, values } = state_of(memory, rows.len());
+    let level = head.call.exec.level;
+    let rows = rows.zip(values.chunks_exact_mut(dim)).zip(max);
+    for (((row, values), max), sum) in rows.zip(sum) {
+        if let Some(sink) = head.sink(row) {
+            let factor = dispatch(level, AddSink { sink, max, sum });
+            values.iter_mut().for_each(|value| *value *= factor);
+        }
+        let sum = *sum;
         // SAFETY: rows of different items and tasks are disjoint, which `attention` checked.
         let out = unsafe { out.part(head.offset(row), dim) };
-        dispatch(head.call.exec.level, Finish { sum, values, out });
+        dispatch(level, Finish { sum, values, out });
     }
 }
 

@@ -426,6 +426,26 @@ impl Kernel for Finish<'_> {
     }
 }
 
+/// Adds a sink to the maximum and the sum of a row. Returns what the row's values are multiplied
+/// with to be weighted by the new maximum.
+pub(crate) struct AddSink<'a> {
+    pub(crate) sink: f32,
+    pub(crate) max: &'a mut f32,
+    pub(crate) sum: &'a mut f32,
+}
+
+impl Kernel for AddSink<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> f32 {
+        let common = Common::of::<L>(*self.max, self.sink);
+        let Factors { old, new } = common.factors;
+        *self.max = common.max;
+        *self.sum = self.sum.mul_add(old, new);
+        old
+    }
+}
+
 /// Maximum and sum of exponentials of a chunk, merged: the first pass of `observe`.
 pub(crate) struct Normalise<'a, T, const M: usize, const N: usize> {
     pub(crate) logits: Logits<'a, T>,

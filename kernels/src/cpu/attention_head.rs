@@ -135,6 +135,12 @@ impl<'a, T: Element> Head<'a, T> {
         }
     }
 
+    /// Logit of the sink of query row `row`, in units of log2.
+    pub(crate) fn sink(&self, row: usize) -> Option<f32> {
+        let sinks = self.item.sinks?;
+        Some(sinks[row % self.group] * std::f32::consts::LOG2_E)
+    }
+
     /// First element of query row `row` in `q` and `out`.
     pub(crate) fn offset(&self, row: usize) -> usize {
         let QkvShape {

@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 
 use super::device::CpuBackend;
+use super::elementwise::Gated;
 use super::pack::CpuMatrix;
 use super::pages::CpuPages;
 use super::simd::SimdLevel;
@@ -15,8 +16,8 @@ use super::{
 use crate::backend::{
     AssociativeLayer, Attention, AttentionItem, Boundary, Buffers, Cache, Features, HeadPages,
     IndexItem, IndexShape, Indexing, LatentMemory, ObserveItem, PageShape, Products, QkNorm,
-    QkvShape, RankSums, ReadoutItem, RotateItem, Rows, Sampling, Scoring, SelectBudget, SelectHead,
-    SplitQkv, Steps, WeightView,
+    QkvShape, RankSums, ReadoutItem, RotateItem, RowOperation, Rows, Sampling, Scoring,
+    SelectBudget, SelectHead, SplitQkv, Steps, WeightView,
 };
 use crate::error::{Error, Result, at_least};
 use crate::latent::{LatentHead, LatentId, LatentKind, LatentState};
@@ -149,7 +150,53 @@ impl Rows for CpuBackend {
         width: usize,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        elementwise::silu_mul(self.exec(), gate_up, rows, width, out)
+        let gated = Gated {
+            gate_up,
+            rows,
+            width,
+            out,
+        };
+        elementwise::silu_mul(self.exec(), gated)
+    }
+
+    fn offers(&self, _: RowOperation) -> bool {
+        true
+    }
+
+    fn gelu_mul(
+        &self,
+        gate_up: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let gated = Gated {
+            gate_up,
+            rows,
+            width,
+            out,
+        };
+        elementwise::gelu_mul(self.exec(), gated)
+    }
+
+    fn clamped_mul(
+        &self,
+        gate_up: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let gated = Gated {
+            gate_up,
+            rows,
+            width,
+            out,
+        };
+        elementwise::clamped_mul(self.exec(), gated)
+    }
+
+    fn scale_rows(&self, x: &mut Vec<f32>, width: usize, factors: &[f32]) -> Result<()> {
+        elementwise::scale_rows(self.exec(), x, width, factors)
     }
 
     fn gather_rows(
@@ -284,6 +331,10 @@ impl Cache for CpuBackend {
 }
 
 impl Attention for CpuBackend {
+    fn offers_sinks(&self) -> bool {
+        true
+    }
+
     fn attention(
         &self,
         shape: QkvShape,

@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use super::attention::check;
 use super::attention_block::{
-    BLOCK, CHUNK, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
+    AddSink, BLOCK, CHUNK, LogitTile, Logits, Normalise, Probabilities, Visible, with_block,
 };
 use super::attention_head::{Call, Head, Source, Unit, with_scratch};
 use super::element::Element;
 use super::exec::Exec;
-use super::lanes::Shared;
+use super::lanes::{Shared, dispatch};
 use super::pages::{CpuPages, with_arena};
 use crate::backend::{ObserveItem, QkvShape, Reduce};
 use crate::centroids::CentroidState;
@@ -170,6 +170,11 @@ fn normalise<T: Element>(head: &Head<'_, T>, rows: Range<usize>, state: &mut [f3
             }
         }
     });
+    for ((row, max), sum) in rows.zip(max).zip(sum) {
+        if let Some(sink) = head.sink(row) {
+            dispatch(head.call.exec.level, AddSink { sink, max, sum });
+        }
+    }
 }
 
 fn normalise_unit<T: Element, U: Element>(

@@ -64,14 +64,17 @@ fn probabilities(
             f64::NEG_INFINITY
         });
     }
+    let sink = item.sinks.map(|sinks| f64::from(sinks[query.head]));
     let max = centroids
         .iter()
         .chain(&slots)
+        .chain(&sink)
         .copied()
         .fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = centroids
         .iter()
         .chain(&slots)
+        .chain(&sink)
         .map(|logit| (logit - max).exp())
         .sum();
     for logit in centroids.iter_mut().chain(&mut slots) {
@@ -165,6 +168,10 @@ fn observe(
 }
 
 impl Attention for ReferenceBackend {
+    fn offers_sinks(&self) -> bool {
+        true
+    }
+
     fn attention(
         &self,
         shape: QkvShape,

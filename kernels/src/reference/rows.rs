@@ -1,7 +1,7 @@
 //! Operations on rows, element by element.
 
 use super::device::ReferenceBackend;
-use crate::backend::Rows;
+use crate::backend::{CLAMP, RowOperation, Rows};
 use crate::error::{Error, Result, at_least};
 
 /// `x / sqrt(mean(x²) + eps) * weight`.
@@ -82,6 +82,62 @@ impl Rows for ReferenceBackend {
         }
         for (i, &row) in rows.iter().enumerate() {
             out[i * width..(i + 1) * width].copy_from_slice(&x[row * width..(row + 1) * width]);
+        }
+        Ok(())
+    }
+
+    fn offers(&self, _: RowOperation) -> bool {
+        true
+    }
+
+    fn gelu_mul(
+        &self,
+        gate_up: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let op = "gelu_mul";
+        at_least(op, "gate_up", gate_up.len(), rows * 2 * width)?;
+        at_least(op, "out", out.len(), rows * width)?;
+        for t in 0..rows {
+            for f in 0..width {
+                let gate = f64::from(gate_up[t * 2 * width + f]);
+                let up = f64::from(gate_up[t * 2 * width + width + f]);
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                out[t * width + f] = (0.5 * gate * (1.0 + inner.tanh()) * up) as f32;
+            }
+        }
+        Ok(())
+    }
+
+    fn clamped_mul(
+        &self,
+        gate_up: &Vec<f32>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let op = "clamped_mul";
+        at_least(op, "gate_up", gate_up.len(), rows * 2 * width)?;
+        at_least(op, "out", out.len(), rows * width)?;
+        for t in 0..rows {
+            for f in 0..width {
+                let gate = f64::from(gate_up[t * 2 * width + f]).min(CLAMP.into());
+                let up = f64::from(gate_up[t * 2 * width + width + f]);
+                let up = up.clamp(-f64::from(CLAMP), CLAMP.into()) + 1.0;
+                out[t * width + f] = (gate / (1.0 + (-1.702 * gate).exp()) * up) as f32;
+            }
+        }
+        Ok(())
+    }
+
+    fn scale_rows(&self, x: &mut Vec<f32>, width: usize, factors: &[f32]) -> Result<()> {
+        at_least("scale_rows", "x", x.len(), factors.len() * width)?;
+        for (r, factor) in factors.iter().enumerate() {
+            for value in &mut x[r * width..(r + 1) * width] {
+                *value *= factor;
+            }
         }
         Ok(())
     }

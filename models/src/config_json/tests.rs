@@ -41,7 +41,7 @@ fn generation_config_names_the_last_tokens() {
     let config =
         ModelConfig::from_json(json, Some(br#"{"eos_token_id": [3, 4]}"#), "test").unwrap();
     assert_eq!(config.eos_ids, [3, 4]);
-    assert!(config.qkv_bias);
+    assert!(config.differences.qkv_bias);
     assert_eq!(config.rms_eps, 1e-6);
 }
 
@@ -102,6 +102,43 @@ fn each_bad_value_is_named() {
 }
 
 #[test]
+fn each_bad_value_of_experts_and_rotary_scaling_is_named() {
+    for (changes, expected) in [
+        (
+            json!({"model_type": "mixtral", "num_local_experts": 4}),
+            "\"num_experts_per_tok\" is missing",
+        ),
+        (
+            json!({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5}),
+            "the number of experts of a token is 5, expected 1 to 4",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 1e-300}}),
+            "the angle of a token is inf",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "yarn"}}),
+            "\"factor\" is missing",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}),
+            "the number of rope factors is 1, expected 8 to 8",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0],
+                "original_max_position_embeddings": 512}}),
+            "\"short_factor\" is missing",
+        ),
+        (
+            json!({"model_type": "phi3", "partial_rotary_factor": 0.2}),
+            "the rotated part of a head is 3, which must be a multiple of two",
+        ),
+    ] {
+        refuses(changes, expected);
+    }
+}
+
+#[test]
 fn what_cannot_run_is_named() {
     for (changes, expected) in [
         (
@@ -110,8 +147,8 @@ fn what_cannot_run_is_named() {
         ),
         (json!({"hidden_act": "gelu"}), "activation \"gelu\""),
         (
-            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
-            "rope type \"yarn\"",
+            json!({"rope_scaling": {"rope_type": "mrope", "mrope_section": [2, 3, 3]}}),
+            "rope type \"mrope\" is not supported; supported: default, linear",
         ),
         (json!({"attention_bias": true}), "attention_bias"),
         (
@@ -123,8 +160,17 @@ fn what_cannot_run_is_named() {
             "quantization \"gptq\"",
         ),
         (
-            json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 1}),
-            "in 1 of 2 layers",
+            json!({"model_type": "qwen2", "layer_types": ["full_attention", "chunked"]}),
+            "layer type \"chunked\"",
+        ),
+        (
+            json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}),
+            "final_logit_softcapping",
+        ),
+        (
+            json!({"model_type": "qwen3_moe", "moe_intermediate_size": 32, "num_experts": 4,
+                "num_experts_per_tok": 2, "mlp_only_layers": [0]}),
+            "dense layers beside layers of experts",
         ),
     ] {
         refuses(changes, expected);
@@ -169,4 +215,90 @@ fn llama3_frequencies_equal_transformers() {
             "{found} {expected}"
         );
     }
+}
+
+#[test]
+fn layers_have_the_windows_that_their_family_gives_them() {
+    let windowed = |changes| {
+        let config = config(changes).unwrap();
+        let layers = 0..config.layers;
+        layers
+            .map(|layer| config.differences.window_of(layer))
+            .collect::<Vec<_>>()
+    };
+    let qwen2 = json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 1,
+        "sliding_window": 8});
+    assert_eq!(windowed(qwen2), [None, Some(8)]);
+    let mistral = json!({"model_type": "mistral", "sliding_window": 8});
+    assert_eq!(windowed(mistral), [Some(8), Some(8)]);
+    let gemma = json!({"model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window": 8});
+    let (near, far) = (Some(8), None);
+    assert_eq!(windowed(gemma), [near, near, near, near, near, far, near]);
+    let named = json!({"model_type": "gemma3_text", "sliding_window": 8,
+        "layer_types": ["full_attention", "sliding_attention"]});
+    assert_eq!(windowed(named), [None, Some(8)]);
+    assert_eq!(windowed(json!({"sliding_window": 8})), [None, None]);
+}
+
+#[test]
+fn layers_without_rotation_stand_still() {
+    let smollm3 = json!({"model_type": "smollm3", "num_hidden_layers": 5});
+    let config_of = |changes| config(changes).unwrap();
+    let turns = |config: &ModelConfig| {
+        let turns = |layer| config.rotary_of(layer).inv_freq.iter().any(|&f| f != 0.0);
+        (0..config.layers).map(turns).collect::<Vec<_>>()
+    };
+    assert_eq!(turns(&config_of(smollm3)), [true, true, true, false, true]);
+    let listed = json!({"model_type": "smollm3", "no_rope_layers": [0, 1]});
+    assert_eq!(turns(&config_of(listed)), [false, true]);
+}
+
+/// A part of each head is rotated: its pairs come first, and the others stand still.
+#[test]
+fn partial_rotation_leaves_pairs_still() {
+    let config = config(json!({"model_type": "phi3", "partial_rotary_factor": 0.75})).unwrap();
+    let found = config.rope.inv_freq();
+    assert_eq!(found.len(), 8);
+    for (i, found) in found.into_iter().enumerate() {
+        let want = if i < 6 {
+            10_000f64.powf(-(i as f64) / 6.0)
+        } else {
+            0.0
+        };
+        assert!((f64::from(found) - want).abs() < 1e-7, "{i}: {found}");
+    }
+}
+
+#[test]
+fn a_stretched_context_is_as_long_as_its_scaling_makes_it() {
+    let length = |scaling: Value| {
+        config(json!({"rope_scaling": scaling}))
+            .unwrap()
+            .context_length
+    };
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256});
+    assert_eq!(length(yarn), 1024);
+    let declared = json!({"type": "yarn", "factor": 4.0});
+    assert_eq!(length(declared), 2048);
+    // As declared: within it nothing is stretched.
+    let dynamic = json!({"type": "dynamic", "factor": 4.0});
+    assert_eq!(length(dynamic), 512);
+}
+
+#[test]
+fn longrope_takes_the_list_of_the_declared_context() {
+    let lists = |original: usize| {
+        json!({"rope_type": "longrope", "short_factor": vec![2.0; 8], "long_factor": vec![4.0; 8],
+            "original_max_position_embeddings": original})
+    };
+    let first = |original| {
+        let rope = config(json!({"rope_scaling": lists(original)}))
+            .unwrap()
+            .rope;
+        let rotary = rope.rotary();
+        (rotary.inv_freq[0], rotary.scale[0])
+    };
+    assert_eq!(first(512), (0.5, 1.0));
+    let stretched = (1.0 + 4f64.ln() / 128f64.ln()).sqrt() as f32;
+    assert_eq!(first(128), (0.25, stretched));
 }

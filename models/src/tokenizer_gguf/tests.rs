@@ -229,3 +229,35 @@ fn default_model_gives_the_reference_ids() {
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
 }
+
+/// Pieces of a text, as the pre-tokenizer of the given name cuts it.
+fn pieces(pre: &str, text: &str) -> Vec<String> {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+    let files = replaced("smollm", pre).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&files.tokenizer_json).unwrap();
+    let mut cut = PreTokenizedString::from(text);
+    let pre_tokenizer = tokenizer.get_pre_tokenizer().expect("there is one");
+    pre_tokenizer.pre_tokenize(&mut cut).unwrap();
+    let splits = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    splits
+        .iter()
+        .map(|(_, (start, end), _)| text[*start..*end].to_owned())
+        .collect()
+}
+
+/// Words are cut where lower case ends, contractions stay with their word or do not, and digits
+/// come by three or alone.
+#[test]
+fn texts_are_cut_as_the_named_expression_says() {
+    let text = "HelloWorld don't 12345//";
+    assert_eq!(
+        pieces("gpt-4o", text),
+        ["Hello", "World", " don't", " ", "123", "45", "//"]
+    );
+    assert_eq!(
+        pieces("tekken", text),
+        [
+            "Hello", "World", " don", "'t", " ", "1", "2", "3", "4", "5", "//"
+        ]
+    );
+}

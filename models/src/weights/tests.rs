@@ -1,6 +1,8 @@
 //! Model files whole and damaged. Values are compared with what the fixtures' makers computed in
 //! Python; whether the decoder gets the golden logits out of them is the parity tests' matter.
 
+mod families;
+mod listed;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use palimpsest_kernels::WeightType;
 use proptest::prelude::*;
 use writer::{Writer, llama, text, with_tensors};
 
-use super::WeightsError;
+use super::{FeedForwardWeights, GatedWeights, WeightsError};
 use crate::config::{Architecture, RopeScaling};
 use crate::gguf::{Gguf, GgufError, GgufValue};
 use crate::part::Part;
@@ -79,8 +81,12 @@ fn every_fixture_opens_with_its_configuration() {
         ("mistral", Architecture::Mistral, 64, false),
         ("qwen2", Architecture::Qwen2, 64, false),
         ("qwen3", Architecture::Qwen3, 64, false),
+        ("mixtral", Architecture::Mixtral, 64, false),
+        ("qwen3-moe", Architecture::Qwen3Moe, 64, false),
         ("gguf-llama", Architecture::Llama, 288, true),
         ("gguf-qwen2", Architecture::Qwen2, 288, false),
+        ("gguf-mixtral", Architecture::Mixtral, 288, false),
+        ("gguf-qwen3-moe", Architecture::Qwen3Moe, 288, false),
     ];
     for (name, architecture, vocabulary, tied) in families {
         let model = open(name);
@@ -97,9 +103,12 @@ fn every_fixture_opens_with_its_configuration() {
             "{name}"
         );
         assert_eq!(config.name, name);
-        assert_eq!(config.qkv_bias, architecture == Architecture::Qwen2);
         assert_eq!(
-            config.sliding_window,
+            config.differences.qkv_bias,
+            architecture == Architecture::Qwen2
+        );
+        assert_eq!(
+            config.differences.sliding_window,
             (architecture == Architecture::Mistral).then_some(16)
         );
         // rope_freqs.weight is no parameter of the network.
@@ -110,10 +119,10 @@ fn every_fixture_opens_with_its_configuration() {
         for layer in 0..config.layers {
             let layer = model.weights().layer(layer, &Part::whole(config)).unwrap();
             assert_eq!(layer.q.rows, config.heads * config.head_dim);
-            assert_eq!(layer.q_norm.is_some(), config.qk_norm);
+            assert_eq!(layer.q_norm.is_some(), config.differences.qk_norm);
             assert_eq!(
                 layer.k_bias.as_ref().map(Vec::len),
-                config.qkv_bias.then_some(layer.k.rows)
+                config.differences.qkv_bias.then_some(layer.k.rows)
             );
         }
         assert!(matches!(
@@ -127,15 +136,8 @@ fn every_fixture_opens_with_its_configuration() {
 fn stored_types_reach_the_kernels() {
     let llama = open("gguf-llama");
     let layer = llama.weights().layer(1, &whole(&llama)).unwrap();
-    let types = [
-        &layer.q,
-        &layer.k,
-        &layer.v,
-        &layer.gate,
-        &layer.up,
-        &layer.down,
-    ]
-    .map(|matrix| matrix.dtype);
+    let GatedWeights { gate, up, down, .. } = dense(layer.feed_forward);
+    let types = [&layer.q, &layer.k, &layer.v, &gate, &up, &down].map(|matrix| matrix.dtype);
     use WeightType::{BF16, F16, Q4_0, Q4_1, Q8_0};
     assert_eq!(types, [Q4_1, Q4_0, Q8_0, F16, BF16, Q4_1]);
     let qwen = open("gguf-qwen2");
@@ -203,6 +205,13 @@ fn rope_factors_of_a_gguf_equal_the_scaling_of_its_config() {
     }
 }
 
+fn dense(feed_forward: FeedForwardWeights<'_>) -> GatedWeights<'_> {
+    match feed_forward {
+        FeedForwardWeights::Dense(gated) => gated,
+        FeedForwardWeights::Routed { .. } => panic!("a dense model"),
+    }
+}
+
 fn whole(model: &Model) -> Part {
     Part::whole(model.config())
 }
@@ -211,7 +220,8 @@ fn whole(model: &Model) -> Part {
 fn shards_are_cut_from_rows_and_columns() {
     let model = open("gguf-llama");
     // [64, 128] in Q4_1: 20 bytes per 32 columns.
-    let down = model.weights().layer(0, &whole(&model)).unwrap().down;
+    let layer = model.weights().layer(0, &whole(&model)).unwrap();
+    let down = dense(layer.feed_forward).down;
     let rows = down.clone().into_rows(8..24);
     assert_eq!(
         (rows.rows, rows.cols, &*rows.bytes),
@@ -256,12 +266,27 @@ fn hand_made_file_is_read_and_every_lack_is_named() {
     }
 }
 
+/// The metadata of a small Mixtral.
+fn experts(count: u32, used: u32) -> Writer {
+    llama()
+        .size("llama.expert_count", count)
+        .size("llama.expert_used_count", used)
+}
+
 /// Metadata that is missing, contradictory, or of models that cannot run.
 fn lacks_of_metadata() -> Vec<Lack> {
     vec![
         lack(
             with_tensors(llama().size("llama.expert_count", 8), 0, 4096),
-            "mixture \"8 experts\"",
+            "\"llama.expert_used_count\" is missing",
+        ),
+        lack(
+            with_tensors(experts(8, 9), 0, 4096),
+            "the number of experts of a token is 9, expected 1 to 8",
+        ),
+        lack(
+            with_tensors(experts(8, 2), 0, 4096),
+            "\"blk.0.ffn_gate_inp.weight\" is missing",
         ),
         lack(
             with_tensors(llama().size("split.count", 2), 0, 4096),
@@ -277,7 +302,15 @@ fn lacks_of_metadata() -> Vec<Lack> {
                 0,
                 4096,
             ),
-            "rope scaling \"yarn\"",
+            "\"llama.rope.scaling.factor\" is missing",
+        ),
+        lack(
+            with_tensors(
+                llama().raw("llama.rope.scaling.type", 8, &text("ntk")),
+                0,
+                4096,
+            ),
+            "rope scaling \"ntk\" is not supported",
         ),
         lack(
             with_tensors(llama().size("llama.rope.dimension_count", 4), 0, 4096),

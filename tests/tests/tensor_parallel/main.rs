@@ -2,6 +2,7 @@
 //! bit, and nothing exchanged beyond the usual.
 
 mod default_model;
+mod families;
 mod group;
 mod likelihood;
 

@@ -8,6 +8,7 @@ use palimpsest_kernels::{
     Attention as _, AttentionItem, Buffers, Cache, KvType, LatentHead, LatentKind, LatentMemory,
     LatentState, QkvShape,
 };
+use palimpsest_models::config::Rotary;
 use palimpsest_proto::contract::PolicyName;
 use proptest::prelude::*;
 
@@ -46,6 +47,7 @@ struct Bench {
     pages: <CpuBackend as Cache>::Pages,
     pool: PagePool,
     inv_freq: Vec<f32>,
+    rotary: RotaryTables,
     trained_length: u64,
     scores: Scores<CpuBackend>,
 }
@@ -67,15 +69,21 @@ impl Bench {
                 64,
             )
             .expect("a small arena");
-        let inv_freq = (0..DIM / 2)
+        let inv_freq: Vec<f32> = (0..DIM / 2)
             .map(|i| 1000f32.powf(-2.0 * i as f32 / DIM as f32))
             .collect();
+        let rotary = Rotary {
+            inv_freq: inv_freq.clone(),
+            scale: vec![1.0; DIM / 2],
+        };
+        let rotary = RotaryTables::alike(rotary, LAYERS);
         let scores = Scores::new(&backend).expect("room for none");
         Self {
             backend,
             pages,
             pool: PagePool::new(64),
             inv_freq,
+            rotary,
             trained_length,
             scores,
         }
@@ -122,9 +130,10 @@ impl Bench {
             backend,
             pages,
             pool,
-            inv_freq,
+            rotary,
             trained_length,
             scores,
+            ..
         } = self;
         let mut ctx = BoundaryContext {
             backend,
@@ -133,7 +142,7 @@ impl Bench {
             head_dim: DIM,
             stride: STRIDE,
             trained_length: *trained_length,
-            inv_freq,
+            rotary,
             features: None,
             scores,
             peers: &mut Peers::alone(),
@@ -436,6 +445,7 @@ fn reindexing_error(dtype: KvType) -> f64 {
                 slots,
                 first_visible: None,
                 centroids: None,
+                sinks: None,
             };
             let mut q = bench.backend.alloc(DIM).expect("small");
             let mut out = bench.backend.alloc(DIM).expect("small");

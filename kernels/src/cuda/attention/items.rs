@@ -21,6 +21,11 @@ pub(super) fn add_item<'a, D: Device>(
 ) -> Result<()> {
     let (rows, len) = (attend.rows.len(), attend.slots.len);
     within(op, "KV head", attend.kv_head, shape.kv_heads)?;
+    if attend.sinks.is_some() {
+        return Err(Error::Unavailable(
+            "CUDA does not offer attention sinks".into(),
+        ));
+    }
     at_least(op, "slots of an item", len, rows)?;
     pages.check(op, &attend.slots, len)?;
     let mut item = Item {

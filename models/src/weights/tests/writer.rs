@@ -40,6 +40,16 @@ impl Writer {
         self.raw(key, 6, &value.to_le_bytes())
     }
 
+    /// A vector of ones in F32.
+    pub(super) fn ones(self, name: &str, len: usize) -> Self {
+        let mut file = self.tensor(name, &[len as u64], 0, 4 * len);
+        let start = file.data.len() - (4 * len).next_multiple_of(32);
+        for one in file.data[start..start + 4 * len].chunks_exact_mut(4) {
+            one.copy_from_slice(&1f32.to_le_bytes());
+        }
+        file
+    }
+
     pub(super) fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: usize) -> Self {
         self.tensors.extend(text(name));
         self.tensors.extend((dims.len() as u32).to_le_bytes());
