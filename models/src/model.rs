@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result, WeightsError};
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::Gguf;
+use crate::gguf_split::{self, GgufFiles};
 use crate::tokenizer::TokenizerFiles;
 use crate::weights::{Naming, Weights};
-use crate::weights_file::{FileMap, StoredTensor, TensorTable, floats};
+use crate::weights_file::{StoredTensor, TensorTable, floats};
 use crate::{random, safetensors};
 
 /// An opened model: configuration and weights checked, nothing packed yet.
@@ -22,8 +23,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors,
-    /// `tokenizer.json`), or makes the model that a path `random:SHAPE` names ([`crate::random`]).
+    /// Opens a `.gguf` file (any one of a model in several), a Hugging Face directory
+    /// (`config.json`, safetensors, `tokenizer.json`), or makes the model that a path
+    /// `random:SHAPE` names ([`crate::random`]).
     ///
     /// # Errors
     /// Whatever is wrong with the files, named; see [`Error`].
@@ -42,11 +44,7 @@ impl Model {
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let (map, gguf) = map_gguf(path)?;
-        let name = path
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let GgufFiles { maps, gguf, name } = gguf_split::open(path)?;
         let mut table = TensorTable::default();
         for tensor in &gguf.tensors {
             let stored = StoredTensor {
@@ -56,19 +54,19 @@ impl Model {
                     .and_then(|_| tensor.dtype.weight_type()),
                 type_name: tensor.dtype.to_string(),
                 shape: tensor.shape.clone(),
-                file: 0,
+                file: tensor.file,
                 range: tensor.range.clone().unwrap_or(0..0),
             };
             table.tensors.insert(tensor.name.clone(), stored);
         }
-        let factors = rope_factors(&table, &map);
+        table.files = maps;
+        let factors = rope_factors(&table);
         let factors = factors.map_err(|source| Error::Weights {
             path: path.to_owned(),
             source,
         })?;
         let config = ModelConfig::from_gguf(&gguf, factors, &name)
             .map_err(|source| Error::gguf(path, source))?;
-        table.files.push(map);
         Self::new(path, Some(gguf), config, table)
     }
 
@@ -153,37 +151,18 @@ impl Model {
 }
 
 /// Content of `rope_freqs.weight`, the frequency divisors of Llama 3.1 and later.
-fn rope_factors(
-    table: &TensorTable,
-    file: &[u8],
-) -> std::result::Result<Option<Vec<f32>>, WeightsError> {
+fn rope_factors(table: &TensorTable) -> std::result::Result<Option<Vec<f32>>, WeightsError> {
     let name = "rope_freqs.weight";
     let Some(tensor) = table.tensors.get(name) else {
         return Ok(None);
     };
     let values = tensor
         .dtype
-        .and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
+        .and_then(|dtype| floats(dtype, table.bytes(tensor)));
     let found = tensor.type_name.clone();
     values.map(Some).ok_or(WeightsError::Type {
         name: name.to_owned(),
         found,
         supported: "F32, F16, BF16",
     })
-}
-
-/// Maps and parses a GGUF file.
-pub(crate) fn map_gguf(path: &Path) -> Result<(FileMap, Gguf)> {
-    let map = FileMap::open(path).map_err(|source| Error::io(path, source))?;
-    match Gguf::parse(&map) {
-        Ok(gguf) => Ok((map, gguf)),
-        Err(GgufError::Magic(_))
-            if path.extension().is_none_or(|extension| extension != "gguf") =>
-        {
-            Err(Error::NotAModel {
-                path: path.to_owned(),
-            })
-        }
-        Err(source) => Err(Error::gguf(path, source)),
-    }
 }
