@@ -32,12 +32,9 @@ impl<B: Backend> Linear<B> {
     /// # Errors
     /// Those of the kernels.
     pub(crate) fn load(backend: &B, weight: &[f32], bias: &[f32]) -> Result<Self> {
-        let view = WeightView {
-            dtype: WeightType::F32,
-            rows: bias.len(),
-            cols: weight.len().checked_div(bias.len()).unwrap_or(0),
-            bytes: bytemuck::cast_slice(weight),
-        };
+        let cols = weight.len().checked_div(bias.len()).unwrap_or(0);
+        let bytes = bytemuck::cast_slice(weight);
+        let view = WeightView::new(WeightType::F32, bias.len(), cols, bytes);
         Ok(Self {
             matrix: backend.load_matrix(&[view])?,
             bias: vector(backend, bias)?,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use palimpsest_kernels::cpu::{Activations, CpuBackend, CpuOptions, Pool};
 use palimpsest_kernels::parts::*;
-use palimpsest_kernels::{BlockSize, Products, WeightType, WeightView};
+use palimpsest_kernels::{Products, WeightType, WeightView, random_blocks};
 
 /// Weights cycled through, in bytes.
 const WORKING_SET: usize = 96 << 20;
@@ -33,41 +33,10 @@ fn noise(state: &mut u64) -> u64 {
     *state >> 33
 }
 
-/// A file's bytes with random codes and harmless scales.
-fn weights(case: &Case) -> Vec<u8> {
-    let BlockSize {
-        weights: per_block,
-        bytes: size,
-    } = case.dtype.block();
-    let mut state = 7;
-    let mut bytes: Vec<u8> = (0..case.rows * case.cols / per_block * size)
-        .map(|_| noise(&mut state) as u8)
-        .collect();
-    let small = [0x00, 0x1c];
-    for block in bytes.chunks_exact_mut(size) {
-        match case.dtype {
-            WeightType::F32 => block.copy_from_slice(&0.01f32.to_le_bytes()),
-            WeightType::F16 => block.copy_from_slice(&small),
-            WeightType::BF16 => block.copy_from_slice(&[0x00, 0x3c]),
-            WeightType::Q6K => block[208..].copy_from_slice(&small),
-            WeightType::Q8_0 | WeightType::Q4_0 => block[..2].copy_from_slice(&small),
-            WeightType::Q4_1 | WeightType::Q4K => {
-                block[..2].copy_from_slice(&small);
-                block[2..4].copy_from_slice(&small);
-            }
-        }
-    }
-    bytes
-}
-
 fn measure(backend: &CpuBackend, case: &Case) {
-    let bytes = weights(case);
-    let view = WeightView {
-        dtype: case.dtype,
-        rows: case.rows,
-        cols: case.cols,
-        bytes: &bytes,
-    };
+    let mut state = 7;
+    let bytes = random_blocks(case.dtype, case.rows * case.cols, || noise(&mut state));
+    let view = WeightView::new(case.dtype, case.rows, case.cols, &bytes);
     let first = backend.load_matrix(&[view]).expect("valid weights");
     let packed = backend.matrix_bytes(&first);
     let mut matrices = vec![first];
@@ -166,8 +135,18 @@ fn main() {
         case("head", WeightType::Q8_0, 49152, 576),
         case("ffn", WeightType::Q8_0, 3072, 1024),
         case("ffn", WeightType::Q4_0, 3072, 1024),
+        case("ffn", WeightType::Q5_0, 3072, 1024),
+        case("ffn", WeightType::Q5_1, 3072, 1024),
+        case("ffn", WeightType::Q2K, 3072, 1024),
+        case("ffn", WeightType::Q3K, 3072, 1024),
         case("ffn", WeightType::Q4K, 3072, 1024),
+        case("ffn", WeightType::Q5K, 3072, 1024),
         case("ffn", WeightType::Q6K, 3072, 1024),
+        case("ffn", WeightType::Iq4Nl, 3072, 1024),
+        case("ffn", WeightType::Iq4Xs, 3072, 1024),
+        case("ffn", WeightType::Mxfp4, 3072, 1024),
+        case("ffn", WeightType::Iq3S, 3072, 1024),
+        case("ffn", WeightType::Iq2Xs, 3072, 1024),
         case("ffn", WeightType::F16, 3072, 1024),
         case("ffn", WeightType::BF16, 3072, 1024),
         case("ffn", WeightType::F32, 3072, 1024),

@@ -36,6 +36,7 @@ mod rows;
 mod sampling;
 mod scoring;
 mod steps;
+mod weights;
 
 pub use attention::{Attention, AttentionItem, ObserveItem, Reduce};
 pub use boundary::{Boundary, SelectBudget, SelectHead};
@@ -43,12 +44,14 @@ pub use buffers::Buffers;
 pub use cache::{Cache, QkNorm, RotateItem, SplitItem, SplitQkv};
 pub use indexing::{IndexItem, IndexShape, Indexing};
 pub use latent_memory::{AssociativeLayer, Features, LEAST_MASS, LatentMemory, ReadoutItem};
-pub use products::{BlockSize, Products, WeightType, WeightView};
+pub use products::Products;
 pub use rank_sums::RankSums;
 pub use rows::{CLAMP, RowOperation, Rows};
 pub use sampling::Sampling;
 pub use scoring::Scoring;
 pub use steps::{DecodeStep, Steps};
+pub(crate) use weights::GROUP;
+pub use weights::{BlockSize, WeightType, WeightView};
 
 pub use crate::shapes::{HeadPages, KvType, PageId, PageShape, QkvShape};
 

@@ -8,7 +8,7 @@
 //! | `device`, `backend` | the backend, and its parts as traits |
 //! | [`pool`], `exec`, `scratch` | threads, where a kernel runs, memory that is used again |
 //! | `simd`, `lanes`, [`exp_minus`] | instruction sets, operations on eight lanes, exponentials |
-//! | [`quant`], [`pack`] | blocks of quantised weights, panels of packed weights |
+//! | `cell`, [`pack`] | eight rows of weights side by side, panels of packed weights |
 //! | `matmul`, `totals`, `embed` | products, their sums in fixed point, embedding rows |
 //! | `elementwise` | norms, sums, gates, gathers |
 //! | `split_qkv` | the split of fused rows into queries, and keys and values in slots |
@@ -24,12 +24,12 @@
 pub mod pack;
 pub mod pages;
 pub mod pool;
-pub mod quant;
 
 mod attention;
 mod attention_block;
 mod attention_head;
 mod backend;
+mod cell;
 mod checks;
 mod device;
 mod element;

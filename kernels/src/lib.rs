@@ -23,6 +23,7 @@
 //! | `reference` | the oracle: every part by its definition; feature `testing` |
 //! | `conformance` | suites of cases, one for each part, against the oracle; feature `testing` |
 //! | [`error`] | what a kernel can refuse |
+//! | `quant` | blocks of quantised weights, read plainly |
 //! | [`fixed`] | fixed-point sums of products, the same for any number of ranks |
 //! | `shapes` | pages, element types of the cache, layouts of heads |
 //! | `stored` | slots of a head as bytes of the host |
@@ -43,6 +44,7 @@ pub mod error;
 pub mod fixed;
 pub mod latent;
 pub mod likelihood;
+mod quant;
 #[cfg(any(test, feature = "testing"))]
 pub mod reference;
 pub mod sample;
@@ -60,6 +62,9 @@ pub use backend::{
 };
 pub use error::{Error, Result};
 pub use latent::{LatentHead, LatentId, LatentKind, LatentState};
+pub use quant::dequantize;
+#[cfg(any(test, feature = "testing"))]
+pub use quant::random_blocks;
 pub use score::{NoteItem, ScoreItem, ScoreRule};
 pub use select::SelectItem;
 pub use shapes::{HeadPages, KvType, PageId, PageList, PageMark, PageShape, QkvShape};

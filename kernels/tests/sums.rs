@@ -155,12 +155,8 @@ fn a_product_and_its_sum_have_the_bits_of_the_host() {
     const COLS: usize = 40;
     const OUTPUTS: usize = 70;
     let weights: Vec<f32> = (0..OUTPUTS * COLS).map(|i| value(i + 5)).collect();
-    let view = WeightView {
-        dtype: WeightType::F32,
-        rows: OUTPUTS,
-        cols: COLS,
-        bytes: bytemuck::cast_slice(&weights),
-    };
+    let bytes = bytemuck::cast_slice(&weights);
+    let view = WeightView::new(WeightType::F32, OUTPUTS, COLS, bytes);
     for (precision, rows) in [
         (Precision::F32, 1),
         (Precision::Bf16, 3),
@@ -209,12 +205,7 @@ fn a_product_and_its_sum_have_the_bits_of_the_host() {
 #[test]
 fn an_embedding_comes_from_the_rank_that_has_it() {
     let table = [1.5f32, -0.0, 3.0, 4.0, 0.0, -6.0];
-    let view = WeightView {
-        dtype: WeightType::F32,
-        rows: 3,
-        cols: 2,
-        bytes: bytemuck::cast_slice(&table),
-    };
+    let view = WeightView::new(WeightType::F32, 3, 2, bytemuck::cast_slice(&table));
     let backend = CudaBackend::new(Emulated::new(1), Precision::F32);
     let matrix = backend.load_matrix(&[view]).expect("a table");
     let mut out = backend.alloc(6).expect("out");
@@ -250,12 +241,8 @@ fn an_embedding_comes_from_the_rank_that_has_it() {
 #[test]
 fn who_sums_alone_is_told() {
     let backend = CudaBackend::new(Emulated::new(1), Precision::F32);
-    let view = WeightView {
-        dtype: WeightType::F32,
-        rows: 1,
-        cols: 1,
-        bytes: &1f32.to_le_bytes(),
-    };
+    let one = 1f32.to_le_bytes();
+    let view = WeightView::new(WeightType::F32, 1, 1, &one);
     let matrix = backend.load_matrix(&[view]).expect("a table");
     let mut out = backend.alloc(1).expect("out");
     let refused = backend

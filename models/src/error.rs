@@ -48,6 +48,14 @@ pub enum Error {
         /// Reason.
         source: GgufError,
     },
+    /// The parts of a model in several GGUF files do not make one.
+    #[error("{}: {source}", path.display())]
+    Split {
+        /// The part in question.
+        path: PathBuf,
+        /// Reason.
+        source: SplitError,
+    },
     /// A safetensors file or index is damaged.
     #[error("{}: {source}", path.display())]
     Safetensors {
@@ -120,6 +128,55 @@ impl Error {
     }
 }
 
+/// Why the parts of a model do not make one.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SplitError {
+    /// A part whose name does not say where the others are.
+    #[error(
+        "this is one of the {count} files of a model, and its name is not NAME-{number:05}-of-\
+         {count:05}.gguf, by which the others are found: give all of them such names"
+    )]
+    Name {
+        /// Number of the part, from 1.
+        number: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// A part that is not there.
+    #[error("part {number} of the {count} files of this model is missing: fetch it")]
+    Missing {
+        /// Number of the part, from 1.
+        number: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// A file that says it is another part, or of another model.
+    #[error(
+        "by its name this is part {number} of {count}, and it says that it is part {found} of {of}: \
+         fetch all parts anew"
+    )]
+    Other {
+        /// Number that its name says.
+        number: u64,
+        /// How many there are.
+        count: u64,
+        /// Number that it says.
+        found: u64,
+        /// How many it says there are.
+        of: u64,
+    },
+    /// Parts of different models.
+    #[error("the {count} parts hold {found} tensors, and the first one says {expected}")]
+    Tensors {
+        /// How many parts there are.
+        count: u64,
+        /// Tensors of all parts.
+        found: u64,
+        /// Tensors of the model.
+        expected: u64,
+    },
+}
+
 /// Why safetensors files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SafetensorsError {
@@ -187,8 +244,11 @@ pub enum WeightsError {
         /// Layers of the model.
         layers: usize,
     },
-    /// A slice of a matrix that would cut through a block.
-    #[error("columns {range:?} of a {dtype:?} matrix with {cols} columns do not fall on blocks")]
+    /// A slice of a matrix that would cut through a group of weights.
+    #[error(
+        "columns {range:?} of a {dtype:?} matrix with {cols} columns do not begin and end at \
+         multiples of 32; use another --tp"
+    )]
     Columns {
         /// Columns asked for.
         range: Range<usize>,

@@ -111,9 +111,6 @@ pub enum GgufError {
         /// Bytes of the file.
         len: usize,
     },
-    /// One piece of several.
-    #[error("this is one piece of a model split in {0} files; merge them with gguf-split --merge")]
-    Split(u64),
 }
 
 /// Tensor of the file.
@@ -127,6 +124,8 @@ pub struct GgufTensor {
     pub shape: Vec<usize>,
     /// Bytes of the file; `None` for types whose size is not known here.
     pub range: Option<Range<usize>>,
+    /// Which of a model's files, where there are several: from 0.
+    pub file: usize,
 }
 
 /// Metadata value. Arrays are checked and left in the file.
@@ -215,9 +214,6 @@ impl Gguf {
                 });
             }
             gguf.metadata.push((key, value));
-        }
-        if let Some(pieces) = gguf.unsigned("split.count")?.filter(|&pieces| pieces > 1) {
-            return Err(GgufError::Split(pieces));
         }
         gguf.read_tensors(&mut reader, num_tensors)?;
         Ok(gguf)
@@ -570,6 +566,7 @@ impl<'a> Reader<'a> {
                     dtype,
                     shape,
                     range: None,
+                    file: 0,
                 },
                 offset,
             }),

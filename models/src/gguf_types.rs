@@ -92,6 +92,11 @@ const GGML_TYPES: [(u32, &str, usize, usize); 34] = [
 ];
 
 impl TensorType {
+    /// Names of the types that the kernels read, for messages.
+    pub(crate) const SUPPORTED: &str = "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, \
+        Q5_K, Q6_K, IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL, IQ3_S, IQ2_S, IQ4_XS, IQ1_M, BF16, \
+        TQ1_0, TQ2_0, MXFP4";
+
     /// Type of a GGUF type number.
     pub fn from_ggml(number: u32) -> Self {
         match GGML_TYPES.iter().position(|entry| entry.0 == number) {
@@ -120,8 +125,25 @@ impl TensorType {
             "Q8_0" => WeightType::Q8_0,
             "Q4_0" => WeightType::Q4_0,
             "Q4_1" => WeightType::Q4_1,
+            "Q5_0" => WeightType::Q5_0,
+            "Q5_1" => WeightType::Q5_1,
+            "Q2_K" => WeightType::Q2K,
+            "Q3_K" => WeightType::Q3K,
             "Q4_K" => WeightType::Q4K,
+            "Q5_K" => WeightType::Q5K,
             "Q6_K" => WeightType::Q6K,
+            "IQ1_S" => WeightType::Iq1S,
+            "IQ1_M" => WeightType::Iq1M,
+            "IQ2_XXS" => WeightType::Iq2Xxs,
+            "IQ2_XS" => WeightType::Iq2Xs,
+            "IQ2_S" => WeightType::Iq2S,
+            "IQ3_XXS" => WeightType::Iq3Xxs,
+            "IQ3_S" => WeightType::Iq3S,
+            "IQ4_NL" => WeightType::Iq4Nl,
+            "IQ4_XS" => WeightType::Iq4Xs,
+            "TQ1_0" => WeightType::Tq1_0,
+            "TQ2_0" => WeightType::Tq2_0,
+            "MXFP4" => WeightType::Mxfp4,
             _ => return None,
         })
     }
@@ -163,16 +185,17 @@ mod tests {
 
     #[test]
     fn block_sizes_agree_with_the_kernels() {
-        let mut supported = 0;
+        let mut supported = Vec::new();
         for (number, name, weights, bytes) in GGML_TYPES {
             let dtype = TensorType::from_ggml(number);
             assert_eq!(dtype.to_string(), name);
             if let Some(weight) = dtype.weight_type() {
                 let block = weight.block();
                 assert_eq!((block.weights, block.bytes), (weights, bytes), "{name}");
-                supported += 1;
+                supported.push(name);
             }
         }
-        assert_eq!(supported, 8);
+        assert_eq!(supported.len(), WeightType::ALL.len());
+        assert_eq!(supported.join(", "), TensorType::SUPPORTED);
     }
 }

@@ -10,7 +10,7 @@
 //! | `error` | [`Error`], and the errors of its parts |
 //! | [`config`] | [`config::ModelConfig`], and its checks |
 //! | `config_json`, `gguf_config` | the configuration in a `config.json`, in GGUF metadata |
-//! | [`gguf`], `gguf_types` | the GGUF reader, and its element types |
+//! | [`gguf`], `gguf_types`, `gguf_split` | the GGUF reader, its element types, models in several files |
 //! | [`safetensors`] | the safetensors reader, of one file or of many |
 //! | `weights_file` | memory maps, and the table of tensors in them |
 //! | `file_digest` | [`DigestCache`]: digests of whole files, kept until they change |
@@ -32,6 +32,7 @@ pub mod fetch;
 mod file_digest;
 pub mod gguf;
 mod gguf_config;
+mod gguf_split;
 mod gguf_types;
 mod model;
 mod no_follow;
@@ -47,7 +48,7 @@ mod weights_file;
 mod weights_id;
 mod weights_inspect;
 
-pub use error::{Error, Result, SafetensorsError};
+pub use error::{Error, Result, SafetensorsError, SplitError};
 pub use file_digest::DigestCache;
 pub use gguf_types::TensorType;
 pub use model::Model;

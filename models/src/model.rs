@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result, WeightsError};
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::Gguf;
 use crate::gguf_config::RopeTensors;
+use crate::gguf_split::{self, GgufFiles};
 use crate::tokenizer::TokenizerFiles;
 use crate::weights::{Naming, Weights};
-use crate::weights_file::{FileMap, StoredTensor, TensorTable, floats};
+use crate::weights_file::{StoredTensor, TensorTable, floats};
 use crate::{random, safetensors};
 
 /// An opened model: configuration and weights checked, nothing packed yet.
@@ -23,8 +24,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a `.gguf` file or a Hugging Face directory (`config.json`, safetensors,
-    /// `tokenizer.json`), or makes the model that a path `random:SHAPE` names ([`crate::random`]).
+    /// Opens a `.gguf` file (any one of a model in several), a Hugging Face directory
+    /// (`config.json`, safetensors, `tokenizer.json`), or makes the model that a path
+    /// `random:SHAPE` names ([`crate::random`]).
     ///
     /// # Errors
     /// Whatever is wrong with the files, named; see [`Error`].
@@ -43,11 +45,7 @@ impl Model {
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let (map, gguf) = map_gguf(path)?;
-        let name = path
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let GgufFiles { maps, gguf, name } = gguf_split::open(path)?;
         let mut table = TensorTable::default();
         for tensor in &gguf.tensors {
             let stored = StoredTensor {
@@ -57,19 +55,18 @@ impl Model {
                     .and_then(|_| tensor.dtype.weight_type()),
                 type_name: tensor.dtype.to_string(),
                 shape: tensor.shape.clone(),
-                file: 0,
+                file: tensor.file,
                 range: tensor.range.clone().unwrap_or(0..0),
             };
             table.tensors.insert(tensor.name.clone(), stored);
         }
-        let tensors = rope_tensors(&table, &map);
-        let tensors = tensors.map_err(|source| Error::Weights {
+        table.files = maps;
+        let tensors = rope_tensors(&table).map_err(|source| Error::Weights {
             path: path.to_owned(),
             source,
         })?;
         let config = ModelConfig::from_gguf(&gguf, tensors, &name)
             .map_err(|source| Error::gguf(path, source))?;
-        table.files.push(map);
         Self::new(path, Some(gguf), config, table)
     }
 
@@ -159,17 +156,14 @@ impl Model {
 }
 
 /// What a file's tensors say of rotary positions.
-fn rope_tensors(
-    table: &TensorTable,
-    file: &[u8],
-) -> std::result::Result<RopeTensors, WeightsError> {
+fn rope_tensors(table: &TensorTable) -> std::result::Result<RopeTensors, WeightsError> {
     let values = |name: &str| {
         let Some(tensor) = table.tensors.get(name) else {
             return Ok(None);
         };
         let values = tensor
             .dtype
-            .and_then(|dtype| floats(dtype, &file[tensor.range.clone()]));
+            .and_then(|dtype| floats(dtype, table.bytes(tensor)));
         let found = tensor.type_name.clone();
         values.map(Some).ok_or_else(|| WeightsError::Type {
             name: name.to_owned(),
@@ -182,20 +176,4 @@ fn rope_tensors(
         short: values("rope_factors_short.weight")?,
         long: values("rope_factors_long.weight")?,
     })
-}
-
-/// Maps and parses a GGUF file.
-pub(crate) fn map_gguf(path: &Path) -> Result<(FileMap, Gguf)> {
-    let map = FileMap::open(path).map_err(|source| Error::io(path, source))?;
-    match Gguf::parse(&map) {
-        Ok(gguf) => Ok((map, gguf)),
-        Err(GgufError::Magic(_))
-            if path.extension().is_none_or(|extension| extension != "gguf") =>
-        {
-            Err(Error::NotAModel {
-                path: path.to_owned(),
-            })
-        }
-        Err(source) => Err(Error::gguf(path, source)),
-    }
 }

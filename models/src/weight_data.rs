@@ -7,6 +7,9 @@ use palimpsest_kernels::{WeightType, WeightView};
 
 use crate::error::WeightsError;
 
+/// Weights of a quantised type that share scales: what columns are dealt in.
+const GROUP: usize = 32;
+
 /// A matrix of a model file, `rows` outputs by `cols` inputs, row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightData<'a> {
@@ -16,7 +19,9 @@ pub struct WeightData<'a> {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// `dtype.bytes(rows * cols)` bytes: the file's, or a reordered copy.
+    /// Weights at the beginning of each row that are not the matrix's, see [`WeightView`].
+    pub skip: usize,
+    /// The rows' blocks: the file's, or a reordered copy.
     pub bytes: Cow<'a, [u8]>,
 }
 
@@ -27,6 +32,7 @@ impl<'a> WeightData<'a> {
             dtype: self.dtype,
             rows: self.rows,
             cols: self.cols,
+            skip: self.skip,
             bytes: &self.bytes,
         }
     }
@@ -68,32 +74,37 @@ impl<'a> WeightData<'a> {
         }
     }
 
-    /// Some inputs of the matrix, copied unless they are all: a shard of a row-parallel layer.
+    /// Some inputs of the matrix, copied unless they are all: a shard of a row-parallel layer. Where
+    /// they begin or end within blocks of 256 weights, these blocks are copied whole.
     ///
     /// # Errors
-    /// [`WeightsError::Columns`] when the range leaves the matrix or cuts through a block.
+    /// [`WeightsError::Columns`] when the range leaves the matrix or cuts through a group of 32
+    /// quantised weights.
     pub fn into_columns(self, range: Range<usize>) -> Result<Self, WeightsError> {
-        let error = || WeightsError::Columns {
-            range: range.clone(),
-            dtype: self.dtype,
-            cols: self.cols,
-        };
-        if range.start > range.end || range.end > self.cols {
-            return Err(error());
+        let block = self.dtype.block();
+        let is_cut = |column: usize| !column.is_multiple_of(block.weights.min(GROUP));
+        let leaves = range.start > range.end || range.end > self.cols;
+        if leaves || is_cut(range.start) || is_cut(range.end) {
+            return Err(WeightsError::Columns {
+                range,
+                dtype: self.dtype,
+                cols: self.cols,
+            });
         }
         if range == (0..self.cols) {
             return Ok(self);
         }
-        let start = self.dtype.bytes(range.start).ok_or_else(error)?;
-        let end = self.dtype.bytes(range.end).ok_or_else(error)?;
+        let (start, end) = (self.skip + range.start, self.skip + range.end);
+        let blocks = start / block.weights..end.div_ceil(block.weights);
         let bytes = self
             .bytes
             .chunks_exact(self.row_bytes())
-            .flat_map(|row| &row[start..end])
+            .flat_map(|row| &row[blocks.start * block.bytes..blocks.end * block.bytes])
             .copied()
             .collect();
         Ok(Self {
             cols: range.len(),
+            skip: start % block.weights,
             bytes: Cow::Owned(bytes),
             ..self
         })

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::config::{Experts, ModelConfig};
 pub use crate::error::WeightsError;
 use crate::file_digest::DigestCache;
+use crate::gguf_types::TensorType;
 use crate::part::Part;
 pub(crate) use crate::tensor_names::Naming;
 use crate::tensor_names::{NamedShape, Names, Role};
@@ -195,7 +196,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Layer`] when there is no such layer, [`WeightsError::Columns`] when the
-    /// part would cut through a quantised block.
+    /// part would cut through a group of 32 quantised weights.
     pub fn layer(&self, index: usize, part: &Part) -> Result<LayerWeights<'_>, WeightsError> {
         let config = &self.config;
         if index >= config.layers {
@@ -458,12 +459,10 @@ impl Weights {
 
     fn matrix(&self, name: &str) -> Result<WeightData<'_>, WeightsError> {
         let tensor = self.tensor(name)?;
-        let supported = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K";
-        let found = || tensor.type_name.clone();
         let error = || WeightsError::Type {
             name: name.to_owned(),
-            found: found(),
-            supported,
+            found: tensor.type_name.clone(),
+            supported: TensorType::SUPPORTED,
         };
         let dtype = tensor.dtype.ok_or_else(error)?;
         // Matrices of experts stand one under the other.
@@ -483,6 +482,7 @@ impl Weights {
             dtype,
             rows,
             cols,
+            skip: 0,
             bytes: Cow::Borrowed(self.table.bytes(tensor)),
         })
     }

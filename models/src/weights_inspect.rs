@@ -6,7 +6,8 @@ use std::path::Path;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufTensor, GgufValue};
-use crate::model::{Model, map_gguf};
+use crate::gguf_split;
+use crate::model::Model;
 use crate::safetensors;
 use crate::weights_file::StoredTensor;
 
@@ -95,7 +96,7 @@ pub fn inspect(path: &Path) -> Result<Description> {
             table.tensors.into_iter().map(describe).collect::<Vec<_>>(),
         )
     } else {
-        let (_, gguf) = map_gguf(path)?;
+        let gguf = gguf_split::open(path)?.gguf;
         let describe = |tensor: GgufTensor| {
             let bytes = tensor.range.map_or(0, |range| range.len());
             TensorDescription {

@@ -1,9 +1,10 @@
 //! Cases of weight matrices and products with them.
 
 use super::report::Failure;
-use super::suite::{Check, Named, Random, Suite, refused};
-use crate::backend::{BlockSize, Products, WeightType, WeightView};
+use super::suite::{Check, Named, Suite, refused};
+use crate::backend::{Products, WeightType, WeightView};
 use crate::fixed;
+use crate::quant::{GROUP, random_blocks};
 use crate::reference::{ReferenceBackend, ReferenceMatrix};
 
 impl<B: Products> Suite<'_, B> {
@@ -12,11 +13,20 @@ impl<B: Products> Suite<'_, B> {
     /// # Errors
     /// The [`Failure`] that ended the part; values that differ are told by [`Suite::finish`].
     pub fn products(&mut self) -> Result<(), Failure> {
-        for dtype in TYPES {
+        for dtype in WeightType::ALL {
             let block = dtype.block().weights;
             let wide = 576usize.next_multiple_of(block);
             for (rows, cols) in [(1, block), (5, 3 * block), (37, 256), (48, wide)] {
-                check(self, &[Part { dtype, rows }], cols)?;
+                check(self, &[Part { dtype, rows }], cols, 0)?;
+            }
+            // A shard that begins and ends within blocks.
+            if block > GROUP {
+                check(
+                    self,
+                    &[Part { dtype, rows: 11 }],
+                    block + 3 * GROUP,
+                    2 * GROUP,
+                )?;
             }
         }
         let part = |dtype, rows| Part { dtype, rows };
@@ -25,61 +35,11 @@ impl<B: Products> Suite<'_, B> {
             part(WeightType::F16, 7),
             part(WeightType::Q4_1, 9),
         ];
-        check(self, &three, 64)?;
+        check(self, &three, 64, 0)?;
         let two = [part(WeightType::Q4K, 33), part(WeightType::Q6K, 16)];
-        check(self, &two, 512)?;
+        check(self, &two, 512, 0)?;
         refusals(self)
     }
-}
-
-/// Every weight type.
-const TYPES: [WeightType; 8] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::BF16,
-    WeightType::Q8_0,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q4K,
-    WeightType::Q6K,
-];
-
-/// Random weights of about unit variance in the blocks of `dtype`.
-fn random_weights(random: &mut Random, dtype: WeightType, len: usize) -> Vec<u8> {
-    let half = |at: usize, block: &mut [u8], scale: f32, random: &mut Random| {
-        let x = half::f16::from_f32(scale * (0.5 + random.value().abs()));
-        block[at..at + 2].copy_from_slice(&x.to_le_bytes());
-    };
-    let BlockSize {
-        weights,
-        bytes: size,
-    } = dtype.block();
-    let mut bytes = Vec::with_capacity(len / weights * size);
-    for _ in 0..len / weights {
-        let mut block: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
-        match dtype {
-            WeightType::F32 => block.copy_from_slice(&random.value().to_le_bytes()),
-            WeightType::F16 => {
-                block.copy_from_slice(&half::f16::from_f32(random.value()).to_le_bytes())
-            }
-            WeightType::BF16 => {
-                block.copy_from_slice(&half::bf16::from_f32(random.value()).to_le_bytes())
-            }
-            WeightType::Q8_0 => half(0, &mut block, 0.014, random),
-            WeightType::Q4_0 => half(0, &mut block, 0.2, random),
-            WeightType::Q4_1 => {
-                half(0, &mut block, 0.2, random);
-                half(2, &mut block, -1.5, random);
-            }
-            WeightType::Q4K => {
-                half(0, &mut block, 0.006, random);
-                half(2, &mut block, 0.04, random);
-            }
-            WeightType::Q6K => half(208, &mut block, 0.0007, random),
-        }
-        bytes.extend(block);
-    }
-    bytes
 }
 
 /// One of the matrices that are stacked.
@@ -108,31 +68,41 @@ struct Twins<B: Products> {
     allowed: f32,
 }
 
-/// Loads a random matrix and runs all cases of it.
-fn check<B: Products>(suite: &mut Suite<'_, B>, parts: &[Part], cols: usize) -> Check {
-    let twins = load(suite, parts, cols)?;
+/// Loads a random matrix, whose rows begin with `skip` weights that are not its own, and runs all
+/// cases of it.
+fn check<B: Products>(suite: &mut Suite<'_, B>, parts: &[Part], cols: usize, skip: usize) -> Check {
+    let twins = load(suite, parts, cols, skip)?;
     embed(suite, &twins)?;
     matmul(suite, &twins)?;
     units(suite, &twins)
 }
 
 /// `load_matrix`.
-fn load<B: Products>(suite: &mut Suite<'_, B>, parts: &[Part], cols: usize) -> Check<Twins<B>> {
+fn load<B: Products>(
+    suite: &mut Suite<'_, B>,
+    parts: &[Part],
+    cols: usize,
+    skip: usize,
+) -> Check<Twins<B>> {
     let bytes: Vec<Vec<u8>> = parts
         .iter()
-        .map(|part| random_weights(&mut suite.random, part.dtype, part.rows * cols))
+        .map(|part| {
+            let stored = (skip + cols).next_multiple_of(part.dtype.block().weights);
+            random_blocks(part.dtype, part.rows * stored, || suite.random.next())
+        })
         .collect();
     let views: Vec<WeightView<'_>> = parts
         .iter()
         .zip(&bytes)
         .map(|(part, bytes)| WeightView {
-            dtype: part.dtype,
-            rows: part.rows,
-            cols,
-            bytes,
+            skip,
+            ..WeightView::new(part.dtype, part.rows, cols, bytes)
         })
         .collect();
-    let name = format!("{parts:?} x {cols}");
+    let name = match skip {
+        0 => format!("{parts:?} x {cols}"),
+        _ => format!("{parts:?} x {cols} from {skip}"),
+    };
     let case = format!("load_matrix {name}");
     let quantised = parts.iter().any(|part| part.dtype.block().weights > 1);
     Ok(Twins {
@@ -255,12 +225,7 @@ fn units<B: Products>(suite: &mut Suite<'_, B>, twins: &Twins<B>) -> Check {
 fn refusals<B: Products>(suite: &mut Suite<'_, B>) -> Check {
     let backend = suite.backend;
     let bytes = vec![0; 4 * 34];
-    let view = |rows, cols, bytes| WeightView {
-        dtype: WeightType::Q8_0,
-        rows,
-        cols,
-        bytes,
-    };
+    let view = |rows, cols, bytes| WeightView::new(WeightType::Q8_0, rows, cols, bytes);
     refused(
         "matrix of too few bytes",
         backend.load_matrix(&[view(4, 32, &bytes[1..])]),
@@ -268,6 +233,14 @@ fn refusals<B: Products>(suite: &mut Suite<'_, B>) -> Check {
     refused(
         "matrix of half blocks",
         backend.load_matrix(&[view(8, 16, &bytes)]),
+    )?;
+    let half_a_group = WeightView {
+        skip: 16,
+        ..view(4, 32, &bytes)
+    };
+    refused(
+        "matrix that begins within a group",
+        backend.load_matrix(&[half_a_group]),
     )?;
     refused(
         "stack of different widths",

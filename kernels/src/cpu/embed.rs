@@ -1,10 +1,11 @@
 //! Embedding: rows of a packed matrix as f32.
 
+use super::cell::{Cell, Lines, PANEL};
 use super::device::CpuBackend;
-use super::pack::{Cell, CpuMatrix, Lines, PANEL, Panels, Part};
-use super::quant::GROUP;
+use super::pack::{Codes, CpuMatrix, Floats, Panels, Part, with_codes, with_floats};
 use super::simd::{Kernel, Simd};
 use crate::error::{Error, Result, at_least};
+use crate::quant::GROUP;
 
 /// See [`Products::embed`](crate::backend::Products::embed).
 pub(crate) fn embed(
@@ -37,13 +38,12 @@ pub(crate) fn embed(
 
 fn unpack_row(backend: &CpuBackend, part: &Part, row: usize, out: &mut [f32]) {
     match &part.panels {
-        Panels::F32(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
-        Panels::F16(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
-        Panels::BF16(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
-        Panels::U4(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
-        Panels::I8(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
-        Panels::U6(cells) => backend.simd.dispatch(UnpackRow { cells, row, out }),
+        Panels::Float(floats) => with_floats!(floats, cells => {
+            backend.simd.dispatch(UnpackRow { cells, row, out });
+        }),
+        Panels::Codes(codes) => with_codes!(codes, cells => {
+            backend.simd.dispatch(UnpackRow { cells, row, out });
+        }),
     }
 }
 

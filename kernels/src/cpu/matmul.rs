@@ -5,13 +5,15 @@ mod int8;
 mod task;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use float::{FloatTask, Tiled};
 use int8::{IntTask, Rounded};
 use task::{Cut, Sink};
 
+use super::cell::PANEL;
 use super::device::{Activations, CpuBackend};
-use super::pack::{CpuMatrix, PANEL, Panels, Part};
+use super::pack::{Codes, CpuMatrix, Floats, Panels, Part, with_codes, with_floats};
 use super::pool::SendPtr;
 use super::totals::{Ends, Fixed, Form, Single, Sum};
 use crate::error::{Result, at_least};
@@ -111,8 +113,7 @@ fn operands<'a, T>(
 impl Panels {
     /// Whether the weights meet rounded activations.
     fn is_int(&self, activations: Activations) -> bool {
-        activations == Activations::Int8
-            && !matches!(self, Self::F32(_) | Self::F16(_) | Self::BF16(_))
+        activations == Activations::Int8 && matches!(self, Self::Codes(_))
     }
 }
 
@@ -178,33 +179,10 @@ fn int_panels<F: Form>(
     sink: Sink<'_, F::Out>,
 ) {
     match &part.panels {
-        Panels::U4(cells) => backend.simd.dispatch(IntTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
+        Panels::Codes(codes) => with_codes!(codes, cells => {
+            backend.simd.dispatch(IntTask::<_, F> { cells, cut, x, sink });
         }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(IntTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::I8(cells) => backend.simd.dispatch(IntTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::U6(cells) => backend.simd.dispatch(IntTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::F32(_) | Panels::F16(_) | Panels::BF16(_) => {
-            unreachable!("float weights meet f32 activations")
-        }
+        Panels::Float(_) => unreachable!("float weights meet f32 activations"),
     }
 }
 
@@ -216,47 +194,11 @@ fn float_panels<F: Form>(
     sink: Sink<'_, F::Out>,
 ) {
     match &part.panels {
-        Panels::F32(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
+        Panels::Float(floats) => with_floats!(floats, cells => {
+            backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink });
         }),
-        Panels::F16(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::BF16(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::U4(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::U4Wide(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::I8(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
-        }),
-        Panels::U6(cells) => backend.simd.dispatch(FloatTask::<_, F> {
-            cells,
-            cut,
-            x,
-            sink,
+        Panels::Codes(codes) => with_codes!(codes, cells => {
+            backend.simd.dispatch(FloatTask::<_, F> { cells, cut, x, sink });
         }),
     }
 }

@@ -1,256 +1,87 @@
-//! Weight matrices in the layout of the kernels: panels of 8 output rows, input by input.
-//!
-//! Lane `r` of every vector belongs to output row `r` of the panel, so each output element has one
-//! lane and is summed along the inputs in order; that is the determinism contract. In quantised
-//! panels a 32-bit lane holds the codes of four consecutive inputs, the operand of a u8 x i8 dot
-//! product. Rows beyond the matrix are zero.
-//!
-//! | form | of | bytes per 8 rows x 32 inputs |
-//! |---|---|---|
-//! | `U4` with f16 scales | Q4_0, Q4_1 | 160 |
-//! | `U4` with f32 scales | Q4_K | 192 |
-//! | `I8` | Q8_0 | 272 |
-//! | `U6` | Q6_K | 320 |
-//! | `[f32; 8]`, `Half`, `Brain` per input | F32, F16, BF16 | 1024, 512, 512 |
+//! Weight matrices as panels of [cells](super::cell).
 
 use half::f16;
 
+use super::cell::{
+    Brain, Cell, Half, I8, Iq1And2, Iq3S, Iq3Xxs, Iq4, Mxfp4, PANEL, S5, Table, U2, U3, U4, U5, U6,
+};
 use super::pool::Pool;
-use super::quant::{GROUP, Group, group};
-use super::simd::Simd;
 use crate::backend::{WeightType, WeightView};
 use crate::error::{Error, Result};
+use crate::quant::{GROUP, Group, group};
 
-/// Output rows of a panel.
-pub(crate) const PANEL: usize = 8;
-
-/// One input of `P` panels as f32.
-pub(crate) type Lines<const P: usize> = [[f32; PANEL]; P];
-
-/// One step of a panel: [`Cell::INPUTS`] inputs of 8 rows.
-pub(crate) trait Cell: Copy + Send + Sync {
-    /// Inputs of a cell.
-    const INPUTS: usize;
-    /// All weights zero.
-    const ZERO: Self;
-    /// Writes the weights as f32: `out[k][p][r]` for input `k` and row `r`; `out.len() == INPUTS`.
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]);
-}
-
-/// Eight scales, one per row.
-pub(crate) trait Scales: Copy + Send + Sync {
-    const ZERO: Self;
-    fn load<S: Simd>(&self, s: S) -> S::F;
-    fn store(values: [f32; PANEL]) -> Self;
-}
-
-impl Scales for [f32; PANEL] {
-    const ZERO: Self = [0.0; PANEL];
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
-        s.load(self)
-    }
-    fn store(values: [f32; PANEL]) -> Self {
-        values
-    }
-}
-
-/// Eight IEEE halves.
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-pub(crate) struct Half(pub [u8; 16]);
-
-impl Scales for Half {
-    const ZERO: Self = Self([0; 16]);
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
-        s.load_f16(&self.0)
-    }
-    fn store(values: [f32; PANEL]) -> Self {
-        Self(std::array::from_fn(|i| {
-            f16::from_f32(values[i / 2]).to_le_bytes()[i % 2]
-        }))
-    }
-}
-
-/// Eight bfloat16.
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-pub(crate) struct Brain(pub [u8; 16]);
-
-/// 4-bit codes. Byte `4r + j` of `codes[i]` holds inputs `8i + j` (low nibble) and `8i + 4 + j` of
-/// row `r`.
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub(crate) struct U4<W> {
-    pub scale: W,
-    pub min: W,
-    pub codes: [[u8; 32]; 4],
-}
-
-/// 8-bit codes plus 128. Byte `4r + j` of `codes[i]` is input `4i + j` of row `r`.
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-pub(crate) struct I8 {
-    pub scale: Half,
-    pub codes: [[u8; 32]; 8],
-}
-
-/// 6-bit codes plus 32, laid out as in [`I8`]; a scale for each 16 inputs.
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-pub(crate) struct U6 {
-    pub scale: [[f32; PANEL]; 2],
-    pub codes: [[u8; 32]; 8],
-}
-
-impl Cell for [f32; PANEL] {
-    const INPUTS: usize = 1;
-    const ZERO: Self = [0.0; PANEL];
-    #[inline(always)]
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        s.store(s.load(self), &mut out[0][p]);
-    }
-}
-
-impl Cell for Half {
-    const INPUTS: usize = 1;
-    const ZERO: Self = Self([0; 16]);
-    #[inline(always)]
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        s.store(s.load_f16(&self.0), &mut out[0][p]);
-    }
-}
-
-impl Cell for Brain {
-    const INPUTS: usize = 1;
-    const ZERO: Self = Self([0; 16]);
-    #[inline(always)]
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        s.store(s.load_bf16(&self.0), &mut out[0][p]);
-    }
-}
-
-impl<W: Scales> Cell for U4<W> {
-    const INPUTS: usize = GROUP;
-    const ZERO: Self = Self {
-        scale: W::ZERO,
-        min: W::ZERO,
-        codes: [[0; 32]; 4],
-    };
-    #[inline(always)]
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        let (scale, min, mask) = (self.scale.load(s), self.min.load(s), s.splat_i32(15));
-        let weight = |code| s.add(s.mul(s.to_f32(s.and(code, mask)), scale), min);
-        for (codes, out) in self.codes.iter().zip(out.as_chunks_mut::<8>().0) {
-            let v = s.load_i(codes);
-            s.store(weight(v), &mut out[0][p]);
-            s.store(weight(s.shr::<8>(v)), &mut out[1][p]);
-            s.store(weight(s.shr::<16>(v)), &mut out[2][p]);
-            s.store(weight(s.shr::<24>(v)), &mut out[3][p]);
-            s.store(weight(s.shr::<4>(v)), &mut out[4][p]);
-            s.store(weight(s.shr::<12>(v)), &mut out[5][p]);
-            s.store(weight(s.shr::<20>(v)), &mut out[6][p]);
-            s.store(weight(s.shr::<28>(v)), &mut out[7][p]);
-        }
-    }
-}
-
-/// Four inputs of byte codes as f32: `(code - offset) * scale`.
-#[inline(always)]
-fn unpack_bytes<S: Simd>(s: S, codes: &[u8; 32], offset: i32, scale: S::F) -> [S::F; 4] {
-    let (v, mask, offset) = (s.load_i(codes), s.splat_i32(255), s.splat_i32(offset));
-    let weight = |code| s.mul(s.to_f32(s.sub_i32(s.and(code, mask), offset)), scale);
-    [
-        weight(v),
-        weight(s.shr::<8>(v)),
-        weight(s.shr::<16>(v)),
-        weight(s.shr::<24>(v)),
-    ]
-}
-
-impl Cell for I8 {
-    const INPUTS: usize = GROUP;
-    const ZERO: Self = Self {
-        scale: <Half as Scales>::ZERO,
-        codes: [[128; 32]; 8],
-    };
-    #[inline(always)]
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        let scale = Scales::load(&self.scale, s);
-        for (codes, out) in self.codes.iter().zip(out.as_chunks_mut::<4>().0) {
-            for (k, weights) in unpack_bytes(s, codes, 128, scale).into_iter().enumerate() {
-                s.store(weights, &mut out[k][p]);
-            }
-        }
-    }
-}
-
-impl Cell for U6 {
-    const INPUTS: usize = GROUP;
-    const ZERO: Self = Self {
-        scale: [[0.0; PANEL]; 2],
-        codes: [[32; 32]; 8],
-    };
-    #[inline(always)]
-    fn unpack<S: Simd, const P: usize>(&self, s: S, p: usize, out: &mut [Lines<P>]) {
-        for (i, (codes, out)) in self
-            .codes
-            .iter()
-            .zip(out.as_chunks_mut::<4>().0)
-            .enumerate()
-        {
-            for (k, weights) in unpack_bytes(s, codes, 32, s.load(&self.scale[i / 4]))
-                .into_iter()
-                .enumerate()
-            {
-                s.store(weights, &mut out[k][p]);
-            }
-        }
-    }
-}
-
-/// Bytes of eight rows' codes: byte `4r + j` of vector `i` is `f(r, 4i + j)`.
-fn interleave(i: usize, f: impl Fn(usize, usize) -> u8) -> [u8; 32] {
-    std::array::from_fn(|b| f(b / 4, 4 * i + b % 4))
-}
-
-fn pack_u4<W: Scales>(rows: &[Group; PANEL]) -> U4<W> {
-    let code = |r: usize, k: usize| rows[r].codes[k] as u8;
-    U4 {
-        scale: W::store(rows.map(|g| g.scale[0])),
-        min: W::store(rows.map(|g| g.min)),
-        codes: std::array::from_fn(|i| {
-            let (low, high) = (interleave(2 * i, code), interleave(2 * i + 1, code));
-            std::array::from_fn(|b| low[b] | high[b] << 4)
-        }),
-    }
-}
-
-fn pack_i8(rows: &[Group; PANEL]) -> I8 {
-    I8 {
-        scale: Half::store(rows.map(|g| g.scale[0])),
-        codes: std::array::from_fn(|i| interleave(i, |r, k| (rows[r].codes[k] as u8) ^ 0x80)),
-    }
-}
-
-fn pack_u6(rows: &[Group; PANEL]) -> U6 {
-    U6 {
-        scale: [rows.map(|g| g.scale[0]), rows.map(|g| g.scale[1])],
-        codes: std::array::from_fn(|i| interleave(i, |r, k| (rows[r].codes[k] + 32) as u8)),
-    }
-}
+/// Eight scales as f32.
+type Wide = [f32; PANEL];
 
 /// The panels of one part, cells of one panel after the other.
 pub(crate) enum Panels {
-    F32(Vec<[f32; PANEL]>),
+    /// Weights in floating point, which meet f32 activations.
+    Float(Floats),
+    /// Quantised weights, which meet rounded activations.
+    Codes(Codes),
+}
+
+/// Panels of weights in floating point.
+pub(crate) enum Floats {
+    F32(Vec<Wide>),
     F16(Vec<Half>),
     BF16(Vec<Brain>),
-    U4(Vec<U4<Half>>),
-    U4Wide(Vec<U4<[f32; PANEL]>>),
-    I8(Vec<I8>),
-    U6(Vec<U6>),
 }
+
+/// Panels of quantised weights.
+pub(crate) enum Codes {
+    U2(Vec<U2>),
+    U3(Vec<U3>),
+    U4(Vec<U4<Half>>),
+    U4Wide(Vec<U4<Wide>>),
+    S5(Vec<S5>),
+    U5(Vec<U5<Half>>),
+    U5Wide(Vec<U5<Wide>>),
+    U6(Vec<U6>),
+    I8(Vec<I8>),
+    Iq4Nl(Vec<Table<Half, Iq4>>),
+    Iq4Xs(Vec<Table<Wide, Iq4>>),
+    Mxfp4(Vec<Table<Brain, Mxfp4>>),
+    Iq3Xxs(Vec<Table<[Wide; 2], Iq3Xxs>>),
+    Iq3S(Vec<Table<[Wide; 2], Iq3S>>),
+    Iq1And2(Vec<Table<[Wide; 2], Iq1And2>>),
+}
+
+/// Evaluates an expression with the cells of [`Floats`], whatever their type.
+macro_rules! with_floats {
+    ($floats:expr, $cells:ident => $body:expr) => {
+        match $floats {
+            Floats::F32($cells) => $body,
+            Floats::F16($cells) => $body,
+            Floats::BF16($cells) => $body,
+        }
+    };
+}
+
+/// Evaluates an expression with the cells of [`Codes`], whatever their type.
+macro_rules! with_codes {
+    ($codes:expr, $cells:ident => $body:expr) => {
+        match $codes {
+            Codes::U2($cells) => $body,
+            Codes::U3($cells) => $body,
+            Codes::U4($cells) => $body,
+            Codes::U4Wide($cells) => $body,
+            Codes::S5($cells) => $body,
+            Codes::U5($cells) => $body,
+            Codes::U5Wide($cells) => $body,
+            Codes::U6($cells) => $body,
+            Codes::I8($cells) => $body,
+            Codes::Iq4Nl($cells) => $body,
+            Codes::Iq4Xs($cells) => $body,
+            Codes::Mxfp4($cells) => $body,
+            Codes::Iq3Xxs($cells) => $body,
+            Codes::Iq3S($cells) => $body,
+            Codes::Iq1And2($cells) => $body,
+        }
+    };
+}
+
+pub(crate) use {with_codes, with_floats};
 
 /// One of the stacked weights of a matrix.
 pub(crate) struct Part {
@@ -284,13 +115,8 @@ impl CpuMatrix {
         self.parts
             .iter()
             .map(|part| match &part.panels {
-                Panels::F32(cells) => size_of_val(&cells[..]),
-                Panels::F16(cells) => size_of_val(&cells[..]),
-                Panels::BF16(cells) => size_of_val(&cells[..]),
-                Panels::U4(cells) => size_of_val(&cells[..]),
-                Panels::U4Wide(cells) => size_of_val(&cells[..]),
-                Panels::I8(cells) => size_of_val(&cells[..]),
-                Panels::U6(cells) => size_of_val(&cells[..]),
+                Panels::Float(floats) => with_floats!(floats, cells => size_of_val(&cells[..])),
+                Panels::Codes(codes) => with_codes!(codes, cells => size_of_val(&cells[..])),
             })
             .sum()
     }
@@ -309,21 +135,7 @@ impl CpuMatrix {
                     want: cols,
                 });
             }
-            let row_bytes = view.dtype.bytes(cols).ok_or(Error::Multiple {
-                op: OP,
-                what: "cols",
-                got: cols,
-                multiple: view.dtype.block().weights,
-            })?;
-            let want = row_bytes.saturating_mul(view.rows);
-            if view.bytes.len() != want {
-                return Err(Error::Shape {
-                    op: OP,
-                    what: "bytes",
-                    got: view.bytes.len(),
-                    want,
-                });
-            }
+            let row_bytes = view.row_bytes(OP)?;
             parts.push(Part {
                 rows: view.rows,
                 first: rows,
@@ -347,25 +159,20 @@ fn fits_half(view: &WeightView<'_>) -> bool {
 
 fn pack(pool: &Pool, view: &WeightView<'_>, row_bytes: usize) -> Result<Panels> {
     let source = Source { view, row_bytes };
-    Ok(match view.dtype {
-        WeightType::F32 => Panels::F32(source.float(pool, |rows| rows.map(f32::from_le_bytes))?),
-        WeightType::F16 => Panels::F16(source.float(pool, |rows| Half(flatten(rows)))?),
-        WeightType::BF16 => Panels::BF16(source.float(pool, |rows| Brain(flatten(rows)))?),
-        WeightType::Q4_0 | WeightType::Q4_1 if fits_half(view) => {
-            Panels::U4(source.groups(pool, pack_u4)?)
-        }
-        WeightType::Q4_0 | WeightType::Q4_1 | WeightType::Q4K => {
-            Panels::U4Wide(source.groups(pool, pack_u4)?)
-        }
-        WeightType::Q8_0 => Panels::I8(source.groups(pool, pack_i8)?),
-        WeightType::Q6K => Panels::U6(source.groups(pool, pack_u6)?),
-    })
+    let floats = match view.dtype {
+        WeightType::F32 => Floats::F32(source.float(pool, |rows| rows.map(f32::from_le_bytes))?),
+        WeightType::F16 => Floats::F16(source.float(pool, |rows| Half(flatten(rows)))?),
+        WeightType::BF16 => Floats::BF16(source.float(pool, |rows| Brain(flatten(rows)))?),
+        _ => return Ok(Panels::Codes(source.codes(pool)?)),
+    };
+    Ok(Panels::Float(floats))
 }
 
 fn flatten(rows: [[u8; 2]; PANEL]) -> [u8; 16] {
     std::array::from_fn(|i| rows[i / 2][i % 2])
 }
 
+/// What panels are made of.
 struct Source<'a> {
     view: &'a WeightView<'a>,
     row_bytes: usize,
@@ -375,6 +182,41 @@ impl Source<'_> {
     fn row(&self, index: usize) -> Option<&[u8]> {
         (index < self.view.rows)
             .then(|| &self.view.bytes[index * self.row_bytes..][..self.row_bytes])
+    }
+
+    /// The panels of quantised weights.
+    fn codes(&self, pool: &Pool) -> Result<Codes> {
+        Ok(match self.view.dtype {
+            WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
+                unreachable!("weights in floating point have no codes")
+            }
+            WeightType::Q4_0 if fits_half(self.view) => {
+                Codes::U4(self.groups(pool, U4::pack_signed)?)
+            }
+            WeightType::Q4_0 => Codes::U4Wide(self.groups(pool, U4::pack_signed)?),
+            WeightType::Q4_1 => Codes::U4(self.groups(pool, U4::pack)?),
+            WeightType::Q4K => Codes::U4Wide(self.groups(pool, U4::pack)?),
+            WeightType::Q5_0 => Codes::S5(self.groups(pool, S5::pack)?),
+            WeightType::Q5_1 => Codes::U5(self.groups(pool, U5::pack)?),
+            WeightType::Q5K => Codes::U5Wide(self.groups(pool, U5::pack)?),
+            WeightType::Q8_0 => Codes::I8(self.groups(pool, I8::pack)?),
+            WeightType::Q2K => Codes::U2(self.groups(pool, U2::pack)?),
+            WeightType::Tq1_0 | WeightType::Tq2_0 => {
+                Codes::U2(self.groups(pool, U2::pack_ternary)?)
+            }
+            WeightType::Q3K => Codes::U3(self.groups(pool, U3::pack)?),
+            WeightType::Q6K => Codes::U6(self.groups(pool, U6::pack)?),
+            WeightType::Iq4Nl => Codes::Iq4Nl(self.groups(pool, Table::pack)?),
+            WeightType::Iq4Xs => Codes::Iq4Xs(self.groups(pool, Table::pack)?),
+            WeightType::Mxfp4 => Codes::Mxfp4(self.groups(pool, Table::pack)?),
+            WeightType::Iq3Xxs => Codes::Iq3Xxs(self.groups(pool, Table::pack)?),
+            WeightType::Iq3S => Codes::Iq3S(self.groups(pool, Table::pack)?),
+            WeightType::Iq1S
+            | WeightType::Iq1M
+            | WeightType::Iq2Xxs
+            | WeightType::Iq2Xs
+            | WeightType::Iq2S => Codes::Iq1And2(self.groups(pool, Table::pack)?),
+        })
     }
 
     /// Packs panels in parallel; `cell(panel, index)` makes one cell.
@@ -408,11 +250,12 @@ impl Source<'_> {
         pool: &Pool,
         pack: impl Fn(&[Group; PANEL]) -> C + Sync,
     ) -> Result<Vec<C>> {
+        let first = self.view.skip / GROUP;
         self.panels(pool, |panel, index| {
             pack(&std::array::from_fn(|r| {
                 self.row(panel * PANEL + r)
-                    .and_then(|row| group(self.view.dtype, row, index))
-                    .unwrap_or_default()
+                    .and_then(|row| group(self.view.dtype, row, first + index))
+                    .unwrap_or(Group::ZERO)
             }))
         })
     }

@@ -1,11 +1,10 @@
 //! Backends, random weights and activations for tests.
 
-use half::{bf16, f16};
-
 use super::device::{Activations, CpuBackend, CpuOptions};
 use super::pack::CpuMatrix;
 use super::simd::SimdLevel;
-use crate::backend::{BlockSize, WeightType, WeightView};
+use crate::backend::{WeightType, WeightView};
+use crate::quant::random_blocks;
 
 /// SplitMix64 (Steele et al., 2014).
 pub(crate) struct Random(pub u64);
@@ -27,37 +26,7 @@ impl Random {
 /// `rows * cols` weights as a file holds them: random codes under moderate scales.
 pub(crate) fn weights(dtype: WeightType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
-    let BlockSize {
-        weights: per_block,
-        bytes: size,
-    } = dtype.block();
-    let mut bytes = Vec::with_capacity(rows * cols / per_block * size);
-    for _ in 0..rows * cols / per_block {
-        let mut block: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
-        let mut scale = |at: usize, by: f32| {
-            block[at..at + 2].copy_from_slice(&f16::from_f32(random.float() * by).to_le_bytes());
-        };
-        match dtype {
-            WeightType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
-            WeightType::F16 => scale(0, 1.0),
-            WeightType::BF16 => {
-                block.copy_from_slice(&bf16::from_f32(random.float()).to_le_bytes())
-            }
-            WeightType::Q8_0 => scale(0, 0.01),
-            WeightType::Q4_0 => scale(0, 0.1),
-            WeightType::Q4_1 => {
-                scale(0, 0.1);
-                scale(2, 1.0);
-            }
-            WeightType::Q4K => {
-                scale(0, 0.002);
-                scale(2, 0.02);
-            }
-            WeightType::Q6K => scale(208, 0.0005),
-        }
-        bytes.extend(block);
-    }
-    bytes
+    random_blocks(dtype, rows * cols, || random.next())
 }
 
 /// Activations with a few outliers, as real ones have.
@@ -76,16 +45,7 @@ pub(crate) fn activations(len: usize, seed: u64) -> Vec<f32> {
 }
 
 /// Every weight type.
-pub(crate) const TYPES: [WeightType; 8] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::BF16,
-    WeightType::Q8_0,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q4K,
-    WeightType::Q6K,
-];
+pub(crate) const TYPES: [WeightType; 25] = WeightType::ALL;
 
 /// A backend of so many threads.
 pub(crate) fn backend(activations: Activations, simd: SimdLevel, threads: usize) -> CpuBackend {
@@ -111,12 +71,7 @@ pub(crate) fn load(
     let views: Vec<_> = parts
         .iter()
         .zip(bytes)
-        .map(|(&(dtype, rows), bytes)| WeightView {
-            dtype,
-            rows,
-            cols,
-            bytes,
-        })
+        .map(|(&(dtype, rows), bytes)| WeightView::new(dtype, rows, cols, bytes))
         .collect();
     CpuMatrix::load(&backend.pool, &views).unwrap()
 }

@@ -4,10 +4,10 @@
 use std::marker::PhantomData;
 use std::ops::AddAssign;
 
-use super::pack::PANEL;
-use super::quant::GROUP;
+use super::cell::PANEL;
 use super::simd::Simd;
 use crate::fixed::{LIMIT, POISON, STEP};
+use crate::quant::GROUP;
 
 /// Where the units of a matrix end.
 pub(crate) struct Ends<'a> {

@@ -1,10 +1,45 @@
-//! Weights to f32, one at a time, straight from the description of each format (GGML,
-//! `ggml-common.h`).
+//! Weights to f32, those of the older types one at a time, straight from the description of each
+//! format (GGML, `ggml-common.h`). The others are read by [`dequantize`], whose oracle is llama.cpp's
+//! own (`kernels/tests/dequantized.rs`).
 
-use crate::backend::{BlockSize, WeightType};
+use crate::backend::{BlockSize, WeightType, WeightView};
+use crate::error::Result;
+use crate::quant::dequantize;
+
+/// The weights `[rows, cols]` of a matrix, each row of which takes `row_bytes` bytes.
+pub(super) fn weights(view: &WeightView<'_>, row_bytes: usize) -> Result<Vec<f32>> {
+    let BlockSize { weights, bytes } = view.dtype.block();
+    let mut row = vec![0.0; row_bytes / bytes * weights];
+    let mut all = Vec::with_capacity(view.rows * view.cols);
+    for stored in view.bytes.chunks_exact(row_bytes.max(1)) {
+        if is_told(view.dtype) {
+            let each = row.iter_mut().enumerate();
+            each.for_each(|(i, out)| *out = weight(view.dtype, stored, i));
+        } else {
+            dequantize(view.dtype, stored, &mut row)?;
+        }
+        all.extend_from_slice(&row[view.skip..][..view.cols]);
+    }
+    Ok(all)
+}
+
+/// Whether [`weight`] knows a type.
+const fn is_told(dtype: WeightType) -> bool {
+    matches!(
+        dtype,
+        WeightType::F32
+            | WeightType::F16
+            | WeightType::BF16
+            | WeightType::Q8_0
+            | WeightType::Q4_0
+            | WeightType::Q4_1
+            | WeightType::Q4K
+            | WeightType::Q6K
+    )
+}
 
 /// Weight `index` of consecutive blocks of type `dtype`.
-pub(super) fn weight(dtype: WeightType, bytes: &[u8], index: usize) -> f32 {
+fn weight(dtype: WeightType, bytes: &[u8], index: usize) -> f32 {
     let BlockSize {
         weights,
         bytes: size,
@@ -20,6 +55,7 @@ pub(super) fn weight(dtype: WeightType, bytes: &[u8], index: usize) -> f32 {
         WeightType::Q4_1 => half(block, 0) * f32::from(nibble(&block[4..], i)) + half(block, 2),
         WeightType::Q4K => q4_k(block, i),
         WeightType::Q6K => q6_k(block, i),
+        _ => unreachable!("`is_told` says which types there are"),
     }
 }
 

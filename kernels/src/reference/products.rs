@@ -51,7 +51,6 @@ impl Products for ReferenceBackend {
         let cols = parts.first().map_or(0, |part| part.cols);
         let mut weights = Vec::new();
         for part in parts {
-            let block = part.dtype.block().weights;
             if part.cols != cols {
                 return Err(Error::Shape {
                     op,
@@ -60,25 +59,7 @@ impl Products for ReferenceBackend {
                     want: cols,
                 });
             }
-            if !cols.is_multiple_of(block) {
-                return Err(Error::Multiple {
-                    op,
-                    what: "cols",
-                    got: cols,
-                    multiple: block,
-                });
-            }
-            let len = part.rows.saturating_mul(cols);
-            let want = part.dtype.bytes(len).unwrap_or(usize::MAX);
-            if part.bytes.len() != want {
-                return Err(Error::Shape {
-                    op,
-                    what: "bytes",
-                    got: part.bytes.len(),
-                    want,
-                });
-            }
-            weights.extend((0..len).map(|i| dequant::weight(part.dtype, part.bytes, i)));
+            weights.extend(dequant::weights(part, part.row_bytes(op)?)?);
         }
         Ok(ReferenceMatrix { cols, weights })
     }

@@ -3,6 +3,8 @@
 
 mod families;
 mod listed;
+mod split;
+mod types;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use super::{FeedForwardWeights, GatedWeights, WeightsError};
 use crate::config::{Architecture, RopeScaling};
 use crate::gguf::{Gguf, GgufError, GgufValue};
 use crate::part::Part;
+use crate::weight_data::WeightData;
 use crate::{DigestCache, Error, Model, TypeTotal, inspect, safetensors};
 
 fn fixture(name: &str) -> PathBuf {
@@ -233,12 +236,39 @@ fn shards_are_cut_from_rows_and_columns() {
         columns.bytes[40 * 3..40 * 4],
         down.bytes[80 * 3 + 40..80 * 4]
     );
+    assert_eq!(columns.skip, 0);
     assert!(matches!(
         down.clone().into_columns(16..64),
         Err(WeightsError::Columns { .. })
     ));
     assert!(matches!(
         down.into_columns(64..160),
+        Err(WeightsError::Columns { .. })
+    ));
+}
+
+/// Blocks of 256 weights are cut at groups of 32: what a shard touches is copied whole.
+#[test]
+fn shards_may_begin_and_end_within_long_blocks() {
+    let dtype = WeightType::Q6K;
+    let bytes: Vec<u8> = (0..3 * 4 * 210).map(|i| (i % 241) as u8).collect();
+    let matrix = WeightData {
+        dtype,
+        rows: 3,
+        cols: 1024,
+        skip: 0,
+        bytes: bytes.clone().into(),
+    };
+    let shard = matrix.clone().into_columns(320..800).unwrap();
+    assert_eq!((shard.rows, shard.cols, shard.skip), (3, 480, 64));
+    assert_eq!(shard.bytes[630..1260], bytes[840 + 210..840 + 840]);
+    let inner = shard.into_columns(224..256).unwrap();
+    assert_eq!((inner.cols, inner.skip), (32, 32));
+    assert_eq!(inner.bytes[..210], bytes[420..630]);
+    let rows = matrix.clone().into_columns(32..64).unwrap().into_rows(1..2);
+    assert_eq!((rows.rows, rows.skip, rows.bytes.len()), (1, 32, 210));
+    assert!(matches!(
+        matrix.into_columns(16..64),
         Err(WeightsError::Columns { .. })
     ));
 }
@@ -290,7 +320,7 @@ fn lacks_of_metadata() -> Vec<Lack> {
         ),
         lack(
             with_tensors(llama().size("split.count", 2), 0, 4096),
-            "split in 2 files",
+            "its name is not NAME-00001-of-00002.gguf",
         ),
         lack(
             with_tensors(llama().size("llama.block_count", 2), 0, 4096),
@@ -340,8 +370,8 @@ fn lacks_of_tensors() -> Vec<Lack> {
             "impossible shape [32, 32] for type Q5_K",
         ),
         lack(
-            with_tensors(llama(), 6, 704),
-            "\"blk.0.attn_q.weight\" has type Q5_0, which is not supported",
+            with_tensors(llama(), 9, 1280),
+            "\"blk.0.attn_q.weight\" has type Q8_1, which is not supported",
         ),
         lack(with_tensors(llama(), 99, 0), "has type ggml type 99"),
         lack(

@@ -3,10 +3,10 @@
 use super::embed;
 use crate::backend::WeightType;
 use crate::cpu::device::Activations;
-use crate::cpu::quant::dequantize;
 use crate::cpu::simd::SimdLevel;
 use crate::cpu::testing::{TYPES, backend, best, load, shapes, weights};
 use crate::error::Error;
+use crate::quant::dequantize;
 
 #[test]
 fn embedding_rows_are_the_dequantised_rows() {

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::super::pack::{Cell, Lines, PANEL};
+use super::super::cell::{Cell, Lines, PANEL};
 use super::super::pool::Pool;
 use super::super::simd::{Kernel, Simd};
 use super::super::totals::Form;

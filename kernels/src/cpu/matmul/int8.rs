@@ -3,38 +3,25 @@
 //! An activation row is rounded per group of 32: scale `d = max|x| / 127`, code `round(x * 127 /
 //! max|x|)`, as ggml's Q8_0 but with an f32 scale. A group's dot product is an exact integer,
 //! whatever the order; the groups are then summed in order in f32: `acc = fma(dot, scale * d,
-//! acc)`, `acc = fma(min, d * sum(codes), acc)`.
+//! acc)`, `acc = fma(min, d * sum(codes), acc)`. What each type of weights makes of this is in
+//! `cells`.
 
-use super::super::pack::{Cell, I8, PANEL, Scales, U4, U6};
+mod cells;
+
+pub(crate) use cells::IntCell;
+
+use super::super::cell::PANEL;
 use super::super::pool::Pool;
-use super::super::quant::GROUP;
 use super::super::simd::{Kernel, Simd, SimdLevel};
 use super::super::totals::{Form, Line};
 use super::task::{Cut, Sink};
+use super::tile::Tile;
+use crate::quant::GROUP;
 
 /// Token rows of a full tile.
 const TILE: usize = 4;
 /// Bytes of activations that stay in the second-level cache while a task's panels pass.
 const BLOCK_BYTES: usize = 160 << 10;
-
-/// One group of `T` token rows.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Tile<const T: usize> {
-    /// Codes (i8) of four inputs of each row.
-    quads: [[[u8; 4]; T]; 8],
-    /// `d`.
-    scale: [f32; T],
-    /// `d` times the sum of the codes.
-    sum: [f32; T],
-    /// Sums of the first and the last 16 codes.
-    sums: [[i32; T]; 2],
-}
-
-// SAFETY: 4-byte fields and bytes in multiples of 4, so no padding; zero bytes are valid.
-unsafe impl<const T: usize> bytemuck::Zeroable for Tile<T> {}
-// SAFETY: as above; every bit pattern is valid, and there is no interior mutability or pointer.
-unsafe impl<const T: usize> bytemuck::Pod for Tile<T> {}
 
 /// 32-bit words of one group of one token row.
 const WORDS: usize = size_of::<Tile<1>>() / 4;
@@ -157,108 +144,29 @@ fn round_group<S: Simd, const T: usize>(s: S, x: &[f32; GROUP], t: usize, tile: 
     } else {
         0.0
     };
-    let mut sums = [0; 2];
+    // Of each 16 codes, those of even and of odd pairs.
+    let mut pairs = [[0; 2]; 2];
     for (i, x) in lanes.into_iter().enumerate() {
         let x = if largest.is_finite() { x } else { s.splat(0.0) };
         let mut codes = [0; 8];
         s.store_i(s.round(s.mul(x, s.splat(inverse))), &mut codes);
         for (half, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
             tile.quads[2 * i + half][t] = codes.map(|code| code as u8);
-            sums[i / 2] += codes.iter().sum::<i32>();
+            pairs[i / 2][0] += codes[0] + codes[1];
+            pairs[i / 2][1] += codes[2] + codes[3];
         }
     }
+    let sums = pairs.map(|[even, odd]| even + odd);
     tile.scale[t] = scale;
     tile.sum[t] = scale * (sums[0] + sums[1]) as f32;
-    (tile.sums[0][t], tile.sums[1][t]) = (sums[0], sums[1]);
+    tile.sums[t] = two_words(sums[0], sums[1]);
+    let centre = [0, 1].map(|pair| -16 * (pairs[0][pair] + pairs[1][pair]));
+    tile.centre[t] = two_words(centre[0], centre[1]);
 }
 
-/// A cell that multiplies rounded activations.
-pub(crate) trait IntCell: Cell {
-    /// Adds the products of one group to the accumulators of 8 rows for each of `T` token rows.
-    #[expect(private_interfaces, reason = "tiles are this module's own layout")]
-    fn accumulate<S: Simd, const T: usize>(&self, s: S, x: &Tile<T>, acc: &mut [S::F; T]);
-}
-
-impl<W: Scales> IntCell for U4<W> {
-    #[expect(private_interfaces, reason = "tiles are this module's own layout")]
-    #[inline(always)]
-    fn accumulate<S: Simd, const T: usize>(&self, s: S, x: &Tile<T>, acc: &mut [S::F; T]) {
-        let mask = s.splat_bytes(&[15; 4]);
-        let mut dots = [s.splat_i32(0); T];
-        for i in 0..4 {
-            let codes = s.load_i(&self.codes[i]);
-            let (low, high) = (s.and(codes, mask), s.and(s.shr::<4>(codes), mask));
-            // 8 sums of 2 products: 8 * 2 * 15 * 127 = 30480 fits i16.
-            for (t, dot) in dots.iter_mut().enumerate() {
-                *dot = s.add_i16(*dot, s.dot_u8_i8(low, s.splat_bytes(&x.quads[2 * i][t])));
-                *dot = s.add_i16(
-                    *dot,
-                    s.dot_u8_i8(high, s.splat_bytes(&x.quads[2 * i + 1][t])),
-                );
-            }
-        }
-        let (scale, min) = (self.scale.load(s), self.min.load(s));
-        for t in 0..T {
-            let dot = s.to_f32(s.dot_i16(dots[t], s.splat_i16(1)));
-            acc[t] = s.fma(dot, s.mul(scale, s.splat(x.scale[t])), acc[t]);
-            acc[t] = s.fma(min, s.splat(x.sum[t]), acc[t]);
-        }
-    }
-}
-
-impl IntCell for I8 {
-    #[expect(private_interfaces, reason = "tiles are this module's own layout")]
-    #[inline(always)]
-    fn accumulate<S: Simd, const T: usize>(&self, s: S, x: &Tile<T>, acc: &mut [S::F; T]) {
-        let mask = s.splat_bytes(&[15; 4]);
-        let (mut lows, mut highs) = ([s.splat_i32(0); T], [s.splat_i32(0); T]);
-        for i in 0..8 {
-            // A u8 x i8 product of full bytes would not fit i16: two nibbles, 8 * 2 * 15 * 127 =
-            // 30480 each.
-            let codes = s.load_i(&self.codes[i]);
-            let (low, high) = (s.and(codes, mask), s.and(s.shr::<4>(codes), mask));
-            for t in 0..T {
-                let x = s.splat_bytes(&x.quads[i][t]);
-                lows[t] = s.add_i16(lows[t], s.dot_u8_i8(low, x));
-                highs[t] = s.add_i16(highs[t], s.dot_u8_i8(high, x));
-            }
-        }
-        let scale = Scales::load(&self.scale, s);
-        for t in 0..T {
-            let dot = s.add_i32(
-                s.dot_i16(lows[t], s.splat_i16(1)),
-                s.dot_i16(highs[t], s.splat_i16(16)),
-            );
-            let dot = s.sub_i32(dot, s.splat_i32(128 * (x.sums[0][t] + x.sums[1][t])));
-            acc[t] = s.fma(s.to_f32(dot), s.mul(scale, s.splat(x.scale[t])), acc[t]);
-        }
-    }
-}
-
-impl IntCell for U6 {
-    #[expect(private_interfaces, reason = "tiles are this module's own layout")]
-    #[inline(always)]
-    fn accumulate<S: Simd, const T: usize>(&self, s: S, x: &Tile<T>, acc: &mut [S::F; T]) {
-        for half in 0..2 {
-            let mut dots = [s.splat_i32(0); T];
-            for i in [4 * half, 4 * half + 2] {
-                // 2 sums of 2 products: 2 * 2 * 63 * 127 = 32004 fits i16.
-                let codes = [s.load_i(&self.codes[i]), s.load_i(&self.codes[i + 1])];
-                for (t, dot) in dots.iter_mut().enumerate() {
-                    let pair = s.add_i16(
-                        s.dot_u8_i8(codes[0], s.splat_bytes(&x.quads[i][t])),
-                        s.dot_u8_i8(codes[1], s.splat_bytes(&x.quads[i + 1][t])),
-                    );
-                    *dot = s.add_i32(*dot, s.dot_i16(pair, s.splat_i16(1)));
-                }
-            }
-            let scale = s.load(&self.scale[half]);
-            for t in 0..T {
-                let dot = s.sub_i32(dots[t], s.splat_i32(32 * x.sums[half][t]));
-                acc[t] = s.fma(s.to_f32(dot), s.mul(scale, s.splat(x.scale[t])), acc[t]);
-            }
-        }
-    }
+/// Two numbers of 16 bits, the first one in the low word.
+const fn two_words(low: i32, high: i32) -> i32 {
+    low & 0xffff | high << 16
 }
 
 /// Products of some panels with all rows.

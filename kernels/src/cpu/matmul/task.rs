@@ -2,7 +2,7 @@
 
 use std::ops::{AddAssign, Range};
 
-use super::super::pack::PANEL;
+use super::super::cell::PANEL;
 use super::super::pool::SendPtr;
 use super::super::totals::Ends;
 

@@ -6,10 +6,10 @@ use crate::backend::{WeightType, WeightView};
 use crate::cpu::device::{Activations, CpuBackend};
 use crate::cpu::matmul;
 use crate::cpu::pack::CpuMatrix;
-use crate::cpu::quant::{dequantize, group};
 use crate::cpu::simd::SimdLevel;
 use crate::cpu::testing::{TYPES, activations, backend, best, load, shapes, weights};
 use crate::error::Error;
+use crate::quant::{Group, dequantize, group};
 
 const MODES: [Activations; 2] = [Activations::Int8, Activations::F32];
 
@@ -83,18 +83,66 @@ fn int8_by_hand(dtype: WeightType, w: &[u8], x: &[f32]) -> f32 {
                 }
             })
             .collect();
-        let dot = |range: std::ops::Range<usize>| {
-            range.map(|i| q[i] * i32::from(group.codes[i])).sum::<i32>() as f32
+        let sum = |half: usize| q[16 * half..][..16].iter().sum::<i32>();
+        let dot = |half: usize| {
+            let inputs = 16 * half..16 * (half + 1);
+            inputs
+                .map(|i| q[i] * i32::from(group.codes[i]))
+                .sum::<i32>()
         };
-        if dtype == WeightType::Q6K {
-            acc = dot(0..16).mul_add(group.scale[0] * d, acc);
-            acc = dot(16..32).mul_add(group.scale[1] * d, acc);
-        } else {
-            acc = dot(0..32).mul_add(group.scale[0] * d, acc);
-            acc = group.min.mul_add(d * q.iter().sum::<i32>() as f32, acc);
-        }
+        acc = group_by_hand(dtype, &group, d, [dot(0), dot(1)], [sum(0), sum(1)], acc);
     }
     acc
+}
+
+/// Adds one group: `d` is the scale of the activations, `dots` are the sums of their codes times
+/// the weights', `sums` those of their codes, of each half.
+fn group_by_hand(
+    dtype: WeightType,
+    group: &Group,
+    d: f32,
+    dots: [i32; 2],
+    sums: [i32; 2],
+    acc: f32,
+) -> f32 {
+    let (scale, min) = (group.scale, group.min);
+    let (dot, sum) = ((dots[0] + dots[1]) as f32, (sums[0] + sums[1]) as f32);
+    let factored =
+        |factors: [f32; 2], of: [i32; 2]| factors[0] as i32 * of[0] + factors[1] as i32 * of[1];
+    match dtype {
+        // Codes are stored without a sign.
+        WeightType::Q4_0 => {
+            let unsigned = dot + 8.0 * sum;
+            let acc = unsigned.mul_add(scale.of(0) * d, acc);
+            (-8.0 * scale.of(0)).mul_add(d * sum, acc)
+        }
+        WeightType::Q4_1 | WeightType::Q4K => min
+            .of(0)
+            .mul_add(d * sum, dot.mul_add(scale.of(0) * d, acc)),
+        // Around the middle of the codes.
+        WeightType::Q5_1 | WeightType::Q5K => {
+            let acc = (dot - 16.0 * sum).mul_add(scale.of(0) * d, acc);
+            scale.of(0).mul_add(16.0, min.of(0)).mul_add(d * sum, acc)
+        }
+        WeightType::Q8_0
+        | WeightType::Q5_0
+        | WeightType::Iq4Nl
+        | WeightType::Iq4Xs
+        | WeightType::Mxfp4 => dot.mul_add(scale.of(0) * d, acc),
+        WeightType::Tq1_0 | WeightType::Tq2_0 => {
+            let acc = (dot + sum).mul_add(scale.unit * d, acc);
+            sum.mul_add(-scale.unit * d, acc)
+        }
+        WeightType::Q2K => {
+            let acc = (factored(scale.by, dots) as f32).mul_add(scale.unit * d, acc);
+            (factored(min.by, sums) as f32).mul_add(min.unit * d, acc)
+        }
+        WeightType::Q3K => (factored(scale.by, dots) as f32).mul_add(scale.unit * d, acc),
+        _ => {
+            let acc = (dots[0] as f32).mul_add(scale.of(0) * d, acc);
+            (dots[1] as f32).mul_add(scale.of(1) * d, acc)
+        }
+    }
 }
 
 #[test]
@@ -298,16 +346,8 @@ fn wrong_shapes_are_refused_before_anything_is_written() {
     let backend = best(Activations::Int8, 1);
     let bytes = weights(WeightType::Q4_0, 8, 64, 1);
     let load = |dtype, rows, cols, bytes: &[u8]| {
-        CpuMatrix::load(
-            &backend.pool,
-            &[WeightView {
-                dtype,
-                rows,
-                cols,
-                bytes,
-            }],
-        )
-        .map(|matrix| matrix.rows())
+        CpuMatrix::load(&backend.pool, &[WeightView::new(dtype, rows, cols, bytes)])
+            .map(|matrix| matrix.rows())
     };
     assert!(matches!(
         load(WeightType::Q4_0, 8, 65, &bytes),
@@ -325,18 +365,8 @@ fn wrong_shapes_are_refused_before_anything_is_written() {
         load(WeightType::Q4_0, usize::MAX, 64, &bytes),
         Err(Error::Shape { .. })
     ));
-    let view = WeightView {
-        dtype: WeightType::Q4_0,
-        rows: 8,
-        cols: 64,
-        bytes: &bytes,
-    };
-    let other = WeightView {
-        dtype: WeightType::F32,
-        rows: 1,
-        cols: 1,
-        bytes: &[0; 4],
-    };
+    let view = WeightView::new(WeightType::Q4_0, 8, 64, &bytes);
+    let other = WeightView::new(WeightType::F32, 1, 1, &[0; 4]);
     assert!(CpuMatrix::load(&backend.pool, &[view, other]).is_err());
 
     let matrix = CpuMatrix::load(&backend.pool, &[view]).unwrap();

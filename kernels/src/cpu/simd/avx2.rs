@@ -116,6 +116,31 @@ impl Simd for Avx2 {
         unsafe { _mm256_and_si256(a, b) }
     }
     #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn splat_table(self, x: &[u8; 16]) -> __m256i {
+        // SAFETY: features present; the array has 16 bytes.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn look_up(self, table: __m256i, indices: __m256i) -> __m256i {
+        // SAFETY: features present.
+        unsafe { _mm256_shuffle_epi8(table, indices) }
+    }
+    #[inline(always)]
+    fn widen_i8(self, x: &[u8; 16]) -> __m256i {
+        // SAFETY: features present; the array has 16 bytes.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
     fn shr<const N: i32>(self, a: __m256i) -> __m256i {
         // SAFETY: features present.
         unsafe { _mm256_srli_epi32::<N>(a) }

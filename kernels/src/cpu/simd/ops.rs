@@ -41,7 +41,16 @@ pub(crate) trait Simd: Copy {
     /// The same four bytes in every lane.
     fn splat_bytes(self, x: &[u8; 4]) -> Self::I;
     fn splat_i32(self, x: i32) -> Self::I;
+    /// A table for [`Self::look_up`].
+    fn splat_table(self, x: &[u8; 16]) -> Self::I;
+    /// Byte `i` = entry `indices[i]` of the table; indices are below 16.
+    fn look_up(self, table: Self::I, indices: Self::I) -> Self::I;
+    /// Sixteen i8 as i16 lanes.
+    fn widen_i8(self, x: &[u8; 16]) -> Self::I;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 32-bit lanes shifted left.
+    fn shl<const N: i32>(self, a: Self::I) -> Self::I;
     /// 32-bit lanes shifted right, zeros from above.
     fn shr<const N: i32>(self, a: Self::I) -> Self::I;
     /// i32 lanes, wrapping.

@@ -95,6 +95,28 @@ impl Simd for Portable {
         zip(a, b, |a, b| a & b)
     }
     #[inline(always)]
+    fn or(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        zip(a, b, |a, b| a | b)
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, a: [i32; 8]) -> [i32; 8] {
+        a.map(|a| a << N)
+    }
+    #[inline(always)]
+    fn splat_table(self, x: &[u8; 16]) -> [i32; 8] {
+        bytemuck::cast([*x; 2])
+    }
+    #[inline(always)]
+    fn look_up(self, table: [i32; 8], indices: [i32; 8]) -> [i32; 8] {
+        let (table, indices): ([u8; 32], [u8; 32]) =
+            (bytemuck::cast(table), bytemuck::cast(indices));
+        bytemuck::cast(indices.map(|index| table[usize::from(index & 15)]))
+    }
+    #[inline(always)]
+    fn widen_i8(self, x: &[u8; 16]) -> [i32; 8] {
+        bytemuck::cast(x.map(|x| i16::from(x as i8)))
+    }
+    #[inline(always)]
     fn shr<const N: i32>(self, a: [i32; 8]) -> [i32; 8] {
         a.map(|a| (a as u32 >> N) as i32)
     }

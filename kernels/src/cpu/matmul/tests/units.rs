@@ -3,28 +3,38 @@
 use std::ops::Range;
 
 use super::MODES;
-use crate::backend::WeightType;
+use crate::backend::{WeightType, WeightView};
 use crate::cpu::device::{Activations, CpuBackend};
 use crate::cpu::matmul;
+use crate::cpu::pack::CpuMatrix;
 use crate::cpu::simd::SimdLevel;
 use crate::cpu::testing::{TYPES, activations, backend, best, load, weights};
 use crate::fixed;
+use crate::quant::GROUP;
 
-/// Columns `range` of a matrix.
-fn columns(dtype: WeightType, bytes: &[u8], cols: usize, range: &Range<usize>) -> Vec<u8> {
-    let (row, start, end) = (
-        dtype.bytes(cols),
-        dtype.bytes(range.start),
-        dtype.bytes(range.end),
-    );
-    let (row, start, end) = (row.unwrap(), start.unwrap(), end.unwrap());
-    bytes
+/// Columns `range` of a matrix whose rows are `stored` weights long: the blocks that they touch.
+fn columns(
+    backend: &CpuBackend,
+    dtype: WeightType,
+    bytes: &[u8],
+    stored: usize,
+    range: &Range<usize>,
+) -> CpuMatrix {
+    let (block, row) = (dtype.block(), dtype.bytes(stored).unwrap());
+    let blocks = range.start / block.weights..range.end.div_ceil(block.weights);
+    let own: Vec<u8> = bytes
         .chunks_exact(row)
-        .flat_map(|row| row[start..end].iter().copied())
-        .collect()
+        .flat_map(|row| &row[blocks.start * block.bytes..blocks.end * block.bytes])
+        .copied()
+        .collect();
+    let view = WeightView {
+        skip: range.start % block.weights,
+        ..WeightView::new(dtype, bytes.len() / row, range.len(), &own)
+    };
+    CpuMatrix::load(&backend.pool, &[view]).unwrap()
 }
 
-/// A matrix and activations whose columns are cut in units, each a whole number of blocks.
+/// A matrix and activations whose columns are cut in units, each a whole number of groups.
 struct Cut {
     dtype: WeightType,
     bytes: Vec<u8>,
@@ -32,6 +42,8 @@ struct Cut {
     n: usize,
     rows: usize,
     ends: Vec<usize>,
+    /// Weights of a row with those that fill its last block.
+    stored: usize,
 }
 
 impl Cut {
@@ -40,18 +52,20 @@ impl Cut {
         let ends: Vec<usize> = units
             .iter()
             .scan(0, |end, unit| {
-                *end += unit * block;
+                *end += unit * block.min(GROUP);
                 Some(*end)
             })
             .collect();
         let (n, cols) = (21, ends[ends.len() - 1]);
+        let stored = cols.next_multiple_of(block);
         Self {
             dtype,
-            bytes: weights(dtype, n, cols, 71),
+            bytes: weights(dtype, n, stored, 71),
             x: activations(rows * cols, 72),
             n,
             rows,
             ends,
+            stored,
         }
     }
 
@@ -69,8 +83,7 @@ impl Cut {
             .chunks_exact(cols)
             .flat_map(|x| x[range.clone()].to_vec())
             .collect();
-        let bytes = columns(self.dtype, &self.bytes, cols, &range);
-        let matrix = load(backend, &[(self.dtype, self.n)], range.len(), &[bytes]);
+        let matrix = columns(backend, self.dtype, &self.bytes, self.stored, &range);
         let ends: Vec<usize> = self.ends[units].iter().map(|end| end - first).collect();
         let mut out = vec![-1; self.rows * self.n];
         matmul::matmul_fixed(backend, &matrix, &own, self.rows, &ends, &mut out).unwrap();
@@ -80,12 +93,8 @@ impl Cut {
     /// The product of a rank with all units.
     fn whole(&self, backend: &CpuBackend) -> Vec<u32> {
         let cols = self.ends[self.ends.len() - 1];
-        let matrix = load(
-            backend,
-            &[(self.dtype, self.n)],
-            cols,
-            std::slice::from_ref(&self.bytes),
-        );
+        let all = 0..cols;
+        let matrix = columns(backend, self.dtype, &self.bytes, self.stored, &all);
         let mut out = vec![f32::NAN; self.rows * self.n];
         matmul::matmul_fixed(backend, &matrix, &self.x, self.rows, &self.ends, &mut out).unwrap();
         out.into_iter().map(f32::to_bits).collect()
@@ -142,12 +151,7 @@ fn units_are_products_of_their_columns_in_fixed_point() {
                     .chunks_exact(cols)
                     .flat_map(|x| x[range.clone()].to_vec())
                     .collect();
-                let matrix = load(
-                    &backend,
-                    &[(dtype, cut.n)],
-                    range.len(),
-                    &[columns(dtype, &cut.bytes, cols, &range)],
-                );
+                let matrix = columns(&backend, dtype, &cut.bytes, cut.stored, &range);
                 let mut unit = vec![f32::NAN; 5 * cut.n];
                 matmul::matmul(&backend, &matrix, &x, 5, None, &mut unit).unwrap();
                 sum.iter_mut()
