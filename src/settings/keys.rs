@@ -101,14 +101,14 @@ impl Keys {
 
     /// The name that is most like `name`, of the services and of the options of `service`, or of
     /// all of them.
-    pub fn nearest(&self, name: &str, service: Option<&str>) -> Option<&str> {
+    pub fn nearest<'a>(&'a self, name: &str, service: Option<&str>) -> Option<&'a str> {
         let of = |one: &str| service.is_none_or(|service| service == one);
         let options = self.services.iter().filter(|(one, _)| of(one));
         let options = options.flat_map(|(_, keys)| keys.keys().map(String::as_str));
-        let mut names: Vec<&str> = options.collect();
-        if service.is_none() {
-            names.extend(self.services());
-        }
+        let services = self.services().filter(|_| service.is_none());
+        let names: Vec<&'a str> = options
+            .chain(services.map(|one| -> &'a str { one }))
+            .collect();
         let plain = name.to_lowercase().replace('_', "-");
         let similar = names
             .into_iter()

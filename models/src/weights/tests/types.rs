@@ -3,8 +3,9 @@
 use palimpsest_kernels::WeightType;
 
 use super::writer::{Writer, text};
-use super::{open_bytes, whole};
+use super::{dense, open_bytes, whole};
 use crate::TensorType;
+use crate::weights::GatedWeights;
 
 /// A Llama of one layer, 256 wide, whose matrices have type number `kind`.
 fn all_of(kind: u32) -> Writer {
@@ -50,7 +51,8 @@ fn files_of_every_type_open() {
         let part = whole(&model);
         let layer = model.weights().layer(0, &part).unwrap();
         let head = model.weights().output(&part).unwrap().unwrap();
-        for matrix in [&layer.q, &layer.o, &layer.gate, &layer.down, &head] {
+        let GatedWeights { gate, down, .. } = dense(layer.feed_forward);
+        for matrix in [&layer.q, &layer.o, &gate, &down, &head] {
             assert_eq!(matrix.dtype, dtype);
         }
         opened.push(dtype);

@@ -238,7 +238,10 @@ fn text_is_free_until_a_call_begins() {
             // Where a call is all of an answer, one behind text is text.
             let behind = format!("I look. {call}");
             known.check(&free, &behind);
-            assert_eq!(super::tests::read(&free, &behind).len(), usize::from(is_marked));
+            assert_eq!(
+                super::tests::read(&free, &behind).len(),
+                usize::from(is_marked)
+            );
             let wrong = call.replace("\"a\": 1", "\"a\": \"");
             let (read, _) = known.walk(&free, &wrong);
             let at = wrong.find(": \"}").map_or(0, |at| at + 2);
