@@ -97,12 +97,12 @@ def tools(client: Anthropic, asked: dict) -> None:
     called = client.messages.create(**forced)
     (call,) = called.content
     assert (call.type, call.name) == ("tool_use", "add") and call.id.startswith("toolu_"), called
-    # A model of random weights writes no JSON, so the pieces are not put together.
+    # A model of random weights writes no JSON: there may be no piece, and none is put together.
     events = list(client.messages.create(stream=True, **forced))
     (start,) = [event for event in events if event.type == "content_block_start"]
     assert (start.content_block.type, start.content_block.name) == ("tool_use", "add"), start
     deltas = {event.delta.type for event in events if event.type == "content_block_delta"}
-    assert deltas == {"input_json_delta"}, deltas
+    assert deltas <= {"input_json_delta"}, deltas
 
     conversation = [
         *asked["messages"],
