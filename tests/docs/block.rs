@@ -11,11 +11,17 @@ pub enum Kind {
     Server,
     /// Run by Python.
     Python,
+    /// Lines of a script of `tests/clients`, which `cargo xtask clients` runs.
+    OfClient,
     /// Commands that are not run.
     NotRun,
     /// No commands.
     Other,
 }
+
+/// How a block of the book begins that shows lines of a file: its path, a colon, and the name of the
+/// lines.
+pub const INCLUDED: &str = "{{#include ../../";
 
 /// A fenced block of a page.
 #[derive(Debug, Clone)]
@@ -67,6 +73,9 @@ pub fn blocks_of(path: &Path) -> Vec<Block> {
 }
 
 fn kind(language: &str, text: &str) -> Kind {
+    if text.starts_with(INCLUDED) {
+        return Kind::OfClient;
+    }
     match language {
         "sh" if ends_with_a_server(text) => Kind::Server,
         "sh" => Kind::Shell,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::block::{Block, Kind, blocks_of};
+use crate::block::{Block, INCLUDED, Kind, blocks_of};
 use crate::session::{Session, python_packages, repository};
 
 /// What the line above a block of commands begins with that are not run.
@@ -74,7 +74,8 @@ fn the_commands_of_other_protocols_run() {
 fn every_page_with_commands_is_run() {
     let this = include_str!("pages.rs");
     for page in pages() {
-        let commands = |block: &Block| !matches!(block.kind, Kind::Other | Kind::NotRun);
+        let commands =
+            |block: &Block| !matches!(block.kind, Kind::Other | Kind::NotRun | Kind::OfClient);
         if blocks_of(&repository().join(&page)).iter().any(commands) {
             assert!(this.contains(&format!("run(\"{page}\")")), "{page}");
         }
@@ -95,6 +96,33 @@ fn blocks_that_are_not_run_say_why() {
             );
         }
     }
+}
+
+/// The book's tool says nothing of lines that it does not find.
+#[test]
+fn lines_of_clients_that_pages_show_are_there() {
+    let mut found = 0;
+    for page in pages() {
+        for block in blocks_of(&repository().join(&page)) {
+            if block.kind != Kind::OfClient {
+                continue;
+            }
+            let place = format!("{page}:{}", block.line);
+            let shown = block.text.trim_end().strip_prefix(INCLUDED);
+            let shown = shown.and_then(|shown| shown.strip_suffix("}}"));
+            let (path, name) = shown.and_then(|shown| shown.split_once(':')).expect(&place);
+            assert!(path.starts_with("tests/clients/"), "{place}: {path}");
+            let script = std::fs::read_to_string(repository().join(path)).expect(path);
+            for mark in ["ANCHOR", "ANCHOR_END"] {
+                let mark = format!("{mark}: {name}");
+                let is_mark = |line: &str| line.trim_start_matches(['#', '/', ' ']) == mark;
+                let count = script.lines().filter(|line| is_mark(line)).count();
+                assert_eq!(count, 1, "{place}: {path} has `{mark}` {count} times");
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 20, "{found}");
 }
 
 #[test]
@@ -149,7 +177,7 @@ fn run(page: &str) {
             Kind::Shell => succeeded(&place, &block, &session.shell(&block.text)),
             Kind::Python => succeeded(&place, &block, &session.python(&block.text)),
             Kind::Server => session.serve(&block.text),
-            Kind::NotRun | Kind::Other => {}
+            Kind::OfClient | Kind::NotRun | Kind::Other => {}
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod bench_peers;
 mod ci;
+mod clients;
 mod cluster;
 mod crates;
 mod deploy_check;
@@ -17,7 +18,9 @@ mod kernels;
 mod metrics;
 mod miri;
 mod modules;
+mod node;
 mod pictures;
+mod pin;
 mod process;
 mod rust_source;
 mod sbom;
@@ -25,6 +28,7 @@ mod test;
 mod tools;
 mod wheel;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -49,6 +53,11 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fuzz [--seconds N] [TARGET…]
                        readers of outside bytes under guided mutations, 60 s each
   miri                 unsafe code of the CPU kernels under Miri, which it installs
+  clients [NAME…]      clients that people bring, unchanged, against a server of this build;
+                       --list lists them, --quick runs those that CI runs, --server URL and
+                       --grpc ADDRESS ask a server that runs already
+  pin [--keep] PURPOSE…
+                       packages of such clients anew, with hashes; --keep keeps versions
   pictures             what the documents show of the console, made anew in docs/src/images
   wheel                the program as a Python wheel, tried in an empty environment
   cluster [--tp N] …   etcd, a coordinator and N ranks as processes of this machine; the rest
@@ -105,6 +114,8 @@ fn dispatch() -> Result<()> {
         ["image"] => image::measure(),
         ["fuzz", rest @ ..] => fuzz::run_targets(rest),
         ["miri"] => miri::check(),
+        ["clients", rest @ ..] => clients::run_suite(rest),
+        ["pin", rest @ ..] => pin::make_files(Path::new(tools::REQUIREMENTS), rest),
         ["pictures"] => pictures::make(),
         ["wheel"] => wheel::build_and_try(),
         ["cluster", rest @ ..] => cluster::run_local(rest),

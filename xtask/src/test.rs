@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{cargo, cargo_with, output, run, run_and_read, succeeds};
-use crate::{crates, tools};
+use crate::{clients, crates, tools};
 
 /// Path of the real model, for the tests that need one; without it they print that they are
 /// skipped.
@@ -120,6 +120,8 @@ pub fn run_all(extent: Extent) -> Result<()> {
                 .env(FUZZER_VARIABLE, &fuzzer)
                 .env(CHROMIUM_VARIABLE, CHROMIUM);
         }
+        let program = crates::target_directory()?.join("debug/palimpsest");
+        suites.push(clients::quick_suite(&program)?);
     }
     run_suites(&mut suites)
 }

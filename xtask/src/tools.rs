@@ -6,12 +6,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::pin;
 use crate::process::{cargo_with, output, run, succeeds};
 
 /// Where tools are installed, below the workspace root. `CARGO_TARGET_DIR` does not move it.
-const TOOLS_DIR: &str = "target/tools";
+pub const TOOLS_DIR: &str = "target/tools";
 /// Python packages by purpose, with versions and hashes.
-const REQUIREMENTS: &str = "xtask/requirements";
+pub const REQUIREMENTS: &str = "xtask/requirements";
 
 /// A Debian package that is installed when its probe fails.
 struct SystemPackage {
@@ -106,11 +107,12 @@ pub fn install_system_packages() -> Result<()> {
 /// them, with its version and the SHA-256 of its files: pip installs nothing else.
 ///
 /// # Errors
-/// When pip cannot install them.
+/// When pip cannot install them, or the file is for another system.
 pub fn python_packages(purpose: &str) -> Result<PathBuf> {
     let root = std::path::absolute(Path::new(TOOLS_DIR).join(format!("python-{purpose}")))?;
     let wanted = Path::new(REQUIREMENTS).join(format!("{purpose}.txt"));
     let wanted = fs::read_to_string(&wanted).with_context(|| wanted.display().to_string())?;
+    pin::check_system(&wanted).with_context(|| purpose.to_owned())?;
     let installed = root.join("requirements.txt");
     if fs::read_to_string(&installed).is_ok_and(|have| have == wanted) {
         return Ok(root);

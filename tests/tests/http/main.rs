@@ -3,5 +3,6 @@
 mod answers;
 mod client;
 mod guided;
+mod neighbours;
 mod operation;
 mod refusals;

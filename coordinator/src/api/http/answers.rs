@@ -13,7 +13,7 @@ use palimpsest_proto::v1::{Delta, FinishReason, RetentionMap};
 use serde_json::{Value, json};
 
 pub use self::choice::Choice;
-use self::choice::{call_piece, write_reasoning};
+use self::choice::{call_piece, write_prompt_ids, write_reasoning};
 pub use self::dialect::Dialect;
 pub(super) use self::dialect::write_json;
 use self::logprobs::Logprobs;
@@ -53,8 +53,13 @@ impl Frame {
     }
 
     /// The whole answer. The choices are given away piece by piece: it would be held twice.
-    pub fn whole(&self, choices: Vec<Choice>, per_prompt: usize) -> Vec<u8> {
+    pub fn whole(&self, mut choices: Vec<Choice>, per_prompt: usize) -> Vec<u8> {
         let usage = usage(&choices, per_prompt);
+        // A chat has one prompt, of which vLLM tells beside the choices.
+        let prompt = match (self.dialect, choices.first_mut()) {
+            (Dialect::Chat, Some(first)) => first.take_prompt(),
+            _ => Vec::new(),
+        };
         let kind = match self.dialect {
             Dialect::Chat => "chat.completion",
             Dialect::Completion => "text_completion",
@@ -75,6 +80,7 @@ impl Frame {
         }
         out.extend_from_slice(br#"],"usage":"#);
         write_json(&mut out, &usage);
+        out.extend(prompt);
         self.write_warnings(&mut out);
         out.push(b'}');
         out
@@ -143,11 +149,15 @@ impl Frame {
             Dialect::Chat => br#""delta":{"role":"assistant","content":"","refusal":null}"#,
             Dialect::Completion => br#""text":"""#,
         });
-        if !prompt.is_empty() {
-            out.extend_from_slice(br#","prompt_token_ids":"#);
-            write_json(out, prompt);
+        let is_chat = self.dialect == Dialect::Chat;
+        if !is_chat {
+            write_prompt_ids(out, prompt);
         }
-        out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+        out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]");
+        if is_chat {
+            write_prompt_ids(out, prompt);
+        }
+        out.extend_from_slice(b"}\n\n");
     }
 
     /// Adds the last chunk of a choice.

@@ -104,12 +104,32 @@ impl Choice {
         texts + self.logprobs.bytes() + self.prompt.len() + ids * size_of::<u32>()
     }
 
-    /// Writes the text of a completion, or the message of a chat.
-    pub(super) fn write(&self, out: &mut Vec<u8>, dialect: Dialect) {
+    /// What is told of the prompt, as fields behind others, which is then given away.
+    pub(super) fn take_prompt(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write_prompt(&mut out);
+        self.prompt = Vec::new();
+        if let Some(ids) = &mut self.ids {
+            ids.prompt = Vec::new();
+        }
+        out
+    }
+
+    fn write_prompt(&self, out: &mut Vec<u8>) {
         if !self.prompt.is_empty() {
             out.extend_from_slice(br#","prompt_logprobs":["#);
             out.extend_from_slice(&self.prompt);
             out.push(b']');
+        }
+        if let Some(ids) = &self.ids {
+            write_prompt_ids(out, &ids.prompt);
+        }
+    }
+
+    /// Writes the text of a completion, or the message of a chat.
+    pub(super) fn write(&self, out: &mut Vec<u8>, dialect: Dialect) {
+        if dialect == Dialect::Completion {
+            self.write_prompt(out);
         }
         match dialect {
             Dialect::Chat => {
@@ -135,11 +155,17 @@ impl Choice {
             }
         }
         if let Some(ids) = &self.ids {
-            out.extend_from_slice(br#","prompt_token_ids":"#);
-            write_json(out, &ids.prompt);
             out.extend_from_slice(br#","token_ids":"#);
             write_json(out, &ids.answer);
         }
+    }
+}
+
+/// Adds the ids of the prompt behind another field, if there are any.
+pub(super) fn write_prompt_ids(out: &mut Vec<u8>, ids: &[u32]) {
+    if !ids.is_empty() {
+        out.extend_from_slice(br#","prompt_token_ids":"#);
+        write_json(out, &ids);
     }
 }
 

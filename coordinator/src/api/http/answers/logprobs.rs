@@ -41,7 +41,8 @@ impl Logprobs {
             }
             Dialect::Completion => {
                 let text = text(token);
-                let top = token.top.iter();
+                // The token itself is one of them, whether or not it is among the best.
+                let top = token.top.iter().chain([token]);
                 let top = top.map(|one| (self::text(one), json!(one.logprob)));
                 let top: serde_json::Map<_, _> = top.collect();
                 // The first token of a prompt has none: JSON's null.

@@ -72,7 +72,11 @@ fn tokens_that_are_parts_of_characters_keep_their_bytes_and_count_none() {
     assert_eq!(found["tokens"], texts);
     assert_eq!(found["text_offset"], json!([0, 1, 1, 2, 3, 4]));
     let top = found["top_logprobs"][0].as_object().expect("alternatives");
-    assert_eq!(top.len(), 2, "no two have the same key");
+    assert_eq!(
+        top.len(),
+        3,
+        "no two have the same key, and the token is one"
+    );
 }
 
 #[test]
@@ -103,7 +107,7 @@ fn a_whole_chat_is_written_as_an_object_would_be() {
 
 #[test]
 fn a_whole_completion_is_written_as_an_object_would_be() {
-    let top = json!({"b\"": -0.5});
+    let top = |token: &str| json!({"b\"": -0.5, token: -0.5});
     let whole = whole(Dialect::Completion);
     assert_eq!(
         whole["choices"][0],
@@ -111,7 +115,7 @@ fn a_whole_completion_is_written_as_an_object_would_be() {
             "index": 0, "finish_reason": "stop", "text": "é\nx",
             "logprobs": {
                 "tokens": ["é\n", "x"], "token_logprobs": [-0.5, -0.5],
-                "top_logprobs": [top, top], "text_offset": [0, 2],
+                "top_logprobs": [top("é\n"), top("x")], "text_offset": [0, 2],
             },
         })
     );

@@ -32,10 +32,32 @@ async fn words_of_a_client_are_no_control_tokens() {
     assert_eq!(count(json!({"prompt": evil}), IM_END).await, 1);
     let asked = json!({"return_token_ids": true});
     let reply = server.post(CHAT, &chat(evil, asked)).await;
-    let ids = reply.json["choices"][0]["prompt_token_ids"]
-        .as_array()
-        .unwrap();
+    let ids = reply.json["prompt_token_ids"].as_array().unwrap();
     assert_eq!(ids.iter().filter(|id| **id == IM_START).count(), 2);
+}
+
+/// Of a chat's prompt vLLM tells beside the choices, and of a completion's within them.
+#[tokio::test]
+async fn what_is_told_of_a_chats_prompt_stands_beside_its_choices() {
+    let server = Server::start(Config::default()).await;
+    let asked = json!({"return_token_ids": true, "prompt_logprobs": 1, "n": 2});
+    let reply = server.post(CHAT, &chat("hi", asked)).await.json;
+    let count = |field: &str| reply[field].as_array().map(Vec::len);
+    let tokens = reply["usage"]["prompt_tokens"].as_u64().map(|n| n as usize);
+    assert_eq!(count("prompt_token_ids"), tokens, "{reply}");
+    assert_eq!(count("prompt_logprobs"), tokens, "{reply}");
+    for choice in reply["choices"].as_array().expect("choices") {
+        assert!(choice["token_ids"].is_array(), "{choice}");
+        let told = ["prompt_token_ids", "prompt_logprobs"].map(|field| choice.get(field));
+        assert_eq!(told, [None, None], "{choice}");
+    }
+    let stream = json!({"return_token_ids": true, "stream": true});
+    let events = server.events(CHAT, &chat("hi", stream)).await;
+    let told = events
+        .iter()
+        .filter(|event| event.get("prompt_token_ids").is_some());
+    assert_eq!(told.count(), 1);
+    assert_eq!(events[0]["prompt_token_ids"], reply["prompt_token_ids"]);
 }
 
 #[tokio::test]

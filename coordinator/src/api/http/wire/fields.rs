@@ -176,7 +176,8 @@ impl<'de> Visitor<'de> for IsDefault<'_> {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<bool, E> {
-        Ok(["", "none", "auto"].contains(&text))
+        let is_done_anyway = self.name == "truncation_side" && text == "left";
+        Ok(["", "none", "auto"].contains(&text) || is_done_anyway)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {

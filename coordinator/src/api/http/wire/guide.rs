@@ -54,6 +54,8 @@ struct ResponseFormat {
     #[serde(rename = "type")]
     kind: String,
     json_schema: Option<Object<JsonSchema>>,
+    /// Of the format `json_object`, as llama.cpp has it.
+    schema: Option<Schema>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -229,6 +231,13 @@ fn choice(texts: Texts) -> Kind {
 impl ResponseFormat {
     fn guide(self) -> Result<Option<NamedGuide>, HttpError> {
         let names = &RESPONSE_FORMAT;
+        if let ("json_object", Some(schema)) = (&*self.kind, &self.schema) {
+            let names = &FormatNames {
+                schema: "response_format.schema",
+                ..RESPONSE_FORMAT
+            };
+            return schema_format(Some(schema), None, names).map(Some);
+        }
         if self.kind != "json_schema" {
             return plain_format(&self.kind, names);
         }

@@ -202,7 +202,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// Prompts: a text, texts, token ids, or lists of token ids. No more than `MOST` are held.
+/// Prompts: a text, token ids, or a list of texts and of lists of token ids. No more than `MOST`
+/// are held.
 #[derive(Debug, Clone, Default)]
 pub struct Prompts<const MOST: usize> {
     /// No more than may be.
@@ -282,33 +283,25 @@ impl<'de, const MOST: usize> Deserialize<'de> for Prompts<MOST> {
                 let Some(first) = list.next_element()? else {
                     return Ok(prompts);
                 };
-                let other = || A::Error::custom("prompts are of one kind");
-                match first {
-                    Element::Id(id) => {
-                        let mut ids = vec![id];
-                        while let Some(id) = list.next_element()? {
-                            ids.push(id);
-                        }
-                        prompts.push(Input::TokenIds(TokenIds { ids }));
+                if let Element::Id(id) = first {
+                    let mut ids = vec![id];
+                    while let Some(id) = list.next_element()? {
+                        ids.push(id);
                     }
-                    Element::Text(text) => {
-                        prompts.push(Input::Text(text));
-                        while let Some(next) = list.next_element()? {
-                            let Element::Text(text) = next else {
-                                return Err(other());
-                            };
-                            prompts.push(Input::Text(text));
+                    prompts.push(Input::TokenIds(TokenIds { ids }));
+                    return Ok(prompts);
+                }
+                let mut next = Some(first);
+                while let Some(prompt) = next {
+                    prompts.push(match prompt {
+                        Element::Text(text) => Input::Text(text),
+                        Element::Ids(ids) => Input::TokenIds(TokenIds { ids }),
+                        Element::Id(_) => {
+                            let message = "token ids of one prompt stand in a list of their own";
+                            return Err(A::Error::custom(message));
                         }
-                    }
-                    Element::Ids(ids) => {
-                        prompts.push(Input::TokenIds(TokenIds { ids }));
-                        while let Some(next) = list.next_element()? {
-                            let Element::Ids(ids) = next else {
-                                return Err(other());
-                            };
-                            prompts.push(Input::TokenIds(TokenIds { ids }));
-                        }
-                    }
+                    });
+                    next = list.next_element()?;
                 }
                 Ok(prompts)
             }

@@ -112,6 +112,7 @@ const fn only(number: f64, name: &'static str, why: &'static str) -> Field {
 }
 
 const FUNCTIONS: &str = "OpenAI's former way to name tools: send `tools`";
+const GRAMMAR: &str = "use `structured_outputs.grammar`, which is of another syntax";
 const SAMPLING: &str = "this way of sampling is not supported";
 
 /// All of them, in the order in which the documentation has them.
@@ -124,7 +125,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field {
         name: "prompt",
         routes: Routes::Completion,
-        what: Honoured("a text, texts, token ids or lists of them"),
+        what: Honoured("a text, token ids, or a list of texts and lists of token ids"),
     },
     honoured(
         "max_tokens",
@@ -180,7 +181,7 @@ pub(super) const FIELDS: &[Field] = &[
     },
     honoured(
         "response_format",
-        "`text`, `json_object`, or `json_schema` with a schema",
+        "`text`, `json_schema` with a schema, or `json_object` with or without one",
     ),
     honoured(
         "structured_outputs",
@@ -196,7 +197,7 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     honoured(
         "return_token_ids",
-        "`prompt_token_ids` and `token_ids` in each choice",
+        "`token_ids` in each choice, and `prompt_token_ids` there or, of a chat, beside them",
     ),
     honoured(
         "truncate_prompt_tokens",
@@ -303,6 +304,7 @@ pub(super) const FIELDS: &[Field] = &[
         },
     },
     refused("use_beam_search", "beam search is not supported"),
+    refused("truncation_side", "the beginning of a prompt is cut off"),
     refused("chat_template", "the model's own template is used"),
     refused(
         "documents",
@@ -362,6 +364,10 @@ pub(super) const FIELDS: &[Field] = &[
     only(0.0, "xtc_probability", SAMPLING),
     only(0.0, "dynatemp_range", SAMPLING),
     only(1.0, "repeat_penalty", "use `repetition_penalty`"),
+    refused("json_schema", "use `response_format`"),
+    refused("regex", "use `structured_outputs.regex`"),
+    refused("ebnf", GRAMMAR),
+    refused("grammar", GRAMMAR),
     refused("num_predict", "use `max_tokens`"),
     refused("n_predict", "use `max_tokens`"),
 ];
