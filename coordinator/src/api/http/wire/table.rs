@@ -112,7 +112,6 @@ const fn only(number: f64, name: &'static str, why: &'static str) -> Field {
 }
 
 const FUNCTIONS: &str = "OpenAI's former way to name tools: send `tools`";
-const GRAMMAR: &str = "use `structured_outputs.grammar`, which is of another syntax";
 const SAMPLING: &str = "this way of sampling is not supported";
 
 /// All of them, in the order in which the documentation has them.
@@ -364,10 +363,6 @@ pub(super) const FIELDS: &[Field] = &[
     only(0.0, "xtc_probability", SAMPLING),
     only(0.0, "dynatemp_range", SAMPLING),
     only(1.0, "repeat_penalty", "use `repetition_penalty`"),
-    refused("json_schema", "use `response_format`"),
-    refused("regex", "use `structured_outputs.regex`"),
-    refused("ebnf", GRAMMAR),
-    refused("grammar", GRAMMAR),
     refused("num_predict", "use `max_tokens`"),
     refused("n_predict", "use `max_tokens`"),
 ];
