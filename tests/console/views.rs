@@ -395,10 +395,7 @@ pub fn a_key_is_asked_for(browser: &mut Browser, server: &Server) {
 /// another name, because browsers let no page of another network come this far.
 pub fn no_other_page_shows_or_asks(browser: &mut Browser, server: &Server) {
     let other = server.address.replace("127.0.0.1", "localhost");
-    browser.call(
-        "Page.navigate",
-        json!({"url": format!("{other}/health")}),
-    );
+    browser.call("Page.navigate", json!({"url": format!("{other}/health")}));
     browser.wait_for("document.body && document.body.innerText === 'ok'");
     let asked = browser.eval(&format!(
         "fetch('{}/v1/models', {{headers: {{authorization: 'Bearer secret'}}}})
