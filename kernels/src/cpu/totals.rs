@@ -48,8 +48,6 @@ pub(crate) type Line = [f32; PANEL];
 /// What becomes of the units of a product. A total holds the sums of one token row and the output
 /// rows of a panel.
 pub(crate) trait Form {
-    /// There is one unit, which stays as it is.
-    const IS_SINGLE: bool = false;
     /// Type of the result.
     type Out: Copy + AddAssign + Send + Sync;
     /// Sum over units, in memory.
@@ -67,7 +65,6 @@ pub(crate) trait Form {
 pub(crate) struct Single;
 
 impl Form for Single {
-    const IS_SINGLE: bool = true;
     type Out = f32;
     type Total = Line;
 

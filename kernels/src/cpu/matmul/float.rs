@@ -157,48 +157,93 @@ impl<C: Cell, F: Form> FloatTask<'_, C, F> {
             for p in 0..P {
                 let cells = &self.cells[(panel + p) * (self.x.cols / C::INPUTS)..];
                 let cells = &cells[inputs.start / C::INPUTS..inputs.end / C::INPUTS];
-                for (cell, out) in cells.iter().zip(weights.chunks_exact_mut(C::INPUTS)) {
-                    cell.unpack(s, p, out);
-                }
+                s.call(Unpack { cells, p, weights });
             }
             for row in rows.clone().step_by(TILE) {
                 let (acc, inputs) = (&mut acc[row - rows.start..], inputs.clone());
                 match rows.end - row {
-                    1 => multiply(s, weights, self.x.tile::<1>(row, inputs), acc),
-                    2 => multiply(s, weights, self.x.tile::<2>(row, inputs), acc),
-                    3 => multiply(s, weights, self.x.tile::<3>(row, inputs), acc),
-                    4 => multiply(s, weights, self.x.tile::<4>(row, inputs), acc),
-                    5 => multiply(s, weights, self.x.tile::<5>(row, inputs), acc),
-                    _ => multiply(s, weights, self.x.tile::<TILE>(row, inputs), acc),
+                    1 => s.call(Multiply {
+                        weights,
+                        x: self.x.tile::<1>(row, inputs),
+                        acc,
+                    }),
+                    2 => s.call(Multiply {
+                        weights,
+                        x: self.x.tile::<2>(row, inputs),
+                        acc,
+                    }),
+                    3 => s.call(Multiply {
+                        weights,
+                        x: self.x.tile::<3>(row, inputs),
+                        acc,
+                    }),
+                    4 => s.call(Multiply {
+                        weights,
+                        x: self.x.tile::<4>(row, inputs),
+                        acc,
+                    }),
+                    5 => s.call(Multiply {
+                        weights,
+                        x: self.x.tile::<5>(row, inputs),
+                        acc,
+                    }),
+                    _ => s.call(Multiply {
+                        weights,
+                        x: self.x.tile::<TILE>(row, inputs),
+                        acc,
+                    }),
                 }
             }
         }
     }
 }
 
-/// `acc[t][p][r] += weights[k][p][r] * x[k][t]`, in the order of `k`.
-#[inline(always)]
-fn multiply<S: Simd, const P: usize, const T: usize>(
-    s: S,
-    weights: &[Lines<P>; INPUTS],
-    x: &[[f32; T]],
-    acc: &mut [Lines<P>],
-) {
-    let acc = &mut acc[..T];
-    let mut sums: [[S::F; P]; T] =
-        std::array::from_fn(|t| std::array::from_fn(|p| s.load(&acc[t][p])));
-    for (w, x) in weights.iter().zip(x) {
-        let w: [S::F; P] = std::array::from_fn(|p| s.load(&w[p]));
-        for t in 0..T {
-            let x = s.splat(x[t]);
-            for p in 0..P {
-                sums[t][p] = s.fma(w[p], x, sums[t][p]);
-            }
+/// Unpacks the cells of one panel. Like [`Multiply`], a function of its own: neither is compiled
+/// again for every form of result, nor this one for every number of rows.
+struct Unpack<'a, C, const P: usize> {
+    cells: &'a [C],
+    p: usize,
+    weights: &'a mut [Lines<P>; INPUTS],
+}
+
+impl<C: Cell, const P: usize> Kernel for Unpack<'_, C, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let weights = self.weights.chunks_exact_mut(C::INPUTS);
+        for (cell, out) in self.cells.iter().zip(weights) {
+            cell.unpack(s, self.p, out);
         }
     }
-    for t in 0..T {
-        for p in 0..P {
-            s.store(sums[t][p], &mut acc[t][p]);
+}
+
+/// `acc[t][p][r] += weights[k][p][r] * x[k][t]`, in the order of `k`.
+struct Multiply<'a, const P: usize, const T: usize> {
+    weights: &'a [Lines<P>; INPUTS],
+    x: &'a [[f32; T]],
+    acc: &'a mut [Lines<P>],
+}
+
+impl<const P: usize, const T: usize> Kernel for Multiply<'_, P, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let acc = &mut self.acc[..T];
+        let mut sums: [[S::F; P]; T] =
+            std::array::from_fn(|t| std::array::from_fn(|p| s.load(&acc[t][p])));
+        for (w, x) in self.weights.iter().zip(self.x) {
+            let w: [S::F; P] = std::array::from_fn(|p| s.load(&w[p]));
+            for t in 0..T {
+                let x = s.splat(x[t]);
+                for p in 0..P {
+                    sums[t][p] = s.fma(w[p], x, sums[t][p]);
+                }
+            }
+        }
+        for t in 0..T {
+            for p in 0..P {
+                s.store(sums[t][p], &mut acc[t][p]);
+            }
         }
     }
 }

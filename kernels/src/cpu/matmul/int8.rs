@@ -187,11 +187,7 @@ impl<C: IntCell, F: Form> Kernel for IntTask<'_, C, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if F::IS_SINGLE {
-            self.tiles(s, &mut []);
-        } else {
-            self.tiles(s, &mut [[[0.0; PANEL]; TILE]; UNITS]);
-        }
+        self.tiles(s, &mut [[[0.0; PANEL]; TILE]; UNITS]);
     }
 }
 
@@ -224,33 +220,54 @@ impl<C: IntCell, F: Form> IntTask<'_, C, F> {
         );
         let ends = self.cut.ends.of(GROUP);
         let mut totals = [F::zero(ends.len()); T];
-        if F::IS_SINGLE {
-            let acc = unit::<S, C, T>(s, cells, x);
-            for (total, acc) in totals.iter_mut().zip(acc) {
-                let mut sum = [0.0; PANEL];
-                s.store(acc, &mut sum);
-                F::add(s, total, std::iter::once(&sum));
-            }
-        } else {
-            let mut start = 0;
-            for ends in ends.chunks(UNITS) {
-                for (end, sums) in ends.iter().zip(sums.iter_mut()) {
-                    let end = end / GROUP;
-                    let acc = unit::<S, C, T>(s, &cells[start..end], &x[start..end]);
-                    sums.iter_mut()
-                        .zip(acc)
-                        .for_each(|(sum, acc)| s.store(acc, sum));
-                    start = end;
-                }
-                s.call(AddUnits::<F> {
-                    totals: &mut totals,
-                    sums: &sums[..ends.len()],
-                });
-            }
+        let mut start = 0;
+        for ends in ends.chunks(UNITS) {
+            let sums = &mut sums[..ends.len()];
+            start = s.call(Units {
+                cells,
+                x,
+                start,
+                ends,
+                sums,
+            });
+            s.call(AddUnits::<F> {
+                totals: &mut totals,
+                sums,
+            });
         }
         for (t, total) in totals.iter().enumerate() {
             self.sink.write(panel, row + t, F::values(s, total));
         }
+    }
+}
+
+/// The sums of some units for `T` token rows. A function of its own, so that it is compiled once for
+/// a type of weights and not again for every form of result.
+struct Units<'a, C, const T: usize> {
+    cells: &'a [C],
+    x: &'a [Tile<T>],
+    /// The group that the first unit begins with.
+    start: usize,
+    /// Columns that units end at.
+    ends: &'a [usize],
+    sums: &'a mut [Sums],
+}
+
+impl<C: IntCell, const T: usize> Kernel for Units<'_, C, T> {
+    /// The group behind the last unit.
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        let mut start = self.start;
+        for (end, sums) in self.ends.iter().zip(self.sums) {
+            let end = end / GROUP;
+            let acc = unit::<S, C, T>(s, &self.cells[start..end], &self.x[start..end]);
+            sums.iter_mut()
+                .zip(acc)
+                .for_each(|(sum, acc)| s.store(acc, sum));
+            start = end;
+        }
+        start
     }
 }
 

@@ -24,6 +24,12 @@ fn halves(a: [i32; 8]) -> [i16; 16] {
     bytemuck::cast(a)
 }
 
+/// A function of its own, see [`Simd::call`].
+#[inline(never)]
+fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Portable)
+}
+
 impl Simd for Portable {
     type F = [f32; 8];
     type I = [i32; 8];
@@ -66,7 +72,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
+        call(kernel)
     }
     #[inline(always)]
     fn load_i32(self, x: &[i32; 8]) -> [i32; 8] {
