@@ -130,7 +130,7 @@ fn the_suite_can_fail() {
         let text = failure.to_string();
         text.starts_with("attention") || text.starts_with("observe")
     };
-    assert!(failures.0.iter().all(of_attention), "{failures}");
+    assert!(failures.0.iter().any(of_attention), "{failures}");
 }
 
 /// Sizes that are served, on the CPU in its usual form.

@@ -153,6 +153,7 @@ pub struct KvArgs {
     #[arg(
         long,
         env = "PALIMPSEST_KV_BUDGET",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(1..),
         help_heading = "KV contract"
     )]
