@@ -32,8 +32,8 @@ fn tolerance(precision: Precision, kv: KvType) -> Tolerance {
         Precision::Bf16 => Tolerance {
             attention,
             embed: 1.0 / 256.0,
-            matmul: 0.02,
-            matmul_quantised: 0.02,
+            matmul: 0.025,
+            matmul_quantised: 0.025,
             ..exact
         },
     }
