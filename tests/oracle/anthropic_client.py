@@ -91,6 +91,9 @@ def main(base_url: str) -> None:
 
 def tools(client: Anthropic, asked: dict) -> None:
     """A call that must be, whole and in pieces, and its result sent back."""
+    # Arguments follow the schema and end by themselves.
+    free = {**asked["extra_body"], "ignore_eos": False}
+    asked = {**asked, "max_tokens": 64, "extra_body": free}
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     add = {"name": "add", "description": "Adds", "input_schema": schema, "strict": True}
     forced = {**asked, "tools": [add], "tool_choice": {"type": "tool", "name": "add"}}

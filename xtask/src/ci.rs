@@ -46,6 +46,8 @@ pub fn run_checks() -> Result<()> {
         "--locked",
         "--document-private-items",
     ]);
+    // With the features of the lints: what they checked is not checked a second time.
+    doc.args(CLUSTER);
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     deploy_check::check()?;
     kernels::check()

@@ -58,7 +58,13 @@ const FLAGS: &[&str] = &[
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// Runs all targets, or those named, `--seconds N` each; as many at once as there are cores.
+/// Targets that run at once. Some of them wait for files, so there are more than cores.
+fn at_once() -> Result<usize> {
+    let cores = available_parallelism()?.get();
+    Ok(cores + cores.div_ceil(2))
+}
+
+/// Runs all targets, or those named, `--seconds N` each.
 ///
 /// # Errors
 /// When a target cannot be built, or an input makes it panic, hang or take too much memory: the
@@ -68,7 +74,7 @@ pub fn run_targets(args: &[&str]) -> Result<()> {
     let programs = build()?;
     let folder = crates::target_directory()?.join("fuzz-runs");
     let mut failed = Vec::new();
-    for batch in asked.targets.chunks(available_parallelism()?.get()) {
+    for batch in asked.targets.chunks(at_once()?) {
         let start = |target: &Target| Running::start(*target, &programs, &folder, asked.seconds);
         let running = batch.iter().map(start).collect::<Result<Vec<_>>>()?;
         for one in running {
