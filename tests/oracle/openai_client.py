@@ -90,14 +90,14 @@ def main(base_url: str) -> None:
 
 
 def check_tools(client: OpenAI, messages: list, ours: dict) -> None:
-    """A call that the model must make; its arguments are this random model's affair."""
+    """A call that the model must make; its arguments follow the schema and end by themselves."""
     function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
     asked = {
         "model": "tiny",
         "tools": [{"type": "function", "function": function}],
         "tool_choice": {"type": "function", "function": {"name": "add"}},
-        "max_tokens": 9,
-        "extra_body": ours,
+        "max_tokens": 64,
+        "extra_body": {**ours, "ignore_eos": False},
     }
     choice = client.chat.completions.create(messages=messages, **asked).choices[0]
     call = choice.message.tool_calls[0]

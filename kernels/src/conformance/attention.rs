@@ -134,7 +134,7 @@ fn large_batches() -> Vec<Vec<Sequence>> {
             sequence(1, 4608, None, 0),
             sequence(1, 4607, Some(4096), 100),
         ],
-        vec![sequence(128, 4608, None, 256), sequence(1, 2049, None, 0)],
+        vec![sequence(20, 4608, None, 256), sequence(1, 2049, None, 0)],
         (0..210)
             .map(|i| sequence(1, 1 + 3 * i, None, i % 5))
             .collect(),

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -73,6 +74,8 @@ fn files(kv_heads: Range<usize>, model: &[u8]) -> RankFiles {
 struct Rank {
     kept: Kept,
     shelf: Shelf,
+    /// Reports that came together with one that was waited for.
+    told: VecDeque<SnapshotReport>,
 }
 
 impl Rank {
@@ -84,16 +87,19 @@ impl Rank {
         let kept = Kept::new(room);
         let files = files(kv_heads, MODEL);
         let shelf = Shelf::with_store(kept.clone(), store.clone(), files).expect("threads");
-        Self { kept, shelf }
+        Self {
+            kept,
+            shelf,
+            told: VecDeque::new(),
+        }
     }
 
-    /// Waits for a report of something under way, and returns the only one.
+    /// Waits for the next report of something under way.
     fn report(&mut self) -> SnapshotReport {
         let since = Instant::now();
         loop {
-            let mut reports = self.shelf.reports();
-            assert!(reports.len() < 2, "{reports:?}");
-            if let Some(report) = reports.pop() {
+            self.told.extend(self.shelf.reports());
+            if let Some(report) = self.told.pop_front() {
                 return report;
             }
             assert!(since.elapsed().as_secs() < 20, "nothing is reported");
@@ -259,7 +265,11 @@ fn a_damaged_or_foreign_file_is_never_kept() {
     std::fs::write(theirs.join("0-3.safetensors"), &whole).expect("written");
     let kept = Kept::new(1 << 20);
     let shelf = Shelf::with_store(kept.clone(), store.clone(), other).expect("threads");
-    let mut foreign = Rank { kept, shelf };
+    let mut foreign = Rank {
+        kept,
+        shelf,
+        told: VecDeque::new(),
+    };
     assert_failed(&foreign.fetch("one"), Event::Fetched, "another model");
 
     // Somebody else's file under this name.

@@ -46,6 +46,20 @@ impl ChatFields {
         self.messages.is_some()
     }
 
+    /// Checks what a body without messages leaves unread.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    pub(super) fn check_unread(&self) -> Result<(), HttpError> {
+        let kwargs = self.chat_template_kwargs.as_ref();
+        let is_odd = |raw: &str| raw != "null" && !raw.starts_with('{');
+        if kwargs.is_some_and(|raw| is_odd(raw.get())) {
+            let message = "chat_template_kwargs must be a JSON object";
+            return Err(HttpError::invalid("chat_template_kwargs", message));
+        }
+        Ok(())
+    }
+
     /// The conversation as the service takes it.
     ///
     /// # Errors

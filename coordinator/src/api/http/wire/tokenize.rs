@@ -95,6 +95,7 @@ impl TokenizeBody {
     /// Names the field that is wrong.
     pub fn asked(self) -> Result<TokenizeAsked, HttpError> {
         self.rest.check()?;
+        self.fields.check_unread()?;
         check_names([("model", Some(&self.model))])?;
         if self.parse_special == Some(false) {
             let message = "what a text spells here is control tokens: send it in `messages` to \
@@ -181,6 +182,10 @@ mod tests {
                 "parse_special",
             ),
             (json!({"content": "x", "with_pieces": true}), "with_pieces"),
+            (
+                json!({"prompt": "x", "chat_template_kwargs": [1]}),
+                "chat_template_kwargs",
+            ),
             (json!({"prompt": "x", "prompts": 1}), "prompts"),
             (json!({"prompt": "x", "model": "m".repeat(2000)}), "model"),
         ] {
