@@ -131,7 +131,6 @@ fn main() {
         units(64, case("down", WeightType::Q4_1, 576, 1536)),
         units(96, case("down", WeightType::Q4_1, 576, 1536)),
         units(128, case("down", WeightType::Q4_1, 576, 1536)),
-        units(192, case("down", WeightType::Q4_1, 576, 1536)),
         case("head", WeightType::Q8_0, 49152, 576),
         case("ffn", WeightType::Q8_0, 3072, 1024),
         case("ffn", WeightType::Q4_0, 3072, 1024),

@@ -10,7 +10,7 @@
 //! | `error` | [`Error`], and the errors of its parts |
 //! | [`config`] | [`config::ModelConfig`], and its checks |
 //! | `config_json`, `gguf_config` | the configuration in a `config.json`, in GGUF metadata |
-//! | [`gguf`], `gguf_types`, `gguf_split` | the GGUF reader, its element types, models in several files |
+//! | [`gguf`], `gguf_types`, `gguf_split` | the GGUF reader, its element types, split models |
 //! | [`safetensors`] | the safetensors reader, of one file or of many |
 //! | `weights_file` | memory maps, and the table of tensors in them |
 //! | `file_digest` | [`DigestCache`]: digests of whole files, kept until they change |

@@ -74,8 +74,8 @@ impl<'a> WeightData<'a> {
         }
     }
 
-    /// Some inputs of the matrix, copied unless they are all: a shard of a row-parallel layer. Where
-    /// they begin or end within blocks of 256 weights, these blocks are copied whole.
+    /// Some inputs of the matrix, copied unless they are all: a shard of a row-parallel layer.
+    /// Where they begin or end within blocks of 256 weights, these blocks are copied whole.
     ///
     /// # Errors
     /// [`WeightsError::Columns`] when the range leaves the matrix or cuts through a group of 32

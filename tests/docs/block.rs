@@ -19,8 +19,8 @@ pub enum Kind {
     Other,
 }
 
-/// How a block of the book begins that shows lines of a file: its path, a colon, and the name of the
-/// lines.
+/// How a block of the book begins that shows lines of a file: its path, a colon, and the name of
+/// the lines.
 pub const INCLUDED: &str = "{{#include ../../";
 
 /// A fenced block of a page.

@@ -1,7 +1,7 @@
 //! `cargo xtask clients`: the clients that people bring, unchanged, against a server of this build.
 //!
 //! ```text
-//! tests/clients ─copied, with the server's addresses─▶ target/clients ─run one by one─▶ a line each
+//! tests/clients ─copied, with the server's addresses─▶ target/clients ─run in turn─▶ a line each
 //! ```
 //!
 //! A client is a script of `tests/clients`, whose lines the book shows. It ends with `ok`.

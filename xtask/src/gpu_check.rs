@@ -86,25 +86,7 @@ pub fn bundle(args: &[&str]) -> Result<()> {
             .arg(program))?;
     }
     ensure_kernels(&folder.join("bin/kernels-bench"))?;
-    let models = folder.join("fixtures");
-    fs::create_dir_all(&models)?;
-    run(Command::new("cp")
-        .args(["-r", "tests/fixtures/models"])
-        .arg(&models))?;
-    if let Some(model) = model {
-        fs::copy(model, folder.join(stages::MODEL)).with_context(|| model.display().to_string())?;
-    }
-    // For machines without Rust: single kernels, their sources, and PyTorch as the peer.
-    let peer = Path::new("tests/gpu/peer");
-    run(Command::new("cp").arg("-r").arg(peer).arg(&folder))?;
-    run(Command::new("cp")
-        .args(["-r", "kernels/cu"])
-        .arg(folder.join("peer/cu")))?;
-    fs::copy(kernels::fatbin()?, folder.join(plan::FATBIN))?;
-    fs::write(folder.join("gpu-check.sh"), SCRIPT)?;
-    run(Command::new("chmod")
-        .arg("+x")
-        .arg(folder.join("gpu-check.sh")))?;
+    add_files(&folder, model)?;
     let manifest = manifest(&folder.join("bin"), profile)?;
     fs::write(folder.join("manifest.json"), format!("{manifest:#}\n"))?;
     let archive = Path::new(OUT).join(format!("{NAME}.tar.gz"));
@@ -129,6 +111,29 @@ pub fn bundle(args: &[&str]) -> Result<()> {
     }
     println!("    there: tar -xzf {NAME}.tar.gz && {NAME}/gpu-check.sh --minutes 9 --out report");
     Ok(())
+}
+
+/// Adds what is no program of ours: models, scripts, kernels and their sources.
+fn add_files(folder: &Path, model: Option<&Path>) -> Result<()> {
+    let models = folder.join("fixtures");
+    fs::create_dir_all(&models)?;
+    run(Command::new("cp")
+        .args(["-r", "tests/fixtures/models"])
+        .arg(&models))?;
+    if let Some(model) = model {
+        fs::copy(model, folder.join(stages::MODEL)).with_context(|| model.display().to_string())?;
+    }
+    // For machines without Rust: single kernels, their sources, and PyTorch as the peer.
+    let peer = Path::new("tests/gpu/peer");
+    run(Command::new("cp").arg("-r").arg(peer).arg(folder))?;
+    run(Command::new("cp")
+        .args(["-r", "kernels/cu"])
+        .arg(folder.join("peer/cu")))?;
+    fs::copy(kernels::fatbin()?, folder.join(plan::FATBIN))?;
+    fs::write(folder.join("gpu-check.sh"), SCRIPT)?;
+    run(Command::new("chmod")
+        .arg("+x")
+        .arg(folder.join("gpu-check.sh")))
 }
 
 /// Bytes of all files that git knows, which travel with the archive.

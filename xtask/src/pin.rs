@@ -34,9 +34,9 @@ struct Package {
     version: String,
 }
 
-/// The subcommand: writes the files of these purposes anew, in `folder`. With `--keep` first, a file
-/// keeps its packages and their versions, and its hashes alone are made anew: pip cannot be told to
-/// leave out a package, and lm-eval needs some that have no wheels.
+/// The subcommand: writes the files of these purposes anew, in `folder`. With `--keep` first, a
+/// file keeps its packages and their versions, and its hashes alone are made anew: pip cannot be
+/// told to leave out a package, and lm-eval needs some that have no wheels.
 ///
 /// # Errors
 /// When a file is not of this kind, pip finds no packages that go together, or one of them has no

@@ -56,8 +56,8 @@ pub struct Arrival {
     pub cost: Cost,
     /// Ask the ranks which positions they retain, whenever that changes after the prompt.
     pub retention_report: bool,
-    /// Ask them too at every multiple of this many tokens, which is one of the stride, and where the
-    /// prompt ends; 0: not.
+    /// Ask them too at every multiple of this many tokens, which is one of the stride, and where
+    /// the prompt ends; 0: not.
     pub map_every: u64,
     /// What of it may be kept and used again; `None`: nothing.
     pub reuse: Option<Reuse>,

@@ -83,8 +83,8 @@ pub struct RetentionWeights {
 }
 
 impl RetentionWeights {
-    /// Scorers of chance, as a model of random weights has them: its steps then cost what those of a
-    /// trained model cost. They say nothing of what is worth keeping.
+    /// Scorers of chance, as a model of random weights has them: its steps then cost what those of
+    /// a trained model cost. They say nothing of what is worth keeping.
     pub fn random(shape: ModelShape) -> Self {
         let layer = |layer: usize| {
             let value = |index: usize| {

@@ -132,8 +132,8 @@ impl Cell for Brain {
     }
 }
 
-/// Takes the quads of a cell. A trait and no closure, because all of it must be inlined into what is
-/// compiled for an instruction set, see [`Kernel`](super::simd::Kernel).
+/// Takes the quads of a cell. A trait and no closure, because all of it must be inlined into what
+/// is compiled for an instruction set, see [`Kernel`](super::simd::Kernel).
 pub(crate) trait Quads<S: Simd> {
     /// Takes quad `quad` (inputs `4 quad ..`), whose codes are bytes.
     fn take(&mut self, s: S, quad: usize, codes: S::I);

@@ -1,6 +1,6 @@
-//! The grids of the IQ types: which combinations of magnitudes their codes stand for. Written by
-//! `tests/oracle/make_dequantized.py` from PyPI's `gguf` 0.19.0 (MIT licence, by the authors of
-//! llama.cpp); they are facts of the formats.
+//! The grids of the IQ types: which combinations of magnitudes their codes stand for.
+//! Written by `tests/oracle/make_dequantized.py` from PyPI's `gguf` 0.19.0 (MIT licence, by the
+//! authors of llama.cpp); they are facts of the formats.
 //!
 //! An entry holds eight digits of two bits (IQ1, IQ2) or four of four bits (IQ3), the first weight
 //! in the lowest bits.

@@ -1,6 +1,6 @@
 //! Weights to f32, those of the older types one at a time, straight from the description of each
-//! format (GGML, `ggml-common.h`). The others are read by [`dequantize`], whose oracle is llama.cpp's
-//! own (`kernels/tests/dequantized.rs`).
+//! format (GGML, `ggml-common.h`). The others are read by [`dequantize`], whose oracle is
+//! llama.cpp's own (`kernels/tests/dequantized.rs`).
 
 use crate::backend::{BlockSize, WeightType, WeightView};
 use crate::error::Result;

@@ -241,8 +241,8 @@ impl<C: IntCell, F: Form> IntTask<'_, C, F> {
     }
 }
 
-/// The sums of some units for `T` token rows. A function of its own, so that it is compiled once for
-/// a type of weights and not again for every form of result.
+/// The sums of some units for `T` token rows. A function of its own, so that it is compiled once
+/// for a type of weights and not again for every form of result.
 struct Units<'a, C, const T: usize> {
     cells: &'a [C],
     x: &'a [Tile<T>],

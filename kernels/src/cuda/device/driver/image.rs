@@ -1,5 +1,5 @@
-//! The kernels as the driver takes them: those of this program, or of a file that was compiled where
-//! there is no Rust.
+//! The kernels as the driver takes them: those of this program, or of a file that was compiled
+//! where there is no Rust.
 
 use std::path::Path;
 

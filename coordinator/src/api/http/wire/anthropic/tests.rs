@@ -310,15 +310,29 @@ fn calls_and_results_become_messages_of_the_assistant_and_of_tools() {
     );
 }
 
+fn user(content: Value) -> Value {
+    json!({"role": "user", "content": content})
+}
+
+fn assistant(content: Value) -> Value {
+    json!({"role": "assistant", "content": content})
+}
+
+/// Messages are refused, with the place that is named.
+fn refused_at(cases: Vec<(Vec<Value>, &str)>) {
+    for (messages, field) in cases {
+        let error = ask(json!({"messages": messages})).unwrap_err();
+        assert_eq!(error.body.param.as_deref(), Some(field), "{messages:?}");
+        assert!(error.body.message.len() < 200, "{}", error.body.message);
+    }
+}
+
 /// As Anthropic's own service has it: each call has one result, in the message behind it and before
 /// anything else there.
 #[test]
 fn calls_and_results_out_of_order_are_refused_with_their_place() {
-    let user = |content: Value| json!({"role": "user", "content": content});
-    let assistant = |content: Value| json!({"role": "assistant", "content": content});
     let text = json!({"type": "text", "text": "x"});
-    let image = json!([{"type": "text", "text": "see"}, {"type": "image", "source": {}}]);
-    for (messages, field) in [
+    refused_at(vec![
         (
             vec![user(json!([result("a", json!("3"))]))],
             "messages[0].content[0].tool_use_id",
@@ -358,6 +372,14 @@ fn calls_and_results_out_of_order_are_refused_with_their_place() {
             vec![assistant(json!([call("a"), call("a")]))],
             "messages[0].content[1].id",
         ),
+    ]);
+}
+
+/// What cannot stand in a call, in a result, or in whose message it is.
+#[test]
+fn blocks_that_cannot_be_are_refused_with_their_place() {
+    let image = json!([{"type": "text", "text": "see"}, {"type": "image", "source": {}}]);
+    refused_at(vec![
         (
             vec![user(json!([call("a")]))],
             "messages[0].content[0].type",
@@ -406,11 +428,7 @@ fn calls_and_results_out_of_order_are_refused_with_their_place() {
             ],
             "messages",
         ),
-    ] {
-        let error = ask(json!({"messages": messages})).unwrap_err();
-        assert_eq!(error.body.param.as_deref(), Some(field), "{messages:?}");
-        assert!(error.body.message.len() < 200, "{}", error.body.message);
-    }
+    ]);
     let error = ask(json!({"system": [call("a")]})).unwrap_err();
     assert_eq!(error.body.param.as_deref(), Some("system[0].type"));
 }
