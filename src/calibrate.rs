@@ -8,6 +8,8 @@ mod tuning;
 #[path = "calibrate/untuned.rs"]
 mod tuning;
 
+mod job;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,8 @@ use palimpsest_models::{Model, WeightsId};
 use palimpsest_proto::internal::v1::ModelInfo;
 use palimpsest_proto::v1::{Chat, ChatMessage};
 
+pub use self::job::{Config, Parts};
+use self::job::{Corpus, Job};
 use self::tuning::Tuning;
 use crate::indexer::Subject;
 use crate::model::{self, Device, ModelConfig};
@@ -37,49 +41,6 @@ const TUNE_STEPS: usize = 104;
 const TUNED_UNASKED: u64 = 1_000_000_000;
 /// Documents of a fit that takes minutes.
 const FAST_DOCUMENTS: usize = 16;
-
-/// What is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parts {
-    /// Scorers, the pairwise indexer, and the memory.
-    All,
-    /// The scorers of the policy `retention`.
-    Scorers,
-}
-
-/// What to train, and from what.
-#[derive(Debug)]
-pub struct Config {
-    /// The model.
-    pub model: ModelConfig,
-    /// What of it.
-    pub parts: Parts,
-    /// Directory with texts to learn from; those that this program has in it when `None`.
-    pub corpus: Option<PathBuf>,
-    /// Indexer file to write; where the next start looks for it when `None`.
-    pub out: Option<PathBuf>,
-    /// Directory that keeps what was read of the documents; one beside the output, deleted in the
-    /// end, when `None`.
-    pub samples: Option<PathBuf>,
-    /// Documents.
-    pub documents: usize,
-    /// Tokens of a document.
-    pub tokens: usize,
-    /// One document in this many is held out for the report.
-    pub holdout: usize,
-    /// Strength of the ridge penalty.
-    pub ridge: f64,
-    /// What scorers learn to predict.
-    pub target: Target,
-    /// Documents that scorers are tuned on; by the model's size when `None`.
-    pub tune: Option<usize>,
-    /// How fast tuning changes the scorers, at its highest.
-    pub tune_rate: f32,
-    /// Indexer files to tune instead of fitting scorers.
-    pub start: Vec<PathBuf>,
-    /// Seed of the documents.
-    pub seed: u64,
-}
 
 impl Config {
     /// A fit of a model that takes minutes, kept where the next start looks for it.
@@ -168,14 +129,6 @@ impl Config {
     }
 }
 
-/// Texts to learn from, and how they become tokens.
-struct Corpus<'a> {
-    text: &'a str,
-    tokenizer: &'a tokenizers::Tokenizer,
-    /// What the chat template puts around a text.
-    turns: Turns,
-}
-
 /// Trains an indexer for a model that has none, and keeps it where the next start finds it.
 ///
 /// # Errors
@@ -213,15 +166,6 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     not(feature = "calibrate"),
     expect(dead_code, reason = "only a tuning looks at it")
 )]
-struct Job<'a> {
-    config: &'a Config,
-    /// Documents.
-    steps: usize,
-    model: &'a Model,
-    corpus: &'a Corpus<'a>,
-    /// Where an interrupted tuning goes on.
-    state: PathBuf,
-}
 
 /// Fits scorers or reads those to start from, tunes them, writes the indexer; returns where.
 fn train(config: &Config) -> anyhow::Result<PathBuf> {

@@ -89,7 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Calibrate(args) => calibrate::run(&args.config()),
         Command::Eval(args) => eval::run(args.config()),
         Command::Config(args) => match args.kind {
-            ConfigKind::Show(args) => settings::show(&args.config(cli.config)),
+            ConfigKind::Show(args) => settings::show(&settings::Shown::of(args, cli.config)),
         },
         Command::Inspect(args) => inspect::run(&args.path, args.json),
     }

@@ -17,6 +17,7 @@ mod hooks;
 mod install;
 mod layer;
 mod likelihood;
+mod offers;
 mod scratch;
 mod states;
 mod step;
@@ -89,7 +90,7 @@ impl<B: Backend> Decoder<B> {
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self> {
         let config = weights.config().clone();
-        feed_forward::check(&backend, &config)?;
+        offers::check(&backend, &config)?;
         let count = config.layers;
         let mut layers = Vec::with_capacity(count);
         for index in 0..count {

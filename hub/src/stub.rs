@@ -19,6 +19,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use self::answer::Answer;
+pub use self::answer::Fault;
 use self::request::Request;
 
 /// The commit of each repository.
@@ -57,23 +58,6 @@ struct StubFile {
     is_large: bool,
     /// Size in the list of files, if not the true one.
     claimed: Option<u64>,
-}
-
-/// How an answer goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The connection ends after this many bytes of the body.
-    BreakOff(usize),
-    /// Some byte of the body is another.
-    Lie,
-    /// The body goes on beyond its end.
-    Longer,
-    /// Whole bodies to whoever asks for a part.
-    WholeOnly,
-    /// This status, with these seconds to wait where they are not 0.
-    Status(u16, u64),
-    /// A redirect to the same place.
-    Loop,
 }
 
 /// A fault of the answers to a path.

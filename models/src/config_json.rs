@@ -1,94 +1,15 @@
 //! `config.json` of a Hugging Face directory.
 
 mod families;
+mod json;
 mod rope;
 
 use serde_json::Value;
 
 use self::families::Sizes;
+use self::json::Json;
 use self::rope::Positions;
 use crate::config::{Architecture, ConfigError, ModelConfig, multiple, within};
-
-/// Object of a JSON configuration, with checked access.
-struct Json<'a>(&'a serde_json::Map<String, Value>);
-
-impl<'a> Json<'a> {
-    /// Value of `key`; JSON `null` counts as absent.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
-    }
-
-    fn typed<T>(
-        &self,
-        key: &str,
-        expected: &'static str,
-        read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let found = || value.to_string().chars().take(80).collect();
-        read(value).map(Some).ok_or_else(|| ConfigError::Type {
-            key: key.to_owned(),
-            found: found(),
-            expected,
-        })
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        let read = |value: &Value| {
-            value
-                .as_u64()
-                .and_then(|number| usize::try_from(number).ok())
-        };
-        self.typed(key, "a non-negative integer", read)
-    }
-
-    fn needed(&self, key: &str) -> Result<usize, ConfigError> {
-        self.size(key)?
-            .ok_or_else(|| ConfigError::Missing(key.to_owned()))
-    }
-
-    fn float(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn needed_float(&self, key: &str) -> Result<f64, ConfigError> {
-        self.float(key)?
-            .ok_or_else(|| ConfigError::Missing(key.to_owned()))
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, ConfigError> {
-        Ok(self
-            .typed(key, "true or false", Value::as_bool)?
-            .unwrap_or(false))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
-        self.typed(key, "text", Value::as_str)
-    }
-
-    /// One token id, or a list of them.
-    fn ids(&self, key: &str) -> Result<Option<Vec<u32>>, ConfigError> {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let read = |value: &'a Value| match value {
-            Value::Array(values) => values.iter().map(id).collect(),
-            one => id(one).map(|id| vec![id]),
-        };
-        self.typed(key, "a token id or a list of them", read)
-    }
-
-    fn refuse(&self, key: &'static str) -> Result<(), ConfigError> {
-        if !self.flag(key)? {
-            return Ok(());
-        }
-        Err(ConfigError::Unsupported {
-            what: key,
-            found: "true".to_owned(),
-            supported: "false",
-        })
-    }
-}
 
 impl ModelConfig {
     /// Reads `config.json`; `generation`, the content of `generation_config.json` if there is one,

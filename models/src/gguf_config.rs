@@ -1,45 +1,16 @@
 //! GGUF metadata as a model configuration.
 
 mod families;
+mod keys;
 mod rope;
 
 use self::families::Sizes;
+pub use self::keys::GgufConfigError;
+use self::keys::Keys;
 use self::rope::Positions;
 pub(crate) use self::rope::RopeTensors;
 use crate::config::{Architecture, ConfigError, ModelConfig, multiple, within};
 use crate::gguf::{Gguf, GgufError};
-
-/// What can be wrong: the file, or the model in it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum GgufConfigError {
-    /// Metadata is missing or mistyped.
-    #[error(transparent)]
-    Metadata(#[from] GgufError),
-    /// The model is not one that can run.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-}
-
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    architecture: &'a str,
-}
-
-impl Keys<'_> {
-    fn key(&self, suffix: &str) -> String {
-        format!("{}.{suffix}", self.architecture)
-    }
-
-    fn size(&self, suffix: &str) -> Result<Option<usize>, GgufError> {
-        let number = self.gguf.unsigned(&self.key(suffix))?;
-        Ok(number.map(|number| usize::try_from(number).unwrap_or(usize::MAX)))
-    }
-
-    fn needed(&self, suffix: &str) -> Result<usize, GgufError> {
-        self.size(suffix)?
-            .ok_or_else(|| GgufError::MissingKey(self.key(suffix)))
-    }
-}
 
 impl ModelConfig {
     /// Reads the metadata of a GGUF file. `tensors`: what the file's tensors say of rotary

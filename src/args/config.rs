@@ -4,8 +4,6 @@ use std::ffi::OsString;
 
 use clap::{Args, Subcommand};
 
-use crate::settings::Shown;
-
 /// The settings of services.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
@@ -18,7 +16,7 @@ pub struct ConfigArgs {
 pub enum ConfigKind {
     /// Print every value that a service would start with, and whether it comes from a flag, the
     /// environment, the configuration file or the defaults.
-    Show(ShowArgs),
+    Show(ConfigShowArgs),
 }
 
 /// Settings to print.
@@ -27,7 +25,7 @@ pub enum ConfigKind {
   palimpsest config show
   palimpsest config show --json serve
   palimpsest --config palimpsest.toml config show serve --kv-budget 512")]
-pub struct ShowArgs {
+pub struct ConfigShowArgs {
     /// JSON instead of lines.
     #[arg(long)]
     pub json: bool,
@@ -40,16 +38,4 @@ pub struct ShowArgs {
         value_name = "FLAGS"
     )]
     pub flags: Vec<OsString>,
-}
-
-impl ShowArgs {
-    /// What was typed, as the rest of the program takes it.
-    pub fn config(self, config: Option<OsString>) -> Shown {
-        Shown {
-            service: self.service,
-            flags: self.flags,
-            config,
-            json: self.json,
-        }
-    }
 }

@@ -9,7 +9,7 @@ use palimpsest_engine::indexer::{Indexer, ModelShape};
 use palimpsest_engine::policy::retention::RetentionWeights;
 use palimpsest_models::Model;
 
-use super::Job;
+use super::job::Job;
 use crate::model;
 use crate::progress::Progress;
 

@@ -6,7 +6,7 @@ use anyhow::bail;
 use palimpsest_engine::indexer::Indexer;
 use palimpsest_models::Model;
 
-use super::Job;
+use super::job::Job;
 
 /// Whether this program can tune.
 pub const IS_BUILT_IN: bool = false;

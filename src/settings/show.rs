@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::keys::{Key, Keys};
 use super::places::Places;
 use super::{Refusal, Resolved, SERVICES, Strictness, resolve};
+use crate::args::ConfigShowArgs;
 use crate::term;
 
 /// What to show.
@@ -23,6 +24,18 @@ pub struct Shown {
     pub config: Option<OsString>,
     /// JSON instead of lines.
     pub json: bool,
+}
+
+impl Shown {
+    /// What was typed; `config`: the file that was named for this command.
+    pub fn of(args: ConfigShowArgs, config: Option<OsString>) -> Self {
+        Self {
+            service: args.service,
+            flags: args.flags,
+            config,
+            json: args.json,
+        }
+    }
 }
 
 /// Prints the values of services, and where each comes from.

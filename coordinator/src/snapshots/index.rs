@@ -5,6 +5,7 @@
 //! only once every rank has said so.
 
 mod erase;
+mod erased;
 mod room;
 
 use std::collections::{HashMap, HashSet};
@@ -12,8 +13,8 @@ use std::collections::{HashMap, HashSet};
 use palimpsest_proto::internal::v1::snapshot_report::Event;
 use palimpsest_proto::internal::v1::{SnapshotOrders, SnapshotReport};
 
-pub use self::erase::Erased;
-use self::erase::Erasing;
+pub use self::erased::Erased;
+use self::erased::Erasing;
 use super::chain::{Chain, Name};
 use super::entry::{Clocks, Entry, Parent, Place};
 use super::orders::{Ended, Fate, Orders, Want};

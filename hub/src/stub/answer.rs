@@ -3,8 +3,24 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use super::Fault;
 use super::request::Request;
+
+/// How an answer goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection ends after this many bytes of the body.
+    BreakOff(usize),
+    /// Some byte of the body is another.
+    Lie,
+    /// The body goes on beyond its end.
+    Longer,
+    /// Whole bodies to whoever asks for a part.
+    WholeOnly,
+    /// This status, with these seconds to wait where they are not 0.
+    Status(u16, u64),
+    /// A redirect to the same place.
+    Loop,
+}
 
 /// An answer.
 #[derive(Debug, Clone)]

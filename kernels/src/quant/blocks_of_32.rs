@@ -1,6 +1,7 @@
 //! Types whose blocks are single groups.
 
-use super::{GROUP, Group, Scale, half_at, long_at, nibbles};
+use super::group::{Group, Scale, half_at, long_at, nibbles};
+use crate::backend::GROUP;
 
 /// What the 4-bit codes of IQ4_NL and IQ4_XS stand for (`kvalues_iq4nl`).
 pub(crate) const IQ4_VALUES: [i8; 16] = [

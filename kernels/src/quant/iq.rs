@@ -3,7 +3,8 @@
 
 use super::blocks_of_32::IQ4_VALUES;
 use super::grids::{IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
-use super::{GROUP, Group, Scale, half_at, long_at, nibble, nibbles, word_at};
+use super::group::{Group, Scale, half_at, long_at, nibble, nibbles, word_at};
+use crate::backend::GROUP;
 
 /// Magnitudes of the digits of IQ2 grids.
 const TWO_BITS: [i8; 4] = [8, 25, 43, 0];

@@ -1,6 +1,6 @@
 //! K-quants: blocks of 256 weights with a scale of scales. A group `j` is one of eight.
 
-use super::{Group, Scale, half_at, nibble};
+use super::group::{Group, Scale, half_at, nibble};
 
 /// 16 bytes, each a scale in the low and a minimum in the high nibble; 64 bytes of codes; f16 d,
 /// f16 dmin. A half of 128 weights has 32 bytes, group `g` of it at bit `2g`.

@@ -1,6 +1,7 @@
 //! Ternary types: blocks of 256 weights -1, 0, 1 times one scale. A group `j` is one of eight.
 
-use super::{GROUP, Group, Scale, half_at};
+use super::group::{Group, Scale, half_at};
+use crate::backend::GROUP;
 
 /// 48 bytes of five digits to base three, 4 bytes of four, f16 d. A byte is a fraction: its digit
 /// `n` is the integer part of three times what `3^n` leaves of it.

@@ -1,3 +1,4 @@
+use super::group::half_at;
 use super::*;
 
 fn bytes_of(dtype: WeightType, len: usize, seed: u64) -> Vec<u8> {

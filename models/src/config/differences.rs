@@ -1,6 +1,7 @@
 //! What a family declares beyond the plain decoder.
 
-use super::{Architecture, ConfigError, Rope, positive, within};
+use super::checks::{Architecture, ConfigError, positive, within};
+use super::rope::Rope;
 
 /// What a gate goes through in the feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

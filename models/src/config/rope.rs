@@ -10,7 +10,7 @@
 
 use std::f64::consts::PI;
 
-use super::{ConfigError, positive, within};
+use super::checks::{ConfigError, positive, within};
 
 /// How rotary frequencies are stretched for contexts beyond the pre-trained one.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Json;
+use super::json::Json;
 use super::rope::windowed_theta;
 use crate::config::{Architecture, ConfigError, Differences, Experts, Rope, RopeScaling, within};
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Json;
+use super::json::Json;
 use crate::config::{ConfigError, LongRope, Rope, RopeScaling, Yarn};
 
 /// Rope types that are read.

@@ -1,7 +1,7 @@
 //! What GGUF metadata says of a family's differences. What it does not say, llama.cpp has as
 //! constants of the family, and so has this.
 
-use super::{GgufConfigError, Keys};
+use super::keys::{GgufConfigError, Keys};
 use crate::config::{Architecture, Differences, Experts, Rope, RopeScaling};
 
 /// Every so many layers a layer of Gemma 3 sees everything.

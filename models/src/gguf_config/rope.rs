@@ -1,6 +1,6 @@
 //! Rotary positions in GGUF metadata, and in the tensors that some files have of them.
 
-use super::{GgufConfigError, Keys};
+use super::keys::{GgufConfigError, Keys};
 use crate::config::{ConfigError, LongRope, Rope, RopeScaling, Yarn};
 use crate::gguf::GgufError;
 

@@ -14,7 +14,6 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::App;
 use super::error::HttpError;
 
 /// What the page may load, ask and be part of: its own origin's, and nothing else.
@@ -68,7 +67,7 @@ pub(super) static FILES: [File; 14] = [
 ];
 
 /// The routes of the page.
-pub(super) fn routes() -> Router<App> {
+pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
         .route("/console", get(page))
         .route("/console/", get(|| async { moved("../console") }))

@@ -10,26 +10,7 @@ use palimpsest_proto::internal::v1::snapshot_report::Event;
 
 use super::super::chain::Name;
 use super::Index;
-
-/// What ranks are removing from the store.
-#[derive(Debug, Default)]
-pub(super) struct Erasing {
-    /// Answers that are awaited. A state may be written and removed again before all have come.
-    answers: u32,
-    /// Of its files on the fullest rank.
-    bytes: u64,
-    /// Why a rank could not.
-    error: Option<String>,
-}
-
-/// Something that was doomed, at its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Erased {
-    /// Of which snapshot.
-    pub name: Name,
-    /// Why it is still in the store; `None`: it is gone.
-    pub error: Option<String>,
-}
+use super::erased::Erased;
 
 impl Index {
     /// Has a snapshot leave every tier, however many have begun with it.

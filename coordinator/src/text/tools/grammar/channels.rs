@@ -1,7 +1,7 @@
 //! The channels of gpt-oss: what may follow `<|start|>assistant`.
 
+use super::shape::{Begun, Shape};
 use super::writer::{Writer, quoted};
-use super::{Begun, Shape};
 use crate::text::marks::{ASSISTANT, CHANNEL, CONSTRAIN, END, FUNCTIONS, MESSAGE, START};
 
 pub(super) fn write(shape: &Shape<'_>, writer: &mut Writer<'_>) {

@@ -1,8 +1,8 @@
 //! Formats whose calls begin with a mark: Hermes, Qwen, Mistral.
 
 use super::super::ToolFormat;
+use super::shape::{Begun, Shape};
 use super::writer::{Writer, escaped, quoted};
-use super::{Begun, Shape};
 use crate::text::marks::{ARGUMENTS, CALLS, TAG, TAG_END, THINK_END, THINK_START};
 
 /// What stands before the name of a call in JSON.

@@ -1,8 +1,8 @@
 //! Formats whose calls are all of an answer: Llama 3, and plain JSON.
 
 use super::super::ToolFormat;
+use super::shape::{Begun, Shape};
 use super::writer::{Writer, escaped, quoted};
-use super::{Begun, Shape};
 use crate::text::marks::PYTHON;
 
 pub(super) fn write(shape: &Shape<'_>, writer: &mut Writer<'_>) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use palimpsest_proto::internal::v1::CallGuide;
 
 use super::super::ToolFormat;
-use super::GuidedTool;
+use super::shape::GuidedTool;
 use crate::text::tokenizer::Tokenizer;
 
 /// Any text but the empty one.
