@@ -161,12 +161,6 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a tuning is told.
-#[cfg_attr(
-    not(feature = "calibrate"),
-    expect(dead_code, reason = "only a tuning looks at it")
-)]
-
 /// Fits scorers or reads those to start from, tunes them, writes the indexer; returns where.
 fn train(config: &Config) -> anyhow::Result<PathBuf> {
     config.check()?;

@@ -59,6 +59,11 @@ pub(super) struct Corpus<'a> {
     pub(super) turns: Turns,
 }
 
+/// What a tuning is told.
+#[cfg_attr(
+    not(feature = "calibrate"),
+    expect(dead_code, reason = "only a tuning looks at it")
+)]
 pub(super) struct Job<'a> {
     pub(super) config: &'a Config,
     /// Documents.

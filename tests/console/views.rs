@@ -199,8 +199,8 @@ pub fn a_conversation_goes_back_and_forth(browser: &mut Browser) {
     assert_eq!(shown, json!("<b>Who</b> goes there?"));
     // The second question came with the first answer.
     let posts = browser.told("Network.requestWillBeSent").into_iter();
-    let bodies = posts.filter_map(|post| post["request"]["postData"].as_str());
-    let last: Value = serde_json::from_str(bodies.last().expect("a body")).expect("JSON");
+    let mut bodies = posts.filter_map(|post| post["request"]["postData"].as_str());
+    let last: Value = serde_json::from_str(bodies.next_back().expect("a body")).expect("JSON");
     let messages = last["messages"].as_array().expect("a list").iter();
     let roles: Vec<&Value> = messages.map(|one| &one["role"]).collect();
     assert_eq!(roles, ["system", "user", "assistant", "user"]);

@@ -67,9 +67,7 @@ def middle(values):
     {'median': 1.0, 'low': 1.0, 'high': 1.0}
     """
     chance = random.Random(1)
-    medians = sorted(
-        statistics.median(chance.choices(values, k=len(values))) for _ in range(2000)
-    )
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(2000))
     return {"median": statistics.median(values), "low": medians[50], "high": medians[1949]}
 
 

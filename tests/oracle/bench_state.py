@@ -261,9 +261,7 @@ def read_original(url, tokens):
 def fork_session(url, row, turn):
     """A copy, its answer to a question, and its end."""
     copy = f"{row['name']}-{turn}"
-    _, seconds = timed(
-        lambda: call(url, f"/v1/sessions/{row['name']}/fork", {"session_id": copy})
-    )
+    _, seconds = timed(lambda: call(url, f"/v1/sessions/{row['name']}/fork", {"session_id": copy}))
     row["fork"].append(seconds)
     ask = {"session_id": copy, "prompt": f"\n\nQuestion {turn}:", "max_tokens": 1}
     answer, seconds = timed(lambda: call(url, "/v1/completions", ask))

@@ -159,7 +159,7 @@ struct Gelu;
 impl Gate for Gelu {
     #[inline(always)]
     fn through<L: Lanes>(gate: L, up: L) -> L {
-        const LINEAR: f32 = -1.595_769_1;
+        const LINEAR: f32 = -1.595_769;
         const CUBIC: f32 = LINEAR * 0.044_715;
         let slope = gate.mul(gate).fma(L::splat(CUBIC), L::splat(LINEAR));
         logistic(gate, slope.mul(gate), up)

@@ -44,9 +44,9 @@ class Kernels:
             # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self.call("cuFuncSetAttribute", function, 8, shared)
         values = [self.value(arg) for arg in args]
-        pointers = (ctypes.c_void_p * len(values))(
-            *[ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values]
-        )
+        pointers = (ctypes.c_void_p * len(values))(*[
+            ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values
+        ])
         stream = ctypes.c_void_p(self.torch.cuda.current_stream().cuda_stream)
         x, y = grid
         self.call(
@@ -91,9 +91,7 @@ def rms_norm(kernels, rows, width):
 
     def work():
         eps = 1e-5
-        kernels.launch(
-            "rms_norm", (rows, 1), 256, 0, x, weight, eps, ctypes.c_uint32(width), out
-        )
+        kernels.launch("rms_norm", (rows, 1), 256, 0, x, weight, eps, ctypes.c_uint32(width), out)
 
     work()
     wide = x.double()

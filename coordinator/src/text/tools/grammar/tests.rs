@@ -149,7 +149,7 @@ fn a_grammar_goes_on_where_the_opening_ends() {
             (Plain, "add\", \"arguments\": {\"a\": 1}}"),
         ] {
             let begun = shape(format, &tools, Begun::Call);
-            known.check(&begun, &good);
+            known.check(&begun, good);
             for bad in [
                 good.replace("\"a\": 1", "\"a\": \"1\""),
                 good.replace("\"a\"", "\"b\""),
@@ -233,7 +233,7 @@ fn text_is_free_until_a_call_begins() {
             let free = shape(format, &tools, Begun::Nothing);
             let is_marked = !matches!(format, Llama | Plain);
             for good in ["", "Just < words [é].\n", "{\"x\": [1]}", call] {
-                known.check(&free, &good);
+                known.check(&free, good);
             }
             // Where a call is all of an answer, one behind text is text.
             let behind = format!("I look. {call}");
@@ -344,7 +344,7 @@ fn an_answer_that_is_guided_stands_in_the_place_of_calls() {
     };
     let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     for good in ["[1, 2]", call] {
-        known.check(&either, &good);
+        known.check(&either, good);
     }
     for bad in ["", "words", "[\"a\"]", "[1] and words"] {
         assert!(!known.takes(&either, bad), "{bad}");
