@@ -6,6 +6,7 @@ curl -sS http://127.0.0.1:8000/v1/chat/completions \
     -d '{"model": "SmolLM2-135M-Instruct", "max_tokens": 16, "temperature": 0,
          "messages": [{"role": "user", "content": "Name three colours."}]}'
 # ANCHOR_END: chat
+echo
 
 # Fails when the answer to a request lacks a pattern: `holds PATTERN ARGUMENTS OF CURL`.
 holds() {

@@ -57,6 +57,8 @@ impl ChatFields {
             let message = "chat_template_kwargs must be a JSON object";
             return Err(HttpError::invalid("chat_template_kwargs", message));
         }
+        self.tool_choice.clone().unwrap_or_default().read()?;
+        self.tools.clone().unwrap_or_default().tools()?;
         Ok(())
     }
 

@@ -186,6 +186,10 @@ mod tests {
                 json!({"prompt": "x", "chat_template_kwargs": [1]}),
                 "chat_template_kwargs",
             ),
+            (
+                json!({"prompt": "x", "tool_choice": {"type": "function", "function": null}}),
+                "tool_choice",
+            ),
             (json!({"prompt": "x", "prompts": 1}), "prompts"),
             (json!({"prompt": "x", "model": "m".repeat(2000)}), "model"),
         ] {
