@@ -285,14 +285,19 @@ impl Records {
         if !self.0.limits.place.is_ours() {
             return Err(error::lost_place());
         }
-        // The states of a record that cannot be read have no names. They go when room is short.
-        if let Ok(record) = self.read(&hold).await {
-            let links = self.0.index.links(hold.key()).unwrap_or_default();
-            if !links.is_empty() {
-                self.learn_all().await;
+        match self.read(&hold).await {
+            Ok(record) => {
+                let links = self.0.index.links(hold.key()).unwrap_or_default();
+                if !links.is_empty() {
+                    self.learn_all().await;
+                }
+                let shared = self.0.index.shared(hold.key(), &links);
+                self.0.pins.forget(&record.pinned(), shared).await?;
             }
-            let shared = self.0.index.shared(hold.key(), &links);
-            self.0.pins.forget(&record.pinned(), shared).await?;
+            // The states of a damaged record have no names. They go when room is short.
+            Err(error) if error.reason == error::DAMAGED => {}
+            // A store that fails now may answer later, and the record alone names the states.
+            Err(error) => return Err(error),
         }
         let store = self.store();
         let found = store.list(&hold.folder()).await;
