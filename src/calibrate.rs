@@ -132,7 +132,7 @@ impl Config {
 /// Trains an indexer for a model that has none, and keeps it where the next start finds it.
 ///
 /// # Errors
-/// What [`run`] fails with.
+/// What [`run()`] fails with.
 pub fn at_first_start(model: &ModelConfig) -> anyhow::Result<()> {
     let file = pull::model_file(&model.model)?;
     let weights = model::weights_of(&file)?;

@@ -35,7 +35,7 @@ pub enum ToolFormat {
     Llama,
     /// An answer that is `{"name": …, "arguments": {…}}`: any model that was told so in words.
     Plain,
-    /// A message to `functions.name` in a channel: gpt-oss. [`super::channels`] reads it.
+    /// A message to `functions.name` in a channel: gpt-oss. `channels` reads it.
     Harmony,
 }
 

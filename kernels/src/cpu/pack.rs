@@ -1,4 +1,4 @@
-//! Weight matrices as panels of [cells](super::cell).
+//! Weight matrices as panels of cells (`cell`).
 
 use half::f16;
 

@@ -29,7 +29,7 @@ pub struct Experts {
 /// What a layer does otherwise than others of its model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerKind {
-    /// Whether its attention sees [`ModelConfig::sliding_window`] tokens only.
+    /// Whether its attention sees [`Differences::sliding_window`] tokens only.
     pub windowed: bool,
     /// Whether its queries and keys are rotated.
     pub rotates: bool,
