@@ -1,7 +1,8 @@
 //! Architectures by name, and what a configuration is checked for.
 
 /// Model families that one decoder runs: pre-norm, RMS norm, rotary positions, grouped-query
-/// attention, a gated feed-forward part. What else differs is declared in [`Differences`](super::Differences).
+/// attention, a gated feed-forward part. What else differs is declared in
+/// [`Differences`](super::Differences).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 2 and 3, SmolLM2 and others of that shape.
