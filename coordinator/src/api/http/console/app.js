@@ -39,10 +39,12 @@ function lamp(name, text, kind) {
 async function connect(ask = get) {
   try {
     const group = await ask("v1/group");
+    const found = (await ask("v1/models")).data[0];
+    showChatModel(group);
+    showModel(group, found);
+    // The lamp comes last: it says that the forms are filled and can be changed.
     const [words, kind] = STATES[group.readiness] ?? [group.readiness, ""];
     lamp(group.model, words, kind);
-    showChatModel(group);
-    showModel(group, (await ask("v1/models")).data[0]);
   } catch (error) {
     lamp("", explain(error), "bad");
   }

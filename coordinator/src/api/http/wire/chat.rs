@@ -46,11 +46,12 @@ impl ChatFields {
         self.messages.is_some()
     }
 
-    /// Checks what a body without messages leaves unread.
+    /// Checks the fields beside a text, which has no template to write them: those that would say
+    /// something must not be there, and the others must at least be well formed.
     ///
     /// # Errors
     /// Names the field that is wrong.
-    pub(super) fn check_unread(&self) -> Result<(), HttpError> {
+    pub(super) fn check_beside_text(&self) -> Result<(), HttpError> {
         let kwargs = self.chat_template_kwargs.as_ref();
         let is_odd = |raw: &str| raw != "null" && !raw.starts_with('{');
         if kwargs.is_some_and(|raw| is_odd(raw.get())) {
@@ -58,7 +59,10 @@ impl ChatFields {
             return Err(HttpError::invalid("chat_template_kwargs", message));
         }
         self.tool_choice.clone().unwrap_or_default().read()?;
-        self.tools.clone().unwrap_or_default().tools()?;
+        if !self.tools.clone().unwrap_or_default().tools()?.is_empty() {
+            let message = "the chat template writes the tools: send `messages`, or leave them out";
+            return Err(HttpError::invalid("tools", message));
+        }
         Ok(())
     }
 

@@ -95,7 +95,6 @@ impl TokenizeBody {
     /// Names the field that is wrong.
     pub fn asked(self) -> Result<TokenizeAsked, HttpError> {
         self.rest.check()?;
-        self.fields.check_unread()?;
         check_names([("model", Some(&self.model))])?;
         if self.parse_special == Some(false) {
             let message = "what a text spells here is control tokens: send it in `messages` to \
@@ -103,11 +102,14 @@ impl TokenizeBody {
             return Err(HttpError::invalid("parse_special", message));
         }
         let request = match (self.text, self.fields.has_messages()) {
-            (Some(Text { name, text }), false) => TokenizeRequest {
-                input: Some(tokenize_request::Input::Text(text)),
-                // As the server that has this name for it.
-                add_special: Some(self.add_special.unwrap_or(name != "content")),
-            },
+            (Some(Text { name, text }), false) => {
+                self.fields.check_beside_text()?;
+                TokenizeRequest {
+                    input: Some(tokenize_request::Input::Text(text)),
+                    // As the server that has this name for it.
+                    add_special: Some(self.add_special.unwrap_or(name != "content")),
+                }
+            }
             (None, true) if self.add_special == Some(true) => {
                 let message = "the chat template writes what stands before a conversation: leave \
                                add_special_tokens out";
@@ -189,6 +191,10 @@ mod tests {
             (
                 json!({"prompt": "x", "tool_choice": {"type": "function", "function": null}}),
                 "tool_choice",
+            ),
+            (
+                json!({"prompt": "x", "tools": [{"type": "function", "function": {"name": "f"}}]}),
+                "tools",
             ),
             (json!({"prompt": "x", "prompts": 1}), "prompts"),
             (json!({"prompt": "x", "model": "m".repeat(2000)}), "model"),
