@@ -230,10 +230,16 @@ impl<C: IntCell, F: Form> IntTask<'_, C, F> {
                 ends,
                 sums,
             });
-            s.call(AddUnits::<F> {
+            let add = AddUnits::<F> {
                 totals: &mut totals,
                 sums,
-            });
+            };
+            // One unit is only copied: not worth a call.
+            if let [_] = ends {
+                add.run(s);
+            } else {
+                s.call(add);
+            }
         }
         for (t, total) in totals.iter().enumerate() {
             self.sink.write(panel, row + t, F::values(s, total));
