@@ -148,7 +148,11 @@ fn resolve(
         let keys = Keys::of(&SERVICES);
         settings = File::read(&path)?.settings(&keys, name)?;
         settings.retain(|setting| !is_given(flags, &setting.id));
-        argv.extend(settings.iter().flat_map(Setting::flags));
+        let flags = settings.iter().flat_map(Setting::flags);
+        // Behind `--` they would not be flags.
+        let end = argv.iter().position(|arg| arg == "--");
+        let end = end.unwrap_or(argv.len());
+        drop(argv.splice(end..end, flags));
         file = Some(path);
     }
     let matches = command(strictness).try_get_matches_from(&argv);

@@ -14,8 +14,8 @@ pub(crate) const MAX_CALLS_BYTES: usize = MAX_BYTES + (64 << 10);
 /// Bytes of a grammar: the library takes time that grows faster than the number of its rules.
 pub(crate) const MAX_GRAMMAR_BYTES: usize = 16 << 10;
 
-/// Time that compiling may take where a guide is checked. Ranks compile it again, and their steps
-/// must not wait for long.
+/// A guide that took longer to compile is refused where it is checked. Ranks compile it again, and
+/// their steps must not wait for long.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// The library goes down a chain of definitions by calls, and a guide of the largest size may be

@@ -108,7 +108,8 @@ impl Vocabulary {
     }
 }
 
-/// Compiles in no more than the time that there is, to the first mask.
+/// Compiles to the first mask, and refuses what took longer than [`MAX_TIME`]. Nothing ends a
+/// compilation before: what bounds it is [`crate::cost`] and the library's own limits.
 fn check(compile: impl FnOnce() -> Result<Matcher, Error>) -> Result<Vec<String>, Error> {
     let since = Instant::now();
     let mut matcher = compile()?;

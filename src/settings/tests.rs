@@ -100,6 +100,13 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn flags_of_the_file_stand_before_the_end_of_flags() {
+    let dir = Dir::with("[serve]\nkv-budget = 512\n");
+    let cli = dir.resolve("serve --").expect("settings that can be");
+    assert_eq!(serving(cli).default_kv.budget, 512);
+}
+
+#[test]
 fn what_a_file_cannot_say_is_told_with_its_place() {
     for (text, said) in [
         (

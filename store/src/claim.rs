@@ -179,7 +179,7 @@ async fn lease(store: &Store, name: &str) -> Result<Claim> {
             }
         }
     }
-    store.put(KEY, owner.record(0)).await?;
+    write(store, owner.record(0)).await?;
     // Of several that saw the place free, the last one's record stays.
     sleep(pause).await;
     let now = read(store).await?.unwrap_or_default();
@@ -207,10 +207,23 @@ async fn beat(store: Store, owner: Owner, known: Arc<Mutex<Option<Instant>>>) {
             Ok(_) => return set(None),
             Err(_) => continue,
         }
-        if store.put(KEY, owner.record(beat)).await.is_ok() {
+        if write(&store, owner.record(beat)).await.is_ok() {
             set(Some(asked));
         }
     }
+}
+
+/// Writes the record, and gives up after a beat: one that is written late would stand over the
+/// record of whoever took the place meanwhile.
+async fn write(store: &Store, record: Vec<u8>) -> Result<()> {
+    let put = tokio::time::timeout(LEASE / BEATS, store.put(KEY, record));
+    put.await.unwrap_or_else(|_| {
+        Err(Error::Failed {
+            store: store.name().into(),
+            key: KEY.into(),
+            message: "the owner's record was not written within a beat".to_owned(),
+        })
+    })
 }
 
 async fn read(store: &Store) -> Result<Option<Vec<u8>>> {
@@ -225,6 +238,7 @@ async fn read(store: &Store) -> Result<Option<Vec<u8>>> {
 mod tests {
     use object_store::memory::InMemory;
     use object_store::path::Path as Key;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
 
     use super::*;
 
@@ -249,6 +263,20 @@ mod tests {
         let second = open().claim("second").await.expect("free again");
         assert!(is_taken_by(open().claim("third").await, "second"));
         drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_is_written_late_takes_no_place() {
+        let slow = ThrottleConfig {
+            wait_put_per_call: LEASE,
+            ..ThrottleConfig::default()
+        };
+        let slow = Arc::new(ThrottledStore::new(InMemory::new(), slow));
+        let store = Store::over(slow, Key::default(), "slow");
+        let found = store.claim("first").await;
+        assert!(matches!(found, Err(Error::Failed { .. })), "{found:?}");
+        sleep(2 * LEASE).await;
+        assert_eq!(read(&store).await, Ok(None));
     }
 
     #[tokio::test(start_paused = true)]
