@@ -143,7 +143,10 @@ impl Shelf {
                     self.report(&one.name, Event::InStore, one.bytes, "");
                 }
             }
-            Err(why) => tracing::warn!("what is in the store is not known: {why}"),
+            Err(why) => {
+                tracing::warn!("what is in the store is not known: {why}");
+                self.report(&Bytes::new(), Event::NotListed, 0, &why);
+            }
         }
     }
 

@@ -77,8 +77,7 @@ pub struct Index {
     erasing: HashMap<Name, Erasing>,
     /// What was doomed and is gone, or could not be removed, since the last look.
     erased: Vec<Erased>,
-    /// Whether the ranks of this epoch have told what they have.
-    is_listed: bool,
+    listing: Listing,
     /// Plans so far.
     plan: u64,
     /// Bytes in host memory that steps under way may keep.
@@ -116,7 +115,7 @@ impl Index {
             doomed: HashSet::new(),
             erasing: HashMap::new(),
             erased: Vec::new(),
-            is_listed: false,
+            listing: Listing::Asked,
             plan: 0,
             reserved: 0,
         }
@@ -144,7 +143,7 @@ impl Index {
         }
         self.entries.clear();
         self.erasing.clear();
-        self.is_listed = false;
+        self.listing = Listing::Asked;
         self.held = Held::default();
         self.orders = Orders::of_epoch();
         self.pending = 0;
@@ -372,13 +371,17 @@ impl Index {
                 Event::Stored => self.advance(name, Want::Store, report),
                 Event::Fetched => self.advance(name, Want::Fetch, report),
                 Event::Erased => self.erased_on_a_rank(name, report),
-                Event::Unspecified => {}
+                Event::NotListed | Event::Unspecified => {}
             }
         }
+        self.listing = match self.listing {
+            _ if reports.iter().any(|one| one.event() == Event::NotListed) => Listing::Failed,
+            Listing::Asked => Listing::Told,
+            known => known,
+        };
         for ((name, event), Listed { ranks, bytes }) in listed {
             self.list(name, event, ranks == self.ranks, bytes);
         }
-        self.is_listed = true;
         self.end_doomed();
         self.evict_from_memory(0);
         self.evict_from_store(0);
@@ -387,9 +390,12 @@ impl Index {
     /// One that was there before this coordinator, or before this epoch.
     fn list(&mut self, name: Name, event: Event, on_all: bool, bytes: u64) {
         if !on_all {
-            // What only some ranks have nobody can begin with.
+            // What only some ranks have nobody can begin with. Of a rank that could not look into
+            // its store nobody knows.
             if event == Event::InMemory {
                 self.orders.drop(name);
+            } else if self.listing == Listing::Told {
+                self.order_erase(name);
             }
             return;
         }
@@ -543,6 +549,15 @@ impl Index {
         }
         *place = to;
     }
+}
+
+/// Whether it is known what the ranks of an epoch have. They tell once, in their first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    Asked,
+    Told,
+    /// A rank could not look into its store. Until the next epoch nothing counts as gone.
+    Failed,
 }
 
 /// What a listing says of one snapshot in one tier.

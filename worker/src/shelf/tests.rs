@@ -308,6 +308,16 @@ fn a_store_that_fails_is_told_of_and_harms_nothing_else() {
     slow.config_mut(|config| *config = ThrottleConfig::default());
     assert_erased(&rank.erase("one"));
     assert!(rank.list().is_empty());
+
+    // A store that cannot be listed is not taken for an empty one.
+    slow.config_mut(|config| config.wait_list_per_call = Duration::from_secs(60));
+    rank.order(|orders| orders.list = true);
+    let told = rank.shelf.reports();
+    assert_failed(
+        told.last().expect("a report"),
+        Event::NotListed,
+        "did not answer",
+    );
 }
 
 #[test]

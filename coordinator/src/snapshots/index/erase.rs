@@ -9,8 +9,8 @@ use palimpsest_proto::internal::v1::SnapshotReport;
 use palimpsest_proto::internal::v1::snapshot_report::Event;
 
 use super::super::chain::Name;
-use super::Index;
 use super::erased::Erased;
+use super::{Index, Listing};
 
 impl Index {
     /// Has a snapshot leave every tier, however many have begun with it.
@@ -24,7 +24,8 @@ impl Index {
     /// removed it, or not yet told what they have.
     pub fn may_be_kept(&self, name: Name) -> bool {
         let is_going = self.erasing.contains_key(&name) || self.orders.has(name);
-        self.is_on() && (!self.is_listed || is_going || self.entries.contains_key(&name))
+        let is_unknown = self.listing != Listing::Told;
+        self.is_on() && (is_unknown || is_going || self.entries.contains_key(&name))
     }
 
     /// What was doomed and has ended since the last call.
@@ -44,7 +45,7 @@ impl Index {
 
     /// Ends what no tier has any more, as far as ranks have told.
     pub(super) fn end_doomed(&mut self) {
-        if !self.is_listed {
+        if self.listing != Listing::Told {
             return;
         }
         let is_over = |name: &Name| {

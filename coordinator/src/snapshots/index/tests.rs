@@ -307,6 +307,44 @@ fn only_what_every_rank_lists_is_there() {
 }
 
 #[test]
+fn files_that_only_some_ranks_have_are_removed() {
+    let mut index = index(100, 100);
+    let name = long(1).at(4).expect("a name");
+    index.doom(name);
+    index.orders();
+    index.report(&[said(name, Event::InStore, "")]);
+    assert_eq!(index.take_erased(), [], "one rank still has its file");
+    assert_eq!(index.orders().expect("orders").erase, [name.bytes()]);
+    for _ in 0..2 {
+        assert_eq!(index.take_erased(), []);
+        index.report(&[said(name, Event::Erased, "")]);
+    }
+    assert_eq!(index.take_erased(), [Erased { name, error: None }]);
+}
+
+#[test]
+fn nothing_counts_as_gone_while_a_rank_cannot_look() {
+    let mut index = index(100, 100);
+    let [lost, other] = [1, 2].map(|first| long(first).at(4).expect("a name"));
+    let unlisted = SnapshotReport {
+        name: bytes::Bytes::new(),
+        ..said(lost, Event::NotListed, "the disk is gone")
+    };
+    index.doom(lost);
+    index.orders();
+    index.report(&[said(other, Event::InStore, ""), unlisted]);
+    index.report(&[]);
+    assert!(index.may_be_kept(lost) && index.may_be_kept(other));
+    assert_eq!(index.take_erased(), []);
+    assert_eq!(index.orders(), None, "the other rank keeps its file");
+    // The next group may see more.
+    index.begin_epoch();
+    index.orders();
+    index.report(&[]);
+    assert_eq!(index.take_erased().len(), 1);
+}
+
+#[test]
 fn a_lost_group_ends_what_was_under_way() {
     let mut index = index(100, 100);
     let a = long(1);
